@@ -1,0 +1,298 @@
+package main
+
+import (
+	"cmp"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/policy"
+)
+
+// config is the configuration, read once and checked.
+type config struct {
+	signerNames   []string
+	acceptUnset   bool
+	approve       bool
+	workers       int
+	kubeconfig    string
+	clusterDomain string
+	lifetime      time.Duration
+	policyFile    string
+	caCertFile    string
+	algorithm     x509.SignatureAlgorithm
+	token         hsm.Config
+	listenAddress string
+	logLevel      hclog.Level
+	logFormat     string // text, json, or empty: by the terminal
+}
+
+// A setting is one environment variable and its flag.
+type setting struct {
+	env      string
+	fallback string
+	help     string
+	read     func(c *config, value string) error
+}
+
+// flagName is the flag of a setting: SIGNER_NAME is --signer-name.
+func (s setting) flagName() string {
+	return strings.ToLower(strings.ReplaceAll(s.env, "_", "-"))
+}
+
+// The settings, in groups that commands choose from.
+var (
+	tokenSettings = []setting{
+		{"PKCS11_MODULE", "", "path of the PKCS#11 library", func(c *config, v string) error { c.token.Module = v; return nil }},
+		{"PKCS11_SLOT", "", "slot id of the token", readSlot},
+		{"PKCS11_TOKEN_LABEL", "", "label of the token", func(c *config, v string) error { c.token.Token.Label = v; return nil }},
+		{"PKCS11_TOKEN_SERIAL", "", "serial number of the token", func(c *config, v string) error { c.token.Token.Serial = v; return nil }},
+		{"PKCS11_PIN_FILE", "", "file that holds the user PIN (or the PIN itself in the variable PKCS11_PIN)", readPINFile},
+		{"CA_KEY_LABEL", "", "label of the CA's key in the token", func(c *config, v string) error { c.token.Key.Label = v; return nil }},
+		{"CA_KEY_ID", "", "id of the CA's key in the token, in hex", readKeyID},
+		{"PKCS11_MAX_SESSIONS", "0", "sessions with the token at once (0: 16, or what the token allows)", func(c *config, v string) error { return readCount(v, 0, 1024, &c.token.MaxSessions) }},
+		{"PKCS11_TIMEOUT", "10s", "longest wait for one signature", func(c *config, v string) error { return readDuration(v, time.Millisecond, &c.token.Timeout) }},
+		{"ALLOW_EXTRACTABLE_KEY", "false", "go on although the key could leave the token; for trials only", func(c *config, v string) error { return readBool(v, &c.token.AllowExtractable) }},
+	}
+	serviceSettings = []setting{
+		{"SIGNER_NAME", "", "signer name(s) to serve, comma-separated", readSignerNames},
+		{"CA_CERT_FILE", "", "PEM file: the CA's certificate first, then its chain", func(c *config, v string) error { c.caCertFile = v; return nil }},
+		{"SIGNATURE_ALGORITHM", "", "what to sign with (by default SHA-256; SHA-384 with P-384, SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "), readAlgorithm},
+		{"POLICY_FILE", "calico", "file with the rules, or a built-in policy: " + strings.Join(policy.BuiltInNames(), ", "), func(c *config, v string) error { c.policyFile = v; return nil }},
+		{"CLUSTER_DOMAIN", "cluster.local", "domain of service names", readClusterDomain},
+		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, where no rule says less", func(c *config, v string) error { return readDuration(v, policy.MinLifetime, &c.lifetime) }},
+		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval", func(c *config, v string) error { return readBool(v, &c.approve) }},
+		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name (clusters before 1.18)", readUnset},
+		{"WORKERS", "32", "requests in work at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
+		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
+		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez and /readyz", readAddress},
+	}
+	logSettings = []setting{
+		{"LOG_LEVEL", "info", "trace, debug, info, warn or error", readLogLevel},
+		{"LOG_FORMAT", "", "text or json (by default json outside a terminal)", readLogFormat},
+	}
+)
+
+// addFlags gives the command a flag for each setting.
+func addFlags(command *cobra.Command, settings []setting) {
+	for _, s := range settings {
+		command.Flags().String(s.flagName(), "", fmt.Sprintf("%s [%s]", s.help, cmp.Or(s.env+"="+s.fallback, s.env)))
+	}
+}
+
+// configFaults collects what is wrong with the configuration; each entry names its variable.
+type configFaults []string
+
+func (f *configFaults) add(variable string, err error) {
+	if err != nil {
+		*f = append(*f, variable+": "+err.Error())
+	}
+}
+
+func (f *configFaults) addf(variable, format string, args ...any) {
+	f.add(variable, fmt.Errorf(format, args...))
+}
+
+// err reports everything at once.
+func (f configFaults) err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	return &exitError{exitConfig, fmt.Errorf("the configuration has %d fault(s):\n  %s", len(f), strings.Join(f, "\n  "))}
+}
+
+// readConfig reads the settings of a command from its flags and the environment.
+// What is wrong with single values is in the faults; the command adds to them
+// what it requires.
+func readConfig(command *cobra.Command, settings []setting) (*config, *configFaults) {
+	c, faults := &config{}, &configFaults{}
+	for _, s := range settings {
+		value := s.fallback
+		if v, ok := os.LookupEnv(s.env); ok && v != "" {
+			value = v
+		}
+		if flag := command.Flags().Lookup(s.flagName()); flag != nil && flag.Changed {
+			value = flag.Value.String()
+		}
+		if value != "" {
+			faults.add(s.env, s.read(c, value))
+		}
+	}
+	return c, faults
+}
+
+// requireToken reads the PIN and requires what names a token.
+func (c *config) requireToken(faults *configFaults) {
+	if c.token.Module == "" {
+		faults.addf("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such as /usr/lib/softhsm/libsofthsm2.so")
+	}
+	if t := c.token.Token; t.Slot == nil && t.Label == "" && t.Serial == "" {
+		faults.addf("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT or PKCS11_TOKEN_SERIAL: one of them must name the token")
+	}
+	pin := takePIN()
+	switch {
+	case pin != "" && c.token.PIN != "":
+		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE: set one of them")
+	case pin != "":
+		c.token.PIN = pin
+	case c.token.PIN == "" && !slices.ContainsFunc(*faults, func(f string) bool { return strings.HasPrefix(f, "PKCS11_PIN_FILE:") }):
+		faults.addf("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN")
+	}
+}
+
+// requireKey requires what names the CA's key.
+func (c *config) requireKey(faults *configFaults) {
+	if c.token.Key.Label == "" && len(c.token.Key.ID) == 0 {
+		faults.addf("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID: one of them must name the CA's key")
+	}
+}
+
+// takePIN takes the PIN out of the environment.
+func takePIN() hsm.PIN {
+	pin := os.Getenv("PKCS11_PIN")
+	_ = os.Unsetenv("PKCS11_PIN")
+	return hsm.PIN(pin)
+}
+
+func readSlot(c *config, v string) error {
+	n, err := strconv.ParseUint(v, 0, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a slot id, which is a number", v)
+	}
+	slot := uint(n)
+	c.token.Token.Slot = &slot
+	return nil
+}
+
+func readPINFile(c *config, v string) error {
+	text, err := os.ReadFile(v)
+	if err != nil {
+		return fmt.Errorf("the PIN cannot be read: %w", err)
+	}
+	pin := strings.TrimRight(string(text), "\r\n")
+	if pin == "" {
+		return fmt.Errorf("the file %s is empty", v)
+	}
+	c.token.PIN = hsm.PIN(pin)
+	return nil
+}
+
+func readKeyID(c *config, v string) error {
+	id, err := hex.DecodeString(strings.TrimPrefix(v, "0x"))
+	if err != nil {
+		return fmt.Errorf("%q is not hexadecimal, such as 01 or a1b2", v)
+	}
+	c.token.Key.ID = id
+	return nil
+}
+
+func readSignerNames(c *config, v string) error {
+	var wrong []error
+	for name := range strings.SplitSeq(v, ",") {
+		name = strings.TrimSpace(name)
+		if err := checkSignerName(name); err != nil {
+			wrong = append(wrong, err)
+		}
+		c.signerNames = append(c.signerNames, name)
+	}
+	return errors.Join(wrong...)
+}
+
+// checkSignerName requires <domain>/<path>, as the API does, and refuses names that are
+// someone else's.
+func checkSignerName(name string) error {
+	domain, path, found := strings.Cut(name, "/")
+	switch {
+	case !found || path == "" || len(validation.IsDNS1123Subdomain(domain)) > 0 || !strings.Contains(domain, "."):
+		return fmt.Errorf("%q is not a signer name, which is a domain, a slash and a name: example.com/calico", name)
+	case domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io"):
+		return fmt.Errorf("%q is reserved for Kubernetes: use a domain of your own", name)
+	case name == "tigera.io/operator-signer":
+		return fmt.Errorf("%q belongs to the Calico operator, which answers it itself: use a domain of your own", name)
+	}
+	return nil
+}
+
+func readAlgorithm(c *config, v string) (err error) {
+	c.algorithm, err = issuer.ParseAlgorithm(v)
+	return err
+}
+
+func readClusterDomain(c *config, v string) error {
+	if faults := validation.IsDNS1123Subdomain(v); len(faults) > 0 {
+		return fmt.Errorf("%q is not a domain, such as cluster.local", v)
+	}
+	c.clusterDomain = v
+	return nil
+}
+
+func readUnset(c *config, v string) error {
+	if v != "accept" && v != "ignore" {
+		return fmt.Errorf("%q is neither accept nor ignore", v)
+	}
+	c.acceptUnset = v == "accept"
+	return nil
+}
+
+func readAddress(c *config, v string) error {
+	if _, _, err := net.SplitHostPort(v); err != nil {
+		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:8080", v)
+	}
+	c.listenAddress = v
+	return nil
+}
+
+func readLogLevel(c *config, v string) error {
+	if !slices.Contains([]string{"trace", "debug", "info", "warn", "error"}, v) {
+		return fmt.Errorf("%q is not one of trace, debug, info, warn and error", v)
+	}
+	c.logLevel = hclog.LevelFromString(v)
+	return nil
+}
+
+func readLogFormat(c *config, v string) error {
+	if v != "text" && v != "json" {
+		return fmt.Errorf("%q is neither text nor json", v)
+	}
+	c.logFormat = v
+	return nil
+}
+
+func readBool(v string, to *bool) error {
+	if v != "true" && v != "false" {
+		return fmt.Errorf("%q is neither true nor false", v)
+	}
+	*to = v == "true"
+	return nil
+}
+
+func readCount(v string, least, most int, to *int) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < least || n > most {
+		return fmt.Errorf("%q is not a number from %d to %d", v, least, most)
+	}
+	*to = n
+	return nil
+}
+
+func readDuration(v string, least time.Duration, to *time.Duration) error {
+	d, err := time.ParseDuration(v)
+	if err != nil || d < least {
+		return fmt.Errorf("%q is not a duration of at least %s, such as 8760h or 10s", v, least)
+	}
+	*to = d
+	return nil
+}

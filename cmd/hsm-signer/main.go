@@ -1,0 +1,95 @@
+// Command hsm-signer signs Kubernetes certificate requests with a CA key that
+// never leaves a PKCS#11 token.
+//
+// This package wires the rooms together; it holds the configuration, the
+// commands and the health endpoints, and decides nothing.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/hsm"
+)
+
+// Exit codes.
+const (
+	exitFault   = 1 // something failed
+	exitRefused = 2 // refused, or a check failed
+	exitPIN     = 3 // the PIN was refused or is locked: a supervisor must not restart
+	exitConfig  = 4 // the configuration is wrong
+)
+
+// exitError is an error that knows its exit code.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// execute runs one command and returns its exit code.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if text := err.Error(); text != "" {
+		fmt.Fprintln(stderr, "hsm-signer: "+text)
+	}
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
+	var e *exitError
+	switch {
+	case errors.As(err, &e):
+		return e.code
+	case errors.Is(err, hsm.ErrPIN):
+		return exitPIN
+	case errors.Is(err, hsm.ErrKey):
+		return exitConfig
+	}
+	return exitFault
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hsm-signer",
+		Short: "Signs Kubernetes certificate requests with a key that never leaves an HSM",
+		Long: strings.TrimSpace(`
+hsm-signer watches the CertificateSigningRequests of a signer name, checks that the
+requester may have the names that it asks for, has a PKCS#11 token sign, and
+publishes the certificate. It is configured by environment variables; each but
+the PIN is also a flag (SIGNER_NAME is --signer-name), and the flag wins.
+
+Exit codes: 0 done; 1 fault; 2 refused, or a check failed; 3 PIN refused or
+locked: do not start again before it is corrected; 4 configuration.`),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return &exitError{exitConfig, fmt.Errorf("%w (see: %s --help)", err, c.CommandPath())}
+	})
+	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newVersionCommand())
+	return root
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/policy"
+)
+
+// parts are what the configuration names, loaded and checked but not yet in touch with the
+// token or the API server.
+type parts struct {
+	policy *policy.Policy
+	ca     *issuer.CA
+	key    *hsm.Key
+	issuer *issuer.Issuer
+	client *kubernetes.Clientset
+	server string // the API server's address
+}
+
+// loadParts loads everything and adds what is wrong to the faults.
+func (c *config) loadParts(faults *configFaults) *parts {
+	p := &parts{}
+	p.policy, _ = c.loadPolicy(faults)
+	if len(c.signerNames) == 0 && !slices.ContainsFunc(*faults, func(f string) bool { return strings.HasPrefix(f, "SIGNER_NAME:") }) {
+		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
+	}
+	if p.ca = c.loadCA(faults); p.ca != nil {
+		var err error
+		if p.key, err = hsm.NewKey(c.token, p.ca.Certificate().PublicKey); err != nil {
+			faults.add("CA_CERT_FILE", err)
+		} else {
+			p.issuer, err = issuer.New(p.ca, p.key, c.algorithm)
+			faults.add("SIGNATURE_ALGORITHM", err)
+		}
+	}
+	p.client, p.server = c.loadClient(faults)
+	return p
+}
+
+// loadPolicy returns the policy and its text.
+func (c *config) loadPolicy(faults *configFaults) (*policy.Policy, []byte) {
+	text, builtIn := policy.BuiltIn(c.policyFile)
+	if !builtIn {
+		var err error
+		if text, err = readPolicyFile(c.policyFile); err != nil {
+			faults.add("POLICY_FILE", err)
+			return nil, nil
+		}
+	}
+	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime})
+	if err != nil {
+		faults.addf("POLICY_FILE", "%s: %v", c.policyFile, err)
+		return nil, nil
+	}
+	return p, text
+}
+
+// readPolicyFile refuses a file that others than its owner and group may write.
+func readPolicyFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%q is neither a file nor a built-in policy (%s)", path, strings.Join(policy.BuiltInNames(), ", "))
+	case err != nil:
+		return nil, err
+	case info.Mode().Perm()&0o002 != 0:
+		return nil, fmt.Errorf("%s may be written by everybody (mode %04o): chmod o-w it, since who writes it decides what is signed", path, info.Mode().Perm())
+	}
+	return os.ReadFile(path)
+}
+
+func (c *config) loadCA(faults *configFaults) *issuer.CA {
+	if c.caCertFile == "" {
+		faults.addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate; \"hsm-signer ca create\" makes one")
+		return nil
+	}
+	text, err := os.ReadFile(c.caCertFile)
+	if err != nil {
+		faults.add("CA_CERT_FILE", err)
+		return nil
+	}
+	ca, err := issuer.ParseCA(text)
+	if err != nil {
+		faults.addf("CA_CERT_FILE", "%s: %v", c.caCertFile, err)
+		return nil
+	}
+	return ca
+}
+
+// loadClient reads how to reach the API server. There is no limit on the client's
+// side: pacing is left to the server's flow control and to the number of workers.
+func (c *config) loadClient(faults *configFaults) (*kubernetes.Clientset, string) {
+	var kubeConfig *rest.Config
+	var err error
+	if c.kubeconfig == "" {
+		if kubeConfig, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
+			err = errors.New("is not set, and this is not a pod of a cluster: name a kubeconfig file")
+		}
+	} else {
+		kubeConfig, err = clientcmd.BuildConfigFromFlags("", c.kubeconfig)
+	}
+	if err != nil {
+		faults.add("KUBECONFIG", err)
+		return nil, ""
+	}
+	kubeConfig.QPS = -1
+	kubeConfig.UserAgent = "hsm-signer/" + version()
+	kubeConfig.ContentType = "application/vnd.kubernetes.protobuf"
+	kubeConfig.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	client, err := kubernetes.NewForConfig(kubeConfig)
+	if err != nil {
+		faults.add("KUBECONFIG", err)
+		return nil, ""
+	}
+	return client, kubeConfig.Host
+}

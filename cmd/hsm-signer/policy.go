@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/policy"
+)
+
+func newPolicyCommand() *cobra.Command {
+	command := &cobra.Command{Use: "policy", Short: "Look at the rules"}
+	command.AddCommand(newPolicyShowCommand())
+	return command
+}
+
+func newPolicyShowCommand() *cobra.Command {
+	var settings []setting
+	for _, s := range serviceSettings {
+		if s.env == "POLICY_FILE" || s.env == "CLUSTER_DOMAIN" || s.env == "CERTIFICATE_LIFETIME" {
+			settings = append(settings, s)
+		}
+	}
+	command := &cobra.Command{
+		Use:       "show [" + strings.Join(policy.BuiltInNames(), "|") + "]",
+		Short:     "Print the policy in force, or a built-in one",
+		Args:      cobra.MaximumNArgs(1),
+		ValidArgs: policy.BuiltInNames(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, faults := readConfig(cmd, settings)
+			if len(args) == 1 {
+				text, ok := policy.BuiltIn(args[0])
+				if !ok {
+					return &exitError{exitConfig, fmt.Errorf("there is no built-in policy %q; there are %s", args[0], strings.Join(policy.BuiltInNames(), ", "))}
+				}
+				_, err := cmd.OutOrStdout().Write(text)
+				return err
+			}
+			_, text := c.loadPolicy(faults)
+			if err := faults.err(); err != nil {
+				return err
+			}
+			_, err := cmd.OutOrStdout().Write(text)
+			return err
+		},
+	}
+	addFlags(command, settings)
+	return command
+}

@@ -1,0 +1,140 @@
+package hsm
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/elliptic"
+	"crypto/rand"
+	"fmt"
+
+	"github.com/eclipse-keypont/crypto11"
+	"github.com/miekg/pkcs11"
+)
+
+// A Ceremony makes and looks up keys in a token, once, by hand. The running
+// service never uses it.
+type Ceremony struct {
+	config Config
+	ctx    *crypto11.Context
+}
+
+// OpenCeremony logs in to the token for a ceremony. Close it at the end.
+func OpenCeremony(c Config) (*Ceremony, error) {
+	slot, err := checkToken(c)
+	if err != nil {
+		return nil, err
+	}
+	number := int(slot) //nolint:gosec // crypto11 takes an int
+	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.Module, SlotNumber: &number, Pin: string(c.PIN)})
+	if err != nil {
+		return nil, faultf(ErrUnavailable, "open the %s: %s", c.Token, explain(err))
+	}
+	return &Ceremony{config: c, ctx: ctx}, nil
+}
+
+// checkToken finds the slot of the one token that matches and tries the PIN once. crypto11
+// would take a wrong PIN for right where an application is logged in already.
+func checkToken(c Config) (uint, error) {
+	conn, err := connect(c)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.close()
+	return conn.slot, nil
+}
+
+// KeyTypes are the types of key that [Ceremony.Generate] makes.
+var KeyTypes = []string{
+	"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072", "rsa-4096", "rsa-8192",
+}
+
+// Generate has the token make a key pair that signs and never leaves it. There
+// must be none yet with its label or its id. A key without an id gets a random
+// one, so that its halves always belong together.
+func (c *Ceremony) Generate(keyType string) (crypto.Signer, error) {
+	id := c.config.Key
+	if err := c.requireFree(id); err != nil {
+		return nil, err
+	}
+	if len(id.ID) == 0 {
+		id.ID = make([]byte, 8)
+		if _, err := rand.Read(id.ID); err != nil {
+			return nil, fmt.Errorf("random key id: %w", err)
+		}
+	}
+	public, private, err := keyAttributes(id)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := c.generate(keyType, public, private)
+	if err != nil {
+		return nil, faultf(ErrUnavailable, "make the %s of type %s: %s", id, keyType, explain(err))
+	}
+	return signer, nil
+}
+
+func (c *Ceremony) generate(keyType string, public, private crypto11.AttributeSet) (crypto.Signer, error) {
+	curves := map[string]elliptic.Curve{"ecdsa-p256": elliptic.P256(), "ecdsa-p384": elliptic.P384(), "ecdsa-p521": elliptic.P521()}
+	sizes := map[string]int{"rsa-2048": 2048, "rsa-3072": 3072, "rsa-4096": 4096, "rsa-8192": 8192}
+	if curve, ok := curves[keyType]; ok {
+		return c.ctx.GenerateECDSAKeyPairWithAttributes(public, private, curve)
+	}
+	if bits, ok := sizes[keyType]; ok {
+		return c.ctx.GenerateRSAKeyPairWithAttributes(public, private, bits)
+	}
+	return nil, fmt.Errorf("%q is not a key type; choose from %v", keyType, KeyTypes)
+}
+
+// requireFree refuses a label or an id that a key in the token has already: crypto11
+// would duplicate it silently.
+func (c *Ceremony) requireFree(id KeyID) error {
+	byLabel, byID := []crypto11.PrivateKey(nil), []crypto11.PrivateKey(nil)
+	var err error
+	if id.Label != "" {
+		byLabel, err = c.ctx.FindPrivateKeys(nil, []byte(id.Label))
+	}
+	if err == nil && len(id.ID) > 0 {
+		byID, err = c.ctx.FindPrivateKeys(id.ID, nil)
+	}
+	switch {
+	case err != nil:
+		return faultf(ErrUnavailable, "look for the %s: %s", id, explain(err))
+	case len(byLabel) > 0:
+		return faultf(ErrKey, "the %s holds a key labelled %q already; nothing was made. Choose another CA_KEY_LABEL, or use that key", c.config.Token, id.Label)
+	case len(byID) > 0:
+		return faultf(ErrKey, "the %s holds a key with id %x already; nothing was made. Choose another CA_KEY_ID, or use that key", c.config.Token, id.ID)
+	}
+	return nil
+}
+
+// keyAttributes says outright what crypto11 and some tokens would leave open or too wide.
+func keyAttributes(id KeyID) (public, private crypto11.AttributeSet, err error) {
+	public = crypto11.NewAttributeSet()
+	private = crypto11.NewAttributeSet()
+	set := func(a crypto11.AttributeSet, kind crypto11.AttributeType, value any) {
+		if err == nil {
+			err = a.Set(kind, value)
+		}
+	}
+	for _, a := range []crypto11.AttributeSet{public, private} {
+		set(a, pkcs11.CKA_TOKEN, true)
+		set(a, pkcs11.CKA_ID, bytes.Clone(id.ID))
+		if id.Label != "" {
+			set(a, pkcs11.CKA_LABEL, id.Label)
+		}
+	}
+	set(public, pkcs11.CKA_VERIFY, true)
+	set(public, pkcs11.CKA_ENCRYPT, false)
+	set(public, pkcs11.CKA_WRAP, false)
+	set(private, pkcs11.CKA_PRIVATE, true)
+	set(private, pkcs11.CKA_SENSITIVE, true)
+	set(private, pkcs11.CKA_EXTRACTABLE, false)
+	set(private, pkcs11.CKA_SIGN, true)
+	set(private, pkcs11.CKA_DECRYPT, false)
+	set(private, pkcs11.CKA_UNWRAP, false)
+	set(private, pkcs11.CKA_DERIVE, false)
+	return public, private, err
+}
+
+// Close logs out and unloads the module.
+func (c *Ceremony) Close() error { return c.ctx.Close() }

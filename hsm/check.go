@@ -1,0 +1,76 @@
+package hsm
+
+import (
+	"context"
+	"crypto"
+	"fmt"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// A Step is one precondition of signing and how it stands.
+type Step struct {
+	Name    string
+	Detail  string // what was found
+	Err     error  // why it does not hold
+	Skipped bool   // an earlier one does not hold
+}
+
+// Check goes through the preconditions of signing in the order in which a
+// support engineer would ask, and reports each. Nothing is changed; the PIN is
+// tried once.
+func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
+	k, err := NewKey(c, public)
+	if err != nil {
+		return []Step{{Name: "key", Err: err}}
+	}
+	conn := &connection{}
+	steps := []struct {
+		name string
+		run  func() (string, error)
+	}{
+		{"module", func() (detail string, err error) {
+			conn.module, err = load(c.Module)
+			return c.Module, err
+		}},
+		{"token", func() (string, error) {
+			err := conn.findToken(c.Token)
+			return fmt.Sprintf("%q, serial number %s, in slot %d", trim(conn.token.Label), trim(conn.token.SerialNumber), conn.slot), err
+		}},
+		{"PIN state", func() (string, error) { return describePIN(conn.token.Flags), conn.pinState(c) }},
+		{"login", func() (string, error) { return "the token takes the PIN", conn.start(c) }},
+		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(c.Key) }},
+		{"key cannot leave", func() (string, error) {
+			proof := conn.prove()
+			return proof.String(), k.judge(proof)
+		}},
+		{"key is the CA's", func() (string, error) {
+			begin := time.Now()
+			err := k.signTest(ctx, conn)
+			return fmt.Sprintf("a test signature verifies with the CA certificate; it took %s", time.Since(begin).Round(10*time.Microsecond)), err
+		}},
+	}
+	results := make([]Step, 0, len(steps))
+	failed := false
+	for _, s := range steps {
+		result := Step{Name: s.name, Skipped: failed}
+		if !failed {
+			if result.Detail, result.Err = s.run(); result.Err != nil {
+				result.Detail, failed = "", true
+			}
+		}
+		results = append(results, result)
+	}
+	if conn.module != nil {
+		conn.close()
+	}
+	return results
+}
+
+func describePIN(flags uint) string {
+	if flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
+		return "not locked, but a wrong PIN was tried since the last login"
+	}
+	return "not locked"
+}

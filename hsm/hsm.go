@@ -1,0 +1,104 @@
+// Package hsm holds the key.
+//
+// Duty: sign with the CA's private key, which stays in a PKCS#11 token; prove
+// that it cannot leave; find it again when the token comes back after it was
+// gone; and, for the ceremony alone, have the token make a key.
+//
+// Contract: a [Key] never signs with a key other than the one whose public half
+// it was given: each time it connects it makes a signature over a fixed text
+// and verifies it. A PIN is tried once; after the token refused it, it is not
+// tried again by this Key. Handles and sessions do not outlive the connection that they
+// belong to. The PIN is in no error and no log line.
+package hsm
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config says which token and which key, and how to use them.
+type Config struct {
+	Module string // path of the PKCS#11 library
+	Token  TokenID
+	PIN    PIN
+	Key    KeyID
+
+	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
+	Timeout          time.Duration // longest wait for one signature; 0: 10 s
+	AllowExtractable bool          // go on although the key could leave the token
+}
+
+// TokenID names a token. All that is given must match; at least one must be given.
+type TokenID struct {
+	Slot   *uint // CK_SLOT_ID
+	Label  string
+	Serial string
+}
+
+// KeyID names a key in a token. All that is given must match; at least one must be given.
+type KeyID struct {
+	Label string // CKA_LABEL
+	ID    []byte // CKA_ID
+}
+
+// String describes the token as an operator would.
+func (t TokenID) String() string {
+	var s string
+	if t.Slot != nil {
+		s += fmt.Sprintf(" in slot %d", *t.Slot)
+	}
+	if t.Label != "" {
+		s += fmt.Sprintf(" labelled %q", t.Label)
+	}
+	if t.Serial != "" {
+		s += fmt.Sprintf(" with serial number %q", t.Serial)
+	}
+	return "token" + s
+}
+
+// String describes the key as an operator would.
+func (k KeyID) String() string {
+	var s string
+	if k.Label != "" {
+		s += fmt.Sprintf(" labelled %q", k.Label)
+	}
+	if len(k.ID) > 0 {
+		s += fmt.Sprintf(" with id %x", k.ID)
+	}
+	return "key" + s
+}
+
+// A PIN is a user PIN. It does not show itself when printed.
+type PIN string
+
+// String hides the PIN.
+func (PIN) String() string { return "(PIN)" }
+
+// GoString hides the PIN.
+func (PIN) GoString() string { return "(PIN)" }
+
+// What an error from this package means; use [errors.Is].
+var (
+	// ErrPIN: the token refused the PIN, or it would be too dangerous to try
+	// it. Nothing but a human can help: do not try again.
+	ErrPIN = errors.New("the PIN was refused")
+	// ErrKey: the token is there, but the key is not the one that it
+	// should be, or it could leave the token. Nothing but a human can help.
+	ErrKey = errors.New("the key will not do")
+	// ErrUnavailable: the token is not there or does not answer. It may come back.
+	ErrUnavailable = errors.New("the token is not available")
+)
+
+// fault is an error of one of the three kinds, with words of its own.
+type fault struct {
+	kind error
+	text string
+}
+
+func (f *fault) Error() string { return f.text }
+func (f *fault) Unwrap() error { return f.kind }
+
+func faultf(kind error, format string, args ...any) error {
+	return &fault{kind: kind, text: fmt.Sprintf(format, args...)}
+}

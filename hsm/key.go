@@ -1,0 +1,291 @@
+package hsm
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Waits between attempts to reach a token that is not there.
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 15 * time.Second
+
+	defaultTimeout = 10 * time.Second
+
+	// goodFor is how long a signature shows that the token is there.
+	goodFor = 2 * time.Second
+)
+
+// A Key is the CA's private key in its token. It connects when it is first
+// needed, and again after the token was gone. It is safe for concurrent use.
+type Key struct {
+	config Config
+	public crypto.PublicKey
+	mech   mechanism
+
+	// calls is held for reading while the module is in use, and for writing while
+	// it is opened or closed: never finalize with calls in flight.
+	calls sync.RWMutex
+	conn  *connection // nil: not connected
+
+	good  atomic.Int64 // when the last signature was made, in ns since 1970
+	probe sync.Mutex   // one test signature at a time
+
+	mu     sync.Mutex // guards what follows
+	last   error      // why it is not connected
+	wait   time.Duration
+	notYet time.Time // do not try to connect before this
+}
+
+// NewKey returns the key in the token whose public half is public (the one in the CA's
+// certificate). It does not touch the token yet.
+func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
+	mech, err := mechanismFor(public)
+	if err != nil {
+		return nil, err
+	}
+	if config.Timeout <= 0 {
+		config.Timeout = defaultTimeout
+	}
+	return &Key{config: config, public: public, mech: mech}, nil
+}
+
+// Public returns the public half.
+func (k *Key) Public() crypto.PublicKey { return k.public }
+
+// Ready answers nil when the key can sign now: it has just signed, or it signs
+// a fixed text. After a fault it connects again, when the last attempt to do so
+// was long enough ago.
+func (k *Key) Ready(ctx context.Context) error {
+	if k.provenLately() {
+		return nil
+	}
+	k.probe.Lock()
+	defer k.probe.Unlock()
+	if k.provenLately() {
+		return nil
+	}
+	conn := k.connected()
+	if conn == nil {
+		return k.connect(nil)
+	}
+	if err := k.testSignature(ctx, conn); err != nil {
+		return k.connect(conn)
+	}
+	return nil
+}
+
+func (k *Key) provenLately() bool {
+	return time.Since(time.Unix(0, k.good.Load())) < goodFor
+}
+
+func (k *Key) connected() *connection {
+	k.calls.RLock()
+	defer k.calls.RUnlock()
+	return k.conn
+}
+
+// connect makes a new connection in the place of the one that failed. When
+// another caller has made one meanwhile, there is nothing to do.
+func (k *Key) connect(failed *connection) error {
+	k.calls.Lock()
+	defer k.calls.Unlock()
+	if k.conn != nil && k.conn != failed {
+		return nil
+	}
+	if k.conn != nil {
+		k.conn.close()
+		k.conn = nil
+		k.good.Store(0)
+	}
+	if err := k.mayTry(); err != nil {
+		return err
+	}
+	conn, err := k.open()
+	k.tried(err)
+	if err != nil {
+		return err
+	}
+	k.conn = conn
+	return nil
+}
+
+// mayTry refuses an attempt that is too early, or one that can only do harm.
+func (k *Key) mayTry() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.last != nil && (errors.Is(k.last, ErrPIN) || time.Now().Before(k.notYet)) {
+		return k.last
+	}
+	return nil
+}
+
+func (k *Key) tried(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.last = err
+	if err == nil {
+		k.wait = 0
+		return
+	}
+	k.wait = min(max(2*k.wait, firstRetry), lastRetry)
+	k.notYet = time.Now().Add(k.wait)
+}
+
+// open connects, and lets the connection live only when it holds the right
+// key and that key cannot leave.
+func (k *Key) open() (*connection, error) {
+	conn, err := connect(k.config)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.admit(conn); err != nil {
+		conn.close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (k *Key) admit(conn *connection) error {
+	if err := conn.findKey(k.config.Key); err != nil {
+		return err
+	}
+	if err := k.judge(conn.prove()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), k.config.Timeout)
+	defer cancel()
+	return k.signTest(ctx, conn)
+}
+
+// judge refuses a key that could leave its token.
+func (k *Key) judge(p Proof) error {
+	if p.Holds() || k.config.AllowExtractable {
+		return nil
+	}
+	return faultf(ErrKey, "the private %s could leave the token: %s. Make a key in the token with \"hsm-signer ca create\"; for a trial, set ALLOW_EXTRACTABLE_KEY=true", k.config.Key, p)
+}
+
+// testSignature makes a test signature on a connection that is in use.
+func (k *Key) testSignature(ctx context.Context, conn *connection) error {
+	k.calls.RLock()
+	defer k.calls.RUnlock()
+	if k.conn != conn {
+		return faultf(ErrUnavailable, "the token was connected anew")
+	}
+	return k.signTest(ctx, conn)
+}
+
+// signTest signs a fixed text, never a caller's, and verifies that with
+// the public key: so the key is the one of the CA certificate.
+func (k *Key) signTest(ctx context.Context, conn *connection) error {
+	digest := sha256.Sum256([]byte("hsm-signer: test signature"))
+	signature, err := conn.sign(ctx, k.mech, digest[:], crypto.SHA256)
+	switch {
+	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
+		return faultf(ErrKey, "the private %s is not the key of the CA certificate: it is of another type", k.config.Key)
+	case err != nil:
+		return faultf(ErrUnavailable, "test signature with the private %s: %s", k.config.Key, explain(err))
+	case !verifies(k.public, digest[:], signature):
+		return faultf(ErrKey, "the private %s is not the key of the CA certificate: its signature does not verify with it. Name the key and the certificate that belong together", k.config.Key)
+	}
+	k.good.Store(time.Now().UnixNano())
+	return nil
+}
+
+func verifies(public crypto.PublicKey, digest, signature []byte) bool {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(key, crypto.SHA256, digest, signature) == nil
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(key, digest, signature)
+	}
+	return false
+}
+
+// Signer returns a [crypto.Signer] whose signatures end with the context.
+func (k *Key) Signer(ctx context.Context) crypto.Signer { return signer{k, ctx} }
+
+type signer struct {
+	key *Key
+	ctx context.Context //nolint:containedctx // crypto.Signer has no place for it
+}
+
+func (s signer) Public() crypto.PublicKey { return s.key.public }
+
+func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.key.sign(s.ctx, digest, opts)
+}
+
+// sign signs; after a fault it makes a new connection and tries once more.
+func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, k.config.Timeout)
+	defer cancel()
+	if err := k.Ready(ctx); err != nil {
+		return nil, err
+	}
+	conn, signature, err := k.attempt(ctx, digest, opts)
+	if err == nil {
+		return signature, nil
+	}
+	if ctx.Err() != nil {
+		return nil, faultf(ErrUnavailable, "no signature within %s: %s", k.config.Timeout, explain(err))
+	}
+	if !isSession(err) {
+		if err := k.connect(conn); err != nil {
+			return nil, fmt.Errorf("after a fault of the token: %w", err)
+		}
+	}
+	if _, signature, err = k.attempt(ctx, digest, opts); err != nil {
+		return nil, faultf(ErrUnavailable, "sign with the private %s: %s", k.config.Key, explain(err))
+	}
+	return signature, nil
+}
+
+// attempt signs once and returns the connection that it used.
+func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts) (*connection, []byte, error) {
+	k.calls.RLock()
+	defer k.calls.RUnlock()
+	if k.conn == nil {
+		return nil, nil, faultf(ErrUnavailable, "the token is not connected")
+	}
+	signature, err := k.conn.sign(ctx, k.mech, digest, opts)
+	if err == nil {
+		k.good.Store(time.Now().UnixNano())
+	}
+	return k.conn, signature, err
+}
+
+// Proof returns what the token says of the key's attributes; it connects if need be.
+func (k *Key) Proof(ctx context.Context) (Proof, error) {
+	if err := k.Ready(ctx); err != nil {
+		return Proof{}, err
+	}
+	k.calls.RLock()
+	defer k.calls.RUnlock()
+	if k.conn == nil {
+		return Proof{}, faultf(ErrUnavailable, "the token is not connected")
+	}
+	return k.conn.prove(), nil
+}
+
+// Close closes the sessions and the module. It waits for calls in flight.
+func (k *Key) Close() {
+	k.calls.Lock()
+	defer k.calls.Unlock()
+	if k.conn != nil {
+		k.conn.close()
+		k.conn = nil
+	}
+}

@@ -1,0 +1,103 @@
+package hsm
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/asn1"
+	"fmt"
+	"math/big"
+
+	"github.com/miekg/pkcs11"
+)
+
+// A mechanism makes the signatures of one kind of key with what every token has:
+// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that was made here.
+type mechanism interface {
+	// prepare returns the PKCS#11 mechanism and its input for a digest.
+	prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error)
+	// finish turns the token's signature into X.509's form.
+	finish(raw []byte) ([]byte, error)
+}
+
+func mechanismFor(public crypto.PublicKey) (mechanism, error) {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		return rsaMechanism{key}, nil
+	case *ecdsa.PublicKey:
+		return ecdsaMechanism{key}, nil
+	}
+	return nil, faultf(ErrKey, "a CA key of the kind %T is not supported: use RSA or ECDSA", public)
+}
+
+type rsaMechanism struct{ key *rsa.PublicKey }
+
+func (m rsaMechanism) prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	if pss, ok := opts.(*rsa.PSSOptions); ok {
+		return m.preparePSS(digest, pss)
+	}
+	info, err := digestInfo(opts.HashFunc(), digest)
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}, info, err
+}
+
+// preparePSS uses the salt length that X.509 asks for: that of the hash (RFC 4055, section 3.1,
+// and Go's crypto/x509).
+func (m rsaMechanism) preparePSS(digest []byte, opts *rsa.PSSOptions) ([]*pkcs11.Mechanism, []byte, error) {
+	hash, known := map[crypto.Hash][2]uint{
+		crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256},
+		crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384},
+		crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512},
+	}[opts.HashFunc()]
+	if !known || (opts.SaltLength != rsa.PSSSaltLengthEqualsHash && opts.SaltLength != opts.HashFunc().Size()) {
+		return nil, nil, fmt.Errorf("RSA-PSS with %s and a salt of %d bytes is not supported", opts.HashFunc(), opts.SaltLength)
+	}
+	params := pkcs11.NewPSSParams(hash[0], hash[1], uint(opts.HashFunc().Size())) //nolint:gosec // a hash's size is small
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_PSS, params)}, digest, nil
+}
+
+func (m rsaMechanism) finish(raw []byte) ([]byte, error) { return raw, nil }
+
+// digestInfo is what RSA with PKCS#1 v1.5 signs (RFC 8017, section 9.2).
+func digestInfo(hash crypto.Hash, digest []byte) ([]byte, error) {
+	oid, known := map[crypto.Hash]asn1.ObjectIdentifier{
+		crypto.SHA256: {2, 16, 840, 1, 101, 3, 4, 2, 1},
+		crypto.SHA384: {2, 16, 840, 1, 101, 3, 4, 2, 2},
+		crypto.SHA512: {2, 16, 840, 1, 101, 3, 4, 2, 3},
+	}[hash]
+	if !known || len(digest) != hash.Size() {
+		return nil, fmt.Errorf("a digest of %d bytes by %s cannot be signed", len(digest), hash)
+	}
+	type algorithm struct {
+		OID        asn1.ObjectIdentifier
+		Parameters asn1.RawValue
+	}
+	return asn1.Marshal(struct {
+		Algorithm algorithm
+		Digest    []byte
+	}{algorithm{oid, asn1.NullRawValue}, digest})
+}
+
+type ecdsaMechanism struct{ key *ecdsa.PublicKey }
+
+// prepare truncates the digest to the length of the curve's order, since not every
+// token does (FIPS 186-5, section 6.4.1).
+func (m ecdsaMechanism) prepare(digest []byte, _ crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	if size := m.size(); len(digest) > size {
+		digest = digest[:size]
+	}
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, digest, nil
+}
+
+func (m ecdsaMechanism) size() int { return (m.key.Params().N.BitLen() + 7) / 8 }
+
+// finish turns r and s of equal length (PKCS#11 v2.40, section 2.3.1) into
+// ECDSA-Sig-Value (RFC 5480, appendix A).
+func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
+	if len(raw) != 2*m.size() {
+		return nil, faultf(ErrUnavailable, "the token made an ECDSA signature of %d bytes; this curve's have %d", len(raw), 2*m.size())
+	}
+	return asn1.Marshal(struct{ R, S *big.Int }{
+		new(big.Int).SetBytes(raw[:len(raw)/2]),
+		new(big.Int).SetBytes(raw[len(raw)/2:]),
+	})
+}

@@ -1,0 +1,104 @@
+package issuer
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A CA is the certificate that certificates are issued under, and its chain.
+type CA struct {
+	cert          *x509.Certificate
+	intermediates []byte // PEM: what follows the leaf, without the root
+}
+
+// ParseCA reads PEM: the CA's certificate first, then those that certify it,
+// each signed by the next.
+func ParseCA(text []byte) (*CA, error) {
+	certs, err := parseCertificates(text)
+	if err != nil {
+		return nil, err
+	}
+	ca := &CA{cert: certs[0]}
+	if err := ca.check(); err != nil {
+		return nil, err
+	}
+	for i, cert := range certs {
+		if i > 0 {
+			if err := certs[i-1].CheckSignatureFrom(cert); err != nil {
+				return nil, fmt.Errorf("certificate %d (%s) does not certify the one before it: %w", i+1, cert.Subject, err)
+			}
+		}
+		if !isSelfSigned(cert) {
+			ca.intermediates = append(ca.intermediates, encodePEM(cert.Raw)...)
+		}
+	}
+	return ca, nil
+}
+
+func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for len(bytes.TrimSpace(text)) > 0 {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return nil, errors.New("there is text that is not PEM")
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("there is a PEM block of the type %q; only CERTIFICATE belongs here", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+		text = rest
+	}
+	if len(certs) == 0 {
+		return nil, errors.New("there is no certificate")
+	}
+	return certs, nil
+}
+
+func isSelfSigned(cert *x509.Certificate) bool {
+	return bytes.Equal(cert.RawIssuer, cert.RawSubject) && cert.CheckSignatureFrom(cert) == nil
+}
+
+// check requires what RFC 5280, section 4.2.1, requires of a CA's certificate.
+func (c *CA) check() error {
+	switch cert := c.cert; {
+	case !cert.BasicConstraintsValid || !cert.IsCA:
+		return fmt.Errorf("the first certificate (%s) is not a CA's: basicConstraints must say CA:TRUE", cert.Subject)
+	case cert.KeyUsage&x509.KeyUsageCertSign == 0:
+		return fmt.Errorf("the first certificate (%s) may not sign certificates: keyUsage must hold keyCertSign", cert.Subject)
+	case len(cert.SubjectKeyId) == 0:
+		return fmt.Errorf("the first certificate (%s) has no subjectKeyIdentifier, which issued certificates must refer to", cert.Subject)
+	}
+	return nil
+}
+
+// Certificate returns the CA's own certificate.
+func (c *CA) Certificate() *x509.Certificate { return c.cert }
+
+// Matches answers nil when the CA's certificate is for this key.
+func (c *CA) Matches(public crypto.PublicKey) error {
+	key, ok := public.(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !key.Equal(c.cert.PublicKey) {
+		return fmt.Errorf("the key in the token is not the key of the CA certificate %s: name the key that belongs to it, or the certificate that belongs to the key", c.cert.Subject)
+	}
+	return nil
+}
+
+// ValidAt answers nil when the CA may issue at that time.
+func (c *CA) ValidAt(now time.Time) error {
+	switch {
+	case now.Before(c.cert.NotBefore):
+		return fmt.Errorf("the CA certificate %s is not valid before %s", c.cert.Subject, c.cert.NotBefore.Format(time.RFC3339))
+	case !now.Before(c.cert.NotAfter):
+		return fmt.Errorf("the CA certificate %s expired at %s", c.cert.Subject, c.cert.NotAfter.Format(time.RFC3339))
+	}
+	return nil
+}

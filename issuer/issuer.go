@@ -1,0 +1,210 @@
+// Package issuer issues.
+//
+// Duty: turn a [policy.Grant] into a certificate: build the template, have the
+// CA's key sign it, check what came back, and return it with its chain.
+//
+// Contract: nothing is signed without a grant that was redeemed for it. What
+// stands in a certificate comes from the grant and from the CA, never from
+// the request's bytes. The package knows the key as a [crypto.Signer] and
+// nothing of what is behind it.
+package issuer
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"slices"
+	"time"
+
+	"hsm-signer/policy"
+)
+
+// Backdate is how long before now a certificate begins to be valid, for clocks
+// that are a little behind. It is what kube-controller-manager's signer uses.
+const Backdate = 5 * time.Minute
+
+// A Key signs for the CA. Sign is [crypto.Signer]'s, with a context that ends the wait.
+type Key interface {
+	Public() crypto.PublicKey
+	// Ready answers nil when the key can sign now.
+	Ready(ctx context.Context) error
+	// Signer returns a signer whose signatures end with the context.
+	Signer(ctx context.Context) crypto.Signer
+}
+
+// An Issuer issues the certificates of one CA. It is safe for concurrent use.
+type Issuer struct {
+	ca        *CA
+	key       Key
+	algorithm x509.SignatureAlgorithm
+	now       func() time.Time
+}
+
+// New returns an issuer for the CA. The key must be the one in the CA's
+// certificate, and the algorithm one that it can sign with;
+// [x509.UnknownSignatureAlgorithm] chooses the usual one.
+func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm) (*Issuer, error) {
+	if err := ca.Matches(key.Public()); err != nil {
+		return nil, err
+	}
+	if algorithm == x509.UnknownSignatureAlgorithm {
+		algorithm = DefaultAlgorithm(key.Public())
+	}
+	if err := fits(algorithm, key.Public()); err != nil {
+		return nil, err
+	}
+	return &Issuer{ca: ca, key: key, algorithm: algorithm, now: time.Now}, nil
+}
+
+// Ready answers nil when a certificate could be issued now, and otherwise why not.
+func (i *Issuer) Ready(ctx context.Context) error {
+	if err := i.ca.ValidAt(i.now()); err != nil {
+		return err
+	}
+	return i.key.Ready(ctx)
+}
+
+// Issue redeems the grant and returns the certificate and its chain in PEM, leaf
+// first, without the root. An error is a fault that may pass: decide again,
+// and try again with the new grant.
+func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error) {
+	if err := grant.Redeem(); err != nil {
+		return nil, err
+	}
+	template, err := i.template(grant)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, i.ca.cert, grant.PublicKey(), i.key.Signer(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("sign the certificate for request %s: %w", grant.RequestUID(), err)
+	}
+	return append(encodePEM(der), i.ca.intermediates...), nil
+}
+
+// template builds the certificate (RFC 5280, section 4) from the grant.
+func (i *Issuer) template(g *policy.Grant) (*x509.Certificate, error) {
+	now := i.now()
+	if err := i.ca.ValidAt(now); err != nil {
+		return nil, err
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	keyID, err := keyIdentifier(g.PublicKey())
+	if err != nil {
+		return nil, err
+	}
+	keyUsage, extKeyUsage, err := x509Usages(g.Usages())
+	if err != nil {
+		return nil, err
+	}
+	var ips []net.IP
+	for _, ip := range g.IPAddresses() {
+		ips = append(ips, ip.AsSlice())
+	}
+	return &x509.Certificate{
+		SerialNumber:          serial,
+		SignatureAlgorithm:    i.algorithm,
+		Subject:               pkix.Name{CommonName: g.CommonName()},
+		DNSNames:              g.DNSNames(),
+		IPAddresses:           ips,
+		NotBefore:             latest(now.Add(-Backdate), i.ca.cert.NotBefore).UTC(),
+		NotAfter:              earliest(now.Add(g.Lifetime()), i.ca.cert.NotAfter).UTC(),
+		KeyUsage:              keyUsage,
+		ExtKeyUsage:           extKeyUsage,
+		BasicConstraintsValid: true, // CA:FALSE
+		SubjectKeyId:          keyID,
+	}, nil
+}
+
+// newSerial returns 128 random bits as a positive number (RFC 5280, section
+// 4.1.2.2, allows at most 20 bytes).
+func newSerial() (*big.Int, error) {
+	limit := new(big.Int).Lsh(big.NewInt(1), 128)
+	for {
+		serial, err := rand.Int(rand.Reader, limit)
+		if err != nil {
+			return nil, fmt.Errorf("random serial number: %w", err)
+		}
+		if serial.Sign() > 0 {
+			return serial, nil
+		}
+	}
+}
+
+// keyIdentifier returns the subject key identifier: the leftmost 160 bits of the
+// SHA-256 of the public key (RFC 7093, section 2, method 1).
+func keyIdentifier(public crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("key identifier: %w", err)
+	}
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &info); err != nil {
+		return nil, fmt.Errorf("key identifier: %w", err)
+	}
+	sum := sha256.Sum256(info.Key.RightAlign())
+	return sum[:20], nil
+}
+
+var keyUsages = map[policy.Usage]x509.KeyUsage{
+	policy.DigitalSignature:  x509.KeyUsageDigitalSignature,
+	policy.ContentCommitment: x509.KeyUsageContentCommitment,
+	policy.KeyEncipherment:   x509.KeyUsageKeyEncipherment,
+	policy.DataEncipherment:  x509.KeyUsageDataEncipherment,
+	policy.KeyAgreement:      x509.KeyUsageKeyAgreement,
+}
+
+var extKeyUsages = map[policy.Usage]x509.ExtKeyUsage{
+	policy.ServerAuth: x509.ExtKeyUsageServerAuth,
+	policy.ClientAuth: x509.ExtKeyUsageClientAuth,
+}
+
+func x509Usages(usages []policy.Usage) (x509.KeyUsage, []x509.ExtKeyUsage, error) {
+	var key x509.KeyUsage
+	var extended []x509.ExtKeyUsage
+	for _, usage := range usages {
+		k, isKey := keyUsages[usage]
+		e, isExtended := extKeyUsages[usage]
+		switch {
+		case isKey:
+			key |= k
+		case !isExtended:
+			return 0, nil, fmt.Errorf("the usage %q has no counterpart in X.509", usage)
+		case !slices.Contains(extended, e):
+			extended = append(extended, e)
+		}
+	}
+	return key, extended, nil
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func encodePEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}

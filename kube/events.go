@@ -1,0 +1,32 @@
+package kube
+
+import (
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+)
+
+// eventNamespace is where the API server keeps events on objects without a namespace, such as
+// certificate requests.
+const eventNamespace = metav1.NamespaceDefault
+
+// component is what events say that they come from.
+const component = "hsm-signer"
+
+// newEvents starts to send events. Only refusals and faults have any: a success
+// is said by the conditions, and an event would be a third write.
+func newEvents(c *Controller) record.EventBroadcaster {
+	broadcaster := record.NewBroadcaster()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.Client.CoreV1().Events(metav1.NamespaceAll)})
+	c.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
+	return broadcaster
+}
+
+// fault tells of a fault that kept a request from going on. The request stays as it is.
+func (c *Controller) fault(csr *certificatesv1.CertificateSigningRequest, err error) {
+	c.Logger.Error("a fault; the request stays as it is and is tried again", "request", csr.Name, "uid", csr.UID, "error", err)
+	c.events.Event(csr, corev1.EventTypeWarning, "SignerFault", "the signer met a fault and will try again; its log says which")
+}

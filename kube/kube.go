@@ -1,0 +1,244 @@
+// Package kube bridges the Kubernetes API and the decision.
+//
+// Duty: watch the certificate requests of our signers, gather the facts that a
+// decision needs (the live pod), hand them over, and write back what came of
+// it: approval, certificate, denial, failure, events.
+//
+// Contract: the state of a request is read from the object, never remembered,
+// so after any crash it is enough to look again. Every write is an update of
+// the object just read, with its UID and resourceVersion, so that nothing lands
+// on a request that was deleted and made again. Denied and Failed are final,
+// and only a verdict leads to them: a fault leaves the request as it is, to be
+// tried again. The package knows neither certificates nor tokens.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+
+	"hsm-signer/policy"
+)
+
+// A Decider answers whether a request may have its certificate.
+type Decider interface {
+	Decide(r *policy.Request) policy.Verdict
+}
+
+// An Issuer makes certificates.
+type Issuer interface {
+	// Ready answers nil when a certificate could be issued now.
+	Ready(ctx context.Context) error
+	// Issue returns the certificate and its chain in PEM. An error is a fault
+	// that may pass.
+	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
+}
+
+// Config says what a Controller serves and how.
+type Config struct {
+	Client      kubernetes.Interface
+	SignerNames []string
+	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
+	Approve     bool // approve what is granted; false: wait for someone else's approval
+	Workers     int  // requests in work at once
+	Decider     Decider
+	Issuer      Issuer
+	Logger      hclog.Logger
+}
+
+// A Controller serves certificate requests.
+type Controller struct {
+	Config
+	events   record.EventRecorder
+	queue    workqueue.TypedRateLimitingInterface[key]
+	requests atomic.Pointer[requests] // nil until the API was found
+
+	mu      sync.Mutex
+	watches map[string]error // by selector: why it is not watched; nil when it is
+}
+
+// A key names one request: names are used again, with other UIDs.
+type key struct {
+	name string
+	uid  types.UID
+}
+
+// Waits between two looks at the same request after a fault or while a fact is missing.
+const (
+	firstRetry = 200 * time.Millisecond
+	lastRetry  = 30 * time.Second
+)
+
+var errStarting = errors.New("the API server was not reached yet")
+
+// New returns a controller; [Controller.Run] starts it.
+func New(c Config) *Controller {
+	return &Controller{
+		Config:  c,
+		watches: map[string]error{"": errStarting},
+		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
+			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
+		),
+	}
+}
+
+// Ready answers nil while requests are being watched, and otherwise why not.
+func (c *Controller) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []error
+	for _, err := range c.watches {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// watching notes how the watch of a selector stands.
+func (c *Controller) watching(selector string, err error) {
+	if err != nil {
+		err = fmt.Errorf("watch certificate requests (%s): %w", selector, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watches[selector] = err
+}
+
+// Run serves requests until the context ends; then it finishes what is in work
+// and returns. An API server that cannot be reached is tried again and again.
+func (c *Controller) Run(ctx context.Context) error {
+	broadcaster := newEvents(c)
+	defer broadcaster.Shutdown()
+
+	api, err := c.findAPI(ctx)
+	if err != nil {
+		return err
+	}
+	c.requests.Store(api)
+	c.Logger.Info("watching certificate requests", "api", api.version, "signers", c.SignerNames)
+
+	var group wait.Group
+	defer group.Wait()
+	if err := c.watch(ctx, &group, api); err != nil {
+		return err
+	}
+	var workers wait.Group
+	for range max(1, c.Workers) {
+		workers.Start(func() { c.work(ctx) })
+	}
+	<-ctx.Done()
+	c.queue.ShutDown()
+	workers.Wait()
+	return nil
+}
+
+// findAPI waits until the API server says which version of the API it has.
+func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
+	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.2, Steps: 8, Cap: lastRetry}
+	delay := backoff.DelayFunc()
+	for {
+		api, err := discover(c.Client)
+		if err == nil {
+			return api, nil
+		}
+		c.watching("", err)
+		c.Logger.Warn("the API server does not answer as it should; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stopped before the API server was reached: %w", err)
+		case <-time.After(delay()):
+		}
+	}
+}
+
+// watch starts an informer for each signer name. What the queue holds comes from them.
+func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests) error {
+	selectors := make([]string, 0, len(c.SignerNames))
+	for _, name := range c.SignerNames {
+		selectors = append(selectors, "spec.signerName="+name)
+	}
+	if c.AcceptUnset {
+		// A server before 1.18 knows no such selector, and requests without a
+		// signer name match none: watch everything and sort it out here.
+		selectors = []string{""}
+	}
+	c.mu.Lock()
+	delete(c.watches, "")
+	for _, selector := range selectors {
+		c.watches[selector] = errStarting
+	}
+	c.mu.Unlock()
+	for _, selector := range selectors {
+		lw := api.listerWatcher(selector, func(err error) { c.watching(selector, err) })
+		informer := cache.NewSharedIndexInformer(lw, &certificatesv1.CertificateSigningRequest{}, 0, nil)
+		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { c.enqueue(o) },
+			UpdateFunc: func(_, o any) { c.enqueue(o) },
+		})
+		if err != nil {
+			return fmt.Errorf("watch certificate requests: %w", err)
+		}
+		api.stores = append(api.stores, informer.GetStore())
+		group.StartWithContext(ctx, informer.RunWithContext)
+	}
+	return nil
+}
+
+// enqueue takes up a request that is ours and not yet done.
+func (c *Controller) enqueue(object any) {
+	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
+	if ok && c.serves(csr) && stateOf(csr) != done {
+		c.queue.Add(key{csr.Name, csr.UID})
+	}
+}
+
+// work takes requests from the queue until it shuts down.
+func (c *Controller) work(ctx context.Context) {
+	for {
+		item, shutdown := c.queue.Get()
+		if shutdown {
+			return
+		}
+		c.serve(ctx, item)
+		c.queue.Done(item)
+	}
+}
+
+// serve gives one request one turn. Work that has begun is finished although
+// the context ends.
+func (c *Controller) serve(ctx context.Context, item key) {
+	if ctx.Err() != nil {
+		return
+	}
+	csr := c.requests.Load().cached(item)
+	if csr == nil {
+		c.queue.Forget(item) // it was deleted
+		return
+	}
+	turnCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
+	defer cancel()
+	switch err := c.turn(turnCtx, csr); {
+	case err == nil:
+		c.queue.Forget(item)
+	case errors.Is(err, errLookAgain):
+		c.queue.AddRateLimited(item)
+	default:
+		c.fault(csr, err)
+		c.queue.AddRateLimited(item)
+	}
+}
+
+// turnTimeout bounds one turn: a few API calls and a signature.
+const turnTimeout = 60 * time.Second

@@ -1,0 +1,132 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// requestClient is what the loop needs of a version of the
+// CertificateSigningRequest API; whatever the version, the objects are v1.
+// client-go's v1 client is one.
+type requestClient interface {
+	Get(ctx context.Context, name string, o metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error)
+	List(ctx context.Context, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+	UpdateApproval(ctx context.Context, name string, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error)
+	UpdateStatus(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error)
+}
+
+var _ requestClient = certificatesclient.CertificateSigningRequestInterface(nil)
+
+// requests is the API that the cluster has, and what is known of it.
+type requests struct {
+	requestClient
+	version string
+	legacy  bool
+	stores  []cache.Store
+}
+
+// discover asks the API server which version it has and prefers v1.
+func discover(client kubernetes.Interface) (*requests, error) {
+	const group = "certificates.k8s.io/"
+	for _, version := range []string{"v1", "v1beta1"} {
+		resources, err := client.Discovery().ServerResourcesForGroupVersion(group + version)
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(resources.APIResources, func(r metav1.APIResource) bool { return r.Name == "certificatesigningrequests" }) {
+			continue
+		}
+		api := &requests{version: group + version, legacy: version == "v1beta1"}
+		if api.legacy {
+			api.requestClient = legacyClient{client.CertificatesV1beta1().CertificateSigningRequests()}
+		} else {
+			api.requestClient = client.CertificatesV1().CertificateSigningRequests()
+		}
+		return api, nil
+	}
+	return nil, errors.New("the API server has CertificateSigningRequest neither in certificates.k8s.io/v1 nor in v1beta1")
+}
+
+// APIVersion returns the version of the API that a controller would use.
+func APIVersion(client kubernetes.Interface) (string, error) {
+	api, err := discover(client)
+	if err != nil {
+		return "", err
+	}
+	return api.version, nil
+}
+
+// listerWatcher lists and watches what matches the field selector, and tells
+// the observer how each attempt went; nil means that a watch was established.
+func (r *requests) listerWatcher(selector string, observe func(error)) cache.ListerWatcher {
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = selector
+			list, err := r.List(ctx, o)
+			if err != nil {
+				observe(err)
+			}
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = selector
+			w, err := r.Watch(ctx, o)
+			observe(err)
+			return w, err
+		},
+	}
+	if r.legacy {
+		return listFirst{lw}
+	}
+	return lw
+}
+
+// listFirst keeps client-go from asking for the initial state by a watch, which servers with
+// v1beta1 do not know and do not refuse.
+type listFirst struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is client-go's name for that.
+func (listFirst) IsWatchListSemanticsUnSupported() bool { return true }
+
+// cached returns the request as it was last seen, or nil when it is gone or
+// another has its name.
+func (r *requests) cached(k key) *certificatesv1.CertificateSigningRequest {
+	for _, store := range r.stores {
+		object, found, err := store.GetByKey(k.name)
+		if err != nil || !found {
+			continue
+		}
+		if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok && csr.UID == k.uid {
+			return csr
+		}
+	}
+	return nil
+}
+
+// fresh reads the request from the API server itself. It answers errLookAgain when
+// it is gone or another has its name.
+func (r *requests) fresh(ctx context.Context, old *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+	csr, err := r.Get(ctx, old.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err) || err == nil && csr.UID != old.UID:
+		return nil, errLookAgain
+	case err != nil:
+		return nil, fmt.Errorf("read the request again: %w", err)
+	}
+	return csr, nil
+}

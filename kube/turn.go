@@ -1,0 +1,220 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/policy"
+)
+
+// state is where a request stands.
+type state int
+
+const (
+	pending  state = iota // nobody has decided
+	approved              // approved, and no certificate yet
+	done                  // denied, failed, or with its certificate
+)
+
+// stateOf reads the state from the object. The API server lets a certificate be
+// set on a request that is denied or failed, so both come first.
+func stateOf(csr *certificatesv1.CertificateSigningRequest) state {
+	s := pending
+	for _, condition := range csr.Status.Conditions {
+		if condition.Status != corev1.ConditionTrue && condition.Status != "" {
+			continue
+		}
+		switch condition.Type {
+		case certificatesv1.CertificateDenied, certificatesv1.CertificateFailed:
+			return done
+		case certificatesv1.CertificateApproved:
+			s = approved
+		}
+	}
+	if len(csr.Status.Certificate) > 0 {
+		return done
+	}
+	return s
+}
+
+// errLookAgain ends a turn in which nothing was wrong and nothing could be done
+// yet.
+var errLookAgain = errors.New("look again")
+
+// serves tells whether the request asks one of our signers.
+func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool {
+	if csr.Spec.SignerName == "" {
+		return c.AcceptUnset
+	}
+	for _, name := range c.SignerNames {
+		if csr.Spec.SignerName == name {
+			return true
+		}
+	}
+	return false
+}
+
+// turn takes one request as far as it goes. The object is the informer's and is not
+// changed.
+func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+	was := stateOf(csr)
+	if was == approved {
+		// What the cache shows may be long done, or have been made again.
+		var err error
+		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
+			return err
+		}
+		was = stateOf(csr)
+	}
+	if was == done || !c.serves(csr) {
+		return nil
+	}
+	verdict, err := c.decide(ctx, csr)
+	if err != nil {
+		return err
+	}
+	switch v := verdict.(type) {
+	case *policy.Grant:
+		return c.granted(ctx, csr, was, v)
+	case *policy.Refusal:
+		return c.refused(ctx, csr, was, v)
+	case *policy.NotYet:
+		c.Logger.Info("waiting for a fact", "request", csr.Name, "uid", csr.UID, "rule", v.Rule, "missing", v.Missing)
+		return errLookAgain
+	}
+	return fmt.Errorf("the policy gave no verdict (%T)", verdict)
+}
+
+// decide gathers the facts and asks for the verdict.
+func (c *Controller) decide(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
+	request := policy.NewRequest(submission(csr))
+	if query, ok := request.PodQuery(); ok {
+		pods, err := findPods(ctx, c.Client, query)
+		if err != nil {
+			return nil, err
+		}
+		request.Pods = pods
+	}
+	return c.Decider.Decide(request), nil
+}
+
+// submission takes from the object what a decision may see.
+func submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission {
+	s := policy.Submission{
+		UID:        string(csr.UID),
+		SignerName: csr.Spec.SignerName,
+		PEM:        csr.Spec.Request,
+		Requester: policy.Requester{
+			Username: csr.Spec.Username,
+			UID:      csr.Spec.UID,
+			Groups:   csr.Spec.Groups,
+			Extra:    make(map[string][]string, len(csr.Spec.Extra)),
+		},
+	}
+	for k, v := range csr.Spec.Extra {
+		s.Requester.Extra[k] = v
+	}
+	for _, usage := range csr.Spec.Usages {
+		s.Usages = append(s.Usages, policy.Usage(usage))
+	}
+	if csr.Spec.ExpirationSeconds != nil {
+		s.Lifetime = time.Duration(*csr.Spec.ExpirationSeconds) * time.Second
+	}
+	return s
+}
+
+// granted approves, issues and publishes. Nothing is approved that cannot be
+// signed now.
+func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) error {
+	if was == pending && !c.Approve {
+		return nil // the approval will come as an update
+	}
+	if err := c.Issuer.Ready(ctx); err != nil {
+		return fmt.Errorf("cannot sign now: %w", err)
+	}
+	if was == pending {
+		var err error
+		if csr, err = c.approve(ctx, csr, grant); err != nil {
+			return err
+		}
+	}
+	chain, err := c.Issuer.Issue(ctx, grant)
+	if err != nil {
+		return fmt.Errorf("issue: %w", err)
+	}
+	return c.publish(ctx, csr, grant, chain)
+}
+
+func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
+	csr = csr.DeepCopy()
+	setCondition(csr, certificatesv1.CertificateApproved, "PolicyGranted",
+		fmt.Sprintf("granted by rule %s of policy %.12s", grant.Rule(), grant.PolicyHash()))
+	updated, err := c.requests.Load().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
+	return updated, written("approve", err)
+}
+
+// publish writes the certificate to the object that was approved, and to no other.
+func (c *Controller) publish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, chain []byte) error {
+	csr = csr.DeepCopy()
+	csr.Status.Certificate = chain
+	if _, err := c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{}); err != nil {
+		return written("publish the certificate", err)
+	}
+	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
+		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.DNSNames(),
+		"after", time.Since(csr.CreationTimestamp.Time).Round(time.Millisecond))
+	return nil
+}
+
+// refused denies a pending request, and fails one that someone else has approved:
+// an approval is no way round the policy.
+func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
+	if csr.Spec.SignerName == "" && refusal.OfStranger() {
+		return nil // before 1.18 every signer shares the unset name: not ours to deny
+	}
+	csr = csr.DeepCopy()
+	var err error
+	switch {
+	case was == approved:
+		setCondition(csr, certificatesv1.CertificateFailed, string(refusal.Code()), refusal.Message())
+		_, err = c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{})
+	case c.Approve:
+		setCondition(csr, certificatesv1.CertificateDenied, string(refusal.Code()), refusal.Message())
+		_, err = c.requests.Load().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
+	default:
+		return nil // someone else approves or denies; if they approve, it will fail
+	}
+	if err != nil {
+		return written("write the refusal", err)
+	}
+	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
+		"requester", csr.Spec.Username, "reasons", refusal.String())
+	c.events.Event(csr, corev1.EventTypeWarning, string(refusal.Code()), refusal.Message())
+	return nil
+}
+
+// written turns the outcome of a guarded write into a turn's: a conflict and a
+// request that is gone mean that the object has changed, so look again.
+func written(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsConflict(err) || apierrors.IsNotFound(err):
+		return errLookAgain
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func setCondition(csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.RequestConditionType, reason, message string) {
+	now := metav1.Now()
+	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
+		Type: kind, Status: corev1.ConditionTrue, Reason: reason, Message: message, LastUpdateTime: now, LastTransitionTime: now,
+	})
+}

@@ -1,0 +1,110 @@
+package policy
+
+import (
+	"crypto"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"hsm-signer/policy/pkcs10"
+)
+
+// A Grant is the permission to make exactly one certificate, in this turn. Its
+// fields cannot be set from outside, so nothing can be signed that was not decided.
+type Grant struct {
+	// The stub is shared by every copy, so that a copy is spent with its original.
+	stub *stub
+
+	submission    Submission
+	requestSHA256 string
+	rule          string
+	commonName    string
+	dnsNames      []string
+	ipAddresses   []netip.Addr
+	usages        []Usage
+	lifetime      time.Duration
+	publicKey     crypto.PublicKey
+	key           pkcs10.KeyType
+}
+
+type stub struct {
+	policy *Policy
+	spent  atomic.Bool
+}
+
+// Why a grant cannot be redeemed.
+var (
+	ErrNoGrant    = errors.New("policy: the grant is empty: it was not given by a policy")
+	ErrGrantSpent = errors.New("policy: the grant was redeemed before: decide again")
+	ErrGrantStale = errors.New("policy: the policy has changed since the grant was given: decide again")
+)
+
+func (p *Policy) grant(r *Request, by *rule) *Grant {
+	return &Grant{
+		stub:          &stub{policy: p},
+		submission:    r.Submission,
+		requestSHA256: hex.EncodeToString(r.asked.SHA256[:]),
+		rule:          by.name,
+		commonName:    r.asked.CommonName,
+		dnsNames:      r.asked.DNSNames,
+		ipAddresses:   r.asked.IPAddresses,
+		usages:        fitUsages(r.Usages, r.asked.Key),
+		lifetime:      by.lifetimeFor(r.Lifetime),
+		publicKey:     r.asked.PublicKey,
+		key:           r.asked.Key,
+	}
+}
+
+// Redeem spends the grant. It answers nil once, and only while the policy that
+// gave the grant is in force.
+func (g *Grant) Redeem() error {
+	switch {
+	case g == nil || g.stub == nil:
+		return ErrNoGrant
+	case g.stub.policy.withdrawn.Load():
+		return ErrGrantStale
+	case !g.stub.spent.CompareAndSwap(false, true):
+		return ErrGrantSpent
+	}
+	return nil
+}
+
+// RequestUID is the UID of the API object that is answered.
+func (g *Grant) RequestUID() string { return g.submission.UID }
+
+// RequestSHA256 is the SHA-256, in hex, of the PKCS#10 request in DER.
+func (g *Grant) RequestSHA256() string { return g.requestSHA256 }
+
+// SignerName is the signer that was asked.
+func (g *Grant) SignerName() string { return g.submission.SignerName }
+
+// Requester is who asked.
+func (g *Grant) Requester() Requester { return g.submission.Requester }
+
+// Rule is the name of the rule that grants.
+func (g *Grant) Rule() string { return g.rule }
+
+// PolicyHash is the [Policy.Hash] of the policy that grants.
+func (g *Grant) PolicyHash() string { return g.stub.policy.hash }
+
+// CommonName is the only part of the subject; it may be empty.
+func (g *Grant) CommonName() string { return g.commonName }
+
+// DNSNames are the DNS names to certify.
+func (g *Grant) DNSNames() []string { return slices.Clone(g.dnsNames) }
+
+// IPAddresses are the IP addresses to certify.
+func (g *Grant) IPAddresses() []netip.Addr { return slices.Clone(g.ipAddresses) }
+
+// Usages are the key usages to certify, fitted to the type of the key.
+func (g *Grant) Usages() []Usage { return slices.Clone(g.usages) }
+
+// Lifetime is how long the certificate may live from now; the issuer may
+// shorten it.
+func (g *Grant) Lifetime() time.Duration { return g.lifetime }
+
+// PublicKey is the requester's key, which it proved to hold.
+func (g *Grant) PublicKey() crypto.PublicKey { return g.publicKey }

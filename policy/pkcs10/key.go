@@ -1,0 +1,109 @@
+package pkcs10
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"math/big"
+	"strings"
+)
+
+// A KeyType names the kind and the size of a public key, as rules spell it.
+type KeyType string
+
+// The keys that can be certified. They are the ones that Calico offers, RSA-3072
+// and Ed25519.
+const (
+	RSA2048   KeyType = "rsa-2048"
+	RSA3072   KeyType = "rsa-3072"
+	RSA4096   KeyType = "rsa-4096"
+	RSA8192   KeyType = "rsa-8192"
+	ECDSAP256 KeyType = "ecdsa-p256"
+	ECDSAP384 KeyType = "ecdsa-p384"
+	ECDSAP521 KeyType = "ecdsa-p521"
+	Ed25519   KeyType = "ed25519"
+)
+
+// KeyTypes lists every KeyType.
+func KeyTypes() []KeyType {
+	return []KeyType{RSA2048, RSA3072, RSA4096, RSA8192, ECDSAP256, ECDSAP384, ECDSAP521, Ed25519}
+}
+
+// IsRSA tells whether keys of this type are RSA keys.
+func (k KeyType) IsRSA() bool { return strings.HasPrefix(string(k), "rsa-") }
+
+// IsECDSA tells whether keys of this type are keys on a NIST curve.
+func (k KeyType) IsECDSA() bool { return strings.HasPrefix(string(k), "ecdsa-") }
+
+// TypeOfKey names the type of a public key; it answers false for one that has no name
+// here.
+func TypeOfKey(public crypto.PublicKey) (KeyType, bool) {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		k, ok := map[int]KeyType{2048: RSA2048, 3072: RSA3072, 4096: RSA4096, 8192: RSA8192}[key.N.BitLen()]
+		return k, ok
+	case *ecdsa.PublicKey:
+		k, ok := map[elliptic.Curve]KeyType{elliptic.P256(): ECDSAP256, elliptic.P384(): ECDSAP384, elliptic.P521(): ECDSAP521}[key.Curve]
+		return k, ok
+	case ed25519.PublicKey:
+		return Ed25519, true
+	}
+	return "", false
+}
+
+// judgeKey refuses a key that is not of an allowed kind and size or that is
+// written in an unusual way. It costs no more than a comparison of bytes.
+func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
+	const field = "request.publicKey"
+	kind, ok := TypeOfKey(csr.PublicKey)
+	if !ok {
+		return "", found.add(field, "is %s; allowed are RSA of exactly 2048, 3072, 4096 or 8192 bits, ECDSA on P-256, P-384 or P-521, and Ed25519", describeKey(csr))
+	}
+	// Only the one canonical encoding: no hybrid point, no missing NULL, no unused bits.
+	canonical, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	if err != nil || !bytes.Equal(canonical, csr.RawSubjectPublicKeyInfo) {
+		return "", found.add(field, "is not in its canonical encoding (RFC 3279, section 2.3; RFC 5480, section 2)")
+	}
+	if key, isRSA := csr.PublicKey.(*rsa.PublicKey); isRSA {
+		return kind, judgeRSA(key, found)
+	}
+	return kind, true
+}
+
+// judgeRSA refuses the exponents and the moduli that give the private key away
+// at a glance.
+func judgeRSA(key *rsa.PublicKey, found *faults) bool {
+	const field = "request.publicKey"
+	if key.E != 65537 {
+		return found.add(field, "is an RSA key with the public exponent %d; it must be 65537", key.E)
+	}
+	if new(big.Int).GCD(nil, nil, key.N, smallPrimes).Cmp(big.NewInt(1)) != 0 {
+		return found.add(field, "is an RSA key whose modulus has a small factor; make a new key")
+	}
+	return true
+}
+
+// smallPrimes is the product of all primes below 752.
+var smallPrimes = func() *big.Int {
+	product := big.NewInt(1)
+	for n := int64(2); n < 752; n++ {
+		if candidate := big.NewInt(n); candidate.ProbablyPrime(0) {
+			product.Mul(product, candidate)
+		}
+	}
+	return product
+}()
+
+func describeKey(csr *x509.CertificateRequest) string {
+	switch key := csr.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return "an RSA key of " + big.NewInt(int64(key.N.BitLen())).String() + " bits"
+	case *ecdsa.PublicKey:
+		return "an ECDSA key on the curve " + Quote(key.Curve.Params().Name)
+	}
+	return "of an unknown kind (" + Quote(csr.PublicKeyAlgorithm.String()) + ")"
+}

@@ -1,0 +1,164 @@
+// Package pkcs10 reads a certificate request in a closed world.
+//
+// Duty: turn the PEM of a PKCS#10 request (RFC 2986) into the few things that
+// a decision needs, and find every reason for which the request must be
+// refused whoever sends it: what is not known is refused, not skipped.
+//
+// Contract: [Parse] does a bounded amount of work for each byte of input,
+// checks the size of a key before it checks a signature with it, does no I/O,
+// and never panics. A request with a fault must not be granted. The
+// names in a Request without faults are plain lower-case ASCII; the messages of
+// a Fault hold what the requester sent only quoted and cut short.
+package pkcs10
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Limits on what is looked at. They come before the loops that they bound.
+const (
+	MaxPEM        = 16 << 10 // bytes of PEM; an RSA-8192 request with 100 names fits twice
+	MaxNames      = 100      // subject alternative names
+	maxRDNs       = 32       // relative distinguished names in the subject
+	maxExtensions = 16
+	maxAttributes = 8
+)
+
+const pemType = "CERTIFICATE REQUEST" // RFC 7468, section 7
+
+// A Request is what a PKCS#10 request asks for.
+type Request struct {
+	SHA256      [sha256.Size]byte // of the DER
+	CommonName  string            // empty when the subject has none
+	DNSNames    []string          // in the order of the request
+	IPAddresses []netip.Addr      // in the order of the request, IPv4 unmapped
+	PublicKey   crypto.PublicKey
+	Key         KeyType
+}
+
+// A Fault is one reason for which a request must be refused.
+type Fault struct {
+	Field   string // where, as a path: "request.subject", "request.dnsNames[2]"
+	Message string // what is wrong and what would be right
+}
+
+// faults collects faults; its methods return whether all was well.
+type faults []Fault
+
+func (f *faults) add(field, format string, args ...any) bool {
+	*f = append(*f, Fault{Field: field, Message: fmt.Sprintf(format, args...)})
+	return false
+}
+
+// Parse reads one PEM-encoded request. It answers nil when what is there cannot
+// be read as a request at all, and then with at least one fault.
+func Parse(text []byte) (*Request, []Fault) {
+	var found faults
+	der, ok := decodePEM(text, &found)
+	if !ok {
+		return nil, found
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		found.add("request", "is not a PKCS#10 request: %s", Quote(err.Error()))
+		return nil, found
+	}
+	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey}
+	if csr.Version != 0 {
+		found.add("request.version", "is %d; RFC 2986 knows version 0 only", csr.Version)
+	}
+	r.CommonName = readSubject(csr.RawSubject, &found)
+	readAttributes(csr, r, &found)
+	if r.Key, ok = judgeKey(csr, &found); ok {
+		checkSignature(csr, &found)
+	}
+	return r, found
+}
+
+// decodePEM returns the DER of the only block in text.
+// The rules are those of RFC 7468, section 3, read strictly.
+func decodePEM(text []byte, found *faults) ([]byte, bool) {
+	const field = "request"
+	if len(text) > MaxPEM {
+		return nil, found.add(field, "is %d bytes long; at most %d are read", len(text), MaxPEM)
+	}
+	text = bytes.TrimRight(text, "\r\n\t ")
+	if !bytes.HasPrefix(text, []byte("-----BEGIN "+pemType+"-----")) {
+		return nil, found.add(field, "does not begin with -----BEGIN %s-----", pemType)
+	}
+	block, rest := pem.Decode(text)
+	switch {
+	case block == nil || block.Type != pemType:
+		return nil, found.add(field, "is not a well-formed PEM block of type %s", pemType)
+	case len(block.Headers) > 0:
+		return nil, found.add(field, "has PEM headers; none are allowed")
+	case len(rest) > 0 || bytes.Count(text, []byte("-----BEGIN")) != 1:
+		return nil, found.add(field, "goes on after its PEM block; exactly one block is allowed")
+	}
+	return block.Bytes, true
+}
+
+// algorithm is an AlgorithmIdentifier (RFC 5280, section 4.1.1.2).
+type algorithm struct {
+	OID        asn1.ObjectIdentifier
+	Parameters asn1.RawValue `asn1:"optional"`
+}
+
+// checkSignature proves that the requester holds the private key. It is called
+// only for a key that was judged to be of an allowed size.
+func checkSignature(csr *x509.CertificateRequest, found *faults) {
+	const field = "request.signature"
+	switch csr.SignatureAlgorithm {
+	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA:
+		if !bytes.Equal(signatureParameters(csr.Raw), asn1.NullBytes) {
+			found.add(field, "has odd parameters; RSA with PKCS#1 v1.5 has NULL ones (RFC 4055, section 5)")
+			return
+		}
+	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519:
+		if len(signatureParameters(csr.Raw)) != 0 {
+			found.add(field, "has parameters; %s has none (RFC 5758, section 3.2; RFC 8410, section 3)", csr.SignatureAlgorithm)
+			return
+		}
+	case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
+		// crypto/x509 knows only the parameters of RFC 8017, appendix A.2.3, with equal hashes.
+	default:
+		found.add(field, "uses %s; allowed are RSA, RSA-PSS and ECDSA with SHA-256, SHA-384 or SHA-512, and Ed25519", Quote(csr.SignatureAlgorithm.String()))
+		return
+	}
+	if err := csr.CheckSignature(); err != nil {
+		found.add(field, "does not verify with the key in the request: %s", Quote(err.Error()))
+	}
+}
+
+// signatureParameters returns the DER of the parameters of the outer signature
+// algorithm, empty when there are none.
+func signatureParameters(der []byte) []byte {
+	var outer struct {
+		TBS       asn1.RawValue
+		Algorithm algorithm
+		Signature asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &outer); err != nil {
+		return []byte("unreadable")
+	}
+	return outer.Algorithm.Parameters.FullBytes
+}
+
+// Quote returns what a requester sent in a form that is safe in a log, a
+// terminal and a condition: ASCII, quoted, escaped, at most 80 bytes of it.
+func Quote(s string) string {
+	const most = 80
+	if len(s) > most {
+		return strconv.QuoteToASCII(strings.ToValidUTF8(s[:most], "?")) + "…"
+	}
+	return strconv.QuoteToASCII(s)
+}

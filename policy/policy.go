@@ -1,0 +1,129 @@
+// Package policy decides.
+//
+// Duty: answer, for one certificate request, whether the one who asks may have
+// the certificate that it asks for. What was asked is read in a closed world
+// (package pkcs10); the rules are data, in YAML; what no rule grants is
+// refused.
+//
+// Contract: a [Verdict] is exactly one of [*Grant], [*Refusal] and [*NotYet].
+// Only this package can make a Grant, and a Grant permits exactly one
+// certificate, once, under the policy that gave it. There is no I/O here, no
+// clock, and no Kubernetes client: what must be known of the world (the
+// requester's pod) is brought along in the [Request]. The requester's labels and
+// annotations are not even part of it.
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"sync/atomic"
+	"time"
+)
+
+// A Policy is a compiled set of rules. It does not change; [Policy.Withdraw]
+// ends it. It is safe for concurrent use.
+type Policy struct {
+	rules     []rule
+	hash      string
+	withdrawn atomic.Bool
+}
+
+// Options are what rules depend on beside their own text.
+type Options struct {
+	// ClusterDomain ends the names of services: "cluster.local".
+	ClusterDomain string
+	// MaxLifetime is the longest that any certificate is granted for.
+	MaxLifetime time.Duration
+}
+
+// Hash identifies the policy: the SHA-256, in hex, of its text and its options.
+func (p *Policy) Hash() string { return p.hash }
+
+// Rules returns the names of the rules, in their order.
+func (p *Policy) Rules() []string {
+	names := make([]string, 0, len(p.rules))
+	for _, r := range p.rules {
+		names = append(names, r.name)
+	}
+	return names
+}
+
+// Withdraw ends the policy: grants that it gave and that were not redeemed are
+// void from now on.
+func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
+
+// Decide answers whether the request may have its certificate. It is granted
+// when one rule grants all of it; otherwise the answer holds every reason of the
+// rules that came nearest.
+func (p *Policy) Decide(r *Request) Verdict {
+	refusal := &Refusal{}
+	for _, fault := range r.faults {
+		refusal.Reasons = append(refusal.Reasons, Reason{
+			Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message,
+		})
+	}
+	if r.asked == nil {
+		return refusal
+	}
+	finding := p.judge(r)
+	switch {
+	case len(refusal.Reasons) > 0:
+		refusal.Reasons = append(refusal.Reasons, finding.reasons...)
+		return refusal
+	case len(finding.reasons) > 0:
+		return &Refusal{Reasons: finding.reasons}
+	case finding.missing != "":
+		return &NotYet{Rule: finding.rule.name, Missing: finding.missing}
+	}
+	return p.grant(r, finding.rule)
+}
+
+// judge puts the request before every rule that speaks of its requester and returns the
+// finding that is best for it: granted before missing a fact before refused,
+// and among the refused those with the fewest reasons.
+func (p *Policy) judge(r *Request) finding {
+	var best *finding
+	for i := range p.rules {
+		if !p.rules[i].from.speaksOf(r) {
+			continue
+		}
+		f := p.rules[i].judge(r)
+		if best == nil || f.better(best) {
+			best = &f
+		}
+	}
+	if best == nil {
+		return finding{reasons: []Reason{{
+			Code: RequesterNotAllowed, Rule: ruleDefaultDeny, Field: "requester",
+			Message: "no rule lets " + r.Requester.describe() + " ask for a certificate of this signer",
+			Allowed: p.requesters(),
+		}}}
+	}
+	return *best
+}
+
+// requesters lists those whom the rules speak of.
+func (p *Policy) requesters() []string {
+	var all []string
+	for _, r := range p.rules {
+		for _, account := range r.from.accounts {
+			all = append(all, account.String())
+		}
+	}
+	return all
+}
+
+// The built-in rules, which stand before and behind the ones in the file.
+const (
+	ruleClosedWorld = "closed-world" // what is not known is refused
+	ruleDefaultDeny = "default-deny" // what no rule grants is refused
+)
+
+func hashOf(text []byte, o Options) string {
+	h := sha256.New()
+	for _, part := range []string{string(text), o.ClusterDomain, o.MaxLifetime.String()} {
+		sum := sha256.Sum256([]byte(part))
+		h.Write(sum[:])
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}

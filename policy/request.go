@@ -1,0 +1,147 @@
+package policy
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"hsm-signer/policy/pkcs10"
+)
+
+// A Submission is a certificate request as the API server holds it. What the
+// requester can write freely beside the request itself (its name, its labels, its
+// annotations) is not part of it.
+type Submission struct {
+	UID        string // of the API object
+	SignerName string // empty only on clusters before Kubernetes 1.18
+	Requester  Requester
+	PEM        []byte        // spec.request
+	Usages     []Usage       // spec.usages
+	Lifetime   time.Duration // spec.expirationSeconds; 0 when none was asked for
+}
+
+// A Request is a Submission that was parsed, and the facts that a decision needs.
+// It belongs to one turn and is not safe for concurrent use.
+type Request struct {
+	Submission
+	// Pods are the live pods that answer [Request.PodQuery], as they were read
+	// after the request was.
+	Pods []Pod
+
+	asked  *pkcs10.Request // nil when it could not be read at all
+	faults []pkcs10.Fault
+}
+
+// NewRequest parses a submission, once. It always returns a Request: what is
+// wrong with it becomes part of the verdict.
+func NewRequest(s Submission) *Request {
+	asked, faults := pkcs10.Parse(s.PEM)
+	return &Request{Submission: s, asked: asked, faults: faults}
+}
+
+// A Requester is who made the request, as the API server authenticated it
+// (spec.username, uid, groups and extra, which no client can set).
+type Requester struct {
+	Username string
+	UID      string
+	Groups   []string
+	Extra    map[string][]string
+}
+
+// A ServiceAccount names a service account.
+type ServiceAccount struct{ Namespace, Name string }
+
+// String returns NAMESPACE/NAME.
+func (a ServiceAccount) String() string { return a.Namespace + "/" + a.Name }
+
+// Keys of [Requester.Extra] that the API server sets for a token that is bound
+// to a pod. See "Additional metadata in pod bound tokens" in the Kubernetes
+// documentation of service accounts.
+const (
+	extraPodName  = "authentication.kubernetes.io/pod-name"
+	extraPodUID   = "authentication.kubernetes.io/pod-uid"
+	extraNodeName = "authentication.kubernetes.io/node-name"
+)
+
+// dnsLabel and dnsSubdomain are the shapes that Kubernetes gives to names.
+var (
+	dnsLabel     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+)
+
+// ServiceAccount derives the service account from the username and requires the groups
+// that the API server gives with it.
+func (r Requester) ServiceAccount() (ServiceAccount, bool) {
+	rest, ok := strings.CutPrefix(r.Username, "system:serviceaccount:")
+	if !ok {
+		return ServiceAccount{}, false
+	}
+	namespace, name, ok := strings.Cut(rest, ":")
+	if !ok || !dnsLabel.MatchString(namespace) || !dnsSubdomain.MatchString(name) ||
+		!slices.Contains(r.Groups, "system:serviceaccounts") ||
+		!slices.Contains(r.Groups, "system:serviceaccounts:"+namespace) {
+		return ServiceAccount{}, false
+	}
+	return ServiceAccount{namespace, name}, true
+}
+
+// boundPod is the pod that the requester's token is bound to.
+type boundPod struct{ name, uid, node string }
+
+// pod returns what the token says of its pod; each of name and UID must have
+// exactly one value.
+func (r Requester) pod() (boundPod, bool) {
+	name, uid, node := r.Extra[extraPodName], r.Extra[extraPodUID], r.Extra[extraNodeName]
+	if len(name) != 1 || len(uid) != 1 || len(node) > 1 || uid[0] == "" || !dnsSubdomain.MatchString(name[0]) {
+		return boundPod{}, false
+	}
+	b := boundPod{name: name[0], uid: uid[0]}
+	if len(node) == 1 {
+		b.node = node[0]
+	}
+	return b, true
+}
+
+func (r Requester) describe() string {
+	if account, ok := r.ServiceAccount(); ok {
+		return "the service account " + account.String()
+	}
+	return "the user " + pkcs10.Quote(r.Username)
+}
+
+// A Pod is what the API server says of a live pod.
+type Pod struct {
+	Namespace, Name, UID string
+	ServiceAccount       string
+	Node                 string
+	IPs                  []netip.Addr
+	Finished             bool // its phase is Succeeded or Failed
+	Deleting             bool // it has a deletion timestamp
+}
+
+// A PodQuery says which pods a decision must know of. Name names one;
+// without it all pods of the service account that have the IP are meant.
+type PodQuery struct {
+	Namespace      string
+	Name           string
+	ServiceAccount string
+	IP             netip.Addr
+}
+
+// PodQuery returns what must be looked up before [Policy.Decide], and false
+// when there is nothing to look up.
+func (r *Request) PodQuery() (PodQuery, bool) {
+	account, ok := r.Requester.ServiceAccount()
+	if !ok || r.asked == nil || len(r.faults) > 0 {
+		return PodQuery{}, false
+	}
+	if pod, ok := r.Requester.pod(); ok {
+		return PodQuery{Namespace: account.Namespace, Name: pod.name}, true
+	}
+	if len(r.asked.IPAddresses) != 1 {
+		return PodQuery{}, false
+	}
+	return PodQuery{Namespace: account.Namespace, ServiceAccount: account.Name, IP: r.asked.IPAddresses[0]}, true
+}

@@ -1,0 +1,88 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+)
+
+// A Verdict is exactly one of [*Grant], [*Refusal] and [*NotYet].
+type Verdict interface{ verdict() }
+
+func (*Grant) verdict()   {}
+func (*Refusal) verdict() {}
+func (*NotYet) verdict()  {}
+
+// A Code says in one CamelCase word why a request was refused. It becomes
+// the reason of the condition, so the set is small and does not change.
+type Code string
+
+// Every Code there is.
+const (
+	InvalidRequest      Code = "InvalidRequest"      // the PKCS#10 request itself is wrong
+	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule speaks of the requester
+	PodNotVerified      Code = "PodNotVerified"      // the requester is not the live pod that it should be
+	NameNotAllowed      Code = "NameNotAllowed"      // a name is not the requester's
+	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key
+	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
+)
+
+// A Reason is one way in which a request falls short of a rule.
+type Reason struct {
+	Code    Code     `json:"code"`
+	Rule    string   `json:"rule"`              // the rule's name
+	Field   string   `json:"field"`             // what is wrong, as a path
+	Message string   `json:"message"`           // how it is wrong; safe to show to the requester and in a terminal
+	Allowed []string `json:"allowed,omitempty"` // what the rule would have allowed; not for the requester
+}
+
+// A Refusal says no, with every reason of the rule that came nearest. It is
+// final.
+type Refusal struct{ Reasons []Reason }
+
+// Code returns the code of the first reason.
+func (r *Refusal) Code() Code {
+	if len(r.Reasons) == 0 {
+		return InvalidRequest
+	}
+	return r.Reasons[0].Code
+}
+
+// OfStranger tells whether no rule speaks of the requester at all.
+func (r *Refusal) OfStranger() bool {
+	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool { return reason.Code == RequesterNotAllowed })
+}
+
+// Message returns what the requester may read: each reason with its rule and
+// its field, at most 1 KiB of it.
+func (r *Refusal) Message() string { return r.join(false) }
+
+// String returns everything, for the operator: also what would have been
+// allowed.
+func (r *Refusal) String() string { return r.join(true) }
+
+func (r *Refusal) join(all bool) string {
+	const most = 1 << 10
+	var b strings.Builder
+	for i, reason := range r.Reasons {
+		one := "rule " + reason.Rule + ": " + reason.Field + " " + reason.Message
+		if all && len(reason.Allowed) > 0 {
+			one += " (allowed: " + strings.Join(reason.Allowed, ", ") + ")"
+		}
+		if !all && b.Len()+len(one) > most {
+			b.WriteString("; and more")
+			break
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(one)
+	}
+	return b.String()
+}
+
+// NotYet says that a fact is missing which may still come: the request stays
+// pending, and one must look again.
+type NotYet struct {
+	Rule    string // the rule that would grant
+	Missing string // the fact that it waits for
+}
