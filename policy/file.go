@@ -78,7 +78,9 @@ func (p *problems) add(at int, format string, args ...any) {
 	if at > 0 {
 		message = fmt.Sprintf("line %d: %s", at, message)
 	}
-	*p = append(*p, message)
+	if !slices.Contains(*p, message) { // a mistake in the defaults shows in each rule
+		*p = append(*p, message)
+	}
 }
 
 func (p problems) err() error {

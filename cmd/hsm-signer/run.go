@@ -140,6 +140,7 @@ func (h *health) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return &exitError{exitConfig, fmt.Errorf("LISTEN_ADDRESS: %w", err)}
 	}
+	h.logger.Info("listening", "address", listener.Addr().String())
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stopped()

@@ -119,7 +119,8 @@ func checkSignature(csr *x509.CertificateRequest, found *faults) {
 	const field = "request.signature"
 	switch csr.SignatureAlgorithm {
 	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA:
-		if !bytes.Equal(signatureParameters(csr.Raw), asn1.NullBytes) {
+		// NULL by the book; many clients leave it out.
+		if p := signatureParameters(csr.Raw); len(p) != 0 && !bytes.Equal(p, asn1.NullBytes) {
 			found.add(field, "has odd parameters; RSA with PKCS#1 v1.5 has NULL ones (RFC 4055, section 5)")
 			return
 		}

@@ -1,0 +1,365 @@
+package bridge_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/integration/bed"
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/calico"
+)
+
+// The parts that every test shares. Each test runs its own hsm-signer, one at a time.
+var (
+	shared *bridge.Bridge
+	ca     bridge.CA
+	keys   calico.Keys
+)
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "hsm-signer-bridge-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	ctx := context.Background()
+	if shared, err = bridge.New(ctx, bridge.Options{Dir: dir, Progress: os.Stderr}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer shared.Close()
+	if ca, _, err = shared.CreateCA(ctx, "ecdsa-p256"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// start runs hsm-signer until the end of the test.
+func start(t *testing.T, ca bridge.CA, env ...string) *bridge.Daemon {
+	t.Helper()
+	d, err := shared.Run(t.Context(), ca, env...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if code, err := d.Stop(); err != nil || code != 0 {
+			t.Errorf("hsm-signer ended with code %d, %v; its log:\n%s", code, err, d.Log())
+		}
+	})
+	return d
+}
+
+func startReady(t *testing.T, ca bridge.CA, env ...string) *bridge.Daemon {
+	t.Helper()
+	d := start(t, ca, env...)
+	must(t, d.WaitReady(t.Context()))
+	return d
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addresses gives each pod one of its own.
+var addresses atomic.Uint32
+
+func nextIP() string {
+	n := addresses.Add(1)
+	return netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)}).String()
+}
+
+// A pod is a running pod of a component, and its own way to the API server.
+type pod struct {
+	*corev1.Pod
+	client kubernetes.Interface
+}
+
+func newPod(t *testing.T, c calico.Component, ips ...string) pod {
+	t.Helper()
+	spec := bed.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-%d", c.ServiceAccount, addresses.Add(1)), ServiceAccount: c.ServiceAccount, IPs: ips}
+	made, err := shared.Cluster.Pod(t.Context(), spec)
+	must(t, err)
+	token, err := shared.Cluster.TokenFor(t.Context(), made)
+	must(t, err)
+	return pod{made, clientFor(t, token)}
+}
+
+func clientFor(t *testing.T, token string) kubernetes.Interface {
+	t.Helper()
+	client, err := kubernetes.NewForConfig(shared.Cluster.ConfigFor(token))
+	must(t, err)
+	return client
+}
+
+// asking is what the init container of the pod asks for, with a P-256 key.
+func (p pod) asking(t *testing.T, c calico.Component) calico.InitContainer {
+	t.Helper()
+	key, err := keys.Get("ECDSAWithCurve256")
+	must(t, err)
+	return calico.InitContainer{Component: c, Pod: p.Pod, SignerName: bridge.SignerName, Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
+}
+
+func (p pod) requireCertificate(t *testing.T, asking calico.InitContainer) *x509.Certificate {
+	t.Helper()
+	csr, err := asking.Run(t.Context(), p.client)
+	must(t, err)
+	return requireIssued(t, csr, asking)
+}
+
+// requireIssued checks the certificate as the CA's users would.
+func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest, asking calico.InitContainer) *x509.Certificate {
+	t.Helper()
+	block, rest := pem.Decode(csr.Status.Certificate)
+	if block == nil || len(rest) > 0 {
+		t.Fatalf("the certificate of %s is not one PEM block", csr.Name)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	if key, ok := asking.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !key.Equal(cert.PublicKey) {
+		t.Errorf("%s: the certificate is for another key", csr.Name)
+	}
+	if !slices.Equal(cert.DNSNames, asking.DNSNames) || len(cert.IPAddresses) != 1 || cert.IPAddresses[0].String() != asking.Pod.Status.PodIP {
+		t.Errorf("%s: certified are %v and %v", csr.Name, cert.DNSNames, cert.IPAddresses)
+	}
+	if cert.Subject.String() != "CN="+asking.DNSNames[0] {
+		t.Errorf("%s: the subject is %s", csr.Name, cert.Subject)
+	}
+	return cert
+}
+
+// requireOpenSSL has openssl verify the chain.
+func requireOpenSSL(t *testing.T, ca bridge.CA, cert *x509.Certificate) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "tls.crt")
+	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o600))
+	out, err := exec.CommandContext(t.Context(), "openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", ca.CertFile, file).CombinedOutput()
+	if err != nil {
+		t.Errorf("openssl verify: %v: %s", err, out)
+	}
+}
+
+func requireRefused(t *testing.T, err error, kind certificatesv1.RequestConditionType, reason, words string) {
+	t.Helper()
+	var refused *calico.Refused
+	if !errors.As(err, &refused) {
+		t.Fatalf("not refused: %v", err)
+	}
+	if c := refused.Condition; c.Type != kind || c.Reason != reason || !strings.Contains(c.Message, words) {
+		t.Errorf("%s, reason %s: %s; want %s, %s and %q", c.Type, c.Reason, c.Message, kind, reason, words)
+	}
+}
+
+// components are Calico's open-source ones.
+func components() []calico.Component { return calico.OpenSource("cluster.local") }
+
+// Each service account asks for the names of each component: it gets its own, and no other's.
+func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
+	startReady(t, ca)
+	for _, who := range components() {
+		for _, whose := range components() {
+			p := newPod(t, who, nextIP())
+			asking := p.asking(t, whose)
+			if who.ServiceAccount == whose.ServiceAccount {
+				requireOpenSSL(t, ca, p.requireCertificate(t, asking))
+				continue
+			}
+			_, err := asking.Run(t.Context(), p.client)
+			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", whose.DNSNames[0])
+		}
+	}
+}
+
+func TestImpostorsAreDenied(t *testing.T) {
+	startReady(t, ca)
+	node, typha := components()[0], components()[1]
+
+	stranger := newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
+	_, err := stranger.asking(t, typha).Run(t.Context(), stranger.client)
+	requireRefused(t, err, certificatesv1.CertificateDenied, "RequesterNotAllowed", "default/default")
+
+	p := newPod(t, node, nextIP())
+	other := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	asking.Pod = other.Pod
+	_, err = asking.Run(t.Context(), p.client)
+	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", other.Status.PodIP)
+
+	token, err := shared.Cluster.UnboundToken(t.Context(), node.Namespace, node.ServiceAccount)
+	must(t, err)
+	_, err = p.asking(t, node).Run(t.Context(), clientFor(t, token))
+	requireRefused(t, err, certificatesv1.CertificateDenied, "PodNotVerified", "bound to its pod")
+
+	csr, err := p.asking(t, node).Object()
+	must(t, err)
+	csr.Name += "-usages"
+	csr.Spec.Usages = append(csr.Spec.Usages, certificatesv1.UsageCertSign)
+	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "UsageNotAllowed", "cert sign")
+
+	csr.Name += "-blocks"
+	csr.Spec.Usages = csr.Spec.Usages[:5]
+	csr.Spec.Request = slices.Concat(csr.Spec.Request, []byte("x"))
+	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "InvalidRequest", "exactly one block")
+
+	// After all that the daemon goes on.
+	p.requireCertificate(t, p.asking(t, node))
+	requireEvent(t, csr.Name, "InvalidRequest")
+}
+
+// submit creates the request as the pod and returns how it was refused.
+func submit(t *testing.T, p pod, csr *certificatesv1.CertificateSigningRequest) error {
+	t.Helper()
+	_, err := p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
+	must(t, err)
+	_, err = calico.Wait(t.Context(), p.client, csr.Name)
+	return err
+}
+
+func requireEvent(t *testing.T, request, reason string) {
+	t.Helper()
+	eventually(t, "an event "+reason+" on "+request, func(ctx context.Context) (bool, error) {
+		events, err := shared.Cluster.Client().CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
+		return err == nil && slices.ContainsFunc(events.Items, func(e corev1.Event) bool { return e.Reason == reason }), err
+	})
+}
+
+func eventually(t *testing.T, what string, condition wait.ConditionWithContextFunc) {
+	t.Helper()
+	if err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, 30*time.Second, true, condition); err != nil {
+		t.Fatalf("waiting for %s: %v", what, err)
+	}
+}
+
+// get returns the request as it is now.
+func get(t *testing.T, name string) *certificatesv1.CertificateSigningRequest {
+	t.Helper()
+	csr, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
+	must(t, err)
+	return csr
+}
+
+// A pod that is there before its IP waits and then gets its certificate.
+func TestPodWithoutAnAddressIsWaitedFor(t *testing.T) {
+	d := startReady(t, ca)
+	node := components()[0]
+	p := newPod(t, node)
+	ip := nextIP()
+	asking := p.asking(t, node)
+	asking.Pod = p.DeepCopy()
+	asking.Pod.Status.PodIP = ip
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(), "the IP address of the pod "+p.Namespace+"/"+p.Name), nil
+	})
+	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
+		t.Fatalf("it was decided: %v", now.Status.Conditions)
+	}
+	_, err = shared.Cluster.RunPod(t.Context(), p.Pod, ip)
+	must(t, err)
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+}
+
+// A pod that crashed asks again under the same name, with a new key.
+func TestNameIsUsedAgain(t *testing.T) {
+	startReady(t, ca)
+	typha := components()[1]
+	p := newPod(t, typha, nextIP())
+	first := p.requireCertificate(t, p.asking(t, typha))
+	asking := p.asking(t, typha)
+	key, err := calico.NewKey("ECDSAWithCurve256")
+	must(t, err)
+	asking.Key = key
+	if second := p.requireCertificate(t, asking); second.SerialNumber.Cmp(first.SerialNumber) == 0 {
+		t.Error("two certificates have one serial number")
+	}
+}
+
+// With APPROVE=false someone else approves; that is no way round the policy.
+func TestAnothersApproval(t *testing.T) {
+	startReady(t, ca, "APPROVE=false")
+	node, typha := components()[0], components()[1]
+	p := newPod(t, node, nextIP())
+
+	good, err := p.asking(t, node).Submit(t.Context(), p.client)
+	must(t, err)
+	approve(t, good.Name)
+	csr, err := calico.Wait(t.Context(), p.client, good.Name)
+	must(t, err)
+	requireIssued(t, csr, p.asking(t, node))
+	if c := csr.Status.Conditions; len(c) != 1 || c[0].Reason != "ApprovedByTest" {
+		t.Errorf("conditions: %v", c)
+	}
+
+	bad, err := p.asking(t, typha).Submit(t.Context(), p.client)
+	must(t, err)
+	approve(t, bad.Name)
+	_, err = calico.Wait(t.Context(), p.client, bad.Name)
+	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
+}
+
+func approve(t *testing.T, name string) {
+	t.Helper()
+	csr := get(t, name)
+	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", Message: "for a test",
+	})
+	_, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
+	must(t, err)
+}
+
+// Requests of other signers are nobody's business here.
+func TestForeignRequestIsLeftAlone(t *testing.T) {
+	startReady(t, ca)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	foreign := p.asking(t, node)
+	foreign.SignerName = "example.com/other"
+	foreign.SecretName = "foreign"
+	csr, err := foreign.Submit(t.Context(), p.client)
+	must(t, err)
+	p.requireCertificate(t, p.asking(t, node)) // made later, and done
+	if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
+		t.Errorf("the request was touched: %v", now.Status)
+	}
+}
+
+// What was asked for while nobody was there is answered when somebody is.
+func TestBacklogIsServedAtStart(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	startReady(t, ca)
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+}

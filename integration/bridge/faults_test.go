@@ -1,0 +1,250 @@
+package bridge_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/calico"
+)
+
+// While the token is gone requests stay pending, not approved; when it is back they are served.
+func TestTokenGoneAndBack(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	d := startReady(t, ca)
+	p.requireCertificate(t, p.asking(t, node))
+
+	must(t, shared.Token.MoveAway())
+	back := false
+	t.Cleanup(func() {
+		if !back {
+			must(t, shared.Token.MoveBack())
+		}
+	})
+	must(t, d.WaitNotReady(t.Context(), "[-] token"))
+	asking := p.asking(t, node)
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	requireEvent(t, csr.Name, "SignerFault")
+	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
+		t.Errorf("decided while the token was gone: %v", now.Status.Conditions)
+	}
+
+	must(t, shared.Token.MoveBack())
+	back = true
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	must(t, d.WaitReady(t.Context()))
+}
+
+// A token that is not there at the start is waited for.
+func TestTokenComesAfterTheStart(t *testing.T) {
+	must(t, shared.Token.MoveAway())
+	d := start(t, ca)
+	err := d.WaitNotReady(t.Context(), "[-] token: the token labelled \"ca\" is not there")
+	must(t, shared.Token.MoveBack())
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+}
+
+// An API server that is not there at the start is waited for.
+func TestAPIServerComesAfterTheStart(t *testing.T) {
+	must(t, shared.Cluster.StopAPIServer())
+	d := start(t, ca)
+	err := d.WaitNotReady(t.Context(), "[-] requests")
+	must(t, shared.Cluster.StartAPIServer(context.Background()))
+	must(t, err)
+	if !strings.Contains(d.Log(), "the API server does not answer") {
+		t.Errorf("the log does not say that the API server is missing:\n%s", d.Log())
+	}
+	must(t, d.WaitReady(t.Context()))
+}
+
+// An API server that goes away and comes back is watched again.
+func TestAPIServerGoneAndBack(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	d := startReady(t, ca)
+	must(t, shared.Cluster.StopAPIServer())
+	err := d.WaitNotReady(t.Context(), "[-] requests")
+	must(t, shared.Cluster.StartAPIServer(context.Background()))
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	p.requireCertificate(t, p.asking(t, node))
+}
+
+func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
+	const wrong = "0000-canary"
+	for _, command := range []string{"run", "check"} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, command)
+		if code != 3 || !strings.Contains(stdout+stderr, "the PIN is wrong") {
+			t.Errorf("%s: exit code %d:\n%s%s", command, code, stdout, stderr)
+		}
+		if strings.Contains(stdout+stderr, wrong) {
+			t.Errorf("%s shows the PIN:\n%s%s", command, stdout, stderr)
+		}
+	}
+}
+
+func TestPINFromFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(file, []byte(shared.Token.PIN+"\n"), 0o400))
+	startReady(t, ca, "PKCS11_PIN=", "PKCS11_PIN_FILE="+file)
+}
+
+// All that is wrong comes in one message, each fault with its variable.
+func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
+	_, stderr, code := shared.Command(t.Context(), ca, []string{
+		"SIGNER_NAME=kubernetes.io/kubelet-serving,nonsense", "PKCS11_SLOT=first", "PKCS11_PIN=", "PKCS11_MODULE=", "CA_KEY_ID=xyz",
+		"CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere", "APPROVE=maybe", "CERTIFICATE_LIFETIME=1s", "WORKERS=0",
+		"KUBECONFIG=/nowhere", "LOG_LEVEL=loud", "UNSET_SIGNER_NAME=perhaps", "SIGNATURE_ALGORITHM=MD5",
+	}, "run")
+	if code != 4 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, variable := range []string{
+		"SIGNER_NAME: \"kubernetes.io/kubelet-serving\" is reserved", "\"nonsense\" is not a signer name", "PKCS11_SLOT:", "PKCS11_PIN_FILE:", "PKCS11_MODULE:",
+		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "APPROVE:", "CERTIFICATE_LIFETIME:", "WORKERS:", "KUBECONFIG:", "LOG_LEVEL:",
+		"UNSET_SIGNER_NAME:", "SIGNATURE_ALGORITHM:",
+	} {
+		if !strings.Contains(stderr, variable) {
+			t.Errorf("%s is missing in:\n%s", variable, stderr)
+		}
+	}
+}
+
+func TestFlagWinsOverVariable(t *testing.T) {
+	_, stderr, code := shared.Command(t.Context(), ca, []string{"LOG_LEVEL=info"}, "run", "--log-level", "loud")
+	if code != 4 || !strings.Contains(stderr, `"loud" is not one of`) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestKeyAndCertificateThatDisagreeDoNotStart(t *testing.T) {
+	other, _, err := shared.CreateCA(t.Context(), "ecdsa-p384")
+	must(t, err)
+	for _, mixed := range []bridge.CA{
+		{KeyLabel: other.KeyLabel, CertFile: ca.CertFile},
+		{KeyLabel: "nobody", CertFile: ca.CertFile},
+	} {
+		_, stderr, code := shared.Command(t.Context(), mixed, nil, "run")
+		if code != 4 || !strings.Contains(stderr, "key") {
+			t.Errorf("exit code %d: %s", code, stderr)
+		}
+	}
+}
+
+func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
+	text, _, code := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
+	if code != 0 || !strings.Contains(text, "calico-typha") {
+		t.Fatalf("policy show: exit code %d: %s", code, text)
+	}
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	must(t, os.WriteFile(file, []byte(text), 0o600))
+	must(t, os.Chmod(file, 0o666))
+	_, stderr, code := shared.Command(t.Context(), ca, []string{"POLICY_FILE=" + file}, "run")
+	if code != 4 || !strings.Contains(stderr, "may be written by everybody") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestUnknownVariableIsWarnedOf(t *testing.T) {
+	d := startReady(t, ca, "PKCS11_TOKEN_LABLE=ca", "SOME_PKCS11_THING=1")
+	if log := d.Log(); !strings.Contains(log, `"nearest":"PKCS11_TOKEN_LABEL"`) || strings.Contains(log, "SOME_PKCS11_THING") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// check passes with the rights of deploy/rbac.yaml, and client-go's lines come
+// through the one logger.
+func TestCheckPasses(t *testing.T) {
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check", "--output", "json")
+	if code != 0 {
+		t.Fatalf("exit code %d: %s\n%s", code, stderr, stdout)
+	}
+	for _, want := range []string{
+		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`, `"key is the CA's"`, `"CA certificate"`, `"API server"`, `"API version"`,
+		`"may update certificatesigningrequests/approval"`, `"may sign signers example.com/calico"`, `"policy"`,
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%s is missing in:\n%s", want, stdout)
+		}
+	}
+}
+
+func TestCheckNamesAMissingPermission(t *testing.T) {
+	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"}, "check")
+	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/rbac.yaml") {
+		t.Errorf("exit code %d:\n%s", code, stdout)
+	}
+}
+
+func TestCeremonyOverwritesNothing(t *testing.T) {
+	before, err := os.ReadFile(ca.CertFile)
+	must(t, err)
+	out := filepath.Join(t.TempDir(), "again.crt")
+	_, stderr, code := shared.Command(t.Context(), ca, nil, "ca", "create", "--out", out)
+	if code == 0 || !strings.Contains(stderr, "holds a key labelled") {
+		t.Errorf("a second key with the label: exit code %d: %s", code, stderr)
+	}
+	_, stderr, code = shared.Command(t.Context(), bridge.CA{KeyLabel: "new"}, nil, "ca", "create", "--out", ca.CertFile)
+	if code != 4 || !strings.Contains(stderr, "exists already") {
+		t.Errorf("a second certificate: exit code %d: %s", code, stderr)
+	}
+	if after, err := os.ReadFile(ca.CertFile); err != nil || string(after) != string(before) {
+		t.Errorf("the certificate has changed: %v", err)
+	}
+}
+
+// A stop waits for what is in work, and ends with 0.
+func TestStopsCleanly(t *testing.T) {
+	d, err := shared.Run(t.Context(), ca)
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	if code, err := d.Stop(); err != nil || code != 0 {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+}
+
+// A request that is deleted and made again while it is being answered gets a
+// certificate for its own key, or none.
+func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
+	startReady(t, ca)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	deadline, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for range 50 {
+		key, err := calico.NewKey("ECDSAWithCurve256")
+		must(t, err)
+		asking := p.asking(t, node)
+		asking.Key = key
+		csr, err := asking.Submit(deadline, p.client) // in the place of the one before
+		must(t, err)
+		requireOwnKey(t, csr.Name, asking)
+	}
+	asking := p.asking(t, node)
+	p.requireCertificate(t, asking)
+}
+
+// requireOwnKey looks at the request as it happens to be.
+func requireOwnKey(t *testing.T, name string, asking calico.InitContainer) {
+	t.Helper()
+	csr := get(t, name)
+	if len(csr.Status.Certificate) > 0 {
+		requireIssued(t, csr, asking)
+	}
+	for _, c := range csr.Status.Conditions {
+		if c.Type != certificatesv1.CertificateApproved {
+			t.Errorf("%s: %s: %s", name, c.Type, c.Message)
+		}
+	}
+}

@@ -1,0 +1,91 @@
+// Command cluster keeps a real Kubernetes API server with its etcd running in
+// the background, on 127.0.0.1 alone, for a developer to try things on.
+//
+//	cluster up [--dir DIR]     start it; prints one line to be evaluated by a shell
+//	cluster down [--dir DIR]   stop it; its state stays
+//	cluster build              only build the servers, which up does too
+//
+// Started again it is the same cluster. To have a new one, remove DIR between
+// down and up.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"hsm-signer/integration/bed"
+)
+
+const usage = "usage: cluster up|down [--dir DIR], or cluster build"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New(usage)
+	}
+	flags := flag.NewFlagSet("cluster "+args[0], flag.ContinueOnError)
+	dir := flags.String("dir", "", "directory of the cluster's state (default .cluster of the repository)")
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	if *dir == "" {
+		root, err := repository()
+		if err != nil {
+			return err
+		}
+		*dir = filepath.Join(root, ".cluster")
+	}
+	switch args[0] {
+	case "up":
+		return up(ctx, *dir)
+	case "down":
+		return bed.Down(*dir)
+	case "build":
+		_, err := bed.Binaries(ctx, os.Stderr)
+		return err
+	}
+	return fmt.Errorf("unknown command %q; %s", args[0], usage)
+}
+
+// up starts the cluster in dir unless it runs, and prints what a shell needs to
+// use it, and nothing else, on standard output.
+func up(ctx context.Context, dir string) error {
+	cluster, err := bed.Start(ctx, bed.Options{Dir: dir, Detach: true, Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("export KUBECONFIG=%s\n", cluster.Kubeconfig())
+	return nil
+}
+
+// repository is the nearest directory, from the working directory upwards, that
+// holds this module in integration.
+func repository() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "integration", "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("%s is not in the repository; say --dir", start)
+		}
+	}
+}

@@ -1,0 +1,37 @@
+package front
+
+import "strings"
+
+// oldGroups makes the list of all groups that of an old server.
+func oldGroups(list map[string]any) {
+	groups, _ := list["groups"].([]any)
+	for _, group := range groups {
+		if group, ok := group.(map[string]any); ok && group["name"] == "certificates.k8s.io" {
+			oldGroup(group)
+		}
+	}
+}
+
+// oldGroup leaves v1beta1 as the one version of the certificates' group.
+func oldGroup(group map[string]any) {
+	version := map[string]any{"groupVersion": oldVersion, "version": "v1beta1"}
+	group["versions"] = []any{version}
+	group["preferredVersion"] = version
+}
+
+// oldResources leaves of the resources of v1 those that v1beta1 had.
+func oldResources(list map[string]any) {
+	list["groupVersion"] = oldVersion
+	var kept []any
+	resources, _ := list["resources"].([]any)
+	for _, resource := range resources {
+		resource, ok := resource.(map[string]any)
+		if !ok {
+			continue
+		}
+		if name, _ := resource["name"].(string); strings.HasPrefix(name, requests) {
+			kept = append(kept, resource)
+		}
+	}
+	list["resources"] = kept
+}

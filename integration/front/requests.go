@@ -1,0 +1,170 @@
+package front
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+const (
+	newVersion      = "certificates.k8s.io/v1"
+	oldVersion      = "certificates.k8s.io/v1beta1"
+	signerNameField = "spec.signerName"
+)
+
+// serveRequests serves the certificate requests of v1beta1 from those of v1.
+func (f *Front) serveRequests(w http.ResponseWriter, r *http.Request) {
+	if refusal := f.refuse(r); refusal != nil {
+		answer(w, refusal)
+		return
+	}
+	if f.options.Before118 {
+		dropUnknownParameters(r)
+	}
+	if err := f.convertBody(r); err != nil {
+		answer(w, apierrors.NewBadRequest(err.Error()))
+		return
+	}
+	r.URL.Path = newPath + strings.TrimPrefix(r.URL.Path, oldPath)
+	f.forward(w, r, f.old)
+}
+
+// refuse is the old server's error for what it does not know; nil where there
+// is none.
+func (f *Front) refuse(r *http.Request) *apierrors.StatusError {
+	query := r.URL.Query()
+	if f.options.Before118 {
+		selector, err := fields.ParseSelector(query.Get("fieldSelector"))
+		if err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		}
+		for _, requirement := range selector.Requirements() {
+			if requirement.Field == signerNameField {
+				return apierrors.NewBadRequest("field label not supported: " + signerNameField)
+			}
+		}
+		return nil
+	}
+	if isTrue(query.Get("watch")) && query.Get("resourceVersionMatch") != "" {
+		invalid := apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", nil)
+		invalid.ErrStatus.Message += "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch"
+		return invalid
+	}
+	return nil
+}
+
+// dropUnknownParameters drops what a server before 1.18 has never heard of and
+// ignores; and bookmarks, with which a new server marks the end of the initial
+// events even of a watch that did not ask for that.
+func dropUnknownParameters(r *http.Request) {
+	query := r.URL.Query()
+	query.Del("sendInitialEvents")
+	query.Del("resourceVersionMatch")
+	query.Del("allowWatchBookmarks")
+	query.Del("fieldValidation")
+	r.URL.RawQuery = query.Encode()
+}
+
+// convertBody puts the body of the request, where it has one, into JSON of v1.
+func (f *Front) convertBody(r *http.Request) error {
+	body, err := io.ReadAll(r.Body)
+	if err != nil || len(body) == 0 {
+		return err
+	}
+	if r.Method != http.MethodPatch {
+		if body, err = jsonOf(body); err != nil {
+			return err
+		}
+		r.Header.Set("Content-Type", "application/json")
+	}
+	object := map[string]any{}
+	if err := json.Unmarshal(body, &object); err == nil { // a JSON patch is none, and has no version
+		f.convert(object)
+		if body, err = json.Marshal(object); err != nil {
+			return err
+		}
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	r.ContentLength = int64(len(body))
+	return nil
+}
+
+// jsonOf is the object in JSON, whatever form it came in.
+func jsonOf(body []byte) ([]byte, error) {
+	if json.Valid(body) {
+		return body, nil
+	}
+	object, kind, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	object.GetObjectKind().SetGroupVersionKind(*kind)
+	return json.Marshal(object)
+}
+
+// convert makes an object of v1beta1 one of v1.
+func (f *Front) convert(object map[string]any) {
+	if object["apiVersion"] == oldVersion {
+		object["apiVersion"] = newVersion
+	}
+	if object["kind"] != "CertificateSigningRequest" {
+		return
+	}
+	if name, _, _ := unstructured.NestedString(object, "spec", "signerName"); name == "" && f.options.Before118 {
+		// An error means that there is no spec, and so nothing to name.
+		_ = unstructured.SetNestedField(object, f.options.SignerName, "spec", "signerName")
+	}
+	conditions, _, _ := unstructured.NestedSlice(object, "status", "conditions")
+	for _, condition := range conditions {
+		if condition, ok := condition.(map[string]any); ok && (condition["status"] == nil || condition["status"] == "") {
+			condition["status"] = string(metav1.ConditionTrue)
+		}
+	}
+	if len(conditions) > 0 {
+		_ = unstructured.SetNestedSlice(object, conditions, "status", "conditions") // where they were found
+	}
+}
+
+// old makes an object of v1 one of v1beta1: a request, a list of them, or the
+// event of a watch. Any other, such as a Status, it leaves alone.
+func (f *Front) old(object map[string]any) {
+	if inner, ok := object["object"].(map[string]any); ok {
+		f.old(inner)
+		return
+	}
+	if object["apiVersion"] == newVersion {
+		object["apiVersion"] = oldVersion
+	}
+	if items, ok := object["items"].([]any); ok {
+		for _, item := range items {
+			if item, ok := item.(map[string]any); ok {
+				f.old(item)
+			}
+		}
+	}
+	if f.options.Before118 {
+		unstructured.RemoveNestedField(object, "spec", "signerName")
+	}
+}
+
+func answer(w http.ResponseWriter, err *apierrors.StatusError) {
+	status := err.Status()
+	status.Kind, status.APIVersion = "Status", "v1"
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(int(status.Code))
+	_ = json.NewEncoder(w).Encode(status) // if it fails the caller has gone
+}
+
+func isTrue(parameter string) bool { return parameter == "true" || parameter == "1" }
+
+// within tells whether path is root or below it.
+func within(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }

@@ -1,0 +1,293 @@
+package issuer
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+// softKey is a key in memory; what tokens do is tested with tokens.
+type softKey struct {
+	key   crypto.Signer
+	fault error
+}
+
+func (k softKey) Public() crypto.PublicKey { return k.key.Public() }
+
+func (k softKey) Ready(context.Context) error { return k.fault }
+
+func (k softKey) Signer(context.Context) crypto.Signer { return k }
+
+func (k softKey) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if k.fault != nil {
+		return nil, k.fault
+	}
+	return k.key.Sign(r, digest, opts)
+}
+
+// aCA makes a root, and below it an intermediate that issues.
+type aCA struct {
+	root, issuing *x509.Certificate
+	key           *ecdsa.PrivateKey
+	chain         []byte // PEM, the issuing one first
+}
+
+func newCA(t testing.TB, notBefore, notAfter time.Time) aCA {
+	t.Helper()
+	rootKey, key := pkcs10test.NewKey(t), pkcs10test.NewKey(t)
+	template := func(serial int64, name string) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, NotBefore: notBefore, NotAfter: notAfter,
+			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+		}
+	}
+	root := create(t, template(1, "root"), nil, &rootKey.PublicKey, rootKey)
+	issuing := create(t, template(2, "issuing"), root, &key.PublicKey, rootKey)
+	return aCA{root, issuing, key, slices.Concat(encodePEM(issuing.Raw), encodePEM(root.Raw))}
+}
+
+func create(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
+	t.Helper()
+	if parent == nil {
+		parent = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func (c aCA) issuer(t testing.TB) *Issuer {
+	t.Helper()
+	ca, err := ParseCA(c.chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := New(ca, softKey{key: c.key}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+const aPolicy = `
+version: 1
+rules:
+  - name: all
+    from:
+      serviceAccounts: [ns/sa]
+    grant:
+      dnsNames: [one, two]
+      ipAddresses: [pod]
+      keys: [rsa-2048, ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+`
+
+// grant has the policy grant a request, as it is in life.
+func grant(t testing.TB, key crypto.Signer, lifetime time.Duration) *policy.Grant {
+	t.Helper()
+	p, err := policy.Parse([]byte(aPolicy), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.0.0.7")
+	r := policy.NewRequest(policy.Submission{
+		UID: "u", SignerName: "example.com/s", Lifetime: lifetime,
+		Usages: []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature, policy.KeyAgreement, policy.KeyEncipherment},
+		PEM: pkcs10test.Request{
+			Key: key, Subject: pkix.Name{CommonName: "one", Organization: []string{"system:masters"}},
+			DNSNames: []string{"one", "two"}, IPs: []netip.Addr{ip},
+		}.PEM(t),
+		Requester: policy.Requester{
+			Username: "system:serviceaccount:ns:sa", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:ns"},
+			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {"pu"}},
+		},
+	})
+	r.Pods = []policy.Pod{{Namespace: "ns", Name: "p", UID: "pu", ServiceAccount: "sa", IPs: []netip.Addr{ip}}}
+	g, ok := p.Decide(r).(*policy.Grant)
+	if !ok {
+		t.Fatal("the request was not granted")
+	}
+	return g
+}
+
+func issue(t testing.TB, i *Issuer, g *policy.Grant) []*x509.Certificate {
+	t.Helper()
+	text, err := i.Issue(t.Context(), g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := parseCertificates(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certs
+}
+
+func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
+	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(10000*time.Hour))
+	key := pkcs10test.NewKey(t)
+	certs := issue(t, ca.issuer(t), grant(t, key, time.Hour))
+	leaf := certs[0]
+	if len(certs) != 2 || !certs[1].Equal(ca.issuing) {
+		t.Errorf("the chain has %d certificates; want the leaf and the issuing CA, without the root", len(certs))
+	}
+	if got := leaf.Subject.String(); got != "CN=one" {
+		t.Errorf("subject %s: only the common name comes from the grant", got)
+	}
+	if !slices.Equal(leaf.DNSNames, []string{"one", "two"}) || len(leaf.IPAddresses) != 1 || leaf.IPAddresses[0].String() != "10.0.0.7" {
+		t.Errorf("names %v %v", leaf.DNSNames, leaf.IPAddresses)
+	}
+	if leaf.KeyUsage != x509.KeyUsageDigitalSignature|x509.KeyUsageKeyAgreement {
+		t.Errorf("key usage %b: an ECDSA key signs and agrees", leaf.KeyUsage)
+	}
+	if !slices.Equal(leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
+		t.Errorf("extended key usage %v", leaf.ExtKeyUsage)
+	}
+	if !leaf.BasicConstraintsValid || leaf.IsCA {
+		t.Error("basicConstraints must say CA:FALSE")
+	}
+	if len(leaf.SubjectKeyId) != 20 || !slices.Equal(leaf.AuthorityKeyId, ca.issuing.SubjectKeyId) {
+		t.Errorf("SKI %x, AKI %x", leaf.SubjectKeyId, leaf.AuthorityKeyId)
+	}
+	if bits := leaf.SerialNumber.BitLen(); leaf.SerialNumber.Sign() <= 0 || bits > 128 || bits < 64 {
+		t.Errorf("serial number of %d bits", bits)
+	}
+	if got := leaf.NotAfter.Sub(leaf.NotBefore); got != time.Hour+Backdate {
+		t.Errorf("lifetime %s", got)
+	}
+	roots, middle := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(ca.root)
+	middle.AddCert(certs[1])
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: middle, DNSName: "two"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRSAKeyEnciphers(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	leaf := issue(t, ca.issuer(t), grant(t, key, 0))[0]
+	if leaf.KeyUsage != x509.KeyUsageDigitalSignature|x509.KeyUsageKeyEncipherment {
+		t.Errorf("key usage %b", leaf.KeyUsage)
+	}
+}
+
+func TestCertificateStaysWithinTheCA(t *testing.T) {
+	begin, end := time.Now().Add(-time.Minute).Truncate(time.Second), time.Now().Add(time.Hour).Truncate(time.Second)
+	leaf := issue(t, newCA(t, begin, end).issuer(t), grant(t, pkcs10test.NewKey(t), 0))[0]
+	if !leaf.NotBefore.Equal(begin) || !leaf.NotAfter.Equal(end) {
+		t.Errorf("valid from %s to %s; the CA's is %s to %s", leaf.NotBefore, leaf.NotAfter, begin, end)
+	}
+}
+
+func TestCAOutsideItsDatesIssuesNothing(t *testing.T) {
+	for words, ca := range map[string]aCA{
+		"expired":          newCA(t, time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)),
+		"not valid before": newCA(t, time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)),
+	} {
+		i := ca.issuer(t)
+		_, err := i.Issue(t.Context(), grant(t, pkcs10test.NewKey(t), 0))
+		for _, err := range []error{err, i.Ready(t.Context())} {
+			if err == nil || !strings.Contains(err.Error(), words) {
+				t.Errorf("%v; want %q", err, words)
+			}
+		}
+	}
+}
+
+func TestNothingIsSignedWithoutAGrant(t *testing.T) {
+	i := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
+	spent := grant(t, pkcs10test.NewKey(t), 0)
+	issue(t, i, spent)
+	for want, g := range map[error]*policy.Grant{policy.ErrNoGrant: nil, policy.ErrGrantSpent: spent} {
+		if _, err := i.Issue(t.Context(), g); !errors.Is(err, want) {
+			t.Errorf("%v; want %v", err, want)
+		}
+	}
+}
+
+func TestFaultOfTheKeyIsAFault(t *testing.T) {
+	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	i := ca.issuer(t)
+	gone := errors.New("the token is gone")
+	i.key = softKey{key: ca.key, fault: gone}
+	if err := i.Ready(t.Context()); !errors.Is(err, gone) {
+		t.Errorf("ready: %v", err)
+	}
+	if _, err := i.Issue(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); !errors.Is(err, gone) {
+		t.Errorf("issue: %v", err)
+	}
+}
+
+func TestNewRefusesAForeignKeyOrAlgorithm(t *testing.T) {
+	ca, err := ParseCA(newCA(t, time.Now(), time.Now().Add(time.Hour)).chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0); err == nil || !strings.Contains(err.Error(), "not the key of the CA certificate") {
+		t.Errorf("a foreign key: %v", err)
+	}
+	own := newCA(t, time.Now(), time.Now().Add(time.Hour))
+	ca, _ = ParseCA(own.chain)
+	if _, err := New(ca, softKey{key: own.key}, x509.SHA256WithRSA); err == nil || !strings.Contains(err.Error(), "ECDSAWithSHA256") {
+		t.Errorf("a foreign algorithm: %v", err)
+	}
+}
+
+func TestParseCARefuses(t *testing.T) {
+	ca, other := newCA(t, time.Now(), time.Now().Add(time.Hour)), newCA(t, time.Now(), time.Now().Add(time.Hour))
+	key := pkcs10test.NewKey(t)
+	leaf := create(t, &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "leaf"}}, ca.issuing, &key.PublicKey, ca.key)
+	for want, text := range map[string][]byte{
+		"no certificate":              nil,
+		"not PEM":                     []byte("hello"),
+		"PRIVATE KEY":                 pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"}),
+		"is not a CA's":               encodePEM(leaf.Raw),
+		"does not certify the one be": slices.Concat(encodePEM(ca.issuing.Raw), encodePEM(other.root.Raw)),
+	} {
+		if _, err := ParseCA(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %q", err, want)
+		}
+	}
+}
+
+func TestDefaultAlgorithmFollowsTheKey(t *testing.T) {
+	for curve, want := range map[elliptic.Curve]x509.SignatureAlgorithm{
+		elliptic.P256(): x509.ECDSAWithSHA256, elliptic.P384(): x509.ECDSAWithSHA384, elliptic.P521(): x509.ECDSAWithSHA512,
+	} {
+		if got := DefaultAlgorithm(&ecdsa.PublicKey{Curve: curve}); got != want {
+			t.Errorf("%s: %s, want %s", curve.Params().Name, got, want)
+		}
+	}
+	for _, name := range AlgorithmNames() {
+		if a, err := ParseAlgorithm(name); err != nil || AlgorithmName(a) != name {
+			t.Errorf("%s: %v %v", name, a, err)
+		}
+	}
+}

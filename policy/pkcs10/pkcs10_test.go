@@ -1,0 +1,211 @@
+package pkcs10
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+func TestParseReadsWhatCalicoAsksFor(t *testing.T) {
+	pem := pkcs10test.Request{
+		Subject: pkix.Name{
+			Country: []string{"US"}, Province: []string{"California"}, Locality: []string{"San Francisco"},
+			Organization: []string{"Tigera"}, OrganizationalUnit: []string{"Engineering"}, CommonName: "typha-server",
+		},
+		DNSNames:   []string{"typha-server"},
+		IPs:        []netip.Addr{netip.MustParseAddr("10.65.0.7")},
+		Extensions: []pkix.Extension{basicConstraints(t, false), keyUsage(t, 0xa8), extKeyUsage(t, 1, 2)},
+	}.PEM(t)
+	r, faults := Parse(pem)
+	if len(faults) > 0 {
+		t.Fatalf("faults in a good request: %v", faults)
+	}
+	if r.CommonName != "typha-server" || !slices.Equal(r.DNSNames, []string{"typha-server"}) ||
+		!slices.Equal(r.IPAddresses, []netip.Addr{netip.MustParseAddr("10.65.0.7")}) || r.Key != ECDSAP256 {
+		t.Errorf("read %+v", r)
+	}
+}
+
+func TestParseTakesEveryKeyAndAlgorithmOfCalico(t *testing.T) {
+	rsaKey := must(rsa.GenerateKey(rand.Reader, 2048))(t)
+	for _, c := range []struct {
+		key  crypto.Signer
+		want KeyType
+		algs []x509.SignatureAlgorithm
+	}{
+		{rsaKey, RSA2048, []x509.SignatureAlgorithm{x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA, x509.SHA256WithRSAPSS}},
+		{ecKey(t, elliptic.P256()), ECDSAP256, []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}},
+		{ecKey(t, elliptic.P384()), ECDSAP384, []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}},
+		{ecKey(t, elliptic.P521()), ECDSAP521, []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}},
+	} {
+		for _, alg := range c.algs {
+			r, faults := Parse(pkcs10test.Request{Key: c.key, Algorithm: alg, DNSNames: []string{"a"}}.PEM(t))
+			if len(faults) > 0 || r.Key != c.want {
+				t.Errorf("%s with %s: %v", c.want, alg, faults)
+			}
+		}
+	}
+}
+
+// Every entry has one defect; the fault must name the field and the defect.
+func TestParseRefuses(t *testing.T) {
+	good := pkcs10test.Request{DNSNames: []string{"a"}}
+	goodPEM := good.PEM(t)
+	with := func(e ...pkix.Extension) []byte {
+		return pkcs10test.Request{DNSNames: []string{"a"}, Extensions: e}.PEM(t)
+	}
+	names := func(dns ...string) []byte { return pkcs10test.Request{DNSNames: dns}.PEM(t) }
+	san := func(kind int, content string) []byte {
+		value := must(asn1.Marshal([]asn1.RawValue{
+			{Class: asn1.ClassContextSpecific, Tag: tagDNS, Bytes: []byte("a")},
+			{Class: asn1.ClassContextSpecific, Tag: kind, Bytes: []byte(content)},
+		}))(t)
+		return pkcs10test.Request{Extensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}}}.PEM(t)
+	}
+	cn := func(name string) []byte {
+		return pkcs10test.Request{Subject: pkix.Name{CommonName: name}, DNSNames: []string{"a"}}.PEM(t)
+	}
+	flipped := bytes.Clone(good.DER(t))
+	flipped[len(flipped)-3] ^= 1
+	oidCN := asn1.ObjectIdentifier{2, 5, 4, 3}
+	for _, c := range []struct {
+		name           string
+		text           []byte
+		field, message string
+	}{
+		{"empty", nil, "request", "does not begin"},
+		{"two blocks", slices.Concat(goodPEM, goodPEM), "request", "exactly one block"},
+		{"text before", slices.Concat([]byte("x\n"), goodPEM), "request", "does not begin"},
+		{"text after", slices.Concat(goodPEM, []byte("x\n")), "request", "exactly one block"},
+		{"headers", bytes.Replace(goodPEM, []byte("-----\n"), []byte("-----\nA: b\n\n"), 1), "request", "headers"},
+		{"other type", bytes.ReplaceAll(goodPEM, []byte("CERTIFICATE REQUEST"), []byte("NEW CERTIFICATE REQUEST")), "request", "does not begin"},
+		{"too long", slices.Concat(goodPEM, bytes.Repeat([]byte("\n"), MaxPEM)), "request", "at most 16384"},
+		{"not DER", pkcs10test.Encode([]byte("hello")), "request", "not a PKCS#10"},
+		{"trailing DER", pkcs10test.Encode(append(good.DER(t), 0)), "request", "not a PKCS#10"},
+		{"bad signature", pkcs10test.Encode(flipped), "request.signature", "does not verify"},
+		{"P-224", pkcs10test.Request{Key: ecKey(t, elliptic.P224())}.PEM(t), "request.publicKey", "P-224"},
+		{"RSA-1024", pkcs10test.Request{Key: must(rsa.GenerateKey(rand.Reader, 1024))(t)}.PEM(t), "request.publicKey", "1024"},
+		{"CA:TRUE", with(basicConstraints(t, true)), "request.extensions.basicConstraints", "CA certificate"},
+		{"keyCertSign", with(keyUsage(t, 0x04)), "request.extensions.keyUsage", "only a CA"},
+		{"any usage", with(extKeyUsage(t, 0)), "request.extensions.extKeyUsage", "anyExtendedKeyUsage"},
+		{"unknown extension", with(pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: []byte{5, 0}}), "request.extensions", "1.2.3.4"},
+		{"email name", san(1, "a@b"), "request.subjectAltName[1]", "email"},
+		{"URI name", san(6, "spiffe://a/b"), "request.subjectAltName[1]", "URI"},
+		{"otherName", san(0, "x"), "request.subjectAltName[1]", "otherName"},
+		{"dirName", san(4, "x"), "request.subjectAltName[1]", "directoryName"},
+		{"registered id", san(8, "\x2a"), "request.subjectAltName[1]", "registeredID"},
+		{"short IP", san(7, "abc"), "request", "cannot parse IP"},
+		{"IP in 6", san(7, "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x0a\x00\x00\x01"), "request.subjectAltName[1]", "4 bytes"},
+		{"wildcard", names("*.a"), "request.subjectAltName[0]", "wildcard"},
+		{"NUL", names("a\x00b"), "request.subjectAltName[0]", "character"},
+		{"newline", names("a\nb"), "request.subjectAltName[0]", "character"},
+		{"empty name", names(""), "request.subjectAltName[0]", "empty"},
+		{"trailing dot", names("a."), "request.subjectAltName[0]", "ends with a dot"},
+		{"IP as DNS", names("10.0.0.1"), "request.subjectAltName[0]", "IP address"},
+		{"A-label", names("xn--bcher-kva"), "request.subjectAltName[0]", "internationalised"},
+		{"bad name last", names(append(slices.Repeat([]string{"a"}, 99), "*.b")...), "request.subjectAltName[99]", "wildcard"},
+		{"101 names", names(slices.Repeat([]string{"a"}, 101)...), "request.subjectAltName", "101 names"},
+		{"long CN", cn(strings.Repeat("a", 65)), "request.subject.commonName", "at most 64"},
+		{"ANSI CN", cn("a\x1b[31m"), "request.subject[0]", "control characters"},
+		{"RTL CN", cn("a\u202eb"), "request.subject[0]", "cannot be printed"},
+		{"two CNs", pkcs10test.Request{Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCN, Value: "a"}, {Type: oidCN, Value: "b"}}}}.PEM(t), "request.subject", "more than one common name"},
+	} {
+		t.Run(c.name, func(t *testing.T) { requireFault(t, c.text, c.field, c.message) })
+	}
+}
+
+func requireFault(t *testing.T, text []byte, field, message string) {
+	t.Helper()
+	_, faults := Parse(text)
+	for _, f := range faults {
+		if f.Field == field && strings.Contains(f.Message, message) {
+			return
+		}
+	}
+	t.Errorf("no fault in %s that says %q; got %v", field, message, faults)
+}
+
+// FuzzParse: no input breaks it, and what it lets through asks for the same names
+// when it is read by crypto/x509, in plain ASCII.
+func FuzzParse(f *testing.F) {
+	f.Add(pkcs10test.Request{DNSNames: []string{"a.b"}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}.DER(f))
+	f.Add(pkcs10test.Request{Subject: pkix.Name{CommonName: "a"}, Extensions: []pkix.Extension{basicConstraints(f, false)}}.DER(f))
+	f.Fuzz(func(t *testing.T, der []byte) {
+		r, faults := Parse(pkcs10test.Encode(der))
+		for _, fault := range faults {
+			if strings.ContainsFunc(fault.Message, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+				t.Errorf("a control character in %q", fault.Message)
+			}
+		}
+		if len(faults) > 0 {
+			return
+		}
+		csr, err := x509.ParseCertificateRequest(der)
+		if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != r.CommonName || !slices.Equal(csr.DNSNames, r.DNSNames) || len(csr.IPAddresses) != len(r.IPAddresses) {
+			t.Errorf("x509 reads it otherwise: %v", err)
+		}
+		if len(csr.EmailAddresses)+len(csr.URIs) > 0 {
+			t.Error("names of other kinds got through")
+		}
+		for _, name := range r.DNSNames {
+			if CheckDNSName(name) != "" {
+				t.Errorf("%q got through", name)
+			}
+		}
+	})
+}
+
+func basicConstraints(t testing.TB, isCA bool) pkix.Extension {
+	t.Helper()
+	value := must(asn1.Marshal(struct {
+		IsCA bool `asn1:"optional"`
+	}{isCA}))(t)
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: value}
+}
+
+func keyUsage(t testing.TB, bits byte) pkix.Extension {
+	t.Helper()
+	value := must(asn1.Marshal(asn1.BitString{Bytes: []byte{bits}, BitLength: 8}))(t)
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Critical: true, Value: value}
+}
+
+// extKeyUsage takes 0 for any, or the last number of id-kp.
+func extKeyUsage(t testing.TB, usages ...int) pkix.Extension {
+	t.Helper()
+	var oids []asn1.ObjectIdentifier
+	for _, u := range usages {
+		if u == 0 {
+			oids = append(oids, asn1.ObjectIdentifier{2, 5, 29, 37, 0})
+		} else {
+			oids = append(oids, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, u})
+		}
+	}
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 37}, Value: must(asn1.Marshal(oids))(t)}
+}
+
+func ecKey(t testing.TB, curve elliptic.Curve) crypto.Signer {
+	t.Helper()
+	return must(ecdsa.GenerateKey(curve, rand.Reader))(t)
+}
+
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}

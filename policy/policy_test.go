@@ -1,0 +1,365 @@
+package policy_test
+
+import (
+	"crypto/x509/pkix"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+var (
+	podIP   = netip.MustParseAddr("10.65.0.7")
+	otherIP = netip.MustParseAddr("10.65.0.8")
+
+	calicoUsages = []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature, policy.KeyAgreement, policy.KeyEncipherment}
+)
+
+// An asker is a pod of a service account that asks for a certificate.
+type asker struct {
+	namespace, account string
+	cn                 string
+	dns                []string
+	ips                []netip.Addr
+	usages             []policy.Usage
+	lifetime           time.Duration
+	pod                *policy.Pod // what the API server says; nil: there is none
+	extra              map[string][]string
+}
+
+// newAsker asks for the names with the IP of its pod, which is as it should be.
+func newAsker(namespace, account string, names ...string) asker {
+	return asker{
+		namespace: namespace, account: account, cn: names[0], dns: names, ips: []netip.Addr{podIP}, usages: calicoUsages,
+		pod: &policy.Pod{Namespace: namespace, Name: "p-1", UID: "u-1", ServiceAccount: account, Node: "n-1", IPs: []netip.Addr{podIP}},
+		extra: map[string][]string{
+			"authentication.kubernetes.io/pod-name": {"p-1"}, "authentication.kubernetes.io/pod-uid": {"u-1"},
+			"authentication.kubernetes.io/node-name": {"n-1"},
+		},
+	}
+}
+
+func (a asker) request(t testing.TB) *policy.Request {
+	t.Helper()
+	r := policy.NewRequest(policy.Submission{
+		UID: "r-1", SignerName: "example.com/calico", Usages: a.usages, Lifetime: a.lifetime,
+		PEM: pkcs10test.Request{Subject: pkix.Name{CommonName: a.cn, Organization: []string{"Tigera"}}, DNSNames: a.dns, IPs: a.ips}.PEM(t),
+		Requester: policy.Requester{
+			Username: "system:serviceaccount:" + a.namespace + ":" + a.account,
+			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + a.namespace, "system:authenticated"},
+			Extra:    a.extra,
+		},
+	})
+	if a.pod != nil {
+		r.Pods = []policy.Pod{*a.pod}
+	}
+	return r
+}
+
+func builtIn(t testing.TB, name string) *policy.Policy {
+	t.Helper()
+	text, ok := policy.BuiltIn(name)
+	if !ok {
+		t.Fatalf("no built-in policy %s", name)
+	}
+	p, err := policy.Parse(text, policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func requireGrant(t *testing.T, v policy.Verdict) *policy.Grant {
+	t.Helper()
+	g, ok := v.(*policy.Grant)
+	if !ok {
+		t.Fatalf("not granted: %T %+v", v, v)
+	}
+	return g
+}
+
+func requireRefusal(t *testing.T, v policy.Verdict, code policy.Code, words string) {
+	t.Helper()
+	r, ok := v.(*policy.Refusal)
+	if !ok {
+		t.Fatalf("not refused: %T %+v", v, v)
+	}
+	if r.Code() != code || !strings.Contains(r.Message(), words) {
+		t.Errorf("refused as %s: %s; want %s and %q", r.Code(), r.Message(), code, words)
+	}
+}
+
+// components are the service accounts of open-source Calico and the names of each.
+var components = []struct {
+	namespace, account string
+	names              []string
+}{
+	{"calico-system", "calico-node", []string{"typha-client"}},
+	{"calico-system", "calico-typha", []string{"typha-server"}},
+	{"calico-system", "calico-apiserver", []string{"calico-api", "calico-api.calico-system", "calico-api.calico-system.svc", "calico-api.calico-system.svc.cluster.local"}},
+	{"calico-apiserver", "calico-apiserver", []string{"calico-api", "calico-api.calico-apiserver", "calico-api.calico-apiserver.svc", "calico-api.calico-apiserver.svc.cluster.local"}},
+}
+
+// Each component gets its own names, and none gets a name of another that is not its own.
+func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
+	for _, profile := range policy.BuiltInNames() {
+		p := builtIn(t, profile)
+		for _, who := range components {
+			for _, whose := range components {
+				a := newAsker(who.namespace, who.account, whose.names...)
+				if profile == "calico-legacy" {
+					a.extra = nil
+				}
+				_, granted := p.Decide(a.request(t)).(*policy.Grant)
+				if own := slices.Equal(who.names, whose.names); granted != own {
+					t.Errorf("%s: %s/%s asks for %v: granted is %t", profile, who.namespace, who.account, whose.names, granted)
+				}
+			}
+		}
+	}
+}
+
+func TestGrantHoldsWhatWasAskedAndNoMore(t *testing.T) {
+	a := newAsker("calico-system", "calico-typha", "typha-server")
+	a.lifetime = time.Hour
+	g := requireGrant(t, builtIn(t, "calico").Decide(a.request(t)))
+	if g.CommonName() != "typha-server" || !slices.Equal(g.DNSNames(), []string{"typha-server"}) || !slices.Equal(g.IPAddresses(), []netip.Addr{podIP}) {
+		t.Errorf("names: %q %v %v", g.CommonName(), g.DNSNames(), g.IPAddresses())
+	}
+	// The key is an ECDSA key: it agrees and does not encipher.
+	if want := []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature, policy.KeyAgreement}; !slices.Equal(g.Usages(), want) {
+		t.Errorf("usages: %v, want %v", g.Usages(), want)
+	}
+	if g.Lifetime() != time.Hour || g.Rule() != "calico-typha" || g.RequestUID() != "r-1" || len(g.RequestSHA256()) != 64 {
+		t.Errorf("lifetime %s, rule %q, uid %q, sha256 %q", g.Lifetime(), g.Rule(), g.RequestUID(), g.RequestSHA256())
+	}
+}
+
+func TestLifetimeIsTheLeastOfAskedRuleAndMost(t *testing.T) {
+	text, _ := policy.BuiltIn("calico")
+	shorter := strings.Replace(string(text), "    ipAddresses: [pod]", "    maxLifetime: 24h\n    ipAddresses: [pod]", 1)
+	for _, c := range []struct {
+		text        string
+		asked, want time.Duration
+	}{
+		{string(text), 0, 48 * time.Hour},
+		{string(text), time.Hour, time.Hour},
+		{string(text), 8760 * time.Hour, 48 * time.Hour},
+		{shorter, 0, 24 * time.Hour},
+		{shorter, 36 * time.Hour, 24 * time.Hour},
+	} {
+		p, err := policy.Parse([]byte(c.text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 48 * time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := newAsker("calico-system", "calico-node", "typha-client")
+		a.lifetime = c.asked
+		if g := requireGrant(t, p.Decide(a.request(t))); g.Lifetime() != c.want {
+			t.Errorf("asked %s: granted %s, want %s", c.asked, g.Lifetime(), c.want)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	p := builtIn(t, "calico")
+	for _, c := range []struct {
+		name   string
+		change func(*asker)
+		code   policy.Code
+		words  string
+	}{
+		{"a stranger", func(a *asker) { a.account = "default" }, policy.RequesterNotAllowed, "no rule lets the service account calico-system/default"},
+		{"same account name elsewhere", func(a *asker) { a.namespace = "evil" }, policy.RequesterNotAllowed, "evil/calico-node"},
+		{"token without a pod", func(a *asker) { a.extra = nil }, policy.PodNotVerified, "bound to its pod"},
+		{"token with two pods", func(a *asker) { a.extra["authentication.kubernetes.io/pod-uid"] = []string{"u-1", "u-2"} }, policy.PodNotVerified, "bound to its pod"},
+		{"pod made again", func(a *asker) { a.pod.UID = "u-2" }, policy.PodNotVerified, "another UID"},
+		{"pod of another account", func(a *asker) { a.pod.ServiceAccount = "other" }, policy.PodNotVerified, "does not run as"},
+		{"pod on another node", func(a *asker) { a.pod.Node = "n-2" }, policy.PodNotVerified, "another node"},
+		{"pod being deleted", func(a *asker) { a.pod.Deleting = true }, policy.PodNotVerified, "being deleted"},
+		{"pod finished", func(a *asker) { a.pod.Finished = true }, policy.PodNotVerified, "finished"},
+		{"another's IP", func(a *asker) { a.ips = []netip.Addr{otherIP} }, policy.NameNotAllowed, "10.65.0.8 is not an address"},
+		{"another's IP beside its own", func(a *asker) { a.ips = []netip.Addr{podIP, otherIP} }, policy.NameNotAllowed, "10.65.0.8"},
+		{"loopback though the pod has it", func(a *asker) {
+			a.ips = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+			a.pod.IPs = a.ips
+		}, policy.NameNotAllowed, "127.0.0.1"},
+		{"another's name beside its own", func(a *asker) { a.dns = []string{"typha-client", "typha-server"} }, policy.NameNotAllowed, "typha-server"},
+		{"another's common name", func(a *asker) { a.cn = "typha-server" }, policy.NameNotAllowed, "typha-server"},
+		{"a common name that is not among the names", func(a *asker) { a.dns = nil }, policy.NameNotAllowed, "one of the requested DNS names"},
+		{"no name at all", func(a *asker) { a.cn, a.dns, a.ips = "", nil, nil }, policy.NameNotAllowed, "at least one"},
+		{"a usage of a CA", func(a *asker) { a.usages = append(slices.Clone(a.usages), "cert sign") }, policy.UsageNotAllowed, "cert sign"},
+		{"any usage", func(a *asker) { a.usages = []policy.Usage{"any"} }, policy.UsageNotAllowed, "any"},
+		{"no usage", func(a *asker) { a.usages = nil }, policy.UsageNotAllowed, "0 entries"},
+		{"only usages that the key cannot serve", func(a *asker) { a.usages = []policy.Usage{policy.KeyEncipherment} }, policy.UsageNotAllowed, "can serve"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := newAsker("calico-system", "calico-node", "typha-client")
+			c.change(&a)
+			requireRefusal(t, p.Decide(a.request(t)), c.code, c.words)
+		})
+	}
+}
+
+// A username alone does not make a service account: the API server gives groups with it.
+func TestServiceAccountNeedsItsGroups(t *testing.T) {
+	r := newAsker("calico-system", "calico-node", "typha-client").request(t)
+	r.Requester.Groups = []string{"system:authenticated"}
+	requireRefusal(t, builtIn(t, "calico").Decide(r), policy.RequesterNotAllowed, "system:serviceaccount:calico-system:calico-node")
+}
+
+// Every reason is collected, also those of a request that cannot be granted for what it is.
+func TestAllReasonsAreCollected(t *testing.T) {
+	a := newAsker("calico-system", "calico-node", "typha-client", "*.evil", "typha-server")
+	a.usages = []policy.Usage{"crl sign"}
+	v := builtIn(t, "calico").Decide(a.request(t))
+	refusal, ok := v.(*policy.Refusal)
+	if !ok {
+		t.Fatalf("not refused: %T", v)
+	}
+	for _, words := range []string{"wildcard", "typha-server", "crl sign"} {
+		if !strings.Contains(refusal.String(), words) {
+			t.Errorf("%q is missing in: %s", words, refusal)
+		}
+	}
+}
+
+func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {
+	v := builtIn(t, "calico").Decide(newAsker("calico-system", "default", "x").request(t))
+	refusal, ok := v.(*policy.Refusal)
+	if !ok {
+		t.Fatalf("not refused: %T", v)
+	}
+	if strings.Contains(refusal.Message(), "calico-typha") || !strings.Contains(refusal.String(), "calico-typha") {
+		t.Errorf("message: %s; for the operator: %s", refusal.Message(), refusal)
+	}
+}
+
+func TestMissingFactsAreWaitedFor(t *testing.T) {
+	p := builtIn(t, "calico")
+	noPod := newAsker("calico-system", "calico-node", "typha-client")
+	noPod.pod = nil
+	noIP := newAsker("calico-system", "calico-node", "typha-client")
+	noIP.pod.IPs = nil
+	for _, a := range []asker{noPod, noIP} {
+		v, ok := p.Decide(a.request(t)).(*policy.NotYet)
+		if !ok || v.Rule != "calico-node" || !strings.Contains(v.Missing, "p-1") {
+			t.Errorf("verdict %+v", v)
+		}
+	}
+	// What is wrong is wrong, whether or not a fact is missing.
+	noPod.dns = []string{"typha-server"}
+	requireRefusal(t, p.Decide(noPod.request(t)), policy.NameNotAllowed, "typha-server")
+}
+
+func TestLegacyRequesterIsBoundByItsAddress(t *testing.T) {
+	p := builtIn(t, "calico-legacy")
+	a := newAsker("calico-system", "calico-node", "typha-client")
+	a.extra = nil
+	request := a.request(t)
+	if q, ok := request.PodQuery(); !ok || q.ServiceAccount != "calico-node" || q.IP != podIP {
+		t.Errorf("query %+v", q)
+	}
+	requireGrant(t, p.Decide(request))
+
+	without := a
+	without.ips = nil
+	requireRefusal(t, p.Decide(without.request(t)), policy.PodNotVerified, "exactly one IP address")
+
+	other := newAsker("calico-system", "calico-node", "typha-client")
+	other.extra, other.pod.ServiceAccount = nil, "other"
+	if v, ok := p.Decide(other.request(t)).(*policy.NotYet); !ok {
+		t.Errorf("a pod of another service account: %T", v)
+	}
+}
+
+func TestGrantIsSpentOnce(t *testing.T) {
+	p := builtIn(t, "calico")
+	g := requireGrant(t, p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
+	twin := *g
+	if err := g.Redeem(); err != nil {
+		t.Fatal(err)
+	}
+	if err := twin.Redeem(); !errors.Is(err, policy.ErrGrantSpent) {
+		t.Errorf("a copy of a spent grant: %v", err)
+	}
+	if err := (&policy.Grant{}).Redeem(); !errors.Is(err, policy.ErrNoGrant) {
+		t.Errorf("an empty grant: %v", err)
+	}
+	if err := (*policy.Grant)(nil).Redeem(); !errors.Is(err, policy.ErrNoGrant) {
+		t.Errorf("no grant: %v", err)
+	}
+}
+
+func TestGrantOfAWithdrawnPolicyIsVoid(t *testing.T) {
+	p := builtIn(t, "calico")
+	g := requireGrant(t, p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
+	p.Withdraw()
+	if err := g.Redeem(); !errors.Is(err, policy.ErrGrantStale) {
+		t.Errorf("redeemed: %v", err)
+	}
+}
+
+func TestLegacyProfileDiffersOnlyInTheBinding(t *testing.T) {
+	rules := func(name string) string {
+		text, _ := policy.BuiltIn(name)
+		_, body, _ := strings.Cut(string(text), "grant:")
+		return body
+	}
+	if rules("calico") != rules("calico-legacy") {
+		t.Error("the two profiles grant different things")
+	}
+}
+
+func TestParseReportsEveryMistakeWithItsLine(t *testing.T) {
+	const text = `version: 1
+defaults:
+  grant:
+    keys: [rsa-2048, rsa-1024]
+    usages: [server auth, cert sign]
+rules:
+  - name: a
+    from:
+      serviceAccounts: [nowhere]
+      pod: maybe
+    grant:
+      dnsNames: ["*.a", {service: b}]
+      wishes: [all]
+      maxLifetime: soon
+  - name: a
+    from:
+      serviceAccounts: [x/y]
+`
+	_, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	if err == nil {
+		t.Fatal("the policy was taken")
+	}
+	for _, want := range []string{
+		`line 4: rule "a": grant.keys: "rsa-1024"`, `line 5: rule "a": grant.usages: "cert sign"`,
+		`line 9: rule "a": from.serviceAccounts: "nowhere"`, `line 10: rule "a": from.pod: "maybe"`,
+		`line 12: rule "a": grant.dnsNames: "*.a"`, `line 13: unknown key "wishes"`,
+		`line 14: rule "a": grant.maxLifetime: "soon"`, `line 15: rules[1]: the name "a" is taken`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in:\n%v", want, err)
+		}
+	}
+}
+
+func TestParseRefusesWhatIsNoPolicy(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                      "empty",
+		"version: 1":            "there are none",
+		"version: 2\nrules: []": "must be 1",
+		"version: 1\n---\na: b": "more than one YAML document",
+		"]":                     "not YAML",
+	} {
+		if _, err := policy.Parse([]byte(text), policy.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want %q", text, err, want)
+		}
+	}
+}
