@@ -194,14 +194,21 @@ func (k *Key) signTest(ctx context.Context, conn *connection) error {
 	signature, err := conn.sign(ctx, k.mech, digest[:], crypto.SHA256)
 	switch {
 	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
-		return faultf(ErrKey, "the private %s is not the key of the CA certificate: it is of another type", k.config.Key)
+		return k.foreign("it is of another type")
+	case errors.Is(err, ErrKey):
+		return k.foreign(err.Error())
 	case err != nil:
 		return faultf(ErrUnavailable, "test signature with the private %s: %s", k.config.Key, explain(err))
 	case !verifies(k.public, digest[:], signature):
-		return faultf(ErrKey, "the private %s is not the key of the CA certificate: its signature does not verify with it. Name the key and the certificate that belong together", k.config.Key)
+		return k.foreign("its signature does not verify with it")
 	}
 	k.good.Store(time.Now().UnixNano())
 	return nil
+}
+
+// foreign is the fault of a key that is not the CA's.
+func (k *Key) foreign(why string) error {
+	return faultf(ErrKey, "the private %s is not the key of the CA certificate: %s. Name the key and the certificate that belong together", k.config.Key, why)
 }
 
 func verifies(public crypto.PublicKey, digest, signature []byte) bool {

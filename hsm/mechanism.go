@@ -94,7 +94,7 @@ func (m ecdsaMechanism) size() int { return (m.key.Params().N.BitLen() + 7) / 8 
 // ECDSA-Sig-Value (RFC 5480, appendix A).
 func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
 	if len(raw) != 2*m.size() {
-		return nil, faultf(ErrUnavailable, "the token made an ECDSA signature of %d bytes; this curve's have %d", len(raw), 2*m.size())
+		return nil, faultf(ErrKey, "its signatures have %d bytes; those of the certificate's curve have %d", len(raw), 2*m.size())
 	}
 	return asn1.Marshal(struct{ R, S *big.Int }{
 		new(big.Int).SetBytes(raw[:len(raw)/2]),
