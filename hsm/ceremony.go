@@ -24,7 +24,7 @@ func OpenCeremony(c Config) (*Ceremony, error) {
 	if err != nil {
 		return nil, err
 	}
-	number := int(slot) //nolint:gosec // crypto11 takes an int
+	number := int(slot)
 	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.Module, SlotNumber: &number, Pin: string(c.PIN)})
 	if err != nil {
 		return nil, faultf(ErrUnavailable, "open the %s: %s", c.Token, explain(err))

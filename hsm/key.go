@@ -226,7 +226,7 @@ func (k *Key) Signer(ctx context.Context) crypto.Signer { return signer{k, ctx} 
 
 type signer struct {
 	key *Key
-	ctx context.Context //nolint:containedctx // crypto.Signer has no place for it
+	ctx context.Context
 }
 
 func (s signer) Public() crypto.PublicKey { return s.key.public }

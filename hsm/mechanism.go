@@ -51,7 +51,7 @@ func (m rsaMechanism) preparePSS(digest []byte, opts *rsa.PSSOptions) ([]*pkcs11
 	if !known || (opts.SaltLength != rsa.PSSSaltLengthEqualsHash && opts.SaltLength != opts.HashFunc().Size()) {
 		return nil, nil, fmt.Errorf("RSA-PSS with %s and a salt of %d bytes is not supported", opts.HashFunc(), opts.SaltLength)
 	}
-	params := pkcs11.NewPSSParams(hash[0], hash[1], uint(opts.HashFunc().Size())) //nolint:gosec // a hash's size is small
+	params := pkcs11.NewPSSParams(hash[0], hash[1], uint(opts.HashFunc().Size()))
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_PSS, params)}, digest, nil
 }
 

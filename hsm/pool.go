@@ -22,7 +22,7 @@ func sessionLimit(wanted int, token uint) int {
 	if token == effectivelyInfinite || token == unavailable {
 		return wanted
 	}
-	return max(1, min(wanted, int(min(token, 1<<16))-1)) //nolint:gosec // bounded on this line
+	return max(1, min(wanted, int(min(token, 1<<16))-1))
 }
 
 // A pool keeps the sessions of a connection, last in, first out, so that few are

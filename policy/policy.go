@@ -95,7 +95,7 @@ func (p *Policy) judge(r *Request) finding {
 	if best == nil {
 		return finding{reasons: []Reason{{
 			Code: RequesterNotAllowed, Rule: ruleDefaultDeny, Field: "requester",
-			Message: "no rule lets " + r.Requester.describe() + " ask for a certificate of this signer",
+			Message: "is " + r.Requester.describe() + ", of whom no rule speaks",
 			Allowed: p.requesters(),
 		}}}
 	}

@@ -173,7 +173,7 @@ func TestRefusals(t *testing.T) {
 		code   policy.Code
 		words  string
 	}{
-		{"a stranger", func(a *asker) { a.account = "default" }, policy.RequesterNotAllowed, "no rule lets the service account calico-system/default"},
+		{"a stranger", func(a *asker) { a.account = "default" }, policy.RequesterNotAllowed, "the service account calico-system/default, of whom no rule speaks"},
 		{"same account name elsewhere", func(a *asker) { a.namespace = "evil" }, policy.RequesterNotAllowed, "evil/calico-node"},
 		{"token without a pod", func(a *asker) { a.extra = nil }, policy.PodNotVerified, "bound to its pod"},
 		{"token with two pods", func(a *asker) { a.extra["authentication.kubernetes.io/pod-uid"] = []string{"u-1", "u-2"} }, policy.PodNotVerified, "bound to its pod"},

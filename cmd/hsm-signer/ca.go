@@ -128,7 +128,7 @@ func reportCA(cmd *cobra.Command, c *config, want caRequest, cert []byte) error 
 
 // writeNew writes a file that does not exist yet.
 func writeNew(path string, text []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a certificate is public
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}

@@ -149,6 +149,9 @@ func (d *Daemon) Wait() (int, error) {
 	}
 }
 
+// Address is where the health endpoints listen, HOST:PORT.
+func (d *Daemon) Address() string { return d.address }
+
 // Log is what the process has written so far.
 func (d *Daemon) Log() string { return d.log.String() }
 

@@ -1,0 +1,56 @@
+# What users type. Everything sets itself up: "make demo" and "make test" need
+# nothing but Go, and install the Debian packages that are missing when run by
+# root; otherwise they say what to install.
+
+GO          ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+FUZZTIME    ?= 60s
+IMAGE       ?= hsm-signer:latest
+
+.PHONY: help build setup demo test lint fuzz cluster cluster-down image clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+build: ## bin/hsm-signer
+	$(GO) build -trimpath -o bin/hsm-signer ./cmd/hsm-signer
+
+setup: ## install what building and testing need
+	@sh integration/setup.sh
+
+demo: setup ## the main job on real parts, in a terminal; KEEP=1 leaves it running
+	@cd integration && $(GO) run ./cmd/demo
+
+test: setup ## every test; the first run builds kube-apiserver and etcd (about 6 minutes)
+	$(GO) test -race ./...
+	cd integration && $(GO) run ./cmd/cluster build
+	cd integration && $(GO) test -count=1 -p 1 -timeout 30m ./...
+
+lint: setup ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
+	sh -n integration/setup.sh
+	$(GO) vet ./... && cd integration && $(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./... && cd integration && $(GO) run $(STATICCHECK) ./...
+	cd integration && $(GO) test -count=1 -run TestHouse .
+	@integration/vulnerabilities.sh "$(GO) run $(GOVULNCHECK)"
+
+fuzz: ## every fuzz target in turn, FUZZTIME each
+	@for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep ^Fuzz); do \
+			echo "== $$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+cluster: setup ## a real API server and etcd in the background; prints one line to evaluate
+	@cd integration && $(GO) run ./cmd/cluster up
+
+cluster-down: ## stop it; its state stays in .cluster
+	@cd integration && $(GO) run ./cmd/cluster down
+
+image: ## the container image
+	docker build -t $(IMAGE) .
+
+clean: ## remove what was built here
+	rm -rf bin
