@@ -5,8 +5,9 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
+ARG RELEASE=
 # cgo loads the PKCS#11 library; -trimpath and no VCS stamp make the build repeatable.
-RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -o /hsm-signer ./cmd/hsm-signer
+RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -ldflags "-X main.release=$RELEASE" -o /hsm-signer ./cmd/hsm-signer
 
 FROM debian:bookworm-slim
 COPY --from=build /hsm-signer /usr/local/bin/hsm-signer

@@ -7,6 +7,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
+RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: help build setup demo test lint fuzz cluster cluster-down image clean
 
@@ -14,7 +15,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 build: ## bin/hsm-signer
-	$(GO) build -trimpath -o bin/hsm-signer ./cmd/hsm-signer
+	$(GO) build -trimpath -ldflags "-X main.release=$(RELEASE)" -o bin/hsm-signer ./cmd/hsm-signer
 
 setup: ## install what building and testing need
 	@sh integration/setup.sh
@@ -50,7 +51,7 @@ cluster-down: ## stop it; its state stays in .cluster
 	@cd integration && $(GO) run ./cmd/cluster down
 
 image: ## the container image
-	docker build -t $(IMAGE) .
+	docker build --build-arg RELEASE=$(RELEASE) -t $(IMAGE) .
 
 clean: ## remove what was built here
 	rm -rf bin

@@ -168,8 +168,7 @@ func (c *Controller) publish(ctx context.Context, csr *certificatesv1.Certificat
 		return written("publish the certificate", err)
 	}
 	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
-		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.DNSNames(),
-		"after", time.Since(csr.CreationTimestamp.Time).Round(time.Millisecond))
+		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.DNSNames())
 	return nil
 }
 

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"k8s.io/klog/v2"
+)
+
+// Commands that need a token or an API server are tested with them, in the module
+// "integration".
+
+func command(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = execute(t.Context(), args, &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+func TestPolicyShow(t *testing.T) {
+	for _, args := range [][]string{{"policy", "show"}, {"policy", "show", "calico"}} {
+		if out, stderr, code := command(t, args...); code != 0 || !strings.Contains(out, "typha-server") {
+			t.Errorf("%v: exit code %d: %s", args, code, stderr)
+		}
+	}
+	if _, stderr, code := command(t, "policy", "show", "nonsense"); code != 4 || !strings.Contains(stderr, "calico-legacy") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestUnknownFlagIsConfiguration(t *testing.T) {
+	if _, stderr, code := command(t, "run", "--signer-nmae", "x"); code != 4 || !strings.Contains(stderr, "run --help") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestThereIsNoFlagForThePIN(t *testing.T) {
+	if _, stderr, code := command(t, "run", "--pkcs11-pin", "1234"); code != 4 || !strings.Contains(stderr, "unknown flag") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestPINIsTakenOutOfTheEnvironment(t *testing.T) {
+	t.Setenv("PKCS11_PIN", "1234")
+	if pin := takePIN(); string(pin) != "1234" {
+		t.Error("the PIN was not read")
+	}
+	if again := takePIN(); again != "" {
+		t.Error("the PIN is still there")
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if out, _, code := command(t, "version"); code != 0 || !strings.Contains(out, "FIPS 140-3 mode") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+func TestSignerNames(t *testing.T) {
+	for name, words := range map[string]string{
+		"example.com/calico": "", "a.b/c.d/e": "", "calico": "is not a signer name", "com/calico": "is not a signer name",
+		"example.com/": "is not a signer name", "kubernetes.io/x": "reserved", "a.kubernetes.io/x": "reserved", "tigera.io/operator-signer": "Calico operator",
+	} {
+		err := checkSignerName(name)
+		if (err == nil) != (words == "") || err != nil && !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestSubjects(t *testing.T) {
+	name, err := parseSubject(`CN=Calico CA, O=Example\, Inc.,OU=PKI,C=CH`)
+	if err != nil || name.CommonName != "Calico CA" || name.Organization[0] != "Example, Inc." || name.Country[0] != "CH" {
+		t.Errorf("%+v %v", name, err)
+	}
+	for _, bad := range []string{"", "O=x", "CN", "CN=", "CN=a,X=b"} {
+		if _, err := parseSubject(bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestUnknownVariablesAreWarnedOf(t *testing.T) {
+	var log bytes.Buffer
+	warnUnknown(hclog.New(&hclog.LoggerOptions{Output: &log}), []string{"PKCS11_MODUEL=x", "PKCS11_PIN=y", "CA_KEY_LABEL=z", "CA_KEY_LABLE=z", "HOME=/"})
+	if text := log.String(); strings.Count(text, "WARN") != 2 || !strings.Contains(text, "nearest=PKCS11_MODULE") || !strings.Contains(text, "nearest=CA_KEY_LABEL") {
+		t.Error(text)
+	}
+}
+
+// What client-go writes through klog comes through the one logger.
+func TestKlogComesThroughTheLogger(t *testing.T) {
+	var log bytes.Buffer
+	newLogger(&config{logLevel: hclog.Info, logFormat: "json"}, &log)
+	t.Cleanup(klog.ClearLogger)
+	klog.Background().Info("said by client-go", "reflector", "r")
+	klog.Background().V(5).Info("whispered by client-go")
+	if text := log.String(); !strings.Contains(text, `"@message":"said by client-go"`) || !strings.Contains(text, `"reflector":"r"`) || strings.Contains(text, "whispered") {
+		t.Error(text)
+	}
+}

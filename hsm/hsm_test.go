@@ -1,0 +1,144 @@
+package hsm
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+)
+
+// What needs a token is tested with tokens, in the module "integration".
+
+func TestPINDoesNotShowItself(t *testing.T) {
+	config := Config{PIN: "canary-4711"}
+	for _, format := range []string{"%s", "%v", "%+v", "%#v", "%q", "%x"} {
+		if text := fmt.Sprintf(format, config); strings.Contains(text, "canary") {
+			t.Errorf("%s shows the PIN: %s", format, text)
+		}
+	}
+}
+
+func TestSessionLimitKeepsOneForTheLogin(t *testing.T) {
+	for _, c := range []struct {
+		wanted int
+		token  uint
+		want   int
+	}{
+		{0, 0, 16}, {0, ^uint(0), 16}, {4, 0, 4}, {0, 8, 7}, {4, 8, 4}, {64, 8, 7}, {0, 2, 1}, {0, 1, 1},
+	} {
+		if got := sessionLimit(c.wanted, c.token); got != c.want {
+			t.Errorf("wanted %d of a token that allows %d: %d, want %d", c.wanted, c.token, got, c.want)
+		}
+	}
+}
+
+func TestTokenMustMatchInAllThatIsGiven(t *testing.T) {
+	one, two := uint(1), uint(2)
+	this := TokenID{Slot: &one, Label: "ca", Serial: "s"}
+	for _, c := range []struct {
+		want    TokenID
+		matches bool
+	}{
+		{TokenID{Label: "ca"}, true},
+		{TokenID{Slot: &one, Label: "ca", Serial: "s"}, true},
+		{TokenID{Slot: &two, Label: "ca"}, false},
+		{TokenID{Label: "CA"}, false},
+		{TokenID{Label: "ca", Serial: "t"}, false},
+	} {
+		if got := c.want.matches(this); got != c.matches {
+			t.Errorf("%s: %t", c.want, got)
+		}
+	}
+}
+
+// RSA signs what crypto/rsa would: a signature over our DigestInfo with the bare
+// key operation verifies.
+func TestDigestInfoIsPKCS1(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		digest := bytes.Repeat([]byte{7}, hash.Size())
+		_, info, err := rsaMechanism{&key.PublicKey}.prepare(digest, hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := rsa.SignPKCS1v15(nil, key, crypto.Hash(0), info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := rsa.VerifyPKCS1v15(&key.PublicKey, hash, digest, signature); err != nil {
+			t.Errorf("%s: %v", hash, err)
+		}
+	}
+	if _, _, err := (rsaMechanism{&key.PublicKey}).prepare(make([]byte, 20), crypto.SHA1); err == nil {
+		t.Error("SHA-1 is signed")
+	}
+}
+
+func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := ecdsaMechanism{&key.PublicKey}
+	digest := bytes.Repeat([]byte{9}, 64)
+	_, input, err := m.prepare(digest, crypto.SHA512)
+	if err != nil || len(input) != 32 {
+		t.Fatalf("input of %d bytes, %v", len(input), err)
+	}
+	r, s, err := ecdsa.Sign(rand.Reader, key, input)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+	signature, err := m.finish(raw)
+	if err != nil || !ecdsa.VerifyASN1(&key.PublicKey, digest, signature) {
+		t.Errorf("the signature does not verify: %v", err)
+	}
+	if _, err := m.finish(raw[1:]); !errors.Is(err, ErrKey) {
+		t.Errorf("a short signature: %v", err)
+	}
+	if big.NewInt(0).SetBytes(raw[:32]).Cmp(r) != 0 {
+		t.Error("r is not the first half")
+	}
+}
+
+func TestCodesAreExplained(t *testing.T) {
+	for code, words := range map[uint]string{
+		pkcs11.CKR_PIN_INCORRECT: "the PIN is wrong (", pkcs11.CKR_SESSION_HANDLE_INVALID: "was restarted", 0x80000001: "0x80000001",
+	} {
+		if text := explain(fmt.Errorf("wrapped: %w", pkcs11.Error(code))); !strings.Contains(text, words) {
+			t.Errorf("%x: %s", code, text)
+		}
+	}
+}
+
+func TestProofFailsClosed(t *testing.T) {
+	good := Proof{}
+	for _, a := range proofAttributes {
+		good.Attributes = append(good.Attributes, Attribute{Name: a.name, Want: a.want, Is: a.want, Known: true, Must: a.must})
+	}
+	if !good.Holds() || (Proof{}).Holds() {
+		t.Error("the good proof must hold, and the empty one not")
+	}
+	for i := range good.Attributes {
+		for _, spoil := range []func(*Attribute){func(a *Attribute) { a.Is = !a.Is }, func(a *Attribute) { a.Known = false }} {
+			bad := Proof{Attributes: append([]Attribute(nil), good.Attributes...)}
+			spoil(&bad.Attributes[i])
+			if a := bad.Attributes[i]; bad.Holds() == a.Must {
+				t.Errorf("%s spoiled: holds is %t", a.Name, bad.Holds())
+			}
+		}
+	}
+}

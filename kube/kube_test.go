@@ -1,0 +1,96 @@
+package kube
+
+import (
+	"reflect"
+	"testing"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// What the loop does is tested against a real API server, in the module "integration".
+
+func condition(kind certificatesv1.RequestConditionType, status corev1.ConditionStatus) certificatesv1.CertificateSigningRequestCondition {
+	return certificatesv1.CertificateSigningRequestCondition{Type: kind, Status: status}
+}
+
+func TestStateIsReadFromTheObject(t *testing.T) {
+	const yes, no = corev1.ConditionTrue, corev1.ConditionFalse
+	type conditions = []certificatesv1.CertificateSigningRequestCondition
+	for _, c := range []struct {
+		name        string
+		conditions  conditions
+		certificate string
+		want        state
+	}{
+		{"nothing yet", nil, "", pending},
+		{"approved", conditions{condition(certificatesv1.CertificateApproved, yes)}, "", approved},
+		{"approved, says v1beta1 of old", conditions{condition(certificatesv1.CertificateApproved, "")}, "", approved},
+		{"not approved", conditions{condition(certificatesv1.CertificateApproved, no)}, "", pending},
+		{"issued", conditions{condition(certificatesv1.CertificateApproved, yes)}, "x", done},
+		{"denied", conditions{condition(certificatesv1.CertificateDenied, yes)}, "", done},
+		{"failed after it was approved", conditions{condition(certificatesv1.CertificateApproved, yes), condition(certificatesv1.CertificateFailed, yes)}, "", done},
+		{"another condition", conditions{condition("Seen", yes)}, "", pending},
+		{"a certificate that nobody approved", nil, "x", done},
+	} {
+		csr := &certificatesv1.CertificateSigningRequest{Status: certificatesv1.CertificateSigningRequestStatus{Conditions: c.conditions, Certificate: []byte(c.certificate)}}
+		if got := stateOf(csr); got != c.want {
+			t.Errorf("%s: state %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+func TestServesItsOwnSignersAlone(t *testing.T) {
+	for _, c := range []struct {
+		signer      string
+		acceptUnset bool
+		want        bool
+	}{
+		{"example.com/a", false, true},
+		{"example.com/b", false, true},
+		{"example.com/c", false, false},
+		{"example.com/A", false, false},
+		{"", false, false},
+		{"", true, true},
+	} {
+		controller := &Controller{Config: Config{SignerNames: []string{"example.com/a", "example.com/b"}, AcceptUnset: c.acceptUnset}}
+		csr := &certificatesv1.CertificateSigningRequest{Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: c.signer}}
+		if got := controller.serves(csr); got != c.want {
+			t.Errorf("%q, accept unset %t: %t", c.signer, c.acceptUnset, got)
+		}
+	}
+}
+
+// Nothing gets lost between the two versions of the API, there and back.
+func TestLegacyRequestsTravelWhole(t *testing.T) {
+	signer, seconds := "example.com/a", int32(3600)
+	old := &certificatesv1beta1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "7", Labels: map[string]string{"a": "b"}},
+		Spec: certificatesv1beta1.CertificateSigningRequestSpec{
+			Request: []byte("r"), SignerName: &signer, ExpirationSeconds: &seconds, Username: "me", UID: "mine", Groups: []string{"g"},
+			Usages: []certificatesv1beta1.KeyUsage{certificatesv1beta1.UsageServerAuth},
+			Extra:  map[string]certificatesv1beta1.ExtraValue{"k": {"v", "w"}},
+		},
+		Status: certificatesv1beta1.CertificateSigningRequestStatus{
+			Certificate: []byte("c"),
+			Conditions:  []certificatesv1beta1.CertificateSigningRequestCondition{{Type: certificatesv1beta1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "R", Message: "M"}},
+		},
+	}
+	csr, err := upgrade[certificatesv1.CertificateSigningRequest](old, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if csr.Spec.SignerName != signer || csr.UID != "u" || csr.ResourceVersion != "7" || csr.Spec.Extra["k"][1] != "w" || stateOf(csr) != done {
+		t.Errorf("as v1: %+v", csr)
+	}
+	back, err := downgrade(csr)
+	if err != nil || !reflect.DeepEqual(back, old) {
+		t.Errorf("there and back: %v\n%+v\n%+v", err, back, old)
+	}
+	csr.Spec.SignerName = ""
+	if back, err := downgrade(csr); err != nil || back.Spec.SignerName != nil {
+		t.Errorf("an unset signer name came back as %v, %v", back.Spec.SignerName, err)
+	}
+}
