@@ -27,7 +27,7 @@ func OpenCeremony(c Config) (*Ceremony, error) {
 	number := int(slot)
 	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.Module, SlotNumber: &number, Pin: string(c.PIN)})
 	if err != nil {
-		return nil, faultf(ErrUnavailable, "open the %s: %s", c.Token, explain(err))
+		return nil, unavailable(err, "open the %s", c.Token)
 	}
 	return &Ceremony{config: c, ctx: ctx}, nil
 }
@@ -43,46 +43,61 @@ func checkToken(c Config) (uint, error) {
 	return conn.slot, nil
 }
 
+// keyKinds are the kinds of key that a ceremony makes: a curve, or a size of RSA.
+var keyKinds = []struct {
+	name  string
+	curve elliptic.Curve
+	bits  int
+}{
+	{"ecdsa-p256", elliptic.P256(), 0}, {"ecdsa-p384", elliptic.P384(), 0}, {"ecdsa-p521", elliptic.P521(), 0},
+	{"rsa-2048", nil, 2048}, {"rsa-3072", nil, 3072}, {"rsa-4096", nil, 4096}, {"rsa-8192", nil, 8192},
+}
+
 // KeyTypes are the types of key that [Ceremony.Generate] makes.
-var KeyTypes = []string{
-	"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072", "rsa-4096", "rsa-8192",
+func KeyTypes() []string {
+	names := make([]string, 0, len(keyKinds))
+	for _, kind := range keyKinds {
+		names = append(names, kind.name)
+	}
+	return names
 }
 
 // Generate has the token make a key pair that signs and never leaves it. There
 // must be none yet with its label or its id. A key without an id gets a random
-// one, so that its halves always belong together.
-func (c *Ceremony) Generate(keyType string) (crypto.Signer, error) {
+// one, so that its halves always belong together; the whole KeyID is returned.
+func (c *Ceremony) Generate(keyType string) (crypto.Signer, KeyID, error) {
 	id := c.config.Key
 	if err := c.requireFree(id); err != nil {
-		return nil, err
+		return nil, id, err
 	}
 	if len(id.ID) == 0 {
 		id.ID = make([]byte, 8)
 		if _, err := rand.Read(id.ID); err != nil {
-			return nil, fmt.Errorf("random key id: %w", err)
+			return nil, id, fmt.Errorf("random key id: %w", err)
 		}
 	}
 	public, private, err := keyAttributes(id)
 	if err != nil {
-		return nil, err
+		return nil, id, err
 	}
 	signer, err := c.generate(keyType, public, private)
 	if err != nil {
-		return nil, faultf(ErrUnavailable, "make the %s of type %s: %s", id, keyType, explain(err))
+		return nil, id, unavailable(err, "make the %s of type %s", id, keyType)
 	}
-	return signer, nil
+	return signer, id, nil
 }
 
 func (c *Ceremony) generate(keyType string, public, private crypto11.AttributeSet) (crypto.Signer, error) {
-	curves := map[string]elliptic.Curve{"ecdsa-p256": elliptic.P256(), "ecdsa-p384": elliptic.P384(), "ecdsa-p521": elliptic.P521()}
-	sizes := map[string]int{"rsa-2048": 2048, "rsa-3072": 3072, "rsa-4096": 4096, "rsa-8192": 8192}
-	if curve, ok := curves[keyType]; ok {
-		return c.ctx.GenerateECDSAKeyPairWithAttributes(public, private, curve)
+	for _, kind := range keyKinds {
+		switch {
+		case kind.name != keyType:
+		case kind.curve != nil:
+			return c.ctx.GenerateECDSAKeyPairWithAttributes(public, private, kind.curve)
+		default:
+			return c.ctx.GenerateRSAKeyPairWithAttributes(public, private, kind.bits)
+		}
 	}
-	if bits, ok := sizes[keyType]; ok {
-		return c.ctx.GenerateRSAKeyPairWithAttributes(public, private, bits)
-	}
-	return nil, fmt.Errorf("%q is not a key type; choose from %v", keyType, KeyTypes)
+	return nil, fmt.Errorf("%q is not a key type; choose from %v", keyType, KeyTypes())
 }
 
 // requireFree refuses a label or an id that a key in the token has already: crypto11
@@ -98,7 +113,7 @@ func (c *Ceremony) requireFree(id KeyID) error {
 	}
 	switch {
 	case err != nil:
-		return faultf(ErrUnavailable, "look for the %s: %s", id, explain(err))
+		return unavailable(err, "look for the %s", id)
 	case len(byLabel) > 0:
 		return faultf(ErrKey, "the %s holds a key labelled %q already; nothing was made. Choose another CA_KEY_LABEL, or use that key", c.config.Token, id.Label)
 	case len(byID) > 0:

@@ -42,8 +42,14 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
 		{"login", func() (string, error) { return "the token takes the PIN", conn.start(c) }},
 		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(c.Key) }},
 		{"key cannot leave", func() (string, error) {
-			proof := conn.prove()
-			return proof.String(), k.judge(proof)
+			proof, err := conn.prove()
+			if err == nil {
+				err = k.judge(proof)
+			}
+			if err == nil && !proof.Holds() {
+				return "IT CAN, which ALLOW_EXTRACTABLE_KEY allows: " + proof.String(), nil
+			}
+			return proof.String(), err
 		}},
 		{"key is the CA's", func() (string, error) {
 			begin := time.Now()

@@ -38,6 +38,26 @@ func isSession(err error) bool {
 	return false
 }
 
+// isRequest tells whether the token objects to what it was asked to do, so that
+// connecting anew would not help.
+func isRequest(err error) bool {
+	for _, code := range []uint{
+		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
+		pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
+	} {
+		if is(err, code) {
+			return true
+		}
+	}
+	return false
+}
+
+// isBroken tells whether the error means that the connection is of no use any more.
+func isBroken(err error) bool {
+	var ckr pkcs11.Error
+	return errors.As(err, &ckr) && !isSession(err) && !isRequest(err)
+}
+
 // meanings says what a code means here and what to do about it.
 var meanings = map[uint]string{
 	pkcs11.CKR_PIN_INCORRECT:            "the PIN is wrong",

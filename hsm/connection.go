@@ -47,7 +47,7 @@ func load(path string) (*pkcs11.Ctx, error) {
 	}
 	if err := module.Initialize(); err != nil && !is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
 		module.Destroy()
-		return nil, faultf(ErrUnavailable, "PKCS#11 module %s cannot be initialised: %s", path, explain(err))
+		return nil, unavailable(err, "PKCS#11 module %s cannot be initialised", path)
 	}
 	return module, nil
 }
@@ -66,7 +66,7 @@ func (c *connection) open(config Config) error {
 func (c *connection) start(config Config) error {
 	var err error
 	if c.keeper, err = c.openSession(); err != nil {
-		return faultf(ErrUnavailable, "open a session with the %s: %s", config.Token, explain(err))
+		return unavailable(err, "open a session with the %s", config.Token)
 	}
 	c.sessions = newPool(c, sessionLimit(config.MaxSessions, c.token.MaxSessionCount))
 	return c.login(config)
@@ -76,7 +76,7 @@ func (c *connection) start(config Config) error {
 func (c *connection) findToken(want TokenID) error {
 	slots, err := c.module.GetSlotList(true)
 	if err != nil {
-		return faultf(ErrUnavailable, "list the slots: %s", explain(err))
+		return unavailable(err, "list the slots")
 	}
 	var found, seen []string
 	for _, slot := range slots {
@@ -136,7 +136,7 @@ func (c *connection) login(config Config) error {
 	case isPIN(err):
 		return faultf(ErrPIN, "the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", config.Token, explain(err))
 	}
-	return faultf(ErrUnavailable, "log in to the %s: %s", config.Token, explain(err))
+	return unavailable(err, "log in to the %s", config.Token)
 }
 
 // findKey requires exactly one private key that matches.
@@ -151,7 +151,7 @@ func (c *connection) findKey(want KeyID) error {
 	handles, err := c.find(template)
 	switch {
 	case err != nil:
-		return faultf(ErrUnavailable, "look for the %s: %s", want, explain(err))
+		return unavailable(err, "look for the %s", want)
 	case len(handles) == 0:
 		return faultf(ErrKey, "there is no private %s in the token; it holds %s", want, c.describeKeys())
 	case len(handles) > 1:

@@ -12,6 +12,7 @@
 package hsm
 
 import (
+	"crypto"
 	"errors"
 	"fmt"
 	"time"
@@ -27,6 +28,10 @@ type Config struct {
 	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
 	Timeout          time.Duration // longest wait for one signature; 0: 10 s
 	AllowExtractable bool          // go on although the key could leave the token
+
+	// Signature is what test signatures are made with; it should be what
+	// certificates are. nil: SHA-256, with PKCS#1 v1.5 where the key is RSA.
+	Signature crypto.SignerOpts
 }
 
 // TokenID names a token. All that is given must match; at least one must be given.
@@ -78,6 +83,9 @@ func (PIN) String() string { return "(PIN)" }
 // GoString hides the PIN.
 func (PIN) GoString() string { return "(PIN)" }
 
+// MarshalText hides the PIN.
+func (PIN) MarshalText() ([]byte, error) { return []byte("(PIN)"), nil }
+
 // What an error from this package means; use [errors.Is].
 var (
 	// ErrPIN: the token refused the PIN, or it would be too dangerous to try
@@ -92,13 +100,19 @@ var (
 
 // fault is an error of one of the three kinds, with words of its own.
 type fault struct {
-	kind error
-	text string
+	kind  error
+	text  string
+	cause error // what PKCS#11 said, if that was the reason
 }
 
-func (f *fault) Error() string { return f.text }
-func (f *fault) Unwrap() error { return f.kind }
+func (f *fault) Error() string   { return f.text }
+func (f *fault) Unwrap() []error { return []error{f.kind, f.cause} }
 
 func faultf(kind error, format string, args ...any) error {
 	return &fault{kind: kind, text: fmt.Sprintf(format, args...)}
+}
+
+// unavailable is the fault of a call that PKCS#11 did not do.
+func unavailable(cause error, format string, args ...any) error {
+	return &fault{kind: ErrUnavailable, text: fmt.Sprintf(format, args...) + ": " + explain(cause), cause: cause}
 }

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -36,8 +35,9 @@ type Key struct {
 
 	// calls is held for reading while the module is in use, and for writing while
 	// it is opened or closed: never finalize with calls in flight.
-	calls sync.RWMutex
-	conn  *connection // nil: not connected
+	calls  sync.RWMutex
+	conn   *connection // nil: not connected
+	closed bool
 
 	good  atomic.Int64 // when the last signature was made, in ns since 1970
 	probe sync.Mutex   // one test signature at a time
@@ -57,6 +57,9 @@ func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
 	}
 	if config.Timeout <= 0 {
 		config.Timeout = defaultTimeout
+	}
+	if config.Signature == nil {
+		config.Signature = crypto.SHA256
 	}
 	return &Key{config: config, public: public, mech: mech}, nil
 }
@@ -80,10 +83,11 @@ func (k *Key) Ready(ctx context.Context) error {
 	if conn == nil {
 		return k.connect(nil)
 	}
-	if err := k.testSignature(ctx, conn); err != nil {
+	err := k.testSignature(ctx, conn)
+	if isBroken(err) {
 		return k.connect(conn)
 	}
-	return nil
+	return err
 }
 
 func (k *Key) provenLately() bool {
@@ -101,14 +105,13 @@ func (k *Key) connected() *connection {
 func (k *Key) connect(failed *connection) error {
 	k.calls.Lock()
 	defer k.calls.Unlock()
-	if k.conn != nil && k.conn != failed {
+	switch {
+	case k.closed:
+		return faultf(ErrUnavailable, "the key was closed")
+	case k.conn != nil && k.conn != failed:
 		return nil
 	}
-	if k.conn != nil {
-		k.conn.close()
-		k.conn = nil
-		k.good.Store(0)
-	}
+	k.disconnect()
 	if err := k.mayTry(); err != nil {
 		return err
 	}
@@ -119,6 +122,15 @@ func (k *Key) connect(failed *connection) error {
 	}
 	k.conn = conn
 	return nil
+}
+
+// disconnect closes the connection. The caller holds the lock for writing.
+func (k *Key) disconnect() {
+	k.good.Store(0)
+	if k.conn != nil {
+		k.conn.close()
+		k.conn = nil
+	}
 }
 
 // mayTry refuses an attempt that is too early, or one that can only do harm.
@@ -161,7 +173,11 @@ func (k *Key) admit(conn *connection) error {
 	if err := conn.findKey(k.config.Key); err != nil {
 		return err
 	}
-	if err := k.judge(conn.prove()); err != nil {
+	proof, err := conn.prove()
+	if err != nil {
+		return err
+	}
+	if err := k.judge(proof); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), k.config.Timeout)
@@ -190,16 +206,18 @@ func (k *Key) testSignature(ctx context.Context, conn *connection) error {
 // signTest signs a fixed text, never a caller's, and verifies that with
 // the public key: so the key is the one of the CA certificate.
 func (k *Key) signTest(ctx context.Context, conn *connection) error {
-	digest := sha256.Sum256([]byte("hsm-signer: test signature"))
-	signature, err := conn.sign(ctx, k.mech, digest[:], crypto.SHA256)
+	hash := k.config.Signature.HashFunc().New()
+	hash.Write([]byte("hsm-signer: test signature"))
+	digest := hash.Sum(nil)
+	signature, err := conn.sign(ctx, k.mech, digest, k.config.Signature)
 	switch {
 	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
 		return k.foreign("it is of another type")
 	case errors.Is(err, ErrKey):
 		return k.foreign(err.Error())
 	case err != nil:
-		return faultf(ErrUnavailable, "test signature with the private %s: %s", k.config.Key, explain(err))
-	case !verifies(k.public, digest[:], signature):
+		return unavailable(err, "test signature with the private %s", k.config.Key)
+	case !verifies(k.public, k.config.Signature, digest, signature):
 		return k.foreign("its signature does not verify with it")
 	}
 	k.good.Store(time.Now().UnixNano())
@@ -211,10 +229,13 @@ func (k *Key) foreign(why string) error {
 	return faultf(ErrKey, "the private %s is not the key of the CA certificate: %s. Name the key and the certificate that belong together", k.config.Key, why)
 }
 
-func verifies(public crypto.PublicKey, digest, signature []byte) bool {
+func verifies(public crypto.PublicKey, opts crypto.SignerOpts, digest, signature []byte) bool {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(key, crypto.SHA256, digest, signature) == nil
+		if pss, ok := opts.(*rsa.PSSOptions); ok {
+			return rsa.VerifyPSS(key, opts.HashFunc(), digest, signature, pss) == nil
+		}
+		return rsa.VerifyPKCS1v15(key, opts.HashFunc(), digest, signature) == nil
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(key, digest, signature)
 	}
@@ -243,19 +264,18 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		return nil, err
 	}
 	conn, signature, err := k.attempt(ctx, digest, opts)
-	if err == nil {
+	switch {
+	case err == nil:
 		return signature, nil
-	}
-	if ctx.Err() != nil {
-		return nil, faultf(ErrUnavailable, "no signature within %s: %s", k.config.Timeout, explain(err))
-	}
-	if !isSession(err) {
+	case isBroken(err):
 		if err := k.connect(conn); err != nil {
 			return nil, fmt.Errorf("after a fault of the token: %w", err)
 		}
+	case !isSession(err):
+		return nil, unavailable(err, "sign with the private %s", k.config.Key)
 	}
 	if _, signature, err = k.attempt(ctx, digest, opts); err != nil {
-		return nil, faultf(ErrUnavailable, "sign with the private %s: %s", k.config.Key, explain(err))
+		return nil, unavailable(err, "sign with the private %s", k.config.Key)
 	}
 	return signature, nil
 }
@@ -284,15 +304,13 @@ func (k *Key) Proof(ctx context.Context) (Proof, error) {
 	if k.conn == nil {
 		return Proof{}, faultf(ErrUnavailable, "the token is not connected")
 	}
-	return k.conn.prove(), nil
+	return k.conn.prove()
 }
 
-// Close closes the sessions and the module. It waits for calls in flight.
+// Close closes the sessions and the module for good. It waits for calls in flight.
 func (k *Key) Close() {
 	k.calls.Lock()
 	defer k.calls.Unlock()
-	if k.conn != nil {
-		k.conn.close()
-		k.conn = nil
-	}
+	k.closed = true
+	k.disconnect()
 }

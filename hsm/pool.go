@@ -28,30 +28,33 @@ func sessionLimit(wanted int, token uint) int {
 // A pool keeps the sessions of a connection, last in, first out, so that few are
 // open where few are needed.
 type pool struct {
-	conn  *connection
-	slots chan struct{} // one for each session that may be in use
+	conn    *connection
+	permits chan struct{} // one for each session that may be in use
 
 	mu   sync.Mutex
 	idle []pkcs11.SessionHandle
 }
 
 func newPool(conn *connection, limit int) *pool {
-	return &pool{conn: conn, slots: make(chan struct{}, limit)}
+	return &pool{conn: conn, permits: make(chan struct{}, limit)}
 }
 
 // acquire waits for a session until the context ends.
 func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
 	select {
-	case p.slots <- struct{}{}:
+	case p.permits <- struct{}{}:
 	case <-ctx.Done():
-		return 0, faultf(ErrUnavailable, "all %d PKCS#11 sessions are busy: %v", cap(p.slots), ctx.Err())
+		return 0, faultf(ErrUnavailable, "all %d PKCS#11 sessions are busy: %v", cap(p.permits), ctx.Err())
 	}
 	if session, ok := p.pop(); ok {
 		return session, nil
 	}
 	session, err := p.conn.openSession()
 	if err != nil {
-		<-p.slots
+		<-p.permits
 	}
 	return session, err
 }
@@ -73,11 +76,11 @@ func (p *pool) release(session pkcs11.SessionHandle) {
 	p.mu.Lock()
 	p.idle = append(p.idle, session)
 	p.mu.Unlock()
-	<-p.slots
+	<-p.permits
 }
 
 // discard closes a session in which a call failed.
 func (p *pool) discard(session pkcs11.SessionHandle) {
 	_ = p.conn.module.CloseSession(session)
-	<-p.slots
+	<-p.permits
 }

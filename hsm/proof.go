@@ -35,17 +35,21 @@ var proofAttributes = []struct {
 	{pkcs11.CKA_LOCAL, "CKA_LOCAL", true, false}, // NSS says false of keys that it made itself
 }
 
-// prove asks for the attributes one by one.
-func (c *connection) prove() Proof {
+// prove asks for the attributes one by one. That the token does not know an attribute or will
+// not say it is an answer; any other error is a fault.
+func (c *connection) prove() (Proof, error) {
 	var p Proof
 	for _, a := range proofAttributes {
 		value, err := c.attribute(c.key, a.kind)
+		if err != nil && !is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) && !is(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
+			return Proof{}, unavailable(err, "read %s of the key", a.name)
+		}
 		known := err == nil && len(value) == 1
 		p.Attributes = append(p.Attributes, Attribute{
 			Name: a.name, Want: a.want, Must: a.must, Known: known, Is: known && value[0] != 0,
 		})
 	}
-	return p
+	return p, nil
 }
 
 // Holds tells whether every attribute that must hold does.

@@ -3,7 +3,6 @@ package issuer
 import (
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
@@ -67,10 +66,28 @@ func DefaultAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 			return x509.ECDSAWithSHA512
 		}
 		return x509.ECDSAWithSHA256
-	case ed25519.PublicKey:
-		return x509.PureEd25519
 	}
 	return x509.UnknownSignatureAlgorithm
+}
+
+// SignerOpts is what a [crypto.Signer] is told so that it signs with the algorithm;
+// [x509.UnknownSignatureAlgorithm] means the default one of the key.
+func SignerOpts(a x509.SignatureAlgorithm, public crypto.PublicKey) crypto.SignerOpts {
+	if a == x509.UnknownSignatureAlgorithm {
+		a = DefaultAlgorithm(public)
+	}
+	hash := crypto.SHA256
+	switch a {
+	case x509.SHA384WithRSA, x509.SHA384WithRSAPSS, x509.ECDSAWithSHA384:
+		hash = crypto.SHA384
+	case x509.SHA512WithRSA, x509.SHA512WithRSAPSS, x509.ECDSAWithSHA512:
+		hash = crypto.SHA512
+	}
+	switch a {
+	case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
+		return &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash}
+	}
+	return hash
 }
 
 // fits answers nil when a key of this kind can sign with the algorithm.
@@ -81,8 +98,6 @@ func fits(a x509.SignatureAlgorithm, public crypto.PublicKey) error {
 		allowed = rsaAlgorithms
 	case *ecdsa.PublicKey:
 		allowed = ecdsaAlgorithms
-	case ed25519.PublicKey:
-		allowed = []x509.SignatureAlgorithm{x509.PureEd25519}
 	}
 	if slices.Contains(allowed, a) {
 		return nil

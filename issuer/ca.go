@@ -87,7 +87,7 @@ func (c *CA) Certificate() *x509.Certificate { return c.cert }
 func (c *CA) Matches(public crypto.PublicKey) error {
 	key, ok := public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !key.Equal(c.cert.PublicKey) {
-		return fmt.Errorf("the key in the token is not the key of the CA certificate %s: name the key that belongs to it, or the certificate that belongs to the key", c.cert.Subject)
+		return fmt.Errorf("the key is not the one of the CA certificate %s: name the key that belongs to it, or the certificate that belongs to the key", c.cert.Subject)
 	}
 	return nil
 }

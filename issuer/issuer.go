@@ -48,9 +48,9 @@ type Issuer struct {
 	now       func() time.Time
 }
 
-// New returns an issuer for the CA. The key must be the one in the CA's
-// certificate, and the algorithm one that it can sign with;
-// [x509.UnknownSignatureAlgorithm] chooses the usual one.
+// New returns an issuer for the CA. The key's public half must be the one in the
+// CA's certificate, and the algorithm one that it can sign with;
+// [x509.UnknownSignatureAlgorithm] means the default one of the key.
 func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm) (*Issuer, error) {
 	if err := ca.Matches(key.Public()); err != nil {
 		return nil, err

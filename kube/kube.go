@@ -13,6 +13,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -78,7 +81,7 @@ type key struct {
 // Waits between two looks at the same request after a fault or while a fact is missing.
 const (
 	firstRetry = 200 * time.Millisecond
-	lastRetry  = 30 * time.Second
+	lastRetry  = 8 * time.Second // a pod's init container gives up after 90
 )
 
 var errStarting = errors.New("the API server was not reached yet")
@@ -108,9 +111,6 @@ func (c *Controller) Ready() error {
 
 // watching notes how the watch of a selector stands.
 func (c *Controller) watching(selector string, err error) {
-	if err != nil {
-		err = fmt.Errorf("watch certificate requests (%s): %w", selector, err)
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.watches[selector] = err
@@ -119,6 +119,8 @@ func (c *Controller) watching(selector string, err error) {
 // Run serves requests until the context ends; then it finishes what is in work
 // and returns. An API server that cannot be reached is tried again and again.
 func (c *Controller) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the informers also when Run ends by itself
 	broadcaster := newEvents(c)
 	defer broadcaster.Shutdown()
 
@@ -149,11 +151,11 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.2, Steps: 8, Cap: lastRetry}
 	delay := backoff.DelayFunc()
 	for {
-		api, err := discover(c.Client)
+		api, err := discover(ctx, c.Client)
 		if err == nil {
 			return api, nil
 		}
-		c.watching("", err)
+		c.watching("", fmt.Errorf("find the certificates API: %w", err))
 		c.Logger.Warn("the API server does not answer as it should; trying again", "error", err)
 		select {
 		case <-ctx.Done():
@@ -167,9 +169,9 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests) error {
 	selectors := make([]string, 0, len(c.SignerNames))
 	for _, name := range c.SignerNames {
-		selectors = append(selectors, "spec.signerName="+name)
+		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
 	}
-	if c.AcceptUnset {
+	if c.AcceptUnset && api.legacy {
 		// A server before 1.18 knows no such selector, and requests without a
 		// signer name match none: watch everything and sort it out here.
 		selectors = []string{""}
@@ -181,7 +183,9 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 	}
 	c.mu.Unlock()
 	for _, selector := range selectors {
-		lw := api.listerWatcher(selector, func(err error) { c.watching(selector, err) })
+		lw := api.listerWatcher(selector, func(err error) {
+			c.watching(selector, explainWatch(selector, api, err))
+		})
 		informer := cache.NewSharedIndexInformer(lw, &certificatesv1.CertificateSigningRequest{}, 0, nil)
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(o any) { c.enqueue(o) },
@@ -194,6 +198,17 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		group.StartWithContext(ctx, informer.RunWithContext)
 	}
 	return nil
+}
+
+// explainWatch says what an error of a watch means for the operator.
+func explainWatch(selector string, api *requests, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case api.legacy && apierrors.IsBadRequest(err):
+		return fmt.Errorf("watch certificate requests (%s): %w: servers before Kubernetes 1.18 know no signer names; if this is one, set UNSET_SIGNER_NAME=accept", selector, err)
+	}
+	return fmt.Errorf("watch certificate requests (%s): %w", cmp.Or(selector, "all of them"), err)
 }
 
 // enqueue takes up a request that is ours and not yet done.

@@ -35,10 +35,22 @@ func TestStateIsReadFromTheObject(t *testing.T) {
 		{"another condition", conditions{condition("Seen", yes)}, "", pending},
 		{"a certificate that nobody approved", nil, "x", done},
 	} {
-		csr := &certificatesv1.CertificateSigningRequest{Status: certificatesv1.CertificateSigningRequestStatus{Conditions: c.conditions, Certificate: []byte(c.certificate)}}
+		csr := &certificatesv1.CertificateSigningRequest{Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"}, Status: certificatesv1.CertificateSigningRequestStatus{Conditions: c.conditions, Certificate: []byte(c.certificate)}}
 		if got := stateOf(csr); got != c.want {
 			t.Errorf("%s: state %d, want %d", c.name, got, c.want)
 		}
+	}
+}
+
+// Without a signer name the certificate comes first and the approval after it.
+func TestUnsetSignerNameIsDoneWhenApproved(t *testing.T) {
+	csr := &certificatesv1.CertificateSigningRequest{Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte("x")}}
+	if got := stateOf(csr); got != pending {
+		t.Errorf("with a certificate alone: state %d", got)
+	}
+	csr.Status.Conditions = append(csr.Status.Conditions, condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
+	if got := stateOf(csr); got != done {
+		t.Errorf("with a certificate and approved: state %d", got)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1beta1"
@@ -37,8 +38,8 @@ func (l legacyClient) Watch(ctx context.Context, o metav1.ListOptions) (watch.In
 	return watch.Filter(old, func(e watch.Event) (watch.Event, bool) {
 		if csr, ok := e.Object.(*certificatesv1beta1.CertificateSigningRequest); ok {
 			upgraded, err := upgrade[certificatesv1.CertificateSigningRequest](csr, nil)
-			if err != nil {
-				return e, false
+			if err != nil { // an error event makes the informer list again: nothing is lost
+				return watch.Event{Type: watch.Error, Object: &apierrors.NewInternalError(err).ErrStatus}, true
 			}
 			e.Object = upgraded
 		}

@@ -49,7 +49,11 @@ func factsOf(pod *corev1.Pod) policy.Pod {
 		Finished:       pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
 		Deleting:       pod.DeletionTimestamp != nil,
 	}
-	for _, ip := range pod.Status.PodIPs {
+	ips := pod.Status.PodIPs
+	if len(ips) == 0 { // before Kubernetes 1.16 there is only the one
+		ips = []corev1.PodIP{{IP: pod.Status.PodIP}}
+	}
+	for _, ip := range ips {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {
 			facts.IPs = append(facts.IPs, addr.Unmap())
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -37,11 +38,16 @@ type requests struct {
 	stores  []cache.Store
 }
 
+// discoveryTimeout bounds one attempt to reach the API server.
+const discoveryTimeout = 10 * time.Second
+
 // discover asks the API server which version it has and prefers v1.
-func discover(client kubernetes.Interface) (*requests, error) {
+func discover(ctx context.Context, client kubernetes.Interface) (*requests, error) {
+	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	defer cancel()
 	const group = "certificates.k8s.io/"
 	for _, version := range []string{"v1", "v1beta1"} {
-		resources, err := client.Discovery().ServerResourcesForGroupVersion(group + version)
+		resources, err := client.Discovery().ServerResourcesForGroupVersionWithContext(ctx, group+version)
 		if apierrors.IsNotFound(err) {
 			continue
 		}
@@ -63,8 +69,8 @@ func discover(client kubernetes.Interface) (*requests, error) {
 }
 
 // APIVersion returns the version of the API that a controller would use.
-func APIVersion(client kubernetes.Interface) (string, error) {
-	api, err := discover(client)
+func APIVersion(ctx context.Context, client kubernetes.Interface) (string, error) {
+	api, err := discover(ctx, client)
 	if err != nil {
 		return "", err
 	}

@@ -24,7 +24,9 @@ const (
 )
 
 // stateOf reads the state from the object. The API server lets a certificate be
-// set on a request that is denied or failed, so both come first.
+// set on a request that is denied or failed, so both come first. A request
+// without a signer name is done only when it is approved too (see
+// [Controller.publishFirst]).
 func stateOf(csr *certificatesv1.CertificateSigningRequest) state {
 	s := pending
 	for _, condition := range csr.Status.Conditions {
@@ -38,7 +40,7 @@ func stateOf(csr *certificatesv1.CertificateSigningRequest) state {
 			s = approved
 		}
 	}
-	if len(csr.Status.Certificate) > 0 {
+	if len(csr.Status.Certificate) > 0 && (s == approved || csr.Spec.SignerName != "") {
 		return done
 	}
 	return s
@@ -73,8 +75,8 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 		}
 		was = stateOf(csr)
 	}
-	if was == done || !c.serves(csr) {
-		return nil
+	if was == done || !c.serves(csr) || was == pending && !c.Approve {
+		return nil // nothing to do, or someone else's approval will come as an update
 	}
 	verdict, err := c.decide(ctx, csr)
 	if err != nil {
@@ -111,6 +113,7 @@ func submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 		UID:        string(csr.UID),
 		SignerName: csr.Spec.SignerName,
 		PEM:        csr.Spec.Request,
+		Age:        time.Since(csr.CreationTimestamp.Time),
 		Requester: policy.Requester{
 			Username: csr.Spec.Username,
 			UID:      csr.Spec.UID,
@@ -132,24 +135,33 @@ func submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 
 // granted approves, issues and publishes. Nothing is approved that cannot be
 // signed now.
-func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) error {
-	if was == pending && !c.Approve {
-		return nil // the approval will come as an update
-	}
+func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
 	if err := c.Issuer.Ready(ctx); err != nil {
 		return fmt.Errorf("cannot sign now: %w", err)
 	}
+	if was == pending && csr.Spec.SignerName == "" {
+		return c.publishFirst(ctx, csr, grant)
+	}
 	if was == pending {
-		var err error
 		if csr, err = c.approve(ctx, csr, grant); err != nil {
 			return err
 		}
 	}
-	chain, err := c.Issuer.Issue(ctx, grant)
-	if err != nil {
-		return fmt.Errorf("issue: %w", err)
+	_, err = c.issue(ctx, csr, grant)
+	return err
+}
+
+// publishFirst serves a request without a signer name the other way round: before Kubernetes
+// 1.18 the controller manager signs whatever is approved and has no
+// certificate yet, with the cluster's own CA and the requester's own subject.
+func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (err error) {
+	if len(csr.Status.Certificate) == 0 {
+		if csr, err = c.issue(ctx, csr, grant); err != nil {
+			return err
+		}
 	}
-	return c.publish(ctx, csr, grant, chain)
+	_, err = c.approve(ctx, csr, grant)
+	return err
 }
 
 func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
@@ -160,16 +172,22 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 	return updated, written("approve", err)
 }
 
-// publish writes the certificate to the object that was approved, and to no other.
-func (c *Controller) publish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, chain []byte) error {
+// issue has the certificate made and writes it to the object that was decided on,
+// and to no other.
+func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
+	chain, err := c.Issuer.Issue(ctx, grant)
+	if err != nil {
+		return nil, fmt.Errorf("issue: %w", err)
+	}
 	csr = csr.DeepCopy()
 	csr.Status.Certificate = chain
-	if _, err := c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{}); err != nil {
-		return written("publish the certificate", err)
+	updated, err := c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{})
+	if err != nil {
+		return nil, written("publish the certificate", err)
 	}
 	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.DNSNames())
-	return nil
+	return updated, nil
 }
 
 // refused denies a pending request, and fails one that someone else has approved:
@@ -180,15 +198,12 @@ func (c *Controller) refused(ctx context.Context, csr *certificatesv1.Certificat
 	}
 	csr = csr.DeepCopy()
 	var err error
-	switch {
-	case was == approved:
+	if was == approved {
 		setCondition(csr, certificatesv1.CertificateFailed, string(refusal.Code()), refusal.Message())
 		_, err = c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{})
-	case c.Approve:
+	} else {
 		setCondition(csr, certificatesv1.CertificateDenied, string(refusal.Code()), refusal.Message())
 		_, err = c.requests.Load().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
-	default:
-		return nil // someone else approves or denies; if they approve, it will fail
 	}
 	if err != nil {
 		return written("write the refusal", err)

@@ -16,6 +16,7 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -62,6 +63,10 @@ func (p *Policy) Decide(r *Request) Verdict {
 			Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message,
 		})
 	}
+	if !p.speaksOf(r) {
+		refusal.Reasons = append(refusal.Reasons, p.stranger(r))
+		return refusal
+	}
 	if r.asked == nil {
 		return refusal
 	}
@@ -78,8 +83,8 @@ func (p *Policy) Decide(r *Request) Verdict {
 	return p.grant(r, finding.rule)
 }
 
-// judge puts the request before every rule that speaks of its requester and returns the
-// finding that is best for it: granted before missing a fact before refused,
+// judge puts the request before every rule that speaks of its requester (one
+// must) and returns the finding that is best for it: granted before missing a fact before refused,
 // and among the refused those with the fewest reasons.
 func (p *Policy) judge(r *Request) finding {
 	var best *finding
@@ -92,14 +97,27 @@ func (p *Policy) judge(r *Request) finding {
 			best = &f
 		}
 	}
-	if best == nil {
-		return finding{reasons: []Reason{{
-			Code: RequesterNotAllowed, Rule: ruleDefaultDeny, Field: "requester",
-			Message: "is " + r.Requester.describe() + ", of whom no rule speaks",
-			Allowed: p.requesters(),
-		}}}
-	}
 	return *best
+}
+
+// speaksOf tells whether any rule speaks of the requester.
+func (p *Policy) speaksOf(r *Request) bool {
+	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.speaksOf(r) })
+}
+
+// stranger is the reason for which a requester of whom no rule speaks is refused.
+func (p *Policy) stranger(r *Request) Reason {
+	return Reason{
+		Code: RequesterNotAllowed, Rule: ruleDefaultDeny, Field: "requester",
+		Message: "is " + r.Requester.describe() + ", of whom no rule speaks",
+		Allowed: p.requesters(),
+	}
+}
+
+// AnyByAddress tells whether a rule takes tokens that name no pod, as those of
+// clusters before Kubernetes 1.22 are.
+func (p *Policy) AnyByAddress() bool {
+	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.pod == podAddress })
 }
 
 // requesters lists those whom the rules speak of.

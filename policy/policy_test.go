@@ -28,6 +28,7 @@ type asker struct {
 	ips                []netip.Addr
 	usages             []policy.Usage
 	lifetime           time.Duration
+	age                time.Duration
 	pod                *policy.Pod // what the API server says; nil: there is none
 	extra              map[string][]string
 }
@@ -35,7 +36,7 @@ type asker struct {
 // newAsker asks for the names with the IP of its pod, which is as it should be.
 func newAsker(namespace, account string, names ...string) asker {
 	return asker{
-		namespace: namespace, account: account, cn: names[0], dns: names, ips: []netip.Addr{podIP}, usages: calicoUsages,
+		namespace: namespace, account: account, cn: names[0], dns: names, ips: []netip.Addr{podIP}, usages: calicoUsages, age: time.Minute,
 		pod: &policy.Pod{Namespace: namespace, Name: "p-1", UID: "u-1", ServiceAccount: account, Node: "n-1", IPs: []netip.Addr{podIP}},
 		extra: map[string][]string{
 			"authentication.kubernetes.io/pod-name": {"p-1"}, "authentication.kubernetes.io/pod-uid": {"u-1"},
@@ -47,7 +48,7 @@ func newAsker(namespace, account string, names ...string) asker {
 func (a asker) request(t testing.TB) *policy.Request {
 	t.Helper()
 	r := policy.NewRequest(policy.Submission{
-		UID: "r-1", SignerName: "example.com/calico", Usages: a.usages, Lifetime: a.lifetime,
+		UID: "r-1", SignerName: "example.com/calico", Usages: a.usages, Lifetime: a.lifetime, Age: a.age,
 		PEM: pkcs10test.Request{Subject: pkix.Name{CommonName: a.cn, Organization: []string{"Tigera"}}, DNSNames: a.dns, IPs: a.ips}.PEM(t),
 		Requester: policy.Requester{
 			Username: "system:serviceaccount:" + a.namespace + ":" + a.account,
@@ -195,7 +196,8 @@ func TestRefusals(t *testing.T) {
 		{"a usage of a CA", func(a *asker) { a.usages = append(slices.Clone(a.usages), "cert sign") }, policy.UsageNotAllowed, "cert sign"},
 		{"any usage", func(a *asker) { a.usages = []policy.Usage{"any"} }, policy.UsageNotAllowed, "any"},
 		{"no usage", func(a *asker) { a.usages = nil }, policy.UsageNotAllowed, "0 entries"},
-		{"only usages that the key cannot serve", func(a *asker) { a.usages = []policy.Usage{policy.KeyEncipherment} }, policy.UsageNotAllowed, "can serve"},
+		{"no key usage that the key can serve", func(a *asker) { a.usages = []policy.Usage{policy.KeyEncipherment, policy.ServerAuth} }, policy.UsageNotAllowed, "can serve"},
+		{"loopback at once", func(a *asker) { a.ips, a.age = []netip.Addr{netip.MustParseAddr("127.0.0.1")}, 0 }, policy.NameNotAllowed, "127.0.0.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a := newAsker("calico-system", "calico-node", "typha-client")
@@ -210,6 +212,16 @@ func TestServiceAccountNeedsItsGroups(t *testing.T) {
 	r := newAsker("calico-system", "calico-node", "typha-client").request(t)
 	r.Requester.Groups = []string{"system:authenticated"}
 	requireRefusal(t, builtIn(t, "calico").Decide(r), policy.RequesterNotAllowed, "system:serviceaccount:calico-system:calico-node")
+}
+
+// Whether anyone speaks of the requester does not depend on what it sends.
+func TestStrangerIsAStrangerWhateverItSends(t *testing.T) {
+	for _, pem := range []string{"", "nonsense", "-----BEGIN NEW CERTIFICATE REQUEST-----"} {
+		v := builtIn(t, "calico-legacy").Decide(policy.NewRequest(policy.Submission{PEM: []byte(pem), Requester: policy.Requester{Username: "system:node:n1"}}))
+		if refusal, ok := v.(*policy.Refusal); !ok || !refusal.OfStranger() {
+			t.Errorf("%q: %+v", pem, v)
+		}
+	}
 }
 
 // Every reason is collected, also those of a request that cannot be granted for what it is.
@@ -245,7 +257,9 @@ func TestMissingFactsAreWaitedFor(t *testing.T) {
 	noPod.pod = nil
 	noIP := newAsker("calico-system", "calico-node", "typha-client")
 	noIP.pod.IPs = nil
-	for _, a := range []asker{noPod, noIP} {
+	oldIP := newAsker("calico-system", "calico-node", "typha-client") // its sandbox was made anew
+	oldIP.pod.IPs, oldIP.age = []netip.Addr{otherIP}, time.Second
+	for _, a := range []asker{noPod, noIP, oldIP} {
 		v, ok := p.Decide(a.request(t)).(*policy.NotYet)
 		if !ok || v.Rule != "calico-node" || !strings.Contains(v.Missing, "p-1") {
 			t.Errorf("verdict %+v", v)
@@ -265,6 +279,10 @@ func TestLegacyRequesterIsBoundByItsAddress(t *testing.T) {
 		t.Errorf("query %+v", q)
 	}
 	requireGrant(t, p.Decide(request))
+
+	bound := newAsker("calico-system", "calico-node", "typha-client")
+	bound.pod.UID = "u-2" // a token that names its pod binds here too
+	requireRefusal(t, p.Decide(bound.request(t)), policy.PodNotVerified, "another UID")
 
 	without := a
 	without.ips = nil

@@ -20,6 +20,7 @@ type Submission struct {
 	PEM        []byte        // spec.request
 	Usages     []Usage       // spec.usages
 	Lifetime   time.Duration // spec.expirationSeconds; 0 when none was asked for
+	Age        time.Duration // since metadata.creationTimestamp
 }
 
 // A Request is a Submission that was parsed, and the facts that a decision needs.

@@ -107,44 +107,46 @@ func (u *rule) judge(r *Request) finding {
 }
 
 // judgePod returns the live pod that asks, or nil when it is missing or there is
-// a reason against it.
+// a reason against it. A token that names its pod binds, whatever the rule says.
 func (u *rule) judgePod(r *Request, account ServiceAccount, f *finding) *Pod {
-	if u.from.pod == podAddress {
-		return u.judgePodByAddress(r, account, f)
-	}
 	bound, ok := r.Requester.pod()
-	if !ok {
-		f.refuse(PodNotVerified, "requester", nil, "must use a token that is bound to its pod: the request carries no single %s and %s", extraPodName, extraPodUID)
-		return nil
+	switch {
+	case ok:
+		return judgeBoundPod(r, bound, account, f)
+	case u.from.pod == podAddress:
+		return judgePodByAddress(r, account, f)
 	}
+	f.refuse(PodNotVerified, "requester", nil, "must use a token that is bound to its pod: the request carries no single %s and %s", extraPodName, extraPodUID)
+	return nil
+}
+
+func judgeBoundPod(r *Request, bound boundPod, account ServiceAccount, f *finding) *Pod {
 	if len(r.Pods) == 0 {
 		f.missing = "the pod " + account.Namespace + "/" + bound.name
 		return nil
 	}
 	pod := &r.Pods[0]
-	if !u.judgeLife(pod, account, f) {
-		return nil
-	}
+	fault := pod.faultAs(account)
 	switch {
+	case fault != "":
 	case pod.UID != bound.uid:
-		f.refuse(PodNotVerified, "pod", nil, "%s has another UID than the requester's token: it is a later pod of the same name", pod.Name)
+		fault = "has another UID than the requester's token: it is a later pod of the same name"
 	case bound.node != "" && pod.Node != bound.node:
-		f.refuse(PodNotVerified, "pod", nil, "%s runs on another node than the requester's token says", pod.Name)
+		fault = "runs on another node than the requester's token says"
 	default:
 		return pod
 	}
+	f.refuse(PodNotVerified, "pod", nil, "%s %s", pod.Name, fault)
 	return nil
 }
 
-func (u *rule) judgePodByAddress(r *Request, account ServiceAccount, f *finding) *Pod {
+func judgePodByAddress(r *Request, account ServiceAccount, f *finding) *Pod {
 	if len(r.asked.IPAddresses) != 1 {
 		f.refuse(PodNotVerified, "request.subjectAltName", nil, "must hold exactly one IP address, the pod's own, since the requester's token names no pod")
 		return nil
 	}
 	for i := range r.Pods {
-		var against finding
-		against.rule = u
-		if slices.Contains(r.Pods[i].IPs, r.asked.IPAddresses[0]) && u.judgeLife(&r.Pods[i], account, &against) {
+		if slices.Contains(r.Pods[i].IPs, r.asked.IPAddresses[0]) && r.Pods[i].faultAs(account) == "" {
 			return &r.Pods[i]
 		}
 	}
@@ -152,19 +154,17 @@ func (u *rule) judgePodByAddress(r *Request, account ServiceAccount, f *finding)
 	return nil
 }
 
-// judgeLife tells whether the pod is one of the service account and alive.
-func (u *rule) judgeLife(pod *Pod, account ServiceAccount, f *finding) bool {
+// faultAs says why the pod is not a live one of the service account, or nothing.
+func (p *Pod) faultAs(account ServiceAccount) string {
 	switch {
-	case pod.Namespace != account.Namespace || pod.ServiceAccount != account.Name:
-		f.refuse(PodNotVerified, "pod", nil, "%s does not run as %s", pod.Name, account)
-	case pod.Deleting:
-		f.refuse(PodNotVerified, "pod", nil, "%s is being deleted", pod.Name)
-	case pod.Finished:
-		f.refuse(PodNotVerified, "pod", nil, "%s has finished", pod.Name)
-	default:
-		return true
+	case p.Namespace != account.Namespace || p.ServiceAccount != account.Name:
+		return "does not run as " + account.String()
+	case p.Deleting:
+		return "is being deleted"
+	case p.Finished:
+		return "has finished"
 	}
-	return false
+	return ""
 }
 
 func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
@@ -207,11 +207,20 @@ func (u *rule) judgeIPs(r *Request, pod *Pod, f *finding) {
 		return
 	}
 	for _, ip := range asked {
-		if !slices.Contains(pod.IPs, ip) || isSpecial(ip) {
+		switch {
+		case slices.Contains(pod.IPs, ip) && !isSpecial(ip):
+		case r.Age < addressGrace && !isSpecial(ip):
+			f.missing = "the pod " + pod.Namespace + "/" + pod.Name + " to have the IP address " + ip.String()
+		default:
 			f.refuse(NameNotAllowed, "request.ipAddresses", addrStrings(pod.IPs), "%s is not an address of the pod %s", ip, pod.Name)
 		}
 	}
 }
+
+// addressGrace is for pods whose sandbox was made anew, as after the reboot of
+// their node: kubelet tells the container its new address a moment before it tells the API
+// server.
+const addressGrace = 10 * time.Second
 
 // isSpecial tells whether an address can never be a pod's own: loopback,
 // link-local (where cloud metadata services live), multicast, unspecified.
@@ -244,8 +253,9 @@ func (u *rule) judgeUsages(r *Request, f *finding) {
 			f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages), "asks for %s; allowed are %s", pkcs10.Quote(string(usage)), strings.Join(strs(u.usages), ", "))
 		}
 	}
-	if r.asked.Key != "" && len(fitUsages(r.Usages, r.asked.Key)) == 0 {
-		f.refuse(UsageNotAllowed, "spec.usages", nil, "has none that a key of the type %s can serve", r.asked.Key)
+	if r.asked.Key != "" && !slices.ContainsFunc(fitUsages(r.Usages, r.asked.Key), isKeyUsage) {
+		// A certificate without the extension keyUsage may be used for anything.
+		f.refuse(UsageNotAllowed, "spec.usages", nil, "has no key usage that a key of the type %s can serve; ask for %q, say", r.asked.Key, DigitalSignature)
 	}
 }
 

@@ -23,6 +23,9 @@ func Usages() []Usage {
 	return []Usage{DigitalSignature, ContentCommitment, KeyEncipherment, DataEncipherment, KeyAgreement, ServerAuth, ClientAuth}
 }
 
+// isKeyUsage tells whether a usage is one of the extension keyUsage, not of extKeyUsage.
+func isKeyUsage(u Usage) bool { return u != ServerAuth && u != ClientAuth }
+
 // fitUsages leaves out the usages that a key of this type cannot serve: only RSA
 // keys encipher, only ECDSA keys agree (RFC 3279, section 2.3.1; RFC 5480,
 // section 3; RFC 8410, section 5). Calico asks for both whatever the key is.

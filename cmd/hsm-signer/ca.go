@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ as for "run". Nothing is overwritten: neither a key of that label or id nor the 
 	}
 	addFlags(command, tokenSettings)
 	flags := command.Flags()
-	flags.StringVar(&want.keyType, "key-type", "ecdsa-p256", strings.Join(hsm.KeyTypes, ", "))
+	flags.StringVar(&want.keyType, "key-type", "ecdsa-p256", strings.Join(hsm.KeyTypes(), ", "))
 	flags.StringVar(&want.subject, "subject", "CN=hsm-signer CA", "subject of the certificate; known are CN, O, OU, L, ST and C")
 	flags.DurationVar(&want.lifetime, "lifetime", 87600*time.Hour, "lifetime of the certificate")
 	flags.StringVar(&want.out, "out", "ca.crt", "file for the certificate; it must not exist yet")
@@ -64,14 +65,20 @@ as for "run". Nothing is overwritten: neither a key of that label or id nor the 
 }
 
 func (r caRequest) check(faults *configFaults) pkix.Name {
-	if !slices.Contains(hsm.KeyTypes, r.keyType) {
-		faults.addf("--key-type", "%q is not known; choose from %s", r.keyType, strings.Join(hsm.KeyTypes, ", "))
+	if !slices.Contains(hsm.KeyTypes(), r.keyType) {
+		faults.addf("--key-type", "%q is not known; choose from %s", r.keyType, strings.Join(hsm.KeyTypes(), ", "))
 	}
 	if r.lifetime < time.Hour {
 		faults.addf("--lifetime", "%s is less than an hour", r.lifetime)
 	}
-	if _, err := os.Lstat(r.out); !errors.Is(err, fs.ErrNotExist) {
+	switch _, err := os.Lstat(r.out); {
+	case err == nil:
 		faults.addf("--out", "%s exists already; nothing was made", r.out)
+	case !errors.Is(err, fs.ErrNotExist):
+		faults.add("--out", err)
+	}
+	if info, err := os.Stat(filepath.Dir(r.out)); err != nil || !info.IsDir() {
+		faults.addf("--out", "there is no directory %s; nothing was made", filepath.Dir(r.out))
 	}
 	subject, err := parseSubject(r.subject)
 	faults.add("--subject", err)
@@ -83,17 +90,18 @@ func createCA(cmd *cobra.Command, c *config, want caRequest, subject pkix.Name) 
 	if err != nil {
 		return err
 	}
-	signer, err := ceremony.Generate(want.keyType)
+	signer, id, err := ceremony.Generate(want.keyType)
 	if err != nil {
 		return errors.Join(err, ceremony.Close())
 	}
 	cert, err := issuer.SelfSign(issuer.CAProfile{Subject: subject, Lifetime: want.lifetime}, signer)
 	if err := errors.Join(err, ceremony.Close()); err != nil {
-		return fmt.Errorf("the key was made, but not its certificate: %w", err)
+		return fmt.Errorf("the private %s was made, but not its certificate: %w. Nothing uses that key: choose another CA_KEY_LABEL to try again, or have the token's own tool delete it first", id, err)
 	}
 	if err := writeNew(want.out, cert); err != nil {
-		return fmt.Errorf("the key was made, but its certificate could not be written: %w; here it is:\n%s", err, cert)
+		return fmt.Errorf("the private %s was made, but its certificate could not be written: %w; here it is, to be saved by hand:\n%s", id, err, cert)
 	}
+	c.token.Key = id
 	return reportCA(cmd, c, want, cert)
 }
 

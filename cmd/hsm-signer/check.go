@@ -10,10 +10,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/hsm"
+	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -46,7 +48,7 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 			if err := faults.err(); err != nil {
 				return err
 			}
-			c.logLevel = max(c.logLevel, 4) // warnings and errors: the lines below say the rest
+			c.logLevel = max(c.logLevel, hclog.Warn) // the lines below say the rest
 			newLogger(c, cmd.ErrOrStderr())
 			return check(cmd.Context(), c, p, printerFor(output, cmd.OutOrStdout()))
 		},
@@ -56,13 +58,18 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 	return command
 }
 
-// check goes through the preconditions and prints each.
+// check goes through the preconditions and prints each as soon as it is known.
 func check(ctx context.Context, c *config, p *parts, print func(checkLine)) error {
 	var failed, pin bool
-	for _, line := range slices.Concat(checkToken(ctx, c, p, &pin), checkCA(ctx, p), checkCluster(ctx, c, p), checkPolicy(p.policy)) {
-		failed = failed || line.Result != "ok"
-		print(line)
+	report := func(name, detail string, err error) {
+		failed = failed || err != nil
+		pin = pin || errors.Is(err, hsm.ErrPIN)
+		print(lineOf(name, detail, err))
 	}
+	checkToken(ctx, c, p, report)
+	checkCA(p.ca, report)
+	checkCluster(ctx, c, p, report)
+	checkPolicy(p.policy, report)
 	switch {
 	case pin:
 		return &exitError{exitPIN, errors.New("the PIN will not do: correct it before you try again, since tokens lock after a few tries")}
@@ -72,57 +79,66 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine)) erro
 	return nil
 }
 
-func checkToken(ctx context.Context, c *config, p *parts, pin *bool) []checkLine {
-	var lines []checkLine
+// errSkipped stands for a precondition that was not looked at, since an earlier one does not hold.
+var errSkipped = errors.New("not looked at: what comes before does not hold")
+
+type reporter func(name, detail string, err error)
+
+func checkToken(ctx context.Context, c *config, p *parts, report reporter) {
 	for _, step := range hsm.Check(ctx, c.token, p.ca.Certificate().PublicKey) {
-		*pin = *pin || errors.Is(step.Err, hsm.ErrPIN)
-		line := lineOf(step.Name, step.Detail, step.Err)
 		if step.Skipped {
-			line.Result = "skipped"
+			step.Err = errSkipped
 		}
-		lines = append(lines, line)
+		report(step.Name, step.Detail, step.Err)
 	}
-	return lines
 }
 
 // checkCA looks at the dates; that the certificate is a CA's was checked when it
 // was loaded.
-func checkCA(_ context.Context, p *parts) []checkLine {
-	cert := p.ca.Certificate()
-	detail := fmt.Sprintf("%s, valid until %s", cert.Subject, cert.NotAfter.Format(time.RFC3339))
-	return []checkLine{lineOf("CA certificate", detail, p.ca.ValidAt(time.Now()))}
+func checkCA(ca *issuer.CA, report reporter) {
+	cert := ca.Certificate()
+	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, cert.NotAfter.Format(time.RFC3339)), ca.ValidAt(time.Now()))
 }
 
-func checkCluster(ctx context.Context, c *config, p *parts) []checkLine {
-	server, err := p.client.Discovery().ServerVersion()
+// serverTimeout bounds each question to the API server.
+const serverTimeout = 10 * time.Second
+
+func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
+	versionCtx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	server, err := p.client.Discovery().ServerVersionWithContext(versionCtx)
 	if err != nil {
-		return []checkLine{lineOf("API server", "", fmt.Errorf("%s does not answer: %w; see KUBECONFIG", p.server, err))}
+		report("API server", "", fmt.Errorf("%s does not answer: %w; see KUBECONFIG", p.server, err))
+		return
 	}
-	lines := []checkLine{lineOf("API server", p.server+", Kubernetes "+server.GitVersion, nil)}
-	api, err := kube.APIVersion(p.client)
-	lines = append(lines, lineOf("API version", api, err))
-	return append(lines, checkPermissions(ctx, c, p.client)...)
+	report("API server", p.server+", Kubernetes "+server.GitVersion, nil)
+	api, err := kube.APIVersion(ctx, p.client)
+	report("API version", api, err)
+	checkPermissions(ctx, c, p.client, report)
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.
-func checkPermissions(ctx context.Context, c *config, client kubernetes.Interface) []checkLine {
-	var lines []checkLine
+func checkPermissions(ctx context.Context, c *config, client kubernetes.Interface, report reporter) {
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
 	for _, permission := range kube.Permissions(c.signerNames, c.approve) {
 		allowed, err := permission.Allowed(ctx, client)
 		if err == nil && !allowed {
 			err = errors.New("not allowed: grant it to the service account, as deploy/rbac.yaml does")
 		}
-		lines = append(lines, lineOf("may "+permission.String(), "", err))
+		report("may "+permission.String(), "", err)
 	}
-	return lines
 }
 
-func checkPolicy(p *policy.Policy) []checkLine {
-	return []checkLine{lineOf("policy", fmt.Sprintf("%d rules (%s), hash %.12s", len(p.Rules()), strings.Join(p.Rules(), ", "), p.Hash()), nil)}
+func checkPolicy(p *policy.Policy, report reporter) {
+	report("policy", fmt.Sprintf("%d rules (%s), hash %.12s", len(p.Rules()), strings.Join(p.Rules(), ", "), p.Hash()), nil)
 }
 
 func lineOf(name, detail string, err error) checkLine {
-	if err != nil {
+	switch {
+	case errors.Is(err, errSkipped):
+		return checkLine{Check: name, Result: "skipped", Detail: err.Error()}
+	case err != nil:
 		return checkLine{Check: name, Result: "failed", Detail: err.Error()}
 	}
 	return checkLine{Check: name, Result: "ok", Detail: detail}

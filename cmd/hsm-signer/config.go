@@ -106,6 +106,11 @@ func (f *configFaults) addf(variable, format string, args ...any) {
 	f.add(variable, fmt.Errorf(format, args...))
 }
 
+// has tells whether something is wrong with the variable already.
+func (f configFaults) has(variable string) bool {
+	return slices.ContainsFunc(f, func(fault string) bool { return strings.HasPrefix(fault, variable+": ") })
+}
+
 // err reports everything at once.
 func (f configFaults) err() error {
 	if len(f) == 0 {
@@ -148,7 +153,7 @@ func (c *config) requireToken(faults *configFaults) {
 		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE: set one of them")
 	case pin != "":
 		c.token.PIN = pin
-	case c.token.PIN == "" && !slices.ContainsFunc(*faults, func(f string) bool { return strings.HasPrefix(f, "PKCS11_PIN_FILE:") }):
+	case c.token.PIN == "" && !faults.has("PKCS11_PIN_FILE"):
 		faults.addf("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN")
 	}
 }
@@ -203,20 +208,24 @@ func readSignerNames(c *config, v string) error {
 	var wrong []error
 	for name := range strings.SplitSeq(v, ",") {
 		name = strings.TrimSpace(name)
-		if err := checkSignerName(name); err != nil {
-			wrong = append(wrong, err)
+		if slices.Contains(c.signerNames, name) {
+			wrong = append(wrong, fmt.Errorf("%q is named twice", name))
 		}
+		wrong = append(wrong, checkSignerName(name))
 		c.signerNames = append(c.signerNames, name)
 	}
-	return errors.Join(wrong...)
+	if err := errors.Join(wrong...); err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return nil
 }
 
-// checkSignerName requires <domain>/<path>, as the API does, and refuses names that are
+// checkSignerName requires <domain>/<path>, as the API does (certificates.k8s.io, spec.signerName), and refuses names that are
 // someone else's.
 func checkSignerName(name string) error {
 	domain, path, found := strings.Cut(name, "/")
 	switch {
-	case !found || path == "" || len(validation.IsDNS1123Subdomain(domain)) > 0 || !strings.Contains(domain, "."):
+	case !found || len(validation.IsDNS1123Subdomain(path)) > 0 || len(validation.IsDNS1123Subdomain(domain)) > 0 || !strings.Contains(domain, "."):
 		return fmt.Errorf("%q is not a signer name, which is a domain, a slash and a name: example.com/calico", name)
 	case domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io"):
 		return fmt.Errorf("%q is reserved for Kubernetes: use a domain of your own", name)

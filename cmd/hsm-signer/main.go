@@ -39,7 +39,7 @@ func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -87,9 +87,36 @@ locked: do not start again before it is corrected; 4 configuration.`),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &exitError{exitConfig, fmt.Errorf("%w (see: %s --help)", err, c.CommandPath())}
-	})
+	root.SetFlagErrorFunc(usageError)
 	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newVersionCommand())
+	requireKnown(root)
 	return root
+}
+
+// requireKnown makes unknown commands and wrong arguments configuration faults: cobra would
+// print the help and end with 0, or end with 1.
+func requireKnown(command *cobra.Command) {
+	check := command.Args
+	if command.HasSubCommands() {
+		command.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		check = func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("there is no command %q", args[0])
+			}
+			return nil
+		}
+	}
+	command.Args = func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError(c, err)
+		}
+		return nil
+	}
+	for _, sub := range command.Commands() {
+		requireKnown(sub)
+	}
+}
+
+func usageError(c *cobra.Command, err error) error {
+	return &exitError{exitConfig, fmt.Errorf("%w (see: %s --help)", err, c.CommandPath())}
 }

@@ -36,6 +36,17 @@ func TestUnknownFlagIsConfiguration(t *testing.T) {
 	}
 }
 
+func TestUnknownCommandIsConfiguration(t *testing.T) {
+	for _, args := range [][]string{{"foo"}, {"ca", "craete"}, {"policy", "shw"}, {"run", "extra"}, {"policy", "show", "a", "b"}} {
+		if _, stderr, code := command(t, args...); code != 4 || !strings.Contains(stderr, "--help") {
+			t.Errorf("%v: exit code %d: %s", args, code, stderr)
+		}
+	}
+	if out, _, code := command(t, "ca"); code != 0 || !strings.Contains(out, "ceremony") {
+		t.Errorf("ca alone: exit code %d: %s", code, out)
+	}
+}
+
 func TestThereIsNoFlagForThePIN(t *testing.T) {
 	if _, stderr, code := command(t, "run", "--pkcs11-pin", "1234"); code != 4 || !strings.Contains(stderr, "unknown flag") {
 		t.Errorf("exit code %d: %s", code, stderr)
@@ -60,7 +71,7 @@ func TestVersion(t *testing.T) {
 
 func TestSignerNames(t *testing.T) {
 	for name, words := range map[string]string{
-		"example.com/calico": "", "a.b/c.d/e": "", "calico": "is not a signer name", "com/calico": "is not a signer name",
+		"example.com/calico": "", "a.b/c.d": "", "a.b/c/d": "is not a signer name", "a.b/C d": "is not a signer name", "a.b/c=d": "is not a signer name", "calico": "is not a signer name", "com/calico": "is not a signer name",
 		"example.com/": "is not a signer name", "kubernetes.io/x": "reserved", "a.kubernetes.io/x": "reserved", "tigera.io/operator-signer": "Calico operator",
 	} {
 		err := checkSignerName(name)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 
 	"k8s.io/client-go/kubernetes"
@@ -32,12 +31,17 @@ type parts struct {
 func (c *config) loadParts(faults *configFaults) *parts {
 	p := &parts{}
 	p.policy, _ = c.loadPolicy(faults)
-	if len(c.signerNames) == 0 && !slices.ContainsFunc(*faults, func(f string) bool { return strings.HasPrefix(f, "SIGNER_NAME:") }) {
+	if p.policy != nil && c.acceptUnset && !p.policy.AnyByAddress() {
+		faults.addf("UNSET_SIGNER_NAME", "is accept, for clusters before 1.18, whose tokens name no pod; but every rule of POLICY_FILE wants them to (pod: bound): use calico-legacy, or pod: address")
+	}
+	if len(c.signerNames) == 0 && !faults.has("SIGNER_NAME") {
 		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
 	}
 	if p.ca = c.loadCA(faults); p.ca != nil {
 		var err error
-		if p.key, err = hsm.NewKey(c.token, p.ca.Certificate().PublicKey); err != nil {
+		public := p.ca.Certificate().PublicKey
+		c.token.Signature = issuer.SignerOpts(c.algorithm, public)
+		if p.key, err = hsm.NewKey(c.token, public); err != nil {
 			faults.add("CA_CERT_FILE", err)
 		} else {
 			p.issuer, err = issuer.New(p.ca, p.key, c.algorithm)
@@ -105,7 +109,7 @@ func (c *config) loadClient(faults *configFaults) (*kubernetes.Clientset, string
 	var err error
 	if c.kubeconfig == "" {
 		if kubeConfig, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
-			err = errors.New("is not set, and this is not a pod of a cluster: name a kubeconfig file")
+			err = errors.New("is not set, and this is no pod with a service account's token: name a kubeconfig file; in a pod, set automountServiceAccountToken")
 		}
 	} else {
 		kubeConfig, err = clientcmd.BuildConfigFromFlags("", c.kubeconfig)

@@ -16,6 +16,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"time"
+
+	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/bed"
 )
@@ -94,11 +97,17 @@ func (b *Bridge) authorize(ctx context.Context) error {
 	if err := b.Cluster.AllowRequests(ctx); err != nil {
 		return err
 	}
+	return b.KubeconfigVia(ctx, b.kubeconfig, b.Cluster.ConfigFor)
+}
+
+// KubeconfigVia writes a kubeconfig file with which hsm-signer, as its own service
+// account, takes another way to the API server: config is that of whoever has the token.
+func (b *Bridge) KubeconfigVia(ctx context.Context, path string, config func(token string) *rest.Config) error {
 	token, err := b.Cluster.UnboundToken(ctx, serviceAccount, serviceAccount)
 	if err != nil {
 		return err
 	}
-	return bed.WriteKubeconfig(b.kubeconfig, b.Cluster.ConfigFor(token))
+	return bed.WriteKubeconfig(path, config(token))
 }
 
 // Close ends the cluster.
@@ -128,9 +137,9 @@ func (b *Bridge) CreateCA(ctx context.Context, keyType string) (ca CA, output st
 
 // Command runs hsm-signer once and returns what it printed and its exit code.
 // The environment is added to the one that is right. A command that does not end
-// is killed, which is the exit code -1.
+// is killed, which is the exit code -1; the ceremony may take minutes.
 func (b *Bridge) Command(ctx context.Context, ca CA, env []string, args ...string) (stdout, stderr string, code int) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, patienceWith(args))
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, b.binary, args...)
@@ -140,6 +149,16 @@ func (b *Bridge) Command(ctx context.Context, ca CA, env []string, args ...strin
 		return "", err.Error(), -1
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// patienceWith is how long a command may take. Only making keys is slow: SoftHSM
+// looks for the primes of an RSA-8192 key for half a minute, and with bad luck for
+// several times that.
+func patienceWith(args []string) time.Duration {
+	if len(args) > 0 && args[0] == "ca" {
+		return 4 * time.Minute
+	}
+	return patience
 }
 
 // Env is the environment that is right for this CA, apart from the PIN.

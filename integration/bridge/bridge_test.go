@@ -60,7 +60,7 @@ func run(m *testing.M) int {
 // start runs hsm-signer until the end of the test.
 func start(t *testing.T, ca bridge.CA, env ...string) *bridge.Daemon {
 	t.Helper()
-	d, err := shared.Run(t.Context(), ca, env...)
+	d, err := shared.Run(context.WithoutCancel(t.Context()), ca, env...)
 	if err != nil {
 		t.Fatal(err)
 	}

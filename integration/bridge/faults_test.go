@@ -81,6 +81,14 @@ func TestAPIServerGoneAndBack(t *testing.T) {
 	p.requireCertificate(t, p.asking(t, node))
 }
 
+// An API server that takes connections and does not answer keeps nobody from stopping.
+func TestStopsThoughTheAPIServerHangs(t *testing.T) {
+	must(t, shared.Cluster.PauseAPIServer())
+	t.Cleanup(func() { must(t, shared.Cluster.ResumeAPIServer()) })
+	d := start(t, ca)
+	must(t, d.WaitNotReady(t.Context(), "[-] requests"))
+}
+
 func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 	const wrong = "0000-canary"
 	for _, command := range []string{"run", "check"} {
@@ -206,7 +214,7 @@ func TestCeremonyOverwritesNothing(t *testing.T) {
 
 // A stop waits for what is in work, and ends with 0.
 func TestStopsCleanly(t *testing.T) {
-	d, err := shared.Run(t.Context(), ca)
+	d, err := shared.Run(context.WithoutCancel(t.Context()), ca)
 	must(t, err)
 	must(t, d.WaitReady(t.Context()))
 	if code, err := d.Stop(); err != nil || code != 0 {

@@ -50,7 +50,8 @@ func readAttributes(csr *x509.CertificateRequest, r *Request, found *faults) {
 	seen := map[string]bool{}
 	for _, one := range raw {
 		var a attribute
-		if rest, err := asn1.Unmarshal(one.FullBytes, &a); err != nil || len(rest) > 0 {
+		_, ok := sequence(one.FullBytes, 2, 2)
+		if rest, err := asn1.Unmarshal(one.FullBytes, &a); !ok || err != nil || len(rest) > 0 {
 			found.add(field, "hold one that is not a type and a set of values")
 			continue
 		}
@@ -73,14 +74,13 @@ func readAttributes(csr *x509.CertificateRequest, r *Request, found *faults) {
 // rawAttributes walks the CertificationRequestInfo (RFC 2986, section 4.1) by hand, since
 // crypto/x509 shows only the extensionRequest attributes.
 func rawAttributes(tbs []byte) ([]asn1.RawValue, bool) {
-	var info struct {
-		Version    int
-		Subject    asn1.RawValue
-		PublicKey  asn1.RawValue
-		Attributes []asn1.RawValue `asn1:"optional,tag:0,set"`
+	info, ok := sequence(tbs, 3, 4) // version, subject, public key, attributes
+	if !ok || len(info) == 3 {      // some clients leave the empty set out
+		return nil, ok
 	}
-	rest, err := asn1.Unmarshal(tbs, &info)
-	return info.Attributes, err == nil && len(rest) == 0
+	var attributes []asn1.RawValue
+	rest, err := asn1.UnmarshalWithParams(info[3].FullBytes, &attributes, "tag:0,set")
+	return attributes, err == nil && len(rest) == 0
 }
 
 func readExtensionRequest(a attribute, r *Request, found *faults) {
@@ -89,17 +89,23 @@ func readExtensionRequest(a attribute, r *Request, found *faults) {
 		found.add(field, "come in %d values of extensionRequest; one is allowed (RFC 2985, section 5.4.2)", len(a.Values))
 		return
 	}
-	var extensions []pkix.Extension
-	if rest, err := asn1.Unmarshal(a.Values[0].FullBytes, &extensions); err != nil || len(rest) > 0 {
+	var raw []asn1.RawValue
+	if rest, err := asn1.Unmarshal(a.Values[0].FullBytes, &raw); err != nil || len(rest) > 0 {
 		found.add(field, "cannot be read")
 		return
 	}
-	if len(extensions) > maxExtensions {
-		found.add(field, "are %d; at most %d are read", len(extensions), maxExtensions)
+	if len(raw) > maxExtensions {
+		found.add(field, "are %d; at most %d are read", len(raw), maxExtensions)
 		return
 	}
 	seen := map[string]bool{}
-	for _, e := range extensions {
+	for _, one := range raw {
+		var e pkix.Extension
+		_, ok := sequence(one.FullBytes, 2, 3)
+		if rest, err := asn1.Unmarshal(one.FullBytes, &e); !ok || err != nil || len(rest) > 0 {
+			found.add(field, "hold one that is not a type, a criticality and a value")
+			continue
+		}
 		oid := e.Id.String()
 		if seen[oid] {
 			found.add(field, "hold %s more than once (RFC 5280, section 4.2)", Quote(oid))
@@ -131,18 +137,12 @@ func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 	}
 }
 
+// checkBasicConstraints knows the two ways in which clients write CA:FALSE: left
+// out, as DER has it, and said outright.
 func checkBasicConstraints(der []byte, found *faults) {
-	const field = "request.extensions.basicConstraints"
-	var bc struct {
-		IsCA       bool `asn1:"optional"`
-		MaxPathLen int  `asn1:"optional,default:-1"`
-	}
-	rest, err := asn1.Unmarshal(der, &bc)
-	switch {
-	case err != nil || len(rest) > 0:
-		found.add(field, "cannot be read")
-	case bc.IsCA || bc.MaxPathLen != -1:
-		found.add(field, "asks for a CA certificate; only CA:FALSE without a path length is allowed")
+	leftOut, saidOutright := []byte{0x30, 0x00}, []byte{0x30, 0x03, 0x01, 0x01, 0x00}
+	if !bytes.Equal(der, leftOut) && !bytes.Equal(der, saidOutright) {
+		found.add("request.extensions.basicConstraints", "asks for more than CA:FALSE, such as a CA certificate or a path length; only CA:FALSE is allowed")
 	}
 }
 

@@ -73,6 +73,9 @@ func Parse(text []byte) (*Request, []Fault) {
 		return nil, found
 	}
 	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey}
+	if _, ok := sequence(der, 3, 3); !ok {
+		found.add("request", "has more than a CertificationRequest holds (RFC 2986, section 4.2)")
+	}
 	if csr.Version != 0 {
 		found.add("request.version", "is %d; RFC 2986 knows version 0 only", csr.Version)
 	}
@@ -107,10 +110,13 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	return block.Bytes, true
 }
 
-// algorithm is an AlgorithmIdentifier (RFC 5280, section 4.1.1.2).
-type algorithm struct {
-	OID        asn1.ObjectIdentifier
-	Parameters asn1.RawValue `asn1:"optional"`
+// sequence returns the elements of a SEQUENCE that must have from least to most
+// of them. encoding/asn1 and crypto/x509 read over what follows the last
+// field that they know; here nothing may.
+func sequence(der []byte, least, most int) ([]asn1.RawValue, bool) {
+	var elements []asn1.RawValue
+	rest, err := asn1.Unmarshal(der, &elements)
+	return elements, err == nil && len(rest) == 0 && len(elements) >= least && len(elements) <= most
 }
 
 // checkSignature proves that the requester holds the private key. It is called
@@ -130,7 +136,7 @@ func checkSignature(csr *x509.CertificateRequest, found *faults) {
 			return
 		}
 	case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
-		// crypto/x509 knows only the parameters of RFC 8017, appendix A.2.3, with equal hashes.
+		// crypto/x509 compares the parameters with those of RFC 4055, section 3.1, byte by byte.
 	default:
 		found.add(field, "uses %s; allowed are RSA, RSA-PSS and ECDSA with SHA-256, SHA-384 or SHA-512, and Ed25519", Quote(csr.SignatureAlgorithm.String()))
 		return
@@ -143,15 +149,19 @@ func checkSignature(csr *x509.CertificateRequest, found *faults) {
 // signatureParameters returns the DER of the parameters of the outer signature
 // algorithm, empty when there are none.
 func signatureParameters(der []byte) []byte {
-	var outer struct {
-		TBS       asn1.RawValue
-		Algorithm algorithm
-		Signature asn1.BitString
+	unreadable := []byte("unreadable")
+	outer, ok := sequence(der, 3, 3) // info, algorithm, signature (RFC 2986, section 4.2)
+	if !ok {
+		return unreadable
 	}
-	if _, err := asn1.Unmarshal(der, &outer); err != nil {
-		return []byte("unreadable")
+	algorithm, ok := sequence(outer[1].FullBytes, 1, 2) // RFC 5280, section 4.1.1.2
+	switch {
+	case !ok:
+		return unreadable
+	case len(algorithm) == 1:
+		return nil
 	}
-	return outer.Algorithm.Parameters.FullBytes
+	return algorithm[1].FullBytes
 }
 
 // Quote returns what a requester sent in a form that is safe in a log, a

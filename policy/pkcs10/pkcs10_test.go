@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -77,6 +78,9 @@ func TestParseRefuses(t *testing.T) {
 	cn := func(name string) []byte {
 		return pkcs10test.Request{Subject: pkix.Name{CommonName: name}, DNSNames: []string{"a"}}.PEM(t)
 	}
+	key := pkcs10test.NewKey(t)
+	whole := pkcs10test.Request{Key: key, DNSNames: []string{"a"}}.DER(t)
+	attributes := asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true}
 	flipped := bytes.Clone(good.DER(t))
 	flipped[len(flipped)-3] ^= 1
 	oidCN := asn1.ObjectIdentifier{2, 5, 4, 3}
@@ -94,6 +98,10 @@ func TestParseRefuses(t *testing.T) {
 		{"too long", slices.Concat(goodPEM, bytes.Repeat([]byte("\n"), MaxPEM)), "request", "at most 16384"},
 		{"not DER", pkcs10test.Encode([]byte("hello")), "request", "not a PKCS#10"},
 		{"trailing DER", pkcs10test.Encode(append(good.DER(t), 0)), "request", "not a PKCS#10"},
+		{"second attributes", resigned(t, key, whole, attributes), "request.attributes", "cannot be read"},
+		{"element behind the attributes", resigned(t, key, whole, asn1.NullRawValue), "request.attributes", "cannot be read"},
+		{"element behind the signature", pkcs10test.Encode(extended(t, whole, asn1.NullRawValue)), "request", "more than a CertificationRequest"},
+		{"path length", with(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 3, 2, 1, 0}}), "request.extensions.basicConstraints", "CA:FALSE"},
 		{"bad signature", pkcs10test.Encode(flipped), "request.signature", "does not verify"},
 		{"P-224", pkcs10test.Request{Key: ecKey(t, elliptic.P224())}.PEM(t), "request.publicKey", "P-224"},
 		{"RSA-1024", pkcs10test.Request{Key: must(rsa.GenerateKey(rand.Reader, 1024))(t)}.PEM(t), "request.publicKey", "1024"},
@@ -124,6 +132,31 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) { requireFault(t, c.text, c.field, c.message) })
 	}
+}
+
+// extended returns the SEQUENCE with one more element.
+func extended(t testing.TB, der []byte, more asn1.RawValue) []byte {
+	t.Helper()
+	var elements []asn1.RawValue
+	if _, err := asn1.Unmarshal(der, &elements); err != nil {
+		t.Fatal(err)
+	}
+	return must(asn1.Marshal(append(elements, more)))(t)
+}
+
+// resigned returns the request with one more element in what is signed.
+func resigned(t testing.TB, key *ecdsa.PrivateKey, der []byte, more asn1.RawValue) []byte {
+	t.Helper()
+	var elements []asn1.RawValue
+	if _, err := asn1.Unmarshal(der, &elements); err != nil {
+		t.Fatal(err)
+	}
+	tbs := extended(t, elements[0].FullBytes, more)
+	digest := sha256.Sum256(tbs)
+	signature := must(ecdsa.SignASN1(rand.Reader, key, digest[:]))(t)
+	elements[0] = asn1.RawValue{FullBytes: tbs}
+	elements[2] = asn1.RawValue{FullBytes: must(asn1.Marshal(asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}))(t)}
+	return pkcs10test.Encode(must(asn1.Marshal(elements))(t))
 }
 
 func requireFault(t *testing.T, text []byte, field, message string) {

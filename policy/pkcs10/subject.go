@@ -26,6 +26,7 @@ var subjectTypes = map[string]string{
 const maxCommonName = 64 // ub-common-name, RFC 5280, appendix A.1
 
 type typeAndValue struct {
+	Raw   asn1.RawContent
 	Type  asn1.ObjectIdentifier
 	Value asn1.RawValue
 }
@@ -66,6 +67,9 @@ func readRDN(field string, rdn asn1.RawValue, found *faults) (name, value string
 	}
 	if len(set) != 1 {
 		return "", "", found.add(field, "has %d attributes; one is allowed in each relative distinguished name", len(set))
+	}
+	if _, ok := sequence(set[0].Raw, 2, 2); !ok {
+		return "", "", found.add(field, "has an attribute that is more than a type and a value")
 	}
 	name, known := subjectTypes[set[0].Type.String()]
 	if !known {

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/hsm"
+)
+
+// health knows whether the process can do its work, and says so over HTTP.
+type health struct {
+	token    func(context.Context) error
+	ca       func(time.Time) error
+	requests func() error
+	logger   hclog.Logger
+
+	mu      sync.Mutex
+	waiting error // why the token is not ready; errNotLooked until it was looked at
+}
+
+func newHealth(token func(context.Context) error, ca func(time.Time) error, requests func() error, logger hclog.Logger) *health {
+	return &health{token: token, ca: ca, requests: requests, logger: logger, waiting: errNotLooked}
+}
+
+var errNotLooked = errors.New("not looked at yet")
+
+// healthInterval is the time between two looks at the token.
+const healthInterval = 2 * time.Second
+
+// watch looks at the token now and then, so that it is found again also when nobody
+// asks for a certificate. It returns when only a human can help: the PIN is refused, or
+// the first token to be there holds a wrong key.
+func (h *health) watch(ctx context.Context) error {
+	ticker := time.NewTicker(healthInterval)
+	defer ticker.Stop()
+	neverReady := true
+	for {
+		err := h.token(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		h.note(err)
+		if errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrKey) && neverReady {
+			return err
+		}
+		neverReady = neverReady && err != nil
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// note keeps how the token stands, and logs each change.
+func (h *health) note(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case err == nil && h.waiting != nil:
+		h.logger.Info("the token is ready: it signs with the CA's key")
+	case err != nil && (h.waiting == nil || h.waiting.Error() != err.Error()):
+		h.logger.Error("the token is not ready; requests stay pending", "error", err)
+	}
+	h.waiting = err
+}
+
+// noted is how the token stood when it was last looked at.
+func (h *health) noted() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waiting
+}
+
+// serve answers /livez and /readyz.
+func (h *health) serve(ctx context.Context, address string) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", h.readyz)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return &exitError{exitConfig, fmt.Errorf("LISTEN_ADDRESS: %w", err)}
+	}
+	h.logger.Info("listening", "address", listener.Addr().String())
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stopped()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("health endpoints: %w", err)
+	}
+	return nil
+}
+
+// A part is one of the things that must be well.
+type part struct {
+	name string
+	err  error // why it is not
+}
+
+func (h *health) parts() []part {
+	return []part{{"token", h.noted()}, {"ca", h.ca(time.Now())}, {"requests", h.requests()}}
+}
+
+// readyz says part by part what is ready and why not. It looks at what is known,
+// so that who asks costs nothing.
+func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
+	parts := h.parts()
+	if slices.ContainsFunc(parts, func(p part) bool { return p.err != nil }) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	for _, p := range parts {
+		if p.err != nil {
+			fmt.Fprintf(w, "[-] %s: %v\n", p.name, p.err)
+		} else {
+			fmt.Fprintf(w, "[+] %s ok\n", p.name)
+		}
+	}
+}
