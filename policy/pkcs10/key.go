@@ -55,8 +55,8 @@ func TypeOfKey(public crypto.PublicKey) (KeyType, bool) {
 	return "", false
 }
 
-// judgeKey refuses a key that is not of an allowed kind and size or that is
-// written in an unusual way. It costs no more than a comparison of bytes.
+// judgeKey refuses a key that is not of an allowed kind and size, that is written in an unusual
+// way, or that is weak. The size comes first: it bounds the cost of all that follows.
 func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
 	const field = "request.publicKey"
 	kind, ok := TypeOfKey(csr.PublicKey)
@@ -74,29 +74,17 @@ func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
 	return kind, true
 }
 
-// judgeRSA refuses the exponents and the moduli that give the private key away
-// at a glance.
+// judgeRSA refuses an unusual exponent and a modulus that gives the private key away.
 func judgeRSA(key *rsa.PublicKey, found *faults) bool {
 	const field = "request.publicKey"
 	if key.E != 65537 {
 		return found.add(field, "is an RSA key with the public exponent %d; it must be 65537", key.E)
 	}
-	if new(big.Int).GCD(nil, nil, key.N, smallPrimes).Cmp(big.NewInt(1)) != 0 {
-		return found.add(field, "is an RSA key whose modulus has a small factor; make a new key")
+	if why := weakness(key); why != "" {
+		return found.add(field, "is an RSA key whose private half can be found: %s; make a new key, elsewhere if need be", why)
 	}
 	return true
 }
-
-// smallPrimes is the product of all primes below 752.
-var smallPrimes = func() *big.Int {
-	product := big.NewInt(1)
-	for n := int64(2); n < 752; n++ {
-		if candidate := big.NewInt(n); candidate.ProbablyPrime(0) {
-			product.Mul(product, candidate)
-		}
-	}
-	return product
-}()
 
 func describeKey(csr *x509.CertificateRequest) string {
 	switch key := csr.PublicKey.(type) {

@@ -1,0 +1,138 @@
+package pkcs10
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math/big"
+	"strings"
+	"testing"
+
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+// exponents are e, and the private exponent for a group of the given order.
+func exponents(t *testing.T, order *big.Int) (e int, d *big.Int) {
+	t.Helper()
+	const f4 = 65537
+	d = new(big.Int).ModInverse(big.NewInt(f4), order)
+	if d == nil {
+		t.Fatal("65537 has no inverse; run the test again")
+	}
+	return f4, d
+}
+
+func prime(t *testing.T, bits int) *big.Int {
+	t.Helper()
+	return must(rand.Prime(rand.Reader, bits))(t)
+}
+
+// nextPrime is the first prime at or above n.
+func nextPrime(n *big.Int) *big.Int {
+	p := new(big.Int).SetBit(n, 0, 1)
+	for !p.ProbablyPrime(20) {
+		p.Add(p, big.NewInt(2))
+	}
+	return p
+}
+
+// weakKey is a modulus and the order of its group, by which one can sign with it.
+type weakKey struct{ n, order *big.Int }
+
+func product(p, q *big.Int) weakKey {
+	one := big.NewInt(1)
+	return weakKey{new(big.Int).Mul(p, q), new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))}
+}
+
+// Each weak key signs its request correctly, so that nothing but its weakness speaks against it.
+func TestWeakRSAKeysAreRefused(t *testing.T) {
+	p := prime(t, 1024)
+	close64 := nextPrime(new(big.Int).Add(p, new(big.Int).Lsh(big.NewInt(1), 64)))
+	whole := prime(t, 2048)
+	large := new(big.Int).Lsh(big.NewInt(5), 2036) // times 743 it has 2048 bits
+	for _, c := range []struct {
+		name  string
+		key   weakKey
+		words string
+	}{
+		{"close primes", product(p, close64), "too close"},
+		{"a prime", weakKey{whole, new(big.Int).Sub(whole, big.NewInt(1))}, "is a prime"},
+		{"a small factor", product(big.NewInt(743), nextPrime(large)), "small factor"},
+		{"ROCA", product(rocaPrime(t), rocaPrime(t)), "ROCA"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e, d := exponents(t, c.key.order)
+			text := signedByHand(t, c.key.n, e, d)
+			_, faults := Parse(text)
+			if len(faults) != 1 || faults[0].Field != "request.publicKey" || !strings.Contains(faults[0].Message, c.words) {
+				t.Errorf("faults %v; want %q", faults, c.words)
+			}
+		})
+	}
+}
+
+func TestGoodRSAKeyIsNotWeak(t *testing.T) {
+	key := must(rsa.GenerateKey(rand.Reader, 2048))(t)
+	if why := weakness(&key.PublicKey); why != "" {
+		t.Error(why)
+	}
+}
+
+// rocaPrime is a prime of the faulty chips' form, k·M + (65537^a mod M) with M the product of the
+// first 126 primes (The Return of Coppersmith's Attack, section 2).
+func rocaPrime(t *testing.T) *big.Int {
+	t.Helper()
+	m, count := big.NewInt(1), 0
+	for n := int64(2); count < 126; n++ {
+		if candidate := big.NewInt(n); candidate.ProbablyPrime(0) {
+			m.Mul(m, candidate)
+			count++
+		}
+	}
+	room := new(big.Int).Div(new(big.Int).Lsh(big.NewInt(1), 1024), m)
+	quarter := new(big.Int).Rsh(room, 2)
+	for {
+		k := must(rand.Int(rand.Reader, quarter))(t)
+		k.Add(k, new(big.Int).Mul(quarter, big.NewInt(3))) // the top bits are set, so that the product of two has 2048
+		a := must(rand.Int(rand.Reader, m))(t)
+		p := new(big.Int).Exp(big.NewInt(65537), a, m)
+		p.Add(p, k.Mul(k, m))
+		if p.BitLen() == 1024 && p.ProbablyPrime(20) {
+			return p
+		}
+	}
+}
+
+// signedByHand makes a request of a key that crypto/rsa would not sign with.
+func signedByHand(t *testing.T, n *big.Int, e int, d *big.Int) []byte {
+	t.Helper()
+	spki := must(x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: e}))(t)
+	tbs := must(asn1.Marshal(struct {
+		Version    int
+		Subject    asn1.RawValue
+		PublicKey  asn1.RawValue
+		Attributes []asn1.RawValue `asn1:"tag:0,set"`
+	}{Subject: asn1.RawValue{FullBytes: []byte{0x30, 0}}, PublicKey: asn1.RawValue{FullBytes: spki}}))(t)
+	hash := crypto.SHA256.New()
+	hash.Write(tbs)
+	info := append([]byte{0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20}, hash.Sum(nil)...)
+	size := (n.BitLen() + 7) / 8
+	padded := append([]byte{0, 1}, make([]byte, size-3-len(info))...) // RFC 8017, section 9.2
+	for i := 2; i < len(padded); i++ {
+		padded[i] = 0xff
+	}
+	padded = append(append(padded, 0), info...)
+	signature := new(big.Int).Exp(new(big.Int).SetBytes(padded), d, n).FillBytes(make([]byte, size))
+	return pkcs10test.Encode(must(asn1.Marshal(struct {
+		TBS       asn1.RawValue
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{
+		asn1.RawValue{FullBytes: tbs},
+		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue},
+		asn1.BitString{Bytes: signature, BitLength: 8 * size},
+	}))(t))
+}
