@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/policy"
 )
@@ -78,7 +79,7 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 	if was == done || !c.serves(csr) || was == pending && !c.Approve {
 		return nil // nothing to do, or someone else's approval will come as an update
 	}
-	verdict, err := c.decide(ctx, csr)
+	verdict, err := decide(ctx, c.Client, c.Decider, csr)
 	if err != nil {
 		return err
 	}
@@ -95,20 +96,34 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 }
 
 // decide gathers the facts and asks for the verdict.
-func (c *Controller) decide(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
-	request := policy.NewRequest(submission(csr))
+func decide(ctx context.Context, client kubernetes.Interface, decider Decider, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
+	request := policy.NewRequest(Submission(csr))
 	if query, ok := request.PodQuery(); ok {
-		pods, err := findPods(ctx, c.Client, query)
+		pods, err := findPods(ctx, client, query)
 		if err != nil {
 			return nil, err
 		}
 		request.Pods = pods
 	}
-	return c.Decider.Decide(request), nil
+	return decider.Decide(request), nil
 }
 
-// submission takes from the object what a decision may see.
-func submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission {
+// Judge gives the verdict on the request of that name as it is now, and writes
+// nothing.
+func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, name string) (policy.Verdict, error) {
+	api, err := discover(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := api.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return decide(ctx, client, decider, csr)
+}
+
+// Submission takes from the object what a decision may see.
+func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission {
 	s := policy.Submission{
 		UID:        string(csr.UID),
 		SignerName: csr.Spec.SignerName,

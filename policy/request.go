@@ -88,6 +88,13 @@ func (r Requester) ServiceAccount() (ServiceAccount, bool) {
 	return ServiceAccount{namespace, name}, true
 }
 
+// Bound returns the requester with a token that is bound to the pod; it is for
+// explaining what would be answered.
+func (r Requester) Bound(podName, podUID string) Requester {
+	r.Extra = map[string][]string{extraPodName: {podName}, extraPodUID: {podUID}}
+	return r
+}
+
 // boundPod is the pod that the requester's token is bound to.
 type boundPod struct{ name, uid, node string }
 

@@ -35,6 +35,18 @@ type Reason struct {
 	Allowed []string `json:"allowed,omitempty"` // what the rule would have allowed; not for the requester
 }
 
+// String returns the reason as a sentence, with what would have been allowed.
+func (r Reason) String() string {
+	text := r.sentence()
+	if len(r.Allowed) > 0 {
+		text += " (allowed: " + strings.Join(r.Allowed, ", ") + ")"
+	}
+	return text
+}
+
+// sentence is what the requester may read.
+func (r Reason) sentence() string { return "rule " + r.Rule + ": " + r.Field + " " + r.Message }
+
 // A Refusal says no, with every reason of the rule that came nearest. It is
 // final.
 type Refusal struct{ Reasons []Reason }
@@ -54,30 +66,30 @@ func (r *Refusal) OfStranger() bool {
 
 // Message returns what the requester may read: each reason with its rule and
 // its field, at most 1 KiB of it.
-func (r *Refusal) Message() string { return r.join(false) }
+func (r *Refusal) Message() string {
+	const most = 1 << 10
+	var text string
+	for i, reason := range r.Reasons {
+		one := reason.sentence()
+		if i > 0 {
+			one = "; " + one
+		}
+		if len(text)+len(one) > most {
+			return text + "; and more"
+		}
+		text += one
+	}
+	return text
+}
 
 // String returns everything, for the operator: also what would have been
 // allowed.
-func (r *Refusal) String() string { return r.join(true) }
-
-func (r *Refusal) join(all bool) string {
-	const most = 1 << 10
-	var b strings.Builder
-	for i, reason := range r.Reasons {
-		one := "rule " + reason.Rule + ": " + reason.Field + " " + reason.Message
-		if all && len(reason.Allowed) > 0 {
-			one += " (allowed: " + strings.Join(reason.Allowed, ", ") + ")"
-		}
-		if !all && b.Len()+len(one) > most {
-			b.WriteString("; and more")
-			break
-		}
-		if i > 0 {
-			b.WriteString("; ")
-		}
-		b.WriteString(one)
+func (r *Refusal) String() string {
+	sentences := make([]string, 0, len(r.Reasons))
+	for _, reason := range r.Reasons {
+		sentences = append(sentences, reason.String())
 	}
-	return b.String()
+	return strings.Join(sentences, "; ")
 }
 
 // NotYet says that a fact is missing which may still come: the request stays

@@ -86,6 +86,17 @@ var (
 	}
 )
 
+// settingsNamed returns the settings of the service that have these variables.
+func settingsNamed(variables ...string) []setting {
+	var chosen []setting
+	for _, s := range serviceSettings {
+		if slices.Contains(variables, s.env) {
+			chosen = append(chosen, s)
+		}
+	}
+	return chosen
+}
+
 // addFlags gives the command a flag for each setting.
 func addFlags(command *cobra.Command, settings []setting) {
 	for _, s := range settings {

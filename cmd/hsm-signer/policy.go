@@ -11,17 +11,12 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	command := &cobra.Command{Use: "policy", Short: "Look at the rules"}
-	command.AddCommand(newPolicyShowCommand())
+	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand())
 	return command
 }
 
 func newPolicyShowCommand() *cobra.Command {
-	var settings []setting
-	for _, s := range serviceSettings {
-		if s.env == "POLICY_FILE" || s.env == "CLUSTER_DOMAIN" || s.env == "CERTIFICATE_LIFETIME" {
-			settings = append(settings, s)
-		}
-	}
+	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
 	command := &cobra.Command{
 		Use:       "show [" + strings.Join(policy.BuiltInNames(), "|") + "]",
 		Short:     "Print the policy in force, or a built-in one",

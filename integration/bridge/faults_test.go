@@ -195,6 +195,21 @@ func TestCheckNamesAMissingPermission(t *testing.T) {
 	}
 }
 
+// explain --live gives the verdict on a request in the cluster and changes nothing.
+func TestExplainLive(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	csr, err := p.asking(t, node).Submit(t.Context(), p.client)
+	must(t, err)
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "explain", "--live", csr.Name)
+	if code != 0 || !strings.Contains(stdout, "granted by rule calico-node") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
+		t.Errorf("the request was touched: %v", now.Status)
+	}
+}
+
 func TestCeremonyOverwritesNothing(t *testing.T) {
 	before, err := os.ReadFile(ca.CertFile)
 	must(t, err)

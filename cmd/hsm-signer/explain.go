@@ -1,0 +1,254 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+)
+
+// assumed is what the user assumes of a request that is explained: what its
+// file does not say.
+type assumed struct {
+	policyFile string
+	signer     string
+	as         string
+	groups     []string
+	pod        string
+	podUID     string
+	podIPs     []string
+	usages     []string
+	live       []string
+	output     string
+}
+
+func newPolicyExplainCommand() *cobra.Command {
+	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG")
+	var a assumed
+	command := &cobra.Command{
+		Use:   "explain FILE…",
+		Short: "Say what the policy would answer, and why",
+		Long: `Gives the verdict on a PKCS#10 request (PEM or DER), on a CertificateSigningRequest in a
+file (YAML or JSON), or with --live on one in the cluster. Nothing is written anywhere.
+
+What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
+--pod-uid, --pod-ip), and for which usages. Exit code 0 when all are granted, 2 when any is
+refused, 1 on a fault.`,
+		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
+      --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
+  hsm-signer policy explain --live typha-certs:calico-typha-1`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, files []string) error {
+			c, faults := readConfig(cmd, settings)
+			c.policyFile = cmp.Or(a.policyFile, c.policyFile)
+			p, _ := c.loadPolicy(faults)
+			pods := a.check(faults)
+			if len(files)+len(a.live) == 0 {
+				faults.addf("FILE", "is missing: name a request, or one in the cluster with --live")
+			}
+			explainer := &explainer{policy: p, assumed: a, pods: pods, out: cmd.OutOrStdout()}
+			if len(a.live) > 0 {
+				explainer.live = c.liveVerdicts(p, faults)
+			}
+			if err := faults.err(); err != nil {
+				return err
+			}
+			return explainer.explainAll(cmd.Context(), files)
+		},
+	}
+	addFlags(command, settings)
+	flags := command.Flags()
+	flags.StringVar(&a.policyFile, "policy", "", "the same as --policy-file")
+	flags.StringVar(&a.signer, "signer", "", "signer name that is asked")
+	flags.StringVar(&a.as, "as", "", "username of the requester; a service account's groups are added")
+	flags.StringArrayVar(&a.groups, "as-group", nil, "a group of the requester (may be repeated)")
+	flags.StringVar(&a.pod, "pod", "", "the live pod that the requester's token is bound to")
+	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of that pod")
+	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of that pod")
+	flags.StringSliceVar(&a.usages, "usages", nil, "the usages that are asked for (spec.usages), comma-separated")
+	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the cluster (may be repeated)")
+	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
+	return command
+}
+
+// check returns the IP addresses of the pod.
+func (a assumed) check(faults *configFaults) []netip.Addr {
+	if a.output != "text" && a.output != "json" {
+		faults.addf("--output", "%q is neither text nor json", a.output)
+	}
+	var ips []netip.Addr
+	for _, text := range a.podIPs {
+		ip, err := netip.ParseAddr(text)
+		if err != nil {
+			faults.addf("--pod-ip", "%q is not an IP address", text)
+		}
+		ips = append(ips, ip)
+	}
+	return ips
+}
+
+// An explainer prints verdicts.
+type explainer struct {
+	policy  *policy.Policy
+	assumed assumed
+	pods    []netip.Addr
+	live    func(ctx context.Context, name string) (policy.Verdict, error)
+	out     io.Writer
+}
+
+// liveVerdicts returns what decides on requests in the cluster.
+func (c *config) liveVerdicts(p *policy.Policy, faults *configFaults) func(context.Context, string) (policy.Verdict, error) {
+	client, _ := c.loadClient(faults)
+	return func(ctx context.Context, name string) (policy.Verdict, error) {
+		return kube.Judge(ctx, client, p, name)
+	}
+}
+
+// explainAll gives a verdict on each, also after a fault.
+func (e *explainer) explainAll(ctx context.Context, files []string) error {
+	var faults []error
+	refused := false
+	one := func(name string, verdict policy.Verdict, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", name, err))
+			return
+		}
+		refused = !e.print(name, verdict) || refused
+	}
+	for _, file := range files {
+		verdict, err := e.fromFile(file)
+		one(file, verdict, err)
+	}
+	for _, name := range e.assumed.live {
+		verdict, err := e.live(ctx, name)
+		one(name, verdict, err)
+	}
+	switch {
+	case len(faults) > 0:
+		return errors.Join(faults...)
+	case refused:
+		return &exitError{exitRefused, errors.New("not every request would be granted")}
+	}
+	return nil
+}
+
+// maxFile bounds what is read of a file; the policy has a limit of its own.
+const maxFile = 4 << 20
+
+func (e *explainer) fromFile(name string) (policy.Verdict, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile))
+	if err != nil {
+		return nil, err
+	}
+	submission, err := readSubmission(text)
+	if err != nil {
+		return nil, err
+	}
+	request := policy.NewRequest(e.assume(submission))
+	if account, ok := request.Requester.ServiceAccount(); ok && e.assumed.pod != "" {
+		request.Pods = []policy.Pod{{
+			Namespace: account.Namespace, Name: e.assumed.pod, UID: e.podUID(), ServiceAccount: account.Name, IPs: e.pods,
+		}}
+	}
+	return e.policy.Decide(request), nil
+}
+
+// readSubmission reads an object of the API, or a bare PKCS#10 request.
+func readSubmission(text []byte) (policy.Submission, error) {
+	var csr certificatesv1.CertificateSigningRequest
+	asJSON, err := yaml.ToJSON(text)
+	if err == nil && json.Unmarshal(asJSON, &csr) == nil && csr.Kind == "CertificateSigningRequest" {
+		if len(csr.Spec.Request) == 0 {
+			return policy.Submission{}, errors.New("the CertificateSigningRequest has no spec.request")
+		}
+		return kube.Submission(&csr), nil
+	}
+	const sequence = 0x30 // DER of PKCS#10 begins with it
+	if len(text) > 0 && text[0] == sequence && !bytes.Contains(text, []byte("-----BEGIN")) {
+		text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: text})
+	}
+	return policy.Submission{PEM: text}, nil
+}
+
+// assume fills in what the file does not say. What a flag says, wins.
+func (e *explainer) assume(s policy.Submission) policy.Submission {
+	a := e.assumed
+	s.Age = time.Hour // so that no grace for what is new applies
+	s.SignerName = cmp.Or(a.signer, s.SignerName)
+	if len(a.usages) > 0 {
+		s.Usages = nil
+		for _, usage := range a.usages {
+			s.Usages = append(s.Usages, policy.Usage(strings.TrimSpace(usage)))
+		}
+	}
+	if a.as != "" {
+		s.Requester = policy.Requester{Username: a.as, Groups: append(groupsOf(a.as), a.groups...)}
+	}
+	if a.pod != "" {
+		s.Requester = s.Requester.Bound(a.pod, e.podUID())
+	}
+	return s
+}
+
+func (e *explainer) podUID() string { return cmp.Or(e.assumed.podUID, "assumed") }
+
+// groupsOf are the groups that the API server gives every user, and every service account.
+func groupsOf(username string) []string {
+	groups := []string{"system:authenticated"}
+	if rest, ok := strings.CutPrefix(username, "system:serviceaccount:"); ok {
+		namespace, _, _ := strings.Cut(rest, ":")
+		groups = append(groups, "system:serviceaccounts", "system:serviceaccounts:"+namespace)
+	}
+	return groups
+}
+
+// explanation is one line of the output in JSON.
+type explanation struct {
+	File    string          `json:"file"`
+	Verdict string          `json:"verdict"` // granted or refused
+	Reasons []policy.Reason `json:"reasons"`
+}
+
+// print tells whether the request would be granted.
+func (e *explainer) print(name string, verdict policy.Verdict) bool {
+	x := explanation{File: name, Verdict: "refused", Reasons: []policy.Reason{}}
+	var grant string
+	switch v := verdict.(type) {
+	case *policy.Grant:
+		x.Verdict = "granted"
+		grant = fmt.Sprintf(" by rule %s: common name %q, DNS %v, IP %v, %v, for %s", v.Rule(), v.CommonName(), v.DNSNames(), v.IPAddresses(), v.Usages(), v.Lifetime())
+	case *policy.Refusal:
+		x.Reasons = v.Reasons
+	case *policy.NotYet:
+		x.Reasons = []policy.Reason{{Code: policy.PodNotVerified, Rule: v.Rule, Field: "pod", Message: "is waited for: " + v.Missing}}
+	}
+	if e.assumed.output == "json" {
+		_ = json.NewEncoder(e.out).Encode(x)
+		return x.Verdict == "granted"
+	}
+	fmt.Fprintf(e.out, "%s: %s%s\n", name, x.Verdict, grant)
+	for _, reason := range x.Reasons {
+		fmt.Fprintf(e.out, "  %s\n", reason)
+	}
+	return x.Verdict == "granted"
+}

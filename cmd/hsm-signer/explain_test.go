@@ -1,0 +1,114 @@
+package main
+
+import (
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+// typhaFlags assume a live pod of Typha that asks as Calico does.
+var typhaFlags = []string{
+	"--as", "system:serviceaccount:calico-system:calico-typha", "--pod", "calico-typha-1", "--pod-ip", "10.65.0.7",
+	"--usages", "server auth,client auth,digital signature,key agreement",
+}
+
+// requestFile writes a request for the names and returns its path.
+func requestFile(t *testing.T, encode func([]byte) []byte, names ...string) string {
+	t.Helper()
+	text := pkcs10test.Request{
+		Subject: pkix.Name{CommonName: names[0]}, DNSNames: names, IPs: []netip.Addr{netip.MustParseAddr("10.65.0.7")},
+	}.PEM(t)
+	file := filepath.Join(t.TempDir(), "request")
+	if err := os.WriteFile(file, encode(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func asPEM(text []byte) []byte { return text }
+
+func asDER(text []byte) []byte {
+	block, _ := pem.Decode(text)
+	return block.Bytes
+}
+
+// asObject is the request as it is in a cluster, where it says itself who asks.
+func asObject(text []byte) []byte {
+	return fmt.Appendf(nil, `apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {name: x}
+spec:
+  signerName: example.com/calico
+  request: %s
+  usages: [server auth, client auth, digital signature]
+  username: system:serviceaccount:calico-system:calico-typha
+  groups: [system:serviceaccounts, "system:serviceaccounts:calico-system"]
+`, base64.StdEncoding.EncodeToString(text))
+}
+
+func TestExplainReadsEveryForm(t *testing.T) {
+	for name, encode := range map[string]func([]byte) []byte{"PEM": asPEM, "DER": asDER, "object": asObject} {
+		file := requestFile(t, encode, "typha-server")
+		out, stderr, code := command(t, append([]string{"policy", "explain", file}, typhaFlags...)...)
+		if code != 0 || !strings.Contains(out, "granted by rule calico-typha") {
+			t.Errorf("%s: exit code %d: %s%s", name, code, out, stderr)
+		}
+	}
+	// An object says who asks; only the pod is assumed.
+	file := requestFile(t, asObject, "typha-server")
+	if out, _, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7"); code != 0 {
+		t.Errorf("an object: exit code %d: %s", code, out)
+	}
+}
+
+func TestExplainSaysEveryReason(t *testing.T) {
+	file := requestFile(t, asPEM, "typha-client", "*.x")
+	out, _, code := command(t, append([]string{"policy", "explain", "--output", "json", file}, typhaFlags...)...)
+	if code != 2 {
+		t.Errorf("exit code %d", code)
+	}
+	var line explanation
+	if err := json.Unmarshal([]byte(out), &line); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	rules := map[string]bool{}
+	for _, reason := range line.Reasons {
+		rules[reason.Rule] = true
+		if reason.Field == "" || reason.Message == "" {
+			t.Errorf("a reason without a field or a message: %+v", reason)
+		}
+	}
+	if line.File != file || line.Verdict != "refused" || !rules["closed-world"] || !rules["calico-typha"] {
+		t.Errorf("%+v", line)
+	}
+}
+
+func TestExplainGoesOnAfterAFault(t *testing.T) {
+	good, missing := requestFile(t, asPEM, "typha-server"), filepath.Join(t.TempDir(), "missing")
+	out, stderr, code := command(t, slices.Concat([]string{"policy", "explain", missing, good}, typhaFlags)...)
+	if code != 1 || !strings.Contains(out, "granted") || !strings.Contains(stderr, "missing") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+}
+
+func TestExplainChecksItsFlags(t *testing.T) {
+	_, stderr, code := command(t, "policy", "explain", "--pod-ip", "x", "--output", "xml", "--policy", "/nowhere")
+	if code != 4 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, words := range []string{"FILE: is missing", "--pod-ip:", "--output:", "POLICY_FILE:"} {
+		if !strings.Contains(stderr, words) {
+			t.Errorf("%q is missing in %s", words, stderr)
+		}
+	}
+}
