@@ -191,7 +191,10 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 // and to no other.
 func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
 	chain, err := c.Issuer.Issue(ctx, grant)
-	if err != nil {
+	switch {
+	case errors.Is(err, policy.ErrGrantStale):
+		return nil, errLookAgain // the policy was replaced in mid-turn
+	case err != nil:
 		return nil, fmt.Errorf("issue: %w", err)
 	}
 	csr = csr.DeepCopy()

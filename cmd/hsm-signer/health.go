@@ -20,14 +20,15 @@ type health struct {
 	token    func(context.Context) error
 	ca       func(time.Time) error
 	requests func() error
+	policy   func() string
 	logger   hclog.Logger
 
 	mu      sync.Mutex
 	waiting error // why the token is not ready; errNotLooked until it was looked at
 }
 
-func newHealth(token func(context.Context) error, ca func(time.Time) error, requests func() error, logger hclog.Logger) *health {
-	return &health{token: token, ca: ca, requests: requests, logger: logger, waiting: errNotLooked}
+func newHealth(token func(context.Context) error, ca func(time.Time) error, requests func() error, policy func() string, logger hclog.Logger) *health {
+	return &health{token: token, ca: ca, requests: requests, policy: policy, logger: logger, waiting: errNotLooked}
 }
 
 var errNotLooked = errors.New("not looked at yet")
@@ -123,4 +124,5 @@ func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprintf(w, "[+] %s ok\n", p.name)
 		}
 	}
+	fmt.Fprintf(w, "policy %s\n", h.policy())
 }

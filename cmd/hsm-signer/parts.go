@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -27,12 +28,15 @@ type parts struct {
 	server string // the API server's address
 }
 
+// errUnsetNeedsAddress: all requests of such a cluster would be denied for good.
+var errUnsetNeedsAddress = errors.New("is accept, for clusters before 1.18, whose tokens name no pod; but every rule of POLICY_FILE wants them to (pod: bound): use calico-legacy, or pod: address")
+
 // loadParts loads everything and adds what is wrong to the faults.
 func (c *config) loadParts(faults *configFaults) *parts {
 	p := &parts{}
 	p.policy, _ = c.loadPolicy(faults)
 	if p.policy != nil && c.acceptUnset && !p.policy.AnyByAddress() {
-		faults.addf("UNSET_SIGNER_NAME", "is accept, for clusters before 1.18, whose tokens name no pod; but every rule of POLICY_FILE wants them to (pod: bound): use calico-legacy, or pod: address")
+		faults.add("UNSET_SIGNER_NAME", errUnsetNeedsAddress)
 	}
 	if len(c.signerNames) == 0 && !faults.has("SIGNER_NAME") {
 		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
@@ -71,17 +75,24 @@ func (c *config) loadPolicy(faults *configFaults) (*policy.Policy, []byte) {
 }
 
 // readPolicyFile refuses a file that others than its owner and group may write.
+// What is looked at and what is read is the same open file.
 func readPolicyFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+	file, err := os.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%q is neither a file nor a built-in policy (%s)", path, strings.Join(policy.BuiltInNames(), ", "))
 	case err != nil:
 		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
 	case info.Mode().Perm()&0o002 != 0:
 		return nil, fmt.Errorf("%s may be written by everybody (mode %04o): chmod o-w it, since who writes it decides what is signed", path, info.Mode().Perm())
 	}
-	return os.ReadFile(path)
+	return io.ReadAll(file)
 }
 
 func (c *config) loadCA(faults *configFaults) *issuer.CA {

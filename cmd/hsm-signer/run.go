@@ -12,6 +12,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
+	"hsm-signer/policy"
 )
 
 func newRunCommand() *cobra.Command {
@@ -53,13 +54,16 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	if c.token.AllowExtractable {
 		warnExtractable(ctx, p.key, logger)
 	}
+	current := policy.NewCurrent(p.policy)
 	controller := kube.New(kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Approve: c.approve,
-		Workers: c.workers, Decider: p.policy, Issuer: p.issuer, Logger: logger.Named("kube"),
+		Workers: c.workers, Decider: current, Issuer: p.issuer, Logger: logger.Named("kube"),
 	})
-	health := newHealth(p.key.Ready, p.ca.ValidAt, controller.Ready, logger.Named("health"))
+	reload := &reloader{config: c, current: current, logger: logger.Named("policy")}
+	health := newHealth(p.key.Ready, p.ca.ValidAt, controller.Ready, reload.state, logger.Named("health"))
 	return runAll(ctx,
 		controller.Run,
+		reload.watch,
 		health.watch,
 		func(ctx context.Context) error { return health.serve(ctx, c.listenAddress) },
 	)

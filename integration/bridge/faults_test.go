@@ -164,6 +164,29 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 	}
 }
 
+// A changed policy comes into force without a restart; a bad one does not.
+func TestPolicyIsReloaded(t *testing.T) {
+	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	must(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
+	d := startReady(t, ca, "POLICY_FILE="+file)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	_, err := p.asking(t, node).Run(t.Context(), p.client)
+	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-client")
+
+	must(t, os.WriteFile(file, []byte("version: 1\nrulez: []\n"), 0o600))
+	eventually(t, "the bad policy to be refused", func(ctx context.Context) (bool, error) {
+		ready, body, err := d.Readyz(ctx)
+		return ready && strings.Contains(body, `unknown key "rulez"`), err
+	})
+	must(t, os.WriteFile(file, []byte(text), 0o600))
+	eventually(t, "the good policy to be in force", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(), "the policy has changed and is in force"), nil
+	})
+	p.requireCertificate(t, p.asking(t, node))
+}
+
 func TestUnknownVariableIsWarnedOf(t *testing.T) {
 	d := startReady(t, ca, "PKCS11_TOKEN_LABLE=ca", "SOME_PKCS11_THING=1")
 	if log := d.Log(); !strings.Contains(log, `"nearest":"PKCS11_TOKEN_LABEL"`) || strings.Contains(log, "SOME_PKCS11_THING") {

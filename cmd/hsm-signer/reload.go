@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/policy"
+)
+
+// reloadInterval is the time between two looks at the policy's file. Looking, and not
+// waiting to be told, also sees the file of a ConfigMap, which is swapped behind a link.
+const reloadInterval = 2 * time.Second
+
+// A reloader puts a changed policy file in force. A file that cannot be read or has a mistake is
+// refused, visibly, and the policy before it stays.
+type reloader struct {
+	config  *config
+	current *policy.Current
+	logger  hclog.Logger
+
+	mu    sync.Mutex
+	fault error // why the file as it is now is not in force
+}
+
+// watch looks at the file until the context ends. A built-in policy does not change.
+func (r *reloader) watch(ctx context.Context) error {
+	_, builtIn := policy.BuiltIn(r.config.policyFile)
+	ticker := time.NewTicker(reloadInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if !builtIn {
+				r.look()
+			}
+		}
+	}
+}
+
+// look compares the file with the policy in force.
+func (r *reloader) look() {
+	faults := &configFaults{}
+	fresh, _ := r.config.loadPolicy(faults)
+	err := faults.err()
+	if err == nil && r.config.acceptUnset && !fresh.AnyByAddress() {
+		err = errUnsetNeedsAddress
+	}
+	if err == nil && fresh.Hash() != r.current.Policy().Hash() {
+		r.logger.Warn("the policy has changed and is in force", "file", r.config.policyFile,
+			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules())
+		r.current.Replace(fresh)
+	}
+	r.note(err)
+}
+
+// note keeps how the file stands, and logs each change.
+func (r *reloader) note(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err != nil && (r.fault == nil || r.fault.Error() != err.Error()):
+		r.logger.Error("the policy file is refused; the policy before it stays in force", "file", r.config.policyFile, "inForce", r.current.Policy().Hash(), "error", err)
+	case err == nil && r.fault != nil:
+		r.logger.Info("the policy file is well again", "file", r.config.policyFile)
+	}
+	r.fault = err
+}
+
+// state says which policy is in force, and what is wrong with the file if
+// anything is. It does not keep the service from being ready.
+func (r *reloader) state() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	text := fmt.Sprintf("in force %.12s", r.current.Policy().Hash())
+	if r.fault != nil {
+		text += fmt.Sprintf("; but the file as it is now is refused: %v", r.fault)
+	}
+	return text
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/policy"
+)
+
+// A changed file comes into force; a bad one is refused, and the policy before it stays.
+func TestPolicyIsReloaded(t *testing.T) {
+	first, _ := policy.BuiltIn("calico")
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(string(first))
+	c := &config{policyFile: file, clusterDomain: "cluster.local", lifetime: time.Hour}
+	p, _ := c.loadPolicy(&configFaults{})
+	var log bytes.Buffer
+	r := &reloader{config: c, current: policy.NewCurrent(p), logger: hclog.New(&hclog.LoggerOptions{Output: &log})}
+
+	r.look()
+	if r.current.Policy() != p || log.Len() > 0 {
+		t.Errorf("an unchanged file was taken for a changed one: %s", &log)
+	}
+
+	write("version: 1\nrulez: []\n")
+	r.look()
+	r.look()
+	if r.current.Policy() != p || strings.Count(log.String(), "refused") != 1 || !strings.Contains(r.state(), `unknown key "rulez"`) {
+		t.Errorf("a bad file: %s; state: %s", &log, r.state())
+	}
+
+	write(string(first) + "# changed\n")
+	if err := os.Chmod(file, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	r.look()
+	if r.current.Policy() != p || !strings.Contains(r.state(), "may be written by everybody") {
+		t.Errorf("a file that everybody may write came into force; state: %s", r.state())
+	}
+
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.look()
+	if r.current.Policy() == p || strings.Contains(r.state(), "refused") || !strings.Contains(log.String(), "is in force") {
+		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
+	}
+}

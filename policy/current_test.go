@@ -1,0 +1,21 @@
+package policy_test
+
+import (
+	"errors"
+	"testing"
+
+	"hsm-signer/policy"
+)
+
+func TestReplacedPolicyVoidsItsGrants(t *testing.T) {
+	current := policy.NewCurrent(builtIn(t, "calico"))
+	request := newAsker("calico-system", "calico-node", "typha-client").request(t)
+	before := requireGrant(t, current.Decide(request))
+	current.Replace(builtIn(t, "calico"))
+	if err := before.Redeem(); !errors.Is(err, policy.ErrGrantStale) {
+		t.Errorf("a grant of the policy before: %v", err)
+	}
+	if err := requireGrant(t, current.Decide(request)).Redeem(); err != nil {
+		t.Errorf("a grant of the policy in force: %v", err)
+	}
+}
