@@ -16,13 +16,18 @@ const eventNamespace = metav1.NamespaceDefault
 // component is what events say that they come from.
 const component = "hsm-signer"
 
-// newEvents starts to send events. Only refusals and faults have any: a success
-// is said by the conditions, and an event would be a third write.
-func newEvents(c *Controller) record.EventBroadcaster {
+// startEvents starts to send events and returns what ends that. Only refusals and
+// faults have any: a success is said by the conditions, and an event would be a
+// third write. A shadow sends none.
+func (c *Controller) startEvents() (stop func()) {
+	if c.Mode == Shadow {
+		c.events = &record.FakeRecorder{} // client-go's name for a recorder that does nothing
+		return func() {}
+	}
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.Client.CoreV1().Events(metav1.NamespaceAll)})
 	c.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
-	return broadcaster
+	return broadcaster.Shutdown
 }
 
 // fault tells of a fault that kept a request from going on. The request stays as it is.

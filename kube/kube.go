@@ -49,13 +49,25 @@ type Issuer interface {
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 }
 
+// A Mode says what a Controller does with a verdict.
+type Mode string
+
+const (
+	// Approve approves what is granted, and issues.
+	Approve Mode = "true"
+	// Wait issues what is granted and someone else has approved.
+	Wait Mode = "false"
+	// Shadow decides on every request once, logs that, and writes nothing to the cluster.
+	Shadow Mode = "shadow"
+)
+
 // Config says what a Controller serves and how.
 type Config struct {
 	Client      kubernetes.Interface
 	SignerNames []string
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
-	Approve     bool // approve what is granted; false: wait for someone else's approval
-	Workers     int  // requests in work at once
+	Mode        Mode
+	Workers     int // requests in work at once
 	Decider     Decider
 	Issuer      Issuer
 	Logger      hclog.Logger
@@ -121,8 +133,7 @@ func (c *Controller) watching(selector string, err error) {
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the informers also when Run ends by itself
-	broadcaster := newEvents(c)
-	defer broadcaster.Shutdown()
+	defer c.startEvents()()
 
 	api, err := c.findAPI(ctx)
 	if err != nil {
@@ -188,7 +199,7 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		})
 		informer := cache.NewSharedIndexInformer(lw, &certificatesv1.CertificateSigningRequest{}, 0, nil)
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { c.enqueue(o) },
+			AddFunc:    c.added,
 			UpdateFunc: func(_, o any) { c.enqueue(o) },
 		})
 		if err != nil {
@@ -211,10 +222,19 @@ func explainWatch(selector string, api *requests, err error) error {
 	return fmt.Errorf("watch certificate requests (%s): %w", cmp.Or(selector, "all of them"), err)
 }
 
+// added takes up a request that is new here.
+func (c *Controller) added(object any) {
+	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
+	if ok && c.Mode == Shadow && c.serves(csr) {
+		c.queue.Add(key{csr.Name, csr.UID}) // once, wherever it stands
+	}
+	c.enqueue(object)
+}
+
 // enqueue takes up a request that is ours and not yet done.
 func (c *Controller) enqueue(object any) {
 	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
-	if ok && c.serves(csr) && stateOf(csr) != done {
+	if ok && c.Mode != Shadow && c.serves(csr) && stateOf(csr) != done {
 		c.queue.Add(key{csr.Name, csr.UID})
 	}
 }
@@ -244,7 +264,11 @@ func (c *Controller) serve(ctx context.Context, item key) {
 	}
 	turnCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
 	defer cancel()
-	switch err := c.turn(turnCtx, csr); {
+	turn := c.turn
+	if c.Mode == Shadow {
+		turn = c.shadow
+	}
+	switch err := turn(turnCtx, csr); {
 	case err == nil:
 		c.queue.Forget(item)
 	case errors.Is(err, errLookAgain):

@@ -13,36 +13,34 @@ type Permission struct {
 	attributes authorizationv1.ResourceAttributes
 }
 
-// Permissions lists what a controller of these signer names needs; approving
-// only when it approves.
-func Permissions(signerNames []string, approve bool) []Permission {
+// Permissions lists what a controller of these signer names needs in a mode.
+func Permissions(signerNames []string, mode Mode) []Permission {
 	const group, requests = "certificates.k8s.io", "certificatesigningrequests"
 	var all []Permission
-	add := func(verb, group, resource, subresource, name string) {
-		all = append(all, Permission{authorizationv1.ResourceAttributes{
-			Verb: verb, Group: group, Resource: resource, Subresource: subresource, Name: name,
-		}})
-	}
-	addIn := func(namespace, verb, resource string) {
-		all = append(all, Permission{authorizationv1.ResourceAttributes{Namespace: namespace, Verb: verb, Resource: resource}})
-	}
+	add := func(a authorizationv1.ResourceAttributes) { all = append(all, Permission{a}) }
 	for _, verb := range []string{"get", "list", "watch"} {
-		add(verb, group, requests, "", "")
+		add(authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: requests})
 	}
-	add("update", group, requests, "status", "")
-	if approve {
-		add("update", group, requests, "approval", "")
+	for _, verb := range []string{"get", "list"} {
+		add(authorizationv1.ResourceAttributes{Verb: verb, Resource: "pods"})
 	}
+	if mode == Shadow {
+		return all
+	}
+	add(authorizationv1.ResourceAttributes{Verb: "update", Group: group, Resource: requests, Subresource: "status"})
 	for _, name := range signerNames {
-		add("sign", group, "signers", "", name)
-		if approve {
-			add("approve", group, "signers", "", name)
-		}
+		add(authorizationv1.ResourceAttributes{Verb: "sign", Group: group, Resource: "signers", Name: name})
 	}
-	add("get", "", "pods", "", "")
-	add("list", "", "pods", "", "")
-	addIn(eventNamespace, "create", "events")
-	addIn(eventNamespace, "patch", "events")
+	for _, verb := range []string{"create", "patch"} {
+		add(authorizationv1.ResourceAttributes{Verb: verb, Resource: "events", Namespace: eventNamespace})
+	}
+	if mode == Wait {
+		return all
+	}
+	add(authorizationv1.ResourceAttributes{Verb: "update", Group: group, Resource: requests, Subresource: "approval"})
+	for _, name := range signerNames {
+		add(authorizationv1.ResourceAttributes{Verb: "approve", Group: group, Resource: "signers", Name: name})
+	}
 	return all
 }
 

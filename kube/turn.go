@@ -76,7 +76,7 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 		}
 		was = stateOf(csr)
 	}
-	if was == done || !c.serves(csr) || was == pending && !c.Approve {
+	if was == done || !c.serves(csr) || was == pending && c.Mode == Wait {
 		return nil // nothing to do, or someone else's approval will come as an update
 	}
 	verdict, err := decide(ctx, c.Client, c.Decider, csr)
@@ -93,6 +93,27 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 		return errLookAgain
 	}
 	return fmt.Errorf("the policy gave no verdict (%T)", verdict)
+}
+
+// shadow decides on a request and says what would have come of it.
+func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+	verdict, err := decide(ctx, c.Client, c.Decider, csr)
+	if err != nil {
+		return err
+	}
+	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
+	switch v := verdict.(type) {
+	case *policy.Grant:
+		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.DNSNames())
+	case *policy.Refusal:
+		log.Warn("shadow: would refuse", "reasons", v.String())
+	case *policy.NotYet:
+		if stateOf(csr) == pending {
+			return errLookAgain
+		}
+		log.Info("shadow: would wait", "rule", v.Rule, "missing", v.Missing)
+	}
+	return nil
 }
 
 // decide gathers the facts and asks for the verdict.

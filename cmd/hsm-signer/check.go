@@ -39,8 +39,6 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := readConfig(cmd, settings)
-			c.requireToken(faults)
-			c.requireKey(faults)
 			if output != "text" && output != "json" {
 				faults.addf("--output", "%q is neither text nor json", output)
 			}
@@ -66,8 +64,10 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine)) erro
 		pin = pin || errors.Is(err, hsm.ErrPIN)
 		print(lineOf(name, detail, err))
 	}
-	checkToken(ctx, c, p, report)
-	checkCA(p.ca, report)
+	if c.mode != kube.Shadow {
+		checkToken(ctx, c, p, report)
+		checkCA(p.ca, report)
+	}
 	checkCluster(ctx, c, p, report)
 	checkPolicy(p.policy, report)
 	switch {
@@ -121,7 +121,7 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 func checkPermissions(ctx context.Context, c *config, client kubernetes.Interface, report reporter) {
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	for _, permission := range kube.Permissions(c.signerNames, c.approve) {
+	for _, permission := range kube.Permissions(c.signerNames, c.mode) {
 		allowed, err := permission.Allowed(ctx, client)
 		if err == nil && !allowed {
 			err = errors.New("not allowed: grant it to the service account, as deploy/rbac.yaml does")

@@ -19,6 +19,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
+	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
@@ -26,7 +27,7 @@ import (
 type config struct {
 	signerNames   []string
 	acceptUnset   bool
-	approve       bool
+	mode          kube.Mode
 	workers       int
 	kubeconfig    string
 	clusterDomain string
@@ -74,7 +75,7 @@ var (
 		{"POLICY_FILE", "calico", "file with the rules, or a built-in policy: " + strings.Join(policy.BuiltInNames(), ", "), func(c *config, v string) error { c.policyFile = v; return nil }},
 		{"CLUSTER_DOMAIN", "cluster.local", "domain of service names", readClusterDomain},
 		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, where no rule says less", func(c *config, v string) error { return readDuration(v, policy.MinLifetime, &c.lifetime) }},
-		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval", func(c *config, v string) error { return readBool(v, &c.approve) }},
+		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log, and touch neither cluster nor token", readMode},
 		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name (clusters before 1.18)", readUnset},
 		{"WORKERS", "32", "requests in work at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
@@ -256,6 +257,14 @@ func readClusterDomain(c *config, v string) error {
 		return fmt.Errorf("%q is not a domain, such as cluster.local", v)
 	}
 	c.clusterDomain = v
+	return nil
+}
+
+func readMode(c *config, v string) error {
+	if !slices.Contains([]kube.Mode{kube.Approve, kube.Wait, kube.Shadow}, kube.Mode(v)) {
+		return fmt.Errorf("%q is not one of true, false and shadow", v)
+	}
+	c.mode = kube.Mode(v)
 	return nil
 }
 

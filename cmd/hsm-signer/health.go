@@ -17,18 +17,19 @@ import (
 
 // health knows whether the process can do its work, and says so over HTTP.
 type health struct {
-	token    func(context.Context) error
-	ca       func(time.Time) error
 	requests func() error
 	policy   func() string
 	logger   hclog.Logger
+	// What only those who sign have; nil in a shadow.
+	token func(context.Context) error
+	ca    func(time.Time) error
 
 	mu      sync.Mutex
 	waiting error // why the token is not ready; errNotLooked until it was looked at
 }
 
-func newHealth(token func(context.Context) error, ca func(time.Time) error, requests func() error, policy func() string, logger hclog.Logger) *health {
-	return &health{token: token, ca: ca, requests: requests, policy: policy, logger: logger, waiting: errNotLooked}
+func newHealth(policy func() string, logger hclog.Logger) *health {
+	return &health{policy: policy, logger: logger, waiting: errNotLooked}
 }
 
 var errNotLooked = errors.New("not looked at yet")
@@ -40,6 +41,10 @@ const healthInterval = 2 * time.Second
 // asks for a certificate. It returns when only a human can help: the PIN is refused, or
 // the first token to be there holds a wrong key.
 func (h *health) watch(ctx context.Context) error {
+	if h.token == nil {
+		<-ctx.Done()
+		return nil
+	}
 	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()
 	neverReady := true
@@ -107,7 +112,11 @@ type part struct {
 }
 
 func (h *health) parts() []part {
-	return []part{{"token", h.noted()}, {"ca", h.ca(time.Now())}, {"requests", h.requests()}}
+	parts := []part{{"requests", h.requests()}}
+	if h.token != nil {
+		parts = append(parts, part{"token", h.noted()}, part{"ca", h.ca(time.Now())})
+	}
+	return parts
 }
 
 // readyz says part by part what is ready and why not. It looks at what is known,

@@ -14,11 +14,12 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
+	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
 // parts are what the configuration names, loaded and checked but not yet in touch with the
-// token or the API server.
+// token or the API server. A shadow has no CA, no key and no issuer.
 type parts struct {
 	policy *policy.Policy
 	ca     *issuer.CA
@@ -41,6 +42,17 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if len(c.signerNames) == 0 && !faults.has("SIGNER_NAME") {
 		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
 	}
+	if c.mode != kube.Shadow {
+		c.loadSigning(p, faults)
+	}
+	p.client, p.server = c.loadClient(faults)
+	return p
+}
+
+// loadSigning loads what only those who sign need: the token, its key and the CA.
+func (c *config) loadSigning(p *parts, faults *configFaults) {
+	c.requireToken(faults)
+	c.requireKey(faults)
 	if p.ca = c.loadCA(faults); p.ca != nil {
 		var err error
 		public := p.ca.Certificate().PublicKey
@@ -52,8 +64,6 @@ func (c *config) loadParts(faults *configFaults) *parts {
 			faults.add("SIGNATURE_ALGORITHM", err)
 		}
 	}
-	p.client, p.server = c.loadClient(faults)
-	return p
 }
 
 // loadPolicy returns the policy and its text.

@@ -28,8 +28,6 @@ pending and /readyz says what is missing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := readConfig(cmd, settings)
-			c.requireToken(faults)
-			c.requireKey(faults)
 			p := c.loadParts(faults)
 			if err := faults.err(); err != nil {
 				return err
@@ -45,28 +43,44 @@ pending and /readyz says what is missing.`,
 
 // run serves until the context ends, or until it is clear that only a human can help.
 func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
-	defer p.key.Close()
-	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile,
-		"policyHash", p.policy.Hash(), "ca", p.ca.Certificate().Subject.String(), "caNotAfter", p.ca.Certificate().NotAfter)
-	if err := p.key.Ready(ctx); errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrKey) {
-		return err
-	}
-	if c.token.AllowExtractable {
-		warnExtractable(ctx, p.key, logger)
-	}
+	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
 	current := policy.NewCurrent(p.policy)
-	controller := kube.New(kube.Config{
-		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Approve: c.approve,
-		Workers: c.workers, Decider: current, Issuer: p.issuer, Logger: logger.Named("kube"),
-	})
 	reload := &reloader{config: c, current: current, logger: logger.Named("policy")}
-	health := newHealth(p.key.Ready, p.ca.ValidAt, controller.Ready, reload.state, logger.Named("health"))
+	serving := kube.Config{
+		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode,
+		Workers: c.workers, Decider: current, Logger: logger.Named("kube"),
+	}
+	health := newHealth(reload.state, logger.Named("health"))
+	if c.mode != kube.Shadow {
+		defer p.key.Close()
+		if err := startSigning(ctx, c, p, logger); err != nil {
+			return err
+		}
+		serving.Issuer = p.issuer
+		health.token, health.ca = p.key.Ready, p.ca.ValidAt
+	}
+	controller := kube.New(serving)
+	health.requests = controller.Ready
 	return runAll(ctx,
 		controller.Run,
 		reload.watch,
 		health.watch,
 		func(ctx context.Context) error { return health.serve(ctx, c.listenAddress) },
 	)
+}
+
+// startSigning tries the token once. What only a human can mend ends the process; a
+// token that is not there is waited for.
+func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
+	ca := p.ca.Certificate()
+	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.token.Token.String(), "key", c.token.Key.String())
+	if err := p.key.Ready(ctx); errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrKey) {
+		return err
+	}
+	if c.token.AllowExtractable {
+		warnExtractable(ctx, p.key, logger)
+	}
+	return nil
 }
 
 // warnExtractable says loudly what ALLOW_EXTRACTABLE_KEY means for this key.

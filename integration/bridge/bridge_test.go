@@ -335,6 +335,33 @@ func approve(t *testing.T, name string) {
 	must(t, err)
 }
 
+// A shadow decides and says so, needs neither token nor CA, and writes nothing.
+func TestShadowTouchesNothing(t *testing.T) {
+	d := startReady(t, bridge.CA{}, "APPROVE=shadow", "PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=")
+	node, typha := components()[0], components()[1]
+	p := newPod(t, node, nextIP())
+	var made []*certificatesv1.CertificateSigningRequest
+	for _, c := range []calico.Component{node, typha} {
+		csr, err := p.asking(t, c).Submit(t.Context(), p.client)
+		must(t, err)
+		made = append(made, csr)
+	}
+	eventually(t, "the verdicts in the log", func(context.Context) (bool, error) {
+		log := d.Log()
+		return strings.Contains(log, `"@message":"shadow: would grant"`) && strings.Contains(log, `"@message":"shadow: would refuse"`), nil
+	})
+	for _, csr := range made {
+		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
+			t.Errorf("%s was touched: %v", csr.Name, now.Status)
+		}
+		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
+		must(t, err)
+		if len(events.Items) > 0 {
+			t.Errorf("%s has events: %v", csr.Name, events.Items)
+		}
+	}
+}
+
 // Requests of other signers are nobody's business here.
 func TestForeignRequestIsLeftAlone(t *testing.T) {
 	startReady(t, ca)
