@@ -42,7 +42,7 @@ func isSession(err error) bool {
 // connecting anew would not help.
 func isRequest(err error) bool {
 	for _, code := range []uint{
-		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
+		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID,
 		pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
 	} {
 		if is(err, code) {
@@ -52,10 +52,11 @@ func isRequest(err error) bool {
 	return false
 }
 
-// isBroken tells whether the error means that the connection is of no use any more.
-func isBroken(err error) bool {
+// isLost tells whether the error means that the connection is of no use any more: PKCS#11 says
+// so, or the handle names another key.
+func isLost(err error) bool {
 	var ckr pkcs11.Error
-	return errors.As(err, &ckr) && !isSession(err) && !isRequest(err)
+	return errors.Is(err, ErrKey) || errors.As(err, &ckr) && !isSession(err) && !isRequest(err)
 }
 
 // meanings says what a code means here and what to do about it.

@@ -84,7 +84,7 @@ func (k *Key) Ready(ctx context.Context) error {
 		return k.connect(nil)
 	}
 	err := k.testSignature(ctx, conn)
-	if isBroken(err) {
+	if isLost(err) {
 		return k.connect(conn)
 	}
 	return err
@@ -203,25 +203,17 @@ func (k *Key) testSignature(ctx context.Context, conn *connection) error {
 	return k.signTest(ctx, conn)
 }
 
-// signTest signs a fixed text, never a caller's, and verifies that with
-// the public key: so the key is the one of the CA certificate.
+// signTest signs a fixed text, never a caller's. That its signature verifies shows
+// that the key is the one of the CA certificate.
 func (k *Key) signTest(ctx context.Context, conn *connection) error {
 	hash := k.config.Signature.HashFunc().New()
 	hash.Write([]byte("hsm-signer: test signature"))
 	digest := hash.Sum(nil)
-	signature, err := conn.sign(ctx, k.mech, digest, k.config.Signature)
-	switch {
-	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
-		return k.foreign("it is of another type")
-	case errors.Is(err, ErrKey):
-		return k.foreign(err.Error())
-	case err != nil:
+	_, err := k.signVerified(ctx, conn, digest, k.config.Signature)
+	if err != nil && !errors.Is(err, ErrKey) {
 		return unavailable(err, "test signature with the private %s", k.config.Key)
-	case !verifies(k.public, k.config.Signature, digest, signature):
-		return k.foreign("its signature does not verify with it")
 	}
-	k.good.Store(time.Now().UnixNano())
-	return nil
+	return err
 }
 
 // foreign is the fault of a key that is not the CA's.
@@ -267,7 +259,7 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	switch {
 	case err == nil:
 		return signature, nil
-	case isBroken(err):
+	case isLost(err):
 		if err := k.connect(conn); err != nil {
 			return nil, fmt.Errorf("after a fault of the token: %w", err)
 		}
@@ -287,11 +279,26 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 	if k.conn == nil {
 		return nil, nil, faultf(ErrUnavailable, "the token is not connected")
 	}
-	signature, err := k.conn.sign(ctx, k.mech, digest, opts)
-	if err == nil {
-		k.good.Store(time.Now().UnixNano())
-	}
+	signature, err := k.signVerified(ctx, k.conn, digest, opts)
 	return k.conn, signature, err
+}
+
+// signVerified signs, and lets only a signature out that verifies with the CA's public key: a
+// handle may come to name another key.
+func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	signature, err := conn.sign(ctx, k.mech, digest, opts)
+	switch {
+	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
+		return nil, k.foreign("it is of another type")
+	case errors.Is(err, ErrKey):
+		return nil, k.foreign(err.Error())
+	case err != nil:
+		return nil, err
+	case !verifies(k.public, opts, digest, signature):
+		return nil, k.foreign("its signature does not verify with it")
+	}
+	k.good.Store(time.Now().UnixNano())
+	return signature, nil
 }
 
 // Proof returns what the token says of the key's attributes; it connects if need be.
