@@ -1,30 +1,40 @@
 package policy
 
 import (
-	"embed"
+	_ "embed"
 	"strings"
 )
 
-//go:embed builtin/*.yaml
-var builtin embed.FS
+//go:embed builtin/calico.yaml
+var calico string
+
+// legacyHead stands in calico-legacy for what stands above "version:" in calico.
+const legacyHead = `# The same as "calico" for clusters whose tokens do not name their pod
+# (Kubernetes before 1.22). The requester proves to be a live pod by
+# asking for exactly one IP address which a live pod of its service account has.
+# That is weaker: one pod can ask in the name of another of its service account.
+`
+
+// calicoLegacy returns the text of calico with the other head and the other binding.
+func calicoLegacy() string {
+	_, rest, _ := strings.Cut(calico, "\nversion:")
+	before, rest, _ := strings.Cut(rest, "    pod: bound")
+	_, after, _ := strings.Cut(rest, "\n") // the comment behind it
+	return legacyHead + "version:" + before + "    pod: address\n" + after
+}
 
 // BuiltIn returns the text of a built-in policy, and false when there is none of
 // that name. [BuiltInNames] lists them.
 func BuiltIn(name string) ([]byte, bool) {
-	text, err := builtin.ReadFile("builtin/" + name + ".yaml")
-	return text, err == nil
+	switch name {
+	case "calico":
+		return []byte(calico), true
+	case "calico-legacy":
+		return []byte(calicoLegacy()), true
+	}
+	return nil, false
 }
 
 // BuiltInNames lists the built-in policies: "calico" for clusters whose tokens
 // name their pod (Kubernetes 1.22 and later), "calico-legacy" for older ones.
-func BuiltInNames() []string {
-	entries, err := builtin.ReadDir("builtin")
-	if err != nil {
-		panic(err) // the directory is part of the binary
-	}
-	names := make([]string, 0, len(entries))
-	for _, entry := range entries {
-		names = append(names, strings.TrimSuffix(entry.Name(), ".yaml"))
-	}
-	return names
-}
+func BuiltInNames() []string { return []string{"calico", "calico-legacy"} }

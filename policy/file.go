@@ -53,21 +53,37 @@ func (l *line[T]) UnmarshalYAML(node *yaml.Node) error {
 	return node.Decode(&l.value)
 }
 
-// fileName is a name, or a mapping with the one key "service".
+// fileName is a name, or a mapping with the key "service" and perhaps "namespace".
 type fileName struct {
 	line[string]
-	service bool
+	service   bool
+	namespace line[string] // of the service; without it, the requester's
 }
 
 func (n *fileName) UnmarshalYAML(node *yaml.Node) error {
 	if node.Kind != yaml.MappingNode {
 		return n.line.UnmarshalYAML(node)
 	}
-	if len(node.Content) != 2 || node.Content[0].Value != "service" {
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: a name is a text, or a mapping with the one key \"service\"", node.Line)}}
-	}
 	n.service = true
-	return n.line.UnmarshalYAML(node.Content[1])
+	fields := map[string]*line[string]{"service": &n.line, "namespace": &n.namespace}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		field, ok := fields[key.Value]
+		if !ok || field.at > 0 {
+			return nameFault(key.Line)
+		}
+		if err := field.UnmarshalYAML(value); err != nil {
+			return err
+		}
+	}
+	if n.line.at == 0 {
+		return nameFault(node.Line)
+	}
+	return nil
+}
+
+func nameFault(at int) error {
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: a name is a text, or a mapping with the key \"service\" and perhaps the key \"namespace\", each once", at)}}
 }
 
 // problems collects what is wrong with a policy's text.
@@ -218,8 +234,11 @@ func (r *fileRule) compileNames(field string, texts []fileName, o Options, found
 		if fault := pkcs10.CheckDNSName(text.value); fault != "" {
 			found.add(text.at, "rule %q: grant.%s: %q %s", r.Name.value, field, text.value, fault)
 		}
+		if text.namespace.at > 0 && !dnsLabel.MatchString(text.namespace.value) {
+			found.add(text.namespace.at, "rule %q: grant.%s: %q is not the name of a namespace", r.Name.value, field, text.namespace.value)
+		}
 		if text.service {
-			sources = append(sources, service{text.value, o.ClusterDomain})
+			sources = append(sources, service{text.value, text.namespace.value, o.ClusterDomain})
 		} else {
 			sources = append(sources, literal(text.value))
 		}

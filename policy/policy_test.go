@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -88,22 +90,83 @@ func requireRefusal(t *testing.T, v policy.Verdict, code policy.Code, words stri
 	t.Helper()
 	r, ok := v.(*policy.Refusal)
 	if !ok {
-		t.Fatalf("not refused: %T %+v", v, v)
+		t.Fatalf("not refused: %T", v)
 	}
 	if r.Code() != code || !strings.Contains(r.Message(), words) {
 		t.Errorf("refused as %s: %s; want %s and %q", r.Code(), r.Message(), code, words)
 	}
 }
 
-// components are the service accounts of open-source Calico and the names of each.
+// components are the certificates of Calico's components: the service account that
+// asks for it, the rule that grants it, its common name and its DNS names.
 var components = []struct {
-	namespace, account string
-	names              []string
+	account, rule, cn string // cn: the first name if empty
+	names             []string
 }{
-	{"calico-system", "calico-node", []string{"typha-client"}},
-	{"calico-system", "calico-typha", []string{"typha-server"}},
-	{"calico-system", "calico-apiserver", []string{"calico-api", "calico-api.calico-system", "calico-api.calico-system.svc", "calico-api.calico-system.svc.cluster.local"}},
-	{"calico-apiserver", "calico-apiserver", []string{"calico-api", "calico-api.calico-apiserver", "calico-api.calico-apiserver.svc", "calico-api.calico-apiserver.svc.cluster.local"}},
+	{"calico-system/calico-node", "calico-node", "", []string{"typha-client"}},
+	{"calico-system/calico-typha", "calico-typha", "", []string{"typha-server"}},
+	{"calico-system/calico-apiserver", "calico-apiserver", "", svc("calico-api", "calico-system")},
+	{"calico-apiserver/calico-apiserver", "calico-apiserver", "", svc("calico-api", "calico-apiserver")},
+
+	{"calico-system/calico-node", "calico-node-metrics", "", svc("calico-node-metrics", "calico-system")},
+	{"calico-system/calico-typha", "calico-typha-noncluster-host", "", []string{"typha-server-noncluster-host"}},
+	{"tigera-system/tigera-apiserver", "tigera-apiserver", "", svc("tigera-api", "tigera-system")},
+	{"calico-system/calico-kube-controllers", "calico-kube-controllers-metrics", "", svc("calico-kube-controllers-metrics", "calico-system")},
+	{"calico-system/calico-kube-controllers", "calico-kube-controllers-waf-webhook", "", svc("tigera-waf-webhook", "calico-system")},
+	{"tigera-dpi/tigera-dpi", "tigera-dpi", "", []string{"typha-client"}},
+
+	{"calico-system/calico-manager", "calico-manager", "", slices.Concat([]string{"localhost"}, svc("calico-manager", "calico-system"), svc("tigera-manager", "tigera-manager"))},
+	{"calico-system/calico-manager", "calico-manager-internal", "", slices.Concat(svc("calico-manager", "calico-system"), svc("tigera-manager", "tigera-manager"))},
+	{"calico-system/calico-manager", "calico-manager-linseed", "", svc("tigera-linseed", "tigera-elasticsearch")},
+	{"tigera-manager/tigera-manager", "tigera-manager", "", slices.Concat(svc("tigera-manager", "tigera-manager"), []string{"localhost"})},
+	{"tigera-manager/tigera-manager", "calico-manager-linseed", "", svc("tigera-linseed", "tigera-elasticsearch")},
+
+	{"tigera-elasticsearch/tigera-elasticsearch", "tigera-elasticsearch", "", svc("tigera-secure-es-http", "tigera-elasticsearch")},
+	{"tigera-elasticsearch/tigera-secure-es-gateway", "tigera-secure-es-gateway", "", slices.Concat(svc("tigera-secure-es-http", "tigera-elasticsearch"), svc("tigera-secure-es-gateway-http", "tigera-elasticsearch"))},
+	{"tigera-elasticsearch/tigera-elasticsearch-metrics", "tigera-elasticsearch-metrics", "", svc("tigera-elasticsearch-metrics", "tigera-elasticsearch")},
+	{"tigera-elasticsearch/tigera-linseed", "tigera-linseed", "", svc("tigera-linseed", "tigera-elasticsearch")},
+	{"tigera-elasticsearch/tigera-linseed", "tigera-linseed-token", "", []string{"tigera-secure-linseed-token-tls"}},
+	{"tigera-kibana/tigera-kibana", "tigera-kibana", "tigera-secure-es-http", svc("tigera-secure-kb-http", "tigera-kibana")},
+	{"calico-system/calico-fluent-bit", "calico-fluent-bit", "", slices.Concat([]string{"calico-fluent-bit-tls"}, svc("calico-fluent-bit-http-input", "calico-system"))},
+	{"tigera-fluentd/fluentd-node", "fluentd-node", "", []string{"tigera-fluentd-prometheus-tls"}},
+	{"tigera-prometheus/prometheus", "prometheus", "", svc("prometheus-http-api", "tigera-prometheus")},
+	{"tigera-prometheus/prometheus", "prometheus-client", "", []string{"calico-node-prometheus-client-tls"}},
+
+	{"tigera-dex/tigera-dex", "tigera-dex", "", svc("tigera-dex", "tigera-dex")},
+	{"tigera-packetcapture/tigera-packetcapture", "tigera-packetcapture", "", svc("tigera-packetcapture", "tigera-packetcapture")},
+	{"tigera-intrusion-detection/intrusion-detection-controller", "intrusion-detection-controller", "", svc("intrusion-detection-tls", "tigera-intrusion-detection")},
+	{"calico-system/tigera-policy-recommendation", "tigera-policy-recommendation", "", []string{"policy-recommendation-tls"}},
+	{"tigera-policy-recommendation/tigera-policy-recommendation", "tigera-policy-recommendation", "", []string{"policy-recommendation-tls"}},
+}
+
+// alsoTheirs are the certificates of another component whose names are a component's own too.
+var alsoTheirs = map[string][]string{
+	"calico-system/calico-node": {"tigera-dpi/tigera-dpi tigera-dpi"},
+	"tigera-dpi/tigera-dpi":     {"calico-system/calico-node calico-node"},
+
+	"calico-system/calico-manager":        {"tigera-manager/tigera-manager tigera-manager", "tigera-manager/tigera-manager calico-manager-linseed", "tigera-elasticsearch/tigera-linseed tigera-linseed"},
+	"tigera-manager/tigera-manager":       {"calico-system/calico-manager calico-manager-linseed", "tigera-elasticsearch/tigera-linseed tigera-linseed"},
+	"tigera-elasticsearch/tigera-linseed": {"calico-system/calico-manager calico-manager-linseed", "tigera-manager/tigera-manager calico-manager-linseed"},
+
+	"tigera-elasticsearch/tigera-secure-es-gateway": {"tigera-elasticsearch/tigera-elasticsearch tigera-elasticsearch"},
+
+	"calico-system/tigera-policy-recommendation":                {"tigera-policy-recommendation/tigera-policy-recommendation tigera-policy-recommendation"},
+	"tigera-policy-recommendation/tigera-policy-recommendation": {"calico-system/tigera-policy-recommendation tigera-policy-recommendation"},
+}
+
+// svc returns the names of a service, as Calico's operator writes them.
+func svc(name, namespace string) []string {
+	return []string{name, name + "." + namespace, name + "." + namespace + ".svc", name + "." + namespace + ".svc.cluster.local"}
+}
+
+// newComponent asks as the service account NAMESPACE/NAME.
+func newComponent(account, cn string, names []string) asker {
+	namespace, name, _ := strings.Cut(account, "/")
+	a := newAsker(namespace, name, names...)
+	if cn != "" {
+		a.cn = cn
+	}
+	return a
 }
 
 // Each component gets its own names, and none gets a name of another that is not its own.
@@ -112,16 +175,127 @@ func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
 		p := builtIn(t, profile)
 		for _, who := range components {
 			for _, whose := range components {
-				a := newAsker(who.namespace, who.account, whose.names...)
+				a := newComponent(who.account, whose.cn, whose.names)
 				if profile == "calico-legacy" {
 					a.extra = nil
 				}
-				_, granted := p.Decide(a.request(t)).(*policy.Grant)
-				if own := slices.Equal(who.names, whose.names); granted != own {
-					t.Errorf("%s: %s/%s asks for %v: granted is %t", profile, who.namespace, who.account, whose.names, granted)
+				g, granted := p.Decide(a.request(t)).(*policy.Grant)
+				own := who.account == whose.account
+				if want := own || slices.Contains(alsoTheirs[who.account], whose.account+" "+whose.rule); granted != want {
+					t.Errorf("%s: %s asks for %v of %s: granted is %t", profile, who.account, whose.names, whose.rule, granted)
+				}
+				if granted && own && (g.Rule() != whose.rule || g.CommonName() != a.cn || !slices.Equal(g.DNSNames(), whose.names)) {
+					t.Errorf("%s: %s is granted %q %v by %s, want %q %v by %s", profile, who.account, g.CommonName(), g.DNSNames(), g.Rule(), a.cn, whose.names, whose.rule)
 				}
 			}
 		}
+	}
+}
+
+// What a component must not have at all, whoever else has it.
+func TestNoComponentGetsMoreThanItsNames(t *testing.T) {
+	p := builtIn(t, "calico")
+	for _, who := range components {
+		for name, change := range map[string]func(*asker){
+			"a name that nobody has":            func(a *asker) { a.dns = append(slices.Clone(a.dns), "kubernetes.default.svc") },
+			"a common name that nobody has":     func(a *asker) { a.cn = "kubernetes" },
+			"its names, from another namespace": func(a *asker) { a.namespace, a.pod.Namespace = "default", "default" },
+			"its names, from another account":   func(a *asker) { a.account, a.pod.ServiceAccount = "default", "default" },
+			"its names, with another's address": func(a *asker) { a.ips = []netip.Addr{otherIP} },
+			"a name of another cluster":         func(a *asker) { a.dns = append(slices.Clone(a.dns), who.names[0]+".x.svc.example.org") },
+			"a wildcard of its name":            func(a *asker) { a.dns = append(slices.Clone(a.dns), "*."+who.names[0]) },
+			"another's name beside its own":     func(a *asker) { a.dns = append(slices.Clone(a.dns), "calico-api.default.svc") },
+		} {
+			a := newComponent(who.account, who.cn, who.names)
+			change(&a)
+			if v, ok := p.Decide(a.request(t)).(*policy.Refusal); !ok {
+				t.Errorf("%s (%s), %s: %T", who.account, who.rule, name, v)
+			}
+		}
+	}
+}
+
+// A component with two certificates cannot have the names of both in one.
+func TestNamesOfTwoCertificatesDoNotMix(t *testing.T) {
+	p := builtIn(t, "calico")
+	tried := 0
+	for _, one := range components {
+		for _, other := range components {
+			mixed := slices.Concat(one.names, other.names)
+			slices.Sort(mixed)
+			mixed = slices.Compact(mixed)
+			if one.account != other.account || len(mixed) == len(one.names) || len(mixed) == len(other.names) {
+				continue // not two certificates, or the one has all names of the other
+			}
+			tried++
+			requireRefusal(t, p.Decide(newComponent(one.account, one.names[0], mixed).request(t)), policy.NameNotAllowed, "is not a name of "+one.account)
+		}
+	}
+	if tried != 16 {
+		t.Errorf("%d pairs were tried", tried)
+	}
+}
+
+// Kibana's common name is the one it has, although it is not among its DNS names, and no other.
+func TestCommonNameThatIsNotAmongTheNames(t *testing.T) {
+	p := builtIn(t, "calico")
+	names := svc("tigera-secure-kb-http", "tigera-kibana")
+	requireGrant(t, p.Decide(newComponent("tigera-kibana/tigera-kibana", "tigera-secure-es-http", names).request(t)))
+	requireRefusal(t, p.Decide(newComponent("tigera-kibana/tigera-kibana", "", names).request(t)), policy.NameNotAllowed, "is not a common name of")
+	requireRefusal(t, p.Decide(newComponent("tigera-kibana/tigera-kibana", "tigera-secure-es-http", svc("tigera-secure-es-http", "tigera-kibana")).request(t)), policy.NameNotAllowed, "is not a name of")
+}
+
+// The table of components names every service account of every rule.
+func TestEveryRuleHasItsComponent(t *testing.T) {
+	var file struct {
+		Rules []struct {
+			Name string
+			From struct {
+				ServiceAccounts []string `yaml:"serviceAccounts"`
+			}
+		}
+	}
+	text, _ := policy.BuiltIn("calico")
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	var written, tested []string
+	for _, rule := range file.Rules {
+		for _, account := range rule.From.ServiceAccounts {
+			written = append(written, account+" "+rule.Name)
+		}
+	}
+	for _, c := range components {
+		tested = append(tested, c.account+" "+c.rule)
+	}
+	slices.Sort(written)
+	slices.Sort(tested)
+	if !slices.Equal(written, tested) {
+		t.Errorf("the profile has\n%s\nthe table of components\n%s", strings.Join(written, "\n"), strings.Join(tested, "\n"))
+	}
+}
+
+func TestServiceNamesFollowNamespaceAndClusterDomain(t *testing.T) {
+	const text = `version: 1
+rules:
+  - name: a
+    from:
+      serviceAccounts: [own/a]
+    grant:
+      dnsNames: [service: x, {namespace: other, service: y}]
+      ipAddresses: [pod]
+      keys: [ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+`
+	p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "example.org", MaxLifetime: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"x", "x.own", "x.own.svc", "x.own.svc.example.org", "y", "y.other", "y.other.svc", "y.other.svc.example.org"} {
+		requireGrant(t, p.Decide(newAsker("own", "a", name).request(t)))
+	}
+	for _, name := range []string{"x.other", "x.other.svc", "y.own", "y.own.svc.example.org", "y.other.svc.cluster.local", "x.own.svc.cluster.local", "other", "y.other.example.org"} {
+		requireRefusal(t, p.Decide(newAsker("own", "a", name).request(t)), policy.NameNotAllowed, name)
 	}
 }
 
@@ -322,14 +496,32 @@ func TestGrantOfAWithdrawnPolicyIsVoid(t *testing.T) {
 	}
 }
 
+// calico-legacy is calico with another head and another binding: line for line the same below.
 func TestLegacyProfileDiffersOnlyInTheBinding(t *testing.T) {
-	rules := func(name string) string {
+	lines := func(name string) (head, body []string) {
 		text, _ := policy.BuiltIn(name)
-		_, body, _ := strings.Cut(string(text), "grant:")
-		return body
+		all := strings.Split(string(text), "\n")
+		start := slices.Index(all, "version: 1")
+		return all[:start], all[start:]
 	}
-	if rules("calico") != rules("calico-legacy") {
-		t.Error("the two profiles grant different things")
+	_, bound := lines("calico")
+	head, address := lines("calico-legacy")
+	if len(bound) != len(address) {
+		t.Fatalf("%d lines, and %d in calico-legacy", len(bound), len(address))
+	}
+	var differ []string
+	for i := range bound {
+		if bound[i] != address[i] {
+			differ = append(differ, address[i])
+		}
+	}
+	if !slices.Equal(differ, []string{"    pod: address"}) {
+		t.Errorf("calico-legacy differs in %q", differ)
+	}
+	for _, line := range head {
+		if !strings.HasPrefix(line, "#") {
+			t.Errorf("above the version stands %q", line)
+		}
 	}
 }
 
@@ -345,7 +537,7 @@ rules:
       serviceAccounts: [nowhere]
       pod: maybe
     grant:
-      dnsNames: ["*.a", {service: b}]
+      dnsNames: ["*.a", {service: b}, {service: c, namespace: d.e}]
       wishes: [all]
       maxLifetime: soon
   - name: a
@@ -359,11 +551,30 @@ rules:
 	for _, want := range []string{
 		`line 4: rule "a": grant.keys: "rsa-1024"`, `line 5: rule "a": grant.usages: "cert sign"`,
 		`line 9: rule "a": from.serviceAccounts: "nowhere"`, `line 10: rule "a": from.pod: "maybe"`,
-		`line 12: rule "a": grant.dnsNames: "*.a"`, `line 13: unknown key "wishes"`,
+		`line 12: rule "a": grant.dnsNames: "*.a"`, `line 12: rule "a": grant.dnsNames: "d.e" is not the name of a namespace`, `line 13: unknown key "wishes"`,
 		`line 14: rule "a": grant.maxLifetime: "soon"`, `line 15: rules[1]: the name "a" is taken`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in:\n%v", want, err)
+		}
+	}
+}
+
+func TestParseRefusesWhatIsNoName(t *testing.T) {
+	for name, want := range map[string]string{
+		"{service: a, port: 1}":    "line 8: a name is a text, or a mapping",
+		"{namespace: a}":           "line 8: a name is a text, or a mapping",
+		"{}":                       "line 8: a name is a text, or a mapping",
+		"{service: a, service: b}": "line 8: a name is a text, or a mapping",
+		"{service: a,\n namespace: b,\n more: c}": "line 10: a name is a text, or a mapping",
+		"{service: a,\n namespace: [b]}":          "line 9: cannot unmarshal",
+		"{service: a,\n namespace: \"\"}":         `line 9: rule "a": grant.dnsNames: "" is not the name of a namespace`,
+		"{service: a,\n namespace: ~}":            `line 9: rule "a": grant.dnsNames: "" is not the name of a namespace`,
+		"{service: ~}":                            `line 8: rule "a": grant.dnsNames: "" is empty`,
+	} {
+		text := "version: 1\nrules:\n- name: a\n  from:\n    serviceAccounts: [x/y]\n  grant:\n    dnsNames:\n    - " + strings.ReplaceAll(name, "\n", "\n     ")
+		if _, err := policy.Parse([]byte(text), policy.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %q", name, err, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -55,12 +56,14 @@ type literal string
 
 func (l literal) names(ServiceAccount) []string { return []string{string(l)} }
 
-// service is a service in the requester's namespace, under each name that the
-// cluster's DNS gives it.
-type service struct{ name, clusterDomain string }
+// service is a service under each name that the cluster's DNS gives it.
+type service struct {
+	name, namespace string // namespace: the requester's if empty
+	clusterDomain   string
+}
 
 func (s service) names(requester ServiceAccount) []string {
-	inNamespace := s.name + "." + requester.Namespace
+	inNamespace := s.name + "." + cmp.Or(s.namespace, requester.Namespace)
 	return []string{s.name, inNamespace, inNamespace + ".svc", inNamespace + ".svc." + s.clusterDomain}
 }
 
