@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -29,13 +30,15 @@ type (
 		Grant fileGrant    `yaml:"grant"`
 	}
 	fileFrom struct {
-		ServiceAccounts []line[string] `yaml:"serviceAccounts"` // NAMESPACE/NAME
-		Pod             line[string]   `yaml:"pod"`             // bound (default) or address
+		ServiceAccounts []line[string] `yaml:"serviceAccounts"` // NAMESPACE/NAME; "*" for any of either
+		Users           []line[string] `yaml:"users"`           // usernames; "*" at the end for any ending
+		Groups          []line[string] `yaml:"groups"`          // optional: at least one of them
+		Pod             line[string]   `yaml:"pod"`             // bound (default), address or none
 	}
 	fileGrant struct {
 		CommonNames []fileName     `yaml:"commonNames"` // optional; without it, one of the DNS names asked for
 		DNSNames    []fileName     `yaml:"dnsNames"`
-		IPAddresses []line[string] `yaml:"ipAddresses"` // "pod": the pod's own
+		IPAddresses []line[string] `yaml:"ipAddresses"` // "pod": the pod's own; an address; a prefix
 		Keys        []line[string] `yaml:"keys"`
 		Usages      []line[string] `yaml:"usages"`
 		MaxLifetime line[string]   `yaml:"maxLifetime"` // optional: a Go duration
@@ -53,19 +56,20 @@ func (l *line[T]) UnmarshalYAML(node *yaml.Node) error {
 	return node.Decode(&l.value)
 }
 
-// fileName is a name, or a mapping with the key "service" and perhaps "namespace".
+// fileName is a name, or a mapping with the key "service" and perhaps "namespace", or with the
+// key "pattern".
 type fileName struct {
-	line[string]
-	service   bool
-	namespace line[string] // of the service; without it, the requester's
+	line[string]     // literally this
+	service, pattern line[string]
+	namespace        line[string] // of the service; without it, the requester's
 }
 
 func (n *fileName) UnmarshalYAML(node *yaml.Node) error {
 	if node.Kind != yaml.MappingNode {
 		return n.line.UnmarshalYAML(node)
 	}
-	n.service = true
-	fields := map[string]*line[string]{"service": &n.line, "namespace": &n.namespace}
+	n.at = node.Line
+	fields := map[string]*line[string]{"service": &n.service, "namespace": &n.namespace, "pattern": &n.pattern}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		field, ok := fields[key.Value]
@@ -76,14 +80,14 @@ func (n *fileName) UnmarshalYAML(node *yaml.Node) error {
 			return err
 		}
 	}
-	if n.line.at == 0 {
+	if (n.service.at > 0) == (n.pattern.at > 0) || n.pattern.at > 0 && n.namespace.at > 0 {
 		return nameFault(node.Line)
 	}
 	return nil
 }
 
 func nameFault(at int) error {
-	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: a name is a text, or a mapping with the key \"service\" and perhaps the key \"namespace\", each once", at)}}
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: a name is a text, or a mapping with the key \"service\" and perhaps the key \"namespace\", or with the key \"pattern\" alone, each once", at)}}
 }
 
 // problems collects what is wrong with a policy's text.
@@ -176,7 +180,9 @@ func (r *fileRule) inherit(defaults *fileRule) {
 			*own = other
 		}
 	}
-	inherit(&r.From.ServiceAccounts, defaults.From.ServiceAccounts)
+	if r.From.ServiceAccounts == nil && r.From.Users == nil && r.From.Groups == nil {
+		r.From.ServiceAccounts, r.From.Users, r.From.Groups = defaults.From.ServiceAccounts, defaults.From.Users, defaults.From.Groups
+	}
 	inherit(&r.Grant.IPAddresses, defaults.Grant.IPAddresses)
 	inherit(&r.Grant.Keys, defaults.Grant.Keys)
 	inherit(&r.Grant.Usages, defaults.Grant.Usages)
@@ -200,7 +206,7 @@ func (r *fileRule) compile(o Options, found *problems) rule {
 		from:        r.compileFrom(found),
 		commonNames: r.compileNames("commonNames", r.Grant.CommonNames, o, found),
 		dnsNames:    r.compileNames("dnsNames", r.Grant.DNSNames, o, found),
-		podIPs:      r.compileIPs(found),
+		ips:         r.compileIPs(found),
 		keys:        compileWords(r, "keys", r.Grant.Keys, pkcs10.KeyTypes(), found),
 		usages:      compileWords(r, "usages", r.Grant.Usages, Usages(), found),
 		lifetime:    r.compileLifetime(o, found),
@@ -209,50 +215,92 @@ func (r *fileRule) compile(o Options, found *problems) rule {
 
 func (r *fileRule) compileFrom(found *problems) from {
 	compiled := from{pod: podBound}
-	if len(r.From.ServiceAccounts) == 0 {
-		found.add(r.Name.at, "rule %q: from.serviceAccounts: name at least one", r.Name.value)
+	if len(r.From.ServiceAccounts)+len(r.From.Users)+len(r.From.Groups) == 0 {
+		found.add(r.Name.at, "rule %q: from.serviceAccounts: name at least one, or users, or groups", r.Name.value)
 	}
 	for _, text := range r.From.ServiceAccounts {
 		namespace, name, _ := strings.Cut(text.value, "/")
-		if !dnsLabel.MatchString(namespace) || !dnsSubdomain.MatchString(name) {
-			found.add(text.at, "rule %q: from.serviceAccounts: %q is not of the form NAMESPACE/NAME", r.Name.value, text.value)
+		if namespace != "*" && !dnsLabel.MatchString(namespace) || name != "*" && !dnsSubdomain.MatchString(name) {
+			found.add(text.at, "rule %q: from.serviceAccounts: %q is not of the form NAMESPACE/NAME, where * stands for any of either", r.Name.value, text.value)
 		}
 		compiled.accounts = append(compiled.accounts, ServiceAccount{namespace, name})
 	}
+	compiled.users = r.compileTexts("users", r.From.Users, found)
+	compiled.groups = r.compileTexts("groups", r.From.Groups, found)
 	if text := r.From.Pod; text.at > 0 {
 		compiled.pod = podBinding(text.value)
-		if compiled.pod != podBound && compiled.pod != podAddress {
-			found.add(text.at, "rule %q: from.pod: %q is not known; write bound or address", r.Name.value, text.value)
+		if !slices.Contains(podBindings, compiled.pod) {
+			found.add(text.at, "rule %q: from.pod: %q is not known; write bound, address or none", r.Name.value, text.value)
 		}
+	}
+	if len(compiled.accounts) == 0 && compiled.pod != podNone {
+		found.add(r.Name.at, "rule %q: from.pod: only service accounts have pods; write none", r.Name.value)
 	}
 	return compiled
 }
 
+// compileTexts reads users or groups; a "*" may stand at the end of a user only.
+func (r *fileRule) compileTexts(field string, texts []line[string], found *problems) []string {
+	var all []string
+	for _, text := range texts {
+		plain := text.value
+		if field == "users" {
+			plain, _ = strings.CutSuffix(plain, "*")
+		}
+		if text.value == "" || strings.Contains(plain, "*") {
+			found.add(text.at, "rule %q: from.%s: %q is empty or has a * elsewhere than at the end of a user", r.Name.value, field, text.value)
+		}
+		all = append(all, text.value)
+	}
+	return all
+}
+
 func (r *fileRule) compileNames(field string, texts []fileName, o Options, found *problems) []nameSource {
 	var sources []nameSource
+	wrong := func(at int, text, fault string) {
+		if fault != "" {
+			found.add(at, "rule %q: grant.%s: %q %s", r.Name.value, field, text, fault)
+		}
+	}
 	for _, text := range texts {
-		if fault := pkcs10.CheckDNSName(text.value); fault != "" {
-			found.add(text.at, "rule %q: grant.%s: %q %s", r.Name.value, field, text.value, fault)
-		}
-		if text.namespace.at > 0 && !dnsLabel.MatchString(text.namespace.value) {
-			found.add(text.namespace.at, "rule %q: grant.%s: %q is not the name of a namespace", r.Name.value, field, text.namespace.value)
-		}
-		if text.service {
-			sources = append(sources, service{text.value, text.namespace.value, o.ClusterDomain})
-		} else {
+		switch {
+		case text.pattern.at > 0:
+			if field == "commonNames" {
+				wrong(text.at, text.pattern.value, "is a pattern; common names must be written out, or be one of the DNS names")
+			}
+			wrong(text.pattern.at, text.pattern.value, checkPattern(text.pattern.value, pkcs10.CheckDNSName))
+			sources = append(sources, pattern(text.pattern.value))
+		case text.service.at > 0:
+			wrong(text.service.at, text.service.value, pkcs10.CheckDNSName(text.service.value))
+			if text.namespace.at > 0 && !dnsLabel.MatchString(text.namespace.value) {
+				wrong(text.namespace.at, text.namespace.value, "is not the name of a namespace")
+			}
+			sources = append(sources, service{text.service.value, text.namespace.value, o.ClusterDomain})
+		default:
+			wrong(text.at, text.value, pkcs10.CheckDNSName(text.value))
 			sources = append(sources, literal(text.value))
 		}
 	}
 	return sources
 }
 
-func (r *fileRule) compileIPs(found *problems) bool {
+func (r *fileRule) compileIPs(found *problems) addresses {
+	var compiled addresses
 	for _, text := range r.Grant.IPAddresses {
-		if text.value != "pod" {
-			found.add(text.at, "rule %q: grant.ipAddresses: %q is not known; write pod, for the pod's own", r.Name.value, text.value)
+		ip, errIP := netip.ParseAddr(text.value)
+		prefix, errPrefix := netip.ParsePrefix(text.value)
+		switch {
+		case text.value == "pod":
+			compiled.pod = true
+		case errIP == nil && ip.Zone() == "":
+			compiled.literals = append(compiled.literals, ip.Unmap())
+		case errPrefix == nil && prefix == prefix.Masked():
+			compiled.patterns = append(compiled.patterns, prefix)
+		default:
+			found.add(text.at, "rule %q: grant.ipAddresses: %q is not known; write pod, for the pod's own, an address, or a prefix such as 10.0.0.0/8", r.Name.value, text.value)
 		}
 	}
-	return len(r.Grant.IPAddresses) > 0
+	return compiled
 }
 
 // compileWords reads a list of words of which each must be one of those known.

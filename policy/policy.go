@@ -124,9 +124,7 @@ func (p *Policy) AnyByAddress() bool {
 func (p *Policy) requesters() []string {
 	var all []string
 	for _, r := range p.rules {
-		for _, account := range r.from.accounts {
-			all = append(all, account.String())
-		}
+		all = append(all, r.from.describe()...)
 	}
 	return all
 }

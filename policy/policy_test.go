@@ -228,7 +228,7 @@ func TestNamesOfTwoCertificatesDoNotMix(t *testing.T) {
 				continue // not two certificates, or the one has all names of the other
 			}
 			tried++
-			requireRefusal(t, p.Decide(newComponent(one.account, one.names[0], mixed).request(t)), policy.NameNotAllowed, "is not a name of "+one.account)
+			requireRefusal(t, p.Decide(newComponent(one.account, one.names[0], mixed).request(t)), policy.NameNotAllowed, "is not a name of the service account "+one.account)
 		}
 	}
 	if tried != 16 {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,61 +17,10 @@ type rule struct {
 	from        from
 	commonNames []nameSource // empty: one of the names asked for
 	dnsNames    []nameSource
-	podIPs      bool
+	ips         addresses
 	keys        []pkcs10.KeyType
 	usages      []Usage
 	lifetime    time.Duration
-}
-
-// from says whom a rule speaks of.
-type from struct {
-	accounts []ServiceAccount
-	pod      podBinding
-}
-
-// podBinding says how a requester proves to be a live pod of its service account.
-type podBinding string
-
-const (
-	// podBound: its token is bound to the pod and names it.
-	podBound podBinding = "bound"
-	// podAddress: its token names no pod (clusters before Kubernetes 1.22); a live
-	// pod of the service account has the IP address that is asked for.
-	podAddress podBinding = "address"
-)
-
-func (f from) speaksOf(r *Request) bool {
-	account, ok := r.Requester.ServiceAccount()
-	return ok && slices.Contains(f.accounts, account)
-}
-
-// A nameSource gives the names that a rule allows to a requester.
-type nameSource interface {
-	names(requester ServiceAccount) []string
-}
-
-// literal is a name that is written in the rule.
-type literal string
-
-func (l literal) names(ServiceAccount) []string { return []string{string(l)} }
-
-// service is a service under each name that the cluster's DNS gives it.
-type service struct {
-	name, namespace string // namespace: the requester's if empty
-	clusterDomain   string
-}
-
-func (s service) names(requester ServiceAccount) []string {
-	inNamespace := s.name + "." + cmp.Or(s.namespace, requester.Namespace)
-	return []string{s.name, inNamespace, inNamespace + ".svc", inNamespace + ".svc." + s.clusterDomain}
-}
-
-func allNames(sources []nameSource, requester ServiceAccount) []string {
-	var all []string
-	for _, source := range sources {
-		all = append(all, source.names(requester)...)
-	}
-	return all
 }
 
 // A finding is what one rule has to say of one request: granted when it has
@@ -110,14 +58,18 @@ func (u *rule) judge(r *Request) finding {
 }
 
 // judgePod returns the live pod that asks, or nil when it is missing or there is
-// a reason against it. A token that names its pod binds, whatever the rule says.
+// a reason against it. Where a rule asks for a pod, a token that names its pod binds.
 func (u *rule) judgePod(r *Request, account ServiceAccount, f *finding) *Pod {
 	bound, ok := r.Requester.pod()
 	switch {
+	case ok && u.from.pod == podNone:
+		return judgeBoundPod(r, bound, account, &finding{rule: u}) // for its addresses alone
 	case ok:
 		return judgeBoundPod(r, bound, account, f)
 	case u.from.pod == podAddress:
 		return judgePodByAddress(r, account, f)
+	case u.from.pod == podNone:
+		return nil
 	}
 	f.refuse(PodNotVerified, "requester", nil, "must use a token that is bound to its pod: the request carries no single %s and %s", extraPodName, extraPodUID)
 	return nil
@@ -171,52 +123,57 @@ func (p *Pod) faultAs(account ServiceAccount) string {
 }
 
 func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
-	allowed := allNames(u.dnsNames, account)
+	allowed := describeAll(u.dnsNames, account)
 	for _, name := range r.asked.DNSNames {
-		if !slices.Contains(allowed, name) {
-			f.refuse(NameNotAllowed, "request.dnsNames", allowed, "%s is not a name of %s", pkcs10.Quote(name), account)
+		if !anyAllows(u.dnsNames, name, account) {
+			f.refuse(NameNotAllowed, "request.dnsNames", allowed, "%s is not a name of %s", pkcs10.Quote(name), r.Requester.describe())
 		}
 	}
 	if len(r.asked.DNSNames) == 0 && len(r.asked.IPAddresses) == 0 {
 		f.refuse(NameNotAllowed, "request.subjectAltName", allowed, "is missing; ask for at least one DNS name or IP address")
 	}
+	u.judgeCommonName(r, account, f)
+}
+
+// judgeCommonName requires a common name that the rule writes out or derives, or
+// one of the DNS names that were asked for.
+func (u *rule) judgeCommonName(r *Request, account ServiceAccount, f *finding) {
 	cn := r.asked.CommonName
-	if cn == "" {
-		return
-	}
-	if len(u.commonNames) > 0 {
-		if own := allNames(u.commonNames, account); !slices.Contains(own, cn) {
-			f.refuse(NameNotAllowed, "request.commonName", own, "%s is not a common name of %s", pkcs10.Quote(cn), account)
+	switch {
+	case cn == "":
+	case len(u.commonNames) > 0:
+		if !anyAllows(u.commonNames, cn, account) {
+			f.refuse(NameNotAllowed, "request.commonName", describeAll(u.commonNames, account), "%s is not a common name of %s", pkcs10.Quote(cn), r.Requester.describe())
 		}
-		return
-	}
-	if !slices.Contains(allowed, cn) || !slices.Contains(r.asked.DNSNames, cn) {
-		f.refuse(NameNotAllowed, "request.commonName", allowed, "%s must be one of the requested DNS names, and a name of %s", pkcs10.Quote(cn), account)
+	case !anyAllows(u.dnsNames, cn, account) || !slices.Contains(r.asked.DNSNames, cn):
+		f.refuse(NameNotAllowed, "request.commonName", describeAll(u.dnsNames, account), "%s must be one of the requested DNS names, and a name of %s", pkcs10.Quote(cn), r.Requester.describe())
 	}
 }
 
 func (u *rule) judgeIPs(r *Request, pod *Pod, f *finding) {
-	asked := r.asked.IPAddresses
+	for _, ip := range r.asked.IPAddresses {
+		if !u.ips.allow(ip) {
+			u.judgePodIP(r, ip, pod, f)
+		}
+	}
+}
+
+// judgePodIP judges an address that the rule itself does not name.
+func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 	switch {
-	case len(asked) == 0:
-		return
-	case !u.podIPs:
-		f.refuse(NameNotAllowed, "request.ipAddresses", nil, "are not allowed by this rule")
-		return
+	case !u.ips.pod || isSpecial(ip):
+		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not allowed by this rule", ip)
 	case pod == nil:
-		return // said by judgePod
+		if u.from.pod == podNone {
+			f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is allowed only to the live pod that has it, and the requester is not one", ip)
+		} // otherwise judgePod has said it
+	case slices.Contains(pod.IPs, ip):
 	case len(pod.IPs) == 0:
 		f.missing = "the IP address of the pod " + pod.Namespace + "/" + pod.Name
-		return
-	}
-	for _, ip := range asked {
-		switch {
-		case slices.Contains(pod.IPs, ip) && !isSpecial(ip):
-		case r.Age < addressGrace && !isSpecial(ip):
-			f.missing = "the pod " + pod.Namespace + "/" + pod.Name + " to have the IP address " + ip.String()
-		default:
-			f.refuse(NameNotAllowed, "request.ipAddresses", addrStrings(pod.IPs), "%s is not an address of the pod %s", ip, pod.Name)
-		}
+	case r.Age < addressGrace:
+		f.missing = "the pod " + pod.Namespace + "/" + pod.Name + " to have the IP address " + ip.String()
+	default:
+		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not an address of the pod %s", ip, pod.Name)
 	}
 }
 
@@ -224,20 +181,6 @@ func (u *rule) judgeIPs(r *Request, pod *Pod, f *finding) {
 // their node: kubelet tells the container its new address a moment before it tells the API
 // server.
 const addressGrace = 10 * time.Second
-
-// isSpecial tells whether an address can never be a pod's own: loopback,
-// link-local (where cloud metadata services live), multicast, unspecified.
-func isSpecial(ip netip.Addr) bool {
-	return !ip.IsGlobalUnicast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255})
-}
-
-func addrStrings(ips []netip.Addr) []string {
-	texts := make([]string, 0, len(ips))
-	for _, ip := range ips {
-		texts = append(texts, ip.String())
-	}
-	return texts
-}
 
 func (u *rule) judgeKey(r *Request, f *finding) {
 	if r.asked.Key != "" && !slices.Contains(u.keys, r.asked.Key) {

@@ -1,0 +1,58 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+)
+
+// from says whom a rule speaks of: anyone in one of the accounts or users, or anyone at
+// all where the rule names groups alone; and in one of the groups where it names any.
+type from struct {
+	accounts []ServiceAccount // "*" stands for any namespace, or for any name
+	users    []string         // a "*" at the end stands for any ending
+	groups   []string
+	pod      podBinding
+}
+
+// podBinding says how a requester proves to be a live pod of its service account.
+type podBinding string
+
+const (
+	// podBound: its token is bound to the pod and names it.
+	podBound podBinding = "bound"
+	// podAddress: its token names no pod (clusters before Kubernetes 1.22); a live
+	// pod of the service account has the IP address that is asked for.
+	podAddress podBinding = "address"
+	// podNone: it need not be a pod.
+	podNone podBinding = "none"
+)
+
+var podBindings = []podBinding{podBound, podAddress, podNone}
+
+func (f from) speaksOf(r *Request) bool {
+	named := len(f.accounts)+len(f.users) == 0
+	if account, ok := r.Requester.ServiceAccount(); ok {
+		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.matches(account) })
+	}
+	named = named || slices.ContainsFunc(f.users, func(u string) bool { return matchesUser(u, r.Requester.Username) })
+	return named && (len(f.groups) == 0 || slices.ContainsFunc(f.groups, func(g string) bool { return slices.Contains(r.Requester.Groups, g) }))
+}
+
+// matches tells whether a, in which "*" stands for any, names the account.
+func (a ServiceAccount) matches(account ServiceAccount) bool {
+	return (a.Namespace == "*" || a.Namespace == account.Namespace) && (a.Name == "*" || a.Name == account.Name)
+}
+
+func matchesUser(want, username string) bool {
+	prefix, open := strings.CutSuffix(want, "*")
+	return want == username || open && strings.HasPrefix(username, prefix)
+}
+
+// describe lists whom the rule speaks of.
+func (f from) describe() []string {
+	all := slices.Concat(texts(f.accounts), f.users)
+	for _, group := range f.groups {
+		all = append(all, "group "+group)
+	}
+	return all
+}

@@ -1,0 +1,123 @@
+package policy_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/policy"
+)
+
+// language is a policy that uses what Calico's profile does not.
+const language = `version: 1
+defaults:
+  grant:
+    keys: [ecdsa-p256]
+    usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+rules:
+  - name: any-web
+    from:
+      serviceAccounts: ["*/web"]
+    grant:
+      dnsNames: [{pattern: "*.web.example.com"}]
+      ipAddresses: [pod, 192.0.2.7, 127.0.0.1, 198.51.100.0/24, 169.254.0.0/16]
+  - name: any-of-shop
+    from:
+      serviceAccounts: ["shop/*"]
+    grant:
+      dnsNames: [{pattern: "**.shop.example.com"}]
+  - name: machines
+    from:
+      users: ["machine:*"]
+      groups: [machines, robots]
+      pod: none
+    grant:
+      dnsNames: [{pattern: "*"}]
+`
+
+func TestLanguage(t *testing.T) {
+	p, err := policy.Parse([]byte(language), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		namespace, account, name string
+		ip                       string // beside the pod's own
+		granted                  bool
+	}{
+		{"a", "web", "x.web.example.com", "", true},
+		{"b", "web", "y.web.example.com", "192.0.2.7", true},
+		{"a", "web", "web.example.com", "", false},
+		{"a", "web", "x.y.web.example.com", "", false},
+		{"a", "web", "xweb.example.com", "", false},
+		{"a", "web2", "x.web.example.com", "", false},
+		{"a", "web", "x.web.example.com", "198.51.100.9", true},
+		{"a", "web", "x.web.example.com", "198.51.101.9", false},
+		{"a", "web", "x.web.example.com", "127.0.0.1", true},        // written out
+		{"a", "web", "x.web.example.com", "169.254.169.254", false}, // never by a prefix
+		{"shop", "till", "x.shop.example.com", "", true},
+		{"shop", "till", "x.y.shop.example.com", "", true},
+		{"shop", "till", "shop.example.com", "", false},
+		{"shop", "till", "x.shop.example.com.evil", "", false},
+		{"shops", "till", "x.shop.example.com", "", false},
+	} {
+		a := newAsker(c.namespace, c.account, c.name)
+		if c.namespace != "a" && c.account != "web" {
+			a.ips = nil // that rule gives none
+		}
+		if c.ip != "" {
+			a.ips = append(a.ips, netip.MustParseAddr(c.ip))
+		}
+		if _, granted := p.Decide(a.request(t)).(*policy.Grant); granted != c.granted {
+			t.Errorf("%+v: granted is %t", c, granted)
+		}
+	}
+}
+
+// Users need no pod, and must be in one of the groups.
+func TestUsersAndGroups(t *testing.T) {
+	p, err := policy.Parse([]byte(language), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		user    string
+		groups  []string
+		name    string
+		granted bool
+	}{
+		{"machine:7", []string{"robots"}, "seven", true},
+		{"machine:7", []string{"people"}, "seven", false},
+		{"machine", []string{"robots"}, "seven", false},
+		{"machine:7", []string{"robots"}, "seven.of.nine", false},
+	} {
+		a := newAsker("x", "y", c.name)
+		a.ips, a.extra, a.pod = nil, nil, nil
+		r := a.request(t)
+		r.Requester.Username, r.Requester.Groups = c.user, c.groups
+		if _, granted := p.Decide(r).(*policy.Grant); granted != c.granted {
+			t.Errorf("%+v: granted is %t", c, granted)
+		}
+	}
+}
+
+func TestLanguageMistakes(t *testing.T) {
+	for _, c := range []struct{ old, new, want string }{
+		{`"*/web"`, `"*/we*"`, `line 9: rule "any-web": from.serviceAccounts`},
+		{`"*.web.example.com"`, `"x*.web.example.com"`, `not a whole label`},
+		{`"*.web.example.com"`, `"*.**.example.com"`, `behind the first label`},
+		{`{pattern: "*"}`, `{pattern: "*", namespace: x}`, `a name is a text`},
+		{`{pattern: "*"}`, `{pattern: "*", service: x}`, `a name is a text`},
+		{"      pod: none\n", "", `only service accounts have pods`},
+		{`"machine:*"`, `"ma*chine"`, `from.users: "ma*chine"`},
+		{`192.0.2.7`, `192.0.2.300`, `grant.ipAddresses: "192.0.2.300"`},
+		{`198.51.100.0/24`, `198.51.100.1/24`, `grant.ipAddresses: "198.51.100.1/24"`},
+		{`dnsNames: [{pattern: "*"}]`, `commonNames: [{pattern: "*"}]`, `must be written out`},
+	} {
+		text := strings.Replace(language, c.old, c.new, 1)
+		if _, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v; want %q", c.new, err, c.want)
+		}
+	}
+}
