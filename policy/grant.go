@@ -48,7 +48,7 @@ func (p *Policy) grant(r *Request, by *rule) *Grant {
 		submission:    r.Submission,
 		requestSHA256: hex.EncodeToString(r.asked.SHA256[:]),
 		rule:          by.name,
-		commonName:    r.asked.CommonName,
+		commonName:    by.commonNameFor(r.asked.CommonName),
 		dnsNames:      r.asked.DNSNames,
 		ipAddresses:   r.asked.IPAddresses,
 		usages:        fitUsages(r.Usages, r.asked.Key),

@@ -91,13 +91,21 @@ func TestUsersAndGroups(t *testing.T) {
 		{"machine:7", []string{"people"}, "seven", false},
 		{"machine", []string{"robots"}, "seven", false},
 		{"machine:7", []string{"robots"}, "seven.of.nine", false},
+		{"machine:7", []string{"robots"}, "SEVEN", true},
+		{"machine:7", []string{"robots"}, "kubernetes", false}, // never by a pattern
+		{"machine:7", []string{"robots"}, "Kubernetes", false},
+		{"machine:7", []string{"robots"}, "localhost", false},
 	} {
 		a := newAsker("x", "y", c.name)
 		a.ips, a.extra, a.pod = nil, nil, nil
 		r := a.request(t)
 		r.Requester.Username, r.Requester.Groups = c.user, c.groups
-		if _, granted := p.Decide(r).(*policy.Grant); granted != c.granted {
+		g, granted := p.Decide(r).(*policy.Grant)
+		if granted != c.granted {
 			t.Errorf("%+v: granted is %t", c, granted)
+		}
+		if want := strings.ToLower(c.name); granted && (g.CommonName() != want || g.DNSNames()[0] != want) {
+			t.Errorf("%+v: granted are %q and %v, in lower case they should be", c, g.CommonName(), g.DNSNames())
 		}
 	}
 }

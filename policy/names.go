@@ -47,6 +47,9 @@ type pattern string
 func (p pattern) describe(ServiceAccount) []string { return []string{string(p)} }
 
 func (p pattern) allows(name string, _ ServiceAccount) bool {
+	if isReserved(name) {
+		return false
+	}
 	want, labels := strings.Split(string(p), "."), strings.Split(name, ".")
 	if want[0] == "**" {
 		if len(labels) < len(want) {
@@ -55,6 +58,12 @@ func (p pattern) allows(name string, _ ServiceAccount) bool {
 		want, labels = want[1:], labels[len(labels)-len(want)+1:]
 	}
 	return slices.EqualFunc(want, labels, func(w, label string) bool { return w == "*" || w == label })
+}
+
+// isReserved tells whether a name is one that a pattern never allows: the API server's own (the
+// service kubernetes in the namespace default), and this host's.
+func isReserved(name string) bool {
+	return name == "localhost" || name == "kubernetes" || name == "kubernetes.default" || strings.HasPrefix(name, "kubernetes.default.")
 }
 
 // checkPattern says what is wrong with a pattern, or nothing. Its labels that are no wildcards

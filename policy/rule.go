@@ -136,7 +136,7 @@ func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
 }
 
 // judgeCommonName requires a common name that the rule writes out or derives, or
-// one of the DNS names that were asked for.
+// one of the DNS names that were asked for, in any case.
 func (u *rule) judgeCommonName(r *Request, account ServiceAccount, f *finding) {
 	cn := r.asked.CommonName
 	switch {
@@ -145,7 +145,7 @@ func (u *rule) judgeCommonName(r *Request, account ServiceAccount, f *finding) {
 		if !anyAllows(u.commonNames, cn, account) {
 			f.refuse(NameNotAllowed, "request.commonName", describeAll(u.commonNames, account), "%s is not a common name of %s", pkcs10.Quote(cn), r.Requester.describe())
 		}
-	case !anyAllows(u.dnsNames, cn, account) || !slices.Contains(r.asked.DNSNames, cn):
+	case !anyAllows(u.dnsNames, strings.ToLower(cn), account) || !slices.Contains(r.asked.DNSNames, strings.ToLower(cn)):
 		f.refuse(NameNotAllowed, "request.commonName", describeAll(u.dnsNames, account), "%s must be one of the requested DNS names, and a name of %s", pkcs10.Quote(cn), r.Requester.describe())
 	}
 }
@@ -203,6 +203,14 @@ func (u *rule) judgeUsages(r *Request, f *finding) {
 		// A certificate without the extension keyUsage may be used for anything.
 		f.refuse(UsageNotAllowed, "spec.usages", nil, "has no key usage that a key of the type %s can serve; ask for %q, say", r.asked.Key, DigitalSignature)
 	}
+}
+
+// commonNameFor returns the common name to certify: as a DNS name where it must be one.
+func (u *rule) commonNameFor(asked string) string {
+	if len(u.commonNames) > 0 {
+		return asked
+	}
+	return strings.ToLower(asked)
 }
 
 // lifetimeFor returns the lifetime to grant: what was asked, but not more than the rule allows.

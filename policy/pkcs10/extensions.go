@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Attributes that a request may carry (RFC 2985, section 5.4). The ones that are
@@ -209,7 +210,7 @@ func readNames(der []byte, r *Request, found *faults) {
 func readName(field string, name asn1.RawValue, r *Request, found *faults) {
 	switch {
 	case name.Class == asn1.ClassContextSpecific && name.Tag == tagDNS && !name.IsCompound:
-		text := string(name.Bytes)
+		text := strings.ToLower(string(name.Bytes)) // RFC 4343: case does not count
 		if fault := CheckDNSName(text); fault != "" {
 			found.add(field, "(DNS) %s %s", Quote(text), fault)
 		}

@@ -39,7 +39,7 @@ const pemType = "CERTIFICATE REQUEST" // RFC 7468, section 7
 type Request struct {
 	SHA256      [sha256.Size]byte // of the DER
 	CommonName  string            // empty when the subject has none
-	DNSNames    []string          // in the order of the request
+	DNSNames    []string          // in the order of the request, in lower case
 	IPAddresses []netip.Addr      // in the order of the request, IPv4 unmapped
 	PublicKey   crypto.PublicKey
 	Key         KeyType
