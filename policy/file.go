@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -25,9 +26,14 @@ type (
 		Rules    []fileRule `yaml:"rules"`
 	}
 	fileRule struct {
-		Name  line[string] `yaml:"name"`
-		From  fileFrom     `yaml:"from"`
-		Grant fileGrant    `yaml:"grant"`
+		Name       line[string]    `yaml:"name"`
+		From       fileFrom        `yaml:"from"`
+		Grant      fileGrant       `yaml:"grant"`
+		Conditions []fileCondition `yaml:"conditions"` // optional: all must be true
+	}
+	fileCondition struct {
+		That    line[string] `yaml:"that"`    // CEL
+		Message line[string] `yaml:"message"` // what the requester reads when it is not met
 	}
 	fileFrom struct {
 		ServiceAccounts []line[string] `yaml:"serviceAccounts"` // NAMESPACE/NAME; "*" for any of either
@@ -198,6 +204,7 @@ func (r *fileRule) inherit(defaults *fileRule) {
 	if r.Grant.MaxLifetime.at == 0 {
 		r.Grant.MaxLifetime = defaults.Grant.MaxLifetime
 	}
+	r.Conditions = slices.Concat(defaults.Conditions, r.Conditions)
 }
 
 func (r *fileRule) compile(o Options, found *problems) rule {
@@ -210,6 +217,7 @@ func (r *fileRule) compile(o Options, found *problems) rule {
 		keys:        compileWords(r, "keys", r.Grant.Keys, pkcs10.KeyTypes(), found),
 		usages:      compileWords(r, "usages", r.Grant.Usages, Usages(), found),
 		lifetime:    r.compileLifetime(o, found),
+		conditions:  r.compileConditions(found),
 	}
 }
 
@@ -328,6 +336,22 @@ func (r *fileRule) compileLifetime(o Options, found *problems) time.Duration {
 		found.add(text.at, "rule %q: grant.maxLifetime: %q is not a duration of at least %s, such as 8760h", r.Name.value, text.value, MinLifetime)
 	}
 	return min(d, o.MaxLifetime)
+}
+
+func (r *fileRule) compileConditions(found *problems) []condition {
+	var compiled []condition
+	for i, text := range r.Conditions {
+		if text.That.value == "" || text.Message.value == "" {
+			found.add(cmp.Or(text.That.at, text.Message.at, r.Name.at), "rule %q: conditions[%d]: needs both: that, an expression in CEL, and message, which says what it asks for", r.Name.value, i)
+			continue
+		}
+		c, err := compileCondition(text.That.value, text.Message.value)
+		if err != nil {
+			found.add(text.That.at, "rule %q: conditions[%d]: %s", r.Name.value, i, strings.ReplaceAll(err.Error(), "\n", " "))
+		}
+		compiled = append(compiled, c)
+	}
+	return compiled
 }
 
 // MinLifetime is the shortest lifetime that the Kubernetes API lets one ask for

@@ -21,6 +21,7 @@ type rule struct {
 	keys        []pkcs10.KeyType
 	usages      []Usage
 	lifetime    time.Duration
+	conditions  []condition
 }
 
 // A finding is what one rule has to say of one request: granted when it has
@@ -54,6 +55,7 @@ func (u *rule) judge(r *Request) finding {
 	u.judgeIPs(r, pod, &f)
 	u.judgeKey(r, &f)
 	u.judgeUsages(r, &f)
+	u.judgeConditions(r, account, pod, &f)
 	return f
 }
 

@@ -24,6 +24,7 @@ const (
 	NameNotAllowed      Code = "NameNotAllowed"      // a name is not the requester's
 	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key
 	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
+	ConditionNotMet     Code = "ConditionNotMet"     // a condition of the rule's own
 )
 
 // A Reason is one way in which a request falls short of a rule.

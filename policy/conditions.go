@@ -1,0 +1,116 @@
+package policy
+
+import (
+	"fmt"
+	"reflect"
+	"sync"
+
+	"github.com/google/cel-go/cel"
+	"github.com/google/cel-go/ext"
+)
+
+// A condition is a user's own thought on a request, in the Common Expression Language.
+type condition struct {
+	text    string
+	message string
+	program cel.Program
+}
+
+// What a condition sees. There are no labels and no annotations: they are the requester's to write.
+type (
+	celRequest struct {
+		SignerName  string   `cel:"signerName"`
+		CommonName  string   `cel:"commonName"`
+		DNSNames    []string `cel:"dnsNames"`
+		IPAddresses []string `cel:"ipAddresses"`
+		Key         string   `cel:"key"`
+		Usages      []string `cel:"usages"`
+		Lifetime    int64    `cel:"lifetime"` // in seconds; 0 when none was asked for
+	}
+	celRequester struct {
+		Username       string              `cel:"username"`
+		Groups         []string            `cel:"groups"`
+		Extra          map[string][]string `cel:"extra"`
+		Namespace      string              `cel:"namespace"`      // empty when it is no service account
+		ServiceAccount string              `cel:"serviceAccount"` // empty when it is no service account
+	}
+	celPod struct {
+		Name        string   `cel:"name"` // empty when no pod is known
+		UID         string   `cel:"uid"`
+		Node        string   `cel:"node"`
+		IPAddresses []string `cel:"ipAddresses"`
+	}
+)
+
+// conditionCost bounds the work of one condition, in CEL's units.
+const conditionCost = 100_000
+
+// celEnv declares what a condition sees, so that a wrong field is a mistake of the
+// policy and not a surprise.
+var celEnv = sync.OnceValues(func() (*cel.Env, error) {
+	return cel.NewEnv(
+		ext.NativeTypes(ext.ParseStructTags(true), reflect.TypeFor[celRequest](), reflect.TypeFor[celRequester](), reflect.TypeFor[celPod]()),
+		cel.Variable("request", cel.ObjectType("policy.celRequest")),
+		cel.Variable("requester", cel.ObjectType("policy.celRequester")),
+		cel.Variable("pod", cel.ObjectType("policy.celPod")),
+	)
+})
+
+// compileCondition returns the condition, or what is wrong with its text.
+func compileCondition(text, message string) (condition, error) {
+	env, err := celEnv()
+	if err != nil {
+		return condition{}, fmt.Errorf("CEL environment: %w", err)
+	}
+	ast, issues := env.Compile(text)
+	if issues.Err() != nil {
+		return condition{}, issues.Err()
+	}
+	if ast.OutputType() != cel.BoolType {
+		return condition{}, fmt.Errorf("gives a %s; it must be true or false", ast.OutputType())
+	}
+	program, err := env.Program(ast, cel.CostLimit(conditionCost))
+	return condition{text: text, message: message, program: program}, err
+}
+
+// judgeConditions refuses what a condition does not say true of. One that cannot be
+// evaluated, or costs too much, refuses too.
+func (u *rule) judgeConditions(r *Request, account ServiceAccount, pod *Pod, f *finding) {
+	if len(u.conditions) == 0 {
+		return
+	}
+	seen := map[string]any{"request": r.forCEL(), "requester": r.Requester.forCEL(account), "pod": pod.forCEL()}
+	for i, c := range u.conditions {
+		value, _, err := c.program.Eval(seen)
+		field := fmt.Sprintf("conditions[%d]", i)
+		switch {
+		case err != nil:
+			f.refuse(ConditionNotMet, field, []string{c.text}, "cannot be evaluated")
+		case value.Value() != true:
+			f.refuse(ConditionNotMet, field, []string{c.text}, "is not met: %s", c.message)
+		}
+	}
+}
+
+func (r *Request) forCEL() celRequest {
+	return celRequest{
+		SignerName:  r.SignerName,
+		CommonName:  r.asked.CommonName,
+		DNSNames:    r.asked.DNSNames,
+		IPAddresses: texts(r.asked.IPAddresses),
+		Key:         string(r.asked.Key),
+		Usages:      strs(r.Usages),
+		Lifetime:    int64(r.Lifetime.Seconds()),
+	}
+}
+
+func (r Requester) forCEL(account ServiceAccount) celRequester {
+	return celRequester{Username: r.Username, Groups: r.Groups, Extra: r.Extra, Namespace: account.Namespace, ServiceAccount: account.Name}
+}
+
+func (p *Pod) forCEL() celPod {
+	if p == nil {
+		return celPod{}
+	}
+	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs)}
+}

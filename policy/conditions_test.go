@@ -1,0 +1,71 @@
+package policy_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/policy"
+)
+
+// withCondition is a policy whose one rule has the condition.
+func withCondition(that string) (*policy.Policy, error) {
+	return policy.Parse(fmt.Appendf(nil, `version: 1
+rules:
+  - name: a
+    from: {serviceAccounts: [calico-system/calico-node]}
+    grant:
+      dnsNames: [typha-client]
+      ipAddresses: [pod]
+      keys: [ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+    conditions:
+      - that: %q
+        message: the house rule
+`, that), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+}
+
+func TestConditions(t *testing.T) {
+	for that, granted := range map[string]bool{
+		`size(request.dnsNames) == 1`:                                         true,
+		`request.dnsNames.all(n, n.startsWith("typha"))`:                      true,
+		`request.key == "rsa-2048"`:                                           false,
+		`"server auth" in request.usages && request.lifetime == 0`:            true,
+		`requester.namespace == "calico-system"`:                              true,
+		`requester.serviceAccount == "calico-typha"`:                          false,
+		`"system:serviceaccounts" in requester.groups`:                        true,
+		`pod.node.startsWith("n-") && "10.65.0.7" in pod.ipAddresses`:         true,
+		`requester.extra["authentication.kubernetes.io/pod-name"] == ["p-1"]`: true,
+		`requester.extra["missing"] == ["x"]`:                                 false, // cannot be evaluated
+		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, true)))))`: false, // costs too much
+	} {
+		p, err := withCondition(that)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t))
+		if _, ok := v.(*policy.Grant); ok != granted {
+			t.Errorf("%s: granted is %t", that, ok)
+		}
+		if !granted {
+			requireRefusal(t, v, policy.ConditionNotMet, "conditions[0]")
+		}
+	}
+}
+
+// A condition that could not be right is a mistake of the policy, with its line.
+func TestConditionsAreChecked(t *testing.T) {
+	for that, want := range map[string]string{
+		"":                        "needs both",
+		"request.dnsNames ==":     "Syntax error",
+		"request.labels == {}":    "undefined field",
+		"size(request.dnsNames)":  "must be true or false",
+		"nobody.name == 'x'":      "undeclared reference",
+		"request.commonName == 7": "no matching overload",
+	} {
+		if _, err := withCondition(that); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "line 11") {
+			t.Errorf("%q: %v; want %q", that, err, want)
+		}
+	}
+}
