@@ -11,7 +11,7 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	command := &cobra.Command{Use: "policy", Short: "Look at the rules"}
-	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand())
+	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand(), newPolicyTestCommand())
 	return command
 }
 

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10"
+)
+
+// A testFile holds cases of a user's own policy tests. docs/policy.md explains it.
+type testFile struct {
+	Cases []testCase `yaml:"cases"`
+}
+
+// A testCase is who asks for what, and what must come of it.
+type testCase struct {
+	Name        string       `yaml:"name"`
+	As          string       `yaml:"as"`          // username; a service account's groups are added
+	Groups      []string     `yaml:"groups"`      // more groups
+	Pod         *testPod     `yaml:"pod"`         // optional: the live pod that the token is bound to
+	CommonName  string       `yaml:"commonName"`  // optional: the first of the DNS names
+	DNSNames    []string     `yaml:"dnsNames"`    //
+	IPAddresses []netip.Addr `yaml:"ipAddresses"` //
+	Key         string       `yaml:"key"`         // optional: ecdsa-p256
+	Usages      []string     `yaml:"usages"`      // optional: server auth, client auth, digital signature
+	Lifetime    string       `yaml:"lifetime"`    // optional: none is asked for
+	Expect      string       `yaml:"expect"`      // granted, refused or waiting
+	Rule        string       `yaml:"rule"`        // optional: the rule that grants
+	Reason      string       `yaml:"reason"`      // optional: the reason of the denial
+}
+
+type testPod struct {
+	Name        string       `yaml:"name"`
+	IPAddresses []netip.Addr `yaml:"ipAddresses"` // optional: none yet
+}
+
+func newPolicyTestCommand() *cobra.Command {
+	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
+	var policyFile string
+	command := &cobra.Command{
+		Use:   "test DIR",
+		Short: "Run your own tests of a policy",
+		Long: `Runs the cases in every *.yaml file of the directory against the policy: who asks for
+what, and what must come of it. Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
+		Example: `  hsm-signer policy test tests/ --policy mine.yaml`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, faults := readConfig(cmd, settings)
+			c.policyFile = cmp.Or(policyFile, c.policyFile)
+			p, _ := c.loadPolicy(faults)
+			if err := faults.err(); err != nil {
+				return err
+			}
+			return testPolicy(p, args[0], cmd.OutOrStdout())
+		},
+	}
+	addFlags(command, settings)
+	command.Flags().StringVar(&policyFile, "policy", "", "the same as --policy-file")
+	return command
+}
+
+// testPolicy runs every case in the directory. No case at all is a fault: nothing was tested.
+func testPolicy(p *policy.Policy, dir string, out io.Writer) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	if err != nil {
+		return err
+	}
+	keys := testKeys{}
+	passed, failed := 0, 0
+	for _, file := range files {
+		cases, err := readTestFile(file)
+		if err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		for _, c := range cases {
+			difference, err := c.run(p, keys)
+			switch {
+			case err != nil:
+				return fmt.Errorf("%s: case %q: %w", file, c.Name, err)
+			case difference != "":
+				failed++
+				fmt.Fprintf(out, "FAIL  %s: %s: %s\n", filepath.Base(file), c.Name, difference)
+			default:
+				passed++
+				fmt.Fprintf(out, "ok    %s: %s\n", filepath.Base(file), c.Name)
+			}
+		}
+	}
+	fmt.Fprintf(out, "%d passed, %d failed\n", passed, failed)
+	switch {
+	case failed > 0:
+		return &exitError{exitRefused, errors.New("not every case came out as it must")}
+	case passed == 0:
+		return fmt.Errorf("there is no case in any *.yaml file of %s: %w", dir, fs.ErrNotExist)
+	}
+	return nil
+}
+
+func readTestFile(name string) ([]testCase, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true)
+	var file testFile
+	if err := decoder.Decode(&file); err != nil {
+		return nil, err
+	}
+	for i, c := range file.Cases {
+		if c.Name == "" || c.Expect != "granted" && c.Expect != "refused" && c.Expect != "waiting" {
+			return nil, fmt.Errorf("cases[%d] (%q): needs a name, and \"expect\", which is granted, refused or waiting", i, c.Name)
+		}
+	}
+	return file.Cases, nil
+}
+
+// run returns how the outcome differs from what is expected, or nothing.
+func (c testCase) run(p *policy.Policy, keys testKeys) (difference string, err error) {
+	request, err := c.request(keys)
+	if err != nil {
+		return "", err
+	}
+	switch v := p.Decide(request).(type) {
+	case *policy.Grant:
+		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
+			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil
+		}
+	case *policy.Refusal:
+		if c.Expect != "refused" || c.Reason != "" && c.Reason != string(v.Code()) {
+			return fmt.Sprintf("refused (%s): %s; and it must be %s", v.Code(), v, c.expectation()), nil
+		}
+	case *policy.NotYet:
+		if c.Expect != "waiting" {
+			return fmt.Sprintf("waiting for %s, and it must be %s", v.Missing, c.expectation()), nil
+		}
+	}
+	return "", nil
+}
+
+func (c testCase) expectation() string {
+	if detail := cmp.Or(c.Rule, c.Reason); detail != "" {
+		return c.Expect + " (" + detail + ")"
+	}
+	return c.Expect
+}
+
+func (c testCase) request(keys testKeys) (*policy.Request, error) {
+	pkcs, err := c.pkcs10(keys)
+	if err != nil {
+		return nil, err
+	}
+	submission := policy.Submission{
+		PEM: pkcs, Age: time.Hour,
+		Requester: policy.Requester{Username: c.As, Groups: append(groupsOf(c.As), c.Groups...)},
+	}
+	if c.Lifetime != "" {
+		if submission.Lifetime, err = time.ParseDuration(c.Lifetime); err != nil {
+			return nil, err
+		}
+	}
+	if c.Usages == nil {
+		c.Usages = []string{"server auth", "client auth", "digital signature"}
+	}
+	for _, usage := range c.Usages {
+		submission.Usages = append(submission.Usages, policy.Usage(usage))
+	}
+	if c.Pod == nil {
+		return policy.NewRequest(submission), nil
+	}
+	const uid = "assumed"
+	submission.Requester = submission.Requester.Bound(c.Pod.Name, uid)
+	request := policy.NewRequest(submission)
+	if account, ok := request.Requester.ServiceAccount(); ok {
+		request.Pods = []policy.Pod{{Namespace: account.Namespace, Name: c.Pod.Name, UID: uid, ServiceAccount: account.Name, IPs: c.Pod.IPAddresses}}
+	}
+	return request, nil
+}
+
+func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
+	key, err := keys.get(pkcs10.KeyType(cmp.Or(c.Key, string(pkcs10.ECDSAP256))))
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.CertificateRequest{DNSNames: c.DNSNames, Subject: pkix.Name{CommonName: c.CommonName}}
+	if c.CommonName == "" && len(c.DNSNames) > 0 {
+		template.Subject.CommonName = c.DNSNames[0]
+	}
+	for _, ip := range c.IPAddresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// testKeys makes a key of each type once.
+type testKeys map[pkcs10.KeyType]crypto.Signer
+
+func (k testKeys) get(kind pkcs10.KeyType) (key crypto.Signer, err error) {
+	if key := k[kind]; key != nil {
+		return key, nil
+	}
+	switch kind {
+	case pkcs10.ECDSAP256:
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case pkcs10.ECDSAP384:
+		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case pkcs10.ECDSAP521:
+		key, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case pkcs10.Ed25519:
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+	default:
+		var bits int
+		if _, scanErr := fmt.Sscanf(string(kind), "rsa-%d", &bits); scanErr != nil || !slices.Contains(pkcs10.KeyTypes(), kind) {
+			return nil, fmt.Errorf("key: %q is not known; choose from %v", kind, pkcs10.KeyTypes())
+		}
+		key, err = rsa.GenerateKey(rand.Reader, bits)
+	}
+	k[kind] = key
+	return key, err
+}
