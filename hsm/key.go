@@ -39,8 +39,8 @@ type Key struct {
 	conn   *connection // nil: not connected
 	closed bool
 
-	good  atomic.Int64 // when the last signature was made, in ns since 1970
-	probe sync.Mutex   // one test signature at a time
+	good  atomic.Int64  // when the last signature was made, in ns since 1970
+	probe chan struct{} // one test signature at a time
 
 	mu     sync.Mutex // guards what follows
 	last   error      // why it is not connected
@@ -61,7 +61,7 @@ func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
 	if config.Signature == nil {
 		config.Signature = crypto.SHA256
 	}
-	return &Key{config: config, public: public, mech: mech}, nil
+	return &Key{config: config, public: public, mech: mech, probe: make(chan struct{}, 1)}, nil
 }
 
 // Public returns the public half.
@@ -74,8 +74,12 @@ func (k *Key) Ready(ctx context.Context) error {
 	if k.provenLately() {
 		return nil
 	}
-	k.probe.Lock()
-	defer k.probe.Unlock()
+	select {
+	case k.probe <- struct{}{}:
+		defer func() { <-k.probe }()
+	case <-ctx.Done():
+		return faultf(ErrUnavailable, "the token does not answer: a test signature has not come back yet")
+	}
 	if k.provenLately() {
 		return nil
 	}

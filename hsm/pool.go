@@ -53,10 +53,14 @@ func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
 		return session, nil
 	}
 	session, err := p.conn.openSession()
-	if err != nil {
-		<-p.permits
+	if err == nil {
+		return session, nil
 	}
-	return session, err
+	<-p.permits
+	if is(err, pkcs11.CKR_SESSION_COUNT) { // the connection is as good as it was
+		return 0, faultf(ErrUnavailable, "%s", explain(err))
+	}
+	return 0, err
 }
 
 func (p *pool) pop() (pkcs11.SessionHandle, bool) {

@@ -200,7 +200,7 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		informer := cache.NewSharedIndexInformer(lw, &certificatesv1.CertificateSigningRequest{}, 0, nil)
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    c.added,
-			UpdateFunc: func(_, o any) { c.enqueue(o) },
+			UpdateFunc: c.updated,
 		})
 		if err != nil {
 			return fmt.Errorf("watch certificate requests: %w", err)
@@ -229,6 +229,23 @@ func (c *Controller) added(object any) {
 		c.queue.Add(key{csr.Name, csr.UID}) // once, wherever it stands
 	}
 	c.enqueue(object)
+}
+
+// updated takes up a request that has changed. One that was deleted and made
+// again while nobody watched comes as a change too.
+func (c *Controller) updated(before, after any) {
+	if uidOf(before) != uidOf(after) {
+		c.added(after)
+		return
+	}
+	c.enqueue(after)
+}
+
+func uidOf(object any) types.UID {
+	if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok {
+		return csr.UID
+	}
+	return ""
 }
 
 // enqueue takes up a request that is ours and not yet done.

@@ -106,6 +106,9 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 	case *policy.Grant:
 		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.DNSNames())
 	case *policy.Refusal:
+		if notOurs(csr, v) {
+			return nil
+		}
 		log.Warn("shadow: would refuse", "reasons", v.String())
 	case *policy.NotYet:
 		if stateOf(csr) == pending {
@@ -229,11 +232,16 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	return updated, nil
 }
 
+// notOurs tells whether the request is another signer's: before 1.18 all share the unset name.
+func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal) bool {
+	return csr.Spec.SignerName == "" && refusal.OfStranger()
+}
+
 // refused denies a pending request, and fails one that someone else has approved:
 // an approval is no way round the policy.
 func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
-	if csr.Spec.SignerName == "" && refusal.OfStranger() {
-		return nil // before 1.18 every signer shares the unset name: not ours to deny
+	if notOurs(csr, refusal) {
+		return nil
 	}
 	csr = csr.DeepCopy()
 	var err error

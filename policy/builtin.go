@@ -8,6 +8,11 @@ import (
 //go:embed builtin/calico.yaml
 var calico string
 
+// enterpriseRules follow those of calico in calico-enterprise.
+//
+//go:embed builtin/calico-enterprise.rules
+var enterpriseRules string
+
 // legacyHead stands in calico-legacy for what stands above "version:" in calico.
 const legacyHead = `# The same as "calico" for clusters whose tokens do not name their pod
 # (Kubernetes before 1.22). The requester proves to be a live pod by
@@ -29,12 +34,17 @@ func BuiltIn(name string) ([]byte, bool) {
 	switch name {
 	case "calico":
 		return []byte(calico), true
+	case "calico-enterprise":
+		return []byte(calico + enterpriseRules), true
 	case "calico-legacy":
 		return []byte(calicoLegacy()), true
 	}
 	return nil, false
 }
 
-// BuiltInNames lists the built-in policies: "calico" for clusters whose tokens
-// name their pod (Kubernetes 1.22 and later), "calico-legacy" for older ones.
-func BuiltInNames() []string { return []string{"calico", "calico-legacy"} }
+// BuiltInNames lists the built-in policies: "calico" for the open-source components and
+// "calico-enterprise" for all, on clusters whose tokens name their pod (Kubernetes 1.22 and later);
+// "calico-legacy" for the open-source components on older clusters. Enterprise is
+// apart since it speaks of namespaces that open-source clusters do not have: who could make one of
+// those would be given its names.
+func BuiltInNames() []string { return []string{"calico", "calico-enterprise", "calico-legacy"} }

@@ -186,9 +186,10 @@ func (r *fileRule) inherit(defaults *fileRule) {
 			*own = other
 		}
 	}
-	if r.From.ServiceAccounts == nil && r.From.Users == nil && r.From.Groups == nil {
-		r.From.ServiceAccounts, r.From.Users, r.From.Groups = defaults.From.ServiceAccounts, defaults.From.Users, defaults.From.Groups
+	if r.From.ServiceAccounts == nil && r.From.Users == nil {
+		r.From.ServiceAccounts, r.From.Users = defaults.From.ServiceAccounts, defaults.From.Users
 	}
+	inherit(&r.From.Groups, defaults.From.Groups) // they narrow, so they stand for themselves
 	inherit(&r.Grant.IPAddresses, defaults.Grant.IPAddresses)
 	inherit(&r.Grant.Keys, defaults.Grant.Keys)
 	inherit(&r.Grant.Usages, defaults.Grant.Usages)

@@ -129,3 +129,25 @@ func TestLanguageMistakes(t *testing.T) {
 		}
 	}
 }
+
+// Groups of a rule narrow whom the defaults name; they do not take their place.
+func TestGroupsNarrowTheDefaults(t *testing.T) {
+	const text = `version: 1
+defaults:
+  from: {serviceAccounts: [calico-system/calico-node]}
+  grant:
+    ipAddresses: [pod]
+    keys: [ecdsa-p256]
+    usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+rules:
+  - name: a
+    from: {groups: ["system:authenticated"]}
+    grant: {dnsNames: [typha-client]}
+`
+	p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	requireGrant(t, p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
+	requireRefusal(t, p.Decide(newAsker("calico-system", "anybody", "typha-client").request(t)), policy.RequesterNotAllowed, "anybody")
+}

@@ -114,10 +114,10 @@ func (p *Policy) stranger(r *Request) Reason {
 	}
 }
 
-// AnyByAddress tells whether a rule takes tokens that name no pod, as those of
+// TakesUnboundTokens tells whether a rule takes tokens that name no pod, as those of
 // clusters before Kubernetes 1.22 are.
-func (p *Policy) AnyByAddress() bool {
-	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.pod == podAddress })
+func (p *Policy) TakesUnboundTokens() bool {
+	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.pod != podBound })
 }
 
 // requesters lists those whom the rules speak of.

@@ -100,7 +100,7 @@ func checkCA(ca *issuer.CA, report reporter) {
 	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, cert.NotAfter.Format(time.RFC3339)), ca.ValidAt(time.Now()))
 }
 
-// serverTimeout bounds each question to the API server.
+// serverTimeout bounds the questions of one kind to the API server.
 const serverTimeout = 10 * time.Second
 
 func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {

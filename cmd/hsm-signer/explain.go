@@ -91,6 +91,9 @@ func (a assumed) check(faults *configFaults) []netip.Addr {
 	if a.output != "text" && a.output != "json" {
 		faults.addf("--output", "%q is neither text nor json", a.output)
 	}
+	if len(a.podIPs) > 0 && a.pod == "" {
+		faults.addf("--pod-ip", "needs --pod, which names the pod that has it")
+	}
 	var ips []netip.Addr
 	for _, text := range a.podIPs {
 		ip, err := netip.ParseAddr(text)

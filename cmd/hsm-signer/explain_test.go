@@ -112,3 +112,12 @@ func TestExplainChecksItsFlags(t *testing.T) {
 		}
 	}
 }
+
+// An empty flag, as of an unset variable in a unit file, is one that was not given.
+func TestEmptyFlagIsTheDefault(t *testing.T) {
+	file := requestFile(t, asPEM, "typha-server")
+	out, stderr, code := command(t, append([]string{"policy", "explain", file, "--certificate-lifetime=", "--cluster-domain="}, typhaFlags...)...)
+	if code != 0 || !strings.Contains(out, "for 8760h") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+}

@@ -23,9 +23,11 @@ type health struct {
 	// What only those who sign have; nil in a shadow.
 	token func(context.Context) error
 	ca    func(time.Time) error
+	inPod bool
 
 	mu      sync.Mutex
-	waiting error // why the token is not ready; errNotLooked until it was looked at
+	waiting error     // why the token is not ready; errNotLooked until it was looked at
+	began   time.Time // when the look began that has not ended yet; zero when there is none
 }
 
 func newHealth(policy func() string, logger hclog.Logger) *health {
@@ -49,12 +51,13 @@ func (h *health) watch(ctx context.Context) error {
 	defer ticker.Stop()
 	neverReady := true
 	for {
+		h.begin()
 		err := h.token(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		h.note(err)
-		if errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrKey) && neverReady {
+		if h.ends(err, neverReady) {
 			return err
 		}
 		neverReady = neverReady && err != nil
@@ -64,6 +67,18 @@ func (h *health) watch(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// ends tells whether the process must end: only a human can help. In a pod, which would be
+// started again and again, a refused PIN leaves it running, not ready; the PIN is not tried again.
+func (h *health) ends(err error, neverReady bool) bool {
+	return errors.Is(err, hsm.ErrPIN) && !h.inPod || errors.Is(err, hsm.ErrKey) && neverReady
+}
+
+func (h *health) begin() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.began = time.Now()
 }
 
 // note keeps how the token stands, and logs each change.
@@ -76,13 +91,19 @@ func (h *health) note(err error) {
 	case err != nil && (h.waiting == nil || h.waiting.Error() != err.Error()):
 		h.logger.Error("the token is not ready; requests stay pending", "error", err)
 	}
-	h.waiting = err
+	h.waiting, h.began = err, time.Time{}
 }
 
-// noted is how the token stood when it was last looked at.
+// patience is how long a look may take before the token counts as not ready.
+const patience = 15 * time.Second
+
+// noted is how the token stood when it was last looked at, or that it does not answer.
 func (h *health) noted() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.began.IsZero() && time.Since(h.began) > patience {
+		return fmt.Errorf("the token has not answered since %s: its module hangs", h.began.Format(time.RFC3339))
+	}
 	return h.waiting
 }
 

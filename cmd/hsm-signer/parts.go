@@ -29,15 +29,18 @@ type parts struct {
 	server string // the API server's address
 }
 
-// errUnsetNeedsAddress: all requests of such a cluster would be denied for good.
-var errUnsetNeedsAddress = errors.New("is accept, for clusters before 1.18, whose tokens name no pod; but every rule of POLICY_FILE wants them to (pod: bound): use calico-legacy, or pod: address")
+// errUnsetNeedsUnbound: all requests of such a cluster would be denied for good.
+var errUnsetNeedsUnbound = errors.New("is accept, for clusters before 1.18, whose tokens name no pod; but every rule of POLICY_FILE wants them to (pod: bound): use calico-legacy, or pod: address")
 
 // loadParts loads everything and adds what is wrong to the faults.
 func (c *config) loadParts(faults *configFaults) *parts {
 	p := &parts{}
 	p.policy, _ = c.loadPolicy(faults)
-	if p.policy != nil && c.acceptUnset && !p.policy.AnyByAddress() {
-		faults.add("UNSET_SIGNER_NAME", errUnsetNeedsAddress)
+	if p.policy != nil && c.acceptUnset && !p.policy.TakesUnboundTokens() {
+		faults.add("UNSET_SIGNER_NAME", errUnsetNeedsUnbound)
+	}
+	if c.acceptUnset && c.mode == kube.Wait {
+		faults.addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the controller manager signs whatever is approved, so the certificate must come before the approval; let hsm-signer approve")
 	}
 	if len(c.signerNames) == 0 && !faults.has("SIGNER_NAME") {
 		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
@@ -123,12 +126,15 @@ func (c *config) loadCA(faults *configFaults) *issuer.CA {
 	return ca
 }
 
+// inPod tells whether this runs in a pod of the cluster that it serves.
+func (c *config) inPod() bool { return c.kubeconfig == "" }
+
 // loadClient reads how to reach the API server. There is no limit on the client's
 // side: pacing is left to the server's flow control and to the number of workers.
 func (c *config) loadClient(faults *configFaults) (*kubernetes.Clientset, string) {
 	var kubeConfig *rest.Config
 	var err error
-	if c.kubeconfig == "" {
+	if c.inPod() {
 		if kubeConfig, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
 			err = errors.New("is not set, and this is no pod with a service account's token: name a kubeconfig file; in a pod, set automountServiceAccountToken")
 		}

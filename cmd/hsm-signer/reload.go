@@ -22,6 +22,8 @@ type reloader struct {
 	current *policy.Current
 	logger  hclog.Logger
 
+	candidate string // hash of what the last look found
+
 	mu    sync.Mutex
 	fault error // why the file as it is now is not in force
 }
@@ -43,15 +45,20 @@ func (r *reloader) watch(ctx context.Context) error {
 	}
 }
 
-// look compares the file with the policy in force.
+// look compares the file with the policy in force. A change comes into force when two looks
+// find the same: a file that is being written may read as a policy with fewer rules.
 func (r *reloader) look() {
 	faults := &configFaults{}
 	fresh, _ := r.config.loadPolicy(faults)
 	err := faults.err()
-	if err == nil && r.config.acceptUnset && !fresh.AnyByAddress() {
-		err = errUnsetNeedsAddress
+	if err == nil && r.config.acceptUnset && !fresh.TakesUnboundTokens() {
+		err = errUnsetNeedsUnbound
 	}
-	if err == nil && fresh.Hash() != r.current.Policy().Hash() {
+	settled := err == nil && fresh.Hash() == r.candidate
+	if err == nil {
+		r.candidate = fresh.Hash()
+	}
+	if settled && fresh.Hash() != r.current.Policy().Hash() {
 		r.logger.Warn("the policy has changed and is in force", "file", r.config.policyFile,
 			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules())
 		r.current.Replace(fresh)

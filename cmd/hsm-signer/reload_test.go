@@ -54,6 +54,10 @@ func TestPolicyIsReloaded(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.look()
+	if r.current.Policy() != p {
+		t.Error("the file came into force at the first look, while it may still be written")
+	}
+	r.look()
 	if r.current.Policy() == p || strings.Contains(r.state(), "refused") || !strings.Contains(log.String(), "is in force") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
 	}

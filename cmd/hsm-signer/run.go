@@ -57,7 +57,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 			return err
 		}
 		serving.Issuer = p.issuer
-		health.token, health.ca = p.key.Ready, p.ca.ValidAt
+		health.token, health.ca, health.inPod = p.key.Ready, p.ca.ValidAt, c.inPod()
 	}
 	controller := kube.New(serving)
 	health.requests = controller.Ready
@@ -74,7 +74,8 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	ca := p.ca.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.token.Token.String(), "key", c.token.Key.String())
-	if err := p.key.Ready(ctx); errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrKey) {
+	err := p.key.Ready(ctx)
+	if errors.Is(err, hsm.ErrPIN) && !c.inPod() || errors.Is(err, hsm.ErrKey) {
 		return err
 	}
 	if c.token.AllowExtractable {

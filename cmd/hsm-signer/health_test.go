@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/hsm"
+)
+
+// newTestHealth is well in all parts but the token.
+func newTestHealth() *health {
+	h := newHealth(func() string { return "in force x" }, hclog.NewNullLogger())
+	h.requests = func() error { return nil }
+	h.ca = func(time.Time) error { return nil }
+	return h
+}
+
+func readyz(h *health) (int, string) {
+	w := httptest.NewRecorder()
+	h.readyz(w, nil)
+	return w.Code, w.Body.String()
+}
+
+func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
+	h := newTestHealth()
+	if code, body := readyz(h); code != 200 || strings.Contains(body, "token") || !strings.Contains(body, "policy in force x") {
+		t.Errorf("a shadow: %d %s", code, body)
+	}
+	h.token = func(context.Context) error { return nil }
+	for _, c := range []struct {
+		prepare func()
+		code    int
+		want    string
+	}{
+		{func() {}, 503, "[-] token: not looked at yet"},
+		{func() { h.note(nil) }, 200, "[+] token ok"},
+		{func() { h.note(errors.New("it is gone")) }, 503, "[-] token: it is gone"},
+		{func() { h.note(nil); h.began = time.Now().Add(-time.Minute) }, 503, "its module hangs"},
+	} {
+		c.prepare()
+		if code, body := readyz(h); code != c.code || !strings.Contains(body, c.want) {
+			t.Errorf("%d %s; want %d and %q", code, body, c.code, c.want)
+		}
+	}
+}
+
+// A refused PIN ends the process, but not in a pod, which would be started again.
+func TestWhatEndsTheProcess(t *testing.T) {
+	for _, c := range []struct {
+		err               error
+		inPod, neverReady bool
+		ends              bool
+	}{
+		{hsm.ErrPIN, false, false, true},
+		{hsm.ErrPIN, true, true, false},
+		{hsm.ErrKey, true, true, true},
+		{hsm.ErrKey, false, false, false},
+		{hsm.ErrUnavailable, false, true, false},
+		{nil, false, true, false},
+	} {
+		h := newTestHealth()
+		h.inPod = c.inPod
+		if got := h.ends(c.err, c.neverReady); got != c.ends {
+			t.Errorf("%+v: %t", c, got)
+		}
+	}
+}
