@@ -159,13 +159,14 @@ func (c *config) requireToken(faults *configFaults) {
 	if t := c.token.Token; t.Slot == nil && t.Label == "" && t.Serial == "" {
 		faults.addf("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT or PKCS11_TOKEN_SERIAL: one of them must name the token")
 	}
-	pin := takePIN()
+	pin, err := takePIN()
+	faults.add("PKCS11_PIN", err)
 	switch {
 	case pin != "" && c.token.PIN != "":
 		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE: set one of them")
 	case pin != "":
 		c.token.PIN = pin
-	case c.token.PIN == "" && !faults.has("PKCS11_PIN_FILE"):
+	case c.token.PIN == "" && !faults.has("PKCS11_PIN") && !faults.has("PKCS11_PIN_FILE"):
 		faults.addf("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN")
 	}
 }
@@ -175,13 +176,6 @@ func (c *config) requireKey(faults *configFaults) {
 	if c.token.Key.Label == "" && len(c.token.Key.ID) == 0 {
 		faults.addf("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID: one of them must name the CA's key")
 	}
-}
-
-// takePIN takes the PIN out of the environment.
-func takePIN() hsm.PIN {
-	pin := os.Getenv("PKCS11_PIN")
-	_ = os.Unsetenv("PKCS11_PIN")
-	return hsm.PIN(pin)
 }
 
 func readSlot(c *config, v string) error {

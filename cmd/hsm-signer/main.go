@@ -38,6 +38,10 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
+	if err := hidePIN(); err != nil {
+		fmt.Fprintln(os.Stderr, "hsm-signer: take PKCS11_PIN out of the environment:", err)
+		os.Exit(exitFault)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))

@@ -55,11 +55,11 @@ func TestThereIsNoFlagForThePIN(t *testing.T) {
 
 func TestPINIsTakenOutOfTheEnvironment(t *testing.T) {
 	t.Setenv("PKCS11_PIN", "1234")
-	if pin := takePIN(); string(pin) != "1234" {
-		t.Error("the PIN was not read")
+	if pin, err := takePIN(); err != nil || string(pin) != "1234" {
+		t.Errorf("the PIN was not read: %v", err)
 	}
-	if again := takePIN(); again != "" {
-		t.Error("the PIN is still there")
+	if again, err := takePIN(); err != nil || again != "" {
+		t.Errorf("the PIN is still there: %v", err)
 	}
 }
 

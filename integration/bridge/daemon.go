@@ -149,6 +149,9 @@ func (d *Daemon) Wait() (int, error) {
 	}
 }
 
+// PID is the process's.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
 // Address is where the health endpoints listen, HOST:PORT.
 func (d *Daemon) Address() string { return d.address }
 

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"hsm-signer/hsm"
+)
+
+const (
+	pinVariable = "PKCS11_PIN"
+	// pinDescriptor tells the process that takes this one's place where it reads the PIN.
+	pinDescriptor = "HSM_SIGNER_PIN_DESCRIPTOR"
+)
+
+// hidePIN lets the process begin anew without the PIN in its environment: unsetting a
+// variable leaves it in /proc/PID/environ. The PIN goes over a pipe that nobody else has.
+func hidePIN() error {
+	pin := os.Getenv(pinVariable)
+	if pin == "" {
+		return nil
+	}
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	if _, err := writer.WriteString(pin); err != nil {
+		return err
+	}
+	if err := writer.Close(); err != nil {
+		return err
+	}
+	// A duplicate is not closed when the new program begins.
+	descriptor, err := syscall.Dup(int(reader.Fd()))
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	environment := slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, pinVariable+"=") })
+	return syscall.Exec(self, os.Args, append(environment, pinDescriptor+"="+strconv.Itoa(descriptor)))
+}
+
+// takePIN takes the PIN, once: from the pipe, or where the process did not begin anew from the
+// environment.
+func takePIN() (hsm.PIN, error) {
+	pin := os.Getenv(pinVariable)
+	text := os.Getenv(pinDescriptor)
+	if err := errors.Join(os.Unsetenv(pinVariable), os.Unsetenv(pinDescriptor)); err != nil {
+		return "", err
+	}
+	if text == "" {
+		return hsm.PIN(pin), nil
+	}
+	descriptor, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return "", fmt.Errorf("%s is not for users to set: %w", pinDescriptor, err)
+	}
+	pipe := os.NewFile(uintptr(descriptor), "PIN")
+	defer pipe.Close()
+	const longest = 1 << 10
+	read, err := io.ReadAll(io.LimitReader(pipe, longest))
+	return hsm.PIN(read), err
+}
