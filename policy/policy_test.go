@@ -49,9 +49,13 @@ func newAsker(namespace, account string, names ...string) asker {
 
 func (a asker) request(t testing.TB) *policy.Request {
 	t.Helper()
+	return a.requestOf(pkcs10test.Request{Subject: pkix.Name{CommonName: a.cn, Organization: []string{"Tigera"}}, DNSNames: a.dns, IPs: a.ips}.PEM(t))
+}
+
+// requestOf asks with a PKCS#10 request that was made already.
+func (a asker) requestOf(pem []byte) *policy.Request {
 	r := policy.NewRequest(policy.Submission{
-		UID: "r-1", SignerName: "example.com/calico", Usages: a.usages, Lifetime: a.lifetime, Age: a.age,
-		PEM: pkcs10test.Request{Subject: pkix.Name{CommonName: a.cn, Organization: []string{"Tigera"}}, DNSNames: a.dns, IPs: a.ips}.PEM(t),
+		UID: "r-1", SignerName: "example.com/calico", Usages: a.usages, Lifetime: a.lifetime, Age: a.age, PEM: pem,
 		Requester: policy.Requester{
 			Username: "system:serviceaccount:" + a.namespace + ":" + a.account,
 			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + a.namespace, "system:authenticated"},
