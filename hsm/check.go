@@ -26,11 +26,34 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
 		return []Step{{Name: "key", Err: err}}
 	}
 	conn := &connection{}
-	steps := []struct {
-		name string
-		run  func() (string, error)
-	}{
-		{"module", func() (detail string, err error) {
+	var results []Step
+	failed := false
+	for _, p := range preconditions(ctx, k, conn) {
+		result := Step{Name: p.name, Skipped: failed}
+		if !failed {
+			if result.Detail, result.Err = p.look(); result.Err != nil {
+				result.Detail, failed = "", true
+			}
+		}
+		results = append(results, result)
+	}
+	if conn.module != nil {
+		conn.close()
+	}
+	return results
+}
+
+// A precondition looks at one thing and says what it found. Each relies on those before it.
+type precondition struct {
+	name string
+	look func() (detail string, err error)
+}
+
+// preconditions are those of signing with the key; they build up the connection.
+func preconditions(ctx context.Context, k *Key, conn *connection) []precondition {
+	c := k.config
+	return []precondition{
+		{"module", func() (_ string, err error) {
 			conn.module, err = load(c.Module)
 			return c.Module, err
 		}},
@@ -41,37 +64,24 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
 		{"PIN state", func() (string, error) { return describePIN(conn.token.Flags), conn.pinState(c) }},
 		{"login", func() (string, error) { return "the token takes the PIN", conn.start(c) }},
 		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(c.Key) }},
-		{"key cannot leave", func() (string, error) {
-			proof, err := conn.prove()
-			if err == nil {
-				err = k.judge(proof)
-			}
-			if err == nil && !proof.Holds() {
-				return "IT CAN, which ALLOW_EXTRACTABLE_KEY allows: " + proof.String(), nil
-			}
-			return proof.String(), err
-		}},
+		{"key cannot leave", func() (string, error) { return k.checkProof(conn) }},
 		{"key is the CA's", func() (string, error) {
 			begin := time.Now()
 			err := k.signTest(ctx, conn)
 			return fmt.Sprintf("a test signature verifies with the CA certificate; it took %s", time.Since(begin).Round(10*time.Microsecond)), err
 		}},
 	}
-	results := make([]Step, 0, len(steps))
-	failed := false
-	for _, s := range steps {
-		result := Step{Name: s.name, Skipped: failed}
-		if !failed {
-			if result.Detail, result.Err = s.run(); result.Err != nil {
-				result.Detail, failed = "", true
-			}
-		}
-		results = append(results, result)
+}
+
+func (k *Key) checkProof(conn *connection) (string, error) {
+	proof, err := conn.prove()
+	if err == nil {
+		err = k.judge(proof)
 	}
-	if conn.module != nil {
-		conn.close()
+	if err == nil && !proof.Holds() {
+		return "IT CAN, which ALLOW_EXTRACTABLE_KEY allows: " + proof.String(), nil
 	}
-	return results
+	return proof.String(), err
 }
 
 func describePIN(flags uint) string {

@@ -3,6 +3,7 @@ package bridge_test
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -313,4 +314,42 @@ func requireOwnKey(t *testing.T, name string, asking calico.InitContainer) {
 			t.Errorf("%s: %s: %s", name, c.Type, c.Message)
 		}
 	}
+}
+
+// A key that can leave its token does not start, says why, and starts with
+// ALLOW_EXTRACTABLE_KEY, loudly.
+func TestKeyThatCanLeaveIsRefused(t *testing.T) {
+	extractable := importKey(t, "imported")
+	_, stderr, code := shared.Command(t.Context(), extractable, nil, "run")
+	if code != 4 || !strings.Contains(stderr, "could leave the token") || !strings.Contains(stderr, "CKA_NEVER_EXTRACTABLE=0") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	stdout, _, code := shared.Command(t.Context(), extractable, []string{"ALLOW_EXTRACTABLE_KEY=true"}, "check")
+	if code != 0 || !strings.Contains(stdout, "IT CAN") {
+		t.Errorf("check: exit code %d: %s", code, stdout)
+	}
+	d := startReady(t, extractable, "ALLOW_EXTRACTABLE_KEY=true")
+	if !strings.Contains(d.Log(), "CAN LEAVE ITS TOKEN") {
+		t.Errorf("the log does not say so:\n%s", d.Log())
+	}
+}
+
+// importKey puts a key into the token that was made outside it, with a CA certificate.
+func importKey(t *testing.T, label string) bridge.CA {
+	t.Helper()
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	for _, args := range [][]string{
+		{"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", file("key"), "-out", file("crt"),
+			"-subj", "/CN=imported", "-days", "1", "-addext", "keyUsage=critical,keyCertSign", "-addext", "basicConstraints=critical,CA:TRUE"},
+		{"openssl", "pkcs8", "-topk8", "-nocrypt", "-in", file("key"), "-out", file("p8")},
+		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label, "--id", "e1", "--pin", shared.Token.PIN},
+	} {
+		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), shared.Token.Env())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", args[0], err, out)
+		}
+	}
+	return bridge.CA{KeyLabel: label, CertFile: file("crt")}
 }
