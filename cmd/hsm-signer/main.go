@@ -38,8 +38,8 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
-	if err := hidePIN(); err != nil {
-		fmt.Fprintln(os.Stderr, "hsm-signer: take PKCS11_PIN out of the environment:", err)
+	if err := errors.Join(hidePIN(), harden()); err != nil {
+		fmt.Fprintln(os.Stderr, "hsm-signer: keep the PIN from being seen:", err)
 		os.Exit(exitFault)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -120,6 +121,11 @@ func TestPINIsNowhereToBeSeen(t *testing.T) {
 	}
 	if strings.Contains(d.Log()+ready, shared.Token.PIN) {
 		t.Error("the log or /readyz shows the PIN")
+	}
+	limits, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "limits"))
+	must(t, err)
+	if !regexp.MustCompile(`(?m)^Max core file size\s+0\s+0\s`).Match(limits) {
+		t.Errorf("there may be core dumps:\n%s", limits)
 	}
 }
 
