@@ -39,7 +39,7 @@ install() {
 	apt-get install -qq -y --no-install-recommends "$@" >&2 || die "apt-get could not install: $*"
 }
 
-has_go || die "Go $go_minimum or newer is needed, and $(command -v go >/dev/null 2>&1 && go env GOVERSION || echo none) is here: install it from https://go.dev/dl"
+has_go || die "Go $go_minimum or newer is needed, and $(command -v go >/dev/null 2>&1 && go env GOVERSION || echo none) is here: install it first"
 
 packages=$(missing | tr '\n' ' ')
 [ -n "$packages" ] || exit 0
