@@ -277,7 +277,7 @@ func (r *fileRule) compileNames(field string, texts []fileName, o Options, found
 			if field == "commonNames" {
 				wrong(text.at, text.pattern.value, "is a pattern; common names must be written out, or be one of the DNS names")
 			}
-			wrong(text.pattern.at, text.pattern.value, checkPattern(text.pattern.value, pkcs10.CheckDNSName))
+			wrong(text.pattern.at, text.pattern.value, checkPattern(text.pattern.value))
 			sources = append(sources, pattern(text.pattern.value))
 		case text.service.at > 0:
 			wrong(text.service.at, text.service.value, pkcs10.CheckDNSName(text.service.value))

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
-
-	"hsm-signer/policy/pkcs10"
 )
 
 // A Grant is the permission to make exactly one certificate, in this turn. Its
@@ -27,7 +25,6 @@ type Grant struct {
 	usages        []Usage
 	lifetime      time.Duration
 	publicKey     crypto.PublicKey
-	key           pkcs10.KeyType
 }
 
 type stub struct {
@@ -54,7 +51,6 @@ func (p *Policy) grant(r *Request, by *rule) *Grant {
 		usages:        fitUsages(r.Usages, r.asked.Key),
 		lifetime:      by.lifetimeFor(r.Lifetime),
 		publicKey:     r.asked.PublicKey,
-		key:           r.asked.Key,
 	}
 }
 

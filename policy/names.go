@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"hsm-signer/policy/pkcs10"
 )
 
 // A nameSource is an entry of a rule's list of names.
@@ -68,7 +70,7 @@ func isReserved(name string) bool {
 
 // checkPattern says what is wrong with a pattern, or nothing. Its labels that are no wildcards
 // are those of a DNS name.
-func checkPattern(p string, checkName func(string) string) string {
+func checkPattern(p string) string {
 	labels := strings.Split(p, ".")
 	for i, label := range labels {
 		switch {
@@ -80,7 +82,7 @@ func checkPattern(p string, checkName func(string) string) string {
 			return "has a wildcard that is not a whole label"
 		}
 	}
-	return checkName(strings.Join(labels, "."))
+	return pkcs10.CheckDNSName(strings.Join(labels, "."))
 }
 
 func anyAllows(sources []nameSource, name string, requester ServiceAccount) bool {

@@ -55,7 +55,7 @@ func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 
 // Decide answers whether the request may have its certificate. It is granted
 // when one rule grants all of it; otherwise the answer holds every reason of the
-// rules that came nearest.
+// rule that came nearest.
 func (p *Policy) Decide(r *Request) Verdict {
 	refusal := &Refusal{}
 	for _, fault := range r.faults {
@@ -84,8 +84,8 @@ func (p *Policy) Decide(r *Request) Verdict {
 }
 
 // judge puts the request before every rule that speaks of its requester (one
-// must) and returns the finding that is best for it: granted before missing a fact before refused,
-// and among the refused those with the fewest reasons.
+// must) and returns the finding that is best for it: granted before missing a
+// fact before refused, and among the refused the one with the fewest reasons.
 func (p *Policy) judge(r *Request) finding {
 	var best *finding
 	for i := range p.rules {

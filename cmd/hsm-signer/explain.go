@@ -167,13 +167,21 @@ func (e *explainer) fromFile(name string) (policy.Verdict, error) {
 	if err != nil {
 		return nil, err
 	}
-	request := policy.NewRequest(e.assume(submission))
-	if account, ok := request.Requester.ServiceAccount(); ok && e.assumed.pod != "" {
-		request.Pods = []policy.Pod{{
-			Namespace: account.Namespace, Name: e.assumed.pod, UID: e.podUID(), ServiceAccount: account.Name, IPs: e.pods,
-		}}
+	submission = e.assume(submission)
+	if e.assumed.pod == "" {
+		return e.policy.Decide(policy.NewRequest(submission)), nil
 	}
-	return e.policy.Decide(request), nil
+	return e.policy.Decide(boundRequest(submission, e.assumed.pod, cmp.Or(e.assumed.podUID, "assumed"), e.pods)), nil
+}
+
+// boundRequest is the request of a requester whose token is bound to a live pod with these addresses.
+func boundRequest(s policy.Submission, pod, uid string, ips []netip.Addr) *policy.Request {
+	s.Requester = s.Requester.Bound(pod, uid)
+	request := policy.NewRequest(s)
+	if account, ok := s.Requester.ServiceAccount(); ok {
+		request.Pods = []policy.Pod{{Namespace: account.Namespace, Name: pod, UID: uid, ServiceAccount: account.Name, IPs: ips}}
+	}
+	return request
 }
 
 // readSubmission reads an object of the API, or a bare PKCS#10 request.
@@ -207,13 +215,8 @@ func (e *explainer) assume(s policy.Submission) policy.Submission {
 	if a.as != "" {
 		s.Requester = policy.Requester{Username: a.as, Groups: append(groupsOf(a.as), a.groups...)}
 	}
-	if a.pod != "" {
-		s.Requester = s.Requester.Bound(a.pod, e.podUID())
-	}
 	return s
 }
-
-func (e *explainer) podUID() string { return cmp.Or(e.assumed.podUID, "assumed") }
 
 // groupsOf are the groups that the API server gives every user, and every service account.
 func groupsOf(username string) []string {

@@ -191,13 +191,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 	if c.Pod == nil {
 		return policy.NewRequest(submission), nil
 	}
-	const uid = "assumed"
-	submission.Requester = submission.Requester.Bound(c.Pod.Name, uid)
-	request := policy.NewRequest(submission)
-	if account, ok := request.Requester.ServiceAccount(); ok {
-		request.Pods = []policy.Pod{{Namespace: account.Namespace, Name: c.Pod.Name, UID: uid, ServiceAccount: account.Name, IPs: c.Pod.IPAddresses}}
-	}
-	return request, nil
+	return boundRequest(submission, c.Pod.Name, "assumed", c.Pod.IPAddresses), nil
 }
 
 func (c testCase) pkcs10(keys testKeys) ([]byte, error) {

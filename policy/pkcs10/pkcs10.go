@@ -6,8 +6,8 @@
 //
 // Contract: [Parse] does a bounded amount of work for each byte of input,
 // checks the size of a key before it checks a signature with it, does no I/O,
-// and never panics. A request with a fault must not be granted. The
-// names in a Request without faults are plain lower-case ASCII; the messages of
+// and never panics. A request with a fault must not be granted. In a Request
+// without faults the common name is printable ASCII and the DNS names are lower case; the messages of
 // a Fault hold what the requester sent only quoted and cut short.
 package pkcs10
 
