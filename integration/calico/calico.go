@@ -185,9 +185,11 @@ func extensions() []pkix.Extension {
 }
 
 // Wait waits until the request of that name has ended. Like the original it
-// watches all requests, and is done when one object has both a certificate and
-// the approval. The watch begins with what is there already.
+// watches all requests, gives up after Timeout, and is done when one object has
+// both a certificate and the approval. The watch begins with what is there already.
 func Wait(ctx context.Context, client kubernetes.Interface, name string) (*certificatesv1.CertificateSigningRequest, error) {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
 	watcher, err := client.CertificatesV1().CertificateSigningRequests().Watch(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("watch certificate requests: %w", err)
