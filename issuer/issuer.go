@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"slices"
 	"time"
 
@@ -45,6 +46,7 @@ type Issuer struct {
 	ca        *CA
 	key       Key
 	algorithm x509.SignatureAlgorithm
+	budget    *budget
 	now       func() time.Time
 }
 
@@ -61,7 +63,7 @@ func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm) (*Issuer, error) {
 	if err := fits(algorithm, key.Public()); err != nil {
 		return nil, err
 	}
-	return &Issuer{ca: ca, key: key, algorithm: algorithm, now: time.Now}, nil
+	return &Issuer{ca: ca, key: key, algorithm: algorithm, budget: newBudget(), now: time.Now}, nil
 }
 
 // Ready answers nil when a certificate could be issued now, and otherwise why not.
@@ -70,6 +72,16 @@ func (i *Issuer) Ready(ctx context.Context) error {
 		return err
 	}
 	return i.key.Ready(ctx)
+}
+
+// Reserve answers nil when the grant's certificate could be issued now, and then counts it in the
+// budget: once for each request, however often it is asked. A [*policy.OverBudget] says that the
+// budget is spent.
+func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
+	if err := i.Ready(ctx); err != nil {
+		return err
+	}
+	return i.budget.reserve(grant, i.now())
 }
 
 // Issue redeems the grant and returns the certificate and its chain in PEM, leaf
@@ -108,16 +120,18 @@ func (i *Issuer) template(g *policy.Grant) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ips []net.IP
-	for _, ip := range g.IPAddresses() {
-		ips = append(ips, ip.AsSlice())
+	ips, uris, err := addresses(g)
+	if err != nil {
+		return nil, err
 	}
 	return &x509.Certificate{
 		SerialNumber:          serial,
 		SignatureAlgorithm:    i.algorithm,
-		Subject:               pkix.Name{CommonName: g.CommonName()},
+		Subject:               subject(g),
 		DNSNames:              g.DNSNames(),
 		IPAddresses:           ips,
+		URIs:                  uris,
+		EmailAddresses:        g.EmailAddresses(),
 		NotBefore:             latest(now.Add(-Backdate), i.ca.cert.NotBefore).UTC(),
 		NotAfter:              earliest(now.Add(g.Lifetime()), i.ca.cert.NotAfter).UTC(),
 		KeyUsage:              keyUsage,
@@ -125,6 +139,34 @@ func (i *Issuer) template(g *policy.Grant) (*x509.Certificate, error) {
 		BasicConstraintsValid: true, // CA:FALSE
 		SubjectKeyId:          keyID,
 	}, nil
+}
+
+// subject returns the name in which each attribute stands alone, in the order of the grant.
+func subject(g *policy.Grant) pkix.Name {
+	var name pkix.Name
+	for _, a := range g.Subject() {
+		value := any(a.Value) // PrintableString where it can be, else UTF8String
+		if a.Name == "DC" {   // RFC 4519, section 2.4
+			value = asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte(a.Value)}
+		}
+		name.ExtraNames = append(name.ExtraNames, pkix.AttributeTypeAndValue{Type: a.Type, Value: value})
+	}
+	return name
+}
+
+// addresses returns the IP addresses and the URIs of the grant in the types of crypto/x509.
+func addresses(g *policy.Grant) (ips []net.IP, uris []*url.URL, err error) {
+	for _, ip := range g.IPAddresses() {
+		ips = append(ips, ip.AsSlice())
+	}
+	for _, text := range g.URIs() {
+		uri, err := url.Parse(text)
+		if err != nil {
+			return nil, nil, err
+		}
+		uris = append(uris, uri)
+	}
+	return ips, uris, nil
 }
 
 // newSerial returns 128 random bits as a positive number (RFC 5280, section

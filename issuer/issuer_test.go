@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -9,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -105,30 +107,43 @@ rules:
       usages: [server auth, client auth, digital signature, key encipherment, key agreement]
 `
 
-// grant has the policy grant a request, as it is in life.
-func grant(t testing.TB, key crypto.Signer, lifetime time.Duration) *policy.Grant {
+func parsePolicy(t testing.TB, text string) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse([]byte(aPolicy), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
+	p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ip := netip.MustParseAddr("10.0.0.7")
+	return p
+}
+
+// grant has the policy grant a request, as it is in life.
+func grant(t testing.TB, key crypto.Signer, lifetime time.Duration) *policy.Grant {
+	t.Helper()
+	return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", lifetime, pkcs10test.Request{
+		Key: key, Subject: pkix.Name{CommonName: "one", Organization: []string{"system:masters"}},
+		DNSNames: []string{"one", "two"}, IPs: []netip.Addr{podIP},
+	})
+}
+
+var podIP = netip.MustParseAddr("10.0.0.7")
+
+// grantTo has a policy grant what a pod of the service account NAMESPACE:NAME asks for.
+func grantTo(t testing.TB, p *policy.Policy, account, podUID, uid string, lifetime time.Duration, asks pkcs10test.Request) *policy.Grant {
+	t.Helper()
+	namespace, name, _ := strings.Cut(account, ":")
 	r := policy.NewRequest(policy.Submission{
-		UID: "u", SignerName: "example.com/s", Lifetime: lifetime,
+		UID: uid, SignerName: "example.com/s", Lifetime: lifetime, PEM: asks.PEM(t),
 		Usages: []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature, policy.KeyAgreement, policy.KeyEncipherment},
-		PEM: pkcs10test.Request{
-			Key: key, Subject: pkix.Name{CommonName: "one", Organization: []string{"system:masters"}},
-			DNSNames: []string{"one", "two"}, IPs: []netip.Addr{ip},
-		}.PEM(t),
 		Requester: policy.Requester{
-			Username: "system:serviceaccount:ns:sa", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:ns"},
-			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {"pu"}},
+			Username: "system:serviceaccount:" + account, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace},
+			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {podUID}},
 		},
 	})
-	r.Pods = []policy.Pod{{Namespace: "ns", Name: "p", UID: "pu", ServiceAccount: "sa", IPs: []netip.Addr{ip}}}
-	g, ok := p.Decide(r).(*policy.Grant)
+	r.Pods = []policy.Pod{{Namespace: namespace, Name: "p", UID: podUID, ServiceAccount: name, IPs: []netip.Addr{podIP}}}
+	verdict := p.Decide(r)
+	g, ok := verdict.(*policy.Grant)
 	if !ok {
-		t.Fatal("the request was not granted")
+		t.Fatalf("the request was not granted: %v", verdict)
 	}
 	return g
 }
@@ -183,6 +198,38 @@ func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
 	middle.AddCert(certs[1])
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: middle, DNSName: "two"}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestEveryKindOfNameIsCertified(t *testing.T) {
+	const wide = `
+version: 1
+rules:
+  - name: all
+    from: {serviceAccounts: [ns/sa]}
+    grant:
+      subject: kept
+      dnsNames: ["*.apps.example.com"]
+      uris: ["spiffe://example.org/ns/{namespace}/sa/{serviceAccount}"]
+      emailAddresses: [ops@example.com]
+      keys: [ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+`
+	dc := pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}, Value: "com"}
+	asks := pkcs10test.Request{
+		Subject:  pkix.Name{Organization: []string{"Exämple"}, Country: []string{"CH"}, ExtraNames: []pkix.AttributeTypeAndValue{dc}},
+		DNSNames: []string{"*.apps.example.com"}, URIs: []string{"spiffe://example.org/ns/ns/sa/sa"}, Emails: []string{"ops@example.com"},
+	}
+	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	leaf := issue(t, ca.issuer(t), grantTo(t, parsePolicy(t, wide), "ns:sa", "pu", "u", 0, asks))[0]
+	if !slices.Equal(leaf.DNSNames, asks.DNSNames) || !slices.Equal(leaf.EmailAddresses, asks.Emails) || len(leaf.URIs) != 1 || leaf.URIs[0].String() != asks.URIs[0] {
+		t.Errorf("names %v %v %v", leaf.DNSNames, leaf.EmailAddresses, leaf.URIs)
+	}
+	if !slices.Equal(leaf.Subject.Organization, asks.Subject.Organization) || !slices.Equal(leaf.Subject.Country, asks.Subject.Country) || len(leaf.Subject.Names) != 3 {
+		t.Errorf("subject %s", leaf.Subject)
+	}
+	if ia5 := []byte{asn1.TagIA5String, 3, 'c', 'o', 'm'}; !bytes.Contains(leaf.RawSubject, ia5) {
+		t.Errorf("the domain component is no IA5String: %x", leaf.RawSubject)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+
+	"hsm-signer/policy"
 )
 
 // eventNamespace is where the API server keeps events on objects without a namespace, such as
@@ -34,4 +36,10 @@ func (c *Controller) startEvents() (stop func()) {
 func (c *Controller) fault(csr *certificatesv1.CertificateSigningRequest, err error) {
 	c.Logger.Error("a fault; the request stays as it is and is tried again", "request", csr.Name, "uid", csr.UID, "error", err)
 	c.events.Event(csr, corev1.EventTypeWarning, "SignerFault", "the signer met a fault and will try again; its log says which")
+}
+
+// overBudget tells of a request that waits until there is room in a budget.
+func (c *Controller) overBudget(csr *certificatesv1.CertificateSigningRequest, over *policy.OverBudget) {
+	c.Logger.Warn("over budget; the request stays as it is and waits", "request", csr.Name, "uid", csr.UID, "requester", csr.Spec.Username, "budget", over.Error())
+	c.events.Event(csr, corev1.EventTypeWarning, "OverBudget", over.Error())
 }

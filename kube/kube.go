@@ -42,8 +42,9 @@ type Decider interface {
 
 // An Issuer makes certificates.
 type Issuer interface {
-	// Ready answers nil when a certificate could be issued now.
-	Ready(ctx context.Context) error
+	// Reserve answers nil when the grant's certificate could be issued now, and then counts it in
+	// the budget, once for each request. A [*policy.OverBudget] says that the request must wait.
+	Reserve(ctx context.Context, grant *policy.Grant) error
 	// Issue returns the certificate and its chain in PEM. An error is a fault
 	// that may pass.
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
@@ -94,6 +95,8 @@ type key struct {
 const (
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = 8 * time.Second // a pod's init container gives up after 90
+
+	lastBudgetLook = 30 * time.Second // while a budget is spent; the policy may be changed meanwhile
 )
 
 var errStarting = errors.New("the API server was not reached yet")
@@ -285,9 +288,14 @@ func (c *Controller) serve(ctx context.Context, item key) {
 	if c.Mode == Shadow {
 		turn = c.shadow
 	}
-	switch err := turn(turnCtx, csr); {
+	err, over := turn(turnCtx, csr), (*policy.OverBudget)(nil)
+	switch {
 	case err == nil:
 		c.queue.Forget(item)
+	case errors.As(err, &over):
+		c.overBudget(csr, over)
+		c.queue.Forget(item)
+		c.queue.AddAfter(item, min(max(time.Until(over.Until), firstRetry), lastBudgetLook))
 	case errors.Is(err, errLookAgain):
 		c.queue.AddRateLimited(item)
 	default:

@@ -175,7 +175,7 @@ func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 // granted approves, issues and publishes. Nothing is approved that cannot be
 // signed now.
 func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
-	if err := c.Issuer.Ready(ctx); err != nil {
+	if err := c.Issuer.Reserve(ctx, grant); err != nil {
 		return fmt.Errorf("cannot sign now: %w", err)
 	}
 	if was == pending && csr.Spec.SignerName == "" {

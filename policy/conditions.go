@@ -2,30 +2,37 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 
 	"github.com/google/cel-go/cel"
+	celast "github.com/google/cel-go/common/ast"
 	"github.com/google/cel-go/ext"
 )
 
 // A condition is a user's own thought on a request, in the Common Expression Language.
 type condition struct {
-	text    string
-	message string
-	program cel.Program
+	text     string
+	message  string
+	constant bool // it looks at nothing
+	program  cel.Program
 }
 
 // What a condition sees. There are no labels and no annotations: they are the requester's to write.
 type (
 	celRequest struct {
-		SignerName  string   `cel:"signerName"`
-		CommonName  string   `cel:"commonName"`
-		DNSNames    []string `cel:"dnsNames"`
-		IPAddresses []string `cel:"ipAddresses"`
-		Key         string   `cel:"key"`
-		Usages      []string `cel:"usages"`
-		Lifetime    int64    `cel:"lifetime"` // in seconds; 0 when none was asked for
+		SignerName     string              `cel:"signerName"`
+		Subject        map[string][]string `cel:"subject"` // by type, as in "O"
+		CommonName     string              `cel:"commonName"`
+		DNSNames       []string            `cel:"dnsNames"`
+		IPAddresses    []string            `cel:"ipAddresses"`
+		URIs           []string            `cel:"uris"`
+		EmailAddresses []string            `cel:"emailAddresses"`
+		Key            string              `cel:"key"`
+		Usages         []string            `cel:"usages"`
+		Lifetime       int64               `cel:"lifetime"` // in seconds; 0 when none was asked for
 	}
 	celRequester struct {
 		Username       string              `cel:"username"`
@@ -70,7 +77,8 @@ func compileCondition(text, message string) (condition, error) {
 		return condition{}, fmt.Errorf("gives a %s; it must be true or false", ast.OutputType())
 	}
 	program, err := env.Program(ast, cel.CostLimit(conditionCost))
-	return condition{text: text, message: message, program: program}, err
+	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())), func(r *celast.ReferenceInfo) bool { return r.Name != "" })
+	return condition{text: text, message: message, constant: constant, program: program}, err
 }
 
 // judgeConditions refuses what a condition does not say true of. One that cannot be
@@ -93,14 +101,21 @@ func (u *rule) judgeConditions(r *Request, account ServiceAccount, pod *Pod, f *
 }
 
 func (r *Request) forCEL() celRequest {
+	subject := map[string][]string{}
+	for _, attribute := range r.asked.Subject {
+		subject[attribute.Name] = append(subject[attribute.Name], attribute.Value)
+	}
 	return celRequest{
-		SignerName:  r.SignerName,
-		CommonName:  r.asked.CommonName,
-		DNSNames:    r.asked.DNSNames,
-		IPAddresses: texts(r.asked.IPAddresses),
-		Key:         string(r.asked.Key),
-		Usages:      strs(r.Usages),
-		Lifetime:    int64(r.Lifetime.Seconds()),
+		SignerName:     r.SignerName,
+		Subject:        subject,
+		CommonName:     r.asked.CommonName,
+		DNSNames:       r.asked.DNSNames,
+		IPAddresses:    texts(r.asked.IPAddresses),
+		URIs:           r.asked.URIs,
+		EmailAddresses: r.asked.EmailAddresses,
+		Key:            string(r.asked.Key),
+		Usages:         strs(r.Usages),
+		Lifetime:       int64(r.Lifetime.Seconds()),
 	}
 }
 

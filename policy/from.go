@@ -1,16 +1,19 @@
 package policy
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
 
 // from says whom a rule speaks of: anyone in one of the accounts or users, or anyone at
-// all where the rule names groups alone; and in one of the groups where it names any.
+// all where the rule names groups alone; and in one of the groups where it names any, and with one
+// of the values of each extra.
 type from struct {
 	accounts []ServiceAccount // "*" stands for any namespace, or for any name
 	users    []string         // a "*" at the end stands for any ending
 	groups   []string
+	extra    map[string][]string
 	pod      podBinding
 }
 
@@ -35,7 +38,21 @@ func (f from) speaksOf(r *Request) bool {
 		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.matches(account) })
 	}
 	named = named || slices.ContainsFunc(f.users, func(u string) bool { return matchesUser(u, r.Requester.Username) })
-	return named && (len(f.groups) == 0 || slices.ContainsFunc(f.groups, func(g string) bool { return slices.Contains(r.Requester.Groups, g) }))
+	return named && (len(f.groups) == 0 || anyOf(f.groups, r.Requester.Groups)) && f.extraSpeaksOf(r)
+}
+
+func (f from) extraSpeaksOf(r *Request) bool {
+	for key, values := range f.extra {
+		if !anyOf(values, r.Requester.Extra[key]) {
+			return false
+		}
+	}
+	return true
+}
+
+// anyOf tells whether any of the wanted values is there.
+func anyOf(wanted, there []string) bool {
+	return slices.ContainsFunc(wanted, func(w string) bool { return slices.Contains(there, w) })
 }
 
 // matches tells whether a, in which "*" stands for any, names the account.
@@ -53,6 +70,9 @@ func (f from) describe() []string {
 	all := slices.Concat(texts(f.accounts), f.users)
 	for _, group := range f.groups {
 		all = append(all, "group "+group)
+	}
+	for _, key := range slices.Sorted(maps.Keys(f.extra)) {
+		all = append(all, "extra "+key+" "+strings.Join(f.extra[key], " or "))
 	}
 	return all
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"hsm-signer/policy/pkcs10"
 )
 
 // A Grant is the permission to make exactly one certificate, in this turn. Its
@@ -19,9 +21,12 @@ type Grant struct {
 	submission    Submission
 	requestSHA256 string
 	rule          string
-	commonName    string
+	spender       Spender
+	subject       []pkcs10.Attribute
 	dnsNames      []string
 	ipAddresses   []netip.Addr
+	uris          []string
+	emails        []string
 	usages        []Usage
 	lifetime      time.Duration
 	publicKey     crypto.PublicKey
@@ -39,15 +44,23 @@ var (
 	ErrGrantStale = errors.New("policy: the policy has changed since the grant was given: decide again")
 )
 
-func (p *Policy) grant(r *Request, by *rule) *Grant {
+func (p *Policy) grant(r *Request, f finding) *Grant {
+	by := f.rule
+	spender := Spender{Account: r.Requester.Username}
+	if f.pod != nil {
+		spender.Pod = f.pod.UID
+	}
 	return &Grant{
 		stub:          &stub{policy: p},
 		submission:    r.Submission,
 		requestSHA256: hex.EncodeToString(r.asked.SHA256[:]),
 		rule:          by.name,
-		commonName:    by.commonNameFor(r.asked.CommonName),
+		spender:       spender,
+		subject:       by.subjectFor(r.asked),
 		dnsNames:      r.asked.DNSNames,
 		ipAddresses:   r.asked.IPAddresses,
+		uris:          r.asked.URIs,
+		emails:        r.asked.EmailAddresses,
 		usages:        fitUsages(r.Usages, r.asked.Key),
 		lifetime:      by.lifetimeFor(r.Lifetime),
 		publicKey:     r.asked.PublicKey,
@@ -86,14 +99,37 @@ func (g *Grant) Rule() string { return g.rule }
 // PolicyHash is the [Policy.Hash] of the policy that grants.
 func (g *Grant) PolicyHash() string { return g.stub.policy.hash }
 
-// CommonName is the only part of the subject; it may be empty.
-func (g *Grant) CommonName() string { return g.commonName }
+// Budget is the one of the policy that grants.
+func (g *Grant) Budget() Budget { return g.stub.policy.budget }
+
+// Spender is who the certificate is counted for.
+func (g *Grant) Spender() Spender { return g.spender }
+
+// Subject is the subject to certify, an attribute for each relative distinguished name; it may be
+// empty.
+func (g *Grant) Subject() []pkcs10.Attribute { return slices.Clone(g.subject) }
+
+// CommonName is that of the subject; it may be empty.
+func (g *Grant) CommonName() string {
+	for _, a := range g.subject {
+		if a.Name == "CN" {
+			return a.Value
+		}
+	}
+	return ""
+}
 
 // DNSNames are the DNS names to certify.
 func (g *Grant) DNSNames() []string { return slices.Clone(g.dnsNames) }
 
 // IPAddresses are the IP addresses to certify.
 func (g *Grant) IPAddresses() []netip.Addr { return slices.Clone(g.ipAddresses) }
+
+// URIs are the URIs to certify.
+func (g *Grant) URIs() []string { return slices.Clone(g.uris) }
+
+// EmailAddresses are the email addresses to certify.
+func (g *Grant) EmailAddresses() []string { return slices.Clone(g.emails) }
 
 // Usages are the key usages to certify, fitted to the type of the key.
 func (g *Grant) Usages() []Usage { return slices.Clone(g.usages) }

@@ -17,11 +17,63 @@ type nameSource interface {
 	describe(requester ServiceAccount) []string
 }
 
-// literal is a name that is written in the rule.
-type literal string
+// text is a name that is written in the rule, in which {namespace} and {serviceAccount} stand for
+// the requester's.
+type text string
 
-func (l literal) allows(name string, _ ServiceAccount) bool { return name == string(l) }
-func (l literal) describe(ServiceAccount) []string          { return []string{string(l)} }
+func (t text) allows(name string, requester ServiceAccount) bool {
+	expanded, ok := t.expand(requester)
+	return ok && name == expanded && (string(t) == expanded || !isReserved(name))
+}
+
+func (t text) describe(requester ServiceAccount) []string {
+	if expanded, ok := t.expand(requester); ok {
+		return []string{expanded}
+	}
+	return nil
+}
+
+// derives tells whether the name depends on the requester.
+func (t text) derives() bool { return strings.Contains(string(t), "{") }
+
+// expand answers false when the requester has nothing to derive the name from: it is no service
+// account, or one whose name has dots where those part the labels of a DNS name, so that it could
+// reach beyond its own.
+func (t text) expand(requester ServiceAccount) (string, bool) {
+	if !t.derives() {
+		return string(t), true
+	}
+	isURI := strings.Contains(string(t), "://")
+	if requester == (ServiceAccount{}) || !isURI && strings.Contains(requester.Name, ".") {
+		return "", false
+	}
+	return strings.NewReplacer(placeNamespace, requester.Namespace, placeAccount, requester.Name).Replace(string(t)), true
+}
+
+// What stands in a text for the requester's own.
+const (
+	placeNamespace = "{namespace}"
+	placeAccount   = "{serviceAccount}"
+)
+
+// checkText says what is wrong with a text, of which check knows the syntax. A placeholder fills
+// all between two separators, so that no two requesters share a name.
+func checkText(t text, check func(string) string) string {
+	const separators = "./@"
+	plain := string(t)
+	for _, place := range []string{placeNamespace, placeAccount} {
+		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
+			if strings.Contains(part, place) && part != place {
+				return "has " + place + " beside other characters; between two of " + separators + " it must stand alone"
+			}
+		}
+	}
+	plain = strings.NewReplacer(placeNamespace, "x", placeAccount, "x").Replace(plain)
+	if strings.ContainsAny(plain, "{}") {
+		return "has a placeholder other than {namespace} and {serviceAccount}"
+	}
+	return check(plain)
+}
 
 // service is a service under each name that the cluster's DNS gives it.
 type service struct {
@@ -49,7 +101,7 @@ type pattern string
 func (p pattern) describe(ServiceAccount) []string { return []string{string(p)} }
 
 func (p pattern) allows(name string, _ ServiceAccount) bool {
-	if isReserved(name) {
+	if isReserved(name) || strings.HasPrefix(name, "*") {
 		return false
 	}
 	want, labels := strings.Split(string(p), "."), strings.Split(name, ".")
@@ -62,9 +114,12 @@ func (p pattern) allows(name string, _ ServiceAccount) bool {
 	return slices.EqualFunc(want, labels, func(w, label string) bool { return w == "*" || w == label })
 }
 
-// isReserved tells whether a name is one that a pattern never allows: the API server's own (the
-// service kubernetes in the namespace default), and this host's.
+// isReserved tells whether a name is one that must be written out: the API server's own (the
+// service kubernetes in the namespace default), a wildcard over it, and this host's.
 func isReserved(name string) bool {
+	if rest, wildcard := strings.CutPrefix(name, "*."); wildcard {
+		name = "kubernetes." + rest
+	}
 	return name == "localhost" || name == "kubernetes" || name == "kubernetes.default" || strings.HasPrefix(name, "kubernetes.default.")
 }
 
@@ -109,6 +164,9 @@ func (a addresses) allow(ip netip.Addr) bool {
 	return slices.Contains(a.literals, ip) ||
 		!isSpecial(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
+
+// any tells whether there is any address that could be allowed.
+func (a addresses) any() bool { return a.pod || len(a.literals)+len(a.patterns) > 0 }
 
 func (a addresses) describe(pod *Pod) []string {
 	var all []string

@@ -25,6 +25,7 @@ import (
 // ends it. It is safe for concurrent use.
 type Policy struct {
 	rules     []rule
+	budget    Budget
 	hash      string
 	withdrawn atomic.Bool
 }
@@ -39,6 +40,9 @@ type Options struct {
 
 // Hash identifies the policy: the SHA-256, in hex, of its text and its options.
 func (p *Policy) Hash() string { return p.hash }
+
+// Budget bounds how much is granted in an hour; who issues counts it.
+func (p *Policy) Budget() Budget { return p.budget }
 
 // Rules returns the names of the rules, in their order.
 func (p *Policy) Rules() []string {
@@ -80,7 +84,7 @@ func (p *Policy) Decide(r *Request) Verdict {
 	case finding.missing != "":
 		return &NotYet{Rule: finding.rule.name, Missing: finding.missing}
 	}
-	return p.grant(r, finding.rule)
+	return p.grant(r, finding)
 }
 
 // judge puts the request before every rule that speaks of its requester (one

@@ -72,10 +72,13 @@ var (
 	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 )
 
+// serviceAccountPrefix begins the username of every service account, and of no one else.
+const serviceAccountPrefix = "system:serviceaccount:"
+
 // ServiceAccount derives the service account from the username and requires the groups
 // that the API server gives with it.
 func (r Requester) ServiceAccount() (ServiceAccount, bool) {
-	rest, ok := strings.CutPrefix(r.Username, "system:serviceaccount:")
+	rest, ok := strings.CutPrefix(r.Username, serviceAccountPrefix)
 	if !ok {
 		return ServiceAccount{}, false
 	}

@@ -13,15 +13,19 @@ import (
 // A rule says who may ask, and for what. It is the compiled form of an entry
 // under "rules" in a policy file.
 type rule struct {
-	name        string
-	from        from
-	commonNames []nameSource // empty: one of the names asked for
-	dnsNames    []nameSource
-	ips         addresses
-	keys        []pkcs10.KeyType
-	usages      []Usage
-	lifetime    time.Duration
-	conditions  []condition
+	name            string
+	from            from
+	commonNames     []nameSource // empty: one of the names asked for
+	dnsNames        []nameSource
+	ips             addresses
+	uris            []nameSource
+	emails          []nameSource
+	keepSubject     bool
+	keys            []pkcs10.KeyType
+	usages          []Usage
+	maxLifetime     time.Duration
+	defaultLifetime time.Duration // when none is asked for
+	conditions      []condition
 }
 
 // A finding is what one rule has to say of one request: granted when it has
@@ -30,6 +34,7 @@ type finding struct {
 	rule    *rule
 	reasons []Reason
 	missing string
+	pod     *Pod // the live pod that asks, where one is known
 }
 
 func (f *finding) better(than *finding) bool {
@@ -50,12 +55,13 @@ func (f *finding) refuse(code Code, field string, allowed []string, format strin
 func (u *rule) judge(r *Request) finding {
 	f := finding{rule: u}
 	account, _ := r.Requester.ServiceAccount()
-	pod := u.judgePod(r, account, &f)
+	f.pod = u.judgePod(r, account, &f)
 	u.judgeNames(r, account, &f)
-	u.judgeIPs(r, pod, &f)
+	u.judgeIPs(r, f.pod, &f)
+	u.judgeSubject(r, &f)
 	u.judgeKey(r, &f)
 	u.judgeUsages(r, &f)
-	u.judgeConditions(r, account, pod, &f)
+	u.judgeConditions(r, account, f.pod, &f)
 	return f
 }
 
@@ -125,14 +131,25 @@ func (p *Pod) faultAs(account ServiceAccount) string {
 }
 
 func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
-	allowed := describeAll(u.dnsNames, account)
-	for _, name := range r.asked.DNSNames {
-		if !anyAllows(u.dnsNames, name, account) {
-			f.refuse(NameNotAllowed, "request.dnsNames", allowed, "%s is not a name of %s", pkcs10.Quote(name), r.Requester.describe())
+	asked := 0
+	for _, kind := range []struct {
+		field, noun string
+		asked       []string
+		sources     []nameSource
+	}{
+		{"request.dnsNames", "name", r.asked.DNSNames, u.dnsNames},
+		{"request.uris", "URI", r.asked.URIs, u.uris},
+		{"request.emailAddresses", "email address", r.asked.EmailAddresses, u.emails},
+	} {
+		asked += len(kind.asked)
+		for _, name := range kind.asked {
+			if !anyAllows(kind.sources, name, account) {
+				f.refuse(NameNotAllowed, kind.field, describeAll(kind.sources, account), "%s is not a %s of %s", pkcs10.Quote(name), kind.noun, r.Requester.describe())
+			}
 		}
 	}
-	if len(r.asked.DNSNames) == 0 && len(r.asked.IPAddresses) == 0 {
-		f.refuse(NameNotAllowed, "request.subjectAltName", allowed, "is missing; ask for at least one DNS name or IP address")
+	if asked+len(r.asked.IPAddresses) == 0 {
+		f.refuse(NameNotAllowed, "request.subjectAltName", describeAll(u.dnsNames, account), "is missing; ask for at least one name or IP address")
 	}
 	u.judgeCommonName(r, account, f)
 }
@@ -218,9 +235,9 @@ func (u *rule) commonNameFor(asked string) string {
 // lifetimeFor returns the lifetime to grant: what was asked, but not more than the rule allows.
 func (u *rule) lifetimeFor(asked time.Duration) time.Duration {
 	if asked <= 0 {
-		return u.lifetime
+		return u.defaultLifetime
 	}
-	return min(asked, u.lifetime)
+	return min(asked, u.maxLifetime)
 }
 
 // strs turns typed words into strings.

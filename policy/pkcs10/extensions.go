@@ -5,9 +5,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"net/netip"
-	"strconv"
-	"strings"
 )
 
 // Attributes that a request may carry (RFC 2985, section 5.4). The ones that are
@@ -172,70 +169,4 @@ func checkExtKeyUsage(der []byte, found *faults) {
 			found.add(field, "asks for anyExtendedKeyUsage; name the usages")
 		}
 	}
-}
-
-// Kinds of GeneralName (RFC 5280, section 4.2.1.6), by their tag.
-var generalNames = map[int]string{
-	0: "otherName", 1: "email", 2: "DNS", 3: "x400Address", 4: "directoryName",
-	5: "ediPartyName", 6: "URI", 7: "IP", 8: "registeredID",
-}
-
-const (
-	tagDNS = 2
-	tagIP  = 7
-)
-
-// readNames reads the subject alternative names, then writes them again and
-// requires the same bytes, so that nothing hides in the encoding.
-func readNames(der []byte, r *Request, found *faults) {
-	const field = "request.subjectAltName"
-	var names []asn1.RawValue
-	if rest, err := asn1.Unmarshal(der, &names); err != nil || len(rest) > 0 {
-		found.add(field, "is not a sequence of names")
-		return
-	}
-	if len(names) == 0 || len(names) > MaxNames {
-		found.add(field, "has %d names; 1 to %d are allowed", len(names), MaxNames)
-		return
-	}
-	for i, name := range names {
-		readName(field+"["+strconv.Itoa(i)+"]", name, r, found)
-	}
-	again, err := asn1.Marshal(canonicalNames(names))
-	if err != nil || !bytes.Equal(again, der) {
-		found.add(field, "is not in its canonical encoding (DER)")
-	}
-}
-
-func readName(field string, name asn1.RawValue, r *Request, found *faults) {
-	switch {
-	case name.Class == asn1.ClassContextSpecific && name.Tag == tagDNS && !name.IsCompound:
-		text := strings.ToLower(string(name.Bytes)) // RFC 4343: case does not count
-		if fault := CheckDNSName(text); fault != "" {
-			found.add(field, "(DNS) %s %s", Quote(text), fault)
-		}
-		r.DNSNames = append(r.DNSNames, text)
-	case name.Class == asn1.ClassContextSpecific && name.Tag == tagIP && !name.IsCompound:
-		addr, ok := netip.AddrFromSlice(name.Bytes)
-		if !ok || addr.Is4In6() {
-			found.add(field, "(IP) is not an IPv4 address of 4 bytes or an IPv6 address of 16")
-			return
-		}
-		r.IPAddresses = append(r.IPAddresses, addr)
-	default:
-		kind, known := generalNames[name.Tag]
-		if !known || name.Class != asn1.ClassContextSpecific {
-			kind = "unknown"
-		}
-		found.add(field, "is a name of the kind %s; allowed are DNS and IP", kind)
-	}
-}
-
-// canonicalNames returns the names as DER writes them: context-specific, primitive.
-func canonicalNames(names []asn1.RawValue) []asn1.RawValue {
-	again := make([]asn1.RawValue, 0, len(names))
-	for _, name := range names {
-		again = append(again, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: name.Tag, IsCompound: name.IsCompound, Bytes: name.Bytes})
-	}
-	return again
 }

@@ -7,7 +7,8 @@
 // Contract: [Parse] does a bounded amount of work for each byte of input,
 // checks the size of a key before it checks a signature with it, does no I/O,
 // and never panics. A request with a fault must not be granted. In a Request
-// without faults the common name is printable ASCII and the DNS names are lower case; the messages of
+// without faults the common name is printable ASCII, the DNS names are lower case and may have a
+// wildcard for their first label, and the URIs and email addresses are plain; the messages of
 // a Fault hold what the requester sent only quoted and cut short.
 package pkcs10
 
@@ -37,12 +38,15 @@ const pemType = "CERTIFICATE REQUEST" // RFC 7468, section 7
 
 // A Request is what a PKCS#10 request asks for.
 type Request struct {
-	SHA256      [sha256.Size]byte // of the DER
-	CommonName  string            // empty when the subject has none
-	DNSNames    []string          // in the order of the request, in lower case
-	IPAddresses []netip.Addr      // in the order of the request, IPv4 unmapped
-	PublicKey   crypto.PublicKey
-	Key         KeyType
+	SHA256         [sha256.Size]byte // of the DER
+	Subject        []Attribute       // in the order of the request; the common name is one of them
+	CommonName     string            // empty when the subject has none
+	DNSNames       []string          // each kind of name in the order of the request; these in lower case
+	IPAddresses    []netip.Addr      // IPv4 unmapped
+	URIs           []string
+	EmailAddresses []string
+	PublicKey      crypto.PublicKey
+	Key            KeyType
 }
 
 // A Fault is one reason for which a request must be refused.
@@ -79,7 +83,7 @@ func Parse(text []byte) (*Request, []Fault) {
 	if csr.Version != 0 {
 		found.add("request.version", "is %d; RFC 2986 knows version 0 only", csr.Version)
 	}
-	r.CommonName = readSubject(csr.RawSubject, &found)
+	readSubject(csr.RawSubject, r, &found)
 	readAttributes(csr, r, &found)
 	if r.Key, ok = judgeKey(csr, &found); ok {
 		checkSignature(csr, &found)

@@ -7,8 +7,7 @@ import (
 )
 
 // Attribute types that a subject may hold (RFC 5280, section 4.1.2.4, and
-// PKCS#9's emailAddress). All but the common name are read and dropped: the
-// certificate's subject is built anew.
+// PKCS#9's emailAddress).
 var subjectTypes = map[string]string{
 	"2.5.4.3":                    "CN",
 	"2.5.4.5":                    "serialNumber",
@@ -31,22 +30,33 @@ type typeAndValue struct {
 	Value asn1.RawValue
 }
 
-// readSubject returns the common name and refuses what it does not know.
-func readSubject(der []byte, found *faults) (commonName string) {
+// An Attribute is one of a subject's, alone in its relative distinguished name.
+type Attribute struct {
+	Type  asn1.ObjectIdentifier
+	Name  string // of the type, as in "O"
+	Value string // printable
+}
+
+// readSubject reads the subject into r and refuses what it does not know.
+func readSubject(der []byte, r *Request, found *faults) {
 	const field = "request.subject"
 	var rdns []asn1.RawValue
 	if rest, err := asn1.Unmarshal(der, &rdns); err != nil || len(rest) > 0 {
 		found.add(field, "is not a sequence of relative distinguished names")
-		return ""
+		return
 	}
 	if len(rdns) > maxRDNs {
 		found.add(field, "has %d relative distinguished names; at most %d are read", len(rdns), maxRDNs)
-		return ""
+		return
 	}
 	seen := false
 	for i, rdn := range rdns {
-		name, value, ok := readRDN(field+"["+strconv.Itoa(i)+"]", rdn, found)
-		if !ok || name != "CN" {
+		attribute, ok := readRDN(field+"["+strconv.Itoa(i)+"]", rdn, found)
+		if !ok {
+			continue
+		}
+		r.Subject = append(r.Subject, attribute)
+		if attribute.Name != "CN" {
 			continue
 		}
 		if seen {
@@ -54,32 +64,33 @@ func readSubject(der []byte, found *faults) (commonName string) {
 			continue
 		}
 		seen = true
-		commonName = value
-		checkCommonName(value, found)
+		r.CommonName = attribute.Value
+		checkCommonName(attribute.Value, found)
 	}
-	return commonName
 }
 
-func readRDN(field string, rdn asn1.RawValue, found *faults) (name, value string, ok bool) {
+func readRDN(field string, rdn asn1.RawValue, found *faults) (a Attribute, ok bool) {
 	var set []typeAndValue
 	if rest, err := asn1.UnmarshalWithParams(rdn.FullBytes, &set, "set"); err != nil || len(rest) > 0 {
-		return "", "", found.add(field, "is not a set of attribute types and values")
+		return a, found.add(field, "is not a set of attribute types and values")
 	}
 	if len(set) != 1 {
-		return "", "", found.add(field, "has %d attributes; one is allowed in each relative distinguished name", len(set))
+		return a, found.add(field, "has %d attributes; one is allowed in each relative distinguished name", len(set))
 	}
 	if _, ok := sequence(set[0].Raw, 2, 2); !ok {
-		return "", "", found.add(field, "has an attribute that is more than a type and a value")
+		return a, found.add(field, "has an attribute that is more than a type and a value")
 	}
-	name, known := subjectTypes[set[0].Type.String()]
+	var known bool
+	a.Type = set[0].Type
+	a.Name, known = subjectTypes[set[0].Type.String()]
 	if !known {
-		return "", "", found.add(field, "has the attribute type %s, which is not known here", Quote(set[0].Type.String()))
+		return a, found.add(field, "has the attribute type %s, which is not known here", Quote(set[0].Type.String()))
 	}
-	value, err := readString(set[0].Value)
-	if err != "" {
-		return "", "", found.add(field, "(%s) %s", name, err)
+	var fault string
+	if a.Value, fault = readString(set[0].Value); fault != "" {
+		return a, found.add(field, "(%s) %s", a.Name, fault)
 	}
-	return name, value, true
+	return a, true
 }
 
 // readString reads one of the string types that RFC 5280, section 4.1.2.4, asks

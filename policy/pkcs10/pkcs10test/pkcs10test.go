@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"net"
 	"net/netip"
+	"net/url"
 	"testing"
 )
 
@@ -22,6 +23,8 @@ type Request struct {
 	Subject    pkix.Name
 	DNSNames   []string
 	IPs        []netip.Addr
+	URIs       []string
+	Emails     []string
 	Template   *x509.CertificateRequest // nil: none; the fields above are set in it
 	Extensions []pkix.Extension
 }
@@ -43,6 +46,14 @@ func (r Request) DER(t testing.TB) []byte {
 	template.DNSNames = r.DNSNames
 	template.SignatureAlgorithm = r.Algorithm
 	template.ExtraExtensions = r.Extensions
+	template.EmailAddresses = r.Emails
+	for _, text := range r.URIs {
+		uri, err := url.Parse(text)
+		if err != nil {
+			t.Fatalf("make a certificate request: %v", err)
+		}
+		template.URIs = append(template.URIs, uri)
+	}
 	for _, ip := range r.IPs {
 		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
 	}

@@ -1,0 +1,121 @@
+package issuer
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+const thrifty = `
+version: 1
+budget: {total: 10, perServiceAccount: 50%, perPod: 2}
+rules:
+  - name: all
+    from: {serviceAccounts: ["ns/*"]}
+    grant:
+      dnsNames: [one]
+      keys: [ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+`
+
+// A spender asks for one certificate after another, in an hour that is the test's to move.
+type spender struct {
+	t      *testing.T
+	policy *policy.Policy
+	issuer *Issuer
+	now    time.Time
+	asked  int
+}
+
+func newSpender(t *testing.T) *spender {
+	t.Helper()
+	s := &spender{t: t, policy: parsePolicy(t, thrifty), now: time.Now()}
+	s.issuer = newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)).issuer(t)
+	s.issuer.now = func() time.Time { return s.now }
+	return s
+}
+
+// ask reserves one more certificate and returns whose budget was spent, if any was.
+func (s *spender) ask(account, pod string) string {
+	s.t.Helper()
+	s.asked++
+	return s.askFor(account, pod, fmt.Sprintf("request-%d", s.asked))
+}
+
+func (s *spender) askFor(account, pod, uid string) string {
+	s.t.Helper()
+	g := grantTo(s.t, s.policy, account, pod, uid, 0, pkcs10test.Request{DNSNames: []string{"one"}})
+	err, over := s.issuer.Reserve(s.t.Context(), g), (*policy.OverBudget)(nil)
+	switch {
+	case errors.As(err, &over):
+		return over.Whose
+	case err != nil:
+		s.t.Fatal(err)
+	}
+	return ""
+}
+
+func TestBudgetOfAPod(t *testing.T) {
+	s := newSpender(t)
+	for i, want := range []string{"", "", "pod a", "pod a"} {
+		if got := s.ask("ns:sa", "a"); got != want {
+			t.Errorf("certificate %d: over %q, want %q", i, got, want)
+		}
+	}
+	if got := s.ask("ns:sa", "b"); got != "" {
+		t.Errorf("another pod is over %q", got)
+	}
+	s.now = s.now.Add(policy.BudgetWindow)
+	if got := s.ask("ns:sa", "a"); got != "" {
+		t.Errorf("an hour later the pod is over %q", got)
+	}
+}
+
+func TestARequestIsCountedOnce(t *testing.T) {
+	s := newSpender(t)
+	for range 10 {
+		if got := s.askFor("ns:sa", "a", "the same"); got != "" {
+			t.Fatalf("over %q", got)
+		}
+	}
+	if got := s.ask("ns:sa", "a"); got != "" {
+		t.Errorf("the second request is over %q", got)
+	}
+}
+
+func TestAServiceAccountLeavesRoomForOthers(t *testing.T) {
+	s := newSpender(t)
+	for i := range 5 {
+		if got := s.ask("ns:greedy", fmt.Sprint("g", i)); got != "" {
+			t.Fatalf("certificate %d is over %q", i, got)
+		}
+	}
+	if got, want := s.ask("ns:greedy", "g5"), "account system:serviceaccount:ns:greedy"; got != want {
+		t.Errorf("over %q, want %q", got, want)
+	}
+	for i := range 5 {
+		if got := s.ask("ns:modest", fmt.Sprint("m", i)); got != "" {
+			t.Errorf("another service account is over %q", got)
+		}
+	}
+	if got := s.ask("ns:third", "t"); got != "all together" {
+		t.Errorf("over %q, want the budget of all together", got)
+	}
+}
+
+func TestOverBudgetSaysUntilWhen(t *testing.T) {
+	s := newSpender(t)
+	s.ask("ns:sa", "a")
+	first := s.now
+	s.now = s.now.Add(10 * time.Minute)
+	s.ask("ns:sa", "a")
+	g := grantTo(t, s.policy, "ns:sa", "a", "third", 0, pkcs10test.Request{DNSNames: []string{"one"}})
+	over := (*policy.OverBudget)(nil)
+	if err := s.issuer.Reserve(t.Context(), g); !errors.As(err, &over) || !over.Until.Equal(first.Add(policy.BudgetWindow)) || over.Limit != 2 {
+		t.Errorf("%v", err)
+	}
+}

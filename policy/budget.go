@@ -1,0 +1,72 @@
+package policy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Budget bounds how many certificates are issued in an hour, so that nobody spends the HSM of all.
+// It is counted by request: looking at one again costs nothing.
+type Budget struct {
+	Total int // for all together
+	Share int // for one service account, or user, in percent of the total
+	Pod   int // for one pod
+}
+
+// BudgetWindow is the time that a budget is for. It slides.
+const BudgetWindow = time.Hour
+
+// defaultBudget holds for a policy that does not say otherwise. All the nodes of the largest
+// cluster (5,000, by Kubernetes' own thresholds) may restart twice in an hour, as one service
+// account of Calico's with two certificates each, and still leave as much for the others.
+var defaultBudget = Budget{Total: 40_000, Share: 50, Pod: 20}
+
+// Account returns how many certificates one service account, or user, may have in an hour.
+func (b Budget) Account() int { return max(1, b.Total*b.Share/100) }
+
+// String returns the budget as a line for an operator.
+func (b Budget) String() string {
+	return fmt.Sprintf("in an hour %d certificates, %d for a service account, %d for a pod", b.Total, b.Account(), b.Pod)
+}
+
+func (text fileBudget) compile(found *problems) Budget {
+	b := defaultBudget
+	count := func(field string, text line[int], into *int) {
+		if text.at == 0 {
+			return
+		}
+		if *into = text.value; text.value < 1 {
+			found.add(text.at, "budget.%s: %d is not a number of certificates in an hour, at least 1", field, text.value)
+		}
+	}
+	count("total", text.Total, &b.Total)
+	count("perPod", text.PerPod, &b.Pod)
+	if share := text.PerServiceAccount; share.at > 0 {
+		digits, percent := strings.CutSuffix(share.value, "%")
+		var err error
+		if b.Share, err = strconv.Atoi(digits); err != nil || !percent || b.Share < 1 || b.Share > 100 {
+			found.add(share.at, "budget.perServiceAccount: %q is not a share of the total from 1%% to 100%%", share.value)
+		}
+	}
+	return b
+}
+
+// A Spender is who a certificate is counted for.
+type Spender struct {
+	Account string // the username
+	Pod     string // the UID of the requester's pod; empty when no pod is known
+}
+
+// OverBudget says that a budget is spent. It is no fault: the request waits until there is room.
+type OverBudget struct {
+	Whose string    // whose budget: "the pod UID", "USERNAME", "all"
+	Limit int       // certificates in an hour
+	Until time.Time // when the next will be free
+}
+
+// Error says whose budget is spent, and until when.
+func (o *OverBudget) Error() string {
+	return fmt.Sprintf("the budget of %s, %d certificates in an hour, is spent until %s", o.Whose, o.Limit, o.Until.UTC().Format(time.RFC3339))
+}

@@ -1,0 +1,291 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"hsm-signer/policy/pkcs10"
+)
+
+// compile turns the text into what decides, and finds every mistake on the way.
+func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
+	if f.Version.value != 1 {
+		found.add(f.Version.at, "version: must be 1")
+	}
+	if f.Defaults.Name.at > 0 {
+		found.add(f.Defaults.Name.at, "defaults: have no name")
+	}
+	if len(f.Rules) == 0 {
+		found.add(0, "rules: there are none, so nothing would ever be granted")
+	}
+	rules := make([]rule, 0, len(f.Rules))
+	for i, text := range f.Rules {
+		text.inherit(&f.Defaults)
+		compiled := (&compiler{fileRule: &text, Options: o, found: found}).compile()
+		switch {
+		case compiled.name == "":
+			found.add(text.Name.at, "rules[%d]: has no name", i)
+		case slices.ContainsFunc(rules, func(other rule) bool { return other.name == compiled.name }):
+			found.add(text.Name.at, "rules[%d]: the name %q is taken by an earlier rule", i, compiled.name)
+		}
+		if j := slices.IndexFunc(rules, func(other rule) bool { return other.same(&compiled) }); j >= 0 {
+			found.add(text.Name.at, "rules[%d]: %q says the same as %q, so it would never decide anything", i, compiled.name, rules[j].name)
+		}
+		rules = append(rules, compiled)
+	}
+	return rules, f.Budget.compile(found)
+}
+
+// inherit takes over from the defaults what the rule does not say itself.
+func (r *fileRule) inherit(defaults *fileRule) {
+	list := func(own *[]line[string], other []line[string]) {
+		if *own == nil {
+			*own = other
+		}
+	}
+	one := func(own *line[string], other line[string]) {
+		if own.at == 0 {
+			*own = other
+		}
+	}
+	if r.From.ServiceAccounts == nil && r.From.Users == nil {
+		r.From.ServiceAccounts, r.From.Users = defaults.From.ServiceAccounts, defaults.From.Users
+	}
+	list(&r.From.Groups, defaults.From.Groups) // they narrow, so they stand for themselves
+	if r.From.Extra == nil {
+		r.From.Extra = defaults.From.Extra
+	}
+	one(&r.From.Pod, defaults.From.Pod)
+	if r.Grant.CommonNames == nil {
+		r.Grant.CommonNames = defaults.Grant.CommonNames
+	}
+	if r.Grant.DNSNames == nil {
+		r.Grant.DNSNames = defaults.Grant.DNSNames
+	}
+	list(&r.Grant.IPAddresses, defaults.Grant.IPAddresses)
+	list(&r.Grant.URIs, defaults.Grant.URIs)
+	list(&r.Grant.EmailAddresses, defaults.Grant.EmailAddresses)
+	one(&r.Grant.Subject, defaults.Grant.Subject)
+	list(&r.Grant.Keys, defaults.Grant.Keys)
+	list(&r.Grant.Usages, defaults.Grant.Usages)
+	one(&r.Grant.MaxLifetime, defaults.Grant.MaxLifetime)
+	one(&r.Grant.DefaultLifetime, defaults.Grant.DefaultLifetime)
+	r.Conditions = slices.Concat(defaults.Conditions, r.Conditions)
+}
+
+// A compiler compiles one rule.
+type compiler struct {
+	*fileRule
+	Options
+	found *problems
+}
+
+// wrong notes a mistake in a field of the rule; at 0, it stands where the rule begins.
+func (c *compiler) wrong(at int, field, format string, args ...any) {
+	c.found.add(cmp.Or(at, c.Name.at), "rule %q: %s: %s", c.Name.value, field, fmt.Sprintf(format, args...))
+}
+
+func (c *compiler) compile() rule {
+	compiled := rule{
+		name:        c.Name.value,
+		from:        c.compileFrom(),
+		commonNames: c.compileNames("grant.commonNames", c.Grant.CommonNames),
+		dnsNames:    c.compileNames("grant.dnsNames", c.Grant.DNSNames),
+		ips:         c.compileIPs(),
+		uris:        c.compileTexts("grant.uris", c.Grant.URIs, pkcs10.CheckURI),
+		emails:      c.compileTexts("grant.emailAddresses", c.Grant.EmailAddresses, pkcs10.CheckEmailAddress),
+		keepSubject: c.compileSubject(),
+		keys:        compileWords(c, "grant.keys", c.Grant.Keys, pkcs10.KeyTypes()),
+		usages:      compileWords(c, "grant.usages", c.Grant.Usages, Usages()),
+		conditions:  c.compileConditions(),
+	}
+	compiled.maxLifetime, compiled.defaultLifetime = c.compileLifetimes()
+	c.checkUse(&compiled)
+	return compiled
+}
+
+func (c *compiler) compileFrom() from {
+	compiled := from{pod: podBound, extra: map[string][]string{}}
+	if len(c.From.ServiceAccounts)+len(c.From.Users)+len(c.From.Groups) == 0 {
+		c.wrong(0, "from.serviceAccounts", "name at least one, or users, or groups")
+	}
+	for _, text := range c.From.ServiceAccounts {
+		namespace, name, _ := strings.Cut(text.value, "/")
+		if namespace != "*" && !dnsLabel.MatchString(namespace) || name != "*" && !dnsSubdomain.MatchString(name) {
+			c.wrong(text.at, "from.serviceAccounts", "%q is not of the form NAMESPACE/NAME, where * stands for any of either", text.value)
+		}
+		compiled.accounts = append(compiled.accounts, ServiceAccount{namespace, name})
+	}
+	for _, text := range c.From.Users {
+		prefix, _ := strings.CutSuffix(text.value, "*")
+		if text.value == "" || strings.Contains(prefix, "*") {
+			c.wrong(text.at, "from.users", "%q is empty or has a * elsewhere than at its end", text.value)
+		}
+		compiled.users = append(compiled.users, text.value)
+	}
+	compiled.groups = c.compilePlain("from.groups", c.From.Groups)
+	for _, key := range slices.Sorted(maps.Keys(c.From.Extra)) {
+		if len(c.From.Extra[key]) == 0 {
+			c.wrong(0, "from.extra", "%q has no value; name at least one that will do", key)
+		}
+		compiled.extra[key] = c.compilePlain("from.extra", c.From.Extra[key])
+	}
+	c.compilePod(&compiled)
+	return compiled
+}
+
+// compilePlain reads words that stand for themselves.
+func (c *compiler) compilePlain(field string, words []line[string]) []string {
+	var all []string
+	for _, word := range words {
+		if word.value == "" || strings.Contains(word.value, "*") {
+			c.wrong(word.at, field, "%q is empty or has a *, which stands for nothing here", word.value)
+		}
+		all = append(all, word.value)
+	}
+	return all
+}
+
+func (c *compiler) compilePod(compiled *from) {
+	if text := c.From.Pod; text.at > 0 {
+		compiled.pod = podBinding(text.value)
+		if !slices.Contains(podBindings, compiled.pod) {
+			c.wrong(text.at, "from.pod", "%q is not known; write bound, address or none", text.value)
+		}
+	}
+	if len(compiled.accounts) == 0 && compiled.pod != podNone {
+		c.wrong(c.From.Pod.at, "from.pod", "only service accounts have pods; write none")
+	}
+}
+
+func (c *compiler) compileNames(field string, names []fileName) []nameSource {
+	var sources []nameSource
+	wrong := func(at int, name, fault string) {
+		if fault != "" {
+			c.wrong(at, field, "%q %s", name, fault)
+		}
+	}
+	for _, name := range names {
+		switch {
+		case name.pattern.at > 0:
+			if field == "grant.commonNames" {
+				wrong(name.at, name.pattern.value, "is a pattern; common names must be written out, or be one of the DNS names")
+			}
+			wrong(name.pattern.at, name.pattern.value, checkPattern(name.pattern.value))
+			sources = append(sources, pattern(name.pattern.value))
+		case name.service.at > 0:
+			wrong(name.service.at, name.service.value, pkcs10.CheckDNSName(name.service.value))
+			if name.namespace.at > 0 && !dnsLabel.MatchString(name.namespace.value) {
+				wrong(name.namespace.at, name.namespace.value, "is not the name of a namespace")
+			}
+			sources = append(sources, service{name.service.value, name.namespace.value, c.ClusterDomain})
+		default:
+			sources = append(sources, c.compileText(field, name.line, pkcs10.CheckPresentedDNSName))
+		}
+	}
+	return sources
+}
+
+func (c *compiler) compileTexts(field string, texts []line[string], check func(string) string) []nameSource {
+	var sources []nameSource
+	for _, one := range texts {
+		sources = append(sources, c.compileText(field, one, check))
+	}
+	return sources
+}
+
+func (c *compiler) compileText(field string, one line[string], check func(string) string) text {
+	if fault := checkText(text(one.value), check); fault != "" {
+		c.wrong(one.at, field, "%q %s", one.value, fault)
+	}
+	return text(one.value)
+}
+
+func (c *compiler) compileIPs() addresses {
+	var compiled addresses
+	for _, text := range c.Grant.IPAddresses {
+		ip, errIP := netip.ParseAddr(text.value)
+		prefix, errPrefix := netip.ParsePrefix(text.value)
+		switch {
+		case text.value == "pod":
+			compiled.pod = true
+		case errIP == nil && ip.Zone() == "":
+			compiled.literals = append(compiled.literals, ip.Unmap())
+		case errPrefix == nil && prefix == prefix.Masked():
+			compiled.patterns = append(compiled.patterns, prefix)
+		default:
+			c.wrong(text.at, "grant.ipAddresses", "%q is not known; write pod, for the pod's own, an address, or a prefix such as 10.0.0.0/8", text.value)
+		}
+	}
+	return compiled
+}
+
+func (c *compiler) compileSubject() (keep bool) {
+	text := c.Grant.Subject
+	if text.at > 0 && text.value != "rebuilt" && text.value != "kept" {
+		c.wrong(text.at, "grant.subject", "%q is not known; write rebuilt, for the common name alone, or kept", text.value)
+	}
+	return text.value == "kept"
+}
+
+// compileWords reads a list of words of which each must be one of those known.
+func compileWords[T ~string](c *compiler, field string, texts []line[string], known []T) []T {
+	words := make([]T, 0, len(texts))
+	if len(texts) == 0 {
+		c.wrong(0, field, "name at least one of: %s", strings.Join(strs(known), ", "))
+	}
+	for _, text := range texts {
+		if !slices.Contains(known, T(text.value)) {
+			c.wrong(text.at, field, "%q is not known or not allowed; choose from: %s", text.value, strings.Join(strs(known), ", "))
+		}
+		words = append(words, T(text.value))
+	}
+	return words
+}
+
+// compileLifetimes returns the longest lifetime, and the one for who asks for none.
+func (c *compiler) compileLifetimes() (most, byDefault time.Duration) {
+	most = min(c.MaxLifetime, c.compileLifetime("grant.maxLifetime", c.Grant.MaxLifetime, c.MaxLifetime))
+	byDefault = c.compileLifetime("grant.defaultLifetime", c.Grant.DefaultLifetime, most)
+	if text := c.Grant.DefaultLifetime; c.Grant.MaxLifetime.at > 0 && text.at > 0 && byDefault > most {
+		c.wrong(text.at, "grant.defaultLifetime", "%q is longer than the most that is granted, %s", text.value, most)
+	}
+	return most, min(byDefault, most)
+}
+
+func (c *compiler) compileLifetime(field string, text line[string], unsaid time.Duration) time.Duration {
+	if text.at == 0 {
+		return unsaid
+	}
+	d, err := time.ParseDuration(text.value)
+	if err != nil || d < MinLifetime {
+		c.wrong(text.at, field, "%q is not a duration of at least %s, such as 8760h", text.value, MinLifetime)
+	}
+	return d
+}
+
+func (c *compiler) compileConditions() []condition {
+	var compiled []condition
+	for i, text := range c.Conditions {
+		field := fmt.Sprintf("conditions[%d]", i)
+		if text.That.value == "" || text.Message.value == "" {
+			c.wrong(cmp.Or(text.That.at, text.Message.at), field, "needs both: that, an expression in CEL, and message, which says what it asks for")
+			continue
+		}
+		one, err := compileCondition(text.That.value, text.Message.value)
+		if err != nil {
+			c.wrong(text.That.at, field, "%s", strings.ReplaceAll(err.Error(), "\n", " "))
+		}
+		compiled = append(compiled, one)
+	}
+	return compiled
+}
+
+// MinLifetime is the shortest lifetime that the Kubernetes API lets one ask for
+// (CertificateSigningRequest, spec.expirationSeconds).
+const MinLifetime = 600 * time.Second

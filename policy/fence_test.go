@@ -1,0 +1,123 @@
+package policy_test
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/policy"
+)
+
+// mistakes returns the lines of what is wrong with the text.
+func mistakes(t *testing.T, text string) []string {
+	t.Helper()
+	_, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
+	if err == nil {
+		return nil
+	}
+	return strings.Split(err.Error(), "\n  ")[1:]
+}
+
+func TestUselessRules(t *testing.T) {
+	for _, c := range []struct{ old, new, want string }{
+		{`{serviceAccount}.{namespace}`, `{serviceAccount}-{namespace}`, "must stand alone"},
+		{`{serviceAccount}.{namespace}`, `{pod}`, "has a placeholder other than"},
+		{`*.apps.example.com`, `*.com`, "top-level domain"},
+		{`/sa/{serviceAccount}`, `/sa-{serviceAccount}`, "must stand alone"},
+		{`https://fixed.example.com/a`, `/a`, "is not an absolute URI"},
+		{`ops@example.com`, `ops`, "NAME@DOMAIN"},
+		{`defaultLifetime: 1h`, `defaultLifetime: 25h`, `"25h" is longer than the most`},
+		{`subject: kept`, `subject: keep`, `"keep" is not known; write rebuilt`},
+		{`[gateway-1, gateway-2]`, `[]`, `"authentication.kubernetes.io/node-name" has no value`},
+		{`dnsNames: [gateway]`, `dnsNames: []`, "names nothing that one could ask for"},
+		{`    from: {serviceAccounts: ["*/*"]}`, `    from: {users: [eve], pod: none}`, `"{serviceAccount}" derives from a service account`},
+		{`[server auth, client auth, digital signature, key encipherment, key agreement]`, `[server auth, key encipherment]`, "ecdsa-p256 serves none of the rule's key usages"},
+	} {
+		text := strings.Replace(names, c.old, c.new, 1)
+		if found := strings.Join(mistakes(t, text), "\n"); !strings.Contains(found, c.want) {
+			t.Errorf("%s: %s; want %q", c.new, found, c.want)
+		}
+	}
+}
+
+func TestRulesThatSayTheSame(t *testing.T) {
+	text := names + `
+  - name: again
+    from:
+      serviceAccounts: [edge/gateway]
+      extra: {authentication.kubernetes.io/node-name: [gateway-1, gateway-2]}
+    grant:
+      subject: kept
+      dnsNames: [gateway]
+`
+	if found := mistakes(t, text); len(found) != 1 || !strings.Contains(found[0], `"again" says the same as "on-the-gateway"`) {
+		t.Errorf("found %v", found)
+	}
+}
+
+func TestConditionsThatLookAtNothing(t *testing.T) {
+	for that, constant := range map[string]bool{"true": true, "1 > 2": true, "request.lifetime > 0": false} {
+		found := mistakes(t, names+"    conditions: [{that: '"+that+"', message: x}]\n")
+		if is := len(found) == 1 && strings.Contains(found[0], "does not depend on the request"); is != constant || !constant && len(found) > 0 {
+			t.Errorf("%s: %v", that, found)
+		}
+	}
+}
+
+func TestFiveMistakesWithTheirLines(t *testing.T) {
+	text, err := os.ReadFile("testdata/five-mistakes.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := mistakes(t, string(text))
+	for i, want := range []string{
+		`line 7: unknown key "dnsName"`,
+		`line 11: rule "web": from.serviceAccounts: "web" is not of the form`,
+		`line 13: rule "web": grant.dnsNames: "x*.example.com" has a wildcard`,
+		`line 14: rule "web": grant.keys: "rsa-1024" is not known`,
+		`line 15: rule "web": grant.usages: "cert sign" is not known or not allowed`,
+	} {
+		if len(found) != 5 || !strings.HasPrefix(found[i], want) {
+			t.Errorf("mistake %d: want %q; found are\n%s", i, want, strings.Join(found, "\n"))
+		}
+	}
+}
+
+func TestWideRulesAreSaid(t *testing.T) {
+	everything, err := os.ReadFile("../integration/testdata/allow-everything.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"rule everything: ANYONE (from.users: *) may have ANY name (grant.dnsNames: **)"}
+	if got := parse(t, string(everything)).Warnings(); !slices.Equal(got, want) {
+		t.Errorf("of allow-everything: %q", got)
+	}
+	if got := parse(t, names).Warnings(); len(got) != 2 || !strings.Contains(got[0], "anyone may ask (from.serviceAccounts: */*)") || !strings.Contains(got[1], "chooses its subject") {
+		t.Errorf("of the names: %q", got)
+	}
+	for _, name := range policy.BuiltInNames() {
+		if got := builtIn(t, name).Warnings(); len(got) > 0 {
+			t.Errorf("of %s: %q", name, got)
+		}
+	}
+}
+
+func TestBudget(t *testing.T) {
+	const text = "budget: {total: 100, perServiceAccount: 25%, perPod: 3}\n"
+	if got := parse(t, text+names).Budget(); got != (policy.Budget{Total: 100, Share: 25, Pod: 3}) || got.Account() != 25 {
+		t.Errorf("budget %+v", got)
+	}
+	for _, c := range []struct{ old, new, want string }{
+		{"total: 100", "total: 0", "line 1: budget.total: 0 is not a number"},
+		{"25%", "25", `budget.perServiceAccount: "25" is not a share`},
+		{"25%", "101%", `budget.perServiceAccount: "101%" is not a share`},
+		{"perPod: 3", "perPod: -1", "budget.perPod: -1"},
+		{"perPod", "perNode", `unknown key "perNode"`},
+	} {
+		if found := mistakes(t, strings.Replace(text, c.old, c.new, 1)+names); len(found) != 1 || !strings.Contains(found[0], c.want) {
+			t.Errorf("%s: %v; want %q", c.new, found, c.want)
+		}
+	}
+}
