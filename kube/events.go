@@ -18,28 +18,44 @@ const eventNamespace = metav1.NamespaceDefault
 // component is what events say that they come from.
 const component = "hsm-signer"
 
-// startEvents starts to send events and returns what ends that. Only refusals and
-// faults have any: a success is said by the conditions, and an event would be a
-// third write. A shadow sends none.
-func (c *Controller) startEvents() (stop func()) {
-	if c.Mode == Shadow {
-		c.events = &record.FakeRecorder{} // client-go's name for a recorder that does nothing
-		return func() {}
-	}
+// newEvents returns what sends events, and the recorder to send them by. Only refusals and faults
+// have any: a success is said by the conditions, and an event would be a third write. A shadow
+// sends none.
+func newEvents(mode Mode) (record.EventBroadcaster, record.EventRecorder) {
 	broadcaster := record.NewBroadcaster()
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.Client.CoreV1().Events(metav1.NamespaceAll)})
-	c.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
-	return broadcaster.Shutdown
+	if mode == Shadow {
+		return broadcaster, &record.FakeRecorder{} // client-go's name for a recorder that does nothing
+	}
+	return broadcaster, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
+}
+
+// startEvents starts to send events and returns what ends that.
+func (c *Controller) startEvents() (stop func()) {
+	if c.Mode != Shadow {
+		c.broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.Client.CoreV1().Events(metav1.NamespaceAll)})
+	}
+	return c.broadcaster.Shutdown
+}
+
+// Warn tells of what concerns a signer as a whole, as an event on each. There is no such object; the
+// reference is what the permissions of signers call it (certificates.k8s.io, signers).
+func (c *Controller) Warn(reason, message string) {
+	for _, name := range c.SignerNames {
+		signer := &corev1.ObjectReference{APIVersion: certificatesv1.SchemeGroupVersion.String(), Kind: "Signer", Name: name}
+		c.events.Event(signer, corev1.EventTypeWarning, reason, message)
+	}
 }
 
 // fault tells of a fault that kept a request from going on. The request stays as it is.
 func (c *Controller) fault(csr *certificatesv1.CertificateSigningRequest, err error) {
 	c.Logger.Error("a fault; the request stays as it is and is tried again", "request", csr.Name, "uid", csr.UID, "error", err)
 	c.events.Event(csr, corev1.EventTypeWarning, "SignerFault", "the signer met a fault and will try again; its log says which")
+	c.Observer.Fault()
 }
 
 // overBudget tells of a request that waits until there is room in a budget.
 func (c *Controller) overBudget(csr *certificatesv1.CertificateSigningRequest, over *policy.OverBudget) {
 	c.Logger.Warn("over budget; the request stays as it is and waits", "request", csr.Name, "uid", csr.UID, "requester", csr.Spec.Username, "budget", over.Error())
 	c.events.Event(csr, corev1.EventTypeWarning, "OverBudget", over.Error())
+	c.Observer.OverBudget()
 }

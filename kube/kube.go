@@ -50,6 +50,14 @@ type Issuer interface {
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 }
 
+// An Observer is told what happens, to count it. Its methods return at once.
+type Observer interface {
+	Decided(verdict policy.Verdict) // on a request that is served; a NotYet each time that it is looked at
+	Issued(grant *policy.Grant)     // and published
+	OverBudget()                    // a request waits, each time that it is looked at
+	Fault()                         // a turn ended with one
+}
+
 // A Mode says what a Controller does with a verdict.
 type Mode string
 
@@ -71,15 +79,17 @@ type Config struct {
 	Workers     int // requests in work at once
 	Decider     Decider
 	Issuer      Issuer
+	Observer    Observer
 	Logger      hclog.Logger
 }
 
 // A Controller serves certificate requests.
 type Controller struct {
 	Config
-	events   record.EventRecorder
-	queue    workqueue.TypedRateLimitingInterface[key]
-	requests atomic.Pointer[requests] // nil until the API was found
+	broadcaster record.EventBroadcaster
+	events      record.EventRecorder
+	queue       workqueue.TypedRateLimitingInterface[key]
+	requests    atomic.Pointer[requests] // nil until the API was found
 
 	mu      sync.Mutex
 	watches map[string]error // by selector: why it is not watched; nil when it is
@@ -103,9 +113,12 @@ var errStarting = errors.New("the API server was not reached yet")
 
 // New returns a controller; [Controller.Run] starts it.
 func New(c Config) *Controller {
+	broadcaster, events := newEvents(c.Mode)
 	return &Controller{
-		Config:  c,
-		watches: map[string]error{"": errStarting},
+		Config:      c,
+		broadcaster: broadcaster,
+		events:      events,
+		watches:     map[string]error{"": errStarting},
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},

@@ -83,6 +83,10 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 	if err != nil {
 		return err
 	}
+	if refusal, ok := verdict.(*policy.Refusal); ok && notOurs(csr, refusal) {
+		return nil
+	}
+	c.Observer.Decided(verdict)
 	switch v := verdict.(type) {
 	case *policy.Grant:
 		return c.granted(ctx, csr, was, v)
@@ -101,14 +105,15 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 	if err != nil {
 		return err
 	}
+	if refusal, ok := verdict.(*policy.Refusal); ok && notOurs(csr, refusal) {
+		return nil
+	}
+	c.Observer.Decided(verdict)
 	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
 	switch v := verdict.(type) {
 	case *policy.Grant:
 		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.DNSNames())
 	case *policy.Refusal:
-		if notOurs(csr, v) {
-			return nil
-		}
 		log.Warn("shadow: would refuse", "reasons", v.String())
 	case *policy.NotYet:
 		if stateOf(csr) == pending {
@@ -227,6 +232,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	if err != nil {
 		return nil, written("publish the certificate", err)
 	}
+	c.Observer.Issued(grant)
 	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.DNSNames())
 	return updated, nil
@@ -240,9 +246,6 @@ func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refu
 // refused denies a pending request, and fails one that someone else has approved:
 // an approval is no way round the policy.
 func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
-	if notOurs(csr, refusal) {
-		return nil
-	}
 	csr = csr.DeepCopy()
 	var err error
 	if was == approved {

@@ -60,6 +60,14 @@ func (r *Refusal) Code() Code {
 	return r.Reasons[0].Code
 }
 
+// Rule returns the rule of the first reason: the one that came nearest, or a built-in one.
+func (r *Refusal) Rule() string {
+	if len(r.Reasons) == 0 {
+		return ruleClosedWorld
+	}
+	return r.Reasons[0].Rule
+}
+
 // OfStranger tells whether no rule speaks of the requester at all.
 func (r *Refusal) OfStranger() bool {
 	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool { return reason.Code == RequesterNotAllowed })

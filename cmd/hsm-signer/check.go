@@ -23,7 +23,7 @@ import (
 // A checkLine is one precondition, as it is printed.
 type checkLine struct {
 	Check  string `json:"check"`
-	Result string `json:"result"` // ok, failed or skipped
+	Result string `json:"result"` // ok, warning, failed or skipped
 	Detail string `json:"detail,omitempty"`
 }
 
@@ -60,7 +60,7 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 func check(ctx context.Context, c *config, p *parts, print func(checkLine)) error {
 	var failed, pin bool
 	report := func(name, detail string, err error) {
-		failed = failed || err != nil
+		failed = failed || err != nil && !errors.Is(err, errWarning)
 		pin = pin || errors.Is(err, hsm.ErrPIN)
 		print(lineOf(name, detail, err))
 	}
@@ -81,6 +81,9 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine)) erro
 
 // errSkipped stands for a precondition that was not looked at, since an earlier one does not hold.
 var errSkipped = errors.New("not looked at: what comes before does not hold")
+
+// errWarning marks what holds and yet must not go unseen.
+var errWarning = errors.New("warning")
 
 type reporter func(name, detail string, err error)
 
@@ -130,12 +133,18 @@ func checkPermissions(ctx context.Context, c *config, client kubernetes.Interfac
 	}
 }
 
+// checkPolicy says what is in force, and loudly what is as wide as it can be.
 func checkPolicy(p *policy.Policy, report reporter) {
-	report("policy", fmt.Sprintf("%d rules, hash %.12s", len(p.Rules()), p.Hash()), nil)
+	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()), nil)
+	for _, warning := range p.Warnings() {
+		report("policy", warning, errWarning)
+	}
 }
 
 func lineOf(name, detail string, err error) checkLine {
 	switch {
+	case errors.Is(err, errWarning):
+		return checkLine{Check: name, Result: "warning", Detail: detail}
 	case errors.Is(err, errSkipped):
 		return checkLine{Check: name, Result: "skipped", Detail: err.Error()}
 	case err != nil:

@@ -19,6 +19,7 @@ import (
 type health struct {
 	requests func() error
 	policy   func() string
+	metrics  http.Handler
 	logger   hclog.Logger
 	// What only those who sign have; nil in a shadow.
 	token func(context.Context) error
@@ -30,8 +31,8 @@ type health struct {
 	began   time.Time // when the look began that has not ended yet; zero when there is none
 }
 
-func newHealth(policy func() string, logger hclog.Logger) *health {
-	return &health{policy: policy, logger: logger, waiting: errNotLooked}
+func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) *health {
+	return &health{policy: policy, metrics: metrics, logger: logger, waiting: errNotLooked}
 }
 
 var errNotLooked = errors.New("not looked at yet")
@@ -107,11 +108,12 @@ func (h *health) noted() error {
 	return h.waiting
 }
 
-// serve answers /livez and /readyz.
+// serve answers /livez, /readyz and /metrics.
 func (h *health) serve(ctx context.Context, address string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", h.readyz)
+	mux.Handle("GET /metrics", h.metrics)
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return &exitError{exitConfig, fmt.Errorf("LISTEN_ADDRESS: %w", err)}

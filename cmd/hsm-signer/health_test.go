@@ -15,7 +15,7 @@ import (
 
 // newTestHealth is well in all parts but the token.
 func newTestHealth() *health {
-	h := newHealth(func() string { return "in force x" }, hclog.NewNullLogger())
+	h := newHealth(func() string { return "in force x" }, nil, hclog.NewNullLogger())
 	h.requests = func() error { return nil }
 	h.ca = func(time.Time) error { return nil }
 	return h

@@ -21,6 +21,8 @@ type reloader struct {
 	config  *config
 	current *policy.Current
 	logger  hclog.Logger
+	metrics *metrics
+	warn    func(reason, message string) // as an event
 
 	candidate string // hash of what the last look found
 
@@ -62,6 +64,8 @@ func (r *reloader) look() {
 		r.logger.Warn("the policy has changed and is in force", "file", r.config.policyFile,
 			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules())
 		r.current.Replace(fresh)
+		r.metrics.policyInForce(fresh)
+		logWarnings(r.logger, fresh)
 	}
 	r.note(err)
 }
@@ -73,10 +77,19 @@ func (r *reloader) note(err error) {
 	switch {
 	case err != nil && (r.fault == nil || r.fault.Error() != err.Error()):
 		r.logger.Error("the policy file is refused; the policy before it stays in force", "file", r.config.policyFile, "inForce", r.current.Policy().Hash(), "error", err)
+		r.warn("PolicyRefused", "the policy file as it is now is refused, and the policy before it stays in force; the log says why")
 	case err == nil && r.fault != nil:
 		r.logger.Info("the policy file is well again", "file", r.config.policyFile)
 	}
 	r.fault = err
+	r.metrics.policyFileRefused(err != nil)
+}
+
+// logWarnings says loudly what is as wide as it can be.
+func logWarnings(logger hclog.Logger, p *policy.Policy) {
+	for _, warning := range p.Warnings() {
+		logger.Warn("the policy is wide", "warning", warning)
+	}
 }
 
 // state says which policy is in force, and what is wrong with the file if

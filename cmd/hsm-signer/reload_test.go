@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"hsm-signer/policy"
 )
@@ -27,7 +29,9 @@ func TestPolicyIsReloaded(t *testing.T) {
 	c := &config{policyFile: file, clusterDomain: "cluster.local", lifetime: time.Hour}
 	p, _ := c.loadPolicy(&configFaults{})
 	var log bytes.Buffer
-	r := &reloader{config: c, current: policy.NewCurrent(p), logger: hclog.New(&hclog.LoggerOptions{Output: &log})}
+	r := &reloader{config: c, current: policy.NewCurrent(p), logger: hclog.New(&hclog.LoggerOptions{Output: &log}), metrics: newMetrics()}
+	var events []string
+	r.warn = func(reason, _ string) { events = append(events, reason) }
 
 	r.look()
 	if r.current.Policy() != p || log.Len() > 0 {
@@ -39,6 +43,9 @@ func TestPolicyIsReloaded(t *testing.T) {
 	r.look()
 	if r.current.Policy() != p || strings.Count(log.String(), "refused") != 1 || !strings.Contains(r.state(), `unknown key "rulez"`) {
 		t.Errorf("a bad file: %s; state: %s", &log, r.state())
+	}
+	if !slices.Equal(events, []string{"PolicyRefused"}) || testutil.ToFloat64(r.metrics.reloadFail) != 1 {
+		t.Errorf("a bad file: events %v, metric %v", events, testutil.ToFloat64(r.metrics.reloadFail))
 	}
 
 	write(string(first) + "# changed\n")
@@ -60,5 +67,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 	r.look()
 	if r.current.Policy() == p || strings.Contains(r.state(), "refused") || !strings.Contains(log.String(), "is in force") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
+	}
+	if testutil.ToFloat64(r.metrics.reloadFail) != 0 || testutil.ToFloat64(r.metrics.inForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
+		t.Error("the metrics still show the bad file")
 	}
 }

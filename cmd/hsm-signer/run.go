@@ -45,12 +45,15 @@ pending and /readyz says what is missing.`,
 func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
 	current := policy.NewCurrent(p.policy)
-	reload := &reloader{config: c, current: current, logger: logger.Named("policy")}
+	counts := newMetrics()
+	counts.policyInForce(p.policy)
+	logWarnings(logger, p.policy)
+	reload := &reloader{config: c, current: current, logger: logger.Named("policy"), metrics: counts}
 	serving := kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode,
-		Workers: c.workers, Decider: current, Logger: logger.Named("kube"),
+		Workers: c.workers, Decider: current, Observer: counts, Logger: logger.Named("kube"),
 	}
-	health := newHealth(reload.state, logger.Named("health"))
+	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
 	if c.mode != kube.Shadow {
 		defer p.key.Close()
 		if err := startSigning(ctx, c, p, logger); err != nil {
@@ -60,7 +63,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		health.token, health.ca, health.inPod = p.key.Ready, p.ca.ValidAt, c.inPod()
 	}
 	controller := kube.New(serving)
-	health.requests = controller.Ready
+	health.requests, reload.warn = controller.Ready, controller.Warn
 	return runAll(ctx,
 		controller.Run,
 		reload.watch,
