@@ -155,7 +155,6 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.requests.Store(api)
 	c.Logger.Info("watching certificate requests", "api", api.version, "signers", c.SignerNames)
 
 	var group wait.Group
@@ -163,6 +162,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.watch(ctx, &group, api); err != nil {
 		return err
 	}
+	c.requests.Store(api)
 	var workers wait.Group
 	for range max(1, c.Workers) {
 		workers.Start(func() { c.work(ctx) })
@@ -255,6 +255,19 @@ func (c *Controller) updated(before, after any) {
 		return
 	}
 	c.enqueue(after)
+}
+
+// LookAgain takes up every request that is not yet done: the policy has changed.
+func (c *Controller) LookAgain() {
+	api := c.requests.Load()
+	if api == nil {
+		return
+	}
+	for _, store := range api.stores {
+		for _, object := range store.List() {
+			c.enqueue(object)
+		}
+	}
 }
 
 func uidOf(object any) types.UID {

@@ -80,7 +80,7 @@ refused, 1 on a fault.`,
 	flags.StringVar(&a.pod, "pod", "", "the live pod that the requester's token is bound to")
 	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of that pod")
 	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of that pod")
-	flags.StringSliceVar(&a.usages, "usages", nil, "the usages that are asked for (spec.usages), comma-separated")
+	flags.StringSliceVar(&a.usages, "usages", nil, "the usages that are asked for (spec.usages), comma-separated; a bare PKCS#10 is taken to ask for those of Calico")
 	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the cluster (may be repeated)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
 	return command
@@ -201,14 +201,21 @@ func readSubmission(text []byte) (policy.Submission, error) {
 	return policy.Submission{PEM: text}, nil
 }
 
+// calicoUsages are what Calico's pods ask for. They are assumed where nothing says otherwise.
+var calicoUsages = []string{"server auth", "client auth", "digital signature", "key agreement", "key encipherment"}
+
 // assume fills in what the file does not say. What a flag says, wins.
 func (e *explainer) assume(s policy.Submission) policy.Submission {
 	a := e.assumed
 	s.Age = time.Hour // so that no grace for what is new applies
 	s.SignerName = cmp.Or(a.signer, s.SignerName)
-	if len(a.usages) > 0 {
+	usages := a.usages
+	if len(usages) == 0 && len(s.Usages) == 0 {
+		usages = calicoUsages
+	}
+	if len(usages) > 0 {
 		s.Usages = nil
-		for _, usage := range a.usages {
+		for _, usage := range usages {
 			s.Usages = append(s.Usages, policy.Usage(strings.TrimSpace(usage)))
 		}
 	}

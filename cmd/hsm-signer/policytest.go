@@ -45,7 +45,7 @@ type testCase struct {
 	DNSNames    []string     `yaml:"dnsNames"`    //
 	IPAddresses []netip.Addr `yaml:"ipAddresses"` //
 	Key         string       `yaml:"key"`         // optional: ecdsa-p256
-	Usages      []string     `yaml:"usages"`      // optional: server auth, client auth, digital signature
+	Usages      []string     `yaml:"usages"`      // optional: those that Calico asks for
 	Lifetime    string       `yaml:"lifetime"`    // optional: none is asked for
 	Expect      string       `yaml:"expect"`      // granted, refused or waiting
 	Rule        string       `yaml:"rule"`        // optional: the rule that grants
@@ -183,7 +183,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 		}
 	}
 	if c.Usages == nil {
-		c.Usages = []string{"server auth", "client auth", "digital signature"}
+		c.Usages = calicoUsages
 	}
 	for _, usage := range c.Usages {
 		submission.Usages = append(submission.Usages, policy.Usage(usage))

@@ -23,6 +23,7 @@ type reloader struct {
 	logger  hclog.Logger
 	metrics *metrics
 	warn    func(reason, message string) // as an event
+	changed func()                       // another policy is in force
 
 	candidate string // hash of what the last look found
 
@@ -66,6 +67,7 @@ func (r *reloader) look() {
 		r.current.Replace(fresh)
 		r.metrics.policyInForce(fresh)
 		logWarnings(r.logger, fresh)
+		r.changed()
 	}
 	r.note(err)
 }

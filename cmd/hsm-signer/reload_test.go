@@ -31,6 +31,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	var log bytes.Buffer
 	r := &reloader{config: c, current: policy.NewCurrent(p), logger: hclog.New(&hclog.LoggerOptions{Output: &log}), metrics: newMetrics()}
 	var events []string
+	r.changed = func() { events = append(events, "changed") }
 	r.warn = func(reason, _ string) { events = append(events, reason) }
 
 	r.look()
@@ -68,7 +69,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	if r.current.Policy() == p || strings.Contains(r.state(), "refused") || !strings.Contains(log.String(), "is in force") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
 	}
-	if testutil.ToFloat64(r.metrics.reloadFail) != 0 || testutil.ToFloat64(r.metrics.inForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
-		t.Error("the metrics still show the bad file")
+	if events[len(events)-1] != "changed" || testutil.ToFloat64(r.metrics.reloadFail) != 0 || testutil.ToFloat64(r.metrics.inForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
+		t.Error("the metrics still show the bad file, or nobody was told")
 	}
 }

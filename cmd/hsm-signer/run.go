@@ -63,7 +63,8 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		health.token, health.ca, health.inPod = p.key.Ready, p.ca.ValidAt, c.inPod()
 	}
 	controller := kube.New(serving)
-	health.requests, reload.warn = controller.Ready, controller.Warn
+	health.requests = controller.Ready
+	reload.warn, reload.changed = controller.Warn, controller.LookAgain
 	return runAll(ctx,
 		controller.Run,
 		reload.watch,

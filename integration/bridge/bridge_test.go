@@ -79,6 +79,24 @@ func startReady(t *testing.T, ca bridge.CA, env ...string) *bridge.Daemon {
 	return d
 }
 
+// withPolicy says that the text is the policy.
+func withPolicy(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	must(t, os.WriteFile(file, []byte(text), 0o600))
+	return "POLICY_FILE=" + file
+}
+
+// withBudget says that the policy is Calico's, with another budget.
+func withBudget(t *testing.T, budget string) string {
+	t.Helper()
+	text, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
+	if code != 0 {
+		t.Fatalf("policy show: exit code %d: %s", code, stderr)
+	}
+	return withPolicy(t, text+"\nbudget: "+budget+"\n")
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -350,6 +368,9 @@ func TestShadowTouchesNothing(t *testing.T) {
 		log := d.Log()
 		return strings.Contains(log, `"@message":"shadow: would grant"`) && strings.Contains(log, `"@message":"shadow: would refuse"`), nil
 	})
+	if metrics := d.Metrics(t.Context()); !strings.Contains(metrics, `hsm_signer_decisions_total{reason="",rule="calico-node",verdict="granted"} 1`) {
+		t.Errorf("the verdicts are not counted:\n%s", metrics)
+	}
 	for _, csr := range made {
 		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
 			t.Errorf("%s was touched: %v", csr.Name, now.Status)
@@ -360,6 +381,35 @@ func TestShadowTouchesNothing(t *testing.T) {
 			t.Errorf("%s has events: %v", csr.Name, events.Items)
 		}
 	}
+}
+
+// What is over budget stays as it is and says so, and is issued when there is room.
+func TestOverBudgetWaits(t *testing.T) {
+	env := withBudget(t, "{perPod: 1}")
+	d := startReady(t, ca, env)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	p.requireCertificate(t, p.asking(t, node))
+	second := p.asking(t, node)
+	second.SecretName = "second"
+	csr, err := second.Submit(t.Context(), p.client)
+	must(t, err)
+	requireEvent(t, csr.Name, "OverBudget")
+	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
+		t.Fatalf("it was decided: %v", now.Status.Conditions)
+	}
+	other := newPod(t, node, nextIP())
+	other.requireCertificate(t, other.asking(t, node)) // of the same service account, in another pod
+	if log := d.Log(); !strings.Contains(log, "the budget of pod "+string(p.UID)+", 1 certificates in an hour") {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+	file, _ := strings.CutPrefix(env, "POLICY_FILE=")
+	text, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, []byte(strings.Replace(string(text), "perPod: 1", "perPod: 2", 1)), 0o600))
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, second)
 }
 
 // Requests of other signers are nobody's business here.

@@ -85,7 +85,11 @@ func (d *Daemon) Running() bool {
 
 // Readyz returns what /readyz answers.
 func (d *Daemon) Readyz(ctx context.Context) (ready bool, body string, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.address+"/readyz", nil)
+	return d.get(ctx, "/readyz")
+}
+
+func (d *Daemon) get(ctx context.Context, path string) (ok bool, body string, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.address+path, nil)
 	if err != nil {
 		return false, "", err
 	}
@@ -96,6 +100,15 @@ func (d *Daemon) Readyz(ctx context.Context) (ready bool, body string, err error
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	return response.StatusCode == http.StatusOK, string(text), err
+}
+
+// Metrics returns what /metrics says, or why it does not.
+func (d *Daemon) Metrics(ctx context.Context) string {
+	_, body, err := d.get(ctx, "/metrics")
+	if err != nil {
+		return err.Error()
+	}
+	return body
 }
 
 // WaitReady waits until /readyz says that all is well.

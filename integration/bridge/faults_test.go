@@ -228,6 +228,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 		ready, body, err := d.Readyz(ctx)
 		return ready && strings.Contains(body, `unknown key "rulez"`), err
 	})
+	requireEvent(t, bridge.SignerName, "PolicyRefused")
 	must(t, os.WriteFile(file, []byte(text), 0o600))
 	eventually(t, "the good policy to be in force", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), "the policy has changed and is in force"), nil
@@ -305,41 +306,6 @@ func TestStopsCleanly(t *testing.T) {
 	must(t, d.WaitReady(t.Context()))
 	if code, err := d.Stop(); err != nil || code != 0 {
 		t.Errorf("exit code %d, %v", code, err)
-	}
-}
-
-// A request that is deleted and made again while it is being answered gets a
-// certificate for its own key, or none.
-func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
-	startReady(t, ca)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	deadline, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for range 50 {
-		key, err := calico.NewKey("ECDSAWithCurve256")
-		must(t, err)
-		asking := p.asking(t, node)
-		asking.Key = key
-		csr, err := asking.Submit(deadline, p.client) // in the place of the one before
-		must(t, err)
-		requireOwnKey(t, csr.Name, asking)
-	}
-	asking := p.asking(t, node)
-	p.requireCertificate(t, asking)
-}
-
-// requireOwnKey looks at the request as it happens to be.
-func requireOwnKey(t *testing.T, name string, asking calico.InitContainer) {
-	t.Helper()
-	csr := get(t, name)
-	if len(csr.Status.Certificate) > 0 {
-		requireIssued(t, csr, asking)
-	}
-	for _, c := range csr.Status.Conditions {
-		if c.Type != certificatesv1.CertificateApproved {
-			t.Errorf("%s: %s: %s", name, c.Type, c.Message)
-		}
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // common, and nothing is signed more than once.
 func TestManyAskAtOnce(t *testing.T) {
 	const requests, askers = 300, 8
-	d := startReady(t, ca)
+	d := startReady(t, ca, withBudget(t, "{perPod: 1000}"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	numbers := make(chan int)
