@@ -201,8 +201,8 @@ func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
 	}
 }
 
-func TestEveryKindOfNameIsCertified(t *testing.T) {
-	const wide = `
+// everyKind is a policy of names of every kind.
+const everyKind = `
 version: 1
 rules:
   - name: all
@@ -215,13 +215,15 @@ rules:
       keys: [ecdsa-p256]
       usages: [server auth, client auth, digital signature, key encipherment, key agreement]
 `
+
+func TestEveryKindOfNameIsCertified(t *testing.T) {
 	dc := pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}, Value: "com"}
 	asks := pkcs10test.Request{
 		Subject:  pkix.Name{Organization: []string{"Exämple"}, Country: []string{"CH"}, ExtraNames: []pkix.AttributeTypeAndValue{dc}},
 		DNSNames: []string{"*.apps.example.com"}, URIs: []string{"spiffe://example.org/ns/ns/sa/sa"}, Emails: []string{"ops@example.com"},
 	}
 	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-	leaf := issue(t, ca.issuer(t), grantTo(t, parsePolicy(t, wide), "ns:sa", "pu", "u", 0, asks))[0]
+	leaf := issue(t, ca.issuer(t), grantTo(t, parsePolicy(t, everyKind), "ns:sa", "pu", "u", 0, asks))[0]
 	if !slices.Equal(leaf.DNSNames, asks.DNSNames) || !slices.Equal(leaf.EmailAddresses, asks.Emails) || len(leaf.URIs) != 1 || leaf.URIs[0].String() != asks.URIs[0] {
 		t.Errorf("names %v %v %v", leaf.DNSNames, leaf.EmailAddresses, leaf.URIs)
 	}

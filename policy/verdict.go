@@ -73,32 +73,27 @@ func (r *Refusal) OfStranger() bool {
 	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool { return reason.Code == RequesterNotAllowed })
 }
 
-// Message returns what the requester may read: each reason with its rule and
-// its field, at most 1 KiB of it.
-func (r *Refusal) Message() string {
-	const most = 1 << 10
-	var text string
-	for i, reason := range r.Reasons {
-		one := reason.sentence()
+// Message returns what the requester may read: each reason with its rule and its field, at most
+// 1 KiB of it.
+func (r *Refusal) Message() string { return join(r.Reasons, Reason.sentence, 1<<10) }
+
+// String returns what is for the operator, also what would have been allowed, at most 8 KiB of it.
+func (r *Refusal) String() string { return join(r.Reasons, Reason.String, 8<<10) }
+
+// join puts the reasons together, as many as there is room for.
+func join(reasons []Reason, sentence func(Reason) string, most int) string {
+	var text strings.Builder
+	for i, reason := range reasons {
+		one := sentence(reason)
 		if i > 0 {
 			one = "; " + one
 		}
-		if len(text)+len(one) > most {
-			return text + "; and more"
+		if text.Len()+len(one) > most {
+			return text.String() + "; and more"
 		}
-		text += one
+		text.WriteString(one)
 	}
-	return text
-}
-
-// String returns everything, for the operator: also what would have been
-// allowed.
-func (r *Refusal) String() string {
-	sentences := make([]string, 0, len(r.Reasons))
-	for _, reason := range r.Reasons {
-		sentences = append(sentences, reason.String())
-	}
-	return strings.Join(sentences, "; ")
+	return text.String()
 }
 
 // NotYet says that a fact is missing which may still come: the request stays

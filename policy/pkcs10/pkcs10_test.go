@@ -11,6 +11,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
+	"math/big"
 	"net/netip"
 	"slices"
 	"strings"
@@ -188,9 +190,13 @@ func requireFault(t *testing.T, text []byte, field, message string) {
 // FuzzParse: no input breaks it, and what it lets through asks for the same names
 // when it is read by crypto/x509, in plain ASCII.
 func FuzzParse(f *testing.F) {
+	for _, der := range heavy(f) {
+		f.Add(der)
+	}
 	f.Add(pkcs10test.Request{DNSNames: []string{"a.b"}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}.DER(f))
 	f.Add(pkcs10test.Request{Subject: pkix.Name{CommonName: "a"}, Extensions: []pkix.Extension{basicConstraints(f, false)}}.DER(f))
 	f.Fuzz(func(t *testing.T, der []byte) {
+		requireCheap(t, der)
 		r, faults := Parse(pkcs10test.Encode(der))
 		for _, fault := range faults {
 			if strings.ContainsFunc(fault.Message, func(c rune) bool { return c < ' ' || c == 0x7f }) {
@@ -204,15 +210,83 @@ func FuzzParse(f *testing.F) {
 		if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != r.CommonName || !slices.EqualFunc(csr.DNSNames, r.DNSNames, strings.EqualFold) || len(csr.IPAddresses) != len(r.IPAddresses) {
 			t.Errorf("x509 reads it otherwise: %v", err)
 		}
-		if len(csr.EmailAddresses)+len(csr.URIs) > 0 {
-			t.Error("names of other kinds got through")
+		if !slices.Equal(csr.EmailAddresses, r.EmailAddresses) || len(csr.URIs) != len(r.URIs) {
+			t.Errorf("x509 reads %v and %v; granted would be %v and %v", csr.EmailAddresses, csr.URIs, r.EmailAddresses, r.URIs)
 		}
 		for _, name := range r.DNSNames {
-			if CheckDNSName(name) != "" {
+			if CheckPresentedDNSName(name) != "" {
 				t.Errorf("%q got through", name)
 			}
 		}
+		for i, uri := range csr.URIs {
+			if uri.String() != r.URIs[i] || CheckURI(r.URIs[i]) != "" {
+				t.Errorf("%q got through, which x509 reads as %q", r.URIs[i], uri)
+			}
+		}
 	})
+}
+
+// requireCheap bounds what reading the request allocates by its length: no part of it is looked at
+// more than a few times, whatever it is made of.
+func requireCheap(t *testing.T, der []byte) {
+	t.Helper()
+	const once, perByte = 2000, 2 // allocations
+	text := pkcs10test.Encode(der)
+	if n := testing.AllocsPerRun(1, func() { Parse(text) }); n > once+perByte*float64(len(der)) {
+		t.Errorf("%.0f allocations for %d bytes", n, len(der))
+	}
+}
+
+func TestRefusingIsCheap(t *testing.T) {
+	for name, der := range heavy(t) {
+		t.Run(name, func(t *testing.T) { requireCheap(t, der) })
+	}
+}
+
+// heavy are requests that are as long as can be, each with much of something else.
+func heavy(t testing.TB) map[string][]byte {
+	t.Helper()
+	const room = MaxPEM / 5 * 3 // bytes of DER
+	key := pkcs10test.NewKey(t)
+	whole := pkcs10test.Request{Key: key, DNSNames: []string{"a"}}.DER(t)
+	san := func(one asn1.RawValue, n int) []byte {
+		value := must(asn1.Marshal(slices.Repeat([]asn1.RawValue{one}, n)))(t)
+		return pkcs10test.Request{Key: key, Extensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}}}.DER(t)
+	}
+	dns := func(text string) asn1.RawValue {
+		return asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tagDNS, Bytes: []byte(text)}
+	}
+	var organizations []string
+	for i := range room / 20 {
+		organizations = append(organizations, strings.Repeat("x", i%7+1))
+	}
+	var extensions []pkix.Extension
+	for i := range room / 20 {
+		extensions = append(extensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, i}, Value: []byte{5, 0}})
+	}
+	nested := []byte{}
+	for len(nested) < room {
+		nested = must(asn1.Marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: nested}))(t)
+	}
+	modulus := new(big.Int).SetBit(new(big.Int).Lsh(big.NewInt(1), 3*room), 0, 1)
+	return map[string][]byte{
+		"names":         san(dns("a"), room/3),
+		"odd names":     san(dns("\x01"), room/3),
+		"labels":        san(dns(strings.Repeat("a.", room/2)), 1),
+		"organizations": pkcs10test.Request{Key: key, Subject: pkix.Name{Organization: organizations}}.DER(t),
+		"extensions":    pkcs10test.Request{Key: key, Extensions: extensions}.DER(t),
+		"nested":        nested,
+		"NULLs":         extended(t, whole, asn1.RawValue{FullBytes: bytes.Repeat(asn1.NullBytes, room/2)}),
+		"a large key":   signedBy(t, modulus),
+		"zeros":         make([]byte, room),
+	}
+}
+
+// signedBy is a request with that modulus and a signature that is none.
+func signedBy(t testing.TB, modulus *big.Int) []byte {
+	t.Helper()
+	block, _ := pem.Decode(signedByHand(t, modulus, 65537, big.NewInt(1)))
+	return block.Bytes
 }
 
 func basicConstraints(t testing.TB, isCA bool) pkix.Extension {

@@ -107,7 +107,7 @@ func rocaPrime(t *testing.T) *big.Int {
 }
 
 // signedByHand makes a request of a key that crypto/rsa would not sign with.
-func signedByHand(t *testing.T, n *big.Int, e int, d *big.Int) []byte {
+func signedByHand(t testing.TB, n *big.Int, e int, d *big.Int) []byte {
 	t.Helper()
 	spki := must(x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: e}))(t)
 	tbs := must(asn1.Marshal(struct {

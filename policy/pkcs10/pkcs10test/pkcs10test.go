@@ -38,33 +38,43 @@ func (r Request) PEM(t testing.TB) []byte {
 // DER returns the request, signed with its key.
 func (r Request) DER(t testing.TB) []byte {
 	t.Helper()
+	if r.Key == nil {
+		r.Key = NewKey(t)
+	}
+	der, err := r.create()
+	if err != nil {
+		t.Fatalf("make a certificate request: %v", err)
+	}
+	return der
+}
+
+// TryPEM returns the request, which must have a key, or why crypto/x509 does not make it.
+func (r Request) TryPEM() ([]byte, error) {
+	der, err := r.create()
+	return Encode(der), err
+}
+
+func (r Request) create() ([]byte, error) {
 	template := r.Template
 	if template == nil {
 		template = &x509.CertificateRequest{}
 	}
 	template.Subject = r.Subject
 	template.DNSNames = r.DNSNames
+	template.EmailAddresses = r.Emails
 	template.SignatureAlgorithm = r.Algorithm
 	template.ExtraExtensions = r.Extensions
-	template.EmailAddresses = r.Emails
 	for _, text := range r.URIs {
 		uri, err := url.Parse(text)
 		if err != nil {
-			t.Fatalf("make a certificate request: %v", err)
+			return nil, err
 		}
 		template.URIs = append(template.URIs, uri)
 	}
 	for _, ip := range r.IPs {
 		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
 	}
-	if r.Key == nil {
-		r.Key = NewKey(t)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, r.Key)
-	if err != nil {
-		t.Fatalf("make a certificate request: %v", err)
-	}
-	return der
+	return x509.CreateCertificateRequest(rand.Reader, template, r.Key)
 }
 
 // NewKey returns a new P-256 key.
