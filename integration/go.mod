@@ -3,6 +3,7 @@ module hsm-signer/integration
 go 1.26.0
 
 require (
+	github.com/miekg/pkcs11 v1.1.2
 	go.etcd.io/etcd/server/v3 v3.7.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2
