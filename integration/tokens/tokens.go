@@ -100,6 +100,7 @@ type Kind struct {
 func All() []Kind {
 	return []Kind{
 		{"softhsm", NewSoftHSM},
+		{"p11-kit", NewP11Kit},
 	}
 }
 
