@@ -101,6 +101,7 @@ func All() []Kind {
 	return []Kind{
 		{"softhsm", NewSoftHSM},
 		{"p11-kit", NewP11Kit},
+		{"nss", NewNSS},
 	}
 }
 
