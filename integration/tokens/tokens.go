@@ -102,6 +102,7 @@ func All() []Kind {
 		{"softhsm", NewSoftHSM},
 		{"p11-kit", NewP11Kit},
 		{"nss", NewNSS},
+		{"opencryptoki", NewOpencryptoki},
 	}
 }
 
