@@ -103,6 +103,7 @@ func All() []Kind {
 		{"p11-kit", NewP11Kit},
 		{"nss", NewNSS},
 		{"opencryptoki", NewOpencryptoki},
+		{"tpm", NewTPM},
 	}
 }
 
