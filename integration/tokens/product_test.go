@@ -1,0 +1,145 @@
+package tokens_test
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/tokens"
+)
+
+const (
+	retryEvery = 100 * time.Millisecond
+	retryFor   = time.Minute
+)
+
+// behind puts a shim before the token, for the product to load in its place.
+func behind(t *testing.T, token *tokens.Token) *shim.Shim {
+	t.Helper()
+	s, err := shim.New(t.Context(), t.TempDir(), token.Module)
+	must(t, err)
+	for _, variable := range s.Env() {
+		setenv(t, variable)
+	}
+	return s
+}
+
+func newKey(t *testing.T, config hsm.Config, public crypto.PublicKey) *hsm.Key {
+	t.Helper()
+	key, err := hsm.NewKey(config, public)
+	must(t, err)
+	t.Cleanup(key.Close)
+	return key
+}
+
+func calls(t *testing.T, s *shim.Shim) shim.Calls {
+	t.Helper()
+	calls, err := s.Calls()
+	must(t, err)
+	return calls
+}
+
+// The ceremony makes a key that signs and cannot leave. It says all attributes of the key
+// outright, which a token that does not let it say some of them does not take.
+func TestCeremony(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		if len(token.Can.Unsaid) > 0 {
+			return
+		}
+		keyType := token.Can.KeyTypes[0]
+		ceremony, err := hsm.OpenCeremony(config(token, "ca"))
+		must(t, err)
+		signer, id, err := ceremony.Generate(keyType)
+		must(t, errors.Join(err, ceremony.Close()))
+		c := config(token, "ca")
+		c.Key = id
+		key := newKey(t, c, signer.Public())
+		requireProof(t, token, key)
+		requireSignatures(t, key, signer.Public())
+	})
+}
+
+// A key whose token lost its daemon signs again when the daemon is back.
+func TestKeyOutlivesDaemon(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		if token.Can.Lost == nil {
+			return
+		}
+		public := generateRSA(t, token, "ca")
+		key := newKey(t, config(token, "ca"), public)
+		requireSignatures(t, key, public)
+		sign := func() error {
+			_, err := key.Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256)
+			return err
+		}
+		must(t, token.Kill())
+		if err := sign(); (err == nil) != (token.Can.Lost.Sign == pkcs11.CKR_OK) || err != nil && !errors.Is(err, hsm.ErrUnavailable) {
+			t.Errorf("without its daemon: %v", err)
+		}
+		must(t, token.Start(t.Context()))
+		var last error
+		err := wait.PollUntilContextTimeout(t.Context(), retryEvery, retryFor, true, func(context.Context) (bool, error) {
+			last = sign()
+			return last == nil, nil
+		})
+		if err != nil {
+			t.Fatalf("with the daemon back for %s: %v", retryFor, last)
+		}
+		requireSignatures(t, key, public)
+	})
+}
+
+// A wrong PIN is tried once, on every kind of token, and the right one works after it.
+func TestKeyTriesWrongPINOnce(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		public := generateRSA(t, token, "ca")
+		s := behind(t, token)
+		c := config(token, "ca")
+		c.Module, c.PIN = s.Module, "00000000"
+		key := newKey(t, c, public)
+		for range 3 {
+			if err := key.Ready(t.Context()); !errors.Is(err, hsm.ErrPIN) {
+				t.Errorf("with a wrong PIN: %v", err)
+			}
+		}
+		if n := calls(t, s).Count(shim.Login); n != 1 {
+			t.Errorf("C_Login was called %d times:\n%s", n, calls(t, s))
+		}
+		key.Close()
+		requireSignatures(t, newKey(t, config(token, "ca"), public), public)
+	})
+}
+
+// The last try before a token locks is not the product's to use up, not even with the right PIN.
+func TestKeyLeavesFinalTry(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		final := slices.IndexFunc(token.Can.WrongPINs, func(a tokens.Answer) bool { return a.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 })
+		if final < 0 {
+			return // it does not say
+		}
+		public := generateRSA(t, token, "ca")
+		a := newApplication(t, token)
+		session := a.open(t)
+		for range final + 1 {
+			requireCode(t, "wrong PIN", a.Login(session, pkcs11.CKU_USER, "00000000"), pkcs11.CKR_PIN_INCORRECT)
+		}
+		a.unload()
+		s := behind(t, token)
+		c := config(token, "ca")
+		c.Module = s.Module
+		if err := newKey(t, c, public).Ready(t.Context()); !errors.Is(err, hsm.ErrPIN) {
+			t.Errorf("with one try left: %v", err)
+		}
+		if n := calls(t, s).Count(shim.Login); n != 0 {
+			t.Errorf("C_Login was called %d times:\n%s", n, calls(t, s))
+		}
+	})
+}
