@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -24,8 +25,12 @@ func OpenCeremony(c Config) (*Ceremony, error) {
 	if err != nil {
 		return nil, err
 	}
+	pin, err := c.PIN()
+	if err != nil {
+		return nil, err
+	}
 	number := int(slot)
-	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.Module, SlotNumber: &number, Pin: string(c.PIN)})
+	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.Module, SlotNumber: &number, Pin: string(pin)})
 	if err != nil {
 		return nil, unavailable(err, "open the %s", c.Token)
 	}
@@ -35,7 +40,13 @@ func OpenCeremony(c Config) (*Ceremony, error) {
 // checkToken finds the slot of the one token that matches and tries the PIN once. crypto11
 // would take a wrong PIN for right where an application is logged in already.
 func checkToken(c Config) (uint, error) {
-	conn, err := connect(c)
+	ctx, c := context.Background(), c.withDefaults(nil)
+	l, err := load(ctx, c, &counts{})
+	if err != nil {
+		return 0, err
+	}
+	defer l.close(ctx)
+	conn, err := connect(ctx, l, c)
 	if err != nil {
 		return 0, err
 	}

@@ -3,6 +3,7 @@ package hsm
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"encoding/asn1"
 	"fmt"
@@ -12,7 +13,8 @@ import (
 )
 
 // A mechanism makes the signatures of one kind of key with what every token has:
-// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that was made here.
+// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that was made here; and those of
+// Ed25519 over the text itself, on tokens that can.
 type mechanism interface {
 	// prepare returns the PKCS#11 mechanism and its input for a digest.
 	prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error)
@@ -26,8 +28,10 @@ func mechanismFor(public crypto.PublicKey) (mechanism, error) {
 		return rsaMechanism{key}, nil
 	case *ecdsa.PublicKey:
 		return ecdsaMechanism{key}, nil
+	case ed25519.PublicKey:
+		return ed25519Mechanism{}, nil
 	}
-	return nil, faultf(ErrKey, "a CA key of the kind %T is not supported: use RSA or ECDSA", public)
+	return nil, faultf(ErrKey, "a CA key of the kind %T is not supported: use RSA, ECDSA or Ed25519", public)
 }
 
 type rsaMechanism struct{ key *rsa.PublicKey }
@@ -100,4 +104,24 @@ func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
 		new(big.Int).SetBytes(raw[:len(raw)/2]),
 		new(big.Int).SetBytes(raw[len(raw)/2:]),
 	})
+}
+
+type ed25519Mechanism struct{}
+
+// ckmEdDSA is CKM_EDDSA of PKCS#11 v3.0, section 2.3.14, which the binding has no name for.
+const ckmEdDSA = 0x1057
+
+// prepare takes the text, not a digest: Ed25519 hashes it twice (RFC 8032, section 5.1.6).
+func (ed25519Mechanism) prepare(text []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	if opts.HashFunc() != 0 {
+		return nil, nil, fmt.Errorf("Ed25519 signs the text itself, not a digest by %s", opts.HashFunc())
+	}
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmEdDSA, nil)}, text, nil
+}
+
+func (ed25519Mechanism) finish(raw []byte) ([]byte, error) {
+	if len(raw) != ed25519.SignatureSize {
+		return nil, faultf(ErrKey, "its signatures have %d bytes; those of Ed25519 have %d", len(raw), ed25519.SignatureSize)
+	}
+	return raw, nil
 }

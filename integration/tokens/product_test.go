@@ -103,7 +103,7 @@ func TestKeyTriesWrongPINOnce(t *testing.T) {
 		public := generateRSA(t, token, "ca")
 		s := behind(t, token)
 		c := config(token, "ca")
-		c.Module, c.PIN = s.Module, "00000000"
+		c.Module, c.PIN = s.Module, hsm.PIN("00000000").Fixed()
 		key := newKey(t, c, public)
 		for range 3 {
 			if err := key.Ready(t.Context()); !errors.Is(err, hsm.ErrPIN) {

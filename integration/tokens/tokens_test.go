@@ -60,7 +60,7 @@ func must(t *testing.T, err error) {
 
 // config is the product's, for a key of that label.
 func config(token *tokens.Token, key string) hsm.Config {
-	return hsm.Config{Module: token.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN), Key: hsm.KeyID{Label: key}}
+	return hsm.Config{Module: token.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: key}}
 }
 
 // code is the CKR code in an error, or CKR_OK.
