@@ -56,7 +56,11 @@ func (c *connection) start(ctx context.Context, config Config) error {
 func (c *connection) openSession(ctx context.Context) (pkcs11.SessionHandle, error) {
 	return call(ctx, c.library, c.timeout, "C_OpenSession", func() (pkcs11.SessionHandle, error) {
 		return c.library.module.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION)
-	}, func(session pkcs11.SessionHandle) { _ = c.library.module.CloseSession(session) })
+	}, func(session pkcs11.SessionHandle, err error) {
+		if err == nil {
+			_ = c.library.module.CloseSession(session)
+		}
+	})
 }
 
 func (c *connection) closeSession(session pkcs11.SessionHandle) {
@@ -189,7 +193,7 @@ func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts 
 // signOn makes both calls as one, so that a session whose answer comes late is closed once.
 func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle, mech []*pkcs11.Mechanism, input []byte) ([]byte, error) {
 	m := c.library.module
-	closeLate := func([]byte) { _ = m.CloseSession(session) }
+	closeLate := func([]byte, error) { _ = m.CloseSession(session) }
 	return call(ctx, c.library, c.timeout, "C_Sign", func() ([]byte, error) {
 		if err := m.SignInit(session, mech, c.key); err != nil {
 			return nil, err
@@ -204,25 +208,21 @@ type keeperError struct{ error }
 // Unwrap returns the fault.
 func (e *keeperError) Unwrap() error { return e.error }
 
-// close closes the connection's sessions, and with the last of them the login ends. It is not
-// C_Logout, which would end it for every session of this application. While calls hang, closing
-// would hang too, and is left for later.
+// close closes the connection's sessions, one by one, and with the last of them the login ends. It
+// is neither C_CloseAllSessions nor C_Logout, which would hit the next connection's if they came
+// late. While calls hang, closing would hang too, and is left for later.
 func (c *connection) close() {
 	if c.keeper == 0 {
 		return
 	}
-	if c.library.hangs() > 0 {
-		c.library.stale = append(c.library.stale, append(c.sessions.drain(), c.keeper)...)
-		return
-	}
-	_ = c.library.do(context.Background(), closeTimeout, "C_CloseAllSessions", func() error { return c.library.module.CloseAllSessions(c.slot) })
-	c.library.stale = nil
+	c.library.stale = append(c.library.stale, append(c.sessions.drain(), c.keeper)...)
+	c.closeStale()
 }
 
-// closeStale closes what earlier connections left open.
+// closeStale closes what earlier connections left open, as long as no call hangs.
 func (c *connection) closeStale() {
-	for _, session := range c.library.stale {
-		c.closeSession(session)
+	for len(c.library.stale) > 0 && c.library.hangs() == 0 {
+		c.closeSession(c.library.stale[0])
+		c.library.stale = c.library.stale[1:]
 	}
-	c.library.stale = nil
 }

@@ -116,7 +116,7 @@ type Stats struct {
 	Connections int64 // that were made anew
 	Initialised int64 // calls of C_Initialize
 	Abandoned   int64 // calls that nobody waited for any more
-	Hanging     int   // of these, those that have not come back yet
+	Hanging     int64 // of these, those that have not come back yet
 }
 
-type counts struct{ signatures, logins, connections, initialised, abandoned atomic.Int64 }
+type counts struct{ signatures, logins, connections, initialised, abandoned, hanging atomic.Int64 }

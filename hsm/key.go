@@ -160,8 +160,7 @@ func (k *Key) disconnect() {
 
 // unload finalises the module, if no call is in flight in it.
 func (k *Key) unload(ctx context.Context) {
-	if k.library != nil && k.library.idle() {
-		k.library.close(ctx)
+	if k.library != nil && k.library.close(ctx) {
 		k.library = nil
 	}
 }
@@ -204,7 +203,9 @@ func (k *Key) tried(err error) {
 // the right key and that key cannot leave.
 func (k *Key) open(ctx context.Context) (err error) {
 	if k.library != nil && !k.library.ready {
-		return faultf(ErrUnavailable, "C_Initialize has not come back from the PKCS#11 module %s yet", k.config.Module)
+		if k.unload(ctx); k.library != nil {
+			return faultf(ErrUnavailable, "C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
+		}
 	}
 	if k.library == nil {
 		if k.library, err = load(ctx, k.config, &k.counts); err != nil {
@@ -380,18 +381,13 @@ func (k *Key) Proof(ctx context.Context) (Proof, error) {
 	return k.conn.prove(ctx)
 }
 
-// Stats returns what the key did so far.
+// Stats returns what the key did so far. It waits for nothing.
 func (k *Key) Stats() Stats {
-	k.calls.RLock()
-	defer k.calls.RUnlock()
-	s := Stats{
-		Signatures: k.counts.signatures.Load(), Logins: k.counts.logins.Load(), Connections: k.counts.connections.Load(),
-		Initialised: k.counts.initialised.Load(), Abandoned: k.counts.abandoned.Load(),
+	n := &k.counts
+	return Stats{
+		Signatures: n.signatures.Load(), Logins: n.logins.Load(), Connections: n.connections.Load(),
+		Initialised: n.initialised.Load(), Abandoned: n.abandoned.Load(), Hanging: n.hanging.Load(),
 	}
-	if k.library != nil {
-		s.Hanging = k.library.hangs()
-	}
-	return s
 }
 
 // Close closes the sessions and the module for good. It waits for callers, but not for calls that

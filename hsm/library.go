@@ -53,15 +53,19 @@ func load(ctx context.Context, c Config, n *counts) (*library, error) {
 	return l, unavailable(err, "PKCS#11 module %s cannot be initialised", path)
 }
 
-// close finalises the module, unless a call hangs in it: then it stays as it is.
-func (l *library) close(ctx context.Context) {
+// close finalises and unloads the module, and tells whether it did: while a call is in flight in it,
+// be it C_Finalize itself, it must neither be used nor loaded again.
+func (l *library) close(ctx context.Context) bool {
 	if !l.idle() {
-		return
+		return false
 	}
+	l.ready = false
 	_ = l.do(ctx, closeTimeout, "C_Finalize", func() error { return l.module.Finalize() })
-	if l.idle() {
-		l.module.Destroy()
+	if !l.idle() {
+		return false
 	}
+	l.module.Destroy()
+	return true
 }
 
 // closeTimeout bounds calls that only tidy up.
@@ -94,8 +98,8 @@ type answer[T any] struct {
 }
 
 // call makes one call into the module and waits for its answer until its time is up or the context
-// ends. The answer that comes after that, if it is not an error, is given to late.
-func call[T any](ctx context.Context, l *library, timeout time.Duration, name string, f func() (T, error), late func(T)) (T, error) {
+// ends. The answer that comes after that is given to late.
+func call[T any](ctx context.Context, l *library, timeout time.Duration, name string, f func() (T, error), late func(T, error)) (T, error) {
 	var none T
 	if err := l.begin(name); err != nil {
 		return none, err
@@ -111,8 +115,8 @@ func call[T any](ctx context.Context, l *library, timeout time.Duration, name st
 		abandoned := taken
 		taken = true
 		l.mu.Unlock()
-		if abandoned && err == nil && late != nil {
-			late(value)
+		if abandoned && late != nil {
+			late(value, err)
 		}
 		l.end(name, abandoned)
 		answers <- answer[T]{value, err}
@@ -133,6 +137,7 @@ func call[T any](ctx context.Context, l *library, timeout time.Duration, name st
 	l.loggingIn = l.loggingIn || name == callLogin
 	l.mu.Unlock()
 	l.counts.abandoned.Add(1)
+	l.counts.hanging.Add(1)
 	return none, &abandonedError{name, timeout}
 }
 
@@ -158,6 +163,7 @@ func (l *library) end(name string, abandoned bool) {
 	l.inFlight--
 	if abandoned {
 		l.abandoned--
+		l.counts.hanging.Add(-1)
 		l.loggingIn = l.loggingIn && name != callLogin
 	}
 }
