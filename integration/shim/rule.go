@@ -57,9 +57,15 @@ func Delay(function string, d time.Duration) Rule {
 func Hang(function string) Rule { return newRule(function, "hang") }
 
 // LoseSessions has the module forget sessions, login and handles before the call, as
-// when the HSM was restarted. It waits for calls that are in the module. It happens once;
-// use Times for more.
+// when the HSM was restarted: it is finalized and initialised. It waits for calls that are
+// in the module. It happens once; use Times for more. Not for opencryptoki: its
+// second C_Finalize closes a file descriptor that may be anyone's; use CloseSessions.
 func LoseSessions(function string) Rule { return newRule(function, "lose").Times(1) }
+
+// CloseSessions closes all sessions before the call, behind the application's back, which
+// ends the login too. It waits for calls that are in the module. It happens once; use
+// Times for more.
+func CloseSessions(function string) Rule { return newRule(function, "close").Times(1) }
 
 // LimitSessions refuses with CKR_SESSION_COUNT to open more than so many sessions in a process.
 func LimitSessions(most uint) Rule { return newRule(OpenSession, "limit %d", most) }

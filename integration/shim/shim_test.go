@@ -152,6 +152,23 @@ func TestLoseSessions(t *testing.T) {
 	}
 }
 
+func TestCloseSessions(t *testing.T) {
+	a := newApplication(t)
+	a.rules(t, shim.CloseSessions(shim.SignInit))
+	if got := a.sign(a.session, a.private[first]); got != "CKR_SESSION_HANDLE_INVALID" {
+		t.Errorf("on a session that was closed: %s", got)
+	}
+	a.open(t) // and logs in, which is refused when the login lasts
+	key, err := a.find(first)
+	must(t, err)
+	if got := a.sign(a.session, key); got != first {
+		t.Errorf("with a new session: %s", got)
+	}
+	if calls := a.calls(t); calls.Count(shim.CloseAllSessions) != 0 {
+		t.Errorf("the shim's own call is in the log:\n%s", calls)
+	}
+}
+
 func TestLimitSessions(t *testing.T) {
 	a := newApplication(t)
 	a.rules(t, shim.LimitSessions(3)) // one is open

@@ -57,7 +57,7 @@ func setOpencryptoki(ctx context.Context, t *Token) (err error) {
 	}
 	err = t.run(ctx, &daemon{
 		name: "pkcsslotd", args: []string{program("pkcsslotd"), "-f"},
-		ready: exists(ockSocket),
+		ready: listens(ockSocket),
 		clean: func() error { return removeFiles(ockSocket, ockPID) },
 	})
 	if err != nil {
@@ -67,7 +67,7 @@ func setOpencryptoki(ctx context.Context, t *Token) (err error) {
 	return t.initialize(ockSlot, ockSOPIN)
 }
 
-// runningPkcsslotd looks for a daemon that is not ours. To try its socket would harm it.
+// runningPkcsslotd looks for a daemon that is not ours.
 func runningPkcsslotd() (pid string, runs bool) {
 	text, err := os.ReadFile(ockPID)
 	if err != nil {

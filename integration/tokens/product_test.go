@@ -97,6 +97,24 @@ func TestKeyOutlivesDaemon(t *testing.T) {
 	})
 }
 
+// A key whose sessions and login were lost signs all the same, with one login more.
+func TestKeyOutlivesSessions(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		public := generateRSA(t, token, "ca")
+		s := behind(t, token)
+		c := config(token, "ca")
+		c.Module = s.Module
+		key := newKey(t, c, public)
+		requireSignatures(t, key, public)
+		must(t, s.Forget())
+		must(t, s.Rules(shim.CloseSessions(shim.SignInit)))
+		requireSignatures(t, key, public)
+		if n := calls(t, s).Count(shim.Login); n != 1 {
+			t.Errorf("C_Login was called %d times:\n%s", n, calls(t, s))
+		}
+	})
+}
+
 // A wrong PIN is tried once, on every kind of token, and the right one works after it.
 func TestKeyTriesWrongPINOnce(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {

@@ -58,7 +58,7 @@ func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 		name: "swtpm",
 		args: []string{"swtpm", "socket", "--tpm2", "--tpmstate", "dir=" + t.dir, "--flags", "not-need-init,startup-clear",
 			"--server", "type=unixio,path=" + socket, "--ctrl", "type=unixio,path=" + socket + ".ctrl"},
-		ready: exists(socket + ".ctrl"),
+		ready: listens(socket, socket+".ctrl"),
 		clean: func() error { return removeFiles(socket, socket+".ctrl") },
 	})
 	if err != nil {

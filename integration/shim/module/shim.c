@@ -14,6 +14,7 @@
  *   delay MS        wait first
  *   hang            wait first, until the rule has gone
  *   lose            lose all sessions first: finalize and initialise the module
+ *   close           close all sessions first, which ends the login too
  *   limit N         C_OpenSession: refuse when this process has N sessions
  *   sessions N      C_GetTokenInfo: ulMaxSessionCount is N
  *   flags N         C_GetTokenInfo: these flags too
@@ -149,8 +150,8 @@ static const char *const names[] = { FUNCTIONS(NAME) "*" };
 
 /* The rules. */
 
-enum action { FAIL, FAIL_AFTER, DELAY, HANG, LOSE, LIMIT, SESSIONS, FLAGS, SWAP, ACTION_COUNT };
-static const char *const actions[] = { "fail", "failafter", "delay", "hang", "lose", "limit", "sessions", "flags", "swap" };
+enum action { FAIL, FAIL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, SWAP, ACTION_COUNT };
+static const char *const actions[] = { "fail", "failafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "swap" };
 
 enum { MAX_RULES = 64, MAX_LINE = 512 };
 
@@ -212,7 +213,7 @@ static int parse_rule(const char *line, struct rule *r)
 	r->function = id;
 	r->action = what;
 	strcpy(r->line, line);
-	if (what == HANG || what == LOSE)
+	if (what == HANG || what == LOSE || what == CLOSE)
 		return 1;
 	if (what == SWAP)
 		return unhex(argument, r->label, &r->label_length);
@@ -272,7 +273,7 @@ struct call {
 	char did[MAX_LINE];
 };
 
-static atomic_ulong calls;
+static atomic_ulong calls, calls_in_flight;
 
 static void did(struct call *c, const char *what)
 {
@@ -362,6 +363,19 @@ static void lose_sessions(struct call *c)
 	pthread_rwlock_unlock(&in_module);
 }
 
+/* close_sessions closes all sessions of the process behind its back. */
+static void close_sessions(struct call *c)
+{
+	pthread_rwlock_wrlock(&in_module);
+	while (sessions.count) {
+		ulong slot = sessions.open[0].slot;
+		c->module->C_CloseAllSessions(slot);
+		closed(NULL, &slot);
+	}
+	did(c, "close");
+	pthread_rwlock_unlock(&in_module);
+}
+
 static void hang(struct call *c, const struct rule *r)
 {
 	did(c, "hang");
@@ -395,6 +409,7 @@ static void choose_rules(struct call *c)
 static void begin(struct call *c, int function)
 {
 	c->number = ++calls;
+	calls_in_flight++;
 	c->function = function;
 	c->count = c->fails = c->fails_after = 0;
 	c->did[0] = 0;
@@ -405,6 +420,7 @@ static void begin(struct call *c, int function)
 		case DELAY: did(c, "delay"); wait_ms(r->number); break;
 		case HANG: hang(c, r); break;
 		case LOSE: lose_sessions(c); break;
+		case CLOSE: close_sessions(c); break;
 		case FAIL: did(c, "fail"); c->fails = 1; c->result = r->number; break;
 		case FAIL_AFTER: did(c, "failafter"); c->fails_after = 1; c->result = r->number; break;
 		default: break;
@@ -421,6 +437,7 @@ static ulong end(struct call *c, ulong result)
 	char text[32];
 	snprintf(text, sizeof text, "0x%08lx", result);
 	write_line(c, text);
+	calls_in_flight--;
 	return result;
 }
 
@@ -581,17 +598,25 @@ static int take(const char *variable, char *into)
 	return changed;
 }
 
-/* load loads the module; it stays loaded, since calls may hang in it. */
-static const struct function_list *load(void)
+/*
+ * load loads the module, anew when the application has loaded the shim anew: then the module
+ * begins as it would without the shim. It stays loaded when it is in use.
+ */
+static void load(void)
 {
+	static void *library;
 	ulong (*get)(const struct function_list **);
 	const struct function_list *list = NULL;
-	void *library = dlopen(module_path, RTLD_NOW | RTLD_LOCAL);
-	if (library && (*(void **)&get = dlsym(library, "C_GetFunctionList")) && get(&list) == OK && list)
-		return list;
+	if (library && !initialized.done && !calls_in_flight)
+		dlclose(library);
+	library = dlopen(module_path, RTLD_NOW | RTLD_LOCAL);
+	module = NULL;
+	if (library && (*(void **)&get = dlsym(library, "C_GetFunctionList")) && get(&list) == OK && list) {
+		module = list;
+		return;
+	}
 	const char *why = dlerror();
 	fprintf(stderr, "shim: HSM_SHIM_MODULE=%s: %s\n", module_path, why ? why : "is no PKCS#11 module");
-	return NULL;
 }
 
 /* configure follows the environment. The caller holds the mutex of the rules. */
@@ -606,8 +631,8 @@ static void configure(void)
 			close(log_file);
 		log_file = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	}
-	if (take("HSM_SHIM_MODULE", module_path) || !module)
-		module = load();
+	if (take("HSM_SHIM_MODULE", module_path) || !initialized.done)
+		load();
 }
 
 #define OVERRIDE(name, params, args, body) if (list.name) list.name = shim_##name;
