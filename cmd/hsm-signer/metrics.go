@@ -27,7 +27,7 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "hsm_signer_decisions_total",
-			Help: "Verdicts of the policy, by verdict (granted, refused, waiting), rule, and reason of a refusal. A request that waits is counted at each look.",
+			Help: "Verdicts of the policy, by verdict (granted, refused, waiting), rule, and reason of a refusal. A request that waits, for a fact or for room in a budget, and one that met a fault is counted at each look.",
 		}, []string{"verdict", "rule", "reason"}),
 		issued: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "hsm_signer_certificates_issued_total",
