@@ -1,0 +1,205 @@
+// Package bench measures speed. Its figures are ratios of two things that run side by side, on the
+// same machine in the same minute: a time alone says nothing about another machine.
+package bench
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/tokens"
+)
+
+// resultsVariable names the file that the results are written to.
+const resultsVariable = "BENCH_RESULTS"
+
+// A result is one line of the table.
+type result struct {
+	Callers           int     `json:"callers"`
+	Delay             string  `json:"delayOfEachCall"`
+	SignerPerSecond   float64 `json:"signerSignaturesPerSecond"`
+	BarePerSecond     float64 `json:"bareSignaturesPerSecond"`
+	Ratio             float64 `json:"signerToBare"`
+	CallsPerSignature float64 `json:"pkcs11CallsPerSignature,omitempty"`
+}
+
+var results struct {
+	sync.Mutex
+	all []result
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if file := os.Getenv(resultsVariable); file != "" && len(results.all) > 0 {
+		text, err := json.MarshalIndent(results.all, "", "  ")
+		if err == nil {
+			err = os.WriteFile(file, append(text, '\n'), 0o644)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// BenchmarkSigner signs with P-256 in SoftHSM: by the product's signer, which verifies each signature,
+// and by a bare loop of C_SignInit and C_Sign with a session for each caller. The callers of both
+// share the processors with the verification; a delay stands for the network before an HSM.
+func BenchmarkSigner(b *testing.B) {
+	token, err := tokens.NewSoftHSM(b.Context())
+	must(b, err)
+	defer func() { must(b, token.Close()) }()
+	setenv(b, token.Env...)
+	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
+	must(b, err)
+	s, err := shim.New(b.Context(), b.TempDir(), token.Module)
+	must(b, err)
+	setenv(b, s.Env()...)
+	for _, delay := range []time.Duration{0, 2 * time.Millisecond} {
+		for _, callers := range []int{1, 2, 4, 8, 16, 32} {
+			b.Run(fmt.Sprintf("callers=%d/delay=%s", callers, delay), func(b *testing.B) {
+				module := token.Module
+				if delay > 0 {
+					module = s.Module
+					must(b, errors.Join(s.Rules(shim.Delay(shim.Any, delay)), s.Forget()))
+				}
+				compare(b, token, s, module, public.(*ecdsa.PublicKey), callers, delay)
+			})
+		}
+	}
+}
+
+// compare runs both with so many callers, each for about half of the benchmark.
+func compare(b *testing.B, token *tokens.Token, s *shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
+	b.Helper()
+	config := hsm.Config{
+		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
+	}
+	key, err := hsm.NewKey(config, public)
+	must(b, err)
+	must(b, key.Ready(b.Context()))
+	digest := sha256.Sum256([]byte("to be signed"))
+	signer := key.Signer(b.Context())
+	before := countCalls(b, s, delay)
+	product := rate(b, callers, func(int) error {
+		_, err := signer.Sign(nil, digest[:], crypto.SHA256)
+		return err
+	})
+	r := result{Callers: callers, Delay: delay.String(), SignerPerSecond: product}
+	if delay > 0 {
+		r.CallsPerSignature = float64(countCalls(b, s, delay)-before) / float64(b.N)
+		b.ReportMetric(r.CallsPerSignature, "calls/signature")
+	}
+	key.Close()
+	r.BarePerSecond = bare(b, token, module, callers, digest[:])
+	r.Ratio = r.SignerPerSecond / r.BarePerSecond
+	b.ReportMetric(r.Ratio, "signer/bare")
+	b.ReportMetric(0, "ns/op")
+	results.Lock()
+	defer results.Unlock()
+	results.all = append(results.all, r)
+}
+
+// rate returns how often a second so many callers together did it, b.N times in all.
+func rate(b *testing.B, callers int, do func(caller int) error) float64 {
+	b.Helper()
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	errs := make(chan error, callers)
+	begin := time.Now()
+	for caller := range callers {
+		go func() {
+			for left.Add(-1) >= 0 {
+				if err := do(caller); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range callers {
+		must(b, <-errs)
+	}
+	return float64(b.N) / time.Since(begin).Seconds()
+}
+
+// bare signs with nothing around the two calls.
+func bare(b *testing.B, token *tokens.Token, module string, callers int, digest []byte) float64 {
+	b.Helper()
+	p := pkcs11.New(module)
+	must(b, p.Initialize())
+	defer p.Destroy()
+	defer func() { must(b, p.Finalize()) }()
+	slot := findSlot(b, p, token.Label)
+	sessions := make([]pkcs11.SessionHandle, callers)
+	for i := range sessions {
+		var err error
+		sessions[i], err = p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+		must(b, err)
+	}
+	must(b, p.Login(sessions[0], pkcs11.CKU_USER, token.PIN))
+	must(b, p.FindObjectsInit(sessions[0], []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
+	keys, _, err := p.FindObjects(sessions[0], 1)
+	must(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
+	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}
+	return rate(b, callers, func(caller int) error {
+		if err := p.SignInit(sessions[caller], mechanism, keys[0]); err != nil {
+			return err
+		}
+		_, err := p.Sign(sessions[caller], digest)
+		return err
+	})
+}
+
+func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
+	b.Helper()
+	slots, err := p.GetSlotList(true)
+	must(b, err)
+	for _, slot := range slots {
+		if info, err := p.GetTokenInfo(slot); err == nil && strings.TrimRight(info.Label, " \x00") == label {
+			return slot
+		}
+	}
+	b.Fatalf("no token labelled %q", label)
+	return 0
+}
+
+// countCalls is how many calls the shim has seen; it stands before the token only where calls are slow.
+func countCalls(b *testing.B, s *shim.Shim, delay time.Duration) int {
+	b.Helper()
+	if delay == 0 {
+		return 0
+	}
+	calls, err := s.Calls()
+	must(b, err)
+	return len(calls)
+}
+
+func setenv(b *testing.B, variables ...string) {
+	for _, variable := range variables {
+		name, value, _ := strings.Cut(variable, "=")
+		b.Setenv(name, value)
+	}
+}
+
+func must(b *testing.B, err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
