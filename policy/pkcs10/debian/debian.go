@@ -6,20 +6,20 @@
 //
 // Known are the keys of 2048 bits that "openssl genrsa" and "openssl req" made,
 //   - in every process from 0 to 32767,
-//   - on amd64,
-//   - when the file ~/.rnd could not be read (noreadrnd). Debian 4.0, with 0.9.8c, took a file that was
-//     not there for one that it could not read.
+//   - on amd64 and i386, when the file ~/.rnd could not be read (noreadrnd), and on amd64 when it was
+//     not there (nornd). Debian 4.0, with 0.9.8c, took a file that was not there for one that it could
+//     not read.
 //
-// Not known are keys of other sizes and of other machines (mips, ia64, s390 and so on), of higher process ids, those
-// made with the option -rand, and those of programs that drew random numbers before or in other portions.
-// ssh-keygen is such a program; its keys have the public exponent 35.
+// Not known are ECDSA keys; RSA keys of other sizes, of other machines, of higher process ids and of the
+// option -rand; and those of programs that drew random numbers before, or in other portions. ssh-keygen is
+// one of them, but its keys had the public exponent 35.
 //
 // Contract: [Weak] does no I/O, and looks into the lists where they lie in the program. It never
-// fails to name a known key; a key that is none it names with a probability of less than 2^-48, as
-// there are 32,768 fingerprints of 64 bits.
+// fails to name a known key. It names another one with a probability of less than 2^-47: there are
+// 98,304 fingerprints of 64 bits.
 //
 // The lists are made by generate.go with the package generator, and were compared with keys of the
-// repositories HARICA-official/debian-weak-keys and badkeys/debianopenssl on GitHub.
+// repository HARICA-official/debian-weak-keys on GitHub.
 package debian
 
 import (
@@ -30,20 +30,27 @@ import (
 	"strings"
 )
 
-// Each list is the fingerprints of one variant's keys in ascending order, with nothing between them.
 var (
 	//go:embed rsa2048-amd64-noreadrnd.list
 	amd64NoReadRnd string
+	//go:embed rsa2048-amd64-nornd.list
+	amd64NoRnd string
+	//go:embed rsa2048-i386-noreadrnd.list
+	i386NoReadRnd string
 )
 
-var lists = []string{
-	amd64NoReadRnd,
+// Each list is the fingerprints of a variant's keys in ascending order, with nothing between them.
+var lists = []struct{ variant, prints string }{
+	{"amd64-noreadrnd", amd64NoReadRnd},
+	{"amd64-nornd", amd64NoRnd},
+	{"i386-noreadrnd", i386NoReadRnd},
 }
 
-// FingerprintSize is how many bytes of a hash a list holds.
+// FingerprintSize is the length of a fingerprint in bytes.
 const FingerprintSize = 8
 
-// Fingerprint is what a list holds of a modulus: the beginning of the SHA-256 of its bytes, the highest first.
+// Fingerprint is what a list holds of a modulus: the beginning of the SHA-256 of its bytes, of which
+// the most significant one comes first and is not zero.
 func Fingerprint(modulus *big.Int) string {
 	sum := sha256.Sum256(modulus.Bytes())
 	return string(sum[:FingerprintSize])
@@ -53,11 +60,16 @@ func Fingerprint(modulus *big.Int) string {
 func Weak(modulus *big.Int) bool {
 	wanted := Fingerprint(modulus)
 	for _, list := range lists {
-		if _, found := sort.Find(len(list)/FingerprintSize, func(i int) int {
-			return strings.Compare(wanted, list[i*FingerprintSize:][:FingerprintSize])
-		}); found {
+		if holds(list.prints, wanted) {
 			return true
 		}
 	}
 	return false
+}
+
+func holds(prints, wanted string) bool {
+	_, found := sort.Find(len(prints)/FingerprintSize, func(i int) int {
+		return strings.Compare(wanted, prints[i*FingerprintSize:][:FingerprintSize])
+	})
+	return found
 }

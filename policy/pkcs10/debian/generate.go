@@ -1,11 +1,11 @@
 //go:build ignore
 
-// Generate makes the lists of package debian, in the directory where it runs:
+// Generate makes lists of package debian, in the directory where it runs:
 //
-//	go run generate.go amd64-nornd …
+//	go run generate.go rsa2048-amd64-nornd ...
 //
-// One takes about half an hour of one processor. What is done is kept beside the list, in a file
-// that ends in .part, in the order of the processes; if that is there, generate goes on with it.
+// One of RSA-2048 takes about half an hour of one processor. What is done is kept beside the list, in
+// a file that ends in .part, in the order of the processes; if that is there, generate goes on with it.
 package main
 
 import (
@@ -21,35 +21,25 @@ import (
 	"hsm-signer/policy/pkcs10/debian/generator"
 )
 
-const bits = 2048
-
 func main() {
 	log.SetFlags(log.Ltime)
-	chosen := slices.DeleteFunc(generator.Variants(), func(v generator.Variant) bool {
-		return !slices.Contains(os.Args[1:], v.Name)
-	})
-	if len(chosen) == 0 || len(chosen) != len(os.Args)-1 {
-		log.Fatalf("give the variants to make; there are %s", strings.Join(names(), ", "))
+	if len(os.Args) < 2 {
+		log.Fatal("give the lists to make, such as rsa2048-amd64-nornd")
 	}
-	for _, v := range chosen {
-		if err := generate(v); err != nil {
-			log.Fatalf("%s: %v", v.Name, err)
+	for _, name := range os.Args[1:] {
+		if err := generate(name); err != nil {
+			log.Fatalf("%s: %v", name, err)
 		}
 	}
 }
 
-func names() []string {
-	var all []string
-	for _, v := range generator.Variants() {
-		all = append(all, v.Name)
+func generate(name string) error {
+	variant, bits, err := parse(name)
+	if err != nil {
+		return err
 	}
-	return all
-}
-
-func generate(v generator.Variant) error {
-	name := fmt.Sprintf("rsa%d-%s.list", bits, v.Name)
-	part := name + ".part"
-	if err := collect(v, part); err != nil {
+	part := name + ".list.part"
+	if err := collect(variant, bits, part); err != nil {
 		return err
 	}
 	prints, err := os.ReadFile(part)
@@ -57,14 +47,33 @@ func generate(v generator.Variant) error {
 		return err
 	}
 	sorted := slices.SortedFunc(slices.Chunk(prints, debian.FingerprintSize), slices.Compare)
-	if err := os.WriteFile(name, slices.Concat(sorted...), 0o644); err != nil {
+	if err := os.WriteFile(name+".list", slices.Concat(sorted...), 0o644); err != nil {
 		return err
 	}
 	return os.Remove(part)
 }
 
+// parse takes a list's name apart.
+func parse(name string) (variant generator.Variant, bits int, err error) {
+	var rest string
+	if _, err := fmt.Sscanf(name, "rsa%d-%s", &bits, &rest); err != nil {
+		return variant, 0, fmt.Errorf("is not of the form rsaBITS-VARIANT: %w", err)
+	}
+	if bits < 1792 || bits%128 != 0 {
+		return variant, 0, fmt.Errorf("keys of %d bits cannot be made; give a multiple of 128 from 1792", bits)
+	}
+	var names []string
+	for _, v := range generator.Variants() {
+		if v.Name == rest {
+			return v, bits, nil
+		}
+		names = append(names, v.Name)
+	}
+	return variant, 0, fmt.Errorf("there is no variant %q; there are %s", rest, strings.Join(names, ", "))
+}
+
 // collect appends to the file what is missing in it.
-func collect(v generator.Variant, part string) error {
+func collect(v generator.Variant, bits int, part string) error {
 	file, err := os.OpenFile(part, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
@@ -83,7 +92,7 @@ func collect(v generator.Variant, part string) error {
 			return err
 		}
 		if process%256 == 255 {
-			log.Printf("%s: %d of %d", v.Name, process+1, generator.Processes)
+			log.Printf("%s: %d of %d", part, process+1, generator.Processes)
 		}
 	}
 	return file.Close()

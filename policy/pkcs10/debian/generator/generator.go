@@ -38,7 +38,12 @@ type machine struct {
 
 var machines = []machine{
 	{"amd64", binary.LittleEndian, 8, 144},
+	{"i386", binary.LittleEndian, 4, 88},
+	{"powerpc", binary.BigEndian, 4, 88}, // hppa and sparc made the same keys
 }
+
+// randomFile is the size of a file ~/.rnd; a shorter one counts as much.
+const randomFile = 1024
 
 // seeds are what the openssl command does with the three states of the file ~/.rnd before it makes a key
 // (app_RAND_load_file, RAND_load_file). After a file that could not be read it asks the operating
@@ -48,6 +53,8 @@ var seeds = []struct {
 	seed func(*random)
 }{
 	{"noreadrnd", func(r *random) { r.add(r.machine.stat); r.poll() }}, // cannot be read; with 0.9.8c also: is not there
+	{"nornd", func(r *random) { r.poll() }},                            // is not there
+	{"rnd", func(r *random) { r.add(r.machine.stat); r.add(randomFile) }},
 }
 
 // Variants lists what can be made.
@@ -64,8 +71,8 @@ func Variants() []Variant {
 // publicExponent is what openssl uses unless it is told to use 3.
 const publicExponent = 65537
 
-// Primes finds the two primes of a key of so many bits, a multiple of 16 and at least 1700
-// (RSA_generate_key_ex).
+// Primes finds the two primes of a key (RSA_generate_key_ex). Its bits are a multiple of 128, and at
+// least 1792.
 func (v Variant) Primes(process, bits int) (p, q *big.Int) {
 	r := &random{machine: v.machine, process: process}
 	v.seed(r)

@@ -1,16 +1,18 @@
 package generator
 
 import (
+	"encoding/binary"
 	"math/big"
 	"math/bits"
+	"slices"
 	"sync"
 )
 
 // A search looks for primes of one size.
 type search struct {
 	random *random
-	bytes  []byte // of the last draw; as long as a prime
-	rests  []uint64
+	bytes  []byte   // what was drawn last; as long as a prime
+	rests  []uint64 // of that by each of the small primes
 }
 
 func newSearch(r *random, bits int) *search {
@@ -56,32 +58,32 @@ func passesFermat(n *big.Int) bool {
 }
 
 // draw is BN_rand and BN_pseudo_rand, which first add the time.
-func (s *search) draw() *big.Int {
+func (s *search) draw() {
 	s.random.add(s.random.machine.long)
 	s.random.read(s.bytes)
-	return new(big.Int).SetBytes(s.bytes)
 }
 
 // drawBelow is BN_pseudo_rand_range(n - 1), for an n whose highest two bits are set.
 func (s *search) drawBelow(n *big.Int) {
 	last := new(big.Int).Sub(n, big.NewInt(1))
-	for s.draw().Cmp(last) >= 0 {
+	for drawn := last; drawn.Cmp(last) >= 0; {
+		s.draw()
+		drawn = new(big.Int).SetBytes(s.bytes)
 	}
 }
 
 // candidate is probable_prime: from an odd number with its highest two bits set it goes up to the first
 // that no small prime divides, and whose predecessor none does.
 func (s *search) candidate() *big.Int {
-	n := s.draw()
-	top := len(s.bytes)*8 - 1
-	for _, bit := range []int{top, top - 1, 0} {
-		n.SetBit(n, bit, 1)
-	}
-	s.divide(n)
+	s.draw()
+	s.bytes[0] |= 0xc0
+	s.bytes[len(s.bytes)-1] |= 1
+	s.divide()
 	var up uint64
 	for s.divided(up) {
 		up += 2
 	}
+	n := new(big.Int).SetBytes(s.bytes)
 	return n.Add(n, new(big.Int).SetUint64(up))
 }
 
@@ -96,14 +98,13 @@ func (s *search) divided(up uint64) bool {
 	return false
 }
 
-// divide finds the rests of n by the small primes.
-func (s *search) divide(n *big.Int) {
+// divide finds the rests of the number that was drawn by the small primes.
+func (s *search) divide() {
 	s.rests = s.rests[:0]
-	words := n.Bits()
 	for _, g := range groups() {
 		var rest uint64
-		for i := len(words) - 1; i >= 0; i-- {
-			_, rest = bits.Div64(rest, uint64(words[i]), g.product)
+		for word := range slices.Chunk(s.bytes, 8) {
+			_, rest = bits.Div64(rest, binary.BigEndian.Uint64(word), g.product)
 		}
 		for _, p := range g.primes {
 			s.rests = append(s.rests, rest%p)
