@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"errors"
 	"fmt"
@@ -210,10 +211,7 @@ func (k *Key) testSignature(ctx context.Context, conn *connection) error {
 // signTest signs a fixed text, never a caller's. That its signature verifies shows
 // that the key is the one of the CA certificate.
 func (k *Key) signTest(ctx context.Context, conn *connection) error {
-	hash := k.config.Signature.HashFunc().New()
-	hash.Write([]byte("hsm-signer: test signature"))
-	digest := hash.Sum(nil)
-	_, err := k.signVerified(ctx, conn, digest, k.config.Signature)
+	_, err := k.signVerified(ctx, conn, testText(k.config.Signature), k.config.Signature)
 	if err != nil && !errors.Is(err, ErrKey) {
 		return unavailable(err, "test signature with the private %s", k.config.Key)
 	}
@@ -234,6 +232,8 @@ func verifies(public crypto.PublicKey, opts crypto.SignerOpts, digest, signature
 		return rsa.VerifyPKCS1v15(key, opts.HashFunc(), digest, signature) == nil
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(key, digest, signature)
+	case ed25519.PublicKey:
+		return ed25519.Verify(key, digest, signature)
 	}
 	return false
 }

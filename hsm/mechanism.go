@@ -3,6 +3,7 @@ package hsm
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"encoding/asn1"
 	"fmt"
@@ -26,8 +27,10 @@ func mechanismFor(public crypto.PublicKey) (mechanism, error) {
 		return rsaMechanism{key}, nil
 	case *ecdsa.PublicKey:
 		return ecdsaMechanism{key}, nil
+	case ed25519.PublicKey:
+		return ed25519Mechanism{}, nil
 	}
-	return nil, faultf(ErrKey, "a CA key of the kind %T is not supported: use RSA or ECDSA", public)
+	return nil, faultf(ErrKey, "a CA key of the kind %T is not supported: use RSA, ECDSA or Ed25519", public)
 }
 
 type rsaMechanism struct{ key *rsa.PublicKey }
