@@ -75,31 +75,41 @@ func (c *Ceremony) uses(key pkcs11.ObjectHandle) []Attribute {
 // errNoPublic: some tokens keep private keys alone.
 var errNoPublic = errors.New("its public half is not in the token: put the public key there too, with the same CKA_ID")
 
-// publicOf reads the public half: of the public key with the same id (or, without one, with the
-// same label), or where there is none of the private key itself, which RSA's tells.
+// publicOf reads the public half: of the public key that belongs to the private one, or where
+// there is none of the private key itself, which RSA's tells.
 func (c *Ceremony) publicOf(private pkcs11.ObjectHandle, id KeyID) (crypto.PublicKey, error) {
 	kind, err := c.conn.attribute(private, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
 		return nil, unavailable(err, "read CKA_KEY_TYPE")
 	}
-	same := pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID)
-	if len(id.ID) == 0 {
-		same = pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label)
-	}
-	halves, err := c.conn.find([]*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), {Type: pkcs11.CKA_KEY_TYPE, Value: kind}, same,
-	})
+	halves, err := c.findPublic(kind, id)
 	switch {
 	case err != nil:
 		return nil, unavailable(err, "look for its public half")
 	case len(halves) > 1:
 		return nil, faultf(ErrKey, "there are %d public keys that could be its other half: give each pair of keys a CKA_ID of its own", len(halves))
 	case len(halves) == 1:
-		private = halves[0]
-	case number(kind) != pkcs11.CKK_RSA:
-		return nil, errNoPublic
+		return c.readPublic(halves[0], number(kind))
+	case number(kind) == pkcs11.CKK_RSA:
+		return c.readPublic(private, pkcs11.CKK_RSA)
 	}
-	return c.readPublic(private, number(kind))
+	return nil, errNoPublic
+}
+
+// findPublic finds the public keys with the id, and where that does not tell them apart with the
+// label too. The halves of a pair have one id; their labels may differ.
+func (c *Ceremony) findPublic(kind []byte, id KeyID) ([]pkcs11.ObjectHandle, error) {
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), {Type: pkcs11.CKA_KEY_TYPE, Value: kind}}
+	label := pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label)
+	if len(id.ID) == 0 {
+		return c.conn.find(append(template, label))
+	}
+	template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID))
+	halves, err := c.conn.find(template)
+	if err == nil && len(halves) > 1 && id.Label != "" {
+		return c.conn.find(append(template, label))
+	}
+	return halves, err
 }
 
 func (c *Ceremony) readPublic(key pkcs11.ObjectHandle, kind uint) (crypto.PublicKey, error) {
