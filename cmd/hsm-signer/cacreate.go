@@ -76,7 +76,7 @@ Nothing is overwritten or deleted: neither a key of that label or id nor a file.
 func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *configFaults) {
 	p := flags.read(cmd, faults)
 	r.profile = p.check(faults)
-	if r.keyType = p.KeyType.value; r.existingKey && flags.file == "" && !cmd.Flags().Changed("key-type") {
+	if r.keyType = p.KeyType.value; r.existingKey && p.KeyType.byDefault {
 		r.keyType = ""
 	}
 	if r.request && cmd.Flags().Changed("lifetime") {

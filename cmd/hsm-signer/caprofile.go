@@ -26,7 +26,7 @@ import (
 const (
 	defaultKeyType  = "ecdsa-p256"
 	defaultSubject  = "CN=hsm-signer CA"
-	defaultLifetime = 87600 * time.Hour
+	defaultLifetime = "87600h"
 	mostPathLength  = 9
 )
 
@@ -49,10 +49,11 @@ type profileNames struct {
 	IPRanges   []said[string] `yaml:"ipRanges"`   // 10.0.0.0/8
 }
 
-// said is a value and where it was said: a line of the profile, or a flag.
+// said is a value and where it was said: a line of the profile, or a flag, be it by its default.
 type said[T any] struct {
-	value T
-	where string
+	value     T
+	where     string
+	byDefault bool
 }
 
 // UnmarshalYAML keeps the line.
@@ -119,7 +120,7 @@ func (f *profileFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.file, "profile", "", "YAML file that says what follows; flags win over it")
 	flags.StringVar(&f.keyType, "key-type", defaultKeyType, strings.Join(hsm.KeyTypes(), ", "))
 	flags.StringVar(&f.subject, "subject", defaultSubject, "subject of the certificate; known are CN, O, OU, L, ST and C")
-	flags.StringVar(&f.lifetime, "lifetime", "87600h", "lifetime of a self-signed certificate")
+	flags.StringVar(&f.lifetime, "lifetime", defaultLifetime, "lifetime of a self-signed certificate")
 	flags.IntVar(&f.pathLength, "path-length", 0, "how many CAs may follow this one; it needs none")
 	flags.StringSliceVar(&f.permitDNS, "permit-dns", nil, "DNS domains that certificates may name, with all below them, and no others")
 	flags.StringSliceVar(&f.permitIP, "permit-ip", nil, "ranges that certificates' IP addresses may be of, and no others")
@@ -145,10 +146,10 @@ func (f *profileFlags) read(command *cobra.Command, faults *configFaults) profil
 	return p
 }
 
-// override puts a flag that was given, or one whose value nothing else says, in the place of a value.
+// override puts a flag that was given in the place of a value, and its default in that of none.
 func override[T any](command *cobra.Command, flag string, to *said[T], value T) {
-	if command.Flags().Changed(flag) || to.where == "" {
-		*to = said[T]{value, "--" + flag}
+	if given := command.Flags().Changed(flag); given || to.where == "" {
+		*to = said[T]{value, "--" + flag, !given}
 	}
 }
 
@@ -159,7 +160,7 @@ func overrideList(command *cobra.Command, flag string, to *[]said[string], value
 	}
 	*to = nil
 	for _, value := range values {
-		*to = append(*to, said[string]{value, "--" + flag})
+		*to = append(*to, said[string]{value: value, where: "--" + flag})
 	}
 }
 

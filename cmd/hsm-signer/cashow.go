@@ -102,9 +102,7 @@ func viewKey(ctx context.Context, c *config, chain issuer.Chain) (*keyView, erro
 	}
 	// What is to be shown is how it is, also of a key with which "run" would not start.
 	c.token.AllowExtractable = true
-	c.token.Key = pair.ID
-	c.token.Signature = issuer.SignerOpts(0, chain[0].PublicKey)
-	key, err := hsm.NewKey(c.token, chain[0].PublicKey)
+	key, err := keyOf(c, hsm.KeyPair{ID: pair.ID, Public: chain[0].PublicKey})
 	if err != nil {
 		return nil, err
 	}

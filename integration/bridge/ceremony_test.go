@@ -122,7 +122,8 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	requireRefusal(t, made, 4, "holds a key labelled", "ca", "create", "--out", file("no.crt"))
 	requireRefusal(t, made, 4, "is of type rsa-2048, not ecdsa-p256", "ca", "create", "--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
 	requireRefusal(t, bridge.CA{KeyLabel: "nobody"}, 4, "there is no private key", "ca", "create", "--use-existing-key", "--out", file("no.crt"))
-	requireCommand(t, made, "ca", "create", "--use-existing-key", "--csr", "--out", file("ca.csr"))
+	must(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600)) // and no word on the type
+	requireCommand(t, made, "ca", "create", "--use-existing-key", "--profile", file("ca.yaml"), "--csr", "--out", file("ca.csr"))
 	requireCommand(t, made, "ca", "create", "--use-existing-key", "--subject", "CN=second", "--out", file("second.crt"), "--transcript", file("second.txt"))
 	requireKeyOf(t, file("ca.csr"), "req", file("first.crt"))
 	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
@@ -157,6 +158,19 @@ func TestCeremonyRefusesAKeyThatCouldLeave(t *testing.T) {
 	}
 	if text := requireCommand(t, imported, "ca", "show"); !strings.Contains(text, "CKA_NEVER_EXTRACTABLE  0 (should be 1)") {
 		t.Errorf("ca show does not say so:\n%s", text)
+	}
+}
+
+func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
+	const wrong = "0000-canary"
+	out := filepath.Join(t.TempDir(), "new")
+	for _, args := range [][]string{
+		{"ca", "create", "--out", out}, {"ca", "create", "--use-existing-key", "--out", out}, {"ca", "import", "--cert", ca.CertFile, "--out", out}, {"ca", "show"},
+	} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, args...)
+		if code != 3 || strings.Count(stderr, "the PIN is wrong") != 1 || strings.Contains(stdout+stderr, wrong) {
+			t.Errorf("%v: exit code %d: %s%s", args, code, stdout, stderr)
+		}
 	}
 }
 
