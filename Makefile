@@ -9,7 +9,7 @@ FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: help build setup demo test lint fuzz cluster cluster-down image clean
+.PHONY: help build setup basics demo test lint fuzz cluster cluster-down image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -20,7 +20,10 @@ build: ## bin/hsm-signer
 setup: ## install what building and testing need
 	@sh integration/setup.sh
 
-demo: setup ## the main job on real parts, in a terminal; KEEP=1 leaves it running
+basics: # what testing with every kind of token needs is left out
+	@sh integration/setup.sh basics
+
+demo: basics ## the main job on real parts, in a terminal; KEEP=1 leaves it running
 	@cd integration && $(GO) run ./cmd/demo
 
 test: setup ## every test; the first run builds kube-apiserver and etcd (about 6 minutes)
@@ -28,7 +31,7 @@ test: setup ## every test; the first run builds kube-apiserver and etcd (about 6
 	cd integration && $(GO) run ./cmd/cluster build
 	cd integration && $(GO) test -count=1 -p 1 -timeout 30m ./...
 
-lint: setup ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities
+lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
 	sh -n integration/setup.sh
 	$(GO) vet ./... && cd integration && $(GO) vet ./...
@@ -44,7 +47,7 @@ fuzz: ## every fuzz target in turn, FUZZTIME each
 		done; \
 	done
 
-cluster: setup ## a real API server and etcd in the background; prints one line to evaluate
+cluster: basics ## a real API server and etcd in the background; prints one line to evaluate
 	@cd integration && $(GO) run ./cmd/cluster up
 
 cluster-down: ## stop it; its state stays in .cluster

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"context"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,25 +13,39 @@ import (
 // A Ceremony makes a key in a token, or looks one up, once, by hand. The running
 // service never uses it. It adds a key at most: it changes and deletes nothing.
 type Ceremony struct {
-	config Config
-	conn   *connection // nil: closed
+	config  Config
+	library *library
+	conn    *connection // nil: closed
 }
 
 // OpenCeremony logs in to the token for a ceremony. Close it at the end.
-func OpenCeremony(c Config) (*Ceremony, error) {
-	conn, err := connect(c)
-	if err != nil {
+func OpenCeremony(ctx context.Context, c Config) (*Ceremony, error) {
+	ceremony := &Ceremony{config: c.withDefaults(nil)}
+	if err := ceremony.open(ctx); err != nil {
 		return nil, err
 	}
-	return &Ceremony{config: c, conn: conn}, nil
+	return ceremony, nil
 }
 
-// Close closes the sessions and unloads the module.
-func (c *Ceremony) Close() {
-	if c.conn != nil {
-		c.conn.close()
-		c.conn = nil
+func (c *Ceremony) open(ctx context.Context) (err error) {
+	if c.library, err = load(ctx, c.config, &counts{}); err != nil {
+		return err
 	}
+	if c.conn, err = connect(ctx, c.library, c.config); err != nil {
+		c.library.close(ctx)
+	}
+	return err
+}
+
+// Close closes the sessions and unloads the module, and tells whether it could: while a call hangs
+// in the module it cannot.
+func (c *Ceremony) Close() bool {
+	if c.conn == nil {
+		return true
+	}
+	c.conn.close()
+	c.conn = nil
+	return c.library.close(context.Background())
 }
 
 // A Token is what a token says of itself (PKCS#11 v2.40, CK_TOKEN_INFO).
@@ -78,13 +93,13 @@ func KeyTypes() []string {
 // Generate has the token make a key pair that signs and never leaves it. There
 // must be none yet with its label or its id. A key without an id gets a random
 // one, so that its halves always belong together.
-func (c *Ceremony) Generate(keyType string) (KeyPair, error) {
+func (c *Ceremony) Generate(ctx context.Context, keyType string) (KeyPair, error) {
 	kind, err := kindNamed(keyType)
 	if err != nil {
 		return KeyPair{}, err
 	}
 	id := c.config.Key
-	if err := c.requireFree(id); err != nil {
+	if err := c.requireFree(ctx, id); err != nil {
 		return KeyPair{}, err
 	}
 	if len(id.ID) == 0 {
@@ -93,10 +108,10 @@ func (c *Ceremony) Generate(keyType string) (KeyPair, error) {
 			return KeyPair{}, fmt.Errorf("random key id: %w", err)
 		}
 	}
-	if err := c.generate(kind, id); err != nil {
-		return KeyPair{}, notMade(err, id, keyType)
+	if err := c.generate(ctx, kind, id); err != nil {
+		return KeyPair{}, c.halfMade(ctx, notMade(err, id, keyType), id)
 	}
-	pair, err := c.lookUp(id, nil)
+	pair, err := c.lookUp(ctx, id, nil)
 	if err != nil {
 		return KeyPair{}, fmt.Errorf("the private %s was made, but cannot be used: %w", id, err)
 	}
@@ -116,6 +131,17 @@ func notMade(err error, id KeyID, keyType string) error {
 	return unavailable(err, "make the %s of type %s", id, keyType)
 }
 
+// halfMade adds what the token kept of a key that it did not make well.
+func (c *Ceremony) halfMade(ctx context.Context, err error, id KeyID) error {
+	if c.conn == nil {
+		return err
+	}
+	if held, _ := c.holds(ctx, true, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID)); held {
+		return fmt.Errorf("%w. The token holds a %s now all the same, which nothing uses: have the token's own tool delete it", err, id)
+	}
+	return err
+}
+
 func kindNamed(keyType string) (keyKind, error) {
 	for _, kind := range keyKinds {
 		if kind.name == keyType {
@@ -127,12 +153,12 @@ func kindNamed(keyType string) (keyKind, error) {
 
 // requireFree refuses a label or an id that a key in the token has already: tokens
 // duplicate both silently.
-func (c *Ceremony) requireFree(id KeyID) error {
-	labelled, err := c.holds(id.Label != "", pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label))
+func (c *Ceremony) requireFree(ctx context.Context, id KeyID) error {
+	labelled, err := c.holds(ctx, id.Label != "", pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label))
 	if err != nil {
 		return unavailable(err, "look for the %s", id)
 	}
-	numbered, err := c.holds(len(id.ID) > 0, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID))
+	numbered, err := c.holds(ctx, len(id.ID) > 0, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID))
 	switch {
 	case err != nil:
 		return unavailable(err, "look for the %s", id)
@@ -145,12 +171,12 @@ func (c *Ceremony) requireFree(id KeyID) error {
 }
 
 // holds tells whether the token holds a key, or half of one, with the attribute.
-func (c *Ceremony) holds(asked bool, attribute *pkcs11.Attribute) (bool, error) {
+func (c *Ceremony) holds(ctx context.Context, asked bool, attribute *pkcs11.Attribute) (bool, error) {
 	if !asked {
 		return false, nil
 	}
 	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
-		found, err := c.conn.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), attribute})
+		found, err := c.conn.find(ctx, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), attribute})
 		if err != nil || len(found) > 0 {
 			return len(found) > 0, err
 		}
@@ -160,6 +186,6 @@ func (c *Ceremony) holds(asked bool, attribute *pkcs11.Attribute) (bool, error) 
 
 // Existing looks up the one key that the configuration names. known is its public half
 // where a certificate says it, or nil; the token's own word comes first.
-func (c *Ceremony) Existing(known crypto.PublicKey) (KeyPair, error) {
-	return c.lookUp(c.config.Key, known)
+func (c *Ceremony) Existing(ctx context.Context, known crypto.PublicKey) (KeyPair, error) {
+	return c.lookUp(ctx, c.config.Key, known)
 }

@@ -25,7 +25,7 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
 	if err != nil {
 		return []Step{{Name: "key", Err: err}}
 	}
-	conn := &connection{}
+	conn := &connection{timeout: k.config.Timeout}
 	var results []Step
 	failed := false
 	for _, p := range preconditions(ctx, k, conn) {
@@ -37,8 +37,9 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
 		}
 		results = append(results, result)
 	}
-	if conn.module != nil {
-		conn.close()
+	conn.close()
+	if conn.library != nil {
+		conn.library.close(ctx)
 	}
 	return results
 }
@@ -54,17 +55,19 @@ func preconditions(ctx context.Context, k *Key, conn *connection) []precondition
 	c := k.config
 	return []precondition{
 		{"module", func() (_ string, err error) {
-			conn.module, err = load(c.Module)
-			return c.Module, err
+			if conn.library, err = load(ctx, c, &k.counts); err != nil {
+				return "", err
+			}
+			return conn.describeLibrary(ctx, c.Module)
 		}},
 		{"token", func() (string, error) {
-			err := conn.findToken(c.Token)
-			return fmt.Sprintf("%q, serial number %s, in slot %d", trim(conn.token.Label), trim(conn.token.SerialNumber), conn.slot), err
+			err := conn.findToken(ctx, c.Token)
+			return conn.describeToken(), err
 		}},
 		{"PIN state", func() (string, error) { return describePIN(conn.token.Flags), conn.pinState(c) }},
-		{"login", func() (string, error) { return "the token takes the PIN", conn.start(c) }},
-		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(c.Key) }},
-		{"key cannot leave", func() (string, error) { return k.checkProof(conn) }},
+		{"login", func() (string, error) { return "the token takes the PIN", conn.start(ctx, c) }},
+		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(ctx, c.Key) }},
+		{"key cannot leave", func() (string, error) { return k.checkProof(ctx, conn) }},
 		{"key is the CA's", func() (string, error) {
 			begin := time.Now()
 			err := k.signTest(ctx, conn)
@@ -73,8 +76,28 @@ func preconditions(ctx context.Context, k *Key, conn *connection) []precondition
 	}
 }
 
-func (k *Key) checkProof(conn *connection) (string, error) {
-	proof, err := conn.prove()
+// describeLibrary says what the module says of itself (C_GetInfo).
+func (c *connection) describeLibrary(ctx context.Context, path string) (string, error) {
+	info, err := call(ctx, c.library, c.timeout, "C_GetInfo", func() (pkcs11.Info, error) { return c.library.module.GetInfo() }, nil)
+	if err != nil {
+		return "", unavailable(err, "ask the module %s what it is", path)
+	}
+	return fmt.Sprintf("%s: %s by %s, version %d.%d, for PKCS#11 %d.%d", path, trim(info.LibraryDescription), trim(info.ManufacturerID),
+		info.LibraryVersion.Major, info.LibraryVersion.Minor, info.CryptokiVersion.Major, info.CryptokiVersion.Minor), nil
+}
+
+func (c *connection) describeToken() string {
+	t := c.token
+	sessions := "any number of sessions"
+	if limit := t.MaxSessionCount; limit != 0 && limit != ^uint(0) {
+		sessions = fmt.Sprintf("at most %d sessions", limit)
+	}
+	return fmt.Sprintf("%q, serial number %s, in slot %d: %s by %s, firmware %d.%d, %s", trim(t.Label), trim(t.SerialNumber), c.slot,
+		trim(t.Model), trim(t.ManufacturerID), t.FirmwareVersion.Major, t.FirmwareVersion.Minor, sessions)
+}
+
+func (k *Key) checkProof(ctx context.Context, conn *connection) (string, error) {
+	proof, err := conn.prove(ctx)
 	if err == nil {
 		err = k.judge(proof)
 	}

@@ -26,37 +26,58 @@ func isPIN(err error) bool {
 	return false
 }
 
-// isSession tells whether the fault is one session's alone, so that another session will do.
-func isSession(err error) bool {
-	for _, code := range []uint{
-		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED,
-	} {
-		if is(err, code) {
-			return true
-		}
-	}
-	return false
+// A rung is how far one must go back after a fault to go on.
+type rung int
+
+// The ladder out of a fault, the shortest way first.
+const (
+	giveUp     rung = iota // the token objects to what it is asked, or the fault is no token's
+	newSession             // this session is spent, another will do
+	newLogin               // login, sessions or handles are gone: log in and find the key again
+	newModule              // the module or what is behind it is gone: initialise it again, with backoff
+)
+
+// rungs are the codes that do not mean newModule.
+var rungs = map[uint]rung{
+	pkcs11.CKR_MECHANISM_INVALID:          giveUp,
+	pkcs11.CKR_MECHANISM_PARAM_INVALID:    giveUp,
+	pkcs11.CKR_DATA_INVALID:               giveUp,
+	pkcs11.CKR_DATA_LEN_RANGE:             giveUp,
+	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:     giveUp,
+	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: giveUp,
+	pkcs11.CKR_KEY_SIZE_RANGE:             giveUp,
+	pkcs11.CKR_OPERATION_ACTIVE:           newSession,
+	pkcs11.CKR_OPERATION_NOT_INITIALIZED:  newSession,
+	pkcs11.CKR_FUNCTION_CANCELED:          newSession,
+	pkcs11.CKR_BUFFER_TOO_SMALL:           newSession,
+	pkcs11.CKR_SESSION_HANDLE_INVALID:     newLogin, // they go together
+	pkcs11.CKR_SESSION_CLOSED:             newLogin,
+	pkcs11.CKR_SESSION_COUNT:              newLogin,
+	pkcs11.CKR_USER_NOT_LOGGED_IN:         newLogin,
+	pkcs11.CKR_OBJECT_HANDLE_INVALID:      newLogin,
+	pkcs11.CKR_KEY_HANDLE_INVALID:         newLogin,
+	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      newLogin, // the handle has come to name another key
 }
 
-// isRequest tells whether the token objects to what it was asked to do, so that
-// connecting anew would not help.
-func isRequest(err error) bool {
-	for _, code := range []uint{
-		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID,
-		pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
-	} {
-		if is(err, code) {
-			return true
-		}
-	}
-	return false
-}
-
-// isLost tells whether the error means that the connection is of no use any more: PKCS#11 says
-// so, or the handle names another key.
-func isLost(err error) bool {
+// rungOf says how far one must go back after an error. A code that is not known may mean anything.
+func rungOf(err error) rung {
 	var ckr pkcs11.Error
-	return errors.Is(err, ErrKey) || errors.As(err, &ckr) && !isSession(err) && !isRequest(err)
+	var hung *abandonedError
+	var keeper *keeperError
+	switch {
+	case errors.As(err, &hung) || errors.Is(err, ErrKey):
+		return newLogin
+	case !errors.As(err, &ckr):
+		return giveUp
+	}
+	r, known := rungs[uint(ckr)]
+	switch {
+	case !known:
+		return newModule
+	case r == newSession && errors.As(err, &keeper):
+		return newLogin
+	}
+	return r
 }
 
 // meanings says what a code means here and what to do about it.

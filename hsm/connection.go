@@ -5,16 +5,17 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
 
-// A connection is one initialisation of the module, one login and one key handle.
-// It is not repaired: after a fault it is closed and another is made.
+// A connection is one login to the token and one key handle, on a library that may outlive it. It
+// is not repaired: after a fault it is closed and another is made.
 type connection struct {
-	module   *pkcs11.Ctx
+	library  *library
+	timeout  time.Duration // longest wait for one call
 	slot     uint
 	token    pkcs11.TokenInfo
 	keeper   pkcs11.SessionHandle // stays open and idle, so that the login lasts
@@ -22,125 +23,71 @@ type connection struct {
 	sessions *pool
 }
 
-// connect opens the module, finds the token and logs in. The key is yet to be found.
-func connect(c Config) (*connection, error) {
-	module, err := load(c.Module)
-	if err != nil {
-		return nil, err
-	}
-	conn := &connection{module: module}
-	if err := conn.open(c); err != nil {
+// connect finds the token and logs in. The key is yet to be found.
+func connect(ctx context.Context, l *library, c Config) (*connection, error) {
+	conn := &connection{library: l, timeout: c.Timeout}
+	if err := conn.open(ctx, c); err != nil {
 		conn.close()
 		return nil, err
 	}
 	return conn, nil
 }
 
-// load loads and initialises the module.
-func load(path string) (*pkcs11.Ctx, error) {
-	if _, err := os.Stat(path); err != nil {
-		return nil, faultf(ErrUnavailable, "PKCS#11 module: %v: install the library of your HSM, or correct PKCS11_MODULE", err)
-	}
-	module := pkcs11.New(path)
-	if module == nil {
-		return nil, faultf(ErrUnavailable, "PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or lacks a library that it needs (see: ldd %s)", path, path)
-	}
-	if err := module.Initialize(); err != nil && !is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
-		module.Destroy()
-		return nil, unavailable(err, "PKCS#11 module %s cannot be initialised", path)
-	}
-	return module, nil
-}
-
-func (c *connection) open(config Config) error {
-	if err := c.findToken(config.Token); err != nil {
+func (c *connection) open(ctx context.Context, config Config) error {
+	if err := c.findToken(ctx, config.Token); err != nil {
 		return err
 	}
 	if err := c.pinState(config); err != nil {
 		return err
 	}
-	return c.start(config)
+	return c.start(ctx, config)
 }
 
 // start opens the session that stays and logs in.
-func (c *connection) start(config Config) error {
+func (c *connection) start(ctx context.Context, config Config) error {
 	var err error
-	if c.keeper, err = c.openSession(); err != nil {
+	if c.keeper, err = c.openSession(ctx); err != nil {
 		return unavailable(err, "open a session with the %s", config.Token)
 	}
 	c.sessions = newPool(c, sessionLimit(config.MaxSessions, c.token.MaxSessionCount))
-	return c.login(config)
+	return c.login(ctx, config)
 }
 
-// findToken requires exactly one token that matches.
-func (c *connection) findToken(want TokenID) error {
-	slots, err := c.module.GetSlotList(true)
-	if err != nil {
-		return unavailable(err, "list the slots")
-	}
-	var found, seen []string
-	for _, slot := range slots {
-		info, err := c.module.GetTokenInfo(slot)
-		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
-			continue
+func (c *connection) openSession(ctx context.Context) (pkcs11.SessionHandle, error) {
+	return call(ctx, c.library, c.timeout, "C_OpenSession", func() (pkcs11.SessionHandle, error) {
+		return c.library.module.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION)
+	}, func(session pkcs11.SessionHandle, err error) {
+		if err == nil {
+			_ = c.library.module.CloseSession(session)
 		}
-		this := TokenID{Slot: &slot, Label: trim(info.Label), Serial: trim(info.SerialNumber)}
-		seen = append(seen, this.String())
-		if want.matches(this) {
-			found = append(found, this.String())
-			c.slot, c.token = slot, info
-		}
-	}
-	switch {
-	case len(found) == 1:
-		return nil
-	case len(found) > 1:
-		return faultf(ErrUnavailable, "there are %d tokens that match (%s): name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL", len(found), strings.Join(found, "; "))
-	case len(seen) == 0:
-		return faultf(ErrUnavailable, "the %s is not there: the module shows no initialised token at all", want)
-	}
-	return faultf(ErrUnavailable, "the %s is not there: the module shows %s", want, strings.Join(seen, "; "))
+	})
 }
 
-func (t TokenID) matches(this TokenID) bool {
-	return (t.Slot == nil || *t.Slot == *this.Slot) &&
-		(t.Label == "" || t.Label == this.Label) &&
-		(t.Serial == "" || t.Serial == this.Serial)
-}
-
-// trim removes the padding of PKCS#11's fixed-length texts.
-func trim(s string) string { return strings.TrimRight(s, " \x00") }
-
-func (c *connection) openSession() (pkcs11.SessionHandle, error) {
-	return c.module.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION)
-}
-
-// pinState refuses to try a PIN when one more failure would lock the token, or when it
-// is locked already.
-func (c *connection) pinState(config Config) error {
-	switch flags := c.token.Flags; {
-	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return faultf(ErrPIN, "the user PIN of the %s is locked: have the security officer set a new one", config.Token)
-	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
-		return faultf(ErrPIN, "the %s allows one more try of the PIN before it locks: log in by hand with the right PIN first, which resets the counter", config.Token)
-	}
-	return nil
+func (c *connection) closeSession(session pkcs11.SessionHandle) {
+	_ = c.library.do(context.Background(), closeTimeout, "C_CloseSession", func() error { return c.library.module.CloseSession(session) })
 }
 
 // login tries the PIN once.
-func (c *connection) login(config Config) error {
-	err := c.module.Login(c.keeper, pkcs11.CKU_USER, string(config.PIN))
+func (c *connection) login(ctx context.Context, config Config) error {
+	pin, err := config.PIN()
+	if err != nil {
+		return faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
+	}
+	c.library.counts.logins.Add(1)
+	err = c.library.do(ctx, c.timeout, callLogin, func() error { return c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin)) })
 	switch {
 	case err == nil || is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
 		return nil
 	case isPIN(err):
-		return faultf(ErrPIN, "the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", config.Token, explain(err))
+		f := fault{kind: ErrPIN, refused: pin.Fixed()}
+		f.text = fmt.Sprintf("the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", config.Token, explain(err))
+		return &f
 	}
 	return unavailable(err, "log in to the %s", config.Token)
 }
 
 // findKey requires exactly one private key that matches.
-func (c *connection) findKey(want KeyID) error {
+func (c *connection) findKey(ctx context.Context, want KeyID) error {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}
 	if want.Label != "" {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, want.Label))
@@ -148,42 +95,50 @@ func (c *connection) findKey(want KeyID) error {
 	if len(want.ID) > 0 {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, want.ID))
 	}
-	handles, err := c.find(template)
+	handles, err := c.find(ctx, template)
 	switch {
 	case err != nil:
 		return unavailable(err, "look for the %s", want)
 	case len(handles) == 0:
-		return faultf(ErrKey, "there is no private %s in the token; it holds %s", want, c.describeKeys())
+		return faultf(ErrKey, "there is no private %s in the token; it holds %s", want, c.describeKeys(ctx))
 	case len(handles) > 1:
-		return faultf(ErrKey, "there is more than one private %s in the token; it holds %s: name one by CA_KEY_LABEL and CA_KEY_ID", want, c.describeKeys())
+		return faultf(ErrKey, "there is more than one private %s in the token; it holds %s: name one by CA_KEY_LABEL and CA_KEY_ID", want, c.describeKeys(ctx))
 	}
 	c.key = handles[0]
 	return nil
 }
 
 // find returns at most a few objects that match the template.
-func (c *connection) find(template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+func (c *connection) find(ctx context.Context, template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
 	const most = 32
-	if err := c.module.FindObjectsInit(c.keeper, template); err != nil {
+	m := c.library.module
+	err := c.library.do(ctx, c.timeout, "C_FindObjectsInit", func() error { return m.FindObjectsInit(c.keeper, template) })
+	if err != nil {
 		return nil, err
 	}
-	handles, _, err := c.module.FindObjects(c.keeper, most)
-	return handles, errors.Join(err, c.module.FindObjectsFinal(c.keeper))
+	handles, err := call(ctx, c.library, c.timeout, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
+		handles, _, err := m.FindObjects(c.keeper, most)
+		return handles, err
+	}, nil)
+	if hung := (*abandonedError)(nil); errors.As(err, &hung) {
+		return nil, err // another call on this session would wait too
+	}
+	return handles, errors.Join(err, c.library.do(ctx, c.timeout, "C_FindObjectsFinal", func() error { return m.FindObjectsFinal(c.keeper) }))
 }
 
 // describeKeys lists the private keys in the token.
-func (c *connection) describeKeys() string {
-	handles, err := c.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)})
+func (c *connection) describeKeys(ctx context.Context) string {
+	handles, err := c.find(ctx, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)})
 	if err != nil || len(handles) == 0 {
 		return "no private key"
 	}
 	var all []string
 	for _, handle := range handles {
 		id := KeyID{}
-		if v, err := c.attribute(handle, pkcs11.CKA_LABEL); err == nil {
+		if v, err := c.attribute(ctx, handle, pkcs11.CKA_LABEL); err == nil {
 			id.Label = string(v)
 		}
-		if v, err := c.attribute(handle, pkcs11.CKA_ID); err == nil {
+		if v, err := c.attribute(ctx, handle, pkcs11.CKA_ID); err == nil {
 			id.ID = v
 		}
 		all = append(all, "the "+id.String())
@@ -193,8 +148,10 @@ func (c *connection) describeKeys() string {
 
 // attribute reads one attribute; some modules refuse a whole query for one attribute that they do
 // not know.
-func (c *connection) attribute(object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
-	values, err := c.module.GetAttributeValue(c.keeper, object, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
+func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
+	values, err := call(ctx, c.library, c.timeout, "C_GetAttributeValue", func() ([]*pkcs11.Attribute, error) {
+		return c.library.module.GetAttributeValue(c.keeper, object, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
+	}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -204,36 +161,68 @@ func (c *connection) attribute(object pkcs11.ObjectHandle, kind uint) ([]byte, e
 	return values[0].Value, nil
 }
 
-// sign makes one signature on a session of the pool. After an error the session is closed:
-// its operation may still be active.
+// sign makes one signature on a session of the pool.
 func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	mech, input, err := m.prepare(digest, opts)
 	if err != nil {
 		return nil, err
 	}
-	session, err := c.sessions.acquire(ctx)
+	waiting, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	session, err := c.sessions.acquire(waiting)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.module.SignInit(session, mech, c.key); err != nil {
+	raw, err := c.signOn(ctx, session, mech, input)
+	hung := (*abandonedError)(nil)
+	switch {
+	case err == nil:
+		c.sessions.release(session)
+		return m.finish(raw)
+	case errors.As(err, &hung):
+		c.sessions.forget() // who hangs in it closes it
+	default:
 		c.sessions.discard(session)
-		return nil, err
 	}
-	raw, err := c.module.Sign(session, input)
-	if err != nil {
-		c.sessions.discard(session)
-		return nil, err
+	if session == c.keeper {
+		err = &keeperError{err}
 	}
-	c.sessions.release(session)
-	return m.finish(raw)
+	return nil, err
 }
 
-// close ends the connection. No call may be in flight.
+// signOn makes both calls as one, so that a session whose answer comes late is closed once.
+func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle, mech []*pkcs11.Mechanism, input []byte) ([]byte, error) {
+	m := c.library.module
+	closeLate := func([]byte, error) { _ = m.CloseSession(session) }
+	return call(ctx, c.library, c.timeout, "C_Sign", func() ([]byte, error) {
+		if err := m.SignInit(session, mech, c.key); err != nil {
+			return nil, err
+		}
+		return m.Sign(session, input)
+	}, closeLate)
+}
+
+// keeperError is a fault on the one session that there is: only another connection has another.
+type keeperError struct{ error }
+
+// Unwrap returns the fault.
+func (e *keeperError) Unwrap() error { return e.error }
+
+// close closes the connection's sessions, one by one, and with the last of them the login ends. It
+// is neither C_CloseAllSessions nor C_Logout, which would hit the next connection's if they came
+// late. While calls hang, closing would hang too, and is left for later.
 func (c *connection) close() {
-	if c.keeper != 0 {
-		// Not C_Logout: the login belongs to every session of this application.
-		_ = c.module.CloseAllSessions(c.slot)
+	if c.keeper == 0 {
+		return
 	}
-	_ = c.module.Finalize()
-	c.module.Destroy()
+	c.library.stale = append(c.library.stale, append(c.sessions.drain(), c.keeper)...)
+	c.closeStale()
+}
+
+// closeStale closes what earlier connections left open, as long as no call hangs.
+func (c *connection) closeStale() {
+	for len(c.library.stale) > 0 && c.library.hangs() == 0 {
+		c.closeSession(c.library.stale[0])
+		c.library.stale = c.library.stale[1:]
+	}
 }

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"errors"
 
 	"github.com/eclipse-keypont/crypto11"
@@ -11,16 +12,16 @@ import (
 // generate asks for a key that can do nothing but sign. A token that has no such keys is asked once
 // more, for one of which it is left open whether it decrypts: tpm2-pkcs11 takes "does not
 // decrypt" for "does not sign", and answers CKR_GENERAL_ERROR.
-func (c *Ceremony) generate(kind keyKind, id KeyID) error {
+func (c *Ceremony) generate(ctx context.Context, kind keyKind, id KeyID) error {
 	narrow, err := newTemplates(id)
 	if err != nil {
 		return err
 	}
-	err = c.generateFrom(kind, narrow)
+	err = c.generateFrom(ctx, kind, narrow)
 	if !refusesTemplate(err) {
 		return err
 	}
-	if err := c.requireFree(id); err != nil {
+	if err := c.requireFree(ctx, id); err != nil {
 		return err
 	}
 	wide, again := newTemplates(id)
@@ -29,7 +30,7 @@ func (c *Ceremony) generate(kind keyKind, id KeyID) error {
 	}
 	wide.public.Unset(pkcs11.CKA_ENCRYPT)
 	wide.private.Unset(pkcs11.CKA_DECRYPT)
-	return c.generateFrom(kind, wide)
+	return c.generateFrom(ctx, kind, wide)
 }
 
 // refusesTemplate tells whether the token may have made no key for what was asked of it.
@@ -44,38 +45,39 @@ func refusesTemplate(err error) bool {
 	return false
 }
 
-func (c *Ceremony) generateFrom(kind keyKind, t templates) error {
+func (c *Ceremony) generateFrom(ctx context.Context, kind keyKind, t templates) error {
 	switch {
 	case kind.curve != nil:
-		return c.throughCrypto11(func(ctx *crypto11.Context) error {
-			_, err := ctx.GenerateECDSAKeyPairWithAttributes(t.public, t.private, kind.curve)
+		return c.throughCrypto11(ctx, func(module *crypto11.Context) error {
+			_, err := module.GenerateECDSAKeyPairWithAttributes(t.public, t.private, kind.curve)
 			return err
 		})
 	case kind.bits > 0:
-		return c.throughCrypto11(func(ctx *crypto11.Context) error {
-			_, err := ctx.GenerateRSAKeyPairWithAttributes(t.public, t.private, kind.bits)
+		return c.throughCrypto11(ctx, func(module *crypto11.Context) error {
+			_, err := module.GenerateRSAKeyPairWithAttributes(t.public, t.private, kind.bits)
 			return err
 		})
 	}
-	return c.generateEd25519(t)
+	return c.generateEd25519(ctx, t)
 }
 
 // throughCrypto11 lets crypto11 have the module meanwhile: it initialises and finalises it
 // itself. The PIN is known to be right; crypto11 would take a wrong one for right where an
 // application is logged in already.
-func (c *Ceremony) throughCrypto11(do func(*crypto11.Context) error) error {
+func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Context) error) error {
 	slot := int(c.conn.slot)
-	c.Close()
-	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot, Pin: string(c.config.PIN)})
+	pin, err := c.config.PIN()
+	if err != nil {
+		return err
+	}
+	if !c.Close() {
+		return faultf(ErrUnavailable, "a call hangs in the PKCS#11 module %s, and crypto11 cannot have it meanwhile", c.config.Module)
+	}
+	module, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot, Pin: string(pin)})
 	if err == nil {
-		err = errors.Join(do(ctx), ctx.Close())
+		err = errors.Join(do(module), module.Close())
 	}
-	conn, again := connect(c.config)
-	if again != nil {
-		return errors.Join(err, again)
-	}
-	c.conn = conn
-	return err
+	return errors.Join(err, c.open(ctx))
 }
 
 // templates say what a key pair is to be.
@@ -110,18 +112,29 @@ func newTemplates(id KeyID) (templates, error) {
 	return t, err
 }
 
+// What PKCS#11 v3.0, section 2.3, adds for keys on Edwards curves; the binding is of v2.40.
+const (
+	ckkECEdwards           = 0x40
+	ckmECEdwardsKeyPairGen = 0x1055
+)
+
+// edwards25519 is the curve's name as CKA_EC_PARAMS: a PrintableString (PKCS#11 v3.0, section 2.3.10).
+var edwards25519 = []byte("\x13\x0cedwards25519")
+
 // generateEd25519 makes the key with the binding: crypto11 does not know Ed25519.
-func (c *Ceremony) generateEd25519(t templates) error {
-	session, err := c.conn.module.OpenSession(c.conn.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.conn.module.CloseSession(session) }()
+func (c *Ceremony) generateEd25519(ctx context.Context, t templates) error {
 	public := append(t.public.ToSlice(),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, ckkECEdwards),
 		pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, edwards25519))
 	private := append(t.private.ToSlice(), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, ckkECEdwards))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmECEdwardsKeyPairGen, nil)}
-	_, _, err = c.conn.module.GenerateKeyPair(session, mechanism, public, private)
-	return err
+	return c.library.do(ctx, c.config.Timeout, "C_GenerateKeyPair", func() error {
+		m := c.library.module
+		session, err := m.OpenSession(c.conn.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return err
+		}
+		_, _, err = m.GenerateKeyPair(session, mechanism, public, private)
+		return errors.Join(err, m.CloseSession(session))
+	})
 }

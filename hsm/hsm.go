@@ -8,13 +8,15 @@
 // it was given: each time it connects it makes a signature over a fixed text
 // and verifies it. A PIN is tried once; after the token refused it, it is not
 // tried again by this Key. Handles and sessions do not outlive the connection that they
-// belong to. The PIN is in no error and no log line.
+// belong to. Nobody waits longer than a timeout for a call into the module, and the module is not
+// finalised while one is in flight. The PIN is in no error and no log line.
 package hsm
 
 import (
 	"crypto"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,11 +24,11 @@ import (
 type Config struct {
 	Module string // path of the PKCS#11 library
 	Token  TokenID
-	PIN    PIN
+	PIN    PINSource
 	Key    KeyID
 
 	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
-	Timeout          time.Duration // longest wait for one signature; 0: 10 s
+	Timeout          time.Duration // longest wait for a session, and for one call; 0: 10 s
 	AllowExtractable bool          // go on although the key could leave the token
 
 	// Signature is what test signatures are made with; it should be what
@@ -34,32 +36,10 @@ type Config struct {
 	Signature crypto.SignerOpts
 }
 
-// TokenID names a token. All that is given must match; at least one must be given.
-type TokenID struct {
-	Slot   *uint // CK_SLOT_ID
-	Label  string
-	Serial string
-}
-
 // KeyID names a key in a token. All that is given must match; at least one must be given.
 type KeyID struct {
 	Label string // CKA_LABEL
 	ID    []byte // CKA_ID
-}
-
-// String describes the token as an operator would.
-func (t TokenID) String() string {
-	var s string
-	if t.Slot != nil {
-		s += fmt.Sprintf(" in slot %d", *t.Slot)
-	}
-	if t.Label != "" {
-		s += fmt.Sprintf(" labelled %q", t.Label)
-	}
-	if t.Serial != "" {
-		s += fmt.Sprintf(" with serial number %q", t.Serial)
-	}
-	return "token" + s
 }
 
 // String describes the key as an operator would.
@@ -86,16 +66,26 @@ func (PIN) GoString() string { return "(PIN)" }
 // MarshalText hides the PIN.
 func (PIN) MarshalText() ([]byte, error) { return []byte("(PIN)"), nil }
 
+// A PINSource returns the PIN as it is now. It is asked before each login, and after the token
+// refused a PIN, to see whether there is another.
+type PINSource func() (PIN, error)
+
+// Fixed is the source of a PIN that does not change.
+func (p PIN) Fixed() PINSource { return func() (PIN, error) { return p, nil } }
+
 // What an error from this package means; use [errors.Is].
 var (
 	// ErrPIN: the token refused the PIN, or it would be too dangerous to try
-	// it. Nothing but a human can help: do not try again.
+	// it. Nothing but a human can help: it is not tried again until its source has another.
 	ErrPIN = errors.New("the PIN was refused")
 	// ErrKey: the token is there, but the key is not the one that it
 	// should be, or it could leave the token. Nothing but a human can help.
 	ErrKey = errors.New("the key will not do")
 	// ErrUnavailable: the token is not there or does not answer. It may come back.
 	ErrUnavailable = errors.New("the token is not available")
+	// ErrHung: so many calls hang in the module that no more are made. Only another process can
+	// help.
+	ErrHung = errors.New("the PKCS#11 module hangs")
 )
 
 // fault is an error of one of the three kinds, with words of its own.
@@ -103,6 +93,8 @@ type fault struct {
 	kind  error
 	text  string
 	cause error // what PKCS#11 said, if that was the reason
+
+	refused PINSource // the PIN that the token refused, if that is what it is; a function does not show it
 }
 
 func (f *fault) Error() string   { return f.text }
@@ -116,3 +108,15 @@ func faultf(kind error, format string, args ...any) error {
 func unavailable(cause error, format string, args ...any) error {
 	return &fault{kind: ErrUnavailable, text: fmt.Sprintf(format, args...) + ": " + explain(cause), cause: cause}
 }
+
+// Stats say what a [Key] did since it was made.
+type Stats struct {
+	Signatures  int64 // that were verified, test signatures among them
+	Logins      int64 // calls of C_Login
+	Connections int64 // that were made anew
+	Initialised int64 // calls of C_Initialize
+	Abandoned   int64 // calls that nobody waited for any more
+	Hanging     int64 // of these, those that have not come back yet
+}
+
+type counts struct{ signatures, logins, connections, initialised, abandoned, hanging atomic.Int64 }

@@ -19,7 +19,10 @@ import (
 // What needs a token is tested with tokens, in the module "integration".
 
 func TestPINDoesNotShowItself(t *testing.T) {
-	config := Config{PIN: "canary-4711"}
+	config := struct {
+		Config Config
+		Fault  any
+	}{Config{PIN: PIN("canary-4711").Fixed()}, fault{refused: PIN("canary-4711").Fixed()}}
 	for _, format := range []string{"%s", "%v", "%+v", "%#v", "%q", "%x"} {
 		if text := fmt.Sprintf(format, config); strings.Contains(text, "canary") {
 			t.Errorf("%s shows the PIN: %s", format, text)
@@ -33,7 +36,7 @@ func TestSessionLimitKeepsOneForTheLogin(t *testing.T) {
 		token  uint
 		want   int
 	}{
-		{0, 0, 16}, {0, ^uint(0), 16}, {4, 0, 4}, {0, 8, 7}, {4, 8, 4}, {64, 8, 7}, {0, 2, 1}, {0, 1, 1},
+		{16, 0, 16}, {16, ^uint(0), 16}, {4, 0, 4}, {16, 8, 7}, {4, 8, 4}, {64, 8, 7}, {16, 2, 1}, {16, 1, 1},
 	} {
 		if got := sessionLimit(c.wanted, c.token); got != c.want {
 			t.Errorf("wanted %d of a token that allows %d: %d, want %d", c.wanted, c.token, got, c.want)

@@ -34,19 +34,22 @@ type Key struct {
 	public crypto.PublicKey
 	mech   mechanism
 
-	// calls is held for reading while the module is in use, and for writing while
-	// it is opened or closed: never finalize with calls in flight.
-	calls  sync.RWMutex
-	conn   *connection // nil: not connected
-	closed bool
+	// calls is held for reading while the connection is in use, and for writing while it is made
+	// or closed.
+	calls   sync.RWMutex
+	library *library    // nil: not loaded
+	conn    *connection // nil: not connected
+	closed  bool
 
-	good  atomic.Int64  // when the last signature was made, in ns since 1970
-	probe chan struct{} // one test signature at a time
+	counts counts
+	good   atomic.Int64  // when the last signature was made, in ns since 1970
+	probe  chan struct{} // one test signature at a time
 
-	mu     sync.Mutex // guards what follows
-	last   error      // why it is not connected
-	wait   time.Duration
-	notYet time.Time // do not try to connect before this
+	mu      sync.Mutex // guards what follows
+	last    error      // why it is not connected
+	refused PINSource  // the PIN that the token did not take; nil after it took one
+	wait    time.Duration
+	notYet  time.Time // do not try to connect before this
 }
 
 // NewKey returns the key in the token whose public half is public (the one in the CA's
@@ -56,13 +59,25 @@ func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	if config.Timeout <= 0 {
-		config.Timeout = defaultTimeout
-	}
-	if config.Signature == nil {
-		config.Signature = crypto.SHA256
-	}
+	config = config.withDefaults(public)
 	return &Key{config: config, public: public, mech: mech, probe: make(chan struct{}, 1)}, nil
+}
+
+// withDefaults fills in what was left open.
+func (c Config) withDefaults(public crypto.PublicKey) Config {
+	if c.Timeout <= 0 {
+		c.Timeout = defaultTimeout
+	}
+	if c.MaxSessions <= 0 {
+		c.MaxSessions = defaultSessions
+	}
+	if c.Signature == nil {
+		c.Signature = crypto.SHA256
+		if _, ok := public.(ed25519.PublicKey); ok {
+			c.Signature = crypto.Hash(0)
+		}
+	}
+	return c
 }
 
 // Public returns the public half.
@@ -86,11 +101,11 @@ func (k *Key) Ready(ctx context.Context) error {
 	}
 	conn := k.connected()
 	if conn == nil {
-		return k.connect(nil)
+		return k.connect(ctx, nil, newLogin)
 	}
 	err := k.testSignature(ctx, conn)
-	if isLost(err) {
-		return k.connect(conn)
+	if r := rungOf(err); r > newSession {
+		return k.connect(ctx, conn, r)
 	}
 	return err
 }
@@ -105,9 +120,9 @@ func (k *Key) connected() *connection {
 	return k.conn
 }
 
-// connect makes a new connection in the place of the one that failed. When
-// another caller has made one meanwhile, there is nothing to do.
-func (k *Key) connect(failed *connection) error {
+// connect makes a new connection in the place of the one that failed, and goes back as far as the
+// rung says. When another caller has made one meanwhile, there is nothing to do.
+func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	k.calls.Lock()
 	defer k.calls.Unlock()
 	switch {
@@ -116,17 +131,22 @@ func (k *Key) connect(failed *connection) error {
 	case k.conn != nil && k.conn != failed:
 		return nil
 	}
-	k.disconnect()
+	if k.disconnect(); r == newModule {
+		k.unload(ctx)
+	}
 	if err := k.mayTry(); err != nil {
 		return err
 	}
-	conn, err := k.open()
-	k.tried(err)
-	if err != nil {
-		return err
+	again := k.library != nil
+	err := k.open(ctx)
+	if errors.Is(err, ErrUnavailable) {
+		k.unload(ctx)
+		if again && k.library == nil { // with the module that was there it would not go; with a new one it may
+			err = k.open(ctx)
+		}
 	}
-	k.conn = conn
-	return nil
+	k.tried(err)
+	return err
 }
 
 // disconnect closes the connection. The caller holds the lock for writing.
@@ -138,11 +158,26 @@ func (k *Key) disconnect() {
 	}
 }
 
-// mayTry refuses an attempt that is too early, or one that can only do harm.
+// unload finalises the module, if no call is in flight in it.
+func (k *Key) unload(ctx context.Context) {
+	if k.library != nil && k.library.close(ctx) {
+		k.library = nil
+	}
+}
+
+// mayTry refuses an attempt that is too early, or one that can only do harm: a PIN that the token
+// refused is not tried again.
 func (k *Key) mayTry() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.last != nil && (errors.Is(k.last, ErrPIN) || time.Now().Before(k.notYet)) {
+	if k.refused != nil {
+		before, _ := k.refused()
+		if now, err := k.config.PIN(); err != nil || now == before {
+			return k.last
+		}
+		return nil
+	}
+	if k.last != nil && time.Now().Before(k.notYet) {
 		return k.last
 	}
 	return nil
@@ -152,41 +187,56 @@ func (k *Key) tried(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.last = err
+	var f *fault
+	if errors.As(err, &f) && f.refused != nil {
+		k.refused = f.refused
+	}
 	if err == nil {
-		k.wait = 0
+		k.wait, k.refused = 0, nil
 		return
 	}
 	k.wait = min(max(2*k.wait, firstRetry), lastRetry)
 	k.notYet = time.Now().Add(k.wait)
 }
 
-// open connects, and lets the connection live only when it holds the right
-// key and that key cannot leave.
-func (k *Key) open() (*connection, error) {
-	conn, err := connect(k.config)
+// open makes a connection on the library, which is loaded if need be. It lives only when it holds
+// the right key and that key cannot leave.
+func (k *Key) open(ctx context.Context) (err error) {
+	if k.library != nil && !k.library.ready {
+		if k.unload(ctx); k.library != nil {
+			return faultf(ErrUnavailable, "C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
+		}
+	}
+	if k.library == nil {
+		if k.library, err = load(ctx, k.config, &k.counts); err != nil {
+			return err
+		}
+	}
+	conn, err := connect(ctx, k.library, k.config)
 	if err != nil {
-		return nil, err
-	}
-	if err := k.admit(conn); err != nil {
-		conn.close()
-		return nil, err
-	}
-	return conn, nil
-}
-
-func (k *Key) admit(conn *connection) error {
-	if err := conn.findKey(k.config.Key); err != nil {
 		return err
 	}
-	proof, err := conn.prove()
+	if err := k.admit(ctx, conn); err != nil {
+		conn.close()
+		return err
+	}
+	conn.closeStale()
+	k.counts.connections.Add(1)
+	k.conn = conn
+	return nil
+}
+
+func (k *Key) admit(ctx context.Context, conn *connection) error {
+	if err := conn.findKey(ctx, k.config.Key); err != nil {
+		return err
+	}
+	proof, err := conn.prove(ctx)
 	if err != nil {
 		return err
 	}
 	if err := k.judge(proof); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), k.config.Timeout)
-	defer cancel()
 	return k.signTest(ctx, conn)
 }
 
@@ -211,7 +261,13 @@ func (k *Key) testSignature(ctx context.Context, conn *connection) error {
 // signTest signs a fixed text, never a caller's. That its signature verifies shows
 // that the key is the one of the CA certificate.
 func (k *Key) signTest(ctx context.Context, conn *connection) error {
-	_, err := k.signVerified(ctx, conn, testText(k.config.Signature), k.config.Signature)
+	text := []byte("hsm-signer: test signature")
+	if hash := k.config.Signature.HashFunc(); hash != 0 { // Ed25519 signs the text itself
+		h := hash.New()
+		h.Write(text)
+		text = h.Sum(nil)
+	}
+	_, err := k.signVerified(ctx, conn, text, k.config.Signature)
 	if err != nil && !errors.Is(err, ErrKey) {
 		return unavailable(err, "test signature with the private %s", k.config.Key)
 	}
@@ -252,28 +308,34 @@ func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	return s.key.sign(s.ctx, digest, opts)
 }
 
-// sign signs; after a fault it makes a new connection and tries once more.
+// attempts bounds how often one signature is tried: once more on another session, once more after
+// another login or initialisation.
+const attempts = 3
+
+// sign signs; after a fault it goes back as far as it must and tries again.
 func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, k.config.Timeout)
-	defer cancel()
 	if err := k.Ready(ctx); err != nil {
 		return nil, err
 	}
-	conn, signature, err := k.attempt(ctx, digest, opts)
-	switch {
-	case err == nil:
-		return signature, nil
-	case isLost(err):
-		if err := k.connect(conn); err != nil {
-			return nil, fmt.Errorf("after a fault of the token: %w", err)
+	var err error
+	for range attempts {
+		var conn *connection
+		var signature []byte
+		conn, signature, err = k.attempt(ctx, digest, opts)
+		if err == nil {
+			return signature, nil
 		}
-	case !isSession(err):
-		return nil, unavailable(err, "sign with the private %s", k.config.Key)
+		switch r := rungOf(err); r {
+		case giveUp:
+			return nil, unavailable(err, "sign with the private %s", k.config.Key)
+		case newSession:
+		default:
+			if err := k.connect(ctx, conn, r); err != nil {
+				return nil, fmt.Errorf("after a fault of the token: %w", err)
+			}
+		}
 	}
-	if _, signature, err = k.attempt(ctx, digest, opts); err != nil {
-		return nil, unavailable(err, "sign with the private %s", k.config.Key)
-	}
-	return signature, nil
+	return nil, unavailable(err, "sign with the private %s, after %d attempts", k.config.Key, attempts)
 }
 
 // attempt signs once and returns the connection that it used.
@@ -301,6 +363,7 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 	case !verifies(k.public, opts, digest, signature):
 		return nil, k.foreign("its signature does not verify with it")
 	}
+	k.counts.signatures.Add(1)
 	k.good.Store(time.Now().UnixNano())
 	return signature, nil
 }
@@ -315,13 +378,24 @@ func (k *Key) Proof(ctx context.Context) (Proof, error) {
 	if k.conn == nil {
 		return Proof{}, faultf(ErrUnavailable, "the token is not connected")
 	}
-	return k.conn.prove()
+	return k.conn.prove(ctx)
 }
 
-// Close closes the sessions and the module for good. It waits for calls in flight.
+// Stats returns what the key did so far. It waits for nothing.
+func (k *Key) Stats() Stats {
+	n := &k.counts
+	return Stats{
+		Signatures: n.signatures.Load(), Logins: n.logins.Load(), Connections: n.connections.Load(),
+		Initialised: n.initialised.Load(), Abandoned: n.abandoned.Load(), Hanging: n.hanging.Load(),
+	}
+}
+
+// Close closes the sessions and the module for good. It waits for callers, but not for calls that
+// hang.
 func (k *Key) Close() {
 	k.calls.Lock()
 	defer k.calls.Unlock()
 	k.closed = true
 	k.disconnect()
+	k.unload(context.Background())
 }

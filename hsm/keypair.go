@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -25,12 +26,12 @@ type KeyPair struct {
 }
 
 // lookUp finds the one private key that matches, and its public half.
-func (c *Ceremony) lookUp(want KeyID, known crypto.PublicKey) (KeyPair, error) {
-	if err := c.conn.findKey(want); err != nil {
+func (c *Ceremony) lookUp(ctx context.Context, want KeyID, known crypto.PublicKey) (KeyPair, error) {
+	if err := c.conn.findKey(ctx, want); err != nil {
 		return KeyPair{}, err
 	}
-	pair := KeyPair{ID: c.idOf(c.conn.key), Uses: c.uses(c.conn.key)}
-	public, err := c.publicOf(c.conn.key, pair.ID)
+	pair := KeyPair{ID: c.idOf(ctx, c.conn.key), Uses: c.uses(ctx, c.conn.key)}
+	public, err := c.publicOf(ctx, c.conn.key, pair.ID)
 	switch {
 	case err == nil:
 		pair.Public = public
@@ -43,12 +44,12 @@ func (c *Ceremony) lookUp(want KeyID, known crypto.PublicKey) (KeyPair, error) {
 	return pair, err
 }
 
-func (c *Ceremony) idOf(key pkcs11.ObjectHandle) KeyID {
+func (c *Ceremony) idOf(ctx context.Context, key pkcs11.ObjectHandle) KeyID {
 	var id KeyID
-	if label, err := c.conn.attribute(key, pkcs11.CKA_LABEL); err == nil {
+	if label, err := c.conn.attribute(ctx, key, pkcs11.CKA_LABEL); err == nil {
 		id.Label = string(label)
 	}
-	if number, err := c.conn.attribute(key, pkcs11.CKA_ID); err == nil {
+	if number, err := c.conn.attribute(ctx, key, pkcs11.CKA_ID); err == nil {
 		id.ID = number
 	}
 	return id
@@ -62,10 +63,10 @@ var useAttributes = []struct {
 	{pkcs11.CKA_DECRYPT, "CKA_DECRYPT"}, {pkcs11.CKA_UNWRAP, "CKA_UNWRAP"}, {pkcs11.CKA_DERIVE, "CKA_DERIVE"},
 }
 
-func (c *Ceremony) uses(key pkcs11.ObjectHandle) []Attribute {
+func (c *Ceremony) uses(ctx context.Context, key pkcs11.ObjectHandle) []Attribute {
 	var all []Attribute
 	for _, a := range useAttributes {
-		value, err := c.conn.attribute(key, a.kind)
+		value, err := c.conn.attribute(ctx, key, a.kind)
 		known := err == nil && len(value) == 1
 		all = append(all, Attribute{Name: a.name, Known: known, Is: known && value[0] != 0})
 	}
@@ -77,42 +78,42 @@ var errNoPublic = errors.New("its public half is not in the token: put the publi
 
 // publicOf reads the public half: of the public key that belongs to the private one, or where
 // there is none of the private key itself, which RSA's tells.
-func (c *Ceremony) publicOf(private pkcs11.ObjectHandle, id KeyID) (crypto.PublicKey, error) {
-	kind, err := c.conn.attribute(private, pkcs11.CKA_KEY_TYPE)
+func (c *Ceremony) publicOf(ctx context.Context, private pkcs11.ObjectHandle, id KeyID) (crypto.PublicKey, error) {
+	kind, err := c.conn.attribute(ctx, private, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
 		return nil, unavailable(err, "read CKA_KEY_TYPE")
 	}
-	halves, err := c.findPublic(kind, id)
+	halves, err := c.findPublic(ctx, kind, id)
 	switch {
 	case err != nil:
 		return nil, unavailable(err, "look for its public half")
 	case len(halves) > 1:
 		return nil, faultf(ErrKey, "there are %d public keys that could be its other half: give each pair of keys a CKA_ID of its own", len(halves))
 	case len(halves) == 1:
-		return c.readPublic(halves[0], number(kind))
+		return c.readPublic(ctx, halves[0], number(kind))
 	case number(kind) == pkcs11.CKK_RSA:
-		return c.readPublic(private, pkcs11.CKK_RSA)
+		return c.readPublic(ctx, private, pkcs11.CKK_RSA)
 	}
 	return nil, errNoPublic
 }
 
 // findPublic finds the public keys with the id, and where that does not tell them apart with the
 // label too. The halves of a pair have one id; their labels may differ.
-func (c *Ceremony) findPublic(kind []byte, id KeyID) ([]pkcs11.ObjectHandle, error) {
+func (c *Ceremony) findPublic(ctx context.Context, kind []byte, id KeyID) ([]pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), {Type: pkcs11.CKA_KEY_TYPE, Value: kind}}
 	label := pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label)
 	if len(id.ID) == 0 {
-		return c.conn.find(append(template, label))
+		return c.conn.find(ctx, append(template, label))
 	}
 	template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID))
-	halves, err := c.conn.find(template)
+	halves, err := c.conn.find(ctx, template)
 	if err == nil && len(halves) > 1 && id.Label != "" {
-		return c.conn.find(append(template, label))
+		return c.conn.find(ctx, append(template, label))
 	}
 	return halves, err
 }
 
-func (c *Ceremony) readPublic(key pkcs11.ObjectHandle, kind uint) (crypto.PublicKey, error) {
+func (c *Ceremony) readPublic(ctx context.Context, key pkcs11.ObjectHandle, kind uint) (crypto.PublicKey, error) {
 	first, second, parse := uint(pkcs11.CKA_EC_PARAMS), uint(pkcs11.CKA_EC_POINT), parseECDSA
 	switch kind {
 	case pkcs11.CKK_RSA:
@@ -123,11 +124,11 @@ func (c *Ceremony) readPublic(key pkcs11.ObjectHandle, kind uint) (crypto.Public
 	default:
 		return nil, faultf(ErrKey, "it is of a type that is not supported (CKA_KEY_TYPE 0x%x): use one of %v", kind, KeyTypes())
 	}
-	a, err := c.conn.attribute(key, first)
+	a, err := c.conn.attribute(ctx, key, first)
 	if err != nil {
 		return nil, unavailable(err, "read its public half")
 	}
-	b, err := c.conn.attribute(key, second)
+	b, err := c.conn.attribute(ctx, key, second)
 	if err != nil {
 		return nil, unavailable(err, "read its public half")
 	}

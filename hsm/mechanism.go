@@ -13,7 +13,8 @@ import (
 )
 
 // A mechanism makes the signatures of one kind of key with what every token has:
-// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that was made here.
+// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that was made here; and those of
+// Ed25519 over the text itself, on tokens that can.
 type mechanism interface {
 	// prepare returns the PKCS#11 mechanism and its input for a digest.
 	prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error)
@@ -103,4 +104,24 @@ func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
 		new(big.Int).SetBytes(raw[:len(raw)/2]),
 		new(big.Int).SetBytes(raw[len(raw)/2:]),
 	})
+}
+
+type ed25519Mechanism struct{}
+
+// ckmEdDSA is CKM_EDDSA of PKCS#11 v3.0, section 2.3.14, which the binding has no name for.
+const ckmEdDSA = 0x1057
+
+// prepare takes the text, not a digest: Ed25519 hashes it twice (RFC 8032, section 5.1.6).
+func (ed25519Mechanism) prepare(text []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	if opts.HashFunc() != 0 {
+		return nil, nil, fmt.Errorf("Ed25519 signs the text itself, not a digest by %s", opts.HashFunc())
+	}
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmEdDSA, nil)}, text, nil
+}
+
+func (ed25519Mechanism) finish(raw []byte) ([]byte, error) {
+	if len(raw) != ed25519.SignatureSize {
+		return nil, faultf(ErrKey, "its signatures have %d bytes; those of Ed25519 have %d", len(raw), ed25519.SignatureSize)
+	}
+	return raw, nil
 }

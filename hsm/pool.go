@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -15,9 +16,6 @@ const defaultSessions = 16
 // many it allows in all; 0 is no limit and all ones is unknown
 // (PKCS#11, CK_TOKEN_INFO). One of them is the keeper's.
 func sessionLimit(wanted int, token uint) int {
-	if wanted <= 0 {
-		wanted = defaultSessions
-	}
 	const effectivelyInfinite, unavailable = 0, ^uint(0)
 	if token == effectivelyInfinite || token == unavailable {
 		return wanted
@@ -30,35 +28,71 @@ func sessionLimit(wanted int, token uint) int {
 type pool struct {
 	conn    *connection
 	permits chan struct{} // one for each session that may be in use
+	freed   chan struct{} // a session came back while somebody waited for one
 
 	mu   sync.Mutex
 	idle []pkcs11.SessionHandle
+	open int // sessions of the pool, idle or in use
 }
 
 func newPool(conn *connection, limit int) *pool {
-	return &pool{conn: conn, permits: make(chan struct{}, limit)}
+	return &pool{conn: conn, permits: make(chan struct{}, limit), freed: make(chan struct{}, 1)}
 }
+
+// sessionRetry is how long one waits before asking again a token that had no session left: other
+// applications may use them, and they do not tell.
+const sessionRetry = 100 * time.Millisecond
 
 // acquire waits for a session until the context ends.
 func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
 	if ctx.Err() != nil {
-		return 0, ctx.Err()
+		return 0, p.busy(ctx)
 	}
 	select {
 	case p.permits <- struct{}{}:
 	case <-ctx.Done():
-		return 0, faultf(ErrUnavailable, "all %d PKCS#11 sessions are busy: %v", cap(p.permits), ctx.Err())
+		return 0, p.busy(ctx)
 	}
+	for {
+		session, err := p.take(ctx)
+		if err == nil {
+			return session, nil
+		}
+		if !is(err, pkcs11.CKR_SESSION_COUNT) {
+			<-p.permits
+			return 0, err
+		}
+		select {
+		case <-p.freed:
+		case <-time.After(sessionRetry):
+		case <-ctx.Done():
+			<-p.permits
+			return 0, p.busy(ctx)
+		}
+	}
+}
+
+// busy says that no session came free in time.
+func (p *pool) busy(ctx context.Context) error {
+	return faultf(ErrUnavailable, "no PKCS#11 session came free (%d may be in use at once; see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
+}
+
+// take returns an idle session, or a new one. A token that has none to give beside the keeper
+// signs with that.
+func (p *pool) take(ctx context.Context) (pkcs11.SessionHandle, error) {
 	if session, ok := p.pop(); ok {
 		return session, nil
 	}
-	session, err := p.conn.openSession()
-	if err == nil {
+	session, err := p.conn.openSession(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err == nil:
+		p.open++
 		return session, nil
-	}
-	<-p.permits
-	if is(err, pkcs11.CKR_SESSION_COUNT) { // the connection is as good as it was
-		return 0, faultf(ErrUnavailable, "%s", explain(err))
+	case is(err, pkcs11.CKR_SESSION_COUNT) && p.open == 0:
+		p.open++
+		return p.conn.keeper, nil
 	}
 	return 0, err
 }
@@ -80,11 +114,39 @@ func (p *pool) release(session pkcs11.SessionHandle) {
 	p.mu.Lock()
 	p.idle = append(p.idle, session)
 	p.mu.Unlock()
-	<-p.permits
+	p.free()
 }
 
-// discard closes a session in which a call failed.
+// discard closes a session in which a call failed: its operation may still be active. The keeper
+// goes only with its connection.
 func (p *pool) discard(session pkcs11.SessionHandle) {
-	_ = p.conn.module.CloseSession(session)
+	if session != p.conn.keeper {
+		p.conn.closeSession(session)
+	}
+	p.forget()
+}
+
+// forget gives up a session, which is closed or hangs.
+func (p *pool) forget() {
+	p.mu.Lock()
+	p.open--
+	p.mu.Unlock()
+	p.free()
+}
+
+func (p *pool) free() {
 	<-p.permits
+	select {
+	case p.freed <- struct{}{}:
+	default:
+	}
+}
+
+// drain takes the idle sessions out of the pool.
+func (p *pool) drain() []pkcs11.SessionHandle {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	idle := p.idle
+	p.idle = nil
+	return idle
 }

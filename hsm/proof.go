@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"context"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -37,10 +38,10 @@ var proofAttributes = []struct {
 
 // prove asks for the attributes one by one. That the token does not know an attribute or will
 // not say it is an answer; any other error is a fault.
-func (c *connection) prove() (Proof, error) {
+func (c *connection) prove(ctx context.Context) (Proof, error) {
 	var p Proof
 	for _, a := range proofAttributes {
-		value, err := c.attribute(c.key, a.kind)
+		value, err := c.attribute(ctx, c.key, a.kind)
 		if err != nil && !is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) && !is(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
 			return Proof{}, unavailable(err, "read %s of the key", a.name)
 		}

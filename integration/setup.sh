@@ -1,11 +1,13 @@
 #!/bin/sh
 # Installs what building and testing hsm-signer needs and this machine lacks:
-# SoftHSM (a PKCS#11 token in software), openssl, and a C compiler for cgo. Says
-# nothing and does nothing when all is there. Where it cannot install, it says
-# what to install and exits 1.
+# SoftHSM (a PKCS#11 token in software), openssl, a C compiler for cgo, and the
+# other tokens that the tests use: opencryptoki, a TPM in software, NSS, p11-kit.
+# "setup.sh basics" leaves the other tokens out. Says nothing and does nothing when
+# all is there. Where it cannot install, it says what to install and exits 1.
 set -eu
 
 go_minimum=1.26
+what=${1:-all}
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
@@ -22,12 +24,39 @@ has_go() {
 # has_libc tells whether a C program can be compiled and linked.
 has_libc() { printf '#include <stdlib.h>\n' | cc -E - >/dev/null 2>&1; }
 
+# has_tool tells whether a program is there, also one of root's.
+has_tool() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+
+# has_library tells whether a library is where distributions put it.
+has_library() {
+	for path in /usr/lib/*/pkcs11/"$1" /usr/lib/*/"$1" /usr/lib/*/nss/"$1" /usr/lib64/pkcs11/"$1" /usr/lib64/"$1" /usr/lib/pkcs11/"$1" /usr/lib/"$1"; do
+		[ ! -e "$path" ] || return 0
+	done
+	return 1
+}
+
 # missing prints the packages, by Debian's names, that are not there.
 missing() {
 	command -v softhsm2-util >/dev/null 2>&1 || echo softhsm2
 	command -v openssl >/dev/null 2>&1 || echo openssl
 	command -v gcc >/dev/null 2>&1 || echo gcc
 	has_libc || echo libc6-dev
+	[ "$what" = basics ] || missing_tokens
+}
+
+missing_tokens() {
+	has_tool pkcsslotd && has_library libopencryptoki.so || echo opencryptoki
+	has_library libtpm2_pkcs11.so || echo libtpm2-pkcs11-1
+	has_tool tpm2_ptool || echo libtpm2-pkcs11-tools
+	has_tool tpm2_createprimary || echo tpm2-tools
+	has_tool swtpm || echo swtpm
+	has_tool tpm2-abrmd || echo tpm2-abrmd
+	has_library libtss2-tcti-tabrmd.so.0 || echo libtss2-tcti-tabrmd0
+	has_tool dbus-daemon && has_tool dbus-send || echo dbus
+	has_tool certutil || echo libnss3-tools
+	has_library libsoftokn3.so || echo libnss3
+	has_tool p11-kit || echo p11-kit
+	has_library p11-kit-client.so && has_library p11-kit-proxy.so || echo p11-kit-modules
 }
 
 install() {
@@ -44,7 +73,7 @@ has_go || die "Go $go_minimum or newer is needed, and $(command -v go >/dev/null
 packages=$(missing | tr '\n' ' ')
 [ -n "$packages" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-	die "please install: $packages(names of Debian's packages; elsewhere softhsm, openssl, and a C compiler with its headers)"
+	die "please install: $packages(names of Debian's packages; elsewhere softhsm, opencryptoki, tpm2-pkcs11, tpm2-tools, tpm2-abrmd, swtpm, dbus, nss-tools, p11-kit, openssl, and a C compiler with its headers)"
 fi
 # shellcheck disable=SC2086 # one word a package
 install $packages

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -141,13 +142,13 @@ func readChain(variable, path string, faults *configFaults) issuer.Chain {
 }
 
 // existingKey looks up the key that the configuration names, and the token that it is in.
-func existingKey(c *config, known crypto.PublicKey) (hsm.KeyPair, hsm.Token, error) {
-	ceremony, err := hsm.OpenCeremony(c.token)
+func existingKey(ctx context.Context, c *config, known crypto.PublicKey) (hsm.KeyPair, hsm.Token, error) {
+	ceremony, err := hsm.OpenCeremony(ctx, c.token)
 	if err != nil {
 		return hsm.KeyPair{}, hsm.Token{}, err
 	}
 	defer ceremony.Close()
-	pair, err := ceremony.Existing(known)
+	pair, err := ceremony.Existing(ctx, known)
 	return pair, ceremony.Token(), err
 }
 

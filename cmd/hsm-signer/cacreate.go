@@ -107,9 +107,9 @@ func createCA(ctx context.Context, c *config, want caRequest, out io.Writer) err
 	done := ceremony{want: want, begun: time.Now()}
 	var err error
 	if want.existingKey {
-		done.pair, done.token, err = existingKey(c, nil)
+		done.pair, done.token, err = existingKey(ctx, c, nil)
 	} else {
-		done.pair, done.token, err = newKey(c, want.keyType)
+		done.pair, done.token, err = newKey(ctx, c, want.keyType)
 	}
 	if err != nil {
 		return err
@@ -127,14 +127,14 @@ func createCA(ctx context.Context, c *config, want caRequest, out io.Writer) err
 }
 
 // newKey has the token make a key.
-func newKey(c *config, keyType string) (hsm.KeyPair, hsm.Token, error) {
-	ceremony, err := hsm.OpenCeremony(c.token)
+func newKey(ctx context.Context, c *config, keyType string) (hsm.KeyPair, hsm.Token, error) {
+	ceremony, err := hsm.OpenCeremony(ctx, c.token)
 	if err != nil {
 		return hsm.KeyPair{}, hsm.Token{}, err
 	}
 	defer ceremony.Close()
 	token := ceremony.Token()
-	pair, err := ceremony.Generate(keyType)
+	pair, err := ceremony.Generate(ctx, keyType)
 	return pair, token, err
 }
 

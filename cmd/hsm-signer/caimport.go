@@ -53,7 +53,7 @@ into the token. Exit code 2 when the certificate will not do.`,
 }
 
 func importCA(ctx context.Context, c *config, chain issuer.Chain, out string, stdout io.Writer) error {
-	pair, _, err := existingKey(c, chain[0].PublicKey)
+	pair, _, err := existingKey(ctx, c, chain[0].PublicKey)
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func showCA(ctx context.Context, c *config, chain issuer.Chain, output string, o
 
 // viewKey looks at the key, which must be the certificate's.
 func viewKey(ctx context.Context, c *config, chain issuer.Chain) (*keyView, error) {
-	pair, token, err := existingKey(c, chain[0].PublicKey)
+	pair, token, err := existingKey(ctx, c, chain[0].PublicKey)
 	if err != nil {
 		return nil, err
 	}

@@ -162,11 +162,11 @@ func (c *config) requireToken(faults *configFaults) {
 	pin, err := takePIN()
 	faults.add("PKCS11_PIN", err)
 	switch {
-	case pin != "" && c.token.PIN != "":
+	case pin != "" && c.token.PIN != nil:
 		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE: set one of them")
 	case pin != "":
-		c.token.PIN = pin
-	case c.token.PIN == "" && !faults.has("PKCS11_PIN") && !faults.has("PKCS11_PIN_FILE"):
+		c.token.PIN = pin.Fixed()
+	case c.token.PIN == nil && !faults.has("PKCS11_PIN") && !faults.has("PKCS11_PIN_FILE"):
 		faults.addf("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN")
 	}
 }
@@ -188,17 +188,25 @@ func readSlot(c *config, v string) error {
 	return nil
 }
 
+// readPINFile looks into the file now, so that what is wrong with it is said at start; it is read
+// again before each login.
 func readPINFile(c *config, v string) error {
-	text, err := os.ReadFile(v)
+	c.token.PIN = func() (hsm.PIN, error) { return pinInFile(v) }
+	_, err := c.token.PIN()
+	return err
+}
+
+// pinInFile returns the PIN without the end of its line.
+func pinInFile(path string) (hsm.PIN, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("the PIN cannot be read: %w", err)
+		return "", fmt.Errorf("the PIN cannot be read: %w", err)
 	}
 	pin := strings.TrimRight(string(text), "\r\n")
 	if pin == "" {
-		return fmt.Errorf("the file %s is empty", v)
+		return "", fmt.Errorf("the file %s is empty", path)
 	}
-	c.token.PIN = hsm.PIN(pin)
-	return nil
+	return hsm.PIN(pin), nil
 }
 
 func readKeyID(c *config, v string) error {

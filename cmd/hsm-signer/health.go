@@ -70,10 +70,11 @@ func (h *health) watch(ctx context.Context) error {
 	}
 }
 
-// ends tells whether the process must end: only a human can help. In a pod, which would be
-// started again and again, a refused PIN leaves it running, not ready; the PIN is not tried again.
+// ends tells whether the process must end: only a human can help, or another process. In a pod,
+// which would be started again and again, a refused PIN leaves it running, not ready; the PIN is not
+// tried again until its file holds another.
 func (h *health) ends(err error, neverReady bool) bool {
-	return errors.Is(err, hsm.ErrPIN) && !h.inPod || errors.Is(err, hsm.ErrKey) && neverReady
+	return errors.Is(err, hsm.ErrPIN) && !h.inPod || errors.Is(err, hsm.ErrKey) && neverReady || errors.Is(err, hsm.ErrHung)
 }
 
 func (h *health) begin() {

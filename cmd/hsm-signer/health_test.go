@@ -62,6 +62,7 @@ func TestWhatEndsTheProcess(t *testing.T) {
 		{hsm.ErrKey, true, true, true},
 		{hsm.ErrKey, false, false, false},
 		{hsm.ErrUnavailable, false, true, false},
+		{hsm.ErrHung, true, false, true},
 		{nil, false, true, false},
 	} {
 		h := newTestHealth()

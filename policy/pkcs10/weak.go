@@ -5,15 +5,20 @@ import (
 	"math/big"
 
 	"github.com/titanous/rocacheck"
+
+	"hsm-signer/policy/pkcs10/debian"
 )
 
 // weakness says how the private half of an RSA key of an allowed size can be found from its public
 // half, or nothing. The checks are those of the CA/Browser Forum's Baseline Requirements, section
-// 6.1.1.3, and a prime modulus. Keys of Debian's weak generator (CVE-2008-0166) are not known here.
+// 6.1.1.3, and a prime modulus. Of the keys of Debian's faulty generator, which that section wants refused
+// at every size, those of 2048 bits are known.
 func weakness(key *rsa.PublicKey) string {
 	switch {
 	case hasSmallFactor(key.N):
 		return "its modulus has a small factor"
+	case debian.Weak(key.N):
+		return "it was made by Debian's faulty generator (CVE-2008-0166)"
 	case rocacheck.IsWeak(key):
 		return "it was made by a faulty chip (ROCA, CVE-2017-15361)"
 	case hasCloseFactors(key.N):

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/policy/pkcs10/debian/generator"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -62,6 +63,7 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 		{"a prime", weakKey{whole, new(big.Int).Sub(whole, big.NewInt(1))}, "is a prime"},
 		{"a small factor", product(big.NewInt(743), nextPrime(large)), "small factor"},
 		{"ROCA", product(rocaPrime(t), rocaPrime(t)), "ROCA"},
+		{"Debian", product(generator.Variants()[0].Primes(4711, 2048)), "CVE-2008-0166"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e, d := exponents(t, c.key.order)

@@ -1,0 +1,180 @@
+package hsm
+
+import (
+	"context"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// A library is a PKCS#11 module that was loaded and initialised. A call into it may hang for ever,
+// so nobody waits for one longer than its time: it is abandoned, which costs one thread, and
+// counted. While a call is in flight the module is never finalised.
+type library struct {
+	module *pkcs11.Ctx
+	counts *counts
+	most   int                    // calls that may hang before no more are made
+	ready  bool                   // it was initialised
+	stale  []pkcs11.SessionHandle // left open by earlier connections; guarded as the connection is
+
+	mu        sync.Mutex
+	inFlight  int
+	abandoned int  // those in flight that nobody waits for
+	loggingIn bool // one of them is a login
+}
+
+// moreHangs is how many calls may hang beside one for each session.
+const moreHangs = 8
+
+// load loads and initialises the module. When that hangs it returns both the library, which must not
+// be loaded again meanwhile, and the error.
+func load(ctx context.Context, c Config, n *counts) (*library, error) {
+	path := c.Module
+	if _, err := os.Stat(path); err != nil {
+		return nil, faultf(ErrUnavailable, "PKCS#11 module: %v: install the library of your HSM, or correct PKCS11_MODULE", err)
+	}
+	module := pkcs11.New(path)
+	if module == nil {
+		return nil, faultf(ErrUnavailable, "PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or lacks a library that it needs (see: ldd %s)", path, path)
+	}
+	l := &library{module: module, counts: n, most: c.MaxSessions + moreHangs}
+	n.initialised.Add(1)
+	err := l.do(ctx, c.Timeout, "C_Initialize", func() error { return module.Initialize() })
+	switch {
+	case err == nil || is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED):
+		l.ready = true
+		return l, nil
+	case l.idle():
+		module.Destroy()
+		l = nil
+	}
+	return l, unavailable(err, "PKCS#11 module %s cannot be initialised", path)
+}
+
+// close finalises and unloads the module, and tells whether it did: while a call is in flight in it,
+// be it C_Finalize itself, it must neither be used nor loaded again.
+func (l *library) close(ctx context.Context) bool {
+	if !l.idle() {
+		return false
+	}
+	l.ready = false
+	_ = l.do(ctx, closeTimeout, "C_Finalize", func() error { return l.module.Finalize() })
+	if !l.idle() {
+		return false
+	}
+	l.module.Destroy()
+	return true
+}
+
+// closeTimeout bounds calls that only tidy up.
+const closeTimeout = time.Second
+
+// idle tells whether no call is in flight.
+func (l *library) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inFlight == 0
+}
+
+// hangs returns how many calls hang.
+func (l *library) hangs() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.abandoned
+}
+
+// do is [call] for a function without a result.
+func (l *library) do(ctx context.Context, timeout time.Duration, name string, f func() error) error {
+	_, err := call(ctx, l, timeout, name, func() (struct{}, error) { return struct{}{}, f() }, nil)
+	return err
+}
+
+// An answer is what a call gave.
+type answer[T any] struct {
+	value T
+	err   error
+}
+
+// call makes one call into the module and waits for its answer until its time is up or the context
+// ends. The answer that comes after that is given to late.
+func call[T any](ctx context.Context, l *library, timeout time.Duration, name string, f func() (T, error), late func(T, error)) (T, error) {
+	var none T
+	if err := l.begin(name); err != nil {
+		return none, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	// Whether the answer is taken or the call abandoned is decided once, under the lock.
+	answers := make(chan answer[T], 1)
+	var taken bool
+	go func() {
+		value, err := f()
+		l.mu.Lock()
+		abandoned := taken
+		taken = true
+		l.mu.Unlock()
+		if abandoned && late != nil {
+			late(value, err)
+		}
+		l.end(name, abandoned)
+		answers <- answer[T]{value, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.value, a.err
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	if taken { // it came at the last moment
+		l.mu.Unlock()
+		a := <-answers
+		return a.value, a.err
+	}
+	taken = true
+	l.abandoned++
+	l.loggingIn = l.loggingIn || name == callLogin
+	l.mu.Unlock()
+	l.counts.abandoned.Add(1)
+	l.counts.hanging.Add(1)
+	return none, &abandonedError{name, timeout}
+}
+
+// callLogin is the one call that must not be made twice at once: each may count as a wrong PIN.
+const callLogin = "C_Login"
+
+func (l *library) begin(name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.abandoned >= l.most:
+		return faultf(ErrHung, "%d calls hang in the PKCS#11 module and no more are made: restart this process, and see what the token, its daemon or the network to it does", l.abandoned)
+	case l.loggingIn && name == callLogin:
+		return faultf(ErrUnavailable, "a login has not come back from the token yet: there is no second one while it may still count")
+	}
+	l.inFlight++
+	return nil
+}
+
+func (l *library) end(name string, abandoned bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inFlight--
+	if abandoned {
+		l.abandoned--
+		l.counts.hanging.Add(-1)
+		l.loggingIn = l.loggingIn && name != callLogin
+	}
+}
+
+// abandonedError says that a call did not come back in time.
+type abandonedError struct {
+	name    string
+	timeout time.Duration
+}
+
+// Error says which call it was.
+func (e *abandonedError) Error() string {
+	return e.name + " did not come back within " + e.timeout.String() + ": the token, its daemon or the network to it hangs (PKCS11_TIMEOUT is how long one waits)"
+}

@@ -1,0 +1,109 @@
+package hsm
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/miekg/pkcs11"
+)
+
+// TokenID names a token. All that is given must match; at least one must be given.
+type TokenID struct {
+	Slot             *uint // CK_SLOT_ID
+	Label            string
+	Serial           string
+	Manufacturer     string
+	Model            string
+	SlotDescription  string
+	SlotManufacturer string
+}
+
+// Given tells whether anything is.
+func (t TokenID) Given() bool { return t != (TokenID{}) }
+
+// String describes the token as an operator would.
+func (t TokenID) String() string {
+	var s strings.Builder
+	s.WriteString("token")
+	if t.Slot != nil {
+		fmt.Fprintf(&s, " in slot %d", *t.Slot)
+	}
+	for _, part := range []struct{ words, value string }{
+		{"labelled", t.Label}, {"with serial number", t.Serial}, {"by", t.Manufacturer}, {"of the model", t.Model},
+		{"in the slot described as", t.SlotDescription}, {"in a slot by", t.SlotManufacturer},
+	} {
+		if part.value != "" {
+			fmt.Fprintf(&s, " %s %q", part.words, part.value)
+		}
+	}
+	return s.String()
+}
+
+func (t TokenID) matches(this TokenID) bool {
+	fits := func(want, is string) bool { return want == "" || want == is }
+	return (t.Slot == nil || *t.Slot == *this.Slot) &&
+		fits(t.Label, this.Label) && fits(t.Serial, this.Serial) &&
+		fits(t.Manufacturer, this.Manufacturer) && fits(t.Model, this.Model) &&
+		fits(t.SlotDescription, this.SlotDescription) && fits(t.SlotManufacturer, this.SlotManufacturer)
+}
+
+// brief leaves out what seldom tells tokens apart.
+func (t TokenID) brief() TokenID { return TokenID{Slot: t.Slot, Label: t.Label, Serial: t.Serial} }
+
+// findToken requires exactly one token that matches.
+func (c *connection) findToken(ctx context.Context, want TokenID) error {
+	slots, err := call(ctx, c.library, c.timeout, "C_GetSlotList", func() ([]uint, error) { return c.library.module.GetSlotList(true) }, nil)
+	if err != nil {
+		return unavailable(err, "list the slots")
+	}
+	var found, seen []string
+	for _, slot := range slots {
+		this, info, err := c.identify(ctx, slot)
+		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+			continue
+		}
+		seen = append(seen, this.brief().String())
+		if want.matches(this) {
+			found = append(found, this.brief().String())
+			c.slot, c.token = slot, info
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return nil
+	case len(found) > 1:
+		return faultf(ErrUnavailable, "there are %d tokens that match (%s): name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI", len(found), strings.Join(found, "; "))
+	case len(seen) == 0:
+		return faultf(ErrUnavailable, "the %s is not there: the module shows no initialised token at all", want)
+	}
+	return faultf(ErrUnavailable, "the %s is not there: the module shows %s", want, strings.Join(seen, "; "))
+}
+
+// identify reads what a slot and its token say of themselves.
+func (c *connection) identify(ctx context.Context, slot uint) (TokenID, pkcs11.TokenInfo, error) {
+	info, err := call(ctx, c.library, c.timeout, "C_GetTokenInfo", func() (pkcs11.TokenInfo, error) { return c.library.module.GetTokenInfo(slot) }, nil)
+	if err != nil {
+		return TokenID{}, info, err
+	}
+	where, err := call(ctx, c.library, c.timeout, "C_GetSlotInfo", func() (pkcs11.SlotInfo, error) { return c.library.module.GetSlotInfo(slot) }, nil)
+	return TokenID{
+		Slot: &slot, Label: trim(info.Label), Serial: trim(info.SerialNumber), Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
+		SlotDescription: trim(where.SlotDescription), SlotManufacturer: trim(where.ManufacturerID),
+	}, info, err
+}
+
+// trim removes the padding of PKCS#11's fixed-length texts.
+func trim(s string) string { return strings.TrimRight(s, " \x00") }
+
+// pinState refuses to try a PIN when one more failure would lock the token, or when it
+// is locked already.
+func (c *connection) pinState(config Config) error {
+	switch flags := c.token.Flags; {
+	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+		return faultf(ErrPIN, "the user PIN of the %s is locked: have the security officer set a new one", config.Token)
+	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return faultf(ErrPIN, "the %s allows one more try of the PIN before it locks: log in by hand with the right PIN first, which resets the counter", config.Token)
+	}
+	return nil
+}

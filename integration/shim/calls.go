@@ -1,0 +1,153 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/miekg/pkcs11"
+	"k8s.io/apimachinery/pkg/util/wait"
+)
+
+// A Call is one call of the application.
+type Call struct {
+	Number   uint64 // in its process, in the order in which calls began
+	PID      int
+	Thread   int
+	Function string
+	Result   uint     // CKR code; of no meaning while it hangs
+	Hanging  bool     // it has not come back
+	Did      []string // what the shim did, by the rules' names for it
+}
+
+// String is the call as a test's message shows it.
+func (c Call) String() string {
+	result := "hanging"
+	if !c.Hanging {
+		result = pkcs11.Error(c.Result).Error()
+	}
+	return fmt.Sprintf("%d %d %s: %s %s", c.PID, c.Number, c.Function, result, strings.Join(c.Did, ","))
+}
+
+// Calls are calls in the order in which they ended.
+type Calls []Call
+
+// Of are the calls of one function.
+func (c Calls) Of(function string) Calls {
+	return c.filter(func(call Call) bool { return call.Function == function })
+}
+
+// By are the calls of one process.
+func (c Calls) By(pid int) Calls {
+	return c.filter(func(call Call) bool { return call.PID == pid })
+}
+
+// With are the calls that have come back with that CKR code.
+func (c Calls) With(code uint) Calls {
+	return c.filter(func(call Call) bool { return !call.Hanging && call.Result == code })
+}
+
+// Hanging are the calls that have not come back, by rules of the kind Hang.
+func (c Calls) Hanging() Calls {
+	return c.filter(func(call Call) bool { return call.Hanging })
+}
+
+// Count is how often the function was called.
+func (c Calls) Count(function string) int { return len(c.Of(function)) }
+
+// String has a line for each call.
+func (c Calls) String() string {
+	var lines strings.Builder
+	for _, call := range c {
+		lines.WriteString(call.String() + "\n")
+	}
+	return lines.String()
+}
+
+func (c Calls) filter(keep func(Call) bool) Calls {
+	var kept Calls
+	for _, call := range c {
+		if keep(call) {
+			kept = append(kept, call)
+		}
+	}
+	return kept
+}
+
+// Calls reads the log: the calls of all processes since the last Forget.
+func (s *Shim) Calls() (Calls, error) {
+	text, err := os.ReadFile(s.logFile())
+	if err != nil {
+		return nil, fmt.Errorf("log of the shim: %w", err)
+	}
+	type key struct {
+		pid    int
+		number uint64
+	}
+	var all Calls
+	hanging := map[key]int{} // index in all
+	for line := range strings.Lines(string(text)) {
+		call, err := parseCall(line)
+		if err != nil {
+			return nil, fmt.Errorf("log of the shim %s: %w", s.logFile(), err)
+		}
+		this := key{call.PID, call.Number}
+		if begun, hung := hanging[this]; hung {
+			all[begun] = call
+			continue
+		}
+		if call.Hanging {
+			hanging[this] = len(all)
+		}
+		all = append(all, call)
+	}
+	return all, nil
+}
+
+func parseCall(line string) (Call, error) {
+	words := strings.Fields(line)
+	if len(words) != 6 || !strings.HasSuffix(line, "\n") {
+		return Call{}, fmt.Errorf("%q is no call", line)
+	}
+	call := Call{Function: words[3], Hanging: words[4] == "hanging"}
+	if words[5] != "-" {
+		call.Did = strings.Split(words[5], ",")
+	}
+	if _, err := fmt.Sscan(strings.Join(words[:3], " "), &call.Number, &call.PID, &call.Thread); err != nil {
+		return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+	}
+	if call.Hanging {
+		return call, nil
+	}
+	result, err := strconv.ParseUint(words[4], 0, 64)
+	if err != nil {
+		return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+	}
+	call.Result = uint(result)
+	return call, nil
+}
+
+// Forget empties the log.
+func (s *Shim) Forget() error { return os.WriteFile(s.logFile(), nil, 0o600) }
+
+const (
+	pollEvery = 5 * time.Millisecond
+	patience  = 30 * time.Second
+)
+
+// WaitFor waits until the calls are as wanted, and returns them. That they do not
+// become so in half a minute is an error.
+func (s *Shim) WaitFor(ctx context.Context, wanted func(Calls) bool) (Calls, error) {
+	var calls Calls
+	err := wait.PollUntilContextTimeout(ctx, pollEvery, patience, true, func(context.Context) (_ bool, err error) {
+		calls, err = s.Calls()
+		return err == nil && wanted(calls), err
+	})
+	if err != nil {
+		return calls, fmt.Errorf("waiting for calls: %w; so far:\n%s", err, calls)
+	}
+	return calls, nil
+}

@@ -1,0 +1,181 @@
+package shim_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"encoding/asn1"
+	"fmt"
+	"math/big"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/integration/bed"
+	"hsm-signer/integration/shim"
+)
+
+// An application is this process as a user of the shim over SoftHSM, logged in, with two keys.
+type application struct {
+	shim    *shim.Shim
+	token   *bed.SoftHSM
+	module  *pkcs11.Ctx
+	slot    uint
+	session pkcs11.SessionHandle
+	public  map[string]*ecdsa.PublicKey // by label
+	private map[string]pkcs11.ObjectHandle
+}
+
+var digest = sha256.Sum256([]byte("to be signed"))
+
+const (
+	first  = "first"
+	second = "second"
+)
+
+func newApplication(t *testing.T) *application {
+	t.Helper()
+	dir := t.TempDir()
+	token, err := bed.NewSoftHSM(t.Context(), dir, "shim")
+	must(t, err)
+	s, err := shim.New(t.Context(), dir, token.Module)
+	must(t, err)
+	t.Setenv(bed.SoftHSMVariable, token.Conf)
+	for _, variable := range s.Env() {
+		setenv(t, variable)
+	}
+	a := &application{shim: s, token: token, public: map[string]*ecdsa.PublicKey{}, private: map[string]pkcs11.ObjectHandle{}}
+	a.module = pkcs11.New(s.Module)
+	if a.module == nil {
+		t.Fatal("the shim cannot be loaded")
+	}
+	must(t, a.module.Initialize())
+	t.Cleanup(func() {
+		_ = a.module.Finalize()
+		a.module.Destroy()
+	})
+	a.open(t)
+	a.generate(t, first)
+	a.generate(t, second)
+	must(t, s.Forget())
+	return a
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// open opens a session, logs in, and keeps the session for the other helpers.
+func (a *application) open(t *testing.T) {
+	t.Helper()
+	slots, err := a.module.GetSlotList(true)
+	must(t, err)
+	a.slot = slots[0]
+	a.session, err = a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	must(t, err)
+	must(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
+}
+
+func (a *application) generate(t *testing.T, label string) {
+	t.Helper()
+	p256, err := asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7})
+	must(t, err)
+	both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
+	public, private, err := a.module.GenerateKeyPair(a.session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+		append(both, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256)), append(both, pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
+	must(t, err)
+	a.private[label] = private
+	values, err := a.module.GetAttributeValue(a.session, public, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)})
+	must(t, err)
+	var point []byte
+	_, err = asn1.Unmarshal(values[0].Value, &point)
+	must(t, err)
+	a.public[label], err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+	must(t, err)
+}
+
+// sign signs and says with which key: the label, or the error's text.
+func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle) string {
+	if err := a.module.SignInit(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, key); err != nil {
+		return name(err)
+	}
+	raw, err := a.module.Sign(session, digest[:])
+	if err != nil {
+		return name(err)
+	}
+	r, s := new(big.Int).SetBytes(raw[:len(raw)/2]), new(big.Int).SetBytes(raw[len(raw)/2:])
+	for label, public := range a.public {
+		if ecdsa.Verify(public, digest[:], r, s) {
+			return label
+		}
+	}
+	return "a key that nobody knows"
+}
+
+// find is the private key with that label; it says so with an error if there is none.
+func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
+	if err := a.module.FindObjectsInit(a.session, template); err != nil {
+		return 0, err
+	}
+	found, _, err := a.module.FindObjects(a.session, 2)
+	if final := a.module.FindObjectsFinal(a.session); err == nil {
+		err = final
+	}
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("%d keys labelled %q", len(found), label)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return found[0], nil
+}
+
+func (a *application) label(t *testing.T, key pkcs11.ObjectHandle) string {
+	t.Helper()
+	values, err := a.module.GetAttributeValue(a.session, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
+	must(t, err)
+	return string(values[0].Value)
+}
+
+func (a *application) rules(t *testing.T, rules ...shim.Rule) {
+	t.Helper()
+	must(t, a.shim.Rules(rules...))
+}
+
+func (a *application) calls(t *testing.T) shim.Calls {
+	t.Helper()
+	calls, err := a.shim.Calls()
+	must(t, err)
+	return calls
+}
+
+// name is the name of the CKR code alone.
+func name(err error) string {
+	if err == nil {
+		return "CKR_OK"
+	}
+	text := err.Error()
+	return text[strings.LastIndex(text, " ")+1:]
+}
+
+func setenv(t *testing.T, variable string) {
+	t.Helper()
+	name, value, _ := strings.Cut(variable, "=")
+	t.Setenv(name, value)
+}
+
+// childVariable makes this test program sign once and end, as another process.
+const childVariable = "SHIM_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childVariable) != "" {
+		os.Exit(child())
+	}
+	os.Exit(m.Run())
+}

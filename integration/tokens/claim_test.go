@@ -1,0 +1,85 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// What a token puts in the place of the system's goes with it, also when the process that
+// put it there was killed.
+func TestReplacedFilesComeBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "configuration")
+	put := func(text string) func() error {
+		return func() error { return os.WriteFile(path, []byte(text), 0o600) }
+	}
+	require := func(want string) {
+		t.Helper()
+		if got, err := os.ReadFile(path); string(got) != want || want != "" && err != nil {
+			t.Errorf("it holds %q, %v; want %q", got, err, want)
+		}
+	}
+	for _, before := range []string{"the system's", ""} {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+		if before != "" {
+			if err := put(before)(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		killed, next := &Token{Name: "killed"}, &Token{Name: "next"}
+		for _, token := range []*Token{killed, next} {
+			if err := token.replace(path, put(token.Name)); err != nil {
+				t.Fatal(err)
+			}
+			require(token.Name)
+		}
+		if err := next.Close(); err != nil {
+			t.Fatal(err)
+		}
+		require(before)
+	}
+}
+
+// A token that cannot be made leaves nothing behind.
+func TestFailureLeavesNothing(t *testing.T) {
+	var dir string
+	wrong := errors.New("wrong")
+	_, err := newToken(t.Context(), &Token{Name: "none"}, func(_ context.Context, token *Token) error {
+		dir = token.dir
+		return wrong
+	})
+	if !errors.Is(err, wrong) {
+		t.Errorf("the error is %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its directory is left: %v", err)
+	}
+}
+
+// Another token that needs the same waits for its turn.
+func TestClaimIsForOne(t *testing.T) {
+	const name = "test-of-claims"
+	t.Cleanup(func() { os.Remove(filepath.Join(os.TempDir(), "hsm-signer-"+name+".lock")) })
+	first, second := &Token{Name: "first"}, &Token{Name: "second"}
+	if err := first.claim(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := second.claim(ended, name); err == nil {
+		t.Error("both have it")
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.claim(t.Context(), name); err != nil {
+		t.Errorf("the first has given it back: %v", err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,41 @@
+package tokens
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+)
+
+// directories are those where distributions put libraries of PKCS#11.
+var directories = []string{
+	"/usr/lib/*/pkcs11",  // Debian, multiarch
+	"/usr/lib/*",         // Debian, multiarch
+	"/usr/lib/*/nss",     // Debian, older
+	"/usr/lib64/pkcs11",  // Fedora
+	"/usr/lib64",         // Fedora
+	"/usr/lib/pkcs11",    // Arch, Alpine
+	"/usr/lib",           // Arch, Alpine
+	"/usr/local/lib",     // from source
+	"/usr/local/lib64",   // from source
+	"/opt/homebrew/lib",  // Homebrew
+	"/usr/lib/softhsm",   // Debian, Alpine
+	"/usr/lib/*/softhsm", // Debian, multiarch
+}
+
+// find finds a library; it is of that package of Debian's.
+func find(library, debian string) (string, error) {
+	for _, directory := range directories {
+		if found, err := filepath.Glob(filepath.Join(directory, library)); err == nil && len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return "", fmt.Errorf("%s is not where distributions put it: run `make setup`, or install the package %s", library, debian)
+}
+
+// program finds a program that may be one of root's.
+func program(name string) string {
+	if _, err := exec.LookPath(name); err != nil {
+		return "/usr/sbin/" + name
+	}
+	return name
+}

@@ -1,0 +1,49 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/integration/bed"
+)
+
+// NewP11Kit makes a token of SoftHSM behind p11-kit's server, which the client's module
+// reaches through a socket: so it has a process of its own, as a network HSM has.
+func NewP11Kit(ctx context.Context) (*Token, error) {
+	t := &Token{Name: "p11-kit", Label: label, Can: Capabilities{
+		KeyTypes: allKeyTypes, Local: true, WrongPINs: softHSMShowsTries, Sessions: 0, Lost: &Loss{Sign: pkcs11.CKR_DEVICE_ERROR, OpenSession: pkcs11.CKR_DEVICE_ERROR, Initialize: pkcs11.CKR_OK},
+	}}
+	return newToken(ctx, t, setP11Kit)
+}
+
+func setP11Kit(ctx context.Context, t *Token) (err error) {
+	if t.Module, err = find("p11-kit-client.so", "p11-kit-modules"); err != nil {
+		return err
+	}
+	if t.SoftHSM, err = bed.NewSoftHSM(ctx, t.dir, label); err != nil {
+		return err
+	}
+	socket := t.path("socket")
+	t.PIN, t.Env = t.SoftHSM.PIN, []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + socket}
+	return t.run(ctx, &daemon{
+		name:  "p11-kit-server",
+		args:  []string{"p11-kit", "server", "--foreground", "--name", socket, "--provider", t.SoftHSM.Module, "pkcs11:token=" + label},
+		env:   []string{t.SoftHSM.Env()},
+		ready: listens(socket),
+		clean: func() error { return removeFiles(socket) },
+	})
+}
+
+// removeFiles removes files that may not be there.
+func removeFiles(paths ...string) error {
+	var errs []error
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

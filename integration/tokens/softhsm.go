@@ -1,0 +1,35 @@
+package tokens
+
+import (
+	"context"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/integration/bed"
+)
+
+// label is that of every token that can choose it.
+const label = "ca"
+
+// allKeyTypes are those of the ceremony, apart from RSA-8192, which takes minutes.
+var allKeyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072", "rsa-4096"}
+
+// neverLocks is of a token that takes wrong PINs without end and shows nothing of them.
+var neverLocks = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT}}
+
+// softHSMShowsTries is SoftHSM: it never locks, and shows that a wrong PIN was tried.
+var softHSMShowsTries = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT, Flags: pkcs11.CKF_USER_PIN_COUNT_LOW}}
+
+// NewSoftHSM makes a token in files that the module reads in the application's own process.
+func NewSoftHSM(ctx context.Context) (*Token, error) {
+	t := &Token{Name: "softhsm", Label: label, Can: Capabilities{
+		KeyTypes: allKeyTypes, Local: true, WrongPINs: softHSMShowsTries, Sessions: 0,
+	}}
+	return newToken(ctx, t, func(ctx context.Context, t *Token) (err error) {
+		if t.SoftHSM, err = bed.NewSoftHSM(ctx, t.dir, label); err != nil {
+			return err
+		}
+		t.Module, t.PIN, t.Env = t.SoftHSM.Module, t.SoftHSM.PIN, []string{t.SoftHSM.Env()}
+		return nil
+	})
+}

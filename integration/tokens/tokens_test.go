@@ -1,0 +1,331 @@
+package tokens_test
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/tokens"
+)
+
+// pinFlags are the flags that tell of wrong PINs.
+const pinFlags = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY | pkcs11.CKF_USER_PIN_LOCKED
+
+// keyTypes are those that every token is asked for; RSA-8192 takes minutes where it is made.
+var keyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072", "rsa-4096"}
+
+// forEach runs a test with a fresh token of each kind.
+func forEach(t *testing.T, test func(*testing.T, *tokens.Token)) {
+	for _, kind := range tokens.All() {
+		t.Run(kind.Name, func(t *testing.T) { test(t, fresh(t, kind)) })
+	}
+}
+
+// fresh makes a token that this process can reach, and that ends with the test.
+func fresh(t *testing.T, kind tokens.Kind) *tokens.Token {
+	t.Helper()
+	token, err := kind.New(t.Context())
+	must(t, err)
+	t.Cleanup(func() {
+		if err := token.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, variable := range token.Env {
+		setenv(t, variable)
+	}
+	return token
+}
+
+func setenv(t *testing.T, variable string) {
+	t.Helper()
+	name, value, _ := strings.Cut(variable, "=")
+	t.Setenv(name, value)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// config is the product's, for a key of that label.
+func config(token *tokens.Token, key string) hsm.Config {
+	return hsm.Config{Module: token.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: key}}
+}
+
+// code is the CKR code in an error, or CKR_OK.
+func code(t *testing.T, err error) uint {
+	t.Helper()
+	var ckr pkcs11.Error
+	switch {
+	case err == nil:
+		return pkcs11.CKR_OK
+	case errors.As(err, &ckr):
+		return uint(ckr)
+	}
+	t.Fatalf("%v is no CKR code", err)
+	return 0
+}
+
+func TestKeys(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		for _, keyType := range keyTypes {
+			t.Run(keyType, func(t *testing.T) {
+				public, err := token.Generate(keyType, keyType, []byte{1})
+				if !token.Can.Makes(keyType) {
+					if want := token.Can.Refuses[keyType]; want == "" || err == nil || !strings.Contains(err.Error(), want) {
+						t.Errorf("refused with %v, want %q", err, want)
+					}
+					return
+				}
+				must(t, err)
+				key, err := hsm.NewKey(config(token, keyType), public)
+				must(t, err)
+				defer key.Close()
+				requireProof(t, token, key)
+				requireSignatures(t, key, public)
+			})
+		}
+	})
+}
+
+// requireProof requires the attributes that say that the key cannot leave, and CKA_LOCAL
+// as the kind of token has it.
+func requireProof(t *testing.T, token *tokens.Token, key *hsm.Key) {
+	t.Helper()
+	proof, err := key.Proof(t.Context())
+	must(t, err)
+	if !proof.Holds() {
+		t.Errorf("the key could leave: %s", proof)
+	}
+	for _, a := range proof.Attributes {
+		if want := a.Name != "CKA_LOCAL" || token.Can.Local; (a.Known && a.Is == a.Want) != want {
+			t.Errorf("%s is known: %t, and %t; want it right: %t", a.Name, a.Known, a.Is, want)
+		}
+	}
+}
+
+// requireSignatures requires a signature that verifies, of every form that certificates have.
+func requireSignatures(t *testing.T, key *hsm.Key, public crypto.PublicKey) {
+	t.Helper()
+	digest := sha256.Sum256([]byte("to be signed"))
+	sign := func(opts crypto.SignerOpts) []byte {
+		signature, err := key.Signer(t.Context()).Sign(nil, digest[:], opts)
+		must(t, err)
+		return signature
+	}
+	switch public := public.(type) {
+	case *ecdsa.PublicKey:
+		if !ecdsa.VerifyASN1(public, digest[:], sign(crypto.SHA256)) {
+			t.Error("the ECDSA signature does not verify")
+		}
+	case *rsa.PublicKey:
+		if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:], sign(crypto.SHA256)); err != nil {
+			t.Errorf("PKCS#1 v1.5: %v", err)
+		}
+		pss := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
+		if err := rsa.VerifyPSS(public, crypto.SHA256, digest[:], sign(pss), pss); err != nil {
+			t.Errorf("PSS: %v", err)
+		}
+	default:
+		t.Errorf("a public key of type %T", public)
+	}
+}
+
+// An application talks to a token by itself, without the product.
+type application struct {
+	*pkcs11.Ctx
+	token *tokens.Token
+	slot  uint
+}
+
+func newApplication(t *testing.T, token *tokens.Token) *application {
+	t.Helper()
+	a := &application{token: token}
+	t.Cleanup(a.unload)
+	must(t, a.load(t))
+	slots, err := a.GetSlotList(true)
+	must(t, err)
+	i := slices.IndexFunc(slots, func(slot uint) bool {
+		info, err := a.GetTokenInfo(slot)
+		return err == nil && strings.TrimRight(info.Label, " \x00") == token.Label
+	})
+	if i < 0 {
+		t.Fatalf("none of the %d tokens is labelled %q", len(slots), token.Label)
+	}
+	a.slot = slots[i]
+	return a
+}
+
+// load loads and initialises the module; the error is C_Initialize's.
+func (a *application) load(t *testing.T) error {
+	t.Helper()
+	if a.Ctx = pkcs11.New(a.token.Module); a.Ctx == nil {
+		t.Fatalf("%s cannot be loaded", a.token.Module)
+	}
+	return a.Initialize()
+}
+
+func (a *application) unload() {
+	if a.Ctx != nil {
+		_ = a.Finalize()
+		a.Destroy()
+		a.Ctx = nil
+	}
+}
+
+func (a *application) open(t *testing.T) pkcs11.SessionHandle {
+	t.Helper()
+	session, err := a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
+	must(t, err)
+	return session
+}
+
+func TestWrongPIN(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		a := newApplication(t, token)
+		session := a.open(t)
+		// What the last answer says must be true twice.
+		for _, want := range append(token.Can.WrongPINs, token.Can.WrongPINs[len(token.Can.WrongPINs)-1]) {
+			got := code(t, a.Login(session, pkcs11.CKU_USER, "00000000"))
+			info, err := a.GetTokenInfo(a.slot)
+			must(t, err)
+			if got != want.Code || info.Flags&pinFlags != want.Flags {
+				t.Errorf("%v and flags %#x, want %v and %#x", pkcs11.Error(got), info.Flags&pinFlags, pkcs11.Error(want.Code), want.Flags)
+			}
+		}
+		want := uint(pkcs11.CKR_OK)
+		if token.Can.Locks() {
+			want = pkcs11.CKR_PIN_LOCKED
+		}
+		requireCode(t, "the right PIN", a.Login(session, pkcs11.CKU_USER, token.PIN), want)
+	})
+}
+
+func TestSessions(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		a := newApplication(t, token)
+		info, err := a.GetTokenInfo(a.slot)
+		must(t, err)
+		if info.MaxSessionCount != token.Can.Sessions {
+			t.Errorf("it says that it allows %d sessions, want %d", info.MaxSessionCount, token.Can.Sessions)
+		}
+		const many = 1100
+		opened := 0
+		for err == nil && opened < many {
+			if _, err = a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION); err == nil {
+				opened++
+			}
+		}
+		switch {
+		case !token.Can.Limited && opened != many:
+			t.Errorf("it refuses session %d: %v", opened+1, err)
+		case token.Can.Limited && (opened != int(token.Can.Sessions) || code(t, err) != pkcs11.CKR_SESSION_COUNT):
+			t.Errorf("it opened %d sessions, then %v; want CKR_SESSION_COUNT after %d", opened, err, token.Can.Sessions)
+		}
+	})
+}
+
+// generateRSA has the token make a key of the one type that every kind of token makes.
+func generateRSA(t *testing.T, token *tokens.Token, label string) crypto.PublicKey {
+	t.Helper()
+	public, err := token.Generate("rsa-2048", label, []byte{1})
+	must(t, err)
+	return public
+}
+
+// loggedIn opens a session that is logged in, and finds the one private key.
+func (a *application) loggedIn(t *testing.T) (pkcs11.SessionHandle, pkcs11.ObjectHandle) {
+	t.Helper()
+	session := a.open(t)
+	must(t, a.Login(session, pkcs11.CKU_USER, a.token.PIN))
+	must(t, a.FindObjectsInit(session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
+	keys, _, err := a.FindObjects(session, 2)
+	must(t, errors.Join(err, a.FindObjectsFinal(session)))
+	if len(keys) != 1 {
+		t.Fatalf("found %d private keys, want one", len(keys))
+	}
+	return session, keys[0]
+}
+
+func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
+	if err := a.SignInit(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}, key); err != nil {
+		return err
+	}
+	_, err := a.Sign(session, []byte("to be signed"))
+	return err
+}
+
+// requireCode requires a CKR code.
+func requireCode(t *testing.T, what string, err error, want uint) {
+	t.Helper()
+	if got := code(t, err); got != want {
+		t.Errorf("%s: %v, want %v", what, pkcs11.Error(got), pkcs11.Error(want))
+	}
+}
+
+// What an application meets whose daemon dies and comes back.
+func TestDaemonDies(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		if token.Can.Lost == nil {
+			if err := token.Kill(); !errors.Is(err, tokens.ErrNoDaemon) {
+				t.Errorf("killing a daemon that is not there: %v", err)
+			}
+			return
+		}
+		generateRSA(t, token, "k")
+		a := newApplication(t, token)
+		session, key := a.loggedIn(t)
+		must(t, a.sign(session, key))
+		lost := func(when string) {
+			requireCode(t, "signature "+when, a.sign(session, key), token.Can.Lost.Sign)
+			_, err := a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
+			requireCode(t, "C_OpenSession "+when, err, token.Can.Lost.OpenSession)
+		}
+		must(t, token.Kill())
+		lost("while it is gone")
+		must(t, token.Start(t.Context()))
+		lost("when it is back")
+
+		must(t, token.Kill())
+		a.unload()
+		requireCode(t, "C_Initialize while it is gone", a.load(t), token.Can.Lost.Initialize)
+		a.unload()
+		must(t, token.Start(t.Context()))
+		must(t, a.load(t))
+		session, key = a.loggedIn(t)
+		must(t, a.sign(session, key))
+	})
+}
+
+// An application whose daemon hangs waits for it, and nothing is lost.
+func TestDaemonHangs(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		if token.Can.Lost == nil {
+			return
+		}
+		generateRSA(t, token, "k")
+		a := newApplication(t, token)
+		session, key := a.loggedIn(t)
+		must(t, token.Pause())
+		signed := make(chan error, 1)
+		go func() { signed <- a.sign(session, key) }()
+		if token.Can.Lost.Sign == pkcs11.CKR_OK {
+			must(t, <-signed) // it does not need its daemon
+			must(t, token.Continue())
+			return
+		}
+		must(t, token.Continue())
+		must(t, <-signed)
+	})
+}
