@@ -52,7 +52,7 @@ type Issuer interface {
 
 // An Observer is told what happens, to count it. Its methods return at once.
 type Observer interface {
-	Decided(verdict policy.Verdict) // on a request that is served; a NotYet each time that it is looked at
+	Decided(verdict policy.Verdict) // on a request that is served, each time that it is looked at
 	Issued(grant *policy.Grant)     // and published
 	OverBudget()                    // a request waits, each time that it is looked at
 	Fault()                         // a turn ended with one
@@ -105,8 +105,6 @@ type key struct {
 const (
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = 8 * time.Second // a pod's init container gives up after 90
-
-	lastBudgetLook = 30 * time.Second // while a budget is spent; the policy may be changed meanwhile
 )
 
 var errStarting = errors.New("the API server was not reached yet")
@@ -321,13 +319,21 @@ func (c *Controller) serve(ctx context.Context, item key) {
 	case errors.As(err, &over):
 		c.overBudget(csr, over)
 		c.queue.Forget(item)
-		c.queue.AddAfter(item, min(max(time.Until(over.Until), firstRetry), lastBudgetLook))
+		c.queue.AddAfter(item, budgetWait(over.Until, time.Since(csr.CreationTimestamp.Time)))
 	case errors.Is(err, errLookAgain):
 		c.queue.AddRateLimited(item)
 	default:
 		c.fault(csr, err)
 		c.queue.AddRateLimited(item)
 	}
+}
+
+// budgetWait returns how long a request waits that is over budget: until there is room, but at least
+// a while, since room for one is soon there where many wait; the longer, the older it is; and not all
+// at the same time. A change of the policy ends the wait.
+func budgetWait(until time.Time, age time.Duration) time.Duration {
+	const least, most = 20 * time.Second, 5 * time.Minute
+	return wait.Jitter(min(max(time.Until(until), age/4, least), most), 0.25)
 }
 
 // turnTimeout bounds one turn: a few API calls and a signature.

@@ -112,7 +112,7 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
 	switch v := verdict.(type) {
 	case *policy.Grant:
-		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.DNSNames())
+		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.Names())
 	case *policy.Refusal:
 		log.Warn("shadow: would refuse", "reasons", v.String())
 	case *policy.NotYet:
@@ -234,7 +234,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	}
 	c.Observer.Issued(grant)
 	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
-		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.DNSNames())
+		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.Names())
 	return updated, nil
 }
 

@@ -37,8 +37,8 @@ func (text fileBudget) compile(found *problems) Budget {
 		if text.at == 0 {
 			return
 		}
-		if *into = text.value; text.value < 1 {
-			found.add(text.at, "budget.%s: %d is not a number of certificates in an hour, at least 1", field, text.value)
+		if *into = text.value; text.value < 1 || text.value > mostInAnHour {
+			found.add(text.at, "budget.%s: %d is not a number of certificates in an hour from 1 to %d", field, text.value, mostInAnHour)
 		}
 	}
 	count("total", text.Total, &b.Total)
@@ -50,18 +50,24 @@ func (text fileBudget) compile(found *problems) Budget {
 			found.add(share.at, "budget.perServiceAccount: %q is not a share of the total from 1%% to 100%%", share.value)
 		}
 	}
+	if b.Total > 0 && b.Share > 0 && text.PerPod.at > 0 && b.Pod > b.Account() {
+		found.add(text.PerPod.at, "budget.perPod: %d is more than its service account has, %d", b.Pod, b.Account())
+	}
 	return b
 }
+
+// mostInAnHour is more than any token signs.
+const mostInAnHour = 10_000_000
 
 // A Spender is who a certificate is counted for.
 type Spender struct {
 	Account string // the username
-	Pod     string // the UID of the requester's pod; empty when no pod is known
+	Pod     string // the UID of the pod that the requester's token names; empty when it names none
 }
 
 // OverBudget says that a budget is spent. It is no fault: the request waits until there is room.
 type OverBudget struct {
-	Whose string    // whose budget: "the pod UID", "USERNAME", "all"
+	Whose string    // whose budget: "pod UID", "account USERNAME" or "all together"
 	Limit int       // certificates in an hour
 	Until time.Time // when the next will be free
 }

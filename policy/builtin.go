@@ -17,7 +17,8 @@ var enterpriseRules string
 const legacyHead = `# The same as "calico" for clusters whose tokens do not name their pod
 # (Kubernetes before 1.22). The requester proves to be a live pod by
 # asking for exactly one IP address which a live pod of its service account has.
-# That is weaker: one pod can ask in the name of another of its service account.
+# That is weaker: one pod can ask in the name of another of its service account, and the
+# budget is the service account's alone.
 `
 
 // calicoLegacy returns the text of calico with the other head and the other binding.

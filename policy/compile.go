@@ -14,7 +14,7 @@ import (
 
 // compile turns the text into what decides, and finds every mistake on the way.
 func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
-	if f.Version.value != 1 {
+	if f.Version.value != 1 && !f.Version.bad {
 		found.add(f.Version.at, "version: must be 1")
 	}
 	if f.Defaults.Name.at > 0 {
@@ -24,18 +24,20 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 		found.add(0, "rules: there are none, so nothing would ever be granted")
 	}
 	rules := make([]rule, 0, len(f.Rules))
+	byName, byText := map[string]bool{}, map[string]string{}
 	for i, text := range f.Rules {
 		text.inherit(&f.Defaults)
 		compiled := (&compiler{fileRule: &text, Options: o, found: found}).compile()
 		switch {
 		case compiled.name == "":
 			found.add(text.Name.at, "rules[%d]: has no name", i)
-		case slices.ContainsFunc(rules, func(other rule) bool { return other.name == compiled.name }):
+		case byName[compiled.name]:
 			found.add(text.Name.at, "rules[%d]: the name %q is taken by an earlier rule", i, compiled.name)
 		}
-		if j := slices.IndexFunc(rules, func(other rule) bool { return other.same(&compiled) }); j >= 0 {
-			found.add(text.Name.at, "rules[%d]: %q says the same as %q, so it would never decide anything", i, compiled.name, rules[j].name)
+		if earlier, same := byText[compiled.canonical()]; same {
+			found.add(text.Name.at, "rules[%d]: %q says the same as %q, so it would never decide anything", i, compiled.name, earlier)
 		}
+		byName[compiled.name], byText[compiled.canonical()] = true, compiled.name
 		rules = append(rules, compiled)
 	}
 	return rules, f.Budget.compile(found)
@@ -87,10 +89,17 @@ type compiler struct {
 
 // wrong notes a mistake in a field of the rule; at 0, it stands where the rule begins.
 func (c *compiler) wrong(at int, field, format string, args ...any) {
-	c.found.add(cmp.Or(at, c.Name.at), "rule %q: %s: %s", c.Name.value, field, fmt.Sprintf(format, args...))
+	detail := field + ": " + fmt.Sprintf(format, args...)
+	if at > 0 && c.found.repeats(at, detail) {
+		return // a mistake in the defaults shows in each rule
+	}
+	c.found.add(cmp.Or(at, c.Name.at), "rule %q: %s", c.Name.value, detail)
 }
 
 func (c *compiler) compile() rule {
+	if fault := unprintable(c.Name.value, 63); fault != "" {
+		c.wrong(0, "name", "%s", fault)
+	}
 	compiled := rule{
 		name:        c.Name.value,
 		from:        c.compileFrom(),
@@ -158,8 +167,9 @@ func (c *compiler) compilePod(compiled *from) {
 			c.wrong(text.at, "from.pod", "%q is not known; write bound, address or none", text.value)
 		}
 	}
-	if len(compiled.accounts) == 0 && compiled.pod != podNone {
-		c.wrong(c.From.Pod.at, "from.pod", "only service accounts have pods; write none")
+	people := slices.ContainsFunc(compiled.users, func(user string) bool { return !mayBeServiceAccount(user) })
+	if (len(compiled.accounts) == 0 || people) && compiled.pod != podNone {
+		c.wrong(c.From.Pod.at, "from.pod", "only service accounts have pods; write none, in a rule for users alone")
 	}
 }
 
@@ -179,7 +189,9 @@ func (c *compiler) compileNames(field string, names []fileName) []nameSource {
 			wrong(name.pattern.at, name.pattern.value, checkPattern(name.pattern.value))
 			sources = append(sources, pattern(name.pattern.value))
 		case name.service.at > 0:
-			wrong(name.service.at, name.service.value, pkcs10.CheckDNSName(name.service.value))
+			if !dnsLabel.MatchString(name.service.value) {
+				wrong(name.service.at, name.service.value, "is not the name of a service")
+			}
 			if name.namespace.at > 0 && !dnsLabel.MatchString(name.namespace.value) {
 				wrong(name.namespace.at, name.namespace.value, "is not the name of a namespace")
 			}
@@ -216,6 +228,8 @@ func (c *compiler) compileIPs() addresses {
 			compiled.pod = true
 		case errIP == nil && ip.Zone() == "":
 			compiled.literals = append(compiled.literals, ip.Unmap())
+		case errPrefix == nil && (isSpecial(prefix.Addr()) && prefix.Bits() > 0 || prefix.Addr().Is4In6()):
+			c.wrong(text.at, "grant.ipAddresses", "%q holds special addresses alone, which are granted only where they are written out", text.value)
 		case errPrefix == nil && prefix == prefix.Masked():
 			compiled.patterns = append(compiled.patterns, prefix)
 		default:
@@ -265,6 +279,7 @@ func (c *compiler) compileLifetime(field string, text line[string], unsaid time.
 	d, err := time.ParseDuration(text.value)
 	if err != nil || d < MinLifetime {
 		c.wrong(text.at, field, "%q is not a duration of at least %s, such as 8760h", text.value, MinLifetime)
+		return unsaid
 	}
 	return d
 }
@@ -275,7 +290,11 @@ func (c *compiler) compileConditions() []condition {
 		field := fmt.Sprintf("conditions[%d]", i)
 		if text.That.value == "" || text.Message.value == "" {
 			c.wrong(cmp.Or(text.That.at, text.Message.at), field, "needs both: that, an expression in CEL, and message, which says what it asks for")
+			compiled = append(compiled, condition{})
 			continue
+		}
+		if fault := unprintable(text.Message.value, 256); fault != "" {
+			c.wrong(text.Message.at, field, "message %s", fault)
 		}
 		one, err := compileCondition(text.That.value, text.Message.value)
 		if err != nil {
@@ -284,6 +303,15 @@ func (c *compiler) compileConditions() []condition {
 		compiled = append(compiled, one)
 	}
 	return compiled
+}
+
+// unprintable says what is wrong with a text that is shown to requesters and in terminals, or
+// nothing.
+func unprintable(text string, most int) string {
+	if len(text) > most || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return fmt.Sprintf("%q is longer than %d bytes or has characters other than those of printable ASCII", text, most)
+	}
+	return ""
 }
 
 // MinLifetime is the shortest lifetime that the Kubernetes API lets one ask for

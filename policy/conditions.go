@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/cel-go/cel"
 	celast "github.com/google/cel-go/common/ast"
@@ -32,7 +33,7 @@ type (
 		EmailAddresses []string            `cel:"emailAddresses"`
 		Key            string              `cel:"key"`
 		Usages         []string            `cel:"usages"`
-		Lifetime       int64               `cel:"lifetime"` // in seconds; 0 when none was asked for
+		Lifetime       int64               `cel:"lifetime"` // in seconds, as it would be granted
 	}
 	celRequester struct {
 		Username       string              `cel:"username"`
@@ -87,7 +88,7 @@ func (u *rule) judgeConditions(r *Request, account ServiceAccount, pod *Pod, f *
 	if len(u.conditions) == 0 {
 		return
 	}
-	seen := map[string]any{"request": r.forCEL(), "requester": r.Requester.forCEL(account), "pod": pod.forCEL()}
+	seen := map[string]any{"request": r.forCEL(u.lifetimeFor(r.Lifetime)), "requester": r.Requester.forCEL(account), "pod": pod.forCEL()}
 	for i, c := range u.conditions {
 		value, _, err := c.program.Eval(seen)
 		field := fmt.Sprintf("conditions[%d]", i)
@@ -100,7 +101,7 @@ func (u *rule) judgeConditions(r *Request, account ServiceAccount, pod *Pod, f *
 	}
 }
 
-func (r *Request) forCEL() celRequest {
+func (r *Request) forCEL(lifetime time.Duration) celRequest {
 	subject := map[string][]string{}
 	for _, attribute := range r.asked.Subject {
 		subject[attribute.Name] = append(subject[attribute.Name], attribute.Value)
@@ -115,7 +116,7 @@ func (r *Request) forCEL() celRequest {
 		EmailAddresses: r.asked.EmailAddresses,
 		Key:            string(r.asked.Key),
 		Usages:         strs(r.Usages),
-		Lifetime:       int64(r.Lifetime.Seconds()),
+		Lifetime:       int64(lifetime.Seconds()),
 	}
 }
 

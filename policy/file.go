@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -61,11 +60,14 @@ type (
 type line[T any] struct {
 	value T
 	at    int
+	bad   bool // it has another type
 }
 
 func (l *line[T]) UnmarshalYAML(node *yaml.Node) error {
 	l.at = node.Line
-	return node.Decode(&l.value)
+	err := node.Decode(&l.value)
+	l.bad = err != nil
+	return err
 }
 
 // fileName is a name, or a mapping with the key "service" and perhaps "namespace", or with the
@@ -103,23 +105,50 @@ func nameFault(at int) error {
 }
 
 // problems collects what is wrong with a policy's text.
-type problems []string
+type problems struct {
+	all  []string
+	seen map[string]bool // by line and text
+}
 
 func (p *problems) add(at int, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
 	if at > 0 {
 		message = fmt.Sprintf("line %d: %s", at, message)
 	}
-	if !slices.Contains(*p, message) { // a mistake in the defaults shows in each rule
-		*p = append(*p, message)
-	}
+	p.all = append(p.all, message)
 }
 
-func (p problems) err() error {
-	if len(p) == 0 {
+// repeats tells whether the same was noted of the same line before.
+func (p *problems) repeats(at int, detail string) bool {
+	key := fmt.Sprint(at, detail)
+	before := p.seen[key]
+	if p.seen == nil {
+		p.seen = map[string]bool{}
+	}
+	p.seen[key] = true
+	return before
+}
+
+func (p *problems) err() error {
+	if len(p.all) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the policy has %d mistake(s):\n  %s", len(p), strings.Join(p, "\n  "))
+	return fmt.Errorf("the policy has %d mistake(s):\n  %s", len(p.all), strings.Join(p.all, "\n  "))
+}
+
+// checkValues finds keys and entries without a value: what was emptied by mistake must not be taken
+// for what was never said.
+func (p *problems) checkValues(node *yaml.Node) {
+	for i, child := range node.Content {
+		isKey := node.Kind == yaml.MappingNode && i%2 == 0
+		switch {
+		case child.Kind == yaml.ScalarNode && child.Tag == "!!null" && !isKey && node.Kind == yaml.MappingNode:
+			p.add(child.Line, "the key %q has no value; write one, or leave the key out", node.Content[i-1].Value)
+		case child.Kind == yaml.ScalarNode && child.Tag == "!!null" && node.Kind == yaml.SequenceNode:
+			p.add(child.Line, "an entry of a list has no value")
+		}
+		p.checkValues(child)
+	}
 }
 
 // Parse compiles the text of a policy, whole: the error lists every mistake with its
@@ -127,6 +156,11 @@ func (p problems) err() error {
 func Parse(text []byte, o Options) (*Policy, error) {
 	var f file
 	var found problems
+	var tree yaml.Node
+	if err := yaml.Unmarshal(text, &tree); err != nil {
+		return nil, fmt.Errorf("the policy is not YAML: %w", err)
+	}
+	found.checkValues(&tree)
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&f); err != nil && !found.addTypeErrors(err) {
@@ -142,7 +176,7 @@ func Parse(text []byte, o Options) (*Policy, error) {
 	if err := found.err(); err != nil {
 		return nil, err
 	}
-	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o)}, nil
+	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o), clusterDomain: o.ClusterDomain}, nil
 }
 
 var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)

@@ -47,8 +47,8 @@ var (
 func (p *Policy) grant(r *Request, f finding) *Grant {
 	by := f.rule
 	spender := Spender{Account: r.Requester.Username}
-	if f.pod != nil {
-		spender.Pod = f.pod.UID
+	if pod, ok := r.Requester.pod(); ok {
+		spender.Pod = pod.uid // where the token names none, another's could be spent
 	}
 	return &Grant{
 		stub:          &stub{policy: p},
@@ -108,6 +108,23 @@ func (g *Grant) Spender() Spender { return g.spender }
 // Subject is the subject to certify, an attribute for each relative distinguished name; it may be
 // empty.
 func (g *Grant) Subject() []pkcs10.Attribute { return slices.Clone(g.subject) }
+
+// Names are all names to certify, each with its kind, and the subject, for people to read.
+func (g *Grant) Names() []string {
+	var all []string
+	for _, a := range g.subject {
+		all = append(all, a.Name+"="+pkcs10.Quote(a.Value))
+	}
+	for _, kind := range []struct {
+		name   string
+		values []string
+	}{{"DNS", g.dnsNames}, {"IP", texts(g.ipAddresses)}, {"URI", g.uris}, {"email", g.emails}} {
+		for _, value := range kind.values {
+			all = append(all, kind.name+":"+value)
+		}
+	}
+	return all
+}
 
 // CommonName is that of the subject; it may be empty.
 func (g *Grant) CommonName() string {

@@ -21,7 +21,7 @@ rules:
       serviceAccounts: ["*/web"]
     grant:
       dnsNames: [{pattern: "*.web.example.com"}]
-      ipAddresses: [pod, 192.0.2.7, 127.0.0.1, 198.51.100.0/24, 169.254.0.0/16]
+      ipAddresses: [pod, 192.0.2.7, 127.0.0.1, 198.51.100.0/24, 168.0.0.0/7]
   - name: any-of-shop
     from:
       serviceAccounts: ["shop/*"]
@@ -54,8 +54,10 @@ func TestLanguage(t *testing.T) {
 		{"a", "web2", "x.web.example.com", "", false},
 		{"a", "web", "x.web.example.com", "198.51.100.9", true},
 		{"a", "web", "x.web.example.com", "198.51.101.9", false},
-		{"a", "web", "x.web.example.com", "127.0.0.1", true},        // written out
+		{"a", "web", "x.web.example.com", "127.0.0.1", true}, // written out
+		{"a", "web", "x.web.example.com", "169.1.2.3", true},
 		{"a", "web", "x.web.example.com", "169.254.169.254", false}, // never by a prefix
+		{"a", "web", "x.web.example.com", "168.63.129.16", false},
 		{"shop", "till", "x.shop.example.com", "", true},
 		{"shop", "till", "x.y.shop.example.com", "", true},
 		{"shop", "till", "shop.example.com", "", false},

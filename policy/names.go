@@ -57,7 +57,8 @@ const (
 )
 
 // checkText says what is wrong with a text, of which check knows the syntax. A placeholder fills
-// all between two separators, so that no two requesters share a name.
+// all between two separators, so that no value of it reaches into another's; and in a URI it
+// stands in the path, not in the host, which is a DNS name.
 func checkText(t text, check func(string) string) string {
 	const separators = "./@"
 	plain := string(t)
@@ -66,6 +67,11 @@ func checkText(t text, check func(string) string) string {
 			if strings.Contains(part, place) && part != place {
 				return "has " + place + " beside other characters; between two of " + separators + " it must stand alone"
 			}
+		}
+	}
+	if _, rest, isURI := strings.Cut(plain, "://"); isURI {
+		if host, _, _ := strings.Cut(rest, "/"); strings.Contains(host, "{") {
+			return "has a placeholder in its host; only the path may have any"
 		}
 	}
 	plain = strings.NewReplacer(placeNamespace, "x", placeAccount, "x").Replace(plain)
@@ -84,6 +90,9 @@ type service struct {
 func (s service) allows(name string, requester ServiceAccount) bool {
 	return slices.Contains(s.describe(requester), name)
 }
+
+// String is the service as a policy has it.
+func (s service) String() string { return "service: " + s.name }
 
 func (s service) describe(requester ServiceAccount) []string {
 	namespace := cmp.Or(s.namespace, requester.Namespace)
@@ -117,15 +126,23 @@ func (p pattern) allows(name string, _ ServiceAccount) bool {
 // isReserved tells whether a name is one that must be written out: the API server's own (the
 // service kubernetes in the namespace default), a wildcard over it, and this host's.
 func isReserved(name string) bool {
+	return isAPIServers(name) || name == "localhost" || strings.HasSuffix(name, ".localhost") || name == "localhost.localdomain" // RFC 6761, section 6.3
+}
+
+// isAPIServers tells whether a name is the API server's own, or a wildcard over it.
+func isAPIServers(name string) bool {
 	if rest, wildcard := strings.CutPrefix(name, "*."); wildcard {
 		name = "kubernetes." + rest
 	}
-	return name == "localhost" || name == "kubernetes" || name == "kubernetes.default" || strings.HasPrefix(name, "kubernetes.default.")
+	return name == "kubernetes" || name == "kubernetes.default" || strings.HasPrefix(name, "kubernetes.default.")
 }
 
 // checkPattern says what is wrong with a pattern, or nothing. Its labels that are no wildcards
 // are those of a DNS name.
 func checkPattern(p string) string {
+	if !strings.Contains(p, "*") {
+		return "has no wildcard; write it as a name"
+	}
 	labels := strings.Split(p, ".")
 	for i, label := range labels {
 		switch {
@@ -162,7 +179,7 @@ type addresses struct {
 // allow tells whether the rule itself names the address. Special ones it must name outright.
 func (a addresses) allow(ip netip.Addr) bool {
 	return slices.Contains(a.literals, ip) ||
-		!isSpecial(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
+		!isSpecial(ip) && !isElsewhere(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // any tells whether there is any address that could be allowed.
@@ -190,3 +207,20 @@ func texts[T interface{ String() string }](values []T) []string {
 func isSpecial(ip netip.Addr) bool {
 	return !ip.IsGlobalUnicast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
+
+// isElsewhere tells whether an address leads to other places than it seems to: cloud metadata
+// services beside the link-local one, and IPv4 in the clothes of IPv6.
+func isElsewhere(ip netip.Addr) bool {
+	return slices.ContainsFunc(elsewhere, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+var elsewhere = func() (all []netip.Prefix) {
+	for _, text := range []string{
+		"0.0.0.0/8", "192.0.0.0/24", "240.0.0.0/4", // RFC 6890
+		"100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::254/128", // metadata services
+		"::/96", "::ffff:0:0/96", "64:ff9b::/96", "2002::/16", // IPv4 within IPv6 (RFC 4291, 6052, 3056)
+	} {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}()

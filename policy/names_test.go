@@ -125,7 +125,10 @@ func TestKeptSubject(t *testing.T) {
 		{subject(func(n *pkix.Name) { n.Organization = []string{"system:masters"} }), `request.subject.O "system:masters"`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{"SYSTEM:masters"} }), `request.subject.O "SYSTEM:masters"`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("x", 65)} }), "longer than 64"},
+		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("ü", 64)} }), ""},
 		{subject(func(n *pkix.Name) { n.Country = []string{"ch"} }), "request.subject.C"},
+		{subject(func(n *pkix.Name) { n.SerialNumber = "a@b" }), "request.subject.serialNumber"},
+		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidDC, Value: "zürich"}} }), "request.subject.DC"},
 		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidEmail, Value: "a@b"}} }), "request.subject.emailAddress"},
 	} {
 		a := newAsker("edge", "gateway", "gateway")

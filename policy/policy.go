@@ -24,10 +24,11 @@ import (
 // A Policy is a compiled set of rules. It does not change; [Policy.Withdraw]
 // ends it. It is safe for concurrent use.
 type Policy struct {
-	rules     []rule
-	budget    Budget
-	hash      string
-	withdrawn atomic.Bool
+	rules         []rule
+	budget        Budget
+	hash          string
+	clusterDomain string
+	withdrawn     atomic.Bool
 }
 
 // Options are what rules depend on beside their own text.
@@ -83,6 +84,9 @@ func (p *Policy) Decide(r *Request) Verdict {
 		return &Refusal{Reasons: finding.reasons}
 	case finding.missing != "":
 		return &NotYet{Rule: finding.rule.name, Missing: finding.missing}
+	}
+	if fault, wrong := r.asked.Costly(); wrong {
+		return &Refusal{Reasons: []Reason{{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message}}}
 	}
 	return p.grant(r, finding)
 }

@@ -443,21 +443,26 @@ func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {
 
 func TestMissingFactsAreWaitedFor(t *testing.T) {
 	p := builtIn(t, "calico")
-	noPod := newAsker("calico-system", "calico-node", "typha-client")
-	noPod.pod = nil
 	noIP := newAsker("calico-system", "calico-node", "typha-client")
 	noIP.pod.IPs = nil
 	oldIP := newAsker("calico-system", "calico-node", "typha-client") // its sandbox was made anew
 	oldIP.pod.IPs, oldIP.age = []netip.Addr{otherIP}, time.Second
-	for _, a := range []asker{noPod, noIP, oldIP} {
+	for _, a := range []asker{noIP, oldIP} {
 		v, ok := p.Decide(a.request(t)).(*policy.NotYet)
 		if !ok || v.Rule != "calico-node" || !strings.Contains(v.Missing, "p-1") {
 			t.Errorf("verdict %+v", v)
 		}
 	}
 	// What is wrong is wrong, whether or not a fact is missing.
-	noPod.dns = []string{"typha-server"}
-	requireRefusal(t, p.Decide(noPod.request(t)), policy.NameNotAllowed, "typha-server")
+	wrong := noIP
+	wrong.dns = []string{"typha-server"}
+	requireRefusal(t, p.Decide(wrong.request(t)), policy.NameNotAllowed, "typha-server")
+	// Nobody waits for ever, and not at all for a pod that was there before its token.
+	noIP.age = time.Hour
+	requireRefusal(t, p.Decide(noIP.request(t)), policy.PodNotVerified, "in vain: the IP address")
+	gone := newAsker("calico-system", "calico-node", "typha-client")
+	gone.pod = nil
+	requireRefusal(t, p.Decide(gone.request(t)), policy.PodNotVerified, "p-1 is gone")
 }
 
 func TestLegacyRequesterIsBoundByItsAddress(t *testing.T) {
@@ -585,8 +590,8 @@ func TestParseRefusesWhatIsNoName(t *testing.T) {
 		"{service: a,\n namespace: b,\n more: c}": "line 10: a name is a text, or a mapping",
 		"{service: a,\n namespace: [b]}":          "line 9: cannot unmarshal",
 		"{service: a,\n namespace: \"\"}":         `line 9: rule "a": grant.dnsNames: "" is not the name of a namespace`,
-		"{service: a,\n namespace: ~}":            `line 9: rule "a": grant.dnsNames: "" is not the name of a namespace`,
-		"{service: ~}":                            `line 8: rule "a": grant.dnsNames: "" is empty`,
+		"{service: a,\n namespace: ~}":            `line 9: the key "namespace" has no value`,
+		"{service: ~}":                            `line 8: the key "service" has no value`,
 	} {
 		text := "version: 1\nrules:\n- name: a\n  from:\n    serviceAccounts: [x/y]\n  grant:\n    dnsNames:\n    - " + strings.ReplaceAll(name, "\n", "\n     ")
 		if _, err := policy.Parse([]byte(text), policy.Options{}); err == nil || !strings.Contains(err.Error(), want) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -94,7 +95,12 @@ func (r Requester) ServiceAccount() (ServiceAccount, bool) {
 // Bound returns the requester with a token that is bound to the pod; it is for
 // explaining what would be answered.
 func (r Requester) Bound(podName, podUID string) Requester {
-	r.Extra = map[string][]string{extraPodName: {podName}, extraPodUID: {podUID}}
+	extra := maps.Clone(r.Extra)
+	if extra == nil {
+		extra = map[string][]string{}
+	}
+	extra[extraPodName], extra[extraPodUID] = []string{podName}, []string{podUID}
+	r.Extra = extra
 	return r
 }
 

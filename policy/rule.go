@@ -50,6 +50,19 @@ func (f *finding) refuse(code Code, field string, allowed []string, format strin
 	})
 }
 
+// patience is how old a request may become while a fact is missing. What a pod lacks then, it
+// will not come to have: the one who asked has long given up.
+const patience = 10 * time.Minute
+
+// wait notes a fact that is missing and may still come.
+func (f *finding) wait(r *Request, field, missing string) {
+	if r.Age > patience {
+		f.refuse(PodNotVerified, field, nil, "was waited for since %s, in vain: %s", patience, missing)
+		return
+	}
+	f.missing = missing
+}
+
 // judge collects every reason for which the rule does not grant the request.
 // The rule must speak of the requester.
 func (u *rule) judge(r *Request) finding {
@@ -84,8 +97,8 @@ func (u *rule) judgePod(r *Request, account ServiceAccount, f *finding) *Pod {
 }
 
 func judgeBoundPod(r *Request, bound boundPod, account ServiceAccount, f *finding) *Pod {
-	if len(r.Pods) == 0 {
-		f.missing = "the pod " + account.Namespace + "/" + bound.name
+	if len(r.Pods) == 0 { // it was there before the token that names it
+		f.refuse(PodNotVerified, "pod", nil, "%s is gone", bound.name)
 		return nil
 	}
 	pod := &r.Pods[0]
@@ -113,7 +126,7 @@ func judgePodByAddress(r *Request, account ServiceAccount, f *finding) *Pod {
 			return &r.Pods[i]
 		}
 	}
-	f.missing = "a live pod of the service account " + account.String() + " with the IP address " + r.asked.IPAddresses[0].String()
+	f.wait(r, "pod", "a live pod of the service account "+account.String()+" with the IP address "+r.asked.IPAddresses[0].String())
 	return nil
 }
 
@@ -188,9 +201,9 @@ func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 		} // otherwise judgePod has said it
 	case slices.Contains(pod.IPs, ip):
 	case len(pod.IPs) == 0:
-		f.missing = "the IP address of the pod " + pod.Namespace + "/" + pod.Name
+		f.wait(r, "request.ipAddresses", "the IP address of the pod "+pod.Namespace+"/"+pod.Name)
 	case r.Age < addressGrace:
-		f.missing = "the pod " + pod.Namespace + "/" + pod.Name + " to have the IP address " + ip.String()
+		f.wait(r, "request.ipAddresses", "the pod "+pod.Namespace+"/"+pod.Name+" to have the IP address "+ip.String())
 	default:
 		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not an address of the pod %s", ip, pod.Name)
 	}

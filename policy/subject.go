@@ -2,6 +2,7 @@ package policy
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"hsm-signer/policy/pkcs10"
 )
@@ -9,7 +10,6 @@ import (
 // judgeSubject judges what would be kept of the subject beside the common name. Where it is rebuilt,
 // nothing is.
 func (u *rule) judgeSubject(r *Request, f *finding) {
-	const most = 64 // ub-organization-name and most others of RFC 5280, appendix A.1
 	if !u.keepSubject {
 		return
 	}
@@ -23,13 +23,27 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 			fault = "is not a country's code of two capital letters"
 		case strings.HasPrefix(strings.ToLower(a.Value), "system:"):
 			fault = "begins as the names of Kubernetes' own groups do"
-		case a.Value == "" || len(a.Value) > most:
-			fault = "is empty or longer than 64 bytes"
+		case a.Name == "DC" && !isASCII(a.Value):
+			fault = "has characters outside ASCII, which a domain component must not have"
+		case a.Name == "serialNumber" && strings.Trim(a.Value, printable) != "":
+			fault = "has characters that a PrintableString does not have"
+		case a.Value == "" || utf8.RuneCountInString(a.Value) > most:
+			fault = "is empty or longer than 64 characters"
 		}
 		if fault != "" {
 			f.refuse(NameNotAllowed, "request.subject."+a.Name, nil, "%s %s", pkcs10.Quote(a.Value), fault)
 		}
 	}
+}
+
+// most is the shortest of the upper bounds of RFC 5280, appendix A.1 (ub-organization-name and others).
+const most = 64
+
+// printable are the characters of a PrintableString (X.680, section 41.4).
+const printable = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?"
+
+func isASCII(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 func isCountry(code string) bool {

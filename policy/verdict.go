@@ -88,8 +88,9 @@ func join(reasons []Reason, sentence func(Reason) string, most int) string {
 		if i > 0 {
 			one = "; " + one
 		}
-		if text.Len()+len(one) > most {
-			return text.String() + "; and more"
+		const more = "; and more"
+		if room := most - text.Len() - len(more); len(one) > room {
+			return text.String() + strings.ToValidUTF8(one[:room], "") + more
 		}
 		text.WriteString(one)
 	}

@@ -56,7 +56,7 @@ refused, 1 on a fault.`,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, faults := readConfig(cmd, settings)
 			c.policyFile = cmp.Or(a.policyFile, c.policyFile)
-			p, _ := c.loadPolicy(faults)
+			p := c.loadPolicy(faults)
 			pods := a.check(faults)
 			if len(files)+len(a.live) == 0 {
 				faults.addf("FILE", "is missing: name a request, or one in the cluster with --live")
@@ -188,7 +188,13 @@ func boundRequest(s policy.Submission, pod, uid string, ips []netip.Addr) *polic
 func readSubmission(text []byte) (policy.Submission, error) {
 	var csr certificatesv1.CertificateSigningRequest
 	asJSON, err := yaml.ToJSON(text)
-	if err == nil && json.Unmarshal(asJSON, &csr) == nil && csr.Kind == "CertificateSigningRequest" {
+	if err == nil {
+		err = json.Unmarshal(asJSON, &csr)
+	}
+	if err != nil && csr.Kind == "CertificateSigningRequest" {
+		return policy.Submission{}, fmt.Errorf("the CertificateSigningRequest cannot be read: %w", err)
+	}
+	if csr.Kind == "CertificateSigningRequest" {
 		if len(csr.Spec.Request) == 0 {
 			return policy.Submission{}, errors.New("the CertificateSigningRequest has no spec.request")
 		}
@@ -204,10 +210,14 @@ func readSubmission(text []byte) (policy.Submission, error) {
 // calicoUsages are what Calico's pods ask for. They are assumed where nothing says otherwise.
 var calicoUsages = []string{"server auth", "client auth", "digital signature", "key agreement", "key encipherment"}
 
+// assumedAge is that of a request that is not in the cluster: no grace for what is new applies any
+// more, and facts are still waited for.
+const assumedAge = time.Minute
+
 // assume fills in what the file does not say. What a flag says, wins.
 func (e *explainer) assume(s policy.Submission) policy.Submission {
 	a := e.assumed
-	s.Age = time.Hour // so that no grace for what is new applies
+	s.Age = assumedAge
 	s.SignerName = cmp.Or(a.signer, s.SignerName)
 	usages := a.usages
 	if len(usages) == 0 && len(s.Usages) == 0 {
@@ -238,7 +248,7 @@ func groupsOf(username string) []string {
 // explanation is one line of the output in JSON.
 type explanation struct {
 	File    string          `json:"file"`
-	Verdict string          `json:"verdict"` // granted or refused
+	Verdict string          `json:"verdict"` // granted, refused or waiting
 	Reasons []policy.Reason `json:"reasons"`
 }
 
@@ -249,10 +259,11 @@ func (e *explainer) print(name string, verdict policy.Verdict) bool {
 	switch v := verdict.(type) {
 	case *policy.Grant:
 		x.Verdict = "granted"
-		grant = fmt.Sprintf(" by rule %s: common name %q, DNS %v, IP %v, %v, for %s", v.Rule(), v.CommonName(), v.DNSNames(), v.IPAddresses(), v.Usages(), v.Lifetime())
+		grant = fmt.Sprintf(" by rule %s: %s; %v; for %s", v.Rule(), strings.Join(v.Names(), ", "), v.Usages(), v.Lifetime())
 	case *policy.Refusal:
 		x.Reasons = v.Reasons
 	case *policy.NotYet:
+		x.Verdict = "waiting"
 		x.Reasons = []policy.Reason{{Code: policy.PodNotVerified, Rule: v.Rule, Field: "pod", Message: "is waited for: " + v.Missing}}
 	}
 	if e.assumed.output == "json" {

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"hsm-signer/hsm"
 	"hsm-signer/policy"
 )
 
@@ -27,7 +28,7 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "hsm_signer_decisions_total",
-			Help: "Verdicts of the policy, by verdict (granted, refused, waiting), rule, and reason of a refusal. A request that waits is counted at each look.",
+			Help: "Verdicts of the policy, by verdict (granted, refused, waiting), rule, and reason of a refusal. A request that waits, for a fact or for room in a budget, and one that met a fault is counted at each look.",
 		}, []string{"verdict", "rule", "reason"}),
 		issued: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "hsm_signer_certificates_issued_total",
@@ -53,6 +54,22 @@ func newMetrics() *metrics {
 	m.registry.MustRegister(m.decisions, m.issued, m.overBudget, m.faults, m.reloadFail, m.inForce,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// watchToken has what the key did shown at each scrape.
+func (m *metrics) watchToken(stats func() hsm.Stats) {
+	count := func(name, help string, value func(hsm.Stats) int64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value(stats())) }))
+	}
+	count("hsm_signer_token_signatures_total", "Signatures by the token that were verified, test signatures among them.", func(s hsm.Stats) int64 { return s.Signatures })
+	count("hsm_signer_token_logins_total", "Calls of C_Login.", func(s hsm.Stats) int64 { return s.Logins })
+	count("hsm_signer_token_connections_total", "Connections to the token: the first one, and one after each fault that needed another.", func(s hsm.Stats) int64 { return s.Connections })
+	count("hsm_signer_token_initialisations_total", "Calls of C_Initialize.", func(s hsm.Stats) int64 { return s.Initialised })
+	count("hsm_signer_token_calls_abandoned_total", "Calls into the PKCS#11 module that did not come back within PKCS11_TIMEOUT.", func(s hsm.Stats) int64 { return s.Abandoned })
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hsm_signer_token_calls_hanging",
+		Help: "Calls that were abandoned and have not come back yet; each holds a thread.",
+	}, func() float64 { return float64(stats().Hanging) }))
 }
 
 // Decided counts a verdict.

@@ -6,7 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -30,15 +32,12 @@ type parts struct {
 }
 
 // errUnsetNeedsUnbound: all requests of such a cluster would be denied for good.
-var errUnsetNeedsUnbound = errors.New("is accept, for clusters before 1.18, whose tokens name no pod; but every rule of POLICY_FILE wants them to (pod: bound): use calico-legacy, or pod: address")
+var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters before 1.18, whose tokens name no pod; but every rule of the policy wants them to (pod: bound): use calico-legacy, or pod: address")
 
 // loadParts loads everything and adds what is wrong to the faults.
 func (c *config) loadParts(faults *configFaults) *parts {
 	p := &parts{}
-	p.policy, _ = c.loadPolicy(faults)
-	if p.policy != nil && c.acceptUnset && !p.policy.TakesUnboundTokens() {
-		faults.add("UNSET_SIGNER_NAME", errUnsetNeedsUnbound)
-	}
+	p.policy = c.loadPolicy(faults)
 	if c.acceptUnset && c.mode == kube.Wait {
 		faults.addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the controller manager signs whatever is approved, so the certificate must come before the approval; let hsm-signer approve")
 	}
@@ -69,28 +68,43 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 	}
 }
 
-// loadPolicy returns the policy and its text.
-func (c *config) loadPolicy(faults *configFaults) (*policy.Policy, []byte) {
-	text, builtIn := policy.BuiltIn(c.policyFile)
-	if !builtIn {
-		var err error
-		if text, err = readPolicyFile(c.policyFile); err != nil {
-			faults.add("POLICY_FILE", err)
-			return nil, nil
-		}
+// loadPolicy returns the policy, and adds what is wrong with it to the faults.
+func (c *config) loadPolicy(faults *configFaults) *policy.Policy {
+	text, err := c.readPolicy()
+	var p *policy.Policy
+	if err == nil {
+		p, err = c.parsePolicy(text)
 	}
-	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime})
-	if err != nil {
-		faults.addf("POLICY_FILE", "%s: %v", c.policyFile, err)
-		return nil, nil
-	}
-	return p, text
+	faults.add("POLICY_FILE", err)
+	return p
 }
 
-// readPolicyFile refuses a file that others than its owner and group may write.
+// readPolicy returns the text of the policy.
+func (c *config) readPolicy() ([]byte, error) {
+	if text, builtIn := policy.BuiltIn(c.policyFile); builtIn {
+		return text, nil
+	}
+	return readPolicyFile(c.policyFile)
+}
+
+func (c *config) parsePolicy(text []byte) (*policy.Policy, error) {
+	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", c.policyFile, err)
+	case c.acceptUnset && !p.TakesUnboundTokens():
+		return nil, errUnsetNeedsUnbound
+	}
+	return p, nil
+}
+
+// maxPolicyFile bounds what is read of a policy.
+const maxPolicyFile = 4 << 20
+
+// readPolicyFile refuses a file that others than its owner and group may write or replace.
 // What is looked at and what is read is the same open file.
 func readPolicyFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%q is neither a file nor a built-in policy (%s)", path, strings.Join(policy.BuiltInNames(), ", "))
@@ -99,13 +113,23 @@ func readPolicyFile(path string) ([]byte, error) {
 	}
 	defer file.Close()
 	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.Stat(filepath.Dir(path))
 	switch {
 	case err != nil:
 		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a file", path)
 	case info.Mode().Perm()&0o002 != 0:
 		return nil, fmt.Errorf("%s may be written by everybody (mode %04o): chmod o-w it, since who writes it decides what is signed", path, info.Mode().Perm())
+	case dir.Mode().Perm()&0o002 != 0 && dir.Mode()&fs.ModeSticky == 0:
+		return nil, fmt.Errorf("%s may be replaced by everybody, who may write to its directory (mode %04o): chmod o-w that", path, dir.Mode().Perm())
+	case info.Size() > maxPolicyFile:
+		return nil, fmt.Errorf("%s is %d bytes long; at most %d are read", path, info.Size(), maxPolicyFile)
 	}
-	return io.ReadAll(file)
+	return io.ReadAll(io.LimitReader(file, maxPolicyFile))
 }
 
 func (c *config) loadCA(faults *configFaults) *issuer.CA {

@@ -32,11 +32,15 @@ func newPolicyShowCommand() *cobra.Command {
 				_, err := cmd.OutOrStdout().Write(text)
 				return err
 			}
-			_, text := c.loadPolicy(faults)
+			text, err := c.readPolicy()
+			if err == nil {
+				_, err = c.parsePolicy(text)
+			}
+			faults.add("POLICY_FILE", err)
 			if err := faults.err(); err != nil {
 				return err
 			}
-			_, err := cmd.OutOrStdout().Write(text)
+			_, err = cmd.OutOrStdout().Write(text)
 			return err
 		},
 	}

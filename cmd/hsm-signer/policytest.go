@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,19 +38,22 @@ type testFile struct {
 
 // A testCase is who asks for what, and what must come of it.
 type testCase struct {
-	Name        string       `yaml:"name"`
-	As          string       `yaml:"as"`          // username; a service account's groups are added
-	Groups      []string     `yaml:"groups"`      // more groups
-	Pod         *testPod     `yaml:"pod"`         // optional: the live pod that the token is bound to
-	CommonName  string       `yaml:"commonName"`  // optional: the first of the DNS names
-	DNSNames    []string     `yaml:"dnsNames"`    //
-	IPAddresses []netip.Addr `yaml:"ipAddresses"` //
-	Key         string       `yaml:"key"`         // optional: ecdsa-p256
-	Usages      []string     `yaml:"usages"`      // optional: those that Calico asks for
-	Lifetime    string       `yaml:"lifetime"`    // optional: none is asked for
-	Expect      string       `yaml:"expect"`      // granted, refused or waiting
-	Rule        string       `yaml:"rule"`        // optional: the rule that grants
-	Reason      string       `yaml:"reason"`      // optional: the reason of the denial
+	Name        string              `yaml:"name"`
+	As          string              `yaml:"as"`          // username; a service account's groups are added
+	Groups      []string            `yaml:"groups"`      // more groups
+	Extra       map[string][]string `yaml:"extra"`       // optional: what the API server says of the requester beside its pod
+	Pod         *testPod            `yaml:"pod"`         // optional: the live pod that the token is bound to
+	CommonName  string              `yaml:"commonName"`  // optional: the first of the DNS names
+	DNSNames    []string            `yaml:"dnsNames"`    //
+	IPAddresses []netip.Addr        `yaml:"ipAddresses"` //
+	URIs        []string            `yaml:"uris"`
+	Emails      []string            `yaml:"emailAddresses"`
+	Key         string              `yaml:"key"`      // optional: ecdsa-p256
+	Usages      []string            `yaml:"usages"`   // optional: those that Calico asks for
+	Lifetime    string              `yaml:"lifetime"` // optional: none is asked for
+	Expect      string              `yaml:"expect"`   // granted, refused or waiting
+	Rule        string              `yaml:"rule"`     // optional: the rule that grants
+	Reason      string              `yaml:"reason"`   // optional: the reason of the denial
 }
 
 type testPod struct {
@@ -70,7 +74,7 @@ what, and what must come of it. Exit code 0 when all pass, 2 when any does not, 
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
 			c.policyFile = cmp.Or(policyFile, c.policyFile)
-			p, _ := c.loadPolicy(faults)
+			p := c.loadPolicy(faults)
 			if err := faults.err(); err != nil {
 				return err
 			}
@@ -84,7 +88,7 @@ what, and what must come of it. Exit code 0 when all pass, 2 when any does not, 
 
 // testPolicy runs every case in the directory. No case at all is a fault: nothing was tested.
 func testPolicy(p *policy.Policy, dir string, out io.Writer) error {
-	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	files, err := filepath.Glob(filepath.Join(dir, "*.y*ml")) // .yaml, and .yml
 	if err != nil {
 		return err
 	}
@@ -130,9 +134,15 @@ func readTestFile(name string) ([]testCase, error) {
 	if err := decoder.Decode(&file); err != nil {
 		return nil, err
 	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is more than one YAML document; write one")
+	}
 	for i, c := range file.Cases {
 		if c.Name == "" || c.Expect != "granted" && c.Expect != "refused" && c.Expect != "waiting" {
 			return nil, fmt.Errorf("cases[%d] (%q): needs a name, and \"expect\", which is granted, refused or waiting", i, c.Name)
+		}
+		if c.Rule != "" && c.Expect != "granted" || c.Reason != "" && c.Expect != "refused" {
+			return nil, fmt.Errorf("cases[%d] (%q): \"rule\" is of what is granted, \"reason\" of what is refused", i, c.Name)
 		}
 	}
 	return file.Cases, nil
@@ -174,8 +184,8 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 		return nil, err
 	}
 	submission := policy.Submission{
-		PEM: pkcs, Age: time.Hour,
-		Requester: policy.Requester{Username: c.As, Groups: append(groupsOf(c.As), c.Groups...)},
+		PEM: pkcs, Age: assumedAge,
+		Requester: policy.Requester{Username: c.As, Groups: append(groupsOf(c.As), c.Groups...), Extra: c.Extra},
 	}
 	if c.Lifetime != "" {
 		if submission.Lifetime, err = time.ParseDuration(c.Lifetime); err != nil {
@@ -199,9 +209,16 @@ func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.CertificateRequest{DNSNames: c.DNSNames, Subject: pkix.Name{CommonName: c.CommonName}}
+	template := &x509.CertificateRequest{DNSNames: c.DNSNames, EmailAddresses: c.Emails, Subject: pkix.Name{CommonName: c.CommonName}}
 	if c.CommonName == "" && len(c.DNSNames) > 0 {
 		template.Subject.CommonName = c.DNSNames[0]
+	}
+	for _, text := range c.URIs {
+		uri, err := url.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		template.URIs = append(template.URIs, uri)
 	}
 	for _, ip := range c.IPAddresses {
 		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))

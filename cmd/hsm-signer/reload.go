@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -25,7 +26,8 @@ type reloader struct {
 	warn    func(reason, message string) // as an event
 	changed func()                       // another policy is in force
 
-	candidate string // hash of what the last look found
+	text    []byte // what the last look read
+	settled bool   // it is in force, or refused
 
 	mu    sync.Mutex
 	fault error // why the file as it is now is not in force
@@ -51,17 +53,26 @@ func (r *reloader) watch(ctx context.Context) error {
 // look compares the file with the policy in force. A change comes into force when two looks
 // find the same: a file that is being written may read as a policy with fewer rules.
 func (r *reloader) look() {
-	faults := &configFaults{}
-	fresh, _ := r.config.loadPolicy(faults)
-	err := faults.err()
-	if err == nil && r.config.acceptUnset && !fresh.TakesUnboundTokens() {
-		err = errUnsetNeedsUnbound
+	text, err := r.config.readPolicy()
+	same := err == nil && bytes.Equal(text, r.text)
+	if same && r.settled {
+		return
 	}
-	settled := err == nil && fresh.Hash() == r.candidate
+	r.text, r.settled = text, false
+	var fresh *policy.Policy
 	if err == nil {
-		r.candidate = fresh.Hash()
+		fresh, err = r.config.parsePolicy(text)
 	}
-	if settled && fresh.Hash() != r.current.Policy().Hash() {
+	if err == nil && same {
+		r.enforce(fresh)
+	}
+	r.settled = same
+	r.note(err)
+}
+
+// enforce puts another policy in force.
+func (r *reloader) enforce(fresh *policy.Policy) {
+	if fresh.Hash() != r.current.Policy().Hash() {
 		r.logger.Warn("the policy has changed and is in force", "file", r.config.policyFile,
 			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules())
 		r.current.Replace(fresh)
@@ -69,7 +80,6 @@ func (r *reloader) look() {
 		logWarnings(r.logger, fresh)
 		r.changed()
 	}
-	r.note(err)
 }
 
 // note keeps how the file stands, and logs each change.

@@ -27,7 +27,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	}
 	write(string(first))
 	c := &config{policyFile: file, clusterDomain: "cluster.local", lifetime: time.Hour}
-	p, _ := c.loadPolicy(&configFaults{})
+	p := c.loadPolicy(&configFaults{})
 	var log bytes.Buffer
 	r := &reloader{config: c, current: policy.NewCurrent(p), logger: hclog.New(&hclog.LoggerOptions{Output: &log}), metrics: newMetrics()}
 	var events []string

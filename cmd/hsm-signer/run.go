@@ -60,6 +60,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 			return err
 		}
 		serving.Issuer = p.issuer
+		counts.watchToken(p.key.Stats)
 		health.token, health.ca, health.inPod = p.key.Ready, p.ca.ValidAt, c.inPod()
 	}
 	controller := kube.New(serving)

@@ -38,7 +38,8 @@ func forEachTrial(t *testing.T, timeout time.Duration, test func(trial)) {
 	results := &table{}
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		public := generateRSA(t, token, "ca")
-		_ = generateRSA(t, token, "other")
+		_, err := token.Generate("rsa-2048", "other", []byte{2})
+		must(t, err)
 		s := behind(t, token)
 		c := config(token, "ca")
 		c.Module, c.Timeout, c.MaxSessions = s.Module, timeout, 4

@@ -2,7 +2,6 @@ package pkcs10
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/asn1"
 	"net/netip"
 	"strconv"
@@ -47,8 +46,11 @@ func readNames(der []byte, r *Request, found *faults) {
 func readName(field string, name asn1.RawValue, r *Request, found *faults) {
 	text := string(name.Bytes)
 	kind, known := generalNames[name.Tag]
-	if !known || name.Class != asn1.ClassContextSpecific || name.IsCompound {
-		name.Tag = -1
+	if !known || name.Class != asn1.ClassContextSpecific {
+		kind, name.Tag = "unknown", -1
+	}
+	if name.IsCompound && (name.Tag == tagDNS || name.Tag == tagIP || name.Tag == tagURI || name.Tag == tagEmail) {
+		kind, name.Tag = "malformed "+kind, -1
 	}
 	check := func(fault string) {
 		if fault != "" {
@@ -76,7 +78,7 @@ func readName(field string, name asn1.RawValue, r *Request, found *faults) {
 		}
 		r.IPAddresses = append(r.IPAddresses, addr)
 	default:
-		found.add(field, "is a name of the kind %s; allowed are DNS, IP, URI and email", cmp.Or(kind, "unknown"))
+		found.add(field, "is a name of the kind %s; allowed are DNS, IP, URI and email", kind)
 	}
 }
 

@@ -75,7 +75,7 @@ func CheckURI(text string) string {
 		return "has a host that is not a DNS name in lower case"
 	}
 	for segment := range strings.SplitSeq(strings.TrimPrefix(uri.Path, "/"), "/") {
-		if uri.Path != "" && (segment == "" || segment == "." || segment == "..") {
+		if uri.Path != "" && uri.Path != "/" && (segment == "" || segment == "." || segment == "..") {
 			return "has an empty or relative segment in its path"
 		}
 	}

@@ -59,6 +59,7 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 		key   weakKey
 		words string
 	}{
+		{"a prime twice", weakKey{new(big.Int).Mul(p, p), new(big.Int).Mul(p, new(big.Int).Sub(p, big.NewInt(1)))}, "too close"},
 		{"close primes", product(p, close64), "too close"},
 		{"a prime", weakKey{whole, new(big.Int).Sub(whole, big.NewInt(1))}, "is a prime"},
 		{"a small factor", product(big.NewInt(743), nextPrime(large)), "small factor"},
@@ -68,7 +69,10 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			e, d := exponents(t, c.key.order)
 			text := signedByHand(t, c.key.n, e, d)
-			_, faults := Parse(text)
+			r, faults := Parse(text)
+			if fault, costly := r.Costly(); costly {
+				faults = append(faults, fault)
+			}
 			if len(faults) != 1 || faults[0].Field != "request.publicKey" || !strings.Contains(faults[0].Message, c.words) {
 				t.Errorf("faults %v; want %q", faults, c.words)
 			}
