@@ -1,67 +1,84 @@
 package hsm
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
 	"fmt"
 
-	"github.com/eclipse-keypont/crypto11"
 	"github.com/miekg/pkcs11"
 )
 
-// A Ceremony makes and looks up keys in a token, once, by hand. The running
-// service never uses it.
+// A Ceremony makes a key in a token, or looks one up, once, by hand. The running
+// service never uses it. It adds a key at most: it changes and deletes nothing.
 type Ceremony struct {
-	config Config
-	ctx    *crypto11.Context
+	config  Config
+	library *library
+	conn    *connection // nil: closed
 }
 
 // OpenCeremony logs in to the token for a ceremony. Close it at the end.
-func OpenCeremony(c Config) (*Ceremony, error) {
-	slot, err := checkToken(c)
-	if err != nil {
+func OpenCeremony(ctx context.Context, c Config) (*Ceremony, error) {
+	ceremony := &Ceremony{config: c.withDefaults(nil)}
+	if err := ceremony.open(ctx); err != nil {
 		return nil, err
 	}
-	pin, err := c.PIN()
-	if err != nil {
-		return nil, err
-	}
-	number := int(slot)
-	ctx, err := crypto11.Configure(&crypto11.Config{Path: c.Module, SlotNumber: &number, Pin: string(pin)})
-	if err != nil {
-		return nil, unavailable(err, "open the %s", c.Token)
-	}
-	return &Ceremony{config: c, ctx: ctx}, nil
+	return ceremony, nil
 }
 
-// checkToken finds the slot of the one token that matches and tries the PIN once. crypto11
-// would take a wrong PIN for right where an application is logged in already.
-func checkToken(c Config) (uint, error) {
-	ctx, c := context.Background(), c.withDefaults(nil)
-	l, err := load(ctx, c, &counts{})
-	if err != nil {
-		return 0, err
+func (c *Ceremony) open(ctx context.Context) (err error) {
+	if c.library, err = load(ctx, c.config, &counts{}); err != nil {
+		return err
 	}
-	defer l.close(ctx)
-	conn, err := connect(ctx, l, c)
-	if err != nil {
-		return 0, err
+	if c.conn, err = connect(ctx, c.library, c.config); err != nil {
+		c.library.close(ctx)
 	}
-	defer conn.close()
-	return conn.slot, nil
+	return err
 }
 
-// keyKinds are the kinds of key that a ceremony makes: a curve, or a size of RSA.
-var keyKinds = []struct {
+// Close closes the sessions and unloads the module, and tells whether it could: while a call hangs
+// in the module it cannot.
+func (c *Ceremony) Close() bool {
+	if c.conn == nil {
+		return true
+	}
+	c.conn.close()
+	c.conn = nil
+	return c.library.close(context.Background())
+}
+
+// A Token is what a token says of itself (PKCS#11 v2.40, CK_TOKEN_INFO).
+type Token struct {
+	Label        string `json:"label"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Hardware     string `json:"hardware"` // version
+	Firmware     string `json:"firmware"` // version
+}
+
+// Token describes the token of the ceremony.
+func (c *Ceremony) Token() Token {
+	info := c.conn.token
+	version := func(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+	return Token{
+		Label: trim(info.Label), Serial: trim(info.SerialNumber), Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
+		Hardware: version(info.HardwareVersion), Firmware: version(info.FirmwareVersion),
+	}
+}
+
+// A keyKind is a kind of key that a ceremony makes.
+type keyKind struct {
 	name  string
-	curve elliptic.Curve
-	bits  int
-}{
-	{"ecdsa-p256", elliptic.P256(), 0}, {"ecdsa-p384", elliptic.P384(), 0}, {"ecdsa-p521", elliptic.P521(), 0},
-	{"rsa-2048", nil, 2048}, {"rsa-3072", nil, 3072}, {"rsa-4096", nil, 4096}, {"rsa-8192", nil, 8192},
+	curve elliptic.Curve // ECDSA
+	bits  int            // RSA; neither: Ed25519
+}
+
+var keyKinds = []keyKind{
+	{name: "ecdsa-p256", curve: elliptic.P256()}, {name: "ecdsa-p384", curve: elliptic.P384()}, {name: "ecdsa-p521", curve: elliptic.P521()},
+	{name: "rsa-2048", bits: 2048}, {name: "rsa-3072", bits: 3072}, {name: "rsa-4096", bits: 4096}, {name: "rsa-8192", bits: 8192},
+	{name: "ed25519"},
 }
 
 // KeyTypes are the types of key that [Ceremony.Generate] makes.
@@ -75,92 +92,100 @@ func KeyTypes() []string {
 
 // Generate has the token make a key pair that signs and never leaves it. There
 // must be none yet with its label or its id. A key without an id gets a random
-// one, so that its halves always belong together; the whole KeyID is returned.
-func (c *Ceremony) Generate(keyType string) (crypto.Signer, KeyID, error) {
+// one, so that its halves always belong together.
+func (c *Ceremony) Generate(ctx context.Context, keyType string) (KeyPair, error) {
+	kind, err := kindNamed(keyType)
+	if err != nil {
+		return KeyPair{}, err
+	}
 	id := c.config.Key
-	if err := c.requireFree(id); err != nil {
-		return nil, id, err
+	if err := c.requireFree(ctx, id); err != nil {
+		return KeyPair{}, err
 	}
 	if len(id.ID) == 0 {
 		id.ID = make([]byte, 8)
 		if _, err := rand.Read(id.ID); err != nil {
-			return nil, id, fmt.Errorf("random key id: %w", err)
+			return KeyPair{}, fmt.Errorf("random key id: %w", err)
 		}
 	}
-	public, private, err := keyAttributes(id)
-	if err != nil {
-		return nil, id, err
+	if err := c.generate(ctx, kind, id); err != nil {
+		return KeyPair{}, c.halfMade(ctx, notMade(err, id, keyType), id)
 	}
-	signer, err := c.generate(keyType, public, private)
+	pair, err := c.lookUp(ctx, id, nil)
 	if err != nil {
-		return nil, id, unavailable(err, "make the %s of type %s", id, keyType)
+		return KeyPair{}, fmt.Errorf("the private %s was made, but cannot be used: %w", id, err)
 	}
-	return signer, id, nil
+	return pair, nil
 }
 
-func (c *Ceremony) generate(keyType string, public, private crypto11.AttributeSet) (crypto.Signer, error) {
+// notMade says what to do where the token makes no such keys.
+func notMade(err error, id KeyID, keyType string) error {
+	for _, code := range []uint{pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_DOMAIN_PARAMS_INVALID, pkcs11.CKR_CURVE_NOT_SUPPORTED} {
+		if is(err, code) {
+			return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token makes no keys of type %s: choose another --key-type (%v)", keyType, err)}
+		}
+	}
+	if refusesTemplate(err) {
+		return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token did not make the %s of type %s: %s. Choose another --key-type, or make the key with the token's own tool, not extractable, and certify it with --use-existing-key", id, keyType, explain(err))}
+	}
+	return unavailable(err, "make the %s of type %s", id, keyType)
+}
+
+// halfMade adds what the token kept of a key that it did not make well.
+func (c *Ceremony) halfMade(ctx context.Context, err error, id KeyID) error {
+	if c.conn == nil {
+		return err
+	}
+	if held, _ := c.holds(ctx, true, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID)); held {
+		return fmt.Errorf("%w. The token holds a %s now all the same, which nothing uses: have the token's own tool delete it", err, id)
+	}
+	return err
+}
+
+func kindNamed(keyType string) (keyKind, error) {
 	for _, kind := range keyKinds {
-		switch {
-		case kind.name != keyType:
-		case kind.curve != nil:
-			return c.ctx.GenerateECDSAKeyPairWithAttributes(public, private, kind.curve)
-		default:
-			return c.ctx.GenerateRSAKeyPairWithAttributes(public, private, kind.bits)
+		if kind.name == keyType {
+			return kind, nil
 		}
 	}
-	return nil, fmt.Errorf("%q is not a key type; choose from %v", keyType, KeyTypes())
+	return keyKind{}, fmt.Errorf("%q is not a key type; choose from %v", keyType, KeyTypes())
 }
 
-// requireFree refuses a label or an id that a key in the token has already: crypto11
-// would duplicate it silently.
-func (c *Ceremony) requireFree(id KeyID) error {
-	byLabel, byID := []crypto11.PrivateKey(nil), []crypto11.PrivateKey(nil)
-	var err error
-	if id.Label != "" {
-		byLabel, err = c.ctx.FindPrivateKeys(nil, []byte(id.Label))
+// requireFree refuses a label or an id that a key in the token has already: tokens
+// duplicate both silently.
+func (c *Ceremony) requireFree(ctx context.Context, id KeyID) error {
+	labelled, err := c.holds(ctx, id.Label != "", pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label))
+	if err != nil {
+		return unavailable(err, "look for the %s", id)
 	}
-	if err == nil && len(id.ID) > 0 {
-		byID, err = c.ctx.FindPrivateKeys(id.ID, nil)
-	}
+	numbered, err := c.holds(ctx, len(id.ID) > 0, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID))
 	switch {
 	case err != nil:
 		return unavailable(err, "look for the %s", id)
-	case len(byLabel) > 0:
-		return faultf(ErrKey, "the %s holds a key labelled %q already; nothing was made. Choose another CA_KEY_LABEL, or use that key", c.config.Token, id.Label)
-	case len(byID) > 0:
-		return faultf(ErrKey, "the %s holds a key with id %x already; nothing was made. Choose another CA_KEY_ID, or use that key", c.config.Token, id.ID)
+	case labelled:
+		return faultf(ErrKey, "the %s holds a key labelled %q already; nothing was made. Choose another CA_KEY_LABEL, or certify that key with --use-existing-key", c.config.Token, id.Label)
+	case numbered:
+		return faultf(ErrKey, "the %s holds a key with id %x already; nothing was made. Choose another CA_KEY_ID, or certify that key with --use-existing-key", c.config.Token, id.ID)
 	}
 	return nil
 }
 
-// keyAttributes says outright what crypto11 and some tokens would leave open or too wide.
-func keyAttributes(id KeyID) (public, private crypto11.AttributeSet, err error) {
-	public = crypto11.NewAttributeSet()
-	private = crypto11.NewAttributeSet()
-	set := func(a crypto11.AttributeSet, kind crypto11.AttributeType, value any) {
-		if err == nil {
-			err = a.Set(kind, value)
+// holds tells whether the token holds a key, or half of one, with the attribute.
+func (c *Ceremony) holds(ctx context.Context, asked bool, attribute *pkcs11.Attribute) (bool, error) {
+	if !asked {
+		return false, nil
+	}
+	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
+		found, err := c.conn.find(ctx, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), attribute})
+		if err != nil || len(found) > 0 {
+			return len(found) > 0, err
 		}
 	}
-	for _, a := range []crypto11.AttributeSet{public, private} {
-		set(a, pkcs11.CKA_TOKEN, true)
-		set(a, pkcs11.CKA_ID, bytes.Clone(id.ID))
-		if id.Label != "" {
-			set(a, pkcs11.CKA_LABEL, id.Label)
-		}
-	}
-	set(public, pkcs11.CKA_VERIFY, true)
-	set(public, pkcs11.CKA_ENCRYPT, false)
-	set(public, pkcs11.CKA_WRAP, false)
-	set(private, pkcs11.CKA_PRIVATE, true)
-	set(private, pkcs11.CKA_SENSITIVE, true)
-	set(private, pkcs11.CKA_EXTRACTABLE, false)
-	set(private, pkcs11.CKA_SIGN, true)
-	set(private, pkcs11.CKA_DECRYPT, false)
-	set(private, pkcs11.CKA_UNWRAP, false)
-	set(private, pkcs11.CKA_DERIVE, false)
-	return public, private, err
+	return false, nil
 }
 
-// Close logs out and unloads the module.
-func (c *Ceremony) Close() error { return c.ctx.Close() }
+// Existing looks up the one key that the configuration names. known is its public half
+// where a certificate says it, or nil; the token's own word comes first.
+func (c *Ceremony) Existing(ctx context.Context, known crypto.PublicKey) (KeyPair, error) {
+	return c.lookUp(ctx, c.config.Key, known)
+}

@@ -3,6 +3,7 @@ package issuer
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
@@ -11,17 +12,18 @@ import (
 	"strings"
 )
 
-// rsaAlgorithms and ecdsaAlgorithms are what a CA's key may sign with.
+// What a CA's key may sign with, by its kind.
 var (
 	rsaAlgorithms = []x509.SignatureAlgorithm{
 		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
 		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
 	}
-	ecdsaAlgorithms = []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}
+	ecdsaAlgorithms   = []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}
+	ed25519Algorithms = []x509.SignatureAlgorithm{x509.PureEd25519}
 )
 
 // AlgorithmName is the name of a signature algorithm as users write it, the way
-// Calico spells them: SHA256WithRSA, SHA256WithRSAPSS, ECDSAWithSHA256.
+// Calico spells them: SHA256WithRSA, SHA256WithRSAPSS, ECDSAWithSHA256, Ed25519.
 func AlgorithmName(a x509.SignatureAlgorithm) string {
 	hash, pss := strings.CutSuffix(a.String(), "-RSAPSS")
 	if pss {
@@ -36,7 +38,7 @@ func AlgorithmName(a x509.SignatureAlgorithm) string {
 // AlgorithmNames lists what [ParseAlgorithm] knows.
 func AlgorithmNames() []string {
 	var names []string
-	for _, a := range slices.Concat(rsaAlgorithms, ecdsaAlgorithms) {
+	for _, a := range slices.Concat(rsaAlgorithms, ecdsaAlgorithms, ed25519Algorithms) {
 		names = append(names, AlgorithmName(a))
 	}
 	return names
@@ -44,7 +46,7 @@ func AlgorithmNames() []string {
 
 // ParseAlgorithm reads the name of a signature algorithm.
 func ParseAlgorithm(name string) (x509.SignatureAlgorithm, error) {
-	for _, a := range slices.Concat(rsaAlgorithms, ecdsaAlgorithms) {
+	for _, a := range slices.Concat(rsaAlgorithms, ecdsaAlgorithms, ed25519Algorithms) {
 		if AlgorithmName(a) == name {
 			return a, nil
 		}
@@ -53,7 +55,7 @@ func ParseAlgorithm(name string) (x509.SignatureAlgorithm, error) {
 }
 
 // DefaultAlgorithm is what a key signs with where nothing else is said: SHA-384
-// with P-384, SHA-512 with P-521, else SHA-256.
+// with P-384, SHA-512 with P-521, nothing but itself with Ed25519, else SHA-256.
 func DefaultAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
@@ -66,6 +68,8 @@ func DefaultAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 			return x509.ECDSAWithSHA512
 		}
 		return x509.ECDSAWithSHA256
+	case ed25519.PublicKey:
+		return x509.PureEd25519
 	}
 	return x509.UnknownSignatureAlgorithm
 }
@@ -82,6 +86,8 @@ func SignerOpts(a x509.SignatureAlgorithm, public crypto.PublicKey) crypto.Signe
 		hash = crypto.SHA384
 	case x509.SHA512WithRSA, x509.SHA512WithRSAPSS, x509.ECDSAWithSHA512:
 		hash = crypto.SHA512
+	case x509.PureEd25519:
+		return crypto.Hash(0) // the message itself
 	}
 	switch a {
 	case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
@@ -98,6 +104,8 @@ func fits(a x509.SignatureAlgorithm, public crypto.PublicKey) error {
 		allowed = rsaAlgorithms
 	case *ecdsa.PublicKey:
 		allowed = ecdsaAlgorithms
+	case ed25519.PublicKey:
+		allowed = ed25519Algorithms
 	}
 	if slices.Contains(allowed, a) {
 		return nil

@@ -5,24 +5,32 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"time"
 )
 
-// CAProfile says what a new CA's certificate holds.
+// CAProfile says what the certificate of a new CA holds.
 type CAProfile struct {
-	Subject  pkix.Name
-	Lifetime time.Duration
+	Subject     pkix.Name
+	Lifetime    time.Duration // of a self-signed certificate; otherwise the root decides
+	Constraints Constraints
 }
 
-// SelfSign returns the self-signed certificate, in PEM, of a new CA that issues
-// end-entity certificates alone (path length 0). It is for the ceremony.
+// caKeyUsage is what a CA's key is for.
+const caKeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+
+// SelfSign returns the self-signed certificate, in PEM, of a new CA. It is for the ceremony.
 func SelfSign(p CAProfile, key crypto.Signer) ([]byte, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
 	keyID, err := keyIdentifier(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	constraints, err := p.Constraints.extension()
 	if err != nil {
 		return nil, err
 	}
@@ -33,16 +41,37 @@ func SelfSign(p CAProfile, key crypto.Signer) ([]byte, error) {
 		Subject:               p.Subject,
 		NotBefore:             now.Add(-Backdate).UTC(),
 		NotAfter:              now.Add(p.Lifetime).UTC(),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		KeyUsage:              caKeyUsage,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		MaxPathLenZero:        true,
+		MaxPathLen:            p.Constraints.PathLength,
+		MaxPathLenZero:        p.Constraints.PathLength == 0,
 		SubjectKeyId:          keyID,
 		AuthorityKeyId:        keyID,
+		ExtraExtensions:       constraints,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("sign the CA certificate: %w", err)
 	}
 	return encodePEM(der), nil
+}
+
+// Request returns a PKCS#10 request, in PEM, for an offline root to certify the CA. What the
+// certificate is to hold is asked for in it (RFC 2986, extensionRequest); the root decides.
+func Request(p CAProfile, key crypto.Signer) ([]byte, error) {
+	extensions, err := requestedExtensions(p.Constraints)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.CertificateRequest{
+		SignatureAlgorithm: DefaultAlgorithm(key.Public()),
+		Subject:            p.Subject,
+		ExtraExtensions:    extensions,
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, fmt.Errorf("sign the request for a CA certificate: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
 }

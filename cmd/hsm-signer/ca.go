@@ -1,16 +1,16 @@
 package main
 
 import (
+	"context"
+	"crypto"
 	"crypto/sha256"
-	"crypto/x509/pkix"
+	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,116 +22,99 @@ import (
 
 func newCACommand() *cobra.Command {
 	command := &cobra.Command{Use: "ca", Short: "The ceremony: make a CA whose key lives in the token"}
-	command.AddCommand(newCACreateCommand())
+	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCAShowCommand())
 	return command
 }
 
-// caRequest is what the user wants of a new CA.
-type caRequest struct {
-	keyType  string
-	subject  string
-	lifetime time.Duration
-	out      string
+// certificateFacts are what people compare and put down of a CA's certificate.
+type certificateFacts struct {
+	Subject     string    `json:"subject"`
+	Issuer      string    `json:"issuer"`
+	Serial      string    `json:"serial"`
+	NotBefore   time.Time `json:"notBefore"`
+	NotAfter    time.Time `json:"notAfter"`
+	DaysLeft    int       `json:"daysLeft"`
+	Constraints string    `json:"constraints"`
+	Algorithm   string    `json:"signatureAlgorithm"`
+	SHA256      string    `json:"sha256"`          // of the whole, as sha256sum prints it
+	PublicKey   string    `json:"publicKeySHA256"` // of the SubjectPublicKeyInfo
 }
 
-func newCACreateCommand() *cobra.Command {
-	var want caRequest
-	command := &cobra.Command{
-		Use:   "create",
-		Short: "Make a key in the token and a self-signed CA certificate",
-		Long: `Has the token make a key that never leaves it (sensitive, not extractable), and
-signs a CA certificate with it. The token and the key are named by the same variables
-as for "run". Nothing is overwritten: neither a key of that label or id nor the file.`,
-		Example: `  hsm-signer ca create --key-type ecdsa-p384 --subject "CN=Calico CA,O=Example" --out ca.crt`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, faults := readConfig(cmd, tokenSettings)
-			c.requireToken(faults)
-			c.requireKey(faults)
-			subject := want.check(faults)
-			if err := faults.err(); err != nil {
-				return err
-			}
-			return createCA(cmd, c, want, subject)
-		},
+func factsOf(cert *x509.Certificate) certificateFacts {
+	return certificateFacts{
+		Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Serial: hex.EncodeToString(cert.SerialNumber.Bytes()),
+		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(), DaysLeft: int(time.Until(cert.NotAfter).Hours() / 24),
+		Constraints: issuer.ConstraintsOf(cert).String(), Algorithm: issuer.AlgorithmName(cert.SignatureAlgorithm),
+		SHA256: fingerprint(cert.Raw), PublicKey: fingerprint(cert.RawSubjectPublicKeyInfo),
 	}
-	addFlags(command, tokenSettings)
-	flags := command.Flags()
-	flags.StringVar(&want.keyType, "key-type", "ecdsa-p256", strings.Join(hsm.KeyTypes(), ", "))
-	flags.StringVar(&want.subject, "subject", "CN=hsm-signer CA", "subject of the certificate; known are CN, O, OU, L, ST and C")
-	flags.DurationVar(&want.lifetime, "lifetime", 87600*time.Hour, "lifetime of the certificate")
-	flags.StringVar(&want.out, "out", "ca.crt", "file for the certificate; it must not exist yet")
-	return command
 }
 
-func (r caRequest) check(faults *configFaults) pkix.Name {
-	if !slices.Contains(hsm.KeyTypes(), r.keyType) {
-		faults.addf("--key-type", "%q is not known; choose from %s", r.keyType, strings.Join(hsm.KeyTypes(), ", "))
+// lines prints the facts, one on each line.
+func (f certificateFacts) lines() string {
+	return fmt.Sprintf(`  subject        %s
+  issuer         %s
+  serial number  %s
+  valid from     %s
+  valid until    %s (%d days left)
+  constraints    %s
+  signed with    %s
+  SHA-256        %s
+  public key     %s (SHA-256)
+`, f.Subject, f.Issuer, f.Serial, f.NotBefore.Format(time.RFC3339), f.NotAfter.Format(time.RFC3339), f.DaysLeft,
+		f.Constraints, f.Algorithm, f.SHA256, f.PublicKey)
+}
+
+// fingerprint is the SHA-256 of DER, in the form of sha256sum.
+func fingerprint(der []byte) string {
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:])
+}
+
+// keyFingerprint is that of a public key's SubjectPublicKeyInfo.
+func keyFingerprint(public crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	return fingerprint(der), err
+}
+
+// attributeLines prints what the token says of the private key, one attribute on each line.
+func attributeLines(attributes []hsm.Attribute) string {
+	digit := map[bool]string{true: "1", false: "0"}
+	var text strings.Builder
+	for _, a := range attributes {
+		value := digit[a.Is]
+		switch {
+		case !a.Known:
+			value = "not known to the token"
+		case a.Is != a.Want:
+			value += " (should be " + digit[a.Want] + ")"
+		}
+		fmt.Fprintf(&text, "  %-21s  %s\n", a.Name, value)
 	}
-	if r.lifetime < time.Hour {
-		faults.addf("--lifetime", "%s is less than an hour", r.lifetime)
-	}
-	switch _, err := os.Lstat(r.out); {
+	return text.String()
+}
+
+// tokenLines prints what the token says of itself.
+func tokenLines(t hsm.Token) string {
+	return fmt.Sprintf(`  label          %s
+  serial number  %s
+  model          %s
+  manufacturer   %s
+  hardware       %s
+  firmware       %s
+`, t.Label, t.Serial, t.Model, t.Manufacturer, t.Hardware, t.Firmware)
+}
+
+// requireNew refuses a file that exists, or that could not be made.
+func requireNew(flag, path string, faults *configFaults) {
+	switch _, err := os.Lstat(path); {
 	case err == nil:
-		faults.addf("--out", "%s exists already; nothing was made", r.out)
+		faults.addf(flag, "%s exists already; nothing was made", path)
 	case !errors.Is(err, fs.ErrNotExist):
-		faults.add("--out", err)
+		faults.add(flag, err)
 	}
-	if info, err := os.Stat(filepath.Dir(r.out)); err != nil || !info.IsDir() {
-		faults.addf("--out", "there is no directory %s; nothing was made", filepath.Dir(r.out))
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
+		faults.addf(flag, "there is no directory %s; nothing was made", filepath.Dir(path))
 	}
-	subject, err := parseSubject(r.subject)
-	faults.add("--subject", err)
-	return subject
-}
-
-func createCA(cmd *cobra.Command, c *config, want caRequest, subject pkix.Name) error {
-	ceremony, err := hsm.OpenCeremony(c.token)
-	if err != nil {
-		return err
-	}
-	signer, id, err := ceremony.Generate(want.keyType)
-	if err != nil {
-		return errors.Join(err, ceremony.Close())
-	}
-	cert, err := issuer.SelfSign(issuer.CAProfile{Subject: subject, Lifetime: want.lifetime}, signer)
-	if err := errors.Join(err, ceremony.Close()); err != nil {
-		return fmt.Errorf("the private %s was made, but not its certificate: %w. Nothing uses that key: choose another CA_KEY_LABEL to try again, or have the token's own tool delete it first", id, err)
-	}
-	if err := writeNew(want.out, cert); err != nil {
-		return fmt.Errorf("the private %s was made, but its certificate could not be written: %w; here it is, to be saved by hand:\n%s", id, err, cert)
-	}
-	c.token.Key = id
-	return reportCA(cmd, c, want, cert)
-}
-
-// reportCA prints what was made, with what the token says of the key.
-func reportCA(cmd *cobra.Command, c *config, want caRequest, cert []byte) error {
-	ca, err := issuer.ParseCA(cert)
-	if err != nil {
-		return err
-	}
-	key, err := hsm.NewKey(c.token, ca.Certificate().PublicKey)
-	if err != nil {
-		return err
-	}
-	defer key.Close()
-	proof, err := key.Proof(cmd.Context())
-	if err != nil {
-		return fmt.Errorf("the CA was made (%s), but its key cannot be used: %w", want.out, err)
-	}
-	block, _ := pem.Decode(cert)
-	sum := sha256.Sum256(block.Bytes)
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), `CA created
-  certificate  %s
-  subject      %s
-  valid until  %s
-  SHA-256      %s
-  key          %s (%s), in the %s
-  attributes   %s
-`, want.out, ca.Certificate().Subject, ca.Certificate().NotAfter.Format(time.RFC3339), hex.EncodeToString(sum[:]),
-		c.token.Key, want.keyType, c.token.Token, proof)
-	return err
 }
 
 // writeNew writes a file that does not exist yet.
@@ -144,36 +127,35 @@ func writeNew(path string, text []byte) error {
 	return errors.Join(err, file.Sync(), file.Close())
 }
 
-// parseSubject reads a distinguished name such as "CN=Calico CA,O=Example". A comma
-// within a value is written "\,".
-func parseSubject(text string) (pkix.Name, error) {
-	var name pkix.Name
-	const comma = "\x00"
-	for part := range strings.SplitSeq(strings.ReplaceAll(text, `\,`, comma), ",") {
-		kind, value, found := strings.Cut(strings.TrimSpace(part), "=")
-		value = strings.ReplaceAll(value, comma, ",")
-		if !found || value == "" {
-			return name, fmt.Errorf("%q is not TYPE=VALUE, such as CN=Calico CA", part)
-		}
-		switch strings.ToUpper(kind) {
-		case "CN":
-			name.CommonName = value
-		case "O":
-			name.Organization = append(name.Organization, value)
-		case "OU":
-			name.OrganizationalUnit = append(name.OrganizationalUnit, value)
-		case "L":
-			name.Locality = append(name.Locality, value)
-		case "ST":
-			name.Province = append(name.Province, value)
-		case "C":
-			name.Country = append(name.Country, value)
-		default:
-			return name, fmt.Errorf("%q is not known; known are CN, O, OU, L, ST and C", kind)
-		}
+// readChain reads a file of certificates, the CA's first.
+func readChain(variable, path string, faults *configFaults) issuer.Chain {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		faults.add(variable, err)
+		return nil
 	}
-	if name.CommonName == "" {
-		return name, errors.New("there is no common name (CN=…)")
+	chain, err := issuer.ReadChain(text)
+	if err != nil {
+		faults.addf(variable, "%s: %v", path, err)
 	}
-	return name, nil
+	return chain
+}
+
+// existingKey looks up the key that the configuration names, and the token that it is in.
+func existingKey(ctx context.Context, c *config, known crypto.PublicKey) (hsm.KeyPair, hsm.Token, error) {
+	ceremony, err := hsm.OpenCeremony(ctx, c.token)
+	if err != nil {
+		return hsm.KeyPair{}, hsm.Token{}, err
+	}
+	defer ceremony.Close()
+	pair, err := ceremony.Existing(ctx, known)
+	return pair, ceremony.Token(), err
+}
+
+// keyOf returns the key for signing, by the way that "run" goes: it proves itself by a test
+// signature, which is verified, before it signs anything else.
+func keyOf(c *config, pair hsm.KeyPair) (*hsm.Key, error) {
+	c.token.Key = pair.ID
+	c.token.Signature = issuer.SignerOpts(x509.UnknownSignatureAlgorithm, pair.Public)
+	return hsm.NewKey(c.token, pair.Public)
 }

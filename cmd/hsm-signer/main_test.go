@@ -86,7 +86,7 @@ func TestSubjects(t *testing.T) {
 	if err != nil || name.CommonName != "Calico CA" || name.Organization[0] != "Example, Inc." || name.Country[0] != "CH" {
 		t.Errorf("%+v %v", name, err)
 	}
-	for _, bad := range []string{"", "O=x", "CN", "CN=", "CN=a,X=b"} {
+	for _, bad := range []string{"", "O=x", "CN", "CN=", "CN=a,X=b", "CN=a,CN=b", "CN=a\nb"} {
 		if _, err := parseSubject(bad); err == nil {
 			t.Errorf("%q was taken", bad)
 		}

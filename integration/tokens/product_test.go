@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,24 +49,55 @@ func calls(t *testing.T, s *shim.Shim) shim.Calls {
 	return calls
 }
 
-// The ceremony makes a key that signs and cannot leave. It says all attributes of the key
-// outright, which a token that does not let it say some of them does not take.
+// The ceremony makes a key of each type that the token has; it signs, and cannot leave. Where the
+// token takes no word on decrypting, the key may decrypt too, and the ceremony says so.
 func TestCeremony(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
-		if len(token.Can.Unsaid) > 0 {
-			return
+		for _, keyType := range token.Can.KeyTypes {
+			c := config(token, "ca")
+			c.Key = hsm.KeyID{Label: "ceremony-" + keyType}
+			made := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Generate(t.Context(), keyType) })
+			found := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
+			if made.Type != keyType || !reflect.DeepEqual(made, found) {
+				t.Errorf("made was %+v, and found %+v", made, found)
+			}
+			decrypts := made.Uses[slices.IndexFunc(made.Uses, func(a hsm.Attribute) bool { return a.Name == "CKA_DECRYPT" })]
+			if decrypts.Is != slices.Contains(token.Can.Unsaid, pkcs11.CKA_DECRYPT) {
+				t.Errorf("%s: may decrypt: %t", keyType, decrypts.Is)
+			}
+			c.Key = made.ID
+			key := newKey(t, c, made.Public)
+			requireProof(t, token, key)
+			requireSignatures(t, key, made.Public)
+			key.Close()
 		}
-		keyType := token.Can.KeyTypes[0]
-		ceremony, err := hsm.OpenCeremony(config(token, "ca"))
-		must(t, err)
-		signer, id, err := ceremony.Generate(keyType)
-		must(t, errors.Join(err, ceremony.Close()))
-		c := config(token, "ca")
-		c.Key = id
-		key := newKey(t, c, signer.Public())
-		requireProof(t, token, key)
-		requireSignatures(t, key, signer.Public())
 	})
+}
+
+// A token that has no such keys says so, and what it made of one all the same.
+func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		for keyType := range token.Can.Refuses {
+			ceremony, err := hsm.OpenCeremony(t.Context(), config(token, "refused-"+keyType))
+			must(t, err)
+			_, err = ceremony.Generate(t.Context(), keyType)
+			ceremony.Close()
+			if err == nil || !strings.Contains(err.Error(), "hoose another --key-type") && !strings.Contains(err.Error(), "The token holds a key") {
+				t.Errorf("%s: %v", keyType, err)
+			}
+		}
+	})
+}
+
+// hold opens a ceremony for one thing.
+func hold(t *testing.T, c hsm.Config, do func(*hsm.Ceremony) (hsm.KeyPair, error)) hsm.KeyPair {
+	t.Helper()
+	ceremony, err := hsm.OpenCeremony(t.Context(), c)
+	must(t, err)
+	defer ceremony.Close()
+	pair, err := do(ceremony)
+	must(t, err)
+	return pair
 }
 
 // A key whose token lost its daemon signs again when the daemon is back.

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+)
+
+// A caView is what "ca show" shows.
+type caView struct {
+	File         string             `json:"file"`
+	Certificates []certificateFacts `json:"certificates"` // the CA's first
+	Faults       []string           `json:"faults,omitempty"`
+	Key          *keyView           `json:"key,omitempty"`
+	PEM          string             `json:"pem"` // the CA's certificate and its chain
+}
+
+type keyView struct {
+	Label      string          `json:"label"`
+	ID         string          `json:"id"` // hex
+	Type       string          `json:"type"`
+	Attributes []attributeView `json:"attributes"`
+	Token      hsm.Token       `json:"token"`
+
+	attributes []hsm.Attribute
+}
+
+type attributeView struct {
+	Name   string `json:"name"`
+	Value  *bool  `json:"value"` // null: the token does not say
+	Should bool   `json:"should"`
+}
+
+func newCAShowCommand() *cobra.Command {
+	settings := slices.Concat(settingsNamed("CA_CERT_FILE", "SIGNER_NAME"), tokenSettings)
+	var output string
+	command := &cobra.Command{
+		Use:   "show",
+		Short: "Show the CA's certificate, its key's attributes, and what Calico needs of them",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, faults := readConfig(cmd, settings)
+			c.requireToken(faults)
+			c.requireKey(faults)
+			if output != "text" && output != "json" {
+				faults.addf("--output", "%q is neither text nor json", output)
+			}
+			var chain issuer.Chain
+			if c.caCertFile == "" {
+				faults.addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate")
+			} else {
+				chain = readChain("CA_CERT_FILE", c.caCertFile, faults)
+			}
+			if err := faults.err(); err != nil {
+				return err
+			}
+			return showCA(cmd.Context(), c, chain, output, cmd.OutOrStdout())
+		},
+	}
+	addFlags(command, settings)
+	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return command
+}
+
+// showCA shows the certificate also when the key cannot be reached, and then fails.
+func showCA(ctx context.Context, c *config, chain issuer.Chain, output string, out io.Writer) error {
+	view := caView{File: c.caCertFile, PEM: string(chain.PEM())}
+	for _, cert := range chain {
+		view.Certificates = append(view.Certificates, factsOf(cert))
+	}
+	if err := chain.Check(chain[0].PublicKey, time.Now()); err != nil {
+		view.Faults = strings.Split(err.Error(), "\n")
+	}
+	var unreachable error
+	view.Key, unreachable = viewKey(ctx, c, chain)
+	if output == "json" {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return errors.Join(unreachable, encoder.Encode(view))
+	}
+	_, err := io.WriteString(out, view.String()+calicoHint(c.signerNames, view.PEM))
+	return errors.Join(unreachable, err)
+}
+
+// viewKey looks at the key, which must be the certificate's.
+func viewKey(ctx context.Context, c *config, chain issuer.Chain) (*keyView, error) {
+	pair, token, err := existingKey(ctx, c, chain[0].PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	// What is to be shown is how it is, also of a key with which "run" would not start.
+	c.token.AllowExtractable = true
+	key, err := keyOf(c, hsm.KeyPair{ID: pair.ID, Public: chain[0].PublicKey})
+	if err != nil {
+		return nil, err
+	}
+	defer key.Close()
+	proof, err := key.Proof(ctx)
+	if err != nil {
+		return nil, err
+	}
+	view := &keyView{
+		Label: pair.ID.Label, ID: hex.EncodeToString(pair.ID.ID), Type: pair.Type, Token: token,
+		attributes: slices.Concat(proof.Attributes, pair.Uses),
+	}
+	for _, a := range view.attributes {
+		one := attributeView{Name: a.Name, Should: a.Want}
+		if a.Known {
+			one.Value = &a.Is
+		}
+		view.Attributes = append(view.Attributes, one)
+	}
+	return view, nil
+}
+
+// String is the view as people read it.
+func (v caView) String() string {
+	var text strings.Builder
+	for i, facts := range v.Certificates {
+		title := "CA certificate, in " + v.File
+		if i > 0 {
+			title = fmt.Sprintf("Certificate %d of its chain", i+1)
+		}
+		fmt.Fprintf(&text, "%s\n%s\n", title, facts.lines())
+	}
+	for _, fault := range v.Faults {
+		fmt.Fprintf(&text, "FAULT: %s\n\n", fault)
+	}
+	if k := v.Key; k != nil {
+		fmt.Fprintf(&text, "Key, which the certificate is for: a test signature verifies\n  label          %s\n  id             %s\n  type           %s\n%s\nToken\n%s\n",
+			k.Label, k.ID, k.Type, attributeLines(k.attributes), tokenLines(k.Token))
+	}
+	return text.String() + v.PEM
+}
+
+// calicoHint says how Calico's Installation takes the CA.
+func calicoHint(signerNames []string, text string) string {
+	names := strings.Join(signerNames, " or ")
+	if names == "" {
+		names = "..."
+	}
+	return fmt.Sprintf(`
+For Calico, in its Installation:
+
+spec:
+  certificateManagement:
+    signerName: %s
+    caCert: %s
+`, names, base64.StdEncoding.EncodeToString([]byte(text)))
+}
