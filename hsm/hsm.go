@@ -22,10 +22,11 @@ import (
 
 // Config says which token and which key, and how to use them.
 type Config struct {
-	Module string // path of the PKCS#11 library
-	Token  TokenID
-	PIN    PINSource
-	Key    KeyID
+	Module  string    // path of the PKCS#11 library
+	Library LibraryID // what it must say of itself; mostly nothing
+	Token   TokenID
+	PIN     PINSource
+	Key     KeyID
 
 	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
 	Timeout          time.Duration // longest wait for a session, and for one call; 0: 10 s

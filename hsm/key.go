@@ -48,6 +48,7 @@ type Key struct {
 	mu      sync.Mutex // guards what follows
 	last    error      // why it is not connected
 	refused PINSource  // the PIN that the token did not take; nil after it took one
+	hung    int        // attempts in a row that left calls hanging
 	wait    time.Duration
 	notYet  time.Time // do not try to connect before this
 }
@@ -145,8 +146,7 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 			err = k.open(ctx)
 		}
 	}
-	k.tried(err)
-	return err
+	return k.tried(err)
 }
 
 // disconnect closes the connection. The caller holds the lock for writing.
@@ -183,9 +183,19 @@ func (k *Key) mayTry() error {
 	return nil
 }
 
-func (k *Key) tried(err error) {
+// mostHungAttempts is how often in a row one tries to connect while calls hang.
+const mostHungAttempts = 5
+
+// tried takes note of an attempt, and gives up where the module hangs for good.
+func (k *Key) tried(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.hung++; err == nil || k.counts.hanging.Load() == 0 {
+		k.hung = 0
+	}
+	if k.hung >= mostHungAttempts {
+		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())
+	}
 	k.last = err
 	var f *fault
 	if errors.As(err, &f) && f.refused != nil {
@@ -193,10 +203,11 @@ func (k *Key) tried(err error) {
 	}
 	if err == nil {
 		k.wait, k.refused = 0, nil
-		return
+		return nil
 	}
 	k.wait = min(max(2*k.wait, firstRetry), lastRetry)
 	k.notYet = time.Now().Add(k.wait)
+	return err
 }
 
 // open makes a connection on the library, which is loaded if need be. It lives only when it holds

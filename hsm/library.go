@@ -45,12 +45,41 @@ func load(ctx context.Context, c Config, n *counts) (*library, error) {
 	switch {
 	case err == nil || is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED):
 		l.ready = true
+		if err := l.identify(ctx, c); err != nil {
+			if l.close(ctx) {
+				l = nil
+			}
+			return l, err
+		}
 		return l, nil
 	case l.idle():
 		module.Destroy()
 		l = nil
 	}
 	return l, unavailable(err, "PKCS#11 module %s cannot be initialised", path)
+}
+
+// A LibraryID says what a library must say of itself (C_GetInfo). What is empty is not asked for.
+type LibraryID struct {
+	Manufacturer, Description string
+	Version                   *URIVersion
+}
+
+// identify requires that the library is the one that the configuration names.
+func (l *library) identify(ctx context.Context, c Config) error {
+	if c.Library == (LibraryID{}) {
+		return nil
+	}
+	info, err := call(ctx, l, c.Timeout, "C_GetInfo", func() (pkcs11.Info, error) { return l.module.GetInfo() }, nil)
+	if err != nil {
+		return unavailable(err, "ask the module %s what it is", c.Module)
+	}
+	is, want := LibraryID{trim(info.ManufacturerID), trim(info.LibraryDescription), nil}, c.Library
+	version := URIVersion{info.LibraryVersion.Major, info.LibraryVersion.Minor}
+	if want.Manufacturer != "" && want.Manufacturer != is.Manufacturer || want.Description != "" && want.Description != is.Description || want.Version != nil && *want.Version != version {
+		return faultf(ErrUnavailable, "the PKCS#11 module %s is %q by %q, version %d.%d, and not the library that PKCS11_URI names", c.Module, is.Description, is.Manufacturer, version.Major, version.Minor)
+	}
+	return nil
 }
 
 // close finalises and unloads the module, and tells whether it did: while a call is in flight in it,

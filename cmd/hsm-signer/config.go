@@ -36,6 +36,7 @@ type config struct {
 	caCertFile    string
 	algorithm     x509.SignatureAlgorithm
 	token         hsm.Config
+	uri           *hsm.URI
 	listenAddress string
 	logLevel      hclog.Level
 	logFormat     string // text, json, or empty: by the terminal
@@ -62,6 +63,7 @@ var (
 		{"PKCS11_TOKEN_LABEL", "", "label of the token", func(c *config, v string) error { c.token.Token.Label = v; return nil }},
 		{"PKCS11_TOKEN_SERIAL", "", "serial number of the token", func(c *config, v string) error { c.token.Token.Serial = v; return nil }},
 		{"PKCS11_PIN_FILE", "", "file that holds the user PIN (or the PIN itself in the variable PKCS11_PIN)", readPINFile},
+		{uriVariable, "", "PKCS#11 URI (RFC 7512) of the CA's key, in the place of the variables that name module, token, PIN and key", readURI},
 		{"CA_KEY_LABEL", "", "label of the CA's key in the token", func(c *config, v string) error { c.token.Key.Label = v; return nil }},
 		{"CA_KEY_ID", "", "id of the CA's key in the token, in hex", readKeyID},
 		{"PKCS11_MAX_SESSIONS", "0", "sessions with the token at once (0: 16, or what the token allows)", func(c *config, v string) error { return readCount(v, 0, 1024, &c.token.MaxSessions) }},
@@ -148,33 +150,34 @@ func readConfig(command *cobra.Command, settings []setting) (*config, *configFau
 			faults.add(s.env, s.read(c, value))
 		}
 	}
+	c.applyURI(faults, command.Flags().Changed(uriFlag))
 	return c, faults
 }
 
 // requireToken reads the PIN and requires what names a token.
 func (c *config) requireToken(faults *configFaults) {
-	if c.token.Module == "" {
+	if c.token.Module == "" && !faults.has(uriVariable) {
 		faults.addf("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such as /usr/lib/softhsm/libsofthsm2.so")
 	}
-	if t := c.token.Token; t.Slot == nil && t.Label == "" && t.Serial == "" {
-		faults.addf("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT or PKCS11_TOKEN_SERIAL: one of them must name the token")
+	if !c.token.Token.Given() && !faults.has(uriVariable) {
+		faults.addf("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT, PKCS11_TOKEN_SERIAL or PKCS11_URI: one of them must name the token")
 	}
 	pin, err := takePIN()
 	faults.add("PKCS11_PIN", err)
 	switch {
 	case pin != "" && c.token.PIN != nil:
-		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE: set one of them")
+		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE, or a PIN in PKCS11_URI: set one of them")
 	case pin != "":
 		c.token.PIN = pin.Fixed()
-	case c.token.PIN == nil && !faults.has("PKCS11_PIN") && !faults.has("PKCS11_PIN_FILE"):
+	case c.token.PIN == nil && !faults.has("PKCS11_PIN") && !faults.has("PKCS11_PIN_FILE") && !faults.has(uriVariable):
 		faults.addf("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN")
 	}
 }
 
 // requireKey requires what names the CA's key.
 func (c *config) requireKey(faults *configFaults) {
-	if c.token.Key.Label == "" && len(c.token.Key.ID) == 0 {
-		faults.addf("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID: one of them must name the CA's key")
+	if c.token.Key.Label == "" && len(c.token.Key.ID) == 0 && !faults.has(uriVariable) {
+		faults.addf("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID, or object or id in PKCS11_URI: one of them must name the CA's key")
 	}
 }
 

@@ -22,7 +22,7 @@ const (
 // hidePIN lets the process begin anew without the PIN in its environment: unsetting a
 // variable leaves it in /proc/PID/environ. The PIN goes over a pipe that nobody else has.
 func hidePIN() error {
-	pin := os.Getenv(pinVariable)
+	pin, environment := pinIn(os.Environ())
 	if pin == "" {
 		return nil
 	}
@@ -30,7 +30,7 @@ func hidePIN() error {
 	if err != nil {
 		return err
 	}
-	if _, err := writer.WriteString(pin); err != nil {
+	if _, err := writer.WriteString(string(pin)); err != nil {
 		return err
 	}
 	if err := writer.Close(); err != nil {
@@ -45,8 +45,25 @@ func hidePIN() error {
 	if err != nil {
 		return err
 	}
-	environment := slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, pinVariable+"=") })
 	return syscall.Exec(self, os.Args, append(environment, pinDescriptor+"="+strconv.Itoa(descriptor)))
+}
+
+// pinIn returns the PIN that the environment holds, in its own variable or in the URI, and the
+// environment without it. Where it holds two there is none to go on with; the configuration will
+// say so.
+func pinIn(environ []string) (hsm.PIN, []string) {
+	pin := hsm.PIN(os.Getenv(pinVariable))
+	environ = slices.DeleteFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, pinVariable+"=") })
+	uri, err := hsm.ParseURI(os.Getenv(uriVariable))
+	switch {
+	case err != nil || uri.PINValue == "":
+		return pin, environ
+	case pin != "":
+		return "", nil
+	}
+	pin, uri.PINValue = uri.PINValue, ""
+	environ = slices.DeleteFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, uriVariable+"=") })
+	return pin, append(environ, uriVariable+"="+uri.String())
 }
 
 // takePIN takes the PIN, once: from the pipe, or where the process did not begin anew from the

@@ -76,9 +76,6 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
 	must(t, err)
 	requireIssued(t, csr, asking)
-	if n := logins(t, s); n != 2 {
-		t.Errorf("%d calls of C_Login; one at the start and one after the hang are enough", n)
-	}
 }
 
 // A module that hangs for good ends the process, so that a supervisor may start another.
@@ -89,8 +86,48 @@ func TestTokenHangsForGood(t *testing.T) {
 	must(t, s.Rules(shim.Hang(shim.Any)))
 	code, err := d.Wait()
 	must(t, err)
-	if code != 1 || !strings.Contains(d.Log(), "calls hang in the PKCS#11 module") {
+	if code != 1 || !strings.Contains(d.Log(), "hangs, and 5 attempts to go on") {
 		t.Errorf("exit code %d; log:\n%s", code, d.Log())
+	}
+}
+
+// A URI takes the place of the variables; a PIN in it is gone from the environment.
+func TestURINamesAll(t *testing.T) {
+	without := []string{"PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "CA_KEY_LABEL=", "PKCS11_PIN="}
+	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" + ca.KeyLabel + ";type=private?module-path=" + shared.Token.Module
+	d := startReady(t, ca, append(without, "PKCS11_URI="+uri+"&pin-value="+shared.Token.PIN)...)
+	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "environ"))
+	must(t, err)
+	if !strings.Contains(string(environ), "PKCS11_URI=pkcs11:") || strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
+		t.Error("the environment or the log holds the PIN, or the environment no URI")
+	}
+	pin := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o400))
+	stdout, stderr, code := shared.Command(t.Context(), ca, without, "check", "--pkcs11-uri", uri+"&pin-source=file:"+pin)
+	if code != 0 {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// What a URI names is named by nothing else, and a flag holds no PIN.
+func TestURIFaults(t *testing.T) {
+	uri := "pkcs11:token=ca;object=a?module-path=/nowhere.so&pin-value=0000-canary"
+	for _, c := range []struct {
+		env, args []string
+		want      string
+	}{
+		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_TOKEN_LABEL: is set, and PKCS11_URI says the same"},
+		{[]string{"PKCS11_URI=" + uri}, nil, "CA_KEY_LABEL: is set, and PKCS11_URI says the same"},
+		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_PIN: is set, and so is"},
+		{nil, []string{"--pkcs11-uri", uri}, "--pkcs11-uri: holds a pin-value"},
+		{[]string{"PKCS11_URI=pkcs11:token=ca;type=public"}, nil, "PKCS11_URI: the PKCS#11 URI names an object of the type public"},
+		{[]string{"PKCS11_URI=pkcs11:tokn=ca"}, nil, "PKCS11_URI: "},
+		{[]string{"PKCS11_URI=pkcs11:token=ca?module-name=nowhere"}, nil, "module-name: there is no such module"},
+	} {
+		_, stderr, code := shared.Command(t.Context(), ca, c.env, append([]string{"check"}, c.args...)...)
+		if code != 4 || !strings.Contains(stderr, c.want) || strings.Contains(stderr, "0000-canary") {
+			t.Errorf("%v %v: exit code %d: %s; want %q", c.env, c.args, code, stderr, c.want)
+		}
 	}
 }
 
