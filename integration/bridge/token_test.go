@@ -81,7 +81,8 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 // A module that hangs for good ends the process, so that a supervisor may start another.
 func TestTokenHangsForGood(t *testing.T) {
 	s, env := behindShim(t)
-	d := start(t, ca, append(env, "PKCS11_TIMEOUT=100ms", "PKCS11_MAX_SESSIONS=1")...)
+	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=100ms")...)
+	must(t, err)
 	must(t, d.WaitReady(t.Context()))
 	must(t, s.Rules(shim.Hang(shim.Any)))
 	code, err := d.Wait()
