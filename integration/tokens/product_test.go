@@ -169,6 +169,88 @@ func TestKeyTriesWrongPINOnce(t *testing.T) {
 	})
 }
 
+// A refused PIN is tried again when its source has another, and not before.
+func TestKeyTriesAnotherPIN(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		public := generateRSA(t, token, "ca")
+		s := behind(t, token)
+		pin := hsm.PIN("00000000")
+		c := config(token, "ca")
+		c.Module, c.PIN = s.Module, func() (hsm.PIN, error) { return pin, nil }
+		key := newKey(t, c, public)
+		for range 3 {
+			if err := key.Ready(t.Context()); !errors.Is(err, hsm.ErrPIN) {
+				t.Errorf("with a wrong PIN: %v", err)
+			}
+		}
+		pin = hsm.PIN(token.PIN)
+		requireSignatures(t, key, public)
+		if n := calls(t, s).Count(shim.Login); n != 2 {
+			t.Errorf("C_Login was called %d times, for two PINs:\n%s", n, calls(t, s))
+		}
+	})
+}
+
+// The PIN is changed on the token while the key is in use: what is logged in goes on. After a fault
+// that costs the login the old PIN is tried once, and the new one when the source has it.
+func TestPINChangedWhileInUse(t *testing.T) {
+	const fresh = "86420864" // as long as every token takes
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		public := generateRSA(t, token, "ca")
+		s := behind(t, token)
+		pin := hsm.PIN(token.PIN)
+		c := config(token, "ca")
+		c.Module, c.PIN = s.Module, func() (hsm.PIN, error) { return pin, nil }
+		key := newKey(t, c, public)
+		requireSignatures(t, key, public)
+		changePIN(t, token, fresh)
+		requireSignatures(t, key, public)
+		must(t, s.Rules(shim.CloseSessions(shim.SignInit)))
+		if token.Can.KeepsLogin {
+			requireSignatures(t, key, public) // there is nothing to log in to
+			return
+		}
+		for range 3 {
+			if _, err := key.Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256); !errors.Is(err, hsm.ErrPIN) {
+				t.Errorf("with the old PIN: %v", err)
+			}
+		}
+		pin = fresh
+		requireSignatures(t, key, public)
+		if n := calls(t, s).Count(shim.Login); n != 3 {
+			t.Errorf("C_Login was called %d times; want one with each PIN, and one at the start:\n%s", n, calls(t, s))
+		}
+	})
+}
+
+// changePIN sets another PIN in a session beside the product's. Of most modules there is one in a
+// process, which the product has initialised and logged in to; p11-kit's each have another for each
+// who loads them.
+func changePIN(t *testing.T, token *tokens.Token, fresh string) {
+	t.Helper()
+	module := pkcs11.New(token.Module)
+	defer module.Destroy()
+	if err := module.Initialize(); code(t, err) == pkcs11.CKR_OK {
+		defer func() { must(t, module.Finalize()) }()
+	}
+	slots, err := module.GetSlotList(true)
+	must(t, err)
+	for _, slot := range slots {
+		info, err := module.GetTokenInfo(slot)
+		must(t, err)
+		if strings.TrimRight(info.Label, " \x00") != token.Label {
+			continue
+		}
+		session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		must(t, err)
+		if err := module.Login(session, pkcs11.CKU_USER, token.PIN); code(t, err) != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
+			must(t, err)
+		}
+		must(t, module.SetPIN(session, token.PIN, fresh))
+		must(t, module.CloseSession(session))
+	}
+}
+
 // The last try before a token locks is not the product's to use up, not even with the right PIN.
 func TestKeyLeavesFinalTry(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {

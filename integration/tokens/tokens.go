@@ -57,6 +57,9 @@ type Capabilities struct {
 	// any more; what follows is as the last.
 	WrongPINs []Answer
 
+	// KeepsLogin tells whether a login outlives the sessions of who logged in.
+	KeepsLogin bool
+
 	// Sessions is the greatest number that it says it allows: 0 is no limit, and all
 	// ones is not known.
 	Sessions uint
