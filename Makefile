@@ -9,7 +9,7 @@ FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: help build setup basics demo test lint fuzz cluster cluster-down image clean
+.PHONY: help build bench setup basics demo test lint fuzz cluster cluster-down image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -30,6 +30,9 @@ test: setup ## every test; the first run builds kube-apiserver and etcd (about 6
 	$(GO) test -race ./...
 	cd integration && $(GO) run ./cmd/cluster build
 	cd integration && $(GO) test -count=1 -p 1 -timeout 30m ./...
+
+bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
+	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench . -benchtime 300x -timeout 30m ./bench
 
 lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
