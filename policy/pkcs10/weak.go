@@ -12,7 +12,7 @@ import (
 // weakness says how the private half of an RSA key of an allowed size can be found from its public
 // half, or nothing. The checks are those of the CA/Browser Forum's Baseline Requirements, section
 // 6.1.1.3, and a prime modulus. Of the keys of Debian's faulty generator, which that section wants refused
-// at every size, those of 2048 bits are known.
+// up to 8192 bits, package debian knows most of those of 2048.
 func weakness(key *rsa.PublicKey) string {
 	switch {
 	case hasSmallFactor(key.N):

@@ -6,17 +6,18 @@
 //
 // Known are the keys of 2048 bits that "openssl genrsa" and "openssl req" made,
 //   - in every process from 0 to 32767,
-//   - on amd64 and i386, when the file ~/.rnd could not be read (noreadrnd), and on amd64 when it was
-//     not there (nornd). Debian 4.0, with 0.9.8c, took a file that was not there for one that it could
-//     not read.
+//   - on amd64 and i386,
+//   - when the file ~/.rnd was there (rnd), could not be read (noreadrnd), or was not there (nornd).
+//     Debian 4.0, with 0.9.8c, took a file that was not there for one that it could not read.
 //
-// Not known are ECDSA keys; RSA keys of other sizes, of other machines, of higher process ids and of the
-// option -rand; and those of programs that drew random numbers before, or in other portions. ssh-keygen is
-// one of them, but its keys had the public exponent 35.
+// Not known are ECDSA keys; RSA keys of other sizes, of other machines (those of powerpc, hppa and
+// sparc the generator can make), of higher process ids and of the option -rand; and those of programs
+// that drew random numbers before, or in other portions. ssh-keygen is one of them, but its keys had
+// the public exponent 35.
 //
 // Contract: [Weak] does no I/O, and looks into the lists where they lie in the program. It never
-// fails to name a known key. It names another one with a probability of less than 2^-47: there are
-// 98,304 fingerprints of 64 bits.
+// fails to name a known key. It names another one with a probability of less than 2^-46: there are
+// 196,608 fingerprints of 64 bits.
 //
 // The lists are made by generate.go with the package generator, and were compared with keys of the
 // repository HARICA-official/debian-weak-keys on GitHub.
@@ -31,19 +32,28 @@ import (
 )
 
 var (
+	//go:embed rsa2048-amd64-rnd.list
+	amd64Rnd string
 	//go:embed rsa2048-amd64-noreadrnd.list
 	amd64NoReadRnd string
 	//go:embed rsa2048-amd64-nornd.list
 	amd64NoRnd string
+	//go:embed rsa2048-i386-rnd.list
+	i386Rnd string
 	//go:embed rsa2048-i386-noreadrnd.list
 	i386NoReadRnd string
+	//go:embed rsa2048-i386-nornd.list
+	i386NoRnd string
 )
 
 // Each list is the fingerprints of a variant's keys in ascending order, with nothing between them.
 var lists = []struct{ variant, prints string }{
+	{"amd64-rnd", amd64Rnd},
 	{"amd64-noreadrnd", amd64NoReadRnd},
 	{"amd64-nornd", amd64NoRnd},
+	{"i386-rnd", i386Rnd},
 	{"i386-noreadrnd", i386NoReadRnd},
+	{"i386-nornd", i386NoRnd},
 }
 
 // FingerprintSize is the length of a fingerprint in bytes.

@@ -46,8 +46,8 @@ var machines = []machine{
 const randomFile = 1024
 
 // seeds are what the openssl command does with the three states of the file ~/.rnd before it makes a key
-// (app_RAND_load_file, RAND_load_file). After a file that could not be read it asks the operating
-// system at once, otherwise only when it first draws.
+// (app_RAND_load_file, RAND_load_file). With no file that it can read it asks the operating system at
+// once, otherwise when it first draws.
 var seeds = []struct {
 	name string
 	seed func(*random)
