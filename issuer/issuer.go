@@ -3,9 +3,9 @@
 // Duty: turn a [policy.Grant] into a certificate: build the template, have the
 // CA's key sign it, check what came back, and return it with its chain.
 //
-// Contract: nothing is signed without a grant that was redeemed for it. What
-// stands in a certificate comes from the grant and from the CA, never from
-// the request's bytes. The package knows the key as a [crypto.Signer] and
+// Contract: nothing is signed without a grant that was redeemed for it, nor before
+// the same bytes were rehearsed with a throwaway key. What stands in a certificate comes
+// from the grant and from the CA, never from the request's bytes. The package knows the key as a [crypto.Signer] and
 // nothing of what is behind it.
 package issuer
 
@@ -46,6 +46,7 @@ type Issuer struct {
 	ca        *CA
 	key       Key
 	algorithm x509.SignatureAlgorithm
+	rehearsal *rehearsal
 	budget    *budget
 	now       func() time.Time
 }
@@ -63,7 +64,11 @@ func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm) (*Issuer, error) {
 	if err := fits(algorithm, key.Public()); err != nil {
 		return nil, err
 	}
-	return &Issuer{ca: ca, key: key, algorithm: algorithm, budget: newBudget(), now: time.Now}, nil
+	rehearsal, err := newRehearsal(ca.cert)
+	if err != nil {
+		return nil, err
+	}
+	return &Issuer{ca: ca, key: key, algorithm: algorithm, rehearsal: rehearsal, budget: newBudget(), now: time.Now}, nil
 }
 
 // Ready answers nil when a certificate could be issued now, and otherwise why not.
@@ -81,6 +86,9 @@ func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
 	if err := i.Ready(ctx); err != nil {
 		return err
 	}
+	if _, err := i.rehearse(grant); err != nil {
+		return err
+	}
 	return i.budget.reserve(grant, i.now())
 }
 
@@ -91,15 +99,54 @@ func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	if err := grant.Redeem(); err != nil {
 		return nil, err
 	}
-	template, err := i.template(grant)
+	rehearsed, err := i.rehearse(grant)
 	if err != nil {
-		return nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
+		return nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, i.ca.cert, grant.PublicKey(), i.key.Signer(ctx))
+	der, err := i.sign(ctx, rehearsed)
 	if err != nil {
 		return nil, fmt.Errorf("sign the certificate for request %s: %w", grant.RequestUID(), err)
 	}
 	return append(encodePEM(der), i.ca.intermediates...), nil
+}
+
+// rehearse makes the grant's certificate with a throwaway key, and looks at it from all sides.
+func (i *Issuer) rehearse(grant *policy.Grant) (*certificate, error) {
+	template, err := i.template(grant)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
+	}
+	rehearsed, err := i.rehearsal.rehearse(template, grant.PublicKey())
+	if err != nil {
+		return nil, fmt.Errorf("certificate for request %s: %w; nothing was signed: correct the rule %s, or the CA", grant.RequestUID(), err, grant.Rule())
+	}
+	return rehearsed, nil
+}
+
+// sign has the CA's key sign the very bytes that were rehearsed, and returns the certificate in DER
+// when its signature verifies with the CA's certificate.
+func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, error) {
+	opts := SignerOpts(i.algorithm, i.key.Public())
+	digest := rehearsed.TBS.FullBytes
+	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the bytes themselves
+		h := hash.New()
+		h.Write(digest)
+		digest = h.Sum(nil)
+	}
+	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
+	if err != nil {
+		return nil, err
+	}
+	real := certificate{rehearsed.TBS, rehearsed.Algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}}
+	der, err := asn1.Marshal(real)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return der, cert.CheckSignatureFrom(i.ca.cert)
 }
 
 // template builds the certificate (RFC 5280, section 4) from the grant.

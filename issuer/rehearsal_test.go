@@ -1,0 +1,104 @@
+package issuer
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/policy/pkcs10/pkcs10test"
+)
+
+// constrained is an issuer whose CA permits DNS names below the domain alone, and counts what its
+// key signs.
+func constrained(t *testing.T, domain string) (*Issuer, *int) {
+	t.Helper()
+	key := pkcs10test.NewKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "constrained"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{domain},
+		ExcludedIPRanges: []*net.IPNet{{IP: net.IPv4(10, 9, 0, 0).To4(), Mask: net.CIDRMask(16, 32)}},
+	}
+	ca, err := ParseCA(encodePEM(create(t, template, nil, &key.PublicKey, key).Raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signatures := 0
+	i, err := New(ca, countingKey{softKey{key: key}, &signatures}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i, &signatures
+}
+
+// A name that the CA's certificate does not permit is found before anything is approved or signed.
+func TestNamesBeyondTheCAAreNotSigned(t *testing.T) {
+	i, signatures := constrained(t, "one") // the grant has the names one and two
+	if err := i.Reserve(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); err == nil || !strings.Contains(err.Error(), `"two" is not permitted`) {
+		t.Errorf("reserve: %v", err)
+	}
+	if _, err := i.Issue(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); err == nil {
+		t.Error("it was issued")
+	}
+	if *signatures != 0 {
+		t.Errorf("the CA's key signed %d times", *signatures)
+	}
+}
+
+// countingKey counts signatures.
+type countingKey struct {
+	softKey
+	signatures *int
+}
+
+// Signer returns the key itself.
+func (k countingKey) Signer(context.Context) crypto.Signer { return k }
+
+// Sign signs and counts.
+func (k countingKey) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	*k.signatures++
+	return k.softKey.Sign(r, digest, opts)
+}
+
+// What lints object to is not signed.
+func TestLintsStopAWrongCertificate(t *testing.T) {
+	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	i := ca.issuer(t)
+	for words, spoil := range map[string]func(*x509.Certificate){
+		"e_serial_number_longer_than_20_octets": func(c *x509.Certificate) { c.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 165) },
+		"e_ext_key_usage_cert_sign_without_ca":  func(c *x509.Certificate) { c.BasicConstraintsValid = false; c.KeyUsage |= x509.KeyUsageCertSign },
+	} {
+		g := grant(t, pkcs10test.NewKey(t), 0)
+		template, err := i.template(g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spoil(template)
+		if _, err := i.rehearsal.rehearse(template, g.PublicKey()); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%v; want %q", err, words)
+		}
+	}
+}
+
+// What the key signs is what was rehearsed, byte by byte.
+func TestTheRehearsedBytesAreSigned(t *testing.T) {
+	i := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
+	rehearsed, err := i.rehearse(grant(t, pkcs10test.NewKey(t), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := i.sign(t.Context(), rehearsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil || string(cert.RawTBSCertificate) != string(rehearsed.TBS.FullBytes) || cert.CheckSignatureFrom(i.ca.cert) != nil {
+		t.Errorf("%v", err)
+	}
+}
