@@ -180,7 +180,7 @@ func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts 
 		c.sessions.release(session)
 		return m.finish(raw)
 	case errors.As(err, &hung):
-		c.sessions.forget() // who hangs in it closes it
+		c.sessions.forget(session)
 	default:
 		c.sessions.discard(session)
 	}

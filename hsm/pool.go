@@ -32,11 +32,11 @@ type pool struct {
 
 	mu   sync.Mutex
 	idle []pkcs11.SessionHandle
-	open int // sessions of the pool, idle or in use
+	open map[pkcs11.SessionHandle]bool // sessions of the pool, idle or in use
 }
 
 func newPool(conn *connection, limit int) *pool {
-	return &pool{conn: conn, permits: make(chan struct{}, limit), freed: make(chan struct{}, 1)}
+	return &pool{conn: conn, permits: make(chan struct{}, limit), freed: make(chan struct{}, 1), open: map[pkcs11.SessionHandle]bool{}}
 }
 
 // sessionRetry is how long one waits before asking again a token that had no session left: other
@@ -87,14 +87,18 @@ func (p *pool) take(ctx context.Context) (pkcs11.SessionHandle, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case err == nil && (p.open[session] || session == p.conn.keeper):
+		// The module has forgotten its sessions and counts anew: what is in use under this handle
+		// is now this session, and no two callers may share one.
+		return 0, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)
 	case err == nil:
-		p.open++
-		return session, nil
-	case is(err, pkcs11.CKR_SESSION_COUNT) && p.open == 0:
-		p.open++
-		return p.conn.keeper, nil
+	case is(err, pkcs11.CKR_SESSION_COUNT) && len(p.open) == 0:
+		session = p.conn.keeper
+	default:
+		return 0, err
 	}
-	return 0, err
+	p.open[session] = true
+	return session, nil
 }
 
 func (p *pool) pop() (pkcs11.SessionHandle, bool) {
@@ -120,18 +124,23 @@ func (p *pool) release(session pkcs11.SessionHandle) {
 // discard closes a session in which a call failed: its operation may still be active. The keeper
 // goes only with its connection.
 func (p *pool) discard(session pkcs11.SessionHandle) {
+	p.drop(session) // before it is closed: then the module may give its handle to another
 	if session != p.conn.keeper {
 		p.conn.closeSession(session)
 	}
-	p.forget()
+	p.free()
 }
 
-// forget gives up a session, which is closed or hangs.
-func (p *pool) forget() {
-	p.mu.Lock()
-	p.open--
-	p.mu.Unlock()
+// forget gives up a session that hangs; who hangs in it closes it.
+func (p *pool) forget(session pkcs11.SessionHandle) {
+	p.drop(session)
 	p.free()
+}
+
+func (p *pool) drop(session pkcs11.SessionHandle) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, session)
 }
 
 func (p *pool) free() {

@@ -76,7 +76,8 @@ type Config struct {
 	SignerNames []string
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
 	Mode        Mode
-	Workers     int // requests in work at once
+	Lease       *Lease // nil: there is no other controller. A shadow has none
+	Workers     int    // requests in work at once
 	Decider     Decider
 	Issuer      Issuer
 	Observer    Observer
@@ -89,6 +90,7 @@ type Controller struct {
 	broadcaster record.EventBroadcaster
 	events      record.EventRecorder
 	queue       workqueue.TypedRateLimitingInterface[key]
+	leader      *leader                  // nil without a lease
 	requests    atomic.Pointer[requests] // nil until the API was found
 
 	mu      sync.Mutex
@@ -112,7 +114,7 @@ var errStarting = errors.New("the API server was not reached yet")
 // New returns a controller; [Controller.Run] starts it.
 func New(c Config) *Controller {
 	broadcaster, events := newEvents(c.Mode)
-	return &Controller{
+	controller := &Controller{
 		Config:      c,
 		broadcaster: broadcaster,
 		events:      events,
@@ -122,7 +124,14 @@ func New(c Config) *Controller {
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
 		),
 	}
+	if c.Lease != nil {
+		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, begin: controller.LookAgain}
+	}
+	return controller
 }
+
+// Leads tells whether this controller is the one that acts.
+func (c *Controller) Leads() bool { return c.leader.fence() == nil }
 
 // Ready answers nil while requests are being watched, and otherwise why not.
 func (c *Controller) Ready() error {
@@ -161,6 +170,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return err
 	}
 	c.requests.Store(api)
+	defer c.startElection()()
 	var workers wait.Group
 	for range max(1, c.Workers) {
 		workers.Start(func() { c.work(ctx) })
@@ -169,6 +179,21 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.queue.ShutDown()
 	workers.Wait()
 	return nil
+}
+
+// startElection takes part in the election, if there is one, and returns what ends that and gives the
+// lease up: to be called when all work is done.
+func (c *Controller) startElection() (stop func()) {
+	if c.leader == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group wait.Group
+	group.StartWithContext(ctx, c.leader.elect)
+	return func() {
+		cancel()
+		group.Wait()
+	}
 }
 
 // findAPI waits until the API server says which version of the API it has.
@@ -302,8 +327,8 @@ func (c *Controller) serve(ctx context.Context, item key) {
 		return
 	}
 	csr := c.requests.Load().cached(item)
-	if csr == nil {
-		c.queue.Forget(item) // it was deleted
+	if csr == nil || c.leader.fence() != nil {
+		c.queue.Forget(item) // it was deleted, or is another controller's; whoever comes to lead looks at all
 		return
 	}
 	turnCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
@@ -320,6 +345,9 @@ func (c *Controller) serve(ctx context.Context, item key) {
 		c.overBudget(csr, over)
 		c.queue.Forget(item)
 		c.queue.AddAfter(item, budgetWait(over.Until, time.Since(csr.CreationTimestamp.Time)))
+	case errors.Is(err, errNotLeading):
+		c.Logger.Warn("the lease was lost in mid-turn; another controller goes on", "request", csr.Name, "uid", csr.UID)
+		c.queue.Forget(item)
 	case errors.Is(err, errLookAgain):
 		c.queue.AddRateLimited(item)
 	default:

@@ -13,8 +13,8 @@ type Permission struct {
 	attributes authorizationv1.ResourceAttributes
 }
 
-// Permissions lists what a controller of these signer names needs in a mode.
-func Permissions(signerNames []string, mode Mode) []Permission {
+// Permissions lists what a controller of these signer names needs in a mode, and with a lease.
+func Permissions(signerNames []string, mode Mode, lease *Lease) []Permission {
 	const group, requests = "certificates.k8s.io", "certificatesigningrequests"
 	var all []Permission
 	add := func(a authorizationv1.ResourceAttributes) { all = append(all, Permission{a}) }
@@ -33,6 +33,15 @@ func Permissions(signerNames []string, mode Mode) []Permission {
 	}
 	for _, verb := range []string{"create", "patch"} {
 		add(authorizationv1.ResourceAttributes{Verb: verb, Resource: "events", Namespace: eventNamespace})
+	}
+	if lease != nil {
+		for _, verb := range []string{"get", "create", "update"} {
+			name := lease.Name
+			if verb == "create" { // which knows no name
+				name = ""
+			}
+			add(authorizationv1.ResourceAttributes{Verb: verb, Group: "coordination.k8s.io", Resource: "leases", Namespace: lease.Namespace, Name: name})
+		}
 	}
 	if mode == Wait {
 		return all

@@ -209,6 +209,9 @@ func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.Certi
 }
 
 func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
+	if err := c.leader.fence(); err != nil {
+		return nil, err
+	}
 	csr = csr.DeepCopy()
 	setCondition(csr, certificatesv1.CertificateApproved, "PolicyGranted",
 		fmt.Sprintf("granted by rule %s of policy %.12s", grant.Rule(), grant.PolicyHash()))
@@ -219,12 +222,21 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 // issue has the certificate made and writes it to the object that was decided on,
 // and to no other.
 func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
+	until, err := c.leader.until()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithDeadline(ctx, until) // what is signed and written is so before another may lead
+	defer cancel()
 	chain, err := c.Issuer.Issue(ctx, grant)
 	switch {
 	case errors.Is(err, policy.ErrGrantStale):
 		return nil, errLookAgain // the policy was replaced in mid-turn
 	case err != nil:
 		return nil, fmt.Errorf("issue: %w", err)
+	}
+	if err := c.leader.fence(); err != nil {
+		return nil, err
 	}
 	csr = csr.DeepCopy()
 	csr.Status.Certificate = chain
@@ -246,6 +258,9 @@ func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refu
 // refused denies a pending request, and fails one that someone else has approved:
 // an approval is no way round the policy.
 func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
+	if err := c.leader.fence(); err != nil {
+		return err
+	}
 	csr = csr.DeepCopy()
 	var err error
 	if was == approved {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -117,15 +116,15 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 	report("API server", p.server+", Kubernetes "+server.GitVersion, nil)
 	api, err := kube.APIVersion(ctx, p.client)
 	report("API version", api, err)
-	checkPermissions(ctx, c, p.client, report)
+	checkPermissions(ctx, c, p, report)
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.
-func checkPermissions(ctx context.Context, c *config, client kubernetes.Interface, report reporter) {
+func checkPermissions(ctx context.Context, c *config, p *parts, report reporter) {
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	for _, permission := range kube.Permissions(c.signerNames, c.mode) {
-		allowed, err := permission.Allowed(ctx, client)
+	for _, permission := range kube.Permissions(c.signerNames, c.mode, p.lease) {
+		allowed, err := permission.Allowed(ctx, p.client)
 		if err == nil && !allowed {
 			err = errors.New("not allowed: grant it to the service account, as deploy/rbac.yaml does")
 		}

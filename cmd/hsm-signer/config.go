@@ -29,6 +29,7 @@ type config struct {
 	acceptUnset   bool
 	mode          kube.Mode
 	workers       int
+	election      election
 	kubeconfig    string
 	clusterDomain string
 	lifetime      time.Duration
@@ -80,6 +81,9 @@ var (
 		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log, and touch neither cluster nor token", readMode},
 		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name (clusters before 1.18)", readUnset},
 		{"WORKERS", "32", "requests in work at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
+		{"LEADER_ELECT", "", "true or false: whether one of many leads (by default true in a pod, else false)", readElection},
+		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},
+		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez and /readyz", readAddress},
 	}

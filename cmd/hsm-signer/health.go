@@ -18,6 +18,7 @@ import (
 // health knows whether the process can do its work, and says so over HTTP.
 type health struct {
 	requests func() error
+	leads    func() bool
 	policy   func() string
 	metrics  http.Handler
 	logger   hclog.Logger
@@ -158,4 +159,5 @@ func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	fmt.Fprintf(w, "policy %s\n", h.policy())
+	fmt.Fprintf(w, "leads %t\n", h.leads())
 }

@@ -72,6 +72,14 @@ func (m *metrics) watchToken(stats func() hsm.Stats) {
 	}, func() float64 { return float64(stats().Hanging) }))
 }
 
+// watchLead shows at each scrape whether this process is the one that acts.
+func (m *metrics) watchLead(leads func() bool) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hsm_signer_leading",
+		Help: "1 while this process is the one of many that acts, or the only one; else 0.",
+	}, func() float64 { return map[bool]float64{true: 1}[leads()] }))
+}
+
 // Decided counts a verdict.
 func (m *metrics) Decided(verdict policy.Verdict) {
 	switch v := verdict.(type) {

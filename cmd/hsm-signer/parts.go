@@ -27,6 +27,7 @@ type parts struct {
 	ca     *issuer.CA
 	key    *hsm.Key
 	issuer *issuer.Issuer
+	lease  *kube.Lease // nil: no election
 	client *kubernetes.Clientset
 	server string // the API server's address
 }
@@ -47,6 +48,7 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if c.mode != kube.Shadow {
 		c.loadSigning(p, faults)
 	}
+	p.lease = c.requireLease(faults)
 	p.client, p.server = c.loadClient(faults)
 	return p
 }

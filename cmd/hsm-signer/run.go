@@ -50,7 +50,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	logWarnings(logger, p.policy)
 	reload := &reloader{config: c, current: current, logger: logger.Named("policy"), metrics: counts}
 	serving := kube.Config{
-		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode,
+		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
 		Workers: c.workers, Decider: current, Observer: counts, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
@@ -64,7 +64,8 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		health.token, health.ca, health.inPod = p.key.Ready, p.ca.ValidAt, c.inPod()
 	}
 	controller := kube.New(serving)
-	health.requests = controller.Ready
+	health.requests, health.leads = controller.Ready, controller.Leads
+	counts.watchLead(controller.Leads)
 	reload.warn, reload.changed = controller.Warn, controller.LookAgain
 	return runAll(ctx,
 		controller.Run,

@@ -1,0 +1,137 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// A Lease names the object by which one of many controllers is the one that leads: the others watch
+// and wait.
+type Lease struct {
+	Namespace, Name string
+	Identity        string // of this controller among them
+}
+
+// Times of the election. client-go's usual ones with a shorter retry: a lease that nobody renews any
+// more is taken over within 20 s, one that was given up within 3 s.
+const (
+	leaseDuration = 15 * time.Second // how long others wait since they last saw it renewed
+	renewDeadline = 10 * time.Second // how long the leader acts since it last began to renew it
+	retryPeriod   = time.Second
+)
+
+// errNotLeading ends a turn that another controller must take.
+var errNotLeading = errors.New("another controller leads")
+
+// A leader knows whether this controller leads. client-go promises no fencing: one that was stopped
+// and goes on believes for a moment that it still does. So each act asks how old the lease is, by both
+// the monotonic clock, which a suspended machine may stop, and the wall clock, which may be set. A nil
+// leader is one without an election, and always leads.
+type leader struct {
+	lease  Lease
+	client kubernetes.Interface
+	logger hclog.Logger
+	begin  func() // this controller has come to lead
+
+	mu      sync.Mutex
+	renewed time.Time // when the last renewal that succeeded began; zero: it does not lead
+}
+
+// until returns the time up to which this controller may act, or errNotLeading.
+func (l *leader) until() (time.Time, error) {
+	if l == nil {
+		return time.Now().Add(turnTimeout), nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	byWall := now.Round(0).Sub(l.renewed.Round(0)) // Round strips the monotonic reading
+	if l.renewed.IsZero() || now.Sub(l.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
+		return time.Time{}, errNotLeading
+	}
+	return l.renewed.Add(renewDeadline), nil
+}
+
+// fence answers nil while this controller leads.
+func (l *leader) fence() error {
+	_, err := l.until()
+	return err
+}
+
+// elect takes part in the election until the context ends, and then gives the lease up.
+func (l *leader) elect(ctx context.Context) {
+	for ctx.Err() == nil {
+		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+			Lock: &watchedLock{Interface: l.lock(), leader: l}, Name: l.lease.Name, ReleaseOnCancel: true,
+			LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+			Callbacks: leaderelection.LeaderCallbacks{
+				OnStartedLeading: func(context.Context) {
+					l.logger.Info("this controller leads", "lease", l.lease.Name, "identity", l.lease.Identity)
+					l.begin()
+				},
+				OnStoppedLeading: func() { l.note(time.Time{}) },
+				OnNewLeader: func(identity string) {
+					l.logger.Info("a controller leads", "lease", l.lease.Name, "identity", identity)
+				},
+			},
+		})
+		if err != nil { // its times are constants, and its lock is ours
+			l.logger.Error("no election", "error", err)
+			return
+		}
+		elector.Run(ctx)
+	}
+}
+
+func (l *leader) lock() resourcelock.Interface {
+	return &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: l.lease.Namespace, Name: l.lease.Name},
+		Client:     l.client.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: l.lease.Identity},
+	}
+}
+
+func (l *leader) note(renewed time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.renewed = renewed
+}
+
+// A watchedLock tells the leader of each renewal: the time before it was asked for, since others count
+// from when they see it, which is later.
+type watchedLock struct {
+	resourcelock.Interface
+	leader *leader
+}
+
+// Create makes the lease, held by this controller.
+func (w *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	return w.write(record, func() error { return w.Interface.Create(ctx, record) })
+}
+
+// Update takes, renews or gives up the lease.
+func (w *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	return w.write(record, func() error { return w.Interface.Update(ctx, record) })
+}
+
+func (w *watchedLock) write(record resourcelock.LeaderElectionRecord, write func() error) error {
+	began := time.Now()
+	if record.HolderIdentity != w.Identity() {
+		w.leader.note(time.Time{}) // it is given up: nothing more is done from here on
+		return write()
+	}
+	if err := write(); err != nil {
+		return fmt.Errorf("lease: %w", err)
+	}
+	w.leader.note(began)
+	return nil
+}
