@@ -124,10 +124,10 @@ func (p *pool) release(session pkcs11.SessionHandle) {
 // discard closes a session in which a call failed: its operation may still be active. The keeper
 // goes only with its connection.
 func (p *pool) discard(session pkcs11.SessionHandle) {
-	p.drop(session) // before it is closed: then the module may give its handle to another
 	if session != p.conn.keeper {
 		p.conn.closeSession(session)
 	}
+	p.drop(session) // not before: closing must not hit another session under the same handle
 	p.free()
 }
 
