@@ -430,6 +430,19 @@ func TestAllReasonsAreCollected(t *testing.T) {
 	}
 }
 
+// The look at a key that costs most is taken last, and before anything is granted.
+func TestPrimeModulusIsRefused(t *testing.T) {
+	const rule = `version: 1
+rules:
+  - name: any
+    from: {users: ["*"], pod: none}
+    grant: {dnsNames: [a], keys: [rsa-2048], usages: [digital signature]}
+`
+	a := newAsker("x", "y", "a")
+	a.usages = []policy.Usage{policy.DigitalSignature}
+	requireRefusal(t, parse(t, rule).Decide(a.requestOf(pkcs10test.PrimeModulus(t))), policy.InvalidRequest, "its modulus is a prime")
+}
+
 func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {
 	v := builtIn(t, "calico").Decide(newAsker("calico-system", "default", "x").request(t))
 	refusal, ok := v.(*policy.Refusal)

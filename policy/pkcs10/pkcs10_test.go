@@ -285,7 +285,7 @@ func heavy(t testing.TB) map[string][]byte {
 // signedBy is a request with that modulus and a signature that is none.
 func signedBy(t testing.TB, modulus *big.Int) []byte {
 	t.Helper()
-	block, _ := pem.Decode(signedByHand(t, modulus, 65537, big.NewInt(1)))
+	block, _ := pem.Decode(pkcs10test.SignedByHand(t, modulus, 65537, big.NewInt(1)))
 	return block.Bytes
 }
 

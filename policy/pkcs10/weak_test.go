@@ -1,12 +1,8 @@
 package pkcs10
 
 import (
-	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"math/big"
 	"strings"
 	"testing"
@@ -68,7 +64,7 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e, d := exponents(t, c.key.order)
-			text := signedByHand(t, c.key.n, e, d)
+			text := pkcs10test.SignedByHand(t, c.key.n, e, d)
 			r, faults := Parse(text)
 			if fault, costly := r.Costly(); costly {
 				faults = append(faults, fault)
@@ -110,35 +106,4 @@ func rocaPrime(t *testing.T) *big.Int {
 			return p
 		}
 	}
-}
-
-// signedByHand makes a request of a key that crypto/rsa would not sign with.
-func signedByHand(t testing.TB, n *big.Int, e int, d *big.Int) []byte {
-	t.Helper()
-	spki := must(x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: e}))(t)
-	tbs := must(asn1.Marshal(struct {
-		Version    int
-		Subject    asn1.RawValue
-		PublicKey  asn1.RawValue
-		Attributes []asn1.RawValue `asn1:"tag:0,set"`
-	}{Subject: asn1.RawValue{FullBytes: []byte{0x30, 0}}, PublicKey: asn1.RawValue{FullBytes: spki}}))(t)
-	hash := crypto.SHA256.New()
-	hash.Write(tbs)
-	info := append([]byte{0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20}, hash.Sum(nil)...)
-	size := (n.BitLen() + 7) / 8
-	padded := append([]byte{0, 1}, make([]byte, size-3-len(info))...) // RFC 8017, section 9.2
-	for i := 2; i < len(padded); i++ {
-		padded[i] = 0xff
-	}
-	padded = append(append(padded, 0), info...)
-	signature := new(big.Int).Exp(new(big.Int).SetBytes(padded), d, n).FillBytes(make([]byte, size))
-	return pkcs10test.Encode(must(asn1.Marshal(struct {
-		TBS       asn1.RawValue
-		Algorithm pkix.AlgorithmIdentifier
-		Signature asn1.BitString
-	}{
-		asn1.RawValue{FullBytes: tbs},
-		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue},
-		asn1.BitString{Bytes: signature, BitLength: 8 * size},
-	}))(t))
 }
