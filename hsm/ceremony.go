@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -108,7 +109,11 @@ func (c *Ceremony) Generate(ctx context.Context, keyType string) (KeyPair, error
 			return KeyPair{}, fmt.Errorf("random key id: %w", err)
 		}
 	}
-	if err := c.generate(ctx, kind, id); err != nil {
+	err = c.generate(ctx, kind, id)
+	if made := (*madeError)(nil); errors.As(err, &made) || errors.Is(err, errNotWaitedFor) || errors.Is(err, ErrPIN) {
+		return KeyPair{}, fmt.Errorf("the %s: %w", id, err)
+	}
+	if err != nil {
 		return KeyPair{}, c.halfMade(ctx, notMade(err, id, keyType), id)
 	}
 	pair, err := c.lookUp(ctx, id, nil)

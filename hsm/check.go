@@ -61,11 +61,17 @@ func preconditions(ctx context.Context, k *Key, conn *connection) []precondition
 			return conn.describeLibrary(ctx, c.Module)
 		}},
 		{"token", func() (string, error) {
-			err := conn.findToken(ctx, c.Token)
+			err := conn.findToken(ctx, c)
 			return conn.describeToken(), err
 		}},
 		{"PIN state", func() (string, error) { return describePIN(conn.token.Flags), conn.pinState(c) }},
-		{"login", func() (string, error) { return "the token takes the PIN", conn.start(ctx, c) }},
+		{"login", func() (string, error) {
+			err := conn.start(ctx, c)
+			if conn.alreadyIn {
+				return "another application has logged in already, so the token DID NOT LOOK AT THE PIN: check again when that has ended", err
+			}
+			return "the token takes the PIN", err
+		}},
 		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(ctx, c.Key) }},
 		{"key cannot leave", func() (string, error) { return k.checkProof(ctx, conn) }},
 		{"key is the CA's", func() (string, error) {
@@ -100,6 +106,9 @@ func (k *Key) checkProof(ctx context.Context, conn *connection) (string, error) 
 	proof, err := conn.prove(ctx)
 	if err == nil {
 		err = k.judge(proof)
+	}
+	if err == nil {
+		err = conn.requireOneLogin(ctx, k.config.Key)
 	}
 	if err == nil && !proof.Holds() {
 		return "IT CAN, which ALLOW_EXTRACTABLE_KEY allows: " + proof.String(), nil

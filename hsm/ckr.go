@@ -39,24 +39,25 @@ const (
 
 // rungs are the codes that do not mean newModule.
 var rungs = map[uint]rung{
-	pkcs11.CKR_MECHANISM_INVALID:          giveUp,
-	pkcs11.CKR_MECHANISM_PARAM_INVALID:    giveUp,
-	pkcs11.CKR_DATA_INVALID:               giveUp,
-	pkcs11.CKR_DATA_LEN_RANGE:             giveUp,
-	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:     giveUp,
-	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: giveUp,
-	pkcs11.CKR_KEY_SIZE_RANGE:             giveUp,
-	pkcs11.CKR_OPERATION_ACTIVE:           newSession,
-	pkcs11.CKR_OPERATION_NOT_INITIALIZED:  newSession,
-	pkcs11.CKR_FUNCTION_CANCELED:          newSession,
-	pkcs11.CKR_BUFFER_TOO_SMALL:           newSession,
-	pkcs11.CKR_SESSION_HANDLE_INVALID:     newLogin, // they go together
-	pkcs11.CKR_SESSION_CLOSED:             newLogin,
-	pkcs11.CKR_SESSION_COUNT:              newLogin,
-	pkcs11.CKR_USER_NOT_LOGGED_IN:         newLogin,
-	pkcs11.CKR_OBJECT_HANDLE_INVALID:      newLogin,
-	pkcs11.CKR_KEY_HANDLE_INVALID:         newLogin,
-	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      newLogin, // the handle has come to name another key
+	pkcs11.CKR_MECHANISM_PARAM_INVALID:   giveUp,
+	pkcs11.CKR_DATA_INVALID:              giveUp,
+	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:    giveUp,
+	pkcs11.CKR_OPERATION_ACTIVE:          newSession,
+	pkcs11.CKR_OPERATION_NOT_INITIALIZED: newSession,
+	pkcs11.CKR_FUNCTION_CANCELED:         newSession,
+	pkcs11.CKR_BUFFER_TOO_SMALL:          newSession,
+	pkcs11.CKR_SESSION_HANDLE_INVALID:    newLogin, // they go together
+	pkcs11.CKR_SESSION_CLOSED:            newLogin,
+	pkcs11.CKR_SESSION_COUNT:             newLogin,
+	pkcs11.CKR_USER_NOT_LOGGED_IN:        newLogin,
+	pkcs11.CKR_OBJECT_HANDLE_INVALID:     newLogin,
+	pkcs11.CKR_KEY_HANDLE_INVALID:        newLogin,
+	// The handle may have come to name another object; if it has not, the test signature shows it.
+	pkcs11.CKR_MECHANISM_INVALID:          newLogin,
+	pkcs11.CKR_DATA_LEN_RANGE:             newLogin,
+	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: newLogin,
+	pkcs11.CKR_KEY_SIZE_RANGE:             newLogin,
+	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      newLogin,
 }
 
 // rungOf says how far one must go back after an error. A code that is not known may mean anything.
@@ -65,7 +66,9 @@ func rungOf(err error) rung {
 	var hung *abandonedError
 	var keeper *keeperError
 	switch {
-	case errors.As(err, &hung) || errors.Is(err, ErrKey):
+	case errors.As(err, &hung) && hung.early != nil:
+		return giveUp // nothing is wrong with the token
+	case hung != nil || errors.Is(err, ErrKey):
 		return newLogin
 	case !errors.As(err, &ckr):
 		return giveUp

@@ -5,7 +5,9 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -21,6 +23,24 @@ type connection struct {
 	keeper   pkcs11.SessionHandle // stays open and idle, so that the login lasts
 	key      pkcs11.ObjectHandle
 	sessions *pool
+
+	alreadyIn bool        // an application was logged in before, so the PIN was not looked at
+	hung      atomic.Bool // a call hangs on the keeper; who hangs in it closes it
+}
+
+// onKeeper makes a call on the session that stays. One that comes back late closes it: nobody else
+// may, while a call is in flight on it.
+func onKeeper[T any](ctx context.Context, c *connection, name string, f func() (T, error), late func(error)) (T, error) {
+	value, err := call(ctx, c.library, c.timeout, name, f, func(_ T, err error) {
+		if late != nil {
+			late(err)
+		}
+		_ = c.library.module.CloseSession(c.keeper)
+	})
+	if abandoned := (*abandonedError)(nil); errors.As(err, &abandoned) {
+		c.hung.Store(true)
+	}
+	return value, err
 }
 
 // connect finds the token and logs in. The key is yet to be found.
@@ -34,7 +54,7 @@ func connect(ctx context.Context, l *library, c Config) (*connection, error) {
 }
 
 func (c *connection) open(ctx context.Context, config Config) error {
-	if err := c.findToken(ctx, config.Token); err != nil {
+	if err := c.findToken(ctx, config); err != nil {
 		return err
 	}
 	if err := c.pinState(config); err != nil {
@@ -63,8 +83,8 @@ func (c *connection) openSession(ctx context.Context) (pkcs11.SessionHandle, err
 	})
 }
 
-func (c *connection) closeSession(session pkcs11.SessionHandle) {
-	_ = c.library.do(context.Background(), closeTimeout, "C_CloseSession", func() error { return c.library.module.CloseSession(session) })
+func (c *connection) closeSession(session pkcs11.SessionHandle) error {
+	return c.library.do(context.Background(), closeTimeout, "C_CloseSession", func() error { return c.library.module.CloseSession(session) })
 }
 
 // login tries the PIN once.
@@ -74,16 +94,31 @@ func (c *connection) login(ctx context.Context, config Config) error {
 		return faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
 	}
 	c.library.counts.logins.Add(1)
-	err = c.library.do(ctx, c.timeout, callLogin, func() error { return c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin)) })
+	_, err = onKeeper(ctx, c, callLogin, func() (struct{}, error) {
+		return struct{}{}, c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin))
+	}, func(err error) {
+		if isPIN(err) { // it comes late, and counts
+			c.library.counts.refusedLate.Store(refused(pin, config.Token, err))
+		}
+	})
 	switch {
-	case err == nil || is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+	case is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+		c.alreadyIn = true
+		return nil
+	case err == nil:
 		return nil
 	case isPIN(err):
-		f := fault{kind: ErrPIN, refused: pin.Fixed()}
-		f.text = fmt.Sprintf("the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", config.Token, explain(err))
-		return &f
+		return refused(pin, config.Token, err)
 	}
-	return unavailable(err, "log in to the %s", config.Token)
+	f := unavailable(err, "log in to the %s", config.Token).(*fault)
+	f.login = true
+	return f
+}
+
+// refused is the fault of a PIN that the token did not take.
+func refused(pin PIN, token TokenID, err error) *fault {
+	return &fault{kind: ErrPIN, refused: pin.Fixed(), cause: err, text: fmt.Sprintf(
+		"the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", token, explain(err))}
 }
 
 // findKey requires exactly one private key that matches.
@@ -108,22 +143,36 @@ func (c *connection) findKey(ctx context.Context, want KeyID) error {
 	return nil
 }
 
+// requireOneLogin refuses a key that wants a login before each signature.
+func (c *connection) requireOneLogin(ctx context.Context, want KeyID) error {
+	value, err := c.attribute(ctx, c.key, pkcs11.CKA_ALWAYS_AUTHENTICATE)
+	if c.hung.Load() {
+		return unavailable(err, "read CKA_ALWAYS_AUTHENTICATE of the key")
+	}
+	if err == nil && len(value) == 1 && value[0] != 0 {
+		return faultf(ErrKey, "the private %s has CKA_ALWAYS_AUTHENTICATE=1: its token wants the PIN before each signature. Make a key without it", want)
+	}
+	return nil // that the token does not know the attribute is an answer
+}
+
 // find returns at most a few objects that match the template.
 func (c *connection) find(ctx context.Context, template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
 	const most = 32
 	m := c.library.module
-	err := c.library.do(ctx, c.timeout, "C_FindObjectsInit", func() error { return m.FindObjectsInit(c.keeper, template) })
-	if err != nil {
+	init := func() (struct{}, error) { return struct{}{}, m.FindObjectsInit(c.keeper, template) }
+	final := func() (struct{}, error) { return struct{}{}, m.FindObjectsFinal(c.keeper) }
+	if _, err := onKeeper(ctx, c, "C_FindObjectsInit", init, nil); err != nil {
 		return nil, err
 	}
-	handles, err := call(ctx, c.library, c.timeout, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
+	handles, err := onKeeper(ctx, c, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
 		handles, _, err := m.FindObjects(c.keeper, most)
 		return handles, err
 	}, nil)
-	if hung := (*abandonedError)(nil); errors.As(err, &hung) {
-		return nil, err // another call on this session would wait too
+	if c.hung.Load() {
+		return nil, err // no other call may be made on this session
 	}
-	return handles, errors.Join(err, c.library.do(ctx, c.timeout, "C_FindObjectsFinal", func() error { return m.FindObjectsFinal(c.keeper) }))
+	_, ended := onKeeper(ctx, c, "C_FindObjectsFinal", final, nil)
+	return handles, errors.Join(err, ended)
 }
 
 // describeKeys lists the private keys in the token.
@@ -149,7 +198,10 @@ func (c *connection) describeKeys(ctx context.Context) string {
 // attribute reads one attribute; some modules refuse a whole query for one attribute that they do
 // not know.
 func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
-	values, err := call(ctx, c.library, c.timeout, "C_GetAttributeValue", func() ([]*pkcs11.Attribute, error) {
+	if c.hung.Load() {
+		return nil, faultf(ErrUnavailable, "a call hangs on the session that attributes are read in")
+	}
+	values, err := onKeeper(ctx, c, "C_GetAttributeValue", func() ([]*pkcs11.Attribute, error) {
 		return c.library.module.GetAttributeValue(c.keeper, object, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
 	}, nil)
 	if err != nil {
@@ -180,6 +232,7 @@ func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts 
 		c.sessions.release(session)
 		return m.finish(raw)
 	case errors.As(err, &hung):
+		c.hung.Store(c.hung.Load() || session == c.keeper)
 		c.sessions.forget(session)
 	default:
 		c.sessions.discard(session)
@@ -215,14 +268,22 @@ func (c *connection) close() {
 	if c.keeper == 0 {
 		return
 	}
-	c.library.stale = append(c.library.stale, append(c.sessions.drain(), c.keeper)...)
+	idle := slices.DeleteFunc(c.sessions.drain(), func(session pkcs11.SessionHandle) bool { return session == c.keeper })
+	if !c.hung.Load() {
+		idle = append(idle, c.keeper)
+	}
+	c.library.stale = append(c.library.stale, idle...)
 	c.closeStale()
 }
 
-// closeStale closes what earlier connections left open, as long as no call hangs.
+// closeStale closes what earlier connections left open, as long as that does not hang.
 func (c *connection) closeStale() {
-	for len(c.library.stale) > 0 && c.library.hangs() == 0 {
-		c.closeSession(c.library.stale[0])
+	hung := (*abandonedError)(nil)
+	for len(c.library.stale) > 0 {
+		session := c.library.stale[0]
 		c.library.stale = c.library.stale[1:]
+		if err := c.closeSession(session); errors.As(err, &hung) || errors.Is(err, ErrHung) {
+			return
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/eclipse-keypont/crypto11"
 	"github.com/miekg/pkcs11"
@@ -71,11 +72,54 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 		return faultf(ErrUnavailable, "a call hangs in the PKCS#11 module %s, and crypto11 cannot have it meanwhile", c.config.Module)
 	}
 	module, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot, Pin: string(pin)})
-	if err == nil {
-		err = errors.Join(do(module), module.Close())
+	switch {
+	case isPIN(err):
+		return refused(pin, c.config.Token, err) // and no other try
+	case err != nil:
+		return errors.Join(err, c.open(ctx))
 	}
-	return errors.Join(err, c.open(ctx))
+	err = waitFor(ctx, func() error { return errors.Join(do(module), module.Close()) })
+	if errors.Is(err, errNotWaitedFor) {
+		return err
+	}
+	if again := c.open(ctx); again != nil {
+		return &madeError{made: err == nil, cause: errors.Join(err, again)}
+	}
+	return err
 }
+
+// errNotWaitedFor: the key may come to be all the same.
+var errNotWaitedFor = errors.New("the token was still at it when it was interrupted, and may make the key all the same: look for it with the token's own tool before you try again")
+
+// waitFor waits until the function returns or the context ends. crypto11 takes no context, and RSA keys
+// may take a token minutes, so there is no other bound.
+func waitFor(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return errNotWaitedFor
+	}
+}
+
+// madeError says that the token could not be reached again after it was asked for a key.
+type madeError struct {
+	made  bool
+	cause error
+}
+
+// Error says whether there is a key.
+func (e *madeError) Error() string {
+	if e.made {
+		return fmt.Sprintf("the key was made, but the token cannot be reached any more: %v. Go on with that key: --use-existing-key", e.cause)
+	}
+	return fmt.Sprintf("the token cannot be reached any more: %v", e.cause)
+}
+
+// Unwrap returns the fault.
+func (e *madeError) Unwrap() error { return e.cause }
 
 // templates say what a key pair is to be.
 type templates struct{ public, private crypto11.AttributeSet }

@@ -96,6 +96,7 @@ type fault struct {
 	cause error // what PKCS#11 said, if that was the reason
 
 	refused PINSource // the PIN that the token refused, if that is what it is; a function does not show it
+	login   bool      // C_Login failed, though not for the PIN
 }
 
 func (f *fault) Error() string   { return f.text }
@@ -120,4 +121,8 @@ type Stats struct {
 	Hanging     int64 // of these, those that have not come back yet
 }
 
-type counts struct{ signatures, logins, connections, initialised, abandoned, hanging atomic.Int64 }
+type counts struct {
+	signatures, logins, connections, initialised, abandoned, hanging atomic.Int64
+
+	refusedLate atomic.Pointer[fault] // a login that was abandoned has come back: the PIN is wrong
+}

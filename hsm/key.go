@@ -34,15 +34,15 @@ type Key struct {
 	public crypto.PublicKey
 	mech   mechanism
 
-	// calls is held for reading while the connection is in use, and for writing while it is made
-	// or closed.
-	calls   sync.RWMutex
+	// Who uses the connection is in the gate; who makes or closes it, alone.
+	gate    *gate
 	library *library    // nil: not loaded
 	conn    *connection // nil: not connected
 	closed  bool
 
 	counts counts
-	good   atomic.Int64  // when the last signature was made, in ns since 1970
+	began  time.Time     // when the key was made; the monotonic clock counts from here
+	good   atomic.Int64  // when the last signature was made, in ns since then; 0: never
 	probe  chan struct{} // one test signature at a time
 
 	mu      sync.Mutex // guards what follows
@@ -61,7 +61,7 @@ func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
 		return nil, err
 	}
 	config = config.withDefaults(public)
-	return &Key{config: config, public: public, mech: mech, probe: make(chan struct{}, 1)}, nil
+	return &Key{config: config, public: public, mech: mech, gate: newGate(), began: time.Now().Add(-time.Hour), probe: make(chan struct{}, 1)}, nil
 }
 
 // withDefaults fills in what was left open.
@@ -100,38 +100,57 @@ func (k *Key) Ready(ctx context.Context) error {
 	if k.provenLately() {
 		return nil
 	}
-	conn := k.connected()
-	if conn == nil {
+	conn, err := k.connected(ctx)
+	switch {
+	case err != nil:
+		return err
+	case conn == nil:
 		return k.connect(ctx, nil, newLogin)
 	}
-	err := k.testSignature(ctx, conn)
-	if r := rungOf(err); r > newSession {
-		return k.connect(ctx, conn, r)
+	err = k.testSignature(ctx, conn)
+	if r := rungOf(err); r > giveUp { // a test signature that fails on its session says too little
+		return k.connect(ctx, conn, max(r, newLogin))
 	}
 	return err
 }
 
 func (k *Key) provenLately() bool {
-	return time.Since(time.Unix(0, k.good.Load())) < goodFor
+	good := k.good.Load()
+	return good != 0 && time.Since(k.began)-time.Duration(good) < goodFor
 }
 
-func (k *Key) connected() *connection {
-	k.calls.RLock()
-	defer k.calls.RUnlock()
-	return k.conn
+func (k *Key) connected(ctx context.Context) (*connection, error) {
+	if err := k.gate.enter(ctx); err != nil {
+		return nil, k.busy(err)
+	}
+	defer k.gate.leave()
+	return k.conn, nil
 }
+
+// busy is the fault of a caller that could not wait while the token is being connected.
+func (k *Key) busy(err error) error {
+	return faultf(ErrUnavailable, "the token is being connected, which was not waited for: %v", err)
+}
+
+// openTimeouts is how many timeouts of one call all calls of one attempt to connect may take.
+const openTimeouts = 3
 
 // connect makes a new connection in the place of the one that failed, and goes back as far as the
-// rung says. When another caller has made one meanwhile, there is nothing to do.
+// rung says. When another caller has made one meanwhile, there is nothing to do. It is made for
+// all, so it does not end with the context of the caller that happens to make it.
 func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
-	k.calls.Lock()
-	defer k.calls.Unlock()
+	if err := k.gate.lock(ctx); err != nil {
+		return k.busy(err)
+	}
+	defer k.gate.unlock()
 	switch {
 	case k.closed:
 		return faultf(ErrUnavailable, "the key was closed")
 	case k.conn != nil && k.conn != failed:
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeouts*k.config.Timeout)
+	defer cancel()
 	if k.disconnect(); r == newModule {
 		k.unload(ctx)
 	}
@@ -142,11 +161,17 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	err := k.open(ctx)
 	if errors.Is(err, ErrUnavailable) {
 		k.unload(ctx)
-		if again && k.library == nil { // with the module that was there it would not go; with a new one it may
+		if again && k.library == nil && !failedToLogIn(err) { // with the module that was there it would not go; with a new one it may
 			err = k.open(ctx)
 		}
 	}
 	return k.tried(err)
+}
+
+// failedToLogIn tells whether C_Login failed: a second one would be a second try.
+func failedToLogIn(err error) bool {
+	var f *fault
+	return errors.As(err, &f) && f.login
 }
 
 // disconnect closes the connection. The caller holds the lock for writing.
@@ -166,16 +191,22 @@ func (k *Key) unload(ctx context.Context) {
 }
 
 // mayTry refuses an attempt that is too early, or one that can only do harm: a PIN that the token
-// refused is not tried again.
+// refused is not tried again. Another PIN is, at once.
 func (k *Key) mayTry() error {
+	now, err := k.config.PIN()
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if late := k.counts.refusedLate.Swap(nil); late != nil {
+		k.last, k.refused = late, late.refused
+	}
 	if k.refused != nil {
 		before, _ := k.refused()
-		if now, err := k.config.PIN(); err != nil || now == before {
+		switch {
+		case err != nil || now == before:
 			return k.last
+		case errors.Is(k.last, ErrPIN):
+			return nil
 		}
-		return nil
 	}
 	if k.last != nil && time.Now().Before(k.notYet) {
 		return k.last
@@ -190,8 +221,8 @@ const mostHungAttempts = 5
 func (k *Key) tried(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.hung++; err == nil || k.counts.hanging.Load() == 0 {
-		k.hung = 0
+	if k.hung++; err == nil || k.counts.hanging.Load() == 0 || k.library != nil && k.library.undecided() {
+		k.hung = 0 // nor does one give up, and begin anew, while a login may still turn out to be a wrong PIN
 	}
 	if k.hung >= mostHungAttempts {
 		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())
@@ -248,6 +279,9 @@ func (k *Key) admit(ctx context.Context, conn *connection) error {
 	if err := k.judge(proof); err != nil {
 		return err
 	}
+	if err := conn.requireOneLogin(ctx, k.config.Key); err != nil {
+		return err
+	}
 	return k.signTest(ctx, conn)
 }
 
@@ -261,8 +295,10 @@ func (k *Key) judge(p Proof) error {
 
 // testSignature makes a test signature on a connection that is in use.
 func (k *Key) testSignature(ctx context.Context, conn *connection) error {
-	k.calls.RLock()
-	defer k.calls.RUnlock()
+	if err := k.gate.enter(ctx); err != nil {
+		return k.busy(err)
+	}
+	defer k.gate.leave()
 	if k.conn != conn {
 		return faultf(ErrUnavailable, "the token was connected anew")
 	}
@@ -329,6 +365,7 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		return nil, err
 	}
 	var err error
+	spent := false // a session was, so the next fault of one is more than that
 	for range attempts {
 		var conn *connection
 		var signature []byte
@@ -336,12 +373,13 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		if err == nil {
 			return signature, nil
 		}
-		switch r := rungOf(err); r {
-		case giveUp:
+		switch r := rungOf(err); {
+		case r == giveUp:
 			return nil, unavailable(err, "sign with the private %s", k.config.Key)
-		case newSession:
+		case r == newSession && !spent:
+			spent = true
 		default:
-			if err := k.connect(ctx, conn, r); err != nil {
+			if err := k.connect(ctx, conn, max(r, newLogin)); err != nil {
 				return nil, fmt.Errorf("after a fault of the token: %w", err)
 			}
 		}
@@ -351,8 +389,10 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 
 // attempt signs once and returns the connection that it used.
 func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts) (*connection, []byte, error) {
-	k.calls.RLock()
-	defer k.calls.RUnlock()
+	if err := k.gate.enter(ctx); err != nil {
+		return nil, nil, k.busy(err)
+	}
+	defer k.gate.leave()
 	if k.conn == nil {
 		return nil, nil, faultf(ErrUnavailable, "the token is not connected")
 	}
@@ -375,7 +415,7 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 		return nil, k.foreign("its signature does not verify with it")
 	}
 	k.counts.signatures.Add(1)
-	k.good.Store(time.Now().UnixNano())
+	k.good.Store(int64(time.Since(k.began)))
 	return signature, nil
 }
 
@@ -384,8 +424,10 @@ func (k *Key) Proof(ctx context.Context) (Proof, error) {
 	if err := k.Ready(ctx); err != nil {
 		return Proof{}, err
 	}
-	k.calls.RLock()
-	defer k.calls.RUnlock()
+	if err := k.gate.enter(ctx); err != nil {
+		return Proof{}, k.busy(err)
+	}
+	defer k.gate.leave()
 	if k.conn == nil {
 		return Proof{}, faultf(ErrUnavailable, "the token is not connected")
 	}
@@ -404,8 +446,10 @@ func (k *Key) Stats() Stats {
 // Close closes the sessions and the module for good. It waits for callers, but not for calls that
 // hang.
 func (k *Key) Close() {
-	k.calls.Lock()
-	defer k.calls.Unlock()
+	if k.gate.lock(context.Background()) != nil { // nothing ends that context
+		return
+	}
+	defer k.gate.unlock()
 	k.closed = true
 	k.disconnect()
 	k.unload(context.Background())

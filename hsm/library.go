@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -16,7 +17,8 @@ type library struct {
 	module *pkcs11.Ctx
 	counts *counts
 	most   int                    // calls that may hang before no more are made
-	ready  bool                   // it was initialised
+	ready  bool                   // it is initialised, and not about to be finalised
+	named  bool                   // it said of itself what it must
 	stale  []pkcs11.SessionHandle // left open by earlier connections; guarded as the connection is
 
 	mu        sync.Mutex
@@ -45,12 +47,6 @@ func load(ctx context.Context, c Config, n *counts) (*library, error) {
 	switch {
 	case err == nil || is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED):
 		l.ready = true
-		if err := l.identify(ctx, c); err != nil {
-			if l.close(ctx) {
-				l = nil
-			}
-			return l, err
-		}
 		return l, nil
 	case l.idle():
 		module.Destroy()
@@ -67,7 +63,7 @@ type LibraryID struct {
 
 // identify requires that the library is the one that the configuration names.
 func (l *library) identify(ctx context.Context, c Config) error {
-	if c.Library == (LibraryID{}) {
+	if l.named || c.Library == (LibraryID{}) {
 		return nil
 	}
 	info, err := call(ctx, l, c.Timeout, "C_GetInfo", func() (pkcs11.Info, error) { return l.module.GetInfo() }, nil)
@@ -79,6 +75,7 @@ func (l *library) identify(ctx context.Context, c Config) error {
 	if want.Manufacturer != "" && want.Manufacturer != is.Manufacturer || want.Description != "" && want.Description != is.Description || want.Version != nil && *want.Version != version {
 		return faultf(ErrUnavailable, "the PKCS#11 module %s is %q by %q, version %d.%d, and not the library that PKCS11_URI names", c.Module, is.Description, is.Manufacturer, version.Major, version.Minor)
 	}
+	l.named = true
 	return nil
 }
 
@@ -99,6 +96,14 @@ func (l *library) close(ctx context.Context) bool {
 
 // closeTimeout bounds calls that only tidy up.
 const closeTimeout = time.Second
+
+// undecided tells whether a login is in flight that nobody waits for: it may still turn out to have
+// been one with a wrong PIN.
+func (l *library) undecided() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.loggingIn
+}
 
 // idle tells whether no call is in flight.
 func (l *library) idle() bool {
@@ -130,10 +135,13 @@ type answer[T any] struct {
 // ends. The answer that comes after that is given to late.
 func call[T any](ctx context.Context, l *library, timeout time.Duration, name string, f func() (T, error), late func(T, error)) (T, error) {
 	var none T
+	if ctx.Err() != nil {
+		return none, faultf(ErrUnavailable, "%s was not called: %v", name, context.Cause(ctx))
+	}
 	if err := l.begin(name); err != nil {
 		return none, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	patient, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	// Whether the answer is taken or the call abandoned is decided once, under the lock.
 	answers := make(chan answer[T], 1)
@@ -153,7 +161,7 @@ func call[T any](ctx context.Context, l *library, timeout time.Duration, name st
 	select {
 	case a := <-answers:
 		return a.value, a.err
-	case <-ctx.Done():
+	case <-patient.Done():
 	}
 	l.mu.Lock()
 	if taken { // it came at the last moment
@@ -167,7 +175,7 @@ func call[T any](ctx context.Context, l *library, timeout time.Duration, name st
 	l.mu.Unlock()
 	l.counts.abandoned.Add(1)
 	l.counts.hanging.Add(1)
-	return none, &abandonedError{name, timeout}
+	return none, &abandonedError{name, timeout, context.Cause(ctx)}
 }
 
 // callLogin is the one call that must not be made twice at once: each may count as a wrong PIN.
@@ -177,10 +185,10 @@ func (l *library) begin(name string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case l.loggingIn && (name == callLogin || l.abandoned >= l.most):
+		return faultf(ErrUnavailable, "a login has not come back from the token yet: there is no second one while it may still count")
 	case l.abandoned >= l.most:
 		return faultf(ErrHung, "%d calls hang in the PKCS#11 module and no more are made: restart this process, and see what the token, its daemon or the network to it does", l.abandoned)
-	case l.loggingIn && name == callLogin:
-		return faultf(ErrUnavailable, "a login has not come back from the token yet: there is no second one while it may still count")
 	}
 	l.inFlight++
 	return nil
@@ -201,9 +209,13 @@ func (l *library) end(name string, abandoned bool) {
 type abandonedError struct {
 	name    string
 	timeout time.Duration
+	early   error // why the caller could not wait so long; nil: it did, and the token is at fault
 }
 
 // Error says which call it was.
 func (e *abandonedError) Error() string {
+	if e.early != nil {
+		return fmt.Sprintf("%s was not waited for: %v", e.name, e.early)
+	}
 	return e.name + " did not come back within " + e.timeout.String() + ": the token, its daemon or the network to it hangs (PKCS11_TIMEOUT is how long one waits)"
 }

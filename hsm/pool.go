@@ -125,7 +125,7 @@ func (p *pool) release(session pkcs11.SessionHandle) {
 // goes only with its connection.
 func (p *pool) discard(session pkcs11.SessionHandle) {
 	if session != p.conn.keeper {
-		p.conn.closeSession(session)
+		_ = p.conn.closeSession(session)
 	}
 	p.drop(session) // not before: closing must not hit another session under the same handle
 	p.free()

@@ -51,8 +51,13 @@ func (t TokenID) matches(this TokenID) bool {
 // brief leaves out what seldom tells tokens apart.
 func (t TokenID) brief() TokenID { return TokenID{Slot: t.Slot, Label: t.Label, Serial: t.Serial} }
 
-// findToken requires exactly one token that matches.
-func (c *connection) findToken(ctx context.Context, want TokenID) error {
+// findToken requires exactly one token that matches, on the library that was named. A slot that
+// cannot be asked may hold another, so it is an error.
+func (c *connection) findToken(ctx context.Context, config Config) error {
+	want := config.Token
+	if err := c.library.identify(ctx, config); err != nil {
+		return err
+	}
 	slots, err := call(ctx, c.library, c.timeout, "C_GetSlotList", func() ([]uint, error) { return c.library.module.GetSlotList(true) }, nil)
 	if err != nil {
 		return unavailable(err, "list the slots")
@@ -60,7 +65,12 @@ func (c *connection) findToken(ctx context.Context, want TokenID) error {
 	var found, seen []string
 	for _, slot := range slots {
 		this, info, err := c.identify(ctx, slot)
-		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+		switch {
+		case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT) || is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) || is(err, pkcs11.CKR_SLOT_ID_INVALID):
+			continue // it was taken out meanwhile, or is none
+		case err != nil:
+			return unavailable(err, "ask the token in slot %d what it is", slot)
+		case info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0:
 			continue
 		}
 		seen = append(seen, this.brief().String())

@@ -13,7 +13,8 @@ import (
 // A CA is the certificate that certificates are issued under, and its chain.
 type CA struct {
 	cert          *x509.Certificate
-	intermediates []byte // PEM: what follows the leaf, without the root
+	above         []*x509.Certificate // those that certify it
+	intermediates []byte              // PEM: what follows the leaf, without the root
 }
 
 // ParseCA reads PEM: the CA's certificate first, then those that certify it,
@@ -23,7 +24,7 @@ func ParseCA(text []byte) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{cert: certs[0]}
+	ca := &CA{cert: certs[0], above: certs[1:]}
 	if err := ca.check(); err != nil {
 		return nil, err
 	}
@@ -92,13 +93,16 @@ func (c *CA) Matches(public crypto.PublicKey) error {
 	return nil
 }
 
-// ValidAt answers nil when the CA may issue at that time.
+// ValidAt answers nil when the CA may issue at that time: its certificate is valid, and so are those
+// above it that it was read with.
 func (c *CA) ValidAt(now time.Time) error {
-	switch {
-	case now.Before(c.cert.NotBefore):
-		return fmt.Errorf("the CA certificate %s is not valid before %s", c.cert.Subject, c.cert.NotBefore.Format(time.RFC3339))
-	case !now.Before(c.cert.NotAfter):
-		return fmt.Errorf("the CA certificate %s expired at %s", c.cert.Subject, c.cert.NotAfter.Format(time.RFC3339))
+	for _, cert := range append([]*x509.Certificate{c.cert}, c.above...) {
+		switch {
+		case now.Before(cert.NotBefore):
+			return fmt.Errorf("the CA certificate %s is not valid before %s", cert.Subject, cert.NotBefore.Format(time.RFC3339))
+		case !now.Before(cert.NotAfter):
+			return fmt.Errorf("the CA certificate %s expired at %s", cert.Subject, cert.NotAfter.Format(time.RFC3339))
+		}
 	}
 	return nil
 }

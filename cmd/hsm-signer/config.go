@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -205,7 +207,21 @@ func readPINFile(c *config, v string) error {
 
 // pinInFile returns the PIN without the end of its line.
 func pinInFile(path string) (hsm.PIN, error) {
-	text, err := os.ReadFile(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
+	if err != nil {
+		return "", fmt.Errorf("the PIN cannot be read: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("the PIN cannot be read: %w", err)
+	case !info.Mode().IsRegular():
+		return "", fmt.Errorf("%s is not a file", path)
+	case info.Size() > longestPIN:
+		return "", fmt.Errorf("the file %s has %d bytes; a PIN has at most %d", path, info.Size(), longestPIN)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, longestPIN))
 	if err != nil {
 		return "", fmt.Errorf("the PIN cannot be read: %w", err)
 	}
@@ -215,6 +231,9 @@ func pinInFile(path string) (hsm.PIN, error) {
 	}
 	return hsm.PIN(pin), nil
 }
+
+// longestPIN is more than any token takes.
+const longestPIN = 1 << 10
 
 func readKeyID(c *config, v string) error {
 	id, err := hex.DecodeString(strings.TrimPrefix(v, "0x"))

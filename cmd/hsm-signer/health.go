@@ -23,9 +23,9 @@ type health struct {
 	metrics  http.Handler
 	logger   hclog.Logger
 	// What only those who sign have; nil in a shadow.
-	token func(context.Context) error
-	ca    func(time.Time) error
-	inPod bool
+	token     func(context.Context) error
+	ca        func(time.Time) error
+	restarted bool // by its supervisor, whatever the exit code
 
 	mu      sync.Mutex
 	waiting error     // why the token is not ready; errNotLooked until it was looked at
@@ -75,7 +75,7 @@ func (h *health) watch(ctx context.Context) error {
 // which would be started again and again, a refused PIN leaves it running, not ready; the PIN is not
 // tried again until its file holds another.
 func (h *health) ends(err error, neverReady bool) bool {
-	return errors.Is(err, hsm.ErrPIN) && !h.inPod || errors.Is(err, hsm.ErrKey) && neverReady || errors.Is(err, hsm.ErrHung)
+	return errors.Is(err, hsm.ErrPIN) && !h.restarted || errors.Is(err, hsm.ErrKey) && neverReady || errors.Is(err, hsm.ErrHung)
 }
 
 func (h *health) begin() {

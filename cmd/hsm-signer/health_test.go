@@ -54,9 +54,9 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 // A refused PIN ends the process, but not in a pod, which would be started again.
 func TestWhatEndsTheProcess(t *testing.T) {
 	for _, c := range []struct {
-		err               error
-		inPod, neverReady bool
-		ends              bool
+		err                   error
+		restarted, neverReady bool
+		ends                  bool
 	}{
 		{hsm.ErrPIN, false, false, true},
 		{hsm.ErrPIN, true, true, false},
@@ -67,7 +67,7 @@ func TestWhatEndsTheProcess(t *testing.T) {
 		{nil, false, true, false},
 	} {
 		h := newTestHealth()
-		h.inPod = c.inPod
+		h.restarted = c.restarted
 		if got := h.ends(c.err, c.neverReady); got != c.ends {
 			t.Errorf("%+v: %t", c, got)
 		}

@@ -45,7 +45,10 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if len(c.signerNames) == 0 && !faults.has("SIGNER_NAME") {
 		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
 	}
-	if c.mode != kube.Shadow {
+	if c.mode == kube.Shadow {
+		_, err := takePIN() // there is no use for it
+		faults.add("PKCS11_PIN", err)
+	} else {
 		c.loadSigning(p, faults)
 	}
 	p.lease = c.requireLease(faults)
@@ -154,6 +157,10 @@ func (c *config) loadCA(faults *configFaults) *issuer.CA {
 
 // inPod tells whether this runs in a pod of the cluster that it serves.
 func (c *config) inPod() bool { return c.kubeconfig == "" }
+
+// restarted tells whether this runs where it would be started again whatever its exit code: in a pod,
+// of whichever cluster.
+func (c *config) restarted() bool { return c.inPod() || os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 
 // loadClient reads how to reach the API server. There is no limit on the client's
 // side: pacing is left to the server's flow control and to the number of workers.

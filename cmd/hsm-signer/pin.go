@@ -22,9 +22,15 @@ const (
 // hidePIN lets the process begin anew without the PIN in its environment: unsetting a
 // variable leaves it in /proc/PID/environ. The PIN goes over a pipe that nobody else has.
 func hidePIN() error {
-	pin, environment := pinIn(os.Environ())
-	if pin == "" {
+	if os.Getenv(pinDescriptor) != "" { // it has begun anew already
 		return nil
+	}
+	pin, environment := pinIn(os.Environ())
+	switch {
+	case pin == "":
+		return nil
+	case len(pin) > longestPIN:
+		return fmt.Errorf("it has %d bytes, and a PIN has at most %d", len(pin), longestPIN)
 	}
 	reader, writer, err := os.Pipe()
 	if err != nil {
@@ -49,8 +55,8 @@ func hidePIN() error {
 }
 
 // pinIn returns the PIN that the environment holds, in its own variable or in the URI, and the
-// environment without it. Where it holds two there is none to go on with; the configuration will
-// say so.
+// environment without it. Where it holds two, something else stands in the URI in the place of the one
+// there, so that the configuration can say so.
 func pinIn(environ []string) (hsm.PIN, []string) {
 	pin := hsm.PIN(os.Getenv(pinVariable))
 	environ = slices.DeleteFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, pinVariable+"=") })
@@ -58,10 +64,9 @@ func pinIn(environ []string) (hsm.PIN, []string) {
 	switch {
 	case err != nil || uri.PINValue == "":
 		return pin, environ
-	case pin != "":
-		return "", nil
+	case pin == "":
+		pin, uri.PINValue = uri.PINValue, ""
 	}
-	pin, uri.PINValue = uri.PINValue, ""
 	environ = slices.DeleteFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, uriVariable+"=") })
 	return pin, append(environ, uriVariable+"="+uri.String())
 }
@@ -83,7 +88,6 @@ func takePIN() (hsm.PIN, error) {
 	}
 	pipe := os.NewFile(uintptr(descriptor), "PIN")
 	defer pipe.Close()
-	const longest = 1 << 10
-	read, err := io.ReadAll(io.LimitReader(pipe, longest))
+	read, err := io.ReadAll(io.LimitReader(pipe, longestPIN))
 	return hsm.PIN(read), err
 }

@@ -61,7 +61,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		}
 		serving.Issuer = p.issuer
 		counts.watchToken(p.key.Stats)
-		health.token, health.ca, health.inPod = p.key.Ready, p.ca.ValidAt, c.inPod()
+		health.token, health.ca, health.restarted = p.key.Ready, p.ca.ValidAt, c.restarted()
 	}
 	controller := kube.New(serving)
 	health.requests, health.leads = controller.Ready, controller.Leads
@@ -81,7 +81,7 @@ func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger)
 	ca := p.ca.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.token.Token.String(), "key", c.token.Key.String())
 	err := p.key.Ready(ctx)
-	if errors.Is(err, hsm.ErrPIN) && !c.inPod() || errors.Is(err, hsm.ErrKey) {
+	if errors.Is(err, hsm.ErrPIN) && !c.restarted() || errors.Is(err, hsm.ErrKey) {
 		return err
 	}
 	if c.token.AllowExtractable {

@@ -68,10 +68,13 @@ func (tr trial) befall(fault string, heal func() error, rules ...shim.Rule) outc
 }
 
 // befallOnce is a fault that comes once: no request fails for it, each finds its way out by itself.
-func (tr trial) befallOnce(fault string, rule shim.Rule) {
+func (tr trial) befallOnce(fault string, rule shim.Rule, logins, initialised int) {
 	tr.t.Helper()
-	if outcome := tr.befall(fault, nil, rule.Times(1)); outcome.attempts > 1 {
-		tr.t.Errorf("%s: it took %d attempts; the last error: %v", fault, outcome.attempts, outcome.last)
+	outcome := tr.befall(fault, nil, rule.Times(1))
+	n := calls(tr.t, tr.shim).Count(shim.Initialize)
+	if outcome.attempts > 1 || outcome.logins != logins || n != initialised {
+		tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; want one, %d and %d; the last error: %v",
+			fault, outcome.attempts, outcome.logins, n, logins, initialised, outcome.last)
 	}
 }
 
@@ -151,24 +154,35 @@ func (tr trial) abandoned() (heal func() error) {
 	}
 }
 
-// ladder are codes of every rung, and one that no standard knows.
-var ladder = []uint{
-	pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED,
-	pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
-	pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
-	pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_TOKEN_NOT_PRESENT,
-	pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
-	pkcs11.CKR_VENDOR_DEFINED + 1,
+// ladder are codes of every rung, and one that no standard knows, by what the way out of each costs:
+// calls of C_Login and C_Initialize.
+var ladder = []struct {
+	logins, initialised int
+	codes               []uint
+}{
+	{0, 0, []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED}},
+	{1, 0, []uint{
+		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
+		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
+		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_MECHANISM_INVALID,
+	}},
+	{1, 1, []uint{
+		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_TOKEN_NOT_PRESENT,
+		pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+		pkcs11.CKR_VENDOR_DEFINED + 1,
+	}},
 }
 
 // Each code comes once before C_SignInit, before C_Sign, and in the place of C_Sign's answer.
 func TestFaultsOfEveryRung(t *testing.T) {
 	forEachTrial(t, 5*time.Second, func(tr trial) {
-		for _, code := range ladder {
-			name := cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
-			tr.befallOnce(name+" at C_SignInit", shim.Fail(shim.SignInit, code))
-			tr.befallOnce(name+" at C_Sign", shim.Fail(shim.Sign, code))
-			tr.befallOnce(name+" after C_Sign", shim.FailAfter(shim.Sign, code))
+		for _, rung := range ladder {
+			for _, code := range rung.codes {
+				name := cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
+				tr.befallOnce(name+" at C_SignInit", shim.Fail(shim.SignInit, code), rung.logins, rung.initialised)
+				tr.befallOnce(name+" at C_Sign", shim.Fail(shim.Sign, code), rung.logins, rung.initialised)
+				tr.befallOnce(name+" after C_Sign", shim.FailAfter(shim.Sign, code), rung.logins, rung.initialised)
+			}
 		}
 		tr.befall("all sessions lost", nil, shim.LoseSessions(shim.SignInit))
 		tr.befall("all sessions lost at C_Sign", nil, shim.LoseSessions(shim.Sign))
@@ -225,6 +239,37 @@ func TestFewSessions(t *testing.T) {
 		})
 		t.Logf("attempts / C_Login calls / lost / wrong\n%s", results)
 	}
+}
+
+// A fault that stays on a session is more than a session's: the key is found anew, and again.
+func TestFaultThatStays(t *testing.T) {
+	forEachTrial(t, 5*time.Second, func(tr trial) {
+		for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
+			tr.befall(pkcs11.Error(code).Error()+", until the key was found anew", func() error {
+				err := wait.PollUntilContextTimeout(tr.t.Context(), retryEvery/4, retryFor, true, func(context.Context) (bool, error) {
+					calls, err := tr.shim.Calls()
+					return calls.Count(shim.FindObjects) > 0, err
+				})
+				return errors.Join(err, tr.shim.Rules())
+			}, shim.Fail(shim.SignInit, code))
+		}
+	})
+}
+
+// A caller that cannot wait does not cost the others their connection.
+func TestImpatientCaller(t *testing.T) {
+	forEachTrial(t, 5*time.Second, func(tr trial) {
+		must(tr.t, errors.Join(tr.shim.Forget(), tr.shim.Rules(shim.Delay(shim.Sign, 300*time.Millisecond))))
+		impatient, cancel := context.WithTimeout(tr.t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := tr.key.Signer(impatient).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256); err == nil {
+			tr.t.Error("the impatient caller has a signature")
+		}
+		outcome := tr.storm(8, nil)
+		if n := calls(tr.t, tr.shim).Count(shim.Login); outcome.attempts > 1 || n > 0 {
+			tr.t.Errorf("the others: %s, and %d logins: %v\n%s", outcome, n, outcome.last, calls(tr.t, tr.shim))
+		}
+	})
 }
 
 // The daemon of the token is killed, or stopped for a while, under load.

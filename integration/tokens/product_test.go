@@ -156,16 +156,45 @@ func TestKeyTriesWrongPINOnce(t *testing.T) {
 		c := config(token, "ca")
 		c.Module, c.PIN = s.Module, hsm.PIN("00000000").Fixed()
 		key := newKey(t, c, public)
-		for range 3 {
-			if err := key.Ready(t.Context()); !errors.Is(err, hsm.ErrPIN) {
-				t.Errorf("with a wrong PIN: %v", err)
-			}
-		}
+		requireStays(t, key, hsm.ErrPIN)
 		if n := calls(t, s).Count(shim.Login); n != 1 {
 			t.Errorf("C_Login was called %d times:\n%s", n, calls(t, s))
 		}
 		key.Close()
 		requireSignatures(t, newKey(t, config(token, "ca"), public), public)
+	})
+}
+
+// requireStays requires that the key has that fault for longer than any first wait between attempts.
+func requireStays(t *testing.T, key *hsm.Key, want error) {
+	t.Helper()
+	looks := 0
+	must(t, wait.PollUntilContextTimeout(t.Context(), retryEvery, retryFor, true, func(ctx context.Context) (bool, error) {
+		if err := key.Ready(ctx); !errors.Is(err, want) {
+			t.Errorf("look %d: %v; want %v", looks, err, want)
+		}
+		looks++
+		return looks == 12, nil
+	}))
+}
+
+// A wrong PIN that the token takes long to refuse is a wrong PIN too: it is not tried again, neither
+// while its answer is awaited nor after.
+func TestKeyTriesWrongPINOnceThoughTheAnswerIsLate(t *testing.T) {
+	forEach(t, func(t *testing.T, token *tokens.Token) {
+		public := generateRSA(t, token, "ca")
+		s := behind(t, token)
+		must(t, s.Rules(shim.Delay(shim.Login, 2*time.Second)))
+		c := config(token, "ca")
+		c.Module, c.PIN, c.Timeout = s.Module, hsm.PIN("00000000").Fixed(), time.Second
+		key := newKey(t, c, public)
+		must(t, wait.PollUntilContextTimeout(t.Context(), retryEvery, retryFor, true, func(ctx context.Context) (bool, error) {
+			return errors.Is(key.Ready(ctx), hsm.ErrPIN), nil
+		}))
+		requireStays(t, key, hsm.ErrPIN)
+		if n := calls(t, s).Count(shim.Login); n != 1 {
+			t.Errorf("C_Login was called %d times:\n%s", n, calls(t, s))
+		}
 	})
 }
 
