@@ -70,7 +70,7 @@ var (
 		{"CA_KEY_LABEL", "", "label of the CA's key in the token", func(c *config, v string) error { c.token.Key.Label = v; return nil }},
 		{"CA_KEY_ID", "", "id of the CA's key in the token, in hex", readKeyID},
 		{"PKCS11_MAX_SESSIONS", "0", "sessions with the token at once (0: 16, or what the token allows)", func(c *config, v string) error { return readCount(v, 0, 1024, &c.token.MaxSessions) }},
-		{"PKCS11_TIMEOUT", "10s", "longest wait for a session to sign with", func(c *config, v string) error { return readDuration(v, time.Millisecond, &c.token.Timeout) }},
+		{"PKCS11_TIMEOUT", "10s", "longest wait for a session, and for one call into the PKCS#11 module", func(c *config, v string) error { return readDuration(v, time.Millisecond, &c.token.Timeout) }},
 		{"ALLOW_EXTRACTABLE_KEY", "false", "go on although the key could leave the token; for trials only", func(c *config, v string) error { return readBool(v, &c.token.AllowExtractable) }},
 	}
 	serviceSettings = []setting{
