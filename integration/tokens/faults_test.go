@@ -55,6 +55,10 @@ func forEachTrial(t *testing.T, timeout time.Duration, test func(trial)) {
 // itself, and requires that every request gets its signature.
 func (tr trial) befall(fault string, heal func() error, rules ...shim.Rule) outcome {
 	tr.t.Helper()
+	// What an earlier fault left hanging keeps the module from being finalised.
+	must(tr.t, wait.PollUntilContextTimeout(tr.t.Context(), retryEvery/4, retryFor, true, func(context.Context) (bool, error) {
+		return tr.key.Stats().Hanging == 0, nil
+	}))
 	must(tr.t, tr.shim.Forget())
 	must(tr.t, tr.shim.Rules(rules...))
 	outcome := tr.storm(8, heal)
