@@ -235,7 +235,9 @@ func TestFewSessions(t *testing.T) {
 				outcome := tr.storm(32, nil)
 				outcome.logins = calls(t, s).Count(shim.Login)
 				results.add(fmt.Sprintf("%d sessions, says %#x", limit, said), token.Name, outcome)
-				if outcome.attempts > 1 || outcome.lost > 0 || outcome.logins != 1 {
+				// A token may have faults of its own under load, and each costs a login at most.
+				own := len(calls(t, s)) - len(calls(t, s).With(pkcs11.CKR_OK)) - len(calls(t, s).With(pkcs11.CKR_SESSION_COUNT))
+				if outcome.attempts > 1 || outcome.lost > 0 || outcome.logins > 1+own {
 					t.Errorf("%d sessions, of which the token says %#x: %s: %v", limit, said, outcome, outcome.last)
 				}
 				tr.key.Close()
