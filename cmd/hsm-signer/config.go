@@ -34,6 +34,7 @@ type config struct {
 	lifetime      time.Duration
 	policyFile    string
 	caCertFile    string
+	stateDir      string
 	algorithm     x509.SignatureAlgorithm
 	token         hsm.Config
 	uri           *hsm.URI
@@ -81,6 +82,7 @@ var (
 		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name (clusters before 1.18)", readUnset},
 		{"WORKERS", "32", "requests in work at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
+		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal", func(c *config, v string) error { c.stateDir = v; return nil }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez and /readyz", readAddress},
 	}
 	logSettings = []setting{
