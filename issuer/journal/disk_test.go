@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -182,7 +183,7 @@ func TestRefusalsDoNotFillTheDisk(t *testing.T) {
 		r := OpenRefusals(dir, 0)
 		for n := range 10_000 {
 			for r.Dropped() == 0 && len(r.queue) == cap(r.queue) { // as fast as the disk
-				continue
+				runtime.Gosched()
 			}
 			r.Record(Refusal{UID: fmt.Sprint(n), Reasons: []Reason{{Message: "no"}}})
 		}

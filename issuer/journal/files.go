@@ -292,7 +292,12 @@ func (e *end) readFile(dir string, progress func(int64), step func(Line, place, 
 		default:
 			return err
 		}
-		if wrong := e.line(raw, err, step); wrong != nil {
+		wrong := e.line(raw, err, step)
+		if errors.Is(wrong, errNoNewline) { // perhaps it is being written: what is there by now is not looked at
+			e.torn = bytes.Clone(raw)
+			return nil
+		}
+		if wrong != nil {
 			return e.readTorn(f, e.blame(wrong, raw, r))
 		}
 		if progress != nil {
@@ -333,15 +338,14 @@ func (e *end) line(raw []byte, err error, step func(Line, place, Hash) error) er
 }
 
 // readTorn keeps what follows the last whole line when that is what a power cut can leave, and else
-// answers what is wrong with it. Such an end has no newline, or holds pages that were never written, which
-// read as zeros; no line does.
+// answers what is wrong with it. Such an end holds pages that were never written, which read as zeros; no
+// line has any. (Or it has no newline, which was seen already.)
 func (e *end) readTorn(f *os.File, wrong error) error {
 	rest, err := io.ReadAll(io.NewSectionReader(f, e.size, tornLimit+1))
 	if err != nil {
 		return err
 	}
-	cut := bytes.IndexByte(rest, '\n') < 0 || bytes.IndexByte(rest, 0) >= 0
-	if !cut || len(rest) > tornLimit {
+	if bytes.IndexByte(rest, 0) < 0 || len(rest) > tornLimit {
 		return wrong
 	}
 	e.torn = rest

@@ -39,6 +39,8 @@ var (
 	ErrFull = errors.New("the journal's disk is full: make room in STATE_DIR")
 	// ErrLocked says that another process writes this journal.
 	ErrLocked = errors.New("the journal is in use")
+	// ErrSlow says that the disk has not answered for a while. It may yet.
+	ErrSlow = errors.New("the journal's disk hangs")
 	// ErrClosed says that the journal was closed.
 	ErrClosed = errors.New("the journal is closed")
 	// ErrBusy says that a line for the same request is being written.
@@ -70,6 +72,9 @@ const KeepExpired = 30 * 24 * time.Hour
 
 // retryInterval is the time between two tries of [Journal.Ready] to reopen a broken journal.
 const retryInterval = time.Second
+
+// patience is how long the disk may take before [Journal.Ready] says [ErrSlow].
+const patience = 5 * time.Second
 
 func (o Options) withDefaults() (Options, error) {
 	set := func(to *int64, fallback int64) {
@@ -107,22 +112,25 @@ type Journal struct {
 	repair  *Repair
 	done    chan struct{} // closed when the writer has ended
 
-	// io is held while the file is used; it is taken before mu.
+	// io is held while the file is used; it is taken before mu, and mu is not held while the disk works.
 	io        sync.Mutex
 	file      file
-	number    uint32  // of the file
 	allocated int64   // bytes of the file that the disk has set aside
 	unsynced  []byte  // whole lines behind the synced ones, while the journal is reopened; else nil
 	resumed   *Repair // what was found behind them
 	tried     time.Time
 
+	// These change only while both are held.
+	number uint32 // of the file
+	synced chain  // up to the last line that is on the disk
+	size   int64  // of the file, up to the same line
+	last   int64  // where that line begins
+
 	mu      sync.Mutex
 	wake    *sync.Cond
 	ledger  *ledger
-	synced  chain // up to the last line that is on the disk
-	size    int64 // of the file, up to the same line
-	last    int64 // where that line begins
-	next    Head  // of the last line in the queue
+	working time.Time // when the disk was given the work that it has not done yet; zero when there is none
+	next    Head      // of the last line in the queue
 	queue   []*batch
 	busy    map[key]bool
 	intents int // in the queue
@@ -210,11 +218,13 @@ func (j *Journal) begin(lines []byte, opened Opened) error {
 		return err
 	}
 	j.allocated = 0
+	full := j.reserveFrom(j.size + int64(len(b.bytes)))
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if err := j.commit(b); err != nil {
 		return err
 	}
-	j.next = j.synced.head
-	j.full = j.reserve()
+	j.next, j.full = j.synced.head, full
 	return nil
 }
 
@@ -256,32 +266,48 @@ func (j *Journal) Head() Head {
 	return j.synced.head
 }
 
-// Ready answers nil when the journal takes a new request. A broken journal is reopened, at most once
-// a second, and on a full disk it is looked whether there is room again: so it goes on by itself
-// when it is asked now and then.
+// Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs. A broken
+// journal is reopened, at most once a second, and on a full disk it is looked whether there is room again: so
+// it goes on by itself when it is asked now and then.
 func (j *Journal) Ready() error {
+	now := j.options.now()
 	j.mu.Lock()
-	broken, full, closed := j.broken, j.full, j.closed
+	broken, full, closed, working := j.broken, j.full, j.closed, j.working
 	j.mu.Unlock()
 	switch {
 	case closed:
 		return ErrClosed
+	case !working.IsZero() && now.Sub(working) > patience:
+		return errors.Join(fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(working).Round(time.Second)), broken, full)
 	case broken == nil && full == nil:
 		return nil
 	case !j.io.TryLock(): // a write, or another Ready, is under way: it will find out
 		return errors.Join(broken, full)
 	}
 	defer j.io.Unlock()
-	if broken != nil {
-		if now := j.options.now(); now.Sub(j.tried) < retryInterval && !now.Before(j.tried) {
-			return broken
-		}
-		return j.reopen()
+	defer j.work()()
+	if broken == nil {
+		full = j.reserveFrom(j.size)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.full = full
+		return full
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.full = j.reserve()
-	return j.full
+	if since := now.Sub(j.tried); since >= 0 && since < retryInterval {
+		return broken
+	}
+	return j.reopen()
+}
+
+// work notes that the disk has something to do, until the function that it returns is called. io is held.
+func (j *Journal) work() (done func()) {
+	note := func(t time.Time) {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.working = t
+	}
+	note(j.options.now())
+	return func() { note(time.Time{}) }
 }
 
 // Lookup tells what the journal knows of a request; its state is [Unknown] when that is nothing. The

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
@@ -404,6 +405,52 @@ func (f *testFile) Sync() error {
 		return f.sync(f.file)
 	}
 	return f.file.Sync()
+}
+
+// A disk that hangs holds up nobody but those who wait for it.
+func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
+	ca := newCA(t)
+	gate, hangs := make(chan struct{}), make(chan struct{})
+	var late, syncs atomic.Int64
+	j := open(t, t.TempDir(), Options{
+		CA:  ca.cert,
+		now: func() time.Time { return time.Now().Add(time.Duration(late.Load())) },
+		openFile: inject(testFile{sync: func(f file) error {
+			if syncs.Add(1) == 2 { // 1 is Open's
+				close(hangs)
+				<-gate
+			}
+			return f.Sync()
+		}}),
+	})
+	p, err := j.Start(Probe{ProbeReady, ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-hangs
+	if err := j.Ready(); err != nil {
+		t.Errorf("at once: %v", err)
+	}
+	late.Store(int64(patience + time.Second))
+	if err := j.Ready(); !errors.Is(err, ErrSlow) {
+		t.Errorf("later: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if head := j.Head(); head.Seq != 1 {
+		t.Error(head)
+	}
+	look(t, j, "one", Unknown)
+	close(gate)
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := j.Ready(); err != nil {
+		t.Error(err)
+	}
 }
 
 // After a failed write or sync nothing is taken, and the descriptor is not used again, until the journal

@@ -17,28 +17,32 @@ import (
 func (j *Journal) Reopen() error {
 	j.io.Lock()
 	defer j.io.Unlock()
+	defer j.work()()
 	return j.reopen()
 }
 
 // reopen is Reopen with io held.
 func (j *Journal) reopen() error {
 	j.mu.Lock()
-	defer j.mu.Unlock()
+	broken, closed := j.broken, j.closed
+	j.mu.Unlock()
 	switch {
-	case j.closed:
+	case closed:
 		return ErrClosed
-	case j.broken == nil:
+	case broken == nil:
 		return nil
 	}
 	j.tried = j.options.now()
-	if err := j.resume(); err != nil {
-		return fmt.Errorf("%w; opening it again: %w", j.broken, err)
+	if err := j.resume(broken); err != nil {
+		return fmt.Errorf("%w; opening it again: %w", broken, err)
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.broken = nil
 	return nil
 }
 
-func (j *Journal) resume() error {
+func (j *Journal) resume(broken error) error {
 	if j.file != nil {
 		_ = j.file.Close() // it has failed already
 		j.file = nil
@@ -54,7 +58,7 @@ func (j *Journal) resume() error {
 		}
 		j.unsynced = append([]byte{}, lines...)
 	}
-	if err := j.begin(j.unsynced, Opened{Resumed: j.broken.Error(), Repaired: j.resumed}); err != nil {
+	if err := j.begin(j.unsynced, Opened{Resumed: broken.Error(), Repaired: j.resumed}); err != nil {
 		return err
 	}
 	j.unsynced, j.resumed = nil, nil
@@ -68,6 +72,8 @@ func (j *Journal) moveTorn(whole int64, torn []byte) error {
 	}
 	var err error
 	j.resumed, err = moveAway(j.dir, &end{number: j.number, lines: -1, size: j.size + whole, torn: torn}, j.options.now())
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if err == nil {
 		j.repair = j.resumed
 	}

@@ -186,19 +186,24 @@ func (j *Journal) write() {
 		if b == nil {
 			return
 		}
-		j.io.Lock()
-		full, err := j.writeBatch(b)
-		j.mu.Lock()
-		if err == nil {
-			err = j.commit(b)
-		}
-		j.full = full
-		if err != nil {
-			j.fail(b, err)
-		}
-		j.mu.Unlock()
-		j.io.Unlock()
+		j.bring(b)
 		close(b.done)
+	}
+}
+
+// bring brings a batch to the disk, or breaks the journal.
+func (j *Journal) bring(b *batch) {
+	j.io.Lock()
+	defer j.io.Unlock()
+	defer j.work()()
+	full, err := j.writeBatch(b)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.full = full; err == nil {
+		err = j.commit(b)
+	}
+	if err != nil {
+		j.fail(b, err)
 	}
 }
 
@@ -228,7 +233,7 @@ func (j *Journal) writeBatch(b *batch) (full, err error) {
 	return j.reserveFrom(j.size + int64(len(b.bytes))), nil
 }
 
-// commit takes the lines of a batch that is on the disk. mu is held.
+// commit takes the lines of a batch that is on the disk. io and mu are held.
 func (j *Journal) commit(b *batch) error {
 	for _, q := range b.lines {
 		if err := j.ledger.apply(q.line, place{j.number, uint32(j.size)}, q.sum); err != nil {
@@ -283,9 +288,6 @@ func (j *Journal) rotate() error {
 	j.file, j.number, j.size, j.last, j.allocated = next, j.number+1, 0, 0, j.options.Reserve
 	return nil
 }
-
-// reserve is reserveFrom the end.
-func (j *Journal) reserve() error { return j.reserveFrom(j.size) }
 
 // reserveFrom keeps space set aside on the disk behind the lines, so that what is begun can be finished
 // when nothing else fits any more. io is held. The error is [ErrFull].
