@@ -149,7 +149,7 @@ func (j *Journal) admit(e Entry, now time.Time) error {
 	case uid != "" && j.busy[keyOf(uid)]:
 		return fmt.Errorf("%w: %s", ErrBusy, uid)
 	}
-	if err := j.ledger.check(e, now); err != nil {
+	if err := j.ledger.check(e, time.Time{}); err != nil { // no time: what is remembered counts, however old
 		return err
 	}
 	switch e := e.(type) {
@@ -158,8 +158,9 @@ func (j *Journal) admit(e Entry, now time.Time) error {
 	case Probe:
 		return j.full
 	case Checkpoint:
-		if !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) {
-			return fmt.Errorf("%w: line %d with the hash %s is not one of the last lines", ErrConflict, e.HeadSeq, e.HeadSHA256)
+		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left for them.
+		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
+			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
 		}
 		return j.full
 	}
@@ -277,15 +278,18 @@ func (j *Journal) rotate() error {
 	if err != nil {
 		return err
 	}
-	if err := next.allocate(0, j.options.Reserve); noRoom(err) {
+	allocated := j.options.Reserve
+	if err := next.allocate(0, allocated); noRoom(err) {
 		return next.Close() // it stays, empty, for the next try
+	} else if err != nil {
+		allocated = 0
 	}
 	if err := errors.Join(syncDirectory(j.dir), j.file.Truncate(j.size), j.file.Sync(), j.file.Close()); err != nil {
 		return errors.Join(err, next.Close())
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.file, j.number, j.size, j.last, j.allocated = next, j.number+1, 0, 0, j.options.Reserve
+	j.file, j.number, j.size, j.last, j.allocated = next, j.number+1, 0, 0, allocated
 	return nil
 }
 
