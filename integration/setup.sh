@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what building and testing hsm-signer needs and this machine lacks:
-# SoftHSM (a PKCS#11 token in software), openssl, a C compiler for cgo, and the
+# SoftHSM (a PKCS#11 token in software), openssl, jq, a C compiler for cgo, and the
 # other tokens that the tests use: opencryptoki, a TPM in software, NSS, p11-kit.
 # "setup.sh basics" leaves the other tokens out. Says nothing and does nothing when
 # all is there. Where it cannot install, it says what to install and exits 1.
@@ -39,6 +39,7 @@ has_library() {
 missing() {
 	command -v softhsm2-util >/dev/null 2>&1 || echo softhsm2
 	command -v openssl >/dev/null 2>&1 || echo openssl
+	command -v jq >/dev/null 2>&1 || echo jq
 	command -v gcc >/dev/null 2>&1 || echo gcc
 	has_libc || echo libc6-dev
 	[ "$what" = basics ] || missing_tokens

@@ -37,6 +37,7 @@ type config struct {
 	lifetime      time.Duration
 	policyFile    string
 	caCertFile    string
+	stateDir      string
 	algorithm     x509.SignatureAlgorithm
 	token         hsm.Config
 	uri           *hsm.URI
@@ -87,6 +88,7 @@ var (
 		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},
 		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
+		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal", func(c *config, v string) error { c.stateDir = v; return nil }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez and /readyz", readAddress},
 	}
 	logSettings = []setting{

@@ -92,7 +92,7 @@ locked: do not start again before it is corrected; 4 configuration.`),
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(usageError)
-	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newAuditCommand(), newVersionCommand())
 	requireKnown(root)
 	return root
 }

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/issuer/journal"
+)
+
+func newAuditCommand() *cobra.Command {
+	command := &cobra.Command{
+		Use:   "audit",
+		Short: "Verify and read the journal of what was signed",
+		Long:  "Verifies and reads the journal of what was signed. Nothing is changed, and hsm-signer may run meanwhile.",
+	}
+	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand())
+	return command
+}
+
+// auditVerify is what is verified against, as the user names it.
+type auditVerify struct {
+	formerCAs     []string
+	witnessed     []string
+	checkpointKey string
+	output        string
+}
+
+func newAuditVerifyCommand() *cobra.Command {
+	settings := settingsNamed("CA_CERT_FILE", "STATE_DIR")
+	var a auditVerify
+	command := &cobra.Command{
+		Use:   "verify [DIR]",
+		Short: "Verify every line of the journal",
+		Long: `Goes through the journal in DIR (by default STATE_DIR) and verifies that each line holds the hash of
+the one before, that none is missing, that each certificate was made for its intent and is signed
+by the CA, and that no request and no serial number has two.
+
+An end that was cut off shows only to who knows a later line: --witness names one, SEQ:SHA256 as
+"audit verify" prints it. Exit code 0 when all is right; 2 and the first line that is wrong when not.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, faults := readConfig(cmd, settings)
+			options := a.options(c, faults)
+			requireOutput(a.output, faults)
+			if err := faults.err(); err != nil {
+				return err
+			}
+			return a.verify(stateDir(c, args), options, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	addFlags(command, settings)
+	flags := command.Flags()
+	flags.StringArrayVar(&a.formerCAs, "former-ca", nil, "PEM file with the certificate of a CA that signed before this one (may be repeated)")
+	flags.StringArrayVar(&a.witnessed, "witness", nil, "head that someone else has kept, SEQ:SHA256 (may be repeated)")
+	flags.StringVar(&a.checkpointKey, "checkpoint-key", "", "PEM file with the public key that signs checkpoints; without it their signatures are not verified")
+	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
+	return command
+}
+
+func stateDir(c *config, args []string) string {
+	if len(args) > 0 {
+		return args[0]
+	}
+	return c.stateDir
+}
+
+func requireOutput(output string, faults *configFaults) {
+	if output != "text" && output != "json" {
+		faults.addf("--output", "%q is neither text nor json", output)
+	}
+}
+
+// options reads what the user names, and adds what is wrong to the faults.
+func (a *auditVerify) options(c *config, faults *configFaults) journal.VerifyOptions {
+	var o journal.VerifyOptions
+	if ca := c.loadCA(faults); ca != nil {
+		o.CAs = append(o.CAs, ca.Certificate())
+	}
+	for _, file := range a.formerCAs {
+		if chain := readChain("--former-ca", file, faults); len(chain) > 0 {
+			o.CAs = append(o.CAs, chain[0])
+		}
+	}
+	for _, text := range a.witnessed {
+		head, err := journal.ParseHead(text)
+		faults.add("--witness", err)
+		o.Witnessed = append(o.Witnessed, head)
+	}
+	if a.checkpointKey != "" {
+		var err error
+		o.CheckpointKey, err = readPublicKey(a.checkpointKey)
+		faults.add("--checkpoint-key", err)
+	}
+	return o
+}
+
+func readPublicKey(path string) (crypto.PublicKey, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("%s holds no PEM block of the type PUBLIC KEY", path)
+	}
+	return x509.ParsePKIXPublicKey(block.Bytes)
+}
+
+func (a *auditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.Writer) error {
+	if isTerminal(errs) {
+		o.Progress = func(read, total int64) { fmt.Fprintf(errs, "\rverifying: %d of %d MiB ", read>>20, total>>20) }
+	}
+	summary, err := journal.Verify(dir, o)
+	if isTerminal(errs) {
+		fmt.Fprint(errs, "\r\x1b[K")
+	}
+	var wrong *journal.Fault
+	switch {
+	case errors.As(err, &wrong):
+		return &exitError{exitRefused, fmt.Errorf("the journal in %s is wrong: %w", dir, wrong)}
+	case err != nil:
+		return err
+	}
+	if err := a.print(dir, summary, out); err != nil {
+		return err
+	}
+	if summary.Torn > 0 && !journal.Locked(dir) {
+		return &exitError{exitRefused, fmt.Errorf("the journal in %s ends with %d bytes that are no whole line, as a power cut leaves them: hsm-signer moves them into a file of their own when it starts; compare the head with what a witness has", dir, summary.Torn)}
+	}
+	return nil
+}
+
+func (a *auditVerify) print(dir string, s journal.Summary, out io.Writer) error {
+	if a.output == "json" {
+		return json.NewEncoder(out).Encode(s)
+	}
+	n := s.Counts
+	_, err := fmt.Fprintf(out, `journal          %s in %s, %d file(s)
+requests         %d, of which %d are published, %d were orphaned, %d are unfinished
+certificates     %d
+test signatures  %d
+checkpoints      %d
+head             %s
+every line is right up to the head
+`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, s.Head)
+	return err
+}

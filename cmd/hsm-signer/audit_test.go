@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/issuer/journal"
+)
+
+// madeJournal makes a CA in software and a journal of certificates with these lifetimes in
+// DIR/state; the CA's certificate is in DIR/ca.crt.
+func madeJournal(t *testing.T, lifetimes ...time.Duration) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := makeCertificate(t, &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test CA"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
+	}, nil, public, key)
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
+	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.Open(filepath.Join(dir, "state"), journal.Options{CA: ca, Version: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, lifetime := range lifetimes {
+		serial, err := j.ID().NewSerial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := makeCertificate(t, &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "typha-server"}, NotAfter: time.Now().Add(lifetime)}, ca, public, key)
+		uid, text := string(rune('a'+i)), journal.FormatSerial(serial)
+		for _, e := range []journal.Entry{
+			journal.Intent{UID: uid, Name: "typha-" + uid, Requester: journal.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
+			journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw},
+			journal.Published{UID: uid, Serial: text},
+		} {
+			if err := j.Append(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// makeCertificate signs with the CA, or with the key itself where there is none.
+func makeCertificate(t *testing.T, template, ca *x509.Certificate, public, key any) *x509.Certificate {
+	t.Helper()
+	if ca == nil {
+		ca = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func TestAuditVerify(t *testing.T) {
+	dir := madeJournal(t, time.Hour, time.Hour)
+	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
+	t.Setenv("STATE_DIR", filepath.Join(dir, "state"))
+	out, stderr, code := command(t, "audit", "verify")
+	if code != 0 || !strings.Contains(out, "2 are published") || stderr != "" {
+		t.Fatalf("exit code %d: %s %s", code, out, stderr)
+	}
+	head := regexp.MustCompile(`head +(\S+)`).FindStringSubmatch(out)[1]
+	out, _, code = command(t, "audit", "verify", "--output", "json", "--witness", head)
+	var summary journal.Summary
+	if err := json.Unmarshal([]byte(out), &summary); err != nil || code != 0 || summary.Head.String() != head {
+		t.Errorf("exit code %d: %s: %v", code, out, err)
+	}
+	copied := filepath.Join(t.TempDir(), "journal-00000001.jsonl")
+	text, err := os.ReadFile(filepath.Join(dir, "state", "journal-00000001.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := bytes.LastIndexByte(text[:len(text)-1], '\n') + 1
+	for name, c := range map[string]struct {
+		text  []byte
+		words string
+	}{
+		"changed":  {bytes.Replace(text, []byte("typha-b"), []byte("typha-c"), 1), "journal-00000001.jsonl, line 5: its hash is"},
+		"cut off":  {text[:last], "journal-00000001.jsonl, line 7: the journal ends with line 6"},
+		"unending": {append(text[:len(text):len(text)], "{"...), "1 bytes that are no whole line"},
+		"empty":    {nil, "this is no journal"},
+	} {
+		if err := os.WriteFile(copied, c.text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, stderr, code := command(t, "audit", "verify", "--witness", head, filepath.Dir(copied)); code != 2 || !strings.Contains(stderr, c.words) {
+			t.Errorf("%s: exit code %d: %s", name, code, stderr)
+		}
+	}
+	t.Setenv("CA_CERT_FILE", filepath.Join(madeJournal(t), "ca.crt"))
+	if _, stderr, code := command(t, "audit", "verify"); code != 2 || !strings.Contains(stderr, "line 3: the certificate") {
+		t.Errorf("another CA: exit code %d: %s", code, stderr)
+	}
+	if _, stderr, code := command(t, "audit", "verify", "--former-ca", filepath.Join(dir, "ca.crt")); code != 0 {
+		t.Errorf("a former CA: exit code %d: %s", code, stderr)
+	}
+	if _, stderr, code := command(t, "audit", "verify", "--witness", "x", "--checkpoint-key", "none", "-o", "x"); code != 4 || strings.Count(stderr, "\n  --") != 3 {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if _, _, code := command(t, "audit", "verify", filepath.Join(dir, "nowhere")); code != 1 {
+		t.Errorf("no directory: exit code %d", code)
+	}
+}
+
+func TestAuditList(t *testing.T) {
+	dir := madeJournal(t, time.Hour, 48*time.Hour, -time.Hour)
+	t.Setenv("STATE_DIR", filepath.Join(dir, "state"))
+	for want, args := range map[string][]string{
+		"abc": nil, "a": {"--expiring", "1d"}, "ab": {"--expiring", "72h"}, "": {"--expiring", "1m"},
+	} {
+		out, stderr, code := command(t, append([]string{"audit", "list", "-o", "json"}, args...)...)
+		got := ""
+		for decoder := json.NewDecoder(strings.NewReader(out)); decoder.More(); {
+			var view issuedView
+			if err := decoder.Decode(&view); err != nil {
+				t.Fatal(err)
+			}
+			got += view.UID
+			if cert, err := x509.ParseCertificate(view.Certificate); err != nil || journal.FormatSerial(cert.SerialNumber) != view.Serial || view.State != "published" {
+				t.Errorf("%+v: %v", view, err)
+			}
+		}
+		if got != want || code != 0 {
+			t.Errorf("%v: %q, not %q; exit code %d: %s", args, got, want, code, stderr)
+		}
+	}
+	out, _, code := command(t, "audit", "list")
+	if code != 0 || strings.Count(out, "\n") != 4 || !strings.Contains(out, `calico-typha\x1b[1m`) || !strings.Contains(out, "CN=typha-server") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	for _, bad := range []string{"30", "-3d", "0h", "d", "x"} {
+		if _, stderr, code := command(t, "audit", "list", "--expiring", bad); code != 4 || !strings.Contains(stderr, "30d") {
+			t.Errorf("%s: exit code %d: %s", bad, code, stderr)
+		}
+	}
+}
+
+// The blocks of docs/audit.md for a shell find nothing wrong with a journal that is right, and what is wrong
+// with one that is not.
+func TestAuditByHand(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := madeJournal(t, time.Hour, time.Hour, time.Hour)
+	var blocks []string
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllSubmatch(manual, -1) {
+		blocks = append(blocks, string(block[1]))
+	}
+	run := func() (string, error) {
+		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.Join(blocks, "\n"))
+		cmd.Dir = filepath.Join(dir, "state")
+		cmd.Env = append(os.Environ(), "CA_CERT_FILE="+filepath.Join(dir, "ca.crt"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := run()
+	if err != nil || len(blocks) < 4 {
+		t.Fatalf("%d blocks: %v\n%s", len(blocks), err, out)
+	}
+	for _, words := range []string{"10 lines, chain whole", "3 certificates signed by the CA", "nothing twice"} {
+		if !strings.Contains(out, words) {
+			t.Errorf("%q is missing in\n%s", words, out)
+		}
+	}
+	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(text, []byte("typha-b"), []byte("typha-x"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(); err == nil || !strings.Contains(out, "line 6") {
+		t.Errorf("a changed line: %v\n%s", err, out)
+	}
+}

@@ -1,0 +1,258 @@
+package journal
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A Kind is a kind of line.
+type Kind string
+
+// The kinds of line.
+const (
+	KindOpened     Kind = "opened"
+	KindIntent     Kind = "intent"
+	KindSigned     Kind = "signed"
+	KindPublished  Kind = "published"
+	KindOrphaned   Kind = "orphaned"
+	KindProbe      Kind = "probe"
+	KindCheckpoint Kind = "checkpoint"
+)
+
+// An Entry is what a line says beside its place in the chain: an [Opened], [Intent],
+// [Signed], [Published], [Orphaned], [Probe] or [Checkpoint].
+type Entry interface {
+	Kind() Kind
+	check() error // what can be told from the entry alone
+}
+
+// Opened says who writes the lines that follow. The journal writes it by itself.
+type Opened struct {
+	Journal  ID      `json:"journal"`
+	Version  string  `json:"version"`
+	CASHA256 string  `json:"caSHA256"` // of the CA's certificate in DER, hex
+	Host     string  `json:"host"`
+	PID      int     `json:"pid"`
+	Resumed  string  `json:"resumed,omitempty"` // what had broken the journal, when it is opened again by the same process
+	Repaired *Repair `json:"repaired,omitempty"`
+}
+
+// A Repair tells of bytes behind the last whole line, as a power cut leaves them. They were
+// in no line that anyone was told is written.
+type Repair struct {
+	File    string `json:"file"`    // in which they were found
+	Line    int    `json:"line"`    // at which they began, from 1; 0 when the file was not read from its beginning
+	Bytes   int    `json:"bytes"`   // how many
+	SHA256  string `json:"sha256"`  // of them, hex
+	MovedTo string `json:"movedTo"` // the file that holds them now
+}
+
+// String is for the log.
+func (r *Repair) String() string {
+	return fmt.Sprintf("%d bytes that are no whole line were found in %s, line %d, and moved to %s", r.Bytes, r.File, r.Line, r.MovedTo)
+}
+
+// A Requester is who asked, as the API server authenticated it. Its fields are those of
+// policy.Requester, so that one can be converted to the other.
+type Requester struct {
+	Username string              `json:"username"`
+	UID      string              `json:"uid,omitempty"`
+	Groups   []string            `json:"groups,omitempty"`
+	Extra    map[string][]string `json:"extra,omitempty"` // what binds the requester to its pod is here
+}
+
+// An Intent says what is about to be signed.
+type Intent struct {
+	UID           string    `json:"uid"`  // of the API object
+	Name          string    `json:"name"` // of the API object
+	Signer        string    `json:"signer"`
+	Requester     Requester `json:"requester"`
+	RequestSHA256 string    `json:"requestSHA256"` // of the PKCS#10 request in DER, hex
+	Rule          string    `json:"rule"`          // that grants
+	PolicyHash    string    `json:"policyHash"`
+	Names         []string  `json:"names,omitempty"` // subject and names, for people to read
+	Serial        string    `json:"serial"`          // see [FormatSerial]; it begins with the journal's ID
+	TBS           []byte    `json:"tbs"`             // the to-be-signed certificate, DER
+	// Anew allows a new certificate for a request whose former one was orphaned.
+	Anew bool `json:"anew,omitempty"`
+}
+
+// Signed says what came of an intent.
+type Signed struct {
+	UID         string `json:"uid"`
+	Serial      string `json:"serial"`
+	Certificate []byte `json:"certificate"` // DER
+}
+
+// Published says that the API server took the certificate. It may be said again when the API server took
+// it again.
+type Published struct {
+	UID    string `json:"uid"`
+	Serial string `json:"serial"`
+}
+
+// Orphaned says that an intent will not be signed, or a certificate not be published, and why. If the
+// request comes back, a certificate can be published all the same.
+type Orphaned struct {
+	UID    string `json:"uid"`
+	Serial string `json:"serial"`
+	Why    string `json:"why"`
+}
+
+// When a test signature is made.
+const (
+	ProbeBegin = "begin" // with a new connection to the token
+	ProbeReady = "ready" // when someone asks whether the token can sign
+)
+
+// A Probe says that the CA's key is about to make a test signature, over a fixed text and never a
+// caller's.
+type Probe struct {
+	When string `json:"when"` // ProbeBegin or ProbeReady
+	Text string `json:"text"` // what is signed
+}
+
+// A Checkpoint is a signature over the head of the journal by a key of its own.
+type Checkpoint struct {
+	HeadSeq    uint64 `json:"headSeq"`
+	HeadSHA256 Hash   `json:"headSHA256"`
+	KeySHA256  string `json:"keySHA256"` // of the key's SubjectPublicKeyInfo in DER, hex
+	Algorithm  string `json:"algorithm"` // as [x509.SignatureAlgorithm.String] writes it
+	Signature  []byte `json:"signature"` // over [CheckpointText]
+}
+
+// CheckpointText is what a checkpoint's signature is over.
+func CheckpointText(id ID, head Head) []byte {
+	return fmt.Appendf(nil, "hsm-signer checkpoint\njournal %s\nline %d\nsha256 %s\n", id, head.Seq, head.SHA256)
+}
+
+func (Opened) Kind() Kind     { return KindOpened }     // Kind is [KindOpened].
+func (Intent) Kind() Kind     { return KindIntent }     // Kind is [KindIntent].
+func (Signed) Kind() Kind     { return KindSigned }     // Kind is [KindSigned].
+func (Published) Kind() Kind  { return KindPublished }  // Kind is [KindPublished].
+func (Orphaned) Kind() Kind   { return KindOrphaned }   // Kind is [KindOrphaned].
+func (Probe) Kind() Kind      { return KindProbe }      // Kind is [KindProbe].
+func (Checkpoint) Kind() Kind { return KindCheckpoint } // Kind is [KindCheckpoint].
+
+func (o Opened) check() error { return o.Journal.check() }
+
+func (i Intent) check() error {
+	if i.UID == "" {
+		return errNoUID
+	}
+	facts, err := factsOf(i.TBS)
+	switch {
+	case err != nil:
+		return err
+	case facts.serial != i.Serial:
+		return fmt.Errorf("the serial number is %s, but that of the to-be-signed certificate is %s", i.Serial, facts.serial)
+	}
+	return nil
+}
+
+func (s Signed) check() error {
+	if s.UID == "" {
+		return errNoUID
+	}
+	_, err := tbsOf(s.Certificate)
+	return err
+}
+
+func (p Published) check() error { return needUID(p.UID) }
+func (o Orphaned) check() error  { return needUID(o.UID) }
+
+func (p Probe) check() error {
+	if p.When != ProbeBegin && p.When != ProbeReady {
+		return fmt.Errorf("%q is not when a test signature is made", p.When)
+	}
+	return nil
+}
+
+func (c Checkpoint) check() error {
+	if algorithmNamed(c.Algorithm) == x509.UnknownSignatureAlgorithm {
+		return fmt.Errorf("%q is not a signature algorithm", c.Algorithm)
+	}
+	return nil
+}
+
+var errNoUID = errors.New("the request has no UID")
+
+func needUID(uid string) error {
+	if uid == "" {
+		return errNoUID
+	}
+	return nil
+}
+
+// requestOf returns the UID of the request that an entry is about, and "" when it is about none.
+func requestOf(e Entry) string {
+	switch e := e.(type) {
+	case Intent:
+		return e.UID
+	case Signed:
+		return e.UID
+	case Published:
+		return e.UID
+	case Orphaned:
+		return e.UID
+	}
+	return ""
+}
+
+func decodeEntry(kind string, body []byte) (Entry, error) {
+	switch Kind(kind) {
+	case KindOpened:
+		return decode[Opened](body)
+	case KindIntent:
+		return decode[Intent](body)
+	case KindSigned:
+		return decode[Signed](body)
+	case KindPublished:
+		return decode[Published](body)
+	case KindOrphaned:
+		return decode[Orphaned](body)
+	case KindProbe:
+		return decode[Probe](body)
+	case KindCheckpoint:
+		return decode[Checkpoint](body)
+	}
+	return nil, fmt.Errorf("%q is not a kind of line that this version knows", kind)
+}
+
+func decode[E Entry](body []byte) (Entry, error) {
+	var e E
+	err := json.Unmarshal(body, &e)
+	return e, err
+}
+
+// readable returns the entry as it will be read back: bytes that are not UTF-8 become U+FFFD.
+func readable(e Entry) (Entry, error) {
+	body, err := json.Marshal(e)
+	if err != nil || !strings.Contains(string(body), `\ufffd`) {
+		return e, err
+	}
+	return decodeEntry(string(e.Kind()), body)
+}
+
+// An ID is a journal's own: eight hexadecimal digits, random, of which the first byte is between 01 and 7f.
+// The serial numbers of the journal begin with it.
+type ID string
+
+func (id ID) check() error {
+	b, err := hex.DecodeString(string(id))
+	if err != nil || len(b) != idBytes || b[0] == 0 || b[0] > 0x7f || strings.ToLower(string(id)) != string(id) {
+		return fmt.Errorf("%q is not the id of a journal", string(id))
+	}
+	return nil
+}
+
+// facts are what the journal needs to know of a to-be-signed certificate.
+type facts struct {
+	serial              string
+	notBefore, notAfter time.Time
+}

@@ -1,0 +1,338 @@
+// Package journal remembers what was signed.
+//
+// Duty: keep, on the disk of one node, an append-only journal of what the CA's key is about to
+// sign, has signed, and of what became of it; answer for each request what is known of it; and let
+// an auditor verify all of it.
+//
+// Contract: what [Journal.Append] answered nil for is on the disk, synced, and stays in its place in
+// the chain: each line holds the SHA-256 of the one before. An intent, with the whole to-be-signed
+// certificate, comes before the signature; a certificate is taken only for its intent and with the same
+// bytes. One request has one certificate. After a failed write or sync nothing more is taken
+// ([ErrBroken]) until [Journal.Reopen] has verified the end of the journal through a new
+// descriptor; the failed one is never used again. What the disk holds that is not a journal's is an
+// error that names file and line ([*Fault]), except for an unfinished end, as a power cut leaves it: that is
+// moved into a file of its own, and [Journal.Repaired] and the journal itself tell of it.
+//
+// The hash chain shows changes only to who knows a later line's hash: give [Journal.Head] to witnesses
+// that the node's owner cannot change. The bytes of an intent that is read back come from the
+// disk: compare them with a grant before they are signed.
+//
+// The package knows neither keys nor Kubernetes; it reads and writes one directory.
+package journal
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+// Why a line is not taken. Nothing may be signed on any error.
+var (
+	// ErrBroken says that a write or a sync has failed; [Journal.Reopen] may mend it.
+	ErrBroken = errors.New("the journal cannot be written")
+	// ErrFull says that the disk has no room for new requests. What is begun can still be finished.
+	ErrFull = errors.New("the journal's disk is full: make room in STATE_DIR")
+	// ErrLocked says that another process writes this journal.
+	ErrLocked = errors.New("the journal is in use")
+	// ErrSlow says that the disk has not answered for a while. It may yet.
+	ErrSlow = errors.New("the journal's disk hangs")
+	// ErrClosed says that the journal was closed.
+	ErrClosed = errors.New("the journal is closed")
+	// ErrBusy says that a line for the same request is being written.
+	ErrBusy = errors.New("a line for this request is being written: ask again when it is")
+	// ErrConflict says that the line contradicts what the journal knows of the request.
+	ErrConflict = errors.New("the journal knows otherwise")
+	// ErrTooMany says that one of the limits of [Options] is reached.
+	ErrTooMany = errors.New("the journal has reached its limit")
+)
+
+// Options say how a journal is kept. Zero values mean the defaults.
+type Options struct {
+	Version string            // of the program, for the journal's reader
+	CA      *x509.Certificate // whose certificates are recorded
+
+	FileSize        int64 // bytes after which a new file is begun: 64 MiB by default, 1 GiB at most
+	Reserve         int64 // bytes kept free on the disk for finishing what is begun: 4 MiB by default
+	MaxCertificates int   // requests that are remembered: 1,000,000 by default, of about 100 bytes of memory each
+	MaxUnfinished   int   // requests neither published nor orphaned: 10,000 by default, of about 4 KiB each
+
+	// For tests.
+	now      func() time.Time
+	openFile func(path string) (file, error)
+}
+
+// KeepExpired is how long after its certificate has expired a finished request is remembered at
+// least. Only when MaxCertificates are known is anything forgotten at all.
+const KeepExpired = 30 * 24 * time.Hour
+
+// retryInterval is the time between two tries of [Journal.Ready] to reopen a broken journal.
+const retryInterval = time.Second
+
+// patience is how long the disk may take before [Journal.Ready] says [ErrSlow].
+const patience = 5 * time.Second
+
+func (o Options) withDefaults() (Options, error) {
+	set := func(to *int64, fallback int64) {
+		if *to == 0 {
+			*to = fallback
+		}
+	}
+	certificates, unfinished := int64(o.MaxCertificates), int64(o.MaxUnfinished)
+	set(&o.FileSize, 64<<20)
+	set(&o.Reserve, 4<<20)
+	set(&certificates, 1_000_000)
+	set(&unfinished, 10_000)
+	o.MaxCertificates, o.MaxUnfinished = int(certificates), int(unfinished)
+	if o.now == nil {
+		o.now = time.Now
+	}
+	if o.openFile == nil {
+		o.openFile = openDiskFile
+	}
+	switch {
+	case o.CA == nil:
+		return o, errors.New("a journal needs the CA's certificate")
+	case o.FileSize < 0 || o.FileSize > 1<<30 || o.Reserve < 0 || o.MaxCertificates < 0 || o.MaxUnfinished < 0:
+		return o, errors.New("a limit of the journal is negative, or its files are to be larger than 1 GiB")
+	}
+	return o, nil
+}
+
+// A Journal is open for writing. It is safe for concurrent use.
+type Journal struct {
+	dir     string
+	options Options
+	lock    *os.File
+	id      ID
+	repair  *Repair
+	done    chan struct{} // closed when the writer has ended
+
+	// io is held while the file is used; it is taken before mu, and mu is not held while the disk works.
+	io        sync.Mutex
+	file      file
+	allocated int64   // bytes of the file that the disk has set aside
+	unsynced  []byte  // whole lines behind the synced ones, while the journal is reopened; else nil
+	resumed   *Repair // what was found behind them
+	tried     time.Time
+
+	// These change only while both are held.
+	number uint32 // of the file
+	synced chain  // up to the last line that is on the disk
+	size   int64  // of the file, up to the same line
+	last   int64  // where that line begins
+
+	mu      sync.Mutex
+	wake    *sync.Cond
+	ledger  *ledger
+	working time.Time // when the disk was given the work that it has not done yet; zero when there is none
+	next    Head      // of the last line in the queue
+	queue   []*batch
+	busy    map[key]bool
+	intents int // in the queue
+	broken  error
+	full    error
+	closed  bool
+}
+
+// Open opens the journal in a directory and makes both where there is none. It reads and verifies all
+// lines, and writes one that says who has opened it. It fails with [ErrLocked] when another process
+// has the journal open, and with a [*Fault] when a line is wrong. A disk that is full or read-only is an
+// error: try again later.
+func Open(dir string, o Options) (*Journal, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := makeDirectory(dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockDirectory(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{dir: dir, options: o, lock: lock, done: make(chan struct{}), busy: map[key]bool{}}
+	j.wake = sync.NewCond(&j.mu)
+	if err := j.load(); err != nil {
+		if j.file != nil {
+			err = errors.Join(err, j.file.Close())
+		}
+		return nil, errors.Join(fmt.Errorf("open the journal in %s: %w", dir, err), lock.Close())
+	}
+	go j.write()
+	return j, nil
+}
+
+// load reads what is there, repairs an unfinished end, and writes the first line of this process.
+func (j *Journal) load() error {
+	j.ledger = newLedger(j.options.MaxCertificates)
+	end, err := replay(j.dir, nil, func(l Line, at place, sum Hash) error { return j.ledger.apply(l, at, sum) })
+	if err != nil {
+		return err
+	}
+	j.number, j.size, j.last, j.synced = end.number, end.size, end.last, end.chain
+	if len(end.torn) > 0 {
+		if j.repair, err = moveAway(j.dir, end, j.options.now()); err != nil {
+			return err
+		}
+	}
+	if j.id = j.ledger.id; j.id == "" {
+		if j.id, err = newID(); err != nil {
+			return err
+		}
+		j.ledger.id = j.id
+	}
+	return j.begin(nil, Opened{Repaired: j.repair})
+}
+
+// begin opens the file anew, cuts it behind the last synced line, and writes and syncs the lines and the
+// one that says who has opened the journal.
+func (j *Journal) begin(lines []byte, opened Opened) error {
+	var err error
+	path := filePath(j.dir, j.number)
+	if j.file, err = j.options.openFile(path); err != nil {
+		return err
+	}
+	b := &batch{}
+	head, err := j.queueAgain(b, lines)
+	if err != nil {
+		return err
+	}
+	opened.Journal, opened.Version = j.id, j.options.Version
+	opened.CASHA256 = hash(j.options.CA.Raw)
+	opened.Host, _ = os.Hostname() // it is for people to read
+	opened.PID = os.Getpid()
+	if _, err := b.add(head, j.options.now(), opened); err != nil {
+		return err
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != j.size { // else the space that is set aside stays so
+		if err := errors.Join(err, j.file.Truncate(j.size)); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(writeAndSync(j.file, b.bytes), syncDirectory(j.dir)); err != nil {
+		return err
+	}
+	j.allocated = 0
+	full := j.reserveFrom(j.size + int64(len(b.bytes)))
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.commit(b); err != nil {
+		return err
+	}
+	j.next, j.full = j.synced.head, full
+	return nil
+}
+
+// Close writes what is in the queue, and ends. Lines that come later answer [ErrClosed].
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	already := j.closed
+	j.closed = true
+	j.wake.Broadcast()
+	j.mu.Unlock()
+	<-j.done
+	if already {
+		return nil
+	}
+	j.io.Lock()
+	defer j.io.Unlock()
+	var err error
+	if j.file != nil {
+		err = j.file.Close()
+	}
+	return errors.Join(err, j.lock.Close())
+}
+
+// ID is the journal's own, which its serial numbers begin with.
+func (j *Journal) ID() ID { return j.id }
+
+// Repaired tells what was found behind the last whole line when the journal was last opened or reopened, and
+// where it was moved; nil when there was nothing. It is to be logged.
+func (j *Journal) Repaired() *Repair {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.repair
+}
+
+// Head is the last line that is on the disk, for a witness to keep.
+func (j *Journal) Head() Head {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.synced.head
+}
+
+// Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs. A broken
+// journal is reopened, at most once a second, and on a full disk it is looked whether there is room again: so
+// it goes on by itself when it is asked now and then.
+func (j *Journal) Ready() error {
+	now := j.options.now()
+	j.mu.Lock()
+	broken, full, closed, working := j.broken, j.full, j.closed, j.working
+	j.mu.Unlock()
+	switch {
+	case closed:
+		return ErrClosed
+	case !working.IsZero() && now.Sub(working) > patience:
+		return errors.Join(fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(working).Round(time.Second)), broken, full)
+	case broken == nil && full == nil:
+		return nil
+	case !j.io.TryLock(): // a write, or another Ready, is under way: it will find out
+		return errors.Join(broken, full)
+	}
+	defer j.io.Unlock()
+	defer j.work()()
+	if broken == nil {
+		full = j.reserveFrom(j.size)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.full = full
+		return full
+	}
+	if since := now.Sub(j.tried); since >= 0 && since < retryInterval {
+		return broken
+	}
+	return j.reopen()
+}
+
+// work notes that the disk has something to do, until the function that it returns is called. io is held.
+func (j *Journal) work() (done func()) {
+	note := func(t time.Time) {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.working = t
+	}
+	note(j.options.now())
+	return func() { note(time.Time{}) }
+}
+
+// Lookup tells what the journal knows of a request; its state is [Unknown] when that is nothing. The
+// certificate of a finished request is read from the disk, and compared with the hash of its line.
+func (j *Journal) Lookup(uid string) (Record, error) {
+	j.mu.Lock()
+	record, finished, found := j.ledger.find(uid)
+	j.mu.Unlock()
+	if !found {
+		return Record{}, nil
+	}
+	if record != nil {
+		return *record, nil
+	}
+	return readRecord(j.dir, uid, finished)
+}
+
+// Unpublished returns what is neither published nor orphaned, in the order of the intents.
+func (j *Journal) Unpublished() []Record {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.ledger.unfinished()
+}
+
+func hash(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}

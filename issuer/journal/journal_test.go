@@ -1,0 +1,591 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A testCA signs in software.
+type testCA struct {
+	cert *x509.Certificate
+	key  ed25519.PrivateKey
+}
+
+func newCA(t testing.TB) *testCA {
+	t.Helper()
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test CA"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &testCA{cert, key}
+}
+
+// lines returns what the journal is told of one request, from the intent to the publication.
+func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration) (Intent, Signed, Published) {
+	t.Helper()
+	serial, err := id.NewSerial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: uid}, DNSNames: []string{"a.example"},
+		NotBefore: time.Now().Add(-time.Minute).UTC(), NotAfter: time.Now().Add(lifetime).UTC(),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, ca.key.Public(), ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tbs, err := tbsOf(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := FormatSerial(serial)
+	return Intent{
+		UID: uid, Name: "csr-" + uid, Signer: "example.com/calico", Rule: "typha", PolicyHash: "0f", RequestSHA256: "0a",
+		Requester: Requester{Username: "system:serviceaccount:a:b", Groups: []string{"g"}, Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}}},
+		Names:     []string{"CN=" + uid, "DNS:a.example"}, Serial: text, TBS: tbs,
+	}, Signed{uid, text, der}, Published{uid, text}
+}
+
+func open(t testing.TB, dir string, o Options) *Journal {
+	t.Helper()
+	j, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return j
+}
+
+func closeNow(t testing.TB, j *Journal) {
+	t.Helper()
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func put(t testing.TB, j *Journal, entries ...Entry) {
+	t.Helper()
+	for _, e := range entries {
+		if err := j.Append(t.Context(), e); err != nil {
+			t.Fatalf("%s: %v", e.Kind(), err)
+		}
+	}
+}
+
+// issue puts whole lives of certificates into the journal.
+func issue(t testing.TB, ca *testCA, j *Journal, uids ...string) {
+	t.Helper()
+	for _, uid := range uids {
+		intent, signed, published := ca.lines(t, j.ID(), uid, time.Hour)
+		put(t, j, intent, signed, published)
+	}
+}
+
+func look(t testing.TB, j *Journal, uid string, want State) Record {
+	t.Helper()
+	r, err := j.Lookup(uid)
+	if err != nil || r.State != want {
+		t.Fatalf("request %s: %s, %v; want %s", uid, r.State, err, want)
+	}
+	return r
+}
+
+func verify(t testing.TB, dir string, ca *testCA) Summary {
+	t.Helper()
+	s, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestWhatIsWrittenIsKnownAlsoAfterARestart(t *testing.T) {
+	ca, dir := newCA(t), filepath.Join(t.TempDir(), "state")
+	j := open(t, dir, Options{CA: ca.cert, Version: "v1"})
+	intent, signed, published := ca.lines(t, j.ID(), "one", time.Hour)
+	second, secondSigned, _ := ca.lines(t, j.ID(), "two", time.Hour)
+	third, _, _ := ca.lines(t, j.ID(), "three", time.Hour)
+	look(t, j, "one", Unknown)
+	put(t, j, Probe{ProbeBegin, "test"}, intent)
+	if r := look(t, j, "one", Intended); !bytes.Equal(r.Intent.TBS, intent.TBS) || r.Intent.Requester.Extra["authentication.kubernetes.io/pod-name"][0] != "p" {
+		t.Errorf("%+v", r)
+	}
+	put(t, j, signed, second, secondSigned, third, published)
+	for again := range 3 {
+		if r := look(t, j, "one", IsPublished); !bytes.Equal(r.Certificate, signed.Certificate) || !bytes.Equal(r.Intent.TBS, intent.TBS) {
+			t.Errorf("%d: %+v", again, r)
+		}
+		if r := look(t, j, "two", HasCertificate); !bytes.Equal(r.Certificate, secondSigned.Certificate) || r.Intent.Name != "csr-two" {
+			t.Errorf("%d: %+v", again, r)
+		}
+		if all := j.Unpublished(); len(all) != 2 || all[0].Intent.UID != "two" || all[1].Intent.UID != "three" || all[1].State != Intended {
+			t.Errorf("%d: %+v", again, all)
+		}
+		closeNow(t, j)
+		j = open(t, dir, Options{CA: ca.cert})
+	}
+	put(t, j, Orphaned{"three", third.Serial, "the request is gone"}, Orphaned{"two", second.Serial, "the request is gone"})
+	if r := look(t, j, "two", IsOrphaned); !bytes.Equal(r.Certificate, secondSigned.Certificate) {
+		t.Errorf("%+v", r)
+	}
+	if r := look(t, j, "three", IsOrphaned); r.Certificate != nil || !bytes.Equal(r.Intent.TBS, third.TBS) {
+		t.Errorf("%+v", r)
+	}
+	want := Counts{Intents: 3, Signed: 2, Published: 1, Orphaned: 2, Probes: 1, Opened: 4}
+	if s := verify(t, dir, ca); s.Counts != want || s.Head != j.Head() || s.Journal != j.ID() || s.Unfinished != 0 || s.Torn != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestFilesAreTheOwnersAlone(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, Options{CA: ca.cert})
+	for path, want := range map[string]os.FileMode{dir: 0o700, filePath(dir, 1): 0o600, filepath.Join(dir, lockName): 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v %v", path, info.Mode().Perm(), err)
+		}
+	}
+}
+
+func TestOneRequestHasOneCertificate(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	j := open(t, dir, Options{CA: ca.cert})
+	intent, signed, published := ca.lines(t, j.ID(), "one", time.Hour)
+	other, otherSigned, otherPublished := ca.lines(t, j.ID(), "one", time.Hour)
+	refused := func(what string, entries ...Entry) {
+		t.Helper()
+		for _, e := range entries {
+			if err := j.Append(t.Context(), e); !errors.Is(err, ErrConflict) {
+				t.Errorf("%s: %s: %v", what, e.Kind(), err)
+			}
+		}
+	}
+	foreign, foreignSigned, _ := newCA(t).lines(t, j.ID(), "foreign", time.Hour)
+	misnamed := intent
+	misnamed.Serial = other.Serial
+	elsewhere, _, _ := ca.lines(t, "12345678", "one", time.Hour)
+	refused("nothing known", signed, published, Orphaned{"one", intent.Serial, ""}, misnamed, elsewhere, Opened{Journal: j.ID()}, Intent{}, Signed{}, Published{}, Probe{}, Checkpoint{})
+	put(t, j, intent, foreign)
+	refused("intended", intent, other, otherSigned, published, Orphaned{"one", other.Serial, ""}, foreignSigned, Signed{"one", intent.Serial, otherSigned.Certificate})
+	put(t, j, signed)
+	refused("signed", intent, other, signed, otherPublished)
+	put(t, j, published)
+	refused("published", intent, other, signed, otherPublished, Orphaned{"one", intent.Serial, ""})
+	put(t, j, published, Orphaned{"foreign", foreign.Serial, "why"})
+	other.Anew = true
+	refused("anew, though published", other)
+	again, againSigned, againPublished := ca.lines(t, j.ID(), "foreign", time.Hour)
+	refused("orphaned", again, againPublished)
+	again.Anew = true
+	put(t, j, again, againSigned, againPublished)
+	verify(t, dir, ca)
+}
+
+func TestAnOrphanThatIsWantedAgainIsPublished(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	j := open(t, dir, Options{CA: ca.cert})
+	intent, signed, published := ca.lines(t, j.ID(), "one", time.Hour)
+	put(t, j, intent, signed, Orphaned{"one", intent.Serial, "the request is gone"}, published)
+	look(t, j, "one", IsPublished)
+	if s := verify(t, dir, ca); s.Counts.Published != 1 || s.Counts.Orphaned != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestSerialNumbersCarryTheID(t *testing.T) {
+	for range 1000 {
+		id, err := newID()
+		if err != nil || id.check() != nil {
+			t.Fatalf("%s: %v", id, err)
+		}
+		serial, err := id.NewSerial()
+		if err != nil || serial.Sign() <= 0 || serial.BitLen() > 159 || !id.carries(FormatSerial(serial)) {
+			t.Fatalf("%s: %v %v", id, serial, err)
+		}
+	}
+}
+
+func TestOnlyOneProcessWrites(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	if Locked(dir) {
+		t.Error("locked, though nobody writes")
+	}
+	j := open(t, dir, Options{CA: ca.cert})
+	if _, err := Open(dir, Options{CA: ca.cert}); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+		t.Errorf("the second one: %v", err)
+	}
+	if !Locked(dir) {
+		t.Error("not locked")
+	}
+	closeNow(t, j)
+	if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	open(t, dir, Options{CA: ca.cert})
+}
+
+func TestRotationCarriesTheChain(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	o := Options{CA: ca.cert, FileSize: 4000}
+	j := open(t, dir, o)
+	var uids []string
+	for i := range 20 {
+		uids = append(uids, fmt.Sprint("uid-", i))
+	}
+	issue(t, ca, j, uids[:10]...)
+	closeNow(t, j)
+	j = open(t, dir, o)
+	issue(t, ca, j, uids[10:]...)
+	if s := verify(t, dir, ca); s.Files < 5 || s.Counts.Published != 20 || s.Head != j.Head() {
+		t.Errorf("%+v", s)
+	}
+	for _, uid := range uids {
+		look(t, j, uid, IsPublished)
+	}
+	closeNow(t, j)
+	if err := os.Rename(filePath(dir, 2), filepath.Join(dir, "away")); err != nil {
+		t.Fatal(err)
+	}
+	var fault *Fault
+	if _, err := Open(dir, o); !errors.As(err, &fault) || fault.File != "journal-00000002.jsonl" || !strings.Contains(err.Error(), "missing") {
+		t.Errorf("a file is missing: %v", err)
+	}
+}
+
+// Lines that many write at once share a sync.
+func TestWritersShareASync(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	var syncs atomic.Int32
+	gate := make(chan struct{})
+	j := open(t, dir, Options{CA: ca.cert, openFile: inject(testFile{sync: func(f file) error {
+		if syncs.Add(1) == 2 { // 1 is Open's
+			<-gate
+		}
+		return f.Sync()
+	}})})
+	var started, ended sync.WaitGroup
+	for i := range 64 {
+		intent, _, _ := ca.lines(t, j.ID(), fmt.Sprint(i), time.Hour)
+		started.Add(1)
+		ended.Go(func() {
+			p, err := j.Start(intent)
+			started.Done()
+			if err == nil {
+				err = p.Wait(t.Context())
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	started.Wait()
+	close(gate)
+	ended.Wait()
+	if n := syncs.Load() - 1; n < 1 || n > 2 {
+		t.Errorf("%d syncs for 64 lines", n)
+	}
+	if s := verify(t, dir, ca); s.Counts.Intents != 64 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
+	ca := newCA(t)
+	gate := make(chan struct{})
+	entered := make(chan struct{}, 10)
+	j := open(t, t.TempDir(), Options{CA: ca.cert, openFile: inject(testFile{sync: func(f file) error {
+		if entered <- struct{}{}; len(entered) > 1 {
+			<-gate
+		}
+		return f.Sync()
+	}})})
+	intent, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
+	p, err := j.Start(intent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Append(t.Context(), intent); !errors.Is(err, ErrBusy) {
+		t.Error(err)
+	}
+	look(t, j, "one", Unknown) // what is not on the disk is not known
+	close(gate)
+	if err := p.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	look(t, j, "one", Intended)
+}
+
+func TestLimits(t *testing.T) {
+	ca := newCA(t)
+	now := time.Now()
+	j := open(t, t.TempDir(), Options{CA: ca.cert, MaxUnfinished: 2, MaxCertificates: 4, now: func() time.Time { return now }})
+	short, shortSigned, shortPublished := ca.lines(t, j.ID(), "short", time.Minute)
+	put(t, j, short, shortSigned, shortPublished)
+	a, aSigned, aPublished := ca.lines(t, j.ID(), "a", 90*24*time.Hour)
+	b, bSigned, bPublished := ca.lines(t, j.ID(), "b", 90*24*time.Hour)
+	c, cSigned, cPublished := ca.lines(t, j.ID(), "c", 90*24*time.Hour)
+	d, _, _ := ca.lines(t, j.ID(), "d", 90*24*time.Hour)
+	put(t, j, a, b)
+	if err := j.Append(t.Context(), c); !errors.Is(err, ErrTooMany) || !strings.Contains(err.Error(), "neither published") {
+		t.Errorf("a third that is not finished: %v", err)
+	}
+	put(t, j, aSigned, aPublished, bSigned, bPublished, c, cSigned, cPublished)
+	if err := j.Append(t.Context(), d); !errors.Is(err, ErrTooMany) || !strings.Contains(err.Error(), "4 requests") {
+		t.Errorf("one more than are remembered: %v", err)
+	}
+	now = now.Add(KeepExpired + time.Hour)
+	put(t, j, d)
+	look(t, j, "short", Unknown) // its certificate has expired
+	again, _, _ := ca.lines(t, j.ID(), "b", time.Hour)
+	now = now.Add(365 * 24 * time.Hour)
+	if err := j.Append(t.Context(), again); !errors.Is(err, ErrConflict) {
+		t.Errorf("a second one, though the first is remembered: %v", err)
+	}
+	look(t, j, "a", IsPublished)
+}
+
+// testFile is a real file that can be made to fail, as no real one does on demand.
+type testFile struct {
+	file
+	write  func(f file, data []byte) (int, error)
+	sync   func(f file) error
+	failed bool
+}
+
+// note remembers an error; nobody may write or sync afterwards.
+func (f *testFile) note(err error) error {
+	if f.failed {
+		panic("a descriptor is used again that has failed")
+	}
+	f.failed = err != nil
+	return err
+}
+
+// inject opens files that fail as this one does.
+func inject(like testFile) func(path string) (file, error) {
+	return func(path string) (file, error) {
+		f, err := openDiskFile(path)
+		if err != nil {
+			return nil, err
+		}
+		return &testFile{file: f, write: like.write, sync: like.sync}, nil
+	}
+}
+
+func (f *testFile) Write(data []byte) (n int, err error) {
+	write := f.write
+	if write == nil {
+		write = file.Write
+	}
+	n, err = write(f.file, data)
+	return n, f.note(err)
+}
+
+func (f *testFile) Sync() error {
+	sync := f.sync
+	if sync == nil {
+		sync = file.Sync
+	}
+	return f.note(sync(f.file))
+}
+
+// A disk that hangs holds up nobody but those who wait for it.
+func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
+	ca := newCA(t)
+	gate, hangs := make(chan struct{}), make(chan struct{})
+	var late, syncs atomic.Int64
+	j := open(t, t.TempDir(), Options{
+		CA:  ca.cert,
+		now: func() time.Time { return time.Now().Add(time.Duration(late.Load())) },
+		openFile: inject(testFile{sync: func(f file) error {
+			if syncs.Add(1) == 2 { // 1 is Open's
+				close(hangs)
+				<-gate
+			}
+			return f.Sync()
+		}}),
+	})
+	p, err := j.Start(Probe{ProbeReady, ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-hangs
+	if err := j.Ready(); err != nil {
+		t.Errorf("at once: %v", err)
+	}
+	late.Store(int64(patience + time.Second))
+	if err := j.Ready(); !errors.Is(err, ErrSlow) {
+		t.Errorf("later: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if head := j.Head(); head.Seq != 1 {
+		t.Error(head)
+	}
+	look(t, j, "one", Unknown)
+	close(gate)
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := j.Ready(); err != nil {
+		t.Error(err)
+	}
+}
+
+// After a failed write or sync nothing is taken, and the descriptor is not used again, until the journal
+// is reopened; then what was not synced is written anew.
+func TestAFailedDescriptorIsNotUsedAgain(t *testing.T) {
+	var bad atomic.Bool
+	for name, failing := range map[string]testFile{
+		"sync": {sync: func(f file) error {
+			if bad.Load() {
+				return syscall.EIO
+			}
+			return f.Sync()
+		}},
+		"half a write": {write: func(f file, data []byte) (int, error) {
+			if bad.Load() {
+				n, _ := f.Write(data[:len(data)/2])
+				return n, syscall.ENOSPC
+			}
+			return f.Write(data)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca, dir := newCA(t), t.TempDir()
+			opened := 0
+			j := open(t, dir, Options{CA: ca.cert, openFile: func(path string) (file, error) {
+				opened++
+				return inject(failing)(path)
+			}})
+			issue(t, ca, j, "before")
+			intent, signed, published := ca.lines(t, j.ID(), "one", time.Hour)
+			bad.Store(true)
+			head := j.Head()
+			for range 3 {
+				if err := j.Append(t.Context(), intent); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "journal-00000001") {
+					t.Errorf("%v", err)
+				}
+			}
+			if j.Head() != head || opened != 1 {
+				t.Errorf("the head has moved, or the file was opened %d times", opened)
+			}
+			if err := j.Reopen(); !errors.Is(err, ErrBroken) {
+				t.Errorf("reopened, though it fails as before: %v", err)
+			}
+			look(t, j, "before", IsPublished)
+			bad.Store(false)
+			if err := j.Reopen(); err != nil {
+				t.Fatal(err)
+			}
+			if name == "sync" {
+				look(t, j, "one", Intended) // the whole line was there
+			} else {
+				look(t, j, "one", Unknown)
+				if r := j.Repaired(); r == nil || r.Bytes == 0 {
+					t.Errorf("half a line: %+v", r)
+				}
+				put(t, j, intent)
+			}
+			put(t, j, signed, published)
+			if s := verify(t, dir, ca); s.Counts.Opened != 2 || s.Counts.Published != 2 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// What was synced and is gone is not gone on from.
+func TestSyncedLinesThatAreGoneStopTheJournal(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	var bad atomic.Bool
+	j := open(t, dir, Options{CA: ca.cert, openFile: inject(testFile{sync: func(f file) error {
+		if bad.Load() {
+			return syscall.EIO
+		}
+		return f.Sync()
+	}})})
+	issue(t, ca, j, "before")
+	if err := os.Truncate(filePath(dir, 1), j.size-1); err != nil {
+		t.Fatal(err)
+	}
+	bad.Store(true)
+	if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) {
+		t.Error(err)
+	}
+	bad.Store(false)
+	var fault *Fault
+	if err := j.Ready(); !errors.As(err, &fault) || !errors.Is(err, ErrBroken) {
+		t.Errorf("%v", err)
+	}
+}
+
+func BenchmarkAppend(b *testing.B) {
+	var single float64
+	for _, callers := range []int{1, 32} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			ca := newCA(b)
+			j := open(b, b.TempDir(), Options{CA: ca.cert})
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			b.ResetTimer()
+			var group sync.WaitGroup
+			for range callers {
+				group.Go(func() {
+					for left.Add(-1) >= 0 {
+						if err := j.Append(b.Context(), Probe{ProbeReady, "hsm-signer: test signature"}); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			group.Wait()
+			rate := float64(b.N) / b.Elapsed().Seconds()
+			b.ReportMetric(rate, "lines/s")
+			if callers == 1 {
+				single = rate
+			} else {
+				b.ReportMetric(rate/single, "times-one-caller")
+			}
+		})
+	}
+}

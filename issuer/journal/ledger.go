@@ -1,0 +1,245 @@
+package journal
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// A State is how far a request has come.
+type State uint8
+
+// The states of a request.
+const (
+	Unknown        State = iota // the journal knows nothing of it
+	Intended                    // the bytes to be signed are known; they may have been signed
+	HasCertificate              // signed, and not known to be published
+	IsPublished                 // the API server took the certificate
+	IsOrphaned                  // given up; there may be a certificate
+)
+
+// String is for people.
+func (s State) String() string {
+	return [...]string{"unknown", "intended", "signed", "published", "orphaned"}[s]
+}
+
+// A Record is what the journal knows of a request.
+type Record struct {
+	State State
+	// Intent is whole while the request is neither published nor orphaned. Afterwards it holds
+	// UID, Serial and TBS, and of an orphan without a certificate everything.
+	Intent      Intent
+	Certificate []byte    // DER; nil when there is none
+	Intended    time.Time // when the intent was written; zero when the request is finished
+
+	at  place
+	sum Hash
+	seq uint64 // of the intent
+}
+
+// key names a request in the index: the first half of the SHA-256 of its UID.
+type key [16]byte
+
+func keyOf(uid string) key {
+	sum := sha256.Sum256([]byte(uid))
+	return key(sum[:16])
+}
+
+// A place is where a line begins.
+type place struct{ file, offset uint32 }
+
+// finished is what is remembered of a request that is published or orphaned: 36 bytes.
+type finished struct {
+	at       place   // of the line with the certificate, or of the intent when there is none
+	sum      [8]byte // of the SHA-256 of that line
+	serial   [8]byte // of the SHA-256 of the serial number
+	expires  uint32  // seconds since 1970
+	state    State
+	unsigned bool // there is no certificate
+}
+
+// A ledger follows the requests from line to line. It is not safe for concurrent use.
+type ledger struct {
+	id     ID // empty before the first line
+	limit  int
+	index  map[key]finished
+	open   map[key]*Record
+	sweep  time.Time // when it was last looked for what can be forgotten
+	counts Counts
+}
+
+// Counts are of lines.
+type Counts struct {
+	Intents     int `json:"intents"`
+	Signed      int `json:"signed"`
+	Published   int `json:"published"` // without those that were published again
+	Orphaned    int `json:"orphaned"`
+	Probes      int `json:"probes"`
+	Checkpoints int `json:"checkpoints"`
+	Opened      int `json:"opened"`
+}
+
+func newLedger(limit int) *ledger {
+	return &ledger{limit: limit, index: map[key]finished{}, open: map[key]*Record{}}
+}
+
+// find returns what is known of a request: a record, or what is left of it.
+func (l *ledger) find(uid string) (*Record, finished, bool) {
+	k := keyOf(uid)
+	if record := l.open[k]; record != nil {
+		return record, finished{}, true
+	}
+	f, ok := l.index[k]
+	return nil, f, ok
+}
+
+func (l *ledger) unfinished() []Record {
+	var all []Record
+	for record := range maps.Values(l.open) {
+		all = append(all, *record)
+	}
+	slices.SortFunc(all, func(a, b Record) int { return cmp.Compare(a.seq, b.seq) })
+	return all
+}
+
+// check answers nil when the entry follows from what is known.
+func (l *ledger) check(e Entry, now time.Time) error {
+	record, f, known := l.find(requestOf(e))
+	switch e := e.(type) {
+	case Opened:
+		if l.id != "" && e.Journal != l.id {
+			return fmt.Errorf("%w: this is the journal %s, and not %s", ErrConflict, l.id, e.Journal)
+		}
+	case Intent:
+		return l.checkIntent(e, record, f, known, now)
+	case Signed:
+		return checkSigned(e, record)
+	case Published:
+		return checkPublished(e, record, f, known)
+	case Orphaned:
+		if record == nil || record.Intent.Serial != e.Serial {
+			return conflict(e.UID, "there is no unfinished certificate with the serial number %s to be orphaned", e.Serial)
+		}
+	}
+	return nil
+}
+
+func (l *ledger) checkIntent(e Intent, record *Record, f finished, known bool, now time.Time) error {
+	switch {
+	case !l.id.carries(e.Serial):
+		return conflict(e.UID, "the serial number %s does not begin with the journal's id %s", e.Serial, l.id)
+	case record != nil:
+		return conflict(e.UID, "there is an intent already, with the serial number %s", record.Intent.Serial)
+	case known && !(e.Anew && f.state == IsOrphaned) && !f.forgettable(now):
+		return conflict(e.UID, "it is %s already: one request has one certificate", f.state)
+	}
+	return nil
+}
+
+func checkSigned(e Signed, record *Record) error {
+	switch {
+	case record == nil:
+		return conflict(e.UID, "a certificate without an intent")
+	case record.State != Intended:
+		return conflict(e.UID, "there is a certificate already, with the serial number %s", record.Intent.Serial)
+	case record.Intent.Serial != e.Serial:
+		return conflict(e.UID, "the serial number is %s, but that of the intent is %s", e.Serial, record.Intent.Serial)
+	}
+	if tbs, err := tbsOf(e.Certificate); err != nil || !bytes.Equal(tbs, record.Intent.TBS) {
+		return conflict(e.UID, "what was signed is not what the intent says")
+	}
+	return nil
+}
+
+func checkPublished(e Published, record *Record, f finished, known bool) error {
+	switch {
+	case record != nil && record.State == HasCertificate && record.Intent.Serial == e.Serial:
+		return nil
+	case record == nil && known && !f.unsigned && f.serial == short(e.Serial): // published again, or no orphan any more
+		return nil
+	}
+	return conflict(e.UID, "there is no certificate with the serial number %s to be published", e.Serial)
+}
+
+func conflict(uid, format string, args ...any) error {
+	return fmt.Errorf("%w: request %s: %s", ErrConflict, uid, fmt.Sprintf(format, args...))
+}
+
+// apply takes a line that begins at a place and has the hash.
+func (l *ledger) apply(line Line, at place, sum Hash) error {
+	if err := l.check(line.Entry, line.Time); err != nil {
+		return err
+	}
+	switch e := line.Entry.(type) {
+	case Opened:
+		l.id = e.Journal
+		l.counts.Opened++
+	case Intent:
+		l.forget(line.Time)
+		delete(l.index, keyOf(e.UID))
+		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time, at: at, sum: sum, seq: line.Seq}
+		l.counts.Intents++
+	case Signed:
+		record := *l.open[keyOf(e.UID)] // a copy: others may be reading the record
+		record.State, record.Certificate, record.at, record.sum = HasCertificate, e.Certificate, at, sum
+		l.open[keyOf(e.UID)] = &record
+		l.counts.Signed++
+	case Published:
+		l.finish(e.UID, IsPublished)
+	case Orphaned:
+		l.finish(e.UID, IsOrphaned)
+		l.counts.Orphaned++
+	case Probe:
+		l.counts.Probes++
+	case Checkpoint:
+		l.counts.Checkpoints++
+	}
+	return nil
+}
+
+// finish moves a request to the index.
+func (l *ledger) finish(uid string, state State) {
+	k := keyOf(uid)
+	f := l.index[k]
+	if record := l.open[k]; record != nil {
+		facts, _ := factsOf(record.Intent.TBS) // it was read when the intent was taken
+		f = finished{at: record.at, sum: [8]byte(record.sum[:8]), serial: short(record.Intent.Serial), unsigned: record.State == Intended, expires: seconds(facts.notAfter)}
+		delete(l.open, k)
+	}
+	if state == IsPublished && f.state != IsPublished {
+		l.counts.Published++
+	}
+	f.state = state
+	l.index[k] = f
+}
+
+// known is the number of requests that are remembered.
+func (l *ledger) known() int { return len(l.index) + len(l.open) }
+
+// forget makes room, when the limit is reached, by forgetting finished requests whose certificate has
+// expired long ago. It looks at most once a minute.
+func (l *ledger) forget(now time.Time) {
+	if l.limit == 0 || l.known() < l.limit || now.Sub(l.sweep).Abs() < time.Minute {
+		return
+	}
+	l.sweep = now
+	maps.DeleteFunc(l.index, func(_ key, f finished) bool { return f.forgettable(now) })
+}
+
+func (f finished) forgettable(now time.Time) bool {
+	return now.Add(-KeepExpired).After(time.Unix(int64(f.expires), 0))
+}
+
+func short(serial string) [8]byte {
+	sum := sha256.Sum256([]byte(serial))
+	return [8]byte(sum[:8])
+}
+
+// seconds fits a time into 32 bits, up to the year 2106.
+func seconds(t time.Time) uint32 {
+	return uint32(min(max(t.Unix(), 0), 1<<32-1))
+}

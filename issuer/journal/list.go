@@ -1,0 +1,139 @@
+package journal
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+)
+
+// Issued is a certificate that was issued.
+type Issued struct {
+	Intent
+	State     State     // [HasCertificate], [IsPublished] or [IsOrphaned]
+	SignedAt  time.Time // when the line with the certificate was written
+	NotBefore time.Time
+	NotAfter  time.Time
+	Signed    []byte // the certificate, DER
+}
+
+// A Filter chooses certificates. The zero one takes all.
+type Filter struct {
+	ExpiresAfter  time.Time // NotAfter is this time or later
+	ExpiresBefore time.Time // NotAfter is before this time; zero: no limit
+}
+
+func (f Filter) takes(i *Issued) bool {
+	return !i.NotAfter.Before(f.ExpiresAfter) && (f.ExpiresBefore.IsZero() || i.NotAfter.Before(f.ExpiresBefore))
+}
+
+// errEnough ends the reading when nobody listens any more.
+var errEnough = errors.New("enough")
+
+// List goes through the certificates that were issued: those that were published, in that order, and
+// then the others. A line that is wrong ends it with an error; it verifies the chain, and not the
+// signatures. Like [Verify] it can be used while the journal is written. It remembers only what is not
+// published.
+func List(dir string, f Filter) iter.Seq2[*Issued, error] {
+	return func(yield func(*Issued, error) bool) {
+		l := &lister{filter: f, yield: yield, open: map[string]*Issued{}}
+		_, err := replay(dir, nil, func(line Line, _ place, _ Hash) error { return l.line(line) })
+		if err == nil {
+			err = l.remaining()
+		}
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(nil, err)
+		}
+	}
+}
+
+type lister struct {
+	filter Filter
+	yield  func(*Issued, error) bool
+	open   map[string]*Issued
+	order  []string // UIDs, as they come; those that are open no more are left out from time to time
+}
+
+func (l *lister) line(line Line) error {
+	switch e := line.Entry.(type) {
+	case Intent:
+		return l.intent(e)
+	case Signed:
+		return l.signed(e, line.Time)
+	case Published:
+		i := l.open[e.UID]
+		if i == nil { // it was published before
+			return nil
+		}
+		delete(l.open, e.UID)
+		i.State = IsPublished
+		return l.give(i)
+	case Orphaned:
+		if i := l.open[e.UID]; i != nil {
+			i.State = IsOrphaned
+		}
+	}
+	return nil
+}
+
+func (l *lister) intent(e Intent) error {
+	if former := l.open[e.UID]; former != nil && former.Signed != nil { // an orphan, whose request gets a new one
+		if err := l.give(former); err != nil {
+			return err
+		}
+	}
+	l.open[e.UID] = &Issued{Intent: e}
+	l.order = append(l.order, e.UID)
+	l.tidy()
+	return nil
+}
+
+func (l *lister) signed(e Signed, at time.Time) error {
+	i := l.open[e.UID]
+	if i == nil {
+		return fmt.Errorf("a certificate without an intent, for the request %s", e.UID)
+	}
+	cert, err := x509.ParseCertificate(e.Certificate)
+	if err != nil {
+		return err
+	}
+	i.State, i.SignedAt, i.Signed = HasCertificate, at, e.Certificate
+	i.NotBefore, i.NotAfter = cert.NotBefore, cert.NotAfter
+	return nil
+}
+
+// give hands over a certificate that the filter takes.
+func (l *lister) give(i *Issued) error {
+	if l.filter.takes(i) && !l.yield(i, nil) {
+		return errEnough
+	}
+	return nil
+}
+
+// remaining gives the certificates that were not published.
+func (l *lister) remaining() error {
+	for _, uid := range l.order {
+		if i := l.open[uid]; i != nil && i.Signed != nil {
+			delete(l.open, uid)
+			if err := l.give(i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tidy keeps the order as short as what is open.
+func (l *lister) tidy() {
+	if len(l.order) < 2*len(l.open)+1024 {
+		return
+	}
+	var open []string
+	for _, uid := range l.order {
+		if l.open[uid] != nil {
+			open = append(open, uid)
+		}
+	}
+	l.order = open
+}

@@ -1,0 +1,165 @@
+package journal
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// VerifyOptions say what a journal is verified against.
+type VerifyOptions struct {
+	// CAs are the certificates of the CA: the present one, and former ones. Each certificate in the
+	// journal must be signed by one of them.
+	CAs []*x509.Certificate
+	// Witnessed are heads that someone else has kept: each must be in the chain.
+	Witnessed []Head
+	// CheckpointKey is the key that checkpoints must be signed with; nil: their signatures are not verified.
+	CheckpointKey crypto.PublicKey
+	// Progress, where it is not nil, is told now and then how many bytes are read, and how many there were
+	// at the beginning.
+	Progress func(read, total int64)
+}
+
+// A Summary is what a journal holds.
+type Summary struct {
+	Journal ID     `json:"journal"` // empty when there is no line
+	Head    Head   `json:"head"`
+	Files   int    `json:"files"`
+	Counts  Counts `json:"lines"`
+	// Unfinished are the requests that are neither published nor orphaned.
+	Unfinished int `json:"unfinished"`
+	// Torn is the number of bytes behind the last whole line: a line that is being written, or what a power cut
+	// has left; [Open] moves them away.
+	Torn int `json:"torn"`
+}
+
+// Verify reads a whole journal and answers nil when every line is right: the chain and the sequence
+// without a gap, each certificate made for its intent, of the same bytes, and signed by the CA; no
+// request and no serial number with two certificates; each head that was witnessed in its place. The first
+// line that is wrong is a [*Fault]; the summary is then of what comes before. It takes no lock:
+// a journal can be verified while it is written. Memory: about 200 bytes a certificate.
+func Verify(dir string, o VerifyOptions) (Summary, error) {
+	v := &verifier{options: o, ledger: newLedger(0), serials: map[[8]byte]bool{}, witnessed: map[uint64]Hash{}}
+	for _, head := range o.Witnessed {
+		if sum, twice := v.witnessed[head.Seq]; twice && sum != head.SHA256 {
+			return Summary{}, fmt.Errorf("two witnessed heads of line %d differ: one of them is of another journal", head.Seq)
+		}
+		v.witnessed[head.Seq] = head.SHA256
+	}
+	v.total = size(dir)
+	e, err := replay(dir, v.progress, v.line)
+	s := Summary{Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
+	if err != nil {
+		return s, err
+	}
+	s.Files, s.Torn = int(e.number), len(e.torn)
+	if e.chain.head.Seq == 0 {
+		return s, &Fault{File: filepath.Base(filePath("", 1)), Err: errors.New("there is no line: this is no journal")}
+	}
+	return s, v.missing(e)
+}
+
+// size is the bytes of all files, as far as it can be told.
+func size(dir string) (total int64) {
+	count, _ := countFiles(dir) // what is wrong is found when they are read
+	for number := uint32(1); number <= count; number++ {
+		if info, err := os.Stat(filePath(dir, number)); err == nil {
+			total += info.Size()
+		}
+	}
+	return total
+}
+
+type verifier struct {
+	options   VerifyOptions
+	ledger    *ledger
+	serials   map[[8]byte]bool
+	witnessed map[uint64]Hash // that were not met yet
+	head      Head
+	read      int64
+	told      int64 // bytes of which progress was told
+	total     int64
+}
+
+// progressStep is the number of bytes between two tellings of progress.
+const progressStep = 1 << 20
+
+func (v *verifier) progress(bytes int64) {
+	if v.read += bytes; v.options.Progress != nil && v.read-v.told >= progressStep {
+		v.told = v.read
+		v.options.Progress(v.read, v.total)
+	}
+}
+
+// line verifies one line, of which the chain was verified already.
+func (v *verifier) line(l Line, at place, sum Hash) error {
+	if want, is := v.witnessed[l.Seq]; is && want != sum {
+		return fmt.Errorf("the hash of this line is %s, but a witness has %s: the line, or one before, was changed", sum, want)
+	}
+	delete(v.witnessed, l.Seq)
+	var err error
+	switch e := l.Entry.(type) {
+	case Intent:
+		err = v.serial(e)
+	case Signed:
+		_, err = checkSignature(e.Certificate, v.options.CAs)
+	case Checkpoint:
+		err = v.checkpoint(e)
+	}
+	if err == nil {
+		err = v.ledger.apply(l, at, sum)
+	}
+	if err == nil {
+		v.head = Head{l.Seq, sum}
+	}
+	return err
+}
+
+func (v *verifier) serial(e Intent) error {
+	if v.serials[short(e.Serial)] {
+		return fmt.Errorf("the serial number %s is there twice", e.Serial)
+	}
+	v.serials[short(e.Serial)] = true
+	return nil
+}
+
+func (v *verifier) checkpoint(e Checkpoint) error {
+	if v.options.CheckpointKey == nil {
+		return nil
+	}
+	signed := CheckpointText(v.ledger.id, Head{e.HeadSeq, e.HeadSHA256})
+	holder := x509.Certificate{PublicKey: v.options.CheckpointKey}
+	if err := holder.CheckSignature(algorithmNamed(e.Algorithm), signed, e.Signature); err != nil {
+		return fmt.Errorf("the checkpoint's signature is not by the key: %w", err)
+	}
+	return nil
+}
+
+// missing answers nil when all that was witnessed was met.
+func (v *verifier) missing(e *end) error {
+	for _, head := range slices.Backward(v.options.Witnessed) {
+		if _, is := v.witnessed[head.Seq]; is {
+			return e.fault(fmt.Errorf("the journal ends with line %d, but a witness has seen line %d: the end was cut off", e.chain.head.Seq, head.Seq))
+		}
+	}
+	return nil
+}
+
+// checkSignature parses a certificate and answers nil when one of the CAs has signed it.
+func checkSignature(der []byte, cas []*x509.Certificate) (*x509.Certificate, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate cannot be read: %w", err)
+	}
+	for _, ca := range cas {
+		if bytes.Equal(cert.RawIssuer, ca.RawSubject) && ca.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil {
+			return cert, nil
+		}
+	}
+	return nil, fmt.Errorf("the certificate %s, issued by %s, is not signed by the CA", FormatSerial(cert.SerialNumber), cert.Issuer)
+}

@@ -1,0 +1,318 @@
+package journal
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// maxBatch is the size, in bytes, from which a batch takes no more lines.
+const maxBatch = 1 << 20
+
+// A batch is the lines that one write and one sync bring to the disk.
+type batch struct {
+	bytes []byte
+	lines []queued
+	done  chan struct{} // closed when the batch is on the disk, or has failed
+	err   error         // after done
+}
+
+// queued is a line in a batch.
+type queued struct {
+	line Line
+	sum  Hash
+	size int // bytes
+}
+
+// add puts an entry behind the head and returns the new one.
+func (b *batch) add(head Head, now time.Time, e Entry) (Head, error) {
+	line := Line{Seq: head.Seq + 1, Time: now.UTC(), Prev: head.SHA256, Entry: e}
+	raw, err := line.encode()
+	switch {
+	case err != nil:
+		return head, err
+	case len(raw) > maxLine:
+		return head, fmt.Errorf("the line would be %d bytes long; at most %d are taken", len(raw), maxLine)
+	}
+	return b.push(line, raw), nil
+}
+
+func (b *batch) push(line Line, raw []byte) Head {
+	q := queued{line: line, sum: sha256.Sum256(raw), size: len(raw)}
+	b.bytes, b.lines = append(b.bytes, raw...), append(b.lines, q)
+	return Head{line.Seq, q.sum}
+}
+
+// Pending is a line that is on its way to the disk.
+type Pending struct{ batch *batch }
+
+// Wait answers nil when the line is on the disk. When the context ends first, the line may or may not
+// get there: [Journal.Lookup] tells, later.
+func (p Pending) Wait(ctx context.Context) error {
+	select {
+	case <-p.batch.done:
+		return p.batch.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the journal: %w", context.Cause(ctx))
+	}
+}
+
+// Append writes a line and answers nil when it is on the disk, synced. Callers at the same time share one
+// sync. It fails with [ErrBroken], [ErrFull], [ErrClosed], [ErrBusy], [ErrConflict] or [ErrTooMany], and when
+// the context ends first (see [Pending.Wait]).
+func (j *Journal) Append(ctx context.Context, e Entry) error {
+	p, err := j.Start(e)
+	if err != nil {
+		return err
+	}
+	return p.Wait(ctx)
+}
+
+// Start is [Journal.Append] without the wait, so that other work can be done meanwhile.
+func (j *Journal) Start(e Entry) (Pending, error) {
+	if err := j.acceptable(e); err != nil {
+		return Pending{}, err
+	}
+	e, err := readable(e)
+	if err != nil {
+		return Pending{}, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	now := j.options.now()
+	if err := j.admit(e, now); err != nil {
+		return Pending{}, err
+	}
+	b := j.openBatch()
+	head, err := b.add(j.next, now, e)
+	if err != nil {
+		return Pending{}, err
+	}
+	j.next = head
+	if len(b.lines) == 1 {
+		j.queue = append(j.queue, b)
+	}
+	if uid := requestOf(e); uid != "" {
+		j.busy[keyOf(uid)] = true
+	}
+	if _, is := e.(Intent); is {
+		j.intents++
+	}
+	j.wake.Signal()
+	return Pending{b}, nil
+}
+
+// openBatch returns the batch that takes lines now; when it is new, it is not in the queue yet.
+func (j *Journal) openBatch() *batch {
+	if n := len(j.queue); n > 0 && len(j.queue[n-1].bytes) < maxBatch {
+		return j.queue[n-1]
+	}
+	return &batch{done: make(chan struct{})}
+}
+
+// acceptable answers nil when the entry can be taken, as far as it alone tells.
+func (j *Journal) acceptable(e Entry) error {
+	if _, is := e.(Opened); is {
+		return fmt.Errorf("%w: only the journal itself writes lines of the kind %s", ErrConflict, KindOpened)
+	}
+	if err := e.check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrConflict, err)
+	}
+	if s, is := e.(Signed); is {
+		return j.checkCertificate(s)
+	}
+	return nil
+}
+
+// checkCertificate answers nil when the CA has signed the certificate.
+func (j *Journal) checkCertificate(s Signed) error {
+	if _, err := checkSignature(s.Certificate, []*x509.Certificate{j.options.CA}); err != nil {
+		return fmt.Errorf("%w: request %s: %w", ErrConflict, s.UID, err)
+	}
+	return nil
+}
+
+// admit answers nil when the entry can be taken now.
+func (j *Journal) admit(e Entry, now time.Time) error {
+	uid := requestOf(e)
+	switch {
+	case j.closed:
+		return ErrClosed
+	case j.broken != nil:
+		return j.broken
+	case uid != "" && j.busy[keyOf(uid)]:
+		return fmt.Errorf("%w: %s", ErrBusy, uid)
+	}
+	if err := j.ledger.check(e, time.Time{}); err != nil { // no time: what is remembered counts, however old
+		return err
+	}
+	switch e := e.(type) {
+	case Intent:
+		return errors.Join(j.full, j.countIntent(now))
+	case Probe:
+		return j.full
+	case Checkpoint:
+		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left for them.
+		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
+			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
+		}
+		return j.full
+	}
+	return nil
+}
+
+// countIntent answers nil when one more request fits into the memory.
+func (j *Journal) countIntent(now time.Time) error {
+	if unfinished := len(j.ledger.open) + j.intents; unfinished >= j.options.MaxUnfinished {
+		return fmt.Errorf("%w: %d certificates are neither published nor orphaned: do either first", ErrTooMany, unfinished)
+	}
+	j.ledger.forget(now)
+	if known := j.ledger.known() + j.intents; known >= j.options.MaxCertificates {
+		return fmt.Errorf("%w: it knows %d requests whose certificates have not expired: allow more, or put STATE_DIR into the archive and begin with an empty one", ErrTooMany, known)
+	}
+	return nil
+}
+
+// write brings one batch after another to the disk, until the journal is closed.
+func (j *Journal) write() {
+	defer close(j.done)
+	for {
+		b := j.nextBatch()
+		if b == nil {
+			return
+		}
+		j.bring(b)
+		close(b.done)
+	}
+}
+
+// bring brings a batch to the disk, or breaks the journal.
+func (j *Journal) bring(b *batch) {
+	j.io.Lock()
+	defer j.io.Unlock()
+	defer j.work()()
+	full, err := j.writeBatch(b)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.full = full; err == nil {
+		err = j.commit(b)
+	}
+	if err != nil {
+		j.fail(b, err)
+	}
+}
+
+// nextBatch waits for a batch and closes it to further lines; nil when the journal is closed.
+func (j *Journal) nextBatch() *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for len(j.queue) == 0 && !j.closed {
+		j.wake.Wait()
+	}
+	if len(j.queue) == 0 {
+		return nil
+	}
+	b := j.queue[0]
+	j.queue = j.queue[1:]
+	return b
+}
+
+// writeBatch writes and syncs. full says that there is no room for more requests.
+func (j *Journal) writeBatch(b *batch) (full, err error) {
+	if err := j.rotate(); err != nil {
+		return nil, err
+	}
+	if err := writeAndSync(j.file, b.bytes); err != nil {
+		return nil, err
+	}
+	return j.reserveFrom(j.size + int64(len(b.bytes))), nil
+}
+
+// commit takes the lines of a batch that is on the disk. io and mu are held.
+func (j *Journal) commit(b *batch) error {
+	for _, q := range b.lines {
+		if err := j.ledger.apply(q.line, place{j.number, uint32(j.size)}, q.sum); err != nil {
+			return err
+		}
+		if uid := requestOf(q.line.Entry); uid != "" {
+			delete(j.busy, keyOf(uid))
+		}
+		if _, is := q.line.Entry.(Intent); is {
+			j.intents = max(j.intents-1, 0)
+		}
+		j.synced.advance(Head{q.line.Seq, q.sum})
+		j.last = j.size
+		j.size += int64(q.size)
+	}
+	return nil
+}
+
+// fail breaks the journal: this batch and all that wait behind it. mu is held.
+func (j *Journal) fail(b *batch, cause error) {
+	j.broken = fmt.Errorf("%w: %s: %w", ErrBroken, filepath.Base(filePath("", j.number)), cause)
+	b.err = j.broken
+	for _, waiting := range j.queue {
+		waiting.err = j.broken
+		close(waiting.done)
+	}
+	j.queue, j.intents = nil, 0
+	clear(j.busy)
+}
+
+// rotate begins a new file when the present one is large enough. Without room for one it goes on with
+// the present one.
+func (j *Journal) rotate() error {
+	if j.size < j.options.FileSize || j.number == math.MaxUint32 {
+		return nil
+	}
+	next, err := j.options.openFile(filePath(j.dir, j.number+1))
+	if noRoom(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	allocated := j.options.Reserve
+	if err := next.allocate(0, allocated); noRoom(err) {
+		return next.Close() // it stays, empty, for the next try
+	} else if err != nil {
+		allocated = 0
+	}
+	if err := errors.Join(syncDirectory(j.dir), j.file.Truncate(j.size), j.file.Sync(), j.file.Close()); err != nil {
+		return errors.Join(err, next.Close())
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.file, j.number, j.size, j.last, j.allocated = next, j.number+1, 0, 0, allocated
+	return nil
+}
+
+// reserveFrom keeps space set aside on the disk behind the lines, so that what is begun can be finished
+// when nothing else fits any more. io is held. The error is [ErrFull].
+func (j *Journal) reserveFrom(size int64) error {
+	if j.allocated-size >= j.options.Reserve {
+		return nil
+	}
+	length := 2 * j.options.Reserve
+	free, err := j.file.free()
+	if err == nil && free < length {
+		length = j.options.Reserve // which needs no more space than what is set aside already
+	}
+	switch allocated := j.file.allocate(size, length); {
+	case allocated == nil:
+		j.allocated = size + length
+	case noRoom(allocated) || err == nil && free < j.options.Reserve: // where nothing can be set aside, what is free must do
+		return ErrFull
+	}
+	return nil
+}
+
+func noRoom(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
