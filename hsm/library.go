@@ -112,13 +112,6 @@ func (l *library) idle() bool {
 	return l.inFlight == 0
 }
 
-// hangs returns how many calls hang.
-func (l *library) hangs() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.abandoned
-}
-
 // do is [call] for a function without a result.
 func (l *library) do(ctx context.Context, timeout time.Duration, name string, f func() error) error {
 	_, err := call(ctx, l, timeout, name, func() (struct{}, error) { return struct{}{}, f() }, nil)
