@@ -19,12 +19,12 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"net/url"
 	"slices"
 	"time"
 
+	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )
 
@@ -47,6 +47,7 @@ type Issuer struct {
 	key       Key
 	algorithm x509.SignatureAlgorithm
 	rehearsal *rehearsal
+	journal   Journal
 	budget    *budget
 	now       func() time.Time
 }
@@ -54,7 +55,7 @@ type Issuer struct {
 // New returns an issuer for the CA. The key's public half must be the one in the
 // CA's certificate, and the algorithm one that it can sign with;
 // [x509.UnknownSignatureAlgorithm] means the default one of the key.
-func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm) (*Issuer, error) {
+func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm, j Journal) (*Issuer, error) {
 	if err := ca.Matches(key.Public()); err != nil {
 		return nil, err
 	}
@@ -68,13 +69,16 @@ func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm) (*Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Issuer{ca: ca, key: key, algorithm: algorithm, rehearsal: rehearsal, budget: newBudget(), now: time.Now}, nil
+	return &Issuer{ca: ca, key: key, algorithm: algorithm, rehearsal: rehearsal, journal: j, budget: newBudget(), now: time.Now}, nil
 }
 
 // Ready answers nil when a certificate could be issued now, and otherwise why not.
 func (i *Issuer) Ready(ctx context.Context) error {
 	if err := i.ca.ValidAt(i.now()); err != nil {
 		return err
+	}
+	if err := i.journal.Ready(); err != nil {
+		return fmt.Errorf("journal: %w", err)
 	}
 	return i.key.Ready(ctx)
 }
@@ -86,6 +90,9 @@ func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
 	if err := i.Ready(ctx); err != nil {
 		return err
 	}
+	if _, again, err := i.known(grant); err != nil || again != nil {
+		return err // what is in the journal was counted before
+	}
 	if _, err := i.rehearse(grant); err != nil {
 		return err
 	}
@@ -93,22 +100,50 @@ func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
 }
 
 // Issue redeems the grant and returns the certificate and its chain in PEM, leaf
-// first, without the root. An error is a fault that may pass: decide again,
+// first, without the root. Asked again for a request that the journal knows, it returns the same
+// certificate. An error is a fault that may pass: decide again,
 // and try again with the new grant.
 func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error) {
 	if err := grant.Redeem(); err != nil {
 		return nil, err
 	}
-	rehearsed, err := i.rehearse(grant)
+	record, rehearsed, err := i.known(grant)
 	if err != nil {
 		return nil, err
+	}
+	if record.Certificate != nil {
+		return i.chain(record.Certificate), nil
+	}
+	if rehearsed == nil {
+		if rehearsed, err = i.rehearse(grant); err != nil {
+			return nil, err
+		}
+		if err := i.intend(ctx, grant, rehearsed); err != nil {
+			return nil, err
+		}
 	}
 	der, err := i.sign(ctx, rehearsed)
 	if err != nil {
 		return nil, fmt.Errorf("sign the certificate for request %s: %w", grant.RequestUID(), err)
 	}
-	return append(encodePEM(der), i.ca.intermediates...), nil
+	serial, err := parseTBS(rehearsed.TBS.FullBytes)
+	if err != nil {
+		return nil, err
+	}
+	// Not with the caller's context: what was signed must be known to be.
+	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	if err := i.journal.Append(writing, journal.Signed{UID: grant.RequestUID(), Serial: journal.FormatSerial(serial.SerialNumber), Certificate: der}); err != nil {
+		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published before it is written", err, grant.RequestUID())
+	}
+	return i.chain(der), nil
 }
+
+// chain returns the certificate and those above it in PEM.
+func (i *Issuer) chain(der []byte) []byte { return append(encodePEM(der), i.ca.intermediates...) }
+
+// writeTimeout bounds the wait for the journal's disk after a signature.
+const writeTimeout = 30 * time.Second
 
 // rehearse makes the grant's certificate with a throwaway key, and looks at it from all sides.
 func (i *Issuer) rehearse(grant *policy.Grant) (*certificate, error) {
@@ -155,7 +190,7 @@ func (i *Issuer) template(g *policy.Grant) (*x509.Certificate, error) {
 	if err := i.ca.ValidAt(now); err != nil {
 		return nil, err
 	}
-	serial, err := newSerial()
+	serial, err := i.newSerial()
 	if err != nil {
 		return nil, err
 	}
@@ -214,21 +249,6 @@ func addresses(g *policy.Grant) (ips []net.IP, uris []*url.URL, err error) {
 		uris = append(uris, uri)
 	}
 	return ips, uris, nil
-}
-
-// newSerial returns 128 random bits as a positive number (RFC 5280, section
-// 4.1.2.2, allows at most 20 bytes).
-func newSerial() (*big.Int, error) {
-	limit := new(big.Int).Lsh(big.NewInt(1), 128)
-	for {
-		serial, err := rand.Int(rand.Reader, limit)
-		if err != nil {
-			return nil, fmt.Errorf("random serial number: %w", err)
-		}
-		if serial.Sign() > 0 {
-			return serial, nil
-		}
-	}
 }
 
 // keyIdentifier returns the subject key identifier: the leftmost 160 bits of the

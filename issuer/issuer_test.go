@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -87,11 +88,26 @@ func (c aCA) issuer(t testing.TB) *Issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, err := New(ca, softKey{key: c.key}, 0)
+	i, err := New(ca, softKey{key: c.key}, 0, newJournal(t, ca))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return i
+}
+
+// newJournal is a journal of the CA's, that ends with the test.
+func newJournal(t testing.TB, ca *CA) *journal.Journal {
+	t.Helper()
+	j, err := journal.Open(t.TempDir(), journal.Options{Version: "test", CA: ca.Certificate()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return j
 }
 
 const aPolicy = `
@@ -187,7 +203,7 @@ func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
 	if len(leaf.SubjectKeyId) != 20 || !slices.Equal(leaf.AuthorityKeyId, ca.issuing.SubjectKeyId) {
 		t.Errorf("SKI %x, AKI %x", leaf.SubjectKeyId, leaf.AuthorityKeyId)
 	}
-	if bits := leaf.SerialNumber.BitLen(); leaf.SerialNumber.Sign() <= 0 || bits > 128 || bits < 64 {
+	if bits := leaf.SerialNumber.BitLen(); leaf.SerialNumber.Sign() <= 0 || bits > 160 || bits <= 128 { // the journal's ID, and 128 random bits
 		t.Errorf("serial number of %d bits", bits)
 	}
 	if got := leaf.NotAfter.Sub(leaf.NotBefore); got != time.Hour+Backdate {
@@ -299,12 +315,12 @@ func TestNewRefusesAForeignKeyOrAlgorithm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0); err == nil || !strings.Contains(err.Error(), "not the one of the CA certificate") {
+	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil || !strings.Contains(err.Error(), "not the one of the CA certificate") {
 		t.Errorf("a foreign key: %v", err)
 	}
 	own := newCA(t, time.Now(), time.Now().Add(time.Hour))
 	ca, _ = ParseCA(own.chain)
-	if _, err := New(ca, softKey{key: own.key}, x509.SHA256WithRSA); err == nil || !strings.Contains(err.Error(), "ECDSAWithSHA256") {
+	if _, err := New(ca, softKey{key: own.key}, x509.SHA256WithRSA, nil); err == nil || !strings.Contains(err.Error(), "ECDSAWithSHA256") {
 		t.Errorf("a foreign algorithm: %v", err)
 	}
 }

@@ -30,7 +30,7 @@ func constrained(t *testing.T, domain string) (*Issuer, *int) {
 		t.Fatal(err)
 	}
 	signatures := 0
-	i, err := New(ca, countingKey{softKey{key: key}, &signatures}, 0)
+	i, err := New(ca, countingKey{softKey{key: key}, &signatures}, 0, newJournal(t, ca))
 	if err != nil {
 		t.Fatal(err)
 	}

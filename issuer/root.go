@@ -7,6 +7,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"time"
 )
 
@@ -74,4 +75,19 @@ func Request(p CAProfile, key crypto.Signer) ([]byte, error) {
 		return nil, fmt.Errorf("sign the request for a CA certificate: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// newSerial returns 128 random bits as a positive number (RFC 5280, section
+// 4.1.2.2, allows at most 20 bytes).
+func newSerial() (*big.Int, error) {
+	limit := new(big.Int).Lsh(big.NewInt(1), 128)
+	for {
+		serial, err := rand.Int(rand.Reader, limit)
+		if err != nil {
+			return nil, fmt.Errorf("random serial number: %w", err)
+		}
+		if serial.Sign() > 0 {
+			return serial, nil
+		}
+	}
 }

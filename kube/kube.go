@@ -48,6 +48,8 @@ type Issuer interface {
 	// Issue returns the certificate and its chain in PEM. An error is a fault
 	// that may pass.
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
+	// Published notes that the API server took the request's certificate.
+	Published(ctx context.Context, uid string) error
 }
 
 // An Observer is told what happens, to count it. Its methods return at once.

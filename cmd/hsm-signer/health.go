@@ -25,6 +25,7 @@ type health struct {
 	// What only those who sign have; nil in a shadow.
 	token     func(context.Context) error
 	ca        func(time.Time) error
+	journal   func() error
 	restarted bool // by its supervisor, whatever the exit code
 
 	mu      sync.Mutex
@@ -139,7 +140,7 @@ type part struct {
 func (h *health) parts() []part {
 	parts := []part{{"requests", h.requests()}}
 	if h.token != nil {
-		parts = append(parts, part{"token", h.noted()}, part{"ca", h.ca(time.Now())})
+		parts = append(parts, part{"token", h.noted()}, part{"ca", h.ca(time.Now())}, part{"journal", h.journal()})
 	}
 	return parts
 }

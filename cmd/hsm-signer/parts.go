@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -23,13 +24,14 @@ import (
 // parts are what the configuration names, loaded and checked but not yet in touch with the
 // token or the API server. A shadow has no CA, no key and no issuer.
 type parts struct {
-	policy *policy.Policy
-	ca     *issuer.CA
-	key    *hsm.Key
-	issuer *issuer.Issuer
-	lease  *kube.Lease // nil: no election
-	client *kubernetes.Clientset
-	server string // the API server's address
+	policy  *policy.Policy
+	ca      *issuer.CA
+	key     *hsm.Key
+	journal *keptJournal
+	issuer  *issuer.Issuer
+	lease   *kube.Lease // nil: no election
+	client  *kubernetes.Clientset
+	server  string // the API server's address
 }
 
 // errUnsetNeedsUnbound: all requests of such a cluster would be denied for good.
@@ -67,7 +69,8 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 		if p.key, err = hsm.NewKey(c.token, public); err != nil {
 			faults.add("CA_CERT_FILE", err)
 		} else {
-			p.issuer, err = issuer.New(p.ca, p.key, c.algorithm)
+			p.journal = &keptJournal{dir: c.stateDir, ca: p.ca.Certificate(), logger: hclog.NewNullLogger()}
+			p.issuer, err = issuer.New(p.ca, p.key, c.algorithm, p.journal)
 			faults.add("SIGNATURE_ALGORITHM", err)
 		}
 	}

@@ -54,25 +54,30 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		Workers: c.workers, Decider: current, Observer: counts, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
+	var background []func(context.Context) error
 	if c.mode != kube.Shadow {
 		defer p.key.Close()
+		p.journal.logger = logger.Named("journal")
+		defer p.journal.close()
 		if err := startSigning(ctx, c, p, logger); err != nil {
 			return err
 		}
 		serving.Issuer = p.issuer
 		counts.watchToken(p.key.Stats)
+		health.journal = p.journal.state
+		background = append(background, p.journal.watch)
 		health.token, health.ca, health.restarted = p.key.Ready, p.ca.ValidAt, c.restarted()
 	}
 	controller := kube.New(serving)
 	health.requests, health.leads = controller.Ready, controller.Leads
 	counts.watchLead(controller.Leads)
 	reload.warn, reload.changed = controller.Warn, controller.LookAgain
-	return runAll(ctx,
+	return runAll(ctx, append(background,
 		controller.Run,
 		reload.watch,
 		health.watch,
 		func(ctx context.Context) error { return health.serve(ctx, c.listenAddress) },
-	)
+	)...)
 }
 
 // startSigning tries the token once. What only a human can mend ends the process; a

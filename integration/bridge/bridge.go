@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -44,7 +45,8 @@ type Bridge struct {
 
 	dir        string
 	binary     string
-	kubeconfig string // of hsm-signer's service account
+	kubeconfig string       // of hsm-signer's service account
+	states     atomic.Int64 // directories of journals: each process has its own
 }
 
 // New builds hsm-signer, starts a cluster, gives hsm-signer its rights there, and makes a token.
@@ -177,6 +179,6 @@ func (b *Bridge) Env(ca CA) []string {
 // environment is the whole environment of a process; later entries win.
 func (b *Bridge) environment(ca CA, more []string) []string {
 	env := append(os.Environ(), b.Env(ca)...)
-	env = append(env, "PKCS11_PIN="+b.Token.PIN, "LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
+	env = append(env, "STATE_DIR="+filepath.Join(b.dir, fmt.Sprintf("state-%d", b.states.Add(1))), "PKCS11_PIN="+b.Token.PIN, "LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
 	return append(env, more...)
 }

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/issuer/journal"
+)
+
+// journalInterval is the time between two looks at a journal that cannot be opened or written.
+const journalInterval = time.Second
+
+// A keptJournal opens the journal when that is possible: on the same node another process may have it
+// open until it ends, and a disk may be full or missing.
+type keptJournal struct {
+	dir    string
+	ca     *x509.Certificate
+	logger hclog.Logger
+
+	mu    sync.Mutex
+	open  *journal.Journal // nil: not yet
+	tried time.Time
+	fault error // why it is not open, or could not be written at the last look
+}
+
+// get returns the journal, which it tries to open now and then.
+func (k *keptJournal) get() (*journal.Journal, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open != nil {
+		return k.open, nil
+	}
+	if time.Since(k.tried) < journalInterval {
+		return nil, k.fault
+	}
+	k.tried = time.Now()
+	opened, err := journal.Open(k.dir, journal.Options{Version: version(), CA: k.ca})
+	if err != nil {
+		k.note(err)
+		return nil, err
+	}
+	if repair := opened.Repaired(); repair != nil {
+		k.logger.Warn("the journal ended in an unfinished line, which was moved away", "repair", repair.String())
+	}
+	k.logger.Info("the journal is open", "dir", k.dir, "id", opened.ID(), "head", opened.Head().String(), "unpublished", len(opened.Unpublished()))
+	k.open = opened
+	k.note(nil)
+	return opened, nil
+}
+
+// note keeps how the journal stands, and logs each change. The caller holds the mutex.
+func (k *keptJournal) note(err error) {
+	if err != nil && (k.fault == nil || k.fault.Error() != err.Error()) {
+		k.logger.Error("the journal is not ready; nothing is signed", "dir", k.dir, "error", err)
+	}
+	k.fault = err
+}
+
+// Ready answers nil when the journal takes a new request.
+func (k *keptJournal) Ready() error {
+	j, err := k.get()
+	if err != nil {
+		return err
+	}
+	return j.Ready()
+}
+
+// ID is the journal's; it is empty while the journal is not open.
+func (k *keptJournal) ID() journal.ID {
+	j, err := k.get()
+	if err != nil {
+		return ""
+	}
+	return j.ID()
+}
+
+// Lookup tells what is known of a request.
+func (k *keptJournal) Lookup(uid string) (journal.Record, error) {
+	j, err := k.get()
+	if err != nil {
+		return journal.Record{}, err
+	}
+	return j.Lookup(uid)
+}
+
+// Append writes an entry.
+func (k *keptJournal) Append(ctx context.Context, e journal.Entry) error {
+	j, err := k.get()
+	if err != nil {
+		return err
+	}
+	return j.Append(ctx, e)
+}
+
+// watch looks at the journal now and then, so that it is opened, and found well again, also when
+// nobody asks for a certificate. It closes it in the end.
+func (k *keptJournal) watch(ctx context.Context) error {
+	ticker := time.NewTicker(journalInterval)
+	defer ticker.Stop()
+	for {
+		err := k.Ready()
+		k.mu.Lock()
+		k.note(err)
+		k.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// state is how the journal stood at the last look.
+func (k *keptJournal) state() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == nil && k.fault == nil {
+		return errNotLooked
+	}
+	return k.fault
+}
+
+// close ends the journal, when all work is done.
+func (k *keptJournal) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == nil {
+		return
+	}
+	if err := k.open.Close(); err != nil {
+		k.logger.Error("the journal could not be closed well", "error", err)
+	}
+}

@@ -1,0 +1,120 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/asn1"
+	"fmt"
+	"math/big"
+	"time"
+
+	"hsm-signer/issuer/journal"
+	"hsm-signer/policy"
+)
+
+// A Journal remembers what is signed, so that one request has one certificate, whatever happens in
+// between. [journal.Journal] is one.
+type Journal interface {
+	// Ready answers nil when the journal takes a new request.
+	Ready() error
+	// ID begins the serial numbers of the journal.
+	ID() journal.ID
+	// Lookup tells what is known of a request.
+	Lookup(uid string) (journal.Record, error)
+	// Append answers nil when the entry is on the disk.
+	Append(ctx context.Context, e journal.Entry) error
+}
+
+// known returns what the journal knows of the grant's request, if the grant still covers it, and the
+// certificate as it was to be signed then.
+func (i *Issuer) known(grant *policy.Grant) (journal.Record, *certificate, error) {
+	record, err := i.journal.Lookup(grant.RequestUID())
+	if err != nil {
+		return record, nil, fmt.Errorf("journal: %w", err)
+	}
+	switch record.State {
+	case journal.Unknown:
+		return record, nil, nil
+	case journal.IsOrphaned:
+		return record, nil, fmt.Errorf("request %s was given up before, as the journal says: have its pod ask anew", grant.RequestUID())
+	}
+	again, err := i.rehearseAgain(grant, record.Intent.TBS)
+	return record, again, err
+}
+
+// rehearseAgain makes the certificate that was to be signed before, and requires the same bytes: the
+// ones that are read back come from a disk.
+func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, error) {
+	template, err := i.template(grant)
+	if err != nil {
+		return nil, err
+	}
+	former, err := parseTBS(tbs)
+	if err != nil {
+		return nil, fmt.Errorf("the journal's certificate for request %s: %w", grant.RequestUID(), err)
+	}
+	if former.NotAfter.After(template.NotAfter) {
+		return nil, fmt.Errorf("the journal's certificate for request %s is valid until %s, and would be granted until %s now: have its pod ask anew",
+			grant.RequestUID(), former.NotAfter.Format(time.RFC3339), template.NotAfter.Format(time.RFC3339))
+	}
+	template.SerialNumber, template.NotBefore, template.NotAfter = former.SerialNumber, former.NotBefore, former.NotAfter
+	again, err := i.rehearsal.rehearse(template, grant.PublicKey())
+	if err == nil && !bytes.Equal(again.TBS.FullBytes, tbs) {
+		err = fmt.Errorf("the journal has another certificate for request %s than is granted now: have its pod ask anew", grant.RequestUID())
+	}
+	return again, err
+}
+
+// parseTBS reads a certificate that has no signature.
+func parseTBS(tbs []byte) (*x509.Certificate, error) {
+	var parts []asn1.RawValue
+	if rest, err := asn1.Unmarshal(tbs, &parts); err != nil || len(rest) > 0 || len(parts) < 3 {
+		return nil, fmt.Errorf("it cannot be read")
+	}
+	const algorithm = 2 // version, serial number, signature (RFC 5280, section 4.1)
+	der, err := asn1.Marshal(certificate{asn1.RawValue{FullBytes: tbs}, parts[algorithm], asn1.BitString{}})
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// intend writes what is about to be signed.
+func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate) error {
+	former, err := parseTBS(c.TBS.FullBytes)
+	if err != nil {
+		return err
+	}
+	err = i.journal.Append(ctx, journal.Intent{
+		UID: grant.RequestUID(), Signer: grant.SignerName(), Requester: journal.Requester(grant.Requester()),
+		RequestSHA256: grant.RequestSHA256(), Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
+		Serial: journal.FormatSerial(former.SerialNumber), TBS: c.TBS.FullBytes,
+	})
+	if err != nil {
+		return fmt.Errorf("journal: %w; nothing was signed", err)
+	}
+	return nil
+}
+
+// Published writes that the API server took the request's certificate.
+func (i *Issuer) Published(ctx context.Context, uid string) error {
+	record, err := i.journal.Lookup(uid)
+	if err == nil {
+		err = i.journal.Append(ctx, journal.Published{UID: uid, Serial: record.Intent.Serial})
+	}
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// newSerial returns a positive number of 20 bytes at most (RFC 5280, section 4.1.2.2) that no other
+// journal has: it begins with this one's ID, and 128 random bits follow.
+func (i *Issuer) newSerial() (*big.Int, error) {
+	serial, err := i.journal.ID().NewSerial()
+	if err != nil {
+		return nil, fmt.Errorf("serial number: %w", err)
+	}
+	return serial, nil
+}
