@@ -364,3 +364,42 @@ func FuzzText(f *testing.F) {
 		}
 	})
 }
+
+// What is read back of a finished request is what was written.
+func TestAFinishedRequestThatWasChangedIsNotGivenOut(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	j := open(t, dir, Options{CA: ca.cert})
+	intent, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
+	put(t, j, intent, Orphaned{"one", intent.Serial, "why"})
+	text, err := os.ReadFile(filePath(dir, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filePath(dir, 1), bytes.Replace(text, []byte("csr-one"), []byte("csr-two"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := j.Lookup("one"); err == nil || !strings.Contains(err.Error(), "was changed") {
+		t.Errorf("%+v %v", r, err)
+	}
+}
+
+func TestAnOldCheckpointIsRefused(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	j := open(t, dir, Options{CA: ca.cert})
+	head := j.Head()
+	check := Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256, Algorithm: x509.PureEd25519.String()}
+	most := len(j.synced.recent) / 2
+	for n := range most + 1 {
+		if n == most {
+			put(t, j, check) // the last that is taken
+		}
+		if _, err := j.Start(Probe{ProbeReady, ""}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Append(t.Context(), check); !errors.Is(err, ErrConflict) {
+		t.Error(err)
+	}
+	put(t, j, Probe{ProbeReady, ""})
+	verify(t, dir, ca)
+}
