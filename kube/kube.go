@@ -60,6 +60,11 @@ type Observer interface {
 	Fault()                         // a turn ended with one
 }
 
+// A Recorder writes down what was refused.
+type Recorder interface {
+	Refused(name string, s policy.Submission, refusal *policy.Refusal)
+}
+
 // A Mode says what a Controller does with a verdict.
 type Mode string
 
@@ -83,6 +88,7 @@ type Config struct {
 	Decider     Decider
 	Issuer      Issuer
 	Observer    Observer
+	Recorder    Recorder // nil for a shadow
 	Logger      hclog.Logger
 }
 

@@ -276,6 +276,7 @@ func (c *Controller) refused(ctx context.Context, csr *certificatesv1.Certificat
 	if err != nil {
 		return written("write the refusal", err)
 	}
+	c.Recorder.Refused(csr.Name, Submission(csr), refusal)
 	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "reasons", refusal.String())
 	c.events.Event(csr, corev1.EventTypeWarning, string(refusal.Code()), refusal.Message())

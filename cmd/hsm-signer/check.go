@@ -6,15 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -66,6 +71,7 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine)) erro
 	if c.mode != kube.Shadow {
 		checkToken(ctx, c, p, report)
 		checkCA(p.ca, report)
+		checkState(c.stateDir, report)
 	}
 	checkCluster(ctx, c, p, report)
 	checkPolicy(p.policy, report)
@@ -100,6 +106,26 @@ func checkToken(ctx context.Context, c *config, p *parts, report reporter) {
 func checkCA(ca *issuer.CA, report reporter) {
 	cert := ca.Certificate()
 	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, cert.NotAfter.Format(time.RFC3339)), ca.ValidAt(time.Now()))
+}
+
+// checkState looks whether the journal can be kept; it changes nothing.
+func checkState(dir string, report reporter) {
+	info, err := os.Stat(dir)
+	detail := dir
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		detail, err = dir+", which does not exist yet and is made", unix.Access(filepath.Dir(dir), unix.W_OK|unix.X_OK)
+	case err == nil && !info.IsDir():
+		err = errors.New("is not a directory")
+	case err == nil:
+		err = unix.Access(dir, unix.R_OK|unix.W_OK|unix.X_OK)
+	}
+	if err != nil {
+		err = fmt.Errorf("STATE_DIR %s: %w; name a directory that hsm-signer may write", dir, err)
+	} else if journal.Locked(dir) {
+		detail += "; a process that runs has the journal open"
+	}
+	report("state directory", detail, err)
 }
 
 // serverTimeout bounds the questions of one kind to the API server.

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/issuer/journal"
+	"hsm-signer/policy"
 )
 
 // journalInterval is the time between two looks at a journal that cannot be opened or written.
@@ -21,10 +23,11 @@ type keptJournal struct {
 	ca     *x509.Certificate
 	logger hclog.Logger
 
-	mu    sync.Mutex
-	open  *journal.Journal // nil: not yet
-	tried time.Time
-	fault error // why it is not open, or could not be written at the last look
+	mu       sync.Mutex
+	open     *journal.Journal // nil: not yet
+	refusals *journal.Refusals
+	tried    time.Time
+	fault    error // why it is not open, or could not be written at the last look
 }
 
 // get returns the journal, which it tries to open now and then.
@@ -47,7 +50,7 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 		k.logger.Warn("the journal ended in an unfinished line, which was moved away", "repair", repair.String())
 	}
 	k.logger.Info("the journal is open", "dir", k.dir, "id", opened.ID(), "head", opened.Head().String(), "unpublished", len(opened.Unpublished()))
-	k.open = opened
+	k.open, k.refusals = opened, journal.OpenRefusals(k.dir, 0)
 	k.note(nil)
 	return opened, nil
 }
@@ -131,7 +134,19 @@ func (k *keptJournal) close() {
 	if k.open == nil {
 		return
 	}
-	if err := k.open.Close(); err != nil {
+	if err := errors.Join(k.refusals.Close(), k.open.Close()); err != nil {
 		k.logger.Error("the journal could not be closed well", "error", err)
 	}
+}
+
+// Refused writes a refusal into a log beside the journal; it is in nobody's way when it cannot.
+func (k *keptJournal) Refused(name string, s policy.Submission, refusal *policy.Refusal) {
+	if _, err := k.get(); err != nil {
+		return
+	}
+	entry := journal.Refusal{UID: s.UID, Name: name, Signer: s.SignerName, Username: s.Requester.Username}
+	for _, reason := range refusal.Reasons {
+		entry.Reasons = append(entry.Reasons, journal.Reason{Rule: reason.Rule, Field: reason.Field, Message: reason.Message})
+	}
+	k.refusals.Record(entry)
 }

@@ -62,7 +62,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		if err := startSigning(ctx, c, p, logger); err != nil {
 			return err
 		}
-		serving.Issuer = p.issuer
+		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		counts.watchToken(p.key.Stats)
 		health.journal = p.journal.state
 		background = append(background, p.journal.watch)

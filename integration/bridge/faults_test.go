@@ -252,7 +252,7 @@ func TestCheckPasses(t *testing.T) {
 		t.Fatalf("exit code %d: %s\n%s", code, stderr, stdout)
 	}
 	for _, want := range []string{
-		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`, `"key is the CA's"`, `"CA certificate"`, `"API server"`, `"API version"`,
+		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`, `"key is the CA's"`, `"CA certificate"`, `"state directory"`, `"API server"`, `"API version"`,
 		`"may update certificatesigningrequests/approval"`, `"may sign signers example.com/calico"`, `"policy"`,
 	} {
 		if !strings.Contains(stdout, want) {
