@@ -22,6 +22,8 @@ type Journal interface {
 	ID() journal.ID
 	// Lookup tells what is known of a request.
 	Lookup(uid string) (journal.Record, error)
+	// Unpublished lists what is neither published nor orphaned.
+	Unpublished() []journal.Record
 	// Append answers nil when the entry is on the disk.
 	Append(ctx context.Context, e journal.Entry) error
 }
@@ -93,6 +95,33 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 	})
 	if err != nil {
 		return fmt.Errorf("journal: %w; nothing was signed", err)
+	}
+	return nil
+}
+
+// unfinishedAfter is how old an intent is that no turn can be at any more.
+const unfinishedAfter = 2 * time.Minute
+
+// Unfinished lists the requests, by UID, that have an intent or a certificate of a while ago, and of
+// which it is not known what became.
+func (i *Issuer) Unfinished() []string {
+	var uids []string
+	for _, record := range i.journal.Unpublished() {
+		if i.now().Sub(record.Intended) > unfinishedAfter {
+			uids = append(uids, record.Intent.UID)
+		}
+	}
+	return uids
+}
+
+// Orphaned writes that the request will not take its certificate any more.
+func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
+	record, err := i.journal.Lookup(uid)
+	if err == nil {
+		err = i.journal.Append(ctx, journal.Orphaned{UID: uid, Serial: record.Intent.Serial, Why: why})
+	}
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
 }

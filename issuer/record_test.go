@@ -97,6 +97,29 @@ func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 	}
 }
 
+// What was begun a while ago is unfinished until it is known what became of it.
+func TestUnfinished(t *testing.T) {
+	a := newAsking(t)
+	issue(t, a.issuer, a.grant("one"))
+	if got := a.issuer.Unfinished(); len(got) > 0 {
+		t.Errorf("just begun, and unfinished: %v", got)
+	}
+	later := time.Now().Add(2 * unfinishedAfter)
+	a.issuer.now = func() time.Time { return later }
+	if got := a.issuer.Unfinished(); len(got) != 1 || got[0] != "u" {
+		t.Errorf("unfinished are %v", got)
+	}
+	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsOrphaned {
+		t.Errorf("%v; %s", err, a.state())
+	}
+	if got := a.issuer.Unfinished(); len(got) > 0 {
+		t.Errorf("orphaned, and unfinished: %v", got)
+	}
+	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); err == nil || !strings.Contains(err.Error(), "was given up before") {
+		t.Errorf("orphaned, and issued: %v", err)
+	}
+}
+
 // Nothing is signed that the journal does not take.
 func TestNothingIsSignedWithoutTheJournal(t *testing.T) {
 	a := newAsking(t)

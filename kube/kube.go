@@ -50,6 +50,11 @@ type Issuer interface {
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	// Published notes that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
+	// Unfinished lists the requests, by UID, for which something was begun a while ago of which it
+	// is not known what became.
+	Unfinished() []string
+	// Orphaned notes that the request will not take its certificate any more.
+	Orphaned(ctx context.Context, uid, why string) error
 }
 
 // An Observer is told what happens, to count it. Its methods return at once.
@@ -179,6 +184,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	c.requests.Store(api)
 	defer c.startElection()()
+	if c.Issuer != nil {
+		group.StartWithContext(ctx, c.reconcile)
+	}
 	var workers wait.Group
 	for range max(1, c.Workers) {
 		workers.Start(func() { c.work(ctx) })
@@ -253,6 +261,7 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 			return fmt.Errorf("watch certificate requests: %w", err)
 		}
 		api.stores = append(api.stores, informer.GetStore())
+		api.synced = append(api.synced, informer.HasSynced)
 		group.StartWithContext(ctx, informer.RunWithContext)
 	}
 	return nil

@@ -36,6 +36,7 @@ type requests struct {
 	version string
 	legacy  bool
 	stores  []cache.Store
+	synced  []cache.InformerSynced
 }
 
 // discoveryTimeout bounds one attempt to reach the API server.

@@ -90,6 +90,15 @@ func (k *keptJournal) Lookup(uid string) (journal.Record, error) {
 	return j.Lookup(uid)
 }
 
+// Unpublished lists what is neither published nor orphaned; nothing while the journal is not open.
+func (k *keptJournal) Unpublished() []journal.Record {
+	j, err := k.get()
+	if err != nil {
+		return nil
+	}
+	return j.Unpublished()
+}
+
 // Append writes an entry.
 func (k *keptJournal) Append(ctx context.Context, e journal.Entry) error {
 	j, err := k.get()

@@ -1,0 +1,58 @@
+package kube
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/tools/cache"
+)
+
+// reconcileInterval is the time between two looks at what is unfinished.
+const reconcileInterval = 30 * time.Second
+
+// reconcile finds out what became of what was begun: a request may have been deleted, or have taken its
+// certificate just before this process was killed.
+func (c *Controller) reconcile(ctx context.Context) {
+	wait.UntilWithContext(ctx, c.reconcileOnce, reconcileInterval)
+}
+
+func (c *Controller) reconcileOnce(ctx context.Context) {
+	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
+	all, complete := c.requests.Load().all()
+	if !complete || c.leader.fence() != nil {
+		return
+	}
+	for _, uid := range unfinished {
+		var err error
+		switch csr := all[types.UID(uid)]; {
+		case csr == nil:
+			err = c.Issuer.Orphaned(ctx, uid, "the request is gone")
+		case len(csr.Status.Certificate) > 0:
+			err = c.Issuer.Published(ctx, uid)
+		case stateOf(csr) == done:
+			err = c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
+		default:
+			c.enqueue(csr)
+		}
+		if err != nil {
+			c.Logger.Error("what became of a request could not be noted", "uid", uid, "error", err)
+		}
+	}
+}
+
+// all returns every request that is known, by UID, and whether that is all there are.
+func (r *requests) all() (map[types.UID]*certificatesv1.CertificateSigningRequest, bool) {
+	all := map[types.UID]*certificatesv1.CertificateSigningRequest{}
+	for _, store := range r.stores {
+		for _, object := range store.List() {
+			if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok {
+				all[csr.UID] = csr
+			}
+		}
+	}
+	return all, !slices.ContainsFunc(r.synced, func(synced cache.InformerSynced) bool { return !synced() })
+}
