@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/pem"
 	"fmt"
 	"math/big"
 	"time"
@@ -112,6 +113,13 @@ func (i *Issuer) Unfinished() []string {
 		}
 	}
 	return uids
+}
+
+// Made tells whether the first certificate in PEM is the one that the journal has for the request.
+func (i *Issuer) Made(uid string, chain []byte) bool {
+	record, err := i.journal.Lookup(uid)
+	block, _ := pem.Decode(chain)
+	return err == nil && block != nil && record.Certificate != nil && bytes.Equal(block.Bytes, record.Certificate)
 }
 
 // Orphaned writes that the request will not take its certificate any more.

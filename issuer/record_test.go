@@ -100,12 +100,18 @@ func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 // What was begun a while ago is unfinished until it is known what became of it.
 func TestUnfinished(t *testing.T) {
 	a := newAsking(t)
-	issue(t, a.issuer, a.grant("one"))
+	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("just begun, and unfinished: %v", got)
 	}
 	later := time.Now().Add(2 * unfinishedAfter)
 	a.issuer.now = func() time.Time { return later }
+	if !a.issuer.Made("u", chain) || a.issuer.Made("u", a.issuer.chain([]byte("x"))) || a.issuer.Made("v", chain) {
+		t.Error("its own certificate is not told from others")
+	}
 	if got := a.issuer.Unfinished(); len(got) != 1 || got[0] != "u" {
 		t.Errorf("unfinished are %v", got)
 	}

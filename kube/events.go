@@ -59,3 +59,9 @@ func (c *Controller) overBudget(csr *certificatesv1.CertificateSigningRequest, o
 	c.events.Event(csr, corev1.EventTypeWarning, "OverBudget", over.Error())
 	c.Observer.OverBudget()
 }
+
+// foreign tells of a certificate on a request of ours that somebody else has set.
+func (c *Controller) foreign(csr *certificatesv1.CertificateSigningRequest) {
+	c.Logger.Error("a request has a certificate that was not made here: who else may update certificatesigningrequests/status, and sign for this signer?", "request", csr.Name, "uid", csr.UID)
+	c.events.Event(csr, corev1.EventTypeWarning, "ForeignCertificate", "the certificate of this request was not made by this signer")
+}

@@ -53,6 +53,8 @@ type Issuer interface {
 	// Unfinished lists the requests, by UID, for which something was begun a while ago of which it
 	// is not known what became.
 	Unfinished() []string
+	// Made tells whether the certificate in PEM is the one that was made for the request.
+	Made(uid string, chain []byte) bool
 	// Orphaned notes that the request will not take its certificate any more.
 	Orphaned(ctx context.Context, uid, why string) error
 }

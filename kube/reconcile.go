@@ -31,8 +31,11 @@ func (c *Controller) reconcileOnce(ctx context.Context) {
 		switch csr := all[types.UID(uid)]; {
 		case csr == nil:
 			err = c.Issuer.Orphaned(ctx, uid, "the request is gone")
-		case len(csr.Status.Certificate) > 0:
+		case len(csr.Status.Certificate) > 0 && c.Issuer.Made(uid, csr.Status.Certificate):
 			err = c.Issuer.Published(ctx, uid)
+		case len(csr.Status.Certificate) > 0:
+			c.foreign(csr)
+			err = c.Issuer.Orphaned(ctx, uid, "the request has a certificate that is not this one")
 		case stateOf(csr) == done:
 			err = c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
 		default:
