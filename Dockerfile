@@ -11,6 +11,9 @@ RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -ldflags "-X main.release=$
 
 FROM debian:bookworm-slim
 COPY --from=build /hsm-signer /usr/local/bin/hsm-signer
+# The journal must outlive the container: mount a volume here.
+RUN install -d -o 65532 -g 65532 -m 0700 /var/lib/hsm-signer
+VOLUME /var/lib/hsm-signer
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/hsm-signer"]
 CMD ["run"]
