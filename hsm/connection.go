@@ -263,7 +263,7 @@ func (e *keeperError) Unwrap() error { return e.error }
 
 // close closes the connection's sessions, one by one, and with the last of them the login ends. It
 // is neither C_CloseAllSessions nor C_Logout, which would hit the next connection's if they came
-// late. While calls hang, closing would hang too, and is left for later.
+// late. What hangs ends it, and the rest is left for later.
 func (c *connection) close() {
 	if c.keeper == 0 {
 		return

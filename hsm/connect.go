@@ -1,0 +1,168 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// openTimeouts is how many timeouts of one call all calls of one attempt to connect may take.
+const openTimeouts = 3
+
+// connect makes a new connection in the place of the one that failed, and goes back as far as the
+// rung says. When another caller has made one meanwhile, there is nothing to do. It is made for
+// all, so it does not end with the context of the caller that happens to make it.
+func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
+	if err := k.gate.lock(ctx); err != nil {
+		return k.busy(err)
+	}
+	defer k.gate.unlock()
+	switch {
+	case k.closed:
+		return faultf(ErrUnavailable, "the key was closed")
+	case k.conn != nil && k.conn != failed:
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeouts*k.config.Timeout)
+	defer cancel()
+	if k.disconnect(); r == newModule {
+		k.unload(ctx)
+	}
+	if err := k.mayTry(); err != nil {
+		return err
+	}
+	again := k.library != nil
+	err := k.open(ctx)
+	if errors.Is(err, ErrUnavailable) {
+		k.unload(ctx)
+		if again && k.library == nil && !failedToLogIn(err) { // with the module that was there it would not go; with a new one it may
+			err = k.open(ctx)
+		}
+	}
+	return k.tried(err)
+}
+
+// failedToLogIn tells whether C_Login failed: a second one would be a second try.
+func failedToLogIn(err error) bool {
+	var f *fault
+	return errors.As(err, &f) && f.login
+}
+
+// disconnect closes the connection. The caller holds the lock for writing.
+func (k *Key) disconnect() {
+	k.good.Store(0)
+	if k.conn != nil {
+		k.conn.close()
+		k.conn = nil
+	}
+}
+
+// unload finalises the module, if no call is in flight in it.
+func (k *Key) unload(ctx context.Context) {
+	if k.library != nil && k.library.close(ctx) {
+		k.library = nil
+	}
+}
+
+// mayTry refuses an attempt that is too early, or one that can only do harm: a PIN that the token
+// refused is not tried again. Another PIN is, at once.
+func (k *Key) mayTry() error {
+	now, err := k.config.PIN()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if late := k.counts.refusedLate.Swap(nil); late != nil {
+		k.last, k.refused = late, late.refused
+	}
+	if k.refused != nil {
+		before, _ := k.refused()
+		switch {
+		case err != nil || now == before:
+			return k.last
+		case errors.Is(k.last, ErrPIN):
+			return nil
+		}
+	}
+	if k.last != nil && time.Now().Before(k.notYet) {
+		return k.last
+	}
+	return nil
+}
+
+// mostHungAttempts is how often in a row one tries to connect while calls hang.
+const mostHungAttempts = 5
+
+// tried takes note of an attempt, and gives up where the module hangs for good.
+func (k *Key) tried(err error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.hung++; err == nil || k.counts.hanging.Load() == 0 || k.library != nil && k.library.undecided() {
+		k.hung = 0 // nor does one give up, and begin anew, while a login may still turn out to be a wrong PIN
+	}
+	if k.hung >= mostHungAttempts {
+		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())
+	}
+	k.last = err
+	var f *fault
+	if errors.As(err, &f) && f.refused != nil {
+		k.refused = f.refused
+	}
+	if err == nil {
+		k.wait, k.refused = 0, nil
+		return nil
+	}
+	k.wait = min(max(2*k.wait, firstRetry), lastRetry)
+	k.notYet = time.Now().Add(k.wait)
+	return err
+}
+
+// open makes a connection on the library, which is loaded if need be. It lives only when it holds
+// the right key and that key cannot leave.
+func (k *Key) open(ctx context.Context) (err error) {
+	if k.library != nil && !k.library.ready {
+		if k.unload(ctx); k.library != nil {
+			return faultf(ErrUnavailable, "C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
+		}
+	}
+	if k.library == nil {
+		if k.library, err = load(ctx, k.config, &k.counts); err != nil {
+			return err
+		}
+	}
+	conn, err := connect(ctx, k.library, k.config)
+	if err != nil {
+		return err
+	}
+	if err := k.admit(ctx, conn); err != nil {
+		conn.close()
+		return err
+	}
+	conn.closeStale()
+	k.counts.connections.Add(1)
+	k.conn = conn
+	return nil
+}
+
+func (k *Key) admit(ctx context.Context, conn *connection) error {
+	if err := conn.findKey(ctx, k.config.Key); err != nil {
+		return err
+	}
+	proof, err := conn.prove(ctx)
+	if err != nil {
+		return err
+	}
+	if err := k.judge(proof); err != nil {
+		return err
+	}
+	if err := conn.requireOneLogin(ctx, k.config.Key); err != nil {
+		return err
+	}
+	return k.signTest(ctx, conn)
+}
+
+// judge refuses a key that could leave its token.
+func (k *Key) judge(p Proof) error {
+	if p.Holds() || k.config.AllowExtractable {
+		return nil
+	}
+	return faultf(ErrKey, "the private %s could leave the token: %s. Make a key in the token with \"hsm-signer ca create\"; for a trial, set ALLOW_EXTRACTABLE_KEY=true", k.config.Key, p)
+}
