@@ -244,7 +244,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	if err != nil {
 		return nil, written("publish the certificate", err)
 	}
-	if err := c.Issuer.Published(context.WithoutCancel(ctx), grant.RequestUID()); err != nil {
+	if err := c.Issuer.Published(ctx, grant.RequestUID()); err != nil {
 		c.Logger.Error("the certificate is published, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
 	}
 	c.Observer.Issued(grant)

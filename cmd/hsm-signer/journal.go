@@ -26,24 +26,34 @@ type keptJournal struct {
 	mu       sync.Mutex
 	open     *journal.Journal // nil: not yet
 	refusals *journal.Refusals
+	opening  bool // one caller is at it
 	tried    time.Time
 	fault    error // why it is not open, or could not be written at the last look
 }
 
-// get returns the journal, which it tries to open now and then.
+// get returns the journal, which it tries to open now and then. While one caller opens it, the others do
+// not wait.
 func (k *keptJournal) get() (*journal.Journal, error) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.open != nil {
+	switch {
+	case k.open != nil:
+		defer k.mu.Unlock()
 		return k.open, nil
-	}
-	if time.Since(k.tried) < journalInterval {
+	case k.opening:
+		defer k.mu.Unlock()
+		return nil, errOpening
+	case time.Since(k.tried) < journalInterval:
+		defer k.mu.Unlock()
 		return nil, k.fault
 	}
-	k.tried = time.Now()
+	k.opening = true
+	k.mu.Unlock()
 	opened, err := journal.Open(k.dir, journal.Options{Version: version(), CA: k.ca})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.opening, k.tried = false, time.Now()
+	k.note(err)
 	if err != nil {
-		k.note(err)
 		return nil, err
 	}
 	if repair := opened.Repaired(); repair != nil {
@@ -51,7 +61,6 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 	}
 	k.logger.Info("the journal is open", "dir", k.dir, "id", opened.ID(), "head", opened.Head().String(), "unpublished", len(opened.Unpublished()))
 	k.open, k.refusals = opened, journal.OpenRefusals(k.dir, 0)
-	k.note(nil)
 	return opened, nil
 }
 
@@ -115,9 +124,11 @@ func (k *keptJournal) watch(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		err := k.Ready()
-		k.mu.Lock()
-		k.note(err)
-		k.mu.Unlock()
+		if !errors.Is(err, errOpening) {
+			k.mu.Lock()
+			k.note(err)
+			k.mu.Unlock()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -126,10 +137,17 @@ func (k *keptJournal) watch(ctx context.Context) error {
 	}
 }
 
+// errOpening: a long journal takes minutes to read and verify, and nobody waits so long to hear how
+// things stand.
+var errOpening = errors.New("it is being opened, which takes a while when it is long")
+
 // state is how the journal stood at the last look.
 func (k *keptJournal) state() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.opening {
+		return errOpening
+	}
 	if k.open == nil && k.fault == nil {
 		return errNotLooked
 	}
