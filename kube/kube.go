@@ -62,9 +62,11 @@ type Issuer interface {
 // An Observer is told what happens, to count it. Its methods return at once.
 type Observer interface {
 	Decided(verdict policy.Verdict) // on a request that is served, each time that it is looked at
-	Issued(grant *policy.Grant)     // and published
 	OverBudget()                    // a request waits, each time that it is looked at
 	Fault()                         // a turn ended with one
+	// A certificate was published, so long after the request was made.
+	Issued(grant *policy.Grant, after time.Duration)
+	NewLeader() // another controller has come to lead, or this one
 }
 
 // A Recorder writes down what was refused.
@@ -140,13 +142,16 @@ func New(c Config) *Controller {
 		),
 	}
 	if c.Lease != nil {
-		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, begin: controller.LookAgain}
+		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, begin: controller.LookAgain, observer: c.Observer}
 	}
 	return controller
 }
 
 // Leads tells whether this controller is the one that acts.
 func (c *Controller) Leads() bool { return c.leader.fence() == nil }
+
+// Queued is the number of requests that wait for a worker.
+func (c *Controller) Queued() int { return c.queue.Len() }
 
 // Ready answers nil while requests are being watched, and otherwise why not.
 func (c *Controller) Ready() error {

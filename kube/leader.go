@@ -42,6 +42,8 @@ type leader struct {
 	logger hclog.Logger
 	begin  func() // this controller has come to lead
 
+	observer Observer
+
 	mu      sync.Mutex
 	renewed time.Time // when the last renewal that succeeded began; zero: it does not lead
 }
@@ -81,6 +83,7 @@ func (l *leader) elect(ctx context.Context) {
 				OnStoppedLeading: func() { l.note(time.Time{}) },
 				OnNewLeader: func(identity string) {
 					l.logger.Info("a controller leads", "lease", l.lease.Name, "identity", identity)
+					l.observer.NewLeader()
 				},
 			},
 		})

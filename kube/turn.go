@@ -247,7 +247,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	if err := c.Issuer.Published(ctx, grant.RequestUID()); err != nil {
 		c.Logger.Error("the certificate is published, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
 	}
-	c.Observer.Issued(grant)
+	c.Observer.Issued(grant, time.Since(csr.CreationTimestamp.Time))
 	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.Names())
 	return updated, nil

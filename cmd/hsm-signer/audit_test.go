@@ -20,43 +20,68 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// madeJournal makes a CA in software and a journal of certificates with these lifetimes in
-// DIR/state; the CA's certificate is in DIR/ca.crt.
-func madeJournal(t *testing.T, lifetimes ...time.Duration) (dir string) {
+// A softCA is one whose key is in memory.
+type softCA struct {
+	cert *x509.Certificate
+	key  ed25519.PrivateKey
+}
+
+func newSoftCA(t *testing.T) softCA {
 	t.Helper()
-	dir = t.TempDir()
 	public, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca := makeCertificate(t, &x509.Certificate{
+	return softCA{makeCertificate(t, &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test CA"}, NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
-	}, nil, public, key)
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
-	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	j, err := journal.Open(filepath.Join(dir, "state"), journal.Options{CA: ca, Version: "test"})
+	}, nil, public, key), key}
+}
+
+// issue writes into the journal that a request got a certificate of this lifetime.
+func (ca softCA) issue(t *testing.T, j *journal.Journal, uid string, lifetime time.Duration) {
+	t.Helper()
+	serial, err := j.ID().NewSerial()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, lifetime := range lifetimes {
-		serial, err := j.ID().NewSerial()
-		if err != nil {
+	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "typha-server"}, NotAfter: time.Now().Add(lifetime)}
+	cert, text := makeCertificate(t, template, ca.cert, ca.key.Public(), ca.key), journal.FormatSerial(serial)
+	for _, e := range []journal.Entry{
+		journal.Intent{UID: uid, Name: "typha-" + uid, Requester: journal.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
+		journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw},
+		journal.Published{UID: uid, Serial: text},
+	} {
+		if err := j.Append(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
-		cert := makeCertificate(t, &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "typha-server"}, NotAfter: time.Now().Add(lifetime)}, ca, public, key)
-		uid, text := string(rune('a'+i)), journal.FormatSerial(serial)
-		for _, e := range []journal.Entry{
-			journal.Intent{UID: uid, Name: "typha-" + uid, Requester: journal.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
-			journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw},
-			journal.Published{UID: uid, Serial: text},
-		} {
-			if err := j.Append(t.Context(), e); err != nil {
-				t.Fatal(err)
-			}
-		}
+	}
+}
+
+// openJournal opens the journal in DIR/state and puts the CA's certificate into DIR/ca.crt.
+func (ca softCA) openJournal(t *testing.T, dir string) *journal.Journal {
+	t.Helper()
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})
+	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.Open(filepath.Join(dir, "state"), journal.Options{CA: ca.cert, Version: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = j.Close() })
+	return j
+}
+
+// madeJournal makes a journal of certificates with these lifetimes in DIR/state; the CA's certificate is in
+// DIR/ca.crt.
+func madeJournal(t *testing.T, lifetimes ...time.Duration) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	ca := newSoftCA(t)
+	j := ca.openJournal(t, dir)
+	for i, lifetime := range lifetimes {
+		ca.issue(t, j, string(rune('a'+i)), lifetime)
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)

@@ -116,7 +116,7 @@ type explainer struct {
 
 // liveVerdicts returns what decides on requests in the cluster.
 func (c *config) liveVerdicts(p *policy.Policy, faults *configFaults) func(context.Context, string) (policy.Verdict, error) {
-	client, _ := c.loadClient(faults)
+	client, _ := c.loadClient(faults, nil)
 	return func(ctx context.Context, name string) (policy.Verdict, error) {
 		return kube.Judge(ctx, client, p, name)
 	}

@@ -154,6 +154,17 @@ func (k *keptJournal) state() error {
 	return k.fault
 }
 
+// summary is what the journal holds, and the number of refusals that are not in their log; false while the
+// journal is not open. It waits for nothing.
+func (k *keptJournal) summary() (s journal.Summary, dropped int64, open bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == nil {
+		return s, 0, false
+	}
+	return k.open.Summary(), k.refusals.Dropped(), true
+}
+
 // close ends the journal, when all work is done.
 func (k *keptJournal) close() {
 	k.mu.Lock()

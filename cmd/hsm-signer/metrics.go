@@ -1,13 +1,16 @@
 package main
 
 import (
+	"crypto/x509"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"hsm-signer/hsm"
+	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
@@ -21,6 +24,10 @@ type metrics struct {
 	faults     prometheus.Counter
 	reloadFail prometheus.Gauge
 	inForce    *prometheus.GaugeVec
+	requests   prometheus.Histogram
+	signatures prometheus.Histogram
+	leaders    prometheus.Counter
+	apiCalls   *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -50,9 +57,27 @@ func newMetrics() *metrics {
 			Name: "hsm_signer_policy_info",
 			Help: "1 for the policy in force, by its hash.",
 		}, []string{"hash"}),
+		requests: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hsm_signer_request_duration_seconds",
+			Help:    "From the creation of a request, which the API server notes in whole seconds, to its certificate there.",
+			Buckets: []float64{1, 2, 5, 10, 20, 45, 90, 300, 3600}, // a pod's init container gives up after 90
+		}),
+		signatures: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hsm_signer_signature_duration_seconds",
+			Help:    "A signature of a certificate by the token, with the waiting for a session and what it took to get over faults; also those that failed.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}),
+		leaders: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "hsm_signer_leader_changes_total",
+			Help: "How often this process saw another controller come to lead, or itself; 0 without an election.",
+		}),
+		apiCalls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hsm_signer_api_calls_total",
+			Help: "Calls to the API server by verb (a watch is one call) and HTTP code; the code is error where no answer came.",
+		}, []string{"verb", "code"}),
 	}
 	m.registry.MustRegister(m.decisions, m.issued, m.overBudget, m.faults, m.reloadFail, m.inForce,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		m.requests, m.signatures, m.leaders, m.apiCalls, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -66,18 +91,30 @@ func (m *metrics) watchToken(stats func() hsm.Stats) {
 	count("hsm_signer_token_connections_total", "Connections to the token: the first one, and one after each fault that needed another.", func(s hsm.Stats) int64 { return s.Connections })
 	count("hsm_signer_token_initialisations_total", "Calls of C_Initialize.", func(s hsm.Stats) int64 { return s.Initialised })
 	count("hsm_signer_token_calls_abandoned_total", "Calls into the PKCS#11 module that did not come back within PKCS11_TIMEOUT.", func(s hsm.Stats) int64 { return s.Abandoned })
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "hsm_signer_token_calls_hanging",
-		Help: "Calls that were abandoned and have not come back yet; each holds a thread.",
-	}, func() float64 { return float64(stats().Hanging) }))
+	m.gauge("hsm_signer_token_calls_hanging", "Calls that were abandoned and have not come back yet; each holds a thread.", func() float64 { return float64(stats().Hanging) })
 }
 
-// watchLead shows at each scrape whether this process is the one that acts.
-func (m *metrics) watchLead(leads func() bool) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "hsm_signer_leading",
-		Help: "1 while this process is the one of many that acts, or the only one; else 0.",
-	}, func() float64 { return map[bool]float64{true: 1}[leads()] }))
+// gauge has a value shown at each scrape.
+func (m *metrics) gauge(name, help string, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+}
+
+// watchController has shown at each scrape how the controller stands.
+func (m *metrics) watchController(c *kube.Controller) {
+	m.gauge("hsm_signer_leading", "1 while this process is the one of many that acts, or the only one; else 0.", func() float64 { return number(c.Leads()) })
+	m.gauge("hsm_signer_queue_length", "Requests that wait for a worker; one that waits for its next try is not among them.", func() float64 { return float64(c.Queued()) })
+}
+
+// watchCA has shown at each scrape when the CA's certificate expires.
+func (m *metrics) watchCA(ca func() *x509.Certificate) {
+	m.gauge("hsm_signer_ca_not_after_timestamp_seconds", "When the CA's certificate expires, in seconds since 1970.", func() float64 { return float64(ca().NotAfter.Unix()) })
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Decided counts a verdict.
@@ -92,8 +129,17 @@ func (m *metrics) Decided(verdict policy.Verdict) {
 	}
 }
 
-// Issued counts a certificate that was published.
-func (m *metrics) Issued(grant *policy.Grant) { m.issued.WithLabelValues(grant.Rule()).Inc() }
+// Issued counts a certificate that was published so long after the request was made.
+func (m *metrics) Issued(grant *policy.Grant, after time.Duration) {
+	m.issued.WithLabelValues(grant.Rule()).Inc()
+	m.requests.Observe(after.Seconds())
+}
+
+// NewLeader counts a change of the one that leads.
+func (m *metrics) NewLeader() { m.leaders.Inc() }
+
+// signed takes note of how long the token took.
+func (m *metrics) signed(took time.Duration) { m.signatures.Observe(took.Seconds()) }
 
 // OverBudget counts a look at a request that waits for room in a budget.
 func (m *metrics) OverBudget() { m.overBudget.Inc() }
@@ -109,7 +155,7 @@ func (m *metrics) policyInForce(p *policy.Policy) {
 
 // policyFileRefused notes whether the policy file as it is now is refused.
 func (m *metrics) policyFileRefused(refused bool) {
-	m.reloadFail.Set(map[bool]float64{true: 1}[refused])
+	m.reloadFail.Set(number(refused))
 }
 
 func (m *metrics) handler() http.Handler {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/transport"
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -24,6 +25,7 @@ import (
 // parts are what the configuration names, loaded and checked but not yet in touch with the
 // token or the API server. A shadow has no CA, no key and no issuer.
 type parts struct {
+	metrics *metrics
 	policy  *policy.Policy
 	ca      *issuer.CA
 	key     *hsm.Key
@@ -39,7 +41,7 @@ var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters
 
 // loadParts loads everything and adds what is wrong to the faults.
 func (c *config) loadParts(faults *configFaults) *parts {
-	p := &parts{}
+	p := &parts{metrics: newMetrics()}
 	p.policy = c.loadPolicy(faults)
 	if c.acceptUnset && c.mode == kube.Wait {
 		faults.addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the controller manager signs whatever is approved, so the certificate must come before the approval; let hsm-signer approve")
@@ -54,7 +56,7 @@ func (c *config) loadParts(faults *configFaults) *parts {
 		c.loadSigning(p, faults)
 	}
 	p.lease = c.requireLease(faults)
-	p.client, p.server = c.loadClient(faults)
+	p.client, p.server = c.loadClient(faults, p.metrics.countCalls)
 	return p
 }
 
@@ -70,7 +72,7 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 			faults.add("CA_CERT_FILE", err)
 		} else {
 			p.journal = &keptJournal{dir: c.stateDir, ca: p.ca.Certificate(), logger: hclog.NewNullLogger()}
-			p.issuer, err = issuer.New(p.ca, p.key, c.algorithm, p.journal)
+			p.issuer, err = issuer.New(p.ca, timedKey{p.key, p.metrics.signed}, c.algorithm, p.journal)
 			faults.add("SIGNATURE_ALGORITHM", err)
 		}
 	}
@@ -166,8 +168,9 @@ func (c *config) inPod() bool { return c.kubeconfig == "" }
 func (c *config) restarted() bool { return c.inPod() || os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 
 // loadClient reads how to reach the API server. There is no limit on the client's
-// side: pacing is left to the server's flow control and to the number of workers.
-func (c *config) loadClient(faults *configFaults) (*kubernetes.Clientset, string) {
+// side: pacing is left to the server's flow control and to the number of workers. Every call goes through what wrap
+// returns, when it is given.
+func (c *config) loadClient(faults *configFaults, wrap transport.WrapperFunc) (*kubernetes.Clientset, string) {
 	var kubeConfig *rest.Config
 	var err error
 	if c.inPod() {
@@ -185,6 +188,7 @@ func (c *config) loadClient(faults *configFaults) (*kubernetes.Clientset, string
 	kubeConfig.UserAgent = "hsm-signer/" + version()
 	kubeConfig.ContentType = "application/vnd.kubernetes.protobuf"
 	kubeConfig.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	kubeConfig.Wrap(wrap)
 	client, err := kubernetes.NewForConfig(kubeConfig)
 	if err != nil {
 		faults.add("KUBECONFIG", err)

@@ -45,7 +45,7 @@ pending and /readyz says what is missing.`,
 func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
 	current := policy.NewCurrent(p.policy)
-	counts := newMetrics()
+	counts := p.metrics
 	counts.policyInForce(p.policy)
 	logWarnings(logger, p.policy)
 	reload := &reloader{config: c, current: current, logger: logger.Named("policy"), metrics: counts}
@@ -64,13 +64,15 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		}
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		counts.watchToken(p.key.Stats)
+		counts.watchCA(p.ca.Certificate)
+		counts.registry.MustRegister(journalMetrics{p.journal})
 		health.journal = p.journal.state
 		background = append(background, p.journal.watch)
 		health.token, health.ca, health.restarted = p.key.Ready, p.ca.ValidAt, c.restarted()
 	}
 	controller := kube.New(serving)
 	health.requests, health.leads = controller.Ready, controller.Leads
-	counts.watchLead(controller.Leads)
+	counts.watchController(controller)
 	reload.warn, reload.changed = controller.Warn, controller.LookAgain
 	return runAll(ctx, append(background,
 		controller.Run,

@@ -266,6 +266,13 @@ func (j *Journal) Head() Head {
 	return j.synced.head
 }
 
+// Summary is what is on the disk; nothing is said of torn bytes.
+func (j *Journal) Summary() Summary {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return Summary{Journal: j.id, Head: j.synced.head, Files: int(j.number), Counts: j.ledger.counts, Unfinished: len(j.ledger.open)}
+}
+
 // Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs. A broken
 // journal is reopened, at most once a second, and on a full disk it is looked whether there is room again: so
 // it goes on by itself when it is asked now and then.

@@ -83,6 +83,14 @@ type Counts struct {
 	Opened      int `json:"opened"`
 }
 
+// ByKind returns the counts by the kind of line.
+func (c Counts) ByKind() map[Kind]int {
+	return map[Kind]int{
+		KindOpened: c.Opened, KindIntent: c.Intents, KindSigned: c.Signed, KindPublished: c.Published,
+		KindOrphaned: c.Orphaned, KindProbe: c.Probes, KindCheckpoint: c.Checkpoints,
+	}
+}
+
 func newLedger(limit int) *ledger {
 	return &ledger{limit: limit, index: map[key]finished{}, open: map[key]*Record{}}
 }

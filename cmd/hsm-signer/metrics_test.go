@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/issuer/journal"
+)
+
+func scrape(m *metrics) string {
+	w := httptest.NewRecorder()
+	m.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	return w.Body.String()
+}
+
+// Who keeps the metrics has the head of the journal, in a number of series that does not grow.
+func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
+	ca := newSoftCA(t)
+	j := ca.openJournal(t, t.TempDir())
+	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenRefusals(t.TempDir(), 0)}
+	m := newMetrics()
+	m.registry.MustRegister(journalMetrics{kept})
+	for uid := range 3 {
+		ca.issue(t, j, strconv.Itoa(uid), time.Hour)
+		text := scrape(m)
+		series := regexp.MustCompile(`hsm_signer_journal_head_sha256\{word="(\d)"\} (\S+)`).FindAllStringSubmatch(text, -1)
+		if len(series) != 8 {
+			t.Fatalf("%d series: %s", len(series), text)
+		}
+		var sum strings.Builder
+		for i, s := range series {
+			value, err := strconv.ParseFloat(s[2], 64)
+			if err != nil || s[1] != strconv.Itoa(i) {
+				t.Errorf("%v: %v", s, err)
+			}
+			fmt.Fprintf(&sum, "%08x", uint32(value))
+		}
+		seq := regexp.MustCompile(`hsm_signer_journal_head_seq\{journal="` + string(j.ID()) + `"\} (\d+)`).FindStringSubmatch(text)
+		if seq == nil || seq[1]+":"+sum.String() != j.Head().String() {
+			t.Errorf("%v:%s is shown; the head is %s", seq, &sum, j.Head())
+		}
+		if !strings.Contains(text, fmt.Sprintf(`hsm_signer_journal_lines_total{kind="signed"} %d`, j.Summary().Counts.Signed)) {
+			t.Errorf("the lines are not counted: %s", text)
+		}
+	}
+}
+
+// Calls to the API server are counted by verb and code, also those without an answer.
+func TestCallsAreCounted(t *testing.T) {
+	m := newMetrics()
+	answer := func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 403}, nil }
+	transport := m.countCalls(roundTrip(func(r *http.Request) (*http.Response, error) { return answer(r) }))
+	call := func(method, url string) {
+		response, err := transport.RoundTrip(httptest.NewRequest(method, url, nil))
+		if err == nil && response.Body != nil {
+			_ = response.Body.Close()
+		}
+	}
+	call(http.MethodPut, "https://a/b")
+	call(http.MethodGet, "https://a/b?watch=true")
+	answer = func(*http.Request) (*http.Response, error) { return nil, errors.New("no route") }
+	call(http.MethodGet, "https://a/b")
+	m.signed(time.Millisecond)
+	text := scrape(m)
+	for _, want := range []string{
+		`hsm_signer_api_calls_total{code="403",verb="put"} 1`, `hsm_signer_api_calls_total{code="403",verb="watch"} 1`,
+		`hsm_signer_api_calls_total{code="error",verb="get"} 1`, `hsm_signer_signature_duration_seconds_count 1`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is missing in %s", want, text)
+		}
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
