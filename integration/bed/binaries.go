@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// AssetsVariable names a directory that already holds kube-apiserver and etcd,
+// AssetsVariable names a directory that already holds kube-apiserver, etcd and kubectl,
 // as the envtest tools of controller-runtime lay it out.
 const AssetsVariable = "KUBEBUILDER_ASSETS"
 
@@ -26,6 +26,7 @@ const (
 	modulePath        = "hsm-signer/integration"
 	kubernetesModule  = "k8s.io/kubernetes"
 	apiserverPackage  = "k8s.io/kubernetes/cmd/kube-apiserver"
+	kubectlPackage    = "k8s.io/kubernetes/cmd/kubectl"
 	etcdModule        = "go.etcd.io/etcd/server/v3"
 	versionPackage    = "k8s.io/component-base/version"
 	lockPollInterval  = 200 * time.Millisecond
@@ -33,13 +34,14 @@ const (
 	firstBuildMessage = "the first time takes about 6 minutes on two cores"
 )
 
-// Bin holds the paths of the servers' binaries.
+// Bin holds the paths of the servers' binaries, and of kubectl, which the manuals use.
 type Bin struct {
 	APIServer string
 	Etcd      string
+	Kubectl   string
 }
 
-// Binaries finds kube-apiserver and etcd: in the directory that
+// Binaries finds kube-apiserver, etcd and kubectl: in the directory that
 // KUBEBUILDER_ASSETS names, or else in the user's cache, where it builds them
 // first if need be, in the versions that this module's go.mod pins. Of several
 // processes that ask at once, one builds and the others wait. What takes long
@@ -55,7 +57,7 @@ func Binaries(ctx context.Context, progress io.Writer) (Bin, error) {
 	if bin := binIn(b.target); bin.missing() == nil {
 		return bin, nil
 	}
-	stop := ticker(progress, fmt.Sprintf("building kube-apiserver %s and etcd %s (%s)", b.kubernetes, b.etcd, firstBuildMessage))
+	stop := ticker(progress, fmt.Sprintf("building kube-apiserver and kubectl %s, and etcd %s (%s)", b.kubernetes, b.etcd, firstBuildMessage))
 	defer stop()
 	return b.once(ctx)
 }
@@ -69,12 +71,12 @@ func assets(dir string) (Bin, error) {
 }
 
 func binIn(dir string) Bin {
-	return Bin{APIServer: filepath.Join(dir, "kube-apiserver"), Etcd: filepath.Join(dir, "etcd")}
+	return Bin{APIServer: filepath.Join(dir, "kube-apiserver"), Etcd: filepath.Join(dir, "etcd"), Kubectl: filepath.Join(dir, "kubectl")}
 }
 
 // missing is the error of the first binary that is not there.
 func (b Bin) missing() error {
-	for _, path := range []string{b.APIServer, b.Etcd} {
+	for _, path := range []string{b.APIServer, b.Etcd, b.Kubectl} {
 		if _, err := os.Stat(path); err != nil {
 			return err
 		}
@@ -157,7 +159,7 @@ func (b *build) once(ctx context.Context) (Bin, error) {
 }
 
 func (b *build) compile(ctx context.Context, out Bin) error {
-	for path, pkg := range map[string]string{out.APIServer: apiserverPackage, out.Etcd: etcdModule} {
+	for path, pkg := range map[string]string{out.APIServer: apiserverPackage, out.Etcd: etcdModule, out.Kubectl: kubectlPackage} {
 		if _, err := goOutput(ctx, b.module, "build", "-o", path, "-ldflags", b.ldflags, pkg); err != nil {
 			return err
 		}
