@@ -76,7 +76,7 @@ func preconditions(ctx context.Context, k *Key, conn *connection) []precondition
 		{"key cannot leave", func() (string, error) { return k.checkProof(ctx, conn) }},
 		{"key is the CA's", func() (string, error) {
 			begin := time.Now()
-			err := k.signTest(ctx, conn)
+			err := k.signTest(ctx, conn, ProbeBegin)
 			return fmt.Sprintf("a test signature verifies with the CA certificate; it took %s", time.Since(begin).Round(10*time.Microsecond)), err
 		}},
 	}

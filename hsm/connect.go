@@ -156,7 +156,10 @@ func (k *Key) admit(ctx context.Context, conn *connection) error {
 	if err := conn.requireOneLogin(ctx, k.config.Key); err != nil {
 		return err
 	}
-	return k.signTest(ctx, conn)
+	if err := k.signTest(ctx, conn, ProbeBegin); !errors.Is(err, ErrUnproven) {
+		return err
+	}
+	return nil // it is made when it may be, before anything else is signed
 }
 
 // judge refuses a key that could leave its token.

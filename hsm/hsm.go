@@ -5,14 +5,16 @@
 // gone; and, for the ceremony alone, have the token make a key.
 //
 // Contract: a [Key] never signs with a key other than the one whose public half
-// it was given: each time it connects it makes a signature over a fixed text
-// and verifies it. A PIN is tried once; after the token refused it, it is not
+// it was given: before it signs on a new connection it makes a signature over a fixed text
+// and verifies it, as it does each signature. Each of these test signatures is announced first
+// ([Config.BeforeProbe]), and what is not to be announced is not made. A PIN is tried once; after the token refused it, it is not
 // tried again by this Key. Handles and sessions do not outlive the connection that they
 // belong to. Nobody waits longer than a timeout for a call into the module, and the module is not
 // finalised while one is in flight. The PIN is in no error and no log line.
 package hsm
 
 import (
+	"context"
 	"crypto"
 	"errors"
 	"fmt"
@@ -31,6 +33,10 @@ type Config struct {
 	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
 	Timeout          time.Duration // longest wait for a session, and for one call; 0: 10 s
 	AllowExtractable bool          // go on although the key could leave the token
+
+	// BeforeProbe is told of each test signature before it is made, so that it can be recorded; on an error
+	// it is not made ([ErrUnproven]). nil: nobody is told. It must not call the key.
+	BeforeProbe func(ctx context.Context, when ProbeTime) error
 
 	// Signature is what test signatures are made with; it should be what
 	// certificates are. nil: SHA-256, with PKCS#1 v1.5 where the key is RSA.
@@ -74,6 +80,18 @@ type PINSource func() (PIN, error)
 // Fixed is the source of a PIN that does not change.
 func (p PIN) Fixed() PINSource { return func() (PIN, error) { return p, nil } }
 
+// A ProbeTime says when a test signature is made.
+type ProbeTime string
+
+// When test signatures are made.
+const (
+	ProbeBegin ProbeTime = "begin" // on a new connection to the token
+	ProbeReady ProbeTime = "ready" // when someone asks whether the token can sign
+)
+
+// ProbeText is what a test signature is over; it is never a caller's.
+const ProbeText = "hsm-signer: test signature"
+
 // What an error from this package means; use [errors.Is].
 var (
 	// ErrPIN: the token refused the PIN, or it would be too dangerous to try
@@ -84,6 +102,9 @@ var (
 	ErrKey = errors.New("the key will not do")
 	// ErrUnavailable: the token is not there or does not answer. It may come back.
 	ErrUnavailable = errors.New("the token is not available")
+	// ErrUnproven: the token is logged in to and holds the key, but no test signature may be made, so that it
+	// is not known whether it signs.
+	ErrUnproven = errors.New("no test signature was made")
 	// ErrHung: so many calls hang in the module that no more are made. Only another process can
 	// help.
 	ErrHung = errors.New("the PKCS#11 module hangs")

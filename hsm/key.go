@@ -23,8 +23,10 @@ const (
 
 	defaultTimeout = 10 * time.Second
 
-	// goodFor is how long a signature shows that the token is there.
+	// goodFor is how long a signature shows that the token can sign.
 	goodFor = 2 * time.Second
+	// goodEnough is how long it shows that to [Key.Look], as long as the key is at hand.
+	goodEnough = time.Minute
 )
 
 // A Key is the CA's private key in its token. It connects when it is first
@@ -86,9 +88,26 @@ func (k *Key) Public() crypto.PublicKey { return k.public }
 
 // Ready answers nil when the key can sign now: it has just signed, or it signs
 // a fixed text. After a fault it connects again, when the last attempt to do so
-// was long enough ago.
-func (k *Key) Ready(ctx context.Context) error {
-	if k.provenLately() {
+// was long enough ago. It fails with [ErrUnproven] where no test signature may be made.
+func (k *Key) Ready(ctx context.Context) error { return k.prove(ctx, goodFor, k.testSignature) }
+
+// Look is [Key.Ready] for who asks all the time: it makes a test signature at most once a minute, and in between looks
+// whether the key is still at hand. With [ErrUnproven] it is at hand too.
+func (k *Key) Look(ctx context.Context) error {
+	if k.provenFor(goodEnough) {
+		return k.prove(ctx, goodFor, k.touch)
+	}
+	err := k.prove(ctx, goodFor, k.testSignature)
+	if !errors.Is(err, ErrUnproven) {
+		return err
+	}
+	return errors.Join(k.prove(ctx, goodFor, k.touch), err)
+}
+
+// prove answers nil when a signature was made within a time, or else what the look at the connection says. After a
+// fault it connects again.
+func (k *Key) prove(ctx context.Context, within time.Duration, look func(context.Context, *connection) error) error {
+	if k.provenFor(within) {
 		return nil
 	}
 	select {
@@ -97,26 +116,29 @@ func (k *Key) Ready(ctx context.Context) error {
 	case <-ctx.Done():
 		return faultf(ErrUnavailable, "the token does not answer: a test signature has not come back yet")
 	}
-	if k.provenLately() {
+	if k.provenFor(within) {
 		return nil
 	}
 	conn, err := k.connected(ctx)
-	switch {
-	case err != nil:
-		return err
-	case conn == nil:
-		return k.connect(ctx, nil, newLogin)
+	if err == nil && conn == nil {
+		if err = k.connect(ctx, nil, newLogin); err == nil {
+			conn, err = k.connected(ctx)
+		}
 	}
-	err = k.testSignature(ctx, conn)
+	if err != nil || k.provenFor(within) {
+		return err
+	}
+	err = look(ctx, conn)
 	if r := rungOf(err); r > giveUp { // a test signature that fails on its session says too little
 		return k.connect(ctx, conn, max(r, newLogin))
 	}
 	return err
 }
 
-func (k *Key) provenLately() bool {
+// provenFor tells whether the last signature was made within a time.
+func (k *Key) provenFor(within time.Duration) bool {
 	good := k.good.Load()
-	return good != 0 && time.Since(k.began)-time.Duration(good) < goodFor
+	return good != 0 && time.Since(k.began)-time.Duration(good) < within
 }
 
 func (k *Key) connected(ctx context.Context) (*connection, error) {
@@ -134,20 +156,40 @@ func (k *Key) busy(err error) error {
 
 // testSignature makes a test signature on a connection that is in use.
 func (k *Key) testSignature(ctx context.Context, conn *connection) error {
+	return k.on(ctx, conn, func() error { return k.signTest(ctx, conn, ProbeReady) })
+}
+
+// touch looks whether the token still has the key, and lets it be used: it reads an attribute.
+func (k *Key) touch(ctx context.Context, conn *connection) error {
+	return k.on(ctx, conn, func() error {
+		if _, err := conn.attribute(ctx, conn.key, pkcs11.CKA_CLASS); err != nil {
+			return unavailable(err, "look at the private %s", k.config.Key)
+		}
+		return nil
+	})
+}
+
+// on does something on a connection while it is in use.
+func (k *Key) on(ctx context.Context, conn *connection, do func() error) error {
 	if err := k.gate.enter(ctx); err != nil {
 		return k.busy(err)
 	}
 	defer k.gate.leave()
-	if k.conn != conn {
+	if k.conn != conn || conn == nil {
 		return faultf(ErrUnavailable, "the token was connected anew")
 	}
-	return k.signTest(ctx, conn)
+	return do()
 }
 
-// signTest signs a fixed text, never a caller's. That its signature verifies shows
+// signTest signs a fixed text, never a caller's, after it has said so. That its signature verifies shows
 // that the key is the one of the CA certificate.
-func (k *Key) signTest(ctx context.Context, conn *connection) error {
-	text := []byte("hsm-signer: test signature")
+func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) error {
+	if k.config.BeforeProbe != nil {
+		if err := k.config.BeforeProbe(ctx, when); err != nil {
+			return faultf(ErrUnproven, "the token is logged in to, but no test signature was made, since it could not be recorded: %v", err)
+		}
+	}
+	text := []byte(ProbeText)
 	if hash := k.config.Signature.HashFunc(); hash != 0 { // Ed25519 signs the text itself
 		h := hash.New()
 		h.Write(text)

@@ -148,7 +148,7 @@ func grantTo(t testing.TB, p *policy.Policy, account, podUID, uid string, lifeti
 	t.Helper()
 	namespace, name, _ := strings.Cut(account, ":")
 	r := policy.NewRequest(policy.Submission{
-		UID: uid, SignerName: "example.com/s", Lifetime: lifetime, PEM: asks.PEM(t),
+		UID: uid, Name: "name-" + uid, SignerName: "example.com/s", Lifetime: lifetime, PEM: asks.PEM(t),
 		Usages: []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature, policy.KeyAgreement, policy.KeyEncipherment},
 		Requester: policy.Requester{
 			Username: "system:serviceaccount:" + account, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace},

@@ -29,25 +29,26 @@ type Journal interface {
 	Append(ctx context.Context, e journal.Entry) error
 }
 
-// known returns what the journal knows of the grant's request, if the grant still covers it, and the
-// certificate as it was to be signed then.
+// known returns what the journal knows of the grant's request, and the certificate as it was to be signed
+// then. A [*policy.NotCovered] says that the grant does not cover it any more.
 func (i *Issuer) known(grant *policy.Grant) (journal.Record, *certificate, error) {
 	record, err := i.journal.Lookup(grant.RequestUID())
 	if err != nil {
 		return record, nil, fmt.Errorf("journal: %w", err)
 	}
-	switch record.State {
-	case journal.Unknown:
+	switch {
+	case record.State == journal.Unknown:
 		return record, nil, nil
-	case journal.IsOrphaned:
-		return record, nil, fmt.Errorf("request %s was given up before, as the journal says: have its pod ask anew", grant.RequestUID())
+	case record.State == journal.IsOrphaned && record.Certificate == nil:
+		return record, nil, policy.NotCoveredf("it was given up before it was signed")
 	}
 	again, err := i.rehearseAgain(grant, record.Intent.TBS)
 	return record, again, err
 }
 
 // rehearseAgain makes the certificate that was to be signed before, and requires the same bytes: the
-// ones that are read back come from a disk.
+// ones that are read back come from a disk. How long the certificate may be valid is compared without the clock,
+// which may have been set.
 func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, error) {
 	template, err := i.template(grant)
 	if err != nil {
@@ -57,14 +58,16 @@ func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, e
 	if err != nil {
 		return nil, fmt.Errorf("the journal's certificate for request %s: %w", grant.RequestUID(), err)
 	}
-	if former.NotAfter.After(template.NotAfter) {
-		return nil, fmt.Errorf("the journal's certificate for request %s is valid until %s, and would be granted until %s now: have its pod ask anew",
-			grant.RequestUID(), former.NotAfter.Format(time.RFC3339), template.NotAfter.Format(time.RFC3339))
+	switch lifetime := former.NotAfter.Sub(former.NotBefore); {
+	case lifetime > grant.Lifetime()+Backdate:
+		return nil, policy.NotCoveredf("it is valid for %s, and %s is granted now", lifetime, grant.Lifetime())
+	case !i.now().Before(former.NotAfter):
+		return nil, policy.NotCoveredf("it has expired at %s", former.NotAfter.Format(time.RFC3339))
 	}
 	template.SerialNumber, template.NotBefore, template.NotAfter = former.SerialNumber, former.NotBefore, former.NotAfter
 	again, err := i.rehearsal.rehearse(template, grant.PublicKey())
 	if err == nil && !bytes.Equal(again.TBS.FullBytes, tbs) {
-		err = fmt.Errorf("the journal has another certificate for request %s than is granted now: have its pod ask anew", grant.RequestUID())
+		err = policy.NotCoveredf("it is another one than is granted now")
 	}
 	return again, err
 }
@@ -90,7 +93,7 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 		return err
 	}
 	err = i.journal.Append(ctx, journal.Intent{
-		UID: grant.RequestUID(), Signer: grant.SignerName(), Requester: journal.Requester(grant.Requester()),
+		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(), Requester: journal.Requester(grant.Requester()),
 		RequestSHA256: grant.RequestSHA256(), Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
 		Serial: journal.FormatSerial(former.SerialNumber), TBS: c.TBS.FullBytes,
 	})
@@ -116,16 +119,34 @@ func (i *Issuer) Unfinished() []string {
 }
 
 // Made tells whether the first certificate in PEM is the one that the journal has for the request.
-func (i *Issuer) Made(uid string, chain []byte) bool {
+func (i *Issuer) Made(uid string, chain []byte) (bool, error) {
 	record, err := i.journal.Lookup(uid)
+	if err != nil {
+		return false, fmt.Errorf("journal: %w", err)
+	}
 	block, _ := pem.Decode(chain)
-	return err == nil && block != nil && record.Certificate != nil && bytes.Equal(block.Bytes, record.Certificate)
+	return block != nil && record.Certificate != nil && bytes.Equal(block.Bytes, record.Certificate), nil
 }
 
-// Orphaned writes that the request will not take its certificate any more.
+// Signed tells whether the CA has signed the first certificate in PEM, and whether its serial number is one of
+// this journal's.
+func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
+	block, _ := pem.Decode(chain)
+	if block == nil {
+		return false, false
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil || !bytes.Equal(cert.RawIssuer, i.ca.cert.RawSubject) || cert.CheckSignatureFrom(i.ca.cert) != nil {
+		return false, false
+	}
+	return true, i.journal.ID().Carries(journal.FormatSerial(cert.SerialNumber))
+}
+
+// Orphaned writes that the request will not take its certificate any more, unless that, or what became of it,
+// is known already.
 func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
 	record, err := i.journal.Lookup(uid)
-	if err == nil {
+	if err == nil && (record.State == journal.Intended || record.State == journal.HasCertificate) {
 		err = i.journal.Append(ctx, journal.Orphaned{UID: uid, Serial: record.Intent.Serial, Why: why})
 	}
 	if err != nil {

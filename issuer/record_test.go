@@ -91,9 +91,65 @@ func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 		func(g *policy.Grant) error { return a.issuer.Reserve(t.Context(), g) },
 		func(g *policy.Grant) error { _, err := a.issuer.Issue(t.Context(), g); return err },
 	} {
-		if err := try(a.grant("two")); err == nil || !strings.Contains(err.Error(), "another certificate for request u than is granted now") {
+		if err := try(a.grant("two")); !notCovered(err, "another one than is granted now") {
 			t.Errorf("%v", err)
 		}
+	}
+}
+
+func notCovered(err error, why string) bool {
+	var former *policy.NotCovered
+	return errors.As(err, &former) && strings.Contains(former.Why, why)
+}
+
+// Whether the clock was set back or forward, a request gets the certificate of before; but not one that has
+// expired, nor one that is valid for longer than is granted now.
+func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
+	a := newAsking(t)
+	first, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for step, why := range map[time.Duration]string{-50 * time.Minute: "", 50 * time.Minute: "", 2 * time.Hour: "it has expired"} {
+		a.issuer.now = func() time.Time { return time.Now().Add(step) }
+		again, err := a.issuer.Issue(t.Context(), a.grant("one"))
+		if why == "" && (err != nil || !bytes.Equal(first, again)) || why != "" && !notCovered(err, why) {
+			t.Errorf("%s later: %v", step, err)
+		}
+	}
+	a.issuer.now = time.Now
+	shorter := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", 30*time.Minute, pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
+	if _, err := a.issuer.Issue(t.Context(), shorter); !notCovered(err, "30m0s is granted now") {
+		t.Errorf("a shorter grant: %v", err)
+	}
+}
+
+// The journal says what was asked under which name, and who signed a certificate is told from who did not.
+func TestWhatTheAuditorNeeds(t *testing.T) {
+	a := newAsking(t)
+	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if record, err := a.issuer.journal.Lookup("u"); err != nil || record.Intent.Name != "name-u" {
+		t.Errorf("the intent has the name %q, %v", record.Intent.Name, err)
+	}
+	other := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)).issuer(t)
+	foreign, err := other.Issue(t.Context(), a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		chain      []byte
+		byCA, ours bool
+	}{"own": {chain, true, true}, "foreign": {foreign, false, false}, "nonsense": {[]byte("x"), false, false}} {
+		if byCA, ours := a.issuer.Signed(c.chain); byCA != c.byCA || ours != c.ours {
+			t.Errorf("%s: by the CA %t, ours %t", name, byCA, ours)
+		}
+	}
+	a.issuer.journal = other.journal // with another id
+	if byCA, ours := a.issuer.Signed(chain); !byCA || ours {
+		t.Errorf("of another journal: by the CA %t, ours %t", byCA, ours)
 	}
 }
 
@@ -109,8 +165,14 @@ func TestUnfinished(t *testing.T) {
 	}
 	later := time.Now().Add(2 * unfinishedAfter)
 	a.issuer.now = func() time.Time { return later }
-	if !a.issuer.Made("u", chain) || a.issuer.Made("u", a.issuer.chain([]byte("x"))) || a.issuer.Made("v", chain) {
-		t.Error("its own certificate is not told from others")
+	for _, c := range []struct {
+		uid   string
+		chain []byte
+		made  bool
+	}{{"u", chain, true}, {"u", a.issuer.chain([]byte("x")), false}, {"v", chain, false}} {
+		if made, err := a.issuer.Made(c.uid, c.chain); made != c.made || err != nil {
+			t.Errorf("its own certificate is not told from others: %s: %t, %v", c.uid, made, err)
+		}
 	}
 	if got := a.issuer.Unfinished(); len(got) != 1 || got[0] != "u" {
 		t.Errorf("unfinished are %v", got)
@@ -121,7 +183,26 @@ func TestUnfinished(t *testing.T) {
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("orphaned, and unfinished: %v", got)
 	}
-	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); err == nil || !strings.Contains(err.Error(), "was given up before") {
+	if again, err := a.issuer.Issue(t.Context(), a.grant("one")); err != nil || !bytes.Equal(again, chain) {
+		t.Errorf("it came back, and did not get the certificate of before: %v", err)
+	}
+}
+
+// A request that was given up before anything was signed for it gets nothing when it comes back.
+func TestGivenUpBeforeItWasSigned(t *testing.T) {
+	a := newAsking(t)
+	well := a.issuer.key
+	a.issuer.key = brokenKey{well}
+	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); !errors.Is(err, errBroken) {
+		t.Fatal(err)
+	}
+	a.issuer.key = well
+	for range 2 { // the second time there is nothing more to note
+		if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsOrphaned {
+			t.Errorf("%v; %s", err, a.state())
+		}
+	}
+	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); !notCovered(err, "given up before") {
 		t.Errorf("orphaned, and issued: %v", err)
 	}
 }

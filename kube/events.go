@@ -60,8 +60,16 @@ func (c *Controller) overBudget(csr *certificatesv1.CertificateSigningRequest, o
 	c.Observer.OverBudget()
 }
 
-// foreign tells of a certificate on a request of ours that somebody else has set.
-func (c *Controller) foreign(csr *certificatesv1.CertificateSigningRequest) {
-	c.Logger.Error("a request has a certificate that was not made here: who else may update certificatesigningrequests/status, and sign for this signer?", "request", csr.Name, "uid", csr.UID)
-	c.events.Event(csr, corev1.EventTypeWarning, "ForeignCertificate", "the certificate of this request was not made by this signer")
+// strange tells of a certificate that ought not to be on a request of ours.
+func (c *Controller) strange(csr *certificatesv1.CertificateSigningRequest, origin Origin) {
+	switch origin {
+	case Foreign:
+		c.Logger.Error("a request has a certificate that the CA has not signed: who else may update certificatesigningrequests/status, and sign for this signer?", "request", csr.Name, "uid", csr.UID)
+		c.events.Event(csr, corev1.EventTypeWarning, "ForeignCertificate", "the certificate of this request was not made by this signer")
+	case Unrecorded:
+		c.Logger.Error("a request has a certificate that the CA has signed, with a serial number of this journal, which does not have it: the journal was cut or set back, or the CA's key was used without it", "request", csr.Name, "uid", csr.UID)
+		c.events.Event(csr, corev1.EventTypeWarning, "UnrecordedCertificate", "the certificate of this request is signed by the CA, and the journal does not have it")
+	case Elsewhere:
+		c.Logger.Info("a request has a certificate that the CA has signed for another journal", "request", csr.Name, "uid", csr.UID)
+	}
 }

@@ -43,10 +43,11 @@ type Decider interface {
 // An Issuer makes certificates.
 type Issuer interface {
 	// Reserve answers nil when the grant's certificate could be issued now, and then counts it in
-	// the budget, once for each request. A [*policy.OverBudget] says that the request must wait.
+	// the budget, once for each request. A [*policy.OverBudget] says that the request must wait, a
+	// [*policy.NotCovered] that it gets no certificate any more.
 	Reserve(ctx context.Context, grant *policy.Grant) error
 	// Issue returns the certificate and its chain in PEM. An error is a fault
-	// that may pass.
+	// that may pass, but for [*policy.NotCovered].
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	// Published notes that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
@@ -54,7 +55,10 @@ type Issuer interface {
 	// is not known what became.
 	Unfinished() []string
 	// Made tells whether the certificate in PEM is the one that was made for the request.
-	Made(uid string, chain []byte) bool
+	Made(uid string, chain []byte) (bool, error)
+	// Signed tells whether the CA has signed the certificate in PEM, and whether it has a serial number as they are
+	// given here, and nowhere else.
+	Signed(chain []byte) (byCA, ours bool)
 	// Orphaned notes that the request will not take its certificate any more.
 	Orphaned(ctx context.Context, uid, why string) error
 }
@@ -67,11 +71,13 @@ type Observer interface {
 	// A certificate was published, so long after the request was made.
 	Issued(grant *policy.Grant, after time.Duration)
 	NewLeader() // another controller has come to lead, or this one
+	// Certificates are on requests of our signers, so many of each origin. Only who leads knows.
+	Certificates(origins map[Origin]int)
 }
 
 // A Recorder writes down what was refused.
 type Recorder interface {
-	Refused(name string, s policy.Submission, refusal *policy.Refusal)
+	Refused(s policy.Submission, refusal *policy.Refusal)
 }
 
 // A Mode says what a Controller does with a verdict.
@@ -110,6 +116,9 @@ type Controller struct {
 	leader      *leader                  // nil without a lease
 	requests    atomic.Pointer[requests] // nil until the API was found
 
+	permits *permits
+	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
+
 	mu      sync.Mutex
 	watches map[string]error // by selector: why it is not watched; nil when it is
 }
@@ -136,13 +145,14 @@ func New(c Config) *Controller {
 		broadcaster: broadcaster,
 		events:      events,
 		watches:     map[string]error{"": errStarting},
+		permits:     newPermits(c.Client),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
 		),
 	}
 	if c.Lease != nil {
-		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, begin: controller.LookAgain, observer: c.Observer}
+		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
 	}
 	return controller
 }
@@ -190,6 +200,9 @@ func (c *Controller) Run(ctx context.Context) error {
 		return err
 	}
 	c.requests.Store(api)
+	if c.Mode != Shadow {
+		group.StartWithContext(ctx, c.watchPermits)
+	}
 	defer c.startElection()()
 	if c.Issuer != nil {
 		group.StartWithContext(ctx, c.reconcile)
@@ -351,8 +364,8 @@ func (c *Controller) serve(ctx context.Context, item key) {
 		return
 	}
 	csr := c.requests.Load().cached(item)
-	if csr == nil || c.leader.fence() != nil {
-		c.queue.Forget(item) // it was deleted, or is another controller's; whoever comes to lead looks at all
+	if csr == nil || c.leader.fence() != nil || c.permits.idle() {
+		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
 	}
 	turnCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
@@ -362,6 +375,7 @@ func (c *Controller) serve(ctx context.Context, item key) {
 		turn = c.shadow
 	}
 	err, over := turn(turnCtx, csr), (*policy.OverBudget)(nil)
+	c.permits.suspect(err)
 	switch {
 	case err == nil:
 		c.queue.Forget(item)

@@ -42,6 +42,7 @@ type leader struct {
 	logger hclog.Logger
 	begin  func() // this controller has come to lead
 
+	failed   func(error) // a write of the lease has
 	observer Observer
 
 	mu      sync.Mutex
@@ -133,6 +134,7 @@ func (w *watchedLock) write(record resourcelock.LeaderElectionRecord, write func
 		return write()
 	}
 	if err := write(); err != nil {
+		w.leader.failed(err)
 		return fmt.Errorf("lease: %w", err)
 	}
 	w.leader.note(began)

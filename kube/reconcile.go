@@ -24,27 +24,36 @@ func (c *Controller) reconcileOnce(ctx context.Context) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
 	all, complete := c.requests.Load().all()
 	if !complete || c.leader.fence() != nil {
+		c.Observer.Certificates(nil)
 		return
 	}
 	for _, uid := range unfinished {
-		var err error
-		switch csr := all[types.UID(uid)]; {
-		case csr == nil:
-			err = c.Issuer.Orphaned(ctx, uid, "the request is gone")
-		case len(csr.Status.Certificate) > 0 && c.Issuer.Made(uid, csr.Status.Certificate):
-			err = c.Issuer.Published(ctx, uid)
-		case len(csr.Status.Certificate) > 0:
-			c.foreign(csr)
-			err = c.Issuer.Orphaned(ctx, uid, "the request has a certificate that is not this one")
-		case stateOf(csr) == done:
-			err = c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
-		default:
-			c.enqueue(csr)
-		}
-		if err != nil {
+		if err := c.resolve(ctx, uid, all[types.UID(uid)]); err != nil {
 			c.Logger.Error("what became of a request could not be noted", "uid", uid, "error", err)
 		}
 	}
+	c.lookAtCertificates(all)
+}
+
+// resolve notes what became of a request; csr is nil when it is gone.
+func (c *Controller) resolve(ctx context.Context, uid string, csr *certificatesv1.CertificateSigningRequest) error {
+	switch {
+	case csr == nil:
+		return c.Issuer.Orphaned(ctx, uid, "the request is gone")
+	case len(csr.Status.Certificate) > 0:
+		made, err := c.Issuer.Made(uid, csr.Status.Certificate)
+		switch {
+		case err != nil:
+			return err
+		case made:
+			return c.Issuer.Published(ctx, uid)
+		}
+		return c.Issuer.Orphaned(ctx, uid, "the request has a certificate that is not this one")
+	case stateOf(csr) == done:
+		return c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
+	}
+	c.enqueue(csr)
+	return nil
 }
 
 // all returns every request that is known, by UID, and whether that is all there are.

@@ -2,8 +2,10 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -11,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 
 	"hsm-signer/policy"
 )
@@ -33,19 +36,41 @@ func (r *remembering) Published(_ context.Context, uid string) error {
 
 func (r *remembering) Unfinished() []string { return r.unfinished }
 
-func (*remembering) Made(_ string, chain []byte) bool { return string(chain) == "own" }
+func (*remembering) Made(_ string, chain []byte) (bool, error) {
+	if string(chain) == "unreadable" {
+		return false, errors.New("the journal cannot be read")
+	}
+	return string(chain) == "own", nil
+}
+
+func (*remembering) Signed(chain []byte) (byCA, ours bool) {
+	return string(chain) != "foreign", string(chain) == "unrecorded"
+}
 
 func (r *remembering) Orphaned(_ context.Context, uid, why string) error {
 	r.told[uid] = "orphaned: " + why
 	return nil
 }
 
-func TestWhatBecameOfWhatWasBegun(t *testing.T) {
-	issuer := &remembering{unfinished: []string{"gone", "taken", "foreign", "denied", "waiting"}, told: map[string]string{}}
-	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer, Logger: hclog.NewNullLogger()})
+// counting counts nothing but certificates.
+type counting struct{ origins map[Origin]int }
+
+func (*counting) Decided(policy.Verdict)                {}
+func (*counting) Issued(*policy.Grant, time.Duration)   {}
+func (*counting) OverBudget()                           {}
+func (*counting) Fault()                                {}
+func (*counting) NewLeader()                            {}
+func (o *counting) Certificates(origins map[Origin]int) { o.origins = origins }
+
+// withStore returns a controller and what adds requests to its store, by UID.
+func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition)) {
+	t.Helper()
+	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer, Observer: &counting{}, Logger: hclog.NewNullLogger()})
 	c.Mode = Approve
 	store := cache.NewStore(cache.MetaNamespaceKeyFunc)
-	add := func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition) {
+	c.requests.Store(&requests{stores: []cache.Store{store}, synced: []cache.InformerSynced{synced}})
+	return c, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition) {
+		t.Helper()
 		err := store.Add(&certificatesv1.CertificateSigningRequest{
 			ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)},
 			Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
@@ -55,12 +80,43 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// Each certificate in the cluster is told apart by its origin; of one that ought not to be there is one event,
+// however often it is looked at.
+func TestOriginsOfCertificates(t *testing.T) {
+	c, add := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
+	events := record.NewFakeRecorder(16)
+	c.events = events
+	for _, certificate := range []string{"own", "another", "unrecorded", "foreign", "unreadable", ""} {
+		add("with "+certificate, certificate)
+	}
+	want := map[Origin]int{Own: 1, Elsewhere: 1, Unrecorded: 1, Foreign: 1}
+	for range 3 {
+		c.reconcileOnce(t.Context())
+		if got := c.Observer.(*counting).origins; !maps.Equal(got, want) {
+			t.Errorf("%v; want %v", got, want)
+		}
+	}
+	if n := len(events.Events); n != 2 {
+		t.Errorf("%d events; want one for each of two certificates", n)
+	}
+	add("with own", "foreign") // v1beta1 lets it be replaced
+	c.reconcileOnce(t.Context())
+	if n := len(events.Events); n != 3 {
+		t.Errorf("%d events after a certificate was replaced", n)
+	}
+}
+
+func TestWhatBecameOfWhatWasBegun(t *testing.T) {
+	issuer := &remembering{unfinished: []string{"gone", "taken", "foreign", "denied", "waiting", "unknown"}, told: map[string]string{}}
+	complete := false
+	c, add := withStore(t, issuer, func() bool { return complete })
 	add("taken", "own")
 	add("foreign", "another")
+	add("unknown", "unreadable")
 	add("denied", "", condition(certificatesv1.CertificateDenied, corev1.ConditionTrue))
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
-	complete := false
-	c.requests.Store(&requests{stores: []cache.Store{store}, synced: []cache.InformerSynced{func() bool { return complete }}})
 
 	c.reconcileOnce(t.Context())
 	if len(issuer.told) > 0 {

@@ -155,6 +155,7 @@ func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, na
 func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission {
 	s := policy.Submission{
 		UID:        string(csr.UID),
+		Name:       csr.Name,
 		SignerName: csr.Spec.SignerName,
 		PEM:        csr.Spec.Request,
 		Age:        time.Since(csr.CreationTimestamp.Time),
@@ -177,9 +178,18 @@ func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 	return s
 }
 
-// granted approves, issues and publishes. Nothing is approved that cannot be
+// granted approves, issues and publishes, unless a former certificate of the request is in the way.
+func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) error {
+	err, former := c.serveGranted(ctx, csr, was, grant), (*policy.NotCovered)(nil)
+	if errors.As(err, &former) {
+		return c.giveUp(ctx, csr, former)
+	}
+	return err
+}
+
+// serveGranted approves, issues and publishes. Nothing is approved that cannot be
 // signed now.
-func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
+func (c *Controller) serveGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
 	if err := c.Issuer.Reserve(ctx, grant); err != nil {
 		return fmt.Errorf("cannot sign now: %w", err)
 	}
@@ -258,25 +268,49 @@ func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refu
 	return csr.Spec.SignerName == "" && refusal.OfStranger()
 }
 
-// refused denies a pending request, and fails one that someone else has approved:
-// an approval is no way round the policy.
-func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
+// giveUp ends a request that is granted, and of which a former certificate is in the way: it was begun before
+// the policy, or the CA, was another, or is too old.
+func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, former *policy.NotCovered) error {
+	csr, err := c.requests.Load().fresh(ctx, csr) // it may have been approved in this turn
+	if err != nil {
+		return err
+	}
+	if err := c.finish(ctx, csr, stateOf(csr), "FormerCertificate", former.Error()); err != nil {
+		return err
+	}
+	if err := c.Issuer.Orphaned(ctx, string(csr.UID), former.Why); err != nil {
+		c.Logger.Error("a request was given up, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
+	}
+	c.Logger.Warn("given up", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username, "why", former.Why)
+	c.events.Event(csr, corev1.EventTypeWarning, "FormerCertificate", former.Error())
+	return nil
+}
+
+// finish denies a pending request, and fails one that is approved, which cannot be taken back.
+func (c *Controller) finish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, reason, message string) error {
 	if err := c.leader.fence(); err != nil {
 		return err
 	}
 	csr = csr.DeepCopy()
 	var err error
-	if was == approved {
-		setCondition(csr, certificatesv1.CertificateFailed, string(refusal.Code()), refusal.Message())
-		_, err = c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{})
-	} else {
-		setCondition(csr, certificatesv1.CertificateDenied, string(refusal.Code()), refusal.Message())
+	switch was {
+	case pending:
+		setCondition(csr, certificatesv1.CertificateDenied, reason, message)
 		_, err = c.requests.Load().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
+	case approved:
+		setCondition(csr, certificatesv1.CertificateFailed, reason, message)
+		_, err = c.requests.Load().UpdateStatus(ctx, csr, metav1.UpdateOptions{})
 	}
-	if err != nil {
-		return written("write the refusal", err)
+	return written("write the refusal", err)
+}
+
+// refused denies a pending request, and fails one that someone else has approved:
+// an approval is no way round the policy.
+func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
+	if err := c.finish(ctx, csr, was, string(refusal.Code()), refusal.Message()); err != nil {
+		return err
 	}
-	c.Recorder.Refused(csr.Name, Submission(csr), refusal)
+	c.Recorder.Refused(Submission(csr), refusal)
 	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "reasons", refusal.String())
 	c.events.Event(csr, corev1.EventTypeWarning, string(refusal.Code()), refusal.Message())

@@ -84,6 +84,9 @@ func (g *Grant) Redeem() error {
 // RequestUID is the UID of the API object that is answered.
 func (g *Grant) RequestUID() string { return g.submission.UID }
 
+// RequestName is the name of that object, which its requester chose; it is for the record.
+func (g *Grant) RequestName() string { return g.submission.Name }
+
 // RequestSHA256 is the SHA-256, in hex, of the PKCS#10 request in DER.
 func (g *Grant) RequestSHA256() string { return g.requestSHA256 }
 

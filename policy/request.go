@@ -12,10 +12,11 @@ import (
 )
 
 // A Submission is a certificate request as the API server holds it. What the
-// requester can write freely beside the request itself (its name, its labels, its
-// annotations) is not part of it.
+// requester can write freely beside the request itself decides nothing: its labels and
+// annotations are not part of it, and its name is for the record alone.
 type Submission struct {
 	UID        string // of the API object
+	Name       string // of the API object; no rule sees it
 	SignerName string // empty only on clusters before Kubernetes 1.18
 	Requester  Requester
 	PEM        []byte        // spec.request

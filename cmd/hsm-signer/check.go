@@ -93,7 +93,9 @@ var errWarning = errors.New("warning")
 type reporter func(name, detail string, err error)
 
 func checkToken(ctx context.Context, c *config, p *parts, report reporter) {
-	for _, step := range hsm.Check(ctx, c.token, p.ca.Certificate().PublicKey) {
+	unrecorded := c.token
+	unrecorded.BeforeProbe = nil // the journal is not touched: a process that runs may have it open
+	for _, step := range hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey) {
 		if step.Skipped {
 			step.Err = errSkipped
 		}

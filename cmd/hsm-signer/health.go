@@ -18,6 +18,7 @@ import (
 // health knows whether the process can do its work, and says so over HTTP.
 type health struct {
 	requests func() error
+	permits  func() error
 	leads    func() bool
 	policy   func() string
 	metrics  http.Handler
@@ -26,7 +27,8 @@ type health struct {
 	token     func(context.Context) error
 	ca        func(time.Time) error
 	journal   func() error
-	restarted bool // by its supervisor, whatever the exit code
+	again     <-chan struct{} // closed when it is worth while to look at the token again, at once
+	restarted bool            // by its supervisor, whatever the exit code
 
 	mu      sync.Mutex
 	waiting error     // why the token is not ready; errNotLooked until it was looked at
@@ -52,7 +54,7 @@ func (h *health) watch(ctx context.Context) error {
 	}
 	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()
-	neverReady := true
+	neverReady, again := true, h.again
 	for {
 		h.begin()
 		err := h.token(ctx)
@@ -68,6 +70,8 @@ func (h *health) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+		case <-again:
+			again = nil
 		}
 	}
 }
@@ -92,10 +96,17 @@ func (h *health) note(err error) {
 	switch {
 	case err == nil && h.waiting != nil:
 		h.logger.Info("the token is ready: it signs with the CA's key")
+	case warm(err) && (h.waiting == nil || h.waiting.Error() != err.Error()):
+		h.logger.Info("the token is at hand", "but", err)
 	case err != nil && (h.waiting == nil || h.waiting.Error() != err.Error()):
 		h.logger.Error("the token is not ready; requests stay pending", "error", err)
 	}
 	h.waiting, h.began = err, time.Time{}
+}
+
+// warm tells whether the token is at hand, although it was not seen to sign: it is the journal that is not ready.
+func warm(err error) bool {
+	return errors.Is(err, hsm.ErrUnproven) && !errors.Is(err, hsm.ErrUnavailable) && !errors.Is(err, hsm.ErrKey)
 }
 
 // patience is how long a look may take before the token counts as not ready.
@@ -134,13 +145,23 @@ func (h *health) serve(ctx context.Context, address string) error {
 // A part is one of the things that must be well.
 type part struct {
 	name string
-	err  error // why it is not
+	err  error  // why it is not
+	note string // what there is to say of it all the same
+}
+
+// tokenPart says how the token stands.
+func (h *health) tokenPart() part {
+	if err := h.noted(); !warm(err) {
+		return part{name: "token", err: err}
+	} else {
+		return part{name: "token", note: err.Error()}
+	}
 }
 
 func (h *health) parts() []part {
-	parts := []part{{"requests", h.requests()}}
+	parts := []part{{name: "requests", err: h.requests()}, {name: "permissions", err: h.permits()}}
 	if h.token != nil {
-		parts = append(parts, part{"token", h.noted()}, part{"ca", h.ca(time.Now())}, part{"journal", h.journal()})
+		parts = append(parts, h.tokenPart(), part{name: "ca", err: h.ca(time.Now())}, part{name: "journal", err: h.journal()})
 	}
 	return parts
 }
@@ -153,9 +174,12 @@ func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	for _, p := range parts {
-		if p.err != nil {
+		switch {
+		case p.err != nil:
 			fmt.Fprintf(w, "[-] %s: %v\n", p.name, p.err)
-		} else {
+		case p.note != "":
+			fmt.Fprintf(w, "[+] %s ok: %s\n", p.name, p.note)
+		default:
 			fmt.Fprintf(w, "[+] %s ok\n", p.name)
 		}
 	}

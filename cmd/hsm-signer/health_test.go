@@ -17,6 +17,7 @@ import (
 func newTestHealth() *health {
 	h := newHealth(func() string { return "in force x" }, nil, hclog.NewNullLogger())
 	h.requests = func() error { return nil }
+	h.permits = func() error { return nil }
 	h.journal = func() error { return nil }
 	h.leads = func() bool { return true }
 	h.ca = func(time.Time) error { return nil }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )
@@ -23,12 +25,18 @@ type keptJournal struct {
 	ca     *x509.Certificate
 	logger hclog.Logger
 
+	opened chan struct{} // closed when it is open
+
 	mu       sync.Mutex
 	open     *journal.Journal // nil: not yet
 	refusals *journal.Refusals
 	opening  bool // one caller is at it
 	tried    time.Time
 	fault    error // why it is not open, or could not be written at the last look
+}
+
+func newKeptJournal(dir string, ca *x509.Certificate) *keptJournal {
+	return &keptJournal{dir: dir, ca: ca, logger: hclog.NewNullLogger(), opened: make(chan struct{})}
 }
 
 // get returns the journal, which it tries to open now and then. While one caller opens it, the others do
@@ -61,6 +69,7 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 	}
 	k.logger.Info("the journal is open", "dir", k.dir, "id", opened.ID(), "head", opened.Head().String(), "unpublished", len(opened.Unpublished()))
 	k.open, k.refusals = opened, journal.OpenRefusals(k.dir, 0)
+	close(k.opened)
 	return opened, nil
 }
 
@@ -115,6 +124,22 @@ func (k *keptJournal) Append(ctx context.Context, e journal.Entry) error {
 		return err
 	}
 	return j.Append(ctx, e)
+}
+
+// probeTimeout bounds the wait for a line that says that a test signature is made.
+const probeTimeout = 5 * time.Second
+
+// probe writes that a test signature is about to be made. It does not open the journal, which may take long.
+func (k *keptJournal) probe(ctx context.Context, when hsm.ProbeTime) error {
+	k.mu.Lock()
+	j := k.open
+	k.mu.Unlock()
+	if j == nil {
+		return fmt.Errorf("the journal is not open: %w", k.state())
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return j.Append(ctx, journal.Probe{When: string(when), Text: hsm.ProbeText})
 }
 
 // watch looks at the journal now and then, so that it is opened, and found well again, also when
@@ -178,11 +203,11 @@ func (k *keptJournal) close() {
 }
 
 // Refused writes a refusal into a log beside the journal; it is in nobody's way when it cannot.
-func (k *keptJournal) Refused(name string, s policy.Submission, refusal *policy.Refusal) {
+func (k *keptJournal) Refused(s policy.Submission, refusal *policy.Refusal) {
 	if _, err := k.get(); err != nil {
 		return
 	}
-	entry := journal.Refusal{UID: s.UID, Name: name, Signer: s.SignerName, Username: s.Requester.Username}
+	entry := journal.Refusal{UID: s.UID, Name: s.Name, Signer: s.SignerName, Username: s.Requester.Username}
 	for _, reason := range refusal.Reasons {
 		entry.Reasons = append(entry.Reasons, journal.Reason{Rule: reason.Rule, Field: reason.Field, Message: reason.Message})
 	}

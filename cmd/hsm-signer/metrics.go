@@ -28,6 +28,7 @@ type metrics struct {
 	signatures prometheus.Histogram
 	leaders    prometheus.Counter
 	apiCalls   *prometheus.CounterVec
+	inCluster  *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -75,9 +76,13 @@ func newMetrics() *metrics {
 			Name: "hsm_signer_api_calls_total",
 			Help: "Calls to the API server by verb (a watch is one call) and HTTP code; the code is error where no answer came.",
 		}, []string{"verb", "code"}),
+		inCluster: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "hsm_signer_certificates_in_cluster",
+			Help: "Certificates on requests of our signers, by origin: own; another_journal (the CA signed it for a former journal or another replica); unrecorded (the CA signed it, this journal should have it, and has not); foreign (the CA did not sign it). Only who leads knows.",
+		}, []string{"origin"}),
 	}
 	m.registry.MustRegister(m.decisions, m.issued, m.overBudget, m.faults, m.reloadFail, m.inForce,
-		m.requests, m.signatures, m.leaders, m.apiCalls, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		m.requests, m.signatures, m.leaders, m.apiCalls, m.inCluster, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -137,6 +142,13 @@ func (m *metrics) Issued(grant *policy.Grant, after time.Duration) {
 
 // NewLeader counts a change of the one that leads.
 func (m *metrics) NewLeader() { m.leaders.Inc() }
+
+// Certificates notes how many certificates there are of each origin.
+func (m *metrics) Certificates(origins map[kube.Origin]int) {
+	for _, origin := range []kube.Origin{kube.Own, kube.Elsewhere, kube.Unrecorded, kube.Foreign} {
+		m.inCluster.WithLabelValues(string(origin)).Set(float64(origins[origin]))
+	}
+}
 
 // signed takes note of how long the token took.
 func (m *metrics) signed(took time.Duration) { m.signatures.Observe(took.Seconds()) }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/hashicorp/go-hclog"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -68,10 +67,11 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 		var err error
 		public := p.ca.Certificate().PublicKey
 		c.token.Signature = issuer.SignerOpts(c.algorithm, public)
+		p.journal = newKeptJournal(c.stateDir, p.ca.Certificate())
+		c.token.BeforeProbe = p.journal.probe
 		if p.key, err = hsm.NewKey(c.token, public); err != nil {
 			faults.add("CA_CERT_FILE", err)
 		} else {
-			p.journal = &keptJournal{dir: c.stateDir, ca: p.ca.Certificate(), logger: hclog.NewNullLogger()}
 			p.issuer, err = issuer.New(p.ca, timedKey{p.key, p.metrics.signed}, c.algorithm, p.journal)
 			faults.add("SIGNATURE_ALGORITHM", err)
 		}

@@ -68,10 +68,11 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		counts.registry.MustRegister(journalMetrics{p.journal})
 		health.journal = p.journal.state
 		background = append(background, p.journal.watch)
-		health.token, health.ca, health.restarted = p.key.Ready, p.ca.ValidAt, c.restarted()
+		health.token, health.ca, health.restarted = p.key.Look, p.ca.ValidAt, c.restarted()
+		health.again = p.journal.opened // a test signature may be made from then on
 	}
 	controller := kube.New(serving)
-	health.requests, health.leads = controller.Ready, controller.Leads
+	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
 	counts.watchController(controller)
 	reload.warn, reload.changed = controller.Warn, controller.LookAgain
 	return runAll(ctx, append(background,
@@ -87,7 +88,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	ca := p.ca.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.token.Token.String(), "key", c.token.Key.String())
-	err := p.key.Ready(ctx)
+	err := p.key.Look(ctx)
 	if errors.Is(err, hsm.ErrPIN) && !c.restarted() || errors.Is(err, hsm.ErrKey) {
 		return err
 	}

@@ -41,8 +41,8 @@ func (id ID) NewSerial() (*big.Int, error) {
 	return new(big.Int).SetBytes(serial), nil
 }
 
-// carries tells whether a serial number begins with the id.
-func (id ID) carries(serial string) bool {
+// Carries tells whether a serial number begins with the id.
+func (id ID) Carries(serial string) bool {
 	return len(serial) == 2*serialBytes && strings.HasPrefix(serial, strings.ToUpper(string(id)))
 }
 

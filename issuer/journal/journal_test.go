@@ -235,7 +235,7 @@ func TestSerialNumbersCarryTheID(t *testing.T) {
 			t.Fatalf("%s: %v", id, err)
 		}
 		serial, err := id.NewSerial()
-		if err != nil || serial.Sign() <= 0 || serial.BitLen() > 159 || !id.carries(FormatSerial(serial)) {
+		if err != nil || serial.Sign() <= 0 || serial.BitLen() > 159 || !id.Carries(FormatSerial(serial)) {
 			t.Fatalf("%s: %v %v", id, serial, err)
 		}
 	}

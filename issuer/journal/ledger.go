@@ -138,7 +138,7 @@ func (l *ledger) check(e Entry, now time.Time) error {
 
 func (l *ledger) checkIntent(e Intent, record *Record, f finished, known bool, now time.Time) error {
 	switch {
-	case !l.id.carries(e.Serial):
+	case !l.id.Carries(e.Serial):
 		return conflict(e.UID, "the serial number %s does not begin with the journal's id %s", e.Serial, l.id)
 	case record != nil:
 		return conflict(e.UID, "there is an intent already, with the serial number %s", record.Intent.Serial)

@@ -1,0 +1,133 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	permitInterval = 15 * time.Second // between two looks at the permissions
+	permitPause    = time.Second      // at least, also when something was forbidden just now
+	permitTimeout  = 10 * time.Second // of one look
+)
+
+// permits knows which permissions are missing. They are asked for now and then, and as soon as the API server
+// has forbidden something: so a permission that was taken away shows, whichever it is, and while it is
+// missing nobody runs into it again and again.
+type permits struct {
+	ask       func(ctx context.Context, p Permission) (allowed bool, err error)
+	suspected chan struct{} // of size 1: something was forbidden
+
+	mu      sync.Mutex
+	missing []Permission
+}
+
+func newPermits(client kubernetes.Interface) *permits {
+	return &permits{
+		ask:       func(ctx context.Context, p Permission) (bool, error) { return p.Allowed(ctx, client) },
+		suspected: make(chan struct{}, 1),
+	}
+}
+
+// suspect takes note of an error that may come of a missing permission.
+func (p *permits) suspect(err error) {
+	if err == nil || !apierrors.IsForbidden(err) {
+		return
+	}
+	select {
+	case p.suspected <- struct{}{}:
+	default:
+	}
+}
+
+// idle tells whether a permission is missing without which no request can be served. Events are not needed for
+// that, and without the lease there is nothing to do anyway.
+func (p *permits) idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, missing := range p.missing {
+		if missing.attributes.Resource != "events" && missing.attributes.Resource != "leases" {
+			return true
+		}
+	}
+	return false
+}
+
+// Permitted answers nil while no permission is known to be missing.
+func (c *Controller) Permitted() error {
+	c.permits.mu.Lock()
+	defer c.permits.mu.Unlock()
+	if len(c.permits.missing) == 0 {
+		return nil
+	}
+	names := make([]string, 0, len(c.permits.missing))
+	for _, missing := range c.permits.missing {
+		names = append(names, missing.String())
+	}
+	return fmt.Errorf("may not %s: grant it to the service account, as deploy/rbac.yaml does", strings.Join(names, "; "))
+}
+
+// watchPermits looks at the permissions until the context ends.
+func (c *Controller) watchPermits(ctx context.Context) {
+	ticker := time.NewTicker(permitInterval)
+	defer ticker.Stop()
+	for {
+		c.lookAtPermits(ctx)
+		select { // a pause, whatever happens
+		case <-ctx.Done():
+			return
+		case <-time.After(permitPause):
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-c.permits.suspected:
+		}
+	}
+}
+
+// lookAtPermits asks for each permission. What the API server does not answer leaves things as they are.
+func (c *Controller) lookAtPermits(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, permitTimeout)
+	defer cancel()
+	var missing []Permission
+	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease) {
+		allowed, err := c.permits.ask(ctx, permission)
+		if err != nil {
+			if !errors.Is(err, context.Canceled) {
+				c.Logger.Debug("the API server does not say what is permitted", "error", err)
+			}
+			return
+		}
+		if !allowed {
+			missing = append(missing, permission)
+		}
+	}
+	c.notePermits(missing)
+}
+
+// notePermits keeps what is missing, logs each change, and takes all requests up again when nothing is in their
+// way any more.
+func (c *Controller) notePermits(missing []Permission) {
+	before, wasIdle := c.Permitted(), c.permits.idle()
+	c.permits.mu.Lock()
+	c.permits.missing = missing
+	c.permits.mu.Unlock()
+	switch now := c.Permitted(); {
+	case now != nil && (before == nil || before.Error() != now.Error()):
+		c.Logger.Error("permissions are missing; requests stay as they are", "error", now)
+	case now == nil && before != nil:
+		c.Logger.Info("no permission is missing any more")
+	}
+	if wasIdle && !c.permits.idle() {
+		c.LookAgain()
+	}
+}
