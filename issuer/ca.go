@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -83,6 +84,11 @@ func (c *CA) check() error {
 
 // Certificate returns the CA's own certificate.
 func (c *CA) Certificate() *x509.Certificate { return c.cert }
+
+// Equal tells whether the other has the same certificate and chain.
+func (c *CA) Equal(other *CA) bool {
+	return c.cert.Equal(other.cert) && slices.EqualFunc(c.above, other.above, (*x509.Certificate).Equal)
+}
 
 // Matches answers nil when the CA's certificate is for this key.
 func (c *CA) Matches(public crypto.PublicKey) error {

@@ -10,6 +10,7 @@
 package issuer
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -22,6 +23,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"hsm-signer/issuer/journal"
@@ -43,13 +45,23 @@ type Key interface {
 
 // An Issuer issues the certificates of one CA. It is safe for concurrent use.
 type Issuer struct {
-	ca        *CA
+	authority atomic.Pointer[authority]
 	key       Key
 	algorithm x509.SignatureAlgorithm
-	rehearsal *rehearsal
 	journal   Journal
 	budget    *budget
 	now       func() time.Time
+}
+
+// An authority is the CA as it is now, and its rehearsal. Each certificate is made with one of them.
+type authority struct {
+	*CA
+	rehearsal *rehearsal
+}
+
+func newAuthority(ca *CA) (*authority, error) {
+	rehearsal, err := newRehearsal(ca.cert)
+	return &authority{ca, rehearsal}, err
 }
 
 // New returns an issuer for the CA. The key's public half must be the one in the
@@ -65,16 +77,38 @@ func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm, j Journal) (*Issuer
 	if err := fits(algorithm, key.Public()); err != nil {
 		return nil, err
 	}
-	rehearsal, err := newRehearsal(ca.cert)
+	authority, err := newAuthority(ca)
 	if err != nil {
 		return nil, err
 	}
-	return &Issuer{ca: ca, key: key, algorithm: algorithm, rehearsal: rehearsal, journal: j, budget: newBudget(), now: time.Now}, nil
+	i := &Issuer{key: key, algorithm: algorithm, journal: j, budget: newBudget(), now: time.Now}
+	i.authority.Store(authority)
+	return i, nil
+}
+
+// CA is the one that certificates are issued under now.
+func (i *Issuer) CA() *CA { return i.authority.Load().CA }
+
+// Replace has certificates issued under another certificate of the same CA, of the same key and name, such as one that
+// is valid for longer, or has another chain.
+func (i *Issuer) Replace(ca *CA) error {
+	if err := ca.Matches(i.key.Public()); err != nil {
+		return err
+	}
+	if before := i.CA().cert; !bytes.Equal(before.RawSubject, ca.cert.RawSubject) {
+		return fmt.Errorf("it is of another CA, %s and not %s: to change the CA, start hsm-signer again", ca.cert.Subject, before.Subject)
+	}
+	authority, err := newAuthority(ca)
+	if err != nil {
+		return err
+	}
+	i.authority.Store(authority)
+	return nil
 }
 
 // Ready answers nil when a certificate could be issued now, and otherwise why not.
 func (i *Issuer) Ready(ctx context.Context) error {
-	if err := i.ca.ValidAt(i.now()); err != nil {
+	if err := i.CA().ValidAt(i.now()); err != nil {
 		return err
 	}
 	if err := i.journal.Ready(); err != nil {
@@ -140,18 +174,19 @@ func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 }
 
 // chain returns the certificate and those above it in PEM.
-func (i *Issuer) chain(der []byte) []byte { return append(encodePEM(der), i.ca.intermediates...) }
+func (i *Issuer) chain(der []byte) []byte { return append(encodePEM(der), i.CA().intermediates...) }
 
 // writeTimeout bounds the wait for the journal's disk after a signature.
 const writeTimeout = 30 * time.Second
 
 // rehearse makes the grant's certificate with a throwaway key, and looks at it from all sides.
 func (i *Issuer) rehearse(grant *policy.Grant) (*certificate, error) {
-	template, err := i.template(grant)
+	authority := i.authority.Load()
+	template, err := i.template(authority.CA, grant)
 	if err != nil {
 		return nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
 	}
-	rehearsed, err := i.rehearsal.rehearse(template, grant.PublicKey())
+	rehearsed, err := authority.rehearsal.rehearse(template, grant.PublicKey())
 	if err != nil {
 		return nil, fmt.Errorf("certificate for request %s: %w; nothing was signed: correct the rule %s, or the CA", grant.RequestUID(), err, grant.Rule())
 	}
@@ -168,6 +203,9 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 		h.Write(digest)
 		digest = h.Sum(nil)
 	}
+	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) { // a context may not know yet: this process may have stood still
+		return nil, context.DeadlineExceeded
+	}
 	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
 	if err != nil {
 		return nil, err
@@ -181,13 +219,13 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	return der, cert.CheckSignatureFrom(i.ca.cert)
+	return der, cert.CheckSignatureFrom(i.CA().cert)
 }
 
 // template builds the certificate (RFC 5280, section 4) from the grant.
-func (i *Issuer) template(g *policy.Grant) (*x509.Certificate, error) {
+func (i *Issuer) template(ca *CA, g *policy.Grant) (*x509.Certificate, error) {
 	now := i.now()
-	if err := i.ca.ValidAt(now); err != nil {
+	if err := ca.ValidAt(now); err != nil {
 		return nil, err
 	}
 	serial, err := i.newSerial()
@@ -214,8 +252,8 @@ func (i *Issuer) template(g *policy.Grant) (*x509.Certificate, error) {
 		IPAddresses:           ips,
 		URIs:                  uris,
 		EmailAddresses:        g.EmailAddresses(),
-		NotBefore:             latest(now.Add(-Backdate), i.ca.cert.NotBefore).UTC(),
-		NotAfter:              earliest(now.Add(g.Lifetime()), i.ca.cert.NotAfter).UTC(),
+		NotBefore:             latest(now.Add(-Backdate), ca.cert.NotBefore).UTC(),
+		NotAfter:              earliest(now.Add(g.Lifetime()), ca.cert.NotAfter).UTC(),
 		KeyUsage:              keyUsage,
 		ExtKeyUsage:           extKeyUsage,
 		BasicConstraintsValid: true, // CA:FALSE

@@ -50,7 +50,8 @@ func (i *Issuer) known(grant *policy.Grant) (journal.Record, *certificate, error
 // ones that are read back come from a disk. How long the certificate may be valid is compared without the clock,
 // which may have been set.
 func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, error) {
-	template, err := i.template(grant)
+	authority := i.authority.Load()
+	template, err := i.template(authority.CA, grant)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +66,7 @@ func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, e
 		return nil, policy.NotCoveredf("it has expired at %s", former.NotAfter.Format(time.RFC3339))
 	}
 	template.SerialNumber, template.NotBefore, template.NotAfter = former.SerialNumber, former.NotBefore, former.NotAfter
-	again, err := i.rehearsal.rehearse(template, grant.PublicKey())
+	again, err := authority.rehearsal.rehearse(template, grant.PublicKey())
 	if err == nil && !bytes.Equal(again.TBS.FullBytes, tbs) {
 		err = policy.NotCoveredf("it is another one than is granted now")
 	}
@@ -136,7 +137,8 @@ func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 		return false, false
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || !bytes.Equal(cert.RawIssuer, i.ca.cert.RawSubject) || cert.CheckSignatureFrom(i.ca.cert) != nil {
+	ca := i.CA().cert
+	if err != nil || !bytes.Equal(cert.RawIssuer, ca.RawSubject) || cert.CheckSignatureFrom(ca) != nil {
 		return false, false
 	}
 	return true, i.journal.ID().Carries(journal.FormatSerial(cert.SerialNumber))

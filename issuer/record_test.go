@@ -2,8 +2,13 @@ package issuer
 
 import (
 	"bytes"
+	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -152,6 +157,66 @@ func TestWhatTheAuditorNeeds(t *testing.T) {
 		t.Errorf("of another journal: by the CA %t, ours %t", byCA, ours)
 	}
 }
+
+// The CA's certificate may be replaced by another of the same key and name: what is issued from then on is valid
+// under it. One of another key or name is not taken.
+func TestCertificateOfTheCAIsReplaced(t *testing.T) {
+	now := time.Now()
+	before := newCA(t, now.Add(-time.Hour), now.Add(time.Minute))
+	i := before.issuer(t)
+	made := func(key *ecdsa.PrivateKey, name string) *CA {
+		t.Helper()
+		cert := create(t, &x509.Certificate{
+			SerialNumber: big.NewInt(9), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
+			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, SubjectKeyId: before.issuing.SubjectKeyId,
+		}, nil, &key.PublicKey, key)
+		ca, err := ParseCA(encodePEM(cert.Raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ca
+	}
+	for words, ca := range map[string]*CA{
+		"the key is not the one": made(pkcs10test.NewKey(t), "issuing"),
+		"it is of another CA":    made(before.key, "another"),
+	} {
+		if err := i.Replace(ca); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%v; want %q", err, words)
+		}
+	}
+	granted := func(uid string) *policy.Grant {
+		t.Helper()
+		return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{DNSNames: []string{"one"}})
+	}
+	if leaf := issue(t, i, granted("first"))[0]; leaf.NotAfter.After(before.issuing.NotAfter) {
+		t.Errorf("valid until %s, and the CA until %s", leaf.NotAfter, before.issuing.NotAfter)
+	}
+	renewed := made(before.key, "issuing")
+	if err := i.Replace(renewed); err != nil {
+		t.Fatal(err)
+	}
+	leaf := issue(t, i, granted("second"))[0]
+	if err := leaf.CheckSignatureFrom(renewed.cert); err != nil || !leaf.NotAfter.After(before.issuing.NotAfter) || i.CA() != renewed {
+		t.Errorf("valid until %s: %v", leaf.NotAfter, err)
+	}
+}
+
+// A process that stood still after its time was up signs no more, although its context does not know yet.
+func TestNothingIsSignedAfterItsTime(t *testing.T) {
+	a := newAsking(t)
+	rehearsed, err := a.issuer.rehearse(a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.issuer.sign(lateContext{t.Context()}, rehearsed); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A lateContext is over by the clock, and nobody has ended it yet.
+type lateContext struct{ context.Context }
+
+func (lateContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Millisecond), true }
 
 // What was begun a while ago is unfinished until it is known what became of it.
 func TestUnfinished(t *testing.T) {

@@ -75,12 +75,12 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 		"e_ext_key_usage_cert_sign_without_ca":  func(c *x509.Certificate) { c.BasicConstraintsValid = false; c.KeyUsage |= x509.KeyUsageCertSign },
 	} {
 		g := grant(t, pkcs10test.NewKey(t), 0)
-		template, err := i.template(g)
+		template, err := i.template(i.CA(), g)
 		if err != nil {
 			t.Fatal(err)
 		}
 		spoil(template)
-		if _, err := i.rehearsal.rehearse(template, g.PublicKey()); err == nil || !strings.Contains(err.Error(), words) {
+		if _, err := i.authority.Load().rehearsal.rehearse(template, g.PublicKey()); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%v; want %q", err, words)
 		}
 	}
@@ -98,7 +98,7 @@ func TestTheRehearsedBytesAreSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(der)
-	if err != nil || string(cert.RawTBSCertificate) != string(rehearsed.TBS.FullBytes) || cert.CheckSignatureFrom(i.ca.cert) != nil {
+	if err != nil || string(cert.RawTBSCertificate) != string(rehearsed.TBS.FullBytes) || cert.CheckSignatureFrom(i.CA().cert) != nil {
 		t.Errorf("%v", err)
 	}
 }

@@ -99,12 +99,17 @@ type Config struct {
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
 	Mode        Mode
 	Lease       *Lease // nil: there is no other controller. A shadow has none
-	Workers     int    // requests in work at once
-	Decider     Decider
-	Issuer      Issuer
-	Observer    Observer
-	Recorder    Recorder // nil for a shadow
-	Logger      hclog.Logger
+	// Fit answers nil while this controller could serve requests if it led. One that could not does not stand for
+	// election, and one that leads gives the lease up when that lasts. nil: it is always fit.
+	Fit func() error
+	// Says is what each write of the lease says beside who leads: annotations of it.
+	Says     func() map[string]string
+	Workers  int // requests in work at once
+	Decider  Decider
+	Issuer   Issuer
+	Observer Observer
+	Recorder Recorder // nil for a shadow
+	Logger   hclog.Logger
 }
 
 // A Controller serves certificate requests.
@@ -152,7 +157,7 @@ func New(c Config) *Controller {
 		),
 	}
 	if c.Lease != nil {
-		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
+		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, fit: c.Fit, says: c.Says, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
 	}
 	return controller
 }

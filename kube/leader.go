@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
@@ -40,6 +44,8 @@ type leader struct {
 	lease  Lease
 	client kubernetes.Interface
 	logger hclog.Logger
+	fit    func() error
+	says   func() map[string]string
 	begin  func() // this controller has come to lead
 
 	failed   func(error) // a write of the lease has
@@ -70,8 +76,49 @@ func (l *leader) fence() error {
 	return err
 }
 
-// elect takes part in the election until the context ends, and then gives the lease up.
+// unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes costs less than
+// another leader.
+const unfitAfter = 15 * time.Second
+
+// elect takes part in the election while it is fit until the context ends, and then gives the lease up.
 func (l *leader) elect(ctx context.Context) {
+	for l.waitFit(ctx) {
+		standing, resign := context.WithCancel(ctx)
+		var group wait.Group
+		group.StartWithContext(standing, func(ctx context.Context) { l.watchFit(ctx, resign) })
+		l.stand(standing)
+		resign()
+		group.Wait()
+	}
+}
+
+// waitFit waits until this controller is fit; false: the context has ended.
+func (l *leader) waitFit(ctx context.Context) bool {
+	return wait.PollUntilContextCancel(ctx, retryPeriod, true, func(context.Context) (bool, error) { return l.fit == nil || l.fit() == nil, nil }) == nil
+}
+
+// watchFit gives the lease up when this controller has been unfit for a while.
+func (l *leader) watchFit(ctx context.Context, resign func()) {
+	well := time.Now()
+	_ = wait.PollUntilContextCancel(ctx, retryPeriod, true, func(context.Context) (bool, error) {
+		var err error
+		if l.fit != nil {
+			err = l.fit()
+		}
+		if err == nil {
+			well = time.Now()
+		}
+		if time.Since(well) < unfitAfter {
+			return false, nil
+		}
+		l.logger.Warn("this controller cannot serve requests, and lets another lead", "lease", l.lease.Name, "error", err)
+		resign()
+		return true, nil
+	})
+}
+
+// stand stands for election, and leads, until the context ends.
+func (l *leader) stand(ctx context.Context) {
 	for ctx.Err() == nil {
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock: &watchedLock{Interface: l.lock(), leader: l}, Name: l.lease.Name, ReleaseOnCancel: true,
@@ -99,9 +146,47 @@ func (l *leader) elect(ctx context.Context) {
 func (l *leader) lock() resourcelock.Interface {
 	return &resourcelock.LeaseLock{
 		LeaseMeta:  metav1.ObjectMeta{Namespace: l.lease.Namespace, Name: l.lease.Name},
-		Client:     l.client.CoordinationV1(),
+		Client:     annotatedLeases{l.client.CoordinationV1(), l.says},
 		LockConfig: resourcelock.ResourceLockConfig{Identity: l.lease.Identity},
 	}
+}
+
+// annotatedLeases adds to each write of a lease what else is to be said.
+type annotatedLeases struct {
+	coordinationclient.LeasesGetter
+	says func() map[string]string
+}
+
+// Leases is client-go's.
+func (a annotatedLeases) Leases(namespace string) coordinationclient.LeaseInterface {
+	return annotatedLease{a.LeasesGetter.Leases(namespace), a.says}
+}
+
+type annotatedLease struct {
+	coordinationclient.LeaseInterface
+	says func() map[string]string
+}
+
+// Create makes the lease, with the annotations.
+func (a annotatedLease) Create(ctx context.Context, lease *coordinationv1.Lease, o metav1.CreateOptions) (*coordinationv1.Lease, error) {
+	a.annotate(lease)
+	return a.LeaseInterface.Create(ctx, lease, o)
+}
+
+// Update writes the lease, with the annotations.
+func (a annotatedLease) Update(ctx context.Context, lease *coordinationv1.Lease, o metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+	a.annotate(lease)
+	return a.LeaseInterface.Update(ctx, lease, o)
+}
+
+func (a annotatedLease) annotate(lease *coordinationv1.Lease) {
+	if a.says == nil {
+		return
+	}
+	if lease.Annotations == nil {
+		lease.Annotations = map[string]string{}
+	}
+	maps.Copy(lease.Annotations, a.says())
 }
 
 func (l *leader) note(renewed time.Time) {

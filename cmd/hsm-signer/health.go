@@ -13,6 +13,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
 )
 
 // health knows whether the process can do its work, and says so over HTTP.
@@ -25,8 +27,10 @@ type health struct {
 	logger   hclog.Logger
 	// What only those who sign have; nil in a shadow.
 	token     func(context.Context) error
-	ca        func(time.Time) error
+	ca        func() *issuer.CA
+	caFile    func() string // what is wrong with it; empty: nothing
 	journal   func() error
+	standby   bool            // another process may have the journal: it leads, and this one stands by
 	again     <-chan struct{} // closed when it is worth while to look at the token again, at once
 	restarted bool            // by its supervisor, whatever the exit code
 
@@ -37,6 +41,14 @@ type health struct {
 
 func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) *health {
 	return &health{policy: policy, metrics: metrics, logger: logger, waiting: errNotLooked}
+}
+
+// watchSigning has token, CA and journal looked at.
+func (h *health) watchSigning(p *parts, file *caReloader, restarted bool) {
+	h.token, h.again = p.key.Look, p.journal.opened // from when it is open test signatures may be made
+	h.ca, h.caFile = p.issuer.CA, file.state
+	h.journal, h.standby = p.journal.state, p.lease != nil
+	h.restarted = restarted
 }
 
 var errNotLooked = errors.New("not looked at yet")
@@ -142,6 +154,20 @@ func (h *health) serve(ctx context.Context, address string) error {
 	return nil
 }
 
+// journalPart says how the journal stands.
+func (h *health) journalPart() part {
+	err := h.journal()
+	if h.standby && errors.Is(err, journal.ErrLocked) {
+		return part{name: "journal", note: "this process stands by: " + err.Error()}
+	}
+	return part{name: "journal", err: err}
+}
+
+// fit answers nil while requests could be served, as far as token, CA and journal go.
+func (h *health) fit() error {
+	return errors.Join(h.tokenPart().err, h.ca().ValidAt(time.Now()), h.journal())
+}
+
 // A part is one of the things that must be well.
 type part struct {
 	name string
@@ -161,7 +187,7 @@ func (h *health) tokenPart() part {
 func (h *health) parts() []part {
 	parts := []part{{name: "requests", err: h.requests()}, {name: "permissions", err: h.permits()}}
 	if h.token != nil {
-		parts = append(parts, h.tokenPart(), part{name: "ca", err: h.ca(time.Now())}, part{name: "journal", err: h.journal()})
+		parts = append(parts, h.tokenPart(), part{name: "ca", err: h.ca().ValidAt(time.Now()), note: h.caFile()}, h.journalPart())
 	}
 	return parts
 }

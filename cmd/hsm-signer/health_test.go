@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -11,16 +13,23 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
 )
 
 // newTestHealth is well in all parts but the token.
-func newTestHealth() *health {
+func newTestHealth(t *testing.T) *health {
+	t.Helper()
 	h := newHealth(func() string { return "in force x" }, nil, hclog.NewNullLogger())
 	h.requests = func() error { return nil }
 	h.permits = func() error { return nil }
 	h.journal = func() error { return nil }
 	h.leads = func() bool { return true }
-	h.ca = func(time.Time) error { return nil }
+	ca, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: newSoftCA(t).cert.Raw}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.ca, h.caFile = func() *issuer.CA { return ca }, func() string { return "" }
 	return h
 }
 
@@ -31,7 +40,7 @@ func readyz(h *health) (int, string) {
 }
 
 func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
-	h := newTestHealth()
+	h := newTestHealth(t)
 	if code, body := readyz(h); code != 200 || strings.Contains(body, "token") || !strings.Contains(body, "policy in force x") {
 		t.Errorf("a shadow: %d %s", code, body)
 	}
@@ -43,6 +52,11 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 	}{
 		{func() {}, 503, "[-] token: not looked at yet"},
 		{func() { h.note(nil) }, 200, "[+] token ok"},
+		{func() { h.note(fmt.Errorf("%w: the journal is not open", hsm.ErrUnproven)) }, 200, "[+] token ok: no test signature was made"},
+		{func() { h.note(errors.Join(hsm.ErrUnavailable, hsm.ErrUnproven)) }, 503, "[-] token: "},
+		{func() { h.note(nil); h.caFile = func() string { return "but it is refused" } }, 200, "[+] ca ok: but it is refused"},
+		{func() { h.journal = func() error { return journal.ErrLocked } }, 503, "[-] journal: the journal is in use"},
+		{func() { h.standby = true }, 200, "[+] journal ok: this process stands by"},
 		{func() { h.note(errors.New("it is gone")) }, 503, "[-] token: it is gone"},
 		{func() { h.note(nil); h.began = time.Now().Add(-time.Minute) }, 503, "its module hangs"},
 	} {
@@ -68,7 +82,7 @@ func TestWhatEndsTheProcess(t *testing.T) {
 		{hsm.ErrHung, true, false, true},
 		{nil, false, true, false},
 	} {
-		h := newTestHealth()
+		h := newTestHealth(t)
 		h.restarted = c.restarted
 		if got := h.ends(c.err, c.neverReady); got != c.ends {
 			t.Errorf("%+v: %t", c, got)

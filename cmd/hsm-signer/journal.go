@@ -33,6 +33,9 @@ type keptJournal struct {
 	opening  bool // one caller is at it
 	tried    time.Time
 	fault    error // why it is not open, or could not be written at the last look
+
+	told     journal.Head // the head that the log says last
+	toldWhen time.Time
 }
 
 func newKeptJournal(dir string, ca *x509.Certificate) *keptJournal {
@@ -69,6 +72,7 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 	}
 	k.logger.Info("the journal is open", "dir", k.dir, "id", opened.ID(), "head", opened.Head().String(), "unpublished", len(opened.Unpublished()))
 	k.open, k.refusals = opened, journal.OpenRefusals(k.dir, 0)
+	k.told, k.toldWhen = opened.Head(), time.Now()
 	close(k.opened)
 	return opened, nil
 }
@@ -152,6 +156,7 @@ func (k *keptJournal) watch(ctx context.Context) error {
 		if !errors.Is(err, errOpening) {
 			k.mu.Lock()
 			k.note(err)
+			k.tell(time.Now(), headInterval)
 			k.mu.Unlock()
 		}
 		select {
@@ -160,6 +165,37 @@ func (k *keptJournal) watch(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// headInterval is the time between two lines of the log that say what the head of the journal is.
+const headInterval = time.Minute
+
+// tell has the log say what the head of the journal is, when it is another than it said, and that long enough ago. Who
+// keeps the log is a witness then. The caller holds the mutex.
+func (k *keptJournal) tell(now time.Time, interval time.Duration) {
+	if k.open == nil || now.Sub(k.toldWhen) < interval {
+		return
+	}
+	if head := k.open.Head(); head != k.told {
+		k.told, k.toldWhen = head, now
+		k.logger.Info("the head of the journal", "id", k.open.ID(), "head", head.String())
+	}
+}
+
+// Annotations of the lease, by which the API server is a witness of the head of the journal.
+const (
+	annotationJournal = "hsm-signer/journal"
+	annotationHead    = "hsm-signer/journal-head"
+)
+
+// annotations say what the head of the journal is; nothing while it is not open.
+func (k *keptJournal) annotations() map[string]string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == nil {
+		return nil
+	}
+	return map[string]string{annotationJournal: string(k.open.ID()), annotationHead: k.open.Head().String()}
 }
 
 // errOpening: a long journal takes minutes to read and verify, and nobody waits so long to hear how
@@ -197,7 +233,9 @@ func (k *keptJournal) close() {
 	if k.open == nil {
 		return
 	}
-	if err := errors.Join(k.refusals.Close(), k.open.Close()); err != nil {
+	err := errors.Join(k.refusals.Close(), k.open.Close())
+	k.tell(time.Now(), 0)
+	if err != nil {
 		k.logger.Error("the journal could not be closed well", "error", err)
 	}
 }

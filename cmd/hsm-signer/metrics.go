@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/x509"
 	"net/http"
 	"time"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"hsm-signer/hsm"
+	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -23,6 +23,7 @@ type metrics struct {
 	overBudget prometheus.Counter
 	faults     prometheus.Counter
 	reloadFail prometheus.Gauge
+	caRefused  prometheus.Gauge
 	inForce    *prometheus.GaugeVec
 	requests   prometheus.Histogram
 	signatures prometheus.Histogram
@@ -54,6 +55,10 @@ func newMetrics() *metrics {
 			Name: "hsm_signer_policy_file_refused",
 			Help: "1 while the policy file as it is now is refused and an earlier policy stays in force, else 0.",
 		}),
+		caRefused: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "hsm_signer_ca_file_refused",
+			Help: "1 while the file of the CA's certificate as it is now is refused and the certificate before it stays in use, else 0.",
+		}),
 		inForce: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "hsm_signer_policy_info",
 			Help: "1 for the policy in force, by its hash.",
@@ -81,9 +86,16 @@ func newMetrics() *metrics {
 			Help: "Certificates on requests of our signers, by origin: own; another_journal (the CA signed it for a former journal or another replica); unrecorded (the CA signed it, this journal should have it, and has not); foreign (the CA did not sign it). Only who leads knows.",
 		}, []string{"origin"}),
 	}
-	m.registry.MustRegister(m.decisions, m.issued, m.overBudget, m.faults, m.reloadFail, m.inForce,
+	m.registry.MustRegister(m.decisions, m.issued, m.overBudget, m.faults, m.reloadFail, m.caRefused, m.inForce,
 		m.requests, m.signatures, m.leaders, m.apiCalls, m.inCluster, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// watchSigning has shown at each scrape how token, CA and journal stand.
+func (m *metrics) watchSigning(p *parts) {
+	m.watchToken(p.key.Stats)
+	m.watchCA(p.issuer.CA)
+	m.registry.MustRegister(journalMetrics{p.journal})
 }
 
 // watchToken has what the key did shown at each scrape.
@@ -111,8 +123,8 @@ func (m *metrics) watchController(c *kube.Controller) {
 }
 
 // watchCA has shown at each scrape when the CA's certificate expires.
-func (m *metrics) watchCA(ca func() *x509.Certificate) {
-	m.gauge("hsm_signer_ca_not_after_timestamp_seconds", "When the CA's certificate expires, in seconds since 1970.", func() float64 { return float64(ca().NotAfter.Unix()) })
+func (m *metrics) watchCA(ca func() *issuer.CA) {
+	m.gauge("hsm_signer_ca_not_after_timestamp_seconds", "When the CA's certificate expires, in seconds since 1970.", func() float64 { return float64(ca().Certificate().NotAfter.Unix()) })
 }
 
 func number(b bool) float64 {
@@ -164,6 +176,9 @@ func (m *metrics) policyInForce(p *policy.Policy) {
 	m.inForce.Reset()
 	m.inForce.WithLabelValues(p.Hash()).Set(1)
 }
+
+// caFileRefused notes whether the file of the CA's certificate as it is now is refused.
+func (m *metrics) caFileRefused(refused bool) { m.caRefused.Set(number(refused)) }
 
 // policyFileRefused notes whether the policy file as it is now is refused.
 func (m *metrics) policyFileRefused(refused bool) {

@@ -55,26 +55,25 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
 	var background []func(context.Context) error
+	ca := &caReloader{file: c.caCertFile, logger: logger.Named("ca"), refused: counts.caFileRefused}
 	if c.mode != kube.Shadow {
 		defer p.key.Close()
-		p.journal.logger = logger.Named("journal")
 		defer p.journal.close()
+		p.journal.logger = logger.Named("journal")
 		if err := startSigning(ctx, c, p, logger); err != nil {
 			return err
 		}
+		ca.current, ca.replace = p.issuer.CA, p.issuer.Replace
+		health.watchSigning(p, ca, c.restarted())
+		counts.watchSigning(p)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
-		counts.watchToken(p.key.Stats)
-		counts.watchCA(p.ca.Certificate)
-		counts.registry.MustRegister(journalMetrics{p.journal})
-		health.journal = p.journal.state
-		background = append(background, p.journal.watch)
-		health.token, health.ca, health.restarted = p.key.Look, p.ca.ValidAt, c.restarted()
-		health.again = p.journal.opened // a test signature may be made from then on
+		serving.Fit, serving.Says = health.fit, p.journal.annotations
+		background = append(background, p.journal.watch, ca.watch)
 	}
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
 	counts.watchController(controller)
-	reload.warn, reload.changed = controller.Warn, controller.LookAgain
+	reload.warn, reload.changed, ca.warn = controller.Warn, controller.LookAgain, controller.Warn
 	return runAll(ctx, append(background,
 		controller.Run,
 		reload.watch,
