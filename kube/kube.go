@@ -122,6 +122,7 @@ type Controller struct {
 	requests    atomic.Pointer[requests] // nil until the API was found
 
 	permits *permits
+	large   chan struct{}       // of size 1: held by the turn of a request that is read whole
 	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
 
 	mu      sync.Mutex
@@ -151,6 +152,7 @@ func New(c Config) *Controller {
 		events:      events,
 		watches:     map[string]error{"": errStarting},
 		permits:     newPermits(c.Client),
+		large:       make(chan struct{}, 1),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
@@ -274,10 +276,13 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 	}
 	c.mu.Unlock()
 	for _, selector := range selectors {
-		lw := api.listerWatcher(selector, func(err error) {
+		lw := api.listerWatcher(selector, c.listSlim, func(err error) {
 			c.watching(selector, explainWatch(selector, api, err))
 		})
 		informer := cache.NewSharedIndexInformer(lw, &certificatesv1.CertificateSigningRequest{}, 0, nil)
+		if err := informer.SetTransform(c.slim); err != nil {
+			return fmt.Errorf("watch certificate requests: %w", err)
+		}
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    c.added,
 			UpdateFunc: c.updated,

@@ -78,17 +78,17 @@ func APIVersion(ctx context.Context, client kubernetes.Interface) (string, error
 	return api.version, nil
 }
 
-// listerWatcher lists and watches what matches the field selector, and tells
+// listerWatcher lists, by the function, and watches what matches the field selector, and tells
 // the observer how each attempt went; nil means that a watch was established.
-func (r *requests) listerWatcher(selector string, observe func(error)) cache.ListerWatcher {
+func (r *requests) listerWatcher(selector string, list listFunc, observe func(error)) cache.ListerWatcher {
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector
-			list, err := r.List(ctx, o)
+			all, err := list(ctx, r, o)
 			if err != nil {
 				observe(err)
 			}
-			return list, err
+			return all, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector
@@ -102,6 +102,9 @@ func (r *requests) listerWatcher(selector string, observe func(error)) cache.Lis
 	}
 	return lw
 }
+
+// A listFunc lists requests.
+type listFunc func(ctx context.Context, r *requests, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error)
 
 // listFirst keeps client-go from asking for the initial state by a watch, which servers with
 // v1beta1 do not know and do not refuse.

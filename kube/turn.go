@@ -68,8 +68,16 @@ func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool 
 // changed.
 func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
 	was := stateOf(csr)
-	if was == approved {
-		// What the cache shows may be long done, or have been made again.
+	if cut(csr) {
+		select {
+		case c.large <- struct{}{}:
+			defer func() { <-c.large }()
+		default:
+			return errLookAgain // another one has its turn
+		}
+	}
+	if was == approved || cut(csr) {
+		// What the cache shows may be long done, have been made again, or not be all.
 		var err error
 		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -115,13 +116,10 @@ func readPublicKey(path string) (crypto.PublicKey, error) {
 }
 
 func (a *auditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.Writer) error {
-	if isTerminal(errs) {
-		o.Progress = func(read, total int64) { fmt.Fprintf(errs, "\rverifying: %d of %d MiB ", read>>20, total>>20) }
-	}
+	var clear func()
+	o.Progress, clear = showProgress(errs, isTerminal(errs), time.Now())
 	summary, err := journal.Verify(dir, o)
-	if isTerminal(errs) {
-		fmt.Fprint(errs, "\r\x1b[K")
-	}
+	clear()
 	var wrong *journal.Fault
 	switch {
 	case errors.As(err, &wrong):
@@ -136,6 +134,26 @@ func (a *auditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.W
 		return &exitError{exitRefused, fmt.Errorf("the journal in %s ends with %d bytes that are no whole line, as a power cut leaves them: hsm-signer moves them into a file of their own when it starts; compare the head with what a witness has", dir, summary.Torn)}
 	}
 	return nil
+}
+
+// quietFor is how long a command may take before it says how far it is.
+const quietFor = 2 * time.Second
+
+// showProgress returns what shows progress on a terminal, when it takes longer than one likes to wait, and what takes
+// that away again.
+func showProgress(w io.Writer, terminal bool, began time.Time) (progress func(read, total int64), clear func()) {
+	shown := false
+	progress = func(read, total int64) {
+		if terminal && time.Since(began) >= quietFor {
+			shown = true
+			fmt.Fprintf(w, "\rverifying: %d of %d MiB ", read>>20, total>>20)
+		}
+	}
+	return progress, func() {
+		if shown {
+			fmt.Fprint(w, "\r\x1b[K")
+		}
+	}
 }
 
 func (a *auditVerify) print(dir string, s journal.Summary, out io.Writer) error {

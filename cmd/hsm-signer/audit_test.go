@@ -41,17 +41,35 @@ func newSoftCA(t *testing.T) softCA {
 // issue writes into the journal that a request got a certificate of this lifetime.
 func (ca softCA) issue(t *testing.T, j *journal.Journal, uid string, lifetime time.Duration) {
 	t.Helper()
+	intent, signed := ca.certify(t, j, uid, lifetime)
+	write(t, j, intent, signed, journal.Published{UID: uid, Serial: intent.Serial})
+}
+
+// begin writes into the journal that a request was begun, and signed or not, and then given up.
+func (ca softCA) begin(t *testing.T, j *journal.Journal, uid string, isSigned bool) {
+	t.Helper()
+	intent, signed := ca.certify(t, j, uid, time.Hour)
+	if write(t, j, intent); isSigned {
+		write(t, j, signed)
+	}
+	write(t, j, journal.Orphaned{UID: uid, Serial: intent.Serial, Why: "the request is gone"})
+}
+
+func (ca softCA) certify(t *testing.T, j *journal.Journal, uid string, lifetime time.Duration) (journal.Intent, journal.Signed) {
+	t.Helper()
 	serial, err := j.ID().NewSerial()
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "typha-server"}, NotAfter: time.Now().Add(lifetime)}
 	cert, text := makeCertificate(t, template, ca.cert, ca.key.Public(), ca.key), journal.FormatSerial(serial)
-	for _, e := range []journal.Entry{
-		journal.Intent{UID: uid, Name: "typha-" + uid, Requester: journal.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
-		journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw},
-		journal.Published{UID: uid, Serial: text},
-	} {
+	return journal.Intent{UID: uid, Name: "typha-" + uid, Requester: journal.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
+		journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw}
+}
+
+func write(t *testing.T, j *journal.Journal, entries ...journal.Entry) {
+	t.Helper()
+	for _, e := range entries {
 		if err := j.Append(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
@@ -190,6 +208,22 @@ func TestAuditList(t *testing.T) {
 	}
 }
 
+// What was given up is listed too, also where nobody knows whether it was signed.
+func TestAuditListShowsOrphans(t *testing.T) {
+	dir := t.TempDir()
+	ca := newSoftCA(t)
+	j := ca.openJournal(t, dir)
+	ca.begin(t, j, "signed", true)
+	ca.begin(t, j, "intended", false)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, stderr, code := command(t, "audit", "list", filepath.Join(dir, "state"))
+	if code != 0 || strings.Count(out, "orphaned") != 2 || !strings.Contains(out, "typha-signed") || !strings.Contains(out, "typha-intended") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+}
+
 // The blocks of docs/audit.md for a shell find nothing wrong with a journal that is right, and what is wrong
 // with one that is not.
 func TestAuditByHand(t *testing.T) {
@@ -228,5 +262,22 @@ func TestAuditByHand(t *testing.T) {
 	}
 	if out, err := run(); err == nil || !strings.Contains(out, "line 6") {
 		t.Errorf("a changed line: %v\n%s", err, out)
+	}
+}
+
+// Progress shows on a terminal alone, and only when it takes long.
+func TestProgress(t *testing.T) {
+	for _, c := range []struct {
+		terminal bool
+		began    time.Time
+		shown    bool
+	}{{true, time.Now(), false}, {false, time.Now().Add(-time.Minute), false}, {true, time.Now().Add(-time.Minute), true}} {
+		var out bytes.Buffer
+		progress, clear := showProgress(&out, c.terminal, c.began)
+		progress(3<<20, 7<<20)
+		clear()
+		if got := strings.Contains(out.String(), "3 of 7 MiB") && strings.HasSuffix(out.String(), "\x1b[K"); got != c.shown || !c.shown && out.Len() > 0 {
+			t.Errorf("%+v: %q", c, out.String())
+		}
 	}
 }

@@ -26,10 +26,10 @@ type issuedView struct {
 	Rule          string            `json:"rule"`
 	PolicyHash    string            `json:"policyHash"`
 	Names         []string          `json:"names"`
-	SignedAt      time.Time         `json:"signedAt"`
+	SignedAt      time.Time         `json:"signedAt,omitzero"`
 	NotBefore     time.Time         `json:"notBefore"`
 	NotAfter      time.Time         `json:"notAfter"`
-	Certificate   []byte            `json:"certificate"` // DER, base64
+	Certificate   []byte            `json:"certificate,omitempty"` // DER, base64; missing where an orphan is not known to have been signed
 }
 
 func newAuditListCommand() *cobra.Command {
@@ -39,7 +39,8 @@ func newAuditListCommand() *cobra.Command {
 		Use:   "list [DIR]",
 		Short: "List the certificates that were issued",
 		Long: `Lists the certificates in the journal in DIR (by default STATE_DIR): to whom, for which names, until
-when. Those that were published come first, in that order. It verifies the chain, and not the
+when. Those that were published come first, in that order. Orphans were given up: nobody got them, as far
+as the journal knows. It verifies the chain, and not the
 signatures: that is "audit verify".`,
 		Example: "  hsm-signer audit list --expiring 30d",
 		Args:    cobra.MaximumNArgs(1),

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// Issued is a certificate that was issued.
+// Issued is a certificate that was issued, or that may have been signed and was given up.
 type Issued struct {
 	Intent
 	State     State     // [HasCertificate], [IsPublished] or [IsOrphaned]
-	SignedAt  time.Time // when the line with the certificate was written
+	SignedAt  time.Time // when the line with the certificate was written; zero when there is none
 	NotBefore time.Time
 	NotAfter  time.Time
-	Signed    []byte // the certificate, DER
+	Signed    []byte // the certificate, DER; nil of an orphan whose signature is not in the journal
 }
 
 // A Filter chooses certificates. The zero one takes all.
@@ -32,7 +32,7 @@ func (f Filter) takes(i *Issued) bool {
 var errEnough = errors.New("enough")
 
 // List goes through the certificates that were issued: those that were published, in that order, and
-// then the others. A line that is wrong ends it with an error; it verifies the chain, and not the
+// then the others, with all that were orphaned. A line that is wrong ends it with an error; it verifies the chain, and not the
 // signatures. Like [Verify] it can be used while the journal is written. It remembers only what is not
 // published.
 func List(dir string, f Filter) iter.Seq2[*Issued, error] {
@@ -70,15 +70,13 @@ func (l *lister) line(line Line) error {
 		i.State = IsPublished
 		return l.give(i)
 	case Orphaned:
-		if i := l.open[e.UID]; i != nil {
-			i.State = IsOrphaned
-		}
+		return l.orphaned(e)
 	}
 	return nil
 }
 
 func (l *lister) intent(e Intent) error {
-	if former := l.open[e.UID]; former != nil && former.Signed != nil { // an orphan, whose request gets a new one
+	if former := l.open[e.UID]; given(former) { // an orphan, whose request gets a new one
 		if err := l.give(former); err != nil {
 			return err
 		}
@@ -103,6 +101,23 @@ func (l *lister) signed(e Signed, at time.Time) error {
 	return nil
 }
 
+func (l *lister) orphaned(e Orphaned) error {
+	i := l.open[e.UID]
+	if i == nil {
+		return nil
+	}
+	i.State = IsOrphaned
+	if i.Signed != nil {
+		return nil
+	}
+	facts, err := factsOf(i.TBS)
+	i.NotBefore, i.NotAfter = facts.notBefore, facts.notAfter
+	return err
+}
+
+// given tells whether the certificate is one to hand over.
+func given(i *Issued) bool { return i != nil && (i.Signed != nil || i.State == IsOrphaned) }
+
 // give hands over a certificate that the filter takes.
 func (l *lister) give(i *Issued) error {
 	if l.filter.takes(i) && !l.yield(i, nil) {
@@ -114,7 +129,7 @@ func (l *lister) give(i *Issued) error {
 // remaining gives the certificates that were not published.
 func (l *lister) remaining() error {
 	for _, uid := range l.order {
-		if i := l.open[uid]; i != nil && i.Signed != nil {
+		if i := l.open[uid]; given(i) {
 			delete(l.open, uid)
 			if err := l.give(i); err != nil {
 				return err

@@ -96,7 +96,7 @@ func Parse(text []byte) (*Request, []Fault) {
 func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	const field = "request"
 	if len(text) > MaxPEM {
-		return nil, found.add(field, "is %d bytes long; at most %d are read", len(text), MaxPEM)
+		return nil, found.add(field, "is too long: at most %d bytes are read", MaxPEM)
 	}
 	text = bytes.TrimRight(text, "\r\n\t ")
 	if !bytes.HasPrefix(text, []byte("-----BEGIN "+pemType+"-----")) {

@@ -1,0 +1,72 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/policy/pkcs10"
+)
+
+// A requester may make a request of a megabyte, and many of them. What is kept of each is what a turn needs, and
+// one that had to be cut is read whole when its turn comes, one at a time.
+const (
+	// mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in bytes.
+	mostMeta = 16 << 10
+	// cutMark is the annotation of a request whose metadata were cut. Should a requester set it, its request is read once
+	// more than needed.
+	cutMark = "hsm-signer/cut"
+	// listPage is how many requests one answer to a list holds.
+	listPage = 25
+)
+
+// slim returns the request without what is not needed of it. It may be given the same one again.
+func (c *Controller) slim(object any) (any, error) {
+	csr, is := object.(*certificatesv1.CertificateSigningRequest)
+	if !is { // client-go's notes of what it has missed
+		return object, nil
+	}
+	meta := metav1.ObjectMeta{Name: csr.Name, UID: csr.UID, ResourceVersion: csr.ResourceVersion, CreationTimestamp: csr.CreationTimestamp}
+	if c.Mode != Shadow && (stateOf(csr) == done || !c.serves(csr)) {
+		return &certificatesv1.CertificateSigningRequest{
+			ObjectMeta: meta, Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: csr.Spec.SignerName}, Status: csr.Status,
+		}, nil
+	}
+	csr.ManagedFields = nil
+	if csr.ObjectMeta.Size() > mostMeta {
+		csr.ObjectMeta = meta
+		csr.Annotations = map[string]string{cutMark: ""}
+	}
+	if len(csr.Spec.Request) > pkcs10.MaxPEM { // which is refused, and the API server keeps the whole of it
+		csr.Spec.Request = bytes.Clone(csr.Spec.Request[:pkcs10.MaxPEM+1])
+	}
+	return csr, nil
+}
+
+// cut tells whether the request is not as the API server has it, so that it must be read again before it is written.
+func cut(csr *certificatesv1.CertificateSigningRequest) bool {
+	_, is := csr.Annotations[cutMark]
+	return is
+}
+
+// listSlim lists page by page, so that no more than one page is in the memory as it came.
+func (c *Controller) listSlim(ctx context.Context, api *requests, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
+	o.ResourceVersion, o.ResourceVersionMatch, o.Limit = "", "", listPage // a cache would answer with all at once
+	all := &certificatesv1.CertificateSigningRequestList{}
+	for {
+		page, err := api.List(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		for i := range page.Items {
+			slimmed, _ := c.slim(&page.Items[i]) // it never fails
+			all.Items = append(all.Items, *slimmed.(*certificatesv1.CertificateSigningRequest))
+		}
+		all.ListMeta = page.ListMeta
+		if o.Continue = page.Continue; o.Continue == "" {
+			return all, nil
+		}
+	}
+}
