@@ -12,7 +12,7 @@ import (
 )
 
 // reconcileInterval is the time between two looks at what is unfinished.
-const reconcileInterval = 30 * time.Second
+const reconcileInterval = 10 * time.Second
 
 // reconcile finds out what became of what was begun: a request may have been deleted, or have taken its
 // certificate just before this process was killed.

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -148,10 +149,11 @@ func TestAuditVerify(t *testing.T) {
 		text  []byte
 		words string
 	}{
-		"changed":  {bytes.Replace(text, []byte("typha-b"), []byte("typha-c"), 1), "journal-00000001.jsonl, line 5: its hash is"},
-		"cut off":  {text[:last], "journal-00000001.jsonl, line 7: the journal ends with line 6"},
-		"unending": {append(text[:len(text):len(text)], "{"...), "1 bytes that are no whole line"},
-		"empty":    {nil, "this is no journal"},
+		"changed":    {bytes.Replace(text, []byte("typha-b"), []byte("typha-c"), 1), "journal-00000001.jsonl, line 5: its hash is"},
+		"cut off":    {text[:last], "journal-00000001.jsonl, line 7: the journal ends with line 6"},
+		"cut within": {text[:last+20], "the journal ends with line 6, but a witness has seen line 7"},
+		"unending":   {append(text[:len(text):len(text)], "{"...), "1 bytes that are no whole line"},
+		"empty":      {nil, "this is no journal"},
 	} {
 		if err := os.WriteFile(copied, c.text, 0o600); err != nil {
 			t.Fatal(err)
@@ -224,19 +226,28 @@ func TestAuditListShowsOrphans(t *testing.T) {
 	}
 }
 
-// The blocks of docs/audit.md for a shell find nothing wrong with a journal that is right, and what is wrong
-// with one that is not.
-func TestAuditByHand(t *testing.T) {
+// manualBlocks are those of docs/audit.md for a shell.
+func manualBlocks(t *testing.T) (blocks []string) {
+	t.Helper()
 	manual, err := os.ReadFile("../../docs/audit.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := madeJournal(t, time.Hour, time.Hour, time.Hour)
-	var blocks []string
 	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllSubmatch(manual, -1) {
 		blocks = append(blocks, string(block[1]))
 	}
+	return blocks
+}
+
+// The blocks of docs/audit.md for a shell find nothing wrong with a journal that is right, and what is wrong
+// with one that is not.
+func TestAuditByHand(t *testing.T) {
+	dir := madeJournal(t, time.Hour, time.Hour, time.Hour)
+	blocks := manualBlocks(t)
+	last := len(blocks) - 1 // which tidies up
+	var witness string
 	run := func() (string, error) {
+		blocks := slices.Insert(slices.Clone(blocks), last, witness)
 		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.Join(blocks, "\n"))
 		cmd.Dir = filepath.Join(dir, "state")
 		cmd.Env = append(os.Environ(), "CA_CERT_FILE="+filepath.Join(dir, "ca.crt"))
@@ -251,6 +262,15 @@ func TestAuditByHand(t *testing.T) {
 		if !strings.Contains(out, words) {
 			t.Errorf("%q is missing in\n%s", words, out)
 		}
+	}
+	head := regexp.MustCompile(`head (\d+:\w{64})`).FindStringSubmatch(out)[1]
+	witness = "is_there " + head + " && echo it is there"
+	if out, err := run(); err != nil || !strings.Contains(out, "it is there") {
+		t.Errorf("a witness: %v\n%s", err, out)
+	}
+	witness = "is_there 1" + head
+	if out, err := run(); err == nil || !strings.Contains(out, "is not in the journal") {
+		t.Errorf("a witness of what is not there: %v\n%s", err, out)
 	}
 	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -48,10 +49,31 @@ func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 		if seq == nil || seq[1]+":"+sum.String() != j.Head().String() {
 			t.Errorf("%v:%s is shown; the head is %s", seq, &sum, j.Head())
 		}
+		if head := headByHand(t, text); head != j.Head().String() {
+			t.Errorf("by hand it is %s; the head is %s", head, j.Head())
+		}
 		if !strings.Contains(text, fmt.Sprintf(`hsm_signer_journal_lines_total{kind="signed"} %d`, j.Summary().Counts.Signed)) {
 			t.Errorf("the lines are not counted: %s", text)
 		}
 	}
+}
+
+// headByHand has the manual's block read the head from the metrics.
+func headByHand(t *testing.T, metrics string) string {
+	t.Helper()
+	for _, block := range manualBlocks(t) {
+		if strings.Contains(block, "head_of()") {
+			cmd := exec.Command("bash", "-euo", "pipefail", "-c", block+"\nhead_of")
+			cmd.Stdin = strings.NewReader(metrics)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			return strings.TrimSpace(string(out))
+		}
+	}
+	t.Fatal("the manual does not say how")
+	return ""
 }
 
 // Calls to the API server are counted by verb and code, also those without an answer.

@@ -1,13 +1,21 @@
 package bridge_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/shim"
+	"hsm-signer/issuer/journal"
 )
 
 // Killed again and again while requests come in, and started again on the same journal: every request
@@ -43,6 +51,81 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		t.Errorf("%d certificates for %d requests", len(serials), len(asked))
 	}
 	requireJournal(t, env, uids)
+}
+
+// Each signature that the token made is in the journal: certificates and test signatures.
+func TestEachSignatureIsInTheJournal(t *testing.T) {
+	s, env := behindShim(t)
+	env = append(env, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
+	for range 2 {
+		d, err := shared.Run(t.Context(), ca, env...)
+		must(t, err)
+		must(t, d.WaitReady(t.Context()))
+		for range 3 {
+			ask(t)
+		}
+		if code, err := d.Stop(); err != nil || code != 0 {
+			t.Errorf("it ended with code %d, %v", code, err)
+		}
+	}
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output", "json")
+	var summary journal.Summary
+	if err := json.Unmarshal([]byte(stdout), &summary); err != nil || code != 0 {
+		t.Fatalf("exit code %d: %s%s: %v", code, stdout, stderr, err)
+	}
+	calls, err := s.Calls()
+	must(t, err)
+	if n := calls.Count(shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes || summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
+		t.Errorf("the token signed %d times; the journal has %d certificates and %d test signatures", n, summary.Counts.Signed, summary.Counts.Probes)
+	}
+}
+
+// A certificate on a request of ours that was not made here is noticed, and told of.
+func TestForeignCertificateIsNoticed(t *testing.T) {
+	d := startReady(t, ca, "APPROVE=false")
+	p := newPod(t, components()[0], nextIP())
+	csr, err := p.asking(t, components()[0]).Submit(t.Context(), p.client)
+	must(t, err)
+	csr.Status.Certificate, err = os.ReadFile(importKey(t, "foreign").CertFile)
+	must(t, err)
+	_, err = shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
+	must(t, err)
+	requireEvent(t, csr.Name, "ForeignCertificate")
+	eventually(t, "the metric to say so", func(ctx context.Context) (bool, error) {
+		return strings.Contains(d.Metrics(ctx), `hsm_signer_certificates_in_cluster{origin="foreign"} 1`), nil
+	})
+	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+}
+
+// A permission that is taken away shows by its name, and nobody runs into that again and again; when it is back, what
+// waited is issued.
+func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
+	d := startReady(t, ca)
+	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
+	whole, err := roles.Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	must(t, err)
+	without := whole.DeepCopy()
+	without.Rules = slices.DeleteFunc(without.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods") })
+	_, err = roles.Update(t.Context(), without, metav1.UpdateOptions{})
+	must(t, err)
+	back := func() {
+		now, err := roles.Get(context.Background(), "hsm-signer", metav1.GetOptions{})
+		must(t, err)
+		now.Rules = whole.Rules
+		_, err = roles.Update(context.Background(), now, metav1.UpdateOptions{})
+		must(t, err)
+	}
+	t.Cleanup(back)
+	must(t, d.WaitNotReady(t.Context(), "[-] permissions: may not get pods; list pods"))
+	p := newPod(t, components()[0], nextIP())
+	asking := p.asking(t, components()[0])
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	back()
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	must(t, d.WaitReady(t.Context()))
 }
 
 // requireJournal requires that the journal verifies, and holds one certificate for each of the requests. There

@@ -2,9 +2,13 @@ package bridge_test
 
 import (
 	"context"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/bridge"
 )
@@ -13,9 +17,9 @@ import (
 var electing = []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
 
 // one starts one of many, which ends with the test whatever becomes of it.
-func one(t *testing.T) *bridge.Daemon {
+func one(t *testing.T, env ...string) *bridge.Daemon {
 	t.Helper()
-	d, err := shared.Run(t.Context(), ca, electing...)
+	d, err := shared.Run(t.Context(), ca, append(env, electing...)...)
 	must(t, err)
 	must(t, d.WaitReady(t.Context())) // also while it stands by
 	t.Cleanup(func() {
@@ -43,9 +47,11 @@ func ask(t *testing.T) {
 
 func issuedBy(d *bridge.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
 
-// One leads, the other stands by, ready; when the first stops, it has given the lease up.
+// One leads, the other stands by, ready; when the first stops, it has given the lease up. What the lease said last of
+// its journal is a witness of that.
 func TestOneOfManyLeads(t *testing.T) {
-	first := one(t)
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	first := one(t, state)
 	waitLeads(t, first)
 	second := one(t)
 	ask(t)
@@ -56,15 +62,58 @@ func TestOneOfManyLeads(t *testing.T) {
 	if code, err := first.Stop(); err != nil || code != 0 {
 		t.Errorf("the leader ended with code %d, %v; its log:\n%s", code, err, first.Log())
 	}
+	for _, log := range regexp.MustCompile(`"head":"([^"]*)"`).FindAllStringSubmatch(first.Log(), -1) {
+		requireWitnessed(t, state, log[1])
+	}
 	waitLeads(t, second)
 	ask(t)
 }
 
 // A leader that is killed is followed by the other.
 func TestKilledLeaderIsFollowed(t *testing.T) {
-	first := one(t)
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	first := one(t, state)
 	waitLeads(t, first)
+	ask(t)
+	var head string
+	eventually(t, "the lease to be a witness of the certificate", func(ctx context.Context) (bool, error) {
+		lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx, "hsm-signer", metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		before := head
+		head = lease.Annotations["hsm-signer/journal-head"]
+		return before != "" && head != before, nil
+	})
+	requireWitnessed(t, state, head)
 	second := one(t)
+	must(t, first.Kill())
+	waitLeads(t, second)
+	ask(t)
+}
+
+// requireWitnessed requires that the journal has the head, and that it would show if it had not.
+func requireWitnessed(t *testing.T, state, head string) {
+	t.Helper()
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify", "--witness", head); code != 0 {
+		t.Errorf("the witness %s: exit code %d: %s%s", head, code, stdout, stderr)
+	}
+	_, sum, _ := strings.Cut(head, ":")
+	if _, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify", "--witness", "9999:"+sum); code != 2 || !strings.Contains(stderr, "the end was cut off") {
+		t.Errorf("a witness of what is not there: exit code %d: %s", code, stderr)
+	}
+}
+
+// Two of many with one directory for the journal: the one that has it leads, the other stands by, ready, and leads when
+// it gets it.
+func TestOneJournalForMany(t *testing.T) {
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	first := one(t, state)
+	waitLeads(t, first)
+	second := one(t, state)
+	if _, body, err := second.Readyz(t.Context()); err != nil || !strings.Contains(body, "stands by: the journal is in use") || !strings.Contains(body, "token ok: the token is logged in to") {
+		t.Errorf("%v: %s", err, body)
+	}
 	must(t, first.Kill())
 	waitLeads(t, second)
 	ask(t)

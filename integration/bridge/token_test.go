@@ -60,8 +60,8 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 func TestTokenHangsAndGoesOn(t *testing.T) {
 	s, env := behindShim(t)
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
-	must(t, s.Rules(shim.Hang(shim.Sign)))
-	must(t, d.WaitNotReady(t.Context(), "C_Sign did not come back within 1s"))
+	must(t, s.Rules(shim.Hang(shim.Sign), shim.Hang(shim.GetAttributeValue)))
+	must(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	asking := p.asking(t, node)
