@@ -101,7 +101,10 @@ func (k *Key) Look(ctx context.Context) error {
 	if !errors.Is(err, ErrUnproven) {
 		return err
 	}
-	return errors.Join(k.prove(ctx, goodFor, k.touch), err)
+	if touched := k.prove(ctx, goodFor, k.touch); touched != nil {
+		return touched
+	}
+	return err
 }
 
 // prove answers nil when a signature was made within a time, or else what the look at the connection says. After a
@@ -302,7 +305,7 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 
 // Proof returns what the token says of the key's attributes; it connects if need be.
 func (k *Key) Proof(ctx context.Context) (Proof, error) {
-	if err := k.Ready(ctx); err != nil {
+	if err := k.Look(ctx); err != nil && !errors.Is(err, ErrUnproven) {
 		return Proof{}, err
 	}
 	if err := k.gate.enter(ctx); err != nil {

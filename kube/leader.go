@@ -82,7 +82,7 @@ const unfitAfter = 15 * time.Second
 
 // elect takes part in the election while it is fit until the context ends, and then gives the lease up.
 func (l *leader) elect(ctx context.Context) {
-	for l.waitFit(ctx) {
+	for ctx.Err() == nil && l.waitFit(ctx) {
 		standing, resign := context.WithCancel(ctx)
 		var group wait.Group
 		group.StartWithContext(standing, func(ctx context.Context) { l.watchFit(ctx, resign) })

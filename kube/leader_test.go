@@ -1,9 +1,13 @@
 package kube
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // The lease's age counts by both clocks.
@@ -28,4 +32,46 @@ func TestFence(t *testing.T) {
 	if err := (*leader)(nil).fence(); err != nil {
 		t.Errorf("without an election: %v", err)
 	}
+}
+
+// Who is not fit does not stand for election; and the election ends with its context, fit or not.
+func TestOnlyWhoIsFitStands(t *testing.T) {
+	asked, fit := make(chan struct{}), errors.New("no token")
+	ctx, cancel := context.WithCancel(t.Context())
+	l := &leader{logger: hclog.NewNullLogger(), fit: func() error {
+		select {
+		case asked <- struct{}{}:
+		case <-ctx.Done():
+		}
+		return fit
+	}} // it has no client: standing for election would panic
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.elect(ctx)
+	}()
+	<-asked
+	<-asked
+	cancel()
+	<-ended
+	fit = nil
+	l.elect(ctx)
+}
+
+// A leader that stays unfit gives the lease up, and one that is unfit for a moment does not.
+func TestUnfitLeaderResigns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began, wellAgain := time.Now(), 10*time.Second
+		l := &leader{logger: hclog.NewNullLogger(), fit: func() error {
+			if since := time.Since(began); since < wellAgain || since > time.Minute {
+				return errors.New("the disk is full")
+			}
+			return nil
+		}}
+		resigned := time.Duration(0)
+		l.watchFit(t.Context(), func() { resigned = time.Since(began) })
+		if resigned < time.Minute || resigned > time.Minute+unfitAfter+2*retryPeriod {
+			t.Errorf("it resigned after %s", resigned)
+		}
+	})
 }

@@ -117,9 +117,7 @@ func (h *health) note(err error) {
 }
 
 // warm tells whether the token is at hand, although it was not seen to sign: it is the journal that is not ready.
-func warm(err error) bool {
-	return errors.Is(err, hsm.ErrUnproven) && !errors.Is(err, hsm.ErrUnavailable) && !errors.Is(err, hsm.ErrKey)
-}
+func warm(err error) bool { return errors.Is(err, hsm.ErrUnproven) }
 
 // patience is how long a look may take before the token counts as not ready.
 const patience = 15 * time.Second

@@ -53,7 +53,6 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 		{func() {}, 503, "[-] token: not looked at yet"},
 		{func() { h.note(nil) }, 200, "[+] token ok"},
 		{func() { h.note(fmt.Errorf("%w: the journal is not open", hsm.ErrUnproven)) }, 200, "[+] token ok: no test signature was made"},
-		{func() { h.note(errors.Join(hsm.ErrUnavailable, hsm.ErrUnproven)) }, 503, "[-] token: "},
 		{func() { h.note(nil); h.caFile = func() string { return "but it is refused" } }, 200, "[+] ca ok: but it is refused"},
 		{func() { h.journal = func() error { return journal.ErrLocked } }, 503, "[-] journal: the journal is in use"},
 		{func() { h.standby = true }, 200, "[+] journal ok: this process stands by"},
