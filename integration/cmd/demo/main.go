@@ -12,10 +12,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/demo"
 )
 
 func main() {
@@ -29,20 +29,20 @@ func main() {
 }
 
 func run(ctx context.Context, keep bool) (err error) {
-	out := newScreen(os.Stdout)
+	out := demo.NewScreen(os.Stdout)
 	dir, err := os.MkdirTemp("", "hsm-signer-demo-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	out.step("A real API server and etcd, and a SoftHSM token")
+	out.Step("A real API server and etcd, and a SoftHSM token")
 	b, err := bridge.New(ctx, bridge.Options{Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	out.print("API server at " + b.Cluster.Config().Host + "; token \"" + b.Token.Label + "\" behind " + b.Token.Module)
+	out.Print("API server at " + b.Cluster.Config().Host + "; token \"" + b.Token.Label + "\" behind " + b.Token.Module)
 
 	d, ca, err := serve(ctx, out, b)
 	if err != nil {
@@ -53,35 +53,36 @@ func run(ctx context.Context, keep bool) (err error) {
 		err = errors.Join(err, stopErr)
 	}()
 
-	out.step("Pods ask: each open-source component of Calico, and impostors")
-	outcomes, err := askAll(ctx, b, ca)
+	out.Step("Pods ask: each open-source component of Calico, and impostors")
+	place := demo.Place{Cluster: b.Cluster, SignerName: bridge.SignerName, CACert: ca.CertFile, Dir: dir}
+	outcomes, err := place.AskAll(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; the log of hsm-signer:\n%s", err, d.Log())
 	}
-	out.table(outcomes)
+	out.Table(outcomes)
 	if keep {
 		lookAround(ctx, out, b, ca, d)
 	}
-	return judge(out, outcomes)
+	return demo.Judge(out, outcomes)
 }
 
 // serve has the ceremony make a CA, checks every precondition and starts the daemon.
-func serve(ctx context.Context, out *screen, b *bridge.Bridge) (*bridge.Daemon, bridge.CA, error) {
-	out.step("hsm-signer ca create: the key is made in the token and never leaves it")
+func serve(ctx context.Context, out *demo.Screen, b *bridge.Bridge) (*bridge.Daemon, bridge.CA, error) {
+	out.Step("hsm-signer ca create: the key is made in the token and never leaves it")
 	ca, text, err := b.CreateCA(ctx, "ecdsa-p256")
 	if err != nil {
 		return nil, ca, err
 	}
-	out.print(text)
+	out.Print(text)
 
-	out.step("hsm-signer check: every precondition, with the rights of deploy/rbac.yaml")
+	out.Step("hsm-signer check: every precondition, with the rights of deploy/base/rbac.yaml")
 	text, stderr, code := b.Command(ctx, ca, nil, "check")
-	out.print(text)
+	out.Print(text)
 	if code != 0 {
 		return nil, ca, fmt.Errorf("hsm-signer check: exit code %d: %s", code, stderr)
 	}
 
-	out.step("hsm-signer run")
+	out.Step("hsm-signer run")
 	d, err := b.Run(ctx, ca)
 	if err != nil {
 		return nil, ca, err
@@ -90,29 +91,14 @@ func serve(ctx context.Context, out *screen, b *bridge.Bridge) (*bridge.Daemon, 
 		_, stopErr := d.Stop()
 		return nil, ca, errors.Join(err, stopErr)
 	}
-	out.print("ready; it watches the requests of " + bridge.SignerName)
+	out.Print("ready; it watches the requests of " + bridge.SignerName)
 	return d, ca, nil
 }
 
-// judge compares what everyone got with what they should have got.
-func judge(out *screen, outcomes []outcome) error {
-	var wrong []string
-	for _, o := range outcomes {
-		if o.fault != "" {
-			wrong = append(wrong, o.who+" asking for "+o.asked+": "+o.fault)
-		}
-	}
-	if len(wrong) > 0 {
-		return errors.New("not everyone got what they should:\n  " + strings.Join(wrong, "\n  "))
-	}
-	out.step("All went as it should: every component has its certificate, openssl verifies each, every impostor was denied")
-	return nil
-}
-
 // lookAround says how, and waits to be interrupted.
-func lookAround(ctx context.Context, out *screen, b *bridge.Bridge, ca bridge.CA, d *bridge.Daemon) {
-	out.step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another terminal:")
-	out.print("export KUBECONFIG=" + b.Cluster.Kubeconfig() + `
+func lookAround(ctx context.Context, out *demo.Screen, b *bridge.Bridge, ca bridge.CA, d *bridge.Daemon) {
+	out.Step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another terminal:")
+	out.Print("export KUBECONFIG=" + b.Cluster.Kubeconfig() + `
 kubectl get csr                      # who asked, and what came of it
 kubectl describe csr NAME            # the conditions and the events
 kubectl get events --field-selector involvedObject.kind=CertificateSigningRequest

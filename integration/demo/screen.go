@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"fmt"
@@ -7,41 +7,42 @@ import (
 	"unicode/utf8"
 )
 
-// A screen prints for a reader, in colour only in a terminal.
-type screen struct {
+// A Screen prints for a reader, in colour only in a terminal.
+type Screen struct {
 	out   *os.File
 	color bool
 }
 
-func newScreen(out *os.File) *screen {
+// NewScreen returns a screen on the file.
+func NewScreen(out *os.File) *Screen {
 	info, err := out.Stat()
 	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0
-	return &screen{out: out, color: terminal && os.Getenv("NO_COLOR") == ""}
+	return &Screen{out: out, color: terminal && os.Getenv("NO_COLOR") == ""}
 }
 
 const (
 	bold, green, red = "1", "32", "31"
 )
 
-func (s *screen) paint(color, text string) string {
+func (s *Screen) paint(color, text string) string {
 	if !s.color {
 		return text
 	}
 	return "\x1b[" + color + "m" + text + "\x1b[0m"
 }
 
-// step prints the heading of what comes next.
-func (s *screen) step(text string) { fmt.Fprintln(s.out, "\n"+s.paint(bold, "== "+text)) }
+// Step prints the heading of what comes next.
+func (s *Screen) Step(text string) { fmt.Fprintln(s.out, "\n"+s.paint(bold, "== "+text)) }
 
-// print prints text, indented.
-func (s *screen) print(text string) {
+// Print prints text, indented.
+func (s *Screen) Print(text string) {
 	for line := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n") {
 		fmt.Fprintln(s.out, "   "+line)
 	}
 }
 
-// table prints who got what and why not.
-func (s *screen) table(outcomes []outcome) {
+// Table prints who got what and why not.
+func (s *Screen) Table(outcomes []Outcome) {
 	rows := [][]string{{"WHO", "ASKS FOR", "WITH", "GETS"}}
 	for _, o := range outcomes {
 		rows = append(rows, []string{o.who, o.asked, o.twist, o.result})
@@ -58,14 +59,14 @@ func (s *screen) table(outcomes []outcome) {
 			fmt.Fprintf(&line, "%-*s  ", widths[j], cell)
 		}
 		if i == 0 {
-			s.print(s.paint(bold, line.String()))
+			s.Print(s.paint(bold, line.String()))
 			continue
 		}
 		color := green
 		if outcomes[i-1].result != "certificate" {
 			color = red
 		}
-		s.print(s.paint(color, strings.TrimRight(line.String(), " ")))
-		s.print("     " + outcomes[i-1].why)
+		s.Print(s.paint(color, strings.TrimRight(line.String(), " ")))
+		s.Print("     " + outcomes[i-1].why)
 	}
 }

@@ -1,7 +1,13 @@
-package main
+// Package demo is the main job as a spectator sees it: pods of Calico's service accounts ask as Calico's
+// init container does, and so do impostors; a table says who got what, and why not.
+//
+// AskAll needs an API server and an hsm-signer that serves SignerName there; it starts and stops
+// nothing. Judge says whether everyone got what they should.
+package demo
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -17,9 +23,16 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/integration/bed"
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 )
+
+// A Place is where visitors ask.
+type Place struct {
+	Cluster    *bed.Cluster
+	SignerName string
+	CACert     string // file with the certificate of the CA that should sign
+	Dir        string // for the certificates that openssl is to verify
+}
 
 // A visitor is a pod that asks for a certificate, and what it should get.
 type visitor struct {
@@ -55,18 +68,18 @@ func visitors() []visitor {
 	)
 }
 
-// An outcome is what a visitor got.
-type outcome struct {
+// An Outcome is what a visitor got.
+type Outcome struct {
 	who, asked, twist string
 	result, why       string
 	fault             string // how this differs from what it should be
 }
 
-// askAll lets every visitor ask, one after the other.
-func askAll(ctx context.Context, b *bridge.Bridge, ca bridge.CA) ([]outcome, error) {
-	var outcomes []outcome
+// AskAll lets every visitor ask, one after the other.
+func (p Place) AskAll(ctx context.Context) ([]Outcome, error) {
+	var outcomes []Outcome
 	for i, v := range visitors() {
-		o, err := v.ask(ctx, b, ca, i)
+		o, err := v.ask(ctx, p, i)
 		if err != nil {
 			return nil, fmt.Errorf("%s/%s asks for the names of %s: %w", v.who.Namespace, v.who.ServiceAccount, v.asks.App, err)
 		}
@@ -75,57 +88,57 @@ func askAll(ctx context.Context, b *bridge.Bridge, ca bridge.CA) ([]outcome, err
 	return outcomes, nil
 }
 
-func (v visitor) ask(ctx context.Context, b *bridge.Bridge, ca bridge.CA, number int) (outcome, error) {
-	pod, client, err := v.enter(ctx, b, number)
+func (v visitor) ask(ctx context.Context, p Place, number int) (Outcome, error) {
+	pod, client, err := v.enter(ctx, p.Cluster, number)
 	if err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
 	key, err := calico.NewKey("ECDSAWithCurve256")
 	if err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
-	asking := calico.InitContainer{Component: v.asks, Pod: pod, SignerName: bridge.SignerName, Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
+	asking := calico.InitContainer{Component: v.asks, Pod: pod, SignerName: p.SignerName, Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
 	if v.ip != "" {
 		asking.Pod = pod.DeepCopy()
 		asking.Pod.Status.PodIP = v.ip
 	}
 	csr, err := asking.Object()
 	if err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
 	if v.change != nil {
 		v.change(csr)
 	}
 	if _, err := client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr, metav1.CreateOptions{}); err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
 	answered, err := calico.Wait(ctx, client, csr.Name)
-	return v.outcome(ctx, ca, answered, err)
+	return v.outcome(ctx, p, answered, err)
 }
 
-// enter makes the visitor's pod and the client that it has.
-func (v visitor) enter(ctx context.Context, b *bridge.Bridge, number int) (*corev1.Pod, kubernetes.Interface, error) {
-	pod, err := b.Cluster.Pod(ctx, bed.PodSpec{
+// enter makes the visitor's pod and the client that it has. The pod's name is one that no pod had before it.
+func (v visitor) enter(ctx context.Context, cluster *bed.Cluster, number int) (*corev1.Pod, kubernetes.Interface, error) {
+	pod, err := cluster.Pod(ctx, bed.PodSpec{
 		Namespace: v.who.Namespace, ServiceAccount: v.who.ServiceAccount,
-		Name: fmt.Sprintf("%s-%d", v.who.ServiceAccount, number), IPs: []string{fmt.Sprintf("10.65.0.%d", number+10)},
+		Name: fmt.Sprintf("%s-%s", v.who.ServiceAccount, strings.ToLower(rand.Text()[:5])), IPs: []string{fmt.Sprintf("10.65.0.%d", number+10)},
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	token, err := b.Cluster.TokenFor(ctx, pod)
+	token, err := cluster.TokenFor(ctx, pod)
 	if v.loose {
-		token, err = b.Cluster.UnboundToken(ctx, v.who.Namespace, v.who.ServiceAccount)
+		token, err = cluster.UnboundToken(ctx, v.who.Namespace, v.who.ServiceAccount)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	client, err := kubernetes.NewForConfig(b.Cluster.ConfigFor(token))
+	client, err := kubernetes.NewForConfig(cluster.ConfigFor(token))
 	return pod, client, err
 }
 
 // outcome says what came of the request, and whether that is right.
-func (v visitor) outcome(ctx context.Context, ca bridge.CA, csr *certificatesv1.CertificateSigningRequest, err error) (outcome, error) {
-	o := outcome{who: v.who.Namespace + "/" + v.who.ServiceAccount, asked: v.asks.DNSNames[0], twist: v.twist}
+func (v visitor) outcome(ctx context.Context, p Place, csr *certificatesv1.CertificateSigningRequest, err error) (Outcome, error) {
+	o := Outcome{who: v.who.Namespace + "/" + v.who.ServiceAccount, asked: v.asks.DNSNames[0], twist: v.twist}
 	var refused *calico.Refused
 	switch {
 	case errors.As(err, &refused):
@@ -145,7 +158,7 @@ func (v visitor) outcome(ctx context.Context, ca bridge.CA, csr *certificatesv1.
 	}
 	o.result = "certificate"
 	o.why = fmt.Sprintf("%s; %v; until %s", cert.SignatureAlgorithm, cert.IPAddresses, cert.NotAfter.Format("2006-01-02"))
-	return o, verify(ctx, ca, csr)
+	return o, p.verify(ctx, csr)
 }
 
 func parse(csr *certificatesv1.CertificateSigningRequest) (*x509.Certificate, error) {
@@ -157,14 +170,29 @@ func parse(csr *certificatesv1.CertificateSigningRequest) (*x509.Certificate, er
 }
 
 // verify has openssl check the chain.
-func verify(ctx context.Context, ca bridge.CA, csr *certificatesv1.CertificateSigningRequest) error {
-	file := filepath.Join(filepath.Dir(ca.CertFile), strings.ReplaceAll(csr.Name, ":", "-")+".crt")
+func (p Place) verify(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+	file := filepath.Join(p.Dir, strings.ReplaceAll(csr.Name, ":", "-")+".crt")
 	if err := os.WriteFile(file, csr.Status.Certificate, 0o600); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, "openssl", "verify", "-x509_strict", "-CAfile", ca.CertFile, "-untrusted", file, file).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "openssl", "verify", "-x509_strict", "-CAfile", p.CACert, "-untrusted", file, file).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("openssl verify: %w: %s", err, out)
 	}
+	return nil
+}
+
+// Judge compares what everyone got with what they should have got.
+func Judge(out *Screen, outcomes []Outcome) error {
+	var wrong []string
+	for _, o := range outcomes {
+		if o.fault != "" {
+			wrong = append(wrong, o.who+" asking for "+o.asked+": "+o.fault)
+		}
+	}
+	if len(wrong) > 0 {
+		return errors.New("not everyone got what they should:\n  " + strings.Join(wrong, "\n  "))
+	}
+	out.Step("All went as it should: every component has its certificate, openssl verifies each, every impostor was denied")
 	return nil
 }
