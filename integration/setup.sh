@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what building and testing hsm-signer needs and this machine lacks:
 # SoftHSM (a PKCS#11 token in software), openssl, jq, a C compiler for cgo, and the
-# other tokens that the tests use: opencryptoki, a TPM in software, NSS, p11-kit.
-# "setup.sh basics" leaves the other tokens out. Says nothing and does nothing when
+# other tokens that the tests use: opencryptoki, a TPM in software, NSS, p11-kit; systemd's
+# tools; and what makes images where none can be pulled. "setup.sh basics" is for the demo
+# alone, "setup.sh images" has what makes images too. Says nothing and does nothing when
 # all is there. Where it cannot install, it says what to install and exits 1.
 set -eu
 
@@ -42,8 +43,15 @@ missing() {
 	command -v jq >/dev/null 2>&1 || echo jq
 	command -v gcc >/dev/null 2>&1 || echo gcc
 	has_libc || echo libc6-dev
-	[ "$what" = basics ] || missing_tokens
+	case $what in
+	basics) ;;
+	images) missing_images ;;
+	*) missing_tokens && missing_images && { has_tool systemd-analyze || echo systemd; } ;;
+	esac
 }
+
+# Where there is no Docker engine no image is made.
+missing_images() { ! has_tool docker || has_tool debootstrap || echo debootstrap; }
 
 missing_tokens() {
 	has_tool pkcsslotd && has_library libopencryptoki.so || echo opencryptoki

@@ -154,7 +154,7 @@ func checkPermissions(ctx context.Context, c *config, p *parts, report reporter)
 	for _, permission := range kube.Permissions(c.signerNames, c.mode, p.lease) {
 		allowed, err := permission.Allowed(ctx, p.client)
 		if err == nil && !allowed {
-			err = errors.New("not allowed: grant it to the service account, as deploy/rbac.yaml does")
+			err = errors.New("not allowed: grant it to the service account, as deploy/base/rbac.yaml does")
 		}
 		report("may "+permission.String(), "", err)
 	}

@@ -19,12 +19,13 @@ import (
 
 // health knows whether the process can do its work, and says so over HTTP.
 type health struct {
-	requests func() error
-	permits  func() error
-	leads    func() bool
-	policy   func() string
-	metrics  http.Handler
-	logger   hclog.Logger
+	requests   func() error
+	permits    func() error
+	leads      func() bool
+	policy     func() string
+	metrics    http.Handler
+	supervisor *notifier
+	logger     hclog.Logger
 	// What only those who sign have; nil in a shadow.
 	token     func(context.Context) error
 	ca        func() *issuer.CA
@@ -40,7 +41,7 @@ type health struct {
 }
 
 func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) *health {
-	return &health{policy: policy, metrics: metrics, logger: logger, waiting: errNotLooked}
+	return &health{policy: policy, metrics: metrics, supervisor: newNotifier(logger), logger: logger, waiting: errNotLooked}
 }
 
 // watchSigning has token, CA and journal looked at.
@@ -143,6 +144,7 @@ func (h *health) serve(ctx context.Context, address string) error {
 		return &exitError{exitConfig, fmt.Errorf("LISTEN_ADDRESS: %w", err)}
 	}
 	h.logger.Info("listening", "address", listener.Addr().String())
+	h.supervisor.tell("READY=1")
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stopped()

@@ -64,7 +64,7 @@ func TestPINIsTakenOutOfTheEnvironment(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	if out, _, code := command(t, "version"); code != 0 || !strings.Contains(out, "FIPS 140-3 mode") {
+	if out, _, code := command(t, "version"); code != 0 || !strings.Contains(out, "FIPS 140-3: module ") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 }

@@ -78,6 +78,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		controller.Run,
 		reload.watch,
 		health.watch,
+		health.report,
 		func(ctx context.Context) error { return health.serve(ctx, c.listenAddress) },
 	)...)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/fips140"
 	"fmt"
 	"runtime"
@@ -9,18 +10,32 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is set when a release is built (-ldflags "-X main.release=v1.2.3").
-var release = ""
+// Set when they are built in: -ldflags "-X main.release=v1.2.3 -X main.commit=…". The commit is for where
+// there is no repository, as in the build of an image.
+var release, commit = "", ""
 
 // version returns the release, or the commit that the binary was built from.
 func version() string {
 	if release != "" {
 		return release
 	}
-	if commit := buildSetting("vcs.revision"); commit != "" {
-		return "commit-" + commit[:min(12, len(commit))]
+	if revision := revision(); revision != "" {
+		return "commit-" + revision[:min(12, len(revision))]
 	}
 	return "unreleased"
+}
+
+// revision is the commit, or empty where nobody knows it.
+func revision() string { return cmp.Or(commit, buildSetting("vcs.revision")) }
+
+// fips says which of Go's FIPS 140-3 modules is built in (GOFIPS140 of the build; "latest" is the one of the Go
+// release, which is not validated) and whether it is on (GODEBUG=fips140=on; by default when the build chose one).
+func fips() string {
+	mode := "off"
+	if fips140.Enabled() {
+		mode = "on"
+	}
+	return fmt.Sprintf("module %s, mode %s", cmp.Or(buildSetting("GOFIPS140"), fips140.Version()), mode)
 }
 
 func buildSetting(key string) string {
@@ -42,12 +57,8 @@ func newVersionCommand() *cobra.Command {
 		Short: "Print version, commit, Go version and FIPS mode",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			commit := buildSetting("vcs.revision")
-			if commit == "" {
-				commit = "unknown"
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3 mode: %t\n",
-				version(), commit, runtime.Version(), runtime.GOOS, runtime.GOARCH, fips140.Enabled())
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3: %s\n",
+				version(), cmp.Or(revision(), "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, fips())
 			return err
 		},
 	}
