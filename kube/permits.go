@@ -71,7 +71,7 @@ func (c *Controller) Permitted() error {
 	for _, missing := range c.permits.missing {
 		names = append(names, missing.String())
 	}
-	return fmt.Errorf("may not %s: grant it to the service account, as deploy/rbac.yaml does", strings.Join(names, "; "))
+	return fmt.Errorf("may not %s: grant it to the service account, as deploy/base/rbac.yaml does", strings.Join(names, "; "))
 }
 
 // watchPermits looks at the permissions until the context ends.

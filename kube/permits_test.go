@@ -22,7 +22,7 @@ func TestEachMissingPermissionShows(t *testing.T) {
 		missing = permission.String()
 		c.lookAtPermits(t.Context())
 		spared := slices.Contains([]string{"events", "leases"}, permission.attributes.Resource)
-		if err := c.Permitted(); err == nil || err.Error() != "may not "+missing+": grant it to the service account, as deploy/rbac.yaml does" || c.permits.idle() == spared {
+		if err := c.Permitted(); err == nil || err.Error() != "may not "+missing+": grant it to the service account, as deploy/base/rbac.yaml does" || c.permits.idle() == spared {
 			t.Errorf("without %s: %v; idle: %t", missing, err, c.permits.idle())
 		}
 		if !spared {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +30,7 @@ const (
 	nodeIP        = "192.0.2.1" // of the addresses reserved for documentation
 	manager       = "bed"
 	requesterRole = "bed:certificate-requester"
+	tokenLifetime = 30 * 24 * time.Hour // nobody renews tokens here as a kubelet does
 )
 
 // PodSpec says what pod to make. Namespace, service account and node are made
@@ -132,7 +134,8 @@ func (c *Cluster) UnboundToken(ctx context.Context, namespace, account string) (
 }
 
 func (c *Cluster) token(ctx context.Context, namespace, account string, bound *authenticationv1.BoundObjectReference) (string, error) {
-	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}}
+	lifetime := int64(tokenLifetime.Seconds())
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound, ExpirationSeconds: &lifetime}}
 	answer, err := c.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("token of service account %s/%s: %w", namespace, account, err)
@@ -161,6 +164,11 @@ func (c *Cluster) AllowRequests(ctx context.Context) error {
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:serviceaccounts"}},
 	}, metav1.CreateOptions{})
 	return unlessThere(err)
+}
+
+// ForbidRequests takes back what AllowRequests gave.
+func (c *Cluster) ForbidRequests(ctx context.Context) error {
+	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, requesterRole, metav1.DeleteOptions{})
 }
 
 // Apply applies every object of a YAML stream, in its order, as kubectl's

@@ -1,6 +1,6 @@
 // Package bridge is the whole thing on real parts: an API server, a token with
 // a CA that the ceremony made in it, and hsm-signer itself as a process of its
-// own, with no more rights than deploy/rbac.yaml gives it.
+// own, with no more rights than deploy/base/rbac.yaml gives it.
 //
 // Tests, the demonstration and the benchmarks stand on it. What New starts ends
 // with Close; a Daemon ends with its context at the latest.
@@ -24,10 +24,10 @@ import (
 	"hsm-signer/integration/bed"
 )
 
-// SignerName is the signer that deploy/rbac.yaml allows.
+// SignerName is the signer that deploy/base/rbac.yaml allows.
 const SignerName = "example.com/calico"
 
-// serviceAccount is hsm-signer's, and its namespace's name too, as in deploy/rbac.yaml.
+// serviceAccount is hsm-signer's, and its namespace's name too, as in deploy/base/rbac.yaml.
 const serviceAccount = "hsm-signer"
 
 // Options say what Bridge to make.
@@ -87,14 +87,14 @@ func root() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// authorize applies deploy/rbac.yaml and writes the kubeconfig of its service account.
+// authorize applies deploy/base/rbac.yaml and writes the kubeconfig of its service account.
 func (b *Bridge) authorize(ctx context.Context) error {
-	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "rbac.yaml"))
+	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "base", "rbac.yaml"))
 	if err != nil {
 		return err
 	}
 	if err := b.Cluster.Apply(ctx, manifests); err != nil {
-		return fmt.Errorf("apply deploy/rbac.yaml: %w", err)
+		return fmt.Errorf("apply deploy/base/rbac.yaml: %w", err)
 	}
 	if err := b.Cluster.AllowRequests(ctx); err != nil {
 		return err

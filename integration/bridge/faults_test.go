@@ -244,7 +244,7 @@ func TestUnknownVariableIsWarnedOf(t *testing.T) {
 	}
 }
 
-// check passes with the rights of deploy/rbac.yaml, and client-go's lines come
+// check passes with the rights of deploy/base/rbac.yaml, and client-go's lines come
 // through the one logger.
 func TestCheckPasses(t *testing.T) {
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check", "--output", "json")
@@ -263,7 +263,7 @@ func TestCheckPasses(t *testing.T) {
 
 func TestCheckNamesAMissingPermission(t *testing.T) {
 	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"}, "check")
-	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/rbac.yaml") {
+	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/base/rbac.yaml") {
 		t.Errorf("exit code %d:\n%s", code, stdout)
 	}
 }
