@@ -146,7 +146,7 @@ func checkBasicConstraints(der []byte, found *faults) {
 
 func checkKeyUsage(der []byte, found *faults) {
 	const field = "request.extensions.keyUsage"
-	const keyCertSign, cRLSign = 5, 6 // RFC 5280, section 4.2.1.3
+	const keyCertSign, cRLSign, last = 5, 6, 8 // RFC 5280, section 4.2.1.3
 	var bits asn1.BitString
 	rest, err := asn1.Unmarshal(der, &bits)
 	switch {
@@ -154,6 +154,8 @@ func checkKeyUsage(der []byte, found *faults) {
 		found.add(field, "cannot be read")
 	case bits.At(keyCertSign) == 1 || bits.At(cRLSign) == 1:
 		found.add(field, "asks to sign certificates or revocation lists, which only a CA may")
+	case bits.BitLength > last+1:
+		found.add(field, "has bits that no usage is known for")
 	}
 }
 
@@ -164,9 +166,15 @@ func checkExtKeyUsage(der []byte, found *faults) {
 		found.add(field, "cannot be read")
 		return
 	}
+	seen := map[string]bool{}
 	for _, usage := range usages {
-		if usage.String() == oidAnyExtKeyUsage {
+		oid := usage.String()
+		switch {
+		case oid == oidAnyExtKeyUsage:
 			found.add(field, "asks for anyExtendedKeyUsage; name the usages")
+		case seen[oid]:
+			found.add(field, "asks for %s more than once", Quote(oid))
 		}
+		seen[oid] = true
 	}
 }

@@ -68,8 +68,13 @@ func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
 	if err != nil || !bytes.Equal(canonical, csr.RawSubjectPublicKeyInfo) {
 		return "", found.add(field, "is not in its canonical encoding (RFC 3279, section 2.3; RFC 5480, section 2)")
 	}
-	if key, isRSA := csr.PublicKey.(*rsa.PublicKey); isRSA {
+	switch key := csr.PublicKey.(type) {
+	case *rsa.PublicKey:
 		return kind, judgeRSA(key, found)
+	case ed25519.PublicKey:
+		if hasSmallOrder(key) {
+			return kind, found.add(field, "is an Ed25519 key of small order, for which everybody can sign; make a new key")
+		}
 	}
 	return kind, true
 }

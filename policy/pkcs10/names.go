@@ -37,10 +37,25 @@ func readNames(der []byte, r *Request, found *faults) {
 	for i, name := range names {
 		readName(field+"["+strconv.Itoa(i)+"]", name, r, found)
 	}
+	if repeats(r.DNSNames) || repeats(r.IPAddresses) || repeats(r.URIs) || repeats(r.EmailAddresses) {
+		found.add(field, "has a name more than once")
+	}
 	again, err := asn1.Marshal(canonicalNames(names))
 	if err != nil || !bytes.Equal(again, der) {
 		found.add(field, "is not in its canonical encoding (DER)")
 	}
+}
+
+// repeats tells whether any of the values is there twice.
+func repeats[T comparable](values []T) bool {
+	seen := make(map[T]bool, len(values))
+	for _, value := range values {
+		if seen[value] {
+			return true
+		}
+		seen[value] = true
+	}
+	return false
 }
 
 func readName(field string, name asn1.RawValue, r *Request, found *faults) {

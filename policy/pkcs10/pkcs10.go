@@ -18,7 +18,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
+	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -91,27 +91,31 @@ func Parse(text []byte) (*Request, []Fault) {
 	return r, found
 }
 
-// decodePEM returns the DER of the only block in text.
-// The rules are those of RFC 7468, section 3, read strictly.
+// decodePEM returns the DER of the only block in text, which must be just what RFC 7468, section 3, calls
+// strict, but for the length of its lines: no headers, nothing around it, and base64 of which every bit
+// is the DER's.
 func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	const field = "request"
+	const begin, end = "-----BEGIN " + pemType + "-----", "-----END " + pemType + "-----"
 	if len(text) > MaxPEM {
 		return nil, found.add(field, "is too long: at most %d bytes are read", MaxPEM)
 	}
-	text = bytes.TrimRight(text, "\r\n\t ")
-	if !bytes.HasPrefix(text, []byte("-----BEGIN "+pemType+"-----")) {
-		return nil, found.add(field, "does not begin with -----BEGIN %s-----", pemType)
+	body, begins := bytes.CutPrefix(bytes.TrimRight(text, "\r\n\t "), []byte(begin))
+	if !begins {
+		return nil, found.add(field, "does not begin with %s", begin)
 	}
-	block, rest := pem.Decode(text)
+	body, ends := bytes.CutSuffix(body, []byte("\n"+end))
 	switch {
-	case block == nil || block.Type != pemType:
-		return nil, found.add(field, "is not a well-formed PEM block of type %s", pemType)
-	case len(block.Headers) > 0:
+	case bytes.Contains(body, []byte("-----")) || !ends:
+		return nil, found.add(field, "goes on after its PEM block, or does not end with %s on a line of its own; exactly one block is allowed", end)
+	case bytes.Contains(body, []byte(":")):
 		return nil, found.add(field, "has PEM headers; none are allowed")
-	case len(rest) > 0 || bytes.Count(text, []byte("-----BEGIN")) != 1:
-		return nil, found.add(field, "goes on after its PEM block; exactly one block is allowed")
 	}
-	return block.Bytes, true
+	der, err := base64.StdEncoding.Strict().DecodeString(string(body)) // which reads over the ends of lines alone
+	if first := bytes.TrimLeft(body, "\r"); err != nil || !bytes.HasPrefix(first, []byte("\n")) {
+		return nil, found.add(field, "is not a well-formed PEM block: between its first and its last line there is something other than base64")
+	}
+	return der, true
 }
 
 // sequence returns the elements of a SEQUENCE that must have from least to most
@@ -127,6 +131,10 @@ func sequence(der []byte, least, most int) ([]asn1.RawValue, bool) {
 // only for a key that was judged to be of an allowed size.
 func checkSignature(csr *x509.CertificateRequest, found *faults) {
 	const field = "request.signature"
+	if !wholeBytes(csr.Raw) {
+		found.add(field, "has unused bits, which no signature has")
+		return
+	}
 	switch csr.SignatureAlgorithm {
 	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA:
 		// NULL by the book; many clients leave it out.
@@ -148,6 +156,18 @@ func checkSignature(csr *x509.CertificateRequest, found *faults) {
 	if err := csr.CheckSignature(); err != nil {
 		found.add(field, "does not verify with the key in the request: %s", Quote(err.Error()))
 	}
+}
+
+// wholeBytes tells whether the outer signature fills the last byte of its BIT STRING, which
+// encoding/asn1 would shift to its place otherwise.
+func wholeBytes(der []byte) bool {
+	var bits asn1.BitString
+	outer, ok := sequence(der, 3, 3)
+	if !ok {
+		return false
+	}
+	_, err := asn1.Unmarshal(outer[2].FullBytes, &bits)
+	return err == nil && bits.BitLength == 8*len(bits.Bytes)
 }
 
 // signatureParameters returns the DER of the parameters of the outer signature
@@ -173,7 +193,7 @@ func signatureParameters(der []byte) []byte {
 func Quote(s string) string {
 	const most = 80
 	if len(s) > most {
-		return strconv.QuoteToASCII(strings.ToValidUTF8(s[:most], "?")) + "…"
+		return strconv.QuoteToASCII(strings.ToValidUTF8(s[:most], "?")) + "..."
 	}
 	return strconv.QuoteToASCII(s)
 }

@@ -12,9 +12,11 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -140,14 +142,32 @@ func TestParseRefuses(t *testing.T) {
 		{"trailing dot", names("a."), "request.subjectAltName[0]", "ends with a dot"},
 		{"IP as DNS", names("10.0.0.1"), "request.subjectAltName[0]", "IP address"},
 		{"A-label", names("xn--bcher-kva"), "request.subjectAltName[0]", "internationalised"},
-		{"bad name last", names(append(slices.Repeat([]string{"a"}, 99), "*.b")...), "request.subjectAltName[99]", "wildcard"},
-		{"101 names", names(slices.Repeat([]string{"a"}, 101)...), "request.subjectAltName", "101 names"},
+		{"101 names", names(many(101)...), "request.subjectAltName", "101 names"},
+		{"a name twice", names("a", "b", "a"), "request.subjectAltName", "more than once"},
+		{"a name twice, in another case", names("a", "A"), "request.subjectAltName", "more than once"},
 		{"long CN", cn(strings.Repeat("a", 65)), "request.subject.commonName", "at most 64"},
 		{"ANSI CN", cn("a\x1b[31m"), "request.subject[0]", "control characters"},
 		{"RTL CN", cn("a\u202eb"), "request.subject[0]", "cannot be printed"},
 		{"two CNs", pkcs10test.Request{Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCN, Value: "a"}, {Type: oidCN, Value: "b"}}}}.PEM(t), "request.subject", "more than one common name"},
 	} {
 		t.Run(c.name, func(t *testing.T) { requireFault(t, c.text, c.field, c.message) })
+	}
+}
+
+// many are so many good names.
+func many(n int) (names []string) {
+	for i := range n {
+		names = append(names, "a"+strconv.Itoa(i))
+	}
+	return names
+}
+
+// Wherever among the good names the bad one stands, it is found.
+func TestBadNameIsFoundAtEveryIndex(t *testing.T) {
+	key := pkcs10test.NewKey(t)
+	for i := range MaxNames {
+		names := slices.Insert(many(MaxNames-1), i, "*.b")
+		requireFault(t, pkcs10test.Request{Key: key, DNSNames: names}.PEM(t), fmt.Sprintf("request.subjectAltName[%d]", i), "wildcard")
 	}
 }
 

@@ -1,8 +1,11 @@
 package pkcs10
 
 import (
+	"crypto/ed25519"
 	"crypto/rsa"
+	"encoding/hex"
 	"math/big"
+	"slices"
 
 	"github.com/titanous/rocacheck"
 
@@ -72,4 +75,23 @@ func hasCloseFactors(n *big.Int) bool {
 		}
 	}
 	return false
+}
+
+// smallOrder are the points of Ed25519 whose order divides 8, without the sign bit, also as encodings that are
+// not canonical (the list of libsodium's ge25519_has_small_order). A signature by such a key proves
+// nothing: whoever tries a few messages finds one for which it verifies.
+var smallOrder = []string{
+	"0000000000000000000000000000000000000000000000000000000000000000", // order 4
+	"0100000000000000000000000000000000000000000000000000000000000000", // order 1
+	"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", // order 8
+	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a", // order 8
+	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p-1, order 2
+	"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p, which is 0
+	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p+1, which is 1
+}
+
+func hasSmallOrder(key ed25519.PublicKey) bool {
+	point := slices.Clone(key)
+	point[len(point)-1] &= 0x7f
+	return slices.Contains(smallOrder, hex.EncodeToString(point))
 }
