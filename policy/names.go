@@ -15,6 +15,8 @@ type nameSource interface {
 	allows(name string, requester ServiceAccount) bool
 	// describe lists the names, for an operator.
 	describe(requester ServiceAccount) []string
+	// derives tells whether the names depend on the requester, and so may be shown to it.
+	derives() bool
 }
 
 // text is a name that is written in the rule, in which {namespace} and {serviceAccount} stand for
@@ -33,7 +35,6 @@ func (t text) describe(requester ServiceAccount) []string {
 	return nil
 }
 
-// derives tells whether the name depends on the requester.
 func (t text) derives() bool { return strings.Contains(string(t), "{") }
 
 // expand answers false when the requester has nothing to derive the name from: it is no service
@@ -91,6 +92,8 @@ func (s service) allows(name string, requester ServiceAccount) bool {
 	return slices.Contains(s.describe(requester), name)
 }
 
+func (s service) derives() bool { return s.namespace == "" }
+
 // String is the service as a policy has it.
 func (s service) String() string { return "service: " + s.name }
 
@@ -108,6 +111,8 @@ func (s service) describe(requester ServiceAccount) []string {
 type pattern string
 
 func (p pattern) describe(ServiceAccount) []string { return []string{string(p)} }
+
+func (p pattern) derives() bool { return false }
 
 func (p pattern) allows(name string, _ ServiceAccount) bool {
 	if isReserved(name) || strings.HasPrefix(name, "*") {
@@ -167,6 +172,20 @@ func describeAll(sources []nameSource, requester ServiceAccount) []string {
 		all = append(all, source.describe(requester)...)
 	}
 	return all
+}
+
+// ownNames says, for the requester, which names are derived from itself, and nothing when there are none.
+// What else the rule allows is not for it to read.
+func ownNames(sources []nameSource, requester ServiceAccount) string {
+	const most = 8
+	own := describeAll(slices.DeleteFunc(slices.Clone(sources), func(s nameSource) bool { return !s.derives() }), requester)
+	switch {
+	case len(own) == 0:
+		return ""
+	case len(own) > most:
+		own = append(own[:most], "and more")
+	}
+	return "; its own are " + strings.Join(own, ", ")
 }
 
 // addresses are the IP addresses that a rule allows.

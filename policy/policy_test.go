@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509/pkix"
 	"errors"
 	"net/netip"
@@ -451,6 +453,44 @@ func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {
 	}
 	if strings.Contains(refusal.Message(), "calico-typha") || !strings.Contains(refusal.String(), "calico-typha") {
 		t.Errorf("message: %s; for the operator: %s", refusal.Message(), refusal)
+	}
+}
+
+// What the requester reads are its own derived names, once, and what else the rule allows is not among them.
+func TestRequesterIsToldItsOwnNames(t *testing.T) {
+	a := newAsker("shop", "till", "x.example.com", "y.example.com")
+	a.ips = []netip.Addr{otherIP}
+	own := strings.Replace(names, "dnsNames: [\"{serv", "ipAddresses: [pod, 192.0.2.1]\n      dnsNames: [{service: till}, {service: a, namespace: b}, \"{serv", 1)
+	refusal, ok := parse(t, own).Decide(a.request(t)).(*policy.Refusal)
+	if !ok {
+		t.Fatal("not refused")
+	}
+	for _, once := range []string{
+		"its own are till, till.shop, till.shop.svc, till.shop.svc.cluster.local, till.shop.example.com, *.shop.svc;",
+		"common name of the service account shop/till; its own are till;", "which has 10.65.0.7",
+	} {
+		if strings.Count(refusal.Message()+";", once) != 1 {
+			t.Errorf("%q is not there once: %s", once, refusal.Message())
+		}
+	}
+	for _, others := range []string{"apps.example.com", "wide.example.com", "a.b", "fixed", "192.0.2.1", "ecdsa"} {
+		if strings.Contains(refusal.Message(), others) || others != "ecdsa" && !strings.Contains(refusal.String(), others) {
+			t.Errorf("%q: the requester is told %s; the operator %s", others, refusal.Message(), refusal)
+		}
+	}
+}
+
+// What is allowed beside is for the log, also of keys and usages.
+func TestKeyThatTheRuleDoesNotAllow(t *testing.T) {
+	a := newAsker("shop", "till", "till.shop.example.com")
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := parse(t, names).Decide(a.requestOf(pkcs10test.Request{Key: key, DNSNames: a.dns}.PEM(t)))
+	requireRefusal(t, v, policy.KeyNotAllowed, "is of the type ed25519")
+	if refusal, ok := v.(*policy.Refusal); !ok || strings.Contains(refusal.Message(), "ecdsa-p256") || !strings.Contains(refusal.String(), "ecdsa-p256") {
+		t.Errorf("%v", v)
 	}
 }
 

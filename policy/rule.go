@@ -155,9 +155,11 @@ func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
 		{"request.emailAddresses", "email address", r.asked.EmailAddresses, u.emails},
 	} {
 		asked += len(kind.asked)
+		own := ownNames(kind.sources, account)
 		for _, name := range kind.asked {
 			if !anyAllows(kind.sources, name, account) {
-				f.refuse(NameNotAllowed, kind.field, describeAll(kind.sources, account), "%s is not a %s of %s", pkcs10.Quote(name), kind.noun, r.Requester.describe())
+				f.refuse(NameNotAllowed, kind.field, describeAll(kind.sources, account), "%s is not a %s of %s%s", pkcs10.Quote(name), kind.noun, r.Requester.describe(), own)
+				own = "" // it is enough to say it once
 			}
 		}
 	}
@@ -175,7 +177,7 @@ func (u *rule) judgeCommonName(r *Request, account ServiceAccount, f *finding) {
 	case cn == "":
 	case len(u.commonNames) > 0:
 		if !anyAllows(u.commonNames, cn, account) {
-			f.refuse(NameNotAllowed, "request.commonName", describeAll(u.commonNames, account), "%s is not a common name of %s", pkcs10.Quote(cn), r.Requester.describe())
+			f.refuse(NameNotAllowed, "request.commonName", describeAll(u.commonNames, account), "%s is not a common name of %s%s", pkcs10.Quote(cn), r.Requester.describe(), ownNames(u.commonNames, account))
 		}
 	case !anyAllows(u.dnsNames, strings.ToLower(cn), account) || !slices.Contains(r.asked.DNSNames, strings.ToLower(cn)):
 		f.refuse(NameNotAllowed, "request.commonName", describeAll(u.dnsNames, account), "%s must be one of the requested DNS names, and a name of %s", pkcs10.Quote(cn), r.Requester.describe())
@@ -205,7 +207,7 @@ func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 	case r.Age < addressGrace:
 		f.wait(r, "request.ipAddresses", "the pod "+pod.Namespace+"/"+pod.Name+" to have the IP address "+ip.String())
 	default:
-		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not an address of the pod %s", ip, pod.Name)
+		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not an address of the pod %s, which has %s", ip, pod.Name, strings.Join(texts(pod.IPs), ", "))
 	}
 }
 
@@ -216,7 +218,7 @@ const addressGrace = 10 * time.Second
 
 func (u *rule) judgeKey(r *Request, f *finding) {
 	if r.asked.Key != "" && !slices.Contains(u.keys, r.asked.Key) {
-		f.refuse(KeyNotAllowed, "request.publicKey", strs(u.keys), "is of the type %s; allowed are %s", r.asked.Key, strings.Join(strs(u.keys), ", "))
+		f.refuse(KeyNotAllowed, "request.publicKey", strs(u.keys), "is of the type %s, which the rule does not allow", r.asked.Key)
 	}
 }
 
@@ -228,7 +230,7 @@ func (u *rule) judgeUsages(r *Request, f *finding) {
 	}
 	for _, usage := range r.Usages {
 		if !slices.Contains(u.usages, usage) {
-			f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages), "asks for %s; allowed are %s", pkcs10.Quote(string(usage)), strings.Join(strs(u.usages), ", "))
+			f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages), "asks for %s, which the rule does not allow", pkcs10.Quote(string(usage)))
 		}
 	}
 	if r.asked.Key != "" && !slices.ContainsFunc(fitUsages(r.Usages, r.asked.Key), isKeyUsage) {
