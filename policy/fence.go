@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"hsm-signer/policy/pkcs10"
 )
 
 // checkUse finds what makes a rule useless: that it, or a part of it, could never grant anything.
@@ -16,6 +18,14 @@ func (c *compiler) checkUse(u *rule) {
 	}
 	if !u.from.mayBeServiceAccounts() {
 		c.checkUsers(u)
+	}
+	if !u.from.anyInGroups() {
+		c.wrong(c.From.Groups[0].at, "from.groups", "nobody of whom the rule speaks is in any of %s, so it would never grant anything", strings.Join(u.from.groups, ", "))
+	}
+	for i, source := range u.commonNames {
+		if t, isText := source.(text); isText && !t.derives() && len(t) > pkcs10.MaxCommonName {
+			c.wrong(c.Grant.CommonNames[i].at, "grant.commonNames", "%q is longer than the %d bytes that a common name may have", t, pkcs10.MaxCommonName)
+		}
 	}
 	for _, key := range u.keys {
 		if len(u.usages) > 0 && !slices.ContainsFunc(fitUsages(u.usages, key), isKeyUsage) {
@@ -58,6 +68,28 @@ func (f from) mayBeServiceAccounts() bool {
 func mayBeServiceAccount(user string) bool {
 	prefix, open := strings.CutSuffix(user, "*")
 	return strings.HasPrefix(user, serviceAccountPrefix) || open && strings.HasPrefix(serviceAccountPrefix, prefix)
+}
+
+// anyInGroups tells whether anybody whom the accounts and users of a rule name could be in one of its groups. The
+// API server puts every service account into three groups and others into none of these but the first:
+// system:authenticated, system:serviceaccounts and system:serviceaccounts:NAMESPACE.
+func (f from) anyInGroups() bool {
+	if len(f.groups) == 0 || len(f.accounts)+len(f.users) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(f.groups, func(group string) bool {
+		namespace, ofNamespace := strings.CutPrefix(group, allAccountsGroup+":")
+		switch {
+		case ofNamespace:
+			return slices.ContainsFunc(f.users, mayBeServiceAccount) ||
+				slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.Namespace == "*" || a.Namespace == namespace })
+		case group == allAccountsGroup:
+			return f.mayBeServiceAccounts()
+		case group == "system:unauthenticated":
+			return slices.ContainsFunc(f.users, func(user string) bool { return matchesUser(user, "system:anonymous") })
+		}
+		return true
+	})
 }
 
 // canonical is a text that two rules share when they differ in nothing but their names.
@@ -126,7 +158,10 @@ func (u *rule) warnOfNames() (all []string) {
 	}
 	for _, source := range slices.Concat(u.commonNames, u.dnsNames, u.uris, u.emails) {
 		t, isText := source.(text)
+		s, isService := source.(service)
 		switch {
+		case isService && s.name == "kubernetes":
+			all = append(all, fmt.Sprintf("%s has names of the API server", s))
 		case !isText:
 		case isAPIServers(string(t)):
 			all = append(all, fmt.Sprintf("%s is a name of the API server", t))
@@ -165,7 +200,7 @@ func (f from) anyone() string {
 
 // everybodysGroup tells whether everybody, or every service account, is in the group.
 func everybodysGroup(group string) bool {
-	return slices.Contains([]string{"system:authenticated", "system:unauthenticated", "system:serviceaccounts"}, group)
+	return slices.Contains([]string{"system:authenticated", "system:unauthenticated", allAccountsGroup}, group)
 }
 
 // anyName returns what in a rule allows more names of a kind than anyone should have, or nothing.

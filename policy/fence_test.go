@@ -129,6 +129,7 @@ rules:
 		{`serviceAccounts: [a/b]`, `{pattern: "**.svc.cluster.local"}`, "any name"},
 		{`serviceAccounts: [a/b]`, `kubernetes.default.svc`, "is a name of the API server"},
 		{`serviceAccounts: [a/b]`, `"*.default.svc"`, "is a name of the API server"},
+		{`serviceAccounts: [a/b]`, `service: kubernetes`, "service: kubernetes has names of the API server"},
 		{`serviceAccounts: [a/x, b/x]`, `"{serviceAccount}.example.com"`, "share {serviceAccount}.example.com"},
 	} {
 		got := parse(t, strings.NewReplacer("FROM", c.from, "NAMES", c.names).Replace(rule)).Warnings()
@@ -142,6 +143,13 @@ rules:
 func TestWhatGrantsNothingIsAMistake(t *testing.T) {
 	for _, c := range []struct{ old, new, want string }{
 		{"dnsNames: [gateway]", "ipAddresses: [127.0.0.0/8]", "special addresses alone"},
+		{"dnsNames: [gateway]", "ipAddresses: [169.254.169.0/24]", "special addresses alone"},
+		{"dnsNames: [gateway]", `ipAddresses: ["64:ff9b::a00:0/104"]`, "special addresses alone"},
+		{"dnsNames: [gateway]", `dnsNames: [{pattern: "kubernetes.default.*"}]`, "must be written out"},
+		{"dnsNames: [gateway]", `dnsNames: [{pattern: "**.localhost"}]`, "must be written out"},
+		{"dnsNames: [gateway]", "dnsNames: [a]\n      commonNames: [" + strings.Repeat("a", 63) + ".b]", "longer than the 64 bytes"},
+		{"serviceAccounts: [edge/gateway]", `serviceAccounts: [edge/gateway]
+      groups: ["system:serviceaccounts:edges", "system:unauthenticated"]`, `line 19: rule "on-the-gateway": from.groups: nobody of whom`},
 		{"dnsNames: [gateway]", `ipAddresses: ["::ffff:10.0.0.0/104"]`, "special addresses alone"},
 		{"dnsNames: [gateway]", "dnsNames: [{pattern: localhost}]", "has no wildcard"},
 		{"dnsNames: [gateway]", "dnsNames: [service: web.prod]", "is not the name of a service"},
@@ -156,6 +164,23 @@ func TestWhatGrantsNothingIsAMistake(t *testing.T) {
 	} {
 		if found := mistakes(t, strings.Replace(names, c.old, c.new, 1)); len(found) == 0 || len(found) > 2 || !strings.Contains(found[0], c.want) {
 			t.Errorf("%s: %q; want %q", c.new, found, c.want)
+		}
+	}
+}
+
+// Prefixes and groups that are unusual, and no mistake.
+func TestWhatIsUnusualAndNoMistake(t *testing.T) {
+	for _, c := range []struct{ old, new string }{
+		{"dnsNames: [gateway]", "ipAddresses: [0.0.0.0/1]"},
+		{"dnsNames: [gateway]", `ipAddresses: ["::/3"]`},
+		{"dnsNames: [gateway]", `ipAddresses: [127.0.0.1, "::1"]`},
+		{"serviceAccounts: [edge/gateway]", `serviceAccounts: [edge/gateway]
+      groups: ["system:serviceaccounts:edges", "system:serviceaccounts:edge"]`},
+		{"serviceAccounts: [edge/gateway]", `serviceAccounts: [edge/gateway]
+      groups: [operators]`}, // an authenticator of the cluster's own may give any
+	} {
+		if found := mistakes(t, strings.Replace(names, c.old, c.new, 1)); len(found) > 0 {
+			t.Errorf("%s: %q", c.new, found)
 		}
 	}
 }

@@ -149,6 +149,9 @@ func checkPattern(p string) string {
 		return "has no wildcard; write it as a name"
 	}
 	labels := strings.Split(p, ".")
+	if isReserved(strings.ReplaceAll(strings.ReplaceAll(p, "**", "x"), "*", "x")) {
+		return "could match nothing but names that must be written out: those of the API server and of this host"
+	}
 	for i, label := range labels {
 		switch {
 		case label == "**" && i > 0:
@@ -223,23 +226,27 @@ func texts[T interface{ String() string }](values []T) []string {
 
 // isSpecial tells whether an address can never be a pod's own: loopback,
 // link-local (where cloud metadata services live), multicast, broadcast, unspecified.
-func isSpecial(ip netip.Addr) bool {
-	return !ip.IsGlobalUnicast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255})
-}
+func isSpecial(ip netip.Addr) bool { return within(special, netip.PrefixFrom(ip, ip.BitLen())) }
+
+var special = prefixes("0.0.0.0/32", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32",
+	"::/128", "::1/128", "fe80::/10", "ff00::/8") // RFC 6890, RFC 4291
 
 // isElsewhere tells whether an address leads to other places than it seems to: cloud metadata
 // services beside the link-local one, and IPv4 in the clothes of IPv6.
-func isElsewhere(ip netip.Addr) bool {
-	return slices.ContainsFunc(elsewhere, func(p netip.Prefix) bool { return p.Contains(ip) })
+func isElsewhere(ip netip.Addr) bool { return within(elsewhere, netip.PrefixFrom(ip, ip.BitLen())) }
+
+var elsewhere = prefixes("0.0.0.0/8", "192.0.0.0/24", "240.0.0.0/4", // RFC 6890
+	"100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::254/128", // metadata services
+	"::/96", "::ffff:0:0/96", "64:ff9b::/96", "2002::/16") // IPv4 within IPv6 (RFC 4291, 6052, 3056)
+
+// within tells whether one of the prefixes holds all of the other.
+func within(outer []netip.Prefix, inner netip.Prefix) bool {
+	return slices.ContainsFunc(outer, func(p netip.Prefix) bool { return p.Bits() <= inner.Bits() && p.Contains(inner.Addr()) })
 }
 
-var elsewhere = func() (all []netip.Prefix) {
-	for _, text := range []string{
-		"0.0.0.0/8", "192.0.0.0/24", "240.0.0.0/4", // RFC 6890
-		"100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::254/128", // metadata services
-		"::/96", "::ffff:0:0/96", "64:ff9b::/96", "2002::/16", // IPv4 within IPv6 (RFC 4291, 6052, 3056)
-	} {
+func prefixes(texts ...string) (all []netip.Prefix) {
+	for _, text := range texts {
 		all = append(all, netip.MustParsePrefix(text))
 	}
 	return all
-}()
+}

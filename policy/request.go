@@ -77,6 +77,10 @@ var (
 // serviceAccountPrefix begins the username of every service account, and of no one else.
 const serviceAccountPrefix = "system:serviceaccount:"
 
+// allAccountsGroup is the group of every service account; with a colon and a namespace behind it, of those of the
+// namespace.
+const allAccountsGroup = "system:serviceaccounts"
+
 // ServiceAccount derives the service account from the username and requires the groups
 // that the API server gives with it.
 func (r Requester) ServiceAccount() (ServiceAccount, bool) {
@@ -86,8 +90,8 @@ func (r Requester) ServiceAccount() (ServiceAccount, bool) {
 	}
 	namespace, name, ok := strings.Cut(rest, ":")
 	if !ok || !dnsLabel.MatchString(namespace) || !dnsSubdomain.MatchString(name) ||
-		!slices.Contains(r.Groups, "system:serviceaccounts") ||
-		!slices.Contains(r.Groups, "system:serviceaccounts:"+namespace) {
+		!slices.Contains(r.Groups, allAccountsGroup) ||
+		!slices.Contains(r.Groups, allAccountsGroup+":"+namespace) {
 		return ServiceAccount{}, false
 	}
 	return ServiceAccount{namespace, name}, true

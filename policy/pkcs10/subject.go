@@ -22,7 +22,8 @@ var subjectTypes = map[string]string{
 	"1.2.840.113549.1.9.1":       "emailAddress",
 }
 
-const maxCommonName = 64 // ub-common-name, RFC 5280, appendix A.1
+// MaxCommonName is the most bytes of a common name (ub-common-name, RFC 5280, appendix A.1).
+const MaxCommonName = 64
 
 type typeAndValue struct {
 	Raw   asn1.RawContent
@@ -126,8 +127,8 @@ func checkCommonName(name string, found *faults) {
 	switch {
 	case name == "":
 		found.add(field, "is empty; leave it out or name one")
-	case len(name) > maxCommonName:
-		found.add(field, "is %d bytes long; at most %d are allowed (RFC 5280, ub-common-name)", len(name), maxCommonName)
+	case len(name) > MaxCommonName:
+		found.add(field, "is %d bytes long; at most %d are allowed (RFC 5280, ub-common-name)", len(name), MaxCommonName)
 	case !isASCII(name):
 		found.add(field, "%s has characters outside ASCII", Quote(name))
 	}
