@@ -4,12 +4,15 @@ import (
 	"sync"
 	"time"
 
+	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )
 
 // A budget counts what was issued in the last hour, or is about to be, against the limits of the
-// policy that grants. It is safe for concurrent use. It lives in memory: a restart begins anew.
+// policy that grants. It is safe for concurrent use. It lives in memory, and begins with what the journal
+// knows of the last hour, so that a restart gives nobody another hour's worth.
 type budget struct {
+	recall  sync.Once
 	mu      sync.Mutex
 	entries []entry        // the oldest first
 	counted map[string]int // by request, by account and by pod
@@ -21,9 +24,8 @@ type entry struct {
 	request, account, pod string // pod is empty when none is known
 }
 
-func newEntry(g *policy.Grant, now time.Time) entry {
-	spender := g.Spender()
-	e := entry{at: now, request: "request " + g.RequestUID(), account: "account " + spender.Account}
+func newEntry(uid string, spender policy.Spender, at time.Time) entry {
+	e := entry{at: at, request: "request " + uid, account: "account " + spender.Account}
 	if spender.Pod != "" {
 		e.pod = "pod " + spender.Pod
 	}
@@ -31,6 +33,19 @@ func newEntry(g *policy.Grant, now time.Time) entry {
 }
 
 func newBudget() *budget { return &budget{counted: map[string]int{}} }
+
+// begin counts what was issued before this process was started. Only its first call does anything.
+func (b *budget) begin(recent []journal.Recent, now time.Time) {
+	b.recall.Do(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, r := range recent {
+			e := newEntry(r.UID, policy.SpenderOf(policy.Requester(r.Requester)), earliest(r.At, now)) // clocks may have been set back
+			b.entries = append(b.entries, e)
+			b.count(e, 1)
+		}
+	})
+}
 
 // reserve counts the grant's certificate, once for each request however often it is asked, or
 // answers a [*policy.OverBudget].
@@ -41,7 +56,7 @@ func (b *budget) reserve(g *policy.Grant, now time.Time) error {
 		b.count(b.entries[0], -1)
 		b.entries = b.entries[1:]
 	}
-	e, limits := newEntry(g, now), g.Budget()
+	e, limits := newEntry(g.RequestUID(), g.Spender(), now), g.Budget()
 	switch {
 	case b.counted[e.request] > 0:
 		return nil

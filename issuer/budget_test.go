@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -104,6 +105,56 @@ func TestAServiceAccountLeavesRoomForOthers(t *testing.T) {
 	}
 	if got := s.ask("ns:third", "t"); got != "all together" {
 		t.Errorf("over %q, want the budget of all together", got)
+	}
+}
+
+// A restart gives nobody another hour's worth: what the journal knows of the last hour is counted.
+func TestBudgetOutlivesARestart(t *testing.T) {
+	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
+	ca, err := ParseCA(made.chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	start := func() (*spender, *journal.Journal) {
+		t.Helper()
+		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &spender{t: t, policy: parsePolicy(t, thrifty), now: time.Now()}
+		if s.issuer, err = New(ca, softKey{key: made.key}, 0, j); err != nil {
+			t.Fatal(err)
+		}
+		s.issuer.now = func() time.Time { return s.now }
+		return s, j
+	}
+	s, j := start()
+	for _, uid := range []string{"first", "second"} {
+		if got := s.askFor("ns:sa", "a", uid); got != "" {
+			t.Fatalf("over %q", got)
+		}
+		issue(t, s.issuer, grantTo(t, s.policy, "ns:sa", "a", uid, 0, pkcs10test.Request{DNSNames: []string{"one"}}))
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, j = start()
+	if got := s.askFor("ns:sa", "a", "third"); got != "pod a" {
+		t.Errorf("after a restart it is over %q", got)
+	}
+	if got := s.askFor("ns:sa", "b", "fourth"); got != "" {
+		t.Errorf("another pod is over %q", got)
+	}
+	s.now = s.now.Add(policy.BudgetWindow)
+	if got := s.askFor("ns:sa", "a", "third"); got != "" {
+		t.Errorf("an hour later it is over %q", got)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if journal.RecentWindow != policy.BudgetWindow {
+		t.Error("the journal tells of another time than budgets are for")
 	}
 }
 

@@ -130,6 +130,7 @@ func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
 	if _, err := i.rehearse(grant); err != nil {
 		return err
 	}
+	i.budget.begin(i.journal.Recent(), i.now()) // it is open: Ready has said so
 	return i.budget.reserve(grant, i.now())
 }
 

@@ -25,6 +25,8 @@ type Journal interface {
 	Lookup(uid string) (journal.Record, error)
 	// Unpublished lists what is neither published nor orphaned.
 	Unpublished() []journal.Record
+	// Recent lists what was about to be signed in the hour before the journal was opened.
+	Recent() []journal.Recent
 	// Append answers nil when the entry is on the disk.
 	Append(ctx context.Context, e journal.Entry) error
 }

@@ -65,6 +65,15 @@ type Spender struct {
 	Pod     string // the UID of the pod that the requester's token names; empty when it names none
 }
 
+// SpenderOf returns who a certificate of the requester's is counted for.
+func SpenderOf(r Requester) Spender {
+	spender := Spender{Account: r.Username}
+	if pod, ok := r.pod(); ok {
+		spender.Pod = pod.uid // where the token names none, another's could be spent
+	}
+	return spender
+}
+
 // OverBudget says that a budget is spent. It is no fault: the request waits until there is room.
 type OverBudget struct {
 	Whose string    // whose budget: "pod UID", "account USERNAME" or "all together"

@@ -46,16 +46,12 @@ var (
 
 func (p *Policy) grant(r *Request, f finding) *Grant {
 	by := f.rule
-	spender := Spender{Account: r.Requester.Username}
-	if pod, ok := r.Requester.pod(); ok {
-		spender.Pod = pod.uid // where the token names none, another's could be spent
-	}
 	return &Grant{
 		stub:          &stub{policy: p},
 		submission:    r.Submission,
 		requestSHA256: hex.EncodeToString(r.asked.SHA256[:]),
 		rule:          by.name,
-		spender:       spender,
+		spender:       SpenderOf(r.Requester),
 		subject:       by.subjectFor(r.asked),
 		dnsNames:      r.asked.DNSNames,
 		ipAddresses:   r.asked.IPAddresses,

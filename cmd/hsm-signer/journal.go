@@ -121,6 +121,15 @@ func (k *keptJournal) Unpublished() []journal.Record {
 	return j.Unpublished()
 }
 
+// Recent lists what was about to be signed in the hour before the journal was opened.
+func (k *keptJournal) Recent() []journal.Recent {
+	j, err := k.get()
+	if err != nil {
+		return nil
+	}
+	return j.Recent()
+}
+
 // Append writes an entry.
 func (k *keptJournal) Append(ctx context.Context, e journal.Entry) error {
 	j, err := k.get()

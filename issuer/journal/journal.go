@@ -110,6 +110,7 @@ type Journal struct {
 	lock    *os.File
 	id      ID
 	repair  *Repair
+	recent  []Recent
 	done    chan struct{} // closed when the writer has ended
 
 	// io is held while the file is used; it is taken before mu, and mu is not held while the disk works.
@@ -170,7 +171,13 @@ func Open(dir string, o Options) (*Journal, error) {
 // load reads what is there, repairs an unfinished end, and writes the first line of this process.
 func (j *Journal) load() error {
 	j.ledger = newLedger(j.options.MaxCertificates)
-	end, err := replay(j.dir, nil, func(l Line, at place, sum Hash) error { return j.ledger.apply(l, at, sum) })
+	since := j.options.now().Add(-RecentWindow)
+	end, err := replay(j.dir, nil, func(l Line, at place, sum Hash) error {
+		if intent, ok := l.Entry.(Intent); ok && l.Time.After(since) {
+			j.recent = append(j.recent, Recent{At: l.Time, UID: intent.UID, Requester: intent.Requester})
+		}
+		return j.ledger.apply(l, at, sum)
+	})
 	if err != nil {
 		return err
 	}
@@ -250,6 +257,19 @@ func (j *Journal) Close() error {
 
 // ID is the journal's own, which its serial numbers begin with.
 func (j *Journal) ID() ID { return j.id }
+
+// RecentWindow is how far back [Journal.Recent] reaches from when the journal was opened.
+const RecentWindow = time.Hour
+
+// Recent is an intent that was there already when the journal was opened.
+type Recent struct {
+	At        time.Time // when it was written
+	UID       string    // of the API object
+	Requester Requester
+}
+
+// Recent lists the intents that were written in the hour before the journal was opened, in their order.
+func (j *Journal) Recent() []Recent { return j.recent }
 
 // Repaired tells what was found behind the last whole line when the journal was last opened or reopened, and
 // where it was moved; nil when there was nothing. It is to be logged.
