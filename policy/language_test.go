@@ -153,3 +153,21 @@ rules:
 	requireGrant(t, p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
 	requireRefusal(t, p.Decide(newAsker("calico-system", "anybody", "typha-client").request(t)), policy.RequesterNotAllowed, "anybody")
 }
+
+// A prefix that holds all addresses gives none of those that must be written out.
+func TestSpecialAddressesAreNoOnesByAPrefix(t *testing.T) {
+	everything := strings.Replace(language, "168.0.0.0/7]", "0.0.0.0/0, \"::/0\"]", 1)
+	for text, granted := range map[string]bool{
+		"8.8.8.8": true, "2001:db8::1": true, "fd00::1": true, "100.64.0.1": true, "127.0.0.1": true, // written out
+		"127.0.0.2": false, "::1": false, "0.0.0.0": false, "::": false, "0.1.2.3": false,
+		"169.254.169.254": false, "169.254.170.2": false, "100.100.100.200": false, "168.63.129.16": false, "192.0.0.192": false,
+		"fd00:ec2::254": false, "fe80::a9fe:a9fe": false, "224.0.0.1": false, "239.255.255.250": false, "ff02::1": false,
+		"255.255.255.255": false, "240.0.0.1": false, "::a00:1": false, "64:ff9b::a00:1": false, "2002:a00:1::1": false,
+	} {
+		a := newAsker("a", "web", "x.web.example.com")
+		a.ips = []netip.Addr{netip.MustParseAddr(text)}
+		if _, is := parse(t, everything).Decide(a.request(t)).(*policy.Grant); is != granted {
+			t.Errorf("%s: granted is %t", text, is)
+		}
+	}
+}

@@ -16,7 +16,7 @@ func (*NotYet) verdict()  {}
 // the reason of the condition, so the set is small and does not change.
 type Code string
 
-// Every Code there is.
+// Every Code there is; see [Codes].
 const (
 	InvalidRequest      Code = "InvalidRequest"      // the PKCS#10 request itself is wrong
 	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule speaks of the requester
@@ -26,6 +26,11 @@ const (
 	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
 	ConditionNotMet     Code = "ConditionNotMet"     // a condition of the rule's own
 )
+
+// Codes lists every Code.
+func Codes() []Code {
+	return []Code{InvalidRequest, RequesterNotAllowed, PodNotVerified, NameNotAllowed, KeyNotAllowed, UsageNotAllowed, ConditionNotMet}
+}
 
 // A Reason is one way in which a request falls short of a rule.
 type Reason struct {

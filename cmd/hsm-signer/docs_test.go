@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,5 +46,26 @@ func TestPoliciesOfTheManual(t *testing.T) {
 	}
 	if p := policies[1].Budget(); p != policies[0].Budget() {
 		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p, policies[0].Budget())
+	}
+}
+
+// The manual lists every reason of a denial, and no other.
+func TestReasonsOfTheManual(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(manual), "## Reasons of a denial")
+	var listed []policy.Code
+	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Za-z]+)` \\|").FindAllStringSubmatch(section, -1) {
+		listed = append(listed, policy.Code(row[1]))
+	}
+	if !slices.Equal(listed, policy.Codes()) {
+		t.Errorf("the manual lists %v; there are %v", listed, policy.Codes())
+	}
+	for _, code := range listed {
+		if !regexp.MustCompile("^[A-Z][A-Za-z]+$").MatchString(string(code)) {
+			t.Errorf("%s is not in CamelCase", code)
+		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -353,9 +354,11 @@ func approve(t *testing.T, name string) {
 	must(t, err)
 }
 
-// A shadow decides and says so, needs neither token nor CA, and writes nothing.
+// A shadow decides and says so, needs neither token nor CA, takes no lease, and writes nothing.
 func TestShadowTouchesNothing(t *testing.T) {
-	d := startReady(t, bridge.CA{}, "APPROVE=shadow", "PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=")
+	const lease = "of-a-shadow"
+	d := startReady(t, bridge.CA{}, "APPROVE=shadow", "PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=",
+		"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer", "LEASE_NAME="+lease)
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
 	var made []*certificatesv1.CertificateSigningRequest
@@ -380,6 +383,9 @@ func TestShadowTouchesNothing(t *testing.T) {
 		if len(events.Items) > 0 {
 			t.Errorf("%s has events: %v", csr.Name, events.Items)
 		}
+	}
+	if _, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(t.Context(), lease, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("it has taken a lease: %v", err)
 	}
 }
 

@@ -1,7 +1,10 @@
 package bridge_test
 
 import (
+	"cmp"
 	"context"
+	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,7 +20,8 @@ import (
 // Requests are deleted and made again under their name, with another key, while the one before is
 // in work: whatever lands on a request at any time is its own.
 func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
-	const pods, times = 4, 250
+	const pods = 4
+	times := timesEach(t)
 	startReady(t, ca, withBudget(t, "{perPod: 1000}"))
 	node := components()[0]
 	seen := watchRequests(t)
@@ -49,6 +53,18 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 	if approvals < pods || certificates < pods {
 		t.Error("too few to have shown anything")
 	}
+}
+
+// timesEach is how often each pod makes its request again: often enough to meet every part of a turn, or as often
+// as the environment says.
+func timesEach(t *testing.T) int {
+	t.Helper()
+	text := cmp.Or(os.Getenv("RACE_TIMES"), "50")
+	times, err := strconv.Atoi(text)
+	if err != nil || times < 1 {
+		t.Fatalf("RACE_TIMES=%s is not a number of times", text)
+	}
+	return times
 }
 
 // A witness keeps every state of every request that the API server tells of.

@@ -199,6 +199,10 @@ func TestRequestsMadeByHandAreRefused(t *testing.T) {
 		},
 		"Microsoft's extensionRequest": func(h *byHand) { h.attributes = microsoft(san) },
 		"17 extensions":                func(h *byHand) { h.attributes = requesting(numbered(17)...) },
+		"an extension twice": func(h *byHand) {
+			one := tlv(sequenceOf, oidBytesSAN, tlv(octetString, san))
+			h.attributes = requesting(one, one)
+		},
 		"an extension of four elements": func(h *byHand) {
 			h.attributes = requesting(tlv(sequenceOf, oidBytesSAN, []byte{1, 1, 0xff}, tlv(octetString, san), tlv(null)))
 		},

@@ -88,6 +88,10 @@ func TestParseRefuses(t *testing.T) {
 	flipped := bytes.Clone(good.DER(t))
 	flipped[len(flipped)-3] ^= 1
 	oidCN := asn1.ObjectIdentifier{2, 5, 4, 3}
+	attribute := func(kind asn1.ObjectIdentifier, value string) []byte {
+		subject := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: kind, Value: value}}}
+		return pkcs10test.Request{Subject: subject, DNSNames: []string{"a"}}.PEM(t)
+	}
 	for _, c := range []struct {
 		name           string
 		text           []byte
@@ -129,6 +133,8 @@ func TestParseRefuses(t *testing.T) {
 		{"URI with an empty segment", san(6, "spiffe://a//c"), "request.subjectAltName[1]", "empty or relative segment"},
 		{"otherName", san(0, "x"), "request.subjectAltName[1]", "otherName"},
 		{"dirName", san(4, "x"), "request.subjectAltName[1]", "directoryName"},
+		{"x400Address", san(3, "x"), "request.subjectAltName[1]", "x400Address"},
+		{"ediPartyName", san(5, "x"), "request.subjectAltName[1]", "ediPartyName"},
 		{"registered id", san(8, "\x2a"), "request.subjectAltName[1]", "registeredID"},
 		{"short IP", san(7, "abc"), "request", "cannot parse IP"},
 		{"IP in 6", san(7, "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x0a\x00\x00\x01"), "request.subjectAltName[1]", "4 bytes"},
@@ -139,6 +145,11 @@ func TestParseRefuses(t *testing.T) {
 		{"NUL", names("a\x00b"), "request.subjectAltName[0]", "character"},
 		{"newline", names("a\nb"), "request.subjectAltName[0]", "character"},
 		{"empty name", names(""), "request.subjectAltName[0]", "empty"},
+		{"empty label", names("a..b"), "request.subjectAltName[0]", "empty label"},
+		{"long label", names(strings.Repeat("a", 64)), "request.subjectAltName[0]", "longer than 63"},
+		{"long name", names(strings.Repeat("a.", 127) + "a"), "request.subjectAltName[0]", "longer than 253"},
+		{"underscore", names("a_b"), "request.subjectAltName[0]", "character"},
+		{"hyphen at the end", names("a-.b"), "request.subjectAltName[0]", "hyphen"},
 		{"trailing dot", names("a."), "request.subjectAltName[0]", "ends with a dot"},
 		{"IP as DNS", names("10.0.0.1"), "request.subjectAltName[0]", "IP address"},
 		{"A-label", names("xn--bcher-kva"), "request.subjectAltName[0]", "internationalised"},
@@ -148,6 +159,9 @@ func TestParseRefuses(t *testing.T) {
 		{"long CN", cn(strings.Repeat("a", 65)), "request.subject.commonName", "at most 64"},
 		{"ANSI CN", cn("a\x1b[31m"), "request.subject[0]", "control characters"},
 		{"RTL CN", cn("a\u202eb"), "request.subject[0]", "cannot be printed"},
+		{"empty CN", attribute(oidCN, ""), "request.subject.commonName", "is empty"},
+		{"unknown subject", attribute(asn1.ObjectIdentifier{1, 2, 3, 4}, "a"), "request.subject[0]", "attribute type \"1.2.3.4\""},
+		{"critical key ID", with(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 14}, Critical: true, Value: []byte{4, 1, 1}}), "request.extensions", "must not be critical"},
 		{"two CNs", pkcs10test.Request{Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCN, Value: "a"}, {Type: oidCN, Value: "b"}}}}.PEM(t), "request.subject", "more than one common name"},
 	} {
 		t.Run(c.name, func(t *testing.T) { requireFault(t, c.text, c.field, c.message) })
