@@ -123,6 +123,7 @@ func TestKeptSubject(t *testing.T) {
 		{subject(func(*pkix.Name) {}), ""},
 		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidDC, Value: "com"}} }), ""},
 		{subject(func(n *pkix.Name) { n.Organization = []string{"system:masters"} }), `request.subject.O "system:masters"`},
+		{subject(func(n *pkix.Name) { n.Organization = []string{" system:masters"} }), `request.subject.O " system:masters"`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{"SYSTEM:masters"} }), `request.subject.O "SYSTEM:masters"`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("x", 65)} }), "longer than 64"},
 		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("ü", 64)} }), ""},

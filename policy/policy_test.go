@@ -432,6 +432,20 @@ func TestAllReasonsAreCollected(t *testing.T) {
 	}
 }
 
+// Nobody looks for the pod of a request that is refused for what it is, so nothing is said of that pod.
+func TestNothingIsSaidOfAPodThatNobodyLookedFor(t *testing.T) {
+	a := newAsker("calico-system", "calico-node", "*.evil", "typha-server")
+	a.pod = nil
+	request := a.request(t)
+	if _, ok := request.PodQuery(); ok {
+		t.Error("a pod is to be looked for")
+	}
+	refusal, ok := builtIn(t, "calico").Decide(request).(*policy.Refusal)
+	if !ok || strings.Contains(refusal.String(), "p-1") || !strings.Contains(refusal.String(), "typha-server") {
+		t.Errorf("%v", refusal)
+	}
+}
+
 // The look at a key that costs most is taken last, and before anything is granted.
 func TestPrimeModulusIsRefused(t *testing.T) {
 	const rule = `version: 1

@@ -152,6 +152,10 @@ type PodQuery struct {
 	IP             netip.Addr
 }
 
+// podUnknown tells whether nobody has looked for the requester's pod: it is in vain for a request that has a fault.
+// Then nothing can be said that depends on the pod.
+func (r *Request) podUnknown() bool { return len(r.faults) > 0 && len(r.Pods) == 0 }
+
 // PodQuery returns what must be looked up before [Policy.Decide], and false
 // when there is nothing to look up.
 func (r *Request) PodQuery() (PodQuery, bool) {

@@ -68,13 +68,20 @@ func (f *finding) wait(r *Request, field, missing string) {
 func (u *rule) judge(r *Request) finding {
 	f := finding{rule: u}
 	account, _ := r.Requester.ServiceAccount()
-	f.pod = u.judgePod(r, account, &f)
+	known := !r.podUnknown()
+	if known {
+		f.pod = u.judgePod(r, account, &f)
+	}
 	u.judgeNames(r, account, &f)
-	u.judgeIPs(r, f.pod, &f)
+	if known {
+		u.judgeIPs(r, f.pod, &f)
+	}
 	u.judgeSubject(r, &f)
 	u.judgeKey(r, &f)
 	u.judgeUsages(r, &f)
-	u.judgeConditions(r, account, f.pod, &f)
+	if known {
+		u.judgeConditions(r, account, f.pod, &f)
+	}
 	return f
 }
 

@@ -21,7 +21,7 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 			fault = "is an email address; ask for it as a subject alternative name"
 		case a.Name == "C" && !isCountry(a.Value):
 			fault = "is not a country's code of two capital letters"
-		case strings.HasPrefix(strings.ToLower(a.Value), "system:"):
+		case strings.HasPrefix(strings.ToLower(strings.TrimSpace(a.Value)), "system:"):
 			fault = "begins as the names of Kubernetes' own groups do"
 		case a.Name == "DC" && !isASCII(a.Value):
 			fault = "has characters outside ASCII, which a domain component must not have"
