@@ -141,7 +141,7 @@ func TestRequestsMadeByHandAreRefused(t *testing.T) {
 		"point that is not on the curve": func(h *byHand) { h.spki[len(h.spki)-1] ^= 1 },
 		"point at infinity":              func(h *byHand) { h.spki = tlv(sequenceOf, h.spki[2:23], tlv(bitString, []byte{0, 0})) },
 		"compressed point":               func(h *byHand) { h.spki = spkiOf(h, elliptic.MarshalCompressed(h.key.Curve, h.key.X, h.key.Y)) },
-		"hybrid point":                   func(h *byHand) { h.spki = spkiOf(h, hybrid(h.key)) },
+		"hybrid point":                   func(h *byHand) { h.spki = spkiOf(h, hybrid(h)) },
 		"key with unused bits":           func(h *byHand) { h.spki[25] = 1 },
 		"key of another curve than it says": func(h *byHand) {
 			h.spki = tlv(sequenceOf, tlv(sequenceOf, tlv(oid, unhex("2a8648ce3d0201")), tlv(oid, unhex("2b81040022"))), h.spki[23:])
@@ -349,9 +349,9 @@ func spkiOf(h *byHand, point []byte) []byte {
 	return tlv(sequenceOf, h.spki[2:23], tlv(bitString, []byte{0}, point))
 }
 
-func hybrid(key *ecdsa.PrivateKey) []byte {
-	point := elliptic.Marshal(key.Curve, key.X, key.Y)
-	point[0] = 6 | byte(key.Y.Bit(0)) // X9.62, section 4.3.6
+func hybrid(h *byHand) []byte {
+	point := slices.Clone(h.spki[len(h.spki)-65:])
+	point[0] = 6 | point[64]&1 // X9.62, section 4.3.6
 	return point
 }
 
