@@ -121,8 +121,14 @@ func refused(pin PIN, token TokenID, err error) *fault {
 		"the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", token, explain(err))}
 }
 
-// findKey requires exactly one private key that matches.
-func (c *connection) findKey(ctx context.Context, want KeyID) error {
+// findKey finds the key that the connection signs with.
+func (c *connection) findKey(ctx context.Context, want KeyID) (err error) {
+	c.key, err = c.findOne(ctx, want)
+	return err
+}
+
+// findOne requires exactly one private key that matches.
+func (c *connection) findOne(ctx context.Context, want KeyID) (pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}
 	if want.Label != "" {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, want.Label))
@@ -133,14 +139,13 @@ func (c *connection) findKey(ctx context.Context, want KeyID) error {
 	handles, err := c.find(ctx, template)
 	switch {
 	case err != nil:
-		return unavailable(err, "look for the %s", want)
+		return 0, unavailable(err, "look for the %s", want)
 	case len(handles) == 0:
-		return faultf(ErrKey, "there is no private %s in the token; it holds %s", want, c.describeKeys(ctx))
+		return 0, faultf(ErrKey, "there is no private %s in the token; it holds %s", want, c.describeKeys(ctx))
 	case len(handles) > 1:
-		return faultf(ErrKey, "there is more than one private %s in the token; it holds %s: name one by CA_KEY_LABEL and CA_KEY_ID", want, c.describeKeys(ctx))
+		return 0, faultf(ErrKey, "there is more than one private %s in the token; it holds %s: name one by its label and its id", want, c.describeKeys(ctx))
 	}
-	c.key = handles[0]
-	return nil
+	return handles[0], nil
 }
 
 // requireOneLogin refuses a key that wants a login before each signature.
@@ -213,8 +218,8 @@ func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, 
 	return values[0].Value, nil
 }
 
-// sign makes one signature on a session of the pool.
-func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+// sign makes one signature with a key on a session of the pool.
+func (c *connection) sign(ctx context.Context, m mechanism, key pkcs11.ObjectHandle, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	mech, input, err := m.prepare(digest, opts)
 	if err != nil {
 		return nil, err
@@ -225,7 +230,7 @@ func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts 
 	if err != nil {
 		return nil, err
 	}
-	raw, err := c.signOn(ctx, session, mech, input)
+	raw, err := c.signOn(ctx, session, key, mech, input)
 	hung := (*abandonedError)(nil)
 	switch {
 	case err == nil:
@@ -244,11 +249,11 @@ func (c *connection) sign(ctx context.Context, m mechanism, digest []byte, opts 
 }
 
 // signOn makes both calls as one, so that a session whose answer comes late is closed once.
-func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle, mech []*pkcs11.Mechanism, input []byte) ([]byte, error) {
+func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, mech []*pkcs11.Mechanism, input []byte) ([]byte, error) {
 	m := c.library.module
 	closeLate := func([]byte, error) { _ = m.CloseSession(session) }
 	return call(ctx, c.library, c.timeout, "C_Sign", func() ([]byte, error) {
-		if err := m.SignInit(session, mech, c.key); err != nil {
+		if err := m.SignInit(session, mech, key); err != nil {
 			return nil, err
 		}
 		return m.Sign(session, input)

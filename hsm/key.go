@@ -287,7 +287,7 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 // signVerified signs, and lets only a signature out that verifies with the CA's public key: a
 // handle may come to name another key.
 func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	signature, err := conn.sign(ctx, k.mech, digest, opts)
+	signature, err := conn.sign(ctx, k.mech, conn.key, digest, opts)
 	switch {
 	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
 		return nil, k.foreign("it is of another type")

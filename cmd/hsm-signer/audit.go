@@ -160,14 +160,20 @@ func (a *auditVerify) print(dir string, s journal.Summary, out io.Writer) error 
 	if a.output == "json" {
 		return json.NewEncoder(out).Encode(s)
 	}
-	n := s.Counts
+	n, checkpointed := s.Counts, "whose signatures were not verified (--checkpoint-key)"
+	switch {
+	case n.Checkpoints == 0:
+		checkpointed = "so none vouches for the journal"
+	case s.Checkpointed.Seq > 0:
+		checkpointed = "which vouch for all up to " + s.Checkpointed.String()
+	}
 	_, err := fmt.Fprintf(out, `journal          %s in %s, %d file(s)
 requests         %d, of which %d are published, %d were orphaned, %d are unfinished
 certificates     %d
 test signatures  %d
-checkpoints      %d
+checkpoints      %d, %s
 head             %s
 every line is right up to the head
-`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, s.Head)
+`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head)
 	return err
 }

@@ -22,7 +22,7 @@ import (
 
 func newCACommand() *cobra.Command {
 	command := &cobra.Command{Use: "ca", Short: "The ceremony: make a CA whose key lives in the token"}
-	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCAShowCommand())
+	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCACheckpointKeyCommand(), newCAShowCommand())
 	return command
 }
 

@@ -38,6 +38,7 @@ type config struct {
 	policyFile    string
 	caCertFile    string
 	stateDir      string
+	checkpoints   checkpoints
 	algorithm     x509.SignatureAlgorithm
 	token         hsm.Config
 	uri           *hsm.URI
@@ -89,6 +90,10 @@ var (
 		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
 		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal", func(c *config, v string) error { c.stateDir = v; return nil }},
+		{"CHECKPOINT_KEY_LABEL", "", "label of a key in the token that signs the head of the journal now and then; not the CA's", func(c *config, v string) error { c.checkpoints.key.Label = v; return nil }},
+		{"CHECKPOINT_KEY_ID", "", "id of that key, in hex", readCheckpointKeyID},
+		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with that key's public half", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},
+		{"CHECKPOINT_INTERVAL", "1h", "time between two such signatures", func(c *config, v string) error { return readDuration(v, time.Second, &c.checkpoints.interval) }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez and /readyz", readAddress},
 	}
 	logSettings = []setting{
@@ -237,13 +242,17 @@ func pinInFile(path string) (hsm.PIN, error) {
 // longestPIN is more than any token takes.
 const longestPIN = 1 << 10
 
-func readKeyID(c *config, v string) error {
+func readKeyID(c *config, v string) (err error) {
+	c.token.Key.ID, err = parseKeyID(v)
+	return err
+}
+
+func parseKeyID(v string) ([]byte, error) {
 	id, err := hex.DecodeString(strings.TrimPrefix(v, "0x"))
 	if err != nil {
-		return fmt.Errorf("%q is not hexadecimal, such as 01 or a1b2", v)
+		return nil, fmt.Errorf("%q is not hexadecimal, such as 01 or a1b2", v)
 	}
-	c.token.Key.ID = id
-	return nil
+	return id, nil
 }
 
 func readSignerNames(c *config, v string) error {

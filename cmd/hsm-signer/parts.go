@@ -30,9 +30,11 @@ type parts struct {
 	key     *hsm.Key
 	journal *keptJournal
 	issuer  *issuer.Issuer
-	lease   *kube.Lease // nil: no election
-	client  *kubernetes.Clientset
-	server  string // the API server's address
+
+	checkpoints *checkpointer // nil: none are wanted
+	lease       *kube.Lease   // nil: no election
+	client      *kubernetes.Clientset
+	server      string // the API server's address
 }
 
 // errUnsetNeedsUnbound: all requests of such a cluster would be denied for good.
@@ -74,6 +76,7 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 		} else {
 			p.issuer, err = issuer.New(p.ca, timedKey{p.key, p.metrics.signed}, c.algorithm, p.journal)
 			faults.add("SIGNATURE_ALGORITHM", err)
+			p.checkpoints = c.loadCheckpoints(p, faults)
 		}
 	}
 }

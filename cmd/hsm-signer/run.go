@@ -69,6 +69,10 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		serving.Fit, serving.Says = health.fit, p.journal.annotations
 		background = append(background, p.journal.watch, ca.watch)
+		if p.checkpoints != nil {
+			p.checkpoints.logger = logger.Named("journal")
+			background = append(background, p.checkpoints.watch)
+		}
 	}
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads

@@ -17,7 +17,7 @@ func warnUnknown(logger hclog.Logger, environ []string) {
 	known = append(known, "PKCS11_PIN")
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		ours := strings.HasPrefix(name, "PKCS11_") || strings.HasPrefix(name, "CA_KEY_")
+		ours := strings.HasPrefix(name, "PKCS11_") || strings.HasPrefix(name, "CA_KEY_") || strings.HasPrefix(name, "CHECKPOINT_")
 		if ours && !slices.Contains(known, name) {
 			logger.Warn("an environment variable is not known here and is ignored", "variable", name, "nearest", nearest(name, known))
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -126,6 +127,26 @@ func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	must(t, err)
 	requireIssued(t, csr, asking)
 	must(t, d.WaitReady(t.Context()))
+}
+
+// A key of its own in the token signs the head of the journal now and then, and its checkpoints verify.
+func TestCheckpointsAreSigned(t *testing.T) {
+	dir := t.TempDir()
+	public := filepath.Join(dir, "checkpoint.pub")
+	env := []string{"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=checkpoints"}
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "ca", "create-checkpoint-key", "--out", public)
+	if code != 0 || !strings.Contains(stdout, "Key for checkpoints created") {
+		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
+	d := startReady(t, ca, env...)
+	eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
+		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil
+	})
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
+	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
 }
 
 // requireJournal requires that the journal verifies, and holds one certificate for each of the requests. There

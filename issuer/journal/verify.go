@@ -33,6 +33,8 @@ type Summary struct {
 	Counts  Counts `json:"lines"`
 	// Unfinished are the requests that are neither published nor orphaned.
 	Unfinished int `json:"unfinished"`
+	// Checkpointed is the last line that a checkpoint vouches for whose signature was verified; zero when there is none.
+	Checkpointed Head `json:"checkpointed,omitzero"`
 	// Torn is the number of bytes behind the last whole line: a line that is being written, or what a power cut
 	// has left; [Open] moves them away.
 	Torn int `json:"torn"`
@@ -53,7 +55,7 @@ func Verify(dir string, o VerifyOptions) (Summary, error) {
 	}
 	v.total = size(dir)
 	e, err := replay(dir, v.progress, v.line)
-	s := Summary{Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
+	s := Summary{Checkpointed: v.checkpointed, Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
 	if err != nil {
 		return s, err
 	}
@@ -81,9 +83,12 @@ type verifier struct {
 	serials   map[[8]byte]bool
 	witnessed map[uint64]Hash // that were not met yet
 	head      Head
-	read      int64
-	told      int64 // bytes of which progress was told
-	total     int64
+
+	checkpointed Head
+
+	read  int64
+	told  int64 // bytes of which progress was told
+	total int64
 }
 
 // progressStep is the number of bytes between two tellings of progress.
@@ -137,6 +142,7 @@ func (v *verifier) checkpoint(e Checkpoint) error {
 	if err := holder.CheckSignature(algorithmNamed(e.Algorithm), signed, e.Signature); err != nil {
 		return fmt.Errorf("the checkpoint's signature is not by the key: %w", err)
 	}
+	v.checkpointed = Head{e.HeadSeq, e.HeadSHA256}
 	return nil
 }
 

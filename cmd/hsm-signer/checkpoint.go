@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
+)
+
+// checkpoints is what the configuration says of them.
+type checkpoints struct {
+	key           hsm.KeyID
+	publicKeyFile string
+	interval      time.Duration
+}
+
+// wanted tells whether checkpoints are to be made.
+func (c checkpoints) wanted() bool {
+	return c.key.Label != "" || len(c.key.ID) > 0 || c.publicKeyFile != ""
+}
+
+// A checkpointer has a key of its own sign the head of the journal now and then.
+type checkpointer struct {
+	journal  *keptJournal
+	public   crypto.PublicKey
+	sign     func(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+	interval time.Duration
+	logger   hclog.Logger
+
+	after journal.Head // of the last checkpoint itself
+}
+
+// loadCheckpoints returns what makes checkpoints, or nil where none are wanted.
+func (c *config) loadCheckpoints(p *parts, faults *configFaults) *checkpointer {
+	if !c.checkpoints.wanted() {
+		return nil
+	}
+	if c.checkpoints.key.Label == "" && len(c.checkpoints.key.ID) == 0 {
+		faults.addf("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID, and CHECKPOINT_PUBLIC_KEY_FILE is: one of them must name the key")
+		return nil
+	}
+	if c.checkpoints.publicKeyFile == "" {
+		faults.addf("CHECKPOINT_PUBLIC_KEY_FILE", "is not set: name the file that \"hsm-signer ca create-checkpoint-key\" has made")
+		return nil
+	}
+	public, err := readPublicKey(c.checkpoints.publicKeyFile)
+	if err != nil {
+		faults.add("CHECKPOINT_PUBLIC_KEY_FILE", err)
+		return nil
+	}
+	if p.ca.Matches(public) == nil {
+		faults.addf("CHECKPOINT_KEY_LABEL", "is the CA's key: checkpoints need one of their own")
+		return nil
+	}
+	key, err := p.key.Other(c.checkpoints.key, public)
+	if err != nil {
+		faults.add("CHECKPOINT_PUBLIC_KEY_FILE", err)
+		return nil
+	}
+	return &checkpointer{journal: p.journal, public: public, sign: key.Sign, interval: c.checkpoints.interval, logger: hclog.NewNullLogger()}
+}
+
+// watch makes a checkpoint at each interval until the context ends. One that cannot be made is logged, and is in nobody's
+// way.
+func (c *checkpointer) watch(ctx context.Context) error {
+	ticker := time.NewTicker(c.interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if err := c.make(ctx); err != nil && ctx.Err() == nil {
+			c.logger.Error("no checkpoint of the journal could be made", "error", err)
+		}
+	}
+}
+
+// make signs the head of the journal, unless that is the last checkpoint itself, or the journal is not open.
+func (c *checkpointer) make(ctx context.Context) error {
+	summary, _, open := c.journal.summary()
+	if !open || summary.Head == c.after {
+		return nil
+	}
+	algorithm := issuer.DefaultAlgorithm(c.public)
+	opts := issuer.SignerOpts(algorithm, c.public)
+	digest := journal.CheckpointText(summary.Journal, summary.Head)
+	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the text itself
+		h := hash.New()
+		h.Write(digest)
+		digest = h.Sum(nil)
+	}
+	signature, err := c.sign(ctx, digest, opts)
+	if err != nil {
+		return err
+	}
+	key, err := keyFingerprint(c.public)
+	if err != nil {
+		return err
+	}
+	err = c.journal.Append(ctx, journal.Checkpoint{
+		HeadSeq: summary.Head.Seq, HeadSHA256: summary.Head.SHA256, KeySHA256: key, Algorithm: algorithm.String(), Signature: signature,
+	})
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if after, _, _ := c.journal.summary(); after.Head.Seq == summary.Head.Seq+1 {
+		c.after = after.Head
+	}
+	c.logger.Info("a checkpoint of the journal was signed", "head", summary.Head.String())
+	return nil
+}
+
+// errNoCheckpointKey says which variable is missing.
+var errNoCheckpointKey = errors.New("is not set, nor is CHECKPOINT_KEY_ID: one of them must name the key to make")
+
+func readCheckpointKeyID(c *config, v string) (err error) {
+	c.checkpoints.key.ID, err = parseKeyID(v)
+	return err
+}
+
+// publicKeyPEM is the public key in PEM.
+func publicKeyPEM(public crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	return encodeBlock("PUBLIC KEY", der), err
+}
