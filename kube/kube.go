@@ -214,14 +214,27 @@ func (c *Controller) Run(ctx context.Context) error {
 	if c.Issuer != nil {
 		group.StartWithContext(ctx, c.reconcile)
 	}
+	c.workUntil(ctx)
+	return nil
+}
+
+// drainTimeout bounds what is still in work when the context has ended: a supervisor kills after a while, Kubernetes after 30
+// seconds unless told otherwise.
+const drainTimeout = 20 * time.Second
+
+// workUntil has the workers work until the context ends, and waits for them.
+func (c *Controller) workUntil(ctx context.Context) {
+	turns, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	var workers wait.Group
 	for range max(1, c.Workers) {
-		workers.Start(func() { c.work(ctx) })
+		workers.Start(func() { c.work(ctx, turns) })
 	}
 	<-ctx.Done()
 	c.queue.ShutDown()
+	late := time.AfterFunc(drainTimeout, cancel)
+	defer late.Stop()
 	workers.Wait()
-	return nil
 }
 
 // startElection takes part in the election, if there is one, and returns what ends that and gives the
@@ -355,21 +368,21 @@ func (c *Controller) enqueue(object any) {
 	}
 }
 
-// work takes requests from the queue until it shuts down.
-func (c *Controller) work(ctx context.Context) {
+// work takes requests from the queue until it shuts down. What has begun ends with the context of turns.
+func (c *Controller) work(ctx, turns context.Context) {
 	for {
 		item, shutdown := c.queue.Get()
 		if shutdown {
 			return
 		}
-		c.serve(ctx, item)
+		c.serve(ctx, turns, item)
 		c.queue.Done(item)
 	}
 }
 
 // serve gives one request one turn. Work that has begun is finished although
 // the context ends.
-func (c *Controller) serve(ctx context.Context, item key) {
+func (c *Controller) serve(ctx, turns context.Context, item key) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -378,7 +391,7 @@ func (c *Controller) serve(ctx context.Context, item key) {
 		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
 	}
-	turnCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
+	turnCtx, cancel := context.WithTimeout(turns, turnTimeout)
 	defer cancel()
 	turn := c.turn
 	if c.Mode == Shadow {

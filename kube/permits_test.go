@@ -26,7 +26,7 @@ func TestEachMissingPermissionShows(t *testing.T) {
 			t.Errorf("without %s: %v; idle: %t", missing, err, c.permits.idle())
 		}
 		if !spared {
-			c.serve(t.Context(), key{"waiting", "waiting"}) // which does not come to a turn: that has no decider here
+			c.serve(t.Context(), t.Context(), key{"waiting", "waiting"}) // which does not come to a turn: that has no decider here
 		}
 		missing = ""
 		c.lookAtPermits(t.Context())
