@@ -97,14 +97,17 @@ func (r Requester) ServiceAccount() (ServiceAccount, bool) {
 	return ServiceAccount{namespace, name}, true
 }
 
-// Bound returns the requester with a token that is bound to the pod; it is for
-// explaining what would be answered.
-func (r Requester) Bound(podName, podUID string) Requester {
+// Bound returns the requester with a token that is bound to the pod, and says which node that is on where it is on
+// one; it is for explaining what would be answered.
+func (r Requester) Bound(pod Pod) Requester {
 	extra := maps.Clone(r.Extra)
 	if extra == nil {
 		extra = map[string][]string{}
 	}
-	extra[extraPodName], extra[extraPodUID] = []string{podName}, []string{podUID}
+	extra[extraPodName], extra[extraPodUID] = []string{pod.Name}, []string{pod.UID}
+	if pod.Node != "" {
+		extra[extraNodeName] = []string{pod.Node}
+	}
 	r.Extra = extra
 	return r
 }

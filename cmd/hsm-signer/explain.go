@@ -31,6 +31,7 @@ type assumed struct {
 	groups     []string
 	pod        string
 	podUID     string
+	podNode    string
 	podIPs     []string
 	usages     []string
 	live       []string
@@ -47,8 +48,8 @@ func newPolicyExplainCommand() *cobra.Command {
 file (YAML or JSON), or with --live on one in the cluster. Nothing is written anywhere.
 
 What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
---pod-uid, --pod-ip), and for which usages. Exit code 0 when all are granted, 2 when any is
-refused, 1 on a fault.`,
+--pod-uid, --pod-node, --pod-ip), and for which usages. Exit code 0 when all are granted, 2
+when any is refused, 1 on a fault.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   hsm-signer policy explain --live typha-certs:calico-typha-1`,
@@ -79,6 +80,7 @@ refused, 1 on a fault.`,
 	flags.StringArrayVar(&a.groups, "as-group", nil, "a group of the requester (may be repeated)")
 	flags.StringVar(&a.pod, "pod", "", "the live pod that the requester's token is bound to")
 	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of that pod")
+	flags.StringVar(&a.podNode, "pod-node", "", "the node that pod runs on")
 	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of that pod")
 	flags.StringSliceVar(&a.usages, "usages", nil, "the usages that are asked for (spec.usages), comma-separated; a bare PKCS#10 is taken to ask for those of Calico")
 	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the cluster (may be repeated)")
@@ -93,6 +95,9 @@ func (a assumed) check(faults *configFaults) []netip.Addr {
 	}
 	if len(a.podIPs) > 0 && a.pod == "" {
 		faults.addf("--pod-ip", "needs --pod, which names the pod that has it")
+	}
+	if a.podNode != "" && a.pod == "" {
+		faults.addf("--pod-node", "needs --pod, which names the pod that is on it")
 	}
 	var ips []netip.Addr
 	for _, text := range a.podIPs {
@@ -171,15 +176,21 @@ func (e *explainer) fromFile(name string) (policy.Verdict, error) {
 	if e.assumed.pod == "" {
 		return e.policy.Decide(policy.NewRequest(submission)), nil
 	}
-	return e.policy.Decide(boundRequest(submission, e.assumed.pod, cmp.Or(e.assumed.podUID, "assumed"), e.pods)), nil
+	pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods}
+	return e.policy.Decide(boundRequest(submission, pod)), nil
 }
 
-// boundRequest is the request of a requester whose token is bound to a live pod with these addresses.
-func boundRequest(s policy.Submission, pod, uid string, ips []netip.Addr) *policy.Request {
-	s.Requester = s.Requester.Bound(pod, uid)
+// assumedUID is that of a pod of which none was said.
+const assumedUID = "assumed"
+
+// boundRequest is the request of a requester whose token is bound to a live pod, which is of its namespace and service
+// account.
+func boundRequest(s policy.Submission, pod policy.Pod) *policy.Request {
+	s.Requester = s.Requester.Bound(pod)
 	request := policy.NewRequest(s)
 	if account, ok := s.Requester.ServiceAccount(); ok {
-		request.Pods = []policy.Pod{{Namespace: account.Namespace, Name: pod, UID: uid, ServiceAccount: account.Name, IPs: ips}}
+		pod.Namespace, pod.ServiceAccount = account.Namespace, account.Name
+		request.Pods = []policy.Pod{pod}
 	}
 	return request
 }

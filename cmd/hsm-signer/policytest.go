@@ -39,6 +39,7 @@ type testFile struct {
 // A testCase is who asks for what, and what must come of it.
 type testCase struct {
 	Name        string              `yaml:"name"`
+	Signer      string              `yaml:"signer"`      // optional: the signer name that is asked
 	As          string              `yaml:"as"`          // username; a service account's groups are added
 	Groups      []string            `yaml:"groups"`      // more groups
 	Extra       map[string][]string `yaml:"extra"`       // optional: what the API server says of the requester beside its pod
@@ -58,6 +59,7 @@ type testCase struct {
 
 type testPod struct {
 	Name        string       `yaml:"name"`
+	Node        string       `yaml:"node"`        // optional
 	IPAddresses []netip.Addr `yaml:"ipAddresses"` // optional: none yet
 }
 
@@ -184,7 +186,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 		return nil, err
 	}
 	submission := policy.Submission{
-		PEM: pkcs, Age: assumedAge,
+		PEM: pkcs, Age: assumedAge, SignerName: c.Signer,
 		Requester: policy.Requester{Username: c.As, Groups: append(groupsOf(c.As), c.Groups...), Extra: c.Extra},
 	}
 	if c.Lifetime != "" {
@@ -201,7 +203,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 	if c.Pod == nil {
 		return policy.NewRequest(submission), nil
 	}
-	return boundRequest(submission, c.Pod.Name, "assumed", c.Pod.IPAddresses), nil
+	return boundRequest(submission, policy.Pod{Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses}), nil
 }
 
 func (c testCase) pkcs10(keys testKeys) ([]byte, error) {

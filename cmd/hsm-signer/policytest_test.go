@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
 const testCases = `cases:
@@ -57,6 +59,45 @@ func TestPolicyTestSaysWhatDiffers(t *testing.T) {
 		out, _, code := runPolicyTest(t, strings.Replace(testCases, old, c.now, 1))
 		if code != 2 || !strings.Contains(out, c.want) || !strings.Contains(out, "2 passed, 1 failed") {
 			t.Errorf("%s: exit code %d: %s", c.now, code, out)
+		}
+	}
+}
+
+// What a condition looks at can be said in a case, and by flags of explain.
+func TestPolicyTestOfConditions(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	file := write("policy", `version: 1
+rules:
+  - name: gateway
+    from: {serviceAccounts: [edge/gateway], extra: {authentication.kubernetes.io/node-name: [gateway-1, other-1]}}
+    grant: {dnsNames: [gateway], keys: [ecdsa-p256], usages: [digital signature]}
+    conditions:
+      - {that: 'pod.node.startsWith("gateway-")', message: it runs on a gateway}
+      - {that: 'request.signerName == "example.com/edge"', message: it asks the edge's signer}
+`)
+	write("cases.yaml", `cases:
+  - {name: a, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: gateway-1}, dnsNames: [gateway], usages: [digital signature], expect: granted}
+  - {name: b, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: other-1}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
+  - {name: c, as: "system:serviceaccount:edge:gateway", signer: example.com/core, pod: {name: g, node: gateway-1}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
+  - {name: d, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: RequesterNotAllowed}
+`)
+	if out, stderr, code := command(t, "policy", "test", dir, "--policy", file); code != 0 || !strings.Contains(out, "4 passed") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+	request := write("request", string(pkcs10test.Request{DNSNames: []string{"gateway"}}.PEM(t)))
+	for node, want := range map[string]int{"gateway-1": 0, "other-1": 2} {
+		out, stderr, code := command(t, "policy", "explain", request, "--policy", file, "--as", "system:serviceaccount:edge:gateway",
+			"--signer", "example.com/edge", "--pod", "g", "--pod-node", node, "--usages", "digital signature")
+		if code != want {
+			t.Errorf("on %s: exit code %d: %s%s", node, code, out, stderr)
 		}
 	}
 }
