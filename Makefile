@@ -9,7 +9,7 @@ FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: help build bench setup basics demo test lint fuzz cluster cluster-down image clean
+.PHONY: help build bench faults setup basics demo test lint fuzz cluster cluster-down image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -33,6 +33,9 @@ test: setup ## every test; the first run builds kube-apiserver and etcd (about 6
 
 bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
 	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench . -benchtime 300x -timeout 30m ./bench
+
+faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 4 minutes)
+	cd integration && FAULTS=$(CURDIR)/docs/hsm-faults.md $(GO) test -count=1 -timeout 30m -run '^TestFaults$$' ./tokens
 
 lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }

@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/miekg/pkcs11"
 )
@@ -81,45 +80,4 @@ func rungOf(err error) rung {
 		return newLogin
 	}
 	return r
-}
-
-// meanings says what a code means here and what to do about it.
-var meanings = map[uint]string{
-	pkcs11.CKR_PIN_INCORRECT:              "the PIN is wrong",
-	pkcs11.CKR_PIN_INVALID:                "the PIN has characters that the token does not take",
-	pkcs11.CKR_PIN_LEN_RANGE:              "the PIN is too short or too long for the token",
-	pkcs11.CKR_PIN_EXPIRED:                "the PIN has expired: set a new one",
-	pkcs11.CKR_PIN_LOCKED:                 "the PIN is locked: have the security officer set a new one",
-	pkcs11.CKR_USER_PIN_NOT_INITIALIZED:   "the token has no user PIN yet: initialise it",
-	pkcs11.CKR_TOKEN_NOT_PRESENT:          "the token is not in its slot",
-	pkcs11.CKR_TOKEN_NOT_RECOGNIZED:       "the token is not recognised",
-	pkcs11.CKR_DEVICE_ERROR:               "the device or its daemon reports a fault",
-	pkcs11.CKR_DEVICE_REMOVED:             "the device was removed",
-	pkcs11.CKR_DEVICE_MEMORY:              "the device has no memory left",
-	pkcs11.CKR_SESSION_COUNT:              "the token has no session left: lower PKCS11_MAX_SESSIONS, or close other applications",
-	pkcs11.CKR_SESSION_HANDLE_INVALID:     "the session is gone: the token was restarted",
-	pkcs11.CKR_SESSION_CLOSED:             "the session was closed: the token was restarted",
-	pkcs11.CKR_USER_NOT_LOGGED_IN:         "the login is gone: the token was restarted",
-	pkcs11.CKR_OBJECT_HANDLE_INVALID:      "the key is gone from the token",
-	pkcs11.CKR_KEY_HANDLE_INVALID:         "the key is gone from the token",
-	pkcs11.CKR_MECHANISM_INVALID:          "the token does not know the mechanism: choose another SIGNATURE_ALGORITHM",
-	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      "the key is of another type than the CA certificate's",
-	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: "the key may not sign (CKA_SIGN)",
-	pkcs11.CKR_KEY_SIZE_RANGE:             "the token does not take keys of this size",
-	pkcs11.CKR_GENERAL_ERROR:              "the module reports a general fault; see its own log",
-	pkcs11.CKR_FUNCTION_FAILED:            "the module could not do it; see its own log",
-	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:   "the module was shut down",
-	pkcs11.CKR_TOKEN_WRITE_PROTECTED:      "the token is write-protected",
-}
-
-// explain returns the name and the meaning of a CKR code.
-func explain(err error) string {
-	var ckr pkcs11.Error
-	if !errors.As(err, &ckr) {
-		return err.Error()
-	}
-	if meaning, known := meanings[uint(ckr)]; known {
-		return fmt.Sprintf("%s (%s)", meaning, ckr.Error())
-	}
-	return ckr.Error()
 }

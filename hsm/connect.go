@@ -31,6 +31,9 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	if err := k.mayTry(); err != nil {
 		return err
 	}
+	if pin, err := k.config.PIN(); err == nil && k.library != nil && k.library.mayKnowAnother(pin) {
+		k.unload(ctx)
+	}
 	again := k.library != nil
 	err := k.open(ctx)
 	if errors.Is(err, ErrUnavailable) {

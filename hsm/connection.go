@@ -94,6 +94,7 @@ func (c *connection) login(ctx context.Context, config Config) error {
 		return faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
 	}
 	c.library.counts.logins.Add(1)
+	c.library.tried = pin.Fixed()
 	_, err = onKeeper(ctx, c, callLogin, func() (struct{}, error) {
 		return struct{}{}, c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin))
 	}, func(err error) {

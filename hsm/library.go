@@ -20,6 +20,7 @@ type library struct {
 	ready  bool                   // it is initialised, and not about to be finalised
 	named  bool                   // it said of itself what it must
 	stale  []pkcs11.SessionHandle // left open by earlier connections; guarded as the connection is
+	tried  PINSource              // the PIN that was last tried with it; guarded as the connection is
 
 	mu        sync.Mutex
 	inFlight  int
@@ -96,6 +97,16 @@ func (l *library) close(ctx context.Context) bool {
 
 // closeTimeout bounds calls that only tidy up.
 const closeTimeout = time.Second
+
+// mayKnowAnother tells whether the module may know the PIN as it was: another one was tried with it, and
+// some modules read what they compare a PIN with when they are initialised, and not again.
+func (l *library) mayKnowAnother(pin PIN) bool {
+	if l.tried == nil {
+		return false
+	}
+	before, _ := l.tried()
+	return before != pin
+}
 
 // undecided tells whether a login is in flight that nobody waits for: it may still turn out to have
 // been one with a wrong PIN.

@@ -42,10 +42,10 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 		return nil, err
 	}
 	t := &SoftHSM{Module: module, Conf: filepath.Join(dir, "softhsm2.conf"), Label: label, PIN: "7341-user", SOPIN: "9852-officer", dir: dir}
-	if err := os.MkdirAll(t.tokens(), 0o700); err != nil {
+	if err := os.MkdirAll(t.Tokens(), 0o700); err != nil {
 		return nil, fmt.Errorf("directory of token %q: %w", label, err)
 	}
-	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", t.tokens())
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", t.Tokens())
 	if err := os.WriteFile(t.Conf, []byte(conf), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of token %q: %w", label, err)
 	}
@@ -61,12 +61,13 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 func (t *SoftHSM) Env() string { return SoftHSMVariable + "=" + t.Conf }
 
 // MoveAway takes the token's files away, as if it had been unplugged.
-func (t *SoftHSM) MoveAway() error { return os.Rename(t.tokens(), t.tokens()+".away") }
+func (t *SoftHSM) MoveAway() error { return os.Rename(t.Tokens(), t.Tokens()+".away") }
 
 // MoveBack brings back what MoveAway took.
-func (t *SoftHSM) MoveBack() error { return os.Rename(t.tokens()+".away", t.tokens()) }
+func (t *SoftHSM) MoveBack() error { return os.Rename(t.Tokens()+".away", t.Tokens()) }
 
-func (t *SoftHSM) tokens() string { return filepath.Join(t.dir, "tokens") }
+// Tokens is the directory that the token's files are in.
+func (t *SoftHSM) Tokens() string { return filepath.Join(t.dir, "tokens") }
 
 // softhsmModule finds the library where the distributions put it.
 func softhsmModule() (string, error) {

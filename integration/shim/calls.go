@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,6 +54,14 @@ func (c Calls) With(code uint) Calls {
 // Hanging are the calls that have not come back, by rules of the kind Hang.
 func (c Calls) Hanging() Calls {
 	return c.filter(func(call Call) bool { return call.Hanging })
+}
+
+// Under are the calls on which the rule, or another of its kind, took effect.
+func (c Calls) Under(r Rule) Calls {
+	action, _, _ := strings.Cut(r.action, " ")
+	return c.filter(func(call Call) bool {
+		return (r.function == Any || r.function == call.Function) && slices.Contains(call.Did, action)
+	})
 }
 
 // Count is how often the function was called.

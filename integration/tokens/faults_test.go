@@ -4,349 +4,377 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
-	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/miekg/pkcs11"
-	"k8s.io/apimachinery/pkg/util/wait"
 
 	"hsm-signer/hsm"
 	"hsm-signer/integration/shim"
 	"hsm-signer/integration/tokens"
 )
 
-// A trial is one key on one token behind a shim, which faults befall one after another. After each
-// the key must sign again by itself.
-type trial struct {
-	t      *testing.T
-	token  *tokens.Token
-	shim   *shim.Shim
-	key    *hsm.Key
-	public crypto.PublicKey
-	table  *table
+// faultsVariable names the file that the table of faults is written to. Then every fault befalls every
+// token; otherwise some befall SoftHSM alone.
+const faultsVariable = "FAULTS"
+
+// faults befall one token after another, in this order.
+var faults = []struct {
+	name    string
+	timeout time.Duration
+	befall  func(*trial)
+}{
+	{"ladder", 5 * time.Second, everyRung},
+	{"return", 5 * time.Second, everyCallOfTheWayBack},
+	{"lasting", 5 * time.Second, lasting},
+	{"key", 5 * time.Second, keySwapped},
+	{"hang", 500 * time.Millisecond, hangOfEveryCall},
+	{"sessions", 5 * time.Second, fewSessions},
+	{"daemon", 2 * time.Second, daemonGone},
+	{"files", 2 * time.Second, filesGone},
+	{"pin", time.Second, pinRefused},
 }
 
-// forEachTrial runs a test with the key "ca" on a fresh token of each kind, which holds the key
-// "other" too.
-func forEachTrial(t *testing.T, timeout time.Duration, test func(trial)) {
+// Whatever befalls a token, its key signs again by itself: no request is lost, and no signature of
+// another key gets out. Where a human must help first, the token is not asked again and again meanwhile.
+func TestFaults(t *testing.T) {
 	results := &table{}
 	forEach(t, func(t *testing.T, token *tokens.Token) {
-		public := generateRSA(t, token, "ca")
-		_, err := token.Generate("rsa-2048", "other", []byte{2})
-		must(t, err)
-		s := behind(t, token)
-		c := config(token, "ca")
-		c.Module, c.Timeout, c.MaxSessions = s.Module, timeout, 4
-		tr := trial{t: t, token: token, shim: s, key: newKey(t, c, public), public: public, table: results}
-		must(t, tr.key.Ready(t.Context()))
-		test(tr)
-	})
-	t.Logf("fault × token: attempts of the slowest request / C_Login calls / requests lost / signatures with a wrong key\n%s", results)
-}
-
-// befall lets requests come in while a fault is there, ends the fault with heal when it has shown
-// itself, and requires that every request gets its signature.
-func (tr trial) befall(fault string, heal func() error, rules ...shim.Rule) outcome {
-	tr.t.Helper()
-	// What an earlier fault left hanging keeps the module from being finalised.
-	must(tr.t, wait.PollUntilContextTimeout(tr.t.Context(), retryEvery/4, retryFor, true, func(context.Context) (bool, error) {
-		return tr.key.Stats().Hanging == 0, nil
-	}))
-	must(tr.t, tr.shim.Forget())
-	must(tr.t, tr.shim.Rules(rules...))
-	outcome := tr.storm(8, heal)
-	must(tr.t, tr.shim.Rules())
-	outcome.logins = calls(tr.t, tr.shim).Count(shim.Login)
-	tr.table.add(fault, tr.token.Name, outcome)
-	if outcome.lost > 0 || outcome.wrong > 0 {
-		tr.t.Errorf("%s: %+v; the last error: %v\n%s", fault, outcome, outcome.last, calls(tr.t, tr.shim))
-	}
-	return outcome
-}
-
-// befallOnce is a fault that comes once: no request fails for it, each finds its way out by itself.
-func (tr trial) befallOnce(fault string, rule shim.Rule, logins, initialised int) {
-	tr.t.Helper()
-	outcome := tr.befall(fault, nil, rule.Times(1))
-	n := calls(tr.t, tr.shim).Count(shim.Initialize)
-	if outcome.attempts > 1 || outcome.logins != logins || n != initialised {
-		tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; want one, %d and %d; the last error: %v",
-			fault, outcome.attempts, outcome.logins, n, logins, initialised, outcome.last)
-	}
-}
-
-// An outcome is what came of the requests that met a fault.
-type outcome struct {
-	attempts, logins, lost, wrong int
-	last                          error
-}
-
-func (o outcome) String() string {
-	return fmt.Sprintf("%d/%d/%d/%d", o.attempts, o.logins, o.lost, o.wrong)
-}
-
-// storm makes requests at once, each tried again until it is signed, as the controller does.
-func (tr trial) storm(requests int, heal func() error) (o outcome) {
-	ctx, cancel := context.WithTimeout(tr.t.Context(), retryFor)
-	defer cancel()
-	var group sync.WaitGroup
-	var mu sync.Mutex
-	for i := range requests {
-		group.Go(func() {
-			attempts, wrong, last, err := tr.request(ctx, i)
-			mu.Lock()
-			defer mu.Unlock()
-			o.attempts = max(o.attempts, attempts)
-			if err != nil {
-				o.lost++
-			}
-			if wrong {
-				o.wrong++
-			}
-			o.last = errors.Join(o.last, last)
-		})
-	}
-	if heal != nil {
-		if err := heal(); err != nil {
-			tr.t.Error(err)
+		tr := newTrial(t, token, results)
+		for _, fault := range faults {
+			t.Run(fault.name, func(t *testing.T) {
+				tr.t, tr.timeout = t, fault.timeout
+				tr.open()
+				defer func() { tr.key.Load().Close() }()
+				fault.befall(tr)
+			})
 		}
-	}
-	group.Wait()
-	return o
-}
-
-// request asks for one signature until it comes.
-func (tr trial) request(ctx context.Context, i int) (attempts int, wrong bool, last, err error) {
-	digest := sha256.Sum256(fmt.Appendf(nil, "request %d", i))
-	err = wait.PollUntilContextCancel(ctx, retryEvery/4, true, func(ctx context.Context) (bool, error) {
-		attempts++
-		signature, err := tr.key.Signer(ctx).Sign(nil, digest[:], crypto.SHA256)
-		wrong = wrong || err == nil && !verifies(tr.public, digest[:], signature)
-		if err != nil {
-			last = err
-		}
-		return err == nil, nil
 	})
-	return attempts, wrong, last, err
-}
-
-func verifies(public crypto.PublicKey, digest, signature []byte) bool {
-	switch public := public.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(public, digest, signature)
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(public, crypto.SHA256, digest, signature) == nil
-	}
-	return false
-}
-
-// abandoned ends a fault once another call was abandoned than those so far, by taking the rules away.
-func (tr trial) abandoned() (heal func() error) {
-	before := tr.key.Stats().Abandoned
-	return func() error {
-		err := wait.PollUntilContextTimeout(tr.t.Context(), retryEvery/4, retryFor, true, func(context.Context) (bool, error) {
-			return tr.key.Stats().Abandoned > before, nil
-		})
-		return errors.Join(err, tr.shim.Rules())
+	t.Logf("%s", results)
+	if file := os.Getenv(faultsVariable); file != "" && !t.Failed() {
+		must(t, os.WriteFile(file, []byte(results.markdown()), 0o644))
 	}
 }
 
-// ladder are codes of every rung, and one that no standard knows, by what the way out of each costs:
-// calls of C_Login and C_Initialize.
+// ladder are codes of every rung, one that no standard knows among them, by what the way out of each costs:
+// attempts, and calls of C_Login and C_Initialize.
 var ladder = []struct {
-	logins, initialised int
-	codes               []uint
+	attempts, logins, initialised int
+	codes                         []uint
 }{
-	{0, 0, []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED}},
-	{1, 0, []uint{
-		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
-		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
-		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_MECHANISM_INVALID,
+	{2, 0, 0, []uint{pkcs11.CKR_DATA_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED}},
+	{1, 0, 0, []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED, pkcs11.CKR_BUFFER_TOO_SMALL}},
+	{1, 1, 0, []uint{
+		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT, pkcs11.CKR_USER_NOT_LOGGED_IN,
+		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE,
+		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
 	}},
-	{1, 1, []uint{
-		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_TOKEN_NOT_PRESENT,
+	{1, 1, 1, []uint{
+		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
 		pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
 		pkcs11.CKR_VENDOR_DEFINED + 1,
 	}},
 }
 
-// Each code comes once before C_SignInit, before C_Sign, and in the place of C_Sign's answer.
-func TestFaultsOfEveryRung(t *testing.T) {
-	forEachTrial(t, 5*time.Second, func(tr trial) {
-		for _, rung := range ladder {
-			for _, code := range rung.codes {
-				name := cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
-				tr.befallOnce(name+" at C_SignInit", shim.Fail(shim.SignInit, code), rung.logins, rung.initialised)
-				tr.befallOnce(name+" at C_Sign", shim.Fail(shim.Sign, code), rung.logins, rung.initialised)
-				tr.befallOnce(name+" after C_Sign", shim.FailAfter(shim.Sign, code), rung.logins, rung.initialised)
-			}
-		}
-		tr.befall("all sessions lost", nil, shim.LoseSessions(shim.SignInit))
-		tr.befall("all sessions lost at C_Sign", nil, shim.LoseSessions(shim.Sign))
-		tr.befall("three device errors", nil, shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
-	})
+// places are where a code may come: miekg's Sign calls C_Sign twice, and asks for the length first.
+var places = []struct {
+	name string
+	rule func(code uint) shim.Rule
+}{
+	{"before C_SignInit", func(code uint) shim.Rule { return shim.Fail(shim.SignInit, code) }},
+	{"after C_SignInit", func(code uint) shim.Rule { return shim.FailAfter(shim.SignInit, code) }},
+	{"before C_Sign", func(code uint) shim.Rule { return shim.Fail(shim.Sign, code) }},
+	{"after C_Sign", func(code uint) shim.Rule { return shim.FailAfter(shim.Sign, code).From(2) }},
 }
 
-// Another key comes to stand behind the handle, and behind what is found; none of its signatures
-// gets out.
-func TestKeySwappedUnderHandle(t *testing.T) {
-	forEachTrial(t, 5*time.Second, func(tr trial) {
-		tr.befall("key swapped under the handle", nil, shim.SwapKey(shim.SignInit, "other").Times(1))
-		tr.befall("key swapped when found", nil,
-			shim.SwapKey(shim.FindObjects, "other").Times(1), shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
-	})
+// nameOf is a code's name in the standard.
+func nameOf(code uint) string {
+	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
-// Each call hangs until it is abandoned, on the way to a signature or on the way back to one.
-func TestHangsOfEveryCall(t *testing.T) {
-	lost := shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(1)
-	forEachTrial(t, time.Second, func(tr trial) {
-		for _, function := range []string{shim.SignInit, shim.Sign} {
-			tr.befall("hang in "+function, tr.abandoned(), shim.Hang(function))
-		}
-		for _, function := range []string{
-			shim.CloseSession, shim.Finalize, shim.Initialize, shim.GetSlotList, shim.GetTokenInfo, shim.OpenSession,
-			shim.Login, shim.FindObjectsInit, shim.FindObjects, shim.FindObjectsFinal, shim.GetAttributeValue,
-		} {
-			tr.befall("hang in "+function, tr.abandoned(), lost, shim.Hang(function))
-		}
-	})
-}
-
-// A token with few sessions makes requests wait, and fails none.
-func TestFewSessions(t *testing.T) {
-	for _, limit := range []uint{1, 2, 16} {
-		results := &table{}
-		forEach(t, func(t *testing.T, token *tokens.Token) {
-			public := generateRSA(t, token, "ca")
-			for _, said := range []uint{limit, shim.SessionsUnlimited, shim.SessionsUnknown} {
-				s := behind(t, token)
-				must(t, s.Rules(shim.LimitSessions(limit), shim.ReportSessions(said)))
-				c := config(token, "ca")
-				c.Module = s.Module
-				tr := trial{t: t, token: token, shim: s, key: newKey(t, c, public), public: public, table: results}
-				outcome := tr.storm(32, nil)
-				outcome.logins = calls(t, s).Count(shim.Login)
-				results.add(fmt.Sprintf("%d sessions, says %#x", limit, said), token.Name, outcome)
-				// A token may have faults of its own under load, and each costs a login at most.
-				own := len(calls(t, s)) - len(calls(t, s).With(pkcs11.CKR_OK)) - len(calls(t, s).With(pkcs11.CKR_SESSION_COUNT))
-				if outcome.attempts > 1 || outcome.lost > 0 || outcome.logins > 1+own {
-					t.Errorf("%d sessions, of which the token says %#x: %s: %v", limit, said, outcome, outcome.last)
+// everyRung is a code that comes once: no request fails for it, but for those that mean that the token
+// does not want what it was asked, whose next turn succeeds.
+func everyRung(tr *trial) {
+	for _, rung := range ladder {
+		for _, code := range someOf(tr, rung.codes) {
+			for _, place := range places {
+				fault := nameOf(code) + " " + place.name
+				o := tr.befall(fault, nil, place.rule(code).Times(1))
+				if n := tr.calls().Count(shim.Initialize); o.attempts != rung.attempts || o.logins != rung.logins || n != rung.initialised {
+					tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; want %d, %d and %d; the last error: %v",
+						fault, o.attempts, o.logins, n, rung.attempts, rung.logins, rung.initialised, o.last)
 				}
-				tr.key.Close()
 			}
-		})
-		t.Logf("attempts / C_Login calls / lost / wrong\n%s", results)
+		}
 	}
 }
 
-// A fault that stays on a session is more than a session's: the key is found anew, and again.
-func TestFaultThatStays(t *testing.T) {
-	forEachTrial(t, 5*time.Second, func(tr trial) {
-		for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
-			tr.befall(pkcs11.Error(code).Error()+", until the key was found anew", func() error {
-				err := wait.PollUntilContextTimeout(tr.t.Context(), retryEvery/4, retryFor, true, func(context.Context) (bool, error) {
-					calls, err := tr.shim.Calls()
-					return calls.Count(shim.FindObjects) > 0, err
-				})
-				return errors.Join(err, tr.shim.Rules())
-			}, shim.Fail(shim.SignInit, code))
-		}
-	})
+// wayBack are the calls that lead from a connection that was lost to the next.
+var wayBack = []string{
+	shim.Login, shim.Initialize, shim.FindObjects, shim.GetInfo, shim.GetSlotList, shim.GetTokenInfo, shim.GetSlotInfo, shim.OpenSession,
+	shim.FindObjectsInit, shim.FindObjectsFinal, shim.GetAttributeValue, shim.CloseSession, shim.Finalize,
 }
 
-// A caller that cannot wait does not cost the others their connection.
-func TestImpatientCaller(t *testing.T) {
-	forEachTrial(t, 5*time.Second, func(tr trial) {
-		must(tr.t, errors.Join(tr.shim.Forget(), tr.shim.Rules(shim.Delay(shim.Sign, 300*time.Millisecond))))
-		impatient, cancel := context.WithTimeout(tr.t.Context(), 50*time.Millisecond)
-		defer cancel()
-		if _, err := tr.key.Signer(impatient).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256); err == nil {
-			tr.t.Error("the impatient caller has a signature")
-		}
-		outcome := tr.storm(8, nil)
-		if n := calls(tr.t, tr.shim).Count(shim.Login); outcome.attempts > 1 || n > 0 {
-			tr.t.Errorf("the others: %s, and %d logins: %v\n%s", outcome, n, outcome.last, calls(tr.t, tr.shim))
-		}
-	})
+// lost makes the product go the whole way back, once.
+var lost = shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(1)
+
+// everyCallOfTheWayBack is a second fault, on the way out of the first.
+func everyCallOfTheWayBack(tr *trial) {
+	for _, function := range someOf(tr, wayBack) {
+		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost, shim.Fail(function, pkcs11.CKR_DEVICE_ERROR).Times(1))
+	}
+	forget, name := shim.LoseSessions, "all sessions, logins and handles forgotten"
+	if tr.token.Can.FinalizedOnce {
+		forget = shim.CloseSessions
+	}
+	tr.befall(name, nil, forget(shim.SignInit))
+	tr.befall(name+", in the midst of a signature", nil, forget(shim.Sign))
 }
 
-// The daemon of the token is killed, or stopped for a while, and requests come in meanwhile.
-func TestDaemonGoneUnderLoad(t *testing.T) {
-	forEachTrial(t, 2*time.Second, func(tr trial) {
+// lasting are faults that come more than once, or stay until the key was looked for anew.
+func lasting(tr *trial) {
+	tr.befall("three CKR_DEVICE_ERROR in a row", nil, shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
+	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
+		tr.befall(nameOf(code)+", until the key was looked for anew", func() error {
+			return errors.Join(tr.until(func() bool { return tr.calls().Count(shim.FindObjects) > 0 }), tr.shim.Rules())
+		}, shim.Fail(shim.SignInit, code))
+	}
+	tr.impatient()
+}
+
+// impatient is a caller that cannot wait, which does not cost the others their connection.
+func (tr *trial) impatient() {
+	tr.quiet(shim.Delay(shim.Sign, 300*time.Millisecond))
+	ctx, cancel := context.WithTimeout(tr.t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := tr.key.Load().Signer(ctx).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256); err == nil {
+		tr.t.Error("the impatient caller has a signature")
+	}
+	if o := tr.storm(nil); o.attempts > 1 || tr.calls().Count(shim.Login) > 0 {
+		tr.t.Errorf("the others of an impatient caller: %+v\n%s", o, tr.calls())
+	}
+}
+
+// keySwapped is another key that comes to stand behind the handle, or behind what is found.
+func keySwapped(tr *trial) {
+	tr.befall("another key under the handle, once", nil, shim.SwapKey(shim.SignInit, "other").Times(1))
+	tr.befall("another key under the handle, until the key was looked for anew", func() error {
+		return errors.Join(tr.until(func() bool { return tr.calls().Count(shim.FindObjects) > 0 }), tr.shim.Rules())
+	}, shim.SwapKey(shim.SignInit, "other"))
+	tr.befall("another key found in its place, once", nil,
+		shim.SwapKey(shim.FindObjects, "other").Times(1), shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
+}
+
+// hangOfEveryCall is a call that hangs until it was abandoned, on the way to a signature or back to one.
+func hangOfEveryCall(tr *trial) {
+	for _, function := range []string{shim.SignInit, shim.Sign} {
+		tr.befall("hang in "+function, tr.abandoned(), shim.Hang(function))
+	}
+	for _, function := range someOf(tr, wayBack) {
+		tr.befall("hang in "+function, tr.abandoned(), lost, shim.Hang(function))
+	}
+}
+
+// abandoned ends a fault once another call was abandoned than those so far, by taking the rules away.
+func (tr *trial) abandoned() (heal func() error) {
+	before := tr.key.Load().Stats().Abandoned
+	return func() error {
+		return errors.Join(tr.until(func() bool { return tr.key.Load().Stats().Abandoned > before }), tr.shim.Rules())
+	}
+}
+
+// fewSessions is a token with few sessions, whatever it says of them: requests wait, and none fails.
+func fewSessions(tr *trial) {
+	for _, limit := range []uint{1, 2, 16} {
+		says := map[uint]string{limit: "says so", shim.SessionsUnlimited: "says that it has no limit", shim.SessionsUnknown: "does not say"}
+		for _, said := range someOf(tr, []uint{limit, shim.SessionsUnlimited, shim.SessionsUnknown}) {
+			fault := fmt.Sprintf("sessions: %d in all, and the token %s", limit, says[said])
+			o := tr.befallAtStart(fault, nil, shim.LimitSessions(limit), shim.ReportSessions(said))
+			// A token may have faults of its own under load, and each costs a login at most.
+			calls := tr.calls()
+			own := len(calls) - len(calls.With(pkcs11.CKR_OK)) - len(calls.With(pkcs11.CKR_SESSION_COUNT))
+			if o.attempts > 1 || o.logins > 1+own {
+				tr.t.Errorf("%s: %+v: %v", fault, o, o.last)
+			}
+		}
+	}
+}
+
+// daemonGone is a daemon that is killed, restarted or stopped while requests come in.
+func daemonGone(tr *trial) {
+	for _, fault := range []struct {
+		name  string
+		begin func() error
+		heal  func() error
+	}{
+		{"its daemon killed, and started again when it was missed", tr.token.Kill, func() error {
+			return errors.Join(tr.until(func() bool { return tr.key.Load().Ready(tr.t.Context()) != nil }), tr.token.Start(tr.t.Context()))
+		}},
+		{"its daemon restarted under load", nil, func() error { return tr.token.Restart(tr.t.Context()) }},
+		{"its daemon stopped (SIGSTOP), and continued when a call hung", tr.token.Pause, func() error {
+			return errors.Join(tr.abandoned()(), tr.token.Continue())
+		}},
+	} {
 		if !tr.token.HasDaemon() {
-			return
-		}
-		must(tr.t, tr.token.Kill())
-		tr.befall("daemon killed and started", func() error { return tr.token.Start(tr.t.Context()) })
-		must(tr.t, tr.token.Pause())
-		abandoned := tr.abandoned()
-		tr.befall("daemon stopped (SIGSTOP) and continued", func() error {
-			if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // it signs without its daemon
-				return tr.token.Continue()
+			if err := tr.token.Kill(); !errors.Is(err, tokens.ErrNoDaemon) {
+				tr.t.Error(err)
 			}
-			return errors.Join(abandoned(), tr.token.Continue())
-		})
-	})
-}
-
-// The files of the token go and come back.
-func TestTokenMovedAwayUnderLoad(t *testing.T) {
-	forEachTrial(t, 2*time.Second, func(tr trial) {
-		if tr.token.SoftHSM == nil || tr.token.HasDaemon() {
-			return
+			tr.results.note(fault.name, tr.token.Name, "has no daemon")
+			continue
 		}
-		tr.befall("token directory moved away and back", func() error {
-			if err := tr.token.SoftHSM.MoveAway(); err != nil {
-				return err
-			}
-			gone := wait.PollUntilContextTimeout(tr.t.Context(), retryEvery, retryFor, true, func(ctx context.Context) (bool, error) {
-				return tr.key.Ready(ctx) != nil, nil
-			})
-			return errors.Join(gone, tr.token.SoftHSM.MoveBack())
+		if fault.begin != nil {
+			must(tr.t, fault.begin())
+		}
+		var rules []shim.Rule
+		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only who begins anew misses its daemon
+			rules = []shim.Rule{lost}
+		}
+		tr.befall(fault.name, fault.heal, rules...)
+	}
+}
+
+// filesGone is a token whose files are taken away and come back, while the module begins anew.
+func filesGone(tr *trial) {
+	before := tr.key.Load().Stats().Initialised
+	must(tr.t, tr.token.MoveAway())
+	tr.befall("the token's files moved away and back", func() error {
+		begun := tr.until(func() bool {
+			return tr.key.Load().Ready(tr.t.Context()) != nil || tr.key.Load().Stats().Initialised > before
 		})
+		return errors.Join(begun, tr.token.MoveBack())
+	}, lost)
+}
+
+// pinRefused is a PIN that will not do: it is tried once, and then waited for another.
+func pinRefused(tr *trial) {
+	tr.key.Load().Close()
+	must(tr.t, tr.token.Unlock(tr.t.Context())) // a TPM that was killed counts that too
+	tr.pinFault("wrong PIN, until its source has the right one", "00000000", 2)
+	tr.pinFault("wrong PIN that is refused too late, until its source has the right one", "00000000", 2, shim.Delay(shim.Login, 2*tr.timeout))
+	tr.pinChanged()
+	tr.pinLocked()
+	tr.finalTry()
+}
+
+// pinFault begins with that PIN, which the token refuses, and then there is the right one.
+func (tr *trial) pinFault(fault string, pin hsm.PIN, logins int, rules ...shim.Rule) {
+	tr.pin.set(pin)
+	o := tr.befallAtStart(fault, func() error {
+		err := errors.Join(tr.refused(), tr.shim.Rules())
+		tr.pin.set(hsm.PIN(tr.token.PIN))
+		return err
+	}, rules...)
+	if o.logins != logins {
+		tr.t.Errorf("%s: %d calls of C_Login, want %d\n%s", fault, o.logins, logins, tr.calls())
+	}
+	must(tr.t, tr.token.Unlock(tr.t.Context()))
+}
+
+// refused waits until the PIN is refused, and looks whether it stays so for longer than the first wait between
+// attempts.
+func (tr *trial) refused() error {
+	err := tr.until(func() bool { return errors.Is(tr.key.Load().Ready(tr.t.Context()), hsm.ErrPIN) })
+	looks := 0
+	return errors.Join(err, tr.until(func() bool {
+		if err := tr.key.Load().Ready(tr.t.Context()); !errors.Is(err, hsm.ErrPIN) {
+			tr.t.Errorf("look %d at a refused PIN: %v", looks, err)
+		}
+		looks++
+		return looks == 30
+	}))
+}
+
+// pinChanged is a PIN that is changed on the token while the key is in use: what is logged in goes on. After a
+// fault that costs the login the old PIN is tried once, and the new one when the source has it, with a module that
+// was initialised anew: some go by the old one until then.
+func (tr *trial) pinChanged() {
+	const fault, fresh = "PIN changed on the token, login lost, then changed in its source", "86420864"
+	must(tr.t, tr.key.Load().Ready(tr.t.Context()))
+	changePIN(tr.t, tr.token, fresh)
+	tr.quiet()
+	if o := tr.storm(nil); o.attempts > 1 || tr.calls().Count(shim.Login) > 0 {
+		tr.t.Errorf("%s: what was logged in did not go on: %+v", fault, o)
+	}
+	heal, logins := tr.refused, 2
+	if tr.token.Can.KnowsOldPIN {
+		heal, logins = func() error { return tr.until(func() bool { return tr.calls().Count(shim.Login) > 0 }) }, 1
+	}
+	o := tr.befall(fault, func() error {
+		err := heal()
+		tr.pin.set(fresh)
+		return err
+	}, shim.CloseSessions(shim.SignInit))
+	if o.logins != logins {
+		tr.t.Errorf("%s: %d calls of C_Login, want %d\n%s", fault, o.logins, logins, tr.calls())
+	}
+	if o = tr.befall(fault+", and lost again", nil, shim.CloseSessions(shim.SignInit)); o.logins != 1 {
+		tr.t.Errorf("%s: %d calls of C_Login with the new PIN\n%s", fault, o.logins, tr.calls())
+	}
+	tr.token.PIN = fresh
+	tr.key.Load().Close()
+	must(tr.t, tr.token.Unlock(tr.t.Context()))
+}
+
+// pinLocked is a token that somebody locked: it is not asked for a login where its flags show that, and once
+// where they do not. It signs when it is unlocked, by itself or after a restart.
+func (tr *trial) pinLocked() {
+	const fault = "PIN locked, until the security officer unlocked it"
+	if !tr.token.Can.Locks() {
+		tr.results.note(fault, tr.token.Name, "never locks")
+		return
+	}
+	answers := tr.token.Can.WrongPINs
+	shows := answers[len(answers)-1].Flags&pkcs11.CKF_USER_PIN_LOCKED != 0
+	tr.key.Load().Close()
+	tr.wrongPINs(len(answers))
+	logins := map[bool]int{true: 1, false: 2}[shows]
+	o := tr.befallAtStart(fault, func() error {
+		err := errors.Join(tr.refused(), tr.token.Unlock(tr.t.Context()))
+		if !shows { // the PIN was refused, and is the same: only another process tries it again
+			tr.restart()
+		}
+		return err
 	})
+	if o.logins != logins {
+		tr.t.Errorf("%s: %d calls of C_Login, want %d\n%s", fault, o.logins, logins, tr.calls())
+	}
 }
 
-// A table shows outcomes by fault and kind of token.
-type table struct {
-	mu    sync.Mutex
-	rows  []string
-	cells map[string]map[string]string
+// finalTry is a token that allows one more try, which is not the product's to use up, not even with the right PIN.
+func (tr *trial) finalTry() {
+	const fault = "one try of the PIN left, until somebody logged in"
+	final := slices.IndexFunc(tr.token.Can.WrongPINs, func(a tokens.Answer) bool { return a.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 })
+	if final < 0 {
+		tr.results.note(fault, tr.token.Name, "does not say")
+		return
+	}
+	tr.key.Load().Close()
+	tr.wrongPINs(final + 1)
+	o := tr.befallAtStart(fault, func() error {
+		err := tr.refused()
+		if n := tr.calls().Count(shim.Login); n != 0 {
+			tr.t.Errorf("%s: C_Login was called %d times", fault, n)
+		}
+		return errors.Join(err, tr.token.Unlock(tr.t.Context()))
+	})
+	if o.logins != 1 {
+		tr.t.Errorf("%s: %d calls of C_Login\n%s", fault, o.logins, tr.calls())
+	}
 }
 
-func (b *table) add(row, column string, o outcome) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cells == nil {
-		b.cells = map[string]map[string]string{}
-	}
-	if b.cells[row] == nil {
-		b.cells[row] = map[string]string{}
-		b.rows = append(b.rows, row)
-	}
-	b.cells[row][column] = o.String()
-}
-
-// String has a line for each fault and a column for each kind of token.
-func (b *table) String() string {
-	var text strings.Builder
-	fmt.Fprintf(&text, "%-48s", "")
-	for _, kind := range tokens.All() {
-		fmt.Fprintf(&text, " %-13s", kind.Name)
-	}
-	for _, row := range b.rows {
-		fmt.Fprintf(&text, "\n%-48s", row)
-		for _, kind := range tokens.All() {
-			fmt.Fprintf(&text, " %-13s", b.cells[row][kind.Name])
+// wrongPINs tries so many of them, as another application.
+func (tr *trial) wrongPINs(n int) {
+	a := newApplication(tr.t, tr.token)
+	session := a.open(tr.t)
+	for range n {
+		if err := a.Login(session, pkcs11.CKU_USER, "00000000"); err == nil {
+			tr.t.Error("a wrong PIN was taken")
 		}
 	}
-	return text.String()
+	a.unload()
 }

@@ -31,6 +31,7 @@ func setNSS(ctx context.Context, t *Token) (err error) {
 	// p11-kit reads its configuration once in a process, so every token of this one has
 	// its database in the same place, one after another.
 	database := filepath.Join(os.TempDir(), fmt.Sprintf("token-nss-%d", os.Getpid()))
+	t.files = database
 	t.undo = append(t.undo, func() error { return os.RemoveAll(database) })
 	if err := errors.Join(os.RemoveAll(database), os.Mkdir(database, 0o700)); err != nil {
 		return err
@@ -39,7 +40,9 @@ func setNSS(ctx context.Context, t *Token) (err error) {
 	if err := os.WriteFile(pin, []byte(t.PIN), 0o600); err != nil {
 		return err
 	}
-	if err := command(ctx, nil, "certutil", "-N", "-d", "sql:"+database, "-f", pin); err != nil {
+	// NSS hashes the PIN ten thousand times at each login, which shows nothing here.
+	t.Env = append(t.Env, "NSS_MAX_MP_PBE_ITERATION_COUNT=1")
+	if err := command(ctx, t.Env, "certutil", "-N", "-d", "sql:"+database, "-f", pin); err != nil {
 		return err
 	}
 	return t.configureP11Kit(fmt.Sprintf("module: %s\nx-init-reserved: configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags=\n", library, database))
@@ -51,7 +54,7 @@ func (t *Token) configureP11Kit(module string) error {
 	config := "/etc/pkcs11"
 	if os.Getuid() != 0 {
 		config = t.path("pkcs11")
-		t.Env = []string{"XDG_CONFIG_HOME=" + t.dir}
+		t.Env = append(t.Env, "XDG_CONFIG_HOME="+t.dir)
 	}
 	files := map[string]string{"pkcs11.conf": "user-config: only\n", "modules/hsm-signer-nss.module": module}
 	others, err := filepath.Glob("/usr/share/p11-kit/modules/*.module")

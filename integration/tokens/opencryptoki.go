@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -29,7 +30,7 @@ func NewOpencryptoki(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "opencryptoki", Label: label, PIN: "7341user", Can: Capabilities{
 		KeyTypes: []string{"rsa-2048", "rsa-3072", "rsa-4096"},
 		Refuses:  map[string]string{"ecdsa-p256": "CKR_MECHANISM_INVALID", "ecdsa-p384": "CKR_MECHANISM_INVALID", "ecdsa-p521": "CKR_MECHANISM_INVALID"},
-		Local:    true,
+		Local:    true, FinalizedOnce: true,
 		WrongPINs: []Answer{
 			{pkcs11.CKR_PIN_INCORRECT, low}, {pkcs11.CKR_PIN_INCORRECT, final},
 			{pkcs11.CKR_PIN_INCORRECT, locked}, {pkcs11.CKR_PIN_LOCKED, locked},
@@ -64,6 +65,11 @@ func setOpencryptoki(ctx context.Context, t *Token) (err error) {
 		return err
 	}
 	keepLibitm()
+	t.unlock = func(ctx context.Context) error {
+		slot := strconv.Itoa(ockSlot)
+		return errors.Join(command(ctx, nil, program("pkcsconf"), "-c", slot, "-u", "-S", ockSOPIN, "-n", t.PIN),
+			command(ctx, nil, program("pkcsconf"), "-c", slot, "-p", "-U", t.PIN, "-n", t.PIN)) // which forgets that one try was left
+	}
 	return t.initialize(ockSlot, ockSOPIN)
 }
 
@@ -96,6 +102,7 @@ func (t *Token) replaceOpencryptoki() error {
 			return err
 		}
 	}
+	t.files = ockToken
 	return t.replace(ockToken, func() error { return os.MkdirAll(ockToken+"/TOK_OBJ", 0o770) })
 }
 

@@ -14,7 +14,7 @@ import (
 // reaches through a socket: so it has a process of its own, as a network HSM has.
 func NewP11Kit(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "p11-kit", Label: label, Can: Capabilities{
-		KeyTypes: allKeyTypes, Local: true, KeepsLogin: true, WrongPINs: softHSMShowsTries, Sessions: 0, Lost: &Loss{Sign: pkcs11.CKR_DEVICE_ERROR, OpenSession: pkcs11.CKR_DEVICE_ERROR, Initialize: pkcs11.CKR_OK},
+		KeyTypes: allKeyTypes, Local: true, KnowsOldPIN: true, WrongPINs: softHSMShowsTries, Sessions: 0, Lost: &Loss{Sign: pkcs11.CKR_DEVICE_ERROR, OpenSession: pkcs11.CKR_DEVICE_ERROR, Initialize: pkcs11.CKR_OK},
 	}}
 	return newToken(ctx, t, setP11Kit)
 }
@@ -23,15 +23,16 @@ func setP11Kit(ctx context.Context, t *Token) (err error) {
 	if t.Module, err = find("p11-kit-client.so", "p11-kit-modules"); err != nil {
 		return err
 	}
-	if t.SoftHSM, err = bed.NewSoftHSM(ctx, t.dir, label); err != nil {
+	soft, err := bed.NewSoftHSM(ctx, t.dir, label)
+	if err != nil {
 		return err
 	}
 	socket := t.path("socket")
-	t.PIN, t.Env = t.SoftHSM.PIN, []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + socket}
+	t.PIN, t.Env, t.files = soft.PIN, []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + socket}, soft.Tokens()
 	return t.run(ctx, &daemon{
 		name:  "p11-kit-server",
-		args:  []string{"p11-kit", "server", "--foreground", "--name", socket, "--provider", t.SoftHSM.Module, "pkcs11:token=" + label},
-		env:   []string{t.SoftHSM.Env()},
+		args:  []string{"p11-kit", "server", "--foreground", "--name", socket, "--provider", soft.Module, "pkcs11:token=" + label},
+		env:   []string{soft.Env()},
 		ready: listens(socket),
 		clean: func() error { return removeFiles(socket) },
 	})

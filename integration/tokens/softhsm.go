@@ -26,10 +26,11 @@ func NewSoftHSM(ctx context.Context) (*Token, error) {
 		KeyTypes: allKeyTypes, Local: true, WrongPINs: softHSMShowsTries, Sessions: 0,
 	}}
 	return newToken(ctx, t, func(ctx context.Context, t *Token) (err error) {
-		if t.SoftHSM, err = bed.NewSoftHSM(ctx, t.dir, label); err != nil {
+		soft, err := bed.NewSoftHSM(ctx, t.dir, label)
+		if err != nil {
 			return err
 		}
-		t.Module, t.PIN, t.Env = t.SoftHSM.Module, t.SoftHSM.PIN, []string{t.SoftHSM.Env()}
+		t.Module, t.PIN, t.Env, t.files = soft.Module, soft.PIN, []string{soft.Env()}, soft.Tokens()
 		return nil
 	})
 }

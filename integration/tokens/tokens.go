@@ -19,8 +19,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-
-	"hsm-signer/integration/bed"
 )
 
 // A Token is one token, and what its kind can do.
@@ -32,12 +30,10 @@ type Token struct {
 	PIN    string
 	Can    Capabilities
 
-	// SoftHSM is the token where it is, or is behind, one of SoftHSM: its files can
-	// be moved away. It is nil for all others.
-	SoftHSM *bed.SoftHSM
-
 	dir     string
+	files   string    // that the token is in
 	daemons []*daemon // in the order in which they start
+	unlock  func(context.Context) error
 	undo    []func() error
 }
 
@@ -57,8 +53,13 @@ type Capabilities struct {
 	// any more; what follows is as the last.
 	WrongPINs []Answer
 
-	// KeepsLogin tells whether a login outlives the sessions of who logged in.
-	KeepsLogin bool
+	// KnowsOldPIN tells whether the module goes by the PIN as it was when it was initialised, though another
+	// process has changed it meanwhile.
+	KnowsOldPIN bool
+
+	// FinalizedOnce tells whether C_Finalize does harm when it is called again without the module
+	// having been unloaded meanwhile.
+	FinalizedOnce bool
 
 	// Sessions is the greatest number that it says it allows: 0 is no limit, and all
 	// ones is not known.
@@ -159,6 +160,25 @@ func (t *Token) Restart(ctx context.Context) error {
 		return err
 	}
 	return t.Start(ctx)
+}
+
+// MoveAway takes the token's files away, as if it had been unplugged.
+func (t *Token) MoveAway() error { return os.Rename(t.files, t.away()) }
+
+// MoveBack brings back what MoveAway took, in the place of what has come to be there meanwhile.
+func (t *Token) MoveBack() error {
+	return errors.Join(os.RemoveAll(t.files), os.Rename(t.away(), t.files))
+}
+
+func (t *Token) away() string { return t.files + ".away" }
+
+// Unlock sets the count of wrong PINs back, as the security officer does. The PIN stays. Nobody may be
+// logged in.
+func (t *Token) Unlock(ctx context.Context) error {
+	if t.unlock == nil {
+		return nil // it does not count
+	}
+	return t.unlock(ctx)
 }
 
 // Close ends the daemon and removes all that was made.

@@ -45,6 +45,10 @@ func setTPM(ctx context.Context, t *Token) (err error) {
 		return err
 	}
 	tools := append([]string{"TPM2TOOLS_TCTI=" + tcti}, t.Env...)
+	t.files = t.path("tpm2_pkcs11.sqlite3")
+	t.unlock = func(ctx context.Context) error {
+		return command(ctx, tools, "tpm2_dictionarylockout", "--clear-lockout")
+	}
 	if err := command(ctx, tools, "tpm2_ptool", "init"); err != nil {
 		return err
 	}

@@ -1,0 +1,272 @@
+package tokens_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/tokens"
+)
+
+const (
+	retryEvery = 25 * time.Millisecond
+	retryFor   = time.Minute
+	callers    = 8
+)
+
+// A trial is the key "ca" on one token behind a shim, which faults befall one after another. The token holds the
+// key "other" too.
+type trial struct {
+	t       *testing.T
+	token   *tokens.Token
+	maker   string // what the module says of itself, which is asked for
+	shim    *shim.Shim
+	public  crypto.PublicKey
+	results *table
+
+	timeout time.Duration
+	pin     *pinSource
+	key     atomic.Pointer[hsm.Key]
+
+	restarted bool // to end the fault that is measured
+}
+
+func newTrial(t *testing.T, token *tokens.Token, results *table) *trial {
+	t.Helper()
+	public := generateRSA(t, token, "ca")
+	_, err := token.Generate("rsa-2048", "other", []byte{2})
+	must(t, err)
+	a := newApplication(t, token)
+	info, err := a.GetInfo()
+	must(t, err)
+	a.unload()
+	maker := strings.TrimRight(info.ManufacturerID, " \x00")
+	results.describe(token.Name, fmt.Sprintf("%s by %s, version %d.%d", strings.TrimRight(info.LibraryDescription, " \x00"), maker, info.LibraryVersion.Major, info.LibraryVersion.Minor))
+	return &trial{token: token, maker: maker, shim: behind(t, token), public: public, results: results, pin: &pinSource{pin: hsm.PIN(token.PIN)}}
+}
+
+// A pinSource has a PIN that changes.
+type pinSource struct {
+	mu  sync.Mutex
+	pin hsm.PIN
+}
+
+func (s *pinSource) set(pin hsm.PIN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pin = pin
+}
+
+func (s *pinSource) get() (hsm.PIN, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pin, nil
+}
+
+// open makes the key, as a process that starts. It connects when it can.
+func (tr *trial) open() {
+	tr.t.Helper()
+	c := config(tr.token, "ca")
+	c.Module, c.Library.Manufacturer, c.PIN, c.Timeout, c.MaxSessions = tr.shim.Module, tr.maker, tr.pin.get, tr.timeout, callers
+	key, err := hsm.NewKey(c, tr.public)
+	must(tr.t, err)
+	tr.key.Store(key)
+	if err := key.Ready(tr.t.Context()); err != nil && !errors.Is(err, hsm.ErrPIN) && !errors.Is(err, hsm.ErrUnavailable) {
+		tr.t.Error(err)
+	}
+}
+
+// restart ends the key and makes another, as a supervisor does with a process.
+func (tr *trial) restart() {
+	tr.restarted = true
+	tr.key.Load().Close()
+	tr.open()
+}
+
+// someOf is all, or where not every fault befalls every token the first.
+func someOf[T any](tr *trial, all []T) []T {
+	if tr.token.Name == "softhsm" || os.Getenv(faultsVariable) != "" {
+		return all
+	}
+	return all[:min(2, len(all))]
+}
+
+func (tr *trial) calls() shim.Calls {
+	tr.t.Helper()
+	return calls(tr.t, tr.shim)
+}
+
+// until waits for something, and ends with an error when it does not come.
+func (tr *trial) until(what func() bool) error {
+	return wait.PollUntilContextTimeout(tr.t.Context(), retryEvery, retryFor, true, func(context.Context) (bool, error) { return what(), nil })
+}
+
+// quiet waits until nothing hangs any more, which would keep the module from being finalised, and puts the rules
+// in force.
+func (tr *trial) quiet(rules ...shim.Rule) {
+	tr.t.Helper()
+	must(tr.t, tr.until(func() bool { return tr.key.Load().Stats().Hanging == 0 }))
+	must(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
+}
+
+// befall lets requests come in while a fault is there, has heal end it when it has shown itself, and requires that
+// it came, and that every request gets its signature.
+func (tr *trial) befall(fault string, heal func() error, rules ...shim.Rule) outcome {
+	tr.t.Helper()
+	tr.quiet(rules...)
+	o := tr.measure(fault, heal)
+	for _, rule := range rules {
+		if calls := tr.calls(); len(calls.Under(rule)) == 0 {
+			tr.t.Errorf("%s: %q did not come:\n%s", fault, rule, calls)
+		}
+	}
+	return o
+}
+
+// befallAtStart is befall with a fault that is there before the key is opened, and may not show itself.
+func (tr *trial) befallAtStart(fault string, heal func() error, rules ...shim.Rule) outcome {
+	tr.t.Helper()
+	tr.key.Load().Close()
+	tr.quiet(rules...)
+	tr.open()
+	return tr.measure(fault, heal)
+}
+
+// measure lets requests come in and puts down what came of them.
+func (tr *trial) measure(fault string, heal func() error) outcome {
+	tr.t.Helper()
+	tr.restarted = false
+	o := tr.storm(heal)
+	must(tr.t, tr.shim.Rules())
+	o.logins, o.restarted = tr.calls().Count(shim.Login), tr.restarted
+	tr.results.add(fault, tr.token.Name, o)
+	if o.lost > 0 || o.wrong > 0 {
+		tr.t.Errorf("%s: %+v; the last error: %v\n%s", fault, o, o.last, tr.calls())
+	}
+	return o
+}
+
+// An outcome is what came of the requests that met a fault.
+type outcome struct {
+	requests, attempts, logins, lost, wrong int // attempts of the slowest
+	restarted                               bool
+	last                                    error
+}
+
+// storm makes requests at once, each tried again until it is signed, as the controller does: one of each caller,
+// or one after another until the fault is over and one more.
+func (tr *trial) storm(heal func() error) (o outcome) {
+	ctx, cancel := context.WithTimeout(tr.t.Context(), retryFor)
+	defer cancel()
+	over := make(chan struct{})
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	for i := range callers {
+		group.Go(func() {
+			for last := false; !last; {
+				select {
+				case <-over:
+					last = true
+				default:
+					last = heal == nil
+				}
+				one := tr.request(ctx, i)
+				mu.Lock()
+				o = o.and(one)
+				mu.Unlock()
+				last = last || one.lost > 0
+			}
+		})
+	}
+	if heal != nil {
+		if err := heal(); err != nil {
+			tr.t.Error(err)
+		}
+	}
+	close(over)
+	group.Wait()
+	return o
+}
+
+func (o outcome) and(one outcome) outcome {
+	return outcome{
+		requests: o.requests + one.requests, attempts: max(o.attempts, one.attempts),
+		lost: o.lost + one.lost, wrong: o.wrong + one.wrong, last: errors.Join(o.last, one.last),
+	}
+}
+
+// request asks for one signature until it comes.
+func (tr *trial) request(ctx context.Context, i int) outcome {
+	o := outcome{requests: 1}
+	digest := sha256.Sum256(fmt.Appendf(nil, "request %d", i))
+	backoff := wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Steps: 5, Cap: time.Second}
+	err := backoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+		o.attempts++
+		signature, err := tr.key.Load().Signer(ctx).Sign(nil, digest[:], crypto.SHA256)
+		if err != nil {
+			o.last = err
+			return false, nil
+		}
+		if !verifies(tr.public, digest[:], signature) {
+			o.wrong++
+		}
+		return true, nil
+	})
+	if err != nil {
+		o.lost++
+	}
+	return o
+}
+
+func verifies(public crypto.PublicKey, digest, signature []byte) bool {
+	switch public := public.(type) {
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(public, digest, signature)
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(public, crypto.SHA256, digest, signature) == nil
+	}
+	return false
+}
+
+// changePIN sets another PIN in a session beside the product's. Of most modules there is one in a
+// process, which the product has initialised and logged in to; p11-kit's each have another for each
+// who loads them.
+func changePIN(t *testing.T, token *tokens.Token, fresh string) {
+	t.Helper()
+	module := pkcs11.New(token.Module)
+	defer module.Destroy()
+	if err := module.Initialize(); code(t, err) == pkcs11.CKR_OK {
+		defer func() { must(t, module.Finalize()) }()
+	}
+	slots, err := module.GetSlotList(true)
+	must(t, err)
+	for _, slot := range slots {
+		info, err := module.GetTokenInfo(slot)
+		must(t, err)
+		if strings.TrimRight(info.Label, " \x00") != token.Label {
+			continue
+		}
+		session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		must(t, err)
+		if err := module.Login(session, pkcs11.CKU_USER, token.PIN); code(t, err) != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
+			must(t, err)
+		}
+		must(t, module.SetPIN(session, token.PIN, fresh))
+		must(t, module.CloseSession(session))
+	}
+}
