@@ -16,13 +16,26 @@ func is(err error, code uint) bool {
 func isPIN(err error) bool {
 	for _, code := range []uint{
 		pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE,
-		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_USER_PIN_NOT_INITIALIZED,
+		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_TOO_WEAK, pkcs11.CKR_USER_PIN_NOT_INITIALIZED,
 	} {
 		if is(err, code) {
 			return true
 		}
 	}
 	return false
+}
+
+// mayMeanPIN tells whether a login failed with a code that does not say why: some modules answer so to a wrong PIN.
+func mayMeanPIN(err error) bool {
+	var ckr pkcs11.Error
+	if !errors.As(err, &ckr) {
+		return false
+	}
+	switch uint(ckr) {
+	case pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_FUNCTION_REJECTED, pkcs11.CKR_ARGUMENTS_BAD:
+		return true
+	}
+	return uint(ckr) >= pkcs11.CKR_VENDOR_DEFINED
 }
 
 // A rung is how far one must go back after a fault to go on.
@@ -69,7 +82,7 @@ func rungOf(err error) rung {
 		return giveUp // nothing is wrong with the token
 	case hung != nil || errors.Is(err, ErrKey):
 		return newLogin
-	case !errors.As(err, &ckr):
+	case !errors.As(err, &ckr) || isPIN(err):
 		return giveUp
 	}
 	r, known := rungs[uint(ckr)]

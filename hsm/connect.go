@@ -25,6 +25,7 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeouts*k.config.Timeout)
 	defer cancel()
+	k.noteLoss()
 	if k.disconnect(); r == newModule {
 		k.unload(ctx)
 	}
@@ -49,6 +50,23 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 func failedToLogIn(err error) bool {
 	var f *fault
 	return errors.As(err, &f) && f.login
+}
+
+// mostInVain is how many connections in a row may be lost before they have signed for anybody, until one waits
+// before the next: each costs a login.
+const mostInVain = 3
+
+// noteLoss counts the connection that is lost, if it was of use to nobody.
+func (k *Key) noteLoss() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.conn == nil:
+	case k.conn.served.Load() || time.Since(k.conn.began) > lastRetry:
+		k.inVain = 0
+	default:
+		k.inVain++
+	}
 }
 
 // disconnect closes the connection. The caller holds the lock for writing.
@@ -109,13 +127,24 @@ func (k *Key) tried(err error) error {
 	if errors.As(err, &f) && f.refused != nil {
 		k.refused = f.refused
 	}
-	if err == nil {
+	switch {
+	case err == nil && k.inVain < mostInVain:
 		k.wait, k.refused = 0, nil
-		return nil
+	case err == nil:
+		k.refused, k.last = nil, faultf(ErrUnavailable, "the token was connected to again and again, and failed each time before it had signed for anybody: one waits before the next time")
+		k.later(firstRetry, lastRetry)
+	case f != nil && f.login && mayMeanPIN(f.cause):
+		k.later(firstLoginRetry, lastLoginRetry)
+	default:
+		k.later(firstRetry, lastRetry)
 	}
-	k.wait = min(max(2*k.wait, firstRetry), lastRetry)
-	k.notYet = time.Now().Add(k.wait)
 	return err
+}
+
+// later puts the next attempt off, each time for twice as long. The caller holds the mutex.
+func (k *Key) later(first, last time.Duration) {
+	k.wait = min(max(2*k.wait, first), last)
+	k.notYet = time.Now().Add(k.wait)
 }
 
 // open makes a connection on the library, which is loaded if need be. It lives only when it holds

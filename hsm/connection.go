@@ -26,6 +26,9 @@ type connection struct {
 
 	alreadyIn bool        // an application was logged in before, so the PIN was not looked at
 	hung      atomic.Bool // a call hangs on the keeper; who hangs in it closes it
+
+	began  time.Time   // when it was made
+	served atomic.Bool // it has signed for a caller
 }
 
 // onKeeper makes a call on the session that stays. One that comes back late closes it: nobody else
@@ -45,7 +48,7 @@ func onKeeper[T any](ctx context.Context, c *connection, name string, f func() (
 
 // connect finds the token and logs in. The key is yet to be found.
 func connect(ctx context.Context, l *library, c Config) (*connection, error) {
-	conn := &connection{library: l, timeout: c.Timeout}
+	conn := &connection{library: l, timeout: c.Timeout, began: time.Now()}
 	if err := conn.open(ctx, c); err != nil {
 		conn.close()
 		return nil, err
@@ -112,7 +115,9 @@ func (c *connection) login(ctx context.Context, config Config) error {
 		return refused(pin, config.Token, err)
 	}
 	f := unavailable(err, "log in to the %s", config.Token).(*fault)
-	f.login = true
+	if f.login = true; mayMeanPIN(err) {
+		f.text += fmt.Sprintf("; since some modules say so of a wrong PIN, the next attempt is %s off at least", firstLoginRetry)
+	}
 	return f
 }
 

@@ -127,9 +127,14 @@ func faultf(kind error, format string, args ...any) error {
 	return &fault{kind: kind, text: fmt.Sprintf(format, args...)}
 }
 
-// unavailable is the fault of a call that PKCS#11 did not do.
+// unavailable is the fault of a call that PKCS#11 did not do. A PIN that has expired may show itself as late as
+// at a signature.
 func unavailable(cause error, format string, args ...any) error {
-	return &fault{kind: ErrUnavailable, text: fmt.Sprintf(format, args...) + ": " + explain(cause), cause: cause}
+	kind := ErrUnavailable
+	if isPIN(cause) {
+		kind = ErrPIN
+	}
+	return &fault{kind: kind, text: fmt.Sprintf(format, args...) + ": " + explain(cause), cause: cause}
 }
 
 // Stats say what a [Key] did since it was made.

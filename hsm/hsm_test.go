@@ -12,8 +12,6 @@ import (
 	"math/big"
 	"strings"
 	"testing"
-
-	"github.com/miekg/pkcs11"
 )
 
 // What needs a token is tested with tokens, in the module "integration".
@@ -114,16 +112,6 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 	}
 	if big.NewInt(0).SetBytes(raw[:32]).Cmp(r) != 0 {
 		t.Error("r is not the first half")
-	}
-}
-
-func TestCodesAreExplained(t *testing.T) {
-	for code, words := range map[uint]string{
-		pkcs11.CKR_PIN_INCORRECT: "the PIN is wrong (", pkcs11.CKR_SESSION_HANDLE_INVALID: "was restarted", 0x80000001: "0x80000001",
-	} {
-		if text := explain(fmt.Errorf("wrapped: %w", pkcs11.Error(code))); !strings.Contains(text, words) {
-			t.Errorf("%x: %s", code, text)
-		}
 	}
 }
 

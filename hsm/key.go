@@ -20,6 +20,9 @@ import (
 const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 15 * time.Second
+	// After a login that may have failed for the PIN; see mayMeanPIN. Tokens lock after three to ten.
+	firstLoginRetry = 30 * time.Second
+	lastLoginRetry  = 15 * time.Minute
 
 	defaultTimeout = 10 * time.Second
 
@@ -48,9 +51,10 @@ type Key struct {
 	probe  chan struct{} // one test signature at a time
 
 	mu      sync.Mutex // guards what follows
-	last    error      // why it is not connected
+	last    error      // why one does not connect before notYet
 	refused PINSource  // the PIN that the token did not take; nil after it took one
 	hung    int        // attempts in a row that left calls hanging
+	inVain  int        // connections in a row that were lost before they had signed for anybody
 	wait    time.Duration
 	notYet  time.Time // do not try to connect before this
 }
@@ -281,6 +285,9 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 		return nil, nil, faultf(ErrUnavailable, "the token is not connected")
 	}
 	signature, err := k.signVerified(ctx, k.conn, digest, opts)
+	if err == nil {
+		k.conn.served.Store(true)
+	}
 	return k.conn, signature, err
 }
 

@@ -103,7 +103,6 @@ func explain(err error) string {
 	if !errors.As(err, &ckr) {
 		return err.Error()
 	}
-	name := strings.TrimPrefix(ckr.Error(), "pkcs11: ")
 	m, known := meanings[uint(ckr)]
 	switch {
 	case known:
@@ -112,5 +111,23 @@ func explain(err error) string {
 	default:
 		m = meaning{"the module answers with a code that it should not here", doReport}
 	}
-	return fmt.Sprintf("%s (%s): %s", m.is, strings.TrimSuffix(name, ": "), m.do)
+	return fmt.Sprintf("%s (%s): %s", m.is, nameOf(ckr), m.do)
+}
+
+// unnamed are the names that the binding does not have.
+var unnamed = map[pkcs11.Error]string{
+	pkcs11.CKR_ACTION_PROHIBITED: "CKR_ACTION_PROHIBITED", pkcs11.CKR_CURVE_NOT_SUPPORTED: "CKR_CURVE_NOT_SUPPORTED",
+	pkcs11.CKR_FIPS_SELF_TEST_FAILED: "CKR_FIPS_SELF_TEST_FAILED", pkcs11.CKR_LIBRARY_LOAD_FAILED: "CKR_LIBRARY_LOAD_FAILED",
+	pkcs11.CKR_PIN_TOO_WEAK: "CKR_PIN_TOO_WEAK", pkcs11.CKR_PUBLIC_KEY_INVALID: "CKR_PUBLIC_KEY_INVALID",
+}
+
+// nameOf is the code's name in the standard, or its number where it has none.
+func nameOf(code pkcs11.Error) string {
+	if name, known := unnamed[code]; known {
+		return name
+	}
+	if text := code.Error(); strings.Contains(text, "CKR_") {
+		return text[strings.Index(text, "CKR_"):]
+	}
+	return fmt.Sprintf("code 0x%08X", uint(code))
 }

@@ -161,6 +161,12 @@ func (tr *trial) measure(fault string, heal func() error) outcome {
 	return o
 }
 
+// ownFaults is how many calls failed beside those that were made to: some tokens have faults of their own under load.
+func (tr *trial) ownFaults(made int) int {
+	calls := tr.calls()
+	return len(calls) - len(calls.With(pkcs11.CKR_OK)) - made
+}
+
 // An outcome is what came of the requests that met a fault.
 type outcome struct {
 	requests, attempts, logins, lost, wrong int // attempts of the slowest

@@ -1,0 +1,163 @@
+package tokens_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/tokens"
+)
+
+// aTrial is one on SoftHSM, which answers for all: what is counted here is what the product does.
+func aTrial(t *testing.T, timeout time.Duration) *trial {
+	t.Helper()
+	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
+	tr := newTrial(t, token, &table{})
+	tr.t, tr.timeout = t, timeout
+	tr.open()
+	t.Cleanup(func() { tr.key.Load().Close() })
+	return tr
+}
+
+// attemptsWithin is how many attempts fit into the time since then when each waits twice as long as the one
+// before, beginning with half a second; and one more, whose wait is not over.
+func attemptsWithin(begun time.Time) int {
+	return 2 + int(math.Log2(1+time.Since(begun).Seconds()/0.5))
+}
+
+// ask has so many callers ask again and again until stop says so.
+func (tr *trial) ask(callers int, stop func() bool) {
+	tr.t.Helper()
+	ctx, cancel := context.WithCancel(tr.t.Context())
+	defer cancel()
+	var group sync.WaitGroup
+	for i := range callers {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				tr.request(ctx, i)
+			}
+		})
+	}
+	if err := tr.until(stop); err != nil {
+		tr.t.Error(err)
+	}
+	cancel()
+	group.Wait()
+}
+
+// Fifty requests that wait for a dead token cost it what one costs: a probe at a time, each later than the one before.
+func TestDeadTokenIsProbedOnce(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	tr.quiet(lost, shim.Fail(shim.OpenSession, pkcs11.CKR_DEVICE_ERROR))
+	begun := time.Now()
+	tr.ask(50, func() bool { return tr.calls().Count(shim.OpenSession) >= 4 })
+	probes, calls := tr.calls().Count(shim.OpenSession), tr.calls()
+	if most := attemptsWithin(begun); probes > most || calls.Count(shim.Initialize) > most || calls.Count(shim.Login) > 0 {
+		t.Errorf("%d probes, want %d at most:\n%s", probes, most, calls)
+	}
+	t.Logf("50 callers, %s: %d probes, %d calls of PKCS#11", time.Since(begun).Round(100*time.Millisecond), probes, len(calls))
+}
+
+// Fifty requests that wait for a token that hangs leave as many calls hanging as one does.
+func TestHangingTokenIsProbedOnce(t *testing.T) {
+	tr := aTrial(t, 200*time.Millisecond)
+	tr.quiet(lost, shim.Hang(shim.OpenSession))
+	begun := time.Now()
+	tr.ask(50, func() bool { return len(tr.calls().Hanging()) >= 3 })
+	if calls, most := tr.calls(), attemptsWithin(begun); len(calls.Hanging()) > most {
+		t.Errorf("%d calls hang, want %d at most:\n%s", len(calls.Hanging()), most, calls)
+	}
+	must(t, tr.shim.Rules())
+}
+
+// A token that lets itself be connected to, and then signs for nobody, is not logged in to again and again.
+func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	const each = 3 // the test signature calls C_Sign twice, and the caller's third call fails
+	var rules []shim.Rule
+	for n := uint(1); n < 60*each; n += each {
+		rules = append(rules, shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).From(n).Times(1))
+	}
+	tr.quiet(rules...)
+	begun, looks := time.Now(), 0
+	tr.ask(1, func() bool { looks++; return looks == 40 })
+	n, most := tr.calls().Count(shim.Login), 3+attemptsWithin(begun)
+	if n < 3 || n > most {
+		t.Errorf("C_Login was called %d times, want %d at most:\n%s", n, most, tr.calls())
+	}
+	must(t, tr.shim.Rules())
+	if o := tr.storm(nil); o.lost > 0 {
+		t.Errorf("and then: %+v", o)
+	}
+}
+
+// A login that fails without a reason may have been a wrong PIN, so it is not tried again soon; one that fails
+// for the device is.
+func TestLoginThatFailsWithoutAReason(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	for _, c := range []struct {
+		code  uint
+		again bool
+	}{
+		{pkcs11.CKR_FUNCTION_FAILED, false}, {pkcs11.CKR_GENERAL_ERROR, false}, {pkcs11.CKR_VENDOR_DEFINED + 1, false},
+		{pkcs11.CKR_DEVICE_ERROR, true},
+	} {
+		tr.key.Load().Close()
+		tr.quiet(shim.Fail(shim.Login, c.code))
+		tr.open()
+		looks := 0
+		must(t, tr.until(func() bool {
+			if err := tr.key.Load().Ready(t.Context()); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), nameOf(c.code)) && c.code < pkcs11.CKR_VENDOR_DEFINED {
+				t.Errorf("%s: %v", nameOf(c.code), err)
+			}
+			looks++
+			return looks == 40
+		}))
+		if n := tr.calls().Count(shim.Login); (n > 1) != c.again {
+			t.Errorf("%s: C_Login was called %d times, want it again: %t", nameOf(c.code), n, c.again)
+		}
+	}
+}
+
+// A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too, and costs no login.
+func TestPINThatExpiresInUse(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	tr.quiet(shim.Fail(shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
+	must(t, tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
+	must(t, tr.refused())
+	if n := tr.calls().Count(shim.Login); n != 0 {
+		t.Errorf("C_Login was called %d times:\n%s", n, tr.calls())
+	}
+	must(t, tr.shim.Rules())
+	requireSignatures(t, tr.key.Load(), tr.public)
+}
+
+// Whatever fails on the way to a signature, the error has the code's name, what it means and what to do.
+func TestErrorsTellTheWay(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	for _, function := range []string{
+		shim.Initialize, shim.GetInfo, shim.GetSlotList, shim.GetTokenInfo, shim.OpenSession, shim.Login, shim.FindObjectsInit,
+		shim.FindObjects, shim.GetAttributeValue, shim.SignInit, shim.Sign,
+	} {
+		for code, want := range map[uint]string{
+			pkcs11.CKR_HOST_MEMORY:         " (CKR_HOST_MEMORY): give the process more memory",
+			pkcs11.CKR_VENDOR_DEFINED + 1:  " (code 0x80000001): look it up in the vendor's manual",
+			pkcs11.CKR_WRAPPED_KEY_INVALID: " (CKR_WRAPPED_KEY_INVALID): ",
+		} {
+			tr.key.Load().Close()
+			tr.quiet(shim.Fail(function, code))
+			tr.open()
+			if err := tr.key.Load().Ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pkcs11: ") {
+				t.Errorf("%s answers %#x: %v; want %q", function, code, err, want)
+			}
+		}
+	}
+}
