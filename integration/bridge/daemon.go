@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -161,6 +162,15 @@ func (d *Daemon) Wait() (int, error) {
 		return -1, errors.Join(fmt.Errorf("hsm-signer did not end within %s; its log:\n%s", patience, d.Log()), d.Kill())
 	}
 }
+
+// DumpedCore tells whether the process ended and left a core behind.
+func (d *Daemon) DumpedCore() bool {
+	status, ok := d.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.CoreDump()
+}
+
+// Signal sends a signal to the process.
+func (d *Daemon) Signal(signal os.Signal) error { return d.cmd.Process.Signal(signal) }
 
 // PID is the process's.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }

@@ -1,17 +1,22 @@
 package bridge_test
 
 import (
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/miekg/pkcs11"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/shim"
 )
@@ -31,9 +36,10 @@ func logins(t *testing.T, s *shim.Shim) int {
 	return calls.Count(shim.Login)
 }
 
-// A supervisor that follows deploy/systemd/hsm-signer.service never costs a second login with a
-// wrong PIN, however often it would restart.
+// A supervisor that follows deploy/systemd/hsm-signer.service starts a process again that crashes, ten times here.
+// When the PIN has become wrong meanwhile, it is tried exactly once.
 func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
+	const restarts = 10
 	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "hsm-signer.service"))
 	must(t, err)
 	prevented := regexp.MustCompile(`(?m)^RestartPreventExitStatus=(.*)$`).FindStringSubmatch(string(unit))
@@ -41,18 +47,83 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 		t.Fatalf("the unit does not say when to restart:\n%s", unit)
 	}
 	s, env := behindShim(t)
+	pin := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o600))
+	env = append(env, "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
+	for range restarts {
+		d, err := shared.Run(t.Context(), ca, env...)
+		must(t, err)
+		must(t, d.WaitReady(t.Context()))
+		must(t, d.Kill())
+	}
+	must(t, os.WriteFile(pin, []byte("0000-wrong\n"), 0o600))
 	starts := 0
-	for range 10 {
+	for range restarts {
 		starts++
-		_, stderr, code := shared.Command(t.Context(), ca, append(env, "PKCS11_PIN=0000-wrong"), "run")
+		_, stderr, code := shared.Command(t.Context(), ca, env, "run")
 		if code == 0 || slices.Contains(strings.Fields(prevented[1]), strconv.Itoa(code)) {
 			break
 		}
 		t.Logf("start %d ended with exit code %d: %s", starts, code, stderr)
 	}
-	if n := logins(t, s); n != 1 || starts != 1 {
-		t.Errorf("%d calls of C_Login in %d starts; want one in one", n, starts)
+	calls, err := s.Calls()
+	must(t, err)
+	wrong := calls.Of(shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
+	if starts != 1 || len(wrong) != 1 || calls.Count(shim.Login) != restarts+1 {
+		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want one in one", calls.Count(shim.Login), len(wrong), starts)
 	}
+	t.Logf("%d restarts after crashes; then C_Login with the wrong PIN: %d, starts with it: %d", restarts, len(wrong), starts)
+}
+
+// In a pod, which would be started again whatever its exit code, a refused PIN leaves the process up, not ready;
+// the PIN is not tried again until its file holds another.
+func TestRefusedPINInAPod(t *testing.T) {
+	const wrong = "0000-canary"
+	s, env := behindShim(t)
+	pin := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(pin, []byte(wrong), 0o600))
+	d := start(t, ca, append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
+	must(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	asking.SecretName = "refused-pin"
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	requireEvent(t, csr.Name, "SignerFault")
+	requireNowhere(t, d, wrong)
+	if n := logins(t, s); n != 1 {
+		t.Errorf("the wrong PIN was tried %d times", n)
+	}
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o600))
+	must(t, d.WaitReady(t.Context()))
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	if n := logins(t, s); n != 2 {
+		t.Errorf("%d calls of C_Login, for two PINs", n)
+	}
+}
+
+// A process that crashes writes no core, in which the PIN would be, even where it may.
+func TestCrashWritesNoCore(t *testing.T) {
+	var limit syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
+	must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
+	defer func() { must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &limit)) }()
+	other := exec.CommandContext(t.Context(), "sh", "-c", "kill -ABRT $$")
+	other.Dir = t.TempDir()
+	_ = other.Run()
+	d, err := shared.Run(t.Context(), ca, "GOTRACEBACK=crash")
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	must(t, d.Signal(syscall.SIGABRT))
+	_, err = d.Wait()
+	must(t, err)
+	if d.DumpedCore() || strings.Contains(d.Log(), shared.Token.PIN) {
+		t.Errorf("it wrote a core: %t; or its last words hold the PIN:\n%s", d.DumpedCore(), d.Log())
+	}
+	t.Logf("another process that crashes writes a core here: %t; hsm-signer: %t", other.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), d.DumpedCore())
 }
 
 // A token that hangs costs nothing but time: requests stay pending, /readyz says why, and all are
@@ -135,7 +206,8 @@ func TestURIFaults(t *testing.T) {
 // The PIN is in nothing that leaves the process, whatever the token answers.
 func TestPINIsInNoFault(t *testing.T) {
 	s, env := behindShim(t)
-	d := startReady(t, ca, append(env, "LOG_LEVEL=trace")...)
+	state := filepath.Join(t.TempDir(), "state")
+	d := startReady(t, ca, append(env, "LOG_LEVEL=trace", "STATE_DIR="+state)...)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	for _, rules := range [][]shim.Rule{
@@ -150,17 +222,52 @@ func TestPINIsInNoFault(t *testing.T) {
 		asking.Key = key
 		p.requireCertificate(t, asking)
 	}
+	requireNowhere(t, d, shared.Token.PIN)
+	requireNotInFiles(t, state, shared.Token.PIN)
+}
+
+// requireNowhere requires that a running process shows the PIN nowhere.
+func requireNowhere(t *testing.T, d *bridge.Daemon, pin string) {
+	t.Helper()
 	_, ready, err := d.Readyz(t.Context())
 	must(t, err)
 	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
 	must(t, err)
-	var said strings.Builder
-	for _, event := range events.Items {
-		said.WriteString(event.Message)
+	requests, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	places := map[string]string{
+		"log": d.Log(), "/readyz": ready, "/metrics": d.Metrics(t.Context()),
+		"events": fmt.Sprintf("%+v", events.Items), "requests": fmt.Sprintf("%+v", requests.Items),
 	}
-	for where, text := range map[string]string{"log": d.Log(), "/readyz": ready, "/metrics": d.Metrics(t.Context()), "events": said.String()} {
-		if text == "" || strings.Contains(text, shared.Token.PIN) {
-			t.Errorf("%s: %d bytes, and the PIN is among them: %t", where, len(text), strings.Contains(text, shared.Token.PIN))
+	for _, name := range []string{"environ", "cmdline"} {
+		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), name))
+		must(t, err)
+		places["/proc/PID/"+name] = string(text)
+	}
+	for where, text := range places {
+		hits := strings.Count(text, pin)
+		t.Logf("%s: %d bytes, %d hits", where, len(text), hits)
+		if text == "" || hits > 0 {
+			t.Errorf("%s: %d bytes, and the PIN is there %d times", where, len(text), hits)
 		}
+	}
+}
+
+// requireNotInFiles requires that none of the files below the directory holds the PIN, and that there are some.
+func requireNotInFiles(t *testing.T, dir, pin string) {
+	t.Helper()
+	files := 0
+	must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if files++; strings.Contains(string(text), pin) {
+			t.Errorf("%s holds the PIN", path)
+		}
+		return err
+	}))
+	if files == 0 {
+		t.Errorf("there is no file in %s", dir)
 	}
 }

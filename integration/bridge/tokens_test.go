@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -48,6 +49,19 @@ func (s *station) command(t *testing.T, args ...string) string {
 	return stdout
 }
 
+// requireKey requires that the key that was made has an id, and that nothing was deleted.
+func (s *station) requireKey(t *testing.T) {
+	t.Helper()
+	var shown struct{ Key struct{ ID string } }
+	must(t, json.Unmarshal([]byte(s.command(t, "ca", "show", "--output", "json")), &shown))
+	if len(shown.Key.ID) != 16 {
+		t.Errorf("the key's id is %q, and not 8 random bytes", shown.Key.ID)
+	}
+	if calls := s.calls(t); calls.Count("C_GenerateKeyPair") == 0 || calls.Count("C_DestroyObject") > 0 {
+		t.Errorf("a key was made and none deleted:\n%s", calls)
+	}
+}
+
 func (s *station) calls(t *testing.T) shim.Calls {
 	t.Helper()
 	calls, err := s.shim.Calls()
@@ -80,6 +94,7 @@ func TestEveryKindOfToken(t *testing.T) {
 			s := newStation(t, kind)
 			s.command(t, "ca", "create", "--key-type", s.token.Can.KeyTypes[0], "--out", s.ca.CertFile)
 			s.command(t, "check")
+			s.requireKey(t)
 			d := startReady(t, s.ca, s.env...)
 			node := components()[0]
 			p := newPod(t, node, nextIP())

@@ -56,10 +56,10 @@ func (tr *trial) ask(callers int, stop func() bool) {
 // Fifty requests that wait for a dead token cost it what one costs: a probe at a time, each later than the one before.
 func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, 5*time.Second)
-	tr.quiet(lost, shim.Fail(shim.OpenSession, pkcs11.CKR_DEVICE_ERROR))
+	tr.quiet(lost, shim.Fail(shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
 	begun := time.Now()
-	tr.ask(50, func() bool { return tr.calls().Count(shim.OpenSession) >= 4 })
-	probes, calls := tr.calls().Count(shim.OpenSession), tr.calls()
+	tr.ask(50, func() bool { return tr.calls().Count(shim.GetTokenInfo) >= 4 })
+	probes, calls := tr.calls().Count(shim.GetTokenInfo), tr.calls()
 	if most := attemptsWithin(begun); probes > most || calls.Count(shim.Initialize) > most || calls.Count(shim.Login) > 0 {
 		t.Errorf("%d probes, want %d at most:\n%s", probes, most, calls)
 	}
@@ -69,13 +69,15 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 // Fifty requests that wait for a token that hangs leave as many calls hanging as one does.
 func TestHangingTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, 200*time.Millisecond)
-	tr.quiet(lost, shim.Hang(shim.OpenSession))
+	tr.quiet(lost, shim.Hang(shim.GetTokenInfo))
 	begun := time.Now()
 	tr.ask(50, func() bool { return len(tr.calls().Hanging()) >= 3 })
 	if calls, most := tr.calls(), attemptsWithin(begun); len(calls.Hanging()) > most {
 		t.Errorf("%d calls hang, want %d at most:\n%s", len(calls.Hanging()), most, calls)
 	}
 	must(t, tr.shim.Rules())
+	must(t, tr.until(func() bool { return tr.key.Load().Ready(t.Context()) == nil }))
+	tr.quiet()
 }
 
 // A token that lets itself be connected to, and then signs for nobody, is not logged in to again and again.
