@@ -210,7 +210,7 @@ func (c *connection) describeKeys(ctx context.Context) string {
 // not know.
 func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
 	if c.hung.Load() {
-		return nil, faultf(ErrUnavailable, "a call hangs on the session that attributes are read in")
+		return nil, &abandonedError{name: "an earlier call on the session that attributes are read in", timeout: c.timeout}
 	}
 	values, err := onKeeper(ctx, c, "C_GetAttributeValue", func() ([]*pkcs11.Attribute, error) {
 		return c.library.module.GetAttributeValue(c.keeper, object, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})

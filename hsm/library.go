@@ -87,7 +87,7 @@ func (l *library) close(ctx context.Context) bool {
 		return false
 	}
 	l.ready = false
-	_ = l.do(ctx, closeTimeout, "C_Finalize", func() error { return l.module.Finalize() })
+	_ = l.do(context.WithoutCancel(ctx), closeTimeout, "C_Finalize", func() error { return l.module.Finalize() })
 	if !l.idle() {
 		return false
 	}

@@ -29,12 +29,13 @@ const resultsVariable = "BENCH_RESULTS"
 
 // A result is one line of the table.
 type result struct {
-	Callers           int     `json:"callers"`
-	Delay             string  `json:"delayOfEachCall"`
-	SignerPerSecond   float64 `json:"signerSignaturesPerSecond"`
-	BarePerSecond     float64 `json:"bareSignaturesPerSecond"`
-	Ratio             float64 `json:"signerToBare"`
-	CallsPerSignature float64 `json:"pkcs11CallsPerSignature,omitempty"`
+	Callers         int     `json:"callers"`
+	Delay           string  `json:"delayOfEachCall"`
+	SignerPerSecond float64 `json:"signerSignaturesPerSecond"`
+	BarePerSecond   float64 `json:"bareSignaturesPerSecond"`
+	Ratio           float64 `json:"signerToBare"`
+	SignerCalls     float64 `json:"signerCallsPerSignature,omitempty"`
+	BareCalls       float64 `json:"bareCallsPerSignature,omitempty"`
 }
 
 var results struct {
@@ -84,30 +85,32 @@ func BenchmarkSigner(b *testing.B) {
 	}
 }
 
-// compare runs both with so many callers, each for about half of the benchmark.
+// rounds is how often each of the two has its turn, so that both meet the same weather.
+const rounds = 5
+
+// compare runs both with so many callers, in turns.
 func compare(b *testing.B, token *tokens.Token, s *shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
 	b.Helper()
-	config := hsm.Config{
-		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
+	signatures := b.N
+	if delay == 0 {
+		signatures *= 10 // which are fast
 	}
-	key, err := hsm.NewKey(config, public)
-	must(b, err)
-	must(b, key.Ready(b.Context()))
 	digest := sha256.Sum256([]byte("to be signed"))
-	signer := key.Signer(b.Context())
-	before := countCalls(b, s, delay)
-	product := rate(b, callers, func(int) error {
-		_, err := signer.Sign(nil, digest[:], crypto.SHA256)
-		return err
-	})
-	r := result{Callers: callers, Delay: delay.String(), SignerPerSecond: product}
-	if delay > 0 {
-		r.CallsPerSignature = float64(countCalls(b, s, delay)-before) / float64(b.N)
-		b.ReportMetric(r.CallsPerSignature, "calls/signature")
+	var signer, bare time.Duration
+	var signerCalls, bareCalls int
+	for range rounds {
+		took, calls := product(b, token, s, module, public, callers, signatures/rounds+1, digest[:])
+		signer, signerCalls = signer+took, signerCalls+calls
+		took, calls = bareLoop(b, token, s, module, callers, signatures/rounds+1, digest[:])
+		bare, bareCalls = bare+took, bareCalls+calls
 	}
-	key.Close()
-	r.BarePerSecond = bare(b, token, module, callers, digest[:])
-	r.Ratio = r.SignerPerSecond / r.BarePerSecond
+	n := float64(rounds * (signatures/rounds + 1))
+	r := result{Callers: callers, Delay: delay.String(), SignerPerSecond: n / signer.Seconds(), BarePerSecond: n / bare.Seconds(), Ratio: bare.Seconds() / signer.Seconds()}
+	if delay > 0 {
+		r.SignerCalls, r.BareCalls = float64(signerCalls)/n, float64(bareCalls)/n
+		b.ReportMetric(r.SignerCalls, "calls/signature")
+		b.ReportMetric(r.BareCalls, "bare-calls/signature")
+	}
 	b.ReportMetric(r.Ratio, "signer/bare")
 	b.ReportMetric(0, "ns/op")
 	results.Lock()
@@ -116,11 +119,29 @@ func compare(b *testing.B, token *tokens.Token, s *shim.Shim, module string, pub
 	results.all = append(results.all, r)
 }
 
-// rate returns how often a second so many callers together did it, b.N times in all.
-func rate(b *testing.B, callers int, do func(caller int) error) float64 {
+// product signs with the product's signer, and tells how long it took and how many calls it made.
+func product(b *testing.B, token *tokens.Token, s *shim.Shim, module string, public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
+	b.Helper()
+	key, err := hsm.NewKey(hsm.Config{
+		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
+	}, public)
+	must(b, err)
+	defer key.Close()
+	must(b, key.Ready(b.Context()))
+	signer := key.Signer(b.Context())
+	must(b, s.Forget())
+	took := timed(b, callers, signatures, func(int) error {
+		_, err := signer.Sign(nil, digest, crypto.SHA256)
+		return err
+	})
+	return took, countCalls(b, s)
+}
+
+// timed tells how long so many callers together took to do it so often.
+func timed(b *testing.B, callers, times int, do func(caller int) error) time.Duration {
 	b.Helper()
 	var left atomic.Int64
-	left.Store(int64(b.N))
+	left.Store(int64(times))
 	errs := make(chan error, callers)
 	begin := time.Now()
 	for caller := range callers {
@@ -137,11 +158,11 @@ func rate(b *testing.B, callers int, do func(caller int) error) float64 {
 	for range callers {
 		must(b, <-errs)
 	}
-	return float64(b.N) / time.Since(begin).Seconds()
+	return time.Since(begin)
 }
 
-// bare signs with nothing around the two calls.
-func bare(b *testing.B, token *tokens.Token, module string, callers int, digest []byte) float64 {
+// bareLoop signs with nothing around the two calls.
+func bareLoop(b *testing.B, token *tokens.Token, s *shim.Shim, module string, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	p := pkcs11.New(module)
 	must(b, p.Initialize())
@@ -159,13 +180,15 @@ func bare(b *testing.B, token *tokens.Token, module string, callers int, digest 
 	keys, _, err := p.FindObjects(sessions[0], 1)
 	must(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}
-	return rate(b, callers, func(caller int) error {
+	must(b, s.Forget())
+	took := timed(b, callers, signatures, func(caller int) error {
 		if err := p.SignInit(sessions[caller], mechanism, keys[0]); err != nil {
 			return err
 		}
 		_, err := p.Sign(sessions[caller], digest)
 		return err
 	})
+	return took, countCalls(b, s)
 }
 
 func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
@@ -182,11 +205,8 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 }
 
 // countCalls is how many calls the shim has seen; it stands before the token only where calls are slow.
-func countCalls(b *testing.B, s *shim.Shim, delay time.Duration) int {
+func countCalls(b *testing.B, s *shim.Shim) int {
 	b.Helper()
-	if delay == 0 {
-		return 0
-	}
 	calls, err := s.Calls()
 	must(b, err)
 	return len(calls)

@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -269,5 +270,49 @@ func requireNotInFiles(t *testing.T, dir, pin string) {
 	}))
 	if files == 0 {
 		t.Errorf("there is no file in %s", dir)
+	}
+}
+
+// check goes through the token in the order in which one would ask, says where it ends and what to do, and does not
+// look at what comes after.
+func TestCheckAsksInOrder(t *testing.T) {
+	steps := []string{"module", "token", "PIN state", "login", "key", "key cannot leave", "key is the CA's"}
+	s, env := behindShim(t)
+	imported := importKey(t, label(t))
+	other := bridge.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
+	requireCommand(t, other, "ca", "create", "--out", other.CertFile)
+	with := func(key string) bridge.CA { return bridge.CA{KeyLabel: key, CertFile: ca.CertFile} }
+	for i, c := range []struct {
+		ca   bridge.CA
+		env  []string
+		rule shim.Rule
+		want string
+	}{
+		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, shim.ReportSessions(0), "install the library of your HSM, or correct PKCS11_MODULE"},
+		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, shim.ReportSessions(0), "labelled \"nobody\" is not there: the module shows token in slot "},
+		{ca, nil, shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY), "log in by hand with the right PIN first"},
+		{ca, []string{"PKCS11_PIN=0000-wrong"}, shim.ReportSessions(0), "the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
+		{with("nobody"), nil, shim.ReportSessions(0), "it holds the key labelled "},
+		{imported, nil, shim.ReportSessions(0), "Make a key in the token with \"hsm-signer ca create\""},
+		{with(other.KeyLabel), nil, shim.ReportSessions(0), "Name the key and the certificate that belong together"},
+	} {
+		must(t, s.Rules(c.rule))
+		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...), "check", "--output", "json")
+		if want := map[bool]int{true: 3, false: 2}[steps[i] == "PIN state" || steps[i] == "login"]; code != want {
+			t.Errorf("%s: exit code %d, want %d", steps[i], code, want)
+		}
+		for n, line := range strings.SplitN(stdout, "\n", len(steps)+1)[:len(steps)] {
+			want := fmt.Sprintf(`{"check":%q,"result":%q`, steps[n], map[bool]string{true: "ok", false: "skipped"}[n < i])
+			if n == i {
+				want = fmt.Sprintf(`{"check":%q,"result":"failed"`, steps[n])
+				var text struct{ Detail string }
+				if err := json.Unmarshal([]byte(line), &text); err != nil || !strings.Contains(text.Detail, c.want) {
+					t.Errorf("%s: %s; want %q", steps[i], line, c.want)
+				}
+			}
+			if !strings.HasPrefix(line, want) {
+				t.Errorf("line %d is %s, want %s", n+1, line, want)
+			}
+		}
 	}
 }

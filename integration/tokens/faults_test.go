@@ -304,8 +304,8 @@ func (tr *trial) pinChanged() {
 	must(tr.t, tr.key.Load().Ready(tr.t.Context()))
 	changePIN(tr.t, tr.token, fresh)
 	tr.quiet()
-	if o := tr.storm(nil); o.attempts > 1 || tr.calls().Count(shim.Login) > 0 {
-		tr.t.Errorf("%s: what was logged in did not go on: %+v", fault, o)
+	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 || tr.calls().Count(shim.Login) > 0 {
+		tr.t.Errorf("%s: what was logged in did not go on: %+v; the last error: %v\n%s", fault, o, o.last, tr.calls())
 	}
 	heal, logins := tr.refused, 2
 	if tr.token.Can.KnowsOldPIN {

@@ -47,7 +47,7 @@ func (tr *trial) ask(callers int, stop func() bool) {
 		})
 	}
 	if err := tr.until(stop); err != nil {
-		tr.t.Error(err)
+		tr.t.Errorf("%v\n%s", err, tr.calls())
 	}
 	cancel()
 	group.Wait()
