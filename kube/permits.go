@@ -14,6 +14,7 @@ import (
 
 const (
 	permitInterval = 15 * time.Second // between two looks at the permissions
+	permitRetry    = 3 * time.Second  // the same while one is missing: an API server that begins may refuse all for a moment
 	permitPause    = time.Second      // at least, also when something was forbidden just now
 	permitTimeout  = 10 * time.Second // of one look
 )
@@ -76,10 +77,12 @@ func (c *Controller) Permitted() error {
 
 // watchPermits looks at the permissions until the context ends.
 func (c *Controller) watchPermits(ctx context.Context) {
-	ticker := time.NewTicker(permitInterval)
-	defer ticker.Stop()
 	for {
 		c.lookAtPermits(ctx)
+		next := permitInterval
+		if c.Permitted() != nil {
+			next = permitRetry
+		}
 		select { // a pause, whatever happens
 		case <-ctx.Done():
 			return
@@ -88,7 +91,7 @@ func (c *Controller) watchPermits(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(next):
 		case <-c.permits.suspected:
 		}
 	}
