@@ -7,6 +7,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
+CLUSTER     ?= .cluster
 RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: help build bench faults setup basics demo test lint fuzz cluster cluster-down image clean
@@ -54,10 +55,10 @@ fuzz: ## every fuzz target in turn, FUZZTIME each
 	done
 
 cluster: basics ## a real API server and etcd in the background; prints one line to evaluate
-	@cd integration && $(GO) run ./cmd/cluster up
+	@cd integration && $(GO) run ./cmd/cluster up --dir $(abspath $(CLUSTER))
 
-cluster-down: ## stop it; its state stays in .cluster
-	@cd integration && $(GO) run ./cmd/cluster down
+cluster-down: ## stop it; its state stays in CLUSTER (.cluster)
+	@cd integration && $(GO) run ./cmd/cluster down --dir $(abspath $(CLUSTER))
 
 image: ## the container image
 	docker build --build-arg RELEASE=$(RELEASE) -t $(IMAGE) .
