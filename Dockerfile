@@ -1,18 +1,33 @@
-# hsm-signer with nothing but what it needs at run time. The PKCS#11 library of
-# your HSM is not in here: mount it, or add it in an image derived from this one.
-FROM golang:1.26-bookworm AS build
+# hsm-signer with nothing but what it needs at run time. The PKCS#11 library of your HSM is not
+# in here: mount it, add it in an image derived from this one, or, where Debian has it, name its
+# packages (docs/install.md):
+#   docker build --build-arg PACKAGES=softhsm2 -t hsm-signer-softhsm .
+ARG BUILD_IMAGE=golang:1.26-bookworm
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
+# Where modules come from, as for every go command; empty: Go's own default.
+ARG GOPROXY=
 COPY go.mod go.sum ./
 RUN go mod download
-COPY . .
+COPY cmd cmd
+COPY hsm hsm
+COPY issuer issuer
+COPY kube kube
+COPY policy policy
+# Go's FIPS 140-3 module: off, latest, or a frozen one such as v1.0.0, with which the mode is on.
+ARG GOFIPS140=off
 ARG RELEASE=
-# cgo loads the PKCS#11 library; -trimpath and no VCS stamp make the build repeatable.
-RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -ldflags "-X main.release=$RELEASE" -o /hsm-signer ./cmd/hsm-signer
+ARG COMMIT=
+# The same sources give the same bytes: no paths, no VCS stamp. cgo loads the PKCS#11 library.
+RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -o /hsm-signer \
+    -ldflags "-X main.release=$RELEASE -X main.commit=$COMMIT" ./cmd/hsm-signer
 
 FROM debian:bookworm-slim
-COPY --from=build /hsm-signer /usr/local/bin/hsm-signer
+ARG PACKAGES=
+RUN [ -z "$PACKAGES" ] || { apt-get update && apt-get install -y --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; }
 # The journal must outlive the container: mount a volume here.
 RUN install -d -o 65532 -g 65532 -m 0700 /var/lib/hsm-signer
+COPY --from=build /hsm-signer /usr/local/bin/hsm-signer
 VOLUME /var/lib/hsm-signer
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/hsm-signer"]

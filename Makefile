@@ -8,15 +8,20 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 CLUSTER     ?= .cluster
+PACKAGES    ?=
+BUILD_IMAGE ?= golang:1.26-bookworm
+GOFIPS140   ?= off
 RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
+export RELEASE COMMIT
 
-.PHONY: help build bench faults setup basics demo test lint fuzz cluster cluster-down image clean
+.PHONY: help build bench faults setup basics demo test lint fuzz cluster cluster-down image compose clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 build: ## bin/hsm-signer
-	$(GO) build -trimpath -ldflags "-X main.release=$(RELEASE)" -o bin/hsm-signer ./cmd/hsm-signer
+	GOFIPS140=$(GOFIPS140) $(GO) build -trimpath -buildvcs=false -ldflags "-X main.release=$(RELEASE) -X main.commit=$(COMMIT)" -o bin/hsm-signer ./cmd/hsm-signer
 
 setup: ## install what building and testing need
 	@sh integration/setup.sh
@@ -40,7 +45,7 @@ faults: setup ## every fault of a token on every kind of token; writes docs/hsm-
 
 lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
-	sh -n integration/setup.sh
+	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh; do sh -n $$script || exit 1; done
 	$(GO) vet ./... && cd integration && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./... && cd integration && $(GO) run $(STATICCHECK) ./...
 	cd integration && $(GO) test -count=1 -run TestHouse .
@@ -60,8 +65,15 @@ cluster: basics ## a real API server and etcd in the background; prints one line
 cluster-down: ## stop it; its state stays in CLUSTER (.cluster)
 	@cd integration && $(GO) run ./cmd/cluster down --dir $(abspath $(CLUSTER))
 
-image: ## the container image
-	docker build --build-arg RELEASE=$(RELEASE) -t $(IMAGE) .
+image: ## the container image; PACKAGES=softhsm2 adds Debian's packages, GOFIPS140=v1.0.0 a FIPS 140-3 module
+	@sh integration/setup.sh images
+	@sh integration/images/stand-ins.sh
+	docker build --build-arg BUILD_IMAGE=$(BUILD_IMAGE) --build-arg GOPROXY=$(shell $(GO) env GOPROXY) --build-arg GOFIPS140=$(GOFIPS140) --build-arg PACKAGES="$(PACKAGES)" \
+		--build-arg RELEASE=$(RELEASE) --build-arg COMMIT=$(COMMIT) -t $(IMAGE) .
+
+compose: ## the demo in containers, with docker compose; KEEP=1 leaves it running
+	@sh integration/setup.sh images
+	@sh integration/images/compose.sh
 
 clean: ## remove what was built here
 	rm -rf bin

@@ -53,23 +53,32 @@ func makeSecrets(dir string) error {
 	)
 }
 
-// adminConfig is the admin's way to the API server of the cluster in dir.
-func adminConfig(dir string) (*rest.Config, error) {
-	port, err := os.ReadFile(filepath.Join(dir, portFile))
+// host is the URL of the API server.
+func (c *Cluster) host() (string, error) {
+	if c.url != "" {
+		return c.url, nil
+	}
+	port, err := os.ReadFile(filepath.Join(c.dir, portFile))
+	return "https://127.0.0.1:" + strings.TrimSpace(string(port)), err
+}
+
+// adminConfig is the admin's way to the API server.
+func (c *Cluster) adminConfig() (*rest.Config, error) {
+	host, err := c.host()
 	if err != nil {
 		return nil, err
 	}
-	token, err := os.ReadFile(filepath.Join(dir, tokenFile))
+	token, err := os.ReadFile(filepath.Join(c.dir, tokenFile))
 	if err != nil {
 		return nil, err
 	}
 	// The file ends with the certificate of the CA that signed the first.
-	ca, err := os.ReadFile(filepath.Join(dir, servingFile))
+	ca, err := os.ReadFile(filepath.Join(c.dir, servingFile))
 	if err != nil {
 		return nil, err
 	}
 	return &rest.Config{
-		Host:            "https://127.0.0.1:" + strings.TrimSpace(string(port)),
+		Host:            host,
 		BearerToken:     string(token),
 		TLSClientConfig: rest.TLSClientConfig{CAData: ca},
 		QPS:             -1,

@@ -1,0 +1,117 @@
+// Command compose is what docker-compose.yml needs beside hsm-signer: it makes the secrets of the API
+// server, gives hsm-signer its rights there, and is the pods that ask.
+//
+//	compose secrets DIR                     make what the API server is started with
+//	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's kubeconfig
+//	compose client DIR URL CA               let pods and impostors ask; exit 0 when all went as it should
+//	compose binaries OUT                    put kube-apiserver and etcd into the directory OUT
+//
+// DIR is the API server's directory, URL where it listens, CA the file with the CA's certificate.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"hsm-signer/integration/bed"
+	"hsm-signer/integration/demo"
+)
+
+const (
+	signerName     = "example.com/calico" // that RBAC allows
+	serviceAccount = "hsm-signer"         // and its namespace, which are in RBAC too
+)
+
+var errUsage = errors.New("usage: compose secrets DIR | authorize DIR URL RBAC FILE | client DIR URL CA | binaries OUT")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "compose:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) == 2 && args[0] == "secrets":
+		return bed.MakeSecrets(args[1])
+	case len(args) == 5 && args[0] == "authorize":
+		return authorize(ctx, args[1], args[2], args[3], args[4])
+	case len(args) == 4 && args[0] == "client":
+		return client(ctx, args[1], args[2], args[3])
+	case len(args) == 2 && args[0] == "binaries":
+		return binaries(ctx, args[1])
+	}
+	return errUsage
+}
+
+// authorize gives hsm-signer its rights, and Calico's pods theirs.
+func authorize(ctx context.Context, dir, url, rbac, kubeconfig string) error {
+	cluster, err := bed.Attach(ctx, dir, url)
+	if err != nil {
+		return err
+	}
+	manifests, err := os.ReadFile(rbac)
+	if err != nil {
+		return err
+	}
+	if err := cluster.Apply(ctx, manifests); err != nil {
+		return fmt.Errorf("apply %s: %w", rbac, err)
+	}
+	if err := cluster.AllowRequests(ctx); err != nil {
+		return err
+	}
+	token, err := cluster.UnboundToken(ctx, serviceAccount, serviceAccount)
+	if err != nil {
+		return err
+	}
+	return bed.WriteKubeconfig(kubeconfig, cluster.ConfigFor(token))
+}
+
+// client lets everyone ask.
+func client(ctx context.Context, dir, url, ca string) error {
+	cluster, err := bed.Attach(ctx, dir, url)
+	if err != nil {
+		return err
+	}
+	temp, err := os.MkdirTemp("", "certificates-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	out := demo.NewScreen(os.Stdout)
+	out.Step("Pods ask: each open-source component of Calico, and impostors")
+	place := demo.Place{Cluster: cluster, SignerName: signerName, CACert: ca, Dir: temp}
+	outcomes, err := place.AskAll(ctx)
+	if err != nil {
+		return err
+	}
+	out.Table(outcomes)
+	return demo.Judge(out, outcomes)
+}
+
+// binaries builds the servers, where they are not built yet, and copies them.
+func binaries(ctx context.Context, out string) error {
+	bin, err := bed.Binaries(ctx, os.Stderr)
+	if err != nil {
+		return err
+	}
+	for _, path := range []string{bin.APIServer, bin.Etcd} {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(out, filepath.Base(path)), content, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}

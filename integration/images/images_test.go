@@ -1,0 +1,165 @@
+// Package images_test builds the container images with the Docker engine of this machine, runs them as hardened as
+// they should be, and runs docker-compose.yml.
+//
+// Where there is no Docker engine nothing of this can be run, and each test says so and what it would have
+// expected.
+package images_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hsm-signer/integration/tokens"
+)
+
+const (
+	root  = "../.."
+	image = "hsm-signer-test"
+)
+
+// needsEngine skips where there is no Docker engine: the one condition under which these tests do not run.
+func needsEngine(t *testing.T, expectation string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "docker", "version").CombinedOutput(); err != nil {
+		t.Skipf("there is no Docker engine here, and so this was not seen: %s (%v: %s)", expectation, err, out)
+	}
+}
+
+// run runs a command in the product's directory and returns what it prints; it must end well.
+func run(t *testing.T, env []string, name string, args ...string) string {
+	t.Helper()
+	out, err := try(t.Context(), env, name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func try(ctx context.Context, env []string, name string, args ...string) (string, error) {
+	var out, errs strings.Builder
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w:\n%s%s", name, strings.Join(args, " "), err, out.String(), errs.String())
+	}
+	return out.String(), nil
+}
+
+// warm is the setting with which images are built from modules that are compiled already.
+func warm(t *testing.T) string {
+	t.Helper()
+	run(t, nil, "integration/images/stand-ins.sh")
+	return "BUILD_IMAGE=" + strings.TrimSpace(run(t, nil, "integration/images/warm.sh"))
+}
+
+// hardened are the options of docker run under which the image must work.
+var hardened = []string{"run", "--rm", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"}
+
+func TestImageRunsHardened(t *testing.T) {
+	needsEngine(t, "make image builds an image that runs as 65532, read-only, without capabilities, and says its commit")
+	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
+	out := run(t, nil, "docker", append(hardened, image, "version")...)
+	if !strings.Contains(out, "hsm-signer v0.0.0-test\ncommit 0123abc\ngo1.") || !strings.Contains(out, "FIPS 140-3: module latest, mode off") {
+		t.Errorf("version says %q", out)
+	}
+	var config []struct {
+		Config struct {
+			User       string
+			Volumes    map[string]struct{}
+			Entrypoint []string
+		}
+	}
+	if err := json.Unmarshal([]byte(run(t, nil, "docker", "image", "inspect", image)), &config); err != nil {
+		t.Fatal(err)
+	}
+	c := config[0].Config
+	if _, ok := c.Volumes["/var/lib/hsm-signer"]; c.User != "65532:65532" || !ok || c.Entrypoint[0] != "/usr/local/bin/hsm-signer" {
+		t.Errorf("the image's configuration is %+v", c)
+	}
+}
+
+// The key is in a token of the host, behind p11-kit's server; the container has a socket and no more.
+func TestImageReachesATokenThroughP11Kit(t *testing.T) {
+	needsEngine(t, "make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
+	run(t, nil, "make", "image", warm(t), "IMAGE="+image+"-p11-kit", "PACKAGES=p11-kit-modules")
+	token, err := tokens.NewP11Kit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer token.Close()
+	socket := strings.TrimPrefix(token.Env[0], "P11_KIT_SERVER_ADDRESS=unix:path=")
+	dir := t.TempDir()
+	args := append(hardened, "--user", fmt.Sprint(os.Getuid()), // whom p11-kit's server lets in
+		"-v", socket+":/run/hsm/p11.sock", "-v", dir+":/out",
+		"-e", "P11_KIT_SERVER_ADDRESS=unix:path=/run/hsm/p11.sock",
+		"-e", "PKCS11_MODULE=/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so",
+		"-e", "PKCS11_TOKEN_LABEL="+token.Label, "-e", "PKCS11_PIN="+token.PIN, "-e", "CA_KEY_LABEL=calico-ca",
+		image+"-p11-kit", "ca", "create", "--out", "/out/ca.crt")
+	out := run(t, nil, "docker", args...)
+	if !strings.Contains(out, "CKA_EXTRACTABLE") {
+		t.Errorf("ca create says %q", out)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "ca.crt")); err != nil || !strings.HasPrefix(string(text), "-----BEGIN CERTIFICATE") {
+		t.Errorf("the CA's certificate: %v, %q", err, text)
+	}
+}
+
+// make compose ends as the demo does, and what it leaves is there when it is run again: the CA, and the journal, in
+// which the second run's certificates follow on those of the first.
+func TestComposeEndsLikeTheDemoAndKeepsItsState(t *testing.T) {
+	needsEngine(t, "make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
+	env := []string{warm(t), fmt.Sprintf("COMPOSE_PROJECT_NAME=hsm-signer-test-%d", os.Getpid())}
+	t.Cleanup(func() {
+		if out, err := compose(context.WithoutCancel(t.Context()), env, "down", "--volumes", "--timeout=5"); err != nil {
+			t.Error(err, out)
+		}
+	})
+	var cas, journals [2]string
+	for i := range cas {
+		out := run(t, env, "make", "compose")
+		for _, want := range []string{"WHO", "calico-system/calico-typha", "Denied", "All went as it should: every component has its certificate"} {
+			if !strings.Contains(out, want) {
+				t.Fatalf("run %d of make compose lacks %q:\n%s", i+1, want, out)
+			}
+		}
+		cas[i] = inSigner(t, env, "/bin/cat", "/ca/ca.crt")
+		journals[i] = inSigner(t, env, "/bin/cat", "/var/lib/hsm-signer/journal-00000001.jsonl")
+		inSigner(t, env, "hsm-signer", "audit", "verify")
+	}
+	if cas[0] != cas[1] || cas[0] == "" {
+		t.Errorf("the CA was %q and is %q", cas[0], cas[1])
+	}
+	published := func(journal string) int { return strings.Count(journal, `"kind":"published"`) }
+	if n := published(journals[0]); n == 0 || !strings.HasPrefix(journals[1], journals[0]) || published(journals[1]) != 2*n {
+		t.Errorf("the journal was\n%s\nand is\n%s", journals[0], journals[1])
+	}
+	if running, err := compose(t.Context(), env, "top"); err != nil || strings.TrimSpace(running) != "" {
+		t.Errorf("still running: %v %s", err, running)
+	}
+}
+
+// inSigner runs a program in a container like hsm-signer's.
+func inSigner(t *testing.T, env []string, program string, args ...string) string {
+	t.Helper()
+	out, err := compose(t.Context(), env, append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// compose runs whichever compose there is.
+func compose(ctx context.Context, env []string, args ...string) (string, error) {
+	if _, err := try(ctx, nil, "docker", "compose", "version"); err == nil {
+		return try(ctx, env, "docker", append([]string{"compose"}, args...)...)
+	}
+	return try(ctx, env, "docker-compose", args...)
+}

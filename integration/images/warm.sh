@@ -1,0 +1,10 @@
+#!/bin/sh
+# Prints the name of an image like golang:1.26-bookworm in which the product's modules are downloaded and
+# compiled, for BUILD_IMAGE: so that building the product's image compiles the product alone. It is made
+# anew when go.mod or go.sum change.
+set -eu
+cd "$(dirname "$0")/../.."
+name=hsm-signer-warm:$(cat go.mod go.sum integration/images/warm.Dockerfile | sha256sum | cut -c1-12)
+docker image inspect "$name" >/dev/null 2>&1 ||
+	docker build --build-arg "GOPROXY=$(go env GOPROXY)" -f integration/images/warm.Dockerfile -t "$name" . >&2
+echo "$name"
