@@ -240,13 +240,13 @@ func daemonGone(tr *trial) {
 	}
 }
 
-// filesGone is a token whose files are taken away and come back, while the module begins anew.
+// filesGone is a token whose files are taken away and come back, while it is connected to anew.
 func filesGone(tr *trial) {
-	before := tr.key.Load().Stats().Initialised
+	before := tr.key.Load().Stats().Connections
 	must(tr.t, tr.token.MoveAway())
 	tr.befall("the token's files moved away and back", func() error {
 		begun := tr.until(func() bool {
-			return tr.key.Load().Ready(tr.t.Context()) != nil || tr.key.Load().Stats().Initialised > before
+			return tr.key.Load().Ready(tr.t.Context()) != nil || tr.key.Load().Stats().Connections > before
 		})
 		return errors.Join(begun, tr.token.MoveBack())
 	}, lost)
