@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"slices"
@@ -22,6 +23,7 @@ type Call struct {
 	Result   uint     // CKR code; of no meaning while it hangs
 	Hanging  bool     // it has not come back
 	Did      []string // what the shim did, by the rules' names for it
+	Signed   []byte   // what Sign was to sign, a digest mostly; nil when it only asks for the length, or for more than 128 bytes
 }
 
 // String is the call as a test's message shows it.
@@ -118,7 +120,7 @@ func (s *Shim) Calls() (Calls, error) {
 
 func parseCall(line string) (Call, error) {
 	words := strings.Fields(line)
-	if len(words) != 6 || !strings.HasSuffix(line, "\n") {
+	if len(words) != 7 || !strings.HasSuffix(line, "\n") {
 		return Call{}, fmt.Errorf("%q is no call", line)
 	}
 	call := Call{Function: words[3], Hanging: words[4] == "hanging"}
@@ -127,6 +129,13 @@ func parseCall(line string) (Call, error) {
 	}
 	if _, err := fmt.Sscan(strings.Join(words[:3], " "), &call.Number, &call.PID, &call.Thread); err != nil {
 		return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+	}
+	if words[6] != "-" {
+		signed, err := hex.DecodeString(words[6])
+		if err != nil {
+			return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+		}
+		call.Signed = signed
 	}
 	if call.Hanging {
 		return call, nil

@@ -50,6 +50,13 @@ func Fail(function string, code uint) Rule { return newRule(function, "fail %#x"
 // done and its answer lost.
 func FailAfter(function string, code uint) Rule { return newRule(function, "failafter %#x", code) }
 
+// Kill kills the process, as kill -9 does, in the place of the call. The module is not called, and the
+// call is in no log.
+func Kill(function string) Rule { return newRule(function, "kill") }
+
+// KillAfter calls the module, and kills the process before it hears what came of it.
+func KillAfter(function string) Rule { return newRule(function, "killafter") }
+
 // Delay waits before the call.
 func Delay(function string, d time.Duration) Rule {
 	return newRule(function, "delay %d", d.Milliseconds())

@@ -9,7 +9,7 @@
 // With no rules the shim changes no answer. Rules and counts of calls are those of
 // each process; the log is that of all. A process may use several shims one after
 // another: which one is asked of the environment when the module is loaded.
-// No argument of any call is written down, so the log holds no PIN.
+// Of all arguments only what C_Sign is to sign is written down, so the log holds no PIN.
 package shim
 
 import (

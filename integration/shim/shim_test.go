@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -350,6 +351,36 @@ func TestProcessesShareTheLog(t *testing.T) {
 	}
 	if n := calls.Count(shim.Login); n != processes {
 		t.Errorf("C_Login was called %d times, want %d", n, processes)
+	}
+}
+
+// A process is killed in the place of the call, or when the module has done it.
+func TestKill(t *testing.T) {
+	a := newApplication(t)
+	for _, c := range []struct {
+		rule shim.Rule
+		want int // calls in the log
+	}{{shim.Kill(shim.Login), 0}, {shim.KillAfter(shim.Login), 1}} {
+		must(t, a.shim.Forget())
+		a.rules(t, c.rule)
+		command := exec.Command(os.Args[0])
+		command.Env = append(os.Environ(), childVariable+"="+a.shim.Module)
+		out, err := command.CombinedOutput()
+		if status, is := command.ProcessState.Sys().(syscall.WaitStatus); !is || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+			t.Errorf("%s: the process was not killed: %v: %s", c.rule, err, out)
+		}
+		if calls := a.calls(t); len(calls.Of(shim.Login).With(pkcs11.CKR_PIN_INCORRECT)) != c.want || calls.Count(shim.OpenSession) != 1 {
+			t.Errorf("%s: want C_Login %d times:\n%s", c.rule, c.want, calls)
+		}
+	}
+}
+
+func TestWhatIsSignedIsWrittenDown(t *testing.T) {
+	a := newApplication(t)
+	a.sign(a.session, a.private[first])
+	calls := a.calls(t).Of(shim.Sign) // the first asks how long a signature will be
+	if len(calls) != 2 || calls[0].Signed != nil || !bytes.Equal(calls[1].Signed, digest[:]) {
+		t.Errorf("want one C_Sign of %x: %+v", digest, calls)
 	}
 }
 

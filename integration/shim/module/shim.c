@@ -11,6 +11,8 @@
  *
  *   fail CKR        answer that, without the module being called
  *   failafter CKR   call the module, and answer that
+ *   kill            kill this process (SIGKILL), without the module being called
+ *   killafter       call the module, and kill this process before it hears the answer
  *   delay MS        wait first
  *   hang            wait first, until the rule has gone
  *   lose            lose all sessions first: finalize and initialise the module
@@ -22,8 +24,10 @@
  *                   any private key, the one with this label (in hexadecimal)
  *
  * A line of the log: number of the call in this process, process, thread, function,
- * result, and the actions that took effect or "-". A call that hangs writes one with
- * "hanging" in the place of the result when it begins to.
+ * result, the actions that took effect or "-", and what C_Sign was to sign (in
+ * hexadecimal, up to 128 bytes) or "-", also when it only asks for the length. A call
+ * that hangs writes one with "hanging" in the place of the result when it begins to.
+ * One that is killed before the module is called writes none.
  *
  * A rule that cannot be read makes every call answer 0x80005110, so that no test
  * passes by mistake.
@@ -34,6 +38,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -113,7 +118,7 @@ struct token_info {
 	F(C_DigestKey, (ulong a, ulong b), (a, b), PASS) \
 	F(C_DigestFinal, (ulong a, void *b, ulong *c), (a, b, c), PASS) \
 	F(C_SignInit, (ulong a, void *b, ulong c), (a, b, c), OWN) \
-	F(C_Sign, (ulong a, void *b, ulong c, void *d, ulong *e), (a, b, c, d, e), PASS) \
+	F(C_Sign, (ulong a, unsigned char *b, ulong c, void *d, ulong *e), (a, b, c, d, e), OWN) \
 	F(C_SignUpdate, (ulong a, void *b, ulong c), (a, b, c), PASS) \
 	F(C_SignFinal, (ulong a, void *b, ulong *c), (a, b, c), PASS) \
 	F(C_SignRecoverInit, (ulong a, void *b, ulong c), (a, b, c), PASS) \
@@ -150,10 +155,10 @@ static const char *const names[] = { FUNCTIONS(NAME) "*" };
 
 /* The rules. */
 
-enum action { FAIL, FAIL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, SWAP, ACTION_COUNT };
-static const char *const actions[] = { "fail", "failafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "swap" };
+enum action { FAIL, FAIL_AFTER, KILL, KILL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, SWAP, ACTION_COUNT };
+static const char *const actions[] = { "fail", "failafter", "kill", "killafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "swap" };
 
-enum { MAX_RULES = 64, MAX_LINE = 512 };
+enum { MAX_RULES = 64, MAX_LINE = 512, MAX_SIGNED = 128 };
 
 struct rule {
 	int function; /* or ANY */
@@ -213,7 +218,7 @@ static int parse_rule(const char *line, struct rule *r)
 	r->function = id;
 	r->action = what;
 	strcpy(r->line, line);
-	if (what == HANG || what == LOSE || what == CLOSE)
+	if (what == HANG || what == LOSE || what == CLOSE || what == KILL || what == KILL_AFTER)
 		return 1;
 	if (what == SWAP)
 		return unhex(argument, r->label, &r->label_length);
@@ -269,8 +274,10 @@ struct call {
 	struct rule rule[MAX_RULES]; /* those that hold for it */
 	int count;
 	int fails, fails_after;
+	int killed_after;
 	ulong result; /* when it fails */
 	char did[MAX_LINE];
+	char to_sign[2 * MAX_SIGNED + 1];
 };
 
 static atomic_ulong calls, calls_in_flight;
@@ -284,9 +291,9 @@ static void did(struct call *c, const char *what)
 /* write_line appends one line by one write, so that processes may share the file. */
 static void write_line(const struct call *c, const char *result)
 {
-	char line[2 * MAX_LINE];
-	int length = snprintf(line, sizeof line, "%lu %d %ld %s %s %s\n", c->number, getpid(),
-		syscall(SYS_gettid), names[c->function], result, *c->did ? c->did : "-");
+	char line[3 * MAX_LINE];
+	int length = snprintf(line, sizeof line, "%lu %d %ld %s %s %s %s\n", c->number, getpid(), syscall(SYS_gettid),
+		names[c->function], result, *c->did ? c->did : "-", *c->to_sign ? c->to_sign : "-");
 	if (log_file >= 0 && write(log_file, line, length) != length)
 		fprintf(stderr, "shim: %s: %s\n", log_path, strerror(errno));
 }
@@ -411,12 +418,14 @@ static void begin(struct call *c, int function)
 	c->number = ++calls;
 	calls_in_flight++;
 	c->function = function;
-	c->count = c->fails = c->fails_after = 0;
-	c->did[0] = 0;
+	c->count = c->fails = c->fails_after = c->killed_after = 0;
+	c->did[0] = c->to_sign[0] = 0;
 	choose_rules(c);
 	for (int i = 0; i < c->count; i++) {
 		const struct rule *r = &c->rule[i];
 		switch (r->action) {
+		case KILL: kill(getpid(), SIGKILL); break;
+		case KILL_AFTER: did(c, "killafter"); c->killed_after = 1; break;
 		case DELAY: did(c, "delay"); wait_ms(r->number); break;
 		case HANG: hang(c, r); break;
 		case LOSE: lose_sessions(c); break;
@@ -437,6 +446,8 @@ static ulong end(struct call *c, ulong result)
 	char text[32];
 	snprintf(text, sizeof text, "0x%08lx", result);
 	write_line(c, text);
+	if (c->killed_after)
+		kill(getpid(), SIGKILL);
 	calls_in_flight--;
 	return result;
 }
@@ -571,6 +582,13 @@ static ulong own_C_SignInit(struct call *c, ulong session, void *mechanism, ulon
 {
 	ulong result = swap(c, session, &key);
 	return result == OK ? c->module->C_SignInit(session, mechanism, key) : result;
+}
+
+static ulong own_C_Sign(struct call *c, ulong session, unsigned char *data, ulong length, void *signature, ulong *room)
+{
+	for (ulong i = 0; data && signature && i < length && length <= MAX_SIGNED; i++)
+		snprintf(c->to_sign + 2 * i, 3, "%02x", data[i]);
+	return c->module->C_Sign(session, data, length, signature, room);
 }
 
 #define LIST(...) __VA_ARGS__
