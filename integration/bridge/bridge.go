@@ -47,6 +47,8 @@ type Bridge struct {
 	binary     string
 	kubeconfig string       // of hsm-signer's service account
 	states     atomic.Int64 // directories of journals: each process has its own
+	pods       atomic.Int64
+	addresses  atomic.Uint32
 }
 
 // New builds hsm-signer, starts a cluster, gives hsm-signer its rights there, and makes a token.

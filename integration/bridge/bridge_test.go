@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +23,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
-	"hsm-signer/integration/bed"
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 )
@@ -105,13 +103,10 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// addresses gives each pod one of its own.
-var addresses atomic.Uint32
+// numbers make names of one use.
+var numbers atomic.Uint32
 
-func nextIP() string {
-	n := addresses.Add(1)
-	return netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)}).String()
-}
+func nextIP() string { return shared.NextIP() }
 
 // A pod is a running pod of a component, and its own way to the API server.
 type pod struct {
@@ -121,12 +116,9 @@ type pod struct {
 
 func newPod(t *testing.T, c calico.Component, ips ...string) pod {
 	t.Helper()
-	spec := bed.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-%d", c.ServiceAccount, addresses.Add(1)), ServiceAccount: c.ServiceAccount, IPs: ips}
-	made, err := shared.Cluster.Pod(t.Context(), spec)
+	p, err := shared.NewPod(t.Context(), c, ips...)
 	must(t, err)
-	token, err := shared.Cluster.TokenFor(t.Context(), made)
-	must(t, err)
-	return pod{made, clientFor(t, token)}
+	return pod{p.Pod, p.Client}
 }
 
 func clientFor(t *testing.T, token string) kubernetes.Interface {
@@ -141,7 +133,7 @@ func (p pod) asking(t *testing.T, c calico.Component) calico.InitContainer {
 	t.Helper()
 	key, err := keys.Get("ECDSAWithCurve256")
 	must(t, err)
-	return calico.InitContainer{Component: c, Pod: p.Pod, SignerName: bridge.SignerName, Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
+	return bridge.Pod{Pod: p.Pod, Client: p.client}.Asking(c, key)
 }
 
 func (p pod) requireCertificate(t *testing.T, asking calico.InitContainer) *x509.Certificate {

@@ -46,7 +46,7 @@ func TestCeremonyManual(t *testing.T) {
 }
 
 // label is one that no other test's key has.
-func label(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), addresses.Add(1)) }
+func label(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), numbers.Add(1)) }
 
 // requireFingerprints requires those of the transcript to be among what sha256sum printed.
 func requireFingerprints(t *testing.T, transcript, printed string) {

@@ -311,7 +311,7 @@ func importKey(t *testing.T, label string) bridge.CA {
 		{"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", file("key"), "-out", file("crt"),
 			"-subj", "/CN=imported", "-days", "1", "-addext", "keyUsage=critical,keyCertSign", "-addext", "basicConstraints=critical,CA:TRUE"},
 		{"openssl", "pkcs8", "-topk8", "-nocrypt", "-in", file("key"), "-out", file("p8")},
-		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label, "--id", fmt.Sprintf("e1%04x", addresses.Add(1)), "--pin", shared.Token.PIN},
+		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label, "--id", fmt.Sprintf("e1%04x", numbers.Add(1)), "--pin", shared.Token.PIN},
 	} {
 		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), shared.Token.Env())

@@ -98,7 +98,7 @@ func clientWith(t *testing.T, config *rest.Config) kubernetes.Interface {
 // newPod makes a running pod, with a token that does not name it.
 func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) pod {
 	t.Helper()
-	spec := bed.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-%d", c.ServiceAccount, addresses.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
+	spec := bed.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount, numbers.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
 	made, err := shared.Cluster.Pod(t.Context(), spec)
 	must(t, err)
 	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
