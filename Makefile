@@ -15,7 +15,7 @@ RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
 export RELEASE COMMIT
 
-.PHONY: help build bench faults setup basics demo test lint fuzz cluster cluster-down image compose clean
+.PHONY: help build bench faults soak setup basics demo test lint fuzz cluster cluster-down image compose clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,6 +36,9 @@ test: setup ## every test; the first run builds kube-apiserver and etcd (about 6
 	$(GO) test -race ./...
 	cd integration && $(GO) run ./cmd/cluster build
 	cd integration && $(GO) test -count=1 -p 1 -timeout 30m ./...
+
+soak: basics ## bad weather in full, about an hour, as root; the report goes to integration/soak/report.md; ROW=TestLeaders: one row
+	cd integration && SOAK=full $(GO) test -count=1 -timeout 3h -v -run '$(ROW)' ./soak
 
 bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
 	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench . -benchtime 300x -timeout 30m ./bench

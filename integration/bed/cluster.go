@@ -35,6 +35,7 @@ const (
 	readyPoll    = 100 * time.Millisecond
 	readyTimeout = 90 * time.Second
 	portTries    = 5
+	etcdDir      = "etcd" // of etcd's data
 
 	// The servers' working directory is the cluster's, and this address is
 	// relative to it: no port, no limit on the length of the directory's name,
@@ -150,7 +151,7 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 		return nil
 	}
 	return c.etcd.start(ctx, c.options.Detach, c.bin.Etcd,
-		"--name=bed", "--data-dir=etcd", "--unsafe-no-fsync", "--log-level=warn",
+		"--name=bed", "--data-dir="+etcdDir, "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
 		"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL,
 		"--initial-cluster=bed="+etcdPeerURL)
@@ -268,6 +269,41 @@ func (c *Cluster) clean() error {
 		return nil
 	}
 	return os.RemoveAll(c.dir)
+}
+
+// Backup stops the servers, copies what etcd holds, and starts them again. What it returns sets the cluster back
+// to that copy, in the same way: as an administrator does with a snapshot of etcd. The servers last no longer
+// than ctx.
+func (c *Cluster) Backup(ctx context.Context) (restore func() error, err error) {
+	data, copied := filepath.Join(c.dir, etcdDir), filepath.Join(c.dir, etcdDir+".backup")
+	if err := c.whileStopped(ctx, func() error {
+		return errors.Join(os.RemoveAll(copied), os.CopyFS(copied, os.DirFS(data)))
+	}); err != nil {
+		return nil, fmt.Errorf("back up etcd: %w", err)
+	}
+	return func() error {
+		err := c.whileStopped(ctx, func() error {
+			return errors.Join(os.RemoveAll(data), os.CopyFS(data, os.DirFS(copied)))
+		})
+		if err != nil {
+			return fmt.Errorf("restore etcd: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// whileStopped does something between a stop and a start of the servers.
+func (c *Cluster) whileStopped(ctx context.Context, do func() error) error {
+	if err := errors.Join(c.apiserver.kill(), c.etcd.kill()); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	if err := c.startEtcd(ctx); err != nil {
+		return err
+	}
+	return c.StartAPIServer(ctx)
 }
 
 // StopAPIServer kills the API server; etcd keeps the data.

@@ -1,0 +1,194 @@
+package soak
+
+import (
+	"context"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"hsm-signer/integration/weather"
+)
+
+// The API server takes a write, and hsm-signer does not hear of it.
+func TestAnswerIsLost(t *testing.T) {
+	writes := of(20, 200)
+	r := begin(t, 3, "the answer dropped after a committed write, 200 times: of each approval and of each certificate the first",
+		"signed again 0")
+	p, through := shared.proxied(t)
+	s := shared.signer(t, through)
+	c := shared.newCrowd(t)
+	var lost atomic.Int64
+	var met sync.Map // paths
+	dropped := weather.LoseAnswer(func(code int) {
+		if code == http.StatusOK {
+			lost.Add(1)
+		}
+	})
+	p.Set(func(request *http.Request) weather.Fault {
+		if _, again := met.LoadOrStore(request.URL.Path, true); !again && (weather.Writes(request, "approval") || weather.Writes(request, "status")) {
+			return dropped
+		}
+		return nil
+	})
+	d := s.startReady(t)
+	c.ask(t, writes/2)
+	took := c.waitForAll(t)
+	stop(t, d)
+	a := s.account(t)
+	a.requireWhole(t, c)
+	if a.again > 0 || a.intents != c.size() || int(lost.Load()) != writes {
+		t.Errorf("%d signatures over what was signed before, %d intents for %d requests; %d answers were lost, and %d should have been", a.again, a.intents, c.size(), lost.Load(), writes)
+	}
+	r.measured("%d answers lost, %d requests", lost.Load(), c.size())
+	r.measured("signed again %d", a.again+a.intents-c.size())
+	r.measured("all issued after %s", seconds(took))
+}
+
+// A storm is weather that lasts a while, while requests come in, and then ends.
+type storm struct {
+	name string
+	// rages until the context ends, and then clears up.
+	rages func(ctx context.Context, t *testing.T, p *weather.Proxy)
+}
+
+// under has a sky while the context lasts.
+func under(sky weather.Sky) func(context.Context, *testing.T, *weather.Proxy) {
+	return func(ctx context.Context, _ *testing.T, p *weather.Proxy) {
+		p.Set(sky)
+		<-ctx.Done()
+		p.Set(nil)
+	}
+}
+
+// failing is the sky under which 30 % of all calls fail, in each way that calls fail.
+func failing() weather.Sky {
+	any := []weather.Fault{
+		weather.Answer(http.StatusTooManyRequests), weather.Answer(http.StatusInternalServerError),
+		weather.Answer(http.StatusServiceUnavailable), weather.Reset, weather.LoseAnswer(func(int) {}),
+	}
+	all, writes := weather.Some(0.3, any...), weather.Some(0.3, append(any, weather.Answer(http.StatusConflict))...)
+	return func(r *http.Request) weather.Fault {
+		switch {
+		case r.Method == http.MethodPut:
+			return writes(r)
+		case weather.IsWatch(r): // has no end at which its answer could be lost
+			return weather.Some(0.3, any[:4]...)(r)
+		}
+		return all(r)
+	}
+}
+
+// expiring answers every list and watch that goes on from somewhere that this is gone: a list in the HTTP status, a
+// watch in its first event.
+func expiring(r *http.Request) weather.Fault {
+	switch {
+	case weather.IsWatch(r) && r.URL.Query().Get("resourceVersion") != "":
+		return weather.Expire
+	case r.Method == http.MethodGet && r.URL.Query().Get("resourceVersion") != "":
+		return weather.Answer(http.StatusGone)
+	}
+	return nil
+}
+
+// cutting cuts all watches each second.
+func cutting(ctx context.Context, _ *testing.T, p *weather.Proxy) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			p.CutWatches()
+		}
+	}
+}
+
+var storms = []storm{
+	{"30 % of API calls fail (429, 500, 503, 409, reset, answer lost)", under(failing())},
+	{"the watch cut each second", cutting},
+	{"410 Gone to every list and watch that goes on, and the watch cut", func(ctx context.Context, t *testing.T, p *weather.Proxy) {
+		p.CutWatches()
+		under(expiring)(ctx, t, p)
+	}},
+}
+
+// What is asked while the weather is bad is issued soon after it is well.
+func TestStorms(t *testing.T) {
+	for i, storm := range storms {
+		t.Run(storm.name, func(t *testing.T) {
+			r := begin(t, 4+i, storm.name+", for a minute, while 5 requests a second come in", "all issued within 30 s after it is well")
+			p, through := shared.proxied(t)
+			s := shared.signer(t, through)
+			d := s.startReady(t)
+			c := shared.newCrowd(t)
+			stopAsking := c.keepAsking(t, 5)
+			ctx, cancel := context.WithTimeout(t.Context(), of(5*time.Second, time.Minute))
+			defer cancel()
+			storm.rages(ctx, t, p)
+			stopAsking()
+			r.settle(t, s, c)
+			stop(t, d)
+		})
+	}
+}
+
+// settle waits until all are issued, now that the weather is well, and takes the account.
+func (r *row) settle(t *testing.T, s *signer, c *crowd) {
+	t.Helper()
+	before, err := c.lost(t.Context())
+	must(t, err)
+	took := c.waitForAll(t)
+	a := s.account(t)
+	a.requireWhole(t, c)
+	r.measured("%d requests, %d of them open when it was well", c.size(), len(before))
+	r.measured("all issued %s after that", seconds(took))
+	r.measured("lost %d, signed again %d", c.size()-len(a.certificates), a.again)
+}
+
+// The API server is gone for a minute.
+func TestAPIServerIsGone(t *testing.T) {
+	r := begin(t, 8, "the API server stopped for a minute, with requests in work and open", "all issued within 30 s after it is well")
+	s := shared.signer(t)
+	d := s.startReady(t)
+	c := shared.newCrowd(t)
+	c.ask(t, of(20, 100))
+	must(t, shared.Cluster.StopAPIServer())
+	goesOn(t, of(3*time.Second, time.Minute))
+	must(t, shared.Cluster.StartAPIServer(context.Background()))
+	r.settle(t, s, c)
+	must(t, d.WaitReady(t.Context()))
+	stop(t, d)
+}
+
+// The node is cut off from the API server, and nobody is told.
+func TestPartition(t *testing.T) {
+	r := begin(t, 9, "no byte passes between hsm-signer and the API server for a minute; then the connections are reset; then each piece of data takes 100 ms",
+		"all issued within 30 s after it is well")
+	line, err := weather.NewLine(shared.Cluster.Config())
+	must(t, err)
+	t.Cleanup(func() { must(t, line.Close()) })
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	must(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config { return line.Config(shared.Cluster.ConfigFor(token)) }))
+	s := shared.signer(t, "KUBECONFIG="+kubeconfig)
+	d := s.startReady(t)
+	c := shared.newCrowd(t)
+	stopAsking := c.keepAsking(t, 5)
+	goesOn(t, time.Second)
+	line.Partition()
+	goesOn(t, of(3*time.Second, time.Minute))
+	line.Heal()
+	stopAsking()
+	r.settle(t, s, c)
+	line.Delay(100 * time.Millisecond)
+	line.Reset()
+	c.ask(t, of(5, 20))
+	r.measured("then reset, and slow:")
+	r.settle(t, s, c)
+	stop(t, d)
+}

@@ -1,0 +1,200 @@
+package soak
+
+import (
+	"context"
+	"crypto"
+	"fmt"
+	"maps"
+	"sync"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/calico"
+)
+
+// A crowd is requests, all of one pod, and good ones unless they are spoilt. It asks the API server itself,
+// whatever stands before that of the signer.
+type crowd struct {
+	pod   bridge.Pod
+	key   crypto.Signer
+	admin kubernetes.Interface
+	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) // makes the object
+
+	mu     sync.Mutex
+	number int
+	asked  map[types.UID]asked
+}
+
+// An asked request is one that was made.
+type asked struct {
+	name string
+	at   time.Time
+}
+
+// newCrowd makes the pod. Its requests are deleted when the test ends.
+func (s *stage) newCrowd(t *testing.T) *crowd {
+	t.Helper()
+	pod, err := s.NewPod(t.Context(), node(), s.NextIP())
+	must(t, err)
+	key, err := calico.NewKey("ECDSAWithCurve256")
+	must(t, err)
+	config := s.Cluster.Config()
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	admin, err := kubernetes.NewForConfig(config)
+	must(t, err)
+	t.Cleanup(func() {
+		requests := admin.CertificatesV1().CertificateSigningRequests()
+		if err := requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	return &crowd{pod: pod, key: key, admin: admin, asked: map[types.UID]asked{}, spoil: good}
+}
+
+// good spoils nothing.
+func good(_ int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	return asking.Object()
+}
+
+// askOne makes a request.
+func (c *crowd) askOne(ctx context.Context) (*certificatesv1.CertificateSigningRequest, error) {
+	asking := c.pod.Asking(node(), c.key)
+	c.mu.Lock()
+	c.number++
+	number := c.number
+	c.mu.Unlock()
+	asking.SecretName = fmt.Sprintf("crowd-%d", number)
+	csr, err := c.spoil(number, &asking)
+	if err != nil {
+		return nil, err
+	}
+	at := time.Now()
+	csr, err = c.pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr, metav1.CreateOptions{})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil {
+		c.asked[csr.UID] = asked{csr.Name, at}
+	}
+	return csr, err
+}
+
+// ask makes so many requests, several at a time.
+func (c *crowd) ask(t *testing.T, requests int) {
+	const askers = 8
+	numbers := make(chan int)
+	var group sync.WaitGroup
+	for range askers {
+		group.Go(func() {
+			for range numbers {
+				if _, err := c.askOne(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range requests {
+		numbers <- i
+	}
+	close(numbers)
+	group.Wait()
+}
+
+// keepAsking makes requests at that pace until the function that it returns is called.
+func (c *crowd) keepAsking(t *testing.T, perSecond int) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	group.Go(func() {
+		ticker := time.NewTicker(time.Second / time.Duration(perSecond))
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			group.Go(func() { // so that a slow one is in nobody's way
+				if _, err := c.askOne(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+	return func() {
+		cancel()
+		group.Wait()
+	}
+}
+
+// size is how many requests were made.
+func (c *crowd) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.asked)
+}
+
+// requests are those of the crowd as they are now, by UID.
+func (c *crowd) requests(ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
+	list, err := c.admin.CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ours := map[types.UID]*certificatesv1.CertificateSigningRequest{}
+	for i := range list.Items {
+		if csr := &list.Items[i]; c.asked[csr.UID].name != "" {
+			ours[csr.UID] = csr
+		}
+	}
+	return ours, nil
+}
+
+// lost are the names of those that have no certificate, or no approval.
+func (c *crowd) lost(ctx context.Context) ([]string, error) {
+	now, err := c.requests(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	all := maps.Clone(c.asked)
+	c.mu.Unlock()
+	var lost []string
+	for uid, made := range all {
+		if csr := now[uid]; csr == nil || len(csr.Status.Certificate) == 0 || !has(csr, certificatesv1.CertificateApproved) {
+			lost = append(lost, made.name)
+		}
+	}
+	return lost, nil
+}
+
+func has(csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.RequestConditionType) bool {
+	for _, c := range csr.Status.Conditions {
+		if c.Type == kind && c.Status == corev1.ConditionTrue {
+			return true
+		}
+	}
+	return false
+}
+
+// waitForAll waits until every request has its certificate, and returns how long that took.
+func (c *crowd) waitForAll(t *testing.T) time.Duration {
+	t.Helper()
+	began := time.Now()
+	var lost []string
+	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, patience, true, func(ctx context.Context) (_ bool, err error) {
+		lost, err = c.lost(ctx)
+		return err == nil && len(lost) == 0, nil // the API server may be away for a moment
+	})
+	if err != nil {
+		t.Errorf("%d of %d requests are lost, such as %v: %v", len(lost), c.size(), lost[:min(len(lost), 5)], err)
+	}
+	return time.Since(began)
+}

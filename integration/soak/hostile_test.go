@@ -1,0 +1,194 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/calico"
+)
+
+// hostiles are requests of which each must be refused.
+type hostiles struct{ *crowd }
+
+func (s *stage) newHostiles(t *testing.T) hostiles {
+	t.Helper()
+	h := hostiles{s.newCrowd(t)}
+	h.spoil = spoiled
+	return h
+}
+
+// spoiled are, in turn, the ways of asking for what is not one's own, and of asking for too much.
+func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	switch number % 5 {
+	case 0:
+		asking.DNSNames = []string{"typha-server"}
+	case 1:
+		asking.Pod = asking.Pod.DeepCopy()
+		asking.Pod.Status.PodIP = net.IPv4(10, 99, byte(number>>8), byte(number)).String()
+	case 2:
+		for i := range 1000 {
+			asking.DNSNames = append(asking.DNSNames, fmt.Sprintf("name-%d.example.com", i))
+		}
+	}
+	csr, err := asking.Object()
+	if err != nil {
+		return nil, err
+	}
+	switch number % 5 {
+	case 3:
+		csr.Spec.Usages = append(csr.Spec.Usages, certificatesv1.UsageCertSign)
+	case 4:
+		csr.Spec.Request = slices.Concat(csr.Spec.Request, csr.Spec.Request)
+	}
+	return csr, nil
+}
+
+// Hostile requests come ten times as often as good ones.
+func TestHostilesBesideGoodOnes(t *testing.T) {
+	r := begin(t, 18, "50 hostile requests a second beside 5 good ones, for two minutes", "every good one issued; p99 reported")
+	s := shared.signer(t)
+	d := s.startReady(t)
+	good, bad := shared.newCrowd(t), shared.newHostiles(t)
+	seen := watchCertificates(t, good)
+	began := time.Now()
+	stopBad, stopGood := bad.keepAsking(t, 50), good.keepAsking(t, 5)
+	goesOn(t, of(5*time.Second, 2*time.Minute))
+	stopGood()
+	stopBad()
+	lasted := time.Since(began).Seconds()
+	good.waitForAll(t)
+	latencies := seen()
+	denied := bad.waitForDenials(t)
+	stop(t, d)
+	s.account(t).requireWhole(t, good)
+	r.measured("%d hostile (%.0f a second), all refused; %d good (%.1f a second), lost %d", denied, float64(denied)/lasted, good.size(), float64(good.size())/lasted, good.size()-len(latencies))
+	r.measured("from the request to the certificate: p50 %s, p99 %s, most %s", percentile(latencies, 50), percentile(latencies, 99), percentile(latencies, 100))
+}
+
+// percentile is in milliseconds; the latencies are sorted.
+func percentile(latencies []time.Duration, percent int) string {
+	if len(latencies) == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%d ms", latencies[(len(latencies)-1)*percent/100].Milliseconds())
+}
+
+// watchCertificates watches the requests of the crowd. What it returns ends that when every certificate was seen,
+// and says how long each took, the shortest first.
+func watchCertificates(t *testing.T, c *crowd) func() []time.Duration {
+	t.Helper()
+	w, err := c.admin.CertificatesV1().CertificateSigningRequests().Watch(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	var mu sync.Mutex
+	seen := map[types.UID]time.Time{}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for event := range w.ResultChan() {
+			if csr, is := event.Object.(*certificatesv1.CertificateSigningRequest); is && event.Type == watch.Modified && len(csr.Status.Certificate) > 0 {
+				mu.Lock()
+				if seen[csr.UID].IsZero() {
+					seen[csr.UID] = time.Now()
+				}
+				mu.Unlock()
+			}
+		}
+	}()
+	return func() []time.Duration {
+		eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(seen) >= c.size(), nil
+		})
+		w.Stop()
+		<-ended
+		var all []time.Duration
+		for uid, made := range c.asked {
+			all = append(all, seen[uid].Sub(made.at))
+		}
+		slices.Sort(all)
+		return all
+	}
+}
+
+// megabyte is text that the API server takes before a PKCS#10 in PEM.
+var megabyte = bytes.Repeat([]byte("nothing to see here, move along\n"), 1<<15)
+
+// oversized makes requests of 1 MB for a signer: every second one is text around a good request, the others
+// ask for very many names.
+func oversized(signerName string) func(int, *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	return func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+		asking.SignerName = signerName
+		if number%2 == 0 {
+			for i := range 22_000 {
+				asking.DNSNames = append(asking.DNSNames, fmt.Sprintf("a-name-of-thirty-bytes-%05d.com", i))
+			}
+		}
+		csr, err := asking.Object()
+		if err == nil && number%2 == 1 {
+			csr.Spec.Request = slices.Concat(megabyte, csr.Spec.Request)
+		}
+		return csr, err
+	}
+}
+
+// Requests of 1 MB, of our own and of others, half of them there before hsm-signer starts.
+func TestMemory(t *testing.T) {
+	foreign, ours := of(50, 500), of(20, 200)
+	r := begin(t, 17, "500 foreign requests of 1 MB and 200 of our own at 1 MB, half of them there before the start", "peak memory ≤ 256 MiB")
+	own := ownStage(t)
+	s := own.signer(t)
+	others, bad, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t)
+	others.spoil, bad.spoil = oversized("example.com/other"), oversized(bridge.SignerName)
+	others.ask(t, foreign/2)
+	bad.ask(t, ours/2)
+	d := s.startReady(t)
+	others.ask(t, foreign/2)
+	bad.ask(t, ours/2)
+	good.ask(t, 10)
+	good.waitForAll(t)
+	denied := bad.waitForDenials(t)
+	peak := peakMemory(t, d)
+	stop(t, d)
+	d = s.startReady(t) // among all that are there now
+	good.ask(t, 10)
+	good.waitForAll(t)
+	again := peakMemory(t, d)
+	stop(t, d)
+	s.account(t).requireWhole(t, good)
+	if most := max(peak, again); most > 256 {
+		t.Errorf("the peak of the memory is %d MiB", most)
+	}
+	r.measured("%d foreign, %d of our own refused; %d good ones issued", others.size(), denied, good.size())
+	r.measured("peak of the memory (VmHWM) %d MiB; %d MiB after a start among all of them", peak, again)
+}
+
+// peakMemory is the greatest resident size that the process has had, in MiB.
+func peakMemory(t *testing.T, d *bridge.Daemon) int {
+	t.Helper()
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "status"))
+	must(t, err)
+	for text := range bytes.Lines(status) {
+		var kB int
+		if n, _ := fmt.Sscanf(string(text), "VmHWM: %d kB", &kB); n == 1 {
+			return kB >> 10
+		}
+	}
+	t.Fatalf("there is no VmHWM in:\n%s", status)
+	return 0
+}

@@ -1,0 +1,155 @@
+package soak
+
+import (
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/weather"
+)
+
+// Killed at random, in its start too, while requests come in.
+func TestKilledAtRandom(t *testing.T) {
+	kills, requests := of(8, 200), of(160, 5000)
+	r := begin(t, 1, "kill -9, 200 times at random during 5,000 requests, restarted each time",
+		"lost 0; certificates per UID ≤ 1; every C_Sign in the shim's log accounted for in the journal; orphans 0")
+	s := shared.signer(t)
+	c := shared.newCrowd(t)
+	var group sync.WaitGroup
+	for range kills {
+		d := s.start(t)
+		group.Go(func() { c.ask(t, requests/kills) })
+		goesOn(t, rand.N(1500*time.Millisecond))
+		must(t, d.Kill())
+	}
+	group.Wait()
+	d := s.startReady(t)
+	took := c.waitForAll(t)
+	stop(t, d)
+	a := s.account(t)
+	a.requireWhole(t, c)
+	if a.orphans > 0 || len(a.certificates) != c.size() {
+		t.Errorf("%d orphans, and %d requests with a certificate of %d", a.orphans, len(a.certificates), c.size())
+	}
+	r.measured("%d kills, %d requests", kills, c.size())
+	r.measured("lost %d", c.size()-len(a.certificates))
+	r.measured("most certificates for one UID %d", a.most())
+	r.measuredSignatures(a)
+	r.measured("orphans %d", a.orphans)
+	r.measured("all issued %s after the last start", seconds(took))
+}
+
+func (r *row) measuredSignatures(a *account) {
+	r.measured("C_Sign %d: %d of certificates (%d intents in the journal; the same bytes signed again %d times), %d of the test signature (%d lines in the journal); not in the journal %d",
+		a.signatures, a.signatures-a.probes, a.intents, a.again, a.probes, a.probeLines, a.unaccounted)
+}
+
+// A point is one in the code at which the process is killed, without a hook in it: where it calls the token, or the
+// API server.
+type point struct {
+	name string
+	// set has the process killed there.
+	set func(t *testing.T, s *signer, p *weather.Proxy, kill func())
+}
+
+// once calls the function the first time only.
+func once(do func()) func() {
+	var first sync.Once
+	return func() { first.Do(do) }
+}
+
+func atCall(rule shim.Rule) func(*testing.T, *signer, *weather.Proxy, func()) {
+	return func(t *testing.T, s *signer, _ *weather.Proxy, _ func()) { must(t, s.shim.Rules(rule)) }
+}
+
+// atWrite has the process killed when it writes that subresource: before the API server gets it, or when it has
+// taken it and the answer is not yet known.
+func atWrite(subresource string, taken bool) func(*testing.T, *signer, *weather.Proxy, func()) {
+	return func(_ *testing.T, _ *signer, p *weather.Proxy, kill func()) {
+		kill = once(kill)
+		fault := weather.Before(kill)
+		if taken {
+			fault = weather.LoseAnswer(func(int) { kill() })
+		}
+		p.Set(func(request *http.Request) weather.Fault {
+			if weather.Writes(request, subresource) {
+				return fault
+			}
+			return nil
+		})
+	}
+}
+
+var points = []point{
+	{"before the approval is written", atWrite("approval", false)},
+	{"after the approval is written", atWrite("approval", true)},
+	// Each signature is two calls: the first asks how long it will be.
+	{"before C_Sign: with the intent in the journal", atCall(shim.Kill(shim.Sign).From(2))},
+	{"after C_Sign: signed, and nobody was told", atCall(shim.KillAfter(shim.Sign).From(2))},
+	{"before the certificate is published: with the certificate in the journal", atWrite("status", false)},
+	{"after the certificate is published: and nobody was told", atWrite("status", true)},
+}
+
+// Killed at each of the points between two steps of a turn.
+func TestKilledAtEachPoint(t *testing.T) {
+	times := of(1, 20)
+	r := begin(t, 2, "kill -9 at each point between two steps of a turn: before and after the approval, the signature, the publication, 20 times each",
+		"as above, and the bytes of an intent are the only ones that are ever signed again")
+	p, through := shared.proxied(t)
+	s := shared.signer(t, through)
+	c := shared.newCrowd(t)
+	for _, point := range points {
+		for range times {
+			d := s.startReady(t)
+			c.waitForAll(t) // so that nothing else is in work
+			point.set(t, s, p, func() {
+				if err := d.Kill(); err != nil {
+					t.Error(err)
+				}
+			})
+			_, err := c.askOne(t.Context())
+			must(t, err)
+			waitForDeath(t, d, point.name)
+			c.ask(t, 2) // and some that come while nobody is there
+			p.Set(nil)
+			must(t, s.shim.Rules())
+		}
+	}
+	d := s.startReady(t)
+	c.waitForAll(t)
+	stop(t, d)
+	a := s.account(t)
+	a.requireWhole(t, c)
+	if a.orphans > 0 || a.again != times {
+		t.Errorf("%d orphans; %d times the bytes of an intent were signed again, and it was killed %d times between the signature and the journal", a.orphans, a.again, times)
+	}
+	r.measured("%d kills at %d points, %d requests", times*len(points), len(points), c.size())
+	r.measured("lost %d", c.size()-len(a.certificates))
+	r.measured("most certificates for one UID %d", a.most())
+	r.measuredSignatures(a)
+	r.measured("orphans %d", a.orphans)
+}
+
+func waitForDeath(t *testing.T, d *bridge.Daemon, at string) {
+	t.Helper()
+	if code, err := d.Wait(); err != nil || code != -1 { // by a signal
+		t.Fatalf("it was not killed %s: exit code %d, %v", at, code, err)
+	}
+}
+
+// proxied puts a proxy before the API server until the end of the test, and returns the environment with which
+// hsm-signer takes that way.
+func (s *stage) proxied(t *testing.T) (*weather.Proxy, string) {
+	t.Helper()
+	p, err := weather.NewProxy(s.Cluster.Config())
+	must(t, err)
+	t.Cleanup(p.Close)
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	must(t, s.KubeconfigVia(t.Context(), kubeconfig, p.Config))
+	return p, "KUBECONFIG=" + kubeconfig
+}

@@ -1,0 +1,150 @@
+package soak
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// A permission is one verb on one resource, in one of the roles of deploy/rbac.yaml.
+type permission struct {
+	namespace, role string // no namespace: a ClusterRole
+	verb, resource  string
+}
+
+func (p permission) String() string { return p.verb + " " + p.resource }
+
+// without is the rules without the permission.
+func (p permission) without(rules []rbacv1.PolicyRule) []rbacv1.PolicyRule {
+	var kept []rbacv1.PolicyRule
+	for _, rule := range rules {
+		for _, resource := range rule.Resources {
+			one := *rule.DeepCopy()
+			one.Resources = []string{resource}
+			if resource == p.resource {
+				one.Verbs = slices.DeleteFunc(one.Verbs, func(verb string) bool { return verb == p.verb })
+			}
+			if len(one.Verbs) > 0 {
+				kept = append(kept, one)
+			}
+		}
+	}
+	return kept
+}
+
+// of lists the permissions of a role.
+func permissionsOf(namespace, role string, rules []rbacv1.PolicyRule) []permission {
+	var all []permission
+	for _, rule := range rules {
+		for _, resource := range rule.Resources {
+			for _, verb := range rule.Verbs {
+				all = append(all, permission{namespace, role, verb, resource})
+			}
+		}
+	}
+	return all
+}
+
+// permissions lists all that hsm-signer has.
+func permissions(t *testing.T, client kubernetes.Interface) []permission {
+	t.Helper()
+	cluster, err := client.RbacV1().ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	must(t, err)
+	all := permissionsOf("", cluster.Name, cluster.Rules)
+	for namespace, name := range map[string]string{"hsm-signer": "hsm-signer-lease", "default": "hsm-signer-events"} {
+		role, err := client.RbacV1().Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
+		must(t, err)
+		all = append(all, permissionsOf(namespace, name, role.Rules)...)
+	}
+	return all
+}
+
+// take takes the permission away.
+func (p permission) take(ctx context.Context, client kubernetes.Interface) error {
+	if p.namespace == "" {
+		role, err := client.RbacV1().ClusterRoles().Get(ctx, p.role, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		role.Rules = p.without(role.Rules)
+		_, err = client.RbacV1().ClusterRoles().Update(ctx, role, metav1.UpdateOptions{})
+		return err
+	}
+	role, err := client.RbacV1().Roles(p.namespace).Get(ctx, p.role, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	role.Rules = p.without(role.Rules)
+	_, err = client.RbacV1().Roles(p.namespace).Update(ctx, role, metav1.UpdateOptions{})
+	return err
+}
+
+// Each permission is taken away in turn, while requests come in.
+func TestPermissionsAreTakenAway(t *testing.T) {
+	r := begin(t, 19, "each permission taken away in turn, and given back", "not ready, says which, no hot loop")
+	proxy, through := shared.proxied(t)
+	s := shared.signer(t, through, "LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer")
+	d := s.startReady(t)
+	c := shared.newCrowd(t)
+	rbac, err := os.ReadFile(filepath.Join("..", "..", "deploy", "rbac.yaml"))
+	must(t, err)
+	giveBack := func(ctx context.Context) error { return shared.Cluster.Apply(ctx, rbac) }
+	t.Cleanup(func() {
+		if err := giveBack(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	all := permissions(t, shared.Cluster.Client())
+	busiest, busiestWithout := 0.0, ""
+	for _, p := range all[:of(min(3, len(all)), len(all))] {
+		must(t, p.take(t.Context(), shared.Cluster.Client()))
+		if err := d.WaitNotReady(t.Context(), p.String()); err != nil {
+			t.Errorf("without %s: %v", p, err)
+		}
+		c.ask(t, 2)
+		before, began := proxy.Calls(), time.Now()
+		goesOn(t, of(time.Second, 10*time.Second))
+		if rate := float64(proxy.Calls()-before) / time.Since(began).Seconds(); rate > busiest {
+			busiest, busiestWithout = rate, p.String()
+		}
+		must(t, giveBack(t.Context()))
+		must(t, d.WaitReady(t.Context()))
+	}
+	c.waitForAll(t)
+	requireNoneRefused(t, c)
+	stop(t, d)
+	s.account(t).requireWhole(t, c)
+	const hot = 50 // calls a second; two requests that are retried make a few
+	if busiest > hot {
+		t.Errorf("%.0f calls a second without %s", busiest, busiestWithout)
+	}
+	r.measured("%d permissions, each named by /readyz while it was missing; ready again when it was back", len(all[:of(min(3, len(all)), len(all))]))
+	r.measured("at most %.1f API calls a second meanwhile, with two open requests (without %q)", busiest, busiestWithout)
+	r.measured("%d requests, all issued afterwards, none refused", c.size())
+}
+
+// requireNoneRefused requires that no fault became a verdict.
+func requireNoneRefused(t *testing.T, c *crowd) {
+	t.Helper()
+	now, err := c.requests(t.Context())
+	must(t, err)
+	var refused []string
+	for _, csr := range now {
+		if has(csr, certificatesv1.CertificateDenied) || has(csr, certificatesv1.CertificateFailed) {
+			refused = append(refused, csr.Name)
+		}
+	}
+	if len(refused) > 0 {
+		t.Error(fmt.Errorf("refused: %s", strings.Join(refused, ", ")))
+	}
+}

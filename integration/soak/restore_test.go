@@ -1,0 +1,54 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"testing"
+)
+
+// The cluster is set back to before certificates were issued, and the journal is not: the requests come again, and
+// get what they had.
+func TestEtcdIsRestored(t *testing.T) {
+	requests := of(10, 100)
+	r := begin(t, 16, "etcd restored to before 100 issuances, with the same journal, while hsm-signer runs; then again while it does not",
+		"no UID gets a second, different certificate")
+	own := ownStage(t)
+	s := own.signer(t)
+	c := own.newCrowd(t)
+	c.ask(t, requests)
+	restore, err := own.Cluster.Backup(context.Background())
+	must(t, err)
+	d := s.startReady(t)
+	c.waitForAll(t)
+	first, err := c.requests(t.Context())
+	must(t, err)
+
+	must(t, restore())
+	took := c.waitForAll(t)
+	stop(t, d)
+	must(t, restore())
+	open, err := c.lost(t.Context())
+	must(t, err)
+	d = s.startReady(t)
+	c.waitForAll(t)
+	again, err := c.requests(t.Context())
+	must(t, err)
+	different := 0
+	for uid, csr := range first {
+		if now := again[uid]; now == nil || !bytes.Equal(csr.Status.Certificate, now.Status.Certificate) {
+			different++
+		}
+	}
+	late := own.newCrowd(t)
+	late.ask(t, 3) // what is new is served too
+	late.waitForAll(t)
+	stop(t, d)
+	a := s.account(t)
+	a.requireWhole(t, c)
+	if different > 0 || a.again > 0 || len(open) != requests {
+		t.Errorf("%d requests have another certificate than before, %d were signed again; %d of %d were open when etcd was set back", different, a.again, len(open), requests)
+	}
+	r.measured("%d issued, set back twice, %d open each time", requests, len(open))
+	r.measured("a second, different certificate %d; signed again %d", different, a.again)
+	r.measured("all issued again %s after the API server was back", seconds(took))
+}
