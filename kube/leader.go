@@ -120,27 +120,35 @@ func (l *leader) watchFit(ctx context.Context, resign func()) {
 // stand stands for election, and leads, until the context ends.
 func (l *leader) stand(ctx context.Context) {
 	for ctx.Err() == nil {
-		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-			Lock: &watchedLock{Interface: l.lock(), leader: l}, Name: l.lease.Name, ReleaseOnCancel: true,
-			LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
-			Callbacks: leaderelection.LeaderCallbacks{
-				OnStartedLeading: func(context.Context) {
-					l.logger.Info("this controller leads", "lease", l.lease.Name, "identity", l.lease.Identity)
-					l.begin()
-				},
-				OnStoppedLeading: func() { l.note(time.Time{}) },
-				OnNewLeader: func(identity string) {
-					l.logger.Info("a controller leads", "lease", l.lease.Name, "identity", identity)
-					l.observer.NewLeader()
-				},
-			},
-		})
-		if err != nil { // its times are constants, and its lock is ours
-			l.logger.Error("no election", "error", err)
-			return
-		}
-		elector.Run(ctx)
+		l.standOnce(ctx)
 	}
+}
+
+// standOnce ends when the lease is lost, or another holds it that this controller held: client-go would
+// try for the rest of its deadline to renew it, and only then begin to count how old the other's is.
+func (l *leader) standOnce(ctx context.Context) {
+	ctx, lost := context.WithCancel(ctx)
+	defer lost()
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &watchedLock{Interface: l.lock(), leader: l, lost: lost}, Name: l.lease.Name, ReleaseOnCancel: true,
+		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(context.Context) {
+				l.logger.Info("this controller leads", "lease", l.lease.Name, "identity", l.lease.Identity)
+				l.begin()
+			},
+			OnStoppedLeading: func() { l.note(time.Time{}) },
+			OnNewLeader: func(identity string) {
+				l.logger.Info("a controller leads", "lease", l.lease.Name, "identity", identity)
+				l.observer.NewLeader()
+			},
+		},
+	})
+	if err != nil { // its times are constants, and its lock is ours
+		l.logger.Error("no election", "error", err)
+		return
+	}
+	elector.Run(ctx)
 }
 
 func (l *leader) lock() resourcelock.Interface {
@@ -200,6 +208,17 @@ func (l *leader) note(renewed time.Time) {
 type watchedLock struct {
 	resourcelock.Interface
 	leader *leader
+	lost   func() // another holds the lease that was held
+	held   bool   // by this controller, since it stands; of one goroutine
+}
+
+// Get reads the lease.
+func (w *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := w.Interface.Get(ctx)
+	if err == nil && w.held && record.HolderIdentity != w.Identity() {
+		w.lost()
+	}
+	return record, raw, err
 }
 
 // Create makes the lease, held by this controller.
@@ -222,6 +241,7 @@ func (w *watchedLock) write(record resourcelock.LeaderElectionRecord, write func
 		w.leader.failed(err)
 		return fmt.Errorf("lease: %w", err)
 	}
+	w.held = true
 	w.leader.note(began)
 	return nil
 }

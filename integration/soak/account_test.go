@@ -131,12 +131,15 @@ func (a *account) count(calls shim.Calls, known map[[sha256.Size]byte]bool) {
 	}
 }
 
-// requireWhole requires what holds in any weather: every signature is in the journal, no request has two
+// requireWhole requires what holds in any weather: every signature is in the journal, test signatures too, no request has two
 // certificates, and each of the crowd has in the cluster the one that the journal has.
 func (a *account) requireWhole(t *testing.T, c *crowd) {
 	t.Helper()
 	if a.unaccounted > 0 {
 		t.Errorf("%d of %d signatures are of nothing that is in the journal", a.unaccounted, a.signatures)
+	}
+	if a.probes > a.probeLines {
+		t.Errorf("%d test signatures, and %d lines of such in the journal", a.probes, a.probeLines)
 	}
 	if a.most() > 1 {
 		t.Errorf("a request has %d certificates in the journal", a.most())
