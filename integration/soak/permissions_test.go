@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// A permission is one verb on one resource, in one of the roles of deploy/rbac.yaml.
+// A permission is one verb on one resource, in one of the roles of deploy/base/rbac.yaml.
 type permission struct {
 	namespace, role string // no namespace: a ClusterRole
 	verb, resource  string
@@ -96,7 +96,7 @@ func TestPermissionsAreTakenAway(t *testing.T) {
 	s := shared.signer(t, through, "LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer")
 	d := s.startReady(t)
 	c := shared.newCrowd(t)
-	rbac, err := os.ReadFile(filepath.Join("..", "..", "deploy", "rbac.yaml"))
+	rbac, err := os.ReadFile(filepath.Join("..", "..", "deploy", "base", "rbac.yaml"))
 	must(t, err)
 	giveBack := func(ctx context.Context) error { return shared.Cluster.Apply(ctx, rbac) }
 	t.Cleanup(func() {
