@@ -3,7 +3,6 @@ package bridge_test
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,41 +17,6 @@ import (
 	"hsm-signer/integration/shim"
 	"hsm-signer/issuer/journal"
 )
-
-// Killed again and again while requests come in, and started again on the same journal: every request
-// gets its certificate, none gets two, and the journal verifies.
-func TestKilledAgainAndAgain(t *testing.T) {
-	const rounds, requests = 10, 12
-	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), withBudget(t, "{perPod: 1000}")}
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	var asked []calico.InitContainer
-	uids := map[string]bool{}
-	for round := range rounds {
-		d, err := shared.Run(t.Context(), ca, env...)
-		must(t, err)
-		must(t, d.WaitReady(t.Context()))
-		for i := range requests {
-			asking := p.asking(t, node)
-			asking.SecretName = fmt.Sprintf("killed-%d-%d", round, i)
-			csr, err := asking.Submit(t.Context(), p.client)
-			must(t, err)
-			asked, uids[string(csr.UID)] = append(asked, asking), true
-		}
-		must(t, d.Kill()) // in the midst of them
-	}
-	startReady(t, ca, env...)
-	serials := map[string]bool{}
-	for _, asking := range asked {
-		csr, err := calico.Wait(t.Context(), p.client, asking.Name())
-		must(t, err)
-		serials[requireIssued(t, csr, asking).SerialNumber.String()] = true
-	}
-	if len(serials) != len(asked) {
-		t.Errorf("%d certificates for %d requests", len(serials), len(asked))
-	}
-	requireJournal(t, env, uids)
-}
 
 // Each signature that the token made is in the journal: certificates and test signatures.
 func TestEachSignatureIsInTheJournal(t *testing.T) {
@@ -146,30 +110,6 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
 	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
-}
-
-// requireJournal requires that the journal verifies, and holds one certificate for each of the requests. There
-// may be others in the cluster, that other tests made.
-func requireJournal(t *testing.T, env []string, uids map[string]bool) {
-	t.Helper()
-	if stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify"); code != 0 {
-		t.Errorf("audit verify: exit code %d: %s%s", code, stdout, stderr)
-	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list", "--output", "json")
-	certificates := map[string]int{}
-	for line := range strings.Lines(stdout) {
-		var issued struct{ UID string }
-		must(t, json.Unmarshal([]byte(line), &issued))
-		certificates[issued.UID]++
-	}
-	if code != 0 {
-		t.Errorf("audit list: exit code %d: %s", code, stderr)
-	}
-	for uid := range uids {
-		if n := certificates[uid]; n != 1 {
-			t.Errorf("%d certificates are listed for the request %s; want 1", n, uid)
-		}
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -117,26 +116,4 @@ func TestOneJournalForMany(t *testing.T) {
 	must(t, first.Kill())
 	waitLeads(t, second)
 	ask(t)
-}
-
-// A leader that was stopped for longer than its lease acts no more when it goes on: it knows by its
-// clocks, before anybody tells it.
-func TestStoppedLeaderActsNoMore(t *testing.T) {
-	first := one(t)
-	waitLeads(t, first)
-	second := one(t)
-	must(t, syscall.Kill(first.PID(), syscall.SIGSTOP))
-	waitLeads(t, second)
-	before := issuedBy(first)
-	p := newPod(t, components()[0], nextIP())
-	csr, err := p.asking(t, components()[0]).Submit(t.Context(), p.client)
-	must(t, err)
-	must(t, syscall.Kill(first.PID(), syscall.SIGCONT))
-	ask(t)
-	eventually(t, "the first request's certificate", func(context.Context) (bool, error) {
-		return len(get(t, csr.Name).Status.Certificate) > 0, nil
-	})
-	if n := issuedBy(first); n != before {
-		t.Errorf("the leader of before issued %d certificates after it went on; its log:\n%s", n-before, first.Log())
-	}
 }
