@@ -34,6 +34,8 @@ const serviceAccount = "hsm-signer"
 type Options struct {
 	// Dir keeps the token, the CAs and the kubeconfig; it is the caller's to remove.
 	Dir string
+	// Binary is an hsm-signer that is built already, such as another Bridge's; empty: it is built.
+	Binary string
 	// Progress is told of what takes long; nil for nobody.
 	Progress io.Writer
 }
@@ -53,7 +55,7 @@ type Bridge struct {
 
 // New builds hsm-signer, starts a cluster, gives hsm-signer its rights there, and makes a token.
 func New(ctx context.Context, o Options) (*Bridge, error) {
-	b := &Bridge{dir: o.Dir, binary: filepath.Join(o.Dir, "hsm-signer"), kubeconfig: filepath.Join(o.Dir, "kubeconfig")}
+	b := &Bridge{dir: o.Dir, binary: o.Binary, kubeconfig: filepath.Join(o.Dir, "kubeconfig")}
 	if err := b.set(ctx, o.Progress); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
@@ -61,8 +63,11 @@ func New(ctx context.Context, o Options) (*Bridge, error) {
 }
 
 func (b *Bridge) set(ctx context.Context, progress io.Writer) (err error) {
-	if err := build(ctx, b.binary); err != nil {
-		return err
+	if b.binary == "" {
+		b.binary = filepath.Join(b.dir, "hsm-signer")
+		if err := build(ctx, b.binary); err != nil {
+			return err
+		}
 	}
 	if b.Token, err = bed.NewSoftHSM(ctx, filepath.Join(b.dir, "token"), "ca"); err != nil {
 		return err
@@ -113,6 +118,9 @@ func (b *Bridge) KubeconfigVia(ctx context.Context, path string, config func(tok
 	}
 	return bed.WriteKubeconfig(path, config(token))
 }
+
+// Binary is the path of hsm-signer.
+func (b *Bridge) Binary() string { return b.binary }
 
 // Close ends the cluster.
 func (b *Bridge) Close() error {

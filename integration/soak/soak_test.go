@@ -42,7 +42,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	ctx := context.Background()
 	var err error
-	if shared, err = newStage(ctx); err != nil {
+	if shared, err = newStage(ctx, ""); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -57,12 +57,12 @@ type stage struct {
 	dir string
 }
 
-func newStage(ctx context.Context) (*stage, error) {
+func newStage(ctx context.Context, binary string) (*stage, error) {
 	dir, err := os.MkdirTemp("", "hsm-signer-soak-")
 	if err != nil {
 		return nil, err
 	}
-	b, err := bridge.New(ctx, bridge.Options{Dir: dir, Progress: os.Stderr})
+	b, err := bridge.New(ctx, bridge.Options{Dir: dir, Binary: binary, Progress: os.Stderr})
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (s *stage) close() {
 // ownStage is one for this test alone.
 func ownStage(t *testing.T) *stage {
 	t.Helper()
-	s, err := newStage(context.WithoutCancel(t.Context()))
+	s, err := newStage(context.WithoutCancel(t.Context()), shared.Binary())
 	must(t, err)
 	t.Cleanup(s.close)
 	return s
