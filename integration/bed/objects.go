@@ -29,7 +29,6 @@ const (
 	defaultNode   = "node-1"
 	nodeIP        = "192.0.2.1" // of the addresses reserved for documentation
 	manager       = "bed"
-	requesterRole = "bed:certificate-requester"
 	tokenLifetime = 30 * 24 * time.Hour // nobody renews tokens here as a kubelet does
 )
 
@@ -143,10 +142,13 @@ func (c *Cluster) token(ctx context.Context, namespace, account string, bound *a
 	return answer.Status.Token, nil
 }
 
+// RequesterRole is the ClusterRole, and its binding, of AllowRequests.
+const RequesterRole = "bed:certificate-requester"
+
 // AllowRequests lets every service account create, see and delete certificate
 // requests, as Calico's operator does for each of its own.
 func (c *Cluster) AllowRequests(ctx context.Context) error {
-	name := metav1.ObjectMeta{Name: requesterRole}
+	name := metav1.ObjectMeta{Name: RequesterRole}
 	_, err := c.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
 		ObjectMeta: name,
 		Rules: []rbacv1.PolicyRule{{
@@ -160,7 +162,7 @@ func (c *Cluster) AllowRequests(ctx context.Context) error {
 	}
 	_, err = c.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: name,
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: requesterRole},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: RequesterRole},
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:serviceaccounts"}},
 	}, metav1.CreateOptions{})
 	return unlessThere(err)
@@ -168,7 +170,7 @@ func (c *Cluster) AllowRequests(ctx context.Context) error {
 
 // ForbidRequests takes back what AllowRequests gave.
 func (c *Cluster) ForbidRequests(ctx context.Context) error {
-	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, requesterRole, metav1.DeleteOptions{})
+	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, RequesterRole, metav1.DeleteOptions{})
 }
 
 // Apply applies every object of a YAML stream, in its order, as kubectl's
