@@ -144,6 +144,7 @@ func (r *row) settle(t *testing.T, s *signer, c *crowd) {
 	before, err := c.lost(t.Context())
 	must(t, err)
 	took := c.waitForAll(t)
+	r.within(took, 30*time.Second)
 	a := s.account(t)
 	a.requireWhole(t, c)
 	r.measured("%d requests, %d of them open when it was well", c.size(), len(before))

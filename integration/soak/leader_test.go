@@ -88,6 +88,8 @@ func TestLeaders(t *testing.T) {
 	r.measured("%d requests, all issued %s after the last came", c.size(), seconds(took))
 	r.measured("takeover: %s at most after SIGSTOP (%d), %s after kill -9 (%d), %s after SIGTERM (%d)",
 		seconds(longest(afterPause)), pauses, seconds(longest(afterKill)), kills, seconds(longest(afterTerm)), stops)
+	r.within(longest(afterKill), 20*time.Second)
+	r.within(longest(afterTerm), 3*time.Second)
 	p.account(t, r, c, reigns)
 }
 

@@ -29,6 +29,7 @@ type row struct {
 	Held     bool      `json:"held"`
 	Took     string    `json:"took"`
 	Ended    time.Time `json:"ended"`
+	late     bool
 }
 
 // begin begins a row, which is written when the test ends: so a soak that is cut off leaves what it has.
@@ -37,7 +38,7 @@ func begin(t *testing.T, number int, did, must string) *row {
 	r := &row{Number: number, Test: t.Name(), Did: did, Must: must}
 	began := time.Now()
 	t.Cleanup(func() {
-		r.Held, r.Ended, r.Took = !t.Failed(), time.Now().UTC().Truncate(time.Second), time.Since(began).Round(time.Second).String()
+		r.Held, r.Ended, r.Took = !t.Failed() && !r.late, time.Now().UTC().Truncate(time.Second), time.Since(began).Round(time.Second).String()
 		t.Logf("%s\nmust be: %s\nmeasured: %s", r.Did, r.Must, strings.Join(r.Measured, "; "))
 		if !full {
 			return
@@ -52,6 +53,12 @@ func begin(t *testing.T, number int, did, must string) *row {
 // measured adds a figure to the row.
 func (r *row) measured(format string, args ...any) {
 	r.Measured = append(r.Measured, fmt.Sprintf(format, args...))
+}
+
+// within has the report say that the row does not hold when something took longer than its deadline. The test does not
+// fail for that: how long things take is the machine's affair, too.
+func (r *row) within(took, deadline time.Duration) {
+	r.late = r.late || took > deadline
 }
 
 // write puts the row into the report, in the place of what an earlier run has measured.
