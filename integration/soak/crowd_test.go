@@ -191,14 +191,25 @@ func has(csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.Requ
 	return false
 }
 
-// waitForAll waits until every request has its certificate, and returns how long that took.
+// waitForAll waits until every request has its certificate, and returns how long that took. It gives up when none was
+// issued for a long time.
 func (c *crowd) waitForAll(t *testing.T) time.Duration {
 	t.Helper()
 	began := time.Now()
+	least, since := c.size()+1, began
 	var lost []string
-	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, patience, true, func(ctx context.Context) (_ bool, err error) {
-		lost, err = c.lost(ctx)
-		return err == nil && len(lost) == 0, nil // the API server may be away for a moment
+	err := wait.PollUntilContextCancel(t.Context(), 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		now, err := c.lost(ctx)
+		if err != nil {
+			now = lost // the API server may be away for a moment
+		}
+		if lost = now; err == nil && len(lost) < least {
+			least, since = len(lost), time.Now()
+		}
+		if time.Since(since) > patience {
+			return false, fmt.Errorf("none was issued for %s", patience)
+		}
+		return err == nil && len(lost) == 0, nil
 	})
 	if err != nil {
 		t.Errorf("%d of %d requests are lost, such as %v: %v", len(lost), c.size(), lost[:min(len(lost), 5)], err)

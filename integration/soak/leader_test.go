@@ -2,10 +2,15 @@ package soak
 
 import (
 	"context"
+	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/bridge"
 )
@@ -14,16 +19,85 @@ import (
 type pair struct {
 	signers [2]*signer
 	daemons [2]*bridge.Daemon
+	ran     [2][]*bridge.Daemon // all that there were
+
+	mu     sync.Mutex
+	reigns []reign
+}
+
+// A reign begins when the API server has taken the lease's new holder.
+type reign struct {
+	holder string
+	from   time.Time
 }
 
 func newPair(t *testing.T, s *stage) *pair {
 	t.Helper()
 	p := &pair{}
 	for i := range p.signers {
-		p.signers[i] = s.signer(t, "LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer")
-		p.daemons[i] = p.signers[i].startReady(t) // also while it stands by
+		p.signers[i] = s.signer(t, "LEADER_ELECT=true", "LEASE_NAMESPACE="+leaseNamespace)
 	}
+	p.watchLease(t, s)
+	p.start(t, 0)
+	p.start(t, 1)
 	return p
+}
+
+const leaseNamespace = "hsm-signer"
+
+// start starts one of them, which is ready also while it stands by.
+func (p *pair) start(t *testing.T, i int) {
+	t.Helper()
+	p.daemons[i] = p.signers[i].startReady(t)
+	p.ran[i] = append(p.ran[i], p.daemons[i])
+}
+
+// watchLease takes note of each reign.
+func (p *pair) watchLease(t *testing.T, s *stage) {
+	t.Helper()
+	w, err := s.Cluster.Client().CoordinationV1().Leases(leaseNamespace).Watch(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	t.Cleanup(w.Stop)
+	go func() {
+		for event := range w.ResultChan() {
+			lease, is := event.Object.(*coordinationv1.Lease)
+			if !is || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.AcquireTime == nil {
+				continue
+			}
+			p.mu.Lock()
+			if next := (reign{*lease.Spec.HolderIdentity, lease.Spec.AcquireTime.Time}); len(p.reigns) == 0 || p.reigns[len(p.reigns)-1] != next {
+				p.reigns = append(p.reigns, next)
+			}
+			p.mu.Unlock()
+		}
+	}()
+}
+
+// leadsAs finds in a log as whom a process has led.
+var leadsAs = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
+
+// identities are those as which a signer's processes have led.
+func (p *pair) identities(i int) map[string]bool {
+	all := map[string]bool{}
+	for _, d := range p.ran[i] {
+		for _, found := range leadsAs.FindAllStringSubmatch(d.Log(), -1) {
+			all[found[1]] = true
+		}
+	}
+	return all
+}
+
+// holder is who held the lease last at that time.
+func (p *pair) holder(at time.Time) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	holder := ""
+	for _, r := range p.reigns {
+		if !r.from.After(at) {
+			holder = r.holder
+		}
+	}
+	return holder
 }
 
 func leads(ctx context.Context, d *bridge.Daemon) bool {
@@ -53,12 +127,6 @@ func (p *pair) takeover(t *testing.T, from int) time.Time {
 	return time.Now()
 }
 
-// A reign is the time in which one led for certain, and the other must begin nothing.
-type reign struct {
-	of       int
-	from, to time.Time
-}
-
 // Leaders are stopped and go on, are killed, and are asked to end.
 func TestLeaders(t *testing.T) {
 	pauses, kills, stops := of(1, 20), of(1, 5), of(1, 5)
@@ -68,11 +136,9 @@ func TestLeaders(t *testing.T) {
 	c := shared.newCrowd(t)
 	p.leader(t)
 	stopAsking := c.keepAsking(t, 5)
-	var reigns []reign
 	var afterPause, afterKill, afterTerm []time.Duration
 	for range pauses {
-		took, reign := p.pause(t)
-		afterPause, reigns = append(afterPause, took), append(reigns, reign)
+		afterPause = append(afterPause, p.pause(t))
 	}
 	for range kills {
 		afterKill = append(afterKill, p.kill(t))
@@ -90,11 +156,11 @@ func TestLeaders(t *testing.T) {
 		seconds(longest(afterPause)), pauses, seconds(longest(afterKill)), kills, seconds(longest(afterTerm)), stops)
 	r.within(longest(afterKill), 20*time.Second)
 	r.within(longest(afterTerm), 3*time.Second)
-	p.account(t, r, c, reigns)
+	p.account(t, r, c)
 }
 
 // pause stops the leader for 30 s, or in the short form until the other leads, and lets it go on.
-func (p *pair) pause(t *testing.T) (time.Duration, reign) {
+func (p *pair) pause(t *testing.T) time.Duration {
 	t.Helper()
 	leader := p.leader(t)
 	began := time.Now()
@@ -106,7 +172,7 @@ func (p *pair) pause(t *testing.T) (time.Duration, reign) {
 		ready, _, err := p.daemons[leader].Readyz(ctx)
 		return err == nil && ready && !leads(ctx, p.daemons[leader]), nil
 	})
-	return since.Sub(began), reign{1 - leader, since, time.Now()}
+	return since.Sub(began)
 }
 
 func (p *pair) kill(t *testing.T) time.Duration {
@@ -115,7 +181,7 @@ func (p *pair) kill(t *testing.T) time.Duration {
 	began := time.Now()
 	must(t, p.daemons[leader].Kill())
 	took := p.takeover(t, leader).Sub(began)
-	p.daemons[leader] = p.signers[leader].startReady(t)
+	p.start(t, leader)
 	return took
 }
 
@@ -128,23 +194,22 @@ func (p *pair) terminate(t *testing.T) time.Duration {
 	if code, err := p.daemons[leader].Wait(); err != nil || code != 0 {
 		t.Errorf("the leader ended with code %d, %v, after SIGTERM", code, err)
 	}
-	p.daemons[leader] = p.signers[leader].startReady(t)
+	p.start(t, leader)
 	return took
 }
 
 // account counts in both journals: what one has begun while the other led, and which requests have a certificate in
 // both. Such a one was signed by the leader of before and not published; nobody has it.
-func (p *pair) account(t *testing.T, r *row, c *crowd, reigns []reign) {
+func (p *pair) account(t *testing.T, r *row, c *crowd) {
 	t.Helper()
 	begun, both, unaccounted, unpublished := 0, 0, 0, 0
 	accounts := [2]*account{p.signers[0].account(t), p.signers[1].account(t)}
 	for i, a := range accounts {
 		unaccounted += a.unaccounted
+		own := p.identities(i)
 		for _, l := range p.signers[i].journal(t) {
-			for _, reign := range reigns {
-				if l.Kind == "intent" && reign.of != i && l.Time.After(reign.from) && l.Time.Before(reign.to) {
-					begun++
-				}
+			if l.Kind == "intent" && !own[p.holder(l.Time)] {
+				begun++
 			}
 		}
 	}
