@@ -2,8 +2,9 @@
 # Installs what building and testing hsm-signer needs and this machine lacks:
 # SoftHSM (a PKCS#11 token in software), openssl, jq, a C compiler for cgo, and the
 # other tokens that the tests use: opencryptoki, a TPM in software, NSS, p11-kit; systemd's
-# tools; and what makes images where none can be pulled. "setup.sh basics" is for the demo
-# alone, "setup.sh images" has what makes images too. Says nothing and does nothing when
+# tools; a browser, which looks at the status page; and what makes images where none can be
+# pulled. "setup.sh basics" is for the demo alone, "setup.sh images" has what makes images
+# too. Says nothing and does nothing when
 # all is there. Where it cannot install, it says what to install and exits 1.
 set -eu
 
@@ -46,12 +47,15 @@ missing() {
 	case $what in
 	basics) ;;
 	images) missing_images ;;
-	*) missing_tokens && missing_images && { has_tool systemd-analyze || echo systemd; } ;;
+	*) missing_tokens && missing_images && { has_tool systemd-analyze || echo systemd; } && { has_browser || echo chromium; } ;;
 	esac
 }
 
 # Where there is no Docker engine no image is made.
 missing_images() { ! has_tool docker || has_tool debootstrap || echo debootstrap; }
+
+# has_browser tells whether there is one that the tests find.
+has_browser() { has_tool chromium || has_tool google-chrome; }
 
 missing_tokens() {
 	has_tool pkcsslotd && has_library libopencryptoki.so || echo opencryptoki
@@ -82,7 +86,7 @@ has_go || die "Go $go_minimum or newer is needed, and $(command -v go >/dev/null
 packages=$(missing | tr '\n' ' ')
 [ -n "$packages" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-	die "please install: $packages(names of Debian's packages; elsewhere softhsm, opencryptoki, tpm2-pkcs11, tpm2-tools, tpm2-abrmd, swtpm, dbus, nss-tools, p11-kit, openssl, and a C compiler with its headers)"
+	die "please install: $packages(names of Debian's packages; elsewhere softhsm, opencryptoki, tpm2-pkcs11, tpm2-tools, tpm2-abrmd, swtpm, dbus, nss-tools, p11-kit, openssl, chromium, and a C compiler with its headers)"
 fi
 # shellcheck disable=SC2086 # one word a package
 install $packages

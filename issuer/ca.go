@@ -90,6 +90,14 @@ func (c *CA) Equal(other *CA) bool {
 	return c.cert.Equal(other.cert) && slices.EqualFunc(c.above, other.above, (*x509.Certificate).Equal)
 }
 
+// AnchoredIn tells whether one of these certificates is the CA's, or one above it that it was read with: who
+// trusts them trusts what is issued.
+func (c *CA) AnchoredIn(trusted []*x509.Certificate) bool {
+	return slices.ContainsFunc(trusted, func(anchor *x509.Certificate) bool {
+		return anchor.Equal(c.cert) || slices.ContainsFunc(c.above, anchor.Equal)
+	})
+}
+
 // Matches answers nil when the CA's certificate is for this key.
 func (c *CA) Matches(public crypto.PublicKey) error {
 	key, ok := public.(interface{ Equal(crypto.PublicKey) bool })

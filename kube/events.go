@@ -51,6 +51,7 @@ func (c *Controller) fault(csr *certificatesv1.CertificateSigningRequest, err er
 	c.Logger.Error("a fault; the request stays as it is and is tried again", "request", csr.Name, "uid", csr.UID, "error", err)
 	c.events.Event(csr, corev1.EventTypeWarning, "SignerFault", "the signer met a fault and will try again; its log says which")
 	c.Observer.Fault()
+	c.ended(csr, ResultFault, "", err.Error())
 }
 
 // overBudget tells of a request that waits until there is room in a budget.
@@ -58,6 +59,7 @@ func (c *Controller) overBudget(csr *certificatesv1.CertificateSigningRequest, o
 	c.Logger.Warn("over budget; the request stays as it is and waits", "request", csr.Name, "uid", csr.UID, "requester", csr.Spec.Username, "budget", over.Error())
 	c.events.Event(csr, corev1.EventTypeWarning, "OverBudget", over.Error())
 	c.Observer.OverBudget()
+	c.ended(csr, ResultOverBudget, "", over.Error())
 }
 
 // strange tells of a certificate that ought not to be on a request of ours.

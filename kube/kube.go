@@ -73,6 +73,7 @@ type Observer interface {
 	NewLeader() // another controller has come to lead, or this one
 	// Certificates are on requests of our signers, so many of each origin. Only who leads knows.
 	Certificates(origins map[Origin]int)
+	Ended(Outcome) // a turn ended, unless there was nothing to do
 }
 
 // A Recorder writes down what was refused.

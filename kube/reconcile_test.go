@@ -60,6 +60,7 @@ func (*counting) Issued(*policy.Grant, time.Duration)   {}
 func (*counting) OverBudget()                           {}
 func (*counting) Fault()                                {}
 func (*counting) NewLeader()                            {}
+func (*counting) Ended(Outcome)                         {}
 func (o *counting) Certificates(origins map[Origin]int) { o.origins = origins }
 
 // withStore returns a controller and what adds requests to its store, by UID.

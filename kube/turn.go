@@ -102,6 +102,7 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 		return c.refused(ctx, csr, was, v)
 	case *policy.NotYet:
 		c.Logger.Info("waiting for a fact", "request", csr.Name, "uid", csr.UID, "rule", v.Rule, "missing", v.Missing)
+		c.ended(csr, ResultWaiting, v.Rule, v.Missing)
 		return errLookAgain
 	}
 	return fmt.Errorf("the policy gave no verdict (%T)", verdict)
@@ -117,6 +118,7 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 		return nil
 	}
 	c.Observer.Decided(verdict)
+	c.endedShadow(csr, verdict)
 	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
 	switch v := verdict.(type) {
 	case *policy.Grant:
@@ -266,6 +268,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 		c.Logger.Error("the certificate is published, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
 	}
 	c.Observer.Issued(grant, time.Since(csr.CreationTimestamp.Time))
+	c.ended(csr, ResultIssued, grant.Rule(), "")
 	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.Names())
 	return updated, nil
@@ -319,6 +322,7 @@ func (c *Controller) refused(ctx context.Context, csr *certificatesv1.Certificat
 		return err
 	}
 	c.Recorder.Refused(Submission(csr), refusal)
+	c.ended(csr, ResultRefused, refusal.Rule(), refusal.String())
 	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "reasons", refusal.String())
 	c.events.Event(csr, corev1.EventTypeWarning, string(refusal.Code()), refusal.Message())

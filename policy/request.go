@@ -112,6 +112,13 @@ func (r Requester) Bound(pod Pod) Requester {
 	return r
 }
 
+// BoundPod returns the name and the UID of the pod that the requester's token is bound to, and false when
+// it names none.
+func (r Requester) BoundPod() (name, uid string, ok bool) {
+	pod, ok := r.pod()
+	return pod.name, pod.uid, ok
+}
+
 // boundPod is the pod that the requester's token is bound to.
 type boundPod struct{ name, uid, node string }
 

@@ -46,6 +46,8 @@ by the CA, and that no request and no serial number has two.
 
 An end that was cut off shows only to who knows a later line: --witness names one, SEQ:SHA256 as
 "audit verify" prints it. Exit code 0 when all is right; 2 and the first line that is wrong when not.`,
+		Example: `  hsm-signer audit verify
+  hsm-signer audit verify /backup/hsm-signer --ca-cert-file ca.crt --witness SEQ:SHA256`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
@@ -136,9 +138,6 @@ func (a *auditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.W
 	return nil
 }
 
-// quietFor is how long a command may take before it says how far it is.
-const quietFor = 2 * time.Second
-
 // showProgress returns what shows progress on a terminal, when it takes longer than one likes to wait, and what takes
 // that away again.
 func showProgress(w io.Writer, terminal bool, began time.Time) (progress func(read, total int64), clear func()) {
@@ -151,7 +150,7 @@ func showProgress(w io.Writer, terminal bool, began time.Time) (progress func(re
 	}
 	return progress, func() {
 		if shown {
-			fmt.Fprint(w, "\r\x1b[K")
+			fmt.Fprint(w, eraseLine)
 		}
 	}
 }

@@ -60,7 +60,7 @@ func (f certificateFacts) lines() string {
   signed with    %s
   SHA-256        %s
   public key     %s (SHA-256)
-`, f.Subject, f.Issuer, f.Serial, f.NotBefore.Format(time.RFC3339), f.NotAfter.Format(time.RFC3339), f.DaysLeft,
+`, f.Subject, f.Issuer, f.Serial, localTime(f.NotBefore), localTime(f.NotAfter), f.DaysLeft,
 		f.Constraints, f.Algorithm, f.SHA256, f.PublicKey)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/pem"
@@ -60,7 +61,13 @@ Nothing is overwritten or deleted: neither a key of that label or id nor a file.
 			if err := faults.err(); err != nil {
 				return err
 			}
-			return createCA(cmd.Context(), c, want, cmd.OutOrStdout())
+			var made bytes.Buffer
+			var err error
+			progressing(cmd.ErrOrStderr(), "the token makes a key and signs with it; an RSA key of 8192 bits may take minutes", func() {
+				err = createCA(cmd.Context(), c, want, &made)
+			})
+			_, printed := made.WriteTo(cmd.OutOrStdout())
+			return errors.Join(err, printed)
 		},
 	}
 	addFlags(command, tokenSettings)

@@ -49,7 +49,9 @@ func newCAShowCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "show",
 		Short: "Show the CA's certificate, its key's attributes, and what Calico needs of them",
-		Args:  cobra.NoArgs,
+		Example: `  hsm-signer ca show
+  hsm-signer ca show --output json | jq -r .certificates[0].sha256`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := readConfig(cmd, settings)
 			c.requireToken(faults)

@@ -40,6 +40,8 @@ func newCheckCommand() *cobra.Command {
 		Long: `Goes through everything that "run" needs, in the order in which one would ask, and
 says what to do where something is missing. It changes nothing, and tries the PIN once.
 Exit code 0 only when all holds, 2 when something does not, 3 when that is the PIN.`,
+		Example: `  hsm-signer check
+  hsm-signer check --output json | jq -r 'select(.result == "failed") | .check + ": " + .detail'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := readConfig(cmd, settings)
@@ -52,7 +54,7 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 			}
 			c.logLevel = max(c.logLevel, hclog.Warn) // the lines below say the rest
 			newLogger(c, cmd.ErrOrStderr())
-			return check(cmd.Context(), c, p, printerFor(output, cmd.OutOrStdout()))
+			return check(cmd.Context(), c, p, printerFor(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
 		},
 	}
 	addFlags(command, settings)
@@ -61,15 +63,15 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 }
 
 // check goes through the preconditions and prints each as soon as it is known.
-func check(ctx context.Context, c *config, p *parts, print func(checkLine)) error {
+func check(ctx context.Context, c *config, p *parts, print func(checkLine), errs io.Writer) error {
 	var failed, pin bool
 	report := func(name, detail string, err error) {
-		failed = failed || err != nil && !errors.Is(err, errWarning)
+		failed = failed || err != nil && !errors.Is(err, errWarning) && !errors.Is(err, errUnread)
 		pin = pin || errors.Is(err, hsm.ErrPIN)
 		print(lineOf(name, detail, err))
 	}
 	if c.mode != kube.Shadow {
-		checkToken(ctx, c, p, report)
+		checkToken(ctx, c, p, report, errs)
 		checkCA(p.ca, report)
 		checkState(c.stateDir, report)
 	}
@@ -87,15 +89,20 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine)) erro
 // errSkipped stands for a precondition that was not looked at, since an earlier one does not hold.
 var errSkipped = errors.New("not looked at: what comes before does not hold")
 
+// errUnread marks what may not be looked at, and need not be.
+var errUnread = errors.New("not read")
+
 // errWarning marks what holds and yet must not go unseen.
 var errWarning = errors.New("warning")
 
 type reporter func(name, detail string, err error)
 
-func checkToken(ctx context.Context, c *config, p *parts, report reporter) {
+func checkToken(ctx context.Context, c *config, p *parts, report reporter, errs io.Writer) {
 	unrecorded := c.token
 	unrecorded.BeforeProbe = nil // the journal is not touched: a process that runs may have it open
-	for _, step := range hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey) {
+	var steps []hsm.Step
+	progressing(errs, "asking the token", func() { steps = hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey) })
+	for _, step := range steps {
 		if step.Skipped {
 			step.Err = errSkipped
 		}
@@ -107,7 +114,7 @@ func checkToken(ctx context.Context, c *config, p *parts, report reporter) {
 // was loaded.
 func checkCA(ca *issuer.CA, report reporter) {
 	cert := ca.Certificate()
-	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, cert.NotAfter.Format(time.RFC3339)), ca.ValidAt(time.Now()))
+	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, localTime(cert.NotAfter)), ca.ValidAt(time.Now()))
 }
 
 // checkState looks whether the journal can be kept; it changes nothing.
@@ -145,6 +152,7 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 	api, err := kube.APIVersion(ctx, p.client)
 	report("API version", api, err)
 	checkPermissions(ctx, c, p, report)
+	checkInstallation(ctx, c, p, report)
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.
@@ -172,6 +180,8 @@ func lineOf(name, detail string, err error) checkLine {
 	switch {
 	case errors.Is(err, errWarning):
 		return checkLine{Check: name, Result: "warning", Detail: detail}
+	case errors.Is(err, errUnread):
+		return checkLine{Check: name, Result: "skipped", Detail: detail}
 	case errors.Is(err, errSkipped):
 		return checkLine{Check: name, Result: "skipped", Detail: err.Error()}
 	case err != nil:

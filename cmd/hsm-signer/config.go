@@ -43,6 +43,7 @@ type config struct {
 	token         hsm.Config
 	uri           *hsm.URI
 	listenAddress string
+	statusAddress string // none: there is no status page
 	logLevel      hclog.Level
 	logFormat     string // text, json, or empty: by the terminal
 }
@@ -94,7 +95,8 @@ var (
 		{"CHECKPOINT_KEY_ID", "", "id of that key, in hex", readCheckpointKeyID},
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with that key's public half", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},
 		{"CHECKPOINT_INTERVAL", "1h", "time between two such signatures", func(c *config, v string) error { return readDuration(v, time.Second, &c.checkpoints.interval) }},
-		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez and /readyz", readAddress},
+		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez, /readyz and /metrics", func(c *config, v string) error { return readAddress(v, &c.listenAddress) }},
+		{"STATUS_ADDRESS", "127.0.0.1:8081", "address of the status page, for browsers; none: there is no such page", readStatusAddress},
 	}
 	logSettings = []setting{
 		{"LOG_LEVEL", "info", "trace, debug, info, warn or error", readLogLevel},
@@ -315,12 +317,23 @@ func readUnset(c *config, v string) error {
 	return nil
 }
 
-func readAddress(c *config, v string) error {
+func readAddress(v string, to *string) error {
 	if _, _, err := net.SplitHostPort(v); err != nil {
 		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:8080", v)
 	}
-	c.listenAddress = v
+	*to = v
 	return nil
+}
+
+// noStatus is the address of no status page.
+const noStatus = "none"
+
+func readStatusAddress(c *config, v string) error {
+	if v == noStatus {
+		c.statusAddress = v
+		return nil
+	}
+	return readAddress(v, &c.statusAddress)
 }
 
 func readLogLevel(c *config, v string) error {

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -133,25 +133,13 @@ func (h *health) noted() error {
 	return h.waiting
 }
 
-// serve answers /livez, /readyz and /metrics.
-func (h *health) serve(ctx context.Context, address string) error {
+// endpoint answers /livez, /readyz and /metrics; the supervisor hears when it does.
+func (h *health) endpoint(address string) endpoint {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", h.readyz)
 	mux.Handle("GET /metrics", h.metrics)
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return &exitError{exitConfig, fmt.Errorf("LISTEN_ADDRESS: %w", err)}
-	}
-	h.logger.Info("listening", "address", listener.Addr().String())
-	h.supervisor.tell("READY=1")
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stopped()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("health endpoints: %w", err)
-	}
-	return nil
+	return endpoint{"LISTEN_ADDRESS", address, mux, "listening", func() { h.supervisor.tell("READY=1") }}
 }
 
 // journalPart says how the journal stands.
@@ -190,6 +178,22 @@ func (h *health) parts() []part {
 		parts = append(parts, h.tokenPart(), part{name: "ca", err: h.ca().ValidAt(time.Now()), note: h.caFile()}, h.journalPart())
 	}
 	return parts
+}
+
+// readiness shows at each scrape which part is well.
+type readiness struct{ health *health }
+
+var partReady = prometheus.NewDesc("hsm_signer_ready",
+	"1 while this part is well, as /readyz says: requests (they are watched), permissions, token, ca (within its dates), journal; else 0.", []string{"part"}, nil)
+
+// Describe is [prometheus.Collector]'s.
+func (r readiness) Describe(all chan<- *prometheus.Desc) { all <- partReady }
+
+// Collect is [prometheus.Collector]'s.
+func (r readiness) Collect(all chan<- prometheus.Metric) {
+	for _, p := range r.health.parts() {
+		all <- prometheus.MustNewConstMetric(partReady, prometheus.GaugeValue, number(p.err == nil), p.name)
+	}
 }
 
 // readyz says part by part what is ready and why not. It looks at what is known,

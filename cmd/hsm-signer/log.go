@@ -2,7 +2,6 @@ package main
 
 import (
 	"io"
-	"os"
 
 	"github.com/go-logr/logr"
 	"github.com/hashicorp/go-hclog"
@@ -17,20 +16,10 @@ func newLogger(c *config, w io.Writer) hclog.Logger {
 		Level:      c.logLevel,
 		Output:     w,
 		JSONFormat: c.logFormat == "json" || c.logFormat == "" && !isTerminal(w),
-		Color:      map[bool]hclog.ColorOption{true: hclog.ForceColor, false: hclog.ColorOff}[isTerminal(w)],
+		Color:      map[bool]hclog.ColorOption{true: hclog.ForceColor, false: hclog.ColorOff}[wantsColor(w)],
 	})
 	klog.SetLogger(logr.New(klogSink{logger.Named("client-go")}))
 	return logger
-}
-
-// isTerminal tells whether someone may be reading along.
-func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // klogSink writes what comes through klog to hclog.

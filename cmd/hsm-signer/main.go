@@ -18,6 +18,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/policy"
 )
 
 // Exit codes.
@@ -93,8 +95,26 @@ locked: do not start again before it is corrected; 4 configuration.`),
 	}
 	root.SetFlagErrorFunc(usageError)
 	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newAuditCommand(), newVersionCommand())
+	root.InitDefaultCompletionCmd() // now, so that its arguments are checked as well
 	requireKnown(root)
+	completeValues(root)
 	return root
+}
+
+// completeValues has the shell offer the values of flags that have few.
+func completeValues(command *cobra.Command) {
+	for flag, values := range map[string][]string{
+		"output": {"text", "json"}, "key-type": hsm.KeyTypes(), "policy-file": policy.BuiltInNames(), "signature-algorithm": issuer.AlgorithmNames(),
+		"approve": {"true", "false", "shadow"}, "unset-signer-name": {"ignore", "accept"}, "log-format": {"text", "json"}, "log-level": {"trace", "debug", "info", "warn", "error"},
+	} {
+		if command.Flags().Lookup(flag) != nil {
+			// It fails when the flag is not there, or has values already: both are seen here.
+			_ = command.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveDefault))
+		}
+	}
+	for _, sub := range command.Commands() {
+		completeValues(sub)
+	}
 }
 
 // requireKnown makes unknown commands and wrong arguments configuration faults: cobra would

@@ -81,11 +81,11 @@ func TestSupervisorHearsOfReadiness(t *testing.T) {
 	defer cancel()
 	h := newTestHealth(t)
 	h.metrics = http.NotFoundHandler()
-	if err := h.serve(ctx, "127.0.0.1:none"); err == nil {
+	if err := h.endpoint("127.0.0.1:none").serve(ctx, h.logger); err == nil {
 		t.Fatal("it listens nowhere")
 	}
 	ended := make(chan error)
-	go func() { ended <- h.serve(ctx, "127.0.0.1:0") }()
+	go func() { ended <- h.endpoint("127.0.0.1:0").serve(ctx, h.logger) }()
 	if message := next(); message != "READY=1" {
 		t.Errorf("the supervisor was told %q", message)
 	}

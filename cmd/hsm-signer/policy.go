@@ -18,8 +18,10 @@ func newPolicyCommand() *cobra.Command {
 func newPolicyShowCommand() *cobra.Command {
 	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
 	command := &cobra.Command{
-		Use:       "show [" + strings.Join(policy.BuiltInNames(), "|") + "]",
-		Short:     "Print the policy in force, or a built-in one",
+		Use:   "show [" + strings.Join(policy.BuiltInNames(), "|") + "]",
+		Short: "Print the policy in force, or a built-in one",
+		Example: `  hsm-signer policy show
+  hsm-signer policy show calico > mine.yaml      # to be changed, and named as POLICY_FILE`,
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: policy.BuiltInNames(),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -107,11 +107,16 @@ func logWarnings(logger hclog.Logger, p *policy.Policy) {
 // state says which policy is in force, and what is wrong with the file if
 // anything is. It does not keep the service from being ready.
 func (r *reloader) state() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	text := fmt.Sprintf("in force %.12s", r.current.Policy().Hash())
-	if r.fault != nil {
-		text += fmt.Sprintf("; but the file as it is now is refused: %v", r.fault)
+	if err := r.refused(); err != nil {
+		text += fmt.Sprintf("; but the file as it is now is refused: %v", err)
 	}
 	return text
+}
+
+// refused answers why the file as it is now is not in force, and nil when it is.
+func (r *reloader) refused() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fault
 }

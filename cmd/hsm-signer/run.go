@@ -6,10 +6,13 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/status"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -25,6 +28,8 @@ func newRunCommand() *cobra.Command {
 It starts only with a CA certificate that belongs to the key in the token. A token
 or an API server that is not there is waited for: meanwhile requests stay
 pending and /readyz says what is missing.`,
+		Example: `  hsm-signer run --signer-name example.com/calico --ca-cert-file ca.crt --kubeconfig /etc/hsm-signer/kubeconfig
+  APPROVE=shadow hsm-signer run      # tries a policy on production and touches nothing`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := readConfig(cmd, settings)
@@ -45,15 +50,16 @@ pending and /readyz says what is missing.`,
 func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
 	current := policy.NewCurrent(p.policy)
-	counts := p.metrics
+	counts, lately := p.metrics, &activity{}
 	counts.policyInForce(p.policy)
 	logWarnings(logger, p.policy)
 	reload := &reloader{config: c, current: current, logger: logger.Named("policy"), metrics: counts}
 	serving := kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
-		Workers: c.workers, Decider: current, Observer: counts, Logger: logger.Named("kube"),
+		Workers: c.workers, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
+	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refused, started: time.Now()}
 	var background []func(context.Context) error
 	ca := &caReloader{file: c.caCertFile, logger: logger.Named("ca"), refused: counts.caFileRefused}
 	if c.mode != kube.Shadow {
@@ -68,23 +74,41 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		counts.watchSigning(p)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		serving.Fit, serving.Says = health.fit, p.journal.annotations
-		background = append(background, p.journal.watch, ca.watch)
-		if p.checkpoints != nil {
-			p.checkpoints.logger = logger.Named("journal")
-			background = append(background, p.checkpoints.watch)
-		}
+		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
+		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
+		background = append(p.watches(logger), ca.watch, page.expiry.Run)
 	}
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
 	counts.watchController(controller)
+	counts.registry.MustRegister(readiness{health})
+	page.queue = controller.Queued
 	reload.warn, reload.changed, ca.warn = controller.Warn, controller.LookAgain, controller.Warn
-	return runAll(ctx, append(background,
-		controller.Run,
-		reload.watch,
-		health.watch,
-		health.report,
-		func(ctx context.Context) error { return health.serve(ctx, c.listenAddress) },
-	)...)
+	background = append(background, controller.Run, reload.watch, health.watch, health.report)
+	return runAll(ctx, append(background, endpoints(c, health, page, logger.Named("http"))...)...)
+}
+
+// watches look after the journal.
+func (p *parts) watches(logger hclog.Logger) []func(context.Context) error {
+	all := []func(context.Context) error{p.journal.watch}
+	if p.checkpoints != nil {
+		p.checkpoints.logger = logger.Named("journal")
+		all = append(all, p.checkpoints.watch)
+	}
+	return all
+}
+
+// endpoints serve what is listened on: an address for probes and scrapers, and one for people.
+func endpoints(c *config, health *health, page *statusPage, logger hclog.Logger) []func(context.Context) error {
+	all := []endpoint{health.endpoint(c.listenAddress)}
+	if c.statusAddress != noStatus {
+		all = append(all, endpoint{"STATUS_ADDRESS", c.statusAddress, status.Handler(c.statusAddress, page.page), "the status page is there", func() {}})
+	}
+	var functions []func(context.Context) error
+	for _, e := range all {
+		functions = append(functions, func(ctx context.Context) error { return e.serve(ctx, logger) })
+	}
+	return functions
 }
 
 // startSigning tries the token once. What only a human can mend ends the process; a

@@ -53,9 +53,10 @@ func buildSetting(key string) string {
 
 func newVersionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print version, commit, Go version and FIPS mode",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Print version, commit, Go version and FIPS mode",
+		Example: "  hsm-signer version",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3: %s\n",
 				version(), cmp.Or(revision(), "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, fips())

@@ -189,6 +189,6 @@ func (b *Bridge) Env(ca CA) []string {
 // environment is the whole environment of a process; later entries win.
 func (b *Bridge) environment(ca CA, more []string) []string {
 	env := append(os.Environ(), b.Env(ca)...)
-	env = append(env, "STATE_DIR="+filepath.Join(b.dir, fmt.Sprintf("state-%d", b.states.Add(1))), "PKCS11_PIN="+b.Token.PIN, "LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
+	env = append(env, "STATE_DIR="+filepath.Join(b.dir, fmt.Sprintf("state-%d", b.states.Add(1))), "PKCS11_PIN="+b.Token.PIN, "LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
 	return append(env, more...)
 }

@@ -52,8 +52,20 @@ func (b *Bridge) Run(ctx context.Context, ca CA, env ...string) (*Daemon, error)
 }
 
 // findAddress waits for the log line that says where it listens.
-func (d *Daemon) findAddress(ctx context.Context) error {
-	err := wait.PollUntilContextTimeout(ctx, poll, patience, true, func(context.Context) (bool, error) {
+func (d *Daemon) findAddress(ctx context.Context) (err error) {
+	d.address, err = d.logged(ctx, "listening")
+	return err
+}
+
+// StatusPage waits until the status page is listened on, and returns its URL.
+func (d *Daemon) StatusPage(ctx context.Context) (string, error) {
+	address, err := d.logged(ctx, "the status page is there")
+	return "http://" + address + "/", err
+}
+
+// logged waits for the log line that has this message and an address, and returns that.
+func (d *Daemon) logged(ctx context.Context, message string) (address string, err error) {
+	err = wait.PollUntilContextTimeout(ctx, poll, patience, true, func(context.Context) (bool, error) {
 		if !d.Running() {
 			return false, errors.New("it has ended")
 		}
@@ -62,16 +74,16 @@ func (d *Daemon) findAddress(ctx context.Context) error {
 				Message string `json:"@message"`
 				Address string `json:"address"`
 			}
-			if json.Unmarshal([]byte(line), &entry) == nil && entry.Message == "listening" {
-				d.address = entry.Address
+			if json.Unmarshal([]byte(line), &entry) == nil && entry.Message == message {
+				address = entry.Address
 			}
 		}
-		return d.address != "", nil
+		return address != "", nil
 	})
 	if err != nil {
-		return fmt.Errorf("hsm-signer does not listen: %w; its log:\n%s", err, d.Log())
+		return "", fmt.Errorf("hsm-signer does not log %q: %w; its log:\n%s", message, err, d.Log())
 	}
-	return nil
+	return address, nil
 }
 
 // Running tells whether the process lives.

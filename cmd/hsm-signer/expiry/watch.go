@@ -1,0 +1,138 @@
+package expiry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	scanInterval = time.Hour        // between two readings of the journal
+	lookInterval = time.Minute      // between two looks at the pods whose certificates end soon
+	tick         = time.Second      // while the journal is not open yet
+	lookTimeout  = 30 * time.Second // of one look
+)
+
+// A Report is what was found at the last look.
+type Report struct {
+	At     time.Time        // when the journal was last read; zero: not yet
+	Valid  int              // certificates that are valid, whoever has them
+	Within [len(Within)]int // of these, those that end within so many days
+	Pods   []Endangered     // that live, whose certificate has ended or ends soon; the earliest first
+	Fault  error            // why something is not known
+}
+
+// Ended counts the pods whose certificate has ended.
+func (r Report) Ended(now time.Time) int {
+	n := 0
+	for _, pod := range r.Pods {
+		if !now.Before(pod.NotAfter) {
+			n++
+		}
+	}
+	return n
+}
+
+// A Watch reads the journal now and then, and looks which pods live. It is safe for concurrent use.
+type Watch struct {
+	dir    string
+	ready  func() error // nil once the journal is open
+	client kubernetes.Interface
+	logger hclog.Logger
+
+	// Only Run touches these.
+	census  census
+	scanned time.Time // when the census is of
+	rescan  time.Time // not before
+	looked  time.Time
+
+	mu     sync.Mutex
+	report Report
+}
+
+// NewWatch returns a watch of the journal in dir; [Watch.Run] starts it.
+func NewWatch(dir string, ready func() error, client kubernetes.Interface, logger hclog.Logger) *Watch {
+	return &Watch{dir: dir, ready: ready, client: client, logger: logger}
+}
+
+// Report is what was found at the last look.
+func (w *Watch) Report() Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.report
+}
+
+// Run looks until the context ends.
+func (w *Watch) Run(ctx context.Context) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		w.look(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// look does what is due.
+func (w *Watch) look(ctx context.Context, now time.Time) {
+	if w.ready() != nil {
+		return // what was found before still holds
+	}
+	var fault error
+	switch {
+	case !now.Before(w.rescan):
+		fault = w.scan(now)
+	case now.Sub(w.looked) < lookInterval:
+		return
+	}
+	w.looked = now
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	pods, err := endangered(ctx, w.client, endSoon(w.census.ending, now))
+	w.note(Report{At: w.scanned, Valid: w.census.valid, Within: w.census.within, Pods: pods, Fault: errors.Join(fault, err)})
+}
+
+// scan reads the journal; when it cannot be read, what was read before is kept.
+func (w *Watch) scan(now time.Time) error {
+	w.rescan = now.Add(lookInterval)
+	c, err := scan(w.dir, now, now.Add(scanInterval))
+	if err != nil {
+		return fmt.Errorf("the journal in %s: %w", w.dir, err)
+	}
+	w.census, w.scanned, w.rescan = c, now, now.Add(scanInterval)
+	return nil
+}
+
+func endSoon(all []Certificate, now time.Time) []Certificate {
+	var some []Certificate
+	for _, c := range all {
+		if c.EndsSoon(now) {
+			some = append(some, c)
+		}
+	}
+	return some
+}
+
+// note keeps the report, and logs what has become different.
+func (w *Watch) note(r Report) {
+	w.mu.Lock()
+	before := w.report
+	w.report = r
+	w.mu.Unlock()
+	if r.Fault != nil && (before.Fault == nil || before.Fault.Error() != r.Fault.Error()) {
+		w.logger.Warn("it is not known which pods will outlive their certificates", "error", r.Fault)
+	}
+	if len(r.Pods) > 0 && len(r.Pods) != len(before.Pods) {
+		first := r.Pods[0]
+		w.logger.Warn("live pods have certificates that end soon, and nothing renews them: restart them", "pods", len(r.Pods),
+			"first", first.Pod.Namespace+"/"+first.Pod.Name, "notAfter", first.NotAfter, "command", first.Pod.Restart())
+	}
+}

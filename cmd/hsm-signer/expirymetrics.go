@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"hsm-signer/cmd/hsm-signer/expiry"
+)
+
+// expiryCollector makes metrics of the last report, all at once.
+type expiryCollector struct{ report func() expiry.Report }
+
+var (
+	descValid = prometheus.NewDesc("hsm_signer_certificates_valid",
+		"Certificates in the journal that are valid and end within so many days (+Inf: all that are valid), whoever has them.", []string{"within_days"}, nil)
+	descEndingPods = prometheus.NewDesc("hsm_signer_expiring_pods",
+		"Live pods whose certificate ends within 30 days, or is in the last third of its lifetime when that is shorter. Nothing renews it: restart them.", nil, nil)
+	descEndedPods = prometheus.NewDesc("hsm_signer_expired_pods",
+		"Live pods whose certificate has ended: they are, or go, dark. Restart them.", nil, nil)
+	descLooked = prometheus.NewDesc("hsm_signer_expiry_scan_timestamp_seconds",
+		"When the journal was last read for certificates that end; 0: not yet.", nil, nil)
+	descBlind = prometheus.NewDesc("hsm_signer_expiry_unknown",
+		"1 while it is not known which pods will outlive their certificates, since the journal or the pods cannot be read; else 0.", nil, nil)
+)
+
+// Describe is [prometheus.Collector]'s.
+func (e expiryCollector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descValid, descEndingPods, descEndedPods, descLooked, descBlind} {
+		to <- d
+	}
+}
+
+// Collect is [prometheus.Collector]'s.
+func (e expiryCollector) Collect(to chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	r := e.report()
+	for i, days := range expiry.Within {
+		gauge(descValid, float64(r.Within[i]), fmt.Sprint(days))
+	}
+	gauge(descValid, float64(r.Valid), "+Inf")
+	ended := r.Ended(time.Now())
+	gauge(descEndingPods, float64(len(r.Pods)-ended))
+	gauge(descEndedPods, float64(ended))
+	looked := 0.0
+	if !r.At.IsZero() {
+		looked = float64(r.At.Unix())
+	}
+	gauge(descLooked, looked)
+	gauge(descBlind, number(r.Fault != nil))
+}

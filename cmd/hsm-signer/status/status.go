@@ -1,0 +1,142 @@
+// Package status is the page that says how hsm-signer stands.
+//
+// Duty: answer the one who is woken at night, in one look: is it well, and if not, what to do; then the
+// token, the CA, who leads, what waits; the last decisions with their reasons; and which pods will
+// outlive their certificates.
+//
+// Contract: it only shows what it is given in a [Page]; it changes nothing and asks nobody. The page is
+// made on the server, without scripts. What requesters wrote is escaped. It is safe to be opened in a browser
+// that visits hostile sites: the name in the Host header must be one that belongs to this address (DNS
+// rebinding), nothing may frame it, and a strict Content-Security-Policy lets nothing in.
+package status
+
+import (
+	"bytes"
+	"embed"
+	"html/template"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// A Part is one of the things that must be well.
+type Part struct {
+	Name  string
+	Fault string // why it is not; empty when it is
+	Do    string // what to do then; a command, or words
+	Note  string // what there is to say of it all the same
+}
+
+// A CA is the certificate that is issued under.
+type CA struct {
+	Subject  string
+	NotAfter time.Time
+	SHA256   string // of the certificate in DER
+}
+
+// A Decision is how one request stands.
+type Decision struct {
+	At        time.Time
+	Result    string // one of few words, such as "issued"
+	Good      bool
+	Request   string
+	Requester string
+	Rule      string
+	Reason    string
+	Took      time.Duration // from its making to its certificate; 0 when it has none
+}
+
+// An Ending is a workload with pods that will outlive their certificates, or have.
+type Ending struct {
+	Workload string // its kind and name
+	Pods     []string
+	First    time.Time // when the first of their certificates ends
+	Restart  string    // the command
+}
+
+// A Page is all that is shown. Times are shown in UTC.
+type Page struct {
+	Now       time.Time
+	Version   string
+	Started   time.Time
+	Signers   []string
+	Mode      string // what is done with a request that the policy grants
+	Parts     []Part
+	Hints     []string // what is well and yet must not go unseen
+	Token     string   // the token and its key; empty where there is none
+	CA        *CA      // nil where there is none
+	Leads     bool
+	Queue     int // requests that wait for their turn
+	Policy    string
+	Decisions []Decision // the latest first
+	Issued    []int      // certificates in each of the last minutes, the latest last
+	Ending    []Ending   // the earliest first
+	Unknown   string     // why it is not known whose certificates end; empty when it is
+}
+
+//go:embed page.html style.css
+var files embed.FS
+
+// page is made once; a fault in it is found by every test.
+var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(files, "page.html"))
+
+// policyOfContent lets nothing in but the page's own style.
+const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// Handler serves the page, as it is when it is asked for. The address is the one that it is listened on,
+// HOST:PORT, as the user wrote it.
+func Handler(address string, now func() Page) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		var text bytes.Buffer
+		if err := page.Execute(&text, view{now()}); err != nil {
+			http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write(text.Bytes()) // who asked may have gone
+	})
+	mux.HandleFunc("GET /style.css", func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
+	return guard(address, mux)
+}
+
+// guard answers only those who call it by a name of its own, and keeps browsers from doing anything with
+// what they get but showing it.
+func guard(address string, next http.Handler) http.Handler {
+	own, _, _ := net.SplitHostPort(address)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name, value := range map[string]string{
+			"Content-Security-Policy": policyOfContent, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+			"Referrer-Policy": "no-referrer", "Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+		} {
+			w.Header().Set(name, value)
+		}
+		if !belongs(r.Host, own) {
+			http.Error(w, "This is not the name of this page: open it by the address in STATUS_ADDRESS, or as localhost.", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// belongs tells whether a Host header names this page: as a loopback name or address, or as the user
+// named it. Where the user named every address of the machine, any address will do, but no name: only
+// names can be made to lead here by somebody else.
+func belongs(header, own string) bool {
+	host := header
+	if name, _, err := net.SplitHostPort(header); err == nil {
+		host = name
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if strings.EqualFold(host, "localhost") || host != "" && strings.EqualFold(host, own) {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	listens, err := netip.ParseAddr(own)
+	return ip.IsLoopback() || own == "" || err == nil && listens.IsUnspecified()
+}

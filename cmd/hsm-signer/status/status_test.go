@@ -1,0 +1,139 @@
+package status
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+var now = time.Date(2026, 11, 26, 3, 0, 0, 0, time.UTC)
+
+// wellPage is one on which all is well.
+func wellPage() Page {
+	return Page{
+		Now: now, Started: now.Add(-time.Hour), Version: "hsm-signer v1", Signers: []string{"example.com/calico"}, Mode: "true", Leads: true,
+		Parts: []Part{{Name: "API server"}, {Name: "HSM"}}, Policy: "in force abc", Issued: make([]int, 60),
+		CA: &CA{Subject: "CN=Calico CA", NotAfter: now.Add(400 * 24 * time.Hour), SHA256: "ab12"},
+	}
+}
+
+func get(t *testing.T, p Page, path, host string) *http.Response {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	r.Host = host
+	w := httptest.NewRecorder()
+	Handler("127.0.0.1:8081", func() Page { return p }).ServeHTTP(w, r)
+	return w.Result()
+}
+
+func show(t *testing.T, p Page) string {
+	t.Helper()
+	response := get(t, p, "/", "localhost:8081")
+	var text strings.Builder
+	if err := response.Write(&text); err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%v %s", err, text.String())
+	}
+	return text.String()
+}
+
+func TestPageSaysWhetherAllIsWell(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Page)
+		want   []string
+	}{
+		"well":     {func(*Page) {}, []string{`<body class="well">`, "All is well", "400 days left", "Nobody has asked"}},
+		"stand-by": {func(p *Page) { p.Leads = false }, []string{`<body class="well">`, "another one leads", "stands by"}},
+		"one part": {func(p *Page) { p.Parts[1] = Part{Name: "HSM", Fault: "the token is gone", Do: "plug it in"} },
+			[]string{`<body class="bad">`, "Not well: HSM", "the token is gone", "plug it in", "stay pending"}},
+		"two parts": {func(p *Page) { p.Parts = []Part{{Name: "HSM", Fault: "a"}, {Name: "Journal", Fault: "b"}} }, []string{"Not well: HSM and Journal"}},
+		"hint":      {func(p *Page) { p.Hints = []string{"the CA ends"} }, []string{`<body class="look">`, "something needs you", "the CA ends"}},
+		"ending": {func(p *Page) {
+			p.Ending = []Ending{{"DaemonSet calico-system/calico-node", []string{"a", "b", "c", "d", "e"}, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
+		}, []string{`<body class="look">`, "in 2 days", "a, b, c and 2 more", "<code>kubectl -n calico-system rollout restart daemonset/calico-node</code>"}},
+		"ended":  {func(p *Page) { p.Ending = []Ending{{Workload: "w", First: now.Add(-3 * time.Hour)}} }, []string{"ended 3 hours ago"}},
+		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil }, []string{"A shadow"}},
+		"chart":  {func(p *Page) { p.Issued[58], p.Issued[59] = 4, 8 }, []string{"12 in all, 8 at most", `height="96"`, `height="48"`, "<th scope=\"row\">02:59</th><td>4</td>"}},
+	} {
+		p := wellPage()
+		c.change(&p)
+		text := show(t, p)
+		for _, want := range c.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: %q is missing in:\n%s", name, want, text)
+			}
+		}
+	}
+}
+
+func TestWhatRequestersWriteIsEscaped(t *testing.T) {
+	const evil = `"><script>alert(1)</script>`
+	p := wellPage()
+	p.Decisions = []Decision{{At: now, Result: "refused", Request: evil, Requester: evil, Rule: evil, Reason: evil}}
+	p.Ending = []Ending{{Workload: evil, Pods: []string{evil}, First: now, Restart: evil}}
+	p.Parts = []Part{{evil, evil, evil, evil}}
+	if text := show(t, p); strings.Contains(text, "<script") || strings.Count(text, "&lt;script&gt;") < 10 {
+		t.Errorf("not escaped:\n%s", text)
+	}
+}
+
+// A hostile site can have its own name lead here (DNS rebinding); the browser then sends that name.
+func TestOnlyItsOwnNamesAreAnswered(t *testing.T) {
+	for _, c := range []struct {
+		address, host string
+		want          bool
+	}{
+		{"127.0.0.1:8081", "localhost:8081", true},
+		{"127.0.0.1:8081", "LOCALHOST", true},
+		{"127.0.0.1:8081", "127.0.0.1:9999", true}, // as through kubectl port-forward
+		{"127.0.0.1:8081", "[::1]:8081", true},
+		{"127.0.0.1:8081", "evil.example:8081", false},
+		{"127.0.0.1:8081", "localhost.evil.example", false},
+		{"127.0.0.1:8081", "192.0.2.7:8081", false},
+		{"127.0.0.1:8081", "", false},
+		{"hsm-1.example.com:8081", "hsm-1.example.com:8081", true},
+		{"hsm-1.example.com:8081", "hsm-2.example.com:8081", false},
+		{"192.0.2.7:8081", "192.0.2.7", true},
+		{"0.0.0.0:8081", "192.0.2.7:8081", true}, // an address cannot be made to lead elsewhere
+		{":8081", "[2001:db8::1]:8081", true},
+		{"0.0.0.0:8081", "evil.example", false},
+		{":8081", "", false},
+	} {
+		own, _, _ := strings.Cut(c.address, ":")
+		if got := belongs(c.host, own); got != c.want {
+			t.Errorf("listening on %s, asked as %q: %t", c.address, c.host, got)
+		}
+	}
+	if response := get(t, wellPage(), "/", "evil.example"); response.StatusCode != http.StatusMisdirectedRequest {
+		t.Errorf("a foreign name: %s", response.Status)
+	}
+}
+
+func TestHeadersLetNothingIn(t *testing.T) {
+	for _, path := range []string{"/", "/style.css"} {
+		response := get(t, wellPage(), path, "localhost")
+		for name, want := range map[string]string{
+			"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+		} {
+			if got := response.Header.Get(name); response.StatusCode != http.StatusOK || !strings.HasPrefix(got, want) {
+				t.Errorf("%s: %s: %s is %q", path, response.Status, name, got)
+			}
+		}
+	}
+	if text := show(t, wellPage()); strings.Contains(text, "<script") || strings.Contains(text, " style=") || strings.Contains(text, "http:") {
+		t.Errorf("the page has scripts, styles of its own or addresses elsewhere:\n%s", text)
+	}
+}
+
+func TestOnlyReading(t *testing.T) {
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
+		r := httptest.NewRequest(method, "/", strings.NewReader("x"))
+		r.Host = "localhost"
+		w := httptest.NewRecorder()
+		Handler("127.0.0.1:8081", wellPage).ServeHTTP(w, r)
+		if w.Code != http.StatusMethodNotAllowed {
+			t.Errorf("%s: %d", method, w.Code)
+		}
+	}
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/kube"
+)
+
+// caWarning is how long before the CA's end the page speaks of it; so does the alert.
+const caWarning = 90 * 24 * time.Hour
+
+// A statusPage gathers what the status page shows.
+type statusPage struct {
+	config   *config
+	health   *health
+	activity *activity
+	expiry   *expiry.Watch // nil in a shadow
+	queue    func() int
+	fault    func() error // why the policy file is refused
+	started  time.Time
+}
+
+// page is how things stand now. Nobody is asked, so that who looks costs nothing.
+func (s *statusPage) page() status.Page {
+	now := time.Now()
+	recent, issued := s.activity.last(now)
+	p := status.Page{
+		Now: now, Started: s.started, Version: "hsm-signer " + version(),
+		Signers: s.config.signerNames, Mode: string(s.config.mode), Parts: s.shownParts(),
+		Leads: s.health.leads(), Queue: s.queue(), Policy: s.health.policy(), Issued: issued,
+	}
+	for _, outcome := range recent {
+		p.Decisions = append(p.Decisions, decisionOf(outcome))
+	}
+	if err := s.fault(); err != nil {
+		p.Hints = append(p.Hints, fmt.Sprintf("The policy file is refused, and the policy before it stays in force: %v", err))
+	}
+	if s.config.mode != kube.Shadow {
+		s.addSigning(&p)
+	}
+	return p
+}
+
+// addSigning adds what only those who sign have.
+func (s *statusPage) addSigning(p *status.Page) {
+	cert := s.health.ca().Certificate()
+	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter, SHA256: fingerprint(cert.Raw)}
+	p.Token = s.config.token.Token.String() + ", " + s.config.token.Key.String()
+	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
+		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
+	}
+	if s.config.token.AllowExtractable {
+		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that can leave its token. For trials only.")
+	}
+	report := s.expiry.Report()
+	p.Ending = endingOf(report.Pods)
+	if report.Fault != nil {
+		p.Unknown = report.Fault.Error()
+	}
+}
+
+// shownNames are what the parts are called on the page, with what to do when one is not well.
+var shownNames = map[string][2]string{
+	"requests":    {"API server", "Is the API server there, and may hsm-signer watch? hsm-signer check names what is missing. docs/runbook.md: HSMSignerNotReady"},
+	"permissions": {"Permissions", "hsm-signer check names what is missing; kubectl apply -f deploy/base/rbac.yaml grants it. docs/runbook.md: HSMSignerNotReady"},
+	"token":       {"HSM", "hsm-signer check goes through module, token, PIN and key. docs/runbook.md: HSMSignerTokenUnavailable"},
+	"ca":          {"CA", "Its certificate is outside its dates. docs/runbook.md: HSMSignerCAExpiring"},
+	"journal":     {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: HSMSignerJournalNotWritable"},
+}
+
+func (s *statusPage) shownParts() []status.Part {
+	var shown []status.Part
+	for _, p := range s.health.parts() {
+		texts, known := shownNames[p.name]
+		part := status.Part{Name: p.name, Note: p.note}
+		if known {
+			part.Name = texts[0]
+		}
+		if p.err != nil {
+			part.Fault, part.Do = p.err.Error(), texts[1]
+		}
+		shown = append(shown, part)
+	}
+	return shown
+}
+
+func decisionOf(o kube.Outcome) status.Decision {
+	d := status.Decision{
+		At: o.At, Result: string(o.Result), Request: o.Name, Requester: o.Requester, Rule: o.Rule, Reason: o.Reason,
+		Good: o.Result == kube.ResultIssued || o.Result == kube.ResultWouldIssue,
+	}
+	if o.Result == kube.ResultIssued {
+		d.Took = o.Age
+	}
+	return d
+}
+
+// endingOf puts the pods of one workload together, the earliest first.
+func endingOf(pods []expiry.Endangered) []status.Ending {
+	byCommand := map[string]int{}
+	var all []status.Ending
+	for _, e := range pods {
+		restart := e.Pod.Restart()
+		i, known := byCommand[restart]
+		if !known {
+			i = len(all)
+			byCommand[restart] = i
+			all = append(all, status.Ending{Workload: ownerOf(e.Pod), First: e.NotAfter, Restart: restart})
+		}
+		if name := e.Pod.Namespace + "/" + e.Pod.Name; !slices.Contains(all[i].Pods, name) {
+			all[i].Pods = append(all[i].Pods, name)
+		}
+		all[i].First = earlier(all[i].First, e.NotAfter)
+	}
+	slices.SortStableFunc(all, func(a, b status.Ending) int {
+		return cmp.Or(a.First.Compare(b.First), strings.Compare(a.Workload, b.Workload))
+	})
+	return all
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// ownerOf says in words what a pod is restarted by.
+func ownerOf(pod kube.LivePod) string {
+	if pod.Owner.Kind == "" {
+		return "nothing makes it again"
+	}
+	return pod.Owner.Kind + " " + pod.Owner.Namespace + "/" + pod.Owner.Name
+}

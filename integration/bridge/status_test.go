@@ -1,0 +1,176 @@
+package bridge_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/chromedp"
+
+	"hsm-signer/integration/bridge"
+)
+
+// A browser is a real one, without a window, in which one page is open.
+type browser struct {
+	ctx  context.Context
+	page string
+
+	mu       sync.Mutex
+	complain []string // what the browser says is wrong with the page
+}
+
+func newBrowser(t *testing.T) *browser {
+	t.Helper()
+	b := &browser{}
+	listen := chromedp.WithListener(func(event any) {
+		if entry, ok := event.(*log.EventEntryAdded); ok && !strings.HasSuffix(entry.Entry.URL, "/favicon.ico") {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.complain = append(b.complain, entry.Entry.Text)
+		}
+	})
+	noSandbox := chromedp.WithAllocatorOptions(chromedp.NoSandbox) // root's browser has none, and the page is ours
+	var cancel context.CancelFunc
+	b.ctx, cancel = chromedp.NewContext(t.Context(), noSandbox, listen)
+	t.Cleanup(cancel)
+	_, err := chromedp.Call(b.ctx, log.Enable, cdp.Empty{})
+	must(t, err)
+	return b
+}
+
+// A look is how the page is looked at.
+type look struct {
+	name  string
+	width int64
+	dark  bool
+}
+
+var (
+	desk  = look{"light", 1280, false}
+	night = look{"dark", 1280, true}
+	phone = look{"phone", 360, false}
+	inBed = look{"phone-dark", 360, true}
+)
+
+// see opens the page, requires that it fits, and takes a picture of it, which SCREENSHOTS keeps.
+func (b *browser) see(t *testing.T, what string, l look) (text string) {
+	t.Helper()
+	scheme := map[bool]string{false: "light", true: "dark"}[l.dark]
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
+	defer cancel()
+	_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+	must(t, err)
+	must(t, chromedp.Do(ctx, chromedp.EmulateViewport(l.width, 800), chromedp.Navigate(b.page)))
+	text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
+	must(t, err)
+	wide, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
+	must(t, err)
+	background, err := chromedp.Run(ctx, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
+	must(t, err)
+	image, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
+	must(t, err)
+	if wide {
+		t.Errorf("%s, %s: it is wider than the screen", what, l.name)
+	}
+	if dark := background == "rgb(20, 23, 26)"; dark != l.dark {
+		t.Errorf("%s, %s: the background is %s", what, l.name, background)
+	}
+	if dir := os.Getenv("SCREENSHOTS"); dir != "" {
+		must(t, os.WriteFile(filepath.Join(dir, what+"-"+l.name+".png"), image, 0o600))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, complaint := range b.complain {
+		t.Errorf("%s, %s: the browser complains: %s", what, l.name, complaint)
+	}
+	return text
+}
+
+// show requires these words on the page of a daemon, however it is looked at.
+func (b *browser) show(t *testing.T, d *bridge.Daemon, what string, words ...string) {
+	t.Helper()
+	var err error
+	b.page, err = d.StatusPage(t.Context())
+	must(t, err)
+	for _, l := range []look{desk, night, phone, inBed} {
+		text := b.see(t, what, l)
+		for _, want := range words {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s, %s: %q is missing in:\n%s", what, l.name, want, text)
+			}
+		}
+	}
+}
+
+func TestStatusPageInABrowser(t *testing.T) {
+	b := newBrowser(t)
+	t.Run("well", func(t *testing.T) {
+		d := startReady(t, ca)
+		b.show(t, d, "nothing-yet", "All is well", "Nobody has asked", "days left")
+		askInVain(t)
+		for range 3 {
+			for _, c := range components() {
+				p := newPod(t, c, nextIP())
+				p.requireCertificate(t, p.asking(t, c))
+			}
+		}
+		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9", "issued by rule calico-typha", "refused", `"typha-server"`, "system:serviceaccount:calico-system:calico-node")
+	})
+	t.Run("down", func(t *testing.T) {
+		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
+		must(t, d.WaitNotReady(t.Context(), "[-] token: no token"))
+		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
+	})
+	t.Run("ending", func(t *testing.T) {
+		dir, gone := formerly(t)
+		d := startReady(t, ca, "STATE_DIR="+dir)
+		eventually(t, "the pods to be known", func(ctx context.Context) (bool, error) {
+			metrics := d.Metrics(ctx)
+			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") && strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
+				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 2`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 4`), nil
+		})
+		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "kubectl -n calico-system rollout restart daemonset/calico-node",
+			"kubectl -n calico-system rollout restart deployment/calico-typha", "in 20 days")
+		if text := b.see(t, "ending", desk); strings.Contains(text, gone.Name) {
+			t.Errorf("a pod that is gone is named:\n%s", text)
+		}
+	})
+}
+
+// askInVain has a pod ask for another's name.
+func askInVain(t *testing.T) {
+	t.Helper()
+	node, typha := components()[0], components()[1]
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d</b>", addresses.Add(1))
+	if _, err := asking.Run(t.Context(), p.client); err == nil {
+		t.Error("it got another's name")
+	}
+}
+
+// A hostile site can have its own name lead to this machine; the browser then sends that name.
+func TestStatusPageIsForItsOwnNamesAlone(t *testing.T) {
+	page, err := startReady(t, ca).StatusPage(t.Context())
+	must(t, err)
+	for host, want := range map[string]int{"localhost": http.StatusOK, "evil.example": http.StatusMisdirectedRequest} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
+		must(t, err)
+		request.Host = host
+		response, err := http.DefaultClient.Do(request)
+		must(t, err)
+		must(t, response.Body.Close())
+		if response.StatusCode != want || response.Header.Get("X-Frame-Options") != "DENY" {
+			t.Errorf("%s: %s", host, response.Status)
+		}
+	}
+}
