@@ -30,6 +30,13 @@ var rooms = map[string][]string{
 	"cmd":    {"policy", "issuer", "hsm", "kube"},
 }
 
+// innerRooms are those of the command, each with the rooms, and the inner ones, that it may import: the page only shows
+// what it is given.
+var innerRooms = map[string][]string{
+	product + "/cmd/hsm-signer/status": nil,
+	product + "/cmd/hsm-signer/expiry": {product + "/policy", product + "/issuer/journal", product + "/kube"},
+}
+
 // libraries are those that not every room may know, with the rooms that may.
 var libraries = map[string][]string{
 	"github.com/eclipse-keypont/crypto11": {"hsm"},
@@ -141,6 +148,25 @@ func TestHouseRoomsImportOnlyThoseTheyMay(t *testing.T) {
 				t.Errorf("%s imports %s; of the other rooms %s may import %q", p.ImportPath, path, p.room(), rooms[p.room()])
 			}
 		}
+	}
+}
+
+func TestHouseInnerRoomsImportOnlyThoseTheyMay(t *testing.T) {
+	found := 0
+	for _, p := range packages(t) {
+		allowed, inner := innerRooms[p.ImportPath]
+		if !inner {
+			continue
+		}
+		found++
+		for _, path := range p.Imports {
+			if within(path, product) && !slices.Contains(allowed, path) {
+				t.Errorf("%s imports %s; it may import %q", p.ImportPath, path, allowed)
+			}
+		}
+	}
+	if found != len(innerRooms) {
+		t.Errorf("%d of %d inner rooms are there", found, len(innerRooms))
 	}
 }
 

@@ -51,9 +51,8 @@ func main() {
 
 // execute runs one command and returns its exit code.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRootCommand()
+	root := newRootCommand(stdout)
 	root.SetArgs(args)
-	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -78,7 +77,7 @@ func exitCode(err error) int {
 	return exitFault
 }
 
-func newRootCommand() *cobra.Command {
+func newRootCommand(stdout io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "hsm-signer",
 		Short: "Signs Kubernetes certificate requests with a key that never leaves an HSM",
@@ -95,7 +94,8 @@ locked: do not start again before it is corrected; 4 configuration.`),
 	}
 	root.SetFlagErrorFunc(usageError)
 	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newAuditCommand(), newVersionCommand())
-	root.InitDefaultCompletionCmd() // now, so that its arguments are checked as well
+	root.SetOut(stdout)
+	root.InitDefaultCompletionCmd() // now, so that its arguments are checked as well; it keeps where to write
 	requireKnown(root)
 	completeValues(root)
 	return root

@@ -71,7 +71,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		}
 		ca.current, ca.replace = p.issuer.CA, p.issuer.Replace
 		health.watchSigning(p, ca, c.restarted())
-		counts.watchSigning(p)
+		counts.watchSigning(p, c.token.AllowExtractable)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		serving.Fit, serving.Says = health.fit, p.journal.annotations
 		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))

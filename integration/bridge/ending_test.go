@@ -1,8 +1,7 @@
 package bridge_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -20,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"hsm-signer/hsm"
 	"hsm-signer/integration/calico"
 	"hsm-signer/issuer/journal"
 )
@@ -37,6 +37,7 @@ func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 // ownedReplicaSet makes the ReplicaSet of a Deployment.
 func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
 	t.Helper()
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), namespace))
 	controls, labels := true, map[string]string{"app": name}
 	_, err := shared.Cluster.Client().AppsV1().ReplicaSets(namespace).Create(t.Context(), &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: deployment, UID: "1", Controller: &controls}}},
@@ -65,16 +66,14 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	dir = filepath.Join(t.TempDir(), "state")
 	j, err := journal.Open(dir, journal.Options{Version: "test", CA: authority})
 	must(t, err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	signer := caSigner(t, authority)
 	for n, c := range certificates {
 		serial, err := j.ID().NewSerial()
 		must(t, err)
-		parent := &x509.Certificate{RawSubject: authority.RawSubject, SubjectKeyId: authority.SubjectKeyId, PublicKey: key.Public()}
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 			SerialNumber: serial, Subject: pkix.Name{CommonName: c.component.DNSNames[0]},
 			NotBefore: time.Now().Add(c.left - 365*24*time.Hour), NotAfter: time.Now().Add(c.left),
-		}, parent, key.Public(), key)
+		}, authority, authority.PublicKey, signer)
 		must(t, err)
 		cert, err := x509.ParseCertificate(der)
 		must(t, err)
@@ -91,6 +90,19 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	return dir
 }
 
+// caSigner signs with the CA's key, as nobody but hsm-signer should.
+func caSigner(t *testing.T, authority *x509.Certificate) crypto.Signer {
+	t.Helper()
+	name, value, _ := strings.Cut(shared.Token.Env(), "=")
+	t.Setenv(name, value)
+	key, err := hsm.NewKey(hsm.Config{
+		Module: shared.Token.Module, Token: hsm.TokenID{Label: shared.Token.Label}, PIN: hsm.PIN(shared.Token.PIN).Fixed(), Key: hsm.KeyID{Label: ca.KeyLabel},
+	}, authority.PublicKey)
+	must(t, err)
+	t.Cleanup(key.Close)
+	return key.Signer(t.Context())
+}
+
 // requesterOf is the pod's service account, as the API server authenticates it.
 func requesterOf(pod *corev1.Pod) journal.Requester {
 	namespace, account := pod.Namespace, pod.Spec.ServiceAccountName
@@ -101,8 +113,8 @@ func requesterOf(pod *corev1.Pod) journal.Requester {
 	}
 }
 
-// formerly are pods whose certificates end, and one that was deleted since: two of a DaemonSet, of which one is
-// dark already, and one of a Deployment.
+// formerly are pods whose certificates end: two of a DaemonSet, of which one is dark already, and one of a
+// Deployment; one that was deleted since; and one that has a newer certificate.
 func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	t.Helper()
 	const day = 24 * time.Hour
@@ -112,7 +124,10 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	gone = ownedPod(t, node, "DaemonSet", "calico-node")
 	zero := int64(0)
 	must(t, shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+	renewed := ownedPod(t, node, "DaemonSet", "calico-node")
 	return journalOf(t,
+		formerCertificate{node, renewed, 3 * day},
+		formerCertificate{node, renewed, 300 * day},
 		formerCertificate{node, ownedPod(t, node, "DaemonSet", "calico-node"), 5*day + time.Hour},
 		formerCertificate{node, ownedPod(t, node, "DaemonSet", "calico-node"), -3 * time.Hour},
 		formerCertificate{typha, ownedPod(t, typha, "ReplicaSet", set), 20*day + time.Hour},
@@ -133,11 +148,11 @@ func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 			t.Errorf("exit code %d: %q is not there once: %s%s", code, want, stdout, stderr)
 		}
 	}
-	if strings.Count(stdout, " (lives)") != 2 {
-		t.Errorf("two pods live:\n%s", stdout)
+	if strings.Count(stdout, " (lives)") != 3 {
+		t.Errorf("three pods live:\n%s", stdout)
 	}
 	stdout, stderr, code = shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit", "list", dir, "--expiring", "30d", "--output", "json")
-	if n := strings.Count(stdout, `"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 3 || strings.Contains(stdout, "lives") {
+	if n := strings.Count(stdout, `"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 || strings.Contains(stdout, "lives") {
 		t.Errorf("exit code %d, %d pods: %s%s", code, n, stdout, stderr)
 	}
 	var first struct{ NotAfter time.Time }

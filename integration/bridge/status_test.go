@@ -127,7 +127,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
-		must(t, d.WaitNotReady(t.Context(), "[-] token: no token"))
+		must(t, d.WaitNotReady(t.Context(), "[-] token: the token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
 	})
 	t.Run("ending", func(t *testing.T) {
@@ -136,7 +136,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 		eventually(t, "the pods to be known", func(ctx context.Context) (bool, error) {
 			metrics := d.Metrics(ctx)
 			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") && strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
-				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 2`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 4`), nil
+				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
 		})
 		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "kubectl -n calico-system rollout restart daemonset/calico-node",
 			"kubectl -n calico-system rollout restart deployment/calico-typha", "in 20 days")
@@ -152,7 +152,7 @@ func askInVain(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
 	asking := p.asking(t, node)
-	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d</b>", addresses.Add(1))
+	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d", addresses.Add(1))
 	if _, err := asking.Run(t.Context(), p.client); err == nil {
 		t.Error("it got another's name")
 	}

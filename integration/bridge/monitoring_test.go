@@ -1,0 +1,44 @@
+package bridge_test
+
+import (
+	"context"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+)
+
+// Every metric that an alert or the dashboard asks for is there, and all are named as Prometheus wants.
+func TestEveryMetricThatIsWatchedExists(t *testing.T) {
+	d := startReady(t, ca)
+	askInVain(t)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	p.requireCertificate(t, p.asking(t, node))
+	eventually(t, "the certificates to be counted", func(ctx context.Context) (bool, error) {
+		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster"), nil
+	})
+	metrics := d.Metrics(t.Context())
+	for _, file := range []string{"prometheusrule.yaml", "dashboard.json"} {
+		text, err := os.ReadFile("../../deploy/monitoring/" + file)
+		must(t, err)
+		names := regexp.MustCompile(`\bhsm_signer_[a-z0-9_]+`).FindAllString(string(text), -1)
+		slices.Sort(names)
+		for _, name := range slices.Compact(names) {
+			if !strings.Contains(metrics, "\n"+name+"{") && !strings.Contains(metrics, "\n"+name+" ") && name != "hsm_signer_" {
+				t.Errorf("%s asks for %s, which is not there", file, name)
+			}
+		}
+	}
+	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
+	must(t, err)
+	for _, problem := range problems {
+		t.Errorf("%s: %s", problem.Metric, problem.Text)
+	}
+	if series := regexp.MustCompile(`(?m)^hsm_signer_`).FindAllStringIndex(metrics, -1); len(series) > 200 {
+		t.Errorf("there are %d series", len(series))
+	}
+}

@@ -1,0 +1,200 @@
+// Package monitoring_test puts the alerts before Prometheus' own engine: each fires when it should, and not
+// otherwise, and each has its section in the runbook.
+package monitoring_test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/common/promslog"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/promql/promqltest"
+	"github.com/prometheus/prometheus/rules"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	rulesFile   = "../../deploy/monitoring/prometheusrule.yaml"
+	runbookFile = "../../docs/runbook.md"
+)
+
+// A rule is an alert in the file.
+type rule struct {
+	Alert       string            `json:"alert"`
+	Expr        string            `json:"expr"`
+	For         string            `json:"for"`
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+func readRules(t *testing.T) []rule {
+	t.Helper()
+	text, err := os.ReadFile(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+		Metadata   any    `json:"metadata"`
+		Spec       struct {
+			Groups []struct {
+				Name  string `json:"name"`
+				Rules []rule `json:"rules"`
+			} `json:"groups"`
+		} `json:"spec"`
+	}
+	if err := yaml.UnmarshalStrict(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	var all []rule
+	for _, g := range file.Spec.Groups {
+		all = append(all, g.Rules...)
+	}
+	if file.Kind != "PrometheusRule" || len(all) == 0 {
+		t.Fatalf("a %s with %d alerts", file.Kind, len(all))
+	}
+	return all
+}
+
+// day is in seconds.
+const day = 86400
+
+// cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it fires,
+// and with which it does not.
+var cases = map[string]struct{ fires, quiet []string }{
+	"HSMSignerDown":               {[]string{`up 1x120`}, []string{`hsm_signer_leading 0x120`, `hsm_signer_leading 0x50 _x4 0x60`}},
+	"HSMSignerNoLeader":           {[]string{`hsm_signer_leading{instance="a"} 0x120`}, []string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
+	"HSMSignerNotReady":           {[]string{`hsm_signer_ready{part="requests"} 0x120`, `hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
+	"HSMSignerTokenUnavailable":   {[]string{`hsm_signer_ready{part="token"} 0x120`}, []string{`hsm_signer_ready{part="token"} 1x120`, `hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
+	"HSMSignerTokenHangs":         {[]string{`hsm_signer_token_calls_hanging 2x120`}, []string{`hsm_signer_token_calls_hanging 0x120`}},
+	"HSMSignerTokenFlaps":         {[]string{`hsm_signer_token_connections_total 0+1x120`}, []string{`hsm_signer_token_connections_total 1x60 2x60`}},
+	"HSMSignerJournalNotWritable": {[]string{`hsm_signer_ready{part="journal"} 0x120`}, []string{`hsm_signer_ready{part="journal"} 1x120`}},
+	"HSMSignerFaults":             {[]string{`hsm_signer_faults_total 0+2x120`}, []string{`hsm_signer_faults_total 0x60 3x60`}},
+	"HSMSignerSlow": {
+		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"45\"} 0x120\n  hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
+		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120", `hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
+	},
+	"HSMSignerOverBudget":        {[]string{`hsm_signer_over_budget_total 0+1x120`}, []string{`hsm_signer_over_budget_total 5x120`}},
+	"HSMSignerManyRefused":       {[]string{`hsm_signer_decisions_total{verdict="refused",rule="r"} 0+1x120`}, []string{`hsm_signer_decisions_total{verdict="granted",rule="r"} 0+9x120`, `hsm_signer_decisions_total{verdict="refused",rule="r"} 0x60 3x60`}},
+	"HSMSignerPolicyFileRefused": {[]string{`hsm_signer_policy_file_refused 1x120`}, []string{`hsm_signer_policy_file_refused 0x120`}},
+	"HSMSignerForeignCertificate": {
+		[]string{`hsm_signer_certificates_in_cluster{origin="foreign"} 0x60 1x60`, `hsm_signer_certificates_in_cluster{origin="unrecorded"} 1x120`},
+		[]string{`hsm_signer_certificates_in_cluster{origin="own"} 7x120`, `hsm_signer_certificates_in_cluster{origin="another_journal"} 7x120`, `hsm_signer_certificates_in_cluster{origin="foreign"} 0x120`},
+	},
+	"HSMSignerExtractableKeyAllowed": {[]string{`hsm_signer_extractable_key_allowed 1x120`}, []string{`hsm_signer_extractable_key_allowed 0x120`}},
+	"HSMSignerCAExpiring":            {notAfter(80 * day), notAfter(100 * day)},
+	"HSMSignerCAEnds":                {append(notAfter(10*day), notAfter(60)...), notAfter(80 * day)},
+	"HSMSignerCAFileRefused":         {[]string{`hsm_signer_ca_file_refused 1x120`}, []string{`hsm_signer_ca_file_refused 0x120`}},
+	"HSMSignerPodsExpiring":          {[]string{`hsm_signer_expiring_pods 3x120`}, []string{`hsm_signer_expiring_pods 0x120`, `hsm_signer_expiring_pods 0x50 3x10 0x60`}},
+	"HSMSignerPodsExpired":           {[]string{`hsm_signer_expired_pods 1x120`}, []string{`hsm_signer_expired_pods 0x120`}},
+	"HSMSignerExpiryUnknown":         {[]string{`hsm_signer_expiry_unknown 1x120`}, []string{`hsm_signer_expiry_unknown 0x120`}},
+}
+
+func notAfter(seconds int) []string {
+	return []string{fmt.Sprintf("hsm_signer_ca_not_after_timestamp_seconds %dx120", seconds)}
+}
+
+func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
+	var names []string
+	for _, r := range readRules(t) {
+		names = append(names, r.Alert)
+		c := cases[r.Alert]
+		if len(c.fires) == 0 || len(c.quiet) == 0 {
+			t.Errorf("%s: there is no case in which it fires, or none in which it does not", r.Alert)
+		}
+		for _, series := range c.fires {
+			if !fires(t, r, series) {
+				t.Errorf("%s does not fire with %s", r.Alert, series)
+			}
+		}
+		for _, series := range c.quiet {
+			if fires(t, r, series) {
+				t.Errorf("%s fires with %s", r.Alert, series)
+			}
+		}
+	}
+	for name := range cases {
+		if !slices.Contains(names, name) {
+			t.Errorf("there is no alert %s", name)
+		}
+	}
+}
+
+// fires has Prometheus evaluate the alert each minute for two hours, and tells whether it ever fires.
+func fires(t *testing.T, r rule, series string) bool {
+	t.Helper()
+	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")
+	engine := promqltest.NewTestEngine(t, false, 0, promqltest.DefaultMaxSamplesPerQuery)
+	expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr)
+	if err != nil {
+		t.Fatalf("%s: %v", r.Alert, err)
+	}
+	hold, err := model.ParseDuration(r.For)
+	if err != nil {
+		t.Fatalf("%s: %v", r.Alert, err)
+	}
+	alert := rules.NewAlertingRule(r.Alert, expr, time.Duration(hold), 0, labels.FromMap(r.Labels), labels.FromMap(r.Annotations), labels.EmptyLabels(), "", true, promslog.NewNopLogger())
+	fired := false
+	for minute := range 121 {
+		if _, err := alert.Eval(t.Context(), 0, time.Unix(int64(minute)*60, 0), rules.EngineQueryFunc(engine, storage), nil, 0); err != nil {
+			t.Fatalf("%s: %v", r.Alert, err)
+		}
+		for _, active := range alert.ActiveAlerts() {
+			if active.State == rules.StateFiring {
+				fired = true
+				requireText(t, r.Alert, active.Annotations)
+			}
+		}
+	}
+	return fired
+}
+
+// requireText requires annotations whose templates were filled in.
+func requireText(t *testing.T, alert string, annotations labels.Labels) {
+	t.Helper()
+	if summary := annotations.Get("summary"); summary == "" || strings.Contains(summary, "error") || strings.Contains(summary, "{{") {
+		t.Errorf("%s: the summary is %q", alert, summary)
+	}
+}
+
+func TestEachAlertHasItsSectionInTheRunbook(t *testing.T) {
+	text, err := os.ReadFile(runbookFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for _, section := range strings.Split(string(text), "\n## ")[1:] {
+		title, body, _ := strings.Cut(section, "\n")
+		sections[title] = body
+	}
+	for _, r := range readRules(t) {
+		body, found := sections[r.Alert]
+		if !found {
+			t.Errorf("the runbook has no section %s", r.Alert)
+		}
+		for _, part := range []string{"**Means.**", "**Look.**", "**Do.**", "**Escalate.**"} {
+			if found && !strings.Contains(body, part) {
+				t.Errorf("%s: the runbook does not say %s", r.Alert, part)
+			}
+		}
+		if want := "docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want {
+			t.Errorf("%s: runbook_url is %q; want %q", r.Alert, r.Annotations["runbook_url"], want)
+		}
+		if s := r.Labels["severity"]; s != "warning" && s != "critical" {
+			t.Errorf("%s: severity %q", r.Alert, s)
+		}
+		delete(sections, r.Alert)
+	}
+	for title := range sections {
+		if strings.HasPrefix(title, "HSMSigner") {
+			t.Errorf("the runbook has a section %s, and there is no such alert", title)
+		}
+	}
+}
