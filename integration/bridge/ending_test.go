@@ -119,7 +119,7 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	t.Helper()
 	const day = 24 * time.Hour
 	node, typha := components()[0], components()[1]
-	set := fmt.Sprintf("calico-typha-%d", addresses.Add(1))
+	set := fmt.Sprintf("calico-typha-%d", numbers.Add(1))
 	ownedReplicaSet(t, typha.Namespace, set, "calico-typha")
 	gone = ownedPod(t, node, "DaemonSet", "calico-node")
 	zero := int64(0)

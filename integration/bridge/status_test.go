@@ -152,7 +152,7 @@ func askInVain(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
 	asking := p.asking(t, node)
-	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d", addresses.Add(1))
+	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d", numbers.Add(1))
 	if _, err := asking.Run(t.Context(), p.client); err == nil {
 		t.Error("it got another's name")
 	}
