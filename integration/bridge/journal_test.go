@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/shim"
 	"hsm-signer/issuer/journal"
@@ -48,6 +50,7 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 // A certificate on a request of ours that was not made here is noticed, and told of.
 func TestForeignCertificateIsNoticed(t *testing.T) {
 	d := startReady(t, ca, "APPROVE=false")
+	before := foreign(t, d, -1) // other tests have left certificates of other CAs
 	p := newPod(t, components()[0], nextIP())
 	csr, err := p.asking(t, components()[0]).Submit(t.Context(), p.client)
 	must(t, err)
@@ -56,10 +59,26 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	_, err = shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
 	must(t, err)
 	requireEvent(t, csr.Name, "ForeignCertificate")
-	eventually(t, "the metric to say so", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), `hsm_signer_certificates_in_cluster{origin="foreign"} 1`), nil
-	})
+	if after := foreign(t, d, before); after != before+1 {
+		t.Errorf("%d certificates are foreign, and %d were before", after, before)
+	}
 	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+}
+
+// foreign is how many foreign certificates the metric says there are, as soon as it says another number.
+func foreign(t *testing.T, d *bridge.Daemon, other int) (n int) {
+	t.Helper()
+	said := regexp.MustCompile(`hsm_signer_certificates_in_cluster{origin="foreign"} (\d+)`)
+	eventually(t, "the metric of foreign certificates", func(ctx context.Context) (bool, error) {
+		found := said.FindStringSubmatch(d.Metrics(ctx))
+		if found == nil {
+			return false, nil
+		}
+		var err error
+		n, err = strconv.Atoi(found[1])
+		return n != other, err
+	})
+	return n
 }
 
 // A permission that is taken away shows by its name, and nobody runs into that again and again; when it is back, what
