@@ -28,7 +28,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
@@ -71,7 +70,7 @@ type Observer interface {
 	// A certificate was published, so long after the request was made.
 	Issued(grant *policy.Grant, after time.Duration)
 	NewLeader() // another controller has come to lead, or this one
-	// Certificates are on requests of our signers, so many of each origin. Only who leads knows.
+	// Certificates are on requests of our signers, so many of each origin. Only who leads knows; nil: it is not known now.
 	Certificates(origins map[Origin]int)
 	Ended(Outcome) // a turn ended, unless there was nothing to do
 }
@@ -193,7 +192,7 @@ func (c *Controller) watching(selector string, err error) {
 // and returns. An API server that cannot be reached is tried again and again.
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the informers also when Run ends by itself
+	defer cancel() // ends the mirrors also when Run ends by itself
 	defer c.startEvents()()
 
 	api, err := c.findAPI(ctx)
@@ -204,9 +203,7 @@ func (c *Controller) Run(ctx context.Context) error {
 
 	var group wait.Group
 	defer group.Wait()
-	if err := c.watch(ctx, &group, api); err != nil {
-		return err
-	}
+	c.watch(ctx, &group, api)
 	c.requests.Store(api)
 	if c.Mode != Shadow {
 		group.StartWithContext(ctx, c.watchPermits)
@@ -272,8 +269,8 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 	}
 }
 
-// watch starts an informer for each signer name. What the queue holds comes from them.
-func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests) error {
+// watch starts a mirror for each signer name. What the queue holds comes from them.
+func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests) {
 	selectors := make([]string, 0, len(c.SignerNames))
 	for _, name := range c.SignerNames {
 		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
@@ -293,22 +290,11 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		lw := api.listerWatcher(selector, c.listSlim, func(err error) {
 			c.watching(selector, explainWatch(selector, api, err))
 		})
-		informer := cache.NewSharedIndexInformer(lw, &certificatesv1.CertificateSigningRequest{}, 0, nil)
-		if err := informer.SetTransform(c.slim); err != nil {
-			return fmt.Errorf("watch certificate requests: %w", err)
-		}
-		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    c.added,
-			UpdateFunc: c.updated,
-		})
-		if err != nil {
-			return fmt.Errorf("watch certificate requests: %w", err)
-		}
-		api.stores = append(api.stores, informer.GetStore())
-		api.synced = append(api.synced, informer.HasSynced)
-		group.StartWithContext(ctx, informer.RunWithContext)
+		mirror, reflector := c.newMirror(lw)
+		api.stores = append(api.stores, mirror)
+		api.synced = append(api.synced, mirror.Synced)
+		group.StartWithContext(ctx, reflector.RunWithContext)
 	}
-	return nil
 }
 
 // explainWatch says what an error of a watch means for the operator.

@@ -38,7 +38,7 @@ func (l legacyClient) Watch(ctx context.Context, o metav1.ListOptions) (watch.In
 	return watch.Filter(old, func(e watch.Event) (watch.Event, bool) {
 		if csr, ok := e.Object.(*certificatesv1beta1.CertificateSigningRequest); ok {
 			upgraded, err := upgrade[certificatesv1.CertificateSigningRequest](csr, nil)
-			if err != nil { // an error event makes the informer list again: nothing is lost
+			if err != nil { // an error event makes the reflector list again: nothing is lost
 				return watch.Event{Type: watch.Error, Object: &apierrors.NewInternalError(err).ErrStatus}, true
 			}
 			e.Object = upgraded

@@ -64,7 +64,7 @@ func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool 
 	return false
 }
 
-// turn takes one request as far as it goes. The object is the informer's and is not
+// turn takes one request as far as it goes. The object is the mirror's and is not
 // changed.
 func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
 	was := stateOf(csr)
