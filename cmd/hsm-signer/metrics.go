@@ -158,6 +158,10 @@ func (m *metrics) NewLeader() { m.leaders.Inc() }
 
 // Certificates notes how many certificates there are of each origin.
 func (m *metrics) Certificates(origins map[kube.Origin]int) {
+	if origins == nil { // a 0 here would say that all is well
+		m.inCluster.Reset()
+		return
+	}
 	for _, origin := range []kube.Origin{kube.Own, kube.Elsewhere, kube.Unrecorded, kube.Foreign} {
 		m.inCluster.WithLabelValues(string(origin)).Set(float64(origins[origin]))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/issuer/journal"
+	"hsm-signer/kube"
 )
 
 func scrape(m *metrics) string {
@@ -106,3 +107,23 @@ func TestCallsAreCounted(t *testing.T) {
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// A 0 would say that no certificate is foreign; who cannot know it says nothing.
+func TestOriginsThatAreNotKnownAreNotShown(t *testing.T) {
+	m := newMetrics()
+	const name = "hsm_signer_certificates_in_cluster{"
+	for _, step := range []struct {
+		origins map[kube.Origin]int
+		want    string
+	}{
+		{nil, ""},
+		{map[kube.Origin]int{}, `origin="foreign"} 0`},
+		{map[kube.Origin]int{kube.Foreign: 2}, `origin="foreign"} 2`},
+		{nil, ""},
+	} {
+		m.Certificates(step.origins)
+		if text := scrape(m); strings.Contains(text, name) != (step.want != "") || step.want != "" && !strings.Contains(text, name+step.want) {
+			t.Errorf("%v: %s", step.origins, text)
+		}
+	}
+}
