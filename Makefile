@@ -56,8 +56,9 @@ lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vul
 	@integration/vulnerabilities.sh "$(GO) run $(GOVULNCHECK)"
 
 fuzz: ## every fuzz target in turn, FUZZTIME each
-	@for package in $$($(GO) list ./...); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep ^Fuzz); do \
+	@packages=$$($(GO) list ./...) || exit 1; for package in $$packages; do \
+		list=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$list"; exit 1; }; \
+		for target in $$(echo "$$list" | grep ^Fuzz); do \
 			echo "== $$package $$target"; \
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; \
 		done; \
