@@ -2,23 +2,16 @@ package soak
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/tools/cache"
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
@@ -66,7 +59,7 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	s := shared.signer(t)
 	d := s.startReady(t)
 	good, bad := shared.newCrowd(t), shared.newHostiles(t)
-	seen := watchCertificates(t, good)
+	w := watchCertificates(t, good)
 	began := time.Now()
 	stopBad, stopGood := bad.keepAsking(t, 50), good.keepAsking(t, 5)
 	goesOn(t, of(5*time.Second, 2*time.Minute))
@@ -74,7 +67,8 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	stopBad()
 	lasted := time.Since(began).Seconds()
 	good.waitForAll(t)
-	latencies := seen()
+	w.end(t)
+	latencies := w.latencies()
 	denied := bad.waitForDenials(t)
 	stop(t, d)
 	s.account(t).requireWhole(t, good)
@@ -88,42 +82,6 @@ func percentile(latencies []time.Duration, percent int) string {
 		return "none"
 	}
 	return fmt.Sprintf("%d ms", latencies[(len(latencies)-1)*percent/100].Milliseconds())
-}
-
-// watchCertificates watches the requests of the crowd. What it returns ends that when every certificate was seen,
-// and says how long each took, the shortest first. A watch that is cut goes on, and what was missed counts as late.
-func watchCertificates(t *testing.T, c *crowd) func() []time.Duration {
-	t.Helper()
-	var mu sync.Mutex
-	seen := map[types.UID]time.Time{}
-	note := func(object any) {
-		csr, is := object.(*certificatesv1.CertificateSigningRequest)
-		mu.Lock()
-		defer mu.Unlock()
-		if is && len(csr.Status.Certificate) > 0 && seen[csr.UID].IsZero() {
-			seen[csr.UID] = time.Now()
-		}
-	}
-	informer := informers.NewSharedInformerFactory(c.admin, 0).Certificates().V1().CertificateSigningRequests().Informer()
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: note, UpdateFunc: func(_, after any) { note(after) }})
-	must(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	var group wait.Group
-	group.StartWithContext(ctx, informer.RunWithContext)
-	return func() (all []time.Duration) {
-		eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return !slices.ContainsFunc(slices.Collect(maps.Keys(c.asked)), func(uid types.UID) bool { return seen[uid].IsZero() }), nil
-		})
-		cancel()
-		group.Wait()
-		for uid, made := range c.asked {
-			all = append(all, seen[uid].Sub(made.at))
-		}
-		slices.Sort(all)
-		return all
-	}
 }
 
 // megabyte is text that the API server takes before a PKCS#10 in PEM.
