@@ -46,13 +46,14 @@ type leader struct {
 	logger hclog.Logger
 	fit    func() error
 	says   func() map[string]string
-	begin  func() // this controller has come to lead
+	begin  func() // this controller leads, and has said at some time before that it does not
 
 	failed   func(error) // a write of the lease has
 	observer Observer
 
 	mu      sync.Mutex
 	renewed time.Time // when the last renewal that succeeded began; zero: it does not lead
+	said    bool      // that it does not lead, since then: somebody may have left a request to another
 }
 
 // until returns the time up to which this controller may act, or errNotLeading.
@@ -65,6 +66,7 @@ func (l *leader) until() (time.Time, error) {
 	now := time.Now()
 	byWall := now.Round(0).Sub(l.renewed.Round(0)) // Round strips the monotonic reading
 	if l.renewed.IsZero() || now.Sub(l.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
+		l.said = true
 		return time.Time{}, errNotLeading
 	}
 	return l.renewed.Add(renewDeadline), nil
@@ -135,7 +137,6 @@ func (l *leader) standOnce(ctx context.Context) {
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) {
 				l.logger.Info("this controller leads", "lease", l.lease.Name, "identity", l.lease.Identity)
-				l.begin()
 			},
 			OnStoppedLeading: func() { l.note(time.Time{}) },
 			OnNewLeader: func(identity string) {
@@ -197,10 +198,18 @@ func (a annotatedLease) annotate(lease *coordinationv1.Lease) {
 	maps.Copy(lease.Annotations, a.says())
 }
 
+// note takes note of a renewal, or with a zero time that this controller does not lead. The election tells of no lease that was too
+// old for a moment and then renewed, as when the clock is set or this process stood still; what was left to another meanwhile
+// is taken up all the same.
 func (l *leader) note(renewed time.Time) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.renewed = renewed
+	begins := l.said && !renewed.IsZero()
+	l.said = l.said && !begins
+	l.mu.Unlock()
+	if begins {
+		l.begin()
+	}
 }
 
 // A watchedLock tells the leader of each renewal: the time before it was asked for, since others count
