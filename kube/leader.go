@@ -52,30 +52,47 @@ type leader struct {
 	observer Observer
 
 	mu      sync.Mutex
-	renewed time.Time // when the last renewal that succeeded began; zero: it does not lead
-	said    bool      // that it does not lead, since then: somebody may have left a request to another
+	renewed time.Time       // when the last renewal that succeeded began; zero: it does not lead
+	term    context.Context // while it leads; ends when it gives the lease up
+	endTerm context.CancelFunc
+	said    bool // that it does not lead, since then: somebody may have left a request to another
 }
 
-// until returns the time up to which this controller may act, or errNotLeading.
-func (l *leader) until() (time.Time, error) {
+// acting returns a context that ends when this controller may act no more, or errNotLeading.
+func (l *leader) acting(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	if l == nil {
-		return time.Now().Add(turnTimeout), nil
+		ctx, cancel := context.WithCancel(ctx)
+		return ctx, cancel, nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	byWall := now.Round(0).Sub(l.renewed.Round(0)) // Round strips the monotonic reading
-	if l.renewed.IsZero() || now.Sub(l.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
-		l.said = true
-		return time.Time{}, errNotLeading
+	if err := l.leads(); err != nil {
+		return nil, nil, err
 	}
-	return l.renewed.Add(renewDeadline), nil
+	ctx, cancel := context.WithDeadline(ctx, l.renewed.Add(renewDeadline))
+	given := context.AfterFunc(l.term, cancel)
+	return ctx, func() { given(); cancel() }, nil
 }
 
 // fence answers nil while this controller leads.
 func (l *leader) fence() error {
-	_, err := l.until()
-	return err
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leads()
+}
+
+// leads answers nil or errNotLeading. The caller holds the mutex.
+func (l *leader) leads() error {
+	now := time.Now()
+	byWall := now.Round(0).Sub(l.renewed.Round(0)) // Round strips the monotonic reading
+	if l.renewed.IsZero() || now.Sub(l.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
+		l.said = true
+		return errNotLeading
+	}
+	return nil
 }
 
 // unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes costs less than
@@ -206,6 +223,13 @@ func (l *leader) note(renewed time.Time) {
 	l.renewed = renewed
 	begins := l.said && !renewed.IsZero()
 	l.said = l.said && !begins
+	switch {
+	case renewed.IsZero() && l.endTerm != nil:
+		l.endTerm()
+		l.endTerm = nil
+	case !renewed.IsZero() && l.endTerm == nil:
+		l.term, l.endTerm = context.WithCancel(context.Background())
+	}
 	l.mu.Unlock()
 	if begins {
 		l.begin()

@@ -37,6 +37,33 @@ func TestFence(t *testing.T) {
 	}
 }
 
+// What is begun ends, at the latest, when the lease is too old, and at once when it is given up.
+func TestActsEndWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{begin: func() {}}
+		if _, _, err := l.acting(t.Context()); !errors.Is(err, errNotLeading) {
+			t.Errorf("before it leads: %v", err)
+		}
+		for _, givesUp := range []bool{false, true} {
+			began := time.Now()
+			l.note(began)
+			ctx, cancel, err := l.acting(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cancel()
+			want := renewDeadline
+			if givesUp {
+				want = time.Second
+				time.AfterFunc(want, func() { l.note(time.Time{}) })
+			}
+			if <-ctx.Done(); time.Since(began) != want {
+				t.Errorf("gives up %t: it ended after %s; want %s", givesUp, time.Since(began), want)
+			}
+		}
+	})
+}
+
 // Whatever was left to another is taken up again: also when the lease was never lost, and too old for a moment.
 func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 	begun := 0
