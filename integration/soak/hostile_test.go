@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,19 +106,34 @@ func oversized(signerName string) func(int, *calico.InitContainer) (*certificate
 	}
 }
 
+// longNamed makes good requests with a name of 400 KiB.
+func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	csr, err := asking.Object()
+	if err == nil {
+		csr.Name = fmt.Sprintf("%d-%s", number, strings.Repeat("x", 400<<10)) // etcd takes the name thrice, and 1.5 MB in all
+	}
+	return csr, err
+}
+
 // Requests of 1 MB, of our own and of others, half of them there before hsm-signer starts.
 func TestMemory(t *testing.T) {
 	foreign, ours := of(50, 500), of(20, 200)
-	r := begin(t, 17, "500 foreign requests of 1 MB and 200 of our own at 1 MB, half of them there before the start", "peak memory ≤ 256 MiB")
+	r := begin(t, 17, "500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, half of them there before the start", "peak memory ≤ 256 MiB")
 	own := ownStage(t)
 	s := own.signer(t)
-	others, bad, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t)
-	others.spoil, bad.spoil = oversized("example.com/other"), oversized(bridge.SignerName)
-	others.ask(t, foreign/2)
-	bad.ask(t, ours/2)
+	others, bad, long, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t), own.newCrowd(t)
+	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"), oversized(bridge.SignerName), longNamed
+	ask := func() {
+		others.ask(t, foreign/2)
+		bad.ask(t, ours/2)
+		long.ask(t, of(4, 25))
+	}
+	ask()
 	d := s.startReady(t)
-	others.ask(t, foreign/2)
-	bad.ask(t, ours/2)
+	ask()
+	if long.size() == 0 {
+		t.Error("the API server takes no long name")
+	}
 	good.ask(t, 10)
 	good.waitForAll(t)
 	denied := bad.waitForDenials(t)
@@ -132,7 +148,7 @@ func TestMemory(t *testing.T) {
 	if most := max(peak, again); most > 256 {
 		t.Errorf("the peak of the memory is %d MiB", most)
 	}
-	r.measured("%d foreign, %d of our own refused; %d good ones issued", others.size(), denied, good.size())
+	r.measured("%d foreign, %d of our own refused, %d with a long name left alone; %d good ones issued", others.size(), denied, long.size(), good.size())
 	r.measured("peak of the memory (VmHWM) %d MiB; %d MiB after a start among all of them", peak, again)
 }
 
