@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,7 @@ type Issuer struct {
 	algorithm x509.SignatureAlgorithm
 	journal   Journal
 	budget    *budget
+	signing   sync.Map // of the UIDs for which Issue is at work
 	now       func() time.Time
 }
 
@@ -142,6 +144,8 @@ func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	if err := grant.Redeem(); err != nil {
 		return nil, err
 	}
+	i.signing.Store(grant.RequestUID(), true)
+	defer i.signing.Delete(grant.RequestUID())
 	record, rehearsed, err := i.known(grant)
 	if err != nil {
 		return nil, err

@@ -50,15 +50,15 @@ type Issuer interface {
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	// Published notes that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
-	// Unfinished lists the requests, by UID, for which something was begun a while ago of which it
-	// is not known what became.
-	Unfinished() []string
+	// Unfinished lists the requests for which something was begun a while ago of which it is not known what became: UID,
+	// name and signer name of each.
+	Unfinished() []policy.Submission
 	// Made tells whether the certificate in PEM is the one that was made for the request.
 	Made(uid string, chain []byte) (bool, error)
 	// Signed tells whether the CA has signed the certificate in PEM, and whether it has a serial number as they are
 	// given here, and nowhere else.
 	Signed(chain []byte) (byCA, ours bool)
-	// Orphaned notes that the request will not take its certificate any more.
+	// Orphaned notes that the request will not take its certificate any more; nothing while that is being made.
 	Orphaned(ctx context.Context, uid, why string) error
 }
 
@@ -142,7 +142,10 @@ const (
 	lastRetry  = 8 * time.Second // a pod's init container gives up after 90
 )
 
-var errStarting = errors.New("the API server was not reached yet")
+var (
+	errStarting = errors.New("the API server was not reached yet")
+	errListing  = errors.New("the API server has not listed all requests yet")
+)
 
 // New returns a controller; [Controller.Run] starts it.
 func New(c Config) *Controller {
@@ -178,6 +181,9 @@ func (c *Controller) Ready() error {
 	var all []error
 	for _, err := range c.watches {
 		all = append(all, err)
+	}
+	if api := c.requests.Load(); api != nil && !api.whole() {
+		all = append(all, errListing)
 	}
 	return errors.Join(all...)
 }

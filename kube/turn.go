@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -53,15 +54,14 @@ var errLookAgain = errors.New("look again")
 
 // serves tells whether the request asks one of our signers.
 func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool {
-	if csr.Spec.SignerName == "" {
+	return c.servesName(csr.Spec.SignerName)
+}
+
+func (c *Controller) servesName(signer string) bool {
+	if signer == "" {
 		return c.AcceptUnset
 	}
-	for _, name := range c.SignerNames {
-		if csr.Spec.SignerName == name {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.SignerNames, signer)
 }
 
 // turn takes one request as far as it goes. The object is the mirror's and is not
