@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -211,17 +212,17 @@ func (k *keptJournal) annotations() map[string]string {
 // things stand.
 var errOpening = errors.New("it is being opened, which takes a while when it is long")
 
-// state is how the journal stood at the last look.
+// state is how the journal stands, as far as is known. It waits for no disk.
 func (k *keptJournal) state() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.opening {
 		return errOpening
 	}
-	if k.open == nil && k.fault == nil {
-		return errNotLooked
+	if k.open != nil {
+		return k.open.State()
 	}
-	return k.fault
+	return cmp.Or(k.fault, errNotLooked)
 }
 
 // summary is what the journal holds, and the number of refusals that are not in their log; false while the

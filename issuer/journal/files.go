@@ -114,6 +114,19 @@ func writeHolder(lock *os.File, o Options) error {
 	return err
 }
 
+// holdsLock answers nil when the file that is locked is still the one that others would lock.
+func (j *Journal) holdsLock() error {
+	ours, err := j.lock.Stat()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(j.dir, lockName)
+	if there, err := os.Stat(path); err != nil || !os.SameFile(ours, there) {
+		return errors.Join(fmt.Errorf("%s was removed or replaced while this process held it: another may write the journal; see that none does, and start this one again", path), err)
+	}
+	return nil
+}
+
 // Locked tells whether a process has the journal open for writing.
 func Locked(dir string) bool {
 	lock, err := os.Open(filepath.Join(dir, lockName))
@@ -131,6 +144,8 @@ type file interface {
 	Truncate(size int64) error
 	// allocate sets bytes aside on the disk, from an offset on; errors.ErrUnsupported where that cannot be done.
 	allocate(from, length int64) error
+	// size returns the bytes that the file has.
+	size() (int64, error)
 	// free returns the bytes that are free on the disk.
 	free() (int64, error)
 }
@@ -144,6 +159,14 @@ func openDiskFile(path string) (file, error) {
 		return nil, err
 	}
 	return diskFile{f}, nil
+}
+
+func (f diskFile) size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 func writeAndSync(f file, data []byte) error {
