@@ -110,6 +110,9 @@ func (m *metrics) watchToken(stats func() hsm.Stats) {
 	count("hsm_signer_token_initialisations_total", "Calls of C_Initialize.", func(s hsm.Stats) int64 { return s.Initialised })
 	count("hsm_signer_token_calls_abandoned_total", "Calls into the PKCS#11 module that did not come back within PKCS11_TIMEOUT.", func(s hsm.Stats) int64 { return s.Abandoned })
 	m.gauge("hsm_signer_token_calls_hanging", "Calls that were abandoned and have not come back yet; each holds a thread.", func() float64 { return float64(stats().Hanging) })
+	m.gauge("hsm_signer_token_sessions_open", "PKCS#11 sessions that are open, with the one that keeps the login; 0 while the token is not connected.", func() float64 { return float64(stats().Sessions.Open) })
+	m.gauge("hsm_signer_token_sessions_in_use", "PKCS#11 sessions that sign now.", func() float64 { return float64(stats().Sessions.InUse) })
+	m.gauge("hsm_signer_token_sessions_max", "PKCS#11 sessions that may sign at once: PKCS11_MAX_SESSIONS, or what the token allows; 0 while it is not connected.", func() float64 { return float64(stats().Sessions.Most) })
 }
 
 // gauge has a value shown at each scrape.

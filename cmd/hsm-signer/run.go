@@ -74,6 +74,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		counts.watchSigning(p, c.token.AllowExtractable)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		serving.Fit, serving.Says = health.fit, p.journal.annotations
+		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
 		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
 		background = append(p.watches(logger), ca.watch, page.expiry.Run)

@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/hsm"
 	"hsm-signer/kube"
 )
 
@@ -20,7 +21,8 @@ type statusPage struct {
 	config   *config
 	health   *health
 	activity *activity
-	expiry   *expiry.Watch // nil in a shadow
+	expiry   *expiry.Watch       // nil in a shadow
+	sessions func() hsm.Sessions // nil in a shadow
 	queue    func() int
 	fault    func() error // why the policy file is refused
 	started  time.Time
@@ -52,6 +54,7 @@ func (s *statusPage) addSigning(p *status.Page) {
 	cert := s.health.ca().Certificate()
 	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter, SHA256: fingerprint(cert.Raw)}
 	p.Token = s.config.token.Token.String() + ", " + s.config.token.Key.String()
+	p.Sessions = sessionsOf(s.sessions())
 	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
 		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
 	}
@@ -63,6 +66,14 @@ func (s *statusPage) addSigning(p *status.Page) {
 	if report.Fault != nil {
 		p.Unknown = report.Fault.Error()
 	}
+}
+
+// sessionsOf says in words which sessions there are.
+func sessionsOf(s hsm.Sessions) string {
+	if s.Open == 0 {
+		return "not connected"
+	}
+	return fmt.Sprintf("%d PKCS#11 sessions open; %d of at most %d sign", s.Open, s.InUse, s.Most)
 }
 
 // shownNames are what the parts are called on the page, with what to do when one is not well.

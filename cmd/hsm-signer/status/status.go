@@ -66,6 +66,7 @@ type Page struct {
 	Parts     []Part
 	Hints     []string // what is well and yet must not go unseen
 	Token     string   // the token and its key; empty where there is none
+	Sessions  string   // with the token, in words
 	CA        *CA      // nil where there is none
 	Leads     bool
 	Queue     int // requests that wait for their turn
