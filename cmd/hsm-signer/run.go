@@ -83,7 +83,10 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
 	counts.watchController(controller)
 	counts.registry.MustRegister(readiness{health})
-	page.queue = controller.Queued
+	page.queue, page.leader = controller.Queued, controller.Leader
+	if p.lease != nil {
+		page.identity = p.lease.Identity
+	}
 	reload.warn, reload.changed, ca.warn = controller.Warn, controller.LookAgain, controller.Warn
 	background = append(background, controller.Run, reload.watch, health.watch, health.report)
 	return runAll(ctx, append(background, endpoints(c, health, page, logger.Named("http"))...)...)

@@ -24,7 +24,9 @@ type statusPage struct {
 	expiry   *expiry.Watch       // nil in a shadow
 	sessions func() hsm.Sessions // nil in a shadow
 	queue    func() int
-	fault    func() error // why the policy file is refused
+	leader   func() string // who leads, of many
+	identity string        // its own among them; empty without an election
+	fault    func() error  // why the policy file is refused
 	started  time.Time
 }
 
@@ -35,7 +37,7 @@ func (s *statusPage) page() status.Page {
 	p := status.Page{
 		Now: now, Started: s.started, Version: "hsm-signer " + version(),
 		Signers: s.config.signerNames, Mode: string(s.config.mode), Parts: s.shownParts(),
-		Leads: s.health.leads(), Queue: s.queue(), Policy: s.health.policy(), Issued: issued,
+		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Policy: s.health.policy(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -98,10 +99,16 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 // show requires these words on the page of a daemon, however it is looked at.
 func (b *browser) show(t *testing.T, d *bridge.Daemon, what string, words ...string) {
 	t.Helper()
+	b.showTo(t, d, what, []look{desk, night, phone, inBed}, words...)
+}
+
+// showTo requires these words on the page of a daemon, looked at in these ways.
+func (b *browser) showTo(t *testing.T, d *bridge.Daemon, what string, looks []look, words ...string) {
+	t.Helper()
 	var err error
 	b.page, err = d.StatusPage(t.Context())
 	must(t, err)
-	for _, l := range []look{desk, night, phone, inBed} {
+	for _, l := range looks {
 		text := b.see(t, what, l)
 		for _, want := range words {
 			if !strings.Contains(text, want) {
@@ -110,6 +117,9 @@ func (b *browser) show(t *testing.T, d *bridge.Daemon, what string, words ...str
 		}
 	}
 }
+
+// identity is that of who leads, in its own log.
+var identity = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
 
 func TestStatusPageInABrowser(t *testing.T) {
 	b := newBrowser(t)
@@ -127,8 +137,21 @@ func TestStatusPageInABrowser(t *testing.T) {
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
-		must(t, d.WaitNotReady(t.Context(), "[-] token: the token labelled"))
+		must(t, d.WaitNotReady(t.Context(), "[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
+	})
+	t.Run("shadow", func(t *testing.T) {
+		d := startReady(t, ca, "APPROVE=shadow")
+		b.showTo(t, d, "shadow", []look{desk}, "A shadow", "none: a shadow acts on nothing")
+	})
+	t.Run("standby", func(t *testing.T) {
+		first := one(t)
+		waitLeads(t, first)
+		leader := identity.FindStringSubmatch(first.Log())[1]
+		b.showTo(t, first, "leader", []look{desk}, "this one\n"+leader)
+		second := one(t)
+		eventually(t, "it to see who leads", func(context.Context) (bool, error) { return strings.Contains(second.Log(), `"`+leader+`"`), nil })
+		b.showTo(t, second, "standby", []look{desk, inBed}, "another one leads", "another one; this one stands by\n"+leader)
 	})
 	t.Run("ending", func(t *testing.T) {
 		dir, gone := formerly(t)

@@ -69,7 +69,9 @@ type Page struct {
 	Sessions  string   // with the token, in words
 	CA        *CA      // nil where there is none
 	Leads     bool
-	Queue     int // requests that wait for their turn
+	Identity  string // its own among many; empty without an election
+	Leader    string // the identity of the one that leads; empty when that is not known
+	Queue     int    // requests that wait for their turn
 	Policy    string
 	Decisions []Decision // the latest first
 	Issued    []int      // certificates in each of the last minutes, the latest last
