@@ -64,7 +64,7 @@ func (s *statusPage) addSigning(p *status.Page) {
 		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that can leave its token. For trials only.")
 	}
 	report := s.expiry.Report()
-	p.Ending = endingOf(report.Pods)
+	p.Ending = endingOf(report.Pods, p.Now)
 	if report.Fault != nil {
 		p.Unknown = report.Fault.Error()
 	}
@@ -115,7 +115,7 @@ func decisionOf(o kube.Outcome) status.Decision {
 }
 
 // endingOf puts the pods of one workload together, the earliest first.
-func endingOf(pods []expiry.Endangered) []status.Ending {
+func endingOf(pods []expiry.Endangered, now time.Time) []status.Ending {
 	byCommand := map[string]int{}
 	var all []status.Ending
 	for _, e := range pods {
@@ -128,6 +128,9 @@ func endingOf(pods []expiry.Endangered) []status.Ending {
 		}
 		if name := e.Pod.Namespace + "/" + e.Pod.Name; !slices.Contains(all[i].Pods, name) {
 			all[i].Pods = append(all[i].Pods, name)
+			if e.Ended(now) { // its first certificate to end comes first
+				all[i].Dark++
+			}
 		}
 		all[i].First = earlier(all[i].First, e.NotAfter)
 	}

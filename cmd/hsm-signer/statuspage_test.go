@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
+	"hsm-signer/policy"
 )
 
 // newTestPage is of one that signs, is well, and leads without an election.
@@ -52,5 +54,20 @@ func TestStatusPageOfAShadow(t *testing.T) {
 		if part.Fault != "" || strings.Contains("HSM CA Journal", part.Name) {
 			t.Errorf("a shadow has the part %+v", part)
 		}
+	}
+}
+
+// The pods of one workload are shown together; those that are dark are counted, and their workload comes first.
+func TestPodsThatAreDarkComeFirst(t *testing.T) {
+	now := time.Now()
+	pod := func(name, owner string, left time.Duration) expiry.Endangered {
+		return expiry.Endangered{
+			Certificate: expiry.Certificate{NotAfter: now.Add(left)},
+			Pod:         kube.LivePod{Pod: policy.Pod{Namespace: "a", Name: name}, Owner: kube.Workload{Kind: "DaemonSet", Namespace: "a", Name: owner}},
+		}
+	}
+	all := endingOf([]expiry.Endangered{pod("x", "one", -time.Hour), pod("y", "two", time.Minute), pod("x", "one", time.Hour), pod("z", "one", time.Hour)}, now)
+	if len(all) != 2 || all[0].Workload != "DaemonSet a/one" || all[0].Dark != 1 || !slices.Equal(all[0].Pods, []string{"a/x", "a/z"}) || all[1].Dark != 0 {
+		t.Errorf("%+v", all)
 	}
 }

@@ -161,7 +161,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") && strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
 				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
 		})
-		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "kubectl -n calico-system rollout restart daemonset/calico-node",
+		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "1 of 2 dark: calico-system/", "kubectl -n calico-system rollout restart daemonset/calico-node",
 			"kubectl -n calico-system rollout restart deployment/calico-typha", "in 20 days")
 		if text := b.see(t, "ending", desk); strings.Contains(text, gone.Name) {
 			t.Errorf("a pod that is gone is named:\n%s", text)

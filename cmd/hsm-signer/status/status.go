@@ -50,8 +50,9 @@ type Decision struct {
 
 // An Ending is a workload with pods that will outlive their certificates, or have.
 type Ending struct {
-	Workload string // its kind and name
-	Pods     []string
+	Workload string    // its kind and name
+	Pods     []string  // those whose certificate has ended first
+	Dark     int       // how many of them these are
 	First    time.Time // when the first of their certificates ends
 	Restart  string    // the command
 }

@@ -54,9 +54,11 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 		"two parts": {func(p *Page) { p.Parts = []Part{{Name: "HSM", Fault: "a"}, {Name: "Journal", Fault: "b"}} }, []string{"Not well: HSM and Journal"}},
 		"hint":      {func(p *Page) { p.Hints = []string{"the CA ends"} }, []string{`<body class="look">`, "something needs you", "the CA ends"}},
 		"ending": {func(p *Page) {
-			p.Ending = []Ending{{"DaemonSet calico-system/calico-node", []string{"a", "b", "c", "d", "e"}, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
+			p.Ending = []Ending{{"DaemonSet calico-system/calico-node", []string{"a", "b", "c", "d", "e"}, 0, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
 		}, []string{`<body class="look">`, "in 2 days", "a, b, c and 2 more", "<code>kubectl -n calico-system rollout restart daemonset/calico-node</code>"}},
-		"ended":  {func(p *Page) { p.Ending = []Ending{{Workload: "w", First: now.Add(-3 * time.Hour)}} }, []string{"ended 3 hours ago"}},
+		"ended": {func(p *Page) {
+			p.Ending = []Ending{{Workload: "w", Pods: []string{"a", "b"}, Dark: 1, First: now.Add(-3 * time.Hour)}}
+		}, []string{`<body class="look">`, ` class="dark">ended 3 hours ago`, `<strong class="bad">1 of 2 dark:</strong> a, b`}},
 		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil }, []string{"A shadow", "none: a shadow acts on nothing</dd>"}},
 		"chart":  {func(p *Page) { p.Issued[58], p.Issued[59] = 4, 8 }, []string{"12 in all, 8 at most", `height="96"`, `height="48"`, "<th scope=\"row\">02:59</th><td>4</td>"}},
 	} {
