@@ -63,12 +63,6 @@ func TestProgressing(t *testing.T) {
 	}
 }
 
-func TestNoColorOutsideTerminals(t *testing.T) {
-	if wantsColor(&bytes.Buffer{}) {
-		t.Error("a buffer is coloured")
-	}
-}
-
 func TestActivityKeepsTheLast(t *testing.T) {
 	var a activity
 	begin := time.Unix(6000, 0)
