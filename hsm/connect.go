@@ -153,7 +153,7 @@ func (k *Key) later(first, last time.Duration) {
 func (k *Key) open(ctx context.Context) (err error) {
 	if k.library != nil && !k.library.ready {
 		if k.unload(ctx); k.library != nil {
-			return faultf(ErrUnavailable, "C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
+			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
 		}
 	}
 	if k.library == nil {

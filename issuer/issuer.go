@@ -204,8 +204,8 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 		h.Write(digest)
 		digest = h.Sum(nil)
 	}
-	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) { // a context may not know yet: this process may have stood still
-		return nil, context.DeadlineExceeded
+	if err := inTime(ctx); err != nil {
+		return nil, err
 	}
 	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
 	if err != nil {
@@ -221,6 +221,15 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 		return nil, err
 	}
 	return der, cert.CheckSignatureFrom(i.CA().cert)
+}
+
+// inTime answers nil until the context's deadline. A context may not know yet that it has ended: this process may have
+// stood still.
+func inTime(ctx context.Context) error {
+	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 // template builds the certificate (RFC 5280, section 4) from the grant.

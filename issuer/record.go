@@ -95,6 +95,9 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 	if err != nil {
 		return err
 	}
+	if err := inTime(ctx); err != nil {
+		return err
+	}
 	err = i.journal.Append(ctx, journal.Intent{
 		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(), Requester: journal.Requester(grant.Requester()),
 		RequestSHA256: grant.RequestSHA256(), Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),

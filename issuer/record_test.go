@@ -201,7 +201,7 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	}
 }
 
-// A process that stood still after its time was up signs no more, although its context does not know yet.
+// A process that stood still after its time was up begins nothing and signs no more, although its context does not know yet.
 func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	a := newAsking(t)
 	rehearsed, err := a.issuer.rehearse(a.grant("one"))
@@ -210,6 +210,12 @@ func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	}
 	if _, err := a.issuer.sign(lateContext{t.Context()}, rehearsed); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+	if _, err := a.issuer.Issue(lateContext{t.Context()}, a.grant("two")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if left := a.issuer.journal.Unpublished(); len(left) != 0 {
+		t.Errorf("begun: %+v", left)
 	}
 }
 

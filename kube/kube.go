@@ -75,9 +75,10 @@ type Observer interface {
 	Ended(Outcome) // a turn ended, unless there was nothing to do
 }
 
-// A Recorder writes down what was refused.
+// A Recorder writes down what was decided and is not in the issuer's journal: each refusal, once the API server has it, and in a
+// shadow every verdict.
 type Recorder interface {
-	Refused(s policy.Submission, refusal *policy.Refusal)
+	Decided(s policy.Submission, verdict policy.Verdict)
 }
 
 // A Mode says what a Controller does with a verdict.
@@ -108,7 +109,7 @@ type Config struct {
 	Decider  Decider
 	Issuer   Issuer
 	Observer Observer
-	Recorder Recorder // nil for a shadow
+	Recorder Recorder
 	Logger   hclog.Logger
 }
 

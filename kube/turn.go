@@ -118,6 +118,7 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 		return nil
 	}
 	c.Observer.Decided(verdict)
+	c.Recorder.Decided(Submission(csr), verdict)
 	c.endedShadow(csr, verdict)
 	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
 	switch v := verdict.(type) {
@@ -321,7 +322,7 @@ func (c *Controller) refused(ctx context.Context, csr *certificatesv1.Certificat
 	if err := c.finish(ctx, csr, was, string(refusal.Code()), refusal.Message()); err != nil {
 		return err
 	}
-	c.Recorder.Refused(Submission(csr), refusal)
+	c.Recorder.Decided(Submission(csr), refusal)
 	c.ended(csr, ResultRefused, refusal.Rule(), refusal.String())
 	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "reasons", refusal.String())

@@ -29,7 +29,7 @@ func scrape(m *metrics) string {
 func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 	ca := newSoftCA(t)
 	j := ca.openJournal(t, t.TempDir())
-	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenRefusals(t.TempDir(), 0)}
+	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)}
 	m := newMetrics()
 	m.registry.MustRegister(journalMetrics{kept})
 	for uid := range 3 {

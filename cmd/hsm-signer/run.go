@@ -78,6 +78,13 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
 		background = append(p.watches(logger), ca.watch, page.expiry.Run)
+	} else {
+		log, err := openShadowLog(c.stateDir)
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		serving.Recorder = log
 	}
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -158,7 +159,13 @@ func TestAPIServerIsGone(t *testing.T) {
 	s := shared.signer(t)
 	d := s.startReady(t)
 	c := shared.newCrowd(t)
+	must(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it goes on
 	c.ask(t, of(20, 100))
+	must(t, syscall.Kill(d.PID(), syscall.SIGCONT))
+	eventually(t, "one to be issued", func(ctx context.Context) (bool, error) {
+		open, err := c.lost(ctx)
+		return len(open) < c.size(), err
+	})
 	must(t, shared.Cluster.StopAPIServer())
 	goesOn(t, of(3*time.Second, time.Minute))
 	must(t, shared.Cluster.StartAPIServer(context.Background()))

@@ -2,21 +2,16 @@ package soak
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
@@ -64,7 +59,7 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	s := shared.signer(t)
 	d := s.startReady(t)
 	good, bad := shared.newCrowd(t), shared.newHostiles(t)
-	seen := watchCertificates(t, good)
+	w := watchCertificates(t, good)
 	began := time.Now()
 	stopBad, stopGood := bad.keepAsking(t, 50), good.keepAsking(t, 5)
 	goesOn(t, of(5*time.Second, 2*time.Minute))
@@ -72,7 +67,8 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	stopBad()
 	lasted := time.Since(began).Seconds()
 	good.waitForAll(t)
-	latencies := seen()
+	w.end(t)
+	latencies := w.latencies()
 	denied := bad.waitForDenials(t)
 	stop(t, d)
 	s.account(t).requireWhole(t, good)
@@ -86,44 +82,6 @@ func percentile(latencies []time.Duration, percent int) string {
 		return "none"
 	}
 	return fmt.Sprintf("%d ms", latencies[(len(latencies)-1)*percent/100].Milliseconds())
-}
-
-// watchCertificates watches the requests of the crowd. What it returns ends that when every certificate was seen,
-// and says how long each took, the shortest first.
-func watchCertificates(t *testing.T, c *crowd) func() []time.Duration {
-	t.Helper()
-	w, err := c.admin.CertificatesV1().CertificateSigningRequests().Watch(t.Context(), metav1.ListOptions{})
-	must(t, err)
-	var mu sync.Mutex
-	seen := map[types.UID]time.Time{}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for event := range w.ResultChan() {
-			if csr, is := event.Object.(*certificatesv1.CertificateSigningRequest); is && event.Type == watch.Modified && len(csr.Status.Certificate) > 0 {
-				mu.Lock()
-				if seen[csr.UID].IsZero() {
-					seen[csr.UID] = time.Now()
-				}
-				mu.Unlock()
-			}
-		}
-	}()
-	return func() []time.Duration {
-		eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return len(seen) >= c.size(), nil
-		})
-		w.Stop()
-		<-ended
-		var all []time.Duration
-		for uid, made := range c.asked {
-			all = append(all, seen[uid].Sub(made.at))
-		}
-		slices.Sort(all)
-		return all
-	}
 }
 
 // megabyte is text that the API server takes before a PKCS#10 in PEM.

@@ -180,17 +180,17 @@ func TestRefusalsDoNotFillTheDisk(t *testing.T) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		r := OpenRefusals(dir, 0)
+		r := OpenDecisions(dir, RefusalsLog, 0)
 		for n := range 10_000 {
 			for r.Dropped() == 0 && len(r.queue) == cap(r.queue) { // as fast as the disk
 				runtime.Gosched()
 			}
-			r.Record(Refusal{UID: fmt.Sprint(n), Reasons: []Reason{{Message: "no"}}})
+			r.Record(Decision{UID: fmt.Sprint(n), Reasons: []Reason{{Message: "no"}}})
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		if share, err := freeShare(dir); err != nil || share < refusalsSpared/2 || r.Dropped() == 0 {
+		if share, err := freeShare(dir); err != nil || share < decisionsSpared/2 || r.Dropped() == 0 {
 			t.Errorf("%.2f of the disk is free, %d refusals are dropped: %v", share, r.Dropped(), err)
 		}
 	})
