@@ -30,6 +30,14 @@ type statusPage struct {
 	started  time.Time
 }
 
+// watchController has the page show how the controller stands.
+func (s *statusPage) watchController(c *kube.Controller) {
+	s.queue, s.leader = c.Queued, c.Leader
+	if c.Lease != nil {
+		s.identity = c.Lease.Identity
+	}
+}
+
 // page is how things stand now. Nobody is asked, so that who looks costs nothing.
 func (s *statusPage) page() status.Page {
 	now := time.Now()
