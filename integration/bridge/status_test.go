@@ -62,6 +62,29 @@ var (
 	inBed = look{"phone-dark", 360, true}
 )
 
+// faintTexts are those whose colour, as the browser shows it, has a contrast with what is behind it that is less than
+// 4.5:1 (WCAG 2.2, 1.4.3).
+const faintTexts = `(() => {
+	const parse = c => c.match(/[\d.]+/g).map(Number);
+	const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+	const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+	const behind = e => {
+		for (; e; e = e.parentElement) {
+			const c = parse(getComputedStyle(e).backgroundColor);
+			if (c.length < 4 || c[3] > 0) return c;
+		}
+		return [255, 255, 255];
+	};
+	const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+	for (let n; n = texts.nextNode();) {
+		if (!n.textContent.trim()) continue;
+		const a = luminance(parse(getComputedStyle(n.parentElement).color)), b = luminance(behind(n.parentElement));
+		const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+		if (contrast < 4.5) faint.push(contrast.toFixed(2) + ":1 of " + n.textContent.trim());
+	}
+	return faint;
+})()`
+
 // see opens the page, requires that it fits, and takes a picture of it, which SCREENSHOTS keeps.
 func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	t.Helper()
@@ -77,6 +100,11 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	must(t, err)
 	background, err := chromedp.Run(ctx, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
 	must(t, err)
+	faint, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](faintTexts))
+	must(t, err)
+	for _, text := range faint {
+		t.Errorf("%s, %s: too little contrast: %s", what, l.name, text)
+	}
 	image, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
 	must(t, err)
 	if wide {
