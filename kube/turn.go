@@ -230,9 +230,11 @@ func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.Certi
 }
 
 func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
-	if err := c.leader.fence(); err != nil {
+	ctx, cancel, err := c.leader.acting(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	csr = csr.DeepCopy()
 	setCondition(csr, certificatesv1.CertificateApproved, "PolicyGranted",
 		fmt.Sprintf("granted by rule %s of policy %.12s", grant.Rule(), grant.PolicyHash()))
@@ -243,11 +245,10 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 // issue has the certificate made and writes it to the object that was decided on,
 // and to no other.
 func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
-	until, err := c.leader.until()
+	ctx, cancel, err := c.leader.acting(ctx) // what is signed and written is so before another may lead
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithDeadline(ctx, until) // what is signed and written is so before another may lead
 	defer cancel()
 	chain, err := c.Issuer.Issue(ctx, grant)
 	switch {
@@ -287,6 +288,9 @@ func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.Certificate
 	if err != nil {
 		return err
 	}
+	if stateOf(csr) == done { // it has a certificate, which the next look at what is unfinished takes note of
+		return nil
+	}
 	if err := c.finish(ctx, csr, stateOf(csr), "FormerCertificate", former.Error()); err != nil {
 		return err
 	}
@@ -300,11 +304,12 @@ func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.Certificate
 
 // finish denies a pending request, and fails one that is approved, which cannot be taken back.
 func (c *Controller) finish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, reason, message string) error {
-	if err := c.leader.fence(); err != nil {
+	ctx, cancel, err := c.leader.acting(ctx)
+	if err != nil {
 		return err
 	}
+	defer cancel()
 	csr = csr.DeepCopy()
-	var err error
 	switch was {
 	case pending:
 		setCondition(csr, certificatesv1.CertificateDenied, reason, message)

@@ -162,11 +162,14 @@ func TestAPIServerIsGone(t *testing.T) {
 	must(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it goes on
 	c.ask(t, of(20, 100))
 	must(t, syscall.Kill(d.PID(), syscall.SIGCONT))
+	open := c.size()
 	eventually(t, "one to be issued", func(ctx context.Context) (bool, error) {
-		open, err := c.lost(ctx)
-		return len(open) < c.size(), err
+		lost, err := c.lost(ctx)
+		open = len(lost)
+		return open < c.size(), err
 	})
 	must(t, shared.Cluster.StopAPIServer())
+	r.measured("%d open just before it was stopped", open)
 	goesOn(t, of(3*time.Second, time.Minute))
 	must(t, shared.Cluster.StartAPIServer(context.Background()))
 	r.settle(t, s, c)
