@@ -172,12 +172,13 @@ func Open(dir string, o Options) (*Journal, error) {
 func (j *Journal) load() error {
 	j.ledger = newLedger(j.options.MaxCertificates)
 	since := j.options.now().Add(-RecentWindow)
-	end, err := replay(j.dir, nil, func(l Line, at place, sum Hash) error {
+	line := func(l Line, at place, sum Hash) error {
 		if intent, ok := l.Entry.(Intent); ok && l.Time.After(since) {
 			j.recent = append(j.recent, Recent{At: l.Time, UID: intent.UID, Requester: intent.Requester})
 		}
 		return j.ledger.apply(l, at, sum)
-	})
+	}
+	end, err := replay(j.dir, reader{line: line, fits: j.ledger.fits})
 	if err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func (j *Journal) admit(e Entry, now time.Time) error {
 	case uid != "" && j.busy[keyOf(uid)]:
 		return fmt.Errorf("%w: %s", ErrBusy, uid)
 	}
-	if err := j.ledger.check(e, time.Time{}); err != nil { // no time: what is remembered counts, however old
+	if err := j.ledger.fits(e); err != nil {
 		return err
 	}
 	switch e := e.(type) {
