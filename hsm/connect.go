@@ -72,6 +72,7 @@ func (k *Key) noteLoss() {
 // disconnect closes the connection. The caller holds the lock for writing.
 func (k *Key) disconnect() {
 	k.good.Store(0)
+	k.pool.Store(nil)
 	if k.conn != nil {
 		k.conn.close()
 		k.conn = nil
@@ -171,6 +172,7 @@ func (k *Key) open(ctx context.Context) (err error) {
 	conn.closeStale()
 	k.counts.connections.Add(1)
 	k.conn = conn
+	k.pool.Store(conn.sessions)
 	return nil
 }
 

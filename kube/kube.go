@@ -171,6 +171,10 @@ func New(c Config) *Controller {
 // Leads tells whether this controller is the one that acts.
 func (c *Controller) Leads() bool { return c.leader.fence() == nil }
 
+// Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
+// election.
+func (c *Controller) Leader() string { return c.leader.holder() }
+
 // Queued is the number of requests that wait for a worker.
 func (c *Controller) Queued() int { return c.queue.Len() }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -50,6 +51,7 @@ type leader struct {
 
 	failed   func(error) // a write of the lease has
 	observer Observer
+	elector  atomic.Pointer[leaderelection.LeaderElector] // nil while it does not stand
 
 	mu      sync.Mutex
 	renewed time.Time       // when the last renewal that succeeded began; zero: it does not lead
@@ -93,6 +95,19 @@ func (l *leader) leads() error {
 		return errNotLeading
 	}
 	return nil
+}
+
+// holder is the identity of the controller that leads, as the lease said when it was last read. It is empty when that
+// is not known: nobody leads, or this controller does not stand for election, or the lease, which it held, was lost.
+func (l *leader) holder() string {
+	if l == nil {
+		return ""
+	}
+	elector := l.elector.Load()
+	if elector == nil || elector.IsLeader() && l.fence() != nil {
+		return ""
+	}
+	return elector.GetLeader()
 }
 
 // unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes costs less than
@@ -157,6 +172,10 @@ func (l *leader) standOnce(ctx context.Context) {
 			},
 			OnStoppedLeading: func() { l.note(time.Time{}) },
 			OnNewLeader: func(identity string) {
+				if identity == "" {
+					l.logger.Info("the lease was given up", "lease", l.lease.Name)
+					return
+				}
 				l.logger.Info("a controller leads", "lease", l.lease.Name, "identity", identity)
 				l.observer.NewLeader()
 			},
@@ -166,6 +185,8 @@ func (l *leader) standOnce(ctx context.Context) {
 		l.logger.Error("no election", "error", err)
 		return
 	}
+	l.elector.Store(elector)
+	defer l.elector.Store(nil)
 	elector.Run(ctx)
 }
 

@@ -120,7 +120,7 @@ locked: do not start again before it is corrected; 4 configuration.`),
 func completeValues(command *cobra.Command) {
 	for flag, values := range map[string][]string{
 		"output": {"text", "json"}, "key-type": hsm.KeyTypes(), "policy-file": policy.BuiltInNames(), "signature-algorithm": issuer.AlgorithmNames(),
-		"approve": {"true", "false", "shadow"}, "unset-signer-name": {"ignore", "accept"}, "log-format": {"text", "json"}, "log-level": {"trace", "debug", "info", "warn", "error"},
+		"approve": {"true", "false", "shadow"}, "unset-signer-name": {"ignore", "accept"}, "log-format": {"text", "json"}, "expiring": {"soon", "30d"}, "log-level": {"trace", "debug", "info", "warn", "error"},
 	} {
 		if command.Flags().Lookup(flag) != nil {
 			// It fails when the flag is not there, or has values already: both are seen here.

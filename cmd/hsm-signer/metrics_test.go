@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
 )
@@ -124,6 +125,17 @@ func TestOriginsThatAreNotKnownAreNotShown(t *testing.T) {
 		m.Certificates(step.origins)
 		if text := scrape(m); strings.Contains(text, name) != (step.want != "") || step.want != "" && !strings.Contains(text, name+step.want) {
 			t.Errorf("%v: %s", step.origins, text)
+		}
+	}
+}
+
+func TestSessionsAreShown(t *testing.T) {
+	m := newMetrics()
+	m.watchToken(func() hsm.Stats { return hsm.Stats{Sessions: hsm.Sessions{Open: 3, InUse: 2, Most: 16}} })
+	text := scrape(m)
+	for _, want := range []string{"hsm_signer_token_sessions_open 3\n", "hsm_signer_token_sessions_in_use 2\n", "hsm_signer_token_sessions_max 16\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing in %s", want, text)
 		}
 	}
 }
