@@ -1,5 +1,5 @@
 // Package images_test builds the container images with the Docker engine of this machine, runs them as hardened as
-// they should be, and runs docker-compose.yml.
+// they should be, runs docker-compose.yml, and runs the systemd unit on a machine whose first process is systemd.
 //
 // Where there is no Docker engine nothing of this can be run, and each test says so and what it would have
 // expected.

@@ -27,6 +27,7 @@ var run = map[string]string{
 	"docs/try.md":      "TestTry",
 	"docs/ceremony.md": "TestCeremonyManual",
 	"docs/audit.md":    "TestAuditByHand",
+	"docs/systemd.md":  "TestUnit",
 }
 
 // The page is typed as it stands there, on a machine that has what "make setup" installs, and kubectl.
