@@ -212,3 +212,23 @@ func anchors(t *testing.T, page string) (all []string) {
 	}
 	return all
 }
+
+// The README says the same in each language: its sections are as many, and it refers to the same pages and files.
+func TestReadmes(t *testing.T) {
+	refersTo := func(page string) (targets []string) {
+		for _, found := range link.FindAllSubmatch(read(t, page), -1) {
+			if target := string(found[1]); !strings.HasPrefix(target, "README") {
+				targets = append(targets, target)
+			}
+		}
+		slices.Sort(targets)
+		return slices.Compact(targets)
+	}
+	english, chinese := "README.md", "README.zh-CN.md"
+	if e, c := refersTo(english), refersTo(chinese); !slices.Equal(e, c) {
+		t.Errorf("%s refers to\n%q\nand %s to\n%q", english, e, chinese, c)
+	}
+	if e, c := len(anchors(t, english)), len(anchors(t, chinese)); e != c {
+		t.Errorf("%s has %d headings, and %s has %d", english, e, chinese, c)
+	}
+}
