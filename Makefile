@@ -35,7 +35,8 @@ demo: basics ## the main job on real parts, in a terminal; KEEP=1 leaves it runn
 test: setup ## every test; the first run builds kube-apiserver and etcd (about 6 minutes)
 	$(GO) test -race ./...
 	cd integration && $(GO) run ./cmd/cluster build
-	cd integration && $(GO) test -count=1 -p 1 -timeout 30m ./...
+	cd integration && $(GO) test -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -v -e '/integration$$' -e '/images$$')
+	cd integration && SOURCES=$$(sh sources.sh) $(GO) test -p 1 -timeout 30m . ./images # of the same sources, the result is the same
 	cd integration/monitoring && $(GO) test -count=1 ./...
 
 soak: basics ## bad weather in full, about an hour, as root; the report goes to integration/soak/report.md; ROW=TestLeaders: one row
@@ -56,8 +57,9 @@ lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vul
 	@integration/vulnerabilities.sh "$(GO) run $(GOVULNCHECK)"
 
 fuzz: ## every fuzz target in turn, FUZZTIME each
-	@for package in $$($(GO) list ./...); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep ^Fuzz); do \
+	@packages=$$($(GO) list ./...) || exit 1; for package in $$packages; do \
+		list=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$list"; exit 1; }; \
+		for target in $$(echo "$$list" | grep ^Fuzz); do \
 			echo "== $$package $$target"; \
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; \
 		done; \

@@ -72,6 +72,7 @@ func (k *Key) noteLoss() {
 // disconnect closes the connection. The caller holds the lock for writing.
 func (k *Key) disconnect() {
 	k.good.Store(0)
+	k.pool.Store(nil)
 	if k.conn != nil {
 		k.conn.close()
 		k.conn = nil
@@ -152,7 +153,7 @@ func (k *Key) later(first, last time.Duration) {
 func (k *Key) open(ctx context.Context) (err error) {
 	if k.library != nil && !k.library.ready {
 		if k.unload(ctx); k.library != nil {
-			return faultf(ErrUnavailable, "C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
+			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
 		}
 	}
 	if k.library == nil {
@@ -171,6 +172,7 @@ func (k *Key) open(ctx context.Context) (err error) {
 	conn.closeStale()
 	k.counts.connections.Add(1)
 	k.conn = conn
+	k.pool.Store(conn.sessions)
 	return nil
 }
 

@@ -137,7 +137,7 @@ func unavailable(cause error, format string, args ...any) error {
 	return &fault{kind: kind, text: fmt.Sprintf(format, args...) + ": " + explain(cause), cause: cause}
 }
 
-// Stats say what a [Key] did since it was made.
+// Stats say what a [Key] did since it was made, and which sessions it has.
 type Stats struct {
 	Signatures  int64 // that were verified, test signatures among them
 	Logins      int64 // calls of C_Login
@@ -145,6 +145,15 @@ type Stats struct {
 	Initialised int64 // calls of C_Initialize
 	Abandoned   int64 // calls that nobody waited for any more
 	Hanging     int64 // of these, those that have not come back yet
+	Sessions    Sessions
+}
+
+// Sessions are how many PKCS#11 sessions the connection has now; none while there is no connection. Those that
+// calls hang in are given up, and no longer among them.
+type Sessions struct {
+	Open  int // with the one that keeps the login
+	InUse int // of these, those that sign
+	Most  int // that may sign at once: what [Config] says, or less where the token allows less
 }
 
 type counts struct {

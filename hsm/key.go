@@ -44,6 +44,7 @@ type Key struct {
 	library *library    // nil: not loaded
 	conn    *connection // nil: not connected
 	closed  bool
+	pool    atomic.Pointer[pool] // of the connection, for who waits for nothing
 
 	counts counts
 	began  time.Time     // when the key was made; the monotonic clock counts from here
@@ -325,13 +326,17 @@ func (k *Key) Proof(ctx context.Context) (Proof, error) {
 	return k.conn.prove(ctx)
 }
 
-// Stats returns what the key did so far. It waits for nothing.
+// Stats returns what the key did so far, and the sessions that it has now. It waits for nothing.
 func (k *Key) Stats() Stats {
 	n := &k.counts
-	return Stats{
+	stats := Stats{
 		Signatures: n.signatures.Load(), Logins: n.logins.Load(), Connections: n.connections.Load(),
 		Initialised: n.initialised.Load(), Abandoned: n.abandoned.Load(), Hanging: n.hanging.Load(),
 	}
+	if pool := k.pool.Load(); pool != nil {
+		stats.Sessions = pool.sessions()
+	}
+	return stats
 }
 
 // Close closes the sessions and the module for good. It waits for callers, but not for calls that

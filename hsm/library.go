@@ -14,7 +14,7 @@ import (
 // so nobody waits for one longer than its time: it is abandoned, which costs one thread, and
 // counted. While a call is in flight the module is never finalised.
 type library struct {
-	module *pkcs11.Ctx
+	module *pkcs11.Ctx // nil while it is being loaded
 	counts *counts
 	most   int                    // calls that may hang before no more are made
 	ready  bool                   // it is initialised, and not about to be finalised
@@ -31,20 +31,25 @@ type library struct {
 // moreHangs is how many calls may hang beside one for each session.
 const moreHangs = 8
 
-// load loads and initialises the module. When that hangs it returns both the library, which must not
+// load loads and initialises the module. When either hangs it returns both the library, which must not
 // be loaded again meanwhile, and the error.
 func load(ctx context.Context, c Config, n *counts) (*library, error) {
 	path := c.Module
 	if _, err := os.Stat(path); err != nil {
 		return nil, faultf(ErrUnavailable, "PKCS#11 module: %v: install the library of your HSM, or correct PKCS11_MODULE", err)
 	}
-	module := pkcs11.New(path)
-	if module == nil {
+	l := &library{counts: n, most: c.MaxSessions + moreHangs}
+	module, err := call(ctx, l, c.Timeout, "dlopen", func() (*pkcs11.Ctx, error) { return pkcs11.New(path), nil },
+		func(late *pkcs11.Ctx, _ error) { late.Destroy() })
+	switch {
+	case err != nil: // a library may do as it likes while it is loaded
+		return l, unavailable(err, "PKCS#11 module %s cannot be loaded", path)
+	case module == nil:
 		return nil, faultf(ErrUnavailable, "PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or lacks a library that it needs (see: ldd %s)", path, path)
 	}
-	l := &library{module: module, counts: n, most: c.MaxSessions + moreHangs}
+	l.module = module
 	n.initialised.Add(1)
-	err := l.do(ctx, c.Timeout, "C_Initialize", func() error { return module.Initialize() })
+	err = l.do(ctx, c.Timeout, "C_Initialize", func() error { return module.Initialize() })
 	switch {
 	case err == nil || is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED):
 		l.ready = true
@@ -85,6 +90,9 @@ func (l *library) identify(ctx context.Context, c Config) error {
 func (l *library) close(ctx context.Context) bool {
 	if !l.idle() {
 		return false
+	}
+	if l.module == nil {
+		return true
 	}
 	l.ready = false
 	_ = l.do(context.WithoutCancel(ctx), closeTimeout, "C_Finalize", func() error { return l.module.Finalize() })

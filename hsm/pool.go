@@ -151,6 +151,17 @@ func (p *pool) free() {
 	}
 }
 
+// sessions counts them. It waits for no call into the module.
+func (p *pool) sessions() Sessions {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := Sessions{Open: len(p.open), InUse: len(p.open) - len(p.idle), Most: cap(p.permits)}
+	if !p.open[p.conn.keeper] {
+		n.Open++
+	}
+	return n
+}
+
 // drain takes the idle sessions out of the pool.
 func (p *pool) drain() []pkcs11.SessionHandle {
 	p.mu.Lock()

@@ -15,6 +15,7 @@ var sources = []string{"Makefile", "go.mod", "go.sum", "cmd", "hsm", "issuer", "
 // build runs "make build" in a copy of the product's sources and returns the binary.
 func build(t *testing.T, settings ...string) (binary string) {
 	t.Helper()
+	_ = os.Getenv("SOURCES") // see sources.sh
 	dir := t.TempDir()
 	for _, name := range sources {
 		if out, err := exec.CommandContext(t.Context(), "cp", "-R", filepath.Join(productRoot, name), dir).CombinedOutput(); err != nil {

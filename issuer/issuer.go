@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,7 @@ type Issuer struct {
 	algorithm x509.SignatureAlgorithm
 	journal   Journal
 	budget    *budget
+	signing   sync.Map // of the UIDs for which Issue is at work
 	now       func() time.Time
 }
 
@@ -142,6 +144,8 @@ func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	if err := grant.Redeem(); err != nil {
 		return nil, err
 	}
+	i.signing.Store(grant.RequestUID(), true)
+	defer i.signing.Delete(grant.RequestUID())
 	record, rehearsed, err := i.known(grant)
 	if err != nil {
 		return nil, err
@@ -204,8 +208,8 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 		h.Write(digest)
 		digest = h.Sum(nil)
 	}
-	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) { // a context may not know yet: this process may have stood still
-		return nil, context.DeadlineExceeded
+	if err := inTime(ctx); err != nil {
+		return nil, err
 	}
 	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
 	if err != nil {
@@ -221,6 +225,15 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 		return nil, err
 	}
 	return der, cert.CheckSignatureFrom(i.CA().cert)
+}
+
+// inTime answers nil until the context's deadline. A context may not know yet that it has ended: this process may have
+// stood still.
+func inTime(ctx context.Context) error {
+	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 // template builds the certificate (RFC 5280, section 4) from the grant.

@@ -95,6 +95,9 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 	if err != nil {
 		return err
 	}
+	if err := inTime(ctx); err != nil {
+		return err
+	}
 	err = i.journal.Append(ctx, journal.Intent{
 		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(), Requester: journal.Requester(grant.Requester()),
 		RequestSHA256: grant.RequestSHA256(), Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
@@ -106,19 +109,19 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 	return nil
 }
 
-// unfinishedAfter is how old an intent is that no turn can be at any more.
+// unfinishedAfter is how old an intent is that its first turn cannot be at any more.
 const unfinishedAfter = 2 * time.Minute
 
-// Unfinished lists the requests, by UID, that have an intent or a certificate of a while ago, and of
-// which it is not known what became.
-func (i *Issuer) Unfinished() []string {
-	var uids []string
+// Unfinished lists the requests that have an intent or a certificate of a while ago, and of which it is not known what
+// became: UID, name and signer name of each.
+func (i *Issuer) Unfinished() []policy.Submission {
+	var begun []policy.Submission
 	for _, record := range i.journal.Unpublished() {
 		if i.now().Sub(record.Intended) > unfinishedAfter {
-			uids = append(uids, record.Intent.UID)
+			begun = append(begun, policy.Submission{UID: record.Intent.UID, Name: record.Intent.Name, SignerName: record.Intent.Signer})
 		}
 	}
-	return uids
+	return begun
 }
 
 // Made tells whether the first certificate in PEM is the one that the journal has for the request.
@@ -147,8 +150,11 @@ func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 }
 
 // Orphaned writes that the request will not take its certificate any more, unless that, or what became of it,
-// is known already.
+// is known already. While the certificate is being signed it writes nothing: ask again.
 func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
+	if _, busy := i.signing.Load(uid); busy {
+		return nil
+	}
 	record, err := i.journal.Lookup(uid)
 	if err == nil && (record.State == journal.Intended || record.State == journal.HasCertificate) {
 		err = i.journal.Append(ctx, journal.Orphaned{UID: uid, Serial: record.Intent.Serial, Why: why})

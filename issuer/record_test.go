@@ -167,7 +167,7 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	made := func(key *ecdsa.PrivateKey, name string) *CA {
 		t.Helper()
 		cert := create(t, &x509.Certificate{
-			SerialNumber: big.NewInt(9), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
+			SerialNumber: big.NewInt(9), Subject: pkix.Name{CommonName: name}, NotBefore: now, NotAfter: now.Add(24 * time.Hour),
 			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, SubjectKeyId: before.issuing.SubjectKeyId,
 		}, nil, &key.PublicKey, key)
 		ca, err := ParseCA(encodePEM(cert.Raw))
@@ -184,24 +184,32 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 			t.Errorf("%v; want %q", err, words)
 		}
 	}
+	key := pkcs10test.NewKey(t)
 	granted := func(uid string) *policy.Grant {
 		t.Helper()
-		return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{DNSNames: []string{"one"}})
+		return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{Key: key, DNSNames: []string{"one"}})
 	}
 	if leaf := issue(t, i, granted("first"))[0]; leaf.NotAfter.After(before.issuing.NotAfter) {
 		t.Errorf("valid until %s, and the CA until %s", leaf.NotAfter, before.issuing.NotAfter)
 	}
+	well := i.key
+	i.key = brokenKey{well}
+	if _, err := i.Issue(t.Context(), granted("begun")); !errors.Is(err, errBroken) {
+		t.Fatal(err)
+	}
+	i.key = well
 	renewed := made(before.key, "issuing")
 	if err := i.Replace(renewed); err != nil {
 		t.Fatal(err)
 	}
+	issue(t, i, granted("begun")) // which is older than the CA's certificate now
 	leaf := issue(t, i, granted("second"))[0]
 	if err := leaf.CheckSignatureFrom(renewed.cert); err != nil || !leaf.NotAfter.After(before.issuing.NotAfter) || i.CA() != renewed {
 		t.Errorf("valid until %s: %v", leaf.NotAfter, err)
 	}
 }
 
-// A process that stood still after its time was up signs no more, although its context does not know yet.
+// A process that stood still after its time was up begins nothing and signs no more, although its context does not know yet.
 func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	a := newAsking(t)
 	rehearsed, err := a.issuer.rehearse(a.grant("one"))
@@ -210,6 +218,12 @@ func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	}
 	if _, err := a.issuer.sign(lateContext{t.Context()}, rehearsed); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+	if _, err := a.issuer.Issue(lateContext{t.Context()}, a.grant("two")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if left := a.issuer.journal.Unpublished(); len(left) != 0 {
+		t.Errorf("begun: %+v", left)
 	}
 }
 
@@ -239,9 +253,14 @@ func TestUnfinished(t *testing.T) {
 			t.Errorf("its own certificate is not told from others: %s: %t, %v", c.uid, made, err)
 		}
 	}
-	if got := a.issuer.Unfinished(); len(got) != 1 || got[0] != "u" {
+	if got := a.issuer.Unfinished(); len(got) != 1 || got[0].UID != "u" || got[0].SignerName == "" || got[0].Name == "" {
 		t.Errorf("unfinished are %v", got)
 	}
+	a.issuer.signing.Store("u", true)
+	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.HasCertificate {
+		t.Errorf("while it is at work: %v; %s", err, a.state())
+	}
+	a.issuer.signing.Delete("u")
 	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsOrphaned {
 		t.Errorf("%v; %s", err, a.state())
 	}

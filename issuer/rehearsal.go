@@ -106,7 +106,7 @@ func (r *rehearsal) rehearse(template *x509.Certificate, public crypto.PublicKey
 	if err != nil {
 		return nil, fmt.Errorf("the certificate cannot be read again: %w", err)
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: r.roots, CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: r.roots, CurrentTime: latest(leaf.NotBefore, r.ca.NotBefore), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return nil, fmt.Errorf("under the CA's certificate the certificate would not be valid: %w", err)
 	}
 	if err := r.lint(der); err != nil {

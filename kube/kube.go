@@ -50,15 +50,15 @@ type Issuer interface {
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	// Published notes that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
-	// Unfinished lists the requests, by UID, for which something was begun a while ago of which it
-	// is not known what became.
-	Unfinished() []string
+	// Unfinished lists the requests for which something was begun a while ago of which it is not known what became: UID,
+	// name and signer name of each.
+	Unfinished() []policy.Submission
 	// Made tells whether the certificate in PEM is the one that was made for the request.
 	Made(uid string, chain []byte) (bool, error)
 	// Signed tells whether the CA has signed the certificate in PEM, and whether it has a serial number as they are
 	// given here, and nowhere else.
 	Signed(chain []byte) (byCA, ours bool)
-	// Orphaned notes that the request will not take its certificate any more.
+	// Orphaned notes that the request will not take its certificate any more; nothing while that is being made.
 	Orphaned(ctx context.Context, uid, why string) error
 }
 
@@ -75,9 +75,10 @@ type Observer interface {
 	Ended(Outcome) // a turn ended, unless there was nothing to do
 }
 
-// A Recorder writes down what was refused.
+// A Recorder writes down what was decided and is not in the issuer's journal: each refusal, once the API server has it, and in a
+// shadow every verdict.
 type Recorder interface {
-	Refused(s policy.Submission, refusal *policy.Refusal)
+	Decided(s policy.Submission, verdict policy.Verdict)
 }
 
 // A Mode says what a Controller does with a verdict.
@@ -108,7 +109,7 @@ type Config struct {
 	Decider  Decider
 	Issuer   Issuer
 	Observer Observer
-	Recorder Recorder // nil for a shadow
+	Recorder Recorder
 	Logger   hclog.Logger
 }
 
@@ -141,7 +142,10 @@ const (
 	lastRetry  = 8 * time.Second // a pod's init container gives up after 90
 )
 
-var errStarting = errors.New("the API server was not reached yet")
+var (
+	errStarting = errors.New("the API server was not reached yet")
+	errListing  = errors.New("the API server has not listed all requests yet")
+)
 
 // New returns a controller; [Controller.Run] starts it.
 func New(c Config) *Controller {
@@ -167,6 +171,10 @@ func New(c Config) *Controller {
 // Leads tells whether this controller is the one that acts.
 func (c *Controller) Leads() bool { return c.leader.fence() == nil }
 
+// Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
+// election.
+func (c *Controller) Leader() string { return c.leader.holder() }
+
 // Queued is the number of requests that wait for a worker.
 func (c *Controller) Queued() int { return c.queue.Len() }
 
@@ -177,6 +185,9 @@ func (c *Controller) Ready() error {
 	var all []error
 	for _, err := range c.watches {
 		all = append(all, err)
+	}
+	if api := c.requests.Load(); api != nil && !api.whole() {
+		all = append(all, errListing)
 	}
 	return errors.Join(all...)
 }

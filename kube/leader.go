@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -46,34 +47,67 @@ type leader struct {
 	logger hclog.Logger
 	fit    func() error
 	says   func() map[string]string
-	begin  func() // this controller has come to lead
+	begin  func() // this controller leads, and has said at some time before that it does not
 
 	failed   func(error) // a write of the lease has
 	observer Observer
+	elector  atomic.Pointer[leaderelection.LeaderElector] // nil while it does not stand
 
 	mu      sync.Mutex
-	renewed time.Time // when the last renewal that succeeded began; zero: it does not lead
+	renewed time.Time       // when the last renewal that succeeded began; zero: it does not lead
+	term    context.Context // while it leads; ends when it gives the lease up
+	endTerm context.CancelFunc
+	said    bool // that it does not lead, since then: somebody may have left a request to another
 }
 
-// until returns the time up to which this controller may act, or errNotLeading.
-func (l *leader) until() (time.Time, error) {
+// acting returns a context that ends when this controller may act no more, or errNotLeading.
+func (l *leader) acting(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	if l == nil {
-		return time.Now().Add(turnTimeout), nil
+		ctx, cancel := context.WithCancel(ctx)
+		return ctx, cancel, nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	byWall := now.Round(0).Sub(l.renewed.Round(0)) // Round strips the monotonic reading
-	if l.renewed.IsZero() || now.Sub(l.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
-		return time.Time{}, errNotLeading
+	if err := l.leads(); err != nil {
+		return nil, nil, err
 	}
-	return l.renewed.Add(renewDeadline), nil
+	ctx, cancel := context.WithDeadline(ctx, l.renewed.Add(renewDeadline))
+	given := context.AfterFunc(l.term, cancel)
+	return ctx, func() { given(); cancel() }, nil
 }
 
 // fence answers nil while this controller leads.
 func (l *leader) fence() error {
-	_, err := l.until()
-	return err
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leads()
+}
+
+// leads answers nil or errNotLeading. The caller holds the mutex.
+func (l *leader) leads() error {
+	now := time.Now()
+	byWall := now.Round(0).Sub(l.renewed.Round(0)) // Round strips the monotonic reading
+	if l.renewed.IsZero() || now.Sub(l.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
+		l.said = true
+		return errNotLeading
+	}
+	return nil
+}
+
+// holder is the identity of the controller that leads, as the lease said when it was last read. It is empty when that
+// is not known: nobody leads, or this controller does not stand for election, or the lease, which it held, was lost.
+func (l *leader) holder() string {
+	if l == nil {
+		return ""
+	}
+	elector := l.elector.Load()
+	if elector == nil || elector.IsLeader() && l.fence() != nil {
+		return ""
+	}
+	return elector.GetLeader()
 }
 
 // unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes costs less than
@@ -135,10 +169,13 @@ func (l *leader) standOnce(ctx context.Context) {
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) {
 				l.logger.Info("this controller leads", "lease", l.lease.Name, "identity", l.lease.Identity)
-				l.begin()
 			},
 			OnStoppedLeading: func() { l.note(time.Time{}) },
 			OnNewLeader: func(identity string) {
+				if identity == "" {
+					l.logger.Info("the lease was given up", "lease", l.lease.Name)
+					return
+				}
 				l.logger.Info("a controller leads", "lease", l.lease.Name, "identity", identity)
 				l.observer.NewLeader()
 			},
@@ -148,6 +185,8 @@ func (l *leader) standOnce(ctx context.Context) {
 		l.logger.Error("no election", "error", err)
 		return
 	}
+	l.elector.Store(elector)
+	defer l.elector.Store(nil)
 	elector.Run(ctx)
 }
 
@@ -197,10 +236,25 @@ func (a annotatedLease) annotate(lease *coordinationv1.Lease) {
 	maps.Copy(lease.Annotations, a.says())
 }
 
+// note takes note of a renewal, or with a zero time that this controller does not lead. The election tells of no lease that was too
+// old for a moment and then renewed, as when the clock is set or this process stood still; what was left to another meanwhile
+// is taken up all the same.
 func (l *leader) note(renewed time.Time) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.renewed = renewed
+	begins := l.said && !renewed.IsZero()
+	l.said = l.said && !begins
+	switch {
+	case renewed.IsZero() && l.endTerm != nil:
+		l.endTerm()
+		l.endTerm = nil
+	case !renewed.IsZero() && l.endTerm == nil:
+		l.term, l.endTerm = context.WithCancel(context.Background())
+	}
+	l.mu.Unlock()
+	if begins {
+		l.begin()
+	}
 }
 
 // A watchedLock tells the leader of each renewal: the time before it was asked for, since others count

@@ -37,6 +37,57 @@ func TestFence(t *testing.T) {
 	}
 }
 
+// What is begun ends, at the latest, when the lease is too old, and at once when it is given up.
+func TestActsEndWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{begin: func() {}}
+		if _, _, err := l.acting(t.Context()); !errors.Is(err, errNotLeading) {
+			t.Errorf("before it leads: %v", err)
+		}
+		for _, givesUp := range []bool{false, true} {
+			began := time.Now()
+			l.note(began)
+			ctx, cancel, err := l.acting(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cancel()
+			want := renewDeadline
+			if givesUp {
+				want = time.Second
+				time.AfterFunc(want, func() { l.note(time.Time{}) })
+			}
+			if <-ctx.Done(); time.Since(began) != want {
+				t.Errorf("gives up %t: it ended after %s; want %s", givesUp, time.Since(began), want)
+			}
+		}
+	})
+}
+
+// Whatever was left to another is taken up again: also when the lease was never lost, and too old for a moment.
+func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
+	begun := 0
+	l := &leader{begin: func() { begun++ }}
+	for _, step := range []struct {
+		renewed time.Time
+		leads   bool
+		begun   int
+	}{
+		{time.Time{}, false, 0},
+		{time.Now(), true, 1},                   // it was elected
+		{time.Now(), true, 1},                   // renewed
+		{time.Now().Add(time.Minute), false, 1}, // the clock was set back
+		{time.Now(), true, 2},
+		{time.Now().Add(-renewDeadline), false, 2}, // it stood still
+		{time.Now(), true, 3},
+		{time.Time{}, false, 3}, // another leads
+	} {
+		if l.note(step.renewed); (l.fence() == nil) != step.leads || begun != step.begun {
+			t.Errorf("renewed %s: leads %t, began %d times; want %+v", step.renewed, l.fence() == nil, begun, step)
+		}
+	}
+}
+
 // Who is not fit does not stand for election; and the election ends with its context, fit or not.
 func TestOnlyWhoIsFitStands(t *testing.T) {
 	asked, fit := make(chan struct{}), errors.New("no token")

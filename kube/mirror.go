@@ -40,6 +40,15 @@ func (m *mirror) Add(object any) error { return m.put(object) }
 // Update takes an object that has changed.
 func (m *mirror) Update(object any) error { return m.put(object) }
 
+// Delete lets go of an object, by the name that it is kept under.
+func (m *mirror) Delete(object any) error {
+	object, err := m.slim(object)
+	if err != nil {
+		return err
+	}
+	return m.Store.Delete(object)
+}
+
 func (m *mirror) put(object any) error {
 	object, err := m.slim(object)
 	if err != nil {

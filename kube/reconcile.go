@@ -2,13 +2,17 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/policy"
 )
 
 // reconcileInterval is the time between two looks at what is unfinished.
@@ -22,24 +26,36 @@ func (c *Controller) reconcile(ctx context.Context) {
 
 func (c *Controller) reconcileOnce(ctx context.Context) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
-	all, complete := c.requests.Load().all()
-	if !complete || c.leader.fence() != nil {
+	if !c.requests.Load().whole() || c.leader.fence() != nil {
 		c.Observer.Certificates(nil)
 		return
 	}
-	for _, uid := range unfinished {
-		if err := c.resolve(ctx, uid, all[types.UID(uid)]); err != nil {
-			c.Logger.Error("what became of a request could not be noted", "uid", uid, "error", err)
+	all := c.requests.Load().all()
+	for _, begun := range unfinished {
+		if !c.servesName(begun.SignerName) {
+			continue // it may be there, and nobody watches it
+		}
+		if err := c.resolve(ctx, begun, all[types.UID(begun.UID)]); err != nil {
+			c.Logger.Error("what became of a request could not be noted", "request", begun.Name, "uid", begun.UID, "error", err)
 		}
 	}
 	c.lookAtCertificates(all)
 }
 
-// resolve notes what became of a request; csr is nil when it is gone.
-func (c *Controller) resolve(ctx context.Context, uid string, csr *certificatesv1.CertificateSigningRequest) error {
+// resolve notes what became of what was begun; csr is nil when the mirror does not have it.
+func (c *Controller) resolve(ctx context.Context, begun policy.Submission, csr *certificatesv1.CertificateSigningRequest) error {
+	uid := begun.UID
+	if csr == nil { // which the API server alone knows for sure
+		var err error
+		csr, err = c.requests.Load().fresh(ctx, &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: begun.Name, UID: types.UID(uid)}})
+		switch {
+		case errors.Is(err, errLookAgain):
+			return c.Issuer.Orphaned(ctx, uid, "the request is gone")
+		case err != nil:
+			return err
+		}
+	}
 	switch {
-	case csr == nil:
-		return c.Issuer.Orphaned(ctx, uid, "the request is gone")
 	case len(csr.Status.Certificate) > 0:
 		made, err := c.Issuer.Made(uid, csr.Status.Certificate)
 		switch {
@@ -56,8 +72,13 @@ func (c *Controller) resolve(ctx context.Context, uid string, csr *certificatesv
 	return nil
 }
 
-// all returns every request that is known, by UID, and whether that is all there are.
-func (r *requests) all() (map[types.UID]*certificatesv1.CertificateSigningRequest, bool) {
+// whole tells whether all requests were listed once.
+func (r *requests) whole() bool {
+	return !slices.ContainsFunc(r.synced, func(synced cache.InformerSynced) bool { return !synced() })
+}
+
+// all returns every request that is known, by UID.
+func (r *requests) all() map[types.UID]*certificatesv1.CertificateSigningRequest {
 	all := map[types.UID]*certificatesv1.CertificateSigningRequest{}
 	for _, store := range r.stores {
 		for _, object := range store.List() {
@@ -66,5 +87,5 @@ func (r *requests) all() (map[types.UID]*certificatesv1.CertificateSigningReques
 			}
 		}
 	}
-	return all, !slices.ContainsFunc(r.synced, func(synced cache.InformerSynced) bool { return !synced() })
+	return all
 }

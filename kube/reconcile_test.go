@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
@@ -21,7 +22,7 @@ import (
 // remembering is an issuer that has begun some requests; what the loop tells it of each is kept. A real
 // one would have to be killed at the right instruction for each case.
 type remembering struct {
-	unfinished []string
+	unfinished []policy.Submission
 	told       map[string]string
 }
 
@@ -34,7 +35,7 @@ func (r *remembering) Published(_ context.Context, uid string) error {
 	return nil
 }
 
-func (r *remembering) Unfinished() []string { return r.unfinished }
+func (r *remembering) Unfinished() []policy.Submission { return r.unfinished }
 
 func (*remembering) Made(_ string, chain []byte) (bool, error) {
 	if string(chain) == "unreadable" {
@@ -110,7 +111,11 @@ func TestOriginsOfCertificates(t *testing.T) {
 }
 
 func TestWhatBecameOfWhatWasBegun(t *testing.T) {
-	issuer := &remembering{unfinished: []string{"gone", "taken", "foreign", "denied", "waiting", "unknown"}, told: map[string]string{}}
+	issuer := &remembering{told: map[string]string{}}
+	for _, uid := range []string{"gone", "made again", "not mirrored yet", "taken", "foreign", "denied", "waiting", "unknown"} {
+		issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
+	}
+	issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: "not watched", Name: "not watched", SignerName: "example.com/former"})
 	complete := false
 	c, add := withStore(t, issuer, func() bool { return complete })
 	add("taken", "own")
@@ -119,6 +124,8 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	add("denied", "", condition(certificatesv1.CertificateDenied, corev1.ConditionTrue))
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 
+	c.requests.Load().requestClient = having{uids: map[string]types.UID{"made again": "of another", "not mirrored yet": "not mirrored yet"}}
+
 	c.reconcileOnce(t.Context())
 	if len(issuer.told) > 0 {
 		t.Errorf("told %v before all requests are known", issuer.told)
@@ -126,12 +133,31 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	complete = true
 	c.reconcileOnce(t.Context())
 	want := map[string]string{
-		"gone":    "orphaned: the request is gone",
-		"taken":   "published",
-		"foreign": "orphaned: the request has a certificate that is not this one",
-		"denied":  "orphaned: the request was denied or has failed",
+		"gone":       "orphaned: the request is gone",
+		"made again": "orphaned: the request is gone",
+		"taken":      "published",
+		"foreign":    "orphaned: the request has a certificate that is not this one",
+		"denied":     "orphaned: the request was denied or has failed",
 	}
-	if !maps.Equal(issuer.told, want) || c.queue.Len() != 1 {
-		t.Errorf("told %v, and %d are taken up again; want %v, and the one that waits", issuer.told, c.queue.Len(), want)
+	if !maps.Equal(issuer.told, want) || c.queue.Len() != 2 {
+		t.Errorf("told %v, and %d are taken up again; want %v, and the two that wait", issuer.told, c.queue.Len(), want)
 	}
+}
+
+// having is an API server that has these requests: the UID of each, by its name.
+type having struct {
+	requestClient
+	uids map[string]types.UID
+}
+
+// Get reads a request.
+func (h having) Get(_ context.Context, name string, _ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+	uid, is := h.uids[name]
+	if !is {
+		return nil, apierrors.NewNotFound(certificatesv1.Resource("certificatesigningrequests"), name)
+	}
+	return &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid}, Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
+		Status: certificatesv1.CertificateSigningRequestStatus{Conditions: []certificatesv1.CertificateSigningRequestCondition{condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)}},
+	}, nil
 }

@@ -18,6 +18,11 @@ const (
 	// cutMark is the annotation of a request whose metadata were cut. Should a requester set it, its request is read once
 	// more than needed.
 	cutMark = "hsm-signer/cut"
+	// mostName is how long the name of a request may be, in bytes, to be served. The API server takes any, and names go into logs,
+	// events, addresses and the journal.
+	mostName = 1 << 10
+	// noSigner is what is kept as the signer of a request that is not served whoever it is for; no signer's name is like that.
+	noSigner = "-"
 	// listPage is how many requests one answer to a list holds.
 	listPage = 25
 )
@@ -27,6 +32,9 @@ func (c *Controller) slim(object any) (any, error) {
 	csr, is := object.(*certificatesv1.CertificateSigningRequest)
 	if !is { // client-go's notes of what it has missed
 		return object, nil
+	}
+	if len(csr.Name) > mostName {
+		return c.leftAlone(csr), nil
 	}
 	meta := metav1.ObjectMeta{Name: csr.Name, UID: csr.UID, ResourceVersion: csr.ResourceVersion, CreationTimestamp: csr.CreationTimestamp}
 	if c.Mode != Shadow && (stateOf(csr) == done || !c.serves(csr)) {
@@ -43,6 +51,17 @@ func (c *Controller) slim(object any) (any, error) {
 		csr.Spec.Request = bytes.Clone(csr.Spec.Request[:pkcs10.MaxPEM+1])
 	}
 	return csr, nil
+}
+
+// leftAlone is what is kept of a request that is not served since its name is too long: no name that long is another's.
+func (c *Controller) leftAlone(csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
+	begin := csr.Name[:64] + "…"
+	c.Logger.Warn("the name of a request is too long, and it is left alone", "name", begin, "bytes", len(csr.Name),
+		"uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
+	return &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: begin + string(csr.UID), UID: csr.UID, ResourceVersion: csr.ResourceVersion, CreationTimestamp: csr.CreationTimestamp},
+		Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: noSigner},
+	}
 }
 
 // cut tells whether the request is not as the API server has it, so that it must be read again before it is written.

@@ -2,10 +2,12 @@ package kube
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,5 +64,27 @@ func TestOnlyWhatIsNeededIsKept(t *testing.T) {
 	small, want := request("example.com/a", nil), request("example.com/a", nil)
 	if kept, err := c.slim(small); err != nil || !reflect.DeepEqual(kept, want) {
 		t.Errorf("an ordinary request was changed: %+v, %v", kept, err)
+	}
+}
+
+// The API server takes a name of 400 KiB. Such a request is left alone, little of it is kept, and nothing of it when it is deleted.
+func TestLongNameIsLeftAlone(t *testing.T) {
+	for _, mode := range []Mode{Approve, Shadow} {
+		c := &Controller{Config: Config{SignerNames: []string{"example.com/a"}, AcceptUnset: true, Mode: mode, Logger: hclog.NewNullLogger()}}
+		long := func() *certificatesv1.CertificateSigningRequest {
+			return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) { r.Name = strings.Repeat("x", megabyte) })
+		}
+		m, _ := c.newMirror(nil)
+		m.added, m.updated = func(any) {}, func(any, any) {}
+		if err := errors.Join(m.Add(long()), m.Update(long())); err != nil {
+			t.Fatal(err)
+		}
+		kept := m.List()
+		if len(kept) != 1 || kept[0].(*certificatesv1.CertificateSigningRequest).Size() > 1<<10 || c.serves(kept[0].(*certificatesv1.CertificateSigningRequest)) {
+			t.Errorf("%s: %d are kept: %.300v", mode, len(kept), kept)
+		}
+		if err := m.Delete(long()); err != nil || len(m.List()) > 0 {
+			t.Errorf("%s: %d are left: %v", mode, len(m.List()), err)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -53,15 +54,14 @@ var errLookAgain = errors.New("look again")
 
 // serves tells whether the request asks one of our signers.
 func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool {
-	if csr.Spec.SignerName == "" {
+	return c.servesName(csr.Spec.SignerName)
+}
+
+func (c *Controller) servesName(signer string) bool {
+	if signer == "" {
 		return c.AcceptUnset
 	}
-	for _, name := range c.SignerNames {
-		if csr.Spec.SignerName == name {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.SignerNames, signer)
 }
 
 // turn takes one request as far as it goes. The object is the mirror's and is not
@@ -118,6 +118,7 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 		return nil
 	}
 	c.Observer.Decided(verdict)
+	c.Recorder.Decided(Submission(csr), verdict)
 	c.endedShadow(csr, verdict)
 	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
 	switch v := verdict.(type) {
@@ -229,9 +230,11 @@ func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.Certi
 }
 
 func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
-	if err := c.leader.fence(); err != nil {
+	ctx, cancel, err := c.leader.acting(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	csr = csr.DeepCopy()
 	setCondition(csr, certificatesv1.CertificateApproved, "PolicyGranted",
 		fmt.Sprintf("granted by rule %s of policy %.12s", grant.Rule(), grant.PolicyHash()))
@@ -242,11 +245,10 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 // issue has the certificate made and writes it to the object that was decided on,
 // and to no other.
 func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
-	until, err := c.leader.until()
+	ctx, cancel, err := c.leader.acting(ctx) // what is signed and written is so before another may lead
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithDeadline(ctx, until) // what is signed and written is so before another may lead
 	defer cancel()
 	chain, err := c.Issuer.Issue(ctx, grant)
 	switch {
@@ -286,6 +288,9 @@ func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.Certificate
 	if err != nil {
 		return err
 	}
+	if stateOf(csr) == done { // it has a certificate, which the next look at what is unfinished takes note of
+		return nil
+	}
 	if err := c.finish(ctx, csr, stateOf(csr), "FormerCertificate", former.Error()); err != nil {
 		return err
 	}
@@ -299,11 +304,12 @@ func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.Certificate
 
 // finish denies a pending request, and fails one that is approved, which cannot be taken back.
 func (c *Controller) finish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, reason, message string) error {
-	if err := c.leader.fence(); err != nil {
+	ctx, cancel, err := c.leader.acting(ctx)
+	if err != nil {
 		return err
 	}
+	defer cancel()
 	csr = csr.DeepCopy()
-	var err error
 	switch was {
 	case pending:
 		setCondition(csr, certificatesv1.CertificateDenied, reason, message)
@@ -321,7 +327,7 @@ func (c *Controller) refused(ctx context.Context, csr *certificatesv1.Certificat
 	if err := c.finish(ctx, csr, was, string(refusal.Code()), refusal.Message()); err != nil {
 		return err
 	}
-	c.Recorder.Refused(Submission(csr), refusal)
+	c.Recorder.Decided(Submission(csr), refusal)
 	c.ended(csr, ResultRefused, refusal.Rule(), refusal.String())
 	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
 		"requester", csr.Spec.Username, "reasons", refusal.String())

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"crypto"
-	"encoding/hex"
 	"errors"
 	"net/netip"
 	"slices"
@@ -49,7 +48,7 @@ func (p *Policy) grant(r *Request, f finding) *Grant {
 	return &Grant{
 		stub:          &stub{policy: p},
 		submission:    r.Submission,
-		requestSHA256: hex.EncodeToString(r.asked.SHA256[:]),
+		requestSHA256: r.sha256(),
 		rule:          by.name,
 		spender:       SpenderOf(r.Requester),
 		subject:       by.subjectFor(r.asked),

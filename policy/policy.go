@@ -62,7 +62,7 @@ func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 // when one rule grants all of it; otherwise the answer holds every reason of the
 // rule that came nearest.
 func (p *Policy) Decide(r *Request) Verdict {
-	refusal := &Refusal{}
+	refusal := &Refusal{PolicyHash: p.hash, RequestSHA256: r.sha256()}
 	for _, fault := range r.faults {
 		refusal.Reasons = append(refusal.Reasons, Reason{
 			Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message,
@@ -77,16 +77,15 @@ func (p *Policy) Decide(r *Request) Verdict {
 	}
 	finding := p.judge(r)
 	switch {
-	case len(refusal.Reasons) > 0:
+	case len(refusal.Reasons) > 0 || len(finding.reasons) > 0:
 		refusal.Reasons = append(refusal.Reasons, finding.reasons...)
 		return refusal
-	case len(finding.reasons) > 0:
-		return &Refusal{Reasons: finding.reasons}
 	case finding.missing != "":
 		return &NotYet{Rule: finding.rule.name, Missing: finding.missing}
 	}
 	if fault, wrong := r.asked.Costly(); wrong {
-		return &Refusal{Reasons: []Reason{{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message}}}
+		refusal.Reasons = []Reason{{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message}}
+		return refusal
 	}
 	return p.grant(r, finding)
 }

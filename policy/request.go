@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/hex"
 	"maps"
 	"net/netip"
 	"regexp"
@@ -42,6 +43,14 @@ type Request struct {
 func NewRequest(s Submission) *Request {
 	asked, faults := pkcs10.Parse(s.PEM)
 	return &Request{Submission: s, asked: asked, faults: faults}
+}
+
+// sha256 is of the request in DER, in hex; empty when it could not be read.
+func (r *Request) sha256() string {
+	if r.asked == nil {
+		return ""
+	}
+	return hex.EncodeToString(r.asked.SHA256[:])
 }
 
 // A Requester is who made the request, as the API server authenticated it

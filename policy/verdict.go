@@ -55,7 +55,11 @@ func (r Reason) sentence() string { return "rule " + r.Rule + ": " + r.Field + "
 
 // A Refusal says no, with every reason of the rule that came nearest. It is
 // final.
-type Refusal struct{ Reasons []Reason }
+type Refusal struct {
+	Reasons       []Reason
+	PolicyHash    string // the [Policy.Hash] of the policy that refuses
+	RequestSHA256 string // of the PKCS#10 request in DER, hex; empty when it cannot be read
+}
 
 // Code returns the code of the first reason.
 func (r *Refusal) Code() Code {

@@ -119,7 +119,7 @@ func readPublicKey(path string) (crypto.PublicKey, error) {
 
 func (a *auditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.Writer) error {
 	var clear func()
-	o.Progress, clear = showProgress(errs, isTerminal(errs), time.Now())
+	o.Progress, clear = showProgress(errs, takesControls(errs), time.Now())
 	summary, err := journal.Verify(dir, o)
 	clear()
 	var wrong *journal.Fault

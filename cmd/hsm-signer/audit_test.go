@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -181,7 +182,7 @@ func TestAuditList(t *testing.T) {
 	dir := madeJournal(t, time.Hour, 48*time.Hour, -time.Hour)
 	t.Setenv("STATE_DIR", filepath.Join(dir, "state"))
 	for want, args := range map[string][]string{
-		"abc": nil, "a": {"--expiring", "1d"}, "ab": {"--expiring", "72h"}, "": {"--expiring", "1m"},
+		"abc": nil, "ca": {"--expiring", "1d"}, "cab": {"--expiring", "72h"}, "c": {"--expiring", "1m"},
 	} {
 		out, stderr, code := command(t, append([]string{"audit", "list", "-o", "json"}, args...)...)
 		got := ""
@@ -207,6 +208,60 @@ func TestAuditList(t *testing.T) {
 		if _, stderr, code := command(t, "audit", "list", "--expiring", bad); code != 4 || !strings.Contains(stderr, "30d") {
 			t.Errorf("%s: exit code %d: %s", bad, code, stderr)
 		}
+	}
+}
+
+// Of what a pod got for a signer and a name only the newest counts, whichever ends first; and without a cluster it is
+// said that nobody knows which pods live.
+func TestAuditListExpiringCountsTheNewest(t *testing.T) {
+	dir := t.TempDir()
+	ca := newSoftCA(t)
+	j := ca.openJournal(t, dir)
+	for n, c := range []struct {
+		pod, signer string
+		left        time.Duration
+	}{
+		{"renewed", "a", time.Hour}, {"renewed", "a", 99 * time.Hour},
+		{"shortened", "a", 99 * time.Hour}, {"shortened", "a", -time.Hour},
+		{"two", "b", time.Hour}, {"two", "a", 99 * time.Hour},
+		{"", "a", 2 * time.Hour},
+	} {
+		intent, signed := ca.certify(t, j, strconv.Itoa(n), c.left)
+		intent.Signer, intent.Requester.Username = c.signer, "admin"
+		if c.pod != "" {
+			intent.Name = "node-certs:" + c.pod
+			intent.Requester = journal.Requester{Username: "system:serviceaccount:calico-system:calico-node", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"}, Extra: map[string][]string{
+				"authentication.kubernetes.io/pod-name": {c.pod}, "authentication.kubernetes.io/pod-uid": {"uid-of-" + c.pod},
+			}}
+		}
+		write(t, j, intent, signed, journal.Published{UID: intent.UID, Serial: intent.Serial})
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, stderr, code := command(t, "audit", "list", "--expiring", "3h", filepath.Join(dir, "state"))
+	if code != 0 || strings.Count(stderr, "which pods still live is not known: no cluster is named: set KUBECONFIG") != 1 || strings.Contains(out, "estart") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+	lines := strings.Split(out, "\n")
+	for i, want := range []string{
+		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(not known whether it lives\)`, `ends .*calico-system/two \(not known`, `ends .*admin +not known  `, `^$`,
+	} {
+		if i >= len(lines) || !regexp.MustCompile(want).MatchString(lines[i]) {
+			t.Errorf("line %d: want %s in:\n%s", i+1, want, out)
+		}
+	}
+}
+
+// The command for pods that are dark comes first, and once.
+func TestRestartsOfWhatHasEndedComeFirst(t *testing.T) {
+	var r restarts
+	for _, view := range []issuedView{{}, {Ended: true, Pod: &podView{}}, {Ended: true, Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}, {Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}} {
+		r.add(view)
+	}
+	var out bytes.Buffer
+	if err := r.print(&out); err != nil || !regexp.MustCompile(`(?s)^\nPods live whose .* now:\n  a\n\nNothing renews .*:\n  b\n$`).MatchString(out.String()) {
+		t.Errorf("%v: %s", err, &out)
 	}
 }
 

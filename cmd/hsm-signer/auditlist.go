@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/issuer/journal"
@@ -36,25 +37,28 @@ type issuedView struct {
 	NotBefore     time.Time         `json:"notBefore"`
 	NotAfter      time.Time         `json:"notAfter"`
 	Certificate   []byte            `json:"certificate,omitempty"` // DER, base64; missing where an orphan is not known to have been signed
-	Pod           *podView          `json:"pod,omitempty"`         // with --expiring
+	Ended         bool              `json:"ended,omitempty"`       // with --expiring: it has
+	Pod           *podView          `json:"pod,omitempty"`         // with --expiring; missing where the journal names none
 }
 
 // A podView is the pod that asked for a certificate.
 type podView struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name,omitempty"`  // empty where tokens name no pod and none is found
-	Lives     *bool  `json:"lives,omitempty"` // not known where the cluster cannot be read
+	Lives     *bool  `json:"lives,omitempty"` // true; missing where it is not known, since the cluster cannot be read
 	Owner     string `json:"owner,omitempty"` // its kind, namespace and name
 	Restart   string `json:"restart,omitempty"`
 }
 
 // String is for the table.
 func (p *podView) String() string {
-	text := p.Namespace + "/" + cmp.Or(p.Name, "?")
-	if p.Lives != nil {
-		text += map[bool]string{true: " (lives)", false: " (gone)"}[*p.Lives]
+	switch {
+	case p == nil:
+		return "not known"
+	case p.Lives == nil:
+		return p.Namespace + "/" + cmp.Or(p.Name, "?") + " (not known whether it lives)"
 	}
-	return text
+	return p.Namespace + "/" + p.Name + " (lives)"
 }
 
 func newAuditListCommand() *cobra.Command {
@@ -67,12 +71,15 @@ func newAuditListCommand() *cobra.Command {
 when. Those that were published come first, in that order. Orphans were given up: nobody got them, as far
 as the journal knows. It verifies the chain, and not the signatures: that is "audit verify".
 
-With --expiring it also names the pod that asked. Nothing renews its certificate: a pod asks once, when it
-starts. Where the cluster can be read (KUBECONFIG, or in a pod; "get" and "list" of pods, and "get" of replicasets
-to know Deployments), it says whether the pod still lives, and the command that restarts it.`,
+With --expiring it lists the pods that go dark, or are dark: those that live, and whose newest certificate for a
+signer and name ends within a time, or has ended in the last 30 days. Nothing renews it: a pod asks once, when it
+starts. "soon" is what the alerts and the status page go by: 30 days, or the last third of a shorter lifetime.
+Which pods live is read from the cluster (KUBECONFIG, or in a pod; "get" and "list" of pods, and "get" of replicasets
+to know Deployments), with the command that restarts them. Where that cannot be read, all certificates are listed that may be
+those of such pods. Certificates of which the journal does not tell which pod asked are always listed.`,
 		Example: `  hsm-signer audit list
-  hsm-signer audit list --expiring 30d
-  hsm-signer audit list --expiring 30d --output json | jq -r .pod.restart | sort -u`,
+  hsm-signer audit list --expiring soon
+  hsm-signer audit list --expiring 60d --output json | jq -r '.pod.restart // empty' | sort -u`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
@@ -88,7 +95,7 @@ to know Deployments), it says whether the pod still lives, and the command that 
 		},
 	}
 	addFlags(command, settings)
-	command.Flags().StringVar(&l.expiring, "expiring", "", "only those that are valid now and expire within this time, such as 30d or 12h")
+	command.Flags().StringVar(&l.expiring, "expiring", "", "only those of pods that live and whose certificate has ended, or ends within this time: soon, or such as 30d or 12h")
 	command.Flags().StringVarP(&l.output, "output", "o", "text", "text, or json: one line each")
 	return command
 }
@@ -96,16 +103,19 @@ to know Deployments), it says whether the pod still lives, and the command that 
 // auditList is what is listed, as the user names it.
 type auditList struct {
 	expiring, output string
-	filter           journal.Filter
-	holders          *expiry.Holders // nil where the cluster is not looked at
+	term             expiry.Term          // nil: all certificates
+	client           kubernetes.Interface // nil where the cluster is not looked at
 	dir              string
 	out, errs        io.Writer
 }
 
-// expiringWithin reads a time such as 30d or 12h; an empty one takes all certificates.
-func expiringWithin(text string, now time.Time) (journal.Filter, error) {
-	if text == "" {
-		return journal.Filter{}, nil
+// termOf reads a time such as 30d or 12h, or "soon"; nil takes all certificates.
+func termOf(text string) (expiry.Term, error) {
+	switch text {
+	case "":
+		return nil, nil
+	case "soon":
+		return expiry.Soon, nil
 	}
 	within, err := time.ParseDuration(text)
 	if days, is := strings.CutSuffix(text, "d"); is {
@@ -114,97 +124,108 @@ func expiringWithin(text string, now time.Time) (journal.Filter, error) {
 		within = time.Duration(n) * 24 * time.Hour
 	}
 	if err != nil || within <= 0 {
-		return journal.Filter{}, fmt.Errorf("%q is not a time, such as 30d or 12h", text)
+		return nil, fmt.Errorf("%q is neither soon nor a time, such as 30d or 12h", text)
 	}
-	return journal.Filter{ExpiresAfter: now, ExpiresBefore: now.Add(within)}, nil
+	return expiry.Within(within), nil
 }
 
 // prepare reads what the user wants, and adds what is wrong to the faults.
 func (l *auditList) prepare(c *config, faults *configFaults) {
 	var err error
-	l.filter, err = expiringWithin(l.expiring, time.Now())
+	l.term, err = termOf(l.expiring)
 	faults.add("--expiring", err)
 	requireOutput(l.output, faults)
 	if l.expiring != "" && (c.kubeconfig != "" || os.Getenv("KUBERNETES_SERVICE_HOST") != "") {
 		if client, _ := c.loadClient(faults, nil); client != nil {
-			l.holders = expiry.NewHolders(client)
+			l.client = client
 		}
 	}
 }
 
-// all goes through the certificates, each with what is known of its pod.
-func (l *auditList) all(ctx context.Context, give func(*journal.Issued, *podView) error) error {
-	blind := map[string]bool{}
-	for i, err := range journal.List(l.dir, l.filter) {
+// all goes through the certificates that are wanted.
+func (l *auditList) all(ctx context.Context, give func(issuedView) error) error {
+	if l.term != nil {
+		return l.allExpiring(ctx, give)
+	}
+	for i, err := range journal.List(l.dir, journal.Filter{}) {
 		if err != nil {
 			return listFault(l.dir, err)
 		}
-		var pod *podView
-		if l.expiring != "" {
-			var fault error
-			if pod, fault = l.podOf(ctx, i); fault != nil && !blind[fault.Error()] {
-				blind[fault.Error()] = true
-				fmt.Fprintf(l.errs, "hsm-signer: which pods still live is not known: %v\n", fault)
-			}
-		}
-		if err := give(i, pod); err != nil {
+		if err := give(viewOf(i)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// podOf finds the pod of a certificate, as far as that can be known; nil when it was no pod's.
-func (l *auditList) podOf(ctx context.Context, i *journal.Issued) (*podView, error) {
-	c, ok := expiry.CertificateOf(i)
-	if !ok {
-		return nil, nil
-	}
-	view := &podView{Namespace: c.Account.Namespace, Name: c.PodName}
-	if l.holders == nil {
-		return view, nil
-	}
-	pod, lives, err := l.holders.Of(ctx, c)
+// allExpiring goes through what is known of pods that live, and then through what is not known.
+func (l *auditList) allExpiring(ctx context.Context, give func(issuedView) error) error {
+	now := time.Now()
+	found, err := expiry.Find(ctx, l.dir, l.client, now, l.term)
 	if err != nil {
-		return view, err
+		return listFault(l.dir, err)
 	}
-	view.Lives = &lives
-	if lives {
-		view.Name, view.Owner, view.Restart = pod.Name, pod.Owner.String(), pod.Restart()
+	if found.Fault != nil {
+		fmt.Fprintf(l.errs, "hsm-signer: which pods still live is not known: %v\n", found.Fault)
 	}
-	return view, nil
+	var views []issuedView
+	for _, e := range found.Pods {
+		lives := true
+		views = append(views, expiringView(e.Certificate, now, &podView{
+			Namespace: e.Pod.Namespace, Name: e.Pod.Name, Lives: &lives, Owner: e.Pod.Owner.String(), Restart: e.Pod.Restart(),
+		}))
+	}
+	for _, c := range found.Unknown {
+		var pod *podView
+		if c.OfPod() {
+			pod = &podView{Namespace: c.Account.Namespace, Name: c.PodName}
+		}
+		views = append(views, expiringView(c, now, pod))
+	}
+	for _, view := range views {
+		if err := give(view); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func expiringView(c expiry.Certificate, now time.Time, pod *podView) issuedView {
+	view := viewOf(c.Issued)
+	view.Pod, view.Ended = pod, c.Ended(now)
+	return view
+}
+
+func viewOf(i *journal.Issued) issuedView {
+	return issuedView{
+		Serial: i.Serial, State: i.State.String(), UID: i.UID, Name: i.Name, Signer: i.Signer, Requester: i.Requester,
+		RequestSHA256: i.RequestSHA256, Rule: i.Rule, PolicyHash: i.PolicyHash, Names: i.Names,
+		SignedAt: i.SignedAt, NotBefore: i.NotBefore, NotAfter: i.NotAfter, Certificate: i.Signed,
+	}
 }
 
 func (l *auditList) json(ctx context.Context) error {
 	encoder := json.NewEncoder(l.out)
-	return l.all(ctx, func(i *journal.Issued, pod *podView) error {
-		return encoder.Encode(issuedView{
-			Serial: i.Serial, State: i.State.String(), UID: i.UID, Name: i.Name, Signer: i.Signer, Requester: i.Requester,
-			RequestSHA256: i.RequestSHA256, Rule: i.Rule, PolicyHash: i.PolicyHash, Names: i.Names,
-			SignedAt: i.SignedAt, NotBefore: i.NotBefore, NotAfter: i.NotAfter, Certificate: i.Signed, Pod: pod,
-		})
-	})
+	return l.all(ctx, func(view issuedView) error { return encoder.Encode(view) })
 }
 
 // text prints a table, and below it what to do.
 func (l *auditList) text(ctx context.Context) error {
 	table := tabwriter.NewWriter(l.out, 0, 0, 2, ' ', 0)
 	columns := []string{"EXPIRES", "STATE", "REQUEST", "REQUESTER", "SERIAL", "NAMES"}
-	if l.expiring != "" {
+	if l.term != nil {
 		columns = slices.Insert(columns, 4, "POD")
 	}
 	fmt.Fprintln(table, strings.Join(columns, "\t"))
-	var restart []string
-	err := l.all(ctx, func(i *journal.Issued, pod *podView) error {
-		fields := []string{localTime(i.NotAfter), i.State.String(), i.Name, i.Requester.Username, i.Serial, strings.Join(i.Names, " ")}
-		if l.expiring != "" {
-			fields = slices.Insert(fields, 4, "")
-		}
-		if pod != nil {
-			fields[4] = pod.String()
-			if pod.Restart != "" && !slices.Contains(restart, pod.Restart) {
-				restart = append(restart, pod.Restart)
+	var commands restarts
+	err := l.all(ctx, func(view issuedView) error {
+		fields := []string{localTime(view.NotAfter), view.State, view.Name, view.Requester.Username, view.Serial, strings.Join(view.Names, " ")}
+		if l.term != nil {
+			fields = slices.Insert(fields, 4, view.Pod.String())
+			if fields[1] = "ends"; view.Ended {
+				fields[1] = "ENDED"
 			}
+			commands.add(view)
 		}
 		for n := range fields {
 			fields[n] = onOneLine(fields[n])
@@ -212,11 +233,41 @@ func (l *auditList) text(ctx context.Context) error {
 		_, err := fmt.Fprintln(table, strings.Join(fields, "\t"))
 		return err
 	})
-	if err := errors.Join(err, table.Flush()); err != nil || len(restart) == 0 {
+	if err := errors.Join(err, table.Flush()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(l.out, "\nNothing renews these certificates. Restart the pods that live before they end:\n  %s\n", strings.Join(restart, "\n  "))
-	return err
+	return commands.print(l.out)
+}
+
+// restarts are commands that restart pods.
+type restarts struct{ now, soon []string }
+
+// add takes note of a pod that lives; those whose certificates have ended come first.
+func (r *restarts) add(view issuedView) {
+	switch {
+	case view.Pod == nil || view.Pod.Restart == "" || slices.Contains(slices.Concat(r.now, r.soon), view.Pod.Restart):
+	case view.Ended:
+		r.now = append(r.now, view.Pod.Restart)
+	default:
+		r.soon = append(r.soon, view.Pod.Restart)
+	}
+}
+
+func (r *restarts) print(out io.Writer) error {
+	for _, part := range []struct {
+		what     string
+		commands []string
+	}{
+		{"Pods live whose certificates have ended: they are, or go, dark. Restart them now:", r.now},
+		{"Nothing renews these certificates. Restart the pods before they end:", r.soon},
+	} {
+		if len(part.commands) > 0 {
+			if _, err := fmt.Fprintf(out, "\n%s\n  %s\n", part.what, strings.Join(part.commands, "\n  ")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func listFault(dir string, err error) error {

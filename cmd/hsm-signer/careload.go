@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"fmt"
 	"os"
-	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -14,80 +10,39 @@ import (
 )
 
 // A caReloader takes up another certificate of the CA when its file has changed: a renewed one of the same key and
-// name, or another chain. Anything else in the file is refused, visibly, and the certificate before it stays.
+// name, or another chain. Anything else in the file is refused.
 type caReloader struct {
-	file    string
+	watchedFile[*issuer.CA]
 	current func() *issuer.CA
 	replace func(*issuer.CA) error
-	logger  hclog.Logger
-	refused func(bool)                   // is told at each look
-	warn    func(reason, message string) // as an event
-
-	text    []byte // what the last look read
-	settled bool   // it is in use, or refused
-
-	mu    sync.Mutex
-	fault error // why the file as it is now is not in use
 }
 
-// watch looks at the file until the context ends.
-func (r *caReloader) watch(ctx context.Context) error {
-	ticker := time.NewTicker(reloadInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			r.look()
-		}
+func newCAReloader(file string, current func() *issuer.CA, replace func(*issuer.CA) error, m *metrics, logger hclog.Logger) *caReloader {
+	r := &caReloader{current: current, replace: replace}
+	r.watchedFile = watchedFile[*issuer.CA]{
+		path: file, read: func() ([]byte, error) { return os.ReadFile(file) }, parse: issuer.ParseCA, take: r.use,
+		name: "the file of the CA's certificate", stays: "the certificate before it stays in use", reason: "CARefused",
+		logger: logger, refused: m.caFileRefused,
 	}
+	return r
 }
 
-// look compares the file with the certificate in use. As with the policy, a change counts when two looks find the same.
-func (r *caReloader) look() {
-	text, err := os.ReadFile(r.file)
-	same := err == nil && bytes.Equal(text, r.text)
-	if same && r.settled {
-		return
+// use takes up another certificate of the CA, unless the issuer refuses it.
+func (r *caReloader) use(fresh *issuer.CA) error {
+	if fresh.Equal(r.current()) {
+		return nil
 	}
-	r.text, r.settled = text, same
-	var fresh *issuer.CA
-	if err == nil {
-		fresh, err = issuer.ParseCA(text)
+	if err := r.replace(fresh); err != nil {
+		return err
 	}
-	if err == nil && same && !fresh.Equal(r.current()) {
-		if err = r.replace(fresh); err == nil {
-			r.logger.Warn("the CA's certificate was replaced, and is in use", "file", r.file, "notAfter", fresh.Certificate().NotAfter)
-		}
-	}
-	if err == nil && !same {
-		return // not yet
-	}
-	r.note(err)
-}
-
-// note keeps how the file stands, and logs each change.
-func (r *caReloader) note(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case err != nil && (r.fault == nil || r.fault.Error() != err.Error()):
-		r.logger.Error("the file of the CA's certificate is refused; the certificate before it stays in use", "file", r.file, "error", err)
-		r.warn("CARefused", "the file of the CA's certificate as it is now is refused, and the certificate before it stays in use; the log says why")
-	case err == nil && r.fault != nil:
-		r.logger.Info("the file of the CA's certificate is well again", "file", r.file)
-	}
-	r.fault = err
-	r.refused(err != nil)
+	r.logger.Warn("the CA's certificate was replaced, and is in use", "file", r.path, "notAfter", fresh.Certificate().NotAfter)
+	return nil
 }
 
 // state says what is wrong with the file, if anything is. It does not keep the service from being ready.
 func (r *caReloader) state() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.fault == nil {
-		return ""
+	if err := r.refusal(); err != nil {
+		return fmt.Sprintf("but CA_CERT_FILE as it is now is refused: %v", err)
 	}
-	return fmt.Sprintf("but CA_CERT_FILE as it is now is refused: %v", r.fault)
+	return ""
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"hsm-signer/issuer"
 )
@@ -36,21 +37,18 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	}
 	var log bytes.Buffer
 	var taken []*issuer.CA
-	var refused bool
 	var events []string
-	r := &caReloader{
-		file: file, logger: hclog.New(&hclog.LoggerOptions{Output: &log}),
-		current: func() *issuer.CA { return current },
-		replace: func(fresh *issuer.CA) error {
-			if err := fresh.Matches(ca.key.Public()); err != nil {
-				return errors.New("another key")
-			}
-			taken, current = append(taken, fresh), fresh
-			return nil
-		},
-		refused: func(is bool) { refused = is },
-		warn:    func(reason, _ string) { events = append(events, reason) },
+	replace := func(fresh *issuer.CA) error {
+		if err := fresh.Matches(ca.key.Public()); err != nil {
+			return errors.New("another key")
+		}
+		taken, current = append(taken, fresh), fresh
+		return nil
 	}
+	m := newMetrics()
+	refused := func() bool { return testutil.ToFloat64(m.caRefused) == 1 }
+	r := newCAReloader(file, func() *issuer.CA { return current }, replace, m, hclog.New(&hclog.LoggerOptions{Output: &log}))
+	r.warn = func(reason, _ string) { events = append(events, reason) }
 	looks := func() { r.look(); r.look(); r.look() }
 	if looks(); len(taken) > 0 || log.Len() > 0 {
 		t.Errorf("the certificate in use was taken up again: %s", &log)
@@ -67,15 +65,15 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 		t.Errorf("%d were taken up; state: %s", len(taken), r.state())
 	}
 	write(newSoftCA(t).cert.Raw)
-	if looks(); len(taken) != 1 || !refused || !strings.Contains(r.state(), "another key") {
+	if looks(); len(taken) != 1 || !refused() || !strings.Contains(r.state(), "another key") {
 		t.Errorf("another CA: state: %s", r.state())
 	}
 	write([]byte("x"))
-	if looks(); !refused || !strings.Contains(r.state(), "certificate 1") || strings.Count(log.String(), "is refused") != 2 || len(events) != 2 {
+	if looks(); !refused() || !strings.Contains(r.state(), "certificate 1") || strings.Count(log.String(), "is refused") != 2 || len(events) != 2 {
 		t.Errorf("no certificate: state: %s; events %v; log: %s", r.state(), events, &log)
 	}
 	write(renewed.Raw)
-	if looks(); refused || r.state() != "" || len(taken) != 1 {
+	if looks(); refused() || r.state() != "" || len(taken) != 1 {
 		t.Errorf("well again: state: %s", r.state())
 	}
 }

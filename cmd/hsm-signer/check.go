@@ -73,8 +73,8 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine), errs
 	if c.mode != kube.Shadow {
 		checkToken(ctx, c, p, report, errs)
 		checkCA(p.ca, report)
-		checkState(c.stateDir, report)
 	}
+	checkState(c.stateDir, report)
 	checkCluster(ctx, c, p, report)
 	checkPolicy(p.policy, report)
 	switch {
@@ -117,7 +117,7 @@ func checkCA(ca *issuer.CA, report reporter) {
 	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, localTime(cert.NotAfter)), ca.ValidAt(time.Now()))
 }
 
-// checkState looks whether the journal can be kept; it changes nothing.
+// checkState looks whether the journal, or the log of a shadow, can be kept; it changes nothing.
 func checkState(dir string, report reporter) {
 	info, err := os.Stat(dir)
 	detail := dir

@@ -30,7 +30,7 @@ func TestCheckpoints(t *testing.T) {
 	}
 	var fault error
 	c := &checkpointer{
-		journal: &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenRefusals(t.TempDir(), 0)}, public: key.Public(), logger: hclog.NewNullLogger(),
+		journal: &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)}, public: key.Public(), logger: hclog.NewNullLogger(),
 		sign: func(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 			signature, err := key.Sign(rand.Reader, digest, opts)
 			return signature, errors.Join(fault, err)

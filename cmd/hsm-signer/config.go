@@ -90,7 +90,7 @@ var (
 		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},
 		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
-		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal", func(c *config, v string) error { c.stateDir = v; return nil }},
+		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal; a shadow keeps its decisions in one of its own", func(c *config, v string) error { c.stateDir = v; return nil }},
 		{"CHECKPOINT_KEY_LABEL", "", "label of a key in the token that signs the head of the journal now and then; not the CA's", func(c *config, v string) error { c.checkpoints.key.Label = v; return nil }},
 		{"CHECKPOINT_KEY_ID", "", "id of that key, in hex", readCheckpointKeyID},
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with that key's public half", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},

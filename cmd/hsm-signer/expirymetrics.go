@@ -16,9 +16,9 @@ var (
 	descValid = prometheus.NewDesc("hsm_signer_certificates_valid",
 		"Certificates in the journal that are valid and end within so many days (+Inf: all that are valid), whoever has them.", []string{"within_days"}, nil)
 	descEndingPods = prometheus.NewDesc("hsm_signer_expiring_pods",
-		"Live pods whose certificate ends within 30 days, or is in the last third of its lifetime when that is shorter. Nothing renews it: restart them.", nil, nil)
+		"Live pods whose newest certificate ends within 30 days, or is in the last third of its lifetime when that is shorter. Nothing renews it: restart them.", nil, nil)
 	descEndedPods = prometheus.NewDesc("hsm_signer_expired_pods",
-		"Live pods whose certificate has ended: they are, or go, dark. Restart them.", nil, nil)
+		"Live pods whose newest certificate has ended, in the last 30 days: they are, or go, dark. Restart them.", nil, nil)
 	descLooked = prometheus.NewDesc("hsm_signer_expiry_scan_timestamp_seconds",
 		"When the journal was last read for certificates that end; 0: not yet.", nil, nil)
 	descBlind = prometheus.NewDesc("hsm_signer_expiry_unknown",
@@ -38,12 +38,12 @@ func (e expiryCollector) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	r := e.report()
-	for i, days := range expiry.Within {
+	for i, days := range expiry.Days {
 		gauge(descValid, float64(r.Within[i]), fmt.Sprint(days))
 	}
 	gauge(descValid, float64(r.Valid), "+Inf")
-	ended := r.Ended(time.Now())
-	gauge(descEndingPods, float64(len(r.Pods)-ended))
+	ending, ended := r.Count(time.Now())
+	gauge(descEndingPods, float64(ending))
 	gauge(descEndedPods, float64(ended))
 	looked := 0.0
 	if !r.At.IsZero() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -29,7 +30,7 @@ type keptJournal struct {
 
 	mu       sync.Mutex
 	open     *journal.Journal // nil: not yet
-	refusals *journal.Refusals
+	refusals *journal.Decisions
 	opening  bool // one caller is at it
 	tried    time.Time
 	fault    error // why it is not open, or could not be written at the last look
@@ -71,7 +72,7 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 		k.logger.Warn("the journal ended in an unfinished line, which was moved away", "repair", repair.String())
 	}
 	k.logger.Info("the journal is open", "dir", k.dir, "id", opened.ID(), "head", opened.Head().String(), "unpublished", len(opened.Unpublished()))
-	k.open, k.refusals = opened, journal.OpenRefusals(k.dir, 0)
+	k.open, k.refusals = opened, journal.OpenDecisions(k.dir, journal.RefusalsLog, 0)
 	k.told, k.toldWhen = opened.Head(), time.Now()
 	close(k.opened)
 	return opened, nil
@@ -211,17 +212,17 @@ func (k *keptJournal) annotations() map[string]string {
 // things stand.
 var errOpening = errors.New("it is being opened, which takes a while when it is long")
 
-// state is how the journal stood at the last look.
+// state is how the journal stands, as far as is known. It waits for no disk.
 func (k *keptJournal) state() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.opening {
 		return errOpening
 	}
-	if k.open == nil && k.fault == nil {
-		return errNotLooked
+	if k.open != nil {
+		return k.open.State()
 	}
-	return k.fault
+	return cmp.Or(k.fault, errNotLooked)
 }
 
 // summary is what the journal holds, and the number of refusals that are not in their log; false while the
@@ -249,14 +250,9 @@ func (k *keptJournal) close() {
 	}
 }
 
-// Refused writes a refusal into a log beside the journal; it is in nobody's way when it cannot.
-func (k *keptJournal) Refused(s policy.Submission, refusal *policy.Refusal) {
-	if _, err := k.get(); err != nil {
-		return
+// Decided writes a refusal into a log beside the journal; it is in nobody's way when it cannot.
+func (k *keptJournal) Decided(s policy.Submission, verdict policy.Verdict) {
+	if _, err := k.get(); err == nil {
+		k.refusals.Record(decision(s, verdict))
 	}
-	entry := journal.Refusal{UID: s.UID, Name: s.Name, Signer: s.SignerName, Username: s.Requester.Username}
-	for _, reason := range refusal.Reasons {
-		entry.Reasons = append(entry.Reasons, journal.Reason{Rule: reason.Rule, Field: reason.Field, Message: reason.Message})
-	}
-	k.refusals.Record(entry)
 }

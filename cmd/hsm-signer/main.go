@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -59,9 +60,23 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(stderr, "hsm-signer: "+text)
+		fmt.Fprintln(stderr, "hsm-signer: "+harmless(text))
 	}
 	return exitCode(err)
+}
+
+// harmless escapes whatever could command a terminal: an error may hold what a file says that is not to be believed.
+func harmless(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if r == '\n' || strconv.IsGraphic(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRuneToASCII(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
 }
 
 func exitCode(err error) int {
@@ -105,7 +120,7 @@ locked: do not start again before it is corrected; 4 configuration.`),
 func completeValues(command *cobra.Command) {
 	for flag, values := range map[string][]string{
 		"output": {"text", "json"}, "key-type": hsm.KeyTypes(), "policy-file": policy.BuiltInNames(), "signature-algorithm": issuer.AlgorithmNames(),
-		"approve": {"true", "false", "shadow"}, "unset-signer-name": {"ignore", "accept"}, "log-format": {"text", "json"}, "log-level": {"trace", "debug", "info", "warn", "error"},
+		"approve": {"true", "false", "shadow"}, "unset-signer-name": {"ignore", "accept"}, "log-format": {"text", "json"}, "expiring": {"soon", "30d"}, "log-level": {"trace", "debug", "info", "warn", "error"},
 	} {
 		if command.Flags().Lookup(flag) != nil {
 			// It fails when the flag is not there, or has values already: both are seen here.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
 )
@@ -28,7 +29,7 @@ func scrape(m *metrics) string {
 func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 	ca := newSoftCA(t)
 	j := ca.openJournal(t, t.TempDir())
-	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenRefusals(t.TempDir(), 0)}
+	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)}
 	m := newMetrics()
 	m.registry.MustRegister(journalMetrics{kept})
 	for uid := range 3 {
@@ -124,6 +125,17 @@ func TestOriginsThatAreNotKnownAreNotShown(t *testing.T) {
 		m.Certificates(step.origins)
 		if text := scrape(m); strings.Contains(text, name) != (step.want != "") || step.want != "" && !strings.Contains(text, name+step.want) {
 			t.Errorf("%v: %s", step.origins, text)
+		}
+	}
+}
+
+func TestSessionsAreShown(t *testing.T) {
+	m := newMetrics()
+	m.watchToken(func() hsm.Stats { return hsm.Stats{Sessions: hsm.Sessions{Open: 3, InUse: 2, Most: 16}} })
+	text := scrape(m)
+	for _, want := range []string{"hsm_signer_token_sessions_open 3\n", "hsm_signer_token_sessions_in_use 2\n", "hsm_signer_token_sessions_max 16\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing in %s", want, text)
 		}
 	}
 }

@@ -53,6 +53,7 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if c.mode == kube.Shadow {
 		_, err := takePIN() // there is no use for it
 		faults.add("PKCS11_PIN", err)
+		faults.add("STATE_DIR", requireOwn(c.stateDir))
 	} else {
 		c.loadSigning(p, faults)
 	}

@@ -29,7 +29,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	c := &config{policyFile: file, clusterDomain: "cluster.local", lifetime: time.Hour}
 	p := c.loadPolicy(&configFaults{})
 	var log bytes.Buffer
-	r := &reloader{config: c, current: policy.NewCurrent(p), logger: hclog.New(&hclog.LoggerOptions{Output: &log}), metrics: newMetrics()}
+	r := newPolicyReloader(c, policy.NewCurrent(p), newMetrics(), hclog.New(&hclog.LoggerOptions{Output: &log}))
 	var events []string
 	r.changed = func() { events = append(events, "changed") }
 	r.warn = func(reason, _ string) { events = append(events, reason) }
@@ -45,8 +45,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 	if r.current.Policy() != p || strings.Count(log.String(), "refused") != 1 || !strings.Contains(r.state(), `unknown key "rulez"`) {
 		t.Errorf("a bad file: %s; state: %s", &log, r.state())
 	}
-	if !slices.Equal(events, []string{"PolicyRefused"}) || testutil.ToFloat64(r.metrics.reloadFail) != 1 {
-		t.Errorf("a bad file: events %v, metric %v", events, testutil.ToFloat64(r.metrics.reloadFail))
+	if !slices.Equal(events, []string{"PolicyRefused"}) || testutil.ToFloat64(r.metrics.fileRefused) != 1 {
+		t.Errorf("a bad file: events %v, metric %v", events, testutil.ToFloat64(r.metrics.fileRefused))
 	}
 
 	write(string(first) + "# changed\n")
@@ -69,7 +69,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	if r.current.Policy() == p || strings.Contains(r.state(), "refused") || !strings.Contains(log.String(), "is in force") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
 	}
-	if events[len(events)-1] != "changed" || testutil.ToFloat64(r.metrics.reloadFail) != 0 || testutil.ToFloat64(r.metrics.inForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
+	if events[len(events)-1] != "changed" || testutil.ToFloat64(r.metrics.fileRefused) != 0 || testutil.ToFloat64(r.metrics.inForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
 		t.Error("the metrics still show the bad file, or nobody was told")
 	}
 }

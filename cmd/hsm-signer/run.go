@@ -53,15 +53,15 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	counts, lately := p.metrics, &activity{}
 	counts.policyInForce(p.policy)
 	logWarnings(logger, p.policy)
-	reload := &reloader{config: c, current: current, logger: logger.Named("policy"), metrics: counts}
+	reload := newPolicyReloader(c, current, counts, logger.Named("policy"))
 	serving := kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
 		Workers: c.workers, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
-	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refused, started: time.Now()}
+	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refusal, started: time.Now()}
 	var background []func(context.Context) error
-	ca := &caReloader{file: c.caCertFile, logger: logger.Named("ca"), refused: counts.caFileRefused}
+	var ca *caReloader
 	if c.mode != kube.Shadow {
 		defer p.key.Close()
 		defer p.journal.close()
@@ -69,21 +69,32 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		if err := startSigning(ctx, c, p, logger); err != nil {
 			return err
 		}
-		ca.current, ca.replace = p.issuer.CA, p.issuer.Replace
+		ca = newCAReloader(c.caCertFile, p.issuer.CA, p.issuer.Replace, counts, logger.Named("ca"))
 		health.watchSigning(p, ca, c.restarted())
 		counts.watchSigning(p, c.token.AllowExtractable)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		serving.Fit, serving.Says = health.fit, p.journal.annotations
+		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
 		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
 		background = append(p.watches(logger), ca.watch, page.expiry.Run)
+	} else {
+		log, err := openShadowLog(c.stateDir)
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		serving.Recorder = log
 	}
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
 	counts.watchController(controller)
 	counts.registry.MustRegister(readiness{health})
-	page.queue = controller.Queued
-	reload.warn, reload.changed, ca.warn = controller.Warn, controller.LookAgain, controller.Warn
+	page.watchController(controller)
+	reload.warn, reload.changed = controller.Warn, controller.LookAgain
+	if ca != nil {
+		ca.warn = controller.Warn
+	}
 	background = append(background, controller.Run, reload.watch, health.watch, health.report)
 	return runAll(ctx, append(background, endpoints(c, health, page, logger.Named("http"))...)...)
 }

@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/hsm"
 	"hsm-signer/kube"
 )
 
@@ -20,10 +21,21 @@ type statusPage struct {
 	config   *config
 	health   *health
 	activity *activity
-	expiry   *expiry.Watch // nil in a shadow
+	expiry   *expiry.Watch       // nil in a shadow
+	sessions func() hsm.Sessions // nil in a shadow
 	queue    func() int
-	fault    func() error // why the policy file is refused
+	leader   func() string // who leads, of many
+	identity string        // its own among them; empty without an election
+	fault    func() error  // why the policy file is refused
 	started  time.Time
+}
+
+// watchController has the page show how the controller stands.
+func (s *statusPage) watchController(c *kube.Controller) {
+	s.queue, s.leader = c.Queued, c.Leader
+	if c.Lease != nil {
+		s.identity = c.Lease.Identity
+	}
 }
 
 // page is how things stand now. Nobody is asked, so that who looks costs nothing.
@@ -33,7 +45,7 @@ func (s *statusPage) page() status.Page {
 	p := status.Page{
 		Now: now, Started: s.started, Version: "hsm-signer " + version(),
 		Signers: s.config.signerNames, Mode: string(s.config.mode), Parts: s.shownParts(),
-		Leads: s.health.leads(), Queue: s.queue(), Policy: s.health.policy(), Issued: issued,
+		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Policy: s.health.policy(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))
@@ -52,6 +64,7 @@ func (s *statusPage) addSigning(p *status.Page) {
 	cert := s.health.ca().Certificate()
 	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter, SHA256: fingerprint(cert.Raw)}
 	p.Token = s.config.token.Token.String() + ", " + s.config.token.Key.String()
+	p.Sessions = sessionsOf(s.sessions())
 	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
 		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
 	}
@@ -59,10 +72,18 @@ func (s *statusPage) addSigning(p *status.Page) {
 		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that can leave its token. For trials only.")
 	}
 	report := s.expiry.Report()
-	p.Ending = endingOf(report.Pods)
+	p.Ending = endingOf(report.Pods, p.Now)
 	if report.Fault != nil {
 		p.Unknown = report.Fault.Error()
 	}
+}
+
+// sessionsOf says in words which sessions there are.
+func sessionsOf(s hsm.Sessions) string {
+	if s.Open == 0 {
+		return "not connected"
+	}
+	return fmt.Sprintf("%d PKCS#11 sessions open; %d of at most %d sign", s.Open, s.InUse, s.Most)
 }
 
 // shownNames are what the parts are called on the page, with what to do when one is not well.
@@ -102,7 +123,7 @@ func decisionOf(o kube.Outcome) status.Decision {
 }
 
 // endingOf puts the pods of one workload together, the earliest first.
-func endingOf(pods []expiry.Endangered) []status.Ending {
+func endingOf(pods []expiry.Endangered, now time.Time) []status.Ending {
 	byCommand := map[string]int{}
 	var all []status.Ending
 	for _, e := range pods {
@@ -115,6 +136,9 @@ func endingOf(pods []expiry.Endangered) []status.Ending {
 		}
 		if name := e.Pod.Namespace + "/" + e.Pod.Name; !slices.Contains(all[i].Pods, name) {
 			all[i].Pods = append(all[i].Pods, name)
+			if e.Ended(now) { // its first certificate to end comes first
+				all[i].Dark++
+			}
 		}
 		all[i].First = earlier(all[i].First, e.NotAfter)
 	}

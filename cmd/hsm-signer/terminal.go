@@ -5,23 +5,22 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"golang.org/x/term"
 )
 
 // isTerminal tells whether someone may be reading along.
 func isTerminal(w io.Writer) bool {
 	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// wantsColor tells whether text may be coloured: in terminals that can, unless NO_COLOR says otherwise
-// (https://no-color.org).
-func wantsColor(w io.Writer) bool {
-	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-}
+// takesControls tells whether control sequences may be written: to terminals that know any.
+func takesControls(w io.Writer) bool { return isTerminal(w) && os.Getenv("TERM") != "dumb" }
+
+// wantsColor tells whether text may be coloured: where control sequences may be written, unless NO_COLOR is set and not
+// empty, whatever it says (https://no-color.org).
+func wantsColor(w io.Writer) bool { return takesControls(w) && os.Getenv("NO_COLOR") == "" }
 
 // localTime is how people read a time: in their own zone, which it names by its distance from UTC.
 func localTime(t time.Time) string { return t.Local().Format(time.RFC3339) }
@@ -34,7 +33,7 @@ const (
 
 // progressing does what takes a while, and tells those who may be reading along that it goes on.
 func progressing(w io.Writer, what string, do func()) {
-	if !isTerminal(w) {
+	if !takesControls(w) {
 		do()
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/issuer/journal"
 )
 
 // The parts that every test shares. Each test runs its own hsm-signer, one at a time.
@@ -349,7 +351,8 @@ func approve(t *testing.T, name string) {
 // A shadow decides and says so, needs neither token nor CA, takes no lease, and writes nothing.
 func TestShadowTouchesNothing(t *testing.T) {
 	const lease = "of-a-shadow"
-	d := startReady(t, bridge.CA{}, "APPROVE=shadow", "PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=",
+	state := filepath.Join(t.TempDir(), "state")
+	d := startReady(t, bridge.CA{}, "STATE_DIR="+state, "APPROVE=shadow", "PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=",
 		"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer", "LEASE_NAME="+lease)
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
@@ -378,6 +381,30 @@ func TestShadowTouchesNothing(t *testing.T) {
 	}
 	if _, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(t.Context(), lease, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("it has taken a lease: %v", err)
+	}
+	if code, err := d.Stop(); err != nil || code != 0 {
+		t.Errorf("it ended with code %d, %v", code, err)
+	}
+	requireVerdicts(t, filepath.Join(state, journal.ShadowLog), made)
+}
+
+// requireVerdicts requires that the log has the first request as granted, the second as refused, and each with what an auditor
+// finds it again by.
+func requireVerdicts(t *testing.T, log string, made []*certificatesv1.CertificateSigningRequest) {
+	t.Helper()
+	text, err := os.ReadFile(log)
+	must(t, err)
+	verdicts := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		var d journal.Decision
+		must(t, json.Unmarshal([]byte(line), &d))
+		verdicts[d.UID] = d.Verdict
+		if len(d.RequestSHA256) != 64 || len(d.PolicyHash) != 64 || d.Verdict == "refused" && len(d.Reasons) == 0 || d.Verdict == "granted" && len(d.Names) == 0 {
+			t.Errorf("incomplete: %s", line)
+		}
+	}
+	if verdicts[string(made[0].UID)] != "granted" || verdicts[string(made[1].UID)] != "refused" {
+		t.Errorf("the log has: %s", text)
 	}
 }
 

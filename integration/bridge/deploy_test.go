@@ -139,6 +139,27 @@ func podOf(set *appsv1.StatefulSet) *corev1.Pod {
 	return pod
 }
 
+// withMonitoring takes the component into the overlay.
+func withMonitoring(kustomization string) string {
+	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../monitoring\n", 1)
+}
+
+// An overlay with the component has what Prometheus' operator needs, and is otherwise the same.
+func TestMonitoringIsAComponent(t *testing.T) {
+	for overlay := range overlays {
+		without, _ := kubectl(t, "kustomize", deployment(t, overlay, asItIs))
+		with, _ := kubectl(t, "kustomize", deployment(t, overlay, withMonitoring))
+		for _, object := range strings.Split(with, "\n---\n") {
+			if !strings.Contains(without, strings.TrimSpace(object)) != (strings.Contains(object, "kind: PodMonitor") || strings.Contains(object, "kind: PrometheusRule")) {
+				t.Errorf("%s: with the component it has:\n%s", overlay, object)
+			}
+		}
+		if strings.Count(with, "apiVersion: monitoring.coreos.com/v1") != 2 {
+			t.Errorf("%s lacks what the component should add", overlay)
+		}
+	}
+}
+
 // The signer name is said once, and the lease that hsm-signer may use is the one that it asks for.
 func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	for overlay := range overlays {

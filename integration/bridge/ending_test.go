@@ -136,27 +136,31 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	), gone
 }
 
-// audit list names the pods that will outlive their certificates, and the commands that restart them; where
-// the cluster cannot be read, the pods alone.
+// audit list names the pods that live and will outlive their certificates, or have, and the commands that restart them;
+// where the cluster cannot be read, all that may be such pods.
 func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 	dir, gone := formerly(t)
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir, "--expiring", "30d")
-	for _, want := range []string{
-		"kubectl -n calico-system rollout restart daemonset/calico-node", "kubectl -n calico-system rollout restart deployment/calico-typha", gone.Name + " (gone)",
-	} {
-		if code != 0 || strings.Count(stdout, want) != 1 {
-			t.Errorf("exit code %d: %q is not there once: %s%s", code, want, stdout, stderr)
+	for _, expiring := range []string{"30d", "soon"} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir, "--expiring", expiring)
+		for want, times := range map[string]int{
+			" (lives)": 3, "ENDED": 1, gone.Name: 0, "not known": 0,
+			"Restart them now:\n  kubectl -n calico-system rollout restart daemonset/calico-node\n":  1,
+			"before they end:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
+		} {
+			if code != 0 || strings.Count(stdout, want) != times {
+				t.Errorf("%s: exit code %d: %q is not there %d times: %s%s", expiring, code, want, times, stdout, stderr)
+			}
 		}
 	}
-	if strings.Count(stdout, " (lives)") != 3 {
-		t.Errorf("three pods live:\n%s", stdout)
-	}
-	stdout, stderr, code = shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit", "list", dir, "--expiring", "30d", "--output", "json")
-	if n := strings.Count(stdout, `"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 || strings.Contains(stdout, "lives") {
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit", "list", dir, "--expiring", "30d", "--output", "json")
+	if n := strings.Count(stdout, `"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 || strings.Contains(stdout, "lives") || !strings.Contains(stderr, "is not known") {
 		t.Errorf("exit code %d, %d pods: %s%s", code, n, stdout, stderr)
 	}
-	var first struct{ NotAfter time.Time }
-	if line, _, _ := strings.Cut(stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil || first.NotAfter.IsZero() {
-		t.Errorf("no time in RFC 3339: %s", line)
+	var first struct {
+		NotAfter time.Time
+		Ended    bool
+	}
+	if line, _, _ := strings.Cut(stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil || !first.Ended || !first.NotAfter.Before(time.Now()) {
+		t.Errorf("what has ended does not come first, with its time in RFC 3339: %s", line)
 	}
 }

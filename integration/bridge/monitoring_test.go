@@ -11,8 +11,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
-// Every metric that an alert or the dashboard asks for is there, and all are named as Prometheus wants.
+// Every metric that an alert, the dashboard or the manual names is there, the manual names all, and they are named as
+// Prometheus wants.
 func TestEveryMetricThatIsWatchedExists(t *testing.T) {
+	const manual = "docs/operate.md"
 	d := startReady(t, ca)
 	askInVain(t)
 	node := components()[0]
@@ -22,15 +24,22 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster"), nil
 	})
 	metrics := d.Metrics(t.Context())
-	for _, file := range []string{"prometheusrule.yaml", "dashboard.json"} {
-		text, err := os.ReadFile("../../deploy/monitoring/" + file)
+	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml", "deploy/monitoring/dashboard.json", manual} {
+		text, err := os.ReadFile("../../" + file)
 		must(t, err)
 		names := regexp.MustCompile(`\bhsm_signer_[a-z0-9_]+`).FindAllString(string(text), -1)
 		slices.Sort(names)
 		for _, name := range slices.Compact(names) {
-			if !strings.Contains(metrics, "\n"+name+"{") && !strings.Contains(metrics, "\n"+name+" ") && name != "hsm_signer_" {
+			if !strings.Contains(metrics, "\n"+name+"{") && !strings.Contains(metrics, "\n"+name+" ") && !strings.Contains(metrics, "# TYPE "+name+" ") && name != "hsm_signer_" {
 				t.Errorf("%s asks for %s, which is not there", file, name)
 			}
+		}
+	}
+	text, err := os.ReadFile("../../" + manual)
+	must(t, err)
+	for _, line := range regexp.MustCompile(`(?m)^# TYPE (hsm_signer_\S+)`).FindAllStringSubmatch(metrics, -1) {
+		if !strings.Contains(string(text), "`"+line[1]+"`") {
+			t.Errorf("%s does not name %s", manual, line[1])
 		}
 	}
 	problems, err := promlint.New(strings.NewReader(metrics)).Lint()

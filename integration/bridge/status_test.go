@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -61,6 +62,29 @@ var (
 	inBed = look{"phone-dark", 360, true}
 )
 
+// faintTexts are those whose colour, as the browser shows it, has a contrast with what is behind it that is less than
+// 4.5:1 (WCAG 2.2, 1.4.3).
+const faintTexts = `(() => {
+	const parse = c => c.match(/[\d.]+/g).map(Number);
+	const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+	const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+	const behind = e => {
+		for (; e; e = e.parentElement) {
+			const c = parse(getComputedStyle(e).backgroundColor);
+			if (c.length < 4 || c[3] > 0) return c;
+		}
+		return [255, 255, 255];
+	};
+	const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+	for (let n; n = texts.nextNode();) {
+		if (!n.textContent.trim()) continue;
+		const a = luminance(parse(getComputedStyle(n.parentElement).color)), b = luminance(behind(n.parentElement));
+		const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+		if (contrast < 4.5) faint.push(contrast.toFixed(2) + ":1 of " + n.textContent.trim());
+	}
+	return faint;
+})()`
+
 // see opens the page, requires that it fits, and takes a picture of it, which SCREENSHOTS keeps.
 func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	t.Helper()
@@ -76,6 +100,11 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	must(t, err)
 	background, err := chromedp.Run(ctx, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
 	must(t, err)
+	faint, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](faintTexts))
+	must(t, err)
+	for _, text := range faint {
+		t.Errorf("%s, %s: too little contrast: %s", what, l.name, text)
+	}
 	image, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
 	must(t, err)
 	if wide {
@@ -98,10 +127,16 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 // show requires these words on the page of a daemon, however it is looked at.
 func (b *browser) show(t *testing.T, d *bridge.Daemon, what string, words ...string) {
 	t.Helper()
+	b.showTo(t, d, what, []look{desk, night, phone, inBed}, words...)
+}
+
+// showTo requires these words on the page of a daemon, looked at in these ways.
+func (b *browser) showTo(t *testing.T, d *bridge.Daemon, what string, looks []look, words ...string) {
+	t.Helper()
 	var err error
 	b.page, err = d.StatusPage(t.Context())
 	must(t, err)
-	for _, l := range []look{desk, night, phone, inBed} {
+	for _, l := range looks {
 		text := b.see(t, what, l)
 		for _, want := range words {
 			if !strings.Contains(text, want) {
@@ -110,6 +145,9 @@ func (b *browser) show(t *testing.T, d *bridge.Daemon, what string, words ...str
 		}
 	}
 }
+
+// identity is that of who leads, in its own log.
+var identity = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
 
 func TestStatusPageInABrowser(t *testing.T) {
 	b := newBrowser(t)
@@ -127,8 +165,21 @@ func TestStatusPageInABrowser(t *testing.T) {
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
-		must(t, d.WaitNotReady(t.Context(), "[-] token: the token labelled"))
+		must(t, d.WaitNotReady(t.Context(), "[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
+	})
+	t.Run("shadow", func(t *testing.T) {
+		d := startReady(t, ca, "APPROVE=shadow")
+		b.showTo(t, d, "shadow", []look{desk}, "A shadow", "none: a shadow acts on nothing")
+	})
+	t.Run("standby", func(t *testing.T) {
+		first := one(t)
+		waitLeads(t, first)
+		leader := identity.FindStringSubmatch(first.Log())[1]
+		b.showTo(t, first, "leader", []look{desk}, "this one\n"+leader)
+		second := one(t)
+		eventually(t, "it to see who leads", func(context.Context) (bool, error) { return strings.Contains(second.Log(), `"`+leader+`"`), nil })
+		b.showTo(t, second, "standby", []look{desk, inBed}, "another one leads", "another one; this one stands by\n"+leader)
 	})
 	t.Run("ending", func(t *testing.T) {
 		dir, gone := formerly(t)
@@ -138,7 +189,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") && strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
 				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
 		})
-		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "kubectl -n calico-system rollout restart daemonset/calico-node",
+		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "1 of 2 dark: calico-system/", "kubectl -n calico-system rollout restart daemonset/calico-node",
 			"kubectl -n calico-system rollout restart deployment/calico-typha", "in 20 days")
 		if text := b.see(t, "ending", desk); strings.Contains(text, gone.Name) {
 			t.Errorf("a pod that is gone is named:\n%s", text)

@@ -27,6 +27,7 @@ const (
 // needsEngine skips where there is no Docker engine: the one condition under which these tests do not run.
 func needsEngine(t *testing.T, expectation string) {
 	t.Helper()
+	_ = os.Getenv("SOURCES") // see sources.sh
 	if out, err := exec.CommandContext(t.Context(), "docker", "version").CombinedOutput(); err != nil {
 		t.Skipf("there is no Docker engine here, and so this was not seen: %s (%v: %s)", expectation, err, out)
 	}

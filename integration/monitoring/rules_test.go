@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/prometheus/model/labels"
@@ -22,43 +23,30 @@ import (
 const (
 	rulesFile   = "../../deploy/monitoring/prometheusrule.yaml"
 	runbookFile = "../../docs/runbook.md"
+	operatorAPI = "monitoring.coreos.com/v1"
 )
 
-// A rule is an alert in the file.
-type rule struct {
-	Alert       string            `json:"alert"`
-	Expr        string            `json:"expr"`
-	For         string            `json:"for"`
-	Labels      map[string]string `json:"labels"`
-	Annotations map[string]string `json:"annotations"`
-}
-
-func readRules(t *testing.T) []rule {
+// read reads an object of Prometheus' operator, in which it must know every field.
+func read(t *testing.T, file string, object any) {
 	t.Helper()
-	text, err := os.ReadFile(rulesFile)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var file struct {
-		APIVersion string `json:"apiVersion"`
-		Kind       string `json:"kind"`
-		Metadata   any    `json:"metadata"`
-		Spec       struct {
-			Groups []struct {
-				Name  string `json:"name"`
-				Rules []rule `json:"rules"`
-			} `json:"groups"`
-		} `json:"spec"`
+	if err := yaml.UnmarshalStrict(text, object); err != nil {
+		t.Fatalf("%s: %v", file, err)
 	}
-	if err := yaml.UnmarshalStrict(text, &file); err != nil {
-		t.Fatal(err)
-	}
-	var all []rule
+}
+
+func readRules(t *testing.T) (all []monitoringv1.Rule) {
+	t.Helper()
+	var file monitoringv1.PrometheusRule
+	read(t, rulesFile, &file)
 	for _, g := range file.Spec.Groups {
 		all = append(all, g.Rules...)
 	}
-	if file.Kind != "PrometheusRule" || len(all) == 0 {
-		t.Fatalf("a %s with %d alerts", file.Kind, len(all))
+	if file.APIVersion != operatorAPI || file.Kind != "PrometheusRule" || len(all) == 0 {
+		t.Fatalf("a %s %s with %d alerts", file.APIVersion, file.Kind, len(all))
 	}
 	return all
 }
@@ -128,15 +116,15 @@ func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
 }
 
 // fires has Prometheus evaluate the alert each minute for two hours, and tells whether it ever fires.
-func fires(t *testing.T, r rule, series string) bool {
+func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	t.Helper()
 	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")
 	engine := promqltest.NewTestEngine(t, false, 0, promqltest.DefaultMaxSamplesPerQuery)
-	expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr)
+	expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr.String())
 	if err != nil {
 		t.Fatalf("%s: %v", r.Alert, err)
 	}
-	hold, err := model.ParseDuration(r.For)
+	hold, err := model.ParseDuration(string(*r.For))
 	if err != nil {
 		t.Fatalf("%s: %v", r.Alert, err)
 	}
@@ -184,8 +172,8 @@ func TestEachAlertHasItsSectionInTheRunbook(t *testing.T) {
 				t.Errorf("%s: the runbook does not say %s", r.Alert, part)
 			}
 		}
-		if want := "docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want {
-			t.Errorf("%s: runbook_url is %q; want %q", r.Alert, r.Annotations["runbook_url"], want)
+		if want := "docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook"] != want {
+			t.Errorf("%s: runbook is %q; want %q", r.Alert, r.Annotations["runbook"], want)
 		}
 		if s := r.Labels["severity"]; s != "warning" && s != "critical" {
 			t.Errorf("%s: severity %q", r.Alert, s)

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -158,8 +159,17 @@ func TestAPIServerIsGone(t *testing.T) {
 	s := shared.signer(t)
 	d := s.startReady(t)
 	c := shared.newCrowd(t)
+	must(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it goes on
 	c.ask(t, of(20, 100))
+	must(t, syscall.Kill(d.PID(), syscall.SIGCONT))
+	open := c.size()
+	eventually(t, "one to be issued", func(ctx context.Context) (bool, error) {
+		lost, err := c.lost(ctx)
+		open = len(lost)
+		return open < c.size(), err
+	})
 	must(t, shared.Cluster.StopAPIServer())
+	r.measured("%d open just before it was stopped", open)
 	goesOn(t, of(3*time.Second, time.Minute))
 	must(t, shared.Cluster.StartAPIServer(context.Background()))
 	r.settle(t, s, c)

@@ -2,21 +2,17 @@ package soak
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
+	"strings"
 	"testing"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
@@ -64,7 +60,7 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	s := shared.signer(t)
 	d := s.startReady(t)
 	good, bad := shared.newCrowd(t), shared.newHostiles(t)
-	seen := watchCertificates(t, good)
+	w := watchCertificates(t, good)
 	began := time.Now()
 	stopBad, stopGood := bad.keepAsking(t, 50), good.keepAsking(t, 5)
 	goesOn(t, of(5*time.Second, 2*time.Minute))
@@ -72,7 +68,8 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	stopBad()
 	lasted := time.Since(began).Seconds()
 	good.waitForAll(t)
-	latencies := seen()
+	w.end(t)
+	latencies := w.latencies()
 	denied := bad.waitForDenials(t)
 	stop(t, d)
 	s.account(t).requireWhole(t, good)
@@ -86,44 +83,6 @@ func percentile(latencies []time.Duration, percent int) string {
 		return "none"
 	}
 	return fmt.Sprintf("%d ms", latencies[(len(latencies)-1)*percent/100].Milliseconds())
-}
-
-// watchCertificates watches the requests of the crowd. What it returns ends that when every certificate was seen,
-// and says how long each took, the shortest first.
-func watchCertificates(t *testing.T, c *crowd) func() []time.Duration {
-	t.Helper()
-	w, err := c.admin.CertificatesV1().CertificateSigningRequests().Watch(t.Context(), metav1.ListOptions{})
-	must(t, err)
-	var mu sync.Mutex
-	seen := map[types.UID]time.Time{}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for event := range w.ResultChan() {
-			if csr, is := event.Object.(*certificatesv1.CertificateSigningRequest); is && event.Type == watch.Modified && len(csr.Status.Certificate) > 0 {
-				mu.Lock()
-				if seen[csr.UID].IsZero() {
-					seen[csr.UID] = time.Now()
-				}
-				mu.Unlock()
-			}
-		}
-	}()
-	return func() []time.Duration {
-		eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return len(seen) >= c.size(), nil
-		})
-		w.Stop()
-		<-ended
-		var all []time.Duration
-		for uid, made := range c.asked {
-			all = append(all, seen[uid].Sub(made.at))
-		}
-		slices.Sort(all)
-		return all
-	}
 }
 
 // megabyte is text that the API server takes before a PKCS#10 in PEM.
@@ -147,19 +106,34 @@ func oversized(signerName string) func(int, *calico.InitContainer) (*certificate
 	}
 }
 
+// longNamed makes good requests with a name of 400 KiB.
+func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	csr, err := asking.Object()
+	if err == nil {
+		csr.Name = fmt.Sprintf("%d-%s", number, strings.Repeat("x", 400<<10)) // etcd takes the name thrice, and 1.5 MB in all
+	}
+	return csr, err
+}
+
 // Requests of 1 MB, of our own and of others, half of them there before hsm-signer starts.
 func TestMemory(t *testing.T) {
 	foreign, ours := of(50, 500), of(20, 200)
-	r := begin(t, 17, "500 foreign requests of 1 MB and 200 of our own at 1 MB, half of them there before the start", "peak memory ≤ 256 MiB")
+	r := begin(t, 17, "500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, half of them there before the start", "peak memory ≤ 256 MiB")
 	own := ownStage(t)
 	s := own.signer(t)
-	others, bad, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t)
-	others.spoil, bad.spoil = oversized("example.com/other"), oversized(bridge.SignerName)
-	others.ask(t, foreign/2)
-	bad.ask(t, ours/2)
+	others, bad, long, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t), own.newCrowd(t)
+	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"), oversized(bridge.SignerName), longNamed
+	ask := func() {
+		others.ask(t, foreign/2)
+		bad.ask(t, ours/2)
+		long.ask(t, of(4, 25))
+	}
+	ask()
 	d := s.startReady(t)
-	others.ask(t, foreign/2)
-	bad.ask(t, ours/2)
+	ask()
+	if long.size() == 0 {
+		t.Error("the API server takes no long name")
+	}
 	good.ask(t, 10)
 	good.waitForAll(t)
 	denied := bad.waitForDenials(t)
@@ -174,7 +148,7 @@ func TestMemory(t *testing.T) {
 	if most := max(peak, again); most > 256 {
 		t.Errorf("the peak of the memory is %d MiB", most)
 	}
-	r.measured("%d foreign, %d of our own refused; %d good ones issued", others.size(), denied, good.size())
+	r.measured("%d foreign, %d of our own refused, %d with a long name left alone; %d good ones issued", others.size(), denied, long.size(), good.size())
 	r.measured("peak of the memory (VmHWM) %d MiB; %d MiB after a start among all of them", peak, again)
 }
 

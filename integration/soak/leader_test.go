@@ -134,6 +134,7 @@ func TestLeaders(t *testing.T) {
 		"second certificates for one UID 0; takeover ≤ 20 s after a kill, ≤ 3 s after SIGTERM")
 	p := newPair(t, shared)
 	c := shared.newCrowd(t)
+	w := watchCertificates(t, c)
 	p.leader(t)
 	stopAsking := c.keepAsking(t, 5)
 	var afterPause, afterKill, afterTerm []time.Duration
@@ -148,6 +149,7 @@ func TestLeaders(t *testing.T) {
 	}
 	stopAsking()
 	took := c.waitForAll(t)
+	w.end(t)
 	for _, d := range p.daemons {
 		stop(t, d)
 	}
@@ -156,6 +158,10 @@ func TestLeaders(t *testing.T) {
 		seconds(longest(afterPause)), pauses, seconds(longest(afterKill)), kills, seconds(longest(afterTerm)), stops)
 	r.within(longest(afterKill), 20*time.Second)
 	r.within(longest(afterTerm), 3*time.Second)
+	if w.another > 0 {
+		t.Errorf("%d requests were seen with one certificate, and then with another", w.another)
+	}
+	r.measured("second certificates for one UID %d", w.another)
 	p.account(t, r, c)
 }
 

@@ -60,7 +60,13 @@ func TestCeremony(t *testing.T) {
 			key := newKey(t, c, made.Public)
 			requireProof(t, token, key)
 			requireSignatures(t, key, made.Public)
+			if s := key.Stats().Sessions; s.Open < 1 || s.Open > s.Most+1 || s.InUse != 0 {
+				t.Errorf("%s: sessions: %+v", keyType, s)
+			}
 			key.Close()
+			if s := key.Stats().Sessions; s != (hsm.Sessions{}) {
+				t.Errorf("%s: closed, and sessions: %+v", keyType, s)
+			}
 		}
 	})
 }

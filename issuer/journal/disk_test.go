@@ -127,7 +127,7 @@ func TestFullDisk(t *testing.T) {
 func TestReadOnlyDisk(t *testing.T) {
 	onSmallDisk(t, func(t *testing.T, dir string) {
 		ca := newCA(t)
-		// A remount waits for those who write, so the journal's descriptor is closed below; the disk's answer is made here.
+		// A remount waits for those who may write, so the journal's descriptors are replaced below; the disk's answer is made here.
 		readOnly := func() bool {
 			var s syscall.Statfs_t
 			return syscall.Statfs(dir, &s) == nil && s.Flags&syscall.MS_RDONLY != 0
@@ -140,12 +140,17 @@ func TestReadOnlyDisk(t *testing.T) {
 		}})})
 		issue(t, ca, j, "before")
 		mount := filepath.Dir(dir)
-		if err := j.file.Close(); err != nil {
-			t.Fatal(err)
+		reading := func(f *os.File) *os.File {
+			t.Helper()
+			again, err := os.Open(f.Name())
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			return again
 		}
-		if err := j.lock.Close(); err != nil {
-			t.Fatal(err)
-		}
+		under := j.file.(*testFile)
+		under.file = diskFile{reading(under.file.(diskFile).File)}
+		j.lock = reading(j.lock)
 		if err := syscall.Mount("", mount, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +171,10 @@ func TestReadOnlyDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		var err error
-		if j.lock, err = lockDirectory(dir, j.options); err != nil {
+		if err = j.lock.Close(); err == nil {
+			j.lock, err = lockDirectory(dir, j.options)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		issue(t, ca, j, "after")
@@ -180,17 +188,17 @@ func TestRefusalsDoNotFillTheDisk(t *testing.T) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		r := OpenRefusals(dir, 0)
+		r := OpenDecisions(dir, RefusalsLog, 0)
 		for n := range 10_000 {
 			for r.Dropped() == 0 && len(r.queue) == cap(r.queue) { // as fast as the disk
 				runtime.Gosched()
 			}
-			r.Record(Refusal{UID: fmt.Sprint(n), Reasons: []Reason{{Message: "no"}}})
+			r.Record(Decision{UID: fmt.Sprint(n), Reasons: []Reason{{Message: "no"}}})
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		if share, err := freeShare(dir); err != nil || share < refusalsSpared/2 || r.Dropped() == 0 {
+		if share, err := freeShare(dir); err != nil || share < decisionsSpared/2 || r.Dropped() == 0 {
 			t.Errorf("%.2f of the disk is free, %d refusals are dropped: %v", share, r.Dropped(), err)
 		}
 	})

@@ -114,6 +114,19 @@ func writeHolder(lock *os.File, o Options) error {
 	return err
 }
 
+// holdsLock answers nil when the file that is locked is still the one that others would lock.
+func (j *Journal) holdsLock() error {
+	ours, err := j.lock.Stat()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(j.dir, lockName)
+	if there, err := os.Stat(path); err != nil || !os.SameFile(ours, there) {
+		return errors.Join(fmt.Errorf("%s was removed or replaced while this process held it: another may write the journal; see that none does, and start this one again", path), err)
+	}
+	return nil
+}
+
 // Locked tells whether a process has the journal open for writing.
 func Locked(dir string) bool {
 	lock, err := os.Open(filepath.Join(dir, lockName))
@@ -131,6 +144,8 @@ type file interface {
 	Truncate(size int64) error
 	// allocate sets bytes aside on the disk, from an offset on; errors.ErrUnsupported where that cannot be done.
 	allocate(from, length int64) error
+	// size returns the bytes that the file has.
+	size() (int64, error)
 	// free returns the bytes that are free on the disk.
 	free() (int64, error)
 }
@@ -144,6 +159,14 @@ func openDiskFile(path string) (file, error) {
 		return nil, err
 	}
 	return diskFile{f}, nil
+}
+
+func (f diskFile) size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 func writeAndSync(f file, data []byte) error {
@@ -213,9 +236,15 @@ type end struct {
 // tornLimit bounds what a power cut can leave: one batch, since each is synced before the next.
 const tornLimit = maxBatch + maxLine
 
-// replay reads the whole journal, verifies the chain and hands each line to step. It tells progress how
-// many bytes it has read, where that is not nil. A wrong line is a [*Fault].
-func replay(dir string, progress func(int64), step func(l Line, at place, sum Hash) error) (*end, error) {
+// A reader is told what is read.
+type reader struct {
+	line     func(l Line, at place, sum Hash) error // each line, of which the chain is verified
+	fits     func(Entry) error                      // asked whether an entry could follow now; nil: each could
+	progress func(bytes int64)                      // so many bytes more; nil: nobody wants to know
+}
+
+// replay reads the whole journal, verifies the chain and hands each line to the reader. A wrong line is a [*Fault].
+func replay(dir string, to reader) (*end, error) {
 	e := &end{number: 1}
 	count, err := countFiles(dir)
 	if err != nil {
@@ -227,7 +256,7 @@ func replay(dir string, progress func(int64), step func(l Line, at place, sum Ha
 		}
 		e.before = Fault{File: filepath.Base(filePath("", e.number)), Line: e.lines}
 		e.number, e.lines, e.size, e.last = number, 0, 0, 0
-		if err := e.readFile(dir, progress, step); err != nil {
+		if err := e.readFile(dir, to); err != nil {
 			return nil, err
 		}
 		if len(e.torn) > 0 && number < count && !emptyFrom(dir, number+1, count) {
@@ -276,7 +305,7 @@ func (e *end) blame(wrong error, raw []byte, r *bufio.Reader) error {
 }
 
 // readFile goes on with one file.
-func (e *end) readFile(dir string, progress func(int64), step func(Line, place, Hash) error) error {
+func (e *end) readFile(dir string, to reader) error {
 	f, err := os.Open(filePath(dir, e.number))
 	if err != nil {
 		return err
@@ -292,16 +321,16 @@ func (e *end) readFile(dir string, progress func(int64), step func(Line, place, 
 		default:
 			return err
 		}
-		wrong := e.line(raw, err, step)
+		wrong := e.line(raw, err, to.line)
 		if errors.Is(wrong, errNoNewline) { // perhaps it is being written: what is there by now is not looked at
 			e.torn = bytes.Clone(raw)
 			return nil
 		}
 		if wrong != nil {
-			return e.readTorn(f, e.blame(wrong, raw, r))
+			return e.readTorn(f, to.fits, e.blame(wrong, raw, r))
 		}
-		if progress != nil {
-			progress(int64(len(raw)))
+		if to.progress != nil {
+			to.progress(int64(len(raw)))
 		}
 	}
 }
@@ -340,16 +369,36 @@ func (e *end) line(raw []byte, err error, step func(Line, place, Hash) error) er
 // readTorn keeps what follows the last whole line when that is what a power cut can leave, and else
 // answers what is wrong with it. Such an end holds pages that were never written, which read as zeros; no
 // line has any. (Or it has no newline, which was seen already.)
-func (e *end) readTorn(f *os.File, wrong error) error {
+func (e *end) readTorn(f *os.File, fits func(Entry) error, wrong error) error {
 	rest, err := io.ReadAll(io.NewSectionReader(f, e.size, tornLimit+1))
 	if err != nil {
 		return err
 	}
-	if bytes.IndexByte(rest, 0) < 0 || len(rest) > tornLimit {
+	if bytes.IndexByte(rest, 0) < 0 || len(rest) > tornLimit || !oneBatch(rest, fits) {
 		return wrong
 	}
 	e.torn = rest
 	return nil
+}
+
+// oneBatch tells whether the lines that can be read in what follows the last whole line may all be of one batch, which nobody was
+// told of: each could follow that line, no request has two of them, and nothing comes behind one that opens the
+// journal. Otherwise some were synced, and the disk has lost what stood before them.
+func oneBatch(rest []byte, fits func(Entry) error) bool {
+	seen, opened := map[string]bool{}, false
+	for raw := range bytes.Lines(rest) {
+		l, err := parseLine(raw)
+		if err != nil {
+			continue
+		}
+		uid := requestOf(l.Entry)
+		if opened || uid != "" && seen[uid] || fits != nil && fits(l.Entry) != nil {
+			return false
+		}
+		seen[uid] = true
+		_, opened = l.Entry.(Opened)
+	}
+	return true
 }
 
 // moveAway moves the unfinished end of the journal into a file of its own, and tells of it.

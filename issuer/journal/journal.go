@@ -172,12 +172,13 @@ func Open(dir string, o Options) (*Journal, error) {
 func (j *Journal) load() error {
 	j.ledger = newLedger(j.options.MaxCertificates)
 	since := j.options.now().Add(-RecentWindow)
-	end, err := replay(j.dir, nil, func(l Line, at place, sum Hash) error {
+	line := func(l Line, at place, sum Hash) error {
 		if intent, ok := l.Entry.(Intent); ok && l.Time.After(since) {
 			j.recent = append(j.recent, Recent{At: l.Time, UID: intent.UID, Requester: intent.Requester})
 		}
 		return j.ledger.apply(l, at, sum)
-	})
+	}
+	end, err := replay(j.dir, reader{line: line, fits: j.ledger.fits})
 	if err != nil {
 		return err
 	}
@@ -297,33 +298,38 @@ func (j *Journal) Summary() Summary {
 // journal is reopened, at most once a second, and on a full disk it is looked whether there is room again: so
 // it goes on by itself when it is asked now and then.
 func (j *Journal) Ready() error {
-	now := j.options.now()
-	j.mu.Lock()
-	broken, full, closed, working := j.broken, j.full, j.closed, j.working
-	j.mu.Unlock()
-	switch {
-	case closed:
-		return ErrClosed
-	case !working.IsZero() && now.Sub(working) > patience:
-		return errors.Join(fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(working).Round(time.Second)), broken, full)
-	case broken == nil && full == nil:
-		return nil
-	case !j.io.TryLock(): // a write, or another Ready, is under way: it will find out
-		return errors.Join(broken, full)
+	err := j.State()
+	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrSlow) || !j.io.TryLock() { // a write, or another Ready, will find out
+		return err
 	}
 	defer j.io.Unlock()
 	defer j.work()()
-	if broken == nil {
-		full = j.reserveFrom(j.size)
+	if !errors.Is(err, ErrBroken) {
+		full := j.reserveFrom(j.size)
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		j.full = full
 		return full
 	}
-	if since := now.Sub(j.tried); since >= 0 && since < retryInterval {
-		return broken
+	if since := j.options.now().Sub(j.tried); since >= 0 && since < retryInterval {
+		return err
 	}
 	return j.reopen()
+}
+
+// State answers nil when the journal takes a new request, as far as is known: it touches no disk, and waits for nothing.
+func (j *Journal) State() error {
+	now := j.options.now()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var slow error
+	switch {
+	case j.closed:
+		return ErrClosed
+	case !j.working.IsZero() && now.Sub(j.working) > patience:
+		slow = fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(j.working).Round(time.Second))
+	}
+	return errors.Join(slow, j.broken, j.full)
 }
 
 // work notes that the disk has something to do, until the function that it returns is called. io is held.

@@ -380,6 +380,40 @@ func TestLimits(t *testing.T) {
 	look(t, j, "a", IsPublished)
 }
 
+// Who has lost the lock without knowing it writes nothing, nor does one behind whose lines there are others.
+func TestAnotherWriterIsNoticed(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	first := open(t, dir, Options{CA: ca.cert})
+	issue(t, ca, first, "one")
+	if err := os.Remove(filepath.Join(dir, lockName)); err != nil {
+		t.Fatal(err)
+	}
+	second := open(t, dir, Options{CA: ca.cert})
+	if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "removed or replaced") {
+		t.Errorf("without the lock: %v", err)
+	}
+	first.tried = time.Time{}
+	if err := first.Ready(); !errors.Is(err, ErrBroken) {
+		t.Errorf("it goes on: %v", err)
+	}
+	issue(t, ca, second, "two")
+	f, err := os.OpenFile(filePath(dir, 1), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"seq":`); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Close(), second.Append(t.Context(), Probe{ProbeReady, ""})); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("behind others' bytes: %v", err)
+	}
+	if err := second.Ready(); err != nil || second.Repaired() == nil {
+		t.Errorf("it does not go on: %v", err)
+	}
+	issue(t, ca, second, "three")
+	verify(t, dir, ca)
+}
+
 // testFile is a real file that can be made to fail, as no real one does on demand.
 type testFile struct {
 	file

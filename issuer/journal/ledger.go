@@ -136,6 +136,9 @@ func (l *ledger) check(e Entry, now time.Time) error {
 	return nil
 }
 
+// fits answers nil when the entry follows from what is known, however long ago that was.
+func (l *ledger) fits(e Entry) error { return l.check(e, time.Time{}) }
+
 func (l *ledger) checkIntent(e Intent, record *Record, f finished, known bool, now time.Time) error {
 	switch {
 	case !l.id.Carries(e.Serial):
@@ -174,7 +177,7 @@ func checkPublished(e Published, record *Record, f finished, known bool) error {
 }
 
 func conflict(uid, format string, args ...any) error {
-	return fmt.Errorf("%w: request %s: %s", ErrConflict, uid, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: request %q: %s", ErrConflict, uid, fmt.Sprintf(format, args...))
 }
 
 // apply takes a line that begins at a place and has the hash.

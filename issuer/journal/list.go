@@ -38,7 +38,7 @@ var errEnough = errors.New("enough")
 func List(dir string, f Filter) iter.Seq2[*Issued, error] {
 	return func(yield func(*Issued, error) bool) {
 		l := &lister{filter: f, yield: yield, open: map[string]*Issued{}}
-		_, err := replay(dir, nil, func(line Line, _ place, _ Hash) error { return l.line(line) })
+		_, err := replay(dir, reader{line: func(line Line, _ place, _ Hash) error { return l.line(line) }})
 		if err == nil {
 			err = l.remaining()
 		}

@@ -43,6 +43,9 @@ func (j *Journal) reopen() error {
 }
 
 func (j *Journal) resume(broken error) error {
+	if err := j.holdsLock(); err != nil {
+		return err
+	}
 	if j.file != nil {
 		_ = j.file.Close() // it has failed already
 		j.file = nil

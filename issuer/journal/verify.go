@@ -54,7 +54,7 @@ func Verify(dir string, o VerifyOptions) (Summary, error) {
 		v.witnessed[head.Seq] = head.SHA256
 	}
 	v.total = size(dir)
-	e, err := replay(dir, v.progress, v.line)
+	e, err := replay(dir, reader{v.line, v.ledger.fits, v.progress})
 	s := Summary{Checkpointed: v.checkpointed, Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
 	if err != nil {
 		return s, err
@@ -167,5 +167,5 @@ func checkSignature(der []byte, cas []*x509.Certificate) (*x509.Certificate, err
 			return cert, nil
 		}
 	}
-	return nil, fmt.Errorf("the certificate %s, issued by %s, is not signed by the CA", FormatSerial(cert.SerialNumber), cert.Issuer)
+	return nil, fmt.Errorf("the certificate %s, issued by %q, is not signed by the CA", FormatSerial(cert.SerialNumber), cert.Issuer.String())
 }

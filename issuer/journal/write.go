@@ -149,7 +149,7 @@ func (j *Journal) admit(e Entry, now time.Time) error {
 	case uid != "" && j.busy[keyOf(uid)]:
 		return fmt.Errorf("%w: %s", ErrBusy, uid)
 	}
-	if err := j.ledger.check(e, time.Time{}); err != nil { // no time: what is remembered counts, however old
+	if err := j.ledger.fits(e); err != nil {
 		return err
 	}
 	switch e := e.(type) {
@@ -225,13 +225,26 @@ func (j *Journal) nextBatch() *batch {
 
 // writeBatch writes and syncs. full says that there is no room for more requests.
 func (j *Journal) writeBatch(b *batch) (full, err error) {
-	if err := j.rotate(); err != nil {
+	if err := errors.Join(j.alone(), j.rotate()); err != nil {
 		return nil, err
 	}
 	if err := writeAndSync(j.file, b.bytes); err != nil {
 		return nil, err
 	}
 	return j.reserveFrom(j.size + int64(len(b.bytes))), nil
+}
+
+// alone answers nil when nothing shows that another process writes this journal: a lock is lost when its file is replaced, and
+// a network's file system may forget it. io is held.
+func (j *Journal) alone() error {
+	if err := j.holdsLock(); err != nil {
+		return err
+	}
+	size, err := j.file.size()
+	if err == nil && size != j.size {
+		err = fmt.Errorf("it is %d bytes long, and %d were written: another process has written to it", size, j.size)
+	}
+	return err
 }
 
 // commit takes the lines of a batch that is on the disk. io and mu are held.

@@ -1,21 +1,25 @@
-// Package expiry knows which pods will outlive their certificates.
+// Package expiry knows which pods will outlive their certificates, or have.
 //
 // Duty: Calico renews nothing: a pod asks once, when it starts, and goes dark when its certificate ends.
-// So this finds the certificates that end soon and whose pod still lives, who owns the pod, and the
-// command that restarts it.
+// So this finds the pods that live with a certificate that ends soon or has ended, who owns the pod, and the
+// command that restarts it. The metrics, the status page and "audit list --expiring" all show what it finds.
 //
-// Contract: it reads, and changes nothing. What was issued is read from the journal, who lives from the
-// API server. A pod is found by the UID in the token that it asked with; where tokens name no pod, by
-// service account and address, and it must be older than its certificate. Of several certificates of one
-// pod for the same thing, the newest counts.
+// Contract: it reads, and changes nothing. What was issued, and published, is read from the journal, who lives
+// from the API server. Of several certificates that a pod got for the same signer and name of the request, only the newest
+// counts. One that has ended is looked for 30 days longer. A pod is found by the UID in the token that it asked
+// with; where tokens name no pod, by service account and address, and it must be older than its certificate. Of what
+// others asked for, it is not known who has it.
 package expiry
 
 import (
+	"cmp"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"hsm-signer/issuer/journal"
@@ -31,56 +35,72 @@ const soon = 30 * day
 // dark is for how long after its end a certificate is looked for: by then somebody has noticed.
 const dark = 30 * day
 
-// A Certificate is one that a pod asked for.
+// A Certificate is one that was published, with what is known of who has it.
 type Certificate struct {
-	Serial    string // as openssl writes it
+	Issued    *journal.Issued // all that the journal has; nil in what a [Watch] reports, which would need much memory
+	Requester string
+	Signer    string
 	Request   string // name of the API object, which the requester chose
 	Account   policy.ServiceAccount
 	PodName   string // of the token that it was asked for with; empty where tokens name no pod
 	PodUID    string
-	Addresses []netip.Addr
+	Addresses []netip.Addr // where tokens name no pod
 	SignedAt  time.Time
 	NotBefore time.Time
 	NotAfter  time.Time
 }
 
-// CertificateOf reads what the journal knows; false when it was no pod's, so that nothing can be told
-// of who lives with it.
-func CertificateOf(i *journal.Issued) (Certificate, bool) {
+// certificateOf reads what the journal knows.
+func certificateOf(i *journal.Issued) Certificate {
+	c := Certificate{
+		Issued: i, Requester: i.Requester.Username, Signer: i.Signer, Request: i.Name,
+		SignedAt: i.SignedAt, NotBefore: i.NotBefore, NotAfter: i.NotAfter,
+	}
 	requester := policy.Requester(i.Requester)
 	account, ok := requester.ServiceAccount()
 	if !ok {
-		return Certificate{}, false
+		return c
 	}
-	c := Certificate{
-		Serial: i.Serial, Request: i.Name, Account: account,
-		SignedAt: i.SignedAt, NotBefore: i.NotBefore, NotAfter: i.NotAfter,
-	}
+	c.Account = account
 	if name, uid, bound := requester.BoundPod(); bound {
 		c.PodName, c.PodUID = name, uid
-		return c, true
+		return c
 	}
 	cert, err := x509.ParseCertificate(i.Signed)
 	if err != nil {
-		return Certificate{}, false
+		return c
 	}
 	for _, ip := range cert.IPAddresses {
 		if address, ok := netip.AddrFromSlice(net.IP(ip)); ok {
 			c.Addresses = append(c.Addresses, address.Unmap())
 		}
 	}
-	return c, len(c.Addresses) > 0
+	return c
 }
 
-// EndsSoon tells whether the certificate has ended, or will within 30 days, or is in the last third of
-// its lifetime when that is shorter.
-func (c Certificate) EndsSoon(now time.Time) bool {
+// OfPod tells whether a pod asked for it, as far as the journal knows.
+func (c Certificate) OfPod() bool { return c.PodUID != "" || len(c.Addresses) > 0 }
+
+// Ended tells whether the certificate has: a pod that lives with it is dark, or goes dark.
+func (c Certificate) Ended(now time.Time) bool { return !now.Before(c.NotAfter) }
+
+// A Term tells which certificates end soon enough to be spoken of at a time; those that have ended are among them.
+type Term func(c Certificate, now time.Time) bool
+
+// Soon is the term where nobody names another, and that of the alerts: within 30 days, or in the last third of the
+// lifetime when that is shorter.
+func Soon(c Certificate, now time.Time) bool {
 	return c.NotAfter.Sub(now) < min(soon, c.NotAfter.Sub(c.NotBefore)/3)
+}
+
+// Within is the term of a time that somebody names.
+func Within(d time.Duration) Term {
+	return func(c Certificate, now time.Time) bool { return c.NotAfter.Sub(now) < d }
 }
 
 // holds names what the certificate is for: a later one of the same pod takes its place.
 func (c Certificate) holds() string {
-	return fmt.Sprintf("%s %s %s %s", c.Account, c.PodUID, c.Addresses, c.Request)
+	return fmt.Sprintf("%q %s %s %q %q", c.Requester, c.PodUID, c.Addresses, c.Signer, c.Request)
 }
 
 // heldBy tells whether the pod is the one that asked for the certificate.
@@ -92,18 +112,18 @@ func (c Certificate) heldBy(pod kube.LivePod) bool {
 	return pod.ServiceAccount == c.Account.Name && slices.ContainsFunc(c.Addresses, has) && !pod.Created.After(c.SignedAt)
 }
 
-// Within are the bounds, in days, by which valid certificates are counted.
-var Within = [...]int{1, 7, 30, 90, 365}
+// Days are the bounds by which valid certificates are counted.
+var Days = [...]int{1, 7, 30, 90, 365}
 
 // A census is what the journal says at a time.
 type census struct {
 	valid  int
-	within [len(Within)]int // of the valid ones, those that end within so many days
-	ending []Certificate    // those of pods that end soon, or ended lately
+	within [len(Days)]int // of the valid ones, those that end within so many days
+	ending []Certificate  // the newest of each holder, if it ends soon, or ended lately; the earliest first
 }
 
-// scan goes through the journal. What ends soon at the time until is held.
-func scan(dir string, now, until time.Time) (census, error) {
+// scan goes through the journal. What the term covers at the time until is held; whole: with all that the journal has of it.
+func scan(dir string, now, until time.Time, term Term, whole bool) (census, error) {
 	var c census
 	ending := map[string]Certificate{}
 	for issued, err := range journal.List(dir, journal.Filter{ExpiresAfter: now.Add(-dark)}) {
@@ -114,18 +134,17 @@ func scan(dir string, now, until time.Time) (census, error) {
 			continue
 		}
 		c.count(issued, now)
-		cert, ok := CertificateOf(issued)
-		if !ok {
-			continue
+		cert := certificateOf(issued)
+		if !whole {
+			cert.Issued = nil
 		}
-		if delete(ending, cert.holds()); cert.EndsSoon(until) {
+		if delete(ending, cert.holds()); term(cert, until) {
 			ending[cert.holds()] = cert
 		}
 	}
-	for _, cert := range ending {
-		c.ending = append(c.ending, cert)
-	}
-	slices.SortFunc(c.ending, func(a, b Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+	c.ending = slices.SortedFunc(maps.Values(ending), func(a, b Certificate) int {
+		return cmp.Or(a.NotAfter.Compare(b.NotAfter), strings.Compare(a.Request, b.Request))
+	})
 	return c, nil
 }
 
@@ -134,7 +153,7 @@ func (c *census) count(i *journal.Issued, now time.Time) {
 		return
 	}
 	c.valid++
-	for n, days := range Within {
+	for n, days := range Days {
 		if i.NotAfter.Sub(now) <= time.Duration(days)*day {
 			c.within[n]++
 		}

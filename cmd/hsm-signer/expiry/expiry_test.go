@@ -20,7 +20,7 @@ func TestSoonIsThirtyDaysOrAThirdOfTheLifetime(t *testing.T) {
 		{24 * time.Hour, 9 * time.Hour, false}, {24 * time.Hour, 7 * time.Hour, true},
 	} {
 		cert := Certificate{NotBefore: now.Add(c.left - c.lifetime), NotAfter: now.Add(c.left)}
-		if got := cert.EndsSoon(now); got != c.want {
+		if got := Soon(cert, now); got != c.want {
 			t.Errorf("of %s, %s are left: soon is %t", c.lifetime, c.left, got)
 		}
 	}
@@ -47,6 +47,17 @@ func TestPodsAreFoundByTheirAddress(t *testing.T) {
 	}
 	if cert.PodUID = "2"; cert.heldBy(pod) {
 		t.Error("another UID: it is taken for the one")
+	}
+}
+
+// A pod counts once, and as one that is dark when any of its certificates has ended.
+func TestPodsAreCountedOnce(t *testing.T) {
+	with := func(uid string, left time.Duration) Endangered {
+		return Endangered{Certificate{NotAfter: now.Add(left)}, kube.LivePod{Pod: policy.Pod{UID: uid}}}
+	}
+	f := Found{Pods: []Endangered{with("1", 0), with("2", time.Hour), with("1", time.Hour), with("3", time.Hour), with("3", 2*time.Hour)}}
+	if ending, ended := f.Count(now); ending != 2 || ended != 1 {
+		t.Errorf("%d pods end, and %d have ended", ending, ended)
 	}
 }
 

@@ -4,15 +4,16 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/kube"
 )
 
-// Holders find the live pod of a certificate. Each namespace is read once, when it is first asked for.
+// holders find the live pod of a certificate. Each namespace is read once, when it is first asked for.
 // They are not safe for concurrent use.
-type Holders struct {
+type holders struct {
 	client     kubernetes.Interface
 	namespaces map[string]namespace
 }
@@ -23,13 +24,11 @@ type namespace struct {
 	err   error
 }
 
-// NewHolders looks with this client.
-func NewHolders(client kubernetes.Interface) *Holders {
-	return &Holders{client: client, namespaces: map[string]namespace{}}
-}
-
-// Of returns the live pod that has the certificate, and false when it is gone.
-func (h *Holders) Of(ctx context.Context, c Certificate) (kube.LivePod, bool, error) {
+// of returns the live pod that has the certificate, and false when it is gone.
+func (h *holders) of(ctx context.Context, c Certificate) (kube.LivePod, bool, error) {
+	if h.client == nil {
+		return kube.LivePod{}, false, errNoCluster
+	}
 	n, known := h.namespaces[c.Account.Namespace]
 	if !known {
 		n = read(ctx, h.client, c.Account.Namespace)
@@ -63,20 +62,63 @@ type Endangered struct {
 	Pod kube.LivePod
 }
 
-// endangered returns those of the certificates whose pod lives, in the same order, and why it is not
-// known of some.
-func endangered(ctx context.Context, client kubernetes.Interface, certificates []Certificate) ([]Endangered, error) {
-	holders := NewHolders(client)
-	var all []Endangered
-	var faults []error
-	for _, c := range certificates {
-		pod, lives, err := holders.Of(ctx, c)
-		switch {
-		case err != nil && !slices.Contains(faults, err):
-			faults = append(faults, err)
-		case lives:
-			all = append(all, Endangered{c, pod})
+// Found is what was found at a time. The certificates that end first come first, and so those that have ended.
+type Found struct {
+	Pods    []Endangered
+	Unknown []Certificate // of which it is not known whether anybody lives with them
+	Fault   error         // why it is not known of those of pods; nil when it is known of all
+}
+
+// Count tells how many pods there are whose certificates end soon, and how many others with one that has ended.
+func (f Found) Count(now time.Time) (ending, ended int) {
+	dark := map[string]bool{} // by UID
+	for _, pod := range f.Pods {
+		dark[pod.Pod.UID] = dark[pod.Pod.UID] || pod.Ended(now)
+	}
+	for _, is := range dark {
+		if is {
+			ended++
+		} else {
+			ending++
 		}
 	}
-	return all, errors.Join(faults...)
+	return ending, ended
+}
+
+// Find reads the journal in dir, and looks which pods live.
+func Find(ctx context.Context, dir string, client kubernetes.Interface, now time.Time, term Term) (Found, error) {
+	c, err := scan(dir, now, now, term, true)
+	if err != nil {
+		return Found{}, err
+	}
+	return find(ctx, client, c.ending), nil
+}
+
+// errNoCluster: there is no client to look with.
+var errNoCluster = errors.New("no cluster is named: set KUBECONFIG")
+
+// find divides the certificates, in their order, into those whose pod lives and those of which that is not known. Those
+// whose pod is gone are left out.
+func find(ctx context.Context, client kubernetes.Interface, certificates []Certificate) Found {
+	h := &holders{client: client, namespaces: map[string]namespace{}}
+	var f Found
+	var faults []error
+	for _, c := range certificates {
+		if !c.OfPod() {
+			f.Unknown = append(f.Unknown, c)
+			continue
+		}
+		pod, lives, err := h.of(ctx, c)
+		if err != nil && !slices.Contains(faults, err) {
+			faults = append(faults, err)
+		}
+		switch {
+		case err != nil:
+			f.Unknown = append(f.Unknown, c)
+		case lives:
+			f.Pods = append(f.Pods, Endangered{c, pod})
+		}
+	}
+	f.Fault = errors.Join(faults...)
+	return f
 }

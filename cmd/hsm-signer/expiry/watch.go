@@ -20,22 +20,10 @@ const (
 
 // A Report is what was found at the last look.
 type Report struct {
-	At     time.Time        // when the journal was last read; zero: not yet
-	Valid  int              // certificates that are valid, whoever has them
-	Within [len(Within)]int // of these, those that end within so many days
-	Pods   []Endangered     // that live, whose certificate has ended or ends soon; the earliest first
-	Fault  error            // why something is not known
-}
-
-// Ended counts the pods whose certificate has ended.
-func (r Report) Ended(now time.Time) int {
-	n := 0
-	for _, pod := range r.Pods {
-		if !now.Before(pod.NotAfter) {
-			n++
-		}
-	}
-	return n
+	At     time.Time      // when the journal was last read; zero: not yet
+	Valid  int            // certificates that are valid, whoever has them
+	Within [len(Days)]int // of these, those that end within so many days
+	Found                 // its fault is also that of the journal
 }
 
 // A Watch reads the journal now and then, and looks which pods live. It is safe for concurrent use.
@@ -96,14 +84,15 @@ func (w *Watch) look(ctx context.Context, now time.Time) {
 	w.looked = now
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	pods, err := endangered(ctx, w.client, endSoon(w.census.ending, now))
-	w.note(Report{At: w.scanned, Valid: w.census.valid, Within: w.census.within, Pods: pods, Fault: errors.Join(fault, err)})
+	found := find(ctx, w.client, endSoon(w.census.ending, now))
+	found.Fault = errors.Join(fault, found.Fault)
+	w.note(Report{At: w.scanned, Valid: w.census.valid, Within: w.census.within, Found: found})
 }
 
 // scan reads the journal; when it cannot be read, what was read before is kept.
 func (w *Watch) scan(now time.Time) error {
 	w.rescan = now.Add(lookInterval)
-	c, err := scan(w.dir, now, now.Add(scanInterval))
+	c, err := scan(w.dir, now, now.Add(scanInterval), Soon, false)
 	if err != nil {
 		return fmt.Errorf("the journal in %s: %w", w.dir, err)
 	}
@@ -114,7 +103,7 @@ func (w *Watch) scan(now time.Time) error {
 func endSoon(all []Certificate, now time.Time) []Certificate {
 	var some []Certificate
 	for _, c := range all {
-		if c.EndsSoon(now) {
+		if Soon(c, now) {
 			some = append(some, c)
 		}
 	}
@@ -132,7 +121,8 @@ func (w *Watch) note(r Report) {
 	}
 	if len(r.Pods) > 0 && len(r.Pods) != len(before.Pods) {
 		first := r.Pods[0]
-		w.logger.Warn("live pods have certificates that end soon, and nothing renews them: restart them", "pods", len(r.Pods),
+		ending, ended := r.Count(time.Now())
+		w.logger.Warn("live pods have certificates that end soon or have ended, and nothing renews them: restart them", "ending", ending, "ended", ended,
 			"first", first.Pod.Namespace+"/"+first.Pod.Name, "notAfter", first.NotAfter, "command", first.Pod.Restart())
 	}
 }

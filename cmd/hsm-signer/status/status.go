@@ -50,8 +50,9 @@ type Decision struct {
 
 // An Ending is a workload with pods that will outlive their certificates, or have.
 type Ending struct {
-	Workload string // its kind and name
-	Pods     []string
+	Workload string    // its kind and name
+	Pods     []string  // those whose certificate has ended first
+	Dark     int       // how many of them these are
 	First    time.Time // when the first of their certificates ends
 	Restart  string    // the command
 }
@@ -66,9 +67,12 @@ type Page struct {
 	Parts     []Part
 	Hints     []string // what is well and yet must not go unseen
 	Token     string   // the token and its key; empty where there is none
+	Sessions  string   // with the token, in words
 	CA        *CA      // nil where there is none
 	Leads     bool
-	Queue     int // requests that wait for their turn
+	Identity  string // its own among many; empty without an election
+	Leader    string // the identity of the one that leads; empty when that is not known
+	Queue     int    // requests that wait for their turn
 	Policy    string
 	Decisions []Decision // the latest first
 	Issued    []int      // certificates in each of the last minutes, the latest last

@@ -44,16 +44,22 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 		want   []string
 	}{
 		"well":     {func(*Page) {}, []string{`<body class="well">`, "All is well", "400 days left", "Nobody has asked"}},
-		"stand-by": {func(p *Page) { p.Leads = false }, []string{`<body class="well">`, "another one leads", "stands by"}},
+		"leader":   {func(p *Page) { p.Identity, p.Leader = "a_1", "a_1" }, []string{`<dd>this one<span class="why">a_1</span></dd>`}},
+		"alone":    {func(*Page) {}, []string{"<dd>this one, without an election</dd>"}},
+		"stand-by": {func(p *Page) { p.Leads, p.Identity, p.Leader = false, "a_1", "b_2" }, []string{`<body class="well">`, "another one leads", `another one; this one stands by<span class="why">b_2</span>`, "It stands by"}},
+		"no leader": {func(p *Page) { p.Leads, p.Identity = false, "a_1" },
+			[]string{`<body class="well">`, "this one does not lead", "not known; this one stands by</dd>"}},
 		"one part": {func(p *Page) { p.Parts[1] = Part{Name: "HSM", Fault: "the token is gone", Do: "plug it in"} },
 			[]string{`<body class="bad">`, "Not well: HSM", "the token is gone", "plug it in", "stay pending"}},
 		"two parts": {func(p *Page) { p.Parts = []Part{{Name: "HSM", Fault: "a"}, {Name: "Journal", Fault: "b"}} }, []string{"Not well: HSM and Journal"}},
 		"hint":      {func(p *Page) { p.Hints = []string{"the CA ends"} }, []string{`<body class="look">`, "something needs you", "the CA ends"}},
 		"ending": {func(p *Page) {
-			p.Ending = []Ending{{"DaemonSet calico-system/calico-node", []string{"a", "b", "c", "d", "e"}, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
+			p.Ending = []Ending{{"DaemonSet calico-system/calico-node", []string{"a", "b", "c", "d", "e"}, 0, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
 		}, []string{`<body class="look">`, "in 2 days", "a, b, c and 2 more", "<code>kubectl -n calico-system rollout restart daemonset/calico-node</code>"}},
-		"ended":  {func(p *Page) { p.Ending = []Ending{{Workload: "w", First: now.Add(-3 * time.Hour)}} }, []string{"ended 3 hours ago"}},
-		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil }, []string{"A shadow"}},
+		"ended": {func(p *Page) {
+			p.Ending = []Ending{{Workload: "w", Pods: []string{"a", "b"}, Dark: 1, First: now.Add(-3 * time.Hour)}}
+		}, []string{`<body class="look">`, ` class="dark">ended 3 hours ago`, `<strong class="bad">1 of 2 dark:</strong> a, b`}},
+		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil }, []string{"A shadow", "none: a shadow acts on nothing</dd>"}},
 		"chart":  {func(p *Page) { p.Issued[58], p.Issued[59] = 4, 8 }, []string{"12 in all, 8 at most", `height="96"`, `height="48"`, "<th scope=\"row\">02:59</th><td>4</td>"}},
 	} {
 		p := wellPage()

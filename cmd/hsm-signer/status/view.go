@@ -45,10 +45,27 @@ func (v view) Headline() string {
 		return "Not well: " + strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
 	case v.Mood() == "look":
 		return "It works, and something needs you"
+	case !v.Leads && v.Leader == "":
+		return "All is well; this one does not lead"
 	case !v.Leads:
 		return "All is well; another one leads"
 	}
 	return "All is well"
+}
+
+// Leading says who leads.
+func (v view) Leading() string {
+	switch {
+	case v.Mode == "shadow":
+		return "none: a shadow acts on nothing"
+	case v.Leads && v.Identity == "":
+		return "this one, without an election"
+	case v.Leads:
+		return "this one"
+	case v.Leader == "":
+		return "not known; this one stands by"
+	}
+	return "another one; this one stands by"
 }
 
 // Meaning says what that means for those who ask for certificates.

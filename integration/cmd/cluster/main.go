@@ -16,24 +16,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"hsm-signer/integration/bed"
 )
 
 const usage = "usage: cluster up|down [--dir DIR], or cluster build"
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "cluster:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { bed.Main("cluster", run) }
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {

@@ -14,9 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"hsm-signer/integration/bed"
 	"hsm-signer/integration/demo"
@@ -29,15 +27,7 @@ const (
 
 var errUsage = errors.New("usage: compose secrets DIR | authorize DIR URL RBAC FILE | client DIR URL CA | binaries OUT")
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "compose:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { bed.Main("compose", run) }
 
 func run(ctx context.Context, args []string) error {
 	switch {

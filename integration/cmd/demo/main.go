@@ -11,24 +11,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
+	"hsm-signer/integration/bed"
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/demo"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Getenv("KEEP") == "1"); err != nil {
-		fmt.Fprintln(os.Stderr, "demo:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { bed.Main("demo", run) }
 
-func run(ctx context.Context, keep bool) (err error) {
+func run(ctx context.Context, _ []string) (err error) {
+	keep := os.Getenv("KEEP") == "1"
 	out := demo.NewScreen(os.Stdout)
 	dir, err := os.MkdirTemp("", "hsm-signer-demo-")
 	if err != nil {

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"hsm-signer/issuer"
+	"hsm-signer/policy"
+)
+
+// issuerMetrics are of the certificates that are issued, and of the CA that issues them.
+type issuerMetrics struct {
+	issued    *prometheus.CounterVec
+	requests  prometheus.Histogram
+	caRefused prometheus.Gauge
+}
+
+func newIssuerMetrics(register promauto.Factory) issuerMetrics {
+	return issuerMetrics{
+		issued: register.NewCounterVec(prometheus.CounterOpts{
+			Name: "hsm_signer_certificates_issued_total",
+			Help: "Certificates that were signed and published, by the rule that granted them.",
+		}, []string{"rule"}),
+		requests: register.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hsm_signer_request_duration_seconds",
+			Help:    "From the creation of a request, which the API server notes in whole seconds, to its certificate there.",
+			Buckets: []float64{1, 2, 5, 10, 20, 45, 90, 300, 3600}, // a pod's init container gives up after 90
+		}),
+		caRefused: register.NewGauge(prometheus.GaugeOpts{
+			Name: "hsm_signer_ca_file_refused",
+			Help: "1 while the file of the CA's certificate as it is now is refused and the certificate before it stays in use, else 0.",
+		}),
+	}
+}
+
+// Issued counts a certificate that was published so long after the request was made.
+func (m issuerMetrics) Issued(grant *policy.Grant, after time.Duration) {
+	m.issued.WithLabelValues(grant.Rule()).Inc()
+	m.requests.Observe(after.Seconds())
+}
+
+// caFileRefused notes whether the file of the CA's certificate as it is now is refused.
+func (m issuerMetrics) caFileRefused(refused bool) { m.caRefused.Set(number(refused)) }
+
+// watchCA has shown at each scrape when the CA's certificate expires.
+func (m *metrics) watchCA(ca func() *issuer.CA) {
+	m.gauge("hsm_signer_ca_not_after_timestamp_seconds", "When the CA's certificate expires, in seconds since 1970.", func() float64 { return float64(ca().Certificate().NotAfter.Unix()) })
+}

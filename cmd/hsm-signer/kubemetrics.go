@@ -1,0 +1,87 @@
+package main
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"hsm-signer/kube"
+)
+
+// kubeMetrics are of the cluster: what is asked of its API server, who leads, what it holds.
+type kubeMetrics struct {
+	faults    prometheus.Counter
+	leaders   prometheus.Counter
+	apiCalls  *prometheus.CounterVec
+	inCluster *prometheus.GaugeVec
+}
+
+func newKubeMetrics(register promauto.Factory) kubeMetrics {
+	return kubeMetrics{
+		faults: register.NewCounter(prometheus.CounterOpts{
+			Name: "hsm_signer_faults_total",
+			Help: "Looks at a request that ended with a fault (token, API server); it is tried again.",
+		}),
+		leaders: register.NewCounter(prometheus.CounterOpts{
+			Name: "hsm_signer_leader_changes_total",
+			Help: "How often this process saw another controller come to lead, or itself; 0 without an election.",
+		}),
+		apiCalls: register.NewCounterVec(prometheus.CounterOpts{
+			Name: "hsm_signer_api_calls_total",
+			Help: "Calls to the API server by verb (a watch is one call) and HTTP code; the code is error where no answer came.",
+		}, []string{"verb", "code"}),
+		inCluster: register.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "hsm_signer_certificates_in_cluster",
+			Help: "Certificates on requests of our signers, by origin: own; another_journal (the CA signed it for a former journal or another replica); unrecorded (the CA signed it, this journal should have it, and has not); foreign (the CA did not sign it). Only who leads knows.",
+		}, []string{"origin"}),
+	}
+}
+
+// Fault counts a turn that ended with a fault.
+func (m kubeMetrics) Fault() { m.faults.Inc() }
+
+// NewLeader counts a change of the one that leads.
+func (m kubeMetrics) NewLeader() { m.leaders.Inc() }
+
+// Certificates notes how many certificates there are of each origin.
+func (m kubeMetrics) Certificates(origins map[kube.Origin]int) {
+	if origins == nil { // a 0 here would say that all is well
+		m.inCluster.Reset()
+		return
+	}
+	for _, origin := range []kube.Origin{kube.Own, kube.Elsewhere, kube.Unrecorded, kube.Foreign} {
+		m.inCluster.WithLabelValues(string(origin)).Set(float64(origins[origin]))
+	}
+}
+
+// watchController has shown at each scrape how the controller stands.
+func (m *metrics) watchController(c *kube.Controller) {
+	m.gauge("hsm_signer_leading", "1 while this process is the one of many that acts, or the only one; else 0.", func() float64 { return number(c.Leads()) })
+	m.gauge("hsm_signer_queue_length", "Requests that wait for a worker; one that waits for its next try is not among them.", func() float64 { return float64(c.Queued()) })
+}
+
+// countCalls counts the calls that go through a transport to the API server.
+func (m kubeMetrics) countCalls(transport http.RoundTripper) http.RoundTripper {
+	return countedCalls{transport, m.apiCalls}
+}
+
+type countedCalls struct {
+	http.RoundTripper
+	calls *prometheus.CounterVec
+}
+
+func (c countedCalls) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := c.RoundTripper.RoundTrip(r)
+	verb, code := strings.ToLower(r.Method), "error"
+	if r.URL.Query().Get("watch") == "true" {
+		verb = "watch"
+	}
+	if err == nil {
+		code = strconv.Itoa(response.StatusCode)
+	}
+	c.calls.WithLabelValues(verb, code).Inc()
+	return response, err
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"hsm-signer/policy"
+)
+
+// policyMetrics are of what the policy decides, and which it is.
+type policyMetrics struct {
+	decisions   *prometheus.CounterVec
+	overBudget  prometheus.Counter
+	inForce     *prometheus.GaugeVec
+	fileRefused prometheus.Gauge
+}
+
+func newPolicyMetrics(register promauto.Factory) policyMetrics {
+	return policyMetrics{
+		decisions: register.NewCounterVec(prometheus.CounterOpts{
+			Name: "hsm_signer_decisions_total",
+			Help: "Verdicts of the policy, by verdict (granted, refused, waiting), rule, and reason of a refusal. A request that waits, for a fact or for room in a budget, and one that met a fault is counted at each look.",
+		}, []string{"verdict", "rule", "reason"}),
+		overBudget: register.NewCounter(prometheus.CounterOpts{
+			Name: "hsm_signer_over_budget_total",
+			Help: "Looks at a granted request that ended since a budget is spent; the request waits.",
+		}),
+		inForce: register.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "hsm_signer_policy_info",
+			Help: "1 for the policy in force, by its hash.",
+		}, []string{"hash"}),
+		fileRefused: register.NewGauge(prometheus.GaugeOpts{
+			Name: "hsm_signer_policy_file_refused",
+			Help: "1 while the policy file as it is now is refused and an earlier policy stays in force, else 0.",
+		}),
+	}
+}
+
+// Decided counts a verdict.
+func (m policyMetrics) Decided(verdict policy.Verdict) {
+	switch v := verdict.(type) {
+	case *policy.Grant:
+		m.decisions.WithLabelValues("granted", v.Rule(), "").Inc()
+	case *policy.Refusal:
+		m.decisions.WithLabelValues("refused", v.Rule(), string(v.Code())).Inc()
+	case *policy.NotYet:
+		m.decisions.WithLabelValues("waiting", v.Rule, "").Inc()
+	}
+}
+
+// OverBudget counts a look at a request that waits for room in a budget.
+func (m policyMetrics) OverBudget() { m.overBudget.Inc() }
+
+// policyInForce notes which policy that is.
+func (m policyMetrics) policyInForce(p *policy.Policy) {
+	m.inForce.Reset()
+	m.inForce.WithLabelValues(p.Hash()).Set(1)
+}
+
+// policyFileRefused notes whether the policy file as it is now is refused.
+func (m policyMetrics) policyFileRefused(refused bool) { m.fileRefused.Set(number(refused)) }

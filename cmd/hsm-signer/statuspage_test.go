@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/hsm"
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+)
+
+// newTestPage is of one that signs, is well, and leads without an election.
+func newTestPage(t *testing.T) *statusPage {
+	t.Helper()
+	h := newTestHealth(t)
+	h.token = func(context.Context) error { return nil }
+	h.note(nil)
+	return &statusPage{
+		config: &config{mode: kube.Approve, signerNames: []string{"example.com/calico"}}, health: h, activity: &activity{},
+		expiry:   expiry.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil, h.logger),
+		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
+		queue:    func() int { return 0 }, leader: func() string { return "" }, fault: func() error { return nil }, started: time.Now(),
+	}
+}
+
+func TestStatusPageOfOneThatStandsBy(t *testing.T) {
+	s := newTestPage(t)
+	if p := s.page(); !p.Leads || p.Leader != "" || p.CA == nil || p.Sessions != "3 PKCS#11 sessions open; 2 of at most 16 sign" {
+		t.Errorf("alone: %+v", p)
+	}
+	s.health.leads, s.leader, s.identity = func() bool { return false }, func() string { return "other_1" }, "this_2"
+	s.sessions = func() hsm.Sessions { return hsm.Sessions{} }
+	if p := s.page(); p.Leads || p.Leader != "other_1" || p.Identity != "this_2" || p.Sessions != "not connected" {
+		t.Errorf("one that stands by: %+v", p)
+	}
+}
+
+// A shadow has no token, no CA and no journal, and no one tells it who leads.
+func TestStatusPageOfAShadow(t *testing.T) {
+	s := newTestPage(t)
+	s.config.mode = kube.Shadow
+	s.expiry, s.sessions, s.health.ca, s.health.token, s.health.journal = nil, nil, nil, nil, nil
+	s.activity.Ended(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue, At: time.Now()})
+	p := s.page()
+	if p.CA != nil || p.Token != "" || p.Sessions != "" || p.Mode != "shadow" || len(p.Decisions) != 1 || !p.Decisions[0].Good {
+		t.Errorf("%+v", p)
+	}
+	for _, part := range p.Parts {
+		if part.Fault != "" || strings.Contains("HSM CA Journal", part.Name) {
+			t.Errorf("a shadow has the part %+v", part)
+		}
+	}
+}
+
+// The pods of one workload are shown together; those that are dark are counted, and their workload comes first.
+func TestPodsThatAreDarkComeFirst(t *testing.T) {
+	now := time.Now()
+	pod := func(name, owner string, left time.Duration) expiry.Endangered {
+		return expiry.Endangered{
+			Certificate: expiry.Certificate{NotAfter: now.Add(left)},
+			Pod:         kube.LivePod{Pod: policy.Pod{Namespace: "a", Name: name}, Owner: kube.Workload{Kind: "DaemonSet", Namespace: "a", Name: owner}},
+		}
+	}
+	all := endingOf([]expiry.Endangered{pod("x", "one", -time.Hour), pod("y", "two", time.Minute), pod("x", "one", time.Hour), pod("z", "one", time.Hour)}, now)
+	if len(all) != 2 || all[0].Workload != "DaemonSet a/one" || all[0].Dark != 1 || !slices.Equal(all[0].Pods, []string{"a/x", "a/z"}) || all[1].Dark != 0 {
+		t.Errorf("%+v", all)
+	}
+}

@@ -1,0 +1,45 @@
+package hsm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// hanging is a library that does not let itself be loaded before there is a file.
+const hanging = `
+#include <unistd.h>
+__attribute__((constructor)) static void hang(void) { while (access(%q, F_OK)) usleep(1000); }
+`
+
+// A module that hangs while it is loaded is not waited for, nor loaded again before that has come back.
+func TestModuleThatHangsWhileItIsLoaded(t *testing.T) {
+	dir := t.TempDir()
+	module, source, release := filepath.Join(dir, "hanging.so"), filepath.Join(dir, "hanging.c"), filepath.Join(dir, "release")
+	if err := os.WriteFile(source, fmt.Appendf(nil, hanging, release), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-o", module, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var n counts
+	l, err := load(t.Context(), Config{Module: module, Timeout: time.Millisecond}, &n)
+	if !errors.Is(err, ErrUnavailable) || l == nil || n.hanging.Load() != 1 || l.close(t.Context()) {
+		t.Fatalf("library %v, %d calls hang: %v", l, n.hanging.Load(), err)
+	}
+	if err := os.WriteFile(release, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for !l.close(t.Context()) {
+		if t.Context().Err() != nil {
+			t.Fatal("it has not come back")
+		}
+	}
+	if n.hanging.Load() != 0 || n.initialised.Load() != 0 {
+		t.Errorf("%d calls hang, initialised %d times", n.hanging.Load(), n.initialised.Load())
+	}
+}

@@ -1,0 +1,86 @@
+package monitoring_test
+
+import (
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// statefulSet is what a PodMonitor must agree with.
+type statefulSet struct {
+	Kind     string
+	Metadata struct{ Namespace string }
+	Spec     struct {
+		Template struct {
+			Metadata struct{ Labels map[string]string }
+			Spec     struct {
+				Containers []struct{ Ports []struct{ Name string } }
+			}
+		}
+	}
+}
+
+// The PodMonitor finds the pods that deploy/base makes, and the port of theirs that has /metrics.
+func TestPodMonitorFindsThePods(t *testing.T) {
+	var monitor monitoringv1.PodMonitor
+	read(t, "../../deploy/monitoring/podmonitor.yaml", &monitor)
+	text, err := os.ReadFile("../../deploy/base/statefulset.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set statefulSet
+	first, _, _ := strings.Cut(string(text), "\n---\n")
+	if err := yaml.Unmarshal([]byte(first), &set); err != nil || set.Kind != "StatefulSet" {
+		t.Fatalf("a %s: %v", set.Kind, err)
+	}
+	pod := set.Spec.Template
+	if monitor.APIVersion != operatorAPI || monitor.Kind != "PodMonitor" || monitor.Namespace != set.Metadata.Namespace {
+		t.Errorf("a %s %s in %s", monitor.APIVersion, monitor.Kind, monitor.Namespace)
+	}
+	if selected := monitor.Spec.Selector; len(selected.MatchLabels) == 0 || len(selected.MatchExpressions) > 0 || !maps.Equal(selected.MatchLabels, pod.Metadata.Labels) {
+		t.Errorf("it selects %v; the pods have %v", selected, pod.Metadata.Labels)
+	}
+	if len(monitor.Spec.PodMetricsEndpoints) != 1 {
+		t.Fatalf("%d endpoints", len(monitor.Spec.PodMetricsEndpoints))
+	}
+	endpoint := monitor.Spec.PodMetricsEndpoints[0]
+	ports := pod.Spec.Containers[0].Ports
+	if endpoint.Port == nil || !slices.ContainsFunc(ports, func(p struct{ Name string }) bool { return p.Name == *endpoint.Port }) || endpoint.Path != "/metrics" {
+		t.Errorf("it scrapes %+v; the pod has the ports %v", endpoint, ports)
+	}
+}
+
+// What the manual says makes an address of the runbook in each alert.
+func TestRunbookGetsAnAddress(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/operate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := regexp.MustCompile(`(?m)^sed -i '([^']+)' deploy/monitoring/prometheusrule.yaml$`).FindSubmatch(manual)
+	if command == nil {
+		t.Fatal("the manual does not say how")
+	}
+	text, err := exec.CommandContext(t.Context(), "sed", string(command[1]), rulesFile).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file monitoringv1.PrometheusRule
+	if err := yaml.UnmarshalStrict(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range file.Spec.Groups {
+		for _, r := range g.Rules {
+			want := "https://git.example.com/hsm-signer/docs/runbook.md#" + strings.ToLower(r.Alert)
+			if r.Annotations["runbook_url"] != want || r.Annotations["runbook"] != "" {
+				t.Errorf("%s: %v", r.Alert, r.Annotations)
+			}
+		}
+	}
+}
