@@ -79,9 +79,9 @@ func (c *Controller) Permitted() error {
 func (c *Controller) watchPermits(ctx context.Context) {
 	for {
 		c.lookAtPermits(ctx)
-		next := permitInterval
-		if c.Permitted() != nil {
-			next = permitRetry
+		next, suspected := permitInterval, c.permits.suspected
+		if c.Permitted() != nil { // who runs into what is known to be missing says nothing new
+			next, suspected = permitRetry, nil
 		}
 		select { // a pause, whatever happens
 		case <-ctx.Done():
@@ -92,7 +92,7 @@ func (c *Controller) watchPermits(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(next):
-		case <-c.permits.suspected:
+		case <-suspected:
 		}
 	}
 }

@@ -362,9 +362,9 @@ func TestShadowTouchesNothing(t *testing.T) {
 		must(t, err)
 		made = append(made, csr)
 	}
-	eventually(t, "the verdicts in the log", func(context.Context) (bool, error) {
+	eventually(t, "the verdicts in the log", func(context.Context) (bool, error) { // among those on what other tests have left
 		log := d.Log()
-		return strings.Contains(log, `"@message":"shadow: would grant"`) && strings.Contains(log, `"@message":"shadow: would refuse"`), nil
+		return says(log, "shadow: would grant", made[0]) && says(log, "shadow: would refuse", made[1]), nil
 	})
 	if metrics := d.Metrics(t.Context()); !strings.Contains(metrics, `hsm_signer_decisions_total{reason="",rule="calico-node",verdict="granted"}`) {
 		t.Errorf("the verdicts are not counted:\n%s", metrics)
@@ -386,6 +386,16 @@ func TestShadowTouchesNothing(t *testing.T) {
 		t.Errorf("it ended with code %d, %v", code, err)
 	}
 	requireVerdicts(t, filepath.Join(state, journal.ShadowLog), made)
+}
+
+// says tells whether a line of the log says this of the request.
+func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bool {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, fmt.Sprintf(`"@message":%q`, message)) && strings.Contains(line, string(csr.UID)) {
+			return true
+		}
+	}
+	return false
 }
 
 // requireVerdicts requires that the log has the first request as granted, the second as refused, and each with what an auditor
