@@ -118,7 +118,7 @@ func (k *Key) tried(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.hung++; err == nil || k.counts.hanging.Load() == 0 || k.library != nil && k.library.undecided() {
-		k.hung = 0 // nor does one give up, and begin anew, while a login may still turn out to be a wrong PIN
+		k.hung = 0 // nor does one give up, and begin anew, sooner after a login that may have been one with a wrong PIN than one would try another
 	}
 	if k.hung >= mostHungAttempts {
 		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())

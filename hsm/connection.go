@@ -96,9 +96,9 @@ func (c *connection) login(ctx context.Context, config Config) error {
 	if err != nil {
 		return faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
 	}
-	c.library.counts.logins.Add(1)
 	c.library.tried = pin.Fixed()
 	_, err = onKeeper(ctx, c, callLogin, func() (struct{}, error) {
+		c.library.counts.logins.Add(1)
 		return struct{}{}, c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin))
 	}, func(err error) {
 		if isPIN(err) { // it comes late, and counts

@@ -24,8 +24,8 @@ type library struct {
 
 	mu        sync.Mutex
 	inFlight  int
-	abandoned int  // those in flight that nobody waits for
-	loggingIn bool // one of them is a login
+	abandoned int       // those in flight that nobody waits for
+	loggingIn time.Time // when one of them, a login, was abandoned; zero: none of them is one
 }
 
 // moreHangs is how many calls may hang beside one for each session.
@@ -117,11 +117,16 @@ func (l *library) mayKnowAnother(pin PIN) bool {
 }
 
 // undecided tells whether a login is in flight that nobody waits for: it may still turn out to have
-// been one with a wrong PIN.
+// been one with a wrong PIN. From a time on at which one would try another, that is no reason to wait.
 func (l *library) undecided() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.loggingIn
+	return l.mayStillCount()
+}
+
+// mayStillCount is undecided for who holds the mutex.
+func (l *library) mayStillCount() bool {
+	return !l.loggingIn.IsZero() && time.Since(l.loggingIn) < lastLoginRetry
 }
 
 // idle tells whether no call is in flight.
@@ -183,7 +188,9 @@ func call[T any](ctx context.Context, l *library, timeout time.Duration, name st
 	}
 	taken = true
 	l.abandoned++
-	l.loggingIn = l.loggingIn || name == callLogin
+	if name == callLogin {
+		l.loggingIn = time.Now()
+	}
 	l.mu.Unlock()
 	l.counts.abandoned.Add(1)
 	l.counts.hanging.Add(1)
@@ -197,8 +204,8 @@ func (l *library) begin(name string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.loggingIn && (name == callLogin || l.abandoned >= l.most):
-		return faultf(ErrUnavailable, "a login has not come back from the token yet: there is no second one while it may still count")
+	case name == callLogin && !l.loggingIn.IsZero(), l.abandoned >= l.most && l.mayStillCount():
+		return faultf(ErrUnavailable, "the login that was given up at %s has not come back from the token: there is no second one while it may still count as a wrong PIN; see what the token, its daemon or the network to it does", l.loggingIn.Format(time.TimeOnly))
 	case l.abandoned >= l.most:
 		return faultf(ErrHung, "%d calls hang in the PKCS#11 module and no more are made: restart this process, and see what the token, its daemon or the network to it does", l.abandoned)
 	}
@@ -213,7 +220,9 @@ func (l *library) end(name string, abandoned bool) {
 	if abandoned {
 		l.abandoned--
 		l.counts.hanging.Add(-1)
-		l.loggingIn = l.loggingIn && name != callLogin
+		if name == callLogin {
+			l.loggingIn = time.Time{}
+		}
 	}
 }
 

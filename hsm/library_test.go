@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -42,4 +43,32 @@ func TestModuleThatHangsWhileItIsLoaded(t *testing.T) {
 	if n.hanging.Load() != 0 || n.initialised.Load() != 0 {
 		t.Errorf("%d calls hang, initialised %d times", n.hanging.Load(), n.initialised.Load())
 	}
+}
+
+// A login that never comes back is not made a second time, since it may have been one with a wrong PIN. It is waited for no
+// longer than one waits after such a login; then the module hangs as it does with any other call.
+func TestLoginThatNeverComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &Key{}
+		k.library = &library{counts: &k.counts, most: 100}
+		never := make(chan struct{})
+		defer close(never)
+		login := func() error {
+			return k.library.do(t.Context(), time.Second, callLogin, func() error {
+				k.counts.logins.Add(1)
+				<-never
+				return nil
+			})
+		}
+		began, waited := time.Now(), time.Duration(0)
+		for err := login(); !errors.Is(err, ErrHung); err = k.tried(login()) {
+			if waited = time.Since(began); waited > 2*lastLoginRetry {
+				t.Fatalf("it is waited for after %s: %v", waited, err)
+			}
+			<-time.After(time.Until(k.notYet))
+		}
+		if waited < lastLoginRetry || k.counts.logins.Load() != 1 {
+			t.Errorf("one gave up after %s and %d logins", waited, k.counts.logins.Load())
+		}
+	})
 }

@@ -80,6 +80,22 @@ func TestHangingTokenIsProbedOnce(t *testing.T) {
 	tr.quiet()
 }
 
+// A login that hangs is not made a second time, and counts as one, however often one tries.
+func TestLoginThatHangsIsMadeOnce(t *testing.T) {
+	tr := aTrial(t, 200*time.Millisecond)
+	tr.key.Load().Close()
+	tr.quiet(shim.Hang(shim.Login))
+	tr.open()
+	must(t, tr.until(func() bool {
+		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) && tr.calls().Count(shim.OpenSession) >= 4
+	}))
+	if made, counted := tr.calls().Count(shim.Login), tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
+		t.Errorf("C_Login was called %d times, and counted %d times", made, counted)
+	}
+	must(t, tr.shim.Rules())
+	tr.quiet()
+}
+
 // A token that lets itself be connected to, and then signs for nobody, is not logged in to again and again.
 func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	tr := aTrial(t, 5*time.Second)
