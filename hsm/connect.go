@@ -6,8 +6,15 @@ import (
 	"time"
 )
 
-// openTimeouts is how many timeouts of one call all calls of one attempt to connect may take.
-const openTimeouts = 3
+// All calls of one attempt to connect may take so many timeouts of one call, but not less than that long: there are
+// dozens of them, each may take its time, and the first that hangs ends the attempt anyway.
+const (
+	openTimeouts = 3
+	leastOpening = time.Minute
+)
+
+// errSlow is why an attempt ends in which no call hung.
+var errSlow = errors.New("connecting to the token takes too long, though each call comes back: raise PKCS11_TIMEOUT, three of which it may take in all")
 
 // connect makes a new connection in the place of the one that failed, and goes back as far as the
 // rung says. When another caller has made one meanwhile, there is nothing to do. It is made for
@@ -23,7 +30,7 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	case k.conn != nil && k.conn != failed:
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeouts*k.config.Timeout)
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), max(openTimeouts*k.config.Timeout, leastOpening), errSlow)
 	defer cancel()
 	k.noteLoss()
 	if k.disconnect(); r == newModule {
@@ -117,7 +124,7 @@ const mostHungAttempts = 5
 func (k *Key) tried(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.hung++; err == nil || k.counts.hanging.Load() == 0 || k.library != nil && k.library.undecided() {
+	if k.hung++; err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.library != nil && k.library.undecided() {
 		k.hung = 0 // nor does one give up, and begin anew, sooner after a login that may have been one with a wrong PIN than one would try another
 	}
 	if k.hung >= mostHungAttempts {
@@ -140,6 +147,12 @@ func (k *Key) tried(err error) error {
 		k.later(firstRetry, lastRetry)
 	}
 	return err
+}
+
+// cutOff tells whether the attempt ended in a call that might have come back: it did not hang.
+func cutOff(err error) bool {
+	abandoned := (*abandonedError)(nil)
+	return errors.As(err, &abandoned) && abandoned.early != nil
 }
 
 // later puts the next attempt off, each time for twice as long. The caller holds the mutex.

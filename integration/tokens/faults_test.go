@@ -34,6 +34,7 @@ var faults = []struct {
 	{"lasting", 5 * time.Second, lasting},
 	{"key", 5 * time.Second, keySwapped},
 	{"hang", 500 * time.Millisecond, hangOfEveryCall},
+	{"slow", time.Second, slow},
 	{"sessions", 5 * time.Second, fewSessions},
 	{"daemon", 2 * time.Second, daemonGone},
 	{"files", 2 * time.Second, filesGone},
@@ -180,6 +181,16 @@ func hangOfEveryCall(tr *trial) {
 	}
 	for _, function := range someOf(tr, wayBack) {
 		tr.befall("hang in "+function, tr.abandoned(), lost, shim.Hang(function))
+	}
+}
+
+// slow is a token far away, of which each call comes back in time, and all together take many times as long. It costs no
+// second login.
+func slow(tr *trial) {
+	const fault = "each call takes a sixth of the longest wait for one"
+	o := tr.befall(fault, nil, lost, shim.Delay(shim.Any, tr.timeout/6))
+	if n := tr.key.Load().Stats().Hanging; o.logins != 1 || n > 0 {
+		tr.t.Errorf("%s: %d calls of C_Login, %d calls hang", fault, o.logins, n)
 	}
 }
 
