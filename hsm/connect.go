@@ -117,17 +117,24 @@ func (k *Key) mayTry() error {
 	return nil
 }
 
-// mostHungAttempts is how often in a row one tries to connect while calls hang.
-const mostHungAttempts = 5
+// One gives up after so many attempts in a row to connect while calls hang, but not sooner than that long after the first: a
+// supervisor such as deploy/systemd's unit gives up too, when it has to start a process too often.
+const (
+	mostHungAttempts = 5
+	leastHanging     = time.Minute
+)
 
 // tried takes note of an attempt, and gives up where the module hangs for good.
 func (k *Key) tried(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.hung++; err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.library != nil && k.library.undecided() {
+	if k.hung++; k.hung == 1 {
+		k.hungSince = time.Now()
+	}
+	if err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.library != nil && k.library.undecided() {
 		k.hung = 0 // nor does one give up, and begin anew, sooner after a login that may have been one with a wrong PIN than one would try another
 	}
-	if k.hung >= mostHungAttempts {
+	if k.hung >= mostHungAttempts && time.Since(k.hungSince) >= leastHanging {
 		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())
 	}
 	k.last = err

@@ -2,6 +2,9 @@ package hsm
 
 import (
 	"errors"
+	"os"
+	"regexp"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +30,33 @@ func TestSlowIsNotHung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		if attempts, took, gaveUp := hangOn(&Key{}, errSlow); gaveUp {
 			t.Errorf("one gave up after %d attempts and %s", attempts, took)
+		}
+	})
+}
+
+// A token that hangs for good ends the process, and the next, and so on, as long as it hangs: not so often that the unit's
+// limit of starts is reached, and nobody starts another when the token is back. What they leave hanging meanwhile is
+// not the end before that.
+func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
+	text, err := os.ReadFile("../deploy/systemd/hsm-signer.service")
+	must(t, err)
+	says := func(name string) int {
+		line := regexp.MustCompile(`(?m)^` + name + `=(\d+)$`).FindSubmatch(text)
+		if line == nil {
+			t.Fatalf("the unit does not say %s", name)
+		}
+		n, err := strconv.Atoi(string(line[1]))
+		must(t, err)
+		return n
+	}
+	interval, pause := time.Duration(says("StartLimitIntervalSec"))*time.Second, time.Duration(says("RestartSec"))*time.Second
+	synctest.Test(t, func(t *testing.T) {
+		attempts, took, gaveUp := hangOn(&Key{}, nil)
+		if starts := says("StartLimitBurst"); !gaveUp || time.Duration(starts)*(took+pause) <= interval {
+			t.Errorf("one gave up: %t, after %s; %d times that are not %s", gaveUp, took, starts, interval)
+		}
+		if left := 2 * attempts; left >= moreHangs { // a call each, and one that tidies up
+			t.Errorf("%d attempts leave %d calls hanging", attempts, left)
 		}
 	})
 }

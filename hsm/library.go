@@ -28,8 +28,8 @@ type library struct {
 	loggingIn time.Time // when one of them, a login, was abandoned; zero: none of them is one
 }
 
-// moreHangs is how many calls may hang beside one for each session.
-const moreHangs = 8
+// moreHangs is how many calls may hang beside one for each session: more than are left behind until one gives up.
+const moreHangs = 32
 
 // load loads and initialises the module. When either hangs it returns both the library, which must not
 // be loaded again meanwhile, and the error.

@@ -23,6 +23,7 @@ import (
 const (
 	poll     = 20 * time.Millisecond
 	patience = 30 * time.Second
+	ending   = 2 * time.Minute // a module that hangs is given more than a minute
 )
 
 // A Daemon is "hsm-signer run" as a process.
@@ -170,8 +171,8 @@ func (d *Daemon) Wait() (int, error) {
 	select {
 	case <-d.ended:
 		return d.cmd.ProcessState.ExitCode(), nil
-	case <-time.After(patience):
-		return -1, errors.Join(fmt.Errorf("hsm-signer did not end within %s; its log:\n%s", patience, d.Log()), d.Kill())
+	case <-time.After(ending):
+		return -1, errors.Join(fmt.Errorf("hsm-signer did not end within %s; its log:\n%s", ending, d.Log()), d.Kill())
 	}
 }
 
