@@ -44,11 +44,11 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	}
 	again := k.library != nil
 	err := k.open(ctx)
-	if errors.Is(err, ErrUnavailable) {
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrKey) { // some modules list their keys when they are initialised, and not again
 		k.unload(ctx)
-		if again && k.library == nil && !failedToLogIn(err) { // with the module that was there it would not go; with a new one it may
-			err = k.open(ctx)
-		}
+	}
+	if again && k.library == nil && errors.Is(err, ErrUnavailable) && !failedToLogIn(err) { // with the module that was there it would not go; with a new one it may
+		err = k.open(ctx)
 	}
 	return k.tried(err)
 }

@@ -91,6 +91,10 @@ func ReportSessions(most uint) Rule { return newRule(GetTokenInfo, "sessions %d"
 // AddTokenFlags has the token show these flags besides its own, such as CKF_USER_PIN_FINAL_TRY.
 func AddTokenFlags(flags uint) Rule { return newRule(GetTokenInfo, "flags %#x", flags) }
 
+// FindAtMost has FindObjects find no more than so many objects at once, of those that there are; 0: none, as a token whose
+// keys are away.
+func FindAtMost(most uint) Rule { return newRule(FindObjects, "find %d", most) }
+
 // SwapKey puts the private key with that label in the place of every other: in what
 // FindObjects finds, or under the handle that GetAttributeValue or SignInit is given.
 func SwapKey(function, label string) Rule {

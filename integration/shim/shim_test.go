@@ -245,6 +245,24 @@ func TestSwapKey(t *testing.T) {
 	}
 }
 
+// Objects are found in batches as small as the rule says, and none is lost for it.
+func TestFindAtMost(t *testing.T) {
+	a := newApplication(t)
+	for most, want := range map[uint][]int{0: {0, 0}, 1: {1, 1, 0}, 2: {2, 0}, 3: {2, 0}} {
+		a.rules(t, shim.FindAtMost(most))
+		must(t, a.module.FindObjectsInit(a.session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
+		for i, n := range want {
+			if found, _, err := a.module.FindObjects(a.session, 8); err != nil || len(found) != n {
+				t.Errorf("at most %d: batch %d has %d, %v; want %d", most, i, len(found), err, n)
+			}
+		}
+		must(t, a.module.FindObjectsFinal(a.session))
+	}
+	if n := len(a.calls(t).Under(shim.FindAtMost(0))); n != 9 {
+		t.Errorf("the log has %d such calls", n)
+	}
+}
+
 // A mistake in the rules shows in every call.
 func TestRulesThatCannotBeRead(t *testing.T) {
 	a := newApplication(t)

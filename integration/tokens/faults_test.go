@@ -33,6 +33,7 @@ var faults = []struct {
 	{"return", 5 * time.Second, everyCallOfTheWayBack},
 	{"lasting", 5 * time.Second, lasting},
 	{"key", 5 * time.Second, keySwapped},
+	{"away", 5 * time.Second, keyAway},
 	{"hang", 500 * time.Millisecond, hangOfEveryCall},
 	{"slow", time.Second, slow},
 	{"sessions", 5 * time.Second, fewSessions},
@@ -172,6 +173,14 @@ func keySwapped(tr *trial) {
 	}, shim.SwapKey(shim.SignInit, "other"))
 	tr.befall("another key found in its place, once", nil,
 		shim.SwapKey(shim.FindObjects, "other").Times(1), shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
+}
+
+// keyAway is a key that is not there for a while, to which a module that lists its keys when it is initialised is blind for
+// longer.
+func keyAway(tr *trial) {
+	tr.befall("the key away, and back for a module that is initialised anew", func() error {
+		return errors.Join(tr.until(func() bool { return tr.calls().Count(shim.Initialize) > 0 }), tr.shim.Rules())
+	}, shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), shim.FindAtMost(0))
 }
 
 // hangOfEveryCall is a call that hangs until it was abandoned, on the way to a signature or back to one.

@@ -20,6 +20,7 @@
  *   limit N         C_OpenSession: refuse when this process has N sessions
  *   sessions N      C_GetTokenInfo: ulMaxSessionCount is N
  *   flags N         C_GetTokenInfo: these flags too
+ *   find N          C_FindObjects: find no more than N at once, 0 none at all
  *   swap LABEL      C_FindObjects, C_GetAttributeValue, C_SignInit: in the place of
  *                   any private key, the one with this label (in hexadecimal)
  *
@@ -155,8 +156,8 @@ static const char *const names[] = { FUNCTIONS(NAME) "*" };
 
 /* The rules. */
 
-enum action { FAIL, FAIL_AFTER, KILL, KILL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, SWAP, ACTION_COUNT };
-static const char *const actions[] = { "fail", "failafter", "kill", "killafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "swap" };
+enum action { FAIL, FAIL_AFTER, KILL, KILL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, FIND, SWAP, ACTION_COUNT };
+static const char *const actions[] = { "fail", "failafter", "kill", "killafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "find", "swap" };
 
 enum { MAX_RULES = 64, MAX_LINE = 512, MAX_SIGNED = 128 };
 
@@ -566,6 +567,14 @@ static ulong swap(struct call *c, ulong session, ulong *object)
 
 static ulong own_C_FindObjects(struct call *c, ulong session, ulong *objects, ulong room, ulong *count)
 {
+	const struct rule *most = rule_for(c, FIND);
+	if (most) {
+		did(c, "find");
+		room = room < most->number ? room : most->number;
+		*count = 0;
+		if (!room)
+			return OK;
+	}
 	ulong result = c->module->C_FindObjects(session, objects, room, count);
 	for (ulong i = 0; result == OK && i < *count; i++)
 		result = swap(c, session, &objects[i]);
