@@ -99,8 +99,8 @@ func (k *Key) mayTry() error {
 	now, err := k.config.PIN()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if late := k.counts.refusedLate.Swap(nil); late != nil {
-		k.last, k.refused = late, late.refused
+	if late := k.counts.failedLate.Swap(nil); late != nil {
+		k.note(late)
 	}
 	if k.refused != nil {
 		before, _ := k.refused()
@@ -137,6 +137,12 @@ func (k *Key) tried(err error) error {
 	if k.hung >= mostHungAttempts && time.Since(k.hungSince) >= leastHanging {
 		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())
 	}
+	k.note(err)
+	return err
+}
+
+// note keeps what came of an attempt, and says when the next may be. The caller holds the mutex.
+func (k *Key) note(err error) {
 	k.last = err
 	var f *fault
 	if errors.As(err, &f) && f.refused != nil {
@@ -144,16 +150,15 @@ func (k *Key) tried(err error) error {
 	}
 	switch {
 	case err == nil && k.inVain < mostInVain:
-		k.wait, k.refused = 0, nil
+		k.wait, k.loginWait, k.refused = 0, 0, nil
 	case err == nil:
 		k.refused, k.last = nil, faultf(ErrUnavailable, "the token was connected to again and again, and failed each time before it had signed for anybody: one waits before the next time")
-		k.later(firstRetry, lastRetry)
+		k.later(&k.wait, firstRetry, lastRetry)
 	case f != nil && f.login && mayMeanPIN(f.cause):
-		k.later(firstLoginRetry, lastLoginRetry)
+		k.later(&k.loginWait, firstLoginRetry, lastLoginRetry)
 	default:
-		k.later(firstRetry, lastRetry)
+		k.later(&k.wait, firstRetry, lastRetry)
 	}
-	return err
 }
 
 // cutOff tells whether the attempt ended in a call that might have come back: it did not hang.
@@ -162,10 +167,10 @@ func cutOff(err error) bool {
 	return errors.As(err, &abandoned) && abandoned.early != nil
 }
 
-// later puts the next attempt off, each time for twice as long. The caller holds the mutex.
-func (k *Key) later(first, last time.Duration) {
-	k.wait = min(max(2*k.wait, first), last)
-	k.notYet = time.Now().Add(k.wait)
+// later puts the next attempt off, each time for twice as long as the wait was before. The caller holds the mutex.
+func (k *Key) later(wait *time.Duration, first, last time.Duration) {
+	*wait = min(max(2**wait, first), last)
+	k.notYet = time.Now().Add(*wait)
 }
 
 // open makes a connection on the library, which is loaded if need be. It lives only when it holds

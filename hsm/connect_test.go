@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/pkcs11"
 )
 
 // hangOn makes attempts in which a call hangs, each as soon as one may, and returns after how many and how long one gave
@@ -57,6 +59,27 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 		}
 		if left := 2 * attempts; left >= moreHangs { // a call each, and one that tidies up
 			t.Errorf("%d attempts leave %d calls hanging", attempts, left)
+		}
+	})
+}
+
+// After logins that may have been ones with a wrong PIN, and failed when nobody waited for them any more, one waits longer each
+// time, as after those that failed in time: what else fails in between does not count.
+func TestWaitsAfterLateLogins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &Key{config: Config{PIN: PIN("1234").Fixed()}}
+		for _, want := range []time.Duration{firstLoginRetry, 2 * firstLoginRetry, 4 * firstLoginRetry} {
+			for range 3 {
+				_ = k.tried(unavailable(&abandonedError{name: callLogin}, "log in"))
+			}
+			k.counts.failedLate.Store(loginFault("1234", TokenID{}, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)))
+			began := time.Now()
+			for k.mayTry() != nil {
+				<-time.After(time.Second)
+			}
+			if waited := time.Since(began); waited != want {
+				t.Errorf("one waited for %s, want %s", waited, want)
+			}
 		}
 	})
 }

@@ -101,8 +101,8 @@ func (c *connection) login(ctx context.Context, config Config) error {
 		c.library.counts.logins.Add(1)
 		return struct{}{}, c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin))
 	}, func(err error) {
-		if isPIN(err) { // it comes late, and counts
-			c.library.counts.refusedLate.Store(refused(pin, config.Token, err))
+		if isPIN(err) || mayMeanPIN(err) { // it comes late, and counts
+			c.library.counts.failedLate.Store(loginFault(pin, config.Token, err))
 		}
 	})
 	switch {
@@ -111,20 +111,21 @@ func (c *connection) login(ctx context.Context, config Config) error {
 		return nil
 	case err == nil:
 		return nil
-	case isPIN(err):
-		return refused(pin, config.Token, err)
 	}
-	f := unavailable(err, "log in to the %s", config.Token).(*fault)
-	if f.login = true; mayMeanPIN(err) {
+	return loginFault(pin, config.Token, err)
+}
+
+// loginFault is the fault of a login that failed: the token did not take the PIN, or it did not come to that.
+func loginFault(pin PIN, token TokenID, err error) *fault {
+	if isPIN(err) {
+		return &fault{kind: ErrPIN, refused: pin.Fixed(), cause: err, text: fmt.Sprintf(
+			"the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", token, explain(err))}
+	}
+	f := &fault{kind: ErrUnavailable, login: true, cause: err, text: fmt.Sprintf("log in to the %s: %s", token, explain(err))}
+	if mayMeanPIN(err) {
 		f.text += fmt.Sprintf("; since some modules say so of a wrong PIN, the next attempt is %s off at least", firstLoginRetry)
 	}
 	return f
-}
-
-// refused is the fault of a PIN that the token did not take.
-func refused(pin PIN, token TokenID, err error) *fault {
-	return &fault{kind: ErrPIN, refused: pin.Fixed(), cause: err, text: fmt.Sprintf(
-		"the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", token, explain(err))}
 }
 
 // findKey finds the key that the connection signs with.

@@ -74,7 +74,7 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 	module, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot, Pin: string(pin)})
 	switch {
 	case isPIN(err):
-		return refused(pin, c.config.Token, err) // and no other try
+		return loginFault(pin, c.config.Token, err) // and no other try
 	case err != nil:
 		return errors.Join(err, c.open(ctx))
 	}

@@ -159,5 +159,5 @@ type Sessions struct {
 type counts struct {
 	signatures, logins, connections, initialised, abandoned, hanging atomic.Int64
 
-	refusedLate atomic.Pointer[fault] // a login that was abandoned has come back: the PIN is wrong
+	failedLate atomic.Pointer[fault] // a login that was abandoned has come back: the PIN is wrong, or may be
 }

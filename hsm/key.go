@@ -51,14 +51,15 @@ type Key struct {
 	good   atomic.Int64  // when the last signature was made, in ns since then; 0: never
 	probe  chan struct{} // one test signature at a time
 
-	mu        sync.Mutex // guards what follows
-	last      error      // why one does not connect before notYet
-	refused   PINSource  // the PIN that the token did not take; nil after it took one
-	hung      int        // attempts in a row that left calls hanging
-	hungSince time.Time  // when the first of them had failed
-	inVain    int        // connections in a row that were lost before they had signed for anybody
-	wait      time.Duration
-	notYet    time.Time // do not try to connect before this
+	mu        sync.Mutex    // guards what follows
+	last      error         // why one does not connect before notYet
+	refused   PINSource     // the PIN that the token did not take; nil after it took one
+	hung      int           // attempts in a row that left calls hanging
+	hungSince time.Time     // when the first of them had failed
+	inVain    int           // connections in a row that were lost before they had signed for anybody
+	wait      time.Duration // for the next attempt
+	loginWait time.Duration // for the next after a login that may have been one with a wrong PIN
+	notYet    time.Time     // do not try to connect before this
 }
 
 // NewKey returns the key in the token whose public half is public (the one in the CA's

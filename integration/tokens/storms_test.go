@@ -145,6 +145,25 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 	}
 }
 
+// Nor is one that fails so when nobody waits for it any more.
+func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
+	tr := aTrial(t, 200*time.Millisecond)
+	tr.key.Load().Close()
+	tr.quiet(shim.Hang(shim.Login), shim.Fail(shim.Login, pkcs11.CKR_GENERAL_ERROR))
+	tr.open()
+	must(t, tr.shim.Rules(shim.Fail(shim.Login, pkcs11.CKR_GENERAL_ERROR)))
+	says := func() bool {
+		err := tr.key.Load().Ready(t.Context())
+		return errors.Is(err, hsm.ErrUnavailable) && strings.Contains(err.Error(), "CKR_GENERAL_ERROR")
+	}
+	must(t, tr.until(says))
+	looks := 0
+	must(t, tr.until(func() bool { looks++; return !says() || looks == 40 }))
+	if n := tr.calls().Count(shim.Login); n != 1 || looks != 40 {
+		t.Errorf("C_Login was called %d times, and look %d said something else", n, looks)
+	}
+}
+
 // A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too, and costs no login.
 func TestPINThatExpiresInUse(t *testing.T) {
 	tr := aTrial(t, 5*time.Second)
