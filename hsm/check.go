@@ -18,9 +18,9 @@ type Step struct {
 }
 
 // Check goes through the preconditions of signing in the order in which a
-// support engineer would ask, and reports each. Nothing is changed; the PIN is
-// tried once.
-func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
+// support engineer would ask, and reports each. Nothing is changed. The PIN is
+// tried once, but after a wrong one that the token tells of only where tryPIN says so.
+func Check(ctx context.Context, c Config, public crypto.PublicKey, tryPIN bool) []Step {
 	k, err := NewKey(c, public)
 	if err != nil {
 		return []Step{{Name: "key", Err: err}}
@@ -28,7 +28,7 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey) []Step {
 	conn := &connection{timeout: k.config.Timeout}
 	var results []Step
 	failed := false
-	for _, p := range preconditions(ctx, k, conn) {
+	for _, p := range preconditions(ctx, k, conn, tryPIN) {
 		result := Step{Name: p.name, Skipped: failed}
 		if !failed {
 			if result.Detail, result.Err = p.look(); result.Err != nil {
@@ -51,7 +51,7 @@ type precondition struct {
 }
 
 // preconditions are those of signing with the key; they build up the connection.
-func preconditions(ctx context.Context, k *Key, conn *connection) []precondition {
+func preconditions(ctx context.Context, k *Key, conn *connection, tryPIN bool) []precondition {
 	c := k.config
 	return []precondition{
 		{"module", func() (_ string, err error) {
@@ -66,6 +66,9 @@ func preconditions(ctx context.Context, k *Key, conn *connection) []precondition
 		}},
 		{"PIN state", func() (string, error) { return describePIN(conn.token.Flags), conn.pinState(c) }},
 		{"login", func() (string, error) {
+			if conn.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 && !tryPIN {
+				return "", faultf(ErrPIN, "it is not tried, since a wrong PIN was tried after the last login and tokens lock after a few: compare the PIN with its source, then log in by hand once, or have it tried here all the same (--try-pin)")
+			}
 			err := conn.start(ctx, c)
 			if conn.alreadyIn {
 				return "another application has logged in already, so the token DID NOT LOOK AT THE PIN: check again when that has ended", err

@@ -34,11 +34,13 @@ type checkLine struct {
 func newCheckCommand() *cobra.Command {
 	settings := slices.Concat(serviceSettings, tokenSettings, logSettings)
 	var output string
+	var tryPIN bool
 	command := &cobra.Command{
 		Use:   "check",
 		Short: "Check every precondition of \"run\", one line each",
 		Long: `Goes through everything that "run" needs, in the order in which one would ask, and
-says what to do where something is missing. It changes nothing, and tries the PIN once.
+says what to do where something is missing. It changes nothing, and tries the PIN once; after a
+wrong one that the token tells of only with --try-pin, since tokens lock after a few.
 Exit code 0 only when all holds, 2 when something does not, 3 when that is the PIN.`,
 		Example: `  hsm-signer check
   hsm-signer check --output json | jq -r 'select(.result == "failed") | .check + ": " + .detail'`,
@@ -54,16 +56,17 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 			}
 			c.logLevel = max(c.logLevel, hclog.Warn) // the lines below say the rest
 			newLogger(c, cmd.ErrOrStderr())
-			return check(cmd.Context(), c, p, printerFor(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
+			return check(cmd.Context(), c, p, tryPIN, printerFor(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
 		},
 	}
 	addFlags(command, settings)
 	command.Flags().StringVarP(&output, "output", "o", "text", "text or json, one line each")
+	command.Flags().BoolVar(&tryPIN, "try-pin", false, "try the PIN although a wrong one was tried after the last login")
 	return command
 }
 
 // check goes through the preconditions and prints each as soon as it is known.
-func check(ctx context.Context, c *config, p *parts, print func(checkLine), errs io.Writer) error {
+func check(ctx context.Context, c *config, p *parts, tryPIN bool, print func(checkLine), errs io.Writer) error {
 	var failed, pin bool
 	report := func(name, detail string, err error) {
 		failed = failed || err != nil && !errors.Is(err, errWarning) && !errors.Is(err, errUnread)
@@ -71,7 +74,7 @@ func check(ctx context.Context, c *config, p *parts, print func(checkLine), errs
 		print(lineOf(name, detail, err))
 	}
 	if c.mode != kube.Shadow {
-		checkToken(ctx, c, p, report, errs)
+		checkToken(ctx, c, p, tryPIN, report, errs)
 		checkCA(p.ca, report)
 	}
 	checkState(c.stateDir, report)
@@ -97,11 +100,11 @@ var errWarning = errors.New("warning")
 
 type reporter func(name, detail string, err error)
 
-func checkToken(ctx context.Context, c *config, p *parts, report reporter, errs io.Writer) {
+func checkToken(ctx context.Context, c *config, p *parts, tryPIN bool, report reporter, errs io.Writer) {
 	unrecorded := c.token
 	unrecorded.BeforeProbe = nil // the journal is not touched: a process that runs may have it open
 	var steps []hsm.Step
-	progressing(errs, "asking the token", func() { steps = hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey) })
+	progressing(errs, "asking the token", func() { steps = hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey, tryPIN) })
 	for _, step := range steps {
 		if step.Skipped {
 			step.Err = errSkipped

@@ -163,6 +163,7 @@ func TestCeremonyRefusesAKeyThatCouldLeave(t *testing.T) {
 
 func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
 	const wrong = "0000-canary"
+	defer logIn(t)
 	out := filepath.Join(t.TempDir(), "new")
 	for _, args := range [][]string{
 		{"ca", "create", "--out", out}, {"ca", "create", "--use-existing-key", "--out", out}, {"ca", "import", "--cert", ca.CertFile, "--out", out}, {"ca", "show"},

@@ -114,7 +114,7 @@ func TestStopsThoughTheAPIServerHangs(t *testing.T) {
 
 func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 	const wrong = "0000-canary"
-	for _, command := range []string{"run", "check"} {
+	for _, command := range []string{"check", "run"} {
 		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, command)
 		if code != 3 || !strings.Contains(stdout+stderr, "the PIN is wrong") {
 			t.Errorf("%s: exit code %d:\n%s%s", command, code, stdout, stderr)
@@ -123,6 +123,7 @@ func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 			t.Errorf("%s shows the PIN:\n%s%s", command, stdout, stderr)
 		}
 	}
+	logIn(t)
 }
 
 func TestPINFromFile(t *testing.T) {

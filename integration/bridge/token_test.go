@@ -58,6 +58,7 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 		must(t, d.Kill())
 	}
 	must(t, os.WriteFile(pin, []byte("0000-wrong\n"), 0o600))
+	defer logIn(t)
 	starts := 0
 	for range restarts {
 		starts++
@@ -273,6 +274,32 @@ func requireNotInFiles(t *testing.T, dir, pin string) {
 	}
 }
 
+// logIn has the token forget that a wrong PIN was tried, of which it would tell the tests that come.
+func logIn(t *testing.T) {
+	t.Helper()
+	requireCommand(t, ca, "check", "--try-pin")
+}
+
+// check does not try a PIN, not even the right one, while the token tells of a wrong one, unless it is asked to.
+func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
+	s, env := behindShim(t)
+	for i, c := range []struct {
+		env, args    []string
+		code, logins int
+		want         string
+	}{
+		{[]string{"PKCS11_PIN=0000-wrong"}, nil, 3, 1, "the PIN is wrong (CKR_PIN_INCORRECT)"},
+		{nil, nil, 3, 1, "have it tried here all the same (--try-pin)"},
+		{nil, []string{"--try-pin"}, 0, 2, "the token takes the PIN"},
+		{nil, nil, 0, 3, "the token takes the PIN"},
+	} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), append([]string{"check"}, c.args...)...)
+		if code != c.code || logins(t, s) != c.logins || !strings.Contains(stdout, c.want) {
+			t.Errorf("check %d: exit code %d and %d calls of C_Login so far, want %d and %d, and %q:\n%s%s", i+1, code, logins(t, s), c.code, c.logins, c.want, stdout, stderr)
+		}
+	}
+}
+
 // check goes through the token in the order in which one would ask, says where it ends and what to do, and does not
 // look at what comes after.
 func TestCheckAsksInOrder(t *testing.T) {
@@ -298,6 +325,9 @@ func TestCheckAsksInOrder(t *testing.T) {
 	} {
 		must(t, s.Rules(c.rule))
 		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...), "check", "--output", "json")
+		if steps[i] == "login" {
+			logIn(t)
+		}
 		if want := map[bool]int{true: 3, false: 2}[steps[i] == "PIN state" || steps[i] == "login"]; code != want {
 			t.Errorf("%s: exit code %d, want %d", steps[i], code, want)
 		}
