@@ -52,7 +52,7 @@ func (t TokenID) matches(this TokenID) bool {
 func (t TokenID) brief() TokenID { return TokenID{Slot: t.Slot, Label: t.Label, Serial: t.Serial} }
 
 // findToken requires exactly one token that matches, on the library that was named. A slot that
-// cannot be asked may hold another, so it is an error.
+// cannot be asked may hold another, so it is an error; where the slot is named, no other is asked.
 func (c *connection) findToken(ctx context.Context, config Config) error {
 	want := config.Token
 	if err := c.library.identify(ctx, config); err != nil {
@@ -64,6 +64,9 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 	}
 	var found, seen []string
 	for _, slot := range slots {
+		if want.Slot != nil && *want.Slot != slot {
+			continue
+		}
 		this, info, err := c.identify(ctx, slot)
 		switch {
 		case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT) || is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) || is(err, pkcs11.CKR_SLOT_ID_INVALID):
@@ -84,6 +87,8 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 		return nil
 	case len(found) > 1:
 		return faultf(ErrUnavailable, "there are %d tokens that match (%s): name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI", len(found), strings.Join(found, "; "))
+	case len(seen) == 0 && want.Slot != nil && len(slots) > 0:
+		return faultf(ErrUnavailable, "the %s is not there: the module shows tokens in the slots %v, and no initialised one in that: slots may be numbered anew when tokens come and go, so that PKCS11_TOKEN_LABEL or PKCS11_TOKEN_SERIAL name one better", want, slots)
 	case len(seen) == 0:
 		return faultf(ErrUnavailable, "the %s is not there: the module shows no initialised token at all: make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is one, see that this user may read the module's configuration, and read and write its files", want)
 	}

@@ -3,6 +3,7 @@ package tokens_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"sync"
@@ -161,6 +162,27 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	must(t, tr.until(func() bool { looks++; return !says() || looks == 40 }))
 	if n := tr.calls().Count(shim.Login); n != 1 || looks != 40 {
 		t.Errorf("C_Login was called %d times, and look %d said something else", n, looks)
+	}
+}
+
+// Where the slot is named no other is asked, which may be out of order; and one that is not there is told of with those that are.
+func TestNamedSlotAloneIsAsked(t *testing.T) {
+	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM}) // it has a slot without a token too
+	public := generateRSA(t, token, "ca")
+	a := newApplication(t, token)
+	slot := a.slot
+	a.unload()
+	s := behind(t, token)
+	c := config(token, "ca")
+	c.Module, c.Token = s.Module, hsm.TokenID{Slot: &slot}
+	must(t, s.Rules(shim.Fail(shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR).From(2)))
+	key := newKey(t, c, public)
+	must(t, key.Look(t.Context()))
+	key.Close()
+	nowhere := slot + 4711
+	c.Token.Slot = &nowhere
+	if err := newKey(t, c, public).Look(t.Context()); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), fmt.Sprintf("the module shows tokens in the slots [%d ", slot)) {
+		t.Errorf("a slot that is not there: %v", err)
 	}
 }
 
