@@ -169,22 +169,35 @@ func (c *connection) requireOneLogin(ctx context.Context, want KeyID) error {
 
 // find returns at most a few objects that match the template.
 func (c *connection) find(ctx context.Context, template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
-	const most = 32
 	m := c.library.module
 	init := func() (struct{}, error) { return struct{}{}, m.FindObjectsInit(c.keeper, template) }
 	final := func() (struct{}, error) { return struct{}{}, m.FindObjectsFinal(c.keeper) }
 	if _, err := onKeeper(ctx, c, "C_FindObjectsInit", init, nil); err != nil {
 		return nil, err
 	}
-	handles, err := onKeeper(ctx, c, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
-		handles, _, err := m.FindObjects(c.keeper, most)
-		return handles, err
-	}, nil)
+	handles, err := c.findMore(ctx)
 	if c.hung.Load() {
 		return nil, err // no other call may be made on this session
 	}
 	_, ended := onKeeper(ctx, c, "C_FindObjectsFinal", final, nil)
 	return handles, errors.Join(err, ended)
+}
+
+// findMore asks until there are no more, or enough: a module need not find all at once that there are (PKCS#11 v2.40,
+// section 5.7, C_FindObjects).
+func (c *connection) findMore(ctx context.Context) (all []pkcs11.ObjectHandle, err error) {
+	const most = 32
+	for len(all) < most {
+		some, err := onKeeper(ctx, c, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
+			some, _, err := c.library.module.FindObjects(c.keeper, most-len(all))
+			return some, err
+		}, nil)
+		if err != nil || len(some) == 0 {
+			return all, err
+		}
+		all = append(all, some...)
+	}
+	return all, nil
 }
 
 // describeKeys lists the private keys in the token.

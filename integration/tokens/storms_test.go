@@ -165,6 +165,23 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	}
 }
 
+// One key must match, also where the module finds one at a time.
+func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	tr.key.Load().Close()
+	_, err := tr.token.Generate("rsa-2048", "ca", []byte{3})
+	must(t, err)
+	for _, most := range []uint{1, 2, 32} {
+		tr.quiet(shim.FindAtMost(most))
+		c := config(tr.token, "ca")
+		c.Module = tr.shim.Module
+		err := newKey(t, c, tr.public).Look(t.Context())
+		if !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), "there is more than one private key labelled") || strings.Count(err.Error(), "the key labelled") != 3 {
+			t.Errorf("found %d at a time: %v", most, err)
+		}
+	}
+}
+
 // Where the slot is named no other is asked, which may be out of order; and one that is not there is told of with those that are.
 func TestNamedSlotAloneIsAsked(t *testing.T) {
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM}) // it has a slot without a token too
