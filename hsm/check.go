@@ -13,6 +13,7 @@ import (
 type Step struct {
 	Name    string
 	Detail  string // what was found
+	Warning bool   // it holds, and what was found must not go unseen
 	Err     error  // why it does not hold
 	Skipped bool   // an earlier one does not hold
 }
@@ -31,8 +32,9 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, tryPIN bool) 
 	for _, p := range preconditions(ctx, k, conn, tryPIN) {
 		result := Step{Name: p.name, Skipped: failed}
 		if !failed {
-			if result.Detail, result.Err = p.look(); result.Err != nil {
-				result.Detail, failed = "", true
+			result.Detail, result.Warning, result.Err = p.look()
+			if result.Err != nil {
+				result.Detail, result.Warning, failed = "", false, true
 			}
 		}
 		results = append(results, result)
@@ -47,40 +49,45 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, tryPIN bool) 
 // A precondition looks at one thing and says what it found. Each relies on those before it.
 type precondition struct {
 	name string
-	look func() (detail string, err error)
+	look func() (detail string, warning bool, err error)
 }
 
 // preconditions are those of signing with the key; they build up the connection.
 func preconditions(ctx context.Context, k *Key, conn *connection, tryPIN bool) []precondition {
 	c := k.config
 	return []precondition{
-		{"module", func() (_ string, err error) {
-			if conn.library, err = load(ctx, c, &k.counts); err != nil {
-				return "", err
+		{"module", func() (detail string, _ bool, err error) {
+			if conn.library, err = load(ctx, c, &k.counts); err == nil {
+				detail, err = conn.describeLibrary(ctx, c.Module)
 			}
-			return conn.describeLibrary(ctx, c.Module)
+			return detail, false, err
 		}},
-		{"token", func() (string, error) {
+		{"token", func() (string, bool, error) {
 			err := conn.findToken(ctx, c)
-			return conn.describeToken(), err
+			return conn.describeToken(), false, err
 		}},
-		{"PIN state", func() (string, error) { return describePIN(conn.token.Flags), conn.pinState(c) }},
-		{"login", func() (string, error) {
-			if conn.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 && !tryPIN {
-				return "", faultf(ErrPIN, "it is not tried, since a wrong PIN was tried after the last login and tokens lock after a few: compare the PIN with its source, then log in by hand once, or have it tried here all the same (--try-pin)")
+		{"PIN state", func() (string, bool, error) {
+			if conn.wrongPIN() {
+				return "not locked, but a wrong PIN was tried since the last login", true, conn.pinState(c)
+			}
+			return "not locked", false, conn.pinState(c)
+		}},
+		{"login", func() (string, bool, error) {
+			if conn.wrongPIN() && !tryPIN {
+				return "", false, faultf(ErrPIN, "it is not tried, since a wrong PIN was tried after the last login and tokens lock after a few: compare the PIN with its source, then log in by hand once, or have it tried here all the same (--try-pin)")
 			}
 			err := conn.start(ctx, c)
 			if conn.alreadyIn {
-				return "another application has logged in already, so the token DID NOT LOOK AT THE PIN: check again when that has ended", err
+				return "another application has logged in already, so the token DID NOT LOOK AT THE PIN: check again when that has ended", true, err
 			}
-			return "the token takes the PIN", err
+			return "the token takes the PIN", false, err
 		}},
-		{"key", func() (string, error) { return "the private " + c.Key.String(), conn.findKey(ctx, c.Key) }},
-		{"key cannot leave", func() (string, error) { return k.checkProof(ctx, conn) }},
-		{"key is the CA's", func() (string, error) {
+		{"key", func() (string, bool, error) { return "the private " + c.Key.String(), false, conn.findKey(ctx, c.Key) }},
+		{"key cannot leave", func() (string, bool, error) { return k.checkProof(ctx, conn) }},
+		{"key is the CA's", func() (string, bool, error) {
 			begin := time.Now()
 			err := k.signTest(ctx, conn, ProbeBegin)
-			return fmt.Sprintf("a test signature verifies with the CA certificate; it took %s", time.Since(begin).Round(10*time.Microsecond)), err
+			return fmt.Sprintf("a test signature verifies with the CA certificate; it took %s", time.Since(begin).Round(10*time.Microsecond)), false, err
 		}},
 	}
 }
@@ -105,7 +112,7 @@ func (c *connection) describeToken() string {
 		trim(t.Model), trim(t.ManufacturerID), t.FirmwareVersion.Major, t.FirmwareVersion.Minor, sessions)
 }
 
-func (k *Key) checkProof(ctx context.Context, conn *connection) (string, error) {
+func (k *Key) checkProof(ctx context.Context, conn *connection) (string, bool, error) {
 	proof, err := conn.prove(ctx)
 	if err == nil {
 		err = k.judge(proof)
@@ -114,14 +121,10 @@ func (k *Key) checkProof(ctx context.Context, conn *connection) (string, error) 
 		err = conn.requireOneLogin(ctx, k.config.Key)
 	}
 	if err == nil && !proof.Holds() {
-		return "IT CAN, which ALLOW_EXTRACTABLE_KEY allows: " + proof.String(), nil
+		return "IT CAN, which ALLOW_EXTRACTABLE_KEY allows: " + proof.String(), true, nil
 	}
-	return proof.String(), err
+	return proof.String(), proof.Doubtful(), err
 }
 
-func describePIN(flags uint) string {
-	if flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
-		return "not locked, but a wrong PIN was tried since the last login"
-	}
-	return "not locked"
-}
+// wrongPIN tells whether the token says that a wrong PIN was tried after the last login.
+func (c *connection) wrongPIN() bool { return c.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 }

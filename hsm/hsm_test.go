@@ -120,15 +120,15 @@ func TestProofFailsClosed(t *testing.T) {
 	for _, a := range proofAttributes {
 		good.Attributes = append(good.Attributes, Attribute{Name: a.name, Want: a.want, Is: a.want, Known: true, Must: a.must})
 	}
-	if !good.Holds() || (Proof{}).Holds() {
+	if !good.Holds() || good.Doubtful() || (Proof{}).Holds() {
 		t.Error("the good proof must hold, and the empty one not")
 	}
 	for i := range good.Attributes {
 		for _, spoil := range []func(*Attribute){func(a *Attribute) { a.Is = !a.Is }, func(a *Attribute) { a.Known = false }} {
 			bad := Proof{Attributes: append([]Attribute(nil), good.Attributes...)}
 			spoil(&bad.Attributes[i])
-			if a := bad.Attributes[i]; bad.Holds() == a.Must {
-				t.Errorf("%s spoiled: holds is %t", a.Name, bad.Holds())
+			if a := bad.Attributes[i]; bad.Holds() == a.Must || !bad.Doubtful() {
+				t.Errorf("%s spoiled: holds is %t, and doubtful %t", a.Name, bad.Holds(), bad.Doubtful())
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -61,6 +62,11 @@ func (p Proof) Holds() bool {
 		}
 	}
 	return len(p.Attributes) > 0
+}
+
+// Doubtful tells whether an attribute, be it one that need not hold, is not as it should be.
+func (p Proof) Doubtful() bool {
+	return slices.ContainsFunc(p.Attributes, func(a Attribute) bool { return !a.Known || a.Is != a.Want })
 }
 
 // String lists the attributes as the token gives them.

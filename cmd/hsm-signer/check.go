@@ -106,8 +106,11 @@ func checkToken(ctx context.Context, c *config, p *parts, tryPIN bool, report re
 	var steps []hsm.Step
 	progressing(errs, "asking the token", func() { steps = hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey, tryPIN) })
 	for _, step := range steps {
-		if step.Skipped {
+		switch {
+		case step.Skipped:
 			step.Err = errSkipped
+		case step.Warning:
+			step.Err = errWarning
 		}
 		report(step.Name, step.Detail, step.Err)
 	}

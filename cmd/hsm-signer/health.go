@@ -46,10 +46,34 @@ func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) 
 
 // watchSigning has token, CA and journal looked at.
 func (h *health) watchSigning(p *parts, file *caReloader, restarted bool) {
-	h.token, h.again = p.key.Look, p.journal.opened // from when it is open test signatures may be made
+	h.token, h.again = h.tellOnce(p.key), p.journal.opened // from when it is open test signatures may be made
 	h.ca, h.caFile = p.issuer.CA, file.state
 	h.journal, h.standby = p.journal.state, p.lease != nil
 	h.restarted = restarted
+}
+
+// tellOnce returns what looks at the key, and tells of its attributes when it is at hand for the first time.
+func (h *health) tellOnce(key *hsm.Key) func(context.Context) error {
+	told := false
+	return func(ctx context.Context) error {
+		err := key.Look(ctx)
+		if !told && (err == nil || warm(err)) {
+			told = h.tellOf(key.Proof(ctx))
+		}
+		return err
+	}
+}
+
+// tellOf logs what of the key's attributes is not as it should be, if they are known.
+func (h *health) tellOf(proof hsm.Proof, err error) (told bool) {
+	switch {
+	case err != nil:
+	case !proof.Holds():
+		h.logger.Error("THE CA'S KEY CAN LEAVE ITS TOKEN, and is used all the same", "attributes", proof.String())
+	case proof.Doubtful():
+		h.logger.Warn("an attribute of the CA's key is not as it should be, which alone is no reason not to use it", "attributes", proof.String())
+	}
+	return err == nil
 }
 
 var errNotLooked = errors.New("not looked at yet")

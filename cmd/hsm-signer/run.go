@@ -132,17 +132,9 @@ func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger)
 		return err
 	}
 	if c.token.AllowExtractable {
-		warnExtractable(ctx, p.key, logger)
+		logger.Warn("ALLOW_EXTRACTABLE_KEY is set: the CA's key need not be one that cannot leave its token; this is for trials only")
 	}
 	return nil
-}
-
-// warnExtractable says loudly what ALLOW_EXTRACTABLE_KEY means for this key.
-func warnExtractable(ctx context.Context, key *hsm.Key, logger hclog.Logger) {
-	logger.Warn("ALLOW_EXTRACTABLE_KEY is set: the CA's key need not be one that cannot leave its token; this is for trials only")
-	if proof, err := key.Proof(ctx); err == nil && !proof.Holds() {
-		logger.Error("THE CA'S KEY CAN LEAVE ITS TOKEN, and is used all the same", "attributes", proof.String())
-	}
 }
 
 // runAll runs the functions together. When one returns, the context of the others

@@ -293,8 +293,8 @@ func TestKeyThatCanLeaveIsRefused(t *testing.T) {
 	if code != 4 || !strings.Contains(stderr, "could leave the token") || !strings.Contains(stderr, "CKA_NEVER_EXTRACTABLE=0") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
-	stdout, _, code := shared.Command(t.Context(), extractable, []string{"ALLOW_EXTRACTABLE_KEY=true"}, "check")
-	if code != 0 || !strings.Contains(stdout, "IT CAN") {
+	stdout, _, code := shared.Command(t.Context(), extractable, []string{"ALLOW_EXTRACTABLE_KEY=true"}, "check", "--output", "json")
+	if code != 0 || !strings.Contains(stdout, `{"check":"key cannot leave","result":"warning","detail":"IT CAN`) {
 		t.Errorf("check: exit code %d: %s", code, stdout)
 	}
 	d := startReady(t, extractable, "ALLOW_EXTRACTABLE_KEY=true")

@@ -93,9 +93,12 @@ func TestEveryKindOfToken(t *testing.T) {
 		t.Run(kind.Name, func(t *testing.T) {
 			s := newStation(t, kind)
 			s.command(t, "ca", "create", "--key-type", s.token.Can.KeyTypes[0], "--out", s.ca.CertFile)
-			s.command(t, "check")
+			checked := s.command(t, "check")
 			s.requireKey(t)
 			d := startReady(t, s.ca, s.env...)
+			if checks, logs := strings.Contains(checked, "warning  key cannot leave "), strings.Contains(d.Log(), "CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local || logs == s.token.Can.Local {
+				t.Errorf("an attribute that is not as it should be: check warns %t, the log %t", checks, logs)
+			}
 			node := components()[0]
 			p := newPod(t, node, nextIP())
 			requests := 0

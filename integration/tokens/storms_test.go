@@ -165,6 +165,20 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	}
 }
 
+// check warns where the PIN was not looked at.
+func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	tr.key.Load().Close()
+	tr.quiet(shim.Fail(shim.Login, pkcs11.CKR_USER_ALREADY_LOGGED_IN))
+	c := config(tr.token, "ca")
+	c.Module = tr.shim.Module
+	for _, step := range hsm.Check(t.Context(), c, tr.public, false) {
+		if want := step.Name == "login"; step.Warning != want || want && !strings.Contains(step.Detail, "DID NOT LOOK AT THE PIN") {
+			t.Errorf("%s: warns %t: %s", step.Name, step.Warning, step.Detail)
+		}
+	}
+}
+
 // One key must match, also where the module finds one at a time.
 func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	tr := aTrial(t, 5*time.Second)
