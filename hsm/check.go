@@ -18,10 +18,17 @@ type Step struct {
 	Skipped bool   // an earlier one does not hold
 }
 
+// CheckOptions say what [Check] does beside what it always does.
+type CheckOptions struct {
+	TryPIN  bool      // also after a wrong one that the token tells of
+	Other   *OtherKey // is looked at last; nil: there is none
+	OtherAs string    // the name of its step
+}
+
 // Check goes through the preconditions of signing in the order in which a
 // support engineer would ask, and reports each. Nothing is changed. The PIN is
-// tried once, but after a wrong one that the token tells of only where tryPIN says so.
-func Check(ctx context.Context, c Config, public crypto.PublicKey, tryPIN bool) []Step {
+// tried once, and not after a wrong one that the token tells of.
+func Check(ctx context.Context, c Config, public crypto.PublicKey, o CheckOptions) []Step {
 	k, err := NewKey(c, public)
 	if err != nil {
 		return []Step{{Name: "key", Err: err}}
@@ -29,7 +36,7 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, tryPIN bool) 
 	conn := &connection{timeout: k.config.Timeout}
 	var results []Step
 	failed := false
-	for _, p := range preconditions(ctx, k, conn, tryPIN) {
+	for _, p := range preconditions(ctx, k, conn, o) {
 		result := Step{Name: p.name, Skipped: failed}
 		if !failed {
 			result.Detail, result.Warning, result.Err = p.look()
@@ -53,9 +60,9 @@ type precondition struct {
 }
 
 // preconditions are those of signing with the key; they build up the connection.
-func preconditions(ctx context.Context, k *Key, conn *connection, tryPIN bool) []precondition {
+func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions) []precondition {
 	c := k.config
-	return []precondition{
+	all := []precondition{
 		{"module", func() (detail string, _ bool, err error) {
 			if conn.library, err = load(ctx, c, &k.counts); err == nil {
 				detail, err = conn.describeLibrary(ctx, c.Module)
@@ -73,7 +80,7 @@ func preconditions(ctx context.Context, k *Key, conn *connection, tryPIN bool) [
 			return "not locked", false, conn.pinState(c)
 		}},
 		{"login", func() (string, bool, error) {
-			if conn.wrongPIN() && !tryPIN {
+			if conn.wrongPIN() && !o.TryPIN {
 				return "", false, faultf(ErrPIN, "it is not tried, since a wrong PIN was tried after the last login and tokens lock after a few: compare the PIN with its source, then log in by hand once, or have it tried here all the same (--try-pin)")
 			}
 			err := conn.start(ctx, c)
@@ -90,6 +97,10 @@ func preconditions(ctx context.Context, k *Key, conn *connection, tryPIN bool) [
 			return fmt.Sprintf("a test signature verifies with the CA certificate; it took %s", time.Since(begin).Round(10*time.Microsecond)), false, err
 		}},
 	}
+	if o.Other != nil {
+		all = append(all, precondition{o.OtherAs, func() (string, bool, error) { return o.Other.check(ctx, conn) }})
+	}
+	return all
 }
 
 // describeLibrary says what the module says of itself (C_GetInfo).
@@ -113,7 +124,7 @@ func (c *connection) describeToken() string {
 }
 
 func (k *Key) checkProof(ctx context.Context, conn *connection) (string, bool, error) {
-	proof, err := conn.prove(ctx)
+	proof, err := conn.prove(ctx, conn.key)
 	if err == nil {
 		err = k.judge(proof)
 	}

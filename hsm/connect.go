@@ -205,7 +205,7 @@ func (k *Key) admit(ctx context.Context, conn *connection) error {
 	if err := conn.findKey(ctx, k.config.Key); err != nil {
 		return err
 	}
-	proof, err := conn.prove(ctx)
+	proof, err := conn.prove(ctx, conn.key)
 	if err != nil {
 		return err
 	}

@@ -199,17 +199,22 @@ func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) er
 			return faultf(ErrUnproven, "the token is logged in to, but no test signature was made, since it could not be recorded: %v", err)
 		}
 	}
-	text := []byte(ProbeText)
-	if hash := k.config.Signature.HashFunc(); hash != 0 { // Ed25519 signs the text itself
-		h := hash.New()
-		h.Write(text)
-		text = h.Sum(nil)
-	}
-	_, err := k.signVerified(ctx, conn, text, k.config.Signature)
+	_, err := k.signVerified(ctx, conn, probe(k.config.Signature), k.config.Signature)
 	if err != nil && !errors.Is(err, ErrKey) {
 		return unavailable(err, "test signature with the private %s", k.config.Key)
 	}
 	return err
+}
+
+// probe is what a test signature of that kind is given: the digest of the text, or for Ed25519 the text itself.
+func probe(opts crypto.SignerOpts) []byte {
+	hash := opts.HashFunc()
+	if hash == 0 {
+		return []byte(ProbeText)
+	}
+	h := hash.New()
+	h.Write([]byte(ProbeText))
+	return h.Sum(nil)
 }
 
 // foreign is the fault of a key that is not the CA's.
@@ -325,7 +330,7 @@ func (k *Key) Proof(ctx context.Context) (Proof, error) {
 	if k.conn == nil {
 		return Proof{}, faultf(ErrUnavailable, "the token is not connected")
 	}
-	return k.conn.prove(ctx)
+	return k.conn.prove(ctx, k.conn.key)
 }
 
 // Stats returns what the key did so far, and the sessions that it has now. It waits for nothing.

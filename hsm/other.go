@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 
 	"github.com/miekg/pkcs11"
 )
@@ -37,18 +38,38 @@ func (o *OtherKey) Sign(ctx context.Context, digest []byte, opts crypto.SignerOp
 		return nil, err
 	}
 	var signature []byte
-	err = o.key.on(ctx, conn, func() (err error) {
-		var handle pkcs11.ObjectHandle
-		if handle, err = conn.findOne(ctx, o.id); err != nil {
-			return err
+	err = o.key.on(ctx, conn, func() error {
+		handle, err := conn.findOne(ctx, o.id)
+		if err == nil {
+			signature, err = o.signWith(ctx, conn, handle, digest, opts)
 		}
-		if signature, err = conn.sign(ctx, o.mech, handle, digest, opts); err != nil {
-			return unavailable(err, "sign with the private %s", o.id)
-		}
-		if !verifies(o.public, opts, digest, signature) {
-			return faultf(ErrKey, "the private %s is not the key of the public one: its signature does not verify with it", o.id)
-		}
-		return nil
+		return err
 	})
 	return signature, err
+}
+
+func (o *OtherKey) signWith(ctx context.Context, conn *connection, handle pkcs11.ObjectHandle, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	signature, err := conn.sign(ctx, o.mech, handle, digest, opts)
+	switch {
+	case err != nil:
+		return nil, unavailable(err, "sign with the private %s", o.id)
+	case !verifies(o.public, opts, digest, signature):
+		return nil, faultf(ErrKey, "the private %s is not the key of the public one: its signature does not verify with it", o.id)
+	}
+	return signature, nil
+}
+
+// check says how the key stands: whether it is there, could leave, and is that of the public one.
+func (o *OtherKey) check(ctx context.Context, conn *connection) (detail string, warning bool, err error) {
+	handle, err := conn.findOne(ctx, o.id)
+	if err != nil {
+		return "", false, err
+	}
+	proof, err := conn.prove(ctx, handle)
+	if err != nil {
+		return "", false, err
+	}
+	opts := Config{}.withDefaults(o.public).Signature
+	_, err = o.signWith(ctx, conn, handle, probe(opts), opts)
+	return fmt.Sprintf("a test signature of the private %s verifies with the public one: %s", o.id, proof), proof.Doubtful(), err
 }

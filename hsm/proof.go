@@ -37,12 +37,12 @@ var proofAttributes = []struct {
 	{pkcs11.CKA_LOCAL, "CKA_LOCAL", true, false}, // NSS says false of keys that it made itself
 }
 
-// prove asks for the attributes one by one. That the token does not know an attribute or will
+// prove asks for the attributes of a key one by one. That the token does not know an attribute or will
 // not say it is an answer; any other error is a fault.
-func (c *connection) prove(ctx context.Context) (Proof, error) {
+func (c *connection) prove(ctx context.Context, key pkcs11.ObjectHandle) (Proof, error) {
 	var p Proof
 	for _, a := range proofAttributes {
-		value, err := c.attribute(ctx, c.key, a.kind)
+		value, err := c.attribute(ctx, key, a.kind)
 		if err != nil && !is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) && !is(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
 			return Proof{}, unavailable(err, "read %s of the key", a.name)
 		}

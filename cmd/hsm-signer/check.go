@@ -104,7 +104,11 @@ func checkToken(ctx context.Context, c *config, p *parts, tryPIN bool, report re
 	unrecorded := c.token
 	unrecorded.BeforeProbe = nil // the journal is not touched: a process that runs may have it open
 	var steps []hsm.Step
-	progressing(errs, "asking the token", func() { steps = hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey, tryPIN) })
+	options := hsm.CheckOptions{TryPIN: tryPIN}
+	if p.checkpoints != nil {
+		options.Other, options.OtherAs = p.checkpoints.key, "checkpoint key"
+	}
+	progressing(errs, "asking the token", func() { steps = hsm.Check(ctx, unrecorded, p.ca.Certificate().PublicKey, options) })
 	for _, step := range steps {
 		switch {
 		case step.Skipped:

@@ -30,6 +30,7 @@ func (c checkpoints) wanted() bool {
 // A checkpointer has a key of its own sign the head of the journal now and then.
 type checkpointer struct {
 	journal  *keptJournal
+	key      *hsm.OtherKey
 	public   crypto.PublicKey
 	sign     func(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
 	interval time.Duration
@@ -65,7 +66,7 @@ func (c *config) loadCheckpoints(p *parts, faults *configFaults) *checkpointer {
 		faults.add("CHECKPOINT_PUBLIC_KEY_FILE", err)
 		return nil
 	}
-	return &checkpointer{journal: p.journal, public: public, sign: key.Sign, interval: c.checkpoints.interval, logger: hclog.NewNullLogger()}
+	return &checkpointer{journal: p.journal, key: key, public: public, sign: key.Sign, interval: c.checkpoints.interval, logger: hclog.NewNullLogger()}
 }
 
 // watch makes a checkpoint at each interval until the context ends. One that cannot be made is logged, and is in nobody's

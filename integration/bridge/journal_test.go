@@ -122,6 +122,9 @@ func TestCheckpointsAreSigned(t *testing.T) {
 		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
 	}
 	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
+	requireCheckpointKey(t, env, 0, "ok       checkpoint key                     a test signature of the private key labelled \"checkpoints\" verifies")
+	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2, "failed   checkpoint key                     there is no private key labelled \"away\"")
+	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2, "failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" is not the key of the public one")
 	d := startReady(t, ca, env...)
 	eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
 		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil
@@ -129,6 +132,15 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
 	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// requireCheckpointKey requires that check says that of the key.
+func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
+	t.Helper()
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+	if code != want || !strings.Contains(stdout, line) {
+		t.Errorf("check: exit code %d, want %d, and %q:\n%s%s", code, want, line, stdout, stderr)
 	}
 }
 

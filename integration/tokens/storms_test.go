@@ -172,7 +172,7 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 	tr.quiet(shim.Fail(shim.Login, pkcs11.CKR_USER_ALREADY_LOGGED_IN))
 	c := config(tr.token, "ca")
 	c.Module = tr.shim.Module
-	for _, step := range hsm.Check(t.Context(), c, tr.public, false) {
+	for _, step := range hsm.Check(t.Context(), c, tr.public, hsm.CheckOptions{}) {
 		if want := step.Name == "login"; step.Warning != want || want && !strings.Contains(step.Detail, "DID NOT LOOK AT THE PIN") {
 			t.Errorf("%s: warns %t: %s", step.Name, step.Warning, step.Detail)
 		}
