@@ -238,6 +238,9 @@ func pinInFile(path string) (hsm.PIN, error) {
 	if pin == "" {
 		return "", fmt.Errorf("the file %s is empty", path)
 	}
+	if err := checkPIN(pin); err != nil {
+		return "", fmt.Errorf("the file %s: %w", path, err)
+	}
 	return hsm.PIN(pin), nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"hsm-signer/hsm"
 )
@@ -80,7 +81,7 @@ func takePIN() (hsm.PIN, error) {
 		return "", err
 	}
 	if text == "" {
-		return hsm.PIN(pin), nil
+		return hsm.PIN(pin), checkPIN(pin)
 	}
 	descriptor, err := strconv.ParseUint(text, 10, 16)
 	if err != nil {
@@ -89,5 +90,13 @@ func takePIN() (hsm.PIN, error) {
 	pipe := os.NewFile(uintptr(descriptor), "PIN")
 	defer pipe.Close()
 	read, err := io.ReadAll(io.LimitReader(pipe, longestPIN))
-	return hsm.PIN(read), err
+	return hsm.PIN(read), errors.Join(err, checkPIN(string(read)))
+}
+
+// checkPIN refuses a PIN that nobody can type, before the token counts it as a wrong one.
+func checkPIN(pin string) error {
+	if strings.ContainsFunc(pin, unicode.IsControl) {
+		return errors.New("the PIN has a control character in it, such as the newline that \"echo PIN | base64\" puts into a Secret: write it without (printf %s)")
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +125,28 @@ func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 		}
 	}
 	logIn(t)
+}
+
+// A PIN that nobody can type is a fault of the configuration, and the token does not get to see it.
+func TestPINThatNobodyCanType(t *testing.T) {
+	s, env := behindShim(t)
+	file := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(file, []byte("0000-canary\n0000-canary\n"), 0o400))
+	for _, c := range []struct {
+		variable string
+		env      []string
+	}{
+		{"PKCS11_PIN", []string{"PKCS11_PIN=0000-canary\n"}},
+		{"PKCS11_PIN_FILE", []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + file}},
+	} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), "run")
+		if code != 4 || !strings.Contains(stderr, c.variable+": the ") || !strings.Contains(stderr, "the PIN has a control character in it") || strings.Contains(stdout+stderr, "canary") {
+			t.Errorf("%s: exit code %d: %s%s", c.variable, code, stdout, stderr)
+		}
+	}
+	if n := logins(t, s); n != 0 {
+		t.Errorf("%d calls of C_Login", n)
+	}
 }
 
 func TestPINFromFile(t *testing.T) {
