@@ -158,6 +158,19 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 	}
 }
 
+// A budget comes before what costs, and a request that cannot be issued is counted too.
+func TestRehearsedWithinTheBudgetAlone(t *testing.T) {
+	s := newSpender(t)
+	s.issuer, _ = constrained(t, "elsewhere")
+	over := (*policy.OverBudget)(nil)
+	for i, want := range []bool{false, false, true} {
+		g := grantTo(t, s.policy, "ns:sa", "a", fmt.Sprint("request-", i), 0, pkcs10test.Request{DNSNames: []string{"one"}})
+		if err := s.issuer.Reserve(t.Context(), g); err == nil || errors.As(err, &over) != want {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
+}
+
 func TestOverBudgetSaysUntilWhen(t *testing.T) {
 	s := newSpender(t)
 	s.ask("ns:sa", "a")

@@ -446,7 +446,7 @@ func TestNothingIsSaidOfAPodThatNobodyLookedFor(t *testing.T) {
 	}
 }
 
-// The look at a key that costs most is taken last, and before anything is granted.
+// The look at a key that costs most is taken when all else is decided, the budget too, and before anything is signed.
 func TestPrimeModulusIsRefused(t *testing.T) {
 	const rule = `version: 1
 rules:
@@ -456,7 +456,11 @@ rules:
 `
 	a := newAsker("x", "y", "a")
 	a.usages = []policy.Usage{policy.DigitalSignature}
-	requireRefusal(t, parse(t, rule).Decide(a.requestOf(pkcs10test.PrimeModulus(t))), policy.InvalidRequest, "its modulus is a prime")
+	g := requireGrant(t, parse(t, rule).Decide(a.requestOf(pkcs10test.PrimeModulus(t))))
+	requireRefusal(t, policy.Examined(g), policy.InvalidRequest, "its modulus is a prime")
+	if err := g.Redeem(); !errors.Is(err, policy.ErrGrantNaught) {
+		t.Errorf("redeemed: %v", err)
+	}
 }
 
 func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {

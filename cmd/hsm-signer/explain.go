@@ -174,10 +174,10 @@ func (e *explainer) fromFile(name string) (policy.Verdict, error) {
 	}
 	submission = e.assume(submission)
 	if e.assumed.pod == "" {
-		return e.policy.Decide(policy.NewRequest(submission)), nil
+		return policy.Examined(e.policy.Decide(policy.NewRequest(submission))), nil
 	}
 	pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods}
-	return e.policy.Decide(boundRequest(submission, pod)), nil
+	return policy.Examined(e.policy.Decide(boundRequest(submission, pod))), nil
 }
 
 // assumedUID is that of a pod of which none was said.

@@ -156,7 +156,7 @@ func (c testCase) run(p *policy.Policy, keys testKeys) (difference string, err e
 	if err != nil {
 		return "", err
 	}
-	switch v := p.Decide(request).(type) {
+	switch v := policy.Examined(p.Decide(request)).(type) {
 	case *policy.Grant:
 		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
 			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil
