@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -131,11 +132,26 @@ rules:
 		{`serviceAccounts: [a/b]`, `"*.default.svc"`, "is a name of the API server"},
 		{`serviceAccounts: [a/b]`, `service: kubernetes`, "service: kubernetes has names of the API server"},
 		{`serviceAccounts: [a/x, b/x]`, `"{serviceAccount}.example.com"`, "share {serviceAccount}.example.com"},
+		{`serviceAccounts: [a/gw, b/gw]`, `service: gateway`, "share the name gateway (service: gateway)"},
 	} {
 		got := parse(t, strings.NewReplacer("FROM", c.from, "NAMES", c.names).Replace(rule)).Warnings()
 		if !slices.ContainsFunc(got, func(warning string) bool { return strings.Contains(warning, c.want) }) {
 			t.Errorf("%s, %s: %q; want %q", c.from, c.names, got, c.want)
 		}
+	}
+}
+
+// Each namespace that a rule writes out is named with its rules, however it is written.
+func TestNamespacesThatRulesWriteOut(t *testing.T) {
+	const more = `
+  - {name: accounts, from: {serviceAccounts: [shop/till, edge/till, "*/web"]}, grant: {dnsNames: [a]}}
+  - {name: users, from: {users: ["system:serviceaccount:bank:*", "system:serviceaccount:b*", alice], pod: none}, grant: {dnsNames: [a]}}
+  - {name: groups, from: {groups: ["system:serviceaccounts:inn"], pod: none}, grant: {dnsNames: [a]}}
+  - {name: narrowed, from: {serviceAccounts: [inn/a], groups: ["system:serviceaccounts:inn"]}, grant: {dnsNames: [a]}}
+`
+	want := map[string][]string{"edge": {"on-the-gateway", "accounts"}, "shop": {"accounts"}, "bank": {"users"}, "inn": {"groups", "narrowed"}}
+	if got := parse(t, names+more).Namespaces(); !maps.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("%v; want %v", got, want)
 	}
 }
 

@@ -115,7 +115,7 @@ var components = []component{
 	{"calico-system/calico-node", "calico-node", "", []string{"typha-client"}},
 	{"calico-system/calico-typha", "calico-typha", "", []string{"typha-server"}},
 	{"calico-system/calico-apiserver", "calico-apiserver", "", svc("calico-api", "calico-system")},
-	{"calico-apiserver/calico-apiserver", "calico-apiserver", "", svc("calico-api", "calico-apiserver")},
+	{"calico-apiserver/calico-apiserver", "calico-apiserver-3.30", "", svc("calico-api", "calico-apiserver")},
 
 	{"calico-system/calico-node", "calico-node-metrics", "", svc("calico-node-metrics", "calico-system")},
 	{"calico-system/calico-typha", "calico-typha-noncluster-host", "", []string{"typha-server-noncluster-host"}},
@@ -179,7 +179,7 @@ func newComponent(account, cn string, names []string) asker {
 }
 
 // openSource are the rules of open-source Calico.
-var openSource = []string{"calico-node", "calico-typha", "calico-apiserver"}
+var openSource = []string{"calico-node", "calico-typha", "calico-apiserver", "calico-apiserver-3.30"}
 
 // Each component gets its own names, and none gets a name of another that is not its own.
 func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {

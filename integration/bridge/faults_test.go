@@ -18,6 +18,7 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/policy"
 )
 
 // While the token is gone requests stay pending, not approved; when it is back they are served.
@@ -239,6 +240,28 @@ func TestCheckNamesAMissingPermission(t *testing.T) {
 	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"}, "check")
 	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/base/rbac.yaml") {
 		t.Errorf("exit code %d:\n%s", code, stdout)
+	}
+}
+
+// check tells of namespaces that the policy speaks of and that are not there, when it may see them.
+func TestCheckNamesAMissingNamespace(t *testing.T) {
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
+	text, _ := policy.BuiltIn("calico")
+	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
+	for kubeconfig, want := range map[string][]string{
+		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n", "warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
+		"":                          {"skipped  namespaces of the policy           may not be read: calico-system, nowhere;"},
+	} {
+		env := []string{missing}
+		if kubeconfig != "" {
+			env = append(env, "KUBECONFIG="+kubeconfig)
+		}
+		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+		for _, words := range want {
+			if code != 0 || !strings.Contains(stdout, words) {
+				t.Errorf("exit code %d; want %q:\n%s%s", code, words, stdout, stderr)
+			}
+		}
 	}
 }
 
