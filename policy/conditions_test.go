@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,21 @@ func TestConditions(t *testing.T) {
 			requireRefusal(t, v, policy.ConditionNotMet, "conditions[0]")
 		}
 	}
+}
+
+// A condition is not held against a request while facts are missing that it may look at, and is when they have come.
+func TestConditionsWaitForFacts(t *testing.T) {
+	p, err := withCondition(`"10.65.0.8" in pod.ipAddresses`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAsker("calico-system", "calico-node", "typha-client")
+	a.pod.IPs = nil
+	if v, waits := p.Decide(a.request(t)).(*policy.NotYet); !waits || !strings.Contains(v.Missing, "the IP address of the pod") {
+		t.Errorf("%+v", v)
+	}
+	a.pod.IPs = []netip.Addr{podIP}
+	requireRefusal(t, p.Decide(a.request(t)), policy.ConditionNotMet, "the house rule")
 }
 
 // A condition that could not be right is a mistake of the policy, with its line.
