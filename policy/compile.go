@@ -228,7 +228,7 @@ func (c *compiler) compileIPs() addresses {
 			compiled.pod = true
 		case errIP == nil && ip.Zone() == "":
 			compiled.literals = append(compiled.literals, ip.Unmap())
-		case errPrefix == nil && within(slices.Concat(special, elsewhere), prefix):
+		case errPrefix == nil && within(slices.Concat(special, futureUse), prefix):
 			c.wrong(text.at, "grant.ipAddresses", "%q holds special addresses alone, which are granted only where they are written out", text.value)
 		case errPrefix == nil && prefix == prefix.Masked():
 			compiled.patterns = append(compiled.patterns, prefix)

@@ -47,6 +47,7 @@ type (
 		UID         string   `cel:"uid"`
 		Node        string   `cel:"node"`
 		IPAddresses []string `cel:"ipAddresses"`
+		HostNetwork bool     `cel:"hostNetwork"` // its addresses are its node's
 	}
 )
 
@@ -128,5 +129,5 @@ func (p *Pod) forCEL() celPod {
 	if p == nil {
 		return celPod{}
 	}
-	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs)}
+	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs), HostNetwork: p.HostNetwork}
 }

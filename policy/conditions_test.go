@@ -37,6 +37,7 @@ func TestConditions(t *testing.T) {
 		`requester.serviceAccount == "calico-typha"`:                          false,
 		`"system:serviceaccounts" in requester.groups`:                        true,
 		`pod.node.startsWith("n-") && "10.65.0.7" in pod.ipAddresses`:         true,
+		`!pod.hostNetwork`:                                                    true,
 		`requester.extra["authentication.kubernetes.io/pod-name"] == ["p-1"]`: true,
 		`requester.extra["missing"] == ["x"]`:                                 false, // cannot be evaluated
 		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, true)))))`: false, // costs too much

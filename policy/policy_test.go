@@ -381,6 +381,10 @@ func TestRefusals(t *testing.T) {
 			a.ips = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 			a.pod.IPs = a.ips
 		}, policy.NameNotAllowed, "127.0.0.1"},
+		{"a metadata service though the pod has it", func(a *asker) {
+			a.ips = []netip.Addr{netip.MustParseAddr("168.63.129.16")}
+			a.pod.IPs = a.ips
+		}, policy.NameNotAllowed, "168.63.129.16"},
 		{"another's name beside its own", func(a *asker) { a.dns = []string{"typha-client", "typha-server"} }, policy.NameNotAllowed, "typha-server"},
 		{"another's common name", func(a *asker) { a.cn = "typha-server" }, policy.NameNotAllowed, "typha-server"},
 		{"a common name that is not among the names", func(a *asker) { a.dns = nil }, policy.NameNotAllowed, "one of the requested DNS names"},

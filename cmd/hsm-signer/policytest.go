@@ -61,6 +61,7 @@ type testPod struct {
 	Name        string       `yaml:"name"`
 	Node        string       `yaml:"node"`        // optional
 	IPAddresses []netip.Addr `yaml:"ipAddresses"` // optional: none yet
+	HostNetwork bool         `yaml:"hostNetwork"` // optional
 }
 
 func newPolicyTestCommand() *cobra.Command {
@@ -203,7 +204,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 	if c.Pod == nil {
 		return policy.NewRequest(submission), nil
 	}
-	return boundRequest(submission, policy.Pod{Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses}), nil
+	return boundRequest(submission, policy.Pod{Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses, HostNetwork: c.Pod.HostNetwork}), nil
 }
 
 func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
