@@ -139,9 +139,6 @@ func (c *compiler) compileFrom() from {
 	}
 	compiled.groups = c.compilePlain("from.groups", c.From.Groups)
 	for _, key := range slices.Sorted(maps.Keys(c.From.Extra)) {
-		if len(c.From.Extra[key]) == 0 {
-			c.wrong(0, "from.extra", "%q has no value; name at least one that will do", key)
-		}
 		compiled.extra[key] = c.compilePlain("from.extra", c.From.Extra[key])
 	}
 	c.compilePod(&compiled)

@@ -136,15 +136,20 @@ func (p *problems) err() error {
 	return fmt.Errorf("the policy has %d mistake(s):\n  %s", len(p.all), strings.Join(p.all, "\n  "))
 }
 
-// checkValues finds keys and entries without a value: what was emptied by mistake must not be taken
-// for what was never said.
+// checkValues finds keys and entries without a value, and empty lists: what was emptied by mistake must not be taken
+// for what was never said. Where users are emptied, a rule would speak of all in its groups.
 func (p *problems) checkValues(node *yaml.Node) {
+	inMapping := node.Kind == yaml.MappingNode
 	for i, child := range node.Content {
-		isKey := node.Kind == yaml.MappingNode && i%2 == 0
+		isNull := child.Kind == yaml.ScalarNode && child.Tag == "!!null"
+		isEmpty := (child.Kind == yaml.SequenceNode || child.Kind == yaml.MappingNode) && len(child.Content) == 0
 		switch {
-		case child.Kind == yaml.ScalarNode && child.Tag == "!!null" && !isKey && node.Kind == yaml.MappingNode:
+		case inMapping && i%2 == 0: // a key
+		case inMapping && isNull:
 			p.add(child.Line, "the key %q has no value; write one, or leave the key out", node.Content[i-1].Value)
-		case child.Kind == yaml.ScalarNode && child.Tag == "!!null" && node.Kind == yaml.SequenceNode:
+		case inMapping && isEmpty:
+			p.add(child.Line, "the key %q is empty; write an entry, or leave the key out", node.Content[i-1].Value)
+		case node.Kind == yaml.SequenceNode && isNull:
 			p.add(child.Line, "an entry of a list has no value")
 		}
 		p.checkValues(child)
