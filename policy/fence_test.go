@@ -174,6 +174,8 @@ func TestWhatGrantsNothingIsAMistake(t *testing.T) {
 		{"serviceAccounts: [edge/gateway]", "serviceAccounts: []\n      groups: [operators]", `line 18: the key "serviceAccounts" is empty`},
 		{"serviceAccounts: [edge/gateway]", "serviceAccounts: [edge/gateway]\n      groups: []", `line 19: the key "groups" is empty`},
 		{"extra: {authentication.kubernetes.io/node-name: [gateway-1, gateway-2]}", "extra: {}", `line 19: the key "extra" is empty`},
+		{"extra: {authentication.kubernetes.io/node-name: [gateway-1, gateway-2]}", "extra: {~: [x]}", "line 19: a key has no name"},
+		{"serviceAccounts: [edge/gateway]", "serviceAccounts: [edge/gateway]\n      ~: [x]", "line 19: a key has no name"},
 		{"serviceAccounts: [edge/gateway]", "serviceAccounts: [edge/gateway]\n      users: [alice]", "only service accounts have pods"},
 		{"spiffe://example.org/ns", "spiffe://{namespace}.example.org/ns", "placeholder in its host"},
 		{"name: on-the-gateway", `name: "on the\x1bgateway"`, "printable ASCII"},

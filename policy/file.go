@@ -144,7 +144,10 @@ func (p *problems) checkValues(node *yaml.Node) {
 		isNull := child.Kind == yaml.ScalarNode && child.Tag == "!!null"
 		isEmpty := (child.Kind == yaml.SequenceNode || child.Kind == yaml.MappingNode) && len(child.Content) == 0
 		switch {
-		case inMapping && i%2 == 0: // a key
+		case inMapping && i%2 == 0:
+			if isNull { // the YAML library would pass over it, and over what stands under it
+				p.add(child.Line, "a key has no name")
+			}
 		case inMapping && isNull:
 			p.add(child.Line, "the key %q has no value; write one, or leave the key out", node.Content[i-1].Value)
 		case inMapping && isEmpty:
