@@ -89,7 +89,8 @@ type service struct {
 }
 
 func (s service) allows(name string, requester ServiceAccount) bool {
-	return slices.Contains(s.describe(requester), name)
+	written := s.namespace != "" || s.name == name
+	return slices.Contains(s.describe(requester), name) && (written || !isReserved(name))
 }
 
 func (s service) derives() bool { return s.namespace == "" }
