@@ -435,7 +435,7 @@ func TestOverBudgetWaits(t *testing.T) {
 	}
 	other := newPod(t, node, nextIP())
 	other.requireCertificate(t, other.asking(t, node)) // of the same service account, in another pod
-	if log := d.Log(); !strings.Contains(log, "the budget of pod "+string(p.UID)+", 1 certificates in an hour") {
+	if log := d.Log(); !strings.Contains(log, `the budget of pod \"`+string(p.UID)+`\", 1 certificates in an hour`) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	file, _ := strings.CutPrefix(env, "POLICY_FILE=")
