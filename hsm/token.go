@@ -85,7 +85,7 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 	case len(found) > 1:
 		return faultf(ErrUnavailable, "there are %d tokens that match (%s): name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI", len(found), strings.Join(found, "; "))
 	case len(seen) == 0:
-		return faultf(ErrUnavailable, "the %s is not there: the module shows no initialised token at all", want)
+		return faultf(ErrUnavailable, "the %s is not there: the module shows no initialised token at all: make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is one, see that this user may read the module's configuration, and read and write its files", want)
 	}
 	return faultf(ErrUnavailable, "the %s is not there: the module shows %s", want, strings.Join(seen, "; "))
 }

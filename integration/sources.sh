@@ -7,5 +7,6 @@ cd "$(dirname "$0")/.."
 {
 	go version
 	docker version --format '{{.Server.Version}}' 2>&1 || true
+	docker compose version 2>&1 || true
 	git ls-files -co --exclude-standard -z 2>/dev/null | xargs -0 sha256sum 2>/dev/null || find . -path ./.git -prune -o -type f -exec sha256sum {} +
 } | sha256sum | cut -d' ' -f1

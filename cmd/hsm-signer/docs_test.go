@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -66,6 +68,87 @@ func TestReasonsOfTheManual(t *testing.T) {
 	for _, code := range listed {
 		if !regexp.MustCompile("^[A-Z][A-Za-z]+$").MatchString(string(code)) {
 			t.Errorf("%s is not in CamelCase", code)
+		}
+	}
+}
+
+// readmes are the README in each language.
+var readmes = []string{"../../README.md", "../../README.zh-CN.md"}
+
+// The README, in each language, lists every variable, and no other, with the default that it has.
+func TestConfigurationOfTheManual(t *testing.T) {
+	settings := slices.Concat(serviceSettings, tokenSettings, logSettings)
+	for _, readme := range readmes {
+		manual, err := os.ReadFile(readme)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defaults := map[string]string{}
+		for _, row := range regexp.MustCompile("(?m)^\\| (`[A-Z].*?) \\| .* \\| ?(.*?) \\|$").FindAllStringSubmatch(string(manual), -1) {
+			for _, variable := range regexp.MustCompile("`([A-Z0-9_]+)`").FindAllStringSubmatch(row[1], -1) {
+				defaults[variable[1]] = row[2]
+			}
+		}
+		if _, listed := defaults[pinVariable]; !listed || len(defaults) != len(settings)+1 {
+			t.Errorf("%s lists %d variables; there are %s and %d others", readme, len(defaults), pinVariable, len(settings))
+		}
+		for _, s := range settings {
+			fallback := s.fallback
+			if s.env == "PKCS11_MAX_SESSIONS" { // 0: what the token allows, and at most this
+				fallback = "16"
+			}
+			if shown, listed := defaults[s.env]; !listed || !strings.Contains(shown, fallback) {
+				t.Errorf("%s says that the default of %s is %q; it is %q", readme, s.env, shown, fallback)
+			}
+		}
+	}
+}
+
+// What the manuals have their reader type is there: each command of hsm-signer's, and each flag of it.
+func TestCommandsOfTheManuals(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fenced := regexp.MustCompile("(?ms)^[ \t]*```.*?^[ \t]*```$")
+	line, span := regexp.MustCompile("(?m)^[ \t]*(?:bin/)?hsm-signer ([a-z][^#|>\n]*)"), regexp.MustCompile("`hsm-signer ([a-z][^`]*)`")
+	seen := 0
+	for _, page := range append(pages, readmes...) {
+		manual, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		typed := line.FindAllStringSubmatch(strings.Join(fenced.FindAllString(string(manual), -1), "\n"), -1)
+		for _, found := range append(typed, span.FindAllStringSubmatch(fenced.ReplaceAllString(string(manual), ""), -1)...) {
+			seen++
+			command, rest, err := newRootCommand(io.Discard).Find(strings.Fields(found[1]))
+			if err != nil || command.Runnable() && command.HasSubCommands() && len(rest) > 0 {
+				t.Errorf("%s: there is no command %q: %v", page, found[1], err)
+				continue
+			}
+			for _, flag := range regexp.MustCompile("--([a-z0-9-]+)").FindAllStringSubmatch(found[1], -1) {
+				if command.Flags().Lookup(flag[1]) == nil {
+					t.Errorf("%s: %q has no flag --%s", page, command.CommandPath(), flag[1])
+				}
+			}
+		}
+	}
+	if seen < 50 {
+		t.Errorf("the manuals had more than 50 such commands; now %d", seen)
+	}
+}
+
+// The README and the help say the same of the exit codes, all of which have a meaning.
+func TestExitCodesOfTheManual(t *testing.T) {
+	help := strings.Join(strings.Fields(newRootCommand(io.Discard).Long), " ")
+	manual, err := os.ReadFile(readmes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := strings.Join(strings.Fields(string(manual)), " ")
+	for code, meaning := range map[int]string{0: "done", exitFault: "fault", exitRefused: "refused, or a check failed", exitPIN: "PIN refused or locked", exitConfig: "configuration"} {
+		if want := fmt.Sprintf("%d %s", code, meaning); !strings.Contains(help, want) || !strings.Contains(readme, want) {
+			t.Errorf("%q is not in both the help and the README", want)
 		}
 	}
 }

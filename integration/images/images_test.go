@@ -1,5 +1,5 @@
 // Package images_test builds the container images with the Docker engine of this machine, runs them as hardened as
-// they should be, and runs docker-compose.yml.
+// they should be, runs docker-compose.yml, and runs the systemd unit on a machine whose first process is systemd.
 //
 // Where there is no Docker engine nothing of this can be run, and each test says so and what it would have
 // expected.
@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,27 +114,44 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	}
 }
 
+// Each compose that is here is tried: Docker's plugin, and docker-compose.
+func TestCompose(t *testing.T) {
+	needsEngine(t, "make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
+	setting, tried := warm(t), 0
+	for n, command := range []string{"docker compose", "docker-compose"} {
+		words := strings.Fields(command)
+		if _, err := try(t.Context(), nil, words[0], append(words[1:], "version")...); err != nil {
+			continue
+		}
+		tried++
+		t.Run(command, func(t *testing.T) {
+			composeEndsLikeTheDemoAndKeepsItsState(t, compose{words, []string{setting, "COMPOSE=" + command, fmt.Sprintf("COMPOSE_PROJECT_NAME=hsm-signer-test-%d-%d", os.Getpid(), n)}})
+		})
+	}
+	if tried == 0 {
+		t.Error("there is a Docker engine, and neither docker compose nor docker-compose: install one of them")
+	}
+}
+
 // make compose ends as the demo does, and what it leaves is there when it is run again: the CA, and the journal, in
 // which the second run's certificates follow on those of the first.
-func TestComposeEndsLikeTheDemoAndKeepsItsState(t *testing.T) {
-	needsEngine(t, "make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
-	env := []string{warm(t), fmt.Sprintf("COMPOSE_PROJECT_NAME=hsm-signer-test-%d", os.Getpid())}
+func composeEndsLikeTheDemoAndKeepsItsState(t *testing.T, c compose) {
 	t.Cleanup(func() {
-		if out, err := compose(context.WithoutCancel(t.Context()), env, "down", "--volumes", "--timeout=5"); err != nil {
+		if out, err := c.try(context.WithoutCancel(t.Context()), "down", "--volumes", "--timeout=5"); err != nil {
 			t.Error(err, out)
 		}
 	})
 	var cas, journals [2]string
 	for i := range cas {
-		out := run(t, env, "make", "compose")
+		out := run(t, c.env, "make", "compose")
 		for _, want := range []string{"WHO", "calico-system/calico-typha", "Denied", "All went as it should: every component has its certificate"} {
 			if !strings.Contains(out, want) {
 				t.Fatalf("run %d of make compose lacks %q:\n%s", i+1, want, out)
 			}
 		}
-		cas[i] = inSigner(t, env, "/bin/cat", "/ca/ca.crt")
-		journals[i] = inSigner(t, env, "/bin/cat", "/var/lib/hsm-signer/journal-00000001.jsonl")
-		inSigner(t, env, "hsm-signer", "audit", "verify")
+		cas[i] = c.inSigner(t, "/bin/cat", "/ca/ca.crt")
+		journals[i] = c.inSigner(t, "/bin/cat", "/var/lib/hsm-signer/journal-00000001.jsonl")
+		c.inSigner(t, "hsm-signer", "audit", "verify")
 	}
 	if cas[0] != cas[1] || cas[0] == "" {
 		t.Errorf("the CA was %q and is %q", cas[0], cas[1])
@@ -142,25 +160,24 @@ func TestComposeEndsLikeTheDemoAndKeepsItsState(t *testing.T) {
 	if n := published(journals[0]); n == 0 || !strings.HasPrefix(journals[1], journals[0]) || published(journals[1]) != 2*n {
 		t.Errorf("the journal was\n%s\nand is\n%s", journals[0], journals[1])
 	}
-	if running, err := compose(t.Context(), env, "top"); err != nil || strings.TrimSpace(running) != "" {
+	if running, err := c.try(t.Context(), "top"); err != nil || strings.TrimSpace(running) != "" {
 		t.Errorf("still running: %v %s", err, running)
 	}
 }
 
+// A compose is one of the two, with the environment of a project.
+type compose struct{ command, env []string }
+
+func (c compose) try(ctx context.Context, args ...string) (string, error) {
+	return try(ctx, c.env, c.command[0], slices.Concat(c.command[1:], args)...)
+}
+
 // inSigner runs a program in a container like hsm-signer's.
-func inSigner(t *testing.T, env []string, program string, args ...string) string {
+func (c compose) inSigner(t *testing.T, program string, args ...string) string {
 	t.Helper()
-	out, err := compose(t.Context(), env, append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"}, args...)...)
+	out, err := c.try(t.Context(), append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
-}
-
-// compose runs whichever compose there is.
-func compose(ctx context.Context, env []string, args ...string) (string, error) {
-	if _, err := try(ctx, nil, "docker", "compose", "version"); err == nil {
-		return try(ctx, env, "docker", append([]string{"compose"}, args...)...)
-	}
-	return try(ctx, env, "docker-compose", args...)
 }

@@ -27,24 +27,58 @@ var run = map[string]string{
 	"docs/try.md":      "TestTry",
 	"docs/ceremony.md": "TestCeremonyManual",
 	"docs/audit.md":    "TestAuditByHand",
+	"docs/systemd.md":  "TestUnit",
 }
 
-// The page is typed as it stands there, on a machine that has what "make setup" installs, and kubectl.
+// The page is typed as it stands there, on a machine that has what "make setup" installs. Before its end
+// the commands of other pages are given.
 func TestTry(t *testing.T) {
-	bin, err := bed.Binaries(t.Context(), os.Stderr)
+	here, err := filepath.Abs(filepath.Join(root, "bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cluster := filepath.Join(t.TempDir(), "cluster")
 	t.Cleanup(func() { _ = bed.Down(cluster) })
-	out := shell(t, script(t, "docs/try.md"),
+	const end = "kill %1\n"
+	typed, ending, _ := strings.Cut(script(t, "docs/try.md"), end)
+	out := shell(t, typed+looking(t)+end+ending,
 		"CLUSTER="+cluster, "LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0", "KUBECONFIG=",
-		"PATH="+filepath.Dir(bin.Kubectl)+string(os.PathListSeparator)+os.Getenv("PATH"))
+		"PATH="+here+string(os.PathListSeparator)+os.Getenv("PATH"))
 	for _, want := range []string{"Approved,Issued", "tls.crt: OK", "NameNotAllowed: ", "typha-certs:typha-1", "every line is right up to the head"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is missing in:\n%s", want, out)
 		}
 	}
+}
+
+var (
+	// looked are the pages whose commands that only look are given on the cluster of docs/try.md, once its requests are
+	// served.
+	looked = []string{"docs/runbook.md", "docs/operate.md"}
+	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
+	// needsMore are the commands that change something, or that need what is not there: hsm-signer in a pod, with a lease
+	// and an overlay; Calico; a policy's tests.
+	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods|lease|test)( |$)`)
+	// placeholders stand for what is there on that cluster.
+	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1",
+		"SEQ:SHA256", `$(hsm-signer audit verify --output json | jq -r '"\(.head.seq):\(.head.sha256)"')`)
+)
+
+// looking gives each command of those pages once; each must end well.
+func looking(t *testing.T) string {
+	t.Helper()
+	var commands []string
+	for _, page := range looked {
+		for _, span := range spans.FindAllSubmatch(fenced.ReplaceAll(read(t, page), nil), -1) {
+			if command := string(span[1]); !needsMore.MatchString(command) && !slices.Contains(commands, command) {
+				commands = append(commands, command)
+			}
+		}
+	}
+	if len(commands) < 12 {
+		t.Errorf("these pages had 12 such commands and more; now: %q", commands)
+	}
+	return placeholders.Replace(strings.Join(commands, "\n") + "\n")
 }
 
 // shell runs a script in the repository with the environment added, and returns what it printed. What it has left in
@@ -177,4 +211,24 @@ func anchors(t *testing.T, page string) (all []string) {
 		all = append(all, strings.ReplaceAll(name, " ", "-"))
 	}
 	return all
+}
+
+// The README says the same in each language: its sections are as many, and it refers to the same pages and files.
+func TestReadmes(t *testing.T) {
+	refersTo := func(page string) (targets []string) {
+		for _, found := range link.FindAllSubmatch(read(t, page), -1) {
+			if target := string(found[1]); !strings.HasPrefix(target, "README") {
+				targets = append(targets, target)
+			}
+		}
+		slices.Sort(targets)
+		return slices.Compact(targets)
+	}
+	english, chinese := "README.md", "README.zh-CN.md"
+	if e, c := refersTo(english), refersTo(chinese); !slices.Equal(e, c) {
+		t.Errorf("%s refers to\n%q\nand %s to\n%q", english, e, chinese, c)
+	}
+	if e, c := len(anchors(t, english)), len(anchors(t, chinese)); e != c {
+		t.Errorf("%s has %d headings, and %s has %d", english, e, chinese, c)
+	}
 }

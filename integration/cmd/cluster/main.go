@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"hsm-signer/integration/bed"
@@ -53,13 +54,22 @@ func run(ctx context.Context, args []string) error {
 }
 
 // up starts the cluster in dir unless it runs, and prints what a shell needs to
-// use it, and nothing else, on standard output.
+// use it, and nothing else, on standard output: its kubeconfig, and where there is
+// no kubectl the one that was built.
 func up(ctx context.Context, dir string) error {
 	cluster, err := bed.Start(ctx, bed.Options{Dir: dir, Detach: true, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
-	fmt.Printf("export KUBECONFIG=%s\n", cluster.Kubeconfig())
+	path := ""
+	if _, err := exec.LookPath("kubectl"); err != nil {
+		bin, err := bed.Binaries(ctx, os.Stderr)
+		if err != nil {
+			return err
+		}
+		path = fmt.Sprintf(` PATH="$PATH:%s"`, filepath.Dir(bin.Kubectl))
+	}
+	fmt.Printf("export KUBECONFIG=%s%s\n", cluster.Kubeconfig(), path)
 	return nil
 }
 

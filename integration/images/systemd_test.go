@@ -1,0 +1,308 @@
+package images_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/integration/bed"
+	"hsm-signer/integration/calico"
+)
+
+// settings are the test's own: addresses that nobody else has, and less patience.
+const settings = `[Service]
+Environment=LISTEN_ADDRESS=127.0.0.1:0 STATUS_ADDRESS=127.0.0.1:0
+WatchdogSec=5
+RestartSec=100ms
+`
+
+// docs/systemd.md as it stands there makes, on a machine with systemd, a service that issues certificates; and the
+// unit does what that page says.
+func TestUnit(t *testing.T) {
+	needsEngine(t, "docs/systemd.md, typed on a machine whose first process is systemd, makes a service that issues certificates, is watched, and is not restarted after a wrong PIN")
+	m := newMachine(t)
+	m.shell("mkdir /etc/systemd/system/hsm-signer.service.d; cat >/etc/systemd/system/hsm-signer.service.d/test.conf <<END\n" + settings + "END")
+	m.shell(manual(t))
+	m.until("StatusText=ready")
+	for _, step := range []struct {
+		name string
+		see  func(*testing.T, *machine)
+	}{
+		{"issues certificates", func(t *testing.T, m *machine) { m.certificate(t) }},
+		{"does not show the PIN", doesNotShowThePIN},
+		{"owns all that it writes to", ownsItsState},
+		{"loses no request in a restart", losesNothingInARestart},
+		{"is active when it serves", isActiveWhenItServes},
+		{"is restarted when it gives no sign of life", isWatched},
+		{"is not restarted after a wrong PIN", isNotRestartedAfterAWrongPIN},
+	} {
+		if !t.Run(step.name, func(t *testing.T) { step.see(t, m.in(t)) }) {
+			t.Logf("the unit's journal ends:\n%s", m.journal())
+		}
+	}
+}
+
+// manual is what docs/systemd.md has its reader type.
+func manual(t *testing.T) string {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join(root, "docs/systemd.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script bytes.Buffer
+	for _, block := range regexp.MustCompile("(?s)\n *```sh\n(.*?)```").FindAllSubmatch(page, -1) {
+		script.Write(block[1])
+	}
+	return script.String()
+}
+
+// doesNotShowThePIN looks where other users of the machine could see it, and where it would outlive the process.
+func doesNotShowThePIN(t *testing.T, m *machine) {
+	shown := m.shell(`
+pin=$(cat /etc/hsm-signer/pin)
+process=/proc/$(systemctl show --value --property MainPID hsm-signer)
+cat $process/environ $process/cmdline | grep --text --fixed-strings -- "$pin" || true
+systemctl show hsm-signer | grep --fixed-strings -- "$pin" || true
+journalctl --output json --no-pager | grep --fixed-strings -- "$pin" || true`)
+	if shown != "" {
+		t.Errorf("the PIN is shown:\n%s", shown)
+	}
+}
+
+// byHand is how docs/systemd.md has root give commands of hsm-signer's.
+const byHand = `
+set -a; . /etc/hsm-signer/environment; set +a
+export PKCS11_PIN_FILE=/etc/hsm-signer/pin KUBECONFIG=/etc/hsm-signer/kubeconfig
+`
+
+// The user is one that the unit alone has: what it makes is that user's, and so is what root made for it. Commands that
+// root gives beside it and that only look leave nothing there; what others leave is given to the unit.
+func ownsItsState(t *testing.T, m *machine) {
+	const others = "find /var/lib/private/hsm-signer ! -uid $(systemctl show --value --property UID hsm-signer)"
+	m.shell(byHand + "hsm-signer check; hsm-signer audit verify")
+	if left := m.shell(others); left != "" {
+		t.Errorf("what looks leaves files of its own: %s", left)
+	}
+	m.shell(byHand + "hsm-signer ca create-checkpoint-key --checkpoint-key-label checkpoints --out /root/checkpoint.pub")
+	if left := m.shell(others); left == "" {
+		t.Error("a new key is the unit's by itself: docs/systemd.md need not speak of it")
+	}
+	m.shell("chown -R --reference=/var/lib/hsm-signer/ /var/lib/hsm-signer/")
+	if left := m.shell(others); left != "" {
+		t.Errorf("somebody else's: %s", left)
+	}
+}
+
+// Pods ask one after the other before it, during it and after it.
+func losesNothingInARestart(t *testing.T, m *machine) {
+	var asking sync.WaitGroup
+	restarted := make(chan struct{})
+	for range 4 {
+		asking.Go(func() {
+			for over := false; !over; {
+				m.certificate(t)
+				select {
+				case <-restarted:
+					over = true
+				default:
+				}
+			}
+		})
+	}
+	m.shell("systemctl restart hsm-signer")
+	close(restarted)
+	asking.Wait()
+	if log := m.journal(); strings.Contains(log, "hsm-signer.service: Failed") || !strings.Contains(log, "hsm-signer.service: Deactivated successfully.") {
+		t.Errorf("it did not end well:\n%s", log)
+	}
+	if out := m.shell(byHand + "hsm-signer audit verify"); !strings.Contains(out, fmt.Sprintf("requests         %d, of which %[1]d are published,", m.pods.Load())) {
+		t.Errorf("%d pods asked, and the journal says\n%s", m.pods.Load(), out)
+	}
+}
+
+// The CA's certificate is in a pipe for a while, so that the process runs and does not yet serve.
+func isActiveWhenItServes(t *testing.T, m *machine) {
+	out := m.shell(`
+cd /etc/hsm-signer
+systemctl stop hsm-signer
+mv ca.crt real.crt
+mkfifo ca.crt
+systemctl start --no-block hsm-signer
+exec 3>ca.crt # waits for the process to open it
+systemctl show --property ActiveState hsm-signer
+cat real.crt >&3
+mv real.crt ca.crt
+exec 3>&-
+systemctl start hsm-signer
+systemctl show --property ActiveState hsm-signer`)
+	if out != "ActiveState=activating\nActiveState=active\n" {
+		t.Errorf("before and after it serves systemd says %q", out)
+	}
+}
+
+func isWatched(t *testing.T, m *machine) {
+	m.shell("kill -STOP $(systemctl show --value --property MainPID hsm-signer)")
+	m.until("NRestarts=1", "ActiveState=active", "StatusText=ready")
+	if log := m.journal(); !strings.Contains(log, "hsm-signer.service: Failed with result 'watchdog'.") {
+		t.Errorf("it was not the watchdog:\n%s", log)
+	}
+	m.certificate(t)
+}
+
+func isNotRestartedAfterAWrongPIN(t *testing.T, m *machine) {
+	m.shell("cp --preserve /etc/hsm-signer/pin /root/pin; echo wrong >/etc/hsm-signer/pin; systemctl restart hsm-signer || true")
+	m.until("ActiveState=failed", "SubState=failed", "ExecMainStatus=3", "NRestarts=0")
+	m.shell("cp --preserve /root/pin /etc/hsm-signer/pin; systemctl start hsm-signer")
+	m.until("StatusText=ready")
+	m.certificate(t)
+}
+
+// A machine is a container whose first process is systemd. It is in the network of its host, where a cluster's API
+// server is.
+type machine struct {
+	t       *testing.T
+	name    string
+	cluster *bed.Cluster
+	pods    *atomic.Int64 // that asked so far
+}
+
+// in has what is wrong be a fault of that test.
+func (m machine) in(t *testing.T) *machine {
+	m.t = t
+	return &m
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
+	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f", "integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
+	bin, err := bed.Binaries(t.Context(), os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := newCluster(t)
+	product, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t, name: fmt.Sprintf("hsm-signer-systemd-%d", os.Getpid()), cluster: cluster, pods: new(atomic.Int64)}
+	t.Cleanup(func() {
+		_, _ = try(context.WithoutCancel(t.Context()), nil, "docker", "rm", "--force", "--volumes", m.name)
+	})
+	run(t, nil, "docker", "run", "--detach", "--name", m.name, "--network=host", "--cgroupns=private",
+		"--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined",
+		"--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp",
+		"-v", filepath.Join(product, "README.md")+":/src/README.md:ro", "-v", filepath.Join(product, "docs")+":/src/docs:ro", "-v", filepath.Join(product, "deploy")+":/src/deploy:ro",
+		"-v", bin.Kubectl+":/usr/local/bin/kubectl:ro", "-v", cluster.Kubeconfig()+":/root/.kube/config:ro", image+"-systemd")
+	m.poll(func() error {
+		_, err := m.try("systemctl is-system-running --wait")
+		return err
+	})
+	return m
+}
+
+func newCluster(t *testing.T) *bed.Cluster {
+	t.Helper()
+	cluster, err := bed.Start(t.Context(), bed.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.Stop() })
+	if err := cluster.AllowRequests(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return cluster
+}
+
+func (m *machine) try(script string) (string, error) {
+	return try(m.t.Context(), nil, "docker", "exec", m.name, "sh", "-euc", script)
+}
+
+// shell runs a script on the machine, as root, and returns what it prints; it must end well.
+func (m *machine) shell(script string) string {
+	m.t.Helper()
+	out, err := m.try(script)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+// until waits until the unit has these properties (NAME=VALUE).
+func (m *machine) until(properties ...string) {
+	m.t.Helper()
+	m.poll(func() error {
+		shown, err := m.try("systemctl show hsm-signer")
+		if err != nil {
+			return err
+		}
+		for _, property := range properties {
+			if !strings.Contains("\n"+shown, "\n"+property+"\n") {
+				return fmt.Errorf("the unit does not get to %s; it has\n%s", property, shown)
+			}
+		}
+		return nil
+	})
+}
+
+// poll waits until there is no error.
+func (m *machine) poll(see func() error) {
+	m.t.Helper()
+	var last error
+	err := wait.PollUntilContextTimeout(m.t.Context(), 200*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
+		last = see()
+		return last == nil, nil
+	})
+	if err != nil {
+		log, _ := try(m.t.Context(), nil, "docker", "logs", m.name)
+		m.t.Fatalf("%v: %v\n%s", err, last, log)
+	}
+}
+
+// journal is what systemd keeps of the unit and of what it says.
+func (m *machine) journal() string {
+	return m.shell("journalctl --no-pager --unit hsm-signer --output cat")
+}
+
+// certificate has a pod of Typha's ask for its certificate, and get it.
+func (m *machine) certificate(t *testing.T) {
+	n := m.pods.Add(1)
+	name, ip := fmt.Sprintf("typha-%d", n), netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)})
+	if err := m.ask(t.Context(), calico.OpenSource("cluster.local")[1], name, ip.String()); err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+}
+
+func (m *machine) ask(ctx context.Context, c calico.Component, name, ip string) error {
+	pod, err := m.cluster.Pod(ctx, bed.PodSpec{Namespace: c.Namespace, Name: name, ServiceAccount: c.ServiceAccount, IPs: []string{ip}})
+	if err != nil {
+		return err
+	}
+	token, err := m.cluster.TokenFor(ctx, pod)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(m.cluster.ConfigFor(token))
+	if err != nil {
+		return err
+	}
+	key, err := calico.NewKey("ECDSAWithCurve256")
+	if err != nil {
+		return err
+	}
+	asking := calico.InitContainer{Component: c, Pod: pod, SignerName: "example.com/calico", Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
+	_, err = asking.Run(ctx, client)
+	return err
+}
