@@ -57,7 +57,7 @@ when any is refused, 1 on a fault.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, faults := readConfig(cmd, settings)
-			c.policyFile = cmp.Or(a.policyFile, c.policyFile)
+			c.policyFile, c.anyPolicy = cmp.Or(a.policyFile, c.policyFile), true
 			p := c.loadPolicy(faults)
 			pods := a.check(faults)
 			if len(files)+len(a.live) == 0 {

@@ -76,7 +76,7 @@ what, and what must come of it. Exit code 0 when all pass, 2 when any does not, 
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
-			c.policyFile = cmp.Or(policyFile, c.policyFile)
+			c.policyFile, c.anyPolicy = cmp.Or(policyFile, c.policyFile), true
 			p := c.loadPolicy(faults)
 			if err := faults.err(); err != nil {
 				return err

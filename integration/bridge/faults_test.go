@@ -188,6 +188,28 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 	}
 }
 
+// The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are links into another.
+func TestPolicyOfAConfigMapIsRead(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
+	must(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
+	must(t, os.Chmod(dir, 0o777))
+	must(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
+	must(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
+	must(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
+	for mount, want := range map[string]string{
+		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
+		`mount --bind "$1" "$1"`: "may be replaced by everybody",
+	} {
+		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount+` && exec "$0" check`, shared.Binary(), dir)
+		inside.Env = append(shared.Env(ca), "POLICY_FILE="+filepath.Join(dir, "policy.yaml"))
+		out, err := inside.CombinedOutput()
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v; want %q:\n%s", mount, err, want, out)
+		}
+	}
+}
+
 // A changed policy comes into force without a restart; a bad one does not.
 func TestPolicyIsReloaded(t *testing.T) {
 	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
