@@ -27,6 +27,7 @@ func TestUselessRules(t *testing.T) {
 		{`{serviceAccount}.{namespace}`, `{pod}`, "has a placeholder other than"},
 		{`*.apps.example.com`, `*.com`, "top-level domain"},
 		{`/sa/{serviceAccount}`, `/sa-{serviceAccount}`, "must stand alone"},
+		{`/sa/{serviceAccount}`, `/sa/{serviceAccount}.admin`, "between two of / it must stand alone"}, // which another's name may end in
 		{`https://fixed.example.com/a`, `/a`, "is not an absolute URI"},
 		{`ops@example.com`, `ops`, "NAME@DOMAIN"},
 		{`defaultLifetime: 1h`, `defaultLifetime: 25h`, `"25h" is longer than the most`},

@@ -58,21 +58,22 @@ const (
 )
 
 // checkText says what is wrong with a text, of which check knows the syntax. A placeholder fills
-// all between two separators, so that no value of it reaches into another's; and in a URI it
-// stands in the path, not in the host, which is a DNS name.
+// all between two separators, so that no value of it reaches into another's: in a URI, where the name of a
+// service account may have dots, between two slashes; and there it stands in the path, not in the host,
+// which is a DNS name.
 func checkText(t text, check func(string) string) string {
-	const separators = "./@"
-	plain := string(t)
+	separators, plain := "./@", string(t)
+	if _, rest, isURI := strings.Cut(plain, "://"); isURI {
+		separators = "/"
+		if host, _, _ := strings.Cut(rest, "/"); strings.Contains(host, "{") {
+			return "has a placeholder in its host; only the path may have any"
+		}
+	}
 	for _, place := range []string{placeNamespace, placeAccount} {
 		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
 			if strings.Contains(part, place) && part != place {
 				return "has " + place + " beside other characters; between two of " + separators + " it must stand alone"
 			}
-		}
-	}
-	if _, rest, isURI := strings.Cut(plain, "://"); isURI {
-		if host, _, _ := strings.Cut(rest, "/"); strings.Contains(host, "{") {
-			return "has a placeholder in its host; only the path may have any"
 		}
 	}
 	plain = strings.NewReplacer(placeNamespace, "x", placeAccount, "x").Replace(plain)
