@@ -30,7 +30,7 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 		compiled := (&compiler{fileRule: &text, Options: o, found: found}).compile()
 		switch {
 		case compiled.name == "":
-			found.add(text.Name.at, "rules[%d]: has no name", i)
+			found.add(cmp.Or(text.Name.at, text.at), "rules[%d]: has no name", i)
 		case byName[compiled.name]:
 			found.add(text.Name.at, "rules[%d]: the name %q is taken by an earlier rule", i, compiled.name)
 		}
@@ -87,13 +87,13 @@ type compiler struct {
 	found *problems
 }
 
-// wrong notes a mistake in a field of the rule; at 0, it stands where the rule begins.
+// wrong notes a mistake in a field of the rule; at 0, it stands where the rule has its name, or begins.
 func (c *compiler) wrong(at int, field, format string, args ...any) {
 	detail := field + ": " + fmt.Sprintf(format, args...)
 	if at > 0 && c.found.repeats(at, detail) {
 		return // a mistake in the defaults shows in each rule
 	}
-	c.found.add(cmp.Or(at, c.Name.at), "rule %q: %s", c.Name.value, detail)
+	c.found.add(cmp.Or(at, c.Name.at, c.at), "rule %q: %s", c.Name.value, detail)
 }
 
 func (c *compiler) compile() rule {

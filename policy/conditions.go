@@ -79,7 +79,9 @@ func compileCondition(text, message string) (condition, error) {
 		return condition{}, fmt.Errorf("gives a %s; it must be true or false", ast.OutputType())
 	}
 	program, err := env.Program(ast, cel.CostLimit(conditionCost))
-	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())), func(r *celast.ReferenceInfo) bool { return r.Name != "" })
+	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())), func(r *celast.ReferenceInfo) bool {
+		return slices.Contains([]string{"request", "requester", "pod"}, r.Name) // and not a variable of its own
+	})
 	return condition{text: text, message: message, constant: constant, program: program}, err
 }
 

@@ -40,7 +40,7 @@ func TestConditions(t *testing.T) {
 		`!pod.hostNetwork`:                                                    true,
 		`requester.extra["authentication.kubernetes.io/pod-name"] == ["p-1"]`: true,
 		`requester.extra["missing"] == ["x"]`:                                 false, // cannot be evaluated
-		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, true)))))`: false, // costs too much
+		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, request.lifetime > 0)))))`: false, // costs too much
 	} {
 		p, err := withCondition(that)
 		if err != nil {

@@ -60,11 +60,22 @@ func TestRulesThatSayTheSame(t *testing.T) {
 }
 
 func TestConditionsThatLookAtNothing(t *testing.T) {
-	for that, constant := range map[string]bool{"true": true, "1 > 2": true, "request.lifetime > 0": false} {
+	for that, constant := range map[string]bool{"true": true, "1 > 2": true, "[true].all(x, x)": true, "request.lifetime > 0": false} {
 		found := mistakes(t, names+"    conditions: [{that: '"+that+"', message: x}]\n")
 		if is := len(found) == 1 && strings.Contains(found[0], "does not depend on the request"); is != constant || !constant && len(found) > 0 {
 			t.Errorf("%s: %v", that, found)
 		}
+	}
+}
+
+// A rule without a name has no line but its own.
+func TestRuleWithoutANameHasItsLine(t *testing.T) {
+	text := strings.Replace(names, "rules:\n", "rules:\n  - ~\n", 1)
+	text = strings.Replace(text, "  - name: on-the-gateway\n    from:", "  - from:", 1)
+	text = strings.Replace(text, "dnsNames: [gateway]", "usages: [digital signature]", 1)
+	want := []string{"line 7: an entry of a list has no value", `line 17: rule "": grant: names nothing that one could ask for; add dnsNames, ipAddresses, uris or emailAddresses`, "line 17: rules[1]: has no name"}
+	if found := mistakes(t, text); !slices.Equal(found, want) {
+		t.Errorf("%s\nwant\n%s", strings.Join(found, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -30,6 +31,8 @@ type (
 		From       fileFrom        `yaml:"from"`
 		Grant      fileGrant       `yaml:"grant"`
 		Conditions []fileCondition `yaml:"conditions"` // optional: all must be true
+
+		at int // the line on which it begins
 	}
 	fileCondition struct {
 		That    line[string] `yaml:"that"`    // CEL
@@ -180,11 +183,24 @@ func Parse(text []byte, o Options) (*Policy, error) {
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		found.add(0, "the file holds more than one YAML document; write one")
 	}
+	f.findRules(&tree)
 	rules, budget := f.compile(o, &found)
 	if err := found.err(); err != nil {
 		return nil, err
 	}
 	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o), clusterDomain: o.ClusterDomain}, nil
+}
+
+// findRules notes for each rule on which line it begins. The tree is of the same text.
+func (f *file) findRules(tree *yaml.Node) {
+	var lines struct{ Rules []yaml.Node }
+	if tree.Decode(&lines) != nil {
+		return // which is noted already
+	}
+	lines.Rules = slices.DeleteFunc(lines.Rules, func(n yaml.Node) bool { return n.Kind == yaml.ScalarNode }) // which is no rule
+	for i := range min(len(f.Rules), len(lines.Rules)) {
+		f.Rules[i].at = lines.Rules[i].Line
+	}
 }
 
 var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
