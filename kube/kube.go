@@ -169,7 +169,7 @@ func New(c Config) *Controller {
 }
 
 // Leads tells whether this controller is the one that acts.
-func (c *Controller) Leads() bool { return c.leader.fence() == nil }
+func (c *Controller) Leads() bool { return c.Mode != Shadow && c.leader.fence() == nil }
 
 // Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
 // election.
