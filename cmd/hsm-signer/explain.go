@@ -49,8 +49,8 @@ func newPolicyExplainCommand() *cobra.Command {
 file (YAML or JSON), or with --live on one in the cluster. Nothing is written anywhere.
 
 What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
---pod-uid, --pod-node, --pod-ip, --pod-host-network), and for which usages. Exit code 0 when all are granted, 2
-when any is refused, 1 on a fault.`,
+--pod-uid, --pod-node, --pod-ip, --pod-host-network), and for which usages. Exit code 0
+when all are granted, 2 when any is refused, 1 on a fault.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   hsm-signer policy explain --live typha-certs:calico-typha-1`,
