@@ -408,6 +408,9 @@ func requireVerdicts(t *testing.T, log string, made []*certificatesv1.Certificat
 	for line := range strings.Lines(string(text)) {
 		var d journal.Decision
 		must(t, json.Unmarshal([]byte(line), &d))
+		if !slices.ContainsFunc(made, func(csr *certificatesv1.CertificateSigningRequest) bool { return string(csr.UID) == d.UID }) {
+			continue // an earlier test's, which may be unreadable
+		}
 		verdicts[d.UID] = d.Verdict
 		if len(d.RequestSHA256) != 64 || len(d.PolicyHash) != 64 || d.Verdict == "refused" && len(d.Reasons) == 0 || d.Verdict == "granted" && len(d.Names) == 0 {
 			t.Errorf("incomplete: %s", line)
