@@ -6,6 +6,7 @@ import (
 
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10"
 )
 
 // A budget counts what was issued in the last hour, or is about to be, against the limits of the
@@ -56,14 +57,15 @@ func (b *budget) reserve(g *policy.Grant, now time.Time) error {
 		b.count(b.entries[0], -1)
 		b.entries = b.entries[1:]
 	}
-	e, limits := newEntry(g.RequestUID(), g.Spender(), now), g.Budget()
+	spender, limits := g.Spender(), g.Budget()
+	e := newEntry(g.RequestUID(), spender, now)
 	switch {
 	case b.counted[e.request] > 0:
 		return nil
 	case e.pod != "" && b.counted[e.pod] >= limits.Pod:
-		return b.over(e.pod, limits.Pod, func(old entry) bool { return old.pod == e.pod })
+		return b.over("pod "+pkcs10.Quote(spender.Pod), limits.Pod, func(old entry) bool { return old.pod == e.pod })
 	case b.counted[e.account] >= limits.Account():
-		return b.over(e.account, limits.Account(), func(old entry) bool { return old.account == e.account })
+		return b.over("account "+pkcs10.Quote(spender.Account), limits.Account(), func(old entry) bool { return old.account == e.account })
 	case len(b.entries) >= limits.Total:
 		return b.over("all together", limits.Total, func(entry) bool { return true })
 	}

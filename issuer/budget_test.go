@@ -3,6 +3,7 @@ package issuer
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,7 +63,7 @@ func (s *spender) askFor(account, pod, uid string) string {
 
 func TestBudgetOfAPod(t *testing.T) {
 	s := newSpender(t)
-	for i, want := range []string{"", "", "pod a", "pod a"} {
+	for i, want := range []string{"", "", `pod "a"`, `pod "a"`} {
 		if got := s.ask("ns:sa", "a"); got != want {
 			t.Errorf("certificate %d: over %q, want %q", i, got, want)
 		}
@@ -95,7 +96,7 @@ func TestAServiceAccountLeavesRoomForOthers(t *testing.T) {
 			t.Fatalf("certificate %d is over %q", i, got)
 		}
 	}
-	if got, want := s.ask("ns:greedy", "g5"), "account system:serviceaccount:ns:greedy"; got != want {
+	if got, want := s.ask("ns:greedy", "g5"), `account "system:serviceaccount:ns:greedy"`; got != want {
 		t.Errorf("over %q, want %q", got, want)
 	}
 	for i := range 5 {
@@ -140,7 +141,7 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, j = start()
-	if got := s.askFor("ns:sa", "a", "third"); got != "pod a" {
+	if got := s.askFor("ns:sa", "a", "third"); got != `pod "a"` {
 		t.Errorf("after a restart it is over %q", got)
 	}
 	if got := s.askFor("ns:sa", "b", "fourth"); got != "" {
@@ -155,6 +156,46 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 	}
 	if journal.RecentWindow != policy.BudgetWindow {
 		t.Error("the journal tells of another time than budgets are for")
+	}
+}
+
+// A budget comes before what costs, and a request that cannot be issued is counted too.
+func TestRehearsedWithinTheBudgetAlone(t *testing.T) {
+	s := newSpender(t)
+	s.issuer, _ = constrained(t, "elsewhere")
+	over := (*policy.OverBudget)(nil)
+	for i, want := range []bool{false, false, true} {
+		g := grantTo(t, s.policy, "ns:sa", "a", fmt.Sprint("request-", i), 0, pkcs10test.Request{DNSNames: []string{"one"}})
+		if err := s.issuer.Reserve(t.Context(), g); err == nil || errors.As(err, &over) != want {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
+}
+
+// A username may hold anything; an event is read in terminals.
+func TestOverBudgetIsPlainText(t *testing.T) {
+	p := parsePolicy(t, `
+version: 1
+budget: {total: 1}
+rules:
+  - name: all
+    from: {users: ["*"], pod: none}
+    grant: {dnsNames: [one], keys: [ecdsa-p256], usages: [digital signature]}
+`)
+	i := newSpender(t).issuer
+	var err error
+	for _, uid := range []string{"first", "second"} {
+		g, granted := p.Decide(policy.NewRequest(policy.Submission{
+			UID: uid, PEM: pkcs10test.Request{DNSNames: []string{"one"}}.PEM(t), Usages: []policy.Usage{policy.DigitalSignature},
+			Requester: policy.Requester{Username: "oidc:\x1b[2Jx\nFake: line"},
+		})).(*policy.Grant)
+		if !granted {
+			t.Fatal("not granted")
+		}
+		err = i.Reserve(t.Context(), g)
+	}
+	if err == nil || !strings.Contains(err.Error(), `the budget of account "oidc:\x1b[2Jx\nFake: line", 1 certificates`) {
+		t.Errorf("%v", err)
 	}
 }
 

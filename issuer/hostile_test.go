@@ -27,9 +27,9 @@ func TestNothingThatWasNotCheckedIsIssued(t *testing.T) {
 	}
 	outcomes := map[string]int{}
 	for n, s := range hostile.Samples(t) {
-		verdict := everything.Decide(policy.NewRequest(policy.Submission{
+		verdict := policy.Examined(everything.Decide(policy.NewRequest(policy.Submission{
 			UID: fmt.Sprint(n), PEM: s.PEM, Usages: usages, Requester: policy.Requester{Username: "anybody"},
-		}))
+		})))
 		g, granted := verdict.(*policy.Grant)
 		switch {
 		case granted && s.Verdict == hostile.Reject:

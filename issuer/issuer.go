@@ -119,8 +119,8 @@ func (i *Issuer) Ready(ctx context.Context) error {
 	return i.key.Ready(ctx)
 }
 
-// Reserve answers nil when the grant's certificate could be issued now, and then counts it in the
-// budget: once for each request, however often it is asked. A [*policy.OverBudget] says that the
+// Reserve counts the grant's certificate in the budget, once for each request, however often it is
+// asked, and then answers nil when it could be issued now. A [*policy.OverBudget] says that the
 // budget is spent.
 func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
 	if err := i.Ready(ctx); err != nil {
@@ -129,11 +129,12 @@ func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
 	if _, again, err := i.known(grant); err != nil || again != nil {
 		return err // what is in the journal was counted before
 	}
-	if _, err := i.rehearse(grant); err != nil {
+	i.budget.begin(i.journal.Recent(), i.now()) // it is open: Ready has said so
+	if err := i.budget.reserve(grant, i.now()); err != nil {
 		return err
 	}
-	i.budget.begin(i.journal.Recent(), i.now()) // it is open: Ready has said so
-	return i.budget.reserve(grant, i.now())
+	_, err := i.rehearse(grant) // it costs, so the budget comes before it
+	return err
 }
 
 // Issue redeems the grant and returns the certificate and its chain in PEM, leaf

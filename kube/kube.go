@@ -41,8 +41,8 @@ type Decider interface {
 
 // An Issuer makes certificates.
 type Issuer interface {
-	// Reserve answers nil when the grant's certificate could be issued now, and then counts it in
-	// the budget, once for each request. A [*policy.OverBudget] says that the request must wait, a
+	// Reserve counts the grant's certificate in the budget, once for each request, and answers nil when
+	// it could be issued now. A [*policy.OverBudget] says that the request must wait, a
 	// [*policy.NotCovered] that it gets no certificate any more.
 	Reserve(ctx context.Context, grant *policy.Grant) error
 	// Issue returns the certificate and its chain in PEM. An error is a fault
@@ -169,7 +169,7 @@ func New(c Config) *Controller {
 }
 
 // Leads tells whether this controller is the one that acts.
-func (c *Controller) Leads() bool { return c.leader.fence() == nil }
+func (c *Controller) Leads() bool { return c.Mode != Shadow && c.leader.fence() == nil }
 
 // Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
 // election.

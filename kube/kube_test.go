@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"net/netip"
 	"reflect"
 	"testing"
 
@@ -8,12 +9,30 @@ import (
 	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/policy"
 )
 
 // What the loop does is tested against a real API server, in the module "integration".
 
 func condition(kind certificatesv1.RequestConditionType, status corev1.ConditionStatus) certificatesv1.CertificateSigningRequestCondition {
 	return certificatesv1.CertificateSigningRequestCondition{Type: kind, Status: status}
+}
+
+// What a decision may see of a pod is taken from it, with what an address is worth.
+func TestFactsOfAPod(t *testing.T) {
+	got := factsOf(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u"},
+		Spec:       corev1.PodSpec{ServiceAccountName: "sa", NodeName: "n-1", HostNetwork: true},
+		Status:     corev1.PodStatus{Phase: corev1.PodFailed, PodIP: "10.0.0.7"},
+	})
+	want := policy.Pod{
+		Namespace: "n", Name: "p", UID: "u", ServiceAccount: "sa", Node: "n-1", HostNetwork: true, Finished: true,
+		IPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v; want %+v", got, want)
+	}
 }
 
 func TestStateIsReadFromTheObject(t *testing.T) {

@@ -46,6 +46,7 @@ func factsOf(pod *corev1.Pod) policy.Pod {
 		UID:            string(pod.UID),
 		ServiceAccount: pod.Spec.ServiceAccountName,
 		Node:           pod.Spec.NodeName,
+		HostNetwork:    pod.Spec.HostNetwork,
 		Finished:       pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
 		Deleting:       pod.DeletionTimestamp != nil,
 	}

@@ -110,7 +110,7 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 
 // shadow decides on a request and says what would have come of it.
 func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
-	verdict, err := decide(ctx, c.Client, c.Decider, csr)
+	verdict, err := judge(ctx, c.Client, c.Decider, csr)
 	if err != nil {
 		return err
 	}
@@ -148,6 +148,15 @@ func decide(ctx context.Context, client kubernetes.Interface, decider Decider, c
 	return decider.Decide(request), nil
 }
 
+// judge decides, and leaves nothing to look at. There is no budget before it.
+func judge(ctx context.Context, client kubernetes.Interface, decider Decider, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
+	verdict, err := decide(ctx, client, decider, csr)
+	if err != nil {
+		return nil, err
+	}
+	return policy.Examined(verdict), nil
+}
+
 // Judge gives the verdict on the request of that name as it is now, and writes
 // nothing.
 func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, name string) (policy.Verdict, error) {
@@ -159,7 +168,7 @@ func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, na
 	if err != nil {
 		return nil, err
 	}
-	return decide(ctx, client, decider, csr)
+	return judge(ctx, client, decider, csr)
 }
 
 // Submission takes from the object what a decision may see.
@@ -199,10 +208,14 @@ func (c *Controller) granted(ctx context.Context, csr *certificatesv1.Certificat
 }
 
 // serveGranted approves, issues and publishes. Nothing is approved that cannot be
-// signed now.
+// signed now, and nothing is examined that the budget has no room for.
 func (c *Controller) serveGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
 	if err := c.Issuer.Reserve(ctx, grant); err != nil {
 		return fmt.Errorf("cannot sign now: %w", err)
+	}
+	if refusal := grant.Examine(); refusal != nil {
+		c.Observer.Decided(refusal)
+		return c.refused(ctx, csr, was, refusal)
 	}
 	if was == pending && csr.Spec.SignerName == "" {
 		return c.publishFirst(ctx, csr, grant)

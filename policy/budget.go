@@ -76,7 +76,7 @@ func SpenderOf(r Requester) Spender {
 
 // OverBudget says that a budget is spent. It is no fault: the request waits until there is room.
 type OverBudget struct {
-	Whose string    // whose budget: "pod UID", "account USERNAME" or "all together"
+	Whose string    // whose budget: pod "UID", account "USERNAME" or all together; safe to show
 	Limit int       // certificates in an hour
 	Until time.Time // when the next will be free
 }

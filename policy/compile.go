@@ -30,7 +30,7 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 		compiled := (&compiler{fileRule: &text, Options: o, found: found}).compile()
 		switch {
 		case compiled.name == "":
-			found.add(text.Name.at, "rules[%d]: has no name", i)
+			found.add(cmp.Or(text.Name.at, text.at), "rules[%d]: has no name", i)
 		case byName[compiled.name]:
 			found.add(text.Name.at, "rules[%d]: the name %q is taken by an earlier rule", i, compiled.name)
 		}
@@ -87,13 +87,13 @@ type compiler struct {
 	found *problems
 }
 
-// wrong notes a mistake in a field of the rule; at 0, it stands where the rule begins.
+// wrong notes a mistake in a field of the rule; at 0, it stands where the rule has its name, or begins.
 func (c *compiler) wrong(at int, field, format string, args ...any) {
 	detail := field + ": " + fmt.Sprintf(format, args...)
 	if at > 0 && c.found.repeats(at, detail) {
 		return // a mistake in the defaults shows in each rule
 	}
-	c.found.add(cmp.Or(at, c.Name.at), "rule %q: %s", c.Name.value, detail)
+	c.found.add(cmp.Or(at, c.Name.at, c.at), "rule %q: %s", c.Name.value, detail)
 }
 
 func (c *compiler) compile() rule {
@@ -139,9 +139,6 @@ func (c *compiler) compileFrom() from {
 	}
 	compiled.groups = c.compilePlain("from.groups", c.From.Groups)
 	for _, key := range slices.Sorted(maps.Keys(c.From.Extra)) {
-		if len(c.From.Extra[key]) == 0 {
-			c.wrong(0, "from.extra", "%q has no value; name at least one that will do", key)
-		}
 		compiled.extra[key] = c.compilePlain("from.extra", c.From.Extra[key])
 	}
 	c.compilePod(&compiled)
@@ -228,7 +225,7 @@ func (c *compiler) compileIPs() addresses {
 			compiled.pod = true
 		case errIP == nil && ip.Zone() == "":
 			compiled.literals = append(compiled.literals, ip.Unmap())
-		case errPrefix == nil && within(slices.Concat(special, elsewhere), prefix):
+		case errPrefix == nil && within(slices.Concat(special, futureUse), prefix):
 			c.wrong(text.at, "grant.ipAddresses", "%q holds special addresses alone, which are granted only where they are written out", text.value)
 		case errPrefix == nil && prefix == prefix.Masked():
 			compiled.patterns = append(compiled.patterns, prefix)

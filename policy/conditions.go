@@ -47,6 +47,7 @@ type (
 		UID         string   `cel:"uid"`
 		Node        string   `cel:"node"`
 		IPAddresses []string `cel:"ipAddresses"`
+		HostNetwork bool     `cel:"hostNetwork"` // its addresses are its node's
 	}
 )
 
@@ -78,7 +79,9 @@ func compileCondition(text, message string) (condition, error) {
 		return condition{}, fmt.Errorf("gives a %s; it must be true or false", ast.OutputType())
 	}
 	program, err := env.Program(ast, cel.CostLimit(conditionCost))
-	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())), func(r *celast.ReferenceInfo) bool { return r.Name != "" })
+	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())), func(r *celast.ReferenceInfo) bool {
+		return slices.Contains([]string{"request", "requester", "pod"}, r.Name) // and not a variable of its own
+	})
 	return condition{text: text, message: message, constant: constant, program: program}, err
 }
 
@@ -128,5 +131,5 @@ func (p *Pod) forCEL() celPod {
 	if p == nil {
 		return celPod{}
 	}
-	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs)}
+	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs), HostNetwork: p.HostNetwork}
 }

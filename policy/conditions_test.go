@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -36,9 +37,10 @@ func TestConditions(t *testing.T) {
 		`requester.serviceAccount == "calico-typha"`:                          false,
 		`"system:serviceaccounts" in requester.groups`:                        true,
 		`pod.node.startsWith("n-") && "10.65.0.7" in pod.ipAddresses`:         true,
+		`!pod.hostNetwork`:                                                    true,
 		`requester.extra["authentication.kubernetes.io/pod-name"] == ["p-1"]`: true,
 		`requester.extra["missing"] == ["x"]`:                                 false, // cannot be evaluated
-		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, true)))))`: false, // costs too much
+		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, request.lifetime > 0)))))`: false, // costs too much
 	} {
 		p, err := withCondition(that)
 		if err != nil {
@@ -52,6 +54,21 @@ func TestConditions(t *testing.T) {
 			requireRefusal(t, v, policy.ConditionNotMet, "conditions[0]")
 		}
 	}
+}
+
+// A condition is not held against a request while facts are missing that it may look at, and is when they have come.
+func TestConditionsWaitForFacts(t *testing.T) {
+	p, err := withCondition(`"10.65.0.8" in pod.ipAddresses`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAsker("calico-system", "calico-node", "typha-client")
+	a.pod.IPs = nil
+	if v, waits := p.Decide(a.request(t)).(*policy.NotYet); !waits || !strings.Contains(v.Missing, "the IP address of the pod") {
+		t.Errorf("%+v", v)
+	}
+	a.pod.IPs = []netip.Addr{podIP}
+	requireRefusal(t, p.Decide(a.request(t)), policy.ConditionNotMet, "the house rule")
 }
 
 // A condition that could not be right is a mistake of the policy, with its line.

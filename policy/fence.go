@@ -162,6 +162,8 @@ func (u *rule) warnOfNames() (all []string) {
 		switch {
 		case isService && s.name == "kubernetes":
 			all = append(all, fmt.Sprintf("%s has names of the API server", s))
+		case isService && s.derives() && u.from.manyNamespaces():
+			all = append(all, fmt.Sprintf("service accounts in several namespaces share the name %s (%s)", s.name, s))
 		case !isText:
 		case isAPIServers(string(t)):
 			all = append(all, fmt.Sprintf("%s is a name of the API server", t))
@@ -177,6 +179,41 @@ func (f from) manyNamespaces() bool {
 	return len(f.accounts) == 0 || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {
 		return a.Namespace == "*" || a.Namespace != f.accounts[0].Namespace
 	})
+}
+
+// Namespaces are those of the service accounts that rules write out, each with the names of its rules. Whoever may make
+// one that is not there gets what those rules grant.
+func (p *Policy) Namespaces() map[string][]string {
+	rules := map[string][]string{}
+	for _, r := range p.rules {
+		for _, namespace := range r.from.namespaces() {
+			rules[namespace] = append(rules[namespace], r.name)
+		}
+	}
+	return rules
+}
+
+// namespaces are those that a rule writes out, each once.
+func (f from) namespaces() []string {
+	var all []string
+	for _, account := range f.accounts {
+		if account.Namespace != "*" {
+			all = append(all, account.Namespace)
+		}
+	}
+	for _, user := range f.users {
+		rest, ofAccounts := strings.CutPrefix(user, serviceAccountPrefix)
+		if namespace, _, whole := strings.Cut(rest, ":"); ofAccounts && whole {
+			all = append(all, namespace)
+		}
+	}
+	for _, group := range f.groups {
+		if namespace, ofNamespace := strings.CutPrefix(group, allAccountsGroup+":"); ofNamespace && len(f.accounts)+len(f.users) == 0 {
+			all = append(all, namespace)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // anyone returns what in a rule speaks of everybody, or of every service account, or nothing.

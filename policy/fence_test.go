@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -26,11 +27,12 @@ func TestUselessRules(t *testing.T) {
 		{`{serviceAccount}.{namespace}`, `{pod}`, "has a placeholder other than"},
 		{`*.apps.example.com`, `*.com`, "top-level domain"},
 		{`/sa/{serviceAccount}`, `/sa-{serviceAccount}`, "must stand alone"},
+		{`/sa/{serviceAccount}`, `/sa/{serviceAccount}.admin`, "between two of / it must stand alone"}, // which another's name may end in
 		{`https://fixed.example.com/a`, `/a`, "is not an absolute URI"},
 		{`ops@example.com`, `ops`, "NAME@DOMAIN"},
 		{`defaultLifetime: 1h`, `defaultLifetime: 25h`, `"25h" is longer than the most`},
 		{`subject: kept`, `subject: keep`, `"keep" is not known; write rebuilt`},
-		{`[gateway-1, gateway-2]`, `[]`, `"authentication.kubernetes.io/node-name" has no value`},
+		{`[gateway-1, gateway-2]`, `[]`, `line 19: the key "authentication.kubernetes.io/node-name" is empty`},
 		{`dnsNames: [gateway]`, `dnsNames: []`, "names nothing that one could ask for"},
 		{`    from: {serviceAccounts: ["*/*"]}`, `    from: {users: [eve], pod: none}`, `"{serviceAccount}" derives from a service account`},
 		{`[server auth, client auth, digital signature, key encipherment, key agreement]`, `[server auth, key encipherment]`, "ecdsa-p256 serves none of the rule's key usages"},
@@ -58,11 +60,22 @@ func TestRulesThatSayTheSame(t *testing.T) {
 }
 
 func TestConditionsThatLookAtNothing(t *testing.T) {
-	for that, constant := range map[string]bool{"true": true, "1 > 2": true, "request.lifetime > 0": false} {
+	for that, constant := range map[string]bool{"true": true, "1 > 2": true, "[true].all(x, x)": true, "request.lifetime > 0": false} {
 		found := mistakes(t, names+"    conditions: [{that: '"+that+"', message: x}]\n")
 		if is := len(found) == 1 && strings.Contains(found[0], "does not depend on the request"); is != constant || !constant && len(found) > 0 {
 			t.Errorf("%s: %v", that, found)
 		}
+	}
+}
+
+// A rule without a name has no line but its own.
+func TestRuleWithoutANameHasItsLine(t *testing.T) {
+	text := strings.Replace(names, "rules:\n", "rules:\n  - ~\n", 1)
+	text = strings.Replace(text, "  - name: on-the-gateway\n    from:", "  - from:", 1)
+	text = strings.Replace(text, "dnsNames: [gateway]", "usages: [digital signature]", 1)
+	want := []string{"line 7: an entry of a list has no value", `line 17: rule "": grant: names nothing that one could ask for; add dnsNames, ipAddresses, uris or emailAddresses`, "line 17: rules[1]: has no name"}
+	if found := mistakes(t, text); !slices.Equal(found, want) {
+		t.Errorf("%s\nwant\n%s", strings.Join(found, "\n"), strings.Join(want, "\n"))
 	}
 }
 
@@ -131,11 +144,26 @@ rules:
 		{`serviceAccounts: [a/b]`, `"*.default.svc"`, "is a name of the API server"},
 		{`serviceAccounts: [a/b]`, `service: kubernetes`, "service: kubernetes has names of the API server"},
 		{`serviceAccounts: [a/x, b/x]`, `"{serviceAccount}.example.com"`, "share {serviceAccount}.example.com"},
+		{`serviceAccounts: [a/gw, b/gw]`, `service: gateway`, "share the name gateway (service: gateway)"},
 	} {
 		got := parse(t, strings.NewReplacer("FROM", c.from, "NAMES", c.names).Replace(rule)).Warnings()
 		if !slices.ContainsFunc(got, func(warning string) bool { return strings.Contains(warning, c.want) }) {
 			t.Errorf("%s, %s: %q; want %q", c.from, c.names, got, c.want)
 		}
+	}
+}
+
+// Each namespace that a rule writes out is named with its rules, however it is written.
+func TestNamespacesThatRulesWriteOut(t *testing.T) {
+	const more = `
+  - {name: accounts, from: {serviceAccounts: [shop/till, edge/till, "*/web"]}, grant: {dnsNames: [a]}}
+  - {name: users, from: {users: ["system:serviceaccount:bank:*", "system:serviceaccount:b*", alice], pod: none}, grant: {dnsNames: [a]}}
+  - {name: groups, from: {groups: ["system:serviceaccounts:inn"], pod: none}, grant: {dnsNames: [a]}}
+  - {name: narrowed, from: {serviceAccounts: [inn/a], groups: ["system:serviceaccounts:inn"]}, grant: {dnsNames: [a]}}
+`
+	want := map[string][]string{"edge": {"on-the-gateway", "accounts"}, "shop": {"accounts"}, "bank": {"users"}, "inn": {"groups", "narrowed"}}
+	if got := parse(t, names+more).Namespaces(); !maps.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("%v; want %v", got, want)
 	}
 }
 
@@ -155,6 +183,11 @@ func TestWhatGrantsNothingIsAMistake(t *testing.T) {
 		{"dnsNames: [gateway]", "dnsNames: [service: web.prod]", "is not the name of a service"},
 		{"dnsNames: [gateway]", "dnsNames:", `line 22: the key "dnsNames" has no value`},
 		{"dnsNames: [gateway]", "dnsNames: [~]", "an entry of a list has no value"},
+		{"serviceAccounts: [edge/gateway]", "serviceAccounts: []\n      groups: [operators]", `line 18: the key "serviceAccounts" is empty`},
+		{"serviceAccounts: [edge/gateway]", "serviceAccounts: [edge/gateway]\n      groups: []", `line 19: the key "groups" is empty`},
+		{"extra: {authentication.kubernetes.io/node-name: [gateway-1, gateway-2]}", "extra: {}", `line 19: the key "extra" is empty`},
+		{"extra: {authentication.kubernetes.io/node-name: [gateway-1, gateway-2]}", "extra: {~: [x]}", "line 19: a key has no name"},
+		{"serviceAccounts: [edge/gateway]", "serviceAccounts: [edge/gateway]\n      ~: [x]", "line 19: a key has no name"},
 		{"serviceAccounts: [edge/gateway]", "serviceAccounts: [edge/gateway]\n      users: [alice]", "only service accounts have pods"},
 		{"spiffe://example.org/ns", "spiffe://{namespace}.example.org/ns", "placeholder in its host"},
 		{"name: on-the-gateway", `name: "on the\x1bgateway"`, "printable ASCII"},

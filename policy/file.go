@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -30,6 +31,8 @@ type (
 		From       fileFrom        `yaml:"from"`
 		Grant      fileGrant       `yaml:"grant"`
 		Conditions []fileCondition `yaml:"conditions"` // optional: all must be true
+
+		at int // the line on which it begins
 	}
 	fileCondition struct {
 		That    line[string] `yaml:"that"`    // CEL
@@ -136,15 +139,23 @@ func (p *problems) err() error {
 	return fmt.Errorf("the policy has %d mistake(s):\n  %s", len(p.all), strings.Join(p.all, "\n  "))
 }
 
-// checkValues finds keys and entries without a value: what was emptied by mistake must not be taken
-// for what was never said.
+// checkValues finds keys and entries without a value, and empty lists: what was emptied by mistake must not be taken
+// for what was never said. Where users are emptied, a rule would speak of all in its groups.
 func (p *problems) checkValues(node *yaml.Node) {
+	inMapping := node.Kind == yaml.MappingNode
 	for i, child := range node.Content {
-		isKey := node.Kind == yaml.MappingNode && i%2 == 0
+		isNull := child.Kind == yaml.ScalarNode && child.Tag == "!!null"
+		isEmpty := (child.Kind == yaml.SequenceNode || child.Kind == yaml.MappingNode) && len(child.Content) == 0
 		switch {
-		case child.Kind == yaml.ScalarNode && child.Tag == "!!null" && !isKey && node.Kind == yaml.MappingNode:
+		case inMapping && i%2 == 0:
+			if isNull { // the YAML library would pass over it, and over what stands under it
+				p.add(child.Line, "a key has no name")
+			}
+		case inMapping && isNull:
 			p.add(child.Line, "the key %q has no value; write one, or leave the key out", node.Content[i-1].Value)
-		case child.Kind == yaml.ScalarNode && child.Tag == "!!null" && node.Kind == yaml.SequenceNode:
+		case inMapping && isEmpty:
+			p.add(child.Line, "the key %q is empty; write an entry, or leave the key out", node.Content[i-1].Value)
+		case node.Kind == yaml.SequenceNode && isNull:
 			p.add(child.Line, "an entry of a list has no value")
 		}
 		p.checkValues(child)
@@ -172,11 +183,24 @@ func Parse(text []byte, o Options) (*Policy, error) {
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		found.add(0, "the file holds more than one YAML document; write one")
 	}
+	f.findRules(&tree)
 	rules, budget := f.compile(o, &found)
 	if err := found.err(); err != nil {
 		return nil, err
 	}
 	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o), clusterDomain: o.ClusterDomain}, nil
+}
+
+// findRules notes for each rule on which line it begins. The tree is of the same text.
+func (f *file) findRules(tree *yaml.Node) {
+	var lines struct{ Rules []yaml.Node }
+	if tree.Decode(&lines) != nil {
+		return // which is noted already
+	}
+	lines.Rules = slices.DeleteFunc(lines.Rules, func(n yaml.Node) bool { return n.Kind == yaml.ScalarNode }) // which is no rule
+	for i := range min(len(f.Rules), len(lines.Rules)) {
+		f.Rules[i].at = lines.Rules[i].Line
+	}
 }
 
 var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)

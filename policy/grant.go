@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,21 +33,29 @@ type Grant struct {
 }
 
 type stub struct {
-	policy *Policy
-	spent  atomic.Bool
+	policy  *Policy
+	examine func() *Refusal // looks once, however often it is asked
+	spent   atomic.Bool
 }
 
 // Why a grant cannot be redeemed.
 var (
-	ErrNoGrant    = errors.New("policy: the grant is empty: it was not given by a policy")
-	ErrGrantSpent = errors.New("policy: the grant was redeemed before: decide again")
-	ErrGrantStale = errors.New("policy: the policy has changed since the grant was given: decide again")
+	ErrNoGrant     = errors.New("policy: the grant is empty: it was not given by a policy")
+	ErrGrantSpent  = errors.New("policy: the grant was redeemed before: decide again")
+	ErrGrantNaught = errors.New("policy: the grant is of a request that is refused: see Examine")
+	ErrGrantStale  = errors.New("policy: the policy has changed since the grant was given: decide again")
 )
 
 func (p *Policy) grant(r *Request, f finding) *Grant {
 	by := f.rule
+	examine := func() *Refusal {
+		if fault, wrong := r.asked.Costly(); wrong {
+			return &Refusal{Reasons: []Reason{invalid(fault)}, PolicyHash: p.hash, RequestSHA256: r.sha256()}
+		}
+		return nil
+	}
 	return &Grant{
-		stub:          &stub{policy: p},
+		stub:          &stub{policy: p, examine: sync.OnceValue(examine)},
 		submission:    r.Submission,
 		requestSHA256: r.sha256(),
 		rule:          by.name,
@@ -62,6 +71,21 @@ func (p *Policy) grant(r *Request, f finding) *Grant {
 	}
 }
 
+// Examine takes the look at the request that costs most, and answers why it is refused after all, or nil. It is for
+// after the budget, so that nobody has much looked at for nothing; without it, the grant takes it when it is redeemed.
+func (g *Grant) Examine() *Refusal { return g.stub.examine() }
+
+// Examined is the verdict with nothing left to look at, for who counts no budget: a grant becomes a refusal when its
+// request is one to refuse (see [Grant.Examine]).
+func Examined(v Verdict) Verdict {
+	if g, granted := v.(*Grant); granted {
+		if refusal := g.Examine(); refusal != nil {
+			return refusal
+		}
+	}
+	return v
+}
+
 // Redeem spends the grant. It answers nil once, and only while the policy that
 // gave the grant is in force.
 func (g *Grant) Redeem() error {
@@ -70,6 +94,8 @@ func (g *Grant) Redeem() error {
 		return ErrNoGrant
 	case g.stub.policy.withdrawn.Load():
 		return ErrGrantStale
+	case g.Examine() != nil:
+		return ErrGrantNaught
 	case !g.stub.spent.CompareAndSwap(false, true):
 		return ErrGrantSpent
 	}

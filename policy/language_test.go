@@ -154,6 +154,14 @@ rules:
 	requireRefusal(t, p.Decide(newAsker("calico-system", "anybody", "typha-client").request(t)), policy.RequesterNotAllowed, "anybody")
 }
 
+// Some clouds give pods addresses of a range that was reserved; by a prefix it is given to nobody.
+func TestPodMayHaveAnAddressForFutureUse(t *testing.T) {
+	a := newAsker("calico-system", "calico-node", "typha-client")
+	a.ips = []netip.Addr{netip.MustParseAddr("240.10.0.7")}
+	a.pod.IPs = a.ips
+	requireGrant(t, builtIn(t, "calico").Decide(a.request(t)))
+}
+
 // A prefix that holds all addresses gives none of those that must be written out.
 func TestSpecialAddressesAreNoOnesByAPrefix(t *testing.T) {
 	everything := strings.Replace(language, "168.0.0.0/7]", "0.0.0.0/0, \"::/0\"]", 1)

@@ -58,21 +58,22 @@ const (
 )
 
 // checkText says what is wrong with a text, of which check knows the syntax. A placeholder fills
-// all between two separators, so that no value of it reaches into another's; and in a URI it
-// stands in the path, not in the host, which is a DNS name.
+// all between two separators, so that no value of it reaches into another's: in a URI, where the name of a
+// service account may have dots, between two slashes; and there it stands in the path, not in the host,
+// which is a DNS name.
 func checkText(t text, check func(string) string) string {
-	const separators = "./@"
-	plain := string(t)
+	separators, plain := "./@", string(t)
+	if _, rest, isURI := strings.Cut(plain, "://"); isURI {
+		separators = "/"
+		if host, _, _ := strings.Cut(rest, "/"); strings.Contains(host, "{") {
+			return "has a placeholder in its host; only the path may have any"
+		}
+	}
 	for _, place := range []string{placeNamespace, placeAccount} {
 		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
 			if strings.Contains(part, place) && part != place {
 				return "has " + place + " beside other characters; between two of " + separators + " it must stand alone"
 			}
-		}
-	}
-	if _, rest, isURI := strings.Cut(plain, "://"); isURI {
-		if host, _, _ := strings.Cut(rest, "/"); strings.Contains(host, "{") {
-			return "has a placeholder in its host; only the path may have any"
 		}
 	}
 	plain = strings.NewReplacer(placeNamespace, "x", placeAccount, "x").Replace(plain)
@@ -89,7 +90,8 @@ type service struct {
 }
 
 func (s service) allows(name string, requester ServiceAccount) bool {
-	return slices.Contains(s.describe(requester), name)
+	written := s.namespace != "" || s.name == name
+	return slices.Contains(s.describe(requester), name) && (written || !isReserved(name))
 }
 
 func (s service) derives() bool { return s.namespace == "" }
@@ -201,7 +203,7 @@ type addresses struct {
 // allow tells whether the rule itself names the address. Special ones it must name outright.
 func (a addresses) allow(ip netip.Addr) bool {
 	return slices.Contains(a.literals, ip) ||
-		!isSpecial(ip) && !isElsewhere(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
+		!isSpecial(ip) && !isForFutureUse(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // any tells whether there is any address that could be allowed.
@@ -224,20 +226,20 @@ func texts[T interface{ String() string }](values []T) []string {
 	return all
 }
 
-// isSpecial tells whether an address can never be a pod's own: loopback,
-// link-local (where cloud metadata services live), multicast, broadcast, unspecified.
+// isSpecial tells whether an address can never be a pod's own: loopback, link-local, multicast, broadcast,
+// unspecified, or one that leads to other places than it seems to: that of a cloud's metadata service, or IPv4 in
+// the clothes of IPv6.
 func isSpecial(ip netip.Addr) bool { return within(special, netip.PrefixFrom(ip, ip.BitLen())) }
 
-var special = prefixes("0.0.0.0/32", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32",
-	"::/128", "::1/128", "fe80::/10", "ff00::/8") // RFC 6890, RFC 4291
-
-// isElsewhere tells whether an address leads to other places than it seems to: cloud metadata
-// services beside the link-local one, and IPv4 in the clothes of IPv6.
-func isElsewhere(ip netip.Addr) bool { return within(elsewhere, netip.PrefixFrom(ip, ip.BitLen())) }
-
-var elsewhere = prefixes("0.0.0.0/8", "192.0.0.0/24", "240.0.0.0/4", // RFC 6890
+var special = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "255.255.255.255/32",
+	"::/128", "::1/128", "fe80::/10", "ff00::/8", // RFC 6890, RFC 4291
 	"100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::254/128", // metadata services
 	"::/96", "::ffff:0:0/96", "64:ff9b::/96", "2002::/16") // IPv4 within IPv6 (RFC 4291, 6052, 3056)
+
+// isForFutureUse tells whether an address is of those that were reserved, and that some clouds give to pods all the same.
+func isForFutureUse(ip netip.Addr) bool { return within(futureUse, netip.PrefixFrom(ip, ip.BitLen())) }
+
+var futureUse = prefixes("240.0.0.0/4") // RFC 1112, section 4
 
 // within tells whether one of the prefixes holds all of the other.
 func within(outer []netip.Prefix, inner netip.Prefix) bool {

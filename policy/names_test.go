@@ -88,6 +88,33 @@ func TestNamesOfEveryKind(t *testing.T) {
 	}
 }
 
+// A service in a namespace of its requester's choice has no name that must be written out, and has it where it is.
+func TestReservedNamesOfServices(t *testing.T) {
+	const text = `version: 1
+rules:
+  - name: a
+    from: {serviceAccounts: ["*/a"]}
+    grant: {dnsNames: [SERVICE], ipAddresses: [pod], keys: [ecdsa-p256], usages: [server auth, client auth, digital signature, key encipherment, key agreement]}
+`
+	for _, c := range []struct {
+		service, namespace, name string
+		granted                  bool
+	}{
+		{"service: gateway", "edge", "gateway.edge", true},
+		{"service: gateway", "localhost", "gateway.localhost", false},
+		{"service: gateway", "localhost", "gateway.localhost.svc", true},
+		{"{service: gateway, namespace: localhost}", "edge", "gateway.localhost", true},
+		{"service: kubernetes", "edge", "kubernetes", true}, // which is warned of
+		{"service: kubernetes", "default", "kubernetes.default.svc", false},
+		{"{service: kubernetes, namespace: default}", "edge", "kubernetes.default.svc", true},
+	} {
+		p := parse(t, strings.Replace(text, "SERVICE", c.service, 1))
+		if _, granted := p.Decide(newAsker(c.namespace, "a", c.name).request(t)).(*policy.Grant); granted != c.granted {
+			t.Errorf("%+v: granted is %t", c, granted)
+		}
+	}
+}
+
 func TestLifetimes(t *testing.T) {
 	for asked, want := range map[time.Duration]time.Duration{0: time.Hour, 2 * time.Hour: 2 * time.Hour, 48 * time.Hour: 24 * time.Hour} {
 		a := newAsker("shop", "till", "till.shop.example.com")

@@ -115,7 +115,7 @@ var components = []component{
 	{"calico-system/calico-node", "calico-node", "", []string{"typha-client"}},
 	{"calico-system/calico-typha", "calico-typha", "", []string{"typha-server"}},
 	{"calico-system/calico-apiserver", "calico-apiserver", "", svc("calico-api", "calico-system")},
-	{"calico-apiserver/calico-apiserver", "calico-apiserver", "", svc("calico-api", "calico-apiserver")},
+	{"calico-apiserver/calico-apiserver", "calico-apiserver-3.30", "", svc("calico-api", "calico-apiserver")},
 
 	{"calico-system/calico-node", "calico-node-metrics", "", svc("calico-node-metrics", "calico-system")},
 	{"calico-system/calico-typha", "calico-typha-noncluster-host", "", []string{"typha-server-noncluster-host"}},
@@ -179,7 +179,7 @@ func newComponent(account, cn string, names []string) asker {
 }
 
 // openSource are the rules of open-source Calico.
-var openSource = []string{"calico-node", "calico-typha", "calico-apiserver"}
+var openSource = []string{"calico-node", "calico-typha", "calico-apiserver", "calico-apiserver-3.30"}
 
 // Each component gets its own names, and none gets a name of another that is not its own.
 func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
@@ -381,6 +381,10 @@ func TestRefusals(t *testing.T) {
 			a.ips = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 			a.pod.IPs = a.ips
 		}, policy.NameNotAllowed, "127.0.0.1"},
+		{"a metadata service though the pod has it", func(a *asker) {
+			a.ips = []netip.Addr{netip.MustParseAddr("168.63.129.16")}
+			a.pod.IPs = a.ips
+		}, policy.NameNotAllowed, "168.63.129.16"},
 		{"another's name beside its own", func(a *asker) { a.dns = []string{"typha-client", "typha-server"} }, policy.NameNotAllowed, "typha-server"},
 		{"another's common name", func(a *asker) { a.cn = "typha-server" }, policy.NameNotAllowed, "typha-server"},
 		{"a common name that is not among the names", func(a *asker) { a.dns = nil }, policy.NameNotAllowed, "one of the requested DNS names"},
@@ -446,7 +450,7 @@ func TestNothingIsSaidOfAPodThatNobodyLookedFor(t *testing.T) {
 	}
 }
 
-// The look at a key that costs most is taken last, and before anything is granted.
+// The look at a key that costs most is taken when all else is decided, the budget too, and before anything is signed.
 func TestPrimeModulusIsRefused(t *testing.T) {
 	const rule = `version: 1
 rules:
@@ -456,7 +460,11 @@ rules:
 `
 	a := newAsker("x", "y", "a")
 	a.usages = []policy.Usage{policy.DigitalSignature}
-	requireRefusal(t, parse(t, rule).Decide(a.requestOf(pkcs10test.PrimeModulus(t))), policy.InvalidRequest, "its modulus is a prime")
+	g := requireGrant(t, parse(t, rule).Decide(a.requestOf(pkcs10test.PrimeModulus(t))))
+	requireRefusal(t, policy.Examined(g), policy.InvalidRequest, "its modulus is a prime")
+	if err := g.Redeem(); !errors.Is(err, policy.ErrGrantNaught) {
+		t.Errorf("redeemed: %v", err)
+	}
 }
 
 func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {

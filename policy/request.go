@@ -158,6 +158,7 @@ type Pod struct {
 	ServiceAccount       string
 	Node                 string
 	IPs                  []netip.Addr
+	HostNetwork          bool // its addresses are its node's
 	Finished             bool // its phase is Succeeded or Failed
 	Deleting             bool // it has a deletion timestamp
 }

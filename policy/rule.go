@@ -79,7 +79,7 @@ func (u *rule) judge(r *Request) finding {
 	u.judgeSubject(r, &f)
 	u.judgeKey(r, &f)
 	u.judgeUsages(r, &f)
-	if known {
+	if known && f.missing == "" { // a condition sees all facts, or waits with them
 		u.judgeConditions(r, account, f.pod, &f)
 	}
 	return f

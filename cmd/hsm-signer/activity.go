@@ -20,6 +20,8 @@ type activity struct {
 	recent []kube.Outcome // the latest last
 	issued [minutesKept]int
 	minute int64 // since 1970, of the last entry
+
+	origins map[kube.Origin]int // of the certificates in the cluster; nil: not known
 }
 
 // Ended notes how a turn ended. A request has one entry, with what came of it last.
@@ -60,8 +62,28 @@ func (a *activity) last(now time.Time) ([]kube.Outcome, []int) {
 	return recent, slices.Clone(a.issued[:])
 }
 
+// Certificates notes how many certificates there are of each origin.
+func (a *activity) Certificates(origins map[kube.Origin]int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.origins = origins
+}
+
+// strange is the number of certificates on requests of our signers that were not made here, nor by the CA for another journal.
+func (a *activity) strange() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.origins[kube.Foreign] + a.origins[kube.Unrecorded]
+}
+
 // observers are all that a controller tells what happens.
 type observers struct {
 	*metrics
 	*activity
+}
+
+// Certificates tells both how many certificates there are of each origin.
+func (o observers) Certificates(origins map[kube.Origin]int) {
+	o.metrics.Certificates(origins)
+	o.activity.Certificates(origins)
 }

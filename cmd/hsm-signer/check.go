@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -163,6 +166,7 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 	report("API version", api, err)
 	checkPermissions(ctx, c, p, report)
 	checkInstallation(ctx, c, p, report)
+	checkNamespaces(ctx, p, report)
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.
@@ -175,6 +179,35 @@ func checkPermissions(ctx context.Context, c *config, p *parts, report reporter)
 			err = errors.New("not allowed: grant it to the service account, as deploy/base/rbac.yaml does")
 		}
 		report("may "+permission.String(), "", err)
+	}
+}
+
+// checkNamespaces looks whether the namespaces that the policy's rules write out are there. It needs "get" of namespaces,
+// which is the only use of that permission.
+func checkNamespaces(ctx context.Context, p *parts, report reporter) {
+	const name = "namespaces of the policy"
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	rules := p.policy.Namespaces()
+	var there, unread []string
+	for _, namespace := range slices.Sorted(maps.Keys(rules)) {
+		_, err := p.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		switch {
+		case apierrors.IsForbidden(err):
+			unread = append(unread, namespace)
+		case apierrors.IsNotFound(err):
+			report(name, fmt.Sprintf("%s does not exist, and whoever may make it gets what the rules %s grant: make it yourself, empty, or take them out", namespace, strings.Join(rules[namespace], ", ")), errWarning)
+		case err != nil:
+			report(name, "", fmt.Errorf("read the namespace %s: %w", namespace, err))
+		default:
+			there = append(there, namespace)
+		}
+	}
+	if len(there) > 0 {
+		report(name, strings.Join(there, ", "), nil)
+	}
+	if len(unread) > 0 {
+		report(name, fmt.Sprintf("may not be read: %s; see that each is there (kubectl get namespaces), since whoever may make one gets what its rules grant, or allow \"get namespaces\" to have it checked", strings.Join(unread, ", ")), errUnread)
 	}
 }
 

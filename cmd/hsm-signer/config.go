@@ -36,6 +36,7 @@ type config struct {
 	clusterDomain string
 	lifetime      time.Duration
 	policyFile    string
+	anyPolicy     bool // the policy file may be anybody's: nothing is signed by it
 	caCertFile    string
 	stateDir      string
 	checkpoints   checkpoints

@@ -33,6 +33,7 @@ type assumed struct {
 	podUID     string
 	podNode    string
 	podIPs     []string
+	podHost    bool
 	usages     []string
 	live       []string
 	output     string
@@ -48,15 +49,15 @@ func newPolicyExplainCommand() *cobra.Command {
 file (YAML or JSON), or with --live on one in the cluster. Nothing is written anywhere.
 
 What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
---pod-uid, --pod-node, --pod-ip), and for which usages. Exit code 0 when all are granted, 2
-when any is refused, 1 on a fault.`,
+--pod-uid, --pod-node, --pod-ip, --pod-host-network), and for which usages. Exit code 0
+when all are granted, 2 when any is refused, 1 on a fault.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   hsm-signer policy explain --live typha-certs:calico-typha-1`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, faults := readConfig(cmd, settings)
-			c.policyFile = cmp.Or(a.policyFile, c.policyFile)
+			c.policyFile, c.anyPolicy = cmp.Or(a.policyFile, c.policyFile), true
 			p := c.loadPolicy(faults)
 			pods := a.check(faults)
 			if len(files)+len(a.live) == 0 {
@@ -82,6 +83,7 @@ when any is refused, 1 on a fault.`,
 	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of that pod")
 	flags.StringVar(&a.podNode, "pod-node", "", "the node that pod runs on")
 	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of that pod")
+	flags.BoolVar(&a.podHost, "pod-host-network", false, "that pod has the network of its node")
 	flags.StringSliceVar(&a.usages, "usages", nil, "the usages that are asked for (spec.usages), comma-separated; a bare PKCS#10 is taken to ask for those of Calico")
 	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the cluster (may be repeated)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
@@ -98,6 +100,9 @@ func (a assumed) check(faults *configFaults) []netip.Addr {
 	}
 	if a.podNode != "" && a.pod == "" {
 		faults.addf("--pod-node", "needs --pod, which names the pod that is on it")
+	}
+	if a.podHost && a.pod == "" {
+		faults.addf("--pod-host-network", "needs --pod, which names the pod that has it")
 	}
 	var ips []netip.Addr
 	for _, text := range a.podIPs {
@@ -174,10 +179,10 @@ func (e *explainer) fromFile(name string) (policy.Verdict, error) {
 	}
 	submission = e.assume(submission)
 	if e.assumed.pod == "" {
-		return e.policy.Decide(policy.NewRequest(submission)), nil
+		return policy.Examined(e.policy.Decide(policy.NewRequest(submission))), nil
 	}
-	pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods}
-	return e.policy.Decide(boundRequest(submission, pod)), nil
+	pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods, HostNetwork: e.assumed.podHost}
+	return policy.Examined(e.policy.Decide(boundRequest(submission, pod))), nil
 }
 
 // assumedUID is that of a pod of which none was said.

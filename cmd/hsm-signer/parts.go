@@ -3,12 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
-	"syscall"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -98,7 +93,7 @@ func (c *config) readPolicy() ([]byte, error) {
 	if text, builtIn := policy.BuiltIn(c.policyFile); builtIn {
 		return text, nil
 	}
-	return readPolicyFile(c.policyFile)
+	return readPolicyFile(c.policyFile, c.anyPolicy)
 }
 
 func (c *config) parsePolicy(text []byte) (*policy.Policy, error) {
@@ -110,40 +105,6 @@ func (c *config) parsePolicy(text []byte) (*policy.Policy, error) {
 		return nil, errUnsetNeedsUnbound
 	}
 	return p, nil
-}
-
-// maxPolicyFile bounds what is read of a policy.
-const maxPolicyFile = 4 << 20
-
-// readPolicyFile refuses a file that others than its owner and group may write or replace.
-// What is looked at and what is read is the same open file.
-func readPolicyFile(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%q is neither a file nor a built-in policy (%s)", path, strings.Join(policy.BuiltInNames(), ", "))
-	case err != nil:
-		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.Stat(filepath.Dir(path))
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a file", path)
-	case info.Mode().Perm()&0o002 != 0:
-		return nil, fmt.Errorf("%s may be written by everybody (mode %04o): chmod o-w it, since who writes it decides what is signed", path, info.Mode().Perm())
-	case dir.Mode().Perm()&0o002 != 0 && dir.Mode()&fs.ModeSticky == 0:
-		return nil, fmt.Errorf("%s may be replaced by everybody, who may write to its directory (mode %04o): chmod o-w that", path, dir.Mode().Perm())
-	case info.Size() > maxPolicyFile:
-		return nil, fmt.Errorf("%s is %d bytes long; at most %d are read", path, info.Size(), maxPolicyFile)
-	}
-	return io.ReadAll(io.LimitReader(file, maxPolicyFile))
 }
 
 func (c *config) loadCA(faults *configFaults) *issuer.CA {

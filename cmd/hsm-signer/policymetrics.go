@@ -10,6 +10,7 @@ import (
 // policyMetrics are of what the policy decides, and which it is.
 type policyMetrics struct {
 	decisions   *prometheus.CounterVec
+	refusals    prometheus.Counter
 	overBudget  prometheus.Counter
 	inForce     *prometheus.GaugeVec
 	fileRefused prometheus.Gauge
@@ -21,6 +22,10 @@ func newPolicyMetrics(register promauto.Factory) policyMetrics {
 			Name: "hsm_signer_decisions_total",
 			Help: "Verdicts of the policy, by verdict (granted, refused, waiting), rule, and reason of a refusal. A request that waits, for a fact or for room in a budget, and one that met a fault is counted at each look.",
 		}, []string{"verdict", "rule", "reason"}),
+		refusals: register.NewCounter(prometheus.CounterOpts{
+			Name: "hsm_signer_refusals_total",
+			Help: "Refusals of all rules and reasons: a number that is there, and 0, before the first, so that its increase tells.",
+		}),
 		overBudget: register.NewCounter(prometheus.CounterOpts{
 			Name: "hsm_signer_over_budget_total",
 			Help: "Looks at a granted request that ended since a budget is spent; the request waits.",
@@ -42,6 +47,7 @@ func (m policyMetrics) Decided(verdict policy.Verdict) {
 	case *policy.Grant:
 		m.decisions.WithLabelValues("granted", v.Rule(), "").Inc()
 	case *policy.Refusal:
+		m.refusals.Inc()
 		m.decisions.WithLabelValues("refused", v.Rule(), string(v.Code())).Inc()
 	case *policy.NotYet:
 		m.decisions.WithLabelValues("waiting", v.Rule, "").Inc()

@@ -61,6 +61,7 @@ type testPod struct {
 	Name        string       `yaml:"name"`
 	Node        string       `yaml:"node"`        // optional
 	IPAddresses []netip.Addr `yaml:"ipAddresses"` // optional: none yet
+	HostNetwork bool         `yaml:"hostNetwork"` // optional
 }
 
 func newPolicyTestCommand() *cobra.Command {
@@ -75,7 +76,7 @@ what, and what must come of it. Exit code 0 when all pass, 2 when any does not, 
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
-			c.policyFile = cmp.Or(policyFile, c.policyFile)
+			c.policyFile, c.anyPolicy = cmp.Or(policyFile, c.policyFile), true
 			p := c.loadPolicy(faults)
 			if err := faults.err(); err != nil {
 				return err
@@ -156,7 +157,7 @@ func (c testCase) run(p *policy.Policy, keys testKeys) (difference string, err e
 	if err != nil {
 		return "", err
 	}
-	switch v := p.Decide(request).(type) {
+	switch v := policy.Examined(p.Decide(request)).(type) {
 	case *policy.Grant:
 		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
 			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil
@@ -203,7 +204,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 	if c.Pod == nil {
 		return policy.NewRequest(submission), nil
 	}
-	return boundRequest(submission, policy.Pod{Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses}), nil
+	return boundRequest(submission, policy.Pod{Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses, HostNetwork: c.Pod.HostNetwork}), nil
 }
 
 func (c testCase) pkcs10(keys testKeys) ([]byte, error) {

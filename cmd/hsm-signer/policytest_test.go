@@ -82,22 +82,24 @@ rules:
     conditions:
       - {that: 'pod.node.startsWith("gateway-")', message: it runs on a gateway}
       - {that: 'request.signerName == "example.com/edge"', message: it asks the edge's signer}
+      - {that: '!pod.hostNetwork', message: it has an address of its own}
 `)
 	write("cases.yaml", `cases:
   - {name: a, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: gateway-1}, dnsNames: [gateway], usages: [digital signature], expect: granted}
   - {name: b, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: other-1}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
   - {name: c, as: "system:serviceaccount:edge:gateway", signer: example.com/core, pod: {name: g, node: gateway-1}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
   - {name: d, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: RequesterNotAllowed}
+  - {name: e, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: gateway-1, hostNetwork: true}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
 `)
-	if out, stderr, code := command(t, "policy", "test", dir, "--policy", file); code != 0 || !strings.Contains(out, "4 passed") {
+	if out, stderr, code := command(t, "policy", "test", dir, "--policy", file); code != 0 || !strings.Contains(out, "5 passed") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	request := write("request", string(pkcs10test.Request{DNSNames: []string{"gateway"}}.PEM(t)))
-	for node, want := range map[string]int{"gateway-1": 0, "other-1": 2} {
-		out, stderr, code := command(t, "policy", "explain", request, "--policy", file, "--as", "system:serviceaccount:edge:gateway",
-			"--signer", "example.com/edge", "--pod", "g", "--pod-node", node, "--usages", "digital signature")
+	for flags, want := range map[string]int{"--pod-node=gateway-1": 0, "--pod-node=other-1": 2, "--pod-node=gateway-1 --pod-host-network": 2} {
+		out, stderr, code := command(t, append([]string{"policy", "explain", request, "--policy", file, "--as", "system:serviceaccount:edge:gateway",
+			"--signer", "example.com/edge", "--pod", "g", "--usages", "digital signature"}, strings.Fields(flags)...)...)
 		if code != want {
-			t.Errorf("on %s: exit code %d: %s%s", node, code, out, stderr)
+			t.Errorf("%s: exit code %d: %s%s", flags, code, out, stderr)
 		}
 	}
 }

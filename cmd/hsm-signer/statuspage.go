@@ -53,6 +53,9 @@ func (s *statusPage) page() status.Page {
 	if err := s.fault(); err != nil {
 		p.Hints = append(p.Hints, fmt.Sprintf("The policy file is refused, and the policy before it stays in force: %v", err))
 	}
+	if n := s.activity.strange(); n > 0 {
+		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
+	}
 	if s.config.mode != kube.Shadow {
 		s.addSigning(&p)
 	}
@@ -89,7 +92,7 @@ func sessionsOf(s hsm.Sessions) string {
 // shownNames are what the parts are called on the page, with what to do when one is not well.
 var shownNames = map[string][2]string{
 	"requests":    {"API server", "Is the API server there, and may hsm-signer watch? hsm-signer check names what is missing. docs/runbook.md: HSMSignerNotReady"},
-	"permissions": {"Permissions", "hsm-signer check names what is missing; kubectl apply -f deploy/base/rbac.yaml grants it. docs/runbook.md: HSMSignerNotReady"},
+	"permissions": {"Permissions", "hsm-signer check names what is missing; apply again what you installed (kubectl apply -k your overlay). docs/runbook.md: HSMSignerNotReady"},
 	"token":       {"HSM", "hsm-signer check goes through module, token, PIN and key. docs/runbook.md: HSMSignerTokenUnavailable"},
 	"ca":          {"CA", "Its certificate is outside its dates. docs/runbook.md: HSMSignerCAExpiring"},
 	"journal":     {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: HSMSignerJournalNotWritable"},

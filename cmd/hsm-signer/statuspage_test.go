@@ -57,6 +57,25 @@ func TestStatusPageOfAShadow(t *testing.T) {
 	}
 }
 
+// Certificates that ought not to be are a hint on the page, and a number for the alert.
+func TestStrangeCertificatesAreAHint(t *testing.T) {
+	s := newTestPage(t)
+	m := newMetrics()
+	all := observers{m, s.activity}
+	for _, step := range []struct {
+		origins map[kube.Origin]int
+		hint    bool
+	}{
+		{nil, false}, {map[kube.Origin]int{kube.Own: 2, kube.Elsewhere: 1}, false}, {map[kube.Origin]int{kube.Foreign: 1}, true}, {map[kube.Origin]int{kube.Unrecorded: 1}, true}, {nil, false},
+	} {
+		all.Certificates(step.origins)
+		hints := strings.Join(s.page().Hints, "\n")
+		if strings.Contains(hints, "HSMSignerForeignCertificate") != step.hint || strings.Contains(scrape(m), "hsm_signer_certificates_in_cluster{") != (step.origins != nil) {
+			t.Errorf("%v: %q", step.origins, hints)
+		}
+	}
+}
+
 // The pods of one workload are shown together; those that are dark are counted, and their workload comes first.
 func TestPodsThatAreDarkComeFirst(t *testing.T) {
 	now := time.Now()

@@ -408,6 +408,9 @@ func requireVerdicts(t *testing.T, log string, made []*certificatesv1.Certificat
 	for line := range strings.Lines(string(text)) {
 		var d journal.Decision
 		must(t, json.Unmarshal([]byte(line), &d))
+		if !slices.ContainsFunc(made, func(csr *certificatesv1.CertificateSigningRequest) bool { return string(csr.UID) == d.UID }) {
+			continue // an earlier test's, which may be unreadable
+		}
 		verdicts[d.UID] = d.Verdict
 		if len(d.RequestSHA256) != 64 || len(d.PolicyHash) != 64 || d.Verdict == "refused" && len(d.Reasons) == 0 || d.Verdict == "granted" && len(d.Names) == 0 {
 			t.Errorf("incomplete: %s", line)
@@ -435,7 +438,7 @@ func TestOverBudgetWaits(t *testing.T) {
 	}
 	other := newPod(t, node, nextIP())
 	other.requireCertificate(t, other.asking(t, node)) // of the same service account, in another pod
-	if log := d.Log(); !strings.Contains(log, "the budget of pod "+string(p.UID)+", 1 certificates in an hour") {
+	if log := d.Log(); !strings.Contains(log, `the budget of pod \"`+string(p.UID)+`\", 1 certificates in an hour`) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	file, _ := strings.CutPrefix(env, "POLICY_FILE=")

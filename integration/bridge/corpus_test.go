@@ -15,6 +15,7 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/policy/hostile"
+	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
 // Under a policy that allows every requester, usage and key, and every name that a pattern may, and
@@ -45,6 +46,25 @@ func TestHostileRequests(t *testing.T) {
 	}
 	for _, outcome := range slices.Sorted(maps.Keys(outcomes)) {
 		t.Logf("%4d %s", outcomes[outcome], outcome)
+	}
+}
+
+// What costs to find out is paid for from the budget, which a refusal counts in too: who has none left gets no look
+// at its key.
+func TestExaminedWithinTheBudgetAlone(t *testing.T) {
+	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
+	must(t, err)
+	startReady(t, ca, withPolicy(t, string(everything)+"\nbudget: {perPod: 1}\n"))
+	p := newPod(t, components()[0], nextIP())
+	prime := hostile.Sample{PEM: pkcs10test.PrimeModulus(t)}
+	if err := submit(t, p, object(prime, "prime-1")); err == nil || !strings.Contains(err.Error(), "its modulus is a prime") {
+		t.Errorf("%v", err)
+	}
+	_, err = p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(prime, "prime-2"), metav1.CreateOptions{})
+	must(t, err)
+	requireEvent(t, "prime-2", "OverBudget")
+	if now := get(t, "prime-2"); len(now.Status.Conditions) > 0 {
+		t.Errorf("it was decided: %v", now.Status.Conditions)
 	}
 }
 

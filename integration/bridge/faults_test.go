@@ -19,6 +19,7 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/policy"
 )
 
 // While the token is gone requests stay pending, not approved; when it is back they are served.
@@ -211,6 +212,28 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 	}
 }
 
+// The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are links into another.
+func TestPolicyOfAConfigMapIsRead(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
+	must(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
+	must(t, os.Chmod(dir, 0o777))
+	must(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
+	must(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
+	must(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
+	for mount, want := range map[string]string{
+		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
+		`mount --bind "$1" "$1"`: "may be replaced by everybody",
+	} {
+		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount+` && exec "$0" check`, shared.Binary(), dir)
+		inside.Env = append(shared.Env(ca), "POLICY_FILE="+filepath.Join(dir, "policy.yaml"))
+		out, err := inside.CombinedOutput()
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v; want %q:\n%s", mount, err, want, out)
+		}
+	}
+}
+
 // A changed policy comes into force without a restart; a bad one does not.
 func TestPolicyIsReloaded(t *testing.T) {
 	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
@@ -263,6 +286,28 @@ func TestCheckNamesAMissingPermission(t *testing.T) {
 	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"}, "check")
 	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/base/rbac.yaml") {
 		t.Errorf("exit code %d:\n%s", code, stdout)
+	}
+}
+
+// check tells of namespaces that the policy speaks of and that are not there, when it may see them.
+func TestCheckNamesAMissingNamespace(t *testing.T) {
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
+	text, _ := policy.BuiltIn("calico")
+	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
+	for kubeconfig, want := range map[string][]string{
+		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n", "warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
+		"":                          {"skipped  namespaces of the policy           may not be read: calico-system, nowhere;"},
+	} {
+		env := []string{missing}
+		if kubeconfig != "" {
+			env = append(env, "KUBECONFIG="+kubeconfig)
+		}
+		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+		for _, words := range want {
+			if code != 0 || !strings.Contains(stdout, words) {
+				t.Errorf("exit code %d; want %q:\n%s%s", code, words, stdout, stderr)
+			}
+		}
 	}
 }
 

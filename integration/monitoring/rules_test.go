@@ -57,7 +57,7 @@ const day = 86400
 // cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it fires,
 // and with which it does not.
 var cases = map[string]struct{ fires, quiet []string }{
-	"HSMSignerDown":               {[]string{`up 1x120`}, []string{`hsm_signer_leading 0x120`, `hsm_signer_leading 0x50 _x4 0x60`}},
+	"HSMSignerDown":               {[]string{`up 1x120`, `hsm_signer_leading 0x120`}, []string{`hsm_signer_ready{part="token"} 0x120`, `hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
 	"HSMSignerNoLeader":           {[]string{`hsm_signer_leading{instance="a"} 0x120`}, []string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
 	"HSMSignerNotReady":           {[]string{`hsm_signer_ready{part="requests"} 0x120`, `hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
 	"HSMSignerTokenUnavailable":   {[]string{`hsm_signer_ready{part="token"} 0x120`}, []string{`hsm_signer_ready{part="token"} 1x120`, `hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
@@ -70,7 +70,9 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120", `hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
 	},
 	"HSMSignerOverBudget":        {[]string{`hsm_signer_over_budget_total 0+1x120`}, []string{`hsm_signer_over_budget_total 5x120`}},
-	"HSMSignerManyRefused":       {[]string{`hsm_signer_decisions_total{verdict="refused",rule="r"} 0+1x120`}, []string{`hsm_signer_decisions_total{verdict="granted",rule="r"} 0+9x120`, `hsm_signer_decisions_total{verdict="refused",rule="r"} 0x60 3x60`}},
+	"HSMSignerManyRefused":       {[]string{`hsm_signer_refusals_total 0+1x120`, `hsm_signer_refusals_total 0x60 50x60`}, []string{`hsm_signer_refusals_total 0x60 3x60`}},
+	"HSMSignerRefusedAgainAndAgain": {[]string{`hsm_signer_refusals_total 0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x50`}, []string{`hsm_signer_refusals_total 0x60 9x60`, `hsm_signer_refusals_total 7x120`}},
+	"HSMSignerReplicaGone":       {[]string{`hsm_signer_ready{part="token",instance="a"} 1x100`}, []string{`hsm_signer_ready{part="token",instance="a"} 1x1700`, `hsm_signer_ready{part="token",instance="a"} 1x60 _x10 1x1700`}},
 	"HSMSignerPolicyFileRefused": {[]string{`hsm_signer_policy_file_refused 1x120`}, []string{`hsm_signer_policy_file_refused 0x120`}},
 	"HSMSignerForeignCertificate": {
 		[]string{`hsm_signer_certificates_in_cluster{origin="foreign"} 0x60 1x60`, `hsm_signer_certificates_in_cluster{origin="unrecorded"} 1x120`},
@@ -115,7 +117,8 @@ func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
 	}
 }
 
-// fires has Prometheus evaluate the alert each minute for two hours, and tells whether it ever fires.
+// fires has Prometheus evaluate the alert each minute for two hours, or for a day and two hours when it looks a day back, and tells
+// whether it ever fires.
 func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	t.Helper()
 	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")
@@ -129,8 +132,12 @@ func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 		t.Fatalf("%s: %v", r.Alert, err)
 	}
 	alert := rules.NewAlertingRule(r.Alert, expr, time.Duration(hold), 0, labels.FromMap(r.Labels), labels.FromMap(r.Annotations), labels.EmptyLabels(), "", true, promslog.NewNopLogger())
+	minutes := 121
+	if strings.Contains(r.Expr.String(), "offset 1d") {
+		minutes += 24 * 60
+	}
 	fired := false
-	for minute := range 121 {
+	for minute := range minutes {
 		if _, err := alert.Eval(t.Context(), 0, time.Unix(int64(minute)*60, 0), rules.EngineQueryFunc(engine, storage), nil, 0); err != nil {
 			t.Fatalf("%s: %v", r.Alert, err)
 		}

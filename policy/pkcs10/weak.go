@@ -31,7 +31,7 @@ func weakness(key *rsa.PublicKey) string {
 }
 
 // Costly returns what is wrong with the request that takes long to find out; it is asked last, of a
-// request that would be granted otherwise. For 8,192 bits it costs as much as a hundred signatures.
+// request that would be granted otherwise and has room in its budget. For 8,192 bits it costs as much as a hundred signatures.
 func (r *Request) Costly() (Fault, bool) {
 	key, isRSA := r.PublicKey.(*rsa.PublicKey)
 	if isRSA && key.N.ProbablyPrime(0) {
