@@ -56,16 +56,53 @@ func requireKept(path string, info fs.FileInfo, self int) error {
 	case info.Mode().Perm()&0o002 != 0:
 		return fmt.Errorf("%s may be written by everybody (mode %04o): chmod o-w it, since who writes it decides what is signed", path, info.Mode().Perm())
 	}
-	target, err := filepath.EvalSymlinks(path)
+	dirs, err := placesOf(path)
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{filepath.Dir(path), filepath.Dir(target)} {
+	for _, dir := range dirs {
 		if err := requireKeptIn(dir, path, self); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// placesOf lists the directories in which the file is, and each link on the way to it: who may write to one of them says where
+// that leads.
+func placesOf(path string) (dirs []string, err error) {
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	const most = 40 // links, as Linux has it
+	at, links := "/", 0
+	for rest := strings.Split(path, "/"); len(rest) > 0 && links <= most; {
+		name := rest[0]
+		rest = rest[1:]
+		next := filepath.Join(at, name)
+		info, err := os.Lstat(next)
+		switch {
+		case err != nil:
+			return nil, err
+		case info.Mode()&fs.ModeSymlink == 0:
+			if len(rest) == 0 {
+				return append(dirs, at), nil
+			}
+			at = next
+			continue
+		}
+		target, err := os.Readlink(next)
+		if err != nil {
+			return nil, err
+		}
+		dirs, links = append(dirs, at), links+1
+		rest = append(strings.Split(target, "/"), rest...)
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+	}
+	return nil, fmt.Errorf("%s: more than %d links lead on from it", path, most)
 }
 
 // requireKeptIn answers nil when nobody but root and the user self, and its group, may put another file in the place of the one in the

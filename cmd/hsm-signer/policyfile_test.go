@@ -57,6 +57,28 @@ func TestPolicyFileIsKept(t *testing.T) {
 	}
 }
 
+// A chain of links is as safe as the least of the directories in which its links are.
+func TestPolicyFileBehindLinks(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"kept", "made"} {
+		must(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "kept", "real.yaml"), []byte("version: 1\n"), 0o600))
+	must(t, os.Symlink("../kept/real.yaml", filepath.Join(dir, "made", "current")))
+	must(t, os.Symlink("../made", filepath.Join(dir, "kept", "data")))
+	path := filepath.Join(dir, "kept", "policy.yaml")
+	must(t, os.Symlink("data/current", path))
+	_, err := readPolicyFile(path, false)
+	requireFault(t, err, "")
+	must(t, os.Chmod(filepath.Join(dir, "made"), 0o777))
+	_, err = readPolicyFile(path, false)
+	requireFault(t, err, "may be replaced by everybody")
+	must(t, os.Remove(path))
+	must(t, os.Symlink("policy.yaml", path))
+	_, err = placesOf(path)
+	requireFault(t, err, "more than 40 links")
+}
+
 // Whoever owns the file, or its directory, may write it.
 func TestPolicyFileOfAnother(t *testing.T) {
 	dir, owner := t.TempDir(), os.Getuid()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -183,6 +184,27 @@ func TestALostPageIsNamed(t *testing.T) {
 		if err == nil {
 			closeNow(t, j)
 		}
+	}
+}
+
+// A disk on which nothing can be synced gets a first line at each try to open; a power cut may leave any part of them.
+func TestTornAmongTriesToOpen(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	text := written(t, ca, dir, "one")
+	o := Options{CA: ca.cert, openFile: inject(testFile{sync: func(file) error { return syscall.EIO }})}
+	for range 3 {
+		if _, err := Open(dir, o); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+	}
+	now, err := os.ReadFile(filePath(dir, 1))
+	if err != nil || bytes.Count(now[len(text):], []byte("\n")) != 3 {
+		t.Fatalf("%q: %v", now[len(text):], err)
+	}
+	clear(now[len(text):][:100])
+	j := open(t, directory(t, now), Options{CA: ca.cert})
+	if r := j.Repaired(); r == nil || r.Bytes != len(now)-len(text) {
+		t.Errorf("%v", r)
 	}
 }
 

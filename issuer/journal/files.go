@@ -114,8 +114,14 @@ func writeHolder(lock *os.File, o Options) error {
 	return err
 }
 
-// holdsLock answers nil when the file that is locked is still the one that others would lock.
+// holdsLock answers nil when the lock is held, or could be taken again, and is on the file that others would lock.
 func (j *Journal) holdsLock() error {
+	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = fmt.Errorf("%w: the system has given the lock that this process held to another", ErrLocked)
+		}
+		return err
+	}
 	ours, err := j.lock.Stat()
 	if err != nil {
 		return err
@@ -382,21 +388,21 @@ func (e *end) readTorn(f *os.File, fits func(Entry) error, wrong error) error {
 }
 
 // oneBatch tells whether the lines that can be read in what follows the last whole line may all be of one batch, which nobody was
-// told of: each could follow that line, no request has two of them, and nothing comes behind one that opens the
+// told of: each could follow that line, no request has two of them, and nothing else comes behind one that opens the
 // journal. Otherwise some were synced, and the disk has lost what stood before them.
 func oneBatch(rest []byte, fits func(Entry) error) bool {
-	seen, opened := map[string]bool{}, false
+	seen, opened := map[string]bool{}, false // one that cannot be synced is written again at each try to open
 	for raw := range bytes.Lines(rest) {
 		l, err := parseLine(raw)
 		if err != nil {
 			continue
 		}
 		uid := requestOf(l.Entry)
-		if opened || uid != "" && seen[uid] || fits != nil && fits(l.Entry) != nil {
+		_, opens := l.Entry.(Opened)
+		if opened && !opens || uid != "" && seen[uid] || fits != nil && fits(l.Entry) != nil {
 			return false
 		}
-		seen[uid] = true
-		_, opened = l.Entry.(Opened)
+		seen[uid], opened = true, opens
 	}
 	return true
 }

@@ -304,7 +304,7 @@ func (j *Journal) Ready() error {
 	}
 	defer j.io.Unlock()
 	defer j.work()()
-	if !errors.Is(err, ErrBroken) {
+	if !errors.Is(err, ErrBroken) && j.file != nil {
 		full := j.reserveFrom(j.size)
 		j.mu.Lock()
 		defer j.mu.Unlock()

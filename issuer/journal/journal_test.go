@@ -414,6 +414,33 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 	verify(t, dir, ca)
 }
 
+// A lock that the system has forgotten, and given to another, is not taken for one's own: what the other has written stays as it is.
+func TestForgottenLockIsNoticed(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	first := open(t, dir, Options{CA: ca.cert, FileSize: 1}) // so that each batch begins a new file
+	issue(t, ca, first, "one")
+	if err := syscall.Flock(int(first.lock.Fd()), syscall.LOCK_UN); err != nil { // as a network's file system does
+		t.Fatal(err)
+	}
+	second := open(t, dir, Options{CA: ca.cert, FileSize: 1})
+	issue(t, ca, second, "two")
+	before := verify(t, dir, ca)
+	for range 2 {
+		if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) || !errors.Is(err, ErrLocked) {
+			t.Errorf("without the lock: %v", err)
+		}
+		first.tried = time.Time{}
+		if err := first.Ready(); !errors.Is(err, ErrLocked) {
+			t.Errorf("it goes on: %v", err)
+		}
+	}
+	if after := verify(t, dir, ca); after.Head != before.Head || after.Files != before.Files {
+		t.Errorf("the head was %s, of file %d, and is %s, of %d", before.Head, before.Files, after.Head, after.Files)
+	}
+	issue(t, ca, second, "three")
+	verify(t, dir, ca)
+}
+
 // testFile is a real file that can be made to fail, as no real one does on demand.
 type testFile struct {
 	file

@@ -225,7 +225,10 @@ func (j *Journal) nextBatch() *batch {
 
 // writeBatch writes and syncs. full says that there is no room for more requests.
 func (j *Journal) writeBatch(b *batch) (full, err error) {
-	if err := errors.Join(j.alone(), j.rotate()); err != nil {
+	if err := j.alone(); err != nil {
+		return nil, err
+	}
+	if err := j.rotate(); err != nil {
 		return nil, err
 	}
 	if err := writeAndSync(j.file, b.bytes); err != nil {
