@@ -96,8 +96,8 @@ func (c *connection) login(ctx context.Context, config Config) error {
 	if err != nil {
 		return faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
 	}
-	c.library.tried = pin.Fixed()
 	_, err = onKeeper(ctx, c, callLogin, func() (struct{}, error) {
+		c.library.tries(pin)
 		c.library.counts.logins.Add(1)
 		return struct{}{}, c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin))
 	}, func(err error) {

@@ -20,9 +20,9 @@ type library struct {
 	ready  bool                   // it is initialised, and not about to be finalised
 	named  bool                   // it said of itself what it must
 	stale  []pkcs11.SessionHandle // left open by earlier connections; guarded as the connection is
-	tried  PINSource              // the PIN that was last tried with it; guarded as the connection is
 
 	mu        sync.Mutex
+	tried     PINSource // the PIN that was last tried with it
 	inFlight  int
 	abandoned int       // those in flight that nobody waits for
 	loggingIn time.Time // when one of them, a login, was abandoned; zero: none of them is one
@@ -109,11 +109,20 @@ const closeTimeout = time.Second
 // mayKnowAnother tells whether the module may know the PIN as it was: another one was tried with it, and
 // some modules read what they compare a PIN with when they are initialised, and not again.
 func (l *library) mayKnowAnother(pin PIN) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.tried == nil {
 		return false
 	}
 	before, _ := l.tried()
 	return before != pin
+}
+
+// tries notes that the PIN is tried.
+func (l *library) tries(pin PIN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tried = pin.Fixed()
 }
 
 // undecided tells whether a login is in flight that nobody waits for: it may still turn out to have

@@ -72,3 +72,12 @@ func TestLoginThatNeverComesBack(t *testing.T) {
 		}
 	})
 }
+
+// A login that was not made, since an earlier one may still count, has tried no PIN.
+func TestLoginThatIsNotMadeTriesNothing(t *testing.T) {
+	l := &library{counts: &counts{}, most: 100, loggingIn: time.Now()}
+	c := &connection{library: l, timeout: time.Second}
+	if err := c.login(t.Context(), Config{PIN: PIN("1234").Fixed()}); !errors.Is(err, ErrUnavailable) || l.mayKnowAnother("other") || l.counts.logins.Load() != 0 {
+		t.Errorf("%v; %d logins; the PIN counts as tried: %t", err, l.counts.logins.Load(), l.mayKnowAnother("other"))
+	}
+}
