@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -79,21 +80,34 @@ func APIVersion(ctx context.Context, client kubernetes.Interface) (string, error
 }
 
 // listerWatcher lists, by the function, and watches what matches the field selector, and tells
-// the observer how each attempt went; nil means that a watch was established.
+// the observer how each attempt went; nil means that a watch was established. A watch that has ended before
+// its time is not gone on with: etcd may have been set back while the API server was away, and a watch from a version that is yet to come
+// shows nothing, and no error. So all is listed anew.
 func (r *requests) listerWatcher(selector string, list listFunc, observe func(error)) cache.ListerWatcher {
+	var ends atomic.Pointer[time.Time] // when the last watch is to end; nil: there was none since all was listed
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector
 			all, err := list(ctx, r, o)
 			if err != nil {
 				observe(err)
+				return nil, err
 			}
-			return all, err
+			ends.Store(nil)
+			return all, nil
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			now := time.Now()
+			if end := ends.Load(); end != nil && now.Before(*end) && o.ResourceVersion != "" {
+				return nil, apierrors.NewResourceExpired("the watch has ended before its time: all is listed anew")
+			}
 			o.FieldSelector = selector
 			w, err := r.Watch(ctx, o)
 			observe(err)
+			if o.TimeoutSeconds != nil {
+				end := now.Add(time.Duration(*o.TimeoutSeconds) * time.Second)
+				ends.Store(&end)
+			}
 			return w, err
 		},
 	}
