@@ -53,7 +53,8 @@ func (c *Controller) slim(object any) (any, error) {
 	return csr, nil
 }
 
-// leftAlone is what is kept of a request that is not served since its name is too long: no name that long is another's.
+// leftAlone is what is kept of a request that is not served since its name is too long. The name that it is kept under ends with the UID,
+// so no other request has it.
 func (c *Controller) leftAlone(csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	begin := csr.Name[:64] + "…"
 	c.Logger.Warn("the name of a request is too long, and it is left alone", "name", begin, "bytes", len(csr.Name),
