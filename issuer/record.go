@@ -112,12 +112,12 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 // unfinishedAfter is how old an intent is that its first turn cannot be at any more.
 const unfinishedAfter = 2 * time.Minute
 
-// Unfinished lists the requests that have an intent or a certificate of a while ago, and of which it is not known what
-// became: UID, name and signer name of each.
+// Unfinished lists the requests that have an intent or a certificate of a while ago, or of an
+// earlier process, and of which it is not known what became: UID, name and signer name of each.
 func (i *Issuer) Unfinished() []policy.Submission {
 	var begun []policy.Submission
 	for _, record := range i.journal.Unpublished() {
-		if i.now().Sub(record.Intended) > unfinishedAfter {
+		if record.Inherited || i.now().Sub(record.Intended) > unfinishedAfter {
 			begun = append(begun, policy.Submission{UID: record.Intent.UID, Name: record.Intent.Name, SignerName: record.Intent.Signer})
 		}
 	}
@@ -158,6 +158,22 @@ func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
 	record, err := i.journal.Lookup(uid)
 	if err == nil && (record.State == journal.Intended || record.State == journal.HasCertificate) {
 		err = i.journal.Append(ctx, journal.Orphaned{UID: uid, Serial: record.Intent.Serial, Why: why})
+	}
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// Unconfirmed records that nobody can find out any more whether the request took its certificate.
+// Without a certificate in the journal nothing was published: then it is an orphan.
+func (i *Issuer) Unconfirmed(ctx context.Context, uid, why string) error {
+	record, err := i.journal.Lookup(uid)
+	if _, busy := i.signing.Load(uid); busy || err == nil && record.State != journal.HasCertificate {
+		return i.Orphaned(ctx, uid, why)
+	}
+	if err == nil {
+		err = i.journal.Append(ctx, journal.Unconfirmed{UID: uid, Serial: record.Intent.Serial, Why: why})
 	}
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)

@@ -272,6 +272,64 @@ func TestUnfinished(t *testing.T) {
 	}
 }
 
+// What was begun by an earlier process is unfinished at once. What nobody can find out any more is
+// recorded as that, and the request gets the same certificate when it comes back.
+func TestUnconfirmed(t *testing.T) {
+	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
+	a := asking{t, made.issuer(t), pkcs10test.NewKey(t)}
+	dir, ca := t.TempDir(), a.issuer.CA()
+	start := func() *journal.Journal {
+		t.Helper()
+		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.issuer.journal = j
+		return j
+	}
+	j := start()
+	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := a.issuer.Unfinished(); len(got) != 0 {
+		t.Errorf("unfinished, though it is being published: %v", got)
+	}
+	a.issuer.signing.Store("u", true)
+	if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.HasCertificate {
+		t.Errorf("while it is at work: %v; %s", err, a.state())
+	}
+	a.issuer.signing.Delete("u")
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = start()
+	if got := a.issuer.Unfinished(); len(got) != 1 || got[0].UID != "u" {
+		t.Errorf("unfinished after a restart are %v", got)
+	}
+	for range 2 { // the second time there is nothing more to note
+		if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsUnconfirmed {
+			t.Errorf("%v; %s", err, a.state())
+		}
+	}
+	if got := a.issuer.Unfinished(); len(got) > 0 {
+		t.Errorf("resolved, and unfinished: %v", got)
+	}
+	if again, err := a.issuer.Issue(t.Context(), a.grant("one")); err != nil || !bytes.Equal(again, chain) {
+		t.Errorf("it came back, and did not get the certificate of before: %v", err)
+	}
+	if err := a.issuer.Published(t.Context(), "u"); err != nil || a.state() != journal.IsPublished {
+		t.Errorf("%v; %s", err, a.state())
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = journal.Verify(dir, journal.VerifyOptions{CAs: []*x509.Certificate{ca.Certificate()}})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // A request that was given up before anything was signed for it gets nothing when it comes back.
 func TestGivenUpBeforeItWasSigned(t *testing.T) {
 	a := newAsking(t)

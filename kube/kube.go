@@ -60,6 +60,9 @@ type Issuer interface {
 	Signed(chain []byte) (byCA, ours bool)
 	// Orphaned notes that the request will not take its certificate any more; nothing while that is being made.
 	Orphaned(ctx context.Context, uid, why string) error
+	// Unconfirmed notes that nobody can find out any more whether the request took its
+	// certificate.
+	Unconfirmed(ctx context.Context, uid, why string) error
 }
 
 // An Observer is told what happens, to count it. Its methods return at once.

@@ -18,17 +18,27 @@ import (
 // reconcileInterval is the time between two looks at what is unfinished.
 const reconcileInterval = 10 * time.Second
 
+// firstReconcileInterval is the time between two tries until the first look: a request that took
+// its certificate may be deleted at any moment, and then nobody can say whether it did.
+const firstReconcileInterval = time.Second
+
 // reconcile finds out what became of what was begun: a request may have been deleted, or have taken its
 // certificate just before this process was killed.
 func (c *Controller) reconcile(ctx context.Context) {
-	wait.UntilWithContext(ctx, c.reconcileOnce, reconcileInterval)
+	err := wait.PollUntilContextCancel(ctx, firstReconcileInterval, true,
+		func(ctx context.Context) (bool, error) { return c.reconcileOnce(ctx), nil })
+	if err == nil {
+		wait.UntilWithContext(ctx, func(ctx context.Context) { c.reconcileOnce(ctx) }, reconcileInterval)
+	}
 }
 
-func (c *Controller) reconcileOnce(ctx context.Context) {
+// reconcileOnce reports whether it could look. A controller that does not lead looks too: its
+// journal is its own, and no other controller can say what became of what is in it.
+func (c *Controller) reconcileOnce(ctx context.Context) (looked bool) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
-	if !c.requests.Load().whole() || c.leader.fence() != nil {
+	if !c.requests.Load().whole() {
 		c.Observer.Certificates(nil)
-		return
+		return false
 	}
 	all := c.requests.Load().all()
 	for _, begun := range unfinished {
@@ -39,7 +49,12 @@ func (c *Controller) reconcileOnce(ctx context.Context) {
 			c.Logger.Error("what became of a request could not be noted", "request", begun.Name, "uid", begun.UID, "error", err)
 		}
 	}
+	if c.leader.fence() != nil {
+		c.Observer.Certificates(nil)
+		return true
+	}
 	c.lookAtCertificates(all)
+	return true
 }
 
 // resolve notes what became of what was begun; csr is nil when the mirror does not have it.
@@ -50,7 +65,7 @@ func (c *Controller) resolve(ctx context.Context, begun policy.Submission, csr *
 		csr, err = c.requests.Load().fresh(ctx, &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: begun.Name, UID: types.UID(uid)}})
 		switch {
 		case errors.Is(err, errLookAgain):
-			return c.Issuer.Orphaned(ctx, uid, "the request is gone")
+			return c.Issuer.Unconfirmed(ctx, uid, "the request is gone")
 		case err != nil:
 			return err
 		}
@@ -64,11 +79,13 @@ func (c *Controller) resolve(ctx context.Context, begun policy.Submission, csr *
 		case made:
 			return c.Issuer.Published(ctx, uid)
 		}
-		return c.Issuer.Orphaned(ctx, uid, "the request has a certificate that is not this one")
+		return c.Issuer.Unconfirmed(ctx, uid, "the request has a certificate that is not this one")
 	case stateOf(csr) == done:
 		return c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
 	}
-	c.enqueue(csr)
+	if c.leader.fence() == nil { // else the leader takes it up
+		c.enqueue(csr)
+	}
 	return nil
 }
 

@@ -53,6 +53,11 @@ func (r *remembering) Orphaned(_ context.Context, uid, why string) error {
 	return nil
 }
 
+func (r *remembering) Unconfirmed(_ context.Context, uid, why string) error {
+	r.told[uid] = "unconfirmed: " + why
+	return nil
+}
+
 // counting counts nothing but certificates.
 type counting struct{ origins map[Origin]int }
 
@@ -133,14 +138,35 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	complete = true
 	c.reconcileOnce(t.Context())
 	want := map[string]string{
-		"gone":       "orphaned: the request is gone",
-		"made again": "orphaned: the request is gone",
+		"gone":       "unconfirmed: the request is gone",
+		"made again": "unconfirmed: the request is gone",
 		"taken":      "published",
-		"foreign":    "orphaned: the request has a certificate that is not this one",
+		"foreign":    "unconfirmed: the request has a certificate that is not this one",
 		"denied":     "orphaned: the request was denied or has failed",
 	}
 	if !maps.Equal(issuer.told, want) || c.queue.Len() != 2 {
 		t.Errorf("told %v, and %d are taken up again; want %v, and the two that wait", issuer.told, c.queue.Len(), want)
+	}
+}
+
+// A controller that does not lead finds out too what became of what is in its own journal, but takes
+// up no request.
+func TestStandbyResolvesItsOwnJournal(t *testing.T) {
+	issuer := &remembering{told: map[string]string{}}
+	for _, uid := range []string{"gone", "taken", "waiting"} {
+		issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
+	}
+	c, add := withStore(t, issuer, func() bool { return true })
+	c.leader = &leader{}
+	c.requests.Load().requestClient = having{}
+	add("taken", "own")
+	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
+	if !c.reconcileOnce(t.Context()) {
+		t.Error("it has not looked")
+	}
+	want := map[string]string{"gone": "unconfirmed: the request is gone", "taken": "published"}
+	if !maps.Equal(issuer.told, want) || c.queue.Len() != 0 {
+		t.Errorf("told %v, and %d are taken up; want %v, and none", issuer.told, c.queue.Len(), want)
 	}
 }
 

@@ -167,12 +167,12 @@ func (a *auditVerify) print(dir string, s journal.Summary, out io.Writer) error 
 		checkpointed = "which vouch for all up to " + s.Checkpointed.String()
 	}
 	_, err := fmt.Fprintf(out, `journal          %s in %s, %d file(s)
-requests         %d, of which %d are published, %d were orphaned, %d are unfinished
+requests         %d, of which %d are published, %d were orphaned, %d are unconfirmed, %d are unfinished
 certificates     %d
 test signatures  %d
 checkpoints      %d, %s
 head             %s
 every line is right up to the head
-`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head)
+`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head)
 	return err
 }

@@ -54,7 +54,7 @@ func (ca softCA) begin(t *testing.T, j *journal.Journal, uid string, isSigned bo
 	if write(t, j, intent); isSigned {
 		write(t, j, signed)
 	}
-	write(t, j, journal.Orphaned{UID: uid, Serial: intent.Serial, Why: "the request is gone"})
+	write(t, j, journal.Orphaned{UID: uid, Serial: intent.Serial, Why: "the request was denied or has failed"})
 }
 
 func (ca softCA) certify(t *testing.T, j *journal.Journal, uid string, lifetime time.Duration) (journal.Intent, journal.Signed) {
@@ -220,11 +220,15 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 	for n, c := range []struct {
 		pod, signer string
 		left        time.Duration
+		unpublished string // what became of it; empty: it was published
 	}{
-		{"renewed", "a", time.Hour}, {"renewed", "a", 99 * time.Hour},
-		{"shortened", "a", 99 * time.Hour}, {"shortened", "a", -time.Hour},
-		{"two", "b", time.Hour}, {"two", "a", 99 * time.Hour},
-		{"", "a", 2 * time.Hour},
+		{"renewed", "a", time.Hour, ""}, {"renewed", "a", 99 * time.Hour, ""},
+		{"shortened", "a", 99 * time.Hour, ""}, {"shortened", "a", -time.Hour, ""},
+		{"two", "b", time.Hour, ""}, {"two", "a", 99 * time.Hour, ""},
+		{"", "a", 2 * time.Hour, ""},
+		{"killed", "a", 150 * time.Minute, "unconfirmed"}, {"killed", "b", 160 * time.Minute, "signed"},
+		{"killed and renewed", "a", time.Hour, "unconfirmed"}, {"killed and renewed", "a", 99 * time.Hour, ""},
+		{"denied", "a", time.Hour, "orphaned"},
 	} {
 		intent, signed := ca.certify(t, j, strconv.Itoa(n), c.left)
 		intent.Signer, intent.Requester.Username = c.signer, "admin"
@@ -234,7 +238,15 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 				"authentication.kubernetes.io/pod-name": {c.pod}, "authentication.kubernetes.io/pod-uid": {"uid-of-" + c.pod},
 			}}
 		}
-		write(t, j, intent, signed, journal.Published{UID: intent.UID, Serial: intent.Serial})
+		write(t, j, intent, signed)
+		switch c.unpublished {
+		case "":
+			write(t, j, journal.Published{UID: intent.UID, Serial: intent.Serial})
+		case "unconfirmed":
+			write(t, j, journal.Unconfirmed{UID: intent.UID, Serial: intent.Serial, Why: "the request is gone"})
+		case "orphaned":
+			write(t, j, journal.Orphaned{UID: intent.UID, Serial: intent.Serial, Why: "the request was denied or has failed"})
+		}
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -245,7 +257,8 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 	}
 	lines := strings.Split(out, "\n")
 	for i, want := range []string{
-		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(not known whether it lives\)`, `ends .*calico-system/two \(not known`, `ends .*admin +not known  `, `^$`,
+		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(not known whether it lives\)`, `ends .*calico-system/two \(not known`, `ends .*admin +not known  `,
+		`ends .*calico-system/killed \(not known`, `ends .*calico-system/killed \(not known`, `^$`,
 	} {
 		if i >= len(lines) || !regexp.MustCompile(want).MatchString(lines[i]) {
 			t.Errorf("line %d: want %s in:\n%s", i+1, want, out)

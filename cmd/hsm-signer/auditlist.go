@@ -24,7 +24,7 @@ import (
 // An issuedView is one line of "audit list --output json".
 type issuedView struct {
 	Serial        string            `json:"serial"` // as openssl writes it
-	State         string            `json:"state"`  // signed, published or orphaned
+	State         string            `json:"state"`  // signed, published, orphaned or unconfirmed
 	UID           string            `json:"uid"`    // of the request
 	Name          string            `json:"name"`   // of the request
 	Signer        string            `json:"signer"`
@@ -68,8 +68,9 @@ func newAuditListCommand() *cobra.Command {
 		Use:   "list [DIR]",
 		Short: "List the certificates that were issued",
 		Long: `Lists the certificates in the journal in DIR (by default STATE_DIR): to whom, for which names, until
-when. Those that were published come first, in that order. Orphans were given up: nobody got them, as far
-as the journal knows. It verifies the chain, and not the signatures: that is "audit verify".
+when. Those that were published come first, in that order. Orphans were given up, and nobody got them.
+Of those that are signed or unconfirmed the journal does not know whether a client holds them: assume
+that one does. It verifies the chain, and not the signatures: that is "audit verify".
 
 With --expiring it lists the pods that go dark, or are dark: those that live, and whose newest certificate for a
 signer and name ends within a time, or has ended in the last 30 days. Nothing renews it: a pod asks once, when it

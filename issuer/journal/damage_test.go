@@ -331,6 +331,11 @@ func TestList(t *testing.T) {
 	late, lateSigned, _ := ca.lines(t, j.ID(), "late", 48*time.Hour)
 	intended, _, _ := ca.lines(t, j.ID(), "intended", time.Hour)
 	put(t, j, orphan, orphanSigned, Orphaned{"orphan", orphan.Serial, "why"}, late, lateSigned, intended, anew, anewSigned, anewPublished)
+	gone, goneSigned, _ := ca.lines(t, j.ID(), "gone", time.Hour)
+	unsigned, _, _ := ca.lines(t, j.ID(), "unsigned", time.Hour)
+	former, formerSigned, _ := ca.lines(t, j.ID(), "former", time.Hour)
+	put(t, j, gone, goneSigned, Unconfirmed{"gone", gone.Serial, "the request is gone"}, unsigned, Orphaned{"unsigned", unsigned.Serial, "the request is gone"})
+	put(t, j, former, formerSigned, Orphaned{"former", former.Serial, "the request is gone"}) // as earlier versions wrote it
 	names := func(f Filter) (text string) {
 		t.Helper()
 		for i, err := range List(dir, f) {
@@ -341,7 +346,7 @@ func TestList(t *testing.T) {
 		}
 		return text
 	}
-	if got := names(Filter{}); got != "a/published b/published orphan/orphaned orphan/published late/signed " {
+	if got := names(Filter{}); got != "a/published b/published orphan/orphaned orphan/published late/signed gone/unconfirmed unsigned/orphaned former/unconfirmed " {
 		t.Error(got)
 	}
 	if got := names(Filter{ExpiresAfter: time.Now().Add(2 * time.Hour)}); got != "late/signed " {
@@ -366,7 +371,7 @@ func FuzzLine(f *testing.F) {
 	intent.Requester.Username = "a\xffb\u2028<&>\"\\ufffd"
 	for i, e := range []Entry{
 		Opened{Journal: "1a2b3c4d", Repaired: &Repair{File: "x"}}, intent, signed, published,
-		Orphaned{"one", "0A", "why\x00"}, Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
+		Orphaned{"one", "0A", "why\x00"}, Unconfirmed{"one", "0A", "why"}, Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
 	} {
 		e, err := readable(e)
 		if err != nil {

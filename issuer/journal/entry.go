@@ -15,17 +15,19 @@ type Kind string
 
 // The kinds of line.
 const (
-	KindOpened     Kind = "opened"
-	KindIntent     Kind = "intent"
-	KindSigned     Kind = "signed"
-	KindPublished  Kind = "published"
-	KindOrphaned   Kind = "orphaned"
-	KindProbe      Kind = "probe"
-	KindCheckpoint Kind = "checkpoint"
+	KindOpened    Kind = "opened"
+	KindIntent    Kind = "intent"
+	KindSigned    Kind = "signed"
+	KindPublished Kind = "published"
+	KindOrphaned  Kind = "orphaned"
+	// KindUnconfirmed marks a certificate that its request may have taken.
+	KindUnconfirmed Kind = "unconfirmed"
+	KindProbe       Kind = "probe"
+	KindCheckpoint  Kind = "checkpoint"
 )
 
 // An Entry is what a line says beside its place in the chain: an [Opened], [Intent],
-// [Signed], [Published], [Orphaned], [Probe] or [Checkpoint].
+// [Signed], [Published], [Orphaned], [Unconfirmed], [Probe] or [Checkpoint].
 type Entry interface {
 	Kind() Kind
 	check() error // what can be told from the entry alone
@@ -104,6 +106,22 @@ type Orphaned struct {
 	Why    string `json:"why"`
 }
 
+// mayBeDelivered reports whether the client may hold the certificate all the same: earlier
+// versions wrote these reasons without knowing whether the API server had taken it.
+func (o Orphaned) mayBeDelivered() bool {
+	return o.Why == "the request is gone" ||
+		o.Why == "the request has a certificate that is not this one"
+}
+
+// Unconfirmed says that a certificate was signed, and that nobody can find out any more whether
+// the API server took it: treat it as delivered. If the request comes back, the certificate is
+// published again.
+type Unconfirmed struct {
+	UID    string `json:"uid"`
+	Serial string `json:"serial"`
+	Why    string `json:"why"`
+}
+
 // When a test signature is made.
 const (
 	ProbeBegin = "begin" // with a new connection to the token
@@ -131,13 +149,14 @@ func CheckpointText(id ID, head Head) []byte {
 	return fmt.Appendf(nil, "hsm-signer checkpoint\njournal %s\nline %d\nsha256 %s\n", id, head.Seq, head.SHA256)
 }
 
-func (Opened) Kind() Kind     { return KindOpened }     // Kind is [KindOpened].
-func (Intent) Kind() Kind     { return KindIntent }     // Kind is [KindIntent].
-func (Signed) Kind() Kind     { return KindSigned }     // Kind is [KindSigned].
-func (Published) Kind() Kind  { return KindPublished }  // Kind is [KindPublished].
-func (Orphaned) Kind() Kind   { return KindOrphaned }   // Kind is [KindOrphaned].
-func (Probe) Kind() Kind      { return KindProbe }      // Kind is [KindProbe].
-func (Checkpoint) Kind() Kind { return KindCheckpoint } // Kind is [KindCheckpoint].
+func (Opened) Kind() Kind      { return KindOpened }      // Kind is [KindOpened].
+func (Intent) Kind() Kind      { return KindIntent }      // Kind is [KindIntent].
+func (Signed) Kind() Kind      { return KindSigned }      // Kind is [KindSigned].
+func (Published) Kind() Kind   { return KindPublished }   // Kind is [KindPublished].
+func (Orphaned) Kind() Kind    { return KindOrphaned }    // Kind is [KindOrphaned].
+func (Unconfirmed) Kind() Kind { return KindUnconfirmed } // Kind is [KindUnconfirmed].
+func (Probe) Kind() Kind       { return KindProbe }       // Kind is [KindProbe].
+func (Checkpoint) Kind() Kind  { return KindCheckpoint }  // Kind is [KindCheckpoint].
 
 func (o Opened) check() error { return o.Journal.check() }
 
@@ -163,8 +182,9 @@ func (s Signed) check() error {
 	return err
 }
 
-func (p Published) check() error { return needUID(p.UID) }
-func (o Orphaned) check() error  { return needUID(o.UID) }
+func (p Published) check() error   { return needUID(p.UID) }
+func (o Orphaned) check() error    { return needUID(o.UID) }
+func (u Unconfirmed) check() error { return needUID(u.UID) }
 
 func (p Probe) check() error {
 	if p.When != ProbeBegin && p.When != ProbeReady {
@@ -200,6 +220,8 @@ func requestOf(e Entry) string {
 		return e.UID
 	case Orphaned:
 		return e.UID
+	case Unconfirmed:
+		return e.UID
 	}
 	return ""
 }
@@ -216,6 +238,8 @@ func decodeEntry(kind string, body []byte) (Entry, error) {
 		return decode[Published](body)
 	case KindOrphaned:
 		return decode[Orphaned](body)
+	case KindUnconfirmed:
+		return decode[Unconfirmed](body)
 	case KindProbe:
 		return decode[Probe](body)
 	case KindCheckpoint:

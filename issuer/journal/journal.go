@@ -194,6 +194,7 @@ func (j *Journal) load() error {
 		}
 		j.ledger.id = j.id
 	}
+	j.ledger.opened = true
 	return j.begin(nil, Opened{Repaired: j.repair})
 }
 

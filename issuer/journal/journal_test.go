@@ -157,7 +157,7 @@ func TestWhatIsWrittenIsKnownAlsoAfterARestart(t *testing.T) {
 		closeNow(t, j)
 		j = open(t, dir, Options{CA: ca.cert})
 	}
-	put(t, j, Orphaned{"three", third.Serial, "the request is gone"}, Orphaned{"two", second.Serial, "the request is gone"})
+	put(t, j, Orphaned{"three", third.Serial, "the request is gone"}, Orphaned{"two", second.Serial, "why"})
 	if r := look(t, j, "two", IsOrphaned); !bytes.Equal(r.Certificate, secondSigned.Certificate) {
 		t.Errorf("%+v", r)
 	}
@@ -225,6 +225,61 @@ func TestAnOrphanThatIsWantedAgainIsPublished(t *testing.T) {
 	look(t, j, "one", IsPublished)
 	if s := verify(t, dir, ca); s.Counts.Published != 1 || s.Counts.Orphaned != 1 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A certificate that its request may have taken is one that the client may hold: it is never issued
+// a second time, and is published when the request comes back.
+func TestUnconfirmedIsTakenForDelivered(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	o := Options{CA: ca.cert, FileSize: 1}
+	j := open(t, dir, o)
+	intent, signed, published := ca.lines(t, j.ID(), "one", time.Hour)
+	unconfirmed := Unconfirmed{"one", intent.Serial, "the request is gone"}
+	put(t, j, intent)
+	if err := j.Append(t.Context(), unconfirmed); !errors.Is(err, ErrConflict) {
+		t.Errorf("before it was signed: %v", err)
+	}
+	put(t, j, signed, unconfirmed)
+	again, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
+	again.Anew = true
+	for range 2 {
+		if r := look(t, j, "one", IsUnconfirmed); !bytes.Equal(r.Certificate, signed.Certificate) {
+			t.Errorf("%+v", r)
+		}
+		for _, e := range []Entry{again, unconfirmed, Orphaned{"one", intent.Serial, "why"}} {
+			if err := j.Append(t.Context(), e); !errors.Is(err, ErrConflict) {
+				t.Errorf("%s: %v", e.Kind(), err)
+			}
+		}
+		closeNow(t, j)
+		j = open(t, dir, o)
+	}
+	if s := verify(t, dir, ca); s.Counts.Unconfirmed != 1 || s.Counts.Orphaned != 0 || s.Unfinished != 0 {
+		t.Errorf("%+v", s)
+	}
+	put(t, j, published)
+	look(t, j, "one", IsPublished)
+	verify(t, dir, ca)
+}
+
+// What an earlier process has begun is told from what this one has.
+func TestInherited(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	j := open(t, dir, Options{CA: ca.cert})
+	one, oneSigned, _ := ca.lines(t, j.ID(), "one", time.Hour)
+	put(t, j, one)
+	if r := look(t, j, "one", Intended); r.Inherited {
+		t.Error("inherited from this process")
+	}
+	closeNow(t, j)
+	j = open(t, dir, Options{CA: ca.cert})
+	two, _, _ := ca.lines(t, j.ID(), "two", time.Hour)
+	put(t, j, oneSigned, two)
+	for _, r := range j.Unpublished() {
+		if want := r.Intent.UID == "one"; r.Inherited != want {
+			t.Errorf("%s: inherited is %t", r.Intent.UID, r.Inherited)
+		}
 	}
 }
 

@@ -20,11 +20,12 @@ const (
 	HasCertificate              // signed, and not known to be published
 	IsPublished                 // the API server took the certificate
 	IsOrphaned                  // given up; there may be a certificate
+	IsUnconfirmed               // signed, and unknown whether the API server took the certificate
 )
 
 // String is for people.
 func (s State) String() string {
-	return [...]string{"unknown", "intended", "signed", "published", "orphaned"}[s]
+	return [...]string{"unknown", "intended", "signed", "published", "orphaned", "unconfirmed"}[s]
 }
 
 // A Record is what the journal knows of a request.
@@ -35,6 +36,8 @@ type Record struct {
 	Intent      Intent
 	Certificate []byte    // DER; nil when there is none
 	Intended    time.Time // when the intent was written; zero when the request is finished
+	// Inherited reports whether the intent was in the journal already when it was opened.
+	Inherited bool
 
 	at  place
 	sum Hash
@@ -70,6 +73,7 @@ type ledger struct {
 	open   map[key]*Record
 	sweep  time.Time // when it was last looked for what can be forgotten
 	counts Counts
+	opened bool // the journal is open: what is applied from now on is this process's
 }
 
 // Counts are of lines.
@@ -78,6 +82,7 @@ type Counts struct {
 	Signed      int `json:"signed"`
 	Published   int `json:"published"` // without those that were published again
 	Orphaned    int `json:"orphaned"`
+	Unconfirmed int `json:"unconfirmed"`
 	Probes      int `json:"probes"`
 	Checkpoints int `json:"checkpoints"`
 	Opened      int `json:"opened"`
@@ -87,7 +92,7 @@ type Counts struct {
 func (c Counts) ByKind() map[Kind]int {
 	return map[Kind]int{
 		KindOpened: c.Opened, KindIntent: c.Intents, KindSigned: c.Signed, KindPublished: c.Published,
-		KindOrphaned: c.Orphaned, KindProbe: c.Probes, KindCheckpoint: c.Checkpoints,
+		KindOrphaned: c.Orphaned, KindUnconfirmed: c.Unconfirmed, KindProbe: c.Probes, KindCheckpoint: c.Checkpoints,
 	}
 }
 
@@ -131,6 +136,10 @@ func (l *ledger) check(e Entry, now time.Time) error {
 	case Orphaned:
 		if record == nil || record.Intent.Serial != e.Serial {
 			return conflict(e.UID, "there is no unfinished certificate with the serial number %s to be orphaned", e.Serial)
+		}
+	case Unconfirmed:
+		if record == nil || record.State != HasCertificate || record.Intent.Serial != e.Serial {
+			return conflict(e.UID, "no signed and unfinished certificate has the serial number %s", e.Serial)
 		}
 	}
 	return nil
@@ -192,7 +201,7 @@ func (l *ledger) apply(line Line, at place, sum Hash) error {
 	case Intent:
 		l.forget(line.Time)
 		delete(l.index, keyOf(e.UID))
-		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time, at: at, sum: sum, seq: line.Seq}
+		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time, Inherited: !l.opened, at: at, sum: sum, seq: line.Seq}
 		l.counts.Intents++
 	case Signed:
 		record := *l.open[keyOf(e.UID)] // a copy: others may be reading the record
@@ -204,6 +213,9 @@ func (l *ledger) apply(line Line, at place, sum Hash) error {
 	case Orphaned:
 		l.finish(e.UID, IsOrphaned)
 		l.counts.Orphaned++
+	case Unconfirmed:
+		l.finish(e.UID, IsUnconfirmed)
+		l.counts.Unconfirmed++
 	case Probe:
 		l.counts.Probes++
 	case Checkpoint:

@@ -11,11 +11,17 @@ import (
 // Issued is a certificate that was issued, or that may have been signed and was given up.
 type Issued struct {
 	Intent
-	State     State     // [HasCertificate], [IsPublished] or [IsOrphaned]
+	State     State     // [HasCertificate], [IsPublished], [IsOrphaned] or [IsUnconfirmed]
 	SignedAt  time.Time // when the line with the certificate was written; zero when there is none
 	NotBefore time.Time
 	NotAfter  time.Time
 	Signed    []byte // the certificate, DER; nil of an orphan whose signature is not in the journal
+}
+
+// MayBeHeld reports whether the client may hold the certificate: it was published, or was signed
+// and nobody knows whether it was.
+func (i *Issued) MayBeHeld() bool {
+	return i.Signed != nil && i.State != IsOrphaned
 }
 
 // A Filter chooses certificates. The zero one takes all.
@@ -71,6 +77,10 @@ func (l *lister) line(line Line) error {
 		return l.give(i)
 	case Orphaned:
 		return l.orphaned(e)
+	case Unconfirmed:
+		if i := l.open[e.UID]; i != nil {
+			i.State = IsUnconfirmed
+		}
 	}
 	return nil
 }
@@ -108,6 +118,9 @@ func (l *lister) orphaned(e Orphaned) error {
 	}
 	i.State = IsOrphaned
 	if i.Signed != nil {
+		if e.mayBeDelivered() {
+			i.State = IsUnconfirmed
+		}
 		return nil
 	}
 	facts, err := factsOf(i.TBS)

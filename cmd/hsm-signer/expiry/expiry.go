@@ -5,7 +5,8 @@
 // command that restarts it. The metrics, the status page and "audit list --expiring" all show what it finds.
 //
 // Contract: it reads, and changes nothing. What was issued, and published, is read from the journal, who lives
-// from the API server. Of several certificates that a pod got for the same signer and name of the request, only the newest
+// from the API server. A certificate of which the journal does not know whether it was published counts as published.
+// Of several certificates that a pod got for the same signer and name of the request, only the newest
 // counts. One that has ended is looked for 30 days longer. A pod is found by the UID in the token that it asked
 // with; where tokens name no pod, by service account and address, and it must be older than its certificate. Of what
 // others asked for, it is not known who has it.
@@ -35,7 +36,7 @@ const soon = 30 * day
 // dark is for how long after its end a certificate is looked for: by then somebody has noticed.
 const dark = 30 * day
 
-// A Certificate is one that was published, with what is known of who has it.
+// A Certificate is one that was published, or may have been, with what is known of who has it.
 type Certificate struct {
 	Issued    *journal.Issued // all that the journal has; nil in what a [Watch] reports, which would need much memory
 	Requester string
@@ -125,12 +126,12 @@ type census struct {
 // scan goes through the journal. What the term covers at the time until is held; whole: with all that the journal has of it.
 func scan(dir string, now, until time.Time, term Term, whole bool) (census, error) {
 	var c census
-	ending := map[string]Certificate{}
+	ending, unsure := map[string]Certificate{}, map[string]Certificate{}
 	for issued, err := range journal.List(dir, journal.Filter{ExpiresAfter: now.Add(-dark)}) {
 		if err != nil {
 			return census{}, err
 		}
-		if issued.State != journal.IsPublished { // it may still be, and then is seen the next time
+		if !issued.MayBeHeld() {
 			continue
 		}
 		c.count(issued, now)
@@ -138,14 +139,50 @@ func scan(dir string, now, until time.Time, term Term, whole bool) (census, erro
 		if !whole {
 			cert.Issued = nil
 		}
+		if issued.State != journal.IsPublished { // these come last, whenever they were signed
+			if term(cert, until) {
+				unsure[cert.holds()] = newer(unsure[cert.holds()], cert)
+			}
+			continue
+		}
 		if delete(ending, cert.holds()); term(cert, until) {
 			ending[cert.holds()] = cert
 		}
 	}
+	if err := dropReplaced(dir, unsure, now); err != nil {
+		return census{}, err
+	}
+	maps.Copy(ending, unsure)
 	c.ending = slices.SortedFunc(maps.Values(ending), func(a, b Certificate) int {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), strings.Compare(a.Request, b.Request))
 	})
 	return c, nil
+}
+
+// newer returns the certificate that was signed later.
+func newer(a, b Certificate) Certificate {
+	if a.SignedAt.After(b.SignedAt) {
+		return a
+	}
+	return b
+}
+
+// dropReplaced removes the certificates that a published one has replaced: it was signed later, for
+// the same holder. There are few to look for, or none.
+func dropReplaced(dir string, unsure map[string]Certificate, now time.Time) error {
+	if len(unsure) == 0 {
+		return nil
+	}
+	for issued, err := range journal.List(dir, journal.Filter{ExpiresAfter: now.Add(-dark)}) {
+		if err != nil {
+			return err
+		}
+		holds := certificateOf(issued).holds()
+		if issued.State == journal.IsPublished && issued.SignedAt.After(unsure[holds].SignedAt) {
+			delete(unsure, holds)
+		}
+	}
+	return nil
 }
 
 func (c *census) count(i *journal.Issued, now time.Time) {
