@@ -273,9 +273,9 @@ func (c *compiler) compileLifetime(field string, text line[string], unsaid time.
 	if text.at == 0 {
 		return unsaid
 	}
-	d, err := time.ParseDuration(text.value)
+	d, err := ParseDuration(text.value)
 	if err != nil || d < MinLifetime {
-		c.wrong(text.at, field, "%q is not a duration of at least %s, such as 8760h", text.value, MinLifetime)
+		c.wrong(text.at, field, "%q is not a duration of at least %s, such as 12h or 30d", text.value, MinLifetime)
 		return unsaid
 	}
 	return d

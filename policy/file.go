@@ -54,7 +54,7 @@ type (
 		Subject         line[string]   `yaml:"subject"` // rebuilt (default) or kept
 		Keys            []line[string] `yaml:"keys"`
 		Usages          []line[string] `yaml:"usages"`
-		MaxLifetime     line[string]   `yaml:"maxLifetime"`     // optional: a Go duration
+		MaxLifetime     line[string]   `yaml:"maxLifetime"`     // optional: a duration, see ParseDuration
 		DefaultLifetime line[string]   `yaml:"defaultLifetime"` // optional: when none is asked for; without it, the most
 	}
 )

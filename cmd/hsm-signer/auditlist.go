@@ -19,6 +19,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/policy"
 )
 
 // An issuedView is one line of "audit list --output json".
@@ -118,14 +119,9 @@ func termOf(text string) (expiry.Term, error) {
 	case "soon":
 		return expiry.Soon, nil
 	}
-	within, err := time.ParseDuration(text)
-	if days, is := strings.CutSuffix(text, "d"); is {
-		var n uint64
-		n, err = strconv.ParseUint(days, 10, 16)
-		within = time.Duration(n) * 24 * time.Hour
-	}
+	within, err := policy.ParseDuration(text)
 	if err != nil || within <= 0 {
-		return nil, fmt.Errorf("%q is neither soon nor a time, such as 30d or 12h", text)
+		return nil, fmt.Errorf("%q is neither soon nor a time, such as 30d, 2w or 12h", text)
 	}
 	return expiry.Within(within), nil
 }

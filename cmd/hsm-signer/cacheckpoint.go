@@ -28,7 +28,7 @@ is overwritten.`,
 			c, faults := readConfig(cmd, settings)
 			c.requireToken(faults)
 			if c.checkpoints.key.Label == "" && len(c.checkpoints.key.ID) == 0 {
-				faults.add("CHECKPOINT_KEY_LABEL", errNoCheckpointKey)
+				faults.missing("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID: one of them must name the key to make", "CHECKPOINT_KEY_ID")
 			}
 			if !slices.Contains(hsm.KeyTypes(), keyType) {
 				faults.addf("--key-type", "%q is not one of %s", keyType, strings.Join(hsm.KeyTypes(), ", "))

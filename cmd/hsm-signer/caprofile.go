@@ -20,6 +20,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
+	"hsm-signer/policy"
 )
 
 // What a new CA is where nothing else is said.
@@ -34,7 +35,7 @@ const (
 type profile struct {
 	Subject         said[string]       `yaml:"subject"`
 	KeyType         said[string]       `yaml:"keyType"`
-	Lifetime        said[string]       `yaml:"lifetime"` // a Go duration
+	Lifetime        said[string]       `yaml:"lifetime"` // a duration, such as 3650d
 	PathLength      said[int]          `yaml:"pathLength"`
 	NameConstraints profileConstraints `yaml:"nameConstraints"`
 }
@@ -120,7 +121,7 @@ func (f *profileFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.file, "profile", "", "YAML file that says what follows; flags win over it")
 	flags.StringVar(&f.keyType, "key-type", defaultKeyType, strings.Join(hsm.KeyTypes(), ", "))
 	flags.StringVar(&f.subject, "subject", defaultSubject, "subject of the certificate; known are CN, O, OU, L, ST and C")
-	flags.StringVar(&f.lifetime, "lifetime", defaultLifetime, "lifetime of a self-signed certificate")
+	flags.StringVar(&f.lifetime, "lifetime", defaultLifetime, "lifetime of a self-signed certificate, such as 3650d or 87600h")
 	flags.IntVar(&f.pathLength, "path-length", 0, "how many CAs may follow this one; it needs none")
 	flags.StringSliceVar(&f.permitDNS, "permit-dns", nil, "DNS domains that certificates may name, with all below them, and no others")
 	flags.StringSliceVar(&f.permitIP, "permit-ip", nil, "ranges that certificates' IP addresses may be of, and no others")
@@ -171,8 +172,8 @@ func (p profile) check(faults *configFaults) issuer.CAProfile {
 	if !slices.Contains(hsm.KeyTypes(), p.KeyType.value) {
 		faults.addf(p.KeyType.where, "%q is not known; choose from %s", p.KeyType.value, strings.Join(hsm.KeyTypes(), ", "))
 	}
-	if made.Lifetime, err = time.ParseDuration(p.Lifetime.value); err != nil || made.Lifetime < time.Hour {
-		faults.addf(p.Lifetime.where, "%q is not a duration of at least an hour, such as 87600h", p.Lifetime.value)
+	if made.Lifetime, err = policy.ParseDuration(p.Lifetime.value); err != nil || made.Lifetime < time.Hour {
+		faults.addf(p.Lifetime.where, "%q is not a duration of at least an hour, such as 3650d or 87600h", p.Lifetime.value)
 	}
 	if n := p.PathLength.value; n < 0 || n > mostPathLength {
 		faults.addf(p.PathLength.where, "a path length of %d is not one from 0 to %d", n, mostPathLength)

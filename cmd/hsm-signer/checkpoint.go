@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"time"
 
@@ -45,7 +44,7 @@ func (c *config) loadCheckpoints(p *parts, faults *configFaults) *checkpointer {
 		return nil
 	}
 	if c.checkpoints.key.Label == "" && len(c.checkpoints.key.ID) == 0 {
-		faults.addf("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID, and CHECKPOINT_PUBLIC_KEY_FILE is: one of them must name the key")
+		faults.missing("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID, and CHECKPOINT_PUBLIC_KEY_FILE is: one of them must name the key", "CHECKPOINT_KEY_ID")
 		return nil
 	}
 	if c.checkpoints.publicKeyFile == "" {
@@ -120,9 +119,6 @@ func (c *checkpointer) make(ctx context.Context) error {
 	c.logger.Info("a checkpoint of the journal was signed", "head", summary.Head.String())
 	return nil
 }
-
-// errNoCheckpointKey says which variable is missing.
-var errNoCheckpointKey = errors.New("is not set, nor is CHECKPOINT_KEY_ID: one of them must name the key to make")
 
 func readCheckpointKeyID(c *config, v string) (err error) {
 	c.checkpoints.key.ID, err = parseKeyID(v)

@@ -136,9 +136,20 @@ func (f *configFaults) addf(variable, format string, args ...any) {
 	f.add(variable, fmt.Errorf(format, args...))
 }
 
-// has tells whether something is wrong with the variable already.
-func (f configFaults) has(variable string) bool {
-	return slices.ContainsFunc(f, func(fault string) bool { return strings.HasPrefix(fault, variable+": ") })
+// has reports whether something is wrong with one of the variables already.
+func (f configFaults) has(variables ...string) bool {
+	return slices.ContainsFunc(f, func(fault string) bool {
+		variable, _, _ := strings.Cut(fault, ": ")
+		return slices.Contains(variables, variable)
+	})
+}
+
+// missing adds that the variable is not set, unless something is wrong with a variable that would
+// do instead: that was set, and is a fault already.
+func (f *configFaults) missing(variable, message string, instead ...string) {
+	if !f.has(append(instead, variable)...) {
+		f.add(variable, errors.New(message))
+	}
 }
 
 // err reports everything at once.
@@ -162,8 +173,14 @@ func readConfig(command *cobra.Command, settings []setting) (*config, *configFau
 		if flag := command.Flags().Lookup(s.flagName()); flag != nil && flag.Changed {
 			value = cmp.Or(flag.Value.String(), s.fallback) // an empty flag is one that was not given
 		}
-		if value != "" {
-			faults.add(s.env, s.read(c, value))
+		if value == "" {
+			continue
+		}
+		if err := s.read(c, value); err != nil {
+			faults.add(s.env, err)
+			if s.fallback != "" { // so that nothing else is wrong for want of a value
+				_ = s.read(c, s.fallback)
+			}
 		}
 	}
 	c.applyURI(faults, command.Flags().Changed(uriFlag))
@@ -172,11 +189,11 @@ func readConfig(command *cobra.Command, settings []setting) (*config, *configFau
 
 // requireToken reads the PIN and requires what names a token.
 func (c *config) requireToken(faults *configFaults) {
-	if c.token.Module == "" && !faults.has(uriVariable) {
-		faults.addf("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such as /usr/lib/softhsm/libsofthsm2.so")
+	if c.token.Module == "" {
+		faults.missing("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such as /usr/lib/softhsm/libsofthsm2.so", uriVariable)
 	}
-	if !c.token.Token.Given() && !faults.has(uriVariable) {
-		faults.addf("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT, PKCS11_TOKEN_SERIAL or PKCS11_URI: one of them must name the token")
+	if !c.token.Token.Given() {
+		faults.missing("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT, PKCS11_TOKEN_SERIAL or PKCS11_URI: one of them must name the token", "PKCS11_SLOT", uriVariable)
 	}
 	pin, err := takePIN()
 	faults.add("PKCS11_PIN", err)
@@ -185,22 +202,26 @@ func (c *config) requireToken(faults *configFaults) {
 		faults.addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE, or a PIN in PKCS11_URI: set one of them")
 	case pin != "":
 		c.token.PIN = pin.Fixed()
-	case c.token.PIN == nil && !faults.has("PKCS11_PIN") && !faults.has("PKCS11_PIN_FILE") && !faults.has(uriVariable):
-		faults.addf("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN")
+	case c.token.PIN == nil:
+		faults.missing("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN", "PKCS11_PIN", uriVariable)
 	}
 }
 
 // requireKey requires what names the CA's key.
 func (c *config) requireKey(faults *configFaults) {
-	if c.token.Key.Label == "" && len(c.token.Key.ID) == 0 && !faults.has(uriVariable) {
-		faults.addf("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID, or object or id in PKCS11_URI: one of them must name the CA's key")
+	if c.token.Key.Label == "" && len(c.token.Key.ID) == 0 {
+		faults.missing("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID, or object or id in PKCS11_URI: one of them must name the CA's key", "CA_KEY_ID", uriVariable)
 	}
 }
 
 func readSlot(c *config, v string) error {
-	n, err := strconv.ParseUint(v, 0, 64)
+	digits, base := v, 10
+	if hexadecimal, is := strings.CutPrefix(strings.ToLower(v), "0x"); is {
+		digits, base = hexadecimal, 16
+	}
+	n, err := strconv.ParseUint(digits, base, strconv.IntSize)
 	if err != nil {
-		return fmt.Errorf("%q is not a slot id, which is a number", v)
+		return fmt.Errorf("%q is not a slot id, such as 7 or 0x7", v)
 	}
 	slot := uint(n)
 	c.token.Token.Slot = &slot
@@ -374,9 +395,9 @@ func readCount(v string, least, most int, to *int) error {
 }
 
 func readDuration(v string, least time.Duration, to *time.Duration) error {
-	d, err := time.ParseDuration(v)
+	d, err := policy.ParseDuration(v)
 	if err != nil || d < least {
-		return fmt.Errorf("%q is not a duration of at least %s, such as 8760h or 10s", v, least)
+		return fmt.Errorf("%q is not a duration of at least %s, such as 10s, 12h or 30d", v, least)
 	}
 	*to = d
 	return nil

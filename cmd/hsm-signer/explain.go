@@ -1,22 +1,17 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	certificatesv1 "k8s.io/api/certificates/v1"
-	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -45,14 +40,17 @@ func newPolicyExplainCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "explain FILE…",
 		Short: "Say what the policy would answer, and why",
-		Long: `Gives the verdict on a PKCS#10 request (PEM or DER), on a CertificateSigningRequest in a
-file (YAML or JSON), or with --live on one in the cluster. Nothing is written anywhere.
+		Long: `Gives the verdict on a PKCS#10 request (PEM or DER), on each CertificateSigningRequest in a
+file (YAML or JSON, also several documents or a List, as "kubectl get csr -o yaml" prints), or
+with --live on one in the cluster. Nothing is written anywhere. Where a file holds several
+requests, each has a line of its own and is named FILE#1, FILE#2 and so on.
 
 What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
 --pod-uid, --pod-node, --pod-ip, --pod-host-network), and for which usages. Exit code 0
 when all are granted, 2 when any is refused, 1 on a fault.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
+  kubectl get csr -o yaml | hsm-signer policy explain --output json /dev/stdin
   hsm-signer policy explain --live typha-certs:calico-typha-1`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, files []string) error {
@@ -144,8 +142,7 @@ func (e *explainer) explainAll(ctx context.Context, files []string) error {
 		refused = !e.print(name, verdict) || refused
 	}
 	for _, file := range files {
-		verdict, err := e.fromFile(file)
-		one(file, verdict, err)
+		e.fromFile(file, one)
 	}
 	for _, name := range e.assumed.live {
 		verdict, err := e.live(ctx, name)
@@ -160,29 +157,38 @@ func (e *explainer) explainAll(ctx context.Context, files []string) error {
 	return nil
 }
 
-// maxFile bounds what is read of a file; the policy has a limit of its own.
-const maxFile = 4 << 20
+// fromFile gives a verdict on each request in the file. Where there are several, each is named by
+// its place in the file, and in text by its own name too.
+func (e *explainer) fromFile(file string, one func(name string, verdict policy.Verdict, err error)) {
+	requests, err := readRequestFile(file)
+	if err != nil {
+		one(file, nil, err)
+	}
+	for i, request := range requests {
+		name := file
+		if len(requests) > 1 {
+			name = fmt.Sprintf("%s#%d", file, i+1)
+			if e.assumed.output != "json" && request.name != "" {
+				name += " (" + onOneLine(request.name) + ")"
+			}
+		}
+		if request.err != nil {
+			one(name, nil, request.err)
+			continue
+		}
+		one(name, e.decide(request.submission), nil)
+	}
+}
 
-func (e *explainer) fromFile(name string) (policy.Verdict, error) {
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxFile))
-	if err != nil {
-		return nil, err
-	}
-	submission, err := readSubmission(text)
-	if err != nil {
-		return nil, err
-	}
+// decide gives the verdict on a request of which the user's flags say what its file does not.
+func (e *explainer) decide(submission policy.Submission) policy.Verdict {
 	submission = e.assume(submission)
-	if e.assumed.pod == "" {
-		return policy.Examined(e.policy.Decide(policy.NewRequest(submission))), nil
+	request := policy.NewRequest(submission)
+	if e.assumed.pod != "" {
+		pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods, HostNetwork: e.assumed.podHost}
+		request = boundRequest(submission, pod)
 	}
-	pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods, HostNetwork: e.assumed.podHost}
-	return policy.Examined(e.policy.Decide(boundRequest(submission, pod))), nil
+	return policy.Examined(e.policy.Decide(request))
 }
 
 // assumedUID is that of a pod of which none was said.
@@ -198,29 +204,6 @@ func boundRequest(s policy.Submission, pod policy.Pod) *policy.Request {
 		request.Pods = []policy.Pod{pod}
 	}
 	return request
-}
-
-// readSubmission reads an object of the API, or a bare PKCS#10 request.
-func readSubmission(text []byte) (policy.Submission, error) {
-	var csr certificatesv1.CertificateSigningRequest
-	asJSON, err := yaml.ToJSON(text)
-	if err == nil {
-		err = json.Unmarshal(asJSON, &csr)
-	}
-	if err != nil && csr.Kind == "CertificateSigningRequest" {
-		return policy.Submission{}, fmt.Errorf("the CertificateSigningRequest cannot be read: %w", err)
-	}
-	if csr.Kind == "CertificateSigningRequest" {
-		if len(csr.Spec.Request) == 0 {
-			return policy.Submission{}, errors.New("the CertificateSigningRequest has no spec.request")
-		}
-		return kube.Submission(&csr), nil
-	}
-	const sequence = 0x30 // DER of PKCS#10 begins with it
-	if len(text) > 0 && text[0] == sequence && !bytes.Contains(text, []byte("-----BEGIN")) {
-		text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: text})
-	}
-	return policy.Submission{PEM: text}, nil
 }
 
 // calicoUsages are what Calico's pods ask for. They are assumed where nothing says otherwise.

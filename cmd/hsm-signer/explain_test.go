@@ -71,6 +71,93 @@ func TestExplainReadsEveryForm(t *testing.T) {
 	}
 }
 
+// Every request in a file is judged, in whatever form the file holds several, and has a line.
+func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
+	granted, refused := readFile(t, requestFile(t, asObject, "typha-server")), readFile(t, requestFile(t, asObject, "typha-client"))
+	one, other := asJSONObject(t, granted), asJSONObject(t, refused)
+	list := func(kind, a, b string) string {
+		return `{"apiVersion": "v1", "kind": "` + kind + `", "items": [` + a + "," + b + "]}"
+	}
+	anonymous := strings.NewReplacer(`"kind":"CertificateSigningRequest"`, `"x":""`)
+	for name, text := range map[string]string{
+		"documents":          granted + "---\n" + refused,
+		"documents, ended":   "# two\n---\n" + granted + "...\n---\n" + refused + "---\n",
+		"List":               list("List", one, other),
+		"List in YAML":       "kind: List\nitems:\n- " + one + "\n- " + other + "\n",
+		"list of the API":    list("CertificateSigningRequestList", anonymous.Replace(one), anonymous.Replace(other)),
+		"List in a List":     list("List", list("List", one, other), one),
+		"JSON values":        one + "\n" + other,
+		"document, then all": granted + "---\n" + list("List", other, one),
+	} {
+		file := filepath.Join(t.TempDir(), "requests.yaml")
+		must(t, os.WriteFile(file, []byte(text), 0o600))
+		arguments := []string{"policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7"}
+		out, stderr, code := command(t, append(arguments, "--output", "json")...)
+		var lines []explanation
+		for line := range strings.Lines(out) {
+			var x explanation
+			must(t, json.Unmarshal([]byte(line), &x))
+			lines = append(lines, x)
+		}
+		if code != 2 || len(lines) < 2 || lines[0].Verdict != "granted" || lines[1].Verdict != "refused" ||
+			lines[0].File != file+"#1" || lines[1].File != file+"#2" {
+			t.Errorf("%s: exit code %d: %s%s", name, code, out, stderr)
+		}
+		if out, _, _ = command(t, arguments...); !strings.Contains(out, "requests.yaml#2 (x): refused") {
+			t.Errorf("%s: %s", name, out)
+		}
+	}
+}
+
+// A file with something that is no request is a fault; the requests in it are judged all the same.
+func TestExplainNamesWhatIsNoRequest(t *testing.T) {
+	granted := readFile(t, requestFile(t, asObject, "typha-server"))
+	for text, want := range map[string]string{
+		granted + "---\nkind: Pod\n":                          "#2: is Pod, not a CertificateSigningRequest",
+		granted + "---\nspec: {}\n":                           "#2: is an object without a kind",
+		granted + "---\nkind: [\n":                            "#2: YAML document 2 cannot be read",
+		granted + "---\nkind: List\nitems: []\n":              "#2: the List has no items",
+		granted + "---\nkind: CertificateSigningRequest\n":    "#2: the CertificateSigningRequest has no spec.request",
+		granted + "---\nkind: List\nitems: 7\n":               "#2: the List cannot be read",
+		"kind: List\nitems: []\n":                             "requests.yaml: the List has no items",
+		"spec: {}\n":                                          "requests.yaml: is an object without a kind",
+		"kind: CertificateSigningRequest\nspec: {usages: [\n": "requests.yaml: YAML document 1 cannot be read",
+		granted + "---\nkind: CertificateSigningRequest\nspec: {usages: 7, request: eA==}\n": "#2: the CertificateSigningRequest cannot be read",
+	} {
+		file := filepath.Join(t.TempDir(), "requests.yaml")
+		must(t, os.WriteFile(file, []byte(text), 0o600))
+		out, stderr, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7")
+		if code != 1 || !strings.Contains(stderr, want) || strings.HasPrefix(text, granted) != strings.Contains(out, "#1 (x): granted") {
+			t.Errorf("%q: exit code %d: %s%s", text, code, out, stderr)
+		}
+	}
+}
+
+// A file that is too large is refused, and not judged by its beginning.
+func TestExplainRefusesAFileThatIsTooLarge(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "requests.yaml")
+	must(t, os.WriteFile(file, nil, 0o600))
+	must(t, os.Truncate(file, maxFile+1))
+	if _, stderr, code := command(t, "policy", "explain", file); code != 1 || !strings.Contains(stderr, "more than 32 MiB") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err)
+	return string(text)
+}
+
+// asJSONObject is an object in YAML as JSON.
+func asJSONObject(t *testing.T, text string) string {
+	t.Helper()
+	objects, err := readObjects([]byte(text))
+	must(t, err)
+	return string(objects[0])
+}
+
 func TestExplainSaysEveryReason(t *testing.T) {
 	file := requestFile(t, asPEM, "typha-client", "*.x")
 	out, _, code := command(t, append([]string{"policy", "explain", "--output", "json", file}, typhaFlags...)...)

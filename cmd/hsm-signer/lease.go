@@ -23,13 +23,13 @@ type election struct {
 // requireLease fills in what was left open, and answers nil where there is no election.
 func (c *config) requireLease(faults *configFaults) *kube.Lease {
 	e := c.election
-	if c.mode == kube.Shadow || e.wanted == "false" || e.wanted == "" && !c.inPod() {
+	if c.mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" || e.wanted == "" && !c.inPod() {
 		return nil
 	}
 	if e.namespace == "" {
 		text, err := os.ReadFile(namespaceFile)
 		if err != nil {
-			faults.addf("LEASE_NAMESPACE", "is not set, and this is no pod, whose own would be taken: name a namespace in which hsm-signer may keep a lease, or set LEADER_ELECT=false")
+			faults.missing("LEASE_NAMESPACE", "is not set, and this is no pod, whose own would be taken: name a namespace in which hsm-signer may keep a lease, or set LEADER_ELECT=false")
 		}
 		e.namespace = strings.TrimSpace(string(text))
 	}

@@ -42,14 +42,16 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if c.acceptUnset && c.mode == kube.Wait {
 		faults.addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the controller manager signs whatever is approved, so the certificate must come before the approval; let hsm-signer approve")
 	}
-	if len(c.signerNames) == 0 && !faults.has("SIGNER_NAME") {
-		faults.addf("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
+	if len(c.signerNames) == 0 {
+		faults.missing("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
 	}
-	if c.mode == kube.Shadow {
+	switch {
+	case faults.has("APPROVE"): // so whether a token is needed is not known
+	case c.mode == kube.Shadow:
 		_, err := takePIN() // there is no use for it
 		faults.add("PKCS11_PIN", err)
 		faults.add("STATE_DIR", requireOwn(c.stateDir))
-	} else {
+	default:
 		c.loadSigning(p, faults)
 	}
 	p.lease = c.requireLease(faults)

@@ -22,7 +22,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -191,7 +190,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 		Requester: policy.Requester{Username: c.As, Groups: append(groupsOf(c.As), c.Groups...), Extra: c.Extra},
 	}
 	if c.Lifetime != "" {
-		if submission.Lifetime, err = time.ParseDuration(c.Lifetime); err != nil {
+		if submission.Lifetime, err = policy.ParseDuration(c.Lifetime); err != nil {
 			return nil, err
 		}
 	}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"encoding/pem"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// completeConfig is a configuration that "run" and "check" accept, without touching anything.
+func completeConfig(t *testing.T) map[string]string {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		must(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	ca := newSoftCA(t)
+	return map[string]string{
+		"SIGNER_NAME": "example.com/calico", "STATE_DIR": filepath.Join(dir, "state"), "CA_KEY_LABEL": "ca",
+		"PKCS11_MODULE": "/nowhere/module.so", "PKCS11_TOKEN_LABEL": "ca", "PKCS11_PIN_FILE": write("pin", "1234"),
+		"CA_CERT_FILE": write("ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw}))),
+		// A policy that depends on what other variables say.
+		"POLICY_FILE": write("policy.yaml", `version: 1
+rules:
+  - name: metrics
+    from: {serviceAccounts: [monitoring/metrics]}
+    grant: {dnsNames: [service: metrics], keys: [ecdsa-p256], usages: [digital signature], maxLifetime: 2w, defaultLifetime: 1d12h}
+`),
+		"KUBECONFIG": write("kubeconfig", "apiVersion: v1\nkind: Config\ncurrent-context: c\n"+
+			"contexts: [{name: c, context: {cluster: c}}]\nclusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n"),
+	}
+}
+
+// configFaultsOf returns what is wrong with a configuration of "run".
+func configFaultsOf(t *testing.T, variables map[string]string) (*config, []string) {
+	t.Helper()
+	settings := slices.Concat(serviceSettings, tokenSettings, logSettings)
+	for _, s := range settings {
+		t.Setenv(s.env, variables[s.env])
+	}
+	t.Setenv(pinVariable, "")
+	command := &cobra.Command{}
+	addFlags(command, settings)
+	c, faults := readConfig(command, settings)
+	c.loadParts(faults)
+	return c, *faults
+}
+
+func TestCompleteConfiguration(t *testing.T) {
+	if _, faults := configFaultsOf(t, completeConfig(t)); len(faults) > 0 {
+		t.Errorf("%q", faults)
+	}
+}
+
+// A mistake in one variable is said once, and causes no complaint about another.
+func TestOneMistakeIsOneFault(t *testing.T) {
+	election := map[string]string{"LEADER_ELECT": "true", "LEASE_NAMESPACE": "default"}
+	checkpoints := map[string]string{"CHECKPOINT_PUBLIC_KEY_FILE": "/nowhere/checkpoint.pub"}
+	for variable, c := range map[string]struct {
+		value   string
+		with    map[string]string
+		without string
+	}{
+		"SIGNER_NAME":           {value: "calico"},
+		"SIGNATURE_ALGORITHM":   {value: "MD5WithRSA"},
+		"POLICY_FILE":           {value: "/nowhere/policy"},
+		"CLUSTER_DOMAIN":        {value: "cluster local"},
+		"CERTIFICATE_LIFETIME":  {value: "1 year"},
+		"APPROVE":               {value: "shadwo", without: "PKCS11_MODULE"},
+		"UNSET_SIGNER_NAME":     {value: "yes"},
+		"WORKERS":               {value: "many"},
+		"LEADER_ELECT":          {value: "yes", with: election, without: "LEASE_NAMESPACE"},
+		"LEASE_NAMESPACE":       {value: "kube system", with: election},
+		"LEASE_NAME":            {value: "a lease", with: election},
+		"KUBECONFIG":            {value: "/nowhere/kubeconfig"},
+		"CHECKPOINT_KEY_ID":     {value: "xyz", with: checkpoints},
+		"CHECKPOINT_INTERVAL":   {value: "hourly"},
+		"LISTEN_ADDRESS":        {value: "8080"},
+		"STATUS_ADDRESS":        {value: "8081"},
+		"CA_CERT_FILE":          {value: "/nowhere/ca.crt"},
+		"PKCS11_SLOT":           {value: "first", without: "PKCS11_TOKEN_LABEL"},
+		"PKCS11_PIN_FILE":       {value: "/nowhere/pin"},
+		"CA_KEY_ID":             {value: "xyz", without: "CA_KEY_LABEL"},
+		"PKCS11_MAX_SESSIONS":   {value: "-1"},
+		"PKCS11_TIMEOUT":        {value: "10"},
+		"ALLOW_EXTRACTABLE_KEY": {value: "maybe"},
+		"LOG_LEVEL":             {value: "loud"},
+		"LOG_FORMAT":            {value: "xml"},
+	} {
+		t.Run(variable, func(t *testing.T) {
+			variables := completeConfig(t)
+			maps.Copy(variables, c.with)
+			delete(variables, c.without)
+			variables[variable] = c.value
+			if _, faults := configFaultsOf(t, variables); len(faults) != 1 || !strings.HasPrefix(faults[0], variable+": ") {
+				t.Errorf("%q", faults)
+			}
+		})
+	}
+}
+
+func TestSlotsAreDecimal(t *testing.T) {
+	for text, want := range map[string]uint{
+		"7": 7, "010": 10, "007": 7, "0": 0, "08": 8, "0x10": 16, "0X1f": 31, "1932742651": 1932742651,
+	} {
+		var c config
+		if err := readSlot(&c, text); err != nil || *c.token.Token.Slot != want {
+			t.Errorf("%q: %v; want %d", text, err, want)
+		}
+	}
+	for _, text := range []string{"", "0x", "0b1", "0o7", "1_0", "-1", "+1", "ff", "1e3", "99999999999999999999"} {
+		if err := readSlot(&config{}, text); err == nil {
+			t.Errorf("%q was taken", text)
+		}
+	}
+}
+
+// Wherever a duration can be said, days and weeks can be.
+func TestDurationsTakeDaysAndWeeks(t *testing.T) {
+	variables := completeConfig(t)
+	maps.Copy(variables, map[string]string{"CERTIFICATE_LIFETIME": "1w2d12h", "CHECKPOINT_INTERVAL": "1d", "PKCS11_TIMEOUT": "0.5d"})
+	c, faults := configFaultsOf(t, variables)
+	if len(faults) > 0 || c.lifetime != 228*time.Hour || c.checkpoints.interval != 24*time.Hour || c.token.Timeout != 12*time.Hour {
+		t.Errorf("%q; %v, %v, %v", faults, c.lifetime, c.checkpoints.interval, c.token.Timeout)
+	}
+	for _, text := range []string{"soon", "30d", "2w", "1w2d12h", "12h"} {
+		if _, err := termOf(text); err != nil {
+			t.Errorf("--expiring: %v", err)
+		}
+	}
+	wrong := &configFaults{}
+	p := profile{
+		Subject: said[string]{value: "CN=x"}, KeyType: said[string]{value: defaultKeyType}, Lifetime: said[string]{value: "520w"},
+	}
+	if made := p.check(wrong); made.Lifetime != 87360*time.Hour || len(*wrong) > 0 {
+		t.Errorf("--lifetime: %v, %q", made.Lifetime, *wrong)
+	}
+	t.Setenv("POLICY_FILE", "")
+	out, stderr, code := runPolicyTest(t, strings.Replace(testCases, "lifetime: 24h", "lifetime: 1d", 1))
+	if code != 0 {
+		t.Errorf("a case of policy test: exit code %d: %s%s", code, out, stderr)
+	}
+}
