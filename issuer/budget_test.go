@@ -51,7 +51,8 @@ func (s *spender) ask(account, pod string) string {
 func (s *spender) askFor(account, pod, uid string) string {
 	s.t.Helper()
 	g := grantTo(s.t, s.policy, account, pod, uid, 0, pkcs10test.Request{DNSNames: []string{"one"}})
-	err, over := s.issuer.Reserve(s.t.Context(), g), (*policy.OverBudget)(nil)
+	_, err := s.issuer.Reserve(s.t.Context(), g)
+	over := (*policy.OverBudget)(nil)
 	switch {
 	case errors.As(err, &over):
 		return over.Whose
@@ -160,14 +161,15 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 }
 
 // A budget comes before what costs, and a request that cannot be issued is counted too.
-func TestRehearsedWithinTheBudgetAlone(t *testing.T) {
+func TestLintedWithinTheBudgetAlone(t *testing.T) {
 	s := newSpender(t)
 	s.issuer, _ = constrained(t, "elsewhere")
 	over := (*policy.OverBudget)(nil)
 	for i, want := range []bool{false, false, true} {
 		g := grantTo(t, s.policy, "ns:sa", "a", fmt.Sprint("request-", i), 0, pkcs10test.Request{DNSNames: []string{"one"}})
-		if err := s.issuer.Reserve(t.Context(), g); err == nil || errors.As(err, &over) != want {
-			t.Errorf("request %d: %v", i, err)
+		refusal, err := s.issuer.Reserve(t.Context(), g)
+		if errors.As(err, &over) != want || (refusal != nil) == want {
+			t.Errorf("request %d: %v, %v", i, refusal, err)
 		}
 	}
 }
@@ -192,7 +194,7 @@ rules:
 		if !granted {
 			t.Fatal("not granted")
 		}
-		err = i.Reserve(t.Context(), g)
+		_, err = i.Reserve(t.Context(), g)
 	}
 	if err == nil || !strings.Contains(err.Error(), `the budget of account "oidc:\x1b[2Jx\nFake: line", 1 certificates`) {
 		t.Errorf("%v", err)
@@ -207,7 +209,7 @@ func TestOverBudgetSaysUntilWhen(t *testing.T) {
 	s.ask("ns:sa", "a")
 	g := grantTo(t, s.policy, "ns:sa", "a", "third", 0, pkcs10test.Request{DNSNames: []string{"one"}})
 	over := (*policy.OverBudget)(nil)
-	if err := s.issuer.Reserve(t.Context(), g); !errors.As(err, &over) || !over.Until.Equal(first.Add(policy.BudgetWindow)) || over.Limit != 2 {
+	if _, err := s.issuer.Reserve(t.Context(), g); !errors.As(err, &over) || !over.Until.Equal(first.Add(policy.BudgetWindow)) || over.Limit != 2 {
 		t.Errorf("%v", err)
 	}
 }

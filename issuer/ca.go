@@ -16,6 +16,7 @@ type CA struct {
 	cert          *x509.Certificate
 	above         []*x509.Certificate // those that certify it
 	intermediates []byte              // PEM: what follows the leaf, without the root
+	linter        *linter
 }
 
 // ParseCA reads PEM: the CA's certificate first, then those that certify it,
@@ -39,7 +40,8 @@ func ParseCA(text []byte) (*CA, error) {
 			ca.intermediates = append(ca.intermediates, encodePEM(cert.Raw)...)
 		}
 	}
-	return ca, nil
+	ca.linter, err = newLinter(certs)
+	return ca, err
 }
 
 func parseCertificates(text []byte) ([]*x509.Certificate, error) {
@@ -119,4 +121,14 @@ func (c *CA) ValidAt(now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// datesFor returns the dates of a certificate that is issued now, within those of the CA. If the CA is not
+// valid now, they are those of a certificate that was issued while it was.
+func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfter time.Time) {
+	notBefore, notAfter = latest(now.Add(-Backdate), c.cert.NotBefore), earliest(now.Add(lifetime), c.cert.NotAfter)
+	if !notBefore.Before(notAfter) {
+		notBefore, notAfter = c.cert.NotBefore, c.cert.NotAfter
+	}
+	return notBefore.UTC(), notAfter.UTC()
 }

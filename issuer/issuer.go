@@ -4,7 +4,7 @@
 // CA's key sign it, check what came back, and return it with its chain.
 //
 // Contract: nothing is signed without a grant that was redeemed for it, nor before
-// the same bytes were rehearsed with a throwaway key. What stands in a certificate comes
+// the same bytes were linted under a throwaway key. What stands in a certificate comes
 // from the grant and from the CA, never from the request's bytes. The package knows the key as a [crypto.Signer] and
 // nothing of what is behind it.
 package issuer
@@ -20,6 +20,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net"
 	"net/url"
 	"slices"
@@ -46,24 +47,13 @@ type Key interface {
 
 // An Issuer issues the certificates of one CA. It is safe for concurrent use.
 type Issuer struct {
-	authority atomic.Pointer[authority]
+	authority atomic.Pointer[CA] // each certificate is made with one of them
 	key       Key
 	algorithm x509.SignatureAlgorithm
 	journal   Journal
 	budget    *budget
 	signing   sync.Map // of the UIDs for which Issue is at work
 	now       func() time.Time
-}
-
-// An authority is the CA as it is now, and its rehearsal. Each certificate is made with one of them.
-type authority struct {
-	*CA
-	rehearsal *rehearsal
-}
-
-func newAuthority(ca *CA) (*authority, error) {
-	rehearsal, err := newRehearsal(ca.cert)
-	return &authority{ca, rehearsal}, err
 }
 
 // New returns an issuer for the CA. The key's public half must be the one in the
@@ -79,17 +69,13 @@ func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm, j Journal) (*Issuer
 	if err := fits(algorithm, key.Public()); err != nil {
 		return nil, err
 	}
-	authority, err := newAuthority(ca)
-	if err != nil {
-		return nil, err
-	}
 	i := &Issuer{key: key, algorithm: algorithm, journal: j, budget: newBudget(), now: time.Now}
-	i.authority.Store(authority)
+	i.authority.Store(ca)
 	return i, nil
 }
 
 // CA is the one that certificates are issued under now.
-func (i *Issuer) CA() *CA { return i.authority.Load().CA }
+func (i *Issuer) CA() *CA { return i.authority.Load() }
 
 // Replace has certificates issued under another certificate of the same CA, of the same key and name, such as one that
 // is valid for longer, or has another chain.
@@ -100,11 +86,7 @@ func (i *Issuer) Replace(ca *CA) error {
 	if before := i.CA().cert; !bytes.Equal(before.RawSubject, ca.cert.RawSubject) {
 		return fmt.Errorf("it is of another CA, %s and not %s: to change the CA, start hsm-signer again", ca.cert.Subject, before.Subject)
 	}
-	authority, err := newAuthority(ca)
-	if err != nil {
-		return err
-	}
-	i.authority.Store(authority)
+	i.authority.Store(ca)
 	return nil
 }
 
@@ -120,21 +102,21 @@ func (i *Issuer) Ready(ctx context.Context) error {
 }
 
 // Reserve counts the grant's certificate in the budget, once for each request, however often it is
-// asked, and then answers nil when it could be issued now. A [*policy.OverBudget] says that the
-// budget is spent.
-func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) error {
+// asked. It returns a refusal if the certificate can never be issued, and an error if it cannot be
+// issued now. A [*policy.OverBudget] says that the budget is spent.
+func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) (*policy.Refusal, error) {
 	if err := i.Ready(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	if _, again, err := i.known(grant); err != nil || again != nil {
-		return err // what is in the journal was counted before
+		return nil, err // what is in the journal was counted before
 	}
 	i.budget.begin(i.journal.Recent(), i.now()) // it is open: Ready has said so
 	if err := i.budget.reserve(grant, i.now()); err != nil {
-		return err
+		return nil, err
 	}
-	_, err := i.rehearse(grant) // it costs, so the budget comes before it
-	return err
+	_, refusal, err := i.lint(grant) // it costs, so the budget comes before it
+	return refusal, err
 }
 
 // Issue redeems the grant and returns the certificate and its chain in PEM, leaf
@@ -147,26 +129,30 @@ func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
 	}
 	i.signing.Store(grant.RequestUID(), true)
 	defer i.signing.Delete(grant.RequestUID())
-	record, rehearsed, err := i.known(grant)
+	record, linted, err := i.known(grant)
 	if err != nil {
 		return nil, err
 	}
 	if record.Certificate != nil {
 		return i.chain(record.Certificate), nil
 	}
-	if rehearsed == nil {
-		if rehearsed, err = i.rehearse(grant); err != nil {
+	if linted == nil {
+		var refusal *policy.Refusal
+		if linted, refusal, err = i.lint(grant); err != nil {
 			return nil, err
 		}
-		if err := i.intend(ctx, grant, rehearsed); err != nil {
+		if refusal != nil { // the CA was replaced after Reserve
+			return nil, fmt.Errorf("%w: %s", policy.ErrGrantStale, refusal)
+		}
+		if err := i.intend(ctx, grant, linted); err != nil {
 			return nil, err
 		}
 	}
-	der, err := i.sign(ctx, rehearsed)
+	der, err := i.sign(ctx, linted)
 	if err != nil {
 		return nil, fmt.Errorf("sign the certificate for request %s: %w", grant.RequestUID(), err)
 	}
-	serial, err := parseTBS(rehearsed.TBS.FullBytes)
+	serial, err := parseTBS(linted.TBS.FullBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -185,25 +171,23 @@ func (i *Issuer) chain(der []byte) []byte { return append(encodePEM(der), i.CA()
 // writeTimeout bounds the wait for the journal's disk after a signature.
 const writeTimeout = 30 * time.Second
 
-// rehearse makes the grant's certificate with a throwaway key, and looks at it from all sides.
-func (i *Issuer) rehearse(grant *policy.Grant) (*certificate, error) {
-	authority := i.authority.Load()
-	template, err := i.template(authority.CA, grant)
+// lint makes the grant's certificate with a throwaway key. It returns a refusal if the certificate
+// can never be issued.
+func (i *Issuer) lint(grant *policy.Grant) (*certificate, *policy.Refusal, error) {
+	ca := i.CA()
+	template, err := i.template(ca, grant)
 	if err != nil {
-		return nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
+		return nil, nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
 	}
-	rehearsed, err := authority.rehearsal.rehearse(template, grant.PublicKey())
-	if err != nil {
-		return nil, fmt.Errorf("certificate for request %s: %w; nothing was signed: correct the rule %s, or the CA", grant.RequestUID(), err, grant.Rule())
-	}
-	return rehearsed, nil
+	linted, findings := ca.linter.issue(template, grant.PublicKey())
+	return linted, refusalOf(grant, findings), nil
 }
 
-// sign has the CA's key sign the very bytes that were rehearsed, and returns the certificate in DER
+// sign has the CA's key sign the very bytes that were linted, and returns the certificate in DER
 // when its signature verifies with the CA's certificate.
-func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, error) {
+func (i *Issuer) sign(ctx context.Context, linted *certificate) ([]byte, error) {
 	opts := SignerOpts(i.algorithm, i.key.Public())
-	digest := rehearsed.TBS.FullBytes
+	digest := linted.TBS.FullBytes
 	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the bytes themselves
 		h := hash.New()
 		h.Write(digest)
@@ -216,7 +200,7 @@ func (i *Issuer) sign(ctx context.Context, rehearsed *certificate) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	real := certificate{rehearsed.TBS, rehearsed.Algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}}
+	real := certificate{linted.TBS, linted.Algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}}
 	der, err := asn1.Marshal(real)
 	if err != nil {
 		return nil, err
@@ -237,7 +221,7 @@ func inTime(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// template builds the certificate (RFC 5280, section 4) from the grant.
+// template builds the certificate from the grant, with a serial number of the journal's.
 func (i *Issuer) template(ca *CA, g *policy.Grant) (*x509.Certificate, error) {
 	now := i.now()
 	if err := ca.ValidAt(now); err != nil {
@@ -247,6 +231,17 @@ func (i *Issuer) template(ca *CA, g *policy.Grant) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	template, err := newTemplate(ca, g, serial, now)
+	if err != nil {
+		return nil, err
+	}
+	template.SignatureAlgorithm = i.algorithm
+	return template, nil
+}
+
+// newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default algorithm of
+// the CA's key. Without the CA's dates in the way, it is valid from now on.
+func newTemplate(ca *CA, g *policy.Grant, serial *big.Int, now time.Time) (*x509.Certificate, error) {
 	keyID, err := keyIdentifier(g.PublicKey())
 	if err != nil {
 		return nil, err
@@ -259,21 +254,21 @@ func (i *Issuer) template(ca *CA, g *policy.Grant) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &x509.Certificate{
+	template := &x509.Certificate{
 		SerialNumber:          serial,
-		SignatureAlgorithm:    i.algorithm,
+		SignatureAlgorithm:    DefaultAlgorithm(ca.cert.PublicKey),
 		Subject:               subject(g),
 		DNSNames:              g.DNSNames(),
 		IPAddresses:           ips,
 		URIs:                  uris,
 		EmailAddresses:        g.EmailAddresses(),
-		NotBefore:             latest(now.Add(-Backdate), ca.cert.NotBefore).UTC(),
-		NotAfter:              earliest(now.Add(g.Lifetime()), ca.cert.NotAfter).UTC(),
 		KeyUsage:              keyUsage,
 		ExtKeyUsage:           extKeyUsage,
 		BasicConstraintsValid: true, // CA:FALSE
 		SubjectKeyId:          keyID,
-	}, nil
+	}
+	template.NotBefore, template.NotAfter = ca.datesFor(now, g.Lifetime())
+	return template, nil
 }
 
 // subject returns the name in which each attribute stands alone, in the order of the grant.

@@ -44,16 +44,16 @@ func (i *Issuer) known(grant *policy.Grant) (journal.Record, *certificate, error
 	case record.State == journal.IsOrphaned && record.Certificate == nil:
 		return record, nil, policy.NotCoveredf("it was given up before it was signed")
 	}
-	again, err := i.rehearseAgain(grant, record.Intent.TBS)
+	again, err := i.lintAgain(grant, record.Intent.TBS)
 	return record, again, err
 }
 
-// rehearseAgain makes the certificate that was to be signed before, and requires the same bytes: the
+// lintAgain makes the certificate that was to be signed before, and requires the same bytes: the
 // ones that are read back come from a disk. How long the certificate may be valid is compared without the clock,
 // which may have been set.
-func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, error) {
-	authority := i.authority.Load()
-	template, err := i.template(authority.CA, grant)
+func (i *Issuer) lintAgain(grant *policy.Grant, tbs []byte) (*certificate, error) {
+	ca := i.CA()
+	template, err := i.template(ca, grant)
 	if err != nil {
 		return nil, err
 	}
@@ -68,11 +68,14 @@ func (i *Issuer) rehearseAgain(grant *policy.Grant, tbs []byte) (*certificate, e
 		return nil, policy.NotCoveredf("it has expired at %s", former.NotAfter.Format(time.RFC3339))
 	}
 	template.SerialNumber, template.NotBefore, template.NotAfter = former.SerialNumber, former.NotBefore, former.NotAfter
-	again, err := authority.rehearsal.rehearse(template, grant.PublicKey())
-	if err == nil && !bytes.Equal(again.TBS.FullBytes, tbs) {
-		err = policy.NotCoveredf("it is another one than is granted now")
+	again, findings := ca.linter.issue(template, grant.PublicKey())
+	switch {
+	case len(findings) > 0:
+		return nil, policy.NotCoveredf("it cannot be issued any more: %s", refusalOf(grant, findings).Message())
+	case !bytes.Equal(again.TBS.FullBytes, tbs):
+		return nil, policy.NotCoveredf("it is another one than is granted now")
 	}
-	return again, err
+	return again, nil
 }
 
 // parseTBS reads a certificate that has no signature.

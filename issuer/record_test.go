@@ -55,7 +55,7 @@ func TestOneRequestHasOneCertificate(t *testing.T) {
 	again := func() {
 		t.Helper()
 		g := a.grant("one")
-		if err := a.issuer.Reserve(t.Context(), g); err != nil {
+		if refusal, err := a.issuer.Reserve(t.Context(), g); refusal != nil || err != nil {
 			t.Error(err)
 		}
 		if second, err := a.issuer.Issue(t.Context(), g); err != nil || !bytes.Equal(first, second) {
@@ -93,7 +93,7 @@ func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 	a := newAsking(t)
 	issue(t, a.issuer, a.grant("one"))
 	for _, try := range []func(*policy.Grant) error{
-		func(g *policy.Grant) error { return a.issuer.Reserve(t.Context(), g) },
+		func(g *policy.Grant) error { _, err := a.issuer.Reserve(t.Context(), g); return err },
 		func(g *policy.Grant) error { _, err := a.issuer.Issue(t.Context(), g); return err },
 	} {
 		if err := try(a.grant("two")); !notCovered(err, "another one than is granted now") {
@@ -212,11 +212,11 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 // A process that stood still after its time was up begins nothing and signs no more, although its context does not know yet.
 func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	a := newAsking(t)
-	rehearsed, err := a.issuer.rehearse(a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
+	linted, refusal, err := a.issuer.lint(a.grant("one"))
+	if refusal != nil || err != nil {
+		t.Fatal(refusal, err)
 	}
-	if _, err := a.issuer.sign(lateContext{t.Context()}, rehearsed); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := a.issuer.sign(lateContext{t.Context()}, linted); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	if _, err := a.issuer.Issue(lateContext{t.Context()}, a.grant("two")); !errors.Is(err, context.DeadlineExceeded) {

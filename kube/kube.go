@@ -41,10 +41,11 @@ type Decider interface {
 
 // An Issuer makes certificates.
 type Issuer interface {
-	// Reserve counts the grant's certificate in the budget, once for each request, and answers nil when
-	// it could be issued now. A [*policy.OverBudget] says that the request must wait, a
-	// [*policy.NotCovered] that it gets no certificate any more.
-	Reserve(ctx context.Context, grant *policy.Grant) error
+	// Reserve counts the grant's certificate in the budget, once for each request. It returns a refusal if
+	// the certificate can never be issued, and an error if it cannot be issued now. A
+	// [*policy.OverBudget] says that the request must wait, a [*policy.NotCovered] that it gets no
+	// certificate any more.
+	Reserve(ctx context.Context, grant *policy.Grant) (*policy.Refusal, error)
 	// Issue returns the certificate and its chain in PEM. An error is a fault
 	// that may pass, but for [*policy.NotCovered].
 	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)

@@ -26,7 +26,7 @@ type remembering struct {
 	told       map[string]string
 }
 
-func (*remembering) Reserve(context.Context, *policy.Grant) error { return nil }
+func (*remembering) Reserve(context.Context, *policy.Grant) (*policy.Refusal, error) { return nil, nil }
 
 func (*remembering) Issue(context.Context, *policy.Grant) ([]byte, error) { return nil, nil }
 

@@ -210,10 +210,14 @@ func (c *Controller) granted(ctx context.Context, csr *certificatesv1.Certificat
 // serveGranted approves, issues and publishes. Nothing is approved that cannot be
 // signed now, and nothing is examined that the budget has no room for.
 func (c *Controller) serveGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
-	if err := c.Issuer.Reserve(ctx, grant); err != nil {
+	refusal, err := c.Issuer.Reserve(ctx, grant)
+	if err != nil {
 		return fmt.Errorf("cannot sign now: %w", err)
 	}
-	if refusal := grant.Examine(); refusal != nil {
+	if refusal == nil {
+		refusal = grant.Examine()
+	}
+	if refusal != nil {
 		c.Observer.Decided(refusal)
 		return c.refused(ctx, csr, was, refusal)
 	}

@@ -240,9 +240,18 @@ func (u *rule) judgeUsages(r *Request, f *finding) {
 			f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages), "asks for %s, which the rule does not allow", pkcs10.Quote(string(usage)))
 		}
 	}
-	if r.asked.Key != "" && !slices.ContainsFunc(fitUsages(r.Usages, r.asked.Key), isKeyUsage) {
+	if r.asked.Key == "" {
+		return
+	}
+	fitting := fitUsages(r.Usages, r.asked.Key)
+	if !slices.ContainsFunc(fitting, isKeyUsage) {
 		// A certificate without the extension keyUsage may be used for anything.
 		f.refuse(UsageNotAllowed, "spec.usages", nil, "has no key usage that a key of the type %s can serve; ask for %q, say", r.asked.Key, DigitalSignature)
+		return
+	}
+	for _, usage := range unserved(fitting) {
+		f.refuse(UsageNotAllowed, "spec.usages", nil, "asks for %q with a key of the type %s, and for none of the key usages that it needs: %s; ask for %q, say",
+			string(usage), r.asked.Key, strings.Join(strs(servedBy[usage]), ", "), DigitalSignature)
 	}
 }
 

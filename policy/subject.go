@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"strings"
 	"unicode/utf8"
 
@@ -27,8 +28,8 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 			fault = "has characters outside ASCII, which a domain component must not have"
 		case a.Name == "serialNumber" && strings.Trim(a.Value, printable) != "":
 			fault = "has characters that a PrintableString does not have"
-		case a.Value == "" || utf8.RuneCountInString(a.Value) > most:
-			fault = "is empty or longer than 64 characters"
+		case a.Value == "" || utf8.RuneCountInString(a.Value) > mostOf(a.Name):
+			fault = fmt.Sprintf("is empty or longer than %d characters", mostOf(a.Name))
 		}
 		if fault != "" {
 			f.refuse(NameNotAllowed, "request.subject."+a.Name, nil, "%s %s", pkcs10.Quote(a.Value), fault)
@@ -36,8 +37,16 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 	}
 }
 
-// most is the shortest of the upper bounds of RFC 5280, appendix A.1 (ub-organization-name and others).
-const most = 64
+// mostOf returns how many characters an attribute may have: the upper bounds of RFC 5280, appendix A.1.
+func mostOf(attribute string) int {
+	switch attribute {
+	case "postalCode":
+		return 16
+	case "L", "ST", "STREET":
+		return 128
+	}
+	return 64
+}
 
 // printable are the characters of a PrintableString (X.680, section 41.4).
 const printable = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?"

@@ -1,6 +1,10 @@
 package policy
 
-import "hsm-signer/policy/pkcs10"
+import (
+	"slices"
+
+	"hsm-signer/policy/pkcs10"
+)
 
 // A Usage is a key usage as Kubernetes spells it
 // (CertificateSigningRequest, spec.usages).
@@ -45,4 +49,25 @@ func fitUsages(asked []Usage, key pkcs10.KeyType) []Usage {
 		fitting = append(fitting, usage)
 	}
 	return fitting
+}
+
+// servedBy lists for an extended key usage the key usages of which it needs one. OpenSSL requires the
+// same of a certificate for that purpose.
+var servedBy = map[Usage][]Usage{
+	ServerAuth: {DigitalSignature, KeyEncipherment, KeyAgreement},
+	ClientAuth: {DigitalSignature, KeyAgreement},
+}
+
+// unserved lists the extended key usages that none of the key usages serves. The usages must be
+// fitted to the key.
+func unserved(usages []Usage) []Usage {
+	var all []Usage
+	for _, usage := range usages {
+		needs, extended := servedBy[usage]
+		serves := func(u Usage) bool { return slices.Contains(usages, u) }
+		if extended && !slices.ContainsFunc(needs, serves) && !slices.Contains(all, usage) {
+			all = append(all, usage)
+		}
+	}
+	return all
 }

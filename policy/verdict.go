@@ -25,11 +25,13 @@ const (
 	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key
 	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
 	ConditionNotMet     Code = "ConditionNotMet"     // a condition of the rule's own
+	NotIssuable         Code = "NotIssuable"         // the CA or a lint rules the certificate out
 )
 
 // Codes lists every Code.
 func Codes() []Code {
-	return []Code{InvalidRequest, RequesterNotAllowed, PodNotVerified, NameNotAllowed, KeyNotAllowed, UsageNotAllowed, ConditionNotMet}
+	return []Code{InvalidRequest, RequesterNotAllowed, PodNotVerified, NameNotAllowed,
+		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable}
 }
 
 // A Reason is one way in which a request falls short of a rule.

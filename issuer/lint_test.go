@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -40,8 +42,10 @@ func constrained(t *testing.T, domain string) (*Issuer, *int) {
 // A name that the CA's certificate does not permit is found before anything is approved or signed.
 func TestNamesBeyondTheCAAreNotSigned(t *testing.T) {
 	i, signatures := constrained(t, "one") // the grant has the names one and two
-	if err := i.Reserve(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); err == nil || !strings.Contains(err.Error(), `"two" is not permitted`) {
-		t.Errorf("reserve: %v", err)
+	refusal, err := i.Reserve(t.Context(), grant(t, pkcs10test.NewKey(t), 0))
+	if err != nil || refusal.Code() != policy.NotIssuable || len(refusal.Reasons) != 1 ||
+		refusal.Reasons[0].Field != "request.dnsNames" || !strings.Contains(refusal.Message(), `"two" is not permitted`) {
+		t.Errorf("reserve: %v, %v", refusal, err)
 	}
 	if _, err := i.Issue(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); err == nil {
 		t.Error("it was issued")
@@ -80,25 +84,25 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 			t.Fatal(err)
 		}
 		spoil(template)
-		if _, err := i.authority.Load().rehearsal.rehearse(template, g.PublicKey()); err == nil || !strings.Contains(err.Error(), words) {
-			t.Errorf("%v; want %q", err, words)
+		if _, findings := i.CA().linter.issue(template, g.PublicKey()); !strings.Contains(fmt.Sprint(findings), words) {
+			t.Errorf("%v; want %q", findings, words)
 		}
 	}
 }
 
-// What the key signs is what was rehearsed, byte by byte.
-func TestTheRehearsedBytesAreSigned(t *testing.T) {
+// What the key signs is what was linted, byte by byte.
+func TestTheLintedBytesAreSigned(t *testing.T) {
 	i := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
-	rehearsed, err := i.rehearse(grant(t, pkcs10test.NewKey(t), 0))
-	if err != nil {
-		t.Fatal(err)
+	linted, refusal, err := i.lint(grant(t, pkcs10test.NewKey(t), 0))
+	if refusal != nil || err != nil {
+		t.Fatal(refusal, err)
 	}
-	der, err := i.sign(t.Context(), rehearsed)
+	der, err := i.sign(t.Context(), linted)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(der)
-	if err != nil || string(cert.RawTBSCertificate) != string(rehearsed.TBS.FullBytes) || cert.CheckSignatureFrom(i.CA().cert) != nil {
+	if err != nil || string(cert.RawTBSCertificate) != string(linted.TBS.FullBytes) || cert.CheckSignatureFrom(i.CA().cert) != nil {
 		t.Errorf("%v", err)
 	}
 }
