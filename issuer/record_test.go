@@ -9,6 +9,8 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -327,6 +329,69 @@ func TestUnconfirmed(t *testing.T) {
 	_, err = journal.Verify(dir, journal.VerifyOptions{CAs: []*x509.Certificate{ca.Certificate()}})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// An etcd that was restored brings back requests that the journal has long dropped from memory: each
+// gets the same certificate again, also after a restart and without the indexes.
+func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
+	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
+	a := asking{t, made.issuer(t), pkcs10test.NewKey(t)}
+	dir, ca := t.TempDir(), a.issuer.CA()
+	start := func() *journal.Journal {
+		t.Helper()
+		options := journal.Options{Version: "test", CA: ca.Certificate(), FileSize: 1} // only what is unfinished stays in memory
+		j, err := journal.Open(dir, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.issuer.journal = j
+		return j
+	}
+	serve := func(uid string) []byte {
+		t.Helper()
+		grant := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
+		chain, err := a.issuer.Issue(t.Context(), grant)
+		if err == nil {
+			err = a.issuer.Published(t.Context(), uid)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return chain
+	}
+	j := start()
+	var before [][]byte
+	uids := []string{"first", "second", "third"}
+	for _, uid := range uids {
+		before = append(before, serve(uid))
+	}
+	for range 2 {
+		for n, uid := range uids {
+			if again := serve(uid); !bytes.Equal(again, before[n]) {
+				t.Errorf("%s has another certificate", uid)
+			}
+		}
+		if err := j.Close(); err != nil {
+			t.Fatal(err)
+		}
+		indexes, err := filepath.Glob(filepath.Join(dir, "index-*"))
+		if err != nil || len(indexes) == 0 {
+			t.Fatalf("%d indexes; %v", len(indexes), err)
+		}
+		for _, path := range indexes {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		j = start()
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := journal.Verify(dir, journal.VerifyOptions{CAs: []*x509.Certificate{ca.Certificate()}})
+	if err != nil || s.Counts.Signed != len(uids) {
+		t.Errorf("%d certificates; %v", s.Counts.Signed, err)
 	}
 }
 

@@ -237,6 +237,7 @@ type end struct {
 	last   int64  // where the last line begins
 	torn   []byte // what follows them
 	before Fault  // where the line before is, when the file has none yet
+	light  bool   // only the chain of hashes is looked at, not what the lines say
 }
 
 // tornLimit bounds what a power cut can leave: one batch, since each is synced before the next.
@@ -247,6 +248,14 @@ type reader struct {
 	line     func(l Line, at place, sum Hash) error // each line, of which the chain is verified
 	fits     func(Entry) error                      // asked whether an entry could follow now; nil: each could
 	progress func(bytes int64)                      // so many bytes more; nil: nobody wants to know
+	files    files                                  // told of each file; nil: nobody wants to know
+}
+
+// files is told of the files that are read.
+type files interface {
+	skip(e *end) bool    // whether the file, which others follow, need not be read; it sets the end to the file's
+	begin(e *end) error  // before a file is read
+	sealed(e *end) error // after a file was read that others follow
 }
 
 // replay reads the whole journal, verifies the chain and hands each line to the reader. A wrong line is a [*Fault].
@@ -262,6 +271,14 @@ func replay(dir string, to reader) (*end, error) {
 		}
 		e.before = Fault{File: filepath.Base(filePath("", e.number)), Line: e.lines}
 		e.number, e.lines, e.size, e.last = number, 0, 0, 0
+		if to.files != nil && number < count && to.files.skip(e) {
+			continue
+		}
+		if to.files != nil {
+			if err := to.files.begin(e); err != nil {
+				return nil, err
+			}
+		}
 		if err := e.readFile(dir, to); err != nil {
 			return nil, err
 		}
@@ -270,6 +287,11 @@ func replay(dir string, to reader) (*end, error) {
 		}
 		if len(e.torn) > 0 {
 			break
+		}
+		if to.files != nil && number < count {
+			if err := to.files.sealed(e); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return e, nil
@@ -351,14 +373,14 @@ func (e *end) line(raw []byte, err error, step func(Line, place, Hash) error) er
 	case err != nil:
 		return fmt.Errorf("the line is longer than %d bytes", maxLine)
 	}
-	l, err := parseLine(raw)
+	l, err := e.parse(raw)
 	if err != nil {
 		return err
 	}
 	if err := e.chain.follow(l); err != nil {
 		return err
 	}
-	if _, opened := l.Entry.(Opened); l.Seq == 1 && !opened {
+	if l.Seq == 1 && l.Kind() != KindOpened {
 		return fmt.Errorf("the first line must be of the kind %s", KindOpened)
 	}
 	sum := Hash(sha256.Sum256(raw))
@@ -370,6 +392,14 @@ func (e *end) line(raw []byte, err error, step func(Line, place, Hash) error) er
 	e.size += int64(len(raw))
 	e.lines++
 	return nil
+}
+
+func (e *end) parse(raw []byte) (Line, error) {
+	if !e.light {
+		return parseLine(raw)
+	}
+	l, _, err := parseBegin(raw)
+	return l, err
 }
 
 // readTorn keeps what follows the last whole line when that is what a power cut can leave, and else

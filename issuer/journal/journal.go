@@ -21,6 +21,7 @@
 package journal
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -45,6 +46,8 @@ var (
 	ErrClosed = errors.New("the journal is closed")
 	// ErrBusy says that a line for the same request is being written.
 	ErrBusy = errors.New("a line for this request is being written: ask again when it is")
+	// ErrDamaged says that the disk does not hold any more what was written.
+	ErrDamaged = errors.New("the journal was changed on the disk: \"audit verify\" names the line")
 	// ErrConflict says that the line contradicts what the journal knows of the request.
 	ErrConflict = errors.New("the journal knows otherwise")
 	// ErrTooMany says that one of the limits of [Options] is reached.
@@ -56,19 +59,25 @@ type Options struct {
 	Version string            // of the program, for the journal's reader
 	CA      *x509.Certificate // whose certificates are recorded
 
-	FileSize        int64 // bytes after which a new file is begun: 64 MiB by default, 1 GiB at most
-	Reserve         int64 // bytes kept free on the disk for finishing what is begun: 4 MiB by default
-	MaxCertificates int   // requests that are remembered: 1,000,000 by default, of about 100 bytes of memory each
-	MaxUnfinished   int   // requests neither published nor orphaned: 10,000 by default, of about 4 KiB each
+	FileSize      int64 // bytes after which a new file is begun: 64 MiB by default, 1 GiB at most
+	Reserve       int64 // bytes kept free on the disk for finishing what is begun: 4 MiB by default
+	MaxRequests   int   // requests that are remembered: 20,000,000 by default, of 4 bytes of memory each
+	MaxUnfinished int   // requests neither published nor orphaned: 10,000 by default, of about 4 KiB each
 
 	// For tests.
 	now      func() time.Time
 	openFile func(path string) (file, error)
 }
 
-// KeepExpired is how long after its certificate has expired a finished request is remembered at
-// least. Only when MaxCertificates are known is anything forgotten at all.
+// KeepExpired is how long after its certificate had expired earlier versions remembered a finished
+// request at least. Nothing is forgotten now.
 const KeepExpired = 30 * 24 * time.Hour
+
+// The limits where [Options] name none.
+const (
+	DefaultMaxRequests   = 20_000_000
+	DefaultMaxUnfinished = 10_000
+)
 
 // retryInterval is the time between two tries of [Journal.Ready] to reopen a broken journal.
 const retryInterval = time.Second
@@ -82,12 +91,12 @@ func (o Options) withDefaults() (Options, error) {
 			*to = fallback
 		}
 	}
-	certificates, unfinished := int64(o.MaxCertificates), int64(o.MaxUnfinished)
+	requests, unfinished := int64(o.MaxRequests), int64(o.MaxUnfinished)
 	set(&o.FileSize, 64<<20)
 	set(&o.Reserve, 4<<20)
-	set(&certificates, 1_000_000)
-	set(&unfinished, 10_000)
-	o.MaxCertificates, o.MaxUnfinished = int(certificates), int(unfinished)
+	set(&requests, DefaultMaxRequests)
+	set(&unfinished, DefaultMaxUnfinished)
+	o.MaxRequests, o.MaxUnfinished = int(requests), int(unfinished)
 	if o.now == nil {
 		o.now = time.Now
 	}
@@ -97,7 +106,7 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.CA == nil:
 		return o, errors.New("a journal needs the CA's certificate")
-	case o.FileSize < 0 || o.FileSize > 1<<30 || o.Reserve < 0 || o.MaxCertificates < 0 || o.MaxUnfinished < 0:
+	case o.FileSize < 0 || o.FileSize > 1<<30 || o.Reserve < 0 || o.MaxRequests < 0 || o.MaxUnfinished < 0:
 		return o, errors.New("a limit of the journal is negative, or its files are to be larger than 1 GiB")
 	}
 	return o, nil
@@ -113,6 +122,9 @@ type Journal struct {
 	recent  []Recent
 	done    chan struct{} // closed when the writer has ended
 
+	stop      context.CancelFunc // ends the recheck of sealed files
+	rechecked chan struct{}      // closed when that has ended
+
 	// io is held while the file is used; it is taken before mu, and mu is not held while the disk works.
 	io        sync.Mutex
 	file      file
@@ -127,17 +139,19 @@ type Journal struct {
 	size   int64  // of the file, up to the same line
 	last   int64  // where that line begins
 
-	mu      sync.Mutex
-	wake    *sync.Cond
-	ledger  *ledger
-	working time.Time // when the disk was given the work that it has not done yet; zero when there is none
-	next    Head      // of the last line in the queue
-	queue   []*batch
-	busy    map[key]bool
-	intents int // in the queue
-	broken  error
-	full    error
-	closed  bool
+	mu       sync.Mutex
+	wake     *sync.Cond
+	ledger   *ledger
+	segments []*segment // of the sealed files; replaced as a whole
+	damaged  error
+	working  time.Time // when the disk was given the work that it has not done yet; zero when there is none
+	next     Head      // of the last line in the queue
+	queue    []*batch
+	busy     map[key]bool
+	intents  int // in the queue
+	broken   error
+	full     error
+	closed   bool
 }
 
 // Open opens the journal in a directory and makes both where there is none. It reads and verifies all
@@ -156,46 +170,47 @@ func Open(dir string, o Options) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{dir: dir, options: o, lock: lock, done: make(chan struct{}), busy: map[key]bool{}}
+	j := &Journal{dir: dir, options: o, lock: lock, done: make(chan struct{}), rechecked: make(chan struct{}), busy: map[key]bool{}}
 	j.wake = sync.NewCond(&j.mu)
-	if err := j.load(); err != nil {
+	taken, err := j.load()
+	if err != nil {
 		if j.file != nil {
 			err = errors.Join(err, j.file.Close())
 		}
 		return nil, errors.Join(fmt.Errorf("open the journal in %s: %w", dir, err), lock.Close())
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	j.stop = stop
+	go j.recheck(ctx, taken)
 	go j.write()
 	return j, nil
 }
 
-// load reads what is there, repairs an unfinished end, and writes the first line of this process.
-func (j *Journal) load() error {
-	j.ledger = newLedger(j.options.MaxCertificates)
-	since := j.options.now().Add(-RecentWindow)
-	line := func(l Line, at place, sum Hash) error {
-		if intent, ok := l.Entry.(Intent); ok && l.Time.After(since) {
-			j.recent = append(j.recent, Recent{At: l.Time, UID: intent.UID, Requester: intent.Requester})
-		}
-		return j.ledger.apply(l, at, sum)
-	}
-	end, err := replay(j.dir, reader{line: line, fits: j.ledger.fits})
+// load reads what is there, repairs an unfinished end, and writes the first line of this process. It
+// returns the indexes of the files that it has not read.
+func (j *Journal) load() ([]*segment, error) {
+	j.ledger = newLedger()
+	j.ledger.older = func(k key) (finished, bool, error) { return findSealed(j.dir, j.segments, k) }
+	l := &loader{journal: j, since: j.options.now().Add(-RecentWindow)}
+	end, err := replay(j.dir, reader{line: l.line, fits: j.ledger.fits, files: l})
 	if err != nil {
-		return err
+		return nil, err
 	}
+	j.ledger.older = nil // from now on, see recall
 	j.number, j.size, j.last, j.synced = end.number, end.size, end.last, end.chain
 	if len(end.torn) > 0 {
 		if j.repair, err = moveAway(j.dir, end, j.options.now()); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if j.id = j.ledger.id; j.id == "" {
 		if j.id, err = newID(); err != nil {
-			return err
+			return nil, err
 		}
 		j.ledger.id = j.id
 	}
 	j.ledger.opened = true
-	return j.begin(nil, Opened{Repaired: j.repair})
+	return l.taken, j.begin(nil, Opened{Repaired: j.repair})
 }
 
 // begin opens the file anew, cuts it behind the last synced line, and writes and syncs the lines and the
@@ -248,6 +263,8 @@ func (j *Journal) Close() error {
 	if already {
 		return nil
 	}
+	j.stop()
+	<-j.rechecked
 	j.io.Lock()
 	defer j.io.Unlock()
 	var err error
@@ -308,9 +325,9 @@ func (j *Journal) Ready() error {
 	if !errors.Is(err, ErrBroken) && j.file != nil {
 		full := j.reserveFrom(j.size)
 		j.mu.Lock()
-		defer j.mu.Unlock()
 		j.full = full
-		return full
+		j.mu.Unlock()
+		return j.State()
 	}
 	if since := j.options.now().Sub(j.tried); since >= 0 && since < retryInterval {
 		return err
@@ -330,7 +347,41 @@ func (j *Journal) State() error {
 	case !j.working.IsZero() && now.Sub(j.working) > patience:
 		slow = fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(j.working).Round(time.Second))
 	}
-	return errors.Join(slow, j.broken, j.full)
+	return errors.Join(slow, j.broken, j.damaged, j.full, j.usage().limit())
+}
+
+// Usage says how much of its limits the journal has used.
+type Usage struct {
+	Requests, MaxRequests     int // that are remembered
+	Unfinished, MaxUnfinished int // that are neither published nor given up
+}
+
+// Usage says how much of its limits the journal has used. It waits for no disk.
+func (j *Journal) Usage() Usage {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.usage()
+}
+
+// usage is Usage. The caller holds mu.
+func (j *Journal) usage() Usage {
+	return Usage{
+		Requests: j.ledger.counts.Intents + j.intents, MaxRequests: j.options.MaxRequests,
+		Unfinished: len(j.ledger.open) + j.intents, MaxUnfinished: j.options.MaxUnfinished,
+	}
+}
+
+// limit returns nil if one more request fits, and else [ErrTooMany].
+func (u Usage) limit() error {
+	switch {
+	case u.Unfinished >= u.MaxUnfinished:
+		return fmt.Errorf("%w of unfinished requests: %d are neither published nor given up: "+
+			"see why they cannot be published, or raise JOURNAL_MAX_UNFINISHED", ErrTooMany, u.Unfinished)
+	case u.Requests >= u.MaxRequests:
+		return fmt.Errorf("%w of requests: it knows %d: raise JOURNAL_MAX_REQUESTS, "+
+			"or archive STATE_DIR and start with an empty one", ErrTooMany, u.Requests)
+	}
+	return nil
 }
 
 // work notes that the disk has something to do, until the function that it returns is called. io is held.
@@ -347,16 +398,26 @@ func (j *Journal) work() (done func()) {
 // Lookup tells what the journal knows of a request; its state is [Unknown] when that is nothing. The
 // certificate of a finished request is read from the disk, and compared with the hash of its line.
 func (j *Journal) Lookup(uid string) (Record, error) {
+	k := keyOf(uid)
 	j.mu.Lock()
-	record, finished, found := j.ledger.find(uid)
+	record, segments := j.ledger.open[k], j.segments
+	finished, found := j.ledger.index[k]
 	j.mu.Unlock()
-	if !found {
-		return Record{}, nil
-	}
 	if record != nil {
 		return *record, nil
 	}
-	return readRecord(j.dir, uid, finished)
+	var err error
+	var r Record
+	if !found {
+		finished, found, err = findSealed(j.dir, segments, k)
+	}
+	if found && err == nil {
+		r, err = readRecord(j.dir, uid, finished)
+	}
+	if err != nil {
+		j.damage(err)
+	}
+	return r, err
 }
 
 // Unpublished returns what is neither published nor orphaned, in the order of the intents.

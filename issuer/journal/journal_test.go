@@ -406,33 +406,43 @@ func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 	look(t, j, "one", Intended)
 }
 
+// A limit that is reached shows before a request runs into it, and goes away by itself or by a setting.
 func TestLimits(t *testing.T) {
-	ca := newCA(t)
-	now := time.Now()
-	j := open(t, t.TempDir(), Options{CA: ca.cert, MaxUnfinished: 2, MaxCertificates: 4, now: func() time.Time { return now }})
-	short, shortSigned, shortPublished := ca.lines(t, j.ID(), "short", time.Minute)
-	put(t, j, short, shortSigned, shortPublished)
-	a, aSigned, aPublished := ca.lines(t, j.ID(), "a", 90*24*time.Hour)
-	b, bSigned, bPublished := ca.lines(t, j.ID(), "b", 90*24*time.Hour)
-	c, cSigned, cPublished := ca.lines(t, j.ID(), "c", 90*24*time.Hour)
-	d, _, _ := ca.lines(t, j.ID(), "d", 90*24*time.Hour)
-	put(t, j, a, b)
-	if err := j.Append(t.Context(), c); !errors.Is(err, ErrTooMany) || !strings.Contains(err.Error(), "neither published") {
-		t.Errorf("a third that is not finished: %v", err)
+	ca, dir := newCA(t), t.TempDir()
+	o := Options{CA: ca.cert, MaxUnfinished: 2, MaxRequests: 3, FileSize: 1}
+	j := open(t, dir, o)
+	a, aSigned, aPublished := ca.lines(t, j.ID(), "a", time.Hour)
+	b, bSigned, bPublished := ca.lines(t, j.ID(), "b", time.Hour)
+	c, _, _ := ca.lines(t, j.ID(), "c", time.Hour)
+	reached := func(words string) {
+		t.Helper()
+		for what, err := range map[string]error{"append": j.Append(t.Context(), c), "ready": j.Ready(), "state": j.State()} {
+			if !errors.Is(err, ErrTooMany) || !strings.Contains(err.Error(), words) {
+				t.Errorf("%s: %v; want %q", what, err, words)
+			}
+		}
 	}
-	put(t, j, aSigned, aPublished, bSigned, bPublished, c, cSigned, cPublished)
-	if err := j.Append(t.Context(), d); !errors.Is(err, ErrTooMany) || !strings.Contains(err.Error(), "4 requests") {
-		t.Errorf("one more than are remembered: %v", err)
+	put(t, j, a)
+	if err := j.State(); err != nil {
+		t.Error(err)
 	}
-	now = now.Add(KeepExpired + time.Hour)
-	put(t, j, d)
-	look(t, j, "short", Unknown) // its certificate has expired
-	again, _, _ := ca.lines(t, j.ID(), "b", time.Hour)
-	now = now.Add(365 * 24 * time.Hour)
-	if err := j.Append(t.Context(), again); !errors.Is(err, ErrConflict) {
-		t.Errorf("a second one, though the first is remembered: %v", err)
+	put(t, j, b)
+	reached("unfinished requests: 2 are")
+	put(t, j, aSigned, aPublished, bSigned, bPublished)
+	if err := j.Ready(); err != nil {
+		t.Error(err)
 	}
+	issue(t, ca, j, "d")
+	reached("requests: it knows 3")
+	put(t, j, bPublished) // what was begun is finished, and published again
 	look(t, j, "a", IsPublished)
+	closeNow(t, j)
+	o.MaxRequests++
+	j = open(t, dir, o)
+	issue(t, ca, j, "c")
+	if u := j.Usage(); u != (Usage{4, 4, 0, 2}) {
+		t.Errorf("%+v", u)
+	}
 }
 
 // Who has lost the lock without knowing it writes nothing, nor does one behind whose lines there are others.

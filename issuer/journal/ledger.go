@@ -39,9 +39,10 @@ type Record struct {
 	// Inherited reports whether the intent was in the journal already when it was opened.
 	Inherited bool
 
-	at  place
-	sum Hash
-	seq uint64 // of the intent
+	at     place
+	sum    Hash
+	intent lineRef // of the intent
+	seq    uint64  // of the intent
 }
 
 // key names a request in the index: the first half of the SHA-256 of its UID.
@@ -68,10 +69,10 @@ type finished struct {
 // A ledger follows the requests from line to line. It is not safe for concurrent use.
 type ledger struct {
 	id     ID // empty before the first line
-	limit  int
 	index  map[key]finished
 	open   map[key]*Record
-	sweep  time.Time // when it was last looked for what can be forgotten
+	older  func(key) (finished, bool, error) // what is not in memory; nil: everything is, or was recalled
+	latest time.Time                         // the latest time of a line since the last file was sealed
 	counts Counts
 	opened bool // the journal is open: what is applied from now on is this process's
 }
@@ -96,18 +97,47 @@ func (c Counts) ByKind() map[Kind]int {
 	}
 }
 
-func newLedger(limit int) *ledger {
-	return &ledger{limit: limit, index: map[key]finished{}, open: map[key]*Record{}}
+func newLedger() *ledger {
+	return &ledger{index: map[key]finished{}, open: map[key]*Record{}}
 }
 
-// find returns what is known of a request: a record, or what is left of it.
-func (l *ledger) find(uid string) (*Record, finished, bool) {
+// find returns what is known of a request: a record, or what is left of it. What it finds outside the
+// memory is in memory then.
+func (l *ledger) find(uid string) (record *Record, f finished, known bool, err error) {
 	k := keyOf(uid)
 	if record := l.open[k]; record != nil {
-		return record, finished{}, true
+		return record, finished{}, true, nil
 	}
-	f, ok := l.index[k]
-	return nil, f, ok
+	f, known = l.index[k]
+	if known || l.older == nil || uid == "" {
+		return nil, f, known, nil
+	}
+	if f, known, err = l.older(k); known && err == nil {
+		l.index[k] = f
+	}
+	return nil, f, known, err
+}
+
+// remembers reports whether the request is in memory.
+func (l *ledger) remembers(k key) bool {
+	_, finished := l.index[k]
+	return finished || l.open[k] != nil
+}
+
+// header says where a file ends, and what is unfinished there.
+func (l *ledger) header(number uint32, size, last int64, before, after Head) indexHeader {
+	h := indexHeader{
+		File: number, Journal: l.id, Size: size, Last: last, Latest: l.latest, Before: before, After: after, Counts: l.counts,
+	}
+	for _, r := range l.unfinished() {
+		lines := openLines{Intent: r.intent}
+		if r.State == HasCertificate {
+			lines.Signed = &lineRef{r.at.file, r.at.offset, r.sum}
+		}
+		h.Open = append(h.Open, lines)
+	}
+	l.latest = time.Time{}
+	return h
 }
 
 func (l *ledger) unfinished() []Record {
@@ -121,7 +151,10 @@ func (l *ledger) unfinished() []Record {
 
 // check answers nil when the entry follows from what is known.
 func (l *ledger) check(e Entry, now time.Time) error {
-	record, f, known := l.find(requestOf(e))
+	record, f, known, err := l.find(requestOf(e))
+	if err != nil {
+		return err
+	}
 	switch e := e.(type) {
 	case Opened:
 		if l.id != "" && e.Journal != l.id {
@@ -194,14 +227,16 @@ func (l *ledger) apply(line Line, at place, sum Hash) error {
 	if err := l.check(line.Entry, line.Time); err != nil {
 		return err
 	}
+	if line.Time.After(l.latest) {
+		l.latest = line.Time
+	}
 	switch e := line.Entry.(type) {
 	case Opened:
 		l.id = e.Journal
 		l.counts.Opened++
 	case Intent:
-		l.forget(line.Time)
 		delete(l.index, keyOf(e.UID))
-		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time, Inherited: !l.opened, at: at, sum: sum, seq: line.Seq}
+		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time, Inherited: !l.opened, intent: lineRef{at.file, at.offset, sum}, at: at, sum: sum, seq: line.Seq}
 		l.counts.Intents++
 	case Signed:
 		record := *l.open[keyOf(e.UID)] // a copy: others may be reading the record
@@ -240,19 +275,8 @@ func (l *ledger) finish(uid string, state State) {
 	l.index[k] = f
 }
 
-// known is the number of requests that are remembered.
-func (l *ledger) known() int { return len(l.index) + len(l.open) }
-
-// forget makes room, when the limit is reached, by forgetting finished requests whose certificate has
-// expired long ago. It looks at most once a minute.
-func (l *ledger) forget(now time.Time) {
-	if l.limit == 0 || l.known() < l.limit || now.Sub(l.sweep).Abs() < time.Minute {
-		return
-	}
-	l.sweep = now
-	maps.DeleteFunc(l.index, func(_ key, f finished) bool { return f.forgettable(now) })
-}
-
+// forgettable reports whether earlier versions may have forgotten the request at that time, and have
+// issued a second certificate for it.
 func (f finished) forgettable(now time.Time) bool {
 	return now.Add(-KeepExpired).After(time.Unix(int64(f.expires), 0))
 }

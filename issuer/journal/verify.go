@@ -46,7 +46,7 @@ type Summary struct {
 // line that is wrong is a [*Fault]; the summary is then of what comes before. It takes no lock:
 // a journal can be verified while it is written. Memory: about 200 bytes a certificate.
 func Verify(dir string, o VerifyOptions) (Summary, error) {
-	v := &verifier{options: o, ledger: newLedger(0), serials: map[[8]byte]bool{}, witnessed: map[uint64]Hash{}}
+	v := &verifier{options: o, ledger: newLedger(), serials: map[[8]byte]bool{}, witnessed: map[uint64]Hash{}}
 	for _, head := range o.Witnessed {
 		if sum, twice := v.witnessed[head.Seq]; twice && sum != head.SHA256 {
 			return Summary{}, fmt.Errorf("two witnessed heads of line %d differ: one of them is of another journal", head.Seq)
@@ -54,7 +54,7 @@ func Verify(dir string, o VerifyOptions) (Summary, error) {
 		v.witnessed[head.Seq] = head.SHA256
 	}
 	v.total = size(dir)
-	e, err := replay(dir, reader{v.line, v.ledger.fits, v.progress})
+	e, err := replay(dir, reader{line: v.line, fits: v.ledger.fits, progress: v.progress})
 	s := Summary{Checkpointed: v.checkpointed, Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
 	if err != nil {
 		return s, err

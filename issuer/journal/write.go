@@ -85,8 +85,11 @@ func (j *Journal) Start(e Entry) (Pending, error) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if err := j.recall(requestOf(e)); err != nil {
+		return Pending{}, err
+	}
 	now := j.options.now()
-	if err := j.admit(e, now); err != nil {
+	if err := j.admit(e); err != nil {
 		return Pending{}, err
 	}
 	b := j.openBatch()
@@ -139,7 +142,7 @@ func (j *Journal) checkCertificate(s Signed) error {
 }
 
 // admit answers nil when the entry can be taken now.
-func (j *Journal) admit(e Entry, now time.Time) error {
+func (j *Journal) admit(e Entry) error {
 	uid := requestOf(e)
 	switch {
 	case j.closed:
@@ -154,27 +157,15 @@ func (j *Journal) admit(e Entry, now time.Time) error {
 	}
 	switch e := e.(type) {
 	case Intent:
-		return errors.Join(j.full, j.countIntent(now))
+		return errors.Join(j.damaged, j.full, j.usage().limit())
 	case Probe:
-		return j.full
+		return errors.Join(j.damaged, j.full)
 	case Checkpoint:
 		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left for them.
 		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
 			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
 		}
 		return j.full
-	}
-	return nil
-}
-
-// countIntent answers nil when one more request fits into the memory.
-func (j *Journal) countIntent(now time.Time) error {
-	if unfinished := len(j.ledger.open) + j.intents; unfinished >= j.options.MaxUnfinished {
-		return fmt.Errorf("%w: %d certificates are neither published nor orphaned: do either first", ErrTooMany, unfinished)
-	}
-	j.ledger.forget(now)
-	if known := j.ledger.known() + j.intents; known >= j.options.MaxCertificates {
-		return fmt.Errorf("%w: it knows %d requests whose certificates have not expired: allow more, or put STATE_DIR into the archive and begin with an empty one", ErrTooMany, known)
 	}
 	return nil
 }
@@ -303,9 +294,11 @@ func (j *Journal) rotate() error {
 	if err := errors.Join(syncDirectory(j.dir), j.file.Truncate(j.size), j.file.Sync(), j.file.Close()); err != nil {
 		return errors.Join(err, next.Close())
 	}
+	number, size, last := j.number, j.size, j.last
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.file, j.number, j.size, j.last, j.allocated = next, j.number+1, 0, 0, allocated
+	j.mu.Unlock()
+	j.seal(number, size, last)
 	return nil
 }
 
