@@ -6,23 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
-	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -53,6 +48,7 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 			if output != "text" && output != "json" {
 				faults.addf("--output", "%q is neither text nor json", output)
 			}
+			c.forOwner = true
 			p := c.loadParts(faults)
 			if err := faults.err(); err != nil {
 				return err
@@ -80,7 +76,8 @@ func check(ctx context.Context, c *config, p *parts, tryPIN bool, print func(che
 		checkToken(ctx, c, p, tryPIN, report, errs)
 		checkCA(p.ca, report)
 	}
-	checkState(c.stateDir, report)
+	c.checkState(report)
+	c.checkFiles(report)
 	checkCluster(ctx, c, p, report)
 	checkPolicy(p.policy, report)
 	switch {
@@ -128,26 +125,6 @@ func checkToken(ctx context.Context, c *config, p *parts, tryPIN bool, report re
 func checkCA(ca *issuer.CA, report reporter) {
 	cert := ca.Certificate()
 	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, localTime(cert.NotAfter)), ca.ValidAt(time.Now()))
-}
-
-// checkState looks whether the journal, or the log of a shadow, can be kept; it changes nothing.
-func checkState(dir string, report reporter) {
-	info, err := os.Stat(dir)
-	detail := dir
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		detail, err = dir+", which does not exist yet and is made", unix.Access(filepath.Dir(dir), unix.W_OK|unix.X_OK)
-	case err == nil && !info.IsDir():
-		err = errors.New("is not a directory")
-	case err == nil:
-		err = unix.Access(dir, unix.R_OK|unix.W_OK|unix.X_OK)
-	}
-	if err != nil {
-		err = fmt.Errorf("STATE_DIR %s: %w; name a directory that hsm-signer may write", dir, err)
-	} else if journal.Locked(dir) {
-		detail += "; a process that runs has the journal open"
-	}
-	report("state directory", detail, err)
 }
 
 // serverTimeout bounds the questions of one kind to the API server.

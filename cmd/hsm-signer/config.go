@@ -6,19 +6,18 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"hsm-signer/cmd/hsm-signer/trustedfile"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
@@ -39,6 +38,7 @@ type config struct {
 	anyPolicy     bool // the policy file may be anybody's: nothing is signed by it
 	caCertFile    string
 	stateDir      string
+	forOwner      bool // root asks for the user who owns STATE_DIR
 	checkpoints   checkpoints
 	algorithm     x509.SignatureAlgorithm
 	token         hsm.Config
@@ -47,6 +47,9 @@ type config struct {
 	statusAddress string // none: there is no status page
 	logLevel      hclog.Level
 	logFormat     string // text, json, or empty: by the terminal
+
+	inPod    bool     // in a pod of any cluster, as client-go sees it
+	warnings []string // about files that are accepted all the same
 }
 
 // A setting is one environment variable and its flag.
@@ -164,7 +167,7 @@ func (f configFaults) err() error {
 // What is wrong with single values is in the faults; the command adds to them
 // what it requires.
 func readConfig(command *cobra.Command, settings []setting) (*config, *configFaults) {
-	c, faults := &config{}, &configFaults{}
+	c, faults := &config{inPod: inPod()}, &configFaults{}
 	for _, s := range settings {
 		value := s.fallback
 		if v, ok := os.LookupEnv(s.env); ok && v != "" {
@@ -231,28 +234,14 @@ func readSlot(c *config, v string) error {
 // readPINFile looks into the file now, so that what is wrong with it is said at start; it is read
 // again before each login.
 func readPINFile(c *config, v string) error {
-	c.token.PIN = func() (hsm.PIN, error) { return pinInFile(v) }
-	_, err := c.token.PIN()
+	c.token.PIN = func() (hsm.PIN, error) { return pinInFile(c.secret(pinRules, func(error) {}), v) }
+	_, err := pinInFile(c.secret(pinRules, c.warnOf("PKCS11_PIN_FILE")), v)
 	return err
 }
 
 // pinInFile returns the PIN without the end of its line.
-func pinInFile(path string) (hsm.PIN, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
-	if err != nil {
-		return "", fmt.Errorf("the PIN cannot be read: %w", err)
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("the PIN cannot be read: %w", err)
-	case !info.Mode().IsRegular():
-		return "", fmt.Errorf("%s is not a file", path)
-	case info.Size() > longestPIN:
-		return "", fmt.Errorf("the file %s has %d bytes; a PIN has at most %d", path, info.Size(), longestPIN)
-	}
-	text, err := io.ReadAll(io.LimitReader(file, longestPIN))
+func pinInFile(rules trustedfile.Rules, path string) (hsm.PIN, error) {
+	text, err := rules.Read(path)
 	if err != nil {
 		return "", fmt.Errorf("the PIN cannot be read: %w", err)
 	}

@@ -23,7 +23,7 @@ type election struct {
 // requireLease fills in what was left open, and answers nil where there is no election.
 func (c *config) requireLease(faults *configFaults) *kube.Lease {
 	e := c.election
-	if c.mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" || e.wanted == "" && !c.inPod() {
+	if c.mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" || e.wanted == "" && !c.inServedCluster() {
 		return nil
 	}
 	if e.namespace == "" {

@@ -3,11 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/transport"
 
 	"hsm-signer/hsm"
@@ -45,6 +42,7 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if len(c.signerNames) == 0 {
 		faults.missing("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
 	}
+	c.resolveStateDir(faults)
 	switch {
 	case faults.has("APPROVE"): // so whether a token is needed is not known
 	case c.mode == kube.Shadow:
@@ -86,7 +84,9 @@ func (c *config) loadPolicy(faults *configFaults) *policy.Policy {
 	if err == nil {
 		p, err = c.parsePolicy(text)
 	}
-	faults.add("POLICY_FILE", err)
+	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME") {
+		faults.add("POLICY_FILE", err)
+	}
 	return p
 }
 
@@ -114,7 +114,7 @@ func (c *config) loadCA(faults *configFaults) *issuer.CA {
 		faults.addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate; \"hsm-signer ca create\" makes one")
 		return nil
 	}
-	text, err := os.ReadFile(c.caCertFile)
+	text, err := caRules.Read(c.caCertFile)
 	if err != nil {
 		faults.add("CA_CERT_FILE", err)
 		return nil
@@ -127,26 +127,11 @@ func (c *config) loadCA(faults *configFaults) *issuer.CA {
 	return ca
 }
 
-// inPod tells whether this runs in a pod of the cluster that it serves.
-func (c *config) inPod() bool { return c.kubeconfig == "" }
-
-// restarted tells whether this runs where it would be started again whatever its exit code: in a pod,
-// of whichever cluster.
-func (c *config) restarted() bool { return c.inPod() || os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
-
 // loadClient reads how to reach the API server. There is no limit on the client's
 // side: pacing is left to the server's flow control and to the number of workers. Every call goes through what wrap
 // returns, when it is given.
 func (c *config) loadClient(faults *configFaults, wrap transport.WrapperFunc) (*kubernetes.Clientset, string) {
-	var kubeConfig *rest.Config
-	var err error
-	if c.inPod() {
-		if kubeConfig, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
-			err = errors.New("is not set, and this is no pod with a service account's token: name a kubeconfig file; in a pod, set automountServiceAccountToken")
-		}
-	} else {
-		kubeConfig, err = clientcmd.BuildConfigFromFlags("", c.kubeconfig)
-	}
+	kubeConfig, err := c.clientConfig()
 	if err != nil {
 		faults.add("KUBECONFIG", err)
 		return nil, ""

@@ -3,132 +3,53 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 
-	"golang.org/x/sys/unix"
-
+	"hsm-signer/cmd/hsm-signer/trustedfile"
 	"hsm-signer/policy"
 )
 
-// maxPolicyFile bounds what is read of a policy.
-const maxPolicyFile = 4 << 20
+// The rules for the files that the configuration names.
+var (
+	policyRules     = trustedfile.Rules{Limit: 4 << 20, Stake: "what is signed"}
+	caRules         = trustedfile.Rules{Limit: 4 << 20, Stake: "who signs"}
+	pinRules        = trustedfile.Rules{Limit: longestPIN, Stake: "which PIN the token is given"}
+	kubeconfigRules = trustedfile.Rules{Limit: 16 << 20, Stake: "which API server is believed"}
+)
 
-// readPolicyFile returns the text of a policy. It refuses a file that is not kept (see [requireKept]), unless anybody's
-// will do. What is looked at and what is read is the same open file.
-func readPolicyFile(path string, anybodys bool) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%q is neither a file nor a built-in policy (%s)", path, strings.Join(policy.BuiltInNames(), ", "))
-	case err != nil:
-		return nil, err
+// readPolicyFile returns the text of a policy. If nothing is signed by it, the file may be anyone's.
+func readPolicyFile(path string, anyone bool) ([]byte, error) {
+	rules := policyRules
+	rules.Anyone = anyone
+	text, err := rules.Read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%q is neither a file nor a built-in policy (%s)", path,
+			strings.Join(policy.BuiltInNames(), ", "))
 	}
-	defer file.Close()
-	info, err := file.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a file", path)
-	case info.Size() > maxPolicyFile:
-		return nil, fmt.Errorf("%s is %d bytes long; at most %d are read", path, info.Size(), maxPolicyFile)
-	}
-	if !anybodys {
-		if err := requireKept(path, info, os.Geteuid()); err != nil {
-			return nil, err
-		}
-	}
-	return io.ReadAll(io.LimitReader(file, maxPolicyFile))
+	return text, err
 }
 
-// requireKept answers nil when nobody but root and the user self, and who is in its group, may write the file or put another in its
-// place: where it is named, and where that leads, as the links of a ConfigMap do.
-func requireKept(path string, info fs.FileInfo, self int) error {
-	owner := uidOf(info)
-	switch {
-	case owner != 0 && owner != self:
-		return fmt.Errorf("%s belongs to the user %d, and who may write it decides what is signed: chown it to root, or to the user %d, as whom this runs", path, owner, self)
-	case info.Mode().Perm()&0o002 != 0:
-		return fmt.Errorf("%s may be written by everybody (mode %04o): chmod o-w it, since who writes it decides what is signed", path, info.Mode().Perm())
-	}
-	dirs, err := placesOf(path)
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		if err := requireKeptIn(dir, path, self); err != nil {
+// secret returns the rules for a file that others must not read. In a pod, where the default mode of
+// a Secret's files lets everyone read them, one that they can read is a warning.
+func (c *config) secret(rules trustedfile.Rules, warn func(error)) trustedfile.Rules {
+	rules.Exposed = func(err error) error {
+		if !c.inPod {
 			return err
 		}
+		warn(err)
+		return nil
 	}
-	return nil
+	return rules
 }
 
-// placesOf lists the directories in which the file is, and each link on the way to it: who may write to one of them says where
-// that leads.
-func placesOf(path string) (dirs []string, err error) {
-	path, err = filepath.Abs(path)
-	if err != nil {
-		return nil, err
-	}
-	const most = 40 // links, as Linux has it
-	at, links := "/", 0
-	for rest := strings.Split(path, "/"); len(rest) > 0 && links <= most; {
-		name := rest[0]
-		rest = rest[1:]
-		next := filepath.Join(at, name)
-		info, err := os.Lstat(next)
-		switch {
-		case err != nil:
-			return nil, err
-		case info.Mode()&fs.ModeSymlink == 0:
-			if len(rest) == 0 {
-				return append(dirs, at), nil
-			}
-			at = next
-			continue
-		}
-		target, err := os.Readlink(next)
-		if err != nil {
-			return nil, err
-		}
-		dirs, links = append(dirs, at), links+1
-		rest = append(strings.Split(target, "/"), rest...)
-		if filepath.IsAbs(target) {
-			at = "/"
+// warnOf returns a function that adds a warning about a variable to the configuration's.
+func (c *config) warnOf(variable string) func(error) {
+	return func(err error) {
+		text := fmt.Sprintf("%s: %v; for a Secret's volume, set defaultMode: 0440", variable, err)
+		if !slices.Contains(c.warnings, text) {
+			c.warnings = append(c.warnings, text)
 		}
 	}
-	return nil, fmt.Errorf("%s: more than %d links lead on from it", path, most)
-}
-
-// requireKeptIn answers nil when nobody but root and the user self, and its group, may put another file in the place of the one in the
-// directory. In a sticky one nobody may who does not own the file.
-func requireKeptIn(dir, path string, self int) error {
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	owner, everybody := uidOf(info), info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0
-	switch {
-	case owner != 0 && owner != self:
-		return fmt.Errorf("%s may be replaced by the user %d, to whom the directory %s belongs: chown that to root, or to the user %d, as whom this runs", path, owner, dir, self)
-	case everybody && !readOnly(dir):
-		return fmt.Errorf("%s may be replaced by everybody, who may write to the directory %s (mode %04o): chmod o-w that", path, dir, info.Mode().Perm())
-	}
-	return nil
-}
-
-// readOnly tells whether a directory that everybody may write to is on a mount that nobody may, as that of a ConfigMap is.
-func readOnly(dir string) bool { return errors.Is(unix.Access(dir, unix.W_OK), unix.EROFS) }
-
-// uidOf is the user to whom a file belongs.
-func uidOf(info fs.FileInfo) int {
-	if stat, is := info.Sys().(*syscall.Stat_t); is {
-		return int(stat.Uid)
-	}
-	return -1
 }

@@ -54,7 +54,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.look()
-	if r.current.Policy() != p || !strings.Contains(r.state(), "may be written by everybody") {
+	if r.current.Policy() != p || !strings.Contains(r.state(), "can be written by everyone") {
 		t.Errorf("a file that everybody may write came into force; state: %s", r.state())
 	}
 

@@ -48,6 +48,9 @@ pending and /readyz says what is missing.`,
 
 // run serves until the context ends, or until it is clear that only a human can help.
 func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
+	for _, text := range c.warnings {
+		logger.Warn("a file is accepted that should not be", "warning", text)
+	}
 	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
 	current := policy.NewCurrent(p.policy)
 	counts, lately := p.metrics, &activity{}
@@ -70,7 +73,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 			return err
 		}
 		ca = newCAReloader(c.caCertFile, p.issuer.CA, p.issuer.Replace, counts, logger.Named("ca"))
-		health.watchSigning(p, ca, c.restarted())
+		health.watchSigning(p, ca, c.inPod)
 		counts.watchSigning(p, c.token.AllowExtractable)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
 		serving.Fit, serving.Says = health.fit, p.journal.annotations
@@ -128,7 +131,7 @@ func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger)
 	ca := p.ca.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.token.Token.String(), "key", c.token.Key.String())
 	err := p.key.Look(ctx)
-	if errors.Is(err, hsm.ErrPIN) && !c.restarted() || errors.Is(err, hsm.ErrKey) {
+	if errors.Is(err, hsm.ErrPIN) && !c.inPod || errors.Is(err, hsm.ErrKey) {
 		return err
 	}
 	if c.token.AllowExtractable {

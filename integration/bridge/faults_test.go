@@ -207,7 +207,7 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 	must(t, os.WriteFile(file, []byte(text), 0o600))
 	must(t, os.Chmod(file, 0o666))
 	_, stderr, code := shared.Command(t.Context(), ca, []string{"POLICY_FILE=" + file}, "run")
-	if code != 4 || !strings.Contains(stderr, "may be written by everybody") {
+	if code != 4 || !strings.Contains(stderr, "can be written by everyone") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
@@ -223,7 +223,7 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	must(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
 	for mount, want := range map[string]string{
 		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
-		`mount --bind "$1" "$1"`: "may be replaced by everybody",
+		`mount --bind "$1" "$1"`: "can be replaced by everyone",
 	} {
 		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount+` && exec "$0" check`, shared.Binary(), dir)
 		inside.Env = append(shared.Env(ca), "POLICY_FILE="+filepath.Join(dir, "policy.yaml"))

@@ -84,7 +84,7 @@ func TestRefusedPINInAPod(t *testing.T) {
 	s, env := behindShim(t)
 	pin := filepath.Join(t.TempDir(), "pin")
 	must(t, os.WriteFile(pin, []byte(wrong), 0o600))
-	d := start(t, ca, append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
+	d := start(t, ca, append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=1", "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
 	must(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())

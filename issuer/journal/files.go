@@ -71,6 +71,9 @@ func makeDirectory(dir string) error {
 		return err
 	}
 	info, err := os.Stat(dir)
+	if err == nil {
+		err = ownedBy(info, dir, os.Geteuid())
+	}
 	if err != nil || info.Mode().Perm()&0o077 == 0 {
 		return err
 	}
@@ -83,13 +86,13 @@ func makeDirectory(dir string) error {
 // lockDirectory takes the lock, which lasts as long as the file is open, and writes into it who has it.
 func lockDirectory(dir string, o Options) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
-	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := openOwn(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
 	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		holder, _ := os.ReadFile(path) // a courtesy
+		holder, _ := io.ReadAll(io.LimitReader(lock, 1<<10)) // a courtesy
 		err = fmt.Errorf("%w: %s is held by %s", ErrLocked, path, strings.TrimSpace(string(holder)))
 	}
 	if err == nil {
@@ -127,7 +130,7 @@ func (j *Journal) holdsLock() error {
 		return err
 	}
 	path := filepath.Join(j.dir, lockName)
-	if there, err := os.Stat(path); err != nil || !os.SameFile(ours, there) {
+	if there, err := os.Lstat(path); err != nil || !os.SameFile(ours, there) {
 		return errors.Join(fmt.Errorf("%s was removed or replaced while this process held it: another may write the journal; see that none does, and start this one again", path), err)
 	}
 	return nil
@@ -135,7 +138,7 @@ func (j *Journal) holdsLock() error {
 
 // Locked tells whether a process has the journal open for writing.
 func Locked(dir string) bool {
-	lock, err := os.Open(filepath.Join(dir, lockName))
+	lock, err := openPlain(filepath.Join(dir, lockName), os.O_RDONLY)
 	if err != nil {
 		return false
 	}
@@ -160,7 +163,7 @@ type diskFile struct{ *os.File }
 
 // openDiskFile opens a file for appending and makes it where there is none.
 func openDiskFile(path string) (file, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := openOwn(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND)
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +337,7 @@ func (e *end) blame(wrong error, raw []byte, r *bufio.Reader) error {
 
 // readFile goes on with one file.
 func (e *end) readFile(dir string, to reader) error {
-	f, err := os.Open(filePath(dir, e.number))
+	f, err := openPlain(filePath(dir, e.number), os.O_RDONLY)
 	if err != nil {
 		return err
 	}
@@ -450,7 +453,11 @@ func moveAway(dir string, e *end, now time.Time) (*Repair, error) {
 	if err := errors.Join(err, side.Sync(), side.Close(), syncDirectory(dir)); err != nil {
 		return nil, errors.Join(err, os.Remove(side.Name()))
 	}
-	if err := os.Truncate(path, e.size); err != nil {
+	f, err := openOwn(path, os.O_WRONLY)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(e.size), f.Close()); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -489,7 +496,7 @@ func readRecord(dir, uid string, f finished) (Record, error) {
 }
 
 func readLineAt(path string, offset int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := openPlain(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

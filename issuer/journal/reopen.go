@@ -86,7 +86,7 @@ func (j *Journal) moveTorn(whole int64, torn []byte) error {
 // readBehind verifies the last synced line and returns what is behind it.
 func (j *Journal) readBehind() ([]byte, error) {
 	path := filePath(j.dir, j.number)
-	f, err := os.Open(path)
+	f, err := openPlain(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
