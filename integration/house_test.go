@@ -35,6 +35,7 @@ var rooms = map[string][]string{
 var innerRooms = map[string][]string{
 	product + "/cmd/hsm-signer/status":      nil,
 	product + "/cmd/hsm-signer/trustedfile": nil,
+	product + "/cmd/hsm-signer/listener":    nil,
 	product + "/cmd/hsm-signer/expiry":      {product + "/policy", product + "/issuer/journal", product + "/kube"},
 }
 

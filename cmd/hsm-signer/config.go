@@ -45,6 +45,7 @@ type config struct {
 	uri           *hsm.URI
 	listenAddress string
 	statusAddress string // none: there is no status page
+	allowedHosts  []string
 	logLevel      hclog.Level
 	logFormat     string // text, json, or empty: by the terminal
 
@@ -100,6 +101,7 @@ var (
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with that key's public half", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},
 		{"CHECKPOINT_INTERVAL", "1h", "time between two such signatures", func(c *config, v string) error { return readDuration(v, time.Second, &c.checkpoints.interval) }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez, /readyz and /metrics", func(c *config, v string) error { return readAddress(v, &c.listenAddress) }},
+		{"ALLOWED_HOSTS", "", "more host names by which LISTEN_ADDRESS and STATUS_ADDRESS may be reached, comma-separated", readAllowedHosts},
 		{"STATUS_ADDRESS", "127.0.0.1:8081", "address of the status page, for browsers; none: there is no such page", readStatusAddress},
 	}
 	logSettings = []setting{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"hsm-signer/cmd/hsm-signer/listener"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
@@ -157,13 +159,16 @@ func (h *health) noted() error {
 	return h.waiting
 }
 
-// endpoint answers /livez, /readyz and /metrics; the supervisor hears when it does.
-func (h *health) endpoint(address string) endpoint {
+// endpoint serves /livez, /readyz and /metrics; the supervisor is told when it does. Only a request
+// for /metrics waits for another.
+func (h *health) endpoint(opened net.Listener, hosts listener.Hosts) endpoint {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", h.readyz)
-	mux.Handle("GET /metrics", h.metrics)
-	return endpoint{"LISTEN_ADDRESS", address, mux, "listening", func() { h.supervisor.tell("READY=1") }}
+	mux.Handle("GET /metrics", listener.OneAtATime(h.metrics))
+	return endpoint{
+		"LISTEN_ADDRESS", opened, hosts, mux, "listening", func() { h.supervisor.tell("READY=1") },
+	}
 }
 
 // journalPart says how the journal stands.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/listener"
 	"hsm-signer/cmd/hsm-signer/status"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
@@ -52,6 +53,11 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		logger.Warn("a file is accepted that should not be", "warning", text)
 	}
 	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
+	open, err := c.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer open.close()
 	current := policy.NewCurrent(p.policy)
 	counts, lately := p.metrics, &activity{}
 	counts.policyInForce(p.policy)
@@ -99,7 +105,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		ca.warn = controller.Warn
 	}
 	background = append(background, controller.Run, reload.watch, health.watch, health.report)
-	return runAll(ctx, append(background, endpoints(c, health, page, logger.Named("http"))...)...)
+	return runAll(ctx, append(background, endpoints(c, open, health, page, logger.Named("http"))...)...)
 }
 
 // watches look after the journal.
@@ -113,10 +119,14 @@ func (p *parts) watches(logger hclog.Logger) []func(context.Context) error {
 }
 
 // endpoints serve what is listened on: an address for probes and scrapers, and one for people.
-func endpoints(c *config, health *health, page *statusPage, logger hclog.Logger) []func(context.Context) error {
-	all := []endpoint{health.endpoint(c.listenAddress)}
-	if c.statusAddress != noStatus {
-		all = append(all, endpoint{"STATUS_ADDRESS", c.statusAddress, status.Handler(c.statusAddress, page.page), "the status page is there", func() {}})
+func endpoints(c *config, open listeners, health *health, page *statusPage,
+	logger hclog.Logger) []func(context.Context) error {
+	all := []endpoint{health.endpoint(open["LISTEN_ADDRESS"], c.healthHosts())}
+	if opened := open["STATUS_ADDRESS"]; opened != nil {
+		handler := listener.OneAtATime(status.Handler(page.page))
+		all = append(all, endpoint{
+			"STATUS_ADDRESS", opened, c.statusHosts(), handler, "the status page is there", func() {},
+		})
 	}
 	var functions []func(context.Context) error
 	for _, e := range all {

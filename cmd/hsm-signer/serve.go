@@ -6,34 +6,133 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"time"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"hsm-signer/cmd/hsm-signer/listener"
 )
 
-// An endpoint is an address that is listened on.
+// An endpoint is an address that hsm-signer listens on, and what it serves there.
 type endpoint struct {
-	variable string // that says the address
-	address  string // HOST:PORT
+	variable string // that names the address
+	listener net.Listener
+	hosts    listener.Hosts
 	handler  http.Handler
-	said     string // what the log says once it is listened on
+	said     string // what the log says when it serves
 	ready    func() // is called then
 }
 
-// serve answers until the context ends. An address that cannot be listened on is a fault of the
-// configuration.
+// serve serves until the context ends.
 func (e endpoint) serve(ctx context.Context, logger hclog.Logger) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", e.address)
-	if err != nil {
-		return &exitError{exitConfig, fmt.Errorf("%s: %w", e.variable, err)}
-	}
-	logger.Info(e.said, "address", listener.Addr().String())
+	logger.Info(e.said, "address", e.listener.Addr().String())
 	e.ready()
-	server := &http.Server{Handler: e.handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute}
+	server := listener.NewServer(e.hosts.Guard(e.handler))
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stopped()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	limited := listener.Limit(e.listener, listener.DefaultLimits)
+	if err := server.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("%s: %w", e.variable, err)
+	}
+	return nil
+}
+
+// listeners are the open addresses, by the variables that name them.
+type listeners map[string]net.Listener
+
+// listen opens every address, before anything else starts. An address that cannot be opened is a
+// fault of the configuration; all are reported.
+func (c *config) listen(ctx context.Context) (listeners, error) {
+	all, faults := listeners{}, &configFaults{}
+	for variable, address := range map[string]string{
+		"LISTEN_ADDRESS": c.listenAddress, "STATUS_ADDRESS": c.statusAddress,
+	} {
+		if variable == "STATUS_ADDRESS" && address == noStatus {
+			continue
+		}
+		opened, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = errInUse(address)
+		}
+		if err != nil {
+			faults.add(variable, err)
+			continue
+		}
+		all[variable] = opened
+	}
+	slices.Sort(*faults)
+	if err := faults.err(); err != nil {
+		all.close()
+		return nil, err
+	}
+	return all, nil
+}
+
+// close closes all. One that is served is closed already.
+func (l listeners) close() {
+	for _, opened := range l {
+		_ = opened.Close()
+	}
+}
+
+// errInUse returns the error for an address that another process listens on.
+func errInUse(address string) error {
+	_, port, _ := net.SplitHostPort(address)
+	hint := ""
+	if port == "8080" {
+		hint = "; API servers before 1.20 use port 8080 unless --insecure-port=0 is set"
+	}
+	return fmt.Errorf("%s is in use by another process (ss -ltnp 'sport = :%s' shows which)%s: "+
+		"stop that, or choose another address", address, port, hint)
+}
+
+// serviceName is the name of the Service in deploy/base.
+const serviceName = "hsm-signer"
+
+// healthHosts are the names by which probes and scrapers reach LISTEN_ADDRESS: any IP address, which
+// includes the pod's, the Service's names, this machine's, and those of ALLOWED_HOSTS.
+func (c *config) healthHosts() listener.Hosts {
+	hosts := listener.Hosts{}
+	if namespace, err := os.ReadFile(namespaceFile); err == nil && c.inPod {
+		hosts = listener.ServiceHosts(serviceName, strings.TrimSpace(string(namespace)), c.clusterDomain)
+	}
+	if name, err := os.Hostname(); err == nil {
+		hosts.Names = append(hosts.Names, name)
+	}
+	hosts.Names = append(append(hosts.Names, hostOf(c.listenAddress)), c.allowedHosts...)
+	hosts.Addresses = listener.AnyAddress
+	return hosts
+}
+
+// statusHosts are the names by which browsers reach STATUS_ADDRESS: loopback addresses, the address
+// that it is listened on (any, where that is every address), and the names of ALLOWED_HOSTS.
+func (c *config) statusHosts() listener.Hosts {
+	own := hostOf(c.statusAddress)
+	listens, err := netip.ParseAddr(own)
+	every := own == "" || err == nil && listens.IsUnspecified()
+	return listener.Hosts{
+		Names:     append([]string{own}, c.allowedHosts...),
+		Addresses: func(ip netip.Addr) bool { return ip.IsLoopback() || every || err == nil && ip == listens },
+	}
+}
+
+func hostOf(address string) string {
+	host, _, _ := net.SplitHostPort(address) // it was checked when it was read
+	return host
+}
+
+func readAllowedHosts(c *config, v string) error {
+	for name := range strings.SplitSeq(v, ",") {
+		name = strings.TrimSpace(name)
+		if len(validation.IsDNS1123Subdomain(strings.ToLower(name))) > 0 {
+			return fmt.Errorf("%q is not a host name, such as hsm-signer.example.com, without a port", name)
+		}
+		c.allowedHosts = append(c.allowedHosts, name)
 	}
 	return nil
 }

@@ -5,19 +5,16 @@
 // outlive their certificates.
 //
 // Contract: it only shows what it is given in a [Page]; it changes nothing and asks nobody. The page is
-// made on the server, without scripts. What requesters wrote is escaped. It is safe to be opened in a browser
-// that visits hostile sites: the name in the Host header must be one that belongs to this address (DNS
-// rebinding), nothing may frame it, and a strict Content-Security-Policy lets nothing in.
+// made on the server, without scripts. What requesters wrote is escaped. It is safe to open in a browser
+// that visits hostile sites: nothing may frame it, and a strict Content-Security-Policy lets nothing in.
+// Whoever serves it checks the Host header (DNS rebinding).
 package status
 
 import (
 	"bytes"
 	"embed"
 	"html/template"
-	"net"
 	"net/http"
-	"net/netip"
-	"strings"
 	"time"
 )
 
@@ -89,9 +86,8 @@ var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(file
 // policyOfContent lets nothing in but the page's own style.
 const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// Handler serves the page, as it is when it is asked for. The address is the one that it is listened on,
-// HOST:PORT, as the user wrote it.
-func Handler(address string, now func() Page) http.Handler {
+// Handler serves the page, as it is when it is asked for.
+func Handler(now func() Page) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		var text bytes.Buffer
@@ -103,13 +99,11 @@ func Handler(address string, now func() Page) http.Handler {
 		_, _ = w.Write(text.Bytes()) // who asked may have gone
 	})
 	mux.HandleFunc("GET /style.css", func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
-	return guard(address, mux)
+	return guard(mux)
 }
 
-// guard answers only those who call it by a name of its own, and keeps browsers from doing anything with
-// what they get but showing it.
-func guard(address string, next http.Handler) http.Handler {
-	own, _, _ := net.SplitHostPort(address)
+// guard keeps browsers from doing anything with what they get but showing it.
+func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for name, value := range map[string]string{
 			"Content-Security-Policy": policyOfContent, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
@@ -117,30 +111,6 @@ func guard(address string, next http.Handler) http.Handler {
 		} {
 			w.Header().Set(name, value)
 		}
-		if !belongs(r.Host, own) {
-			http.Error(w, "This is not the name of this page: open it by the address in STATUS_ADDRESS, or as localhost.", http.StatusMisdirectedRequest)
-			return
-		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// belongs tells whether a Host header names this page: as a loopback name or address, or as the user
-// named it. Where the user named every address of the machine, any address will do, but no name: only
-// names can be made to lead here by somebody else.
-func belongs(header, own string) bool {
-	host := header
-	if name, _, err := net.SplitHostPort(header); err == nil {
-		host = name
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if strings.EqualFold(host, "localhost") || host != "" && strings.EqualFold(host, own) {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return false
-	}
-	listens, err := netip.ParseAddr(own)
-	return ip.IsLoopback() || own == "" || err == nil && listens.IsUnspecified()
 }
