@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,20 +163,55 @@ func TestPodMayHaveAnAddressForFutureUse(t *testing.T) {
 	requireGrant(t, builtIn(t, "calico").Decide(a.request(t)))
 }
 
+// specialAddresses are those that no pod may have, each class with the edges of its prefixes.
+var specialAddresses = []string{
+	"127.0.0.2", "::1", "0.0.0.0", "::", "0.1.2.3", "169.254.169.254", "169.254.170.2", "169.254.170.23", "192.0.0.192",
+	"fe80::a9fe:a9fe", "224.0.0.1", "239.255.255.250", "ff02::1", "255.255.255.255",
+	"100.100.100.200", "168.63.129.16", // Alibaba, Azure
+	"fd00:ec2::254", "fd00:ec2::23", "fd00:ec2::253", // AWS: metadata, credentials of EKS pods, DNS
+	"fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:c1::a9fe:0", "fd00:42::42", "fd00:a9fe:a9fe::1", // Google, Oracle, Scaleway, Linode
+	"::a00:1", "64:ff9b::a00:1", "64:ff9b:1::", "64:ff9b:1:ffff:ffff:ffff:ffff:ffff", "64:ff9b:1:a00:1::", "::ffff:0:a9fe:a9fe",
+	"2001::", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:0:ffff:ffff:ffff:ffff:ffff:ffff", "2002:a00:1::1",
+	"2001:db8::5efe:a00:1", "2001:db8::200:5efe:a9fe:a9fe", // ISATAP
+}
+
+// plainAddresses are no special ones, although they are next to them.
+var plainAddresses = []string{
+	"8.8.8.8", "2001:db8::1", "fd00::1", "100.64.0.1", "100.100.100.199", "fd00:ec1::254", "fd20:ce::253", "fd20:ce::1:254",
+	"fd00:c1::a9ff:0", "64:ff9a::1", "64:ff9b:2::1", "2001:1::1", "2003::1", "2001:db8::5eff:a00:1", "2001:db8::100:5efe:a00:1",
+}
+
 // A prefix that holds all addresses gives none of those that must be written out.
 func TestSpecialAddressesAreNoOnesByAPrefix(t *testing.T) {
 	everything := strings.Replace(language, "168.0.0.0/7]", "0.0.0.0/0, \"::/0\"]", 1)
-	for text, granted := range map[string]bool{
-		"8.8.8.8": true, "2001:db8::1": true, "fd00::1": true, "100.64.0.1": true, "127.0.0.1": true, // written out
-		"127.0.0.2": false, "::1": false, "0.0.0.0": false, "::": false, "0.1.2.3": false,
-		"169.254.169.254": false, "169.254.170.2": false, "100.100.100.200": false, "168.63.129.16": false, "192.0.0.192": false,
-		"fd00:ec2::254": false, "fe80::a9fe:a9fe": false, "224.0.0.1": false, "239.255.255.250": false, "ff02::1": false,
-		"255.255.255.255": false, "240.0.0.1": false, "::a00:1": false, "64:ff9b::a00:1": false, "2002:a00:1::1": false,
-	} {
+	tried := map[string]bool{"127.0.0.1": true, "240.0.0.1": false} // written out; for future use
+	for _, text := range specialAddresses {
+		tried[text] = false
+	}
+	for _, text := range plainAddresses {
+		tried[text] = true
+	}
+	for text, granted := range tried {
 		a := newAsker("a", "web", "x.web.example.com")
 		a.ips = []netip.Addr{netip.MustParseAddr(text)}
 		if _, is := parse(t, everything).Decide(a.request(t)).(*policy.Grant); is != granted {
 			t.Errorf("%s: granted is %t", text, is)
 		}
+	}
+}
+
+// A pod that says it has a special address does not get it, and any other that it has.
+func TestSpecialAddressesAreNoPods(t *testing.T) {
+	p := builtIn(t, "calico")
+	for _, text := range slices.Concat(specialAddresses, plainAddresses) {
+		a := newAsker("calico-system", "calico-node", "typha-client")
+		a.ips = []netip.Addr{netip.MustParseAddr(text)}
+		a.pod.IPs = a.ips
+		v := p.Decide(a.request(t))
+		if slices.Contains(plainAddresses, text) {
+			requireGrant(t, v)
+			continue
+		}
+		requireRefusal(t, v, policy.NameNotAllowed, "request.ipAddresses "+text+" is not allowed by this rule")
 	}
 }

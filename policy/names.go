@@ -226,15 +226,29 @@ func texts[T interface{ String() string }](values []T) []string {
 	return all
 }
 
-// isSpecial tells whether an address can never be a pod's own: loopback, link-local, multicast, broadcast,
-// unspecified, or one that leads to other places than it seems to: that of a cloud's metadata service, or IPv4 in
-// the clothes of IPv6.
-func isSpecial(ip netip.Addr) bool { return within(special, netip.PrefixFrom(ip, ip.BitLen())) }
+// isSpecial reports whether an address can never be a pod's own: loopback, link-local, multicast,
+// broadcast, unspecified, or one that leads elsewhere than it seems to: a cloud's metadata or
+// credential service, or an IPv4 address within an IPv6 one.
+func isSpecial(ip netip.Addr) bool {
+	return within(special, netip.PrefixFrom(ip, ip.BitLen())) || isISATAP(ip)
+}
 
 var special = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "255.255.255.255/32",
 	"::/128", "::1/128", "fe80::/10", "ff00::/8", // RFC 6890, RFC 4291
-	"100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::254/128", // metadata services
-	"::/96", "::ffff:0:0/96", "64:ff9b::/96", "2002::/16") // IPv4 within IPv6 (RFC 4291, 6052, 3056)
+	// Metadata and credential services: Alibaba, Azure; AWS (all of its local services), Google, Linode,
+	// Oracle (169.254.0.0/16 within IPv6), Scaleway.
+	"100.100.100.200/32", "168.63.129.16/32",
+	"fd00:ec2::/32", "fd20:ce::254/128", "fd00:a9fe:a9fe::1/128", "fd00:c1::a9fe:0/112", "fd00:42::42/128",
+	// IPv4 within IPv6: compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052, RFC 8215),
+	// Teredo (RFC 4380), 6to4 (RFC 3056).
+	"::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+
+// isISATAP reports whether the interface identifier holds an IPv4 address, under whatever prefix
+// (RFC 5214, section 6.1).
+func isISATAP(ip netip.Addr) bool {
+	b := ip.As16()
+	return ip.Is6() && b[8]&^0x02 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+}
 
 // isForFutureUse tells whether an address is of those that were reserved, and that some clouds give to pods all the same.
 func isForFutureUse(ip netip.Addr) bool { return within(futureUse, netip.PrefixFrom(ip, ip.BitLen())) }
