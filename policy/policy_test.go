@@ -137,9 +137,15 @@ var components = []component{
 	{"tigera-elasticsearch/tigera-linseed", "tigera-linseed-token", "", []string{"tigera-secure-linseed-token-tls"}},
 	{"tigera-kibana/tigera-kibana", "tigera-kibana", "tigera-secure-es-http", svc("tigera-secure-kb-http", "tigera-kibana")},
 	{"calico-system/calico-fluent-bit", "calico-fluent-bit", "", slices.Concat([]string{"calico-fluent-bit-tls"}, svc("calico-fluent-bit-http-input", "calico-system"))},
-	{"tigera-fluentd/fluentd-node", "fluentd-node", "", []string{"tigera-fluentd-prometheus-tls"}},
+	{"tigera-fluentd/fluentd-node", "fluentd-node", "", slices.Concat([]string{"tigera-fluentd-prometheus-tls"}, svc("fluentd-http-input", "tigera-fluentd"))},
 	{"tigera-prometheus/prometheus", "prometheus", "", svc("prometheus-http-api", "tigera-prometheus")},
 	{"tigera-prometheus/prometheus", "prometheus-client", "", []string{"calico-node-prometheus-client-tls"}},
+
+	{"tigera-compliance/tigera-compliance-controller", "tigera-compliance", "", []string{"localhost"}},
+	{"tigera-compliance/tigera-compliance-reporter", "tigera-compliance", "", []string{"localhost"}},
+	{"tigera-compliance/tigera-compliance-snapshotter", "tigera-compliance", "", []string{"localhost"}},
+	{"tigera-compliance/tigera-compliance-benchmarker", "tigera-compliance", "", []string{"localhost"}},
+	{"tigera-compliance/tigera-compliance-server", "tigera-compliance-server", "", svc("compliance", "tigera-compliance")},
 
 	{"tigera-dex/tigera-dex", "tigera-dex", "", svc("tigera-dex", "tigera-dex")},
 	{"tigera-packetcapture/tigera-packetcapture", "tigera-packetcapture", "", svc("tigera-packetcapture", "tigera-packetcapture")},
@@ -161,6 +167,13 @@ var alsoTheirs = map[string][]string{
 
 	"calico-system/tigera-policy-recommendation":                {"tigera-policy-recommendation/tigera-policy-recommendation tigera-policy-recommendation"},
 	"tigera-policy-recommendation/tigera-policy-recommendation": {"calico-system/tigera-policy-recommendation tigera-policy-recommendation"},
+}
+
+// onLocalhost are the components that may have the name localhost alone.
+var onLocalhost = []string{
+	"calico-system/calico-manager", "tigera-manager/tigera-manager",
+	"tigera-compliance/tigera-compliance-controller", "tigera-compliance/tigera-compliance-reporter",
+	"tigera-compliance/tigera-compliance-snapshotter", "tigera-compliance/tigera-compliance-benchmarker",
 }
 
 // svc returns the names of a service, as Calico's operator writes them.
@@ -193,7 +206,8 @@ func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
 				}
 				g, granted := p.Decide(a.request(t)).(*policy.Grant)
 				own := who.account == whose.account
-				want := own || slices.Contains(alsoTheirs[who.account], whose.account+" "+whose.rule)
+				want := own || slices.Contains(alsoTheirs[who.account], whose.account+" "+whose.rule) ||
+					slices.Equal(whose.names, []string{"localhost"}) && slices.Contains(onLocalhost, who.account)
 				if profile != "calico-enterprise" { // those know the open-source components alone
 					want = slices.ContainsFunc(components, func(c component) bool {
 						return c.account == who.account && slices.Contains(openSource, c.rule) && slices.Equal(c.names, whose.names)
