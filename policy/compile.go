@@ -23,11 +23,13 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 	if len(f.Rules) == 0 {
 		found.add(0, "rules: there are none, so nothing would ever be granted")
 	}
+	reserved := compileReserved(f.ReservedGroups, found)
 	rules := make([]rule, 0, len(f.Rules))
 	byName, byText := map[string]bool{}, map[string]string{}
 	for i, text := range f.Rules {
 		text.inherit(&f.Defaults)
 		compiled := (&compiler{fileRule: &text, Options: o, found: found}).compile()
+		compiled.reservedGroups = reserved
 		switch {
 		case compiled.name == "":
 			found.add(cmp.Or(text.Name.at, text.at), "rules[%d]: has no name", i)
@@ -41,6 +43,19 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 		rules = append(rules, compiled)
 	}
 	return rules, f.Budget.compile(found)
+}
+
+// compileReserved returns the groups that no kept subject may hold, beside the built-in ones.
+func compileReserved(groups []line[string], found *problems) []string {
+	var all []string
+	for _, group := range groups {
+		prefix, _ := strings.CutSuffix(group.value, "*")
+		if prefix != strings.TrimSpace(prefix) || prefix == "" || strings.Contains(prefix, "*") {
+			found.add(group.at, "reservedGroups: %q is empty, has a * elsewhere than at its end, or has blanks around it", group.value)
+		}
+		all = append(all, group.value)
+	}
+	return all
 }
 
 // inherit takes over from the defaults what the rule does not say itself.

@@ -20,6 +20,8 @@ type (
 		Budget   fileBudget `yaml:"budget"`   // optional
 		Defaults fileRule   `yaml:"defaults"` // optional: what rules say that do not say otherwise
 		Rules    []fileRule `yaml:"rules"`
+
+		ReservedGroups []line[string] `yaml:"reservedGroups"` // optional: no kept subject holds one; "*" at the end for any ending
 	}
 	fileBudget struct { // certificates in an hour
 		Total             line[int]    `yaml:"total"`

@@ -3,7 +3,9 @@ package policy_test
 import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -142,7 +144,7 @@ func TestKeptSubject(t *testing.T) {
 		change(&name)
 		return name
 	}
-	oidEmail, oidDC := asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}
+	oidO, oidEmail, oidDC := asn1.ObjectIdentifier{2, 5, 4, 10}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}
 	for _, c := range []struct {
 		subject pkix.Name
 		fault   string // empty: granted
@@ -152,6 +154,12 @@ func TestKeptSubject(t *testing.T) {
 		{subject(func(n *pkix.Name) { n.Organization = []string{"system:masters"} }), `request.subject.O "system:masters"`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{" system:masters"} }), `request.subject.O " system:masters"`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{"SYSTEM:masters"} }), `request.subject.O "SYSTEM:masters"`},
+		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidO, Value: "system:masters"}} }), `request.subject.O "system:masters"`},
+		{subject(func(n *pkix.Name) { n.Organization = []string{"kubeadm:cluster-admins"} }), `request.subject.O "kubeadm:cluster-admins"`},
+		{subject(func(n *pkix.Name) { n.OrganizationalUnit = []string{"kubeadm:cluster-admins"} }), `request.subject.OU "kubeadm:cluster-admins"`},
+		{subject(func(n *pkix.Name) { n.Organization = []string{"Example:admins"} }), `request.subject.O "Example:admins" is the name of a group`},
+		{subject(func(n *pkix.Name) { n.Organization = []string{"OPS"} }), `request.subject.O "OPS" is the name of a group`},
+		{subject(func(n *pkix.Name) { n.Organization = []string{"ops2"} }), ""},
 		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("x", 65)} }), "longer than 64"},
 		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("ü", 64)} }), ""},
 		{subject(func(n *pkix.Name) { n.Country = []string{"ch"} }), "request.subject.C"},
@@ -161,7 +169,7 @@ func TestKeptSubject(t *testing.T) {
 	} {
 		a := newAsker("edge", "gateway", "gateway")
 		a.pod.Node, a.extra["authentication.kubernetes.io/node-name"] = "gateway-1", []string{"gateway-1"}
-		verdict := parse(t, names).Decide(a.requestOf(pkcs10test.Request{Subject: c.subject, DNSNames: []string{"gateway"}}.PEM(t)))
+		verdict := parse(t, names+"reservedGroups: [\"example:*\", ops]\n").Decide(a.requestOf(pkcs10test.Request{Subject: c.subject, DNSNames: []string{"gateway"}}.PEM(t)))
 		if c.fault != "" {
 			requireRefusal(t, verdict, policy.NameNotAllowed, c.fault)
 			continue
@@ -169,6 +177,43 @@ func TestKeptSubject(t *testing.T) {
 		g := requireGrant(t, verdict)
 		if len(g.Subject()) < 3 || g.CommonName() != "gateway" {
 			t.Errorf("granted the subject %v", g.Subject())
+		}
+	}
+}
+
+// An API server that trusts the CA for clients takes the common name for a user. None of Kubernetes'
+// own users can be one: a rule cannot write it out, and no rule grants what is no DNS name.
+func TestNoCommonNameIsAUserOfKubernetes(t *testing.T) {
+	for _, name := range []string{"system:kube-scheduler", "system:node:n-1", "kubeadm:x"} {
+		if found := mistakes(t, strings.Replace(names, "commonNames: [", "commonNames: [\""+name+"\", ", 1)); len(found) == 0 || !strings.Contains(found[0], name) {
+			t.Errorf("a rule may write out the common name %s: %v", name, found)
+		}
+		for _, subject := range []string{"rebuilt", "kept"} {
+			p := parse(t, fmt.Sprintf(anyNames, subject))
+			a := newAsker("edge", "gateway", "x.example.com")
+			a.cn, a.ips = name, nil
+			requireRefusal(t, p.Decide(a.request(t)), policy.NameNotAllowed, "request.commonName")
+		}
+	}
+}
+
+// anyNames is a rule that grants every name that a pattern may.
+const anyNames = `version: 1
+rules:
+  - name: all
+    from: {serviceAccounts: ["*/*"]}
+    grant:
+      dnsNames: [{pattern: "**"}]
+      subject: %s
+      keys: [ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
+`
+
+func TestReservedGroupsAreChecked(t *testing.T) {
+	for _, group := range []string{"", "*", "a*b", " x"} {
+		text := fmt.Sprintf(anyNames, "kept") + fmt.Sprintf("reservedGroups: [%q]\n", group)
+		if found := mistakes(t, text); len(found) != 1 || !strings.Contains(found[0], "line 10: reservedGroups: "+strconv.Quote(group)) {
+			t.Errorf("%q: %v", group, found)
 		}
 	}
 }

@@ -21,6 +21,7 @@ type rule struct {
 	uris            []nameSource
 	emails          []nameSource
 	keepSubject     bool
+	reservedGroups  []string // no kept subject holds one of them; "*" at the end stands for any ending
 	keys            []pkcs10.KeyType
 	usages          []Usage
 	maxLifetime     time.Duration

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -22,8 +23,8 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 			fault = "is an email address; ask for it as a subject alternative name"
 		case a.Name == "C" && !isCountry(a.Value):
 			fault = "is not a country's code of two capital letters"
-		case strings.HasPrefix(strings.ToLower(strings.TrimSpace(a.Value)), "system:"):
-			fault = "begins as the names of Kubernetes' own groups do"
+		case u.reservesGroup(a.Value):
+			fault = "is the name of a group that a cluster may give rights to"
 		case a.Name == "DC" && !isASCII(a.Value):
 			fault = "has characters outside ASCII, which a domain component must not have"
 		case a.Name == "serialNumber" && strings.Trim(a.Value, printable) != "":
@@ -46,6 +47,19 @@ func mostOf(attribute string) int {
 		return 128
 	}
 	return 64
+}
+
+// builtInGroups are the groups that Kubernetes and kubeadm bind to roles, as patterns. An API server
+// that trusts the CA for clients takes each organisation of a certificate for a group.
+var builtInGroups = []string{"system:*", "kubeadm:*"}
+
+// reservesGroup reports whether a kept subject must not hold the value. It ignores case and blanks
+// around the value, which others than Kubernetes may ignore as well.
+func (u *rule) reservesGroup(value string) bool {
+	value = strings.ToLower(strings.TrimSpace(value))
+	return slices.ContainsFunc(slices.Concat(builtInGroups, u.reservedGroups), func(group string) bool {
+		return matchesUser(strings.ToLower(group), value)
+	})
 }
 
 // printable are the characters of a PrintableString (X.680, section 41.4).
