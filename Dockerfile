@@ -2,7 +2,9 @@
 # in here: mount it, add it in an image derived from this one, or, where Debian has it, name its
 # packages (docs/install.md):
 #   docker build --build-arg PACKAGES=softhsm2 -t hsm-signer-softhsm .
+# A release pins both by digest (NAME:TAG@sha256:DIGEST): make image refuses others.
 ARG BUILD_IMAGE=golang:1.26-bookworm
+ARG RUNTIME_IMAGE=debian:bookworm-slim
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 # Where modules come from, as for every go command; empty: Go's own default.
@@ -22,7 +24,7 @@ ARG COMMIT=
 RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -o /hsm-signer \
     -ldflags "-X main.release=$RELEASE -X main.commit=$COMMIT" ./cmd/hsm-signer
 
-FROM debian:bookworm-slim
+FROM ${RUNTIME_IMAGE}
 ARG PACKAGES=
 RUN [ -z "$PACKAGES" ] || { apt-get update && apt-get install -y --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; }
 # The journal must outlive the container: mount a volume here.

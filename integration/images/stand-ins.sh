@@ -38,6 +38,7 @@ command -v docker >/dev/null 2>&1 || die "docker is missing"
 for image in "$@"; do
 	there "$image" && continue
 	case $image in
+	*@sha256:*) die "$image cannot be pulled, and no stand-in has its digest" ;;
 	debian:*) make_debian "$image" ;;
 	golang:*) make_golang "$image" ;;
 	*) die "no stand-in is known for $image" ;;
