@@ -128,6 +128,7 @@ type Controller struct {
 
 	permits *permits
 	large   chan struct{}       // of size 1: held by the turn of a request that is read whole
+	ignored ignored             // requests that cannot be written
 	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
 
 	mu      sync.Mutex

@@ -15,8 +15,8 @@ import (
 const (
 	// mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in bytes.
 	mostMeta = 16 << 10
-	// cutMark is the annotation of a request whose metadata were cut. Should a requester set it, its request is read once
-	// more than needed.
+	// cutMark is the annotation of a request whose metadata were cut, or which may be too large to be
+	// written. Should a requester set it, its request is read once more than needed.
 	cutMark = "hsm-signer/cut"
 	// mostName is how long the name of a request may be, in bytes, to be served. The API server takes any, and names go into logs,
 	// events, addresses and the journal.
@@ -42,8 +42,9 @@ func (c *Controller) slim(object any) (any, error) {
 			ObjectMeta: meta, Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: csr.Spec.SignerName}, Status: csr.Status,
 		}, nil
 	}
+	large := !hasRoom(csr, roomForAnswer)
 	csr.ManagedFields = nil
-	if csr.ObjectMeta.Size() > mostMeta {
+	if large || csr.ObjectMeta.Size() > mostMeta {
 		csr.ObjectMeta = meta
 		csr.Annotations = map[string]string{cutMark: ""}
 	}
@@ -57,8 +58,10 @@ func (c *Controller) slim(object any) (any, error) {
 // so no other request has it.
 func (c *Controller) leftAlone(csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	begin := csr.Name[:64] + "…"
-	c.Logger.Warn("the name of a request is too long, and it is left alone", "name", begin, "bytes", len(csr.Name),
-		"uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
+	if c.ignored.add(csr.UID, csr.ResourceVersion) {
+		c.Logger.Warn("the name of a request is too long, and it is left alone", "name", begin, "bytes", len(csr.Name),
+			"uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
+	}
 	return &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: begin + string(csr.UID), UID: csr.UID, ResourceVersion: csr.ResourceVersion, CreationTimestamp: csr.CreationTimestamp},
 		Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: noSigner},

@@ -67,18 +67,17 @@ func (c *Controller) servesName(signer string) bool {
 // turn takes one request as far as it goes. The object is the mirror's and is not
 // changed.
 func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
-	was := stateOf(csr)
-	if cut(csr) {
-		select {
-		case c.large <- struct{}{}:
-			defer func() { <-c.large }()
-		default:
-			return errLookAgain // another one has its turn
-		}
+	if c.ignored.has(csr) {
+		return nil
 	}
+	release, err := c.takeLarge(csr)
+	if err != nil {
+		return err
+	}
+	defer release()
+	was := stateOf(csr)
 	if was == approved || cut(csr) {
 		// What the cache shows may be long done, have been made again, or not be all.
-		var err error
 		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
 			return err
 		}
@@ -91,8 +90,16 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 	if err != nil {
 		return err
 	}
-	if refusal, ok := verdict.(*policy.Refusal); ok && notOurs(csr, refusal) {
-		return nil
+	if refusal, ok := verdict.(*policy.Refusal); ok {
+		switch {
+		case notOurs(csr, refusal):
+			return nil
+		case !hasRoom(csr, roomForRefusal):
+			if c.leaveAlone(csr, refusal) {
+				c.Observer.Decided(refusal)
+			}
+			return nil
+		}
 	}
 	c.Observer.Decided(verdict)
 	switch v := verdict.(type) {
@@ -108,8 +115,32 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 	return fmt.Errorf("the policy gave no verdict (%T)", verdict)
 }
 
+// takeLarge waits for no other turn: it returns errLookAgain while one reads a large request whole
+// and this one must do so too. Release ends the caller's own.
+func (c *Controller) takeLarge(csr *certificatesv1.CertificateSigningRequest) (release func(), err error) {
+	if !cut(csr) {
+		return func() {}, nil
+	}
+	select {
+	case c.large <- struct{}{}:
+		return func() { <-c.large }, nil
+	default:
+		return nil, errLookAgain
+	}
+}
+
 // shadow decides on a request and says what would have come of it.
 func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+	release, err := c.takeLarge(csr)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if cut(csr) { // its size is part of the verdict
+		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
+			return err
+		}
+	}
 	verdict, err := judge(ctx, c.Client, c.Decider, csr)
 	if err != nil {
 		return err
@@ -174,11 +205,12 @@ func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, na
 // Submission takes from the object what a decision may see.
 func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission {
 	s := policy.Submission{
-		UID:        string(csr.UID),
-		Name:       csr.Name,
-		SignerName: csr.Spec.SignerName,
-		PEM:        csr.Spec.Request,
-		Age:        time.Since(csr.CreationTimestamp.Time),
+		UID:         string(csr.UID),
+		Name:        csr.Name,
+		SignerName:  csr.Spec.SignerName,
+		PEM:         csr.Spec.Request,
+		Age:         time.Since(csr.CreationTimestamp.Time),
+		ObjectFault: sizeFault(csr),
 		Requester: policy.Requester{
 			Username: csr.Spec.Username,
 			UID:      csr.Spec.UID,
@@ -201,8 +233,11 @@ func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 // granted approves, issues and publishes, unless a former certificate of the request is in the way.
 func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) error {
 	err, former := c.serveGranted(ctx, csr, was, grant), (*policy.NotCovered)(nil)
-	if errors.As(err, &former) {
+	switch {
+	case errors.As(err, &former):
 		return c.giveUp(ctx, csr, former)
+	case tooLarge(err):
+		return c.answerTooLarge(ctx, csr, grant)
 	}
 	return err
 }
@@ -308,7 +343,11 @@ func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.Certificate
 	if stateOf(csr) == done { // it has a certificate, which the next look at what is unfinished takes note of
 		return nil
 	}
-	if err := c.finish(ctx, csr, stateOf(csr), "FormerCertificate", former.Error()); err != nil {
+	err = c.finish(ctx, csr, stateOf(csr), "FormerCertificate", former.Error())
+	switch {
+	case tooLarge(err):
+		c.ignored.add(csr.UID, csr.ResourceVersion)
+	case err != nil:
 		return err
 	}
 	if err := c.Issuer.Orphaned(ctx, string(csr.UID), former.Why); err != nil {
@@ -341,7 +380,12 @@ func (c *Controller) finish(ctx context.Context, csr *certificatesv1.Certificate
 // refused denies a pending request, and fails one that someone else has approved:
 // an approval is no way round the policy.
 func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
-	if err := c.finish(ctx, csr, was, string(refusal.Code()), refusal.Message()); err != nil {
+	err := c.finish(ctx, csr, was, string(refusal.Code()), refusal.Message())
+	switch {
+	case tooLarge(err):
+		c.leaveAlone(csr, refusal)
+		return nil
+	case err != nil:
 		return err
 	}
 	c.Recorder.Decided(Submission(csr), refusal)

@@ -65,6 +65,9 @@ func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 // rule that came nearest. What takes long to find out is not looked at yet: see [Grant.Examine].
 func (p *Policy) Decide(r *Request) Verdict {
 	refusal := &Refusal{PolicyHash: p.hash, RequestSHA256: r.sha256()}
+	if r.ObjectFault != "" {
+		refusal.Reasons = append(refusal.Reasons, tooLarge(r.ObjectFault))
+	}
 	for _, fault := range r.faults {
 		refusal.Reasons = append(refusal.Reasons, invalid(fault))
 	}

@@ -24,6 +24,8 @@ type Submission struct {
 	Usages     []Usage       // spec.usages
 	Lifetime   time.Duration // spec.expirationSeconds; 0 when none was asked for
 	Age        time.Duration // since metadata.creationTimestamp
+	// ObjectFault is why no answer can be written to the API object; empty if one can.
+	ObjectFault string
 }
 
 // A Request is a Submission that was parsed, and the facts that a decision needs.

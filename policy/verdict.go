@@ -19,6 +19,7 @@ type Code string
 // Every Code there is; see [Codes].
 const (
 	InvalidRequest      Code = "InvalidRequest"      // the PKCS#10 request itself is wrong
+	ObjectTooLarge      Code = "ObjectTooLarge"      // the API object has no room for an answer
 	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule speaks of the requester
 	PodNotVerified      Code = "PodNotVerified"      // the requester is not the live pod that it should be
 	NameNotAllowed      Code = "NameNotAllowed"      // a name is not the requester's
@@ -30,7 +31,7 @@ const (
 
 // Codes lists every Code.
 func Codes() []Code {
-	return []Code{InvalidRequest, RequesterNotAllowed, PodNotVerified, NameNotAllowed,
+	return []Code{InvalidRequest, ObjectTooLarge, RequesterNotAllowed, PodNotVerified, NameNotAllowed,
 		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable}
 }
 
@@ -61,6 +62,13 @@ type Refusal struct {
 	Reasons       []Reason
 	PolicyHash    string // the [Policy.Hash] of the policy that refuses
 	RequestSHA256 string // of the PKCS#10 request in DER, hex; empty when it cannot be read
+}
+
+// TooLarge refuses a request whose API object has no room for an answer.
+func TooLarge(message string) *Refusal { return &Refusal{Reasons: []Reason{tooLarge(message)}} }
+
+func tooLarge(message string) Reason {
+	return Reason{Code: ObjectTooLarge, Rule: ruleClosedWorld, Field: "object", Message: message}
 }
 
 // Code returns the code of the first reason.

@@ -1,0 +1,218 @@
+package kube
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+
+	"hsm-signer/policy"
+)
+
+// storing is an API server with one request. It refuses writes as refuse says.
+type storing struct {
+	requestClient
+	csr    *certificatesv1.CertificateSigningRequest
+	refuse func(subresource string) error
+	writes int
+}
+
+func (s *storing) Get(context.Context, string, metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+	return s.csr.DeepCopy(), nil
+}
+
+func (s *storing) UpdateApproval(_ context.Context, _ string, csr *certificatesv1.CertificateSigningRequest, _ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+	return s.update("approval", csr)
+}
+
+func (s *storing) UpdateStatus(_ context.Context, csr *certificatesv1.CertificateSigningRequest, _ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+	return s.update("status", csr)
+}
+
+func (s *storing) update(subresource string, csr *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+	s.writes++
+	if err := s.refuse(subresource); err != nil {
+		return nil, err
+	}
+	s.csr = csr.DeepCopy()
+	return csr, nil
+}
+
+// ledger keeps what a controller reports.
+type ledger struct {
+	counting
+	verdicts, recorded []policy.Verdict
+	faults             int
+}
+
+func (l *ledger) Decided(v policy.Verdict) { l.verdicts = append(l.verdicts, v) }
+func (l *ledger) Fault()                   { l.faults++ }
+
+type records struct{ *ledger }
+
+func (r records) Decided(_ policy.Submission, v policy.Verdict) { r.recorded = append(r.recorded, v) }
+
+// issuing makes a certificate for every request.
+type issuing struct{ *remembering }
+
+func (issuing) Issue(context.Context, *policy.Grant) ([]byte, error) { return []byte("own"), nil }
+
+const trusting = `
+version: 1
+rules:
+  - name: me
+    from: {users: [me], pod: none}
+    grant: {dnsNames: [a.example.com], keys: [ecdsa-p256], usages: [digital signature, server auth]}
+`
+
+// granted returns a request that the policy grants, with so many bytes in its labels.
+func granted(t *testing.T, labels int) *certificatesv1.CertificateSigningRequest {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{"a.example.com"}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return request("example.com/a", func(csr *certificatesv1.CertificateSigningRequest) {
+		csr.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+		csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}
+		csr.CreationTimestamp = metav1.Now()
+		csr.Labels["x"] = strings.Repeat("x", labels)
+	})
+}
+
+var (
+	errBody = apierrors.NewRequestEntityTooLargeError("limit is 3145728")
+	errEtcd = apierrors.NewInternalError(errors.New("etcdserver: request is too large"))
+)
+
+// A request that cannot be written is refused once: no fault, no second try, nothing signed. One
+// that only its certificate does not fit into ends as refused.
+func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
+	const full = mostStored - 2*roomForRefusal
+	always := func(err error) func(string) error { return func(string) error { return err } }
+	for name, c := range map[string]struct {
+		labels  int
+		refuse  func(string) error
+		writes  int // in two turns of the first version of the object
+		refused bool
+		told    string
+	}{
+		"has room":                              {100, always(nil), 2, false, "published"},
+		"no room for a certificate":             {full, always(nil), 1, true, ""},
+		"no room at all":                        {mostStored, always(nil), 0, true, ""},
+		"smaller limit of the API server":       {100, always(errBody), 2, true, "orphaned: the request is too large to take it"},
+		"smaller limit of etcd":                 {100, always(errEtcd), 2, true, "orphaned: the request is too large to take it"},
+		"smaller limit, that of a denial":       {full, always(errEtcd), 1, true, ""},
+		"smaller limit, approval fits":          {100, func(s string) error { return map[string]error{"status": errEtcd}[s] }, 3, true, "orphaned: the request is too large to take it"},
+		"smaller limit, certificate alone":      {100, certificateIsTooLarge(), 3, true, "orphaned: the request is too large to take it"},
+		"smaller limit, as by a server of 1.18": {100, always(&apierrors.StatusError{ErrStatus: metav1.Status{Code: 500, Message: "etcdserver: request is too large"}}), 2, true, "orphaned: the request is too large to take it"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			issuer := &remembering{told: map[string]string{}}
+			controller, _ := withStore(t, issuing{issuer}, func() bool { return true })
+			p, err := policy.Parse([]byte(trusting), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept, events := &ledger{}, record.NewFakeRecorder(16)
+			controller.Decider, controller.Observer, controller.Recorder, controller.events = p, kept, records{kept}, events
+			server := &storing{csr: granted(t, c.labels), refuse: c.refuse}
+			api := controller.requests.Load()
+			api.requestClient = server
+			look := func() {
+				slim, err := controller.slim(server.csr.DeepCopy())
+				if err == nil {
+					err = api.stores[0].Update(slim)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				controller.serve(t.Context(), t.Context(), key{"n", "u"})
+			}
+			look()
+			look()
+			if server.writes != c.writes || kept.faults != 0 || controller.queue.NumRequeues(key{"n", "u"}) != 0 {
+				t.Errorf("%d writes (want %d), %d faults, %d retries", server.writes, c.writes, kept.faults, controller.queue.NumRequeues(key{"n", "u"}))
+			}
+			if want := map[bool]int{true: 1}[c.refused]; len(kept.recorded) != want || len(events.Events) != want || refusals(kept.verdicts) != want {
+				t.Errorf("%d recorded, %d events, %d counted; want %d of each", len(kept.recorded), len(events.Events), refusals(kept.verdicts), want)
+			}
+			if issuer.told["u"] != c.told {
+				t.Errorf("the issuer was told %q; want %q", issuer.told["u"], c.told)
+			}
+		})
+	}
+}
+
+// certificateIsTooLarge refuses what holds a certificate, the second write, and nothing after it.
+func certificateIsTooLarge() func(string) error {
+	writes := 0
+	return func(string) error {
+		if writes++; writes == 2 {
+			return errEtcd
+		}
+		return nil
+	}
+}
+
+func refusals(verdicts []policy.Verdict) int {
+	n := 0
+	for _, v := range verdicts {
+		if refusal, is := v.(*policy.Refusal); is && refusal.Code() == policy.ObjectTooLarge {
+			n++
+		}
+	}
+	return n
+}
+
+// Other errors of a write stay faults, also one that the API server calls invalid.
+func TestOtherErrorsAreNotTooLarge(t *testing.T) {
+	for _, err := range []error{
+		apierrors.NewInvalid(certificatesv1.Kind("CertificateSigningRequest"), "request is too large", nil),
+		apierrors.NewInternalError(errors.New("etcdserver: request timed out")),
+		apierrors.NewBadRequest("etcdserver: request is too large"),
+		errors.New("etcdserver: request is too large"),
+	} {
+		if tooLarge(fmt.Errorf("approve: %w", err)) {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// What is remembered is bounded, and an object that has changed is looked at again.
+func TestIgnoredIsBounded(t *testing.T) {
+	var i ignored
+	for n := range 2 * mostIgnored {
+		if !i.add(types.UID(fmt.Sprint(n)), "1") {
+			t.Fatalf("%d was there", n)
+		}
+	}
+	if len(i.versions) != mostIgnored || len(i.order) != mostIgnored {
+		t.Errorf("%d and %d are remembered", len(i.versions), len(i.order))
+	}
+	last := request("", nil)
+	last.UID, last.ResourceVersion = types.UID(fmt.Sprint(2*mostIgnored-1)), "1"
+	if i.add(last.UID, "1") || !i.has(last) {
+		t.Error("the last is not remembered")
+	}
+	if last.ResourceVersion = "2"; i.has(last) {
+		t.Error("it is remembered although it has changed")
+	}
+}
