@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -266,13 +267,29 @@ type watchedLock struct {
 	held   bool   // by this controller, since it stands; of one goroutine
 }
 
-// Get reads the lease.
+// Get reads the lease, and of it only what this controller honours.
 func (w *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := w.Interface.Get(ctx)
+	if err == nil {
+		honour(record)
+	}
 	if err == nil && w.held && record.HolderIdentity != w.Identity() {
 		w.lost()
 	}
 	return record, raw, err
+}
+
+// honour replaces what one write to the lease could stop every controller with. All controllers hold
+// the lease for leaseDuration: with a longer one nobody would take over from a holder that does not
+// exist; with a shorter one somebody would take over from a leader that still acts. client-go adds one
+// to the number of transitions, which the API server refuses beyond 32 bits.
+func honour(record *resourcelock.LeaderElectionRecord) {
+	if record.HolderIdentity != "" {
+		record.LeaseDurationSeconds = int(leaseDuration / time.Second)
+	}
+	if record.LeaderTransitions < 0 || record.LeaderTransitions >= math.MaxInt32 {
+		record.LeaderTransitions = 0
+	}
 }
 
 // Create makes the lease, held by this controller.

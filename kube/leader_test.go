@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
 // The lease's age counts by both clocks.
@@ -154,4 +156,40 @@ func TestUnfitLeaderResigns(t *testing.T) {
 			t.Errorf("it resigned after %s", resigned)
 		}
 	})
+}
+
+// recordLock is a lease that says what the record does.
+type recordLock struct {
+	resourcelock.Interface
+	record resourcelock.LeaderElectionRecord
+}
+
+func (r recordLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record := r.record
+	return &record, nil, nil
+}
+
+// Whatever somebody writes to the lease, a holder is waited for as long as every controller leads, and
+// the number of transitions stays one that the API server takes.
+func TestOnlyOurOwnTimesAreHonoured(t *testing.T) {
+	const ours = int(leaseDuration / time.Second)
+	for _, c := range []struct {
+		holder                                         string
+		seconds, transitions, honoured, transitionsNow int
+	}{
+		{"nobody", math.MaxInt32, 7, ours, 7},
+		{"nobody", 1, 7, ours, 7},
+		{"nobody", -5, -5, ours, 0},
+		{"nobody", ours, math.MaxInt32, ours, 0},
+		{"nobody", ours, math.MaxInt32 - 1, ours, math.MaxInt32 - 1},
+		{"", 1, 7, 1, 7}, // it was given up
+	} {
+		w := &watchedLock{Interface: recordLock{record: resourcelock.LeaderElectionRecord{
+			HolderIdentity: c.holder, LeaseDurationSeconds: c.seconds, LeaderTransitions: c.transitions,
+		}}}
+		record, _, err := w.Get(t.Context())
+		if err != nil || record.LeaseDurationSeconds != c.honoured || record.LeaderTransitions != c.transitionsNow {
+			t.Errorf("%+v: %d s, %d transitions, %v", c, record.LeaseDurationSeconds, record.LeaderTransitions, err)
+		}
+	}
 }
