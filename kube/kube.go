@@ -36,6 +36,8 @@ import (
 
 // A Decider answers whether a request may have its certificate.
 type Decider interface {
+	// Knows reports whether any request of the requester may be granted.
+	Knows(requester policy.Requester) bool
 	Decide(r *policy.Request) policy.Verdict
 }
 

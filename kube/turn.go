@@ -169,14 +169,21 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 // decide gathers the facts and asks for the verdict.
 func decide(ctx context.Context, client kubernetes.Interface, decider Decider, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
 	request := policy.NewRequest(Submission(csr))
-	if query, ok := request.PodQuery(); ok {
-		pods, err := findPods(ctx, client, query)
-		if err != nil {
-			return nil, err
+	known := decider.Knows(request.Requester)
+	if known { // for others it would cost a look at the request, and a call
+		if query, ok := request.PodQuery(); ok {
+			pods, err := findPods(ctx, client, query)
+			if err != nil {
+				return nil, err
+			}
+			request.Pods = pods
 		}
-		request.Pods = pods
 	}
-	return decider.Decide(request), nil
+	verdict := decider.Decide(request)
+	if refusal, is := verdict.(*policy.Refusal); !known && !(is && refusal.OfStranger()) {
+		return nil, errLookAgain // the policy was replaced meanwhile, and nobody has looked for the pod
+	}
+	return verdict, nil
 }
 
 // judge decides, and leaves nothing to look at. There is no budget before it.

@@ -20,5 +20,8 @@ func (c *Current) Policy() *Policy { return c.policy.Load() }
 // Decide answers as the policy in force does; see [Policy.Decide].
 func (c *Current) Decide(r *Request) Verdict { return c.Policy().Decide(r) }
 
+// Knows reports what the policy in force does; see [Policy.Knows].
+func (c *Current) Knows(r Requester) bool { return c.Policy().Knows(r) }
+
 // Replace puts another policy in force and withdraws the one before.
 func (c *Current) Replace(p *Policy) { c.policy.Swap(p).Withdraw() }

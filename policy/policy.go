@@ -64,16 +64,15 @@ func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 // when one rule grants all of it; otherwise the answer holds every reason of the
 // rule that came nearest. What takes long to find out is not looked at yet: see [Grant.Examine].
 func (p *Policy) Decide(r *Request) Verdict {
+	if !p.speaksOf(r) { // nothing more is looked at, so that it costs little to refuse
+		return &Refusal{PolicyHash: p.hash, Reasons: []Reason{p.stranger(r)}}
+	}
 	refusal := &Refusal{PolicyHash: p.hash, RequestSHA256: r.sha256()}
 	if r.ObjectFault != "" {
 		refusal.Reasons = append(refusal.Reasons, tooLarge(r.ObjectFault))
 	}
 	for _, fault := range r.faults {
 		refusal.Reasons = append(refusal.Reasons, invalid(fault))
-	}
-	if !p.speaksOf(r) {
-		refusal.Reasons = append(refusal.Reasons, p.stranger(r))
-		return refusal
 	}
 	if r.asked == nil {
 		return refusal
@@ -109,6 +108,12 @@ func (p *Policy) judge(r *Request) finding {
 		}
 	}
 	return *best
+}
+
+// Knows reports whether a rule speaks of the requester. If none does, [Policy.Decide] refuses whatever
+// the request holds, and no pod needs to be looked up.
+func (p *Policy) Knows(requester Requester) bool {
+	return p.speaksOf(&Request{Submission: Submission{Requester: requester}})
 }
 
 // speaksOf tells whether any rule speaks of the requester.

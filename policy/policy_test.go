@@ -426,11 +426,34 @@ func TestServiceAccountNeedsItsGroups(t *testing.T) {
 
 // Whether anyone speaks of the requester does not depend on what it sends.
 func TestStrangerIsAStrangerWhateverItSends(t *testing.T) {
-	for _, pem := range []string{"", "nonsense", "-----BEGIN NEW CERTIFICATE REQUEST-----"} {
+	good := pkcs10test.Request{DNSNames: []string{"typha-client"}, IPs: []netip.Addr{podIP}}.PEM(t)
+	for _, pem := range []string{"", "nonsense", "-----BEGIN NEW CERTIFICATE REQUEST-----", string(good)} {
 		v := builtIn(t, "calico-legacy").Decide(policy.NewRequest(policy.Submission{PEM: []byte(pem), Requester: policy.Requester{Username: "system:node:n1"}}))
-		if refusal, ok := v.(*policy.Refusal); !ok || !refusal.OfStranger() {
+		if refusal, ok := v.(*policy.Refusal); !ok || !refusal.OfStranger() || refusal.Code() != policy.RequesterNotAllowed {
 			t.Errorf("%q: %+v", pem, v)
 		}
+	}
+}
+
+// Whatever a requester sends of whom no rule speaks, it costs no more than a look at the requester.
+func TestNothingOfAStrangerIsParsed(t *testing.T) {
+	p := builtIn(t, "calico")
+	known, stranger := newAsker("calico-system", "calico-node", "typha-client"), newAsker("calico-system", "stranger", "typha-client")
+	for _, asker := range []asker{known, stranger} {
+		v := p.Decide(asker.requestOf([]byte("nonsense")))
+		if refusal, ok := v.(*policy.Refusal); !ok || refusal.OfStranger() != (asker.account == "stranger") || len(refusal.Reasons) != 1 {
+			t.Errorf("%s: %+v", asker.account, v)
+		}
+		if got := p.Knows(asker.request(t).Requester); got != (asker.account != "stranger") {
+			t.Errorf("%s: known: %t", asker.account, got)
+		}
+	}
+	cost := func(pem []byte) float64 {
+		return testing.AllocsPerRun(10, func() { p.Decide(stranger.requestOf(pem)) })
+	}
+	whole := pkcs10test.Request{DNSNames: []string{"typha-client"}, IPs: []netip.Addr{podIP}}.PEM(t)
+	if least, most := cost(nil), cost(whole); most > least {
+		t.Errorf("a request of a stranger costs %.0f allocations, and nothing %.0f", most, least)
 	}
 }
 

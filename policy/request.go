@@ -28,7 +28,7 @@ type Submission struct {
 	ObjectFault string
 }
 
-// A Request is a Submission that was parsed, and the facts that a decision needs.
+// A Request is a Submission and the facts that a decision needs.
 // It belongs to one turn and is not safe for concurrent use.
 type Request struct {
 	Submission
@@ -36,19 +36,26 @@ type Request struct {
 	// after the request was.
 	Pods []Pod
 
+	parsed bool
 	asked  *pkcs10.Request // nil when it could not be read at all
 	faults []pkcs10.Fault
 }
 
-// NewRequest parses a submission, once. It always returns a Request: what is
-// wrong with it becomes part of the verdict.
-func NewRequest(s Submission) *Request {
-	asked, faults := pkcs10.Parse(s.PEM)
-	return &Request{Submission: s, asked: asked, faults: faults}
+// NewRequest returns the request of a submission. Nothing of it is read yet: that costs much, and is
+// done only for requesters that a rule speaks of.
+func NewRequest(s Submission) *Request { return &Request{Submission: s} }
+
+// parse reads the PKCS#10 request, once. What is wrong with it becomes part of the verdict.
+func (r *Request) parse() {
+	if !r.parsed {
+		r.asked, r.faults = pkcs10.Parse(r.PEM)
+		r.parsed = true
+	}
 }
 
 // sha256 is of the request in DER, in hex; empty when it could not be read.
 func (r *Request) sha256() string {
+	r.parse()
 	if r.asked == nil {
 		return ""
 	}
@@ -179,10 +186,13 @@ type PodQuery struct {
 func (r *Request) podUnknown() bool { return len(r.faults) > 0 && len(r.Pods) == 0 }
 
 // PodQuery returns what must be looked up before [Policy.Decide], and false
-// when there is nothing to look up.
+// when there is nothing to look up. It parses the request; see [Policy.Knows].
 func (r *Request) PodQuery() (PodQuery, bool) {
 	account, ok := r.Requester.ServiceAccount()
-	if !ok || r.asked == nil || len(r.faults) > 0 {
+	if !ok {
+		return PodQuery{}, false
+	}
+	if r.parse(); r.asked == nil || len(r.faults) > 0 {
 		return PodQuery{}, false
 	}
 	if pod, ok := r.Requester.pod(); ok {

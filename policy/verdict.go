@@ -61,7 +61,7 @@ func (r Reason) sentence() string { return "rule " + r.Rule + ": " + r.Field + "
 type Refusal struct {
 	Reasons       []Reason
 	PolicyHash    string // the [Policy.Hash] of the policy that refuses
-	RequestSHA256 string // of the PKCS#10 request in DER, hex; empty when it cannot be read
+	RequestSHA256 string // of the PKCS#10 request in DER, hex; empty if it cannot be read, or no rule speaks of the requester
 }
 
 // TooLarge refuses a request whose API object has no room for an answer.
