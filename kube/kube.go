@@ -28,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
@@ -217,12 +218,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.Logger.Info("watching certificate requests", "api", api.version, "signers", c.SignerNames)
-
 	var group wait.Group
 	defer group.Wait()
-	c.watch(ctx, &group, api)
-	c.requests.Store(api)
+	started := make(chan struct{})
+	group.StartWithContext(ctx, func(ctx context.Context) { c.keepWatching(ctx, api, sync.OnceFunc(func() { close(started) })) })
+	<-started
 	if c.Mode != Shadow {
 		group.StartWithContext(ctx, c.watchPermits)
 	}
@@ -287,8 +287,45 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 	}
 }
 
-// watch starts a mirror for each signer name. What the queue holds comes from them.
-func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests) {
+// rediscoverAfter is the wait before another version of the API is looked for. While a cluster is
+// upgraded, some of its API servers have a version that others do not have any more.
+const rediscoverAfter = time.Second
+
+// keepWatching watches requests until the context ends. It calls started as soon as requests are
+// known. When the API server stops serving the version of the API in use, as v1beta1 from Kubernetes
+// 1.22 on, another version is looked for.
+func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
+	for {
+		c.Logger.Info("watching certificate requests", "api", api.version, "signers", c.SignerNames)
+		c.watchWhileServed(ctx, api, started)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rediscoverAfter):
+		}
+		c.Logger.Warn("the API server no longer serves this version of the API; looking for another", "api", api.version)
+		var err error
+		if api, err = c.findAPI(ctx); err != nil {
+			return // the context has ended
+		}
+	}
+}
+
+// watchWhileServed watches requests until the context ends or the API server does not serve this
+// version of the API any more.
+func (c *Controller) watchWhileServed(ctx context.Context, api *requests, started func()) {
+	ctx, gone := context.WithCancel(ctx)
+	var group wait.Group
+	defer group.Wait()
+	defer gone()
+	c.watch(ctx, &group, api, gone)
+	started()
+	<-ctx.Done()
+}
+
+// watch starts a mirror for each signer name. What the queue holds comes from them. It calls gone when
+// the API server does not serve this version of the API.
+func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
 	selectors := make([]string, 0, len(c.SignerNames))
 	for _, name := range c.SignerNames {
 		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
@@ -299,18 +336,26 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		selectors = []string{""}
 	}
 	c.mu.Lock()
-	delete(c.watches, "")
+	c.watches = map[string]error{}
 	for _, selector := range selectors {
 		c.watches[selector] = errStarting
 	}
 	c.mu.Unlock()
+	var reflectors []*cache.Reflector
 	for _, selector := range selectors {
 		lw := api.listerWatcher(selector, c.listSlim, func(err error) {
 			c.watching(selector, explainWatch(selector, api, err))
+			if apierrors.IsNotFound(err) {
+				gone()
+			}
 		})
 		mirror, reflector := c.newMirror(lw)
 		api.stores = append(api.stores, mirror)
 		api.synced = append(api.synced, mirror.Synced)
+		reflectors = append(reflectors, reflector)
+	}
+	c.requests.Store(api) // before the first request is queued, which is looked up there
+	for _, reflector := range reflectors {
 		group.StartWithContext(ctx, reflector.RunWithContext)
 	}
 }
@@ -414,7 +459,7 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 	case errors.Is(err, errNotLeading):
 		c.Logger.Warn("the lease was lost in mid-turn; another controller goes on", "request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)
-	case errors.Is(err, errLookAgain):
+	case errors.Is(err, errLookAgain) || versionGone(err):
 		c.queue.AddRateLimited(item)
 	default:
 		c.fault(csr, err)

@@ -304,3 +304,26 @@ func requireNoEvent(t *testing.T, request string) {
 		t.Errorf("there is an event on %s: %s: %s", request, e.Reason, e.Message)
 	}
 }
+
+// The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and it goes on with v1.
+func TestV1beta1Disappears(t *testing.T) {
+	old := newOldCluster(t, front.Options{})
+	d := old.startReady(t)
+	node := components()[0]
+	p := old.newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	p.requireOldCertificate(t, p.ask(t, asking).Name, asking)
+
+	old.front.Upgrade()
+	later := old.newPod(t, node, nextIP())
+	asking = later.asking(t, node)
+	csr, err := asking.Submit(t.Context(), later.client)
+	must(t, err)
+	csr, err = end(t, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	must(t, d.WaitReady(t.Context()))
+	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) || strings.Contains(log, `"@level":"error"`) {
+		t.Errorf("it did not go on with v1, or there were faults:\n%s", log)
+	}
+}

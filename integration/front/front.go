@@ -48,6 +48,9 @@ type Front struct {
 	listener net.Listener
 	server   *http.Server
 	served   chan error
+
+	upgraded context.Context // ends when the old API server is replaced
+	upgrade  context.CancelFunc
 }
 
 // Start starts a Front. It runs until Close.
@@ -68,6 +71,7 @@ func Start(o Options) (*Front, error) {
 		return nil, err
 	}
 	f := &Front{options: o, listener: listener, served: make(chan error, 1)}
+	f.upgraded, f.upgrade = context.WithCancel(context.Background())
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite:        func(r *httputil.ProxyRequest) { r.SetURL(upstream) },
 		Transport:      transport,
@@ -80,12 +84,17 @@ func Start(o Options) (*Front, error) {
 
 // Close ends the Front and all its connections, and waits for that.
 func (f *Front) Close() error {
+	f.upgrade()
 	err := f.server.Close()
 	if served := <-f.served; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
 	}
 	return err
 }
+
+// Upgrade replaces the old API server by the real one: what the old one was at ends, and v1beta1 is
+// not there any more.
+func (f *Front) Upgrade() { f.upgrade() }
 
 // Config is the way to the Front of whoever has the token.
 func (f *Front) Config(token string) *rest.Config {
@@ -103,6 +112,14 @@ const (
 type rewriterKey struct{}
 
 func (f *Front) serve(w http.ResponseWriter, r *http.Request) {
+	if f.upgraded.Err() != nil {
+		f.proxy.ServeHTTP(w, r)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(f.upgraded, cancel)()
+	r = r.WithContext(ctx)
 	switch {
 	case r.URL.Path == "/api":
 		f.forward(w, r, nil)
