@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
@@ -10,9 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -196,6 +199,34 @@ func TestExplainChecksItsFlags(t *testing.T) {
 	for _, words := range []string{"FILE: is missing", "--pod-ip:", "--output:", "POLICY_FILE:"} {
 		if !strings.Contains(stderr, words) {
 			t.Errorf("%q is missing in %s", words, stderr)
+		}
+	}
+}
+
+// Whatever an object of the cluster holds, the explanation commands no terminal, in either form.
+func TestExplainIsHarmless(t *testing.T) {
+	const hostile = "a\x1b[2Jb\u009b31mc\u202ed\ne\x7f\U000e0001"
+	verdicts := []policy.Verdict{
+		&policy.Refusal{Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "r", Field: hostile, Message: hostile, Allowed: []string{hostile}}}},
+		&policy.NotYet{Rule: hostile, Missing: hostile},
+	}
+	for _, output := range []string{"text", "json"} {
+		for _, verdict := range verdicts {
+			var out bytes.Buffer
+			e := &explainer{out: &out, assumed: assumed{output: output}}
+			e.print(hostile, verdict)
+			for _, r := range out.String() {
+				if r != '\n' && !strconv.IsGraphic(r) {
+					t.Errorf("%s: %U is in %q", output, r, out.String())
+				}
+			}
+			if strings.Contains(out.String(), "d\ne") {
+				t.Errorf("%s: a line is broken: %q", output, out.String())
+			}
+			var line explanation
+			if err := json.Unmarshal(out.Bytes(), &line); output == "json" && (err != nil || line.File != hostile) {
+				t.Errorf("%v: %q", err, line.File)
+			}
 		}
 	}
 }

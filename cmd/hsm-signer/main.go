@@ -79,6 +79,9 @@ func harmless(text string) string {
 	return b.String()
 }
 
+// harmlessLine is harmless, and stays on its line.
+func harmlessLine(text string) string { return strings.ReplaceAll(harmless(text), "\n", `\n`) }
+
 func exitCode(err error) int {
 	var e *exitError
 	switch {
