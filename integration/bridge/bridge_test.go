@@ -338,13 +338,63 @@ func TestAnothersApproval(t *testing.T) {
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
 }
 
+// A requester may be allowed to approve, and so approve its own request. That is no way round the
+// policy either: an approval cannot be taken back, so the request fails.
+func TestOwnApprovalOfWhatIsRefused(t *testing.T) {
+	node, typha := components()[0], components()[1]
+	must(t, shared.Cluster.Apply(t.Context(), []byte(`
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: approves-itself}
+rules:
+  - {apiGroups: [certificates.k8s.io], resources: [signers], resourceNames: [`+bridge.SignerName+`], verbs: [approve]}
+  - {apiGroups: [certificates.k8s.io], resources: [certificatesigningrequests/approval], verbs: [update]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: approves-itself}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: approves-itself}
+subjects: [{kind: ServiceAccount, namespace: `+node.Namespace+`, name: `+node.ServiceAccount+`}]
+`)))
+	t.Cleanup(func() {
+		roles := shared.Cluster.Client().RbacV1()
+		must(t, roles.ClusterRoleBindings().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
+		must(t, roles.ClusterRoles().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
+	})
+	for _, mode := range []string{"true", "false"} {
+		p := newPod(t, node, nextIP())
+		bad, err := p.asking(t, typha).Submit(t.Context(), p.client)
+		must(t, err)
+		approveWith(t, p.client, bad.Name)
+		state := filepath.Join(t.TempDir(), "state")
+		d := startReady(t, ca, "APPROVE="+mode, "STATE_DIR="+state) // now, so that the approval comes first
+		_, err = calico.Wait(t.Context(), p.client, bad.Name)
+		requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
+		if now := get(t, bad.Name); len(now.Status.Certificate) > 0 || len(now.Status.Conditions) != 2 {
+			t.Errorf("APPROVE=%s: certificate %q, conditions %v", mode, now.Status.Certificate, now.Status.Conditions)
+		}
+		requireEvent(t, bad.Name, "NameNotAllowed")
+		if text, err := os.ReadFile(filepath.Join(state, journal.RefusalsLog)); err != nil || !strings.Contains(string(text), string(bad.UID)) {
+			t.Errorf("APPROVE=%s: the refusal is not recorded: %v: %s", mode, err, text)
+		}
+		if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
+			t.Errorf("APPROVE=%s: there were faults:\n%s", mode, log)
+		}
+	}
+}
+
 func approve(t *testing.T, name string) {
+	t.Helper()
+	approveWith(t, shared.Cluster.Client(), name)
+}
+
+func approveWith(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
 	csr := get(t, name)
 	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
 		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", Message: "for a test",
 	})
-	_, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
+	_, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
 	must(t, err)
 }
 
