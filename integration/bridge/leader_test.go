@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"hsm-signer/integration/bridge"
 )
@@ -115,5 +116,29 @@ func TestOneJournalForMany(t *testing.T) {
 	}
 	must(t, first.Kill())
 	waitLeads(t, second)
+	ask(t)
+}
+
+// One write to the lease keeps nobody from leading: not a duration of 68 years in the name of a holder
+// that is not there, nor a number of transitions that cannot be counted up.
+func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
+	first, second := one(t), one(t)
+	waitLeads(t, first)
+	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
+	_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
+		[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+	must(t, err)
+	eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
+		lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
+		if err != nil || *lease.Spec.HolderIdentity == "nobody" {
+			return false, err
+		}
+		for _, d := range []*bridge.Daemon{first, second} {
+			if _, body, err := d.Readyz(ctx); err == nil && strings.Contains(body, "leads true") {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
 	ask(t)
 }

@@ -11,6 +11,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"hsm-signer/integration/bridge"
 )
@@ -238,4 +239,33 @@ func (p *pair) account(t *testing.T, r *row, c *crowd) {
 	r.measured("most certificates for one UID in a journal %d", max(accounts[0].most(), accounts[1].most()))
 	r.measured("UIDs with a certificate in both journals, of which one is published, %d; orphans %d", both, accounts[0].orphans+accounts[1].orphans)
 	r.measured("signatures in no journal %d", unaccounted)
+}
+
+// Somebody writes to the lease that a holder nobody knows has it for 68 years.
+func TestLeaseOfAnUnknownHolder(t *testing.T) {
+	times := of(1, 5)
+	r := begin(t, 30, "the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
+	p := newPair(t, shared)
+	c := shared.newCrowd(t)
+	var after []time.Duration
+	for range times {
+		p.leader(t)
+		leases := shared.Cluster.Client().CoordinationV1().Leases(leaseNamespace)
+		_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
+			[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+		must(t, err)
+		began := time.Now()
+		eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
+			lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
+			return err == nil && *lease.Spec.HolderIdentity != "nobody" && (leads(ctx, p.daemons[0]) || leads(ctx, p.daemons[1])), nil
+		})
+		after = append(after, time.Since(began))
+		c.ask(t, 2)
+		c.waitForAll(t)
+	}
+	for _, d := range p.daemons {
+		stop(t, d)
+	}
+	r.measured("%d writes; a replica led %s after one at most; %d requests asked for afterwards, all issued", times, seconds(longest(after)), c.size())
+	r.within(longest(after), 20*time.Second)
 }

@@ -1,0 +1,92 @@
+package soak
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/calico"
+)
+
+// Requests of 1.4 MB, and requests so near to etcd's limit that no answer can be written to them.
+func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
+	each := of(6, 60)
+	r := begin(t, 31, "60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry would take; then good ones",
+		"120 recorded refusals; failed writes 0, faults 0, one event each; good ones issued")
+	own := ownStage(t)
+	s := own.signer(t)
+	good, bad := own.newCrowd(t), own.newCrowd(t)
+	asking := bad.pod.Asking(node(), bad.key)
+	asking.SecretName = "crowd-001"
+	template, err := asking.Object()
+	must(t, err)
+	longest, err := bad.pod.LongestRequest(t.Context(), template)
+	must(t, err)
+	bad.spoil = func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+		asking.SecretName = fmt.Sprintf("crowd-%03d", number)
+		csr, err := asking.Object()
+		if err == nil && number <= each {
+			bridge.Pad(csr, 1_400_000)
+		} else if err == nil {
+			bridge.Pad(csr, longest-300*(number-each-1)/each)
+		}
+		return csr, err
+	}
+	bad.ask(t, each)
+	d := s.startReady(t)
+	bad.ask(t, each)
+	if bad.size() != 2*each {
+		t.Errorf("the API server took %d of %d requests", bad.size(), 2*each)
+	}
+	recorded := func() int {
+		text, err := os.ReadFile(filepath.Join(s.state, "refusals.log"))
+		if err != nil {
+			return 0
+		}
+		return strings.Count(string(text), "\n")
+	}
+	eventually(t, "every refusal to be recorded", func(context.Context) (bool, error) { return recorded() >= 2*each, nil })
+	goesOn(t, of(2*time.Second, 20*time.Second)) // the longest wait between two tries is 8 s
+	good.ask(t, 10)
+	good.waitForAll(t)
+	metrics := d.Metrics(t.Context())
+	stop(t, d)
+	s.account(t).requireWhole(t, good)
+
+	if n := recorded(); n != 2*each {
+		t.Errorf("%d refusals are recorded for %d requests", n, 2*each)
+	}
+	failed := regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="(put|post|patch)"\}.*`).FindAllString(metrics, -1)
+	if len(failed) > 0 || !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") || !strings.Contains(metrics, fmt.Sprintf("\nhsm_signer_refusals_total %d\n", 2*each)) {
+		t.Errorf("failed writes %v; the metrics:\n%s", failed, metrics)
+	}
+	events, err := own.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	times := 0
+	for _, event := range events.Items {
+		times += int(max(1, event.Count))
+	}
+	if times > 2*each {
+		t.Errorf("%d events for %d requests", times, 2*each)
+	}
+	now, err := bad.requests(t.Context())
+	must(t, err)
+	denied := 0
+	for _, csr := range now {
+		if has(csr, certificatesv1.CertificateDenied) {
+			denied++
+		}
+	}
+	r.measured("%d requests, the longest spec.request that etcd stores has %d bytes; %d refusals recorded, %d of them denied, the others left alone", bad.size(), longest, recorded(), denied)
+	r.measured("failed writes %d, faults 0, events %d", len(failed), times)
+	r.measured("%d good ones issued afterwards", good.size())
+}
