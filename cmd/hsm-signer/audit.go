@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,21 +32,30 @@ type auditVerify struct {
 	formerCAs     []string
 	witnessed     []string
 	checkpointKey string
+	maxUnvouched  string
 	output        string
+
+	limit time.Duration // how old lines may be that no checkpoint vouches for
 }
 
 func newAuditVerifyCommand() *cobra.Command {
-	settings := settingsNamed("CA_CERT_FILE", "STATE_DIR")
+	settings := settingsNamed("CA_CERT_FILE", "STATE_DIR", "CHECKPOINT_INTERVAL")
 	var a auditVerify
 	command := &cobra.Command{
 		Use:   "verify [DIR]",
 		Short: "Verify every line of the journal",
 		Long: `Goes through the journal in DIR (by default STATE_DIR) and verifies that each line holds the hash of
-the one before, that none is missing, that each certificate was made for its intent and is signed
-by the CA, and that no request and no serial number has two.
+the one before, that none is missing, that names, serial number, validity and key are those of the
+to-be-signed certificate, that each certificate was made for its intent and is signed by the CA, and
+that no request and no serial number has two.
 
-An end that was cut off shows only to who knows a later line: --witness names one, SEQ:SHA256 as
-"audit verify" prints it. Exit code 0 when all is right; 2 and the first line that is wrong when not.`,
+The rest of a line, such as the requester and the rule, is protected by the chain alone. Whoever can write
+the journal can compute the chain again, unless something vouches for it: --checkpoint-key verifies the
+checkpoints, and fails if none covers the journal or if its end has not been covered for --max-unvouched.
+--witness names a head that somebody has kept, SEQ:SHA256 as "audit verify" prints it, and shows an end
+that was cut off.
+
+Exit code 0 if all is right, 2 if not: the first line that is wrong is named.`,
 		Example: `  hsm-signer audit verify
   hsm-signer audit verify /backup/hsm-signer --ca-cert-file ca.crt --witness SEQ:SHA256`,
 		Args: cobra.MaximumNArgs(1),
@@ -64,6 +74,7 @@ An end that was cut off shows only to who knows a later line: --witness names on
 	flags.StringArrayVar(&a.formerCAs, "former-ca", nil, "PEM file with the certificate of a CA that signed before this one (may be repeated)")
 	flags.StringArrayVar(&a.witnessed, "witness", nil, "head that someone else has kept, SEQ:SHA256 (may be repeated)")
 	flags.StringVar(&a.checkpointKey, "checkpoint-key", "", "PEM file with the public key that signs checkpoints; without it their signatures are not verified")
+	flags.StringVar(&a.maxUnvouched, "max-unvouched", "", "with --checkpoint-key: how old the end of the journal may be that no checkpoint covers (by default twice CHECKPOINT_INTERVAL)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	return command
 }
@@ -102,6 +113,9 @@ func (a *auditVerify) options(c *config, faults *configFaults) journal.VerifyOpt
 		o.CheckpointKey, err = readPublicKey(a.checkpointKey)
 		faults.add("--checkpoint-key", err)
 	}
+	if a.limit = 2 * c.checkpoints.interval; a.maxUnvouched != "" {
+		faults.add("--max-unvouched", readDuration(a.maxUnvouched, time.Second, &a.limit))
+	}
 	return o
 }
 
@@ -129,8 +143,11 @@ func (a *auditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.W
 	case err != nil:
 		return err
 	}
-	if err := a.print(dir, summary, out); err != nil {
+	if err := a.print(dir, summary, len(o.Witnessed) > 0, out); err != nil {
 		return err
+	}
+	if err := a.vouched(summary, time.Now()); err != nil {
+		return &exitError{exitRefused, fmt.Errorf("the journal in %s: %w", dir, err)}
 	}
 	if summary.Torn > 0 && !journal.Locked(dir) {
 		return &exitError{exitRefused, fmt.Errorf("the journal in %s ends with %d bytes that are no whole line, as a power cut leaves them: hsm-signer moves them into a file of their own when it starts; compare the head with what a witness has", dir, summary.Torn)}
@@ -155,7 +172,23 @@ func showProgress(w io.Writer, terminal bool, began time.Time) (progress func(re
 	}
 }
 
-func (a *auditVerify) print(dir string, s journal.Summary, out io.Writer) error {
+// vouched returns an error if checkpoints are verified and do not cover the journal, or have not covered its
+// end for longer than the limit.
+func (a *auditVerify) vouched(s journal.Summary, now time.Time) error {
+	const forger = "whoever can write STATE_DIR may have changed them, or removed the checkpoints"
+	switch age := now.Sub(s.VouchedAt); {
+	case a.checkpointKey == "":
+		return nil
+	case s.Checkpointed.Seq == 0:
+		return errors.New("no checkpoint covers any of its lines: " + forger)
+	case s.Unvouched > 0 && age > a.limit:
+		return fmt.Errorf("no checkpoint covers its last %d lines, since %s, which is longer than %s (--max-unvouched): %s",
+			s.Unvouched, s.VouchedAt.Format(time.RFC3339), a.limit, forger)
+	}
+	return nil
+}
+
+func (a *auditVerify) print(dir string, s journal.Summary, witnessed bool, out io.Writer) error {
 	if a.output == "json" {
 		return json.NewEncoder(out).Encode(s)
 	}
@@ -173,6 +206,27 @@ test signatures  %d
 checkpoints      %d, %s
 head             %s
 every line is right up to the head
-`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head)
+names, serial number, validity and key of each line are those of the to-be-signed certificate
+requester, rule, request hash and outcome are protected by the chain alone; %s
+`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head,
+		vouchers(s, witnessed))
 	return err
+}
+
+// vouchers says what vouches for the chain.
+func vouchers(s journal.Summary, witnessed bool) string {
+	var by []string
+	if s.Checkpointed.Seq > 0 {
+		by = append(by, "checkpoints")
+	}
+	if witnessed {
+		by = append(by, "witnesses")
+	}
+	switch {
+	case len(by) == 0:
+		return "nothing vouches for the chain (--checkpoint-key, --witness)"
+	case s.Unvouched > 0:
+		return fmt.Sprintf("%s vouch for the chain, but for its last %d lines", strings.Join(by, " and "), s.Unvouched)
+	}
+	return strings.Join(by, " and ") + " vouch for the chain"
 }

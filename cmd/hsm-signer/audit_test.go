@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/big"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,7 +135,7 @@ func TestAuditVerify(t *testing.T) {
 	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
 	t.Setenv("STATE_DIR", filepath.Join(dir, "state"))
 	out, stderr, code := command(t, "audit", "verify")
-	if code != 0 || !strings.Contains(out, "2 are published") || stderr != "" {
+	if code != 0 || !strings.Contains(out, "2 are published") || !strings.Contains(out, "nothing vouches for the chain") || stderr != "" {
 		t.Fatalf("exit code %d: %s %s", code, out, stderr)
 	}
 	head := regexp.MustCompile(`head +(\S+)`).FindStringSubmatch(out)[1]
@@ -150,6 +154,11 @@ func TestAuditVerify(t *testing.T) {
 		text  []byte
 		words string
 	}{
+		"renamed, with another chain": {
+			rechain(t, text, func(line []byte) []byte {
+				return bytes.Replace(line, []byte("CN=typha-server"), []byte("CN=typha-clients"), 1)
+			}), "line 2: the names are",
+		},
 		"changed":    {bytes.Replace(text, []byte("typha-b"), []byte("typha-c"), 1), "journal-00000001.jsonl, line 5: its hash is"},
 		"cut off":    {text[:last], "journal-00000001.jsonl, line 7: the journal ends with line 6"},
 		"cut within": {text[:last+20], "the journal ends with line 6, but a witness has seen line 7"},
@@ -159,7 +168,11 @@ func TestAuditVerify(t *testing.T) {
 		if err := os.WriteFile(copied, c.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, stderr, code := command(t, "audit", "verify", "--witness", head, filepath.Dir(copied)); code != 2 || !strings.Contains(stderr, c.words) {
+		args := []string{"audit", "verify", filepath.Dir(copied)}
+		if !strings.HasPrefix(name, "renamed") { // which shows without any witness
+			args = append(args, "--witness", head)
+		}
+		if _, stderr, code := command(t, args...); code != 2 || !strings.Contains(stderr, c.words) {
 			t.Errorf("%s: exit code %d: %s", name, code, stderr)
 		}
 	}
@@ -170,7 +183,7 @@ func TestAuditVerify(t *testing.T) {
 	if _, stderr, code := command(t, "audit", "verify", "--former-ca", filepath.Join(dir, "ca.crt")); code != 0 {
 		t.Errorf("a former CA: exit code %d: %s", code, stderr)
 	}
-	if _, stderr, code := command(t, "audit", "verify", "--witness", "x", "--checkpoint-key", "none", "-o", "x"); code != 4 || strings.Count(stderr, "\n  --") != 3 {
+	if _, stderr, code := command(t, "audit", "verify", "--witness", "x", "--checkpoint-key", "none", "--max-unvouched", "x", "-o", "x"); code != 4 || strings.Count(stderr, "\n  --") != 4 {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 	if _, _, code := command(t, "audit", "verify", filepath.Join(dir, "nowhere")); code != 1 {
@@ -294,6 +307,42 @@ func TestAuditListShowsOrphans(t *testing.T) {
 	}
 }
 
+// rechain changes lines of a journal, and computes numbers and hashes again, as whoever can write it can.
+// change returns nil to leave a line out.
+func rechain(t *testing.T, text []byte, change func(line []byte) []byte) (forged []byte) {
+	t.Helper()
+	seq, prev := 0, strings.Repeat("0", 64)
+	begins := regexp.MustCompile(`^\{"seq":\d+,("time":"[^"]*"),"prev":"[^"]*"`)
+	for line := range bytes.Lines(text) {
+		if line = change(line); line == nil {
+			continue
+		}
+		seq++
+		line = begins.ReplaceAll(line, fmt.Appendf(nil, `{"seq":%d,$1,"prev":"%s"`, seq, prev))
+		prev = fmt.Sprintf("%x", sha256.Sum256(line))
+		forged = append(forged, line...)
+	}
+	return forged
+}
+
+// orphaned makes the publication of the request a line that says it was orphaned.
+func orphaned(uid string) func(line []byte) []byte {
+	return func(line []byte) []byte {
+		if !bytes.Contains(line, []byte(`"kind":"published","uid":"`+uid)) {
+			return line
+		}
+		line = bytes.Replace(line, []byte(`"published"`), []byte(`"orphaned"`), 1)
+		return bytes.Replace(line, []byte("}\n"), []byte(`,"why":"the request is gone"}`+"\n"), 1)
+	}
+}
+
+func withoutCheckpoints(line []byte) []byte {
+	if bytes.Contains(line, []byte(`"kind":"checkpoint"`)) {
+		return nil
+	}
+	return line
+}
+
 // manualBlocks are those of docs/audit.md for a shell.
 func manualBlocks(t *testing.T) (blocks []string) {
 	t.Helper()
@@ -307,37 +356,42 @@ func manualBlocks(t *testing.T) (blocks []string) {
 	return blocks
 }
 
+// byHand runs the blocks of docs/audit.md for a shell on the journal in DIR/state, with one more before the
+// last, which tidies up.
+func byHand(t *testing.T, dir, more string, env ...string) (string, error) {
+	t.Helper()
+	blocks := manualBlocks(t)
+	if len(blocks) < 6 {
+		t.Fatalf("%d blocks", len(blocks))
+	}
+	blocks = slices.Insert(blocks, len(blocks)-1, more)
+	cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.Join(blocks, "\n"))
+	cmd.Dir = filepath.Join(dir, "state")
+	cmd.Env = slices.Concat(os.Environ(), []string{"CA_CERT_FILE=" + filepath.Join(dir, "ca.crt")}, env)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 // The blocks of docs/audit.md for a shell find nothing wrong with a journal that is right, and what is wrong
 // with one that is not.
 func TestAuditByHand(t *testing.T) {
 	dir := madeJournal(t, time.Hour, time.Hour, time.Hour)
-	blocks := manualBlocks(t)
-	last := len(blocks) - 1 // which tidies up
-	var witness string
-	run := func() (string, error) {
-		blocks := slices.Insert(slices.Clone(blocks), last, witness)
-		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.Join(blocks, "\n"))
-		cmd.Dir = filepath.Join(dir, "state")
-		cmd.Env = append(os.Environ(), "CA_CERT_FILE="+filepath.Join(dir, "ca.crt"))
-		out, err := cmd.CombinedOutput()
-		return string(out), err
+	out, err := byHand(t, dir, "")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
-	out, err := run()
-	if err != nil || len(blocks) < 4 {
-		t.Fatalf("%d blocks: %v\n%s", len(blocks), err, out)
-	}
-	for _, words := range []string{"10 lines, chain whole", "3 certificates signed by the CA", "nothing twice"} {
+	for _, words := range []string{
+		"10 lines, chain whole", "3 certificates signed by the CA", "3 intents say what", "nothing twice", "nothing vouches for the chain",
+	} {
 		if !strings.Contains(out, words) {
 			t.Errorf("%q is missing in\n%s", words, out)
 		}
 	}
 	head := regexp.MustCompile(`head (\d+:\w{64})`).FindStringSubmatch(out)[1]
-	witness = "is_there " + head + " && echo it is there"
-	if out, err := run(); err != nil || !strings.Contains(out, "it is there") {
+	if out, err := byHand(t, dir, "is_there "+head+" && echo it is there"); err != nil || !strings.Contains(out, "it is there") {
 		t.Errorf("a witness: %v\n%s", err, out)
 	}
-	witness = "is_there 1" + head
-	if out, err := run(); err == nil || !strings.Contains(out, "is not in the journal") {
+	if out, err := byHand(t, dir, "is_there 1"+head); err == nil || !strings.Contains(out, "is not in the journal") {
 		t.Errorf("a witness of what is not there: %v\n%s", err, out)
 	}
 	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
@@ -345,11 +399,48 @@ func TestAuditByHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, bytes.Replace(text, []byte("typha-b"), []byte("typha-x"), 1), 0o600); err != nil {
+	for words, changed := range map[string][]byte{
+		"line 6": bytes.Replace(text, []byte("typha-b"), []byte("typha-x"), 1),
+		"line 2: the names are not": rechain(t, text, func(line []byte) []byte {
+			return bytes.Replace(line, []byte("CN=typha-server"), []byte("CN=typha-clients"), 1)
+		}),
+	} {
+		if err := os.WriteFile(path, changed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := byHand(t, dir, ""); err == nil || !strings.Contains(out, words) {
+			t.Errorf("want %q: %v\n%s", words, err, out)
+		}
+	}
+}
+
+// Every kind of name is compared by hand as "audit verify" compares it.
+func TestNamesByHand(t *testing.T) {
+	dir := t.TempDir()
+	ca := newSoftCA(t)
+	j := ca.openJournal(t, dir)
+	serial, err := j.ID().NewSerial()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run(); err == nil || !strings.Contains(out, "line 6") {
-		t.Errorf("a changed line: %v\n%s", err, out)
+	cert := makeCertificate(t, &x509.Certificate{
+		SerialNumber: serial, NotAfter: time.Now().Add(time.Hour), Subject: pkix.Name{Organization: []string{`A "B" é, \C`}, CommonName: "node", StreetAddress: []string{"1"}},
+		DNSNames: []string{"a.example", "b"}, EmailAddresses: []string{"a@b.example"}, URIs: []*url.URL{{Scheme: "spiffe", Host: "a", Path: "/b"}},
+		IPAddresses: []net.IP{{10, 0, 0, 1}, net.ParseIP("fd00::1"), net.ParseIP("::1"), net.ParseIP("fd00:1:2:3:4:5:6:ab"), net.ParseIP("fd00::")},
+	}, ca.cert, ca.key.Public(), ca.key)
+	text := journal.FormatSerial(serial)
+	write(t, j, journal.Intent{UID: "a", Serial: text, TBS: cert.RawTBSCertificate, Names: []string{
+		`STREET="1"`, `O="A \"B\" \u00e9, \\C"`, `CN="node"`, "DNS:a.example", "DNS:b", "IP:10.0.0.1", "IP:fd00::1", "IP:::1", "IP:fd00:1:2:3:4:5:6:ab", "IP:fd00::", "URI:spiffe://a/b", "email:a@b.example",
+	}})
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := byHand(t, dir, ""); err != nil || !strings.Contains(out, "1 intents say what") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
+	if _, stderr, code := command(t, "audit", "verify", filepath.Join(dir, "state")); code != 0 {
+		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
 

@@ -68,20 +68,39 @@ func (c *config) loadCheckpoints(p *parts, faults *configFaults) *checkpointer {
 	return &checkpointer{journal: p.journal, key: key, public: public, sign: key.Sign, interval: c.checkpoints.interval, logger: hclog.NewNullLogger()}
 }
 
-// watch makes a checkpoint at each interval until the context ends. One that cannot be made is logged, and is in nobody's
-// way.
+// checkpointRetry is the longest time to the next try after a checkpoint that could not be made.
+const checkpointRetry = time.Minute
+
+// watch makes a checkpoint at each interval until the context ends. A failure is logged, and tried again
+// earlier: "audit verify" reports an end of the journal that no checkpoint has covered for two intervals.
 func (c *checkpointer) watch(ctx context.Context) error {
-	ticker := time.NewTicker(c.interval)
-	defer ticker.Stop()
+	timer := time.NewTimer(min(c.interval, checkpointRetry)) // soon: what a crash has left may be old
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-timer.C:
 		}
+		next := c.interval
 		if err := c.make(ctx); err != nil && ctx.Err() == nil {
 			c.logger.Error("no checkpoint of the journal could be made", "error", err)
+			next = min(next, checkpointRetry)
 		}
+		timer.Reset(next)
+	}
+}
+
+// lastCheckpointTimeout bounds the wait for the last checkpoint.
+const lastCheckpointTimeout = 5 * time.Second
+
+// finish makes a last checkpoint before the journal is closed, so that its end is covered while nobody
+// writes it.
+func (c *checkpointer) finish() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastCheckpointTimeout)
+	defer cancel()
+	if err := c.make(ctx); err != nil {
+		c.logger.Warn("the end of the journal has no checkpoint", "error", err)
 	}
 }
 

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,23 +21,38 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
+// softCheckpoints makes checkpoints of the journal with a key in memory, and writes its public half to a
+// file.
+func softCheckpoints(t *testing.T, j *journal.Journal) (c *checkpointer, public string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := publicKeyPEM(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	public = filepath.Join(t.TempDir(), "checkpoint.pub")
+	if err := os.WriteFile(public, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	logger := hclog.NewNullLogger()
+	refusals := journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)
+	return &checkpointer{
+		journal: &keptJournal{logger: logger, open: j, refusals: refusals}, public: key.Public(), logger: logger,
+		sign: func(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+			return key.Sign(rand.Reader, digest, opts)
+		},
+	}, public
+}
+
 // Checkpoints verify with their key, and with no other; none is made when there is nothing new.
 func TestCheckpoints(t *testing.T) {
 	dir := t.TempDir()
 	ca := newSoftCA(t)
 	j := ca.openJournal(t, dir)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var fault error
-	c := &checkpointer{
-		journal: &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)}, public: key.Public(), logger: hclog.NewNullLogger(),
-		sign: func(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-			signature, err := key.Sign(rand.Reader, digest, opts)
-			return signature, errors.Join(fault, err)
-		},
-	}
+	c, public := softCheckpoints(t, j)
 	for i := range 3 {
 		ca.issue(t, j, string(rune('a'+i)), time.Hour)
 		for range 2 {
@@ -49,31 +66,102 @@ func TestCheckpoints(t *testing.T) {
 	}
 	last := j.Summary().Head.Seq - 1
 	ca.issue(t, j, "d", time.Hour)
-	fault = errors.New("the token is gone")
+	fault := errors.New("the token is gone")
+	c.sign = func(context.Context, []byte, crypto.SignerOpts) ([]byte, error) { return nil, fault }
 	if err := c.make(t.Context()); !errors.Is(err, fault) || j.Summary().Counts.Checkpoints != 3 {
 		t.Errorf("without a signature: %v", err)
 	}
-	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	_, other := softCheckpoints(t, j)
+	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
+	verify := func(public string) (string, int) {
+		out, stderr, code := command(t, "audit", "verify", "--checkpoint-key", public, filepath.Join(dir, "state"))
+		return out + stderr, code
+	}
+	if out, code := verify(public); code != 0 || !strings.Contains(out, "3, which vouch for all up to "+fmt.Sprint(last)+":") ||
+		!strings.Contains(out, "checkpoints vouch for the chain, but for its last 3 lines") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	if out, code := verify(other); code != 2 || !strings.Contains(out, "signature is not by the key") {
+		t.Errorf("another key: exit code %d: %s", code, out)
+	}
+}
+
+// Whoever can write the journal can compute its chain again. With the key of the checkpoints that shows:
+// they are missing, for another chain, or too old.
+func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
+	dir := t.TempDir()
+	ca := newSoftCA(t)
+	j := ca.openJournal(t, dir)
+	c, public := softCheckpoints(t, j)
+	ca.issue(t, j, "a", time.Hour)
+	if err := c.make(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ca.issue(t, j, "b", time.Hour)
+	c.finish()
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "state", "journal-00000001.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
-	verify := func(public crypto.PublicKey) (string, int) {
-		text, err := publicKeyPEM(public)
-		if err != nil {
+	forged := t.TempDir()
+	same := func(line []byte) []byte { return line }
+	lastCheckpoint := bytes.LastIndex(text, []byte(`{"seq":9,`)) // 1 opened, 3 of a, 1, 3 of b, this
+	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
+	for name, c := range map[string]struct {
+		text  []byte
+		words string // of the fault; empty: there is none
+	}{
+		"nothing changed":                    {rechain(t, text, same), ""},
+		"orphaned":                           {rechain(t, text, orphaned("b")), "the checkpoint is for line 8"},
+		"orphaned, and checkpoints removed":  {rechain(t, rechain(t, text, orphaned("b")), withoutCheckpoints), "no checkpoint covers any of its lines"},
+		"checkpoints removed":                {rechain(t, text, withoutCheckpoints), "no checkpoint covers any of its lines"},
+		"orphaned, and last checkpoint gone": {rechain(t, text[:lastCheckpoint], orphaned("b")), ""}, // but see below
+	} {
+		if err := os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), c.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		file := filepath.Join(t.TempDir(), "checkpoint.pub")
-		if err := os.WriteFile(file, text, 0o600); err != nil {
+		if _, stderr, code := command(t, "audit", "verify", forged); code != 0 && !strings.HasPrefix(c.words, "the checkpoint") {
+			t.Errorf("%s, without the key: exit code %d: %s", name, code, stderr)
+		}
+		out, stderr, code := command(t, "audit", "verify", "--checkpoint-key", public, forged)
+		if want := map[bool]int{true: 0, false: 2}[c.words == ""]; code != want || !strings.Contains(stderr, c.words) {
+			t.Errorf("%s: exit code %d, want %d and %q: %s%s", name, code, want, c.words, out, stderr)
+		}
+		if err := os.WriteFile(path, c.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, stderr, code := command(t, "audit", "verify", "--checkpoint-key", file, filepath.Join(dir, "state"))
-		return out + stderr, code
+		if out, err := byHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public); (err != nil) != (c.words != "") {
+			t.Errorf("%s, by hand: %v: %s", name, err, out)
+		}
 	}
-	if out, code := verify(key.Public()); code != 0 || !strings.Contains(out, "3, which vouch for all up to "+fmt.Sprint(last)+":") {
-		t.Errorf("exit code %d: %s", code, out)
+	if err := os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), text[:lastCheckpoint], 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if out, code := verify(other.Public()); code != 2 || !strings.Contains(out, "signature is not by the key") {
-		t.Errorf("another key: exit code %d: %s", code, out)
+	if err := os.WriteFile(path, text[:lastCheckpoint], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for limit, wrong := range map[string]bool{"3600": false, "-1": true} {
+		if out, err := byHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public, "MAX_UNVOUCHED="+limit); (err != nil) != wrong {
+			t.Errorf("by hand, at most %s seconds: %v: %s", limit, err, out)
+		}
+	}
+	out, _, _ := command(t, "audit", "verify", "--checkpoint-key", public, "--output", "json", forged)
+	var summary journal.Summary
+	if err := json.Unmarshal([]byte(out), &summary); err != nil || summary.Unvouched != 3 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	verify := auditVerify{checkpointKey: public, limit: 2 * time.Hour}
+	for later, wrong := range map[time.Duration]bool{time.Hour: false, 3 * time.Hour: true} {
+		if err := verify.vouched(summary, summary.VouchedAt.Add(later)); (err != nil) != wrong {
+			t.Errorf("after %s: %v", later, err)
+		}
+	}
+	summary.Unvouched = 0 // nothing but checkpoints follows: hsm-signer has ended, or the journal is in the archive
+	if err := verify.vouched(summary, summary.VouchedAt.Add(time.Hour*24*365)); err != nil {
+		t.Error(err)
 	}
 }

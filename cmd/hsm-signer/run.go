@@ -74,6 +74,9 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	if c.mode != kube.Shadow {
 		defer p.key.Close()
 		defer p.journal.close()
+		if p.checkpoints != nil {
+			defer p.checkpoints.finish()
+		}
 		p.journal.logger = logger.Named("journal")
 		if err := startSigning(ctx, c, p, logger); err != nil {
 			return err

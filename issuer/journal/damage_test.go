@@ -7,10 +7,16 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"math/big"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -457,4 +463,122 @@ func TestAnOldCheckpointIsRefused(t *testing.T) {
 	}
 	put(t, j, Probe{ProbeReady, ""})
 	verify(t, dir, ca)
+}
+
+// What a line says of its certificate must be what the certificate says, whatever the chain is.
+func TestForgedNamesShowWithoutAnyKey(t *testing.T) {
+	ca := newCA(t)
+	one, oneSigned, onePublished := ca.lines(t, "1a2b3c4d", "one", time.Hour)
+	two, twoSigned, twoPublished := ca.lines(t, "1a2b3c4d", "two", time.Hour)
+	for name, c := range map[string]struct {
+		names []string
+		wrong bool
+	}{
+		"as the issuer does":   {[]string{`CN="two"`, "DNS:a.example"}, false},
+		"without the quotes":   {[]string{"CN=two", "DNS:a.example"}, false},
+		"another subject":      {[]string{"CN=one", "DNS:a.example"}, true},
+		"another DNS name":     {[]string{"CN=two", "DNS:b.example"}, true},
+		"one name more":        {[]string{"CN=two", "DNS:a.example", "DNS:b.example"}, true},
+		"one name less":        {[]string{"CN=two"}, true},
+		"in a different order": {[]string{"DNS:a.example", "CN=two"}, true},
+		"no names":             {nil, true},
+	} {
+		two.Names = c.names
+		dir := forge(t, Opened{Journal: "1a2b3c4d"}, one, oneSigned, onePublished, two, twoSigned, twoPublished)
+		_, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}})
+		var fault *Fault
+		if is := errors.As(err, &fault); is != c.wrong || is && (fault.Line != 5 || !strings.Contains(err.Error(), "the names are")) {
+			t.Errorf("%s: %v", name, err)
+		}
+		j, err := Open(dir, Options{CA: ca.cert}) // which is for availability: nothing is signed by these names
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		closeNow(t, j)
+		for i, err := range List(dir, Filter{}) {
+			if err != nil || len(i.Names) != 2 || strings.ReplaceAll(i.Names[0], `"`, "") != "CN="+i.UID || i.Names[1] != "DNS:a.example" {
+				t.Errorf("%s: listed as %+v, %v", name, i, err)
+			}
+		}
+	}
+}
+
+// Every kind of name reads as the issuer writes it.
+func TestNamesOfACertificate(t *testing.T) {
+	ca := newCA(t)
+	uri, err := url.Parse("spiffe://a.example/b?c#d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(7), DNSNames: []string{"a.example", "*.b.example"}, URIs: []*url.URL{uri}, EmailAddresses: []string{"a@b.example"},
+		IPAddresses: []net.IP{{10, 0, 0, 1}, net.ParseIP("fd00::1")},
+		Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
+			{Type: asn1.ObjectIdentifier{2, 5, 4, 10}, Value: "A \"B\" é"}, {Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: strings.Repeat("x", 90)}, {Type: asn1.ObjectIdentifier{1, 2, 3}, Value: "y"},
+			{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}, Value: asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte("example")}},
+		}},
+	}, ca.cert, ca.key.Public(), ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tbs, err := tbsOf(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`O="A \"B\" \u00e9"`, `CN="` + strings.Repeat("x", 80) + `"...`, `1.2.3="y"`, `DC="example"`,
+		"DNS:a.example", "DNS:*.b.example", "IP:10.0.0.1", "IP:fd00::1", "URI:spiffe://a.example/b?c#d", "email:a@b.example",
+	}
+	if err := checkNames(Intent{Names: want, TBS: tbs}); err != nil {
+		t.Error(err)
+	}
+	for i := range want {
+		if err := checkNames(Intent{Names: slices.Delete(slices.Clone(want), i, i+1), TBS: tbs}); err == nil {
+			t.Errorf("%s is missing and not missed", want[i])
+		}
+	}
+}
+
+// What vouches for the chain, and for how much of it, is counted.
+func TestWhatIsVouchedFor(t *testing.T) {
+	ca, dir := newCA(t), t.TempDir()
+	j := open(t, dir, Options{CA: ca.cert})
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(what string, unvouched uint64, o VerifyOptions) {
+		t.Helper()
+		o.CAs = []*x509.Certificate{ca.cert}
+		s, err := Verify(dir, o)
+		if err != nil || s.Unvouched != unvouched || s.VouchedAt.IsZero() != (unvouched == s.Head.Seq) {
+			t.Errorf("%s: %d lines are vouched for by nothing, want %d; %v, %v", what, s.Unvouched, unvouched, s.VouchedAt, err)
+		}
+	}
+	checkpoint := func(head Head) {
+		t.Helper()
+		sum := sha256.Sum256(CheckpointText(j.ID(), head))
+		signature, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, j, Checkpoint{head.Seq, head.SHA256, "", x509.ECDSAWithSHA256.String(), signature})
+	}
+	withKey := VerifyOptions{CheckpointKey: key.Public()}
+	issue(t, ca, j, "one")
+	want("no checkpoint", 4, withKey)
+	first := j.Head()
+	checkpoint(first)
+	want("a checkpoint of all", 0, withKey)
+	want("no key", 5, VerifyOptions{})
+	issue(t, ca, j, "two")
+	want("lines behind it", 3, withKey)
+	middle := j.Head()
+	put(t, j, Probe{ProbeReady, ""})
+	want("a witness", 1, VerifyOptions{Witnessed: []Head{middle}})
+	want("a witness that knows more than the checkpoint", 1, VerifyOptions{Witnessed: []Head{middle}, CheckpointKey: key.Public()})
+	checkpoint(middle)
+	want("a checkpoint of less than all", 1, withKey)
+	checkpoint(first)
+	want("an older checkpoint after a later one", 1, withKey)
 }

@@ -8,7 +8,9 @@ import (
 	"time"
 )
 
-// Issued is a certificate that was issued, or that may have been signed and was given up.
+// Issued is a certificate that was issued, or that may have been signed and was given up. Names, serial
+// number and validity are those of the certificate, or of its to-be-signed bytes if it has no signature;
+// the rest is what the intent says.
 type Issued struct {
 	Intent
 	State     State     // [HasCertificate], [IsPublished], [IsOrphaned] or [IsUnconfirmed]
@@ -107,8 +109,7 @@ func (l *lister) signed(e Signed, at time.Time) error {
 		return err
 	}
 	i.State, i.SignedAt, i.Signed = HasCertificate, at, e.Certificate
-	i.NotBefore, i.NotAfter = cert.NotBefore, cert.NotAfter
-	return nil
+	return i.says(cert)
 }
 
 func (l *lister) orphaned(e Orphaned) error {
@@ -123,8 +124,18 @@ func (l *lister) orphaned(e Orphaned) error {
 		}
 		return nil
 	}
-	facts, err := factsOf(i.TBS)
-	i.NotBefore, i.NotAfter = facts.notBefore, facts.notAfter
+	cert, err := ParseTBS(i.TBS)
+	if err != nil {
+		return err
+	}
+	return i.says(cert)
+}
+
+// says takes over what the certificate says.
+func (i *Issued) says(cert *x509.Certificate) (err error) {
+	i.Serial = FormatSerial(cert.SerialNumber)
+	i.NotBefore, i.NotAfter = cert.NotBefore, cert.NotAfter
+	i.Names, _, err = namesOf(cert, i.Intent)
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 )
 
 // VerifyOptions say what a journal is verified against.
@@ -35,13 +36,18 @@ type Summary struct {
 	Unfinished int `json:"unfinished"`
 	// Checkpointed is the last line that a checkpoint vouches for whose signature was verified; zero when there is none.
 	Checkpointed Head `json:"checkpointed,omitzero"`
+	// VouchedAt is the time of the last line that such a checkpoint or a witness vouches for; zero if
+	// there is none. Unvouched is the number of lines after it, without the checkpoints themselves.
+	VouchedAt time.Time `json:"vouchedAt,omitzero"`
+	Unvouched uint64    `json:"unvouched"`
 	// Torn is the number of bytes behind the last whole line: a line that is being written, or what a power cut
 	// has left; [Open] moves them away.
 	Torn int `json:"torn"`
 }
 
 // Verify reads a whole journal and answers nil when every line is right: the chain and the sequence
-// without a gap, each certificate made for its intent, of the same bytes, and signed by the CA; no
+// without a gap, the names and the serial number of each intent those of its to-be-signed certificate,
+// each certificate made for its intent, of the same bytes, and signed by the CA; no
 // request and no serial number with two certificates; each head that was witnessed in its place. The first
 // line that is wrong is a [*Fault]; the summary is then of what comes before. It takes no lock:
 // a journal can be verified while it is written. Memory: about 200 bytes a certificate.
@@ -55,7 +61,7 @@ func Verify(dir string, o VerifyOptions) (Summary, error) {
 	}
 	v.total = size(dir)
 	e, err := replay(dir, reader{line: v.line, fits: v.ledger.fits, progress: v.progress})
-	s := Summary{Checkpointed: v.checkpointed, Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
+	s := Summary{Checkpointed: v.checkpointed, VouchedAt: v.vouchedAt, Unvouched: v.unvouched, Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
 	if err != nil {
 		return s, err
 	}
@@ -85,6 +91,10 @@ type verifier struct {
 	head      Head
 
 	checkpointed Head
+	vouchedAt    time.Time
+	vouchedSeq   uint64
+	unvouched    uint64
+	times        [len(chain{}.recent)]time.Time // of the recent lines, by the sequence number's remainder
 
 	read  int64
 	told  int64 // bytes of which progress was told
@@ -106,23 +116,45 @@ func (v *verifier) line(l Line, at place, sum Hash) error {
 	if want, is := v.witnessed[l.Seq]; is && want != sum {
 		return fmt.Errorf("the hash of this line is %s, but a witness has %s: the line, or one before, was changed", sum, want)
 	}
-	delete(v.witnessed, l.Seq)
+	v.times[l.Seq%uint64(len(v.times))] = l.Time
 	var err error
 	switch e := l.Entry.(type) {
 	case Intent:
-		err = v.serial(e)
+		if err = v.serial(e); err == nil {
+			err = checkNames(e)
+		}
 	case Signed:
 		_, err = checkSignature(e.Certificate, v.options.CAs)
 	case Checkpoint:
-		err = v.checkpoint(e)
+		err = v.checkpoint(e, l.Seq)
 	}
 	if err == nil {
 		err = v.ledger.apply(l, at, sum)
 	}
 	if err == nil {
-		v.head = Head{l.Seq, sum}
+		v.count(l, sum)
 	}
 	return err
+}
+
+// count takes note of a line that is right, and of whether anything vouches for it.
+func (v *verifier) count(l Line, sum Hash) {
+	v.head = Head{l.Seq, sum}
+	if _, is := l.Entry.(Checkpoint); !is || v.options.CheckpointKey == nil {
+		v.unvouched++
+	}
+	if _, is := v.witnessed[l.Seq]; is {
+		delete(v.witnessed, l.Seq)
+		v.vouch(l.Seq, l.Seq)
+	}
+}
+
+// vouch takes note that something vouches for all lines up to seq, which is at most the line at.
+func (v *verifier) vouch(seq, at uint64) {
+	if seq > v.vouchedSeq {
+		v.vouchedSeq, v.vouchedAt = seq, v.times[seq%uint64(len(v.times))]
+		v.unvouched = at - seq
+	}
 }
 
 func (v *verifier) serial(e Intent) error {
@@ -133,7 +165,8 @@ func (v *verifier) serial(e Intent) error {
 	return nil
 }
 
-func (v *verifier) checkpoint(e Checkpoint) error {
+// checkpoint verifies the signature of the checkpoint in the line at.
+func (v *verifier) checkpoint(e Checkpoint, at uint64) error {
 	if v.options.CheckpointKey == nil {
 		return nil
 	}
@@ -142,7 +175,10 @@ func (v *verifier) checkpoint(e Checkpoint) error {
 	if err := holder.CheckSignature(algorithmNamed(e.Algorithm), signed, e.Signature); err != nil {
 		return fmt.Errorf("the checkpoint's signature is not by the key: %w", err)
 	}
-	v.checkpointed = Head{e.HeadSeq, e.HeadSHA256}
+	if e.HeadSeq > v.checkpointed.Seq {
+		v.checkpointed = Head{e.HeadSeq, e.HeadSHA256}
+	}
+	v.vouch(e.HeadSeq, at-1) // the checkpoint itself needs nobody to vouch for it
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package pkcs10
 
 import (
+	"cmp"
 	"encoding/asn1"
 	"strconv"
 	"unicode/utf8"
@@ -20,6 +21,12 @@ var subjectTypes = map[string]string{
 	"2.5.4.17":                   "postalCode",
 	"0.9.2342.19200300.100.1.25": "DC",
 	"1.2.840.113549.1.9.1":       "emailAddress",
+}
+
+// AttributeName returns the short name of an attribute type, as in "O", or the type itself in dotted
+// form if it has none here.
+func AttributeName(kind asn1.ObjectIdentifier) string {
+	return cmp.Or(subjectTypes[kind.String()], kind.String())
 }
 
 // MaxCommonName is the most bytes of a common name (ub-common-name, RFC 5280, appendix A.1).
