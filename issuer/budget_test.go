@@ -14,10 +14,10 @@ import (
 
 const thrifty = `
 version: 1
-budget: {total: 10, perServiceAccount: 50%, perPod: 2}
+budget: {total: 10, perNamespace: 100%, perServiceAccount: 50%, perPod: 2}
 rules:
   - name: all
-    from: {serviceAccounts: ["ns/*"]}
+    from: {serviceAccounts: ["ns/*", "other/*"]}
     grant:
       dnsNames: [one]
       keys: [ecdsa-p256]
@@ -105,7 +105,7 @@ func TestAServiceAccountLeavesRoomForOthers(t *testing.T) {
 			t.Errorf("another service account is over %q", got)
 		}
 	}
-	if got := s.ask("ns:third", "t"); got != "all together" {
+	if got := s.ask("other:third", "t"); got != "all together" {
 		t.Errorf("over %q, want the budget of all together", got)
 	}
 }

@@ -24,7 +24,7 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 		found.add(0, "rules: there are none, so nothing would ever be granted")
 	}
 	reserved := compileReserved(f.ReservedGroups, found)
-	rules := make([]rule, 0, len(f.Rules))
+	rules, texts := make([]rule, 0, len(f.Rules)), make([]fileRule, 0, len(f.Rules))
 	byName, byText := map[string]bool{}, map[string]string{}
 	for i, text := range f.Rules {
 		text.inherit(&f.Defaults)
@@ -40,9 +40,11 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 			found.add(text.Name.at, "rules[%d]: %q says the same as %q, so it would never decide anything", i, compiled.name, earlier)
 		}
 		byName[compiled.name], byText[compiled.canonical()] = true, compiled.name
-		rules = append(rules, compiled)
+		rules, texts = append(rules, compiled), append(texts, text)
 	}
-	return rules, f.Budget.compile(found)
+	budget := f.Budget.compile(found)
+	budget.compileRules(rules, texts, found)
+	return rules, budget
 }
 
 // compileReserved returns the groups that no kept subject may hold, beside the built-in ones.
@@ -93,6 +95,9 @@ func (r *fileRule) inherit(defaults *fileRule) {
 	one(&r.Grant.MaxLifetime, defaults.Grant.MaxLifetime)
 	one(&r.Grant.DefaultLifetime, defaults.Grant.DefaultLifetime)
 	r.Conditions = slices.Concat(defaults.Conditions, r.Conditions)
+	one(&r.Budget.Reserve, defaults.Budget.Reserve)
+	one(&r.Budget.Limit, defaults.Budget.Limit)
+	one(&r.Budget.PerNamespace, defaults.Budget.PerNamespace)
 }
 
 // A compiler compiles one rule.

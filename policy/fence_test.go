@@ -219,8 +219,9 @@ func TestWhatIsUnusualAndNoMistake(t *testing.T) {
 }
 
 func TestBudget(t *testing.T) {
-	const text = "budget: {total: 100, perServiceAccount: 25%, perPod: 3}\n"
-	if got := parse(t, text+names).Budget(); got != (policy.Budget{Total: 100, Share: 25, Pod: 3}) || got.Account() != 25 {
+	const text = "budget: {total: 100, perNamespace: 60%, perServiceAccount: 25%, perPod: 3}\n"
+	got := parse(t, text+names).Budget()
+	if got.Total != 100 || got.Namespace != 60 || got.Account() != 25 || got.Pod != 3 {
 		t.Errorf("budget %+v", got)
 	}
 	for _, c := range []struct{ old, new, want string }{
@@ -228,10 +229,85 @@ func TestBudget(t *testing.T) {
 		{"25%", "25", `budget.perServiceAccount: "25" is not a share`},
 		{"25%", "101%", `budget.perServiceAccount: "101%" is not a share`},
 		{"perPod: 3", "perPod: -1", "budget.perPod: -1"},
+		{"60%", "0", `line 1: budget.perNamespace: "0" is neither a number of certificates in an hour from 1 to the total, 100`},
+		{"60%", "101", `budget.perNamespace: "101"`},
+		{"60%", "101%", `budget.perNamespace: "101%"`},
+		{"60%", "-5%", `budget.perNamespace: "-5%"`},
+		{"60%", "many", `budget.perNamespace: "many"`},
 		{"perPod", "perNode", `unknown key "perNode"`},
 	} {
 		if found := mistakes(t, strings.Replace(text, c.old, c.new, 1)+names); len(found) != 1 || !strings.Contains(found[0], c.want) {
 			t.Errorf("%s: %v; want %q", c.new, found, c.want)
+		}
+	}
+}
+
+// twoRules are a rule of one service account and one of everybody's.
+const twoRules = `version: 1
+budget: {total: 1000}
+defaults:
+  grant:
+    dnsNames: [one]
+    keys: [ecdsa-p256]
+    usages: [digital signature]
+rules:
+  - name: own
+    from: {serviceAccounts: [a/own]}
+    budget: {reserve: 25%}
+  - name: tenants
+    from: {serviceAccounts: ["*/*"]}
+    budget: {limit: 300, perNamespace: 5%}
+`
+
+func TestBudgetsOfRules(t *testing.T) {
+	got := parse(t, twoRules).Budget()
+	if own := got.Rule("own"); own != (policy.RuleBudget{Reserve: 250, Limit: 1000, Namespace: 800}) {
+		t.Errorf("own: %+v", own)
+	}
+	if tenants := got.Rule("tenants"); tenants != (policy.RuleBudget{Reserve: 100, Limit: 300, Namespace: 50}) { // 10 % is for those who say nothing
+		t.Errorf("tenants: %+v", tenants)
+	}
+	if got.Shared() != 650 || got.Reserved() != 350 || !strings.Contains(got.String(), "350 of all are reserved for rules") {
+		t.Errorf("%s; %d are shared", got, got.Shared())
+	}
+	for _, c := range []struct{ old, new, want string }{
+		{"25%}", "1001}", `line 11: budget.reserve: "1001" is neither`},
+		{"25%}", "150%}", `line 11: budget.reserve: "150%" is neither`},
+		{"25%}", "501}", `line 11: rule "own": budget.reserve: 501 is more than its service accounts may have, 500`},
+		{"25%}", "400, limit: 300}", "line 11: budget.reserve: 400 is more than the limit of the rule, 300"},
+		{"limit: 300,", "reserve: 751,", "line 14: budget.reserve: the reserves of all rules add up to 1001, more than the total, 1000"},
+		{"limit: 300,", "reserve: 0, limit: 0,", `line 14: budget.limit: "0" is neither`},
+		{"perNamespace: 5%}", "perNamespace: 0%}", `line 14: budget.perNamespace: "0%" is neither`},
+		{"reserve: 25%", "keep: 25%", `unknown key "keep"`},
+		{"budget: {reserve: 25%}", "budget: {}", `line 11: the key "budget" is empty`},
+	} {
+		if found := mistakes(t, strings.Replace(twoRules, c.old, c.new, 1)); len(found) != 1 || !strings.Contains(found[0], c.want) {
+			t.Errorf("%s: %q; want %q", c.new, found, c.want)
+		}
+	}
+	full := strings.NewReplacer("25%}", "500}", "limit: 300,", "reserve: 500,").Replace(twoRules)
+	if got := parse(t, full).Budget(); got.Shared() != 0 {
+		t.Errorf("%d are shared", got.Shared())
+	}
+	full = strings.Replace(full, "reserve: 500,", "reserve: 50%,", 1) + "  - name: third\n    from: {serviceAccounts: [b/b]}\n"
+	if found := mistakes(t, full); len(found) != 1 || !strings.Contains(found[0], `line 15: rule "third": the reserves of the other rules leave nothing for it`) {
+		t.Errorf("%q", found)
+	}
+}
+
+// Every rule of a built-in policy has a reserve, and what nobody reserves is room for a large cluster's
+// other DaemonSets.
+func TestBudgetsOfTheBuiltInPolicies(t *testing.T) {
+	for _, name := range policy.BuiltInNames() {
+		p := builtIn(t, name)
+		b := p.Budget()
+		for _, rule := range p.Rules() {
+			if b.Rule(rule).Reserve < 100 {
+				t.Errorf("%s: rule %s has a reserve of %d", name, rule, b.Rule(rule).Reserve)
+			}
+		}
+		if b.Reserved() > b.Total || b.Shared() < 2*5_000 {
+			t.Errorf("%s: %s; %d are shared", name, b, b.Shared())
 		}
 	}
 }

@@ -25,14 +25,21 @@ type (
 	}
 	fileBudget struct { // certificates in an hour
 		Total             line[int]    `yaml:"total"`
+		PerNamespace      line[string] `yaml:"perNamespace"`      // a number, or a share of the total
 		PerServiceAccount line[string] `yaml:"perServiceAccount"` // a share of the total: "50%"
 		PerPod            line[int]    `yaml:"perPod"`
+	}
+	fileRuleBudget struct { // each a number, or a share of the total
+		Reserve      line[string] `yaml:"reserve"`
+		Limit        line[string] `yaml:"limit"`
+		PerNamespace line[string] `yaml:"perNamespace"`
 	}
 	fileRule struct {
 		Name       line[string]    `yaml:"name"`
 		From       fileFrom        `yaml:"from"`
 		Grant      fileGrant       `yaml:"grant"`
 		Conditions []fileCondition `yaml:"conditions"` // optional: all must be true
+		Budget     fileRuleBudget  `yaml:"budget"`     // optional
 
 		at int // the line on which it begins
 	}

@@ -46,7 +46,7 @@ func TestPoliciesOfTheManual(t *testing.T) {
 	if len(policies) != 2 || passed != 2 {
 		t.Errorf("%d policies and %d cases that pass; the manual has 2 of each", len(policies), passed)
 	}
-	if p := policies[1].Budget(); p != policies[0].Budget() {
+	if p := policies[1].Budget(); p.String() != policies[0].Budget().String() {
 		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p, policies[0].Budget())
 	}
 }

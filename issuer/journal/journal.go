@@ -284,6 +284,7 @@ const RecentWindow = time.Hour
 type Recent struct {
 	At        time.Time // when it was written
 	UID       string    // of the API object
+	Rule      string    // that granted
 	Requester Requester
 }
 

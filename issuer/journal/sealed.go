@@ -21,7 +21,7 @@ type loader struct {
 
 func (l *loader) line(line Line, at place, sum Hash) error {
 	if intent, ok := line.Entry.(Intent); ok && line.Time.After(l.since) {
-		recent := Recent{At: line.Time, UID: intent.UID, Requester: intent.Requester}
+		recent := Recent{At: line.Time, UID: intent.UID, Rule: intent.Rule, Requester: intent.Requester}
 		l.journal.recent = append(l.journal.recent, recent)
 	}
 	return l.journal.ledger.apply(line, at, sum)
