@@ -38,6 +38,8 @@ type config struct {
 	anyPolicy     bool // the policy file may be anybody's: nothing is signed by it
 	caCertFile    string
 	stateDir      string
+	maxRequests   int
+	maxUnfinished int
 	forOwner      bool // root asks for the user who owns STATE_DIR
 	checkpoints   checkpoints
 	algorithm     x509.SignatureAlgorithm
@@ -96,6 +98,8 @@ var (
 		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
 		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal; a shadow keeps its decisions in one of its own", func(c *config, v string) error { c.stateDir = v; return nil }},
+		{"JOURNAL_MAX_REQUESTS", "20000000", "requests that the journal remembers, of four bytes of memory each", func(c *config, v string) error { return readCount(v, 1, 1<<30, &c.maxRequests) }},
+		{"JOURNAL_MAX_UNFINISHED", "10000", "requests begun and neither published nor given up, of about 4 KiB of memory each", func(c *config, v string) error { return readCount(v, 1, 1_000_000, &c.maxUnfinished) }},
 		{"CHECKPOINT_KEY_LABEL", "", "label of a key in the token that signs the head of the journal now and then; not the CA's", func(c *config, v string) error { c.checkpoints.key.Label = v; return nil }},
 		{"CHECKPOINT_KEY_ID", "", "id of that key, in hex", readCheckpointKeyID},
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with that key's public half", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},

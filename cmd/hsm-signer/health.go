@@ -40,6 +40,7 @@ type health struct {
 	mu      sync.Mutex
 	waiting error     // why the token is not ready; errNotLooked until it was looked at
 	began   time.Time // when the look began that has not ended yet; zero when there is none
+	crowded time.Time // since when the journal has too many unfinished requests; zero: it has not
 }
 
 func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) *health {
@@ -182,7 +183,37 @@ func (h *health) journalPart() part {
 
 // fit answers nil while requests could be served, as far as token, CA and journal go.
 func (h *health) fit() error {
-	return errors.Join(h.tokenPart().err, h.ca().ValidAt(time.Now()), h.journal())
+	now := time.Now()
+	return errors.Join(h.tokenPart().err, h.ca().ValidAt(now), h.journalFit(now))
+}
+
+// letOthersLead is how long a controller with too many unfinished requests leaves the lease to another.
+const letOthersLead = time.Minute
+
+// journalFit returns nil if the journal can serve. With too many unfinished requests, and no other
+// fault, this controller stands for election again after a while: where nobody else leads, it must
+// lead itself to publish them.
+func (h *health) journalFit(now time.Time) error {
+	err := h.journal()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !onlyUnfinished(err) {
+		h.crowded = time.Time{}
+		return err
+	}
+	if h.crowded.IsZero() {
+		h.crowded = now
+	}
+	if now.Sub(h.crowded)%(2*letOthersLead) < letOthersLead {
+		return err
+	}
+	return nil
+}
+
+func onlyUnfinished(err error) bool {
+	faults := []error{journal.ErrBroken, journal.ErrDamaged, journal.ErrFull, journal.ErrSlow, journal.ErrClosed}
+	return errors.Is(err, journal.ErrTooManyUnfinished) &&
+		!slices.ContainsFunc(faults, func(fault error) bool { return errors.Is(err, fault) })
 }
 
 // A part is one of the things that must be well.

@@ -66,6 +66,36 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 	}
 }
 
+// A journal at its limit lets another lead. With too many unfinished requests it stands again after a
+// while, since only who leads can publish them; with any other fault it does not.
+func TestJournalAtItsLimitIsUnfit(t *testing.T) {
+	h := newTestHealth(t)
+	now := time.Now()
+	for _, c := range []struct {
+		err   error
+		after time.Duration
+		fit   bool
+	}{
+		{nil, 0, true},
+		{journal.ErrTooMany, 0, false},
+		{journal.ErrTooMany, 90 * time.Second, false},
+		{journal.ErrTooManyUnfinished, 100 * time.Second, false},
+		{journal.ErrTooManyUnfinished, 159 * time.Second, false},
+		{journal.ErrTooManyUnfinished, 161 * time.Second, true},
+		{errors.Join(journal.ErrFull, journal.ErrTooManyUnfinished), 162 * time.Second, false},
+		{journal.ErrTooManyUnfinished, 163 * time.Second, false},
+		{nil, 164 * time.Second, true},
+	} {
+		h.journal = func() error { return c.err }
+		if err := h.journalFit(now.Add(c.after)); (err == nil) != c.fit {
+			t.Errorf("%v after %s: %v", c.err, c.after, err)
+		}
+		if code, _ := readyz(h); h.token != nil && (code == 200) != (c.err == nil) {
+			t.Errorf("%v: readyz %d", c.err, code)
+		}
+	}
+}
+
 // A refused PIN ends the process, but not in a pod, which would be started again.
 func TestWhatEndsTheProcess(t *testing.T) {
 	for _, c := range []struct {

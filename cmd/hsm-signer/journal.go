@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
@@ -22,9 +21,9 @@ const journalInterval = time.Second
 // A keptJournal opens the journal when that is possible: on the same node another process may have it
 // open until it ends, and a disk may be full or missing.
 type keptJournal struct {
-	dir    string
-	ca     *x509.Certificate
-	logger hclog.Logger
+	dir     string
+	options journal.Options
+	logger  hclog.Logger
 
 	opened chan struct{} // closed when it is open
 
@@ -39,8 +38,8 @@ type keptJournal struct {
 	toldWhen time.Time
 }
 
-func newKeptJournal(dir string, ca *x509.Certificate) *keptJournal {
-	return &keptJournal{dir: dir, ca: ca, logger: hclog.NewNullLogger(), opened: make(chan struct{})}
+func newKeptJournal(dir string, options journal.Options) *keptJournal {
+	return &keptJournal{dir: dir, options: options, logger: hclog.NewNullLogger(), opened: make(chan struct{})}
 }
 
 // get returns the journal, which it tries to open now and then. While one caller opens it, the others do
@@ -60,7 +59,7 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 	}
 	k.opening = true
 	k.mu.Unlock()
-	opened, err := journal.Open(k.dir, journal.Options{Version: version(), CA: k.ca})
+	opened, err := journal.Open(k.dir, k.options)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.opening, k.tried = false, time.Now()
@@ -223,6 +222,16 @@ func (k *keptJournal) state() error {
 		return k.open.State()
 	}
 	return cmp.Or(k.fault, errNotLooked)
+}
+
+// usage is how much of its limits the journal has used; false while it is not open. It waits for nothing.
+func (k *keptJournal) usage() (u journal.Usage, open bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == nil {
+		return u, false
+	}
+	return k.open.Usage(), true
 }
 
 // summary is what the journal holds, and the number of refusals that are not in their log; false while the

@@ -23,6 +23,12 @@ var (
 		"Lines of the journal, by kind, since it was begun.", []string{"kind"}, nil)
 	journalUnpublished = prometheus.NewDesc("hsm_signer_journal_unpublished",
 		"Requests of which something was begun that is neither published nor given up.", nil, nil)
+	journalUnpublishedLimit = prometheus.NewDesc("hsm_signer_journal_unpublished_limit",
+		"The number of such requests at which no new one is taken: JOURNAL_MAX_UNFINISHED.", nil, nil)
+	journalRequests = prometheus.NewDesc("hsm_signer_journal_requests",
+		"Requests that the journal remembers.", nil, nil)
+	journalRequestsLimit = prometheus.NewDesc("hsm_signer_journal_requests_limit",
+		"The number of such requests at which no new one is taken: JOURNAL_MAX_REQUESTS.", nil, nil)
 	journalHeadSeq = prometheus.NewDesc("hsm_signer_journal_head_seq",
 		"The number of the journal's last line, by the journal's id.", []string{"journal"}, nil)
 	journalHeadHash = prometheus.NewDesc("hsm_signer_journal_head_sha256",
@@ -33,7 +39,8 @@ var (
 
 // Describe is [prometheus.Collector]'s.
 func (m journalMetrics) Describe(all chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{journalReady, journalLines, journalUnpublished, journalHeadSeq, journalHeadHash, refusalsDropped} {
+	for _, desc := range []*prometheus.Desc{journalReady, journalLines, journalUnpublished, journalUnpublishedLimit, journalRequests, journalRequestsLimit,
+		journalHeadSeq, journalHeadHash, refusalsDropped} {
 		all <- desc
 	}
 }
@@ -56,6 +63,11 @@ func (m journalMetrics) Collect(all chan<- prometheus.Metric) {
 	}
 	count(refusalsDropped, dropped)
 	gauge(journalUnpublished, float64(s.Unfinished))
+	if used, open := m.journal.usage(); open {
+		gauge(journalUnpublishedLimit, float64(used.MaxUnfinished))
+		gauge(journalRequests, float64(used.Requests))
+		gauge(journalRequestsLimit, float64(used.MaxRequests))
+	}
 	gauge(journalHeadSeq, float64(s.Head.Seq), string(s.Journal))
 	for word, value := range headWords(s.Head) {
 		gauge(journalHeadHash, float64(value), strconv.Itoa(word))

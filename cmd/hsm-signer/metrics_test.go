@@ -57,6 +57,14 @@ func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 		if !strings.Contains(text, fmt.Sprintf(`hsm_signer_journal_lines_total{kind="signed"} %d`, j.Summary().Counts.Signed)) {
 			t.Errorf("the lines are not counted: %s", text)
 		}
+		for _, want := range []string{
+			fmt.Sprintf("hsm_signer_journal_requests %d\n", uid+1), "hsm_signer_journal_requests_limit 2e+07\n",
+			"hsm_signer_journal_unpublished 0\n", "hsm_signer_journal_unpublished_limit 10000\n",
+		} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q is missing: %s", want, text)
+			}
+		}
 	}
 }
 

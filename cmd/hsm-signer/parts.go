@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -65,7 +66,9 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 		var err error
 		public := p.ca.Certificate().PublicKey
 		c.token.Signature = issuer.SignerOpts(c.algorithm, public)
-		p.journal = newKeptJournal(c.stateDir, p.ca.Certificate())
+		p.journal = newKeptJournal(c.stateDir, journal.Options{
+			Version: version(), CA: p.ca.Certificate(), MaxRequests: c.maxRequests, MaxUnfinished: c.maxUnfinished,
+		})
 		c.token.BeforeProbe = p.journal.probe
 		if p.key, err = hsm.NewKey(c.token, public); err != nil {
 			faults.add("CA_CERT_FILE", err)

@@ -64,7 +64,11 @@ var cases = map[string]struct{ fires, quiet []string }{
 	"HSMSignerTokenHangs":         {[]string{`hsm_signer_token_calls_hanging 2x120`}, []string{`hsm_signer_token_calls_hanging 0x120`}},
 	"HSMSignerTokenFlaps":         {[]string{`hsm_signer_token_connections_total 0+1x120`}, []string{`hsm_signer_token_connections_total 1x60 2x60`}},
 	"HSMSignerJournalNotWritable": {[]string{`hsm_signer_ready{part="journal"} 0x120`}, []string{`hsm_signer_ready{part="journal"} 1x120`}},
-	"HSMSignerFaults":             {[]string{`hsm_signer_faults_total 0+2x120`}, []string{`hsm_signer_faults_total 0x60 3x60`}},
+	"HSMSignerJournalNearLimit": {
+		[]string{"hsm_signer_journal_requests 81x120\n  hsm_signer_journal_requests_limit 100x120", "hsm_signer_journal_unpublished 9x120\n  hsm_signer_journal_unpublished_limit 10x120"},
+		[]string{"hsm_signer_journal_requests 79x120\n  hsm_signer_journal_requests_limit 100x120", "hsm_signer_journal_unpublished 1x50 9x5 1x60\n  hsm_signer_journal_unpublished_limit 10x120"},
+	},
+	"HSMSignerFaults": {[]string{`hsm_signer_faults_total 0+2x120`}, []string{`hsm_signer_faults_total 0x60 3x60`}},
 	"HSMSignerSlow": {
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"45\"} 0x120\n  hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120", `hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},

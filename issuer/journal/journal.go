@@ -52,6 +52,8 @@ var (
 	ErrConflict = errors.New("the journal knows otherwise")
 	// ErrTooMany says that one of the limits of [Options] is reached.
 	ErrTooMany = errors.New("the journal has reached its limit")
+	// ErrTooManyUnfinished is the [ErrTooMany] that goes away when requests are published or given up.
+	ErrTooManyUnfinished = fmt.Errorf("%w of unfinished requests", ErrTooMany)
 )
 
 // Options say how a journal is kept. Zero values mean the defaults.
@@ -376,8 +378,8 @@ func (j *Journal) usage() Usage {
 func (u Usage) limit() error {
 	switch {
 	case u.Unfinished >= u.MaxUnfinished:
-		return fmt.Errorf("%w of unfinished requests: %d are neither published nor given up: "+
-			"see why they cannot be published, or raise JOURNAL_MAX_UNFINISHED", ErrTooMany, u.Unfinished)
+		return fmt.Errorf("%w: %d are neither published nor given up: "+
+			"see why they cannot be published, or raise JOURNAL_MAX_UNFINISHED", ErrTooManyUnfinished, u.Unfinished)
 	case u.Requests >= u.MaxRequests:
 		return fmt.Errorf("%w of requests: it knows %d: raise JOURNAL_MAX_REQUESTS, "+
 			"or archive STATE_DIR and start with an empty one", ErrTooMany, u.Requests)
