@@ -8,15 +8,18 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/bed"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/load"
 )
 
 // A Pod is one of a component, and its own way to the API server.
 type Pod struct {
 	*corev1.Pod
 	Client kubernetes.Interface
+	Config *rest.Config
 }
 
 // NewPod makes a pod of the component, with a name of its own. With IPs it runs; see [Bridge.NextIP].
@@ -30,8 +33,27 @@ func (b *Bridge) NewPod(ctx context.Context, c calico.Component, ips ...string) 
 	if err != nil {
 		return Pod{}, err
 	}
-	client, err := kubernetes.NewForConfig(b.Cluster.ConfigFor(token))
-	return Pod{made, client}, err
+	config := b.Cluster.ConfigFor(token)
+	client, err := kubernetes.NewForConfig(config)
+	return Pod{made, client, config}, err
+}
+
+// LoadPods makes so many running pods of the component, each with a key of its own, that ask
+// together; see [load.Run].
+func (b *Bridge) LoadPods(ctx context.Context, c calico.Component, count int) ([]load.Pod, error) {
+	var pods []load.Pod
+	for range count {
+		pod, err := b.NewPod(ctx, c, b.NextIP())
+		if err != nil {
+			return nil, err
+		}
+		key, err := calico.NewKey("ECDSAWithCurve256")
+		if err != nil {
+			return nil, err
+		}
+		pods = append(pods, load.Pod{Asking: pod.Asking(c, key), Config: pod.Config})
+	}
+	return pods, nil
 }
 
 // NextIP is an address that no other pod has.

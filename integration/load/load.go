@@ -1,0 +1,184 @@
+// Package load asks for certificates as the pods of a whole cluster do at once.
+//
+// Duty: run many clients that behave like Calico's init container, at a rate or all together, and
+// report what became of them. What matters is the pod, not the request: a client whose watch the API
+// server closes ends with success and without files, and its pod stays broken.
+//
+// Contract: a client does what Calico's does, as far as an API server and a signer can see. It has
+// its own connection, speaks JSON, creates its request, then watches every request of the cluster
+// without a selector, and gives up after 90 seconds. It spends a set time on each event by
+// sleeping, so that hundreds of clients leave the machine to what is measured. It differs in this:
+// its key is given, and it decodes no event but its own.
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"hsm-signer/integration/calico"
+)
+
+// A Pod is one that asks for a certificate.
+type Pod struct {
+	Asking calico.InitContainer
+	Config *rest.Config // the pod's own way to the API server
+}
+
+// A Plan says how the pods ask.
+type Plan struct {
+	// PerEvent is how long a client needs for each event of its watch. With 10m of CPU Calico's
+	// needs between 3 and 15 ms.
+	PerEvent time.Duration
+	// Every is the time between one client's start and the next; zero starts all at once.
+	Every time.Duration
+	// AtOnce is the most clients that run at the same time; zero sets no limit.
+	AtOnce int
+	// Attempts is how often a client that ran into its timer starts over, as kubelet starts it;
+	// zero and 1 mean once.
+	Attempts int
+	// Timeout ends one attempt; zero means [calico.Timeout].
+	Timeout time.Duration
+}
+
+// An Outcome is what became of one pod.
+type Outcome int
+
+// Every Outcome there is.
+const (
+	Succeeded Outcome = iota // it has its certificate within the first attempt's timeout
+	Lost                     // its watch ended early: the container ended well, without files
+	Late                     // the timeout ended the first attempt, whatever a later one brought
+	Broken                   // the API server refused a call, or could not be reached
+)
+
+// A Report counts the outcomes of one run.
+type Report struct {
+	Succeeded, Lost, Late, Broken int
+
+	// Issued counts the pods that have a certificate in the end, those of later attempts too.
+	Issued int
+	// P50, P99 and Max are of the time that those that succeeded took, each from its own start.
+	P50, P99, Max time.Duration
+	// Errors holds one error of each Broken pod.
+	Errors []error
+}
+
+// String returns the report as one line.
+func (r Report) String() string {
+	return fmt.Sprintf("succeeded %d, lost %d, late %d, broken %d, issued %d; p50 %s, p99 %s, max %s",
+		r.Succeeded, r.Lost, r.Late, r.Broken, r.Issued,
+		r.P50.Round(time.Millisecond), r.P99.Round(time.Millisecond), r.Max.Round(time.Millisecond))
+}
+
+// Run has each pod ask, as the plan says, and returns when all have ended.
+func Run(ctx context.Context, pods []Pod, plan Plan) Report {
+	results := make([]result, len(pods))
+	slots := make(chan struct{}, max(1, slotsOf(plan, len(pods))))
+	began := time.Now()
+	var group sync.WaitGroup
+	for i, pod := range pods {
+		if until(ctx, began.Add(time.Duration(i)*plan.Every)) != nil {
+			results[i] = result{outcome: Broken, err: ctx.Err()}
+			continue
+		}
+		slots <- struct{}{}
+		group.Go(func() {
+			results[i] = pod.ask(ctx, plan)
+			<-slots
+		})
+	}
+	group.Wait()
+	return report(results)
+}
+
+func slotsOf(plan Plan, pods int) int {
+	if plan.AtOnce > 0 {
+		return plan.AtOnce
+	}
+	return pods
+}
+
+// until waits until that time, or until the context ends.
+func until(ctx context.Context, at time.Time) error { return spend(ctx, time.Until(at)) }
+
+// A result is one pod's.
+type result struct {
+	outcome Outcome
+	issued  bool
+	took    time.Duration
+	err     error
+}
+
+// ask runs the pod's client, and again while it runs into its timer and has attempts left.
+func (p Pod) ask(ctx context.Context, plan Plan) (r result) {
+	for attempt := range max(1, plan.Attempts) {
+		began := time.Now()
+		err := p.askOnce(ctx, plan)
+		r.took, r.issued = time.Since(began), err == nil
+		switch {
+		case attempt > 0: // the first attempt has decided the outcome
+		case err == nil:
+			r.outcome = Succeeded
+		case errors.Is(err, errWatchEnded):
+			r.outcome = Lost
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			r.outcome = Late
+		default:
+			r.outcome, r.err = Broken, err
+		}
+		if r.outcome != Late || r.issued || errors.Is(err, errWatchEnded) {
+			return r
+		}
+	}
+	return r
+}
+
+func (p Pod) askOnce(ctx context.Context, plan Plan) error {
+	timeout := plan.Timeout
+	if timeout == 0 {
+		timeout = calico.Timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	c, err := newClient(p.Config, p.Asking, plan.PerEvent)
+	if err != nil {
+		return err
+	}
+	return c.run(ctx)
+}
+
+func report(results []result) (r Report) {
+	var took []time.Duration
+	for _, one := range results {
+		switch one.outcome {
+		case Succeeded:
+			r.Succeeded++
+			took = append(took, one.took)
+		case Lost:
+			r.Lost++
+		case Late:
+			r.Late++
+		case Broken:
+			r.Broken++
+			r.Errors = append(r.Errors, one.err)
+		}
+		if one.issued {
+			r.Issued++
+		}
+	}
+	if slices.Sort(took); len(took) > 0 {
+		r.P50, r.P99, r.Max = quantile(took, 50), quantile(took, 99), took[len(took)-1]
+	}
+	return r
+}
+
+// quantile returns the smallest of the sorted times that so many percent do not exceed.
+func quantile(sorted []time.Duration, percent int) time.Duration {
+	return sorted[(len(sorted)*percent+99)/100-1]
+}
