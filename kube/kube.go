@@ -24,7 +24,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -328,7 +327,7 @@ func (c *Controller) watchWhileServed(ctx context.Context, api *requests, starte
 func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
 	selectors := make([]string, 0, len(c.SignerNames))
 	for _, name := range c.SignerNames {
-		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
+		selectors = append(selectors, signerSelector(name))
 	}
 	if c.AcceptUnset && api.legacy {
 		// A server before 1.18 knows no such selector, and requests without a

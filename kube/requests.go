@@ -11,6 +11,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -77,6 +78,31 @@ func APIVersion(ctx context.Context, client kubernetes.Interface) (string, error
 		return "", err
 	}
 	return api.version, nil
+}
+
+// CheckSignerNames returns an error if a controller could not watch the requests of the signer
+// names: API servers before Kubernetes 1.18 know none, so all requests must be watched (see
+// [Config.AcceptUnset]). It tries what the controller does, whatever version the server says it is.
+func CheckSignerNames(ctx context.Context, client kubernetes.Interface, names []string, acceptUnset bool) error {
+	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	defer cancel()
+	api, err := discover(ctx, client)
+	if err != nil || !api.legacy || acceptUnset {
+		return err
+	}
+	for _, name := range names {
+		selector := signerSelector(name)
+		_, err := api.List(ctx, metav1.ListOptions{FieldSelector: selector, Limit: 1})
+		if err != nil && !apierrors.IsForbidden(err) { // a missing permission is not what is asked here
+			return explainWatch(selector, api, err)
+		}
+	}
+	return nil
+}
+
+// signerSelector selects the requests of a signer name.
+func signerSelector(name string) string {
+	return fields.OneTermEqualSelector("spec.signerName", name).String()
 }
 
 // listerWatcher lists, by the function, and watches what matches the field selector, and tells

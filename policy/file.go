@@ -145,7 +145,15 @@ func (p *problems) err() error {
 	if len(p.all) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the policy has %d mistake(s):\n  %s", len(p.all), strings.Join(p.all, "\n  "))
+	return Mistakes(p.all)
+}
+
+// Mistakes is an error that lists everything that is wrong with a policy: most begin with
+// "line N: ".
+type Mistakes []string
+
+func (m Mistakes) Error() string {
+	return fmt.Sprintf("the policy has %d mistake(s):\n  %s", len(m), strings.Join(m, "\n  "))
 }
 
 // checkValues finds keys and entries without a value, and empty lists: what was emptied by mistake must not be taken
@@ -172,7 +180,7 @@ func (p *problems) checkValues(node *yaml.Node) {
 }
 
 // Parse compiles the text of a policy, whole: the error lists every mistake with its
-// line.
+// line (see [Mistakes]).
 func Parse(text []byte, o Options) (*Policy, error) {
 	var f file
 	var found problems

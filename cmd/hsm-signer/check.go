@@ -25,7 +25,7 @@ import (
 // A checkLine is one precondition, as it is printed.
 type checkLine struct {
 	Check  string `json:"check"`
-	Result string `json:"result"` // ok, warning, failed or skipped
+	Result string `json:"result"` // ok, note, warning, failed or skipped
 	Detail string `json:"detail,omitempty"`
 }
 
@@ -39,6 +39,10 @@ func newCheckCommand() *cobra.Command {
 		Long: `Goes through everything that "run" needs, in the order in which one would ask, and
 says what to do where something is missing. It changes nothing, and tries the PIN once; after a
 wrong one that the token tells of only with --try-pin, since tokens lock after a few.
+Each line has a result: ok; note, something to know, with what to do about it; warning, it works,
+and should be looked at; failed; or skipped, not looked at. In text a summary follows. Output json has the same lines
+as {"check","result","detail"} and no summary.
+
 Exit code 0 only when all holds, 2 when something does not, 3 when that is the PIN.`,
 		Example: `  hsm-signer check
   hsm-signer check --output json | jq -r 'select(.result == "failed") | .check + ": " + .detail'`,
@@ -55,7 +59,7 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 			}
 			c.logLevel = max(c.logLevel, hclog.Warn) // the lines below say the rest
 			newLogger(c, cmd.ErrOrStderr())
-			return check(cmd.Context(), c, p, tryPIN, printerFor(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
+			return check(cmd.Context(), c, p, tryPIN, newCheckPrinter(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
 		},
 	}
 	addFlags(command, settings)
@@ -65,12 +69,13 @@ Exit code 0 only when all holds, 2 when something does not, 3 when that is the P
 }
 
 // check goes through the preconditions and prints each as soon as it is known.
-func check(ctx context.Context, c *config, p *parts, tryPIN bool, print func(checkLine), errs io.Writer) error {
+func check(ctx context.Context, c *config, p *parts, tryPIN bool, printer *checkPrinter, errs io.Writer) error {
 	var failed, pin bool
 	report := func(name, detail string, err error) {
-		failed = failed || err != nil && !errors.Is(err, errWarning) && !errors.Is(err, errUnread)
+		line := lineOf(name, detail, err)
+		failed = failed || line.Result == "failed" || errors.Is(err, errSkipped)
 		pin = pin || errors.Is(err, hsm.ErrPIN)
-		print(lineOf(name, detail, err))
+		printer.line(line)
 	}
 	if c.mode != kube.Shadow {
 		checkToken(ctx, c, p, tryPIN, report, errs)
@@ -80,6 +85,7 @@ func check(ctx context.Context, c *config, p *parts, tryPIN bool, print func(che
 	c.checkFiles(report)
 	checkCluster(ctx, c, p, report)
 	checkPolicy(p.policy, report)
+	printer.summary()
 	switch {
 	case pin:
 		return &exitError{exitPIN, errors.New("the PIN will not do: correct it before you try again, since tokens lock after a few tries")}
@@ -97,6 +103,9 @@ var errUnread = errors.New("not read")
 
 // errWarning marks what holds and yet must not go unseen.
 var errWarning = errors.New("warning")
+
+// errNote marks what is worth knowing, and is no reason for concern.
+var errNote = errors.New("note")
 
 type reporter func(name, detail string, err error)
 
@@ -140,10 +149,13 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 	}
 	report("API server", p.server+", Kubernetes "+server.GitVersion, nil)
 	api, err := kube.APIVersion(ctx, p.client)
+	if err == nil {
+		err = kube.CheckSignerNames(ctx, p.client, c.signerNames, c.acceptUnset)
+	}
 	report("API version", api, err)
 	checkPermissions(ctx, c, p, report)
 	checkInstallation(ctx, c, p, report)
-	checkNamespaces(ctx, p, report)
+	checkNamespaces(ctx, c, p, report)
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.
@@ -161,24 +173,33 @@ func checkPermissions(ctx context.Context, c *config, p *parts, report reporter)
 
 // checkNamespaces looks whether the namespaces that the policy's rules write out are there. It needs "get" of namespaces,
 // which is the only use of that permission.
-func checkNamespaces(ctx context.Context, p *parts, report reporter) {
+func checkNamespaces(ctx context.Context, c *config, p *parts, report reporter) {
 	const name = "namespaces of the policy"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	rules := p.policy.Namespaces()
-	var there, unread []string
+	var there, unread, missing []string
 	for _, namespace := range slices.Sorted(maps.Keys(rules)) {
 		_, err := p.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 		switch {
 		case apierrors.IsForbidden(err):
 			unread = append(unread, namespace)
 		case apierrors.IsNotFound(err):
-			report(name, fmt.Sprintf("%s does not exist, and whoever may make it gets what the rules %s grant: make it yourself, empty, or take them out", namespace, strings.Join(rules[namespace], ", ")), errWarning)
+			missing = append(missing, namespace)
 		case err != nil:
 			report(name, "", fmt.Errorf("read the namespace %s: %w", namespace, err))
 		default:
 			there = append(there, namespace)
 		}
+	}
+	for _, namespace := range missing {
+		if len(there) > 0 && c.forEarlierCalico(rules[namespace]) {
+			report(name, fmt.Sprintf("%s does not exist, which is right unless your Calico is an earlier release: "+
+				"keep others from making it, and with it asking by the rule %s, with: kubectl create namespace %s",
+				namespace, strings.Join(rules[namespace], ", "), namespace), errNote)
+			continue
+		}
+		report(name, fmt.Sprintf("%s does not exist, and whoever may make it gets what the rules %s grant: make it yourself, empty, or take them out", namespace, strings.Join(rules[namespace], ", ")), errWarning)
 	}
 	if len(there) > 0 {
 		report(name, strings.Join(there, ", "), nil)
@@ -198,6 +219,8 @@ func checkPolicy(p *policy.Policy, report reporter) {
 
 func lineOf(name, detail string, err error) checkLine {
 	switch {
+	case errors.Is(err, errNote):
+		return checkLine{Check: name, Result: "note", Detail: detail}
 	case errors.Is(err, errWarning):
 		return checkLine{Check: name, Result: "warning", Detail: detail}
 	case errors.Is(err, errUnread):
@@ -210,13 +233,39 @@ func lineOf(name, detail string, err error) checkLine {
 	return checkLine{Check: name, Result: "ok", Detail: detail}
 }
 
-// printerFor returns how a line is printed.
-func printerFor(output string, w io.Writer) func(checkLine) {
-	if output == "json" {
-		encoder := json.NewEncoder(w)
-		return func(line checkLine) { _ = encoder.Encode(line) }
+// A checkPrinter prints the lines, and in text a summary of them.
+type checkPrinter struct {
+	out   io.Writer
+	json  bool
+	count map[string]int // by result
+}
+
+func newCheckPrinter(output string, out io.Writer) *checkPrinter {
+	return &checkPrinter{out, output == "json", map[string]int{}}
+}
+
+func (p *checkPrinter) line(line checkLine) {
+	p.count[line.Result]++
+	if p.json {
+		_ = json.NewEncoder(p.out).Encode(line)
+		return
 	}
-	return func(line checkLine) {
-		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("%-8s %-34s %s", line.Result, line.Check, line.Detail), " "))
+	fmt.Fprintln(p.out, strings.TrimRight(fmt.Sprintf("%-8s %-34s %s", line.Result, line.Check, line.Detail), " "))
+}
+
+// summary counts the lines. In JSON there is none: every line there has the same shape.
+func (p *checkPrinter) summary() {
+	if p.json {
+		return
 	}
+	text := fmt.Sprintf("%d ok, %d failed", p.count["ok"], p.count["failed"])
+	for _, c := range []struct{ result, thing string }{{"warning", "warning"}, {"note", "note"}} {
+		if n := p.count[c.result]; n > 0 {
+			text += ", " + plural(n, c.thing)
+		}
+	}
+	if n := p.count["skipped"]; n > 0 {
+		text += fmt.Sprintf(", %d skipped", n)
+	}
+	fmt.Fprintf(p.out, "\nsummary: %s\n", text)
 }

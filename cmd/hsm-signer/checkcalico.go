@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
+	"hsm-signer/policy"
 )
 
 // installationPath is where Calico's operator keeps its only Installation.
@@ -55,7 +57,33 @@ func checkInstallation(ctx context.Context, c *config, p *parts, report reporter
 		report(name, "has no certificateManagement: Calico does not ask yet; \"hsm-signer ca show\" prints what to put there", errWarning)
 	default:
 		report(name, fmt.Sprintf("names the signer %s and the CA", m.SignerName), errors.Join(m.checkSigner(c.signerNames), m.checkAlgorithms(), m.checkCA(c, p.ca)))
+		if slow := m.slowKey(); slow != "" {
+			report(name, slow, errWarning)
+		}
 	}
+}
+
+// keysInTime is how many of five init containers of Calico's made a key of that algorithm in time,
+// where not all did.
+var keysInTime = map[string]int{"RSAWithSize4096": 3, "RSAWithSize8192": 0}
+
+// slowKey says what is wrong with a key that takes too long to make, or nothing.
+func (m *certificateManagement) slowKey() string {
+	n, slow := keysInTime[m.KeyAlgorithm]
+	if !slow {
+		return ""
+	}
+	return fmt.Sprintf("spec.certificateManagement.keyAlgorithm is %s: Calico's init containers have 10m of CPU and 90 seconds, "+
+		"and in a trial %d of 5 were done in time; use ECDSAWithCurve256 with ECDSAWithSHA256", m.KeyAlgorithm, n)
+}
+
+// earlierRelease ends the names of built-in rules for earlier releases of Calico.
+var earlierRelease = regexp.MustCompile(`-[0-9]+\.[0-9]+$`)
+
+// forEarlierCalico reports whether all the rules are built-in ones for earlier releases of Calico.
+func (c *config) forEarlierCalico(rules []string) bool {
+	_, builtIn := policy.BuiltIn(c.policyFile)
+	return builtIn && !slices.ContainsFunc(rules, func(rule string) bool { return !earlierRelease.MatchString(rule) })
 }
 
 func (m *certificateManagement) checkSigner(served []string) error {

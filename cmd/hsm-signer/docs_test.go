@@ -37,7 +37,7 @@ func TestPoliciesOfTheManual(t *testing.T) {
 				t.Fatal(err)
 			}
 			var out bytes.Buffer
-			if err := testPolicy(policies[0], dir, &out); err != nil {
+			if err := testPolicy(policies[0], []string{dir}, "text", &out); err != nil {
 				t.Errorf("%v:\n%s", err, &out)
 			}
 			passed += strings.Count(out.String(), "ok ")

@@ -131,7 +131,7 @@ func TestExplainNamesWhatIsNoRequest(t *testing.T) {
 		must(t, os.WriteFile(file, []byte(text), 0o600))
 		out, stderr, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7")
 		if code != 1 || !strings.Contains(stderr, want) || strings.HasPrefix(text, granted) != strings.Contains(out, "#1 (x): granted") {
-			t.Errorf("%q: exit code %d: %s%s", text, code, out, stderr)
+			t.Errorf("want %q: exit code %d: %s%s", want, code, out, stderr)
 		}
 	}
 }

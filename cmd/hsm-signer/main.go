@@ -112,6 +112,7 @@ locked: do not start again before it is corrected; 4 configuration.`),
 	}
 	root.SetFlagErrorFunc(usageError)
 	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newAuditCommand(), newVersionCommand())
+	addVersionFlag(root)
 	root.SetOut(stdout)
 	root.InitDefaultCompletionCmd() // now, so that its arguments are checked as well; it keeps where to write
 	requireKnown(root)

@@ -69,6 +69,16 @@ func TestVersion(t *testing.T) {
 	}
 }
 
+func TestVersionFlag(t *testing.T) {
+	want, _, _ := command(t, "version")
+	if out, stderr, code := command(t, "--version"); code != 0 || out != want {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+	if _, _, code := command(t, "-v"); code != 4 {
+		t.Errorf("-v: exit code %d", code)
+	}
+}
+
 func TestSignerNames(t *testing.T) {
 	for name, words := range map[string]string{
 		"example.com/calico": "", "a.b/c.d": "", "a.b/c/d": "is not a signer name", "a.b/C d": "is not a signer name", "a.b/c=d": "is not a signer name", "calico": "is not a signer name", "com/calico": "is not a signer name",

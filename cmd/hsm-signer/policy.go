@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,34 +10,33 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	command := &cobra.Command{Use: "policy", Short: "Look at the rules"}
-	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand(), newPolicyTestCommand())
+	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand(), newPolicyTestCommand(), newPolicyValidateCommand())
 	return command
 }
 
 func newPolicyShowCommand() *cobra.Command {
 	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
 	command := &cobra.Command{
-		Use:   "show [" + strings.Join(policy.BuiltInNames(), "|") + "]",
-		Short: "Print the policy in force, or a built-in one",
+		Use:   "show [" + strings.Join(policy.BuiltInNames(), "|") + "|FILE]",
+		Short: "Print the policy in force, a built-in one, or one in a file",
+		Long: `Prints the policy that POLICY_FILE names, a built-in one, or the one in a file. One with
+mistakes is not printed: the mistakes are, and the exit code is 4.`,
 		Example: `  hsm-signer policy show
-  hsm-signer policy show calico > mine.yaml      # to be changed, and named as POLICY_FILE`,
-		Args:      cobra.MaximumNArgs(1),
-		ValidArgs: policy.BuiltInNames(),
+  hsm-signer policy show calico > mine.yaml      # edit it, then name it in POLICY_FILE
+  hsm-signer policy show mine.yaml`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
-			if len(args) == 1 {
-				text, ok := policy.BuiltIn(args[0])
-				if !ok {
-					return &exitError{exitConfig, fmt.Errorf("there is no built-in policy %q; there are %s", args[0], strings.Join(policy.BuiltInNames(), ", "))}
-				}
-				_, err := cmd.OutOrStdout().Write(text)
-				return err
+			source := "POLICY_FILE"
+			if len(args) == 1 { // nothing is signed by it, so anybody may own it
+				source, c.policyFile, c.anyPolicy = "FILE", args[0], true
 			}
 			text, err := c.readPolicy()
 			if err == nil {
 				_, err = c.parsePolicy(text)
 			}
-			faults.add("POLICY_FILE", err)
+			faults.add(source, err)
 			if err := faults.err(); err != nil {
 				return err
 			}

@@ -15,13 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -65,64 +64,71 @@ type testPod struct {
 
 func newPolicyTestCommand() *cobra.Command {
 	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
-	var policyFile string
+	var policyFile, output string
 	command := &cobra.Command{
-		Use:   "test DIR",
+		Use:   "test [DIR|FILE…]",
 		Short: "Run your own tests of a policy",
-		Long: `Runs the cases in every *.yaml file of the directory against the policy: who asks for
-what, and what must come of it. Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
-		Example: `  hsm-signer policy test tests/ --policy mine.yaml`,
-		Args:    cobra.ExactArgs(1),
+		Long: `Runs the cases in every *.yaml and *.yml file of the directory against the policy: who asks
+for what, and what must come of it. A policy in the same directory is passed over. Without a
+directory it runs the cases in the current one. docs/policy.md shows how cases are written.
+
+Output: text; json, one line for each case: {"file","case","result","message"} with the
+result "passed", "failed" or "fault"; or junit, one XML report, for Jenkins and GitLab.
+Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
+		Example: `  hsm-signer policy test tests/ --policy mine.yaml
+  hsm-signer policy test tests/ --policy mine.yaml --output junit > report.xml`,
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
 			c.policyFile, c.anyPolicy = cmp.Or(policyFile, c.policyFile), true
 			p := c.loadPolicy(faults)
+			if !slices.Contains([]string{"text", "json", "junit"}, output) {
+				faults.addf("--output", "%q is not one of text, json and junit", output)
+			}
+			if len(args) == 0 {
+				args = testFilesHere(faults)
+			}
 			if err := faults.err(); err != nil {
 				return err
 			}
-			return testPolicy(p, args[0], cmd.OutOrStdout())
+			return testPolicy(p, args, output, cmd.OutOrStdout())
 		},
 	}
 	addFlags(command, settings)
 	command.Flags().StringVar(&policyFile, "policy", "", "the same as --policy-file")
+	command.Flags().StringVarP(&output, "output", "o", "text", "text, json (one line for each case) or junit")
+	_ = command.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "junit"}, cobra.ShellCompDirectiveDefault))
 	return command
 }
 
-// testPolicy runs every case in the directory. No case at all is a fault: nothing was tested.
-func testPolicy(p *policy.Policy, dir string, out io.Writer) error {
-	files, err := filepath.Glob(filepath.Join(dir, "*.y*ml")) // .yaml, and .yml
+// testPolicy runs every case in the files and directories. No case at all is a fault: nothing was
+// tested.
+func testPolicy(p *policy.Policy, places []string, output string, out io.Writer) error {
+	files, err := testFilesIn(places)
 	if err != nil {
 		return err
 	}
 	keys := testKeys{}
-	passed, failed := 0, 0
+	var results []caseResult
 	for _, file := range files {
 		cases, err := readTestFile(file)
 		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+			results = append(results, caseResult{File: file, Result: caseFault, Message: err.Error()})
 		}
 		for _, c := range cases {
+			begun := time.Now()
 			difference, err := c.run(p, keys)
-			switch {
+			r := caseResult{File: file, Case: c.Name, Result: casePassed, Message: difference}
+			switch r.took = time.Since(begun); {
 			case err != nil:
-				return fmt.Errorf("%s: case %q: %w", file, c.Name, err)
+				r.Result, r.Message = caseFault, err.Error()
 			case difference != "":
-				failed++
-				fmt.Fprintf(out, "FAIL  %s: %s: %s\n", filepath.Base(file), c.Name, difference)
-			default:
-				passed++
-				fmt.Fprintf(out, "ok    %s: %s\n", filepath.Base(file), c.Name)
+				r.Result = caseFailed
 			}
+			results = append(results, r)
 		}
 	}
-	fmt.Fprintf(out, "%d passed, %d failed\n", passed, failed)
-	switch {
-	case failed > 0:
-		return &exitError{exitRefused, errors.New("not every case came out as it must")}
-	case passed == 0:
-		return fmt.Errorf("there is no case in any *.yaml file of %s: %w", dir, fs.ErrNotExist)
-	}
-	return nil
+	return errors.Join(printResults(results, output, out), outcomeOf(results, places))
 }
 
 func readTestFile(name string) ([]testCase, error) {

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"encoding/json"
+	"encoding/xml"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,6 +104,115 @@ rules:
 			"--signer", "example.com/edge", "--pod", "g", "--usages", "digital signature"}, strings.Fields(flags)...)...)
 		if code != want {
 			t.Errorf("%s: exit code %d: %s%s", flags, code, out, stderr)
+		}
+	}
+}
+
+// Without a directory the cases of the current one are run, and nothing else there; where there are none, it is said
+// what to do. A directory may hold the policy too.
+func TestPolicyTestWithoutADirectory(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	_, stderr, code := command(t, "policy", "test")
+	if code != 4 || !strings.Contains(stderr, "DIR: is missing") || !strings.Contains(stderr, "hsm-signer policy test tests/") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	must(t, os.WriteFile("compose.yml", []byte("services: {}\n"), 0o600))
+	must(t, os.WriteFile("mine.yaml", []byte("version: 1\nrules: []\n"), 0o600))
+	must(t, os.WriteFile("cases.yml", []byte(testCases), 0o600))
+	if out, stderr, code := command(t, "policy", "test"); code != 0 || !strings.Contains(out, "3 passed, 0 failed") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+	_, stderr, code = command(t, "policy", "test", ".")
+	if code != 1 || !strings.Contains(stderr, "compose.yml") || strings.Contains(stderr, "mine.yaml") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if out, stderr, code := command(t, "policy", "test", "cases.yml"); code != 0 || !strings.Contains(out, "ok    cases.yml: own name") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+	if _, stderr, code = command(t, "policy", "test", "nowhere"); code != 1 || !strings.Contains(stderr, "nowhere") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// mixedCases have one of each result, one name twice, and text that XML must escape.
+var mixedCases = strings.Replace(testCases, "reason: NameNotAllowed", "reason: KeyNotAllowed", 1) + `  - name: "a <fault> & \"more\" \e"
+    as: x
+    key: dsa
+    expect: refused
+  - {name: own name, as: x, expect: refused}
+`
+
+func TestPolicyTestInJSON(t *testing.T) {
+	t.Chdir(t.TempDir())
+	must(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
+	out, stderr, code := command(t, "policy", "test", "--output", "json")
+	var got []string
+	for line := range strings.Lines(out) {
+		var r caseResult
+		must(t, json.Unmarshal([]byte(line), &r))
+		if got = append(got, r.Result); r.File != "cases.yaml" || r.Case == "" || (r.Result == casePassed) != (r.Message == "") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if want := []string{"passed", "passed", "failed", "fault", "passed"}; code != 1 || !slices.Equal(got, want) {
+		t.Errorf("exit code %d; %v; want %v: %s", code, got, want, stderr)
+	}
+}
+
+// The report has the elements and attributes of JUnit's schema as Jenkins has it, names are unique, as GitLab needs them,
+// and the numbers agree.
+func TestPolicyTestAsJUnit(t *testing.T) {
+	t.Chdir(t.TempDir())
+	must(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
+	must(t, os.WriteFile("broken.yaml", []byte("cases: [{nmae: x}]\n"), 0o600))
+	out, _, code := command(t, "policy", "test", "--output", "junit")
+	var report junitReport
+	if err := xml.Unmarshal([]byte(out), &report); err != nil || code != 1 {
+		t.Fatalf("exit code %d; %v: %s", code, err, out)
+	}
+	if !strings.HasPrefix(out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites ") {
+		t.Errorf("it begins with %.80s", out)
+	}
+	if report.Tests != 6 || report.Failures != 1 || report.Errors != 2 || len(report.Suites) != 2 {
+		t.Errorf("%+v", report)
+	}
+	var names []string
+	time := regexp.MustCompile(`^[0-9]+\.[0-9]{3}$`)
+	for _, suite := range report.Suites {
+		failures, errs := 0, 0
+		for _, c := range suite.Cases {
+			names = append(names, c.ClassName+": "+c.Name)
+			for problem, n := range map[*junitProblem]*int{c.Failure: &failures, c.Error: &errs} {
+				if problem != nil {
+					*n++
+					if problem.Message == "" || problem.Text != problem.Message {
+						t.Errorf("%s: %+v", c.Name, problem)
+					}
+				}
+			}
+			if !time.MatchString(c.Time) {
+				t.Errorf("%s took %q", c.Name, c.Time)
+			}
+		}
+		if suite.Tests != len(suite.Cases) || suite.Failures != failures || suite.Errors != errs || !time.MatchString(suite.Time) {
+			t.Errorf("%+v", suite)
+		}
+	}
+	if want := []string{
+		"broken: the file", "cases: own name", "cases: no address yet", "cases: another's name", "cases: a <fault> & \"more\" \ufffd", "cases: own name (2)",
+	}; !slices.Equal(names, want) {
+		t.Errorf("%q; want %q", names, want)
+	}
+	if _, stderr, code := command(t, "policy", "test", "--output", "xml"); code != 4 || !strings.Contains(stderr, "--output: \"xml\" is not one of text, json and junit") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestClassNamesHaveNoDots(t *testing.T) {
+	for file, want := range map[string]string{"cases.yaml": "cases", "../tests/calico-3.30.yml": "__/tests/calico-3_30"} {
+		if got := className(file); got != want {
+			t.Errorf("%s: %s", file, got)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/fips140"
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 
@@ -58,9 +59,22 @@ func newVersionCommand() *cobra.Command {
 		Example: "  hsm-signer version",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3: %s\n",
-				version(), cmp.Or(revision(), "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, fips())
+			_, err := io.WriteString(cmd.OutOrStdout(), versionText())
 			return err
 		},
 	}
+}
+
+// versionText is what "version" and --version print.
+func versionText() string {
+	return fmt.Sprintf("hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3: %s\n",
+		version(), cmp.Or(revision(), "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, fips())
+}
+
+// addVersionFlag gives the root command --version, without the short form -v, which elsewhere is
+// "verbose".
+func addVersionFlag(root *cobra.Command) {
+	root.Version = version()
+	root.SetVersionTemplate(versionText())
+	root.Flags().Bool("version", false, "print version, commit, Go version and FIPS mode")
 }

@@ -294,6 +294,12 @@ func TestCheckNamesAMissingNamespace(t *testing.T) {
 	must(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	text, _ := policy.BuiltIn("calico")
 	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
+	// That of a rule for an earlier Calico need not be there: it is noted, with the remedy.
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG=" + shared.Cluster.Kubeconfig()}, "check")
+	if code != 0 || !strings.Contains(stdout, "note     namespaces of the policy           calico-apiserver does not exist") ||
+		!strings.Contains(stdout, "kubectl create namespace calico-apiserver\n") || !strings.Contains(stdout, "\nsummary: ") {
+		t.Errorf("exit code %d:\n%s%s", code, stdout, stderr)
+	}
 	for kubeconfig, want := range map[string][]string{
 		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n", "warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
 		"":                          {"skipped  namespaces of the policy           may not be read: calico-system, nowhere;"},

@@ -274,6 +274,24 @@ func TestBefore118UnsetSignerNameIsIgnored(t *testing.T) {
 	}
 }
 
+// check fails where run would never become ready, and passes where it would.
+func TestCheckBefore118(t *testing.T) {
+	old := before118(t)
+	for setting, c := range map[string]struct {
+		code  int
+		words string
+	}{
+		"ignore": {2, "set UNSET_SIGNER_NAME=accept"},
+		"accept": {0, "ok       API version                        certificates.k8s.io/v1beta1\n"},
+	} {
+		env := []string{"KUBECONFIG=" + old.kubeconfig, "POLICY_FILE=calico-legacy", "UNSET_SIGNER_NAME=" + setting}
+		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+		if code != c.code || !strings.Contains(stdout, c.words) {
+			t.Errorf("%s: exit code %d; want %d and %q:\n%s%s", setting, code, c.code, c.words, stdout, stderr)
+		}
+	}
+}
+
 // askAsKubelet asks for what kubelets ask for: the certificate with which they are clients of
 // the API server.
 func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+)
+
+// In text a summary counts the lines; in JSON every line has the same shape.
+func TestSummaryOfCheck(t *testing.T) {
+	for output, want := range map[string]string{"text": "\n\nsummary: 2 ok, 1 failed, 1 warning, 1 note, 2 skipped\n", "json": ""} {
+		var out bytes.Buffer
+		p := newCheckPrinter(output, &out)
+		for _, err := range []error{nil, nil, errors.New("x"), errWarning, errNote, errUnread, errSkipped} {
+			p.line(lineOf("a check", "a detail", err))
+		}
+		lines := strings.Count(out.String(), "\n")
+		p.summary()
+		if !strings.HasSuffix(out.String(), want) || lines != 7 || output == "json" && strings.Count(out.String(), "\n") != lines {
+			t.Errorf("%s: %s", output, &out)
+		}
+	}
+}
+
+// Rules of the built-in policies for earlier releases of Calico are told by their names, and not those of a copy.
+func TestRulesForEarlierCalico(t *testing.T) {
+	for _, c := range []struct {
+		file  string
+		rules []string
+		want  bool
+	}{
+		{"calico", []string{"calico-apiserver-3.30"}, true},
+		{"calico-enterprise", []string{"a-3.30", "b-3.24"}, true},
+		{"calico", []string{"calico-apiserver"}, false},
+		{"calico-enterprise", []string{"a-3.30", "b"}, false},
+		{"copy.yaml", []string{"calico-apiserver-3.30"}, false},
+	} {
+		if got := (&config{policyFile: c.file}).forEarlierCalico(c.rules); got != c.want {
+			t.Errorf("%s, %v: %t", c.file, c.rules, got)
+		}
+	}
+}
