@@ -236,7 +236,7 @@ func (c *compiler) compileText(field string, one line[string], check func(string
 }
 
 func (c *compiler) compileIPs() addresses {
-	var compiled addresses
+	compiled := addresses{forbidden: c.ForbiddenAddresses}
 	for _, text := range c.Grant.IPAddresses {
 		ip, errIP := netip.ParseAddr(text.value)
 		prefix, errPrefix := netip.ParsePrefix(text.value)

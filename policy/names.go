@@ -198,12 +198,20 @@ type addresses struct {
 	pod      bool // the requester's pod's own
 	literals []netip.Addr
 	patterns []netip.Prefix
+
+	forbidden []netip.Addr // known to be something else's, and so no pod's
 }
 
 // allow tells whether the rule itself names the address. Special ones it must name outright.
 func (a addresses) allow(ip netip.Addr) bool {
 	return slices.Contains(a.literals, ip) ||
-		!isSpecial(ip) && !isForFutureUse(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
+		!a.isForbidden(ip) && !isForFutureUse(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// isForbidden reports whether no pod may have the address: a special one, or one that is known to be
+// something else's.
+func (a addresses) isForbidden(ip netip.Addr) bool {
+	return isSpecial(ip) || slices.Contains(a.forbidden, ip)
 }
 
 // any tells whether there is any address that could be allowed.

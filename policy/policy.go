@@ -16,7 +16,9 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -39,6 +41,9 @@ type Options struct {
 	ClusterDomain string
 	// MaxLifetime is the longest that any certificate is granted for.
 	MaxLifetime time.Duration
+	// ForbiddenAddresses are certified for no pod, whatever its status says, and match no prefix. A rule
+	// that writes one out grants it.
+	ForbiddenAddresses []netip.Addr
 }
 
 // Hash identifies the policy: the SHA-256, in hex, of its text and its options.
@@ -153,7 +158,11 @@ const (
 
 func hashOf(text []byte, o Options) string {
 	h := sha256.New()
-	for _, part := range []string{string(text), o.ClusterDomain, o.MaxLifetime.String()} {
+	parts := []string{string(text), o.ClusterDomain, o.MaxLifetime.String()}
+	if len(o.ForbiddenAddresses) > 0 {
+		parts = append(parts, strings.Join(texts(o.ForbiddenAddresses), " "))
+	}
+	for _, part := range parts {
 		sum := sha256.Sum256([]byte(part))
 		h.Write(sum[:])
 	}

@@ -203,7 +203,7 @@ func (u *rule) judgeIPs(r *Request, pod *Pod, f *finding) {
 // judgePodIP judges an address that the rule itself does not name.
 func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 	switch {
-	case !u.ips.pod || isSpecial(ip):
+	case !u.ips.pod || u.ips.isForbidden(ip):
 		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not allowed by this rule", ip)
 	case pod == nil:
 		if u.from.pod == podNone {

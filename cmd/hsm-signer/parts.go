@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/transport"
@@ -102,7 +104,7 @@ func (c *config) readPolicy() ([]byte, error) {
 }
 
 func (c *config) parsePolicy(text []byte) (*policy.Policy, error) {
-	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime})
+	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime, ForbiddenAddresses: c.serviceAddresses()})
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", c.policyFile, err)
@@ -128,6 +130,18 @@ func (c *config) loadCA(faults *configFaults) *issuer.CA {
 		return nil
 	}
 	return ca
+}
+
+// serviceAddresses are the ClusterIP of Service default/kubernetes, where it is known without asking for
+// a right: kubelet writes it into the environment of every container. KUBERNETES_SERVICE_HOST is not
+// taken for it: manifests replace that by the address of a control-plane node, which is a pod's own on
+// the network of that node.
+func (c *config) serviceAddresses() []netip.Addr {
+	address, err := netip.ParseAddr(os.Getenv("KUBERNETES_PORT_443_TCP_ADDR"))
+	if !c.inServedCluster() || err != nil {
+		return nil
+	}
+	return []netip.Addr{address.Unmap()}
 }
 
 // loadClient reads how to reach the API server. There is no limit on the client's
