@@ -110,13 +110,15 @@ type Config struct {
 	// election, and one that leads gives the lease up when that lasts. nil: it is always fit.
 	Fit func() error
 	// Says is what each write of the lease says beside who leads: annotations of it.
-	Says     func() map[string]string
-	Workers  int // requests in work at once
-	Decider  Decider
-	Issuer   Issuer
-	Observer Observer
-	Recorder Recorder
-	Logger   hclog.Logger
+	Says func() map[string]string
+	// PodNamespaces are the namespaces in which pods are read; nil, or a nil answer: in all.
+	PodNamespaces func() []string
+	Workers       int // requests in work at once
+	Decider       Decider
+	Issuer        Issuer
+	Observer      Observer
+	Recorder      Recorder
+	Logger        hclog.Logger
 }
 
 // A Controller serves certificate requests.

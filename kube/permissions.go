@@ -11,18 +11,21 @@ import (
 // A Permission is one thing that a [Controller] must be allowed to do.
 type Permission struct {
 	attributes authorizationv1.ResourceAttributes
+	// within are namespaces in which it is enough to have the permission; empty: it is needed in all.
+	within []string
 }
 
-// Permissions lists what a controller of these signer names needs in a mode, and with a lease.
-func Permissions(signerNames []string, mode Mode, lease *Lease) []Permission {
+// Permissions lists what a controller of these signer names needs in a mode, and with a lease. Pods are
+// read in these namespaces; nil: in all.
+func Permissions(signerNames []string, mode Mode, lease *Lease, podNamespaces []string) []Permission {
 	const group, requests = "certificates.k8s.io", "certificatesigningrequests"
 	var all []Permission
-	add := func(a authorizationv1.ResourceAttributes) { all = append(all, Permission{a}) }
+	add := func(a authorizationv1.ResourceAttributes) { all = append(all, Permission{attributes: a}) }
 	for _, verb := range []string{"get", "list", "watch"} {
 		add(authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: requests})
 	}
 	for _, verb := range []string{"get", "list"} {
-		add(authorizationv1.ResourceAttributes{Verb: verb, Resource: "pods"})
+		all = append(all, Permission{authorizationv1.ResourceAttributes{Verb: verb, Resource: "pods"}, podNamespaces})
 	}
 	if mode == Shadow {
 		return all
@@ -68,9 +71,38 @@ func (p Permission) String() string {
 	return s
 }
 
-// Allowed asks the API server whether the client has the permission
-// (SelfSubjectAccessReview).
-func (p Permission) Allowed(ctx context.Context, client kubernetes.Interface) (bool, error) {
+// Missing asks the API server what the client lacks of the permission: nothing, all of it, or the
+// permission in some of the namespaces where it is enough.
+func (p Permission) Missing(ctx context.Context, client kubernetes.Interface) ([]Permission, error) {
+	return p.missing(ctx, func(ctx context.Context, p Permission) (bool, error) { return p.allowed(ctx, client) })
+}
+
+type askFunc func(ctx context.Context, p Permission) (allowed bool, err error)
+
+func (p Permission) missing(ctx context.Context, ask askFunc) ([]Permission, error) {
+	if allowed, err := ask(ctx, p); err != nil || allowed {
+		return nil, err
+	}
+	var missing []Permission
+	for _, namespace := range p.within {
+		in := Permission{attributes: p.attributes}
+		in.attributes.Namespace = namespace
+		allowed, err := ask(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		if !allowed {
+			missing = append(missing, in)
+		}
+	}
+	if len(missing) == len(p.within) { // it was granted nowhere
+		return []Permission{p}, nil
+	}
+	return missing, nil
+}
+
+// allowed asks by a SelfSubjectAccessReview.
+func (p Permission) allowed(ctx context.Context, client kubernetes.Interface) (bool, error) {
 	review := &authorizationv1.SelfSubjectAccessReview{
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &p.attributes},
 	}

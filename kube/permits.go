@@ -23,7 +23,7 @@ const (
 // has forbidden something: so a permission that was taken away shows, whichever it is, and while it is
 // missing nobody runs into it again and again.
 type permits struct {
-	ask       func(ctx context.Context, p Permission) (allowed bool, err error)
+	ask       askFunc
 	suspected chan struct{} // of size 1: something was forbidden
 
 	mu      sync.Mutex
@@ -32,7 +32,7 @@ type permits struct {
 
 func newPermits(client kubernetes.Interface) *permits {
 	return &permits{
-		ask:       func(ctx context.Context, p Permission) (bool, error) { return p.Allowed(ctx, client) },
+		ask:       func(ctx context.Context, p Permission) (bool, error) { return p.allowed(ctx, client) },
 		suspected: make(chan struct{}, 1),
 	}
 }
@@ -102,19 +102,29 @@ func (c *Controller) lookAtPermits(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, permitTimeout)
 	defer cancel()
 	var missing []Permission
-	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease) {
-		allowed, err := c.permits.ask(ctx, permission)
+	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease, c.podNamespaces()) {
+		lacking, err := permission.missing(ctx, c.permits.ask)
 		if err != nil {
 			if !errors.Is(err, context.Canceled) {
 				c.Logger.Debug("the API server does not say what is permitted", "error", err)
 			}
 			return
 		}
-		if !allowed {
+		// Where it is there in one namespace, another may lack it because it does not exist, as one that a
+		// rule names for another release of Calico. A request from there meets the fault.
+		if len(lacking) == 1 && lacking[0].attributes == permission.attributes {
 			missing = append(missing, permission)
 		}
 	}
 	c.notePermits(missing)
+}
+
+// podNamespaces are those in which pods are read; nil: in all.
+func (c *Controller) podNamespaces() []string {
+	if c.PodNamespaces == nil {
+		return nil
+	}
+	return c.PodNamespaces()
 }
 
 // notePermits keeps what is missing, logs each change, and takes all requests up again when nothing is in their

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,7 +19,7 @@ func TestEachMissingPermissionShows(t *testing.T) {
 	c.Lease = &Lease{Namespace: "n", Name: "l"}
 	missing := ""
 	c.permits.ask = func(_ context.Context, p Permission) (bool, error) { return p.String() != missing, nil }
-	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease) {
+	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease, nil) {
 		missing = permission.String()
 		c.lookAtPermits(t.Context())
 		spared := slices.Contains([]string{"events", "leases"}, permission.attributes.Resource)
@@ -49,5 +50,40 @@ func TestForbiddenIsSuspected(t *testing.T) {
 	}
 	if n := len(p.suspected); n != 1 {
 		t.Errorf("%d looks", n)
+	}
+}
+
+// It is enough to read pods in the namespaces of the policy. Where they may be read in none, all is
+// missing; where they may be read in some, requests are served.
+func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
+	c, _ := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
+	c.PodNamespaces = func() []string { return []string{"a", "b"} }
+	for _, test := range []struct {
+		granted []string // namespaces; "": all
+		lacking string
+		idle    bool
+	}{
+		{[]string{""}, "", false},
+		{[]string{"a", "b"}, "", false},
+		{[]string{"a"}, "get pods in b", false},
+		{nil, "get pods", true},
+		{[]string{"other"}, "get pods", true},
+	} {
+		c.permits.ask = func(_ context.Context, p Permission) (bool, error) {
+			return p.attributes.Resource != "pods" || slices.Contains(test.granted, p.attributes.Namespace), nil
+		}
+		c.lookAtPermits(t.Context())
+		if c.permits.idle() != test.idle || (c.Permitted() != nil) != test.idle {
+			t.Errorf("granted in %q: idle %t, %v", test.granted, c.permits.idle(), c.Permitted())
+		}
+		for _, p := range Permissions(c.SignerNames, c.Mode, nil, c.PodNamespaces()) {
+			if p.String() != "get pods" {
+				continue
+			}
+			lacking, err := p.missing(t.Context(), c.permits.ask)
+			if got := fmt.Sprint(lacking); err != nil || strings.Trim(got, "[]") != test.lacking {
+				t.Errorf("granted in %q: lacking %s, %v; want %s", test.granted, got, err, test.lacking)
+			}
+		}
 	}
 }

@@ -162,13 +162,30 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 func checkPermissions(ctx context.Context, c *config, p *parts, report reporter) {
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	for _, permission := range kube.Permissions(c.signerNames, c.mode, p.lease) {
-		allowed, err := permission.Allowed(ctx, p.client)
-		if err == nil && !allowed {
-			err = errors.New("not allowed: grant it to the service account, as deploy/base/rbac.yaml does")
+	for _, permission := range kube.Permissions(c.signerNames, c.mode, p.lease, podNamespaces(p.policy)) {
+		lacking, err := permission.Missing(ctx, p.client)
+		all := len(lacking) == 1 && lacking[0].String() == permission.String()
+		switch {
+		case err != nil || len(lacking) == 0:
+			report("may "+permission.String(), "", err)
+		case all:
+			report("may "+permission.String(), "", errors.New("not allowed: grant it to the service account, as deploy/base/rbac.yaml does"))
 		}
-		report("may "+permission.String(), "", err)
+		for _, in := range lacking {
+			if !all {
+				report("may "+in.String(), "not allowed there, but in other namespaces of the policy: requests from there cannot be served; bind the ClusterRole hsm-signer-pods there, as deploy/components/pods-of-policy does, unless the namespace does not exist", errWarning)
+			}
+		}
 	}
+}
+
+// podNamespaces are the namespaces in which a policy needs pods to be read; nil: in all.
+func podNamespaces(p *policy.Policy) []string {
+	namespaces, bounded := p.PodNamespaces()
+	if !bounded {
+		return nil
+	}
+	return namespaces
 }
 
 // checkNamespaces looks whether the namespaces that the policy's rules write out are there. It needs "get" of namespaces,

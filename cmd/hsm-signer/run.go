@@ -65,7 +65,8 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	reload := newPolicyReloader(c, current, counts, logger.Named("policy"))
 	serving := kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
-		Workers: c.workers, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
+		PodNamespaces: func() []string { return podNamespaces(current.Policy()) },
+		Workers:       c.workers, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
 	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refusal, started: time.Now()}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -137,6 +138,49 @@ func podOf(set *appsv1.StatefulSet) *corev1.Pod {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: claim.Name, VolumeSource: source})
 	}
 	return pod
+}
+
+// withPodsOfPolicy takes the component into the overlay.
+func withPodsOfPolicy(kustomization string) string {
+	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/pods-of-policy\n", 1)
+}
+
+// With the component hsm-signer may read the pods of the policy's namespaces and no others, and that is
+// enough for it to be ready, for "check", and to issue.
+func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
+	node := components()[0]
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
+	text, _ := kubectl(t, "kustomize", deployment(t, "softhsm", withPodsOfPolicy))
+	var rights []string
+	for _, object := range strings.Split(text, "\n---\n") {
+		if strings.Contains(object, "kind: ClusterRole\n") || strings.Contains(object, "kind: RoleBinding\n") {
+			rights = append(rights, object)
+		}
+	}
+	must(t, shared.Cluster.Apply(t.Context(), []byte(strings.Join(rights, "\n---\n"))))
+	t.Cleanup(func() { // the others have the rights of the base
+		base, err := os.ReadFile("../../deploy/base/rbac.yaml")
+		must(t, errors.Join(err, shared.Cluster.Apply(context.WithoutCancel(t.Context()), base)))
+	})
+	for namespace, want := range map[string]bool{node.Namespace: true, "default": false, "": false} {
+		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
+			Spec: authorizationv1.SubjectAccessReviewSpec{
+				User:               "system:serviceaccount:hsm-signer:hsm-signer",
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "pods", Namespace: namespace},
+			},
+		}, metav1.CreateOptions{})
+		must(t, err)
+		if review.Status.Allowed != want {
+			t.Errorf("pods of the namespace %q: %t", namespace, review.Status.Allowed)
+		}
+	}
+	startReady(t, ca)
+	p := newPod(t, node, nextIP())
+	p.requireCertificate(t, p.asking(t, node))
+	stdout, _, _ := shared.Command(t.Context(), ca, nil, "check")
+	if strings.Contains(stdout, "failed   may get pods") || !strings.Contains(stdout, "warning  may get pods in calico-apiserver") {
+		t.Errorf("check says: %s", stdout)
+	}
 }
 
 // withMonitoring takes the component into the overlay.
