@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -70,6 +71,26 @@ var rungs = map[uint]rung{
 	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: newLogin,
 	pkcs11.CKR_KEY_SIZE_RANGE:             newLogin,
 	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      newLogin,
+}
+
+// gone are the codes of rung newModule that say outright that the token or the module is gone. The
+// others say nothing of the kind, and may be the fault of one call.
+var gone = []pkcs11.Error{
+	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_DEVICE_REMOVED,
+	pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+}
+
+// retriesOnSession reports whether a signature is worth another try on another session of the same
+// connection. The codes for lost sessions, logins and handles are not: what they belong to is gone,
+// and an old handle may name another key.
+func retriesOnSession(err error) bool {
+	var ckr pkcs11.Error
+	var keeper *keeperError
+	if !errors.As(err, &ckr) || errors.As(err, &keeper) {
+		return false
+	}
+	r := rungOf(err)
+	return r == newSession || r == newModule && !slices.Contains(gone, ckr)
 }
 
 // rungOf says how far one must go back after an error. A code that is not known may mean anything.

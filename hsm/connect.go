@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/miekg/pkcs11"
 )
 
 // All calls of one attempt to connect may take so many timeouts of one call, but not less than that long: there are
@@ -42,15 +44,58 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 	if pin, err := k.config.PIN(); err == nil && k.library != nil && k.library.mayKnowAnother(pin) {
 		k.unload(ctx)
 	}
-	again := k.library != nil
-	err := k.open(ctx)
-	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrKey) { // some modules list their keys when they are initialised, and not again
-		k.unload(ctx)
+	return k.tried(k.openAgain(ctx))
+}
+
+// openAgain opens a connection, and opens another one at once after a fault that may pass. The
+// first failure is free, since one fault does not mean that the token is gone. Each further one
+// costs credit, so only a token that fails more often than it signs has to be waited for.
+func (k *Key) openAgain(ctx context.Context) error {
+	for free := true; ; free = false {
+		loaded := k.library != nil
+		err := k.open(ctx)
+		if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrKey) {
+			k.unload(ctx) // some modules list their keys in C_Initialize only
+		}
+		if err == nil || !k.mayPass(err, loaded) || !free && !k.spend() {
+			return err
+		}
 	}
-	if again && k.library == nil && errors.Is(err, ErrUnavailable) && !failedToLogIn(err) { // with the module that was there it would not go; with a new one it may
-		err = k.open(ctx)
+}
+
+// mayPass reports whether another connection may succeed right after this failure. No call may be
+// in flight, and C_Login must not have failed: a second one would be a second try of the PIN.
+func (k *Key) mayPass(err error, loaded bool) bool {
+	var ckr pkcs11.Error
+	switch {
+	case k.library != nil || failedToLogIn(err) || errors.Is(err, ErrPIN):
+		return false
+	case errors.As(err, &ckr):
+		return true
 	}
-	return k.tried(err)
+	return loaded && errors.Is(err, ErrUnavailable) // a module that was initialised again may find the token
+}
+
+// mostCredit is how many failures in a row a token may have at most, after it has signed as often,
+// before hsm-signer waits.
+const mostCredit = 8
+
+// earn notes a signature for a caller, which pays for a later failure.
+func (k *Key) earn() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.credit = min(k.credit+1, mostCredit)
+}
+
+// spend takes the credit of one signature and reports whether there was any.
+func (k *Key) spend() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.credit == 0 {
+		return false
+	}
+	k.credit--
+	return true
 }
 
 // failedToLogIn tells whether C_Login failed: a second one would be a second try.
@@ -71,6 +116,8 @@ func (k *Key) noteLoss() {
 	case k.conn == nil:
 	case k.conn.served.Load() || time.Since(k.conn.began) > lastRetry:
 		k.inVain = 0
+	case k.credit > 0:
+		k.credit--
 	default:
 		k.inVain++
 	}
@@ -215,7 +262,7 @@ func (k *Key) admit(ctx context.Context, conn *connection) error {
 	if err := conn.requireOneLogin(ctx, k.config.Key); err != nil {
 		return err
 	}
-	if err := k.signTest(ctx, conn, ProbeBegin); !errors.Is(err, ErrUnproven) {
+	if err := k.signTestTwice(ctx, conn, ProbeBegin); !errors.Is(err, ErrUnproven) {
 		return err
 	}
 	return nil // it is made when it may be, before anything else is signed

@@ -56,6 +56,7 @@ type Key struct {
 	refused   PINSource     // the PIN that the token did not take; nil after it took one
 	hung      int           // attempts in a row that left calls hanging
 	hungSince time.Time     // when the first of them had failed
+	credit    int           // signatures for callers that no failure has used up yet; see earn
 	inVain    int           // connections in a row that were lost before they had signed for anybody
 	wait      time.Duration // for the next attempt
 	loginWait time.Duration // for the next after a login that may have been one with a wrong PIN
@@ -166,7 +167,7 @@ func (k *Key) busy(err error) error {
 
 // testSignature makes a test signature on a connection that is in use.
 func (k *Key) testSignature(ctx context.Context, conn *connection) error {
-	return k.on(ctx, conn, func() error { return k.signTest(ctx, conn, ProbeReady) })
+	return k.on(ctx, conn, func() error { return k.signTestTwice(ctx, conn, ProbeReady) })
 }
 
 // touch looks whether the token still has the key, and lets it be used: it reads an attribute.
@@ -206,6 +207,15 @@ func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) er
 	return err
 }
 
+// signTestTwice is signTest, and makes a second test signature if the fault may be the session's.
+func (k *Key) signTestTwice(ctx context.Context, conn *connection, when ProbeTime) error {
+	err := k.signTest(ctx, conn, when)
+	if retriesOnSession(err) {
+		err = k.signTest(ctx, conn, when)
+	}
+	return err
+}
+
 // probe is what a test signature of that kind is given: the digest of the text, or for Ed25519 the text itself.
 func probe(opts crypto.SignerOpts) []byte {
 	hash := opts.HashFunc()
@@ -218,8 +228,13 @@ func probe(opts crypto.SignerOpts) []byte {
 }
 
 // foreign is the fault of a key that is not the CA's.
-func (k *Key) foreign(why string) error {
-	return faultf(ErrKey, "the private %s is not the key of the CA certificate: %s. Name the key and the certificate that belong together", k.config.Key, why)
+func (k *Key) foreign(why string) error { return k.foreignFor(nil, why) }
+
+// foreignFor is foreign where PKCS#11 said so, with its code.
+func (k *Key) foreignFor(cause error, why string) error {
+	const text = "the private %s is not the key of the CA certificate: %s. " +
+		"Name the key and the certificate that belong together"
+	return &fault{kind: ErrKey, text: fmt.Sprintf(text, k.config.Key, why), cause: cause}
 }
 
 func verifies(public crypto.PublicKey, opts crypto.SignerOpts, digest, signature []byte) bool {
@@ -251,9 +266,9 @@ func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	return s.key.sign(s.ctx, digest, opts)
 }
 
-// attempts bounds how often one signature is tried: once more on another session, once more after
-// another login or initialisation.
-const attempts = 3
+// attempts bounds how often one signature is tried: twice on each connection if the fault may be
+// the session's, and else once.
+const attempts = 6
 
 // sign signs; after a fault it goes back as far as it must and tries again.
 func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -261,7 +276,7 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		return nil, err
 	}
 	var err error
-	spent := false // a session was, so the next fault of one is more than that
+	retried := false // on another session of the connection
 	for range attempts {
 		var conn *connection
 		var signature []byte
@@ -272,12 +287,13 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		switch r := rungOf(err); {
 		case r == giveUp:
 			return nil, unavailable(err, "sign with the private %s", k.config.Key)
-		case r == newSession && !spent:
-			spent = true
+		case retriesOnSession(err) && !retried:
+			retried = true
 		default:
 			if err := k.connect(ctx, conn, max(r, newLogin)); err != nil {
 				return nil, fmt.Errorf("after a fault of the token: %w", err)
 			}
+			retried = false
 		}
 	}
 	return nil, unavailable(err, "sign with the private %s, after %d attempts", k.config.Key, attempts)
@@ -295,6 +311,7 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 	signature, err := k.signVerified(ctx, k.conn, digest, opts)
 	if err == nil {
 		k.conn.served.Store(true)
+		k.earn()
 	}
 	return k.conn, signature, err
 }
@@ -305,7 +322,7 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 	signature, err := conn.sign(ctx, k.mech, conn.key, digest, opts)
 	switch {
 	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
-		return nil, k.foreign("it is of another type")
+		return nil, k.foreignFor(err, "it is of another type")
 	case errors.Is(err, ErrKey):
 		return nil, k.foreign(err.Error())
 	case err != nil:

@@ -37,6 +37,8 @@ type Rule struct {
 	action   string
 	from     uint
 	times    uint // 0: for ever
+	percent  uint // of those calls; 0: all
+	seed     uint
 }
 
 func newRule(function, format string, args ...any) Rule {
@@ -107,7 +109,15 @@ func (r Rule) From(n uint) Rule { r.from = n; return r }
 // Times has the rule end after so many calls.
 func (r Rule) Times(k uint) Rule { r.times = k; return r }
 
+// Percent has the rule take effect on so many percent of its calls only, at random. The same seed
+// chooses the same numbers of calls.
+func (r Rule) Percent(p, seed uint) Rule { r.percent, r.seed = p, seed; return r }
+
 // String is the rule as the module reads it.
 func (r Rule) String() string {
-	return fmt.Sprintf("%d %d %s %s", r.from, r.times, r.function, r.action)
+	text := fmt.Sprintf("%d %d %s %s", r.from, r.times, r.function, r.action)
+	if r.percent > 0 {
+		text += fmt.Sprintf(" ~%d/%d", r.percent, r.seed)
+	}
+	return text
 }

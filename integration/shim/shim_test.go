@@ -44,6 +44,30 @@ func TestAnswersOfTheModuleAreWrittenDown(t *testing.T) {
 	}
 }
 
+// A rule with a percentage falls on about as many calls, and on the same ones when it is set again.
+func TestPercent(t *testing.T) {
+	a := newApplication(t)
+	const calls = 500
+	fallsOn := func(percent, seed uint) (numbers []int) {
+		a.rules(t, shim.Fail(shim.SignInit, pkcs11.CKR_DEVICE_ERROR).Percent(percent, seed))
+		for i := range calls {
+			if a.sign(a.session, a.private[first]) != first {
+				numbers = append(numbers, i)
+			}
+		}
+		return numbers
+	}
+	for _, percent := range []int{1, 5, 20} {
+		one, again, other := fallsOn(uint(percent), 1), fallsOn(uint(percent), 1), fallsOn(uint(percent), 2)
+		if want := calls * percent / 100; len(one) < want/4 || len(one) > 3*want {
+			t.Errorf("%d %%: %d of %d calls", percent, len(one), calls)
+		}
+		if !slices.Equal(one, again) || slices.Equal(one, other) {
+			t.Errorf("%d %%: %v, then %v, and with another seed %v", percent, one, again, other)
+		}
+	}
+}
+
 // Every CKR code of the ladder comes as it was asked for, at the calls that were asked for.
 func TestFailFromAndTimes(t *testing.T) {
 	a := newApplication(t)

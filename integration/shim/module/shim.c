@@ -24,6 +24,9 @@
  *   swap LABEL      C_FindObjects, C_GetAttributeValue, C_SignInit: in the place of
  *                   any private key, the one with this label (in hexadecimal)
  *
+ * A last word ~P/SEED has the rule take effect on P percent of those calls only. Which
+ * ones follows from SEED and the number of the call, so a run can be repeated.
+ *
  * A line of the log: number of the call in this process, process, thread, function,
  * result, the actions that took effect or "-", and what C_Sign was to sign (in
  * hexadecimal, up to 128 bytes) or "-", also when it only asks for the length. A call
@@ -165,6 +168,7 @@ struct rule {
 	int function; /* or ANY */
 	enum action action;
 	ulong from, times, calls;
+	ulong percent, seed; /* 0: every call */
 	ulong number;
 	char label[MAX_LINE];
 	ulong label_length;
@@ -219,6 +223,9 @@ static int parse_rule(const char *line, struct rule *r)
 	r->function = id;
 	r->action = what;
 	strcpy(r->line, line);
+	const char *chance = strchr(line, '~');
+	if (chance && (sscanf(chance, "~%lu/%lu", &r->percent, &r->seed) != 2 || !r->percent || r->percent > 100))
+		return 0;
 	if (what == HANG || what == LOSE || what == CLOSE || what == KILL || what == KILL_AFTER)
 		return 1;
 	if (what == SWAP)
@@ -392,6 +399,15 @@ static void hang(struct call *c, const struct rule *r)
 		wait_ms(2);
 }
 
+/* falls_on reports whether the rule takes effect on its n-th call, by a mix of n and the seed (splitmix64). */
+static int falls_on(const struct rule *r, ulong n)
+{
+	unsigned long long z = (r->seed + 1) * 0xd1342543de82ef95ULL + n * 0x9e3779b97f4a7c15ULL;
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+	return !r->percent || (z ^ (z >> 31)) % 100 < r->percent;
+}
+
 /* choose_rules takes note of the call and copies the rules that hold for it. */
 static void choose_rules(struct call *c)
 {
@@ -407,7 +423,7 @@ static void choose_rules(struct call *c)
 		if (r->function != ANY && r->function != c->function)
 			continue;
 		ulong n = ++r->calls;
-		if (n >= r->from && (!r->times || n - r->from < r->times))
+		if (n >= r->from && (!r->times || n - r->from < r->times) && falls_on(r, n))
 			c->rule[c->count++] = *r;
 	}
 	c->module = module;

@@ -1,0 +1,93 @@
+package tokens_test
+
+import (
+	"crypto"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+)
+
+// passing are faults that hit one call, of any function, after which calls succeed again.
+func passing() []shim.Rule {
+	var rules []shim.Rule
+	for _, code := range []uint{
+		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID,
+		pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_KEY_HANDLE_INVALID,
+	} {
+		rules = append(rules, shim.Fail(shim.Any, code).Times(1))
+	}
+	return append(rules, shim.CloseSessions(shim.Any))
+}
+
+// A token that was away, and in which the first call after each wait fails, is found again: one
+// fault does not end an attempt to connect.
+func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	sign := func() error {
+		_, err := tr.key.Load().Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256)
+		return err
+	}
+	for _, rule := range passing()[1:] {
+		tr.quiet(shim.Fail(shim.Any, pkcs11.CKR_DEVICE_REMOVED))
+		must(t, tr.until(func() bool { return errors.Is(sign(), hsm.ErrUnavailable) }))
+		must(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
+		signs := func() bool {
+			err := sign()
+			if err != nil && len(tr.calls()) > 0 { // the fault has come, and the next attempt meets another
+				must(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
+			}
+			return err == nil
+		}
+		if err := tr.until(signs); err != nil {
+			t.Errorf("%s: %v", rule, err)
+		}
+	}
+}
+
+// Faults that each hit one call of forty cost no request more than another try on the spot, and no
+// request is lost. What a fault of C_Login costs has tests of its own.
+func TestUnreliableToken(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	const every, rounds = 40, 8
+	var rules []shim.Rule
+	for range rounds {
+		for _, rule := range passing() {
+			rules = append(rules, rule.From(uint(every*(len(rules)+1))))
+		}
+	}
+	tr.quiet(rules...)
+	fell := func() int {
+		return len(tr.calls()) - len(tr.calls().With(pkcs11.CKR_OK))
+	}
+	o := tr.storm(func() error { return tr.until(func() bool { return len(tr.calls()) > every*len(rules) }) })
+	stats := tr.key.Load().Stats()
+	t.Logf("%d requests, %d faults, %d connections, %d logins", o.requests, fell(), stats.Connections, stats.Logins)
+	failedLogins := len(tr.calls().Of(shim.Login)) - len(tr.calls().Of(shim.Login).With(pkcs11.CKR_OK))
+	if o.lost > 0 || o.wrong > 0 || o.attempts > 1 && failedLogins == 0 {
+		t.Errorf("%d failed logins, %+v", failedLogins, o)
+	}
+}
+
+// A login that may have failed for the PIN is made once, however often the token has signed before.
+func TestCreditDoesNotPayForLogins(t *testing.T) {
+	tr := aTrial(t, 5*time.Second)
+	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_LOCKED} {
+		tr.quiet()
+		for range 4 {
+			tr.storm(nil)
+		}
+		tr.quiet(lost, shim.Fail(shim.Login, code))
+		looks := 0
+		tr.ask(callers, func() bool { looks++; return looks == 40 })
+		if n := tr.calls().Count(shim.Login); n != 1 {
+			t.Errorf("%s: C_Login was called %d times, want 1:\n%s", nameOf(code), n, tr.calls())
+		}
+		must(t, tr.shim.Rules())
+		tr.restart()
+	}
+}
