@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -209,40 +209,77 @@ func (n profileNames) check(faults *configFaults) issuer.NameSpace {
 	return s
 }
 
-// subjectTypes are the parts of a distinguished name that are known.
-var subjectTypes = map[string]func(*pkix.Name) *[]string{
-	"O":  func(n *pkix.Name) *[]string { return &n.Organization },
-	"OU": func(n *pkix.Name) *[]string { return &n.OrganizationalUnit },
-	"L":  func(n *pkix.Name) *[]string { return &n.Locality },
-	"ST": func(n *pkix.Name) *[]string { return &n.Province },
-	"C":  func(n *pkix.Name) *[]string { return &n.Country },
+// A subjectType is an attribute of a distinguished name, and how many characters it may have
+// (RFC 5280, appendix A.1, ub-*).
+type subjectType struct {
+	most int
+	in   func(*pkix.Name) *[]string
 }
 
-// parseSubject reads a distinguished name such as "CN=Calico CA,O=Example". A comma
-// within a value is written "\,".
+// subjectTypes are the attributes that may be named beside CN.
+var subjectTypes = map[string]subjectType{
+	"O":  {64, func(n *pkix.Name) *[]string { return &n.Organization }},
+	"OU": {64, func(n *pkix.Name) *[]string { return &n.OrganizationalUnit }},
+	"L":  {128, func(n *pkix.Name) *[]string { return &n.Locality }},
+	"ST": {128, func(n *pkix.Name) *[]string { return &n.Province }},
+	"C":  {2, func(n *pkix.Name) *[]string { return &n.Country }},
+}
+
+const longestCommonName = 64
+
+// country is the form of C (RFC 5280, appendix A.1; ISO 3166).
+var country = regexp.MustCompile(`^[A-Za-z]{2}$`)
+
+// parseSubject reads a distinguished name such as "CN=Calico CA,O=Example". A comma within a value
+// is written "\,". Blanks around types and values are dropped.
 func parseSubject(text string) (pkix.Name, error) {
 	var name pkix.Name
-	const comma = "\x00"
+	text = strings.Trim(text, " \t\r\n")
+	if !utf8.ValidString(text) {
+		return name, fmt.Errorf("%q is not UTF-8", text)
+	}
+	if at := strings.IndexFunc(text, invisible); at >= 0 {
+		found, _ := utf8.DecodeRuneInString(text[at:])
+		return name, fmt.Errorf("%q has a character in it that cannot be seen (%U): leave it out", text, found)
+	}
+	const comma = "\x00" // which the text does not have
 	for part := range strings.SplitSeq(strings.ReplaceAll(text, `\,`, comma), ",") {
-		kind, value, found := strings.Cut(strings.TrimSpace(part), "=")
-		value = strings.ReplaceAll(value, comma, ",")
-		kind = strings.ToUpper(kind)
-		list, known := subjectTypes[kind]
-		switch {
-		case !found || value == "" || strings.ContainsFunc(value, unicode.IsControl):
+		part = strings.ReplaceAll(part, comma, ",")
+		kind, value, found := strings.Cut(part, "=")
+		kind, value = strings.ToUpper(strings.Trim(kind, " ")), strings.Trim(value, " ")
+		if !found || value == "" {
 			return name, fmt.Errorf("%q is not TYPE=VALUE, such as CN=Calico CA", part)
-		case kind == "CN" && name.CommonName != "":
-			return name, errors.New("there is more than one common name (CN=…)")
-		case kind == "CN":
-			name.CommonName = value
-		case !known:
-			return name, fmt.Errorf("%q is not known; known are CN, O, OU, L, ST and C", kind)
-		default:
-			*list(&name) = append(*list(&name), value)
+		}
+		if err := setSubject(&name, kind, value); err != nil {
+			return name, err
 		}
 	}
 	if name.CommonName == "" {
 		return name, errors.New("there is no common name (CN=…)")
 	}
 	return name, nil
+}
+
+// setSubject adds one attribute to the name.
+func setSubject(name *pkix.Name, kind, value string) error {
+	known, other := subjectTypes[kind]
+	if kind == "CN" {
+		known.most = longestCommonName
+	}
+	length := utf8.RuneCountInString(value)
+	switch {
+	case kind != "CN" && !other:
+		return fmt.Errorf("%q is not known; known are CN, O, OU, L, ST and C", kind)
+	case kind == "C" && !country.MatchString(value):
+		return fmt.Errorf("the country (C) %q is not a code of two letters, such as CH", value)
+	case length > known.most:
+		return fmt.Errorf("%s has %d characters; RFC 5280 allows %d: shorten %q", kind, length, known.most, value)
+	case kind != "CN":
+		*known.in(name) = append(*known.in(name), value)
+		return nil
+	case name.CommonName != "":
+		return errors.New("there is more than one common name (CN=…)")
+	}
+	name.CommonName = value
+	return nil
 }

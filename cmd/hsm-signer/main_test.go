@@ -2,6 +2,10 @@ package main
 
 import (
 	"bytes"
+	"crypto/x509/pkix"
+	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -96,9 +100,56 @@ func TestSubjects(t *testing.T) {
 	if err != nil || name.CommonName != "Calico CA" || name.Organization[0] != "Example, Inc." || name.Country[0] != "CH" {
 		t.Errorf("%+v %v", name, err)
 	}
-	for _, bad := range []string{"", "O=x", "CN", "CN=", "CN=a,X=b", "CN=a,CN=b", "CN=a\nb"} {
-		if _, err := parseSubject(bad); err == nil {
-			t.Errorf("%q was taken", bad)
+	name, err = parseSubject(" CN = Corp CA , O= Example\\, Inc. ,O=Zürich\n")
+	want := pkix.Name{CommonName: "Corp CA", Organization: []string{"Example, Inc.", "Zürich"}}
+	if err != nil || !reflect.DeepEqual(name, want) {
+		t.Errorf("blanks are kept: %+v %v", name, err)
+	}
+	for bad, words := range map[string]string{
+		"": "TYPE=VALUE", "O=x": "no common name", "CN": "TYPE=VALUE", "CN=": "TYPE=VALUE", "CN=a,": "TYPE=VALUE",
+		"CN= ,O=x": "TYPE=VALUE", "CN=a,X=b": "not known", "CN=a,CN=b": "more than one",
+		"CN=a\nb": "(U+000A)", "CN=a\x00b": "(U+0000)", "CN=a\u00a0": "(U+00A0)", "CN=\ufeffa": "(U+FEFF)",
+		"CN=a\u202eb": "(U+202E)", "CN=a\u2028": "(U+2028)", "CN=a\xff": "UTF-8", "CN=a,C=CHE": "two letters",
+		"CN=a,C=C1": "two letters", "CN=a,C=ÄÖ": "two letters",
+	} {
+		if _, err := parseSubject(bad); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%q: %v, want %q", bad, err, words)
+		}
+	}
+	for kind, most := range map[string]int{"CN": 64, "O": 64, "OU": 64, "L": 128, "ST": 128} {
+		for length, fits := range map[int]bool{most: true, most + 1: false} {
+			text := kind + "=" + strings.Repeat("ü", length)
+			if kind != "CN" {
+				text += ",CN=x"
+			}
+			if _, err := parseSubject(text); (err == nil) != fits {
+				t.Errorf("%s of %d characters: %v", kind, length, err)
+			}
+		}
+	}
+}
+
+// What nobody can see is refused before the token counts a wrong PIN, wherever the PIN comes from.
+func TestInvisibleCharactersInAPIN(t *testing.T) {
+	for pin, words := range map[string]string{
+		"1234": "", "a b": "", "pässwörd": "", "密码1234": "", "🔑4711": "",
+		"\ufeff1234": "byte order mark (U+FEFF)", "1234\u200b": "U+200B", "12\u00a034": "U+00A0", "12\u202f34": "U+202F",
+		"12\u00ad34": "U+00AD", "12\u200d34": "U+200D", "\u202e1234": "U+202E", "12\u206034": "U+2060", "1234\u3000": "U+3000",
+		"1234\u2028": "U+2028", "12\ufe0f34": "U+FE0F", "12\u316434": "U+3164", "12\U000e006134": "U+E0061",
+		"12\t34": "control character", "1234\x00": "control character", "12\u008534": "control character",
+	} {
+		file := filepath.Join(t.TempDir(), "pin")
+		if err := os.WriteFile(file, []byte(pin+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := pinInFile(file)
+		for _, err := range []error{checkPIN(pin), err} {
+			if (err == nil) != (words == "") || err != nil && !strings.Contains(err.Error(), words) {
+				t.Errorf("%+q: %v, want %q", pin, err, words)
+			}
+			if err != nil && strings.Contains(strings.ReplaceAll(err.Error(), file, ""), "12") {
+				t.Errorf("%+q: the error shows the PIN: %v", pin, err)
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"unicode"
+	"unicode/utf8"
 
 	"hsm-signer/hsm"
 )
@@ -93,10 +94,21 @@ func takePIN() (hsm.PIN, error) {
 	return hsm.PIN(read), errors.Join(err, checkPIN(string(read)))
 }
 
-// checkPIN refuses a PIN that nobody can type, before the token counts it as a wrong one.
+// checkPIN refuses a PIN with a character that nobody can see, before the token counts it as a
+// wrong one.
 func checkPIN(pin string) error {
-	if strings.ContainsFunc(pin, unicode.IsControl) {
-		return errors.New("the PIN has a control character in it, such as the newline that \"echo PIN | base64\" puts into a Secret: write it without (printf %s)")
+	at := strings.IndexFunc(pin, invisible)
+	if at < 0 {
+		return nil
 	}
-	return nil
+	found, _ := utf8.DecodeRuneInString(pin[at:])
+	switch {
+	case unicode.IsControl(found):
+		return errors.New("the PIN has a control character in it, such as the newline that \"echo PIN | base64\" puts into a Secret: write it without (printf %s)")
+	case found == byteOrderMark:
+		return errors.New("the PIN has a byte order mark (U+FEFF) in it, which some editors put first: save it as UTF-8 without (printf %s)")
+	}
+	return fmt.Errorf("the PIN has a character in it that cannot be seen (%U), such as a no-break or zero-width space: type it again (printf %%s)", found)
 }
+
+const byteOrderMark = '\uFEFF'
