@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"k8s.io/klog/v2"
+
+	"hsm-signer/cmd/hsm-signer/trustedfile"
 )
 
 // Commands that need a token or an API server are tested with them, in the module
@@ -142,7 +144,7 @@ func TestInvisibleCharactersInAPIN(t *testing.T) {
 		if err := os.WriteFile(file, []byte(pin+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := pinInFile(file)
+		_, err := pinInFile(trustedfile.Rules{Limit: longestPIN, Anyone: true}, file)
 		for _, err := range []error{checkPIN(pin), err} {
 			if (err == nil) != (words == "") || err != nil && !strings.Contains(err.Error(), words) {
 				t.Errorf("%+q: %v, want %q", pin, err, words)
