@@ -16,7 +16,7 @@ RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
 export RELEASE COMMIT
 
-.PHONY: help build bench faults soak setup basics demo test lint fuzz cluster cluster-down image compose clean
+.PHONY: help build bench unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -44,7 +44,10 @@ soak: basics ## bad weather in full, about an hour, as root; the report goes to 
 	cd integration && SOAK=full $(GO) test -count=1 -timeout 3h -v -run '$(ROW)' ./soak
 
 bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
-	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench . -benchtime 300x -timeout 30m ./bench
+	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench Signer -benchtime 300x -timeout 30m ./bench
+
+unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreliable.md (about 10 minutes)
+	cd integration && UNRELIABLE=$(CURDIR)/docs/hsm-unreliable.md $(GO) test -run '^$$' -bench UnreliableToken -benchtime 1x -timeout 60m ./bench
 
 faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 4 minutes)
 	cd integration && FAULTS=$(CURDIR)/docs/hsm-faults.md $(GO) test -count=1 -timeout 30m -run '^TestFaults$$' ./tokens

@@ -1,0 +1,253 @@
+package bench
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/tokens"
+)
+
+// unreliableVariable names the page that the table of random faults is written to.
+const unreliableVariable = "UNRELIABLE"
+
+const (
+	unreliableRuns     = 5
+	unreliableRequests = 200
+	unreliableCallers  = 8
+	baseLosses         = 2 // percent of C_Sign that lose the session, where C_OpenSession or C_Login fails
+)
+
+var unreliableRates = []uint{1, 5, 20}
+
+// signCodes are what C_SignInit and C_Sign may answer: each rung of the ladder, and no code of a PIN.
+var signCodes = []uint{
+	pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED,
+	pkcs11.CKR_BUFFER_TOO_SMALL, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_HOST_MEMORY,
+	pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_VENDOR_DEFINED + 1,
+	pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT,
+	pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID,
+	pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED,
+	pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
+	pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+	pkcs11.CKR_DATA_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
+}
+
+// openCodes are what C_OpenSession may answer.
+var openCodes = []uint{
+	pkcs11.CKR_SESSION_COUNT, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED,
+	pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_SLOT_ID_INVALID,
+	pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+}
+
+// loginCodes are what C_Login may answer that cannot mean a wrong PIN.
+var loginCodes = []uint{
+	pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_HOST_MEMORY,
+	pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+}
+
+// A randomFault is a row: what fails, and what else is broken meanwhile.
+type randomFault struct {
+	name      string
+	functions []string
+	code      uint
+	base      []shim.Rule
+}
+
+func randomFaults() []randomFault {
+	lossy := []shim.Rule{shim.Fail(shim.Sign, pkcs11.CKR_SESSION_HANDLE_INVALID).Percent(baseLosses, 7)}
+	var all []randomFault
+	for _, code := range signCodes {
+		all = append(all, randomFault{"C_SignInit, C_Sign: " + codeName(code), []string{shim.SignInit, shim.Sign}, code, nil})
+	}
+	all = append(all, randomFault{"sessions lost, nothing else", nil, 0, lossy})
+	for _, code := range openCodes {
+		all = append(all, randomFault{"C_OpenSession: " + codeName(code), []string{shim.OpenSession}, code, lossy})
+	}
+	for _, code := range loginCodes {
+		all = append(all, randomFault{"C_Login: " + codeName(code), []string{shim.Login}, code, lossy})
+	}
+	return all
+}
+
+func codeName(code uint) string {
+	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
+}
+
+// rules are those of one run.
+func (f randomFault) rules(percent, seed uint) []shim.Rule {
+	rules := append([]shim.Rule(nil), f.base...)
+	for i, function := range f.functions {
+		rules = append(rules, shim.Fail(function, f.code).Percent(percent, seed*10+uint(i)))
+	}
+	return rules
+}
+
+// A flakyRun is what was measured in one or more runs.
+type flakyRun struct {
+	requests, retries, connections, logins, lost int64
+	took                                         time.Duration
+}
+
+func (r *flakyRun) add(o flakyRun) {
+	r.requests, r.retries, r.lost = r.requests+o.requests, r.retries+o.retries, r.lost+o.lost
+	r.connections, r.logins, r.took = r.connections+o.connections, r.logins+o.logins, r.took+o.took
+}
+
+func (r flakyRun) perSecond() float64 { return float64(r.requests) / r.took.Seconds() }
+
+// cell is the speed relative to that without faults, and reconnections and logins for 100 requests.
+func (r flakyRun) cell(healthy flakyRun) string {
+	per100 := func(n int64) float64 { return 100 * float64(n) / float64(r.requests) }
+	return fmt.Sprintf("%.1f %%, %.0f, %.0f", 100*r.perSecond()/healthy.perSecond(), per100(r.connections), per100(r.logins))
+}
+
+// A flaky token is SoftHSM behind a shim that makes calls fail at random.
+type flaky struct {
+	config hsm.Config
+	public crypto.PublicKey
+	shim   *shim.Shim
+}
+
+func newFlaky(b *testing.B) *flaky {
+	b.Helper()
+	token, err := tokens.NewSoftHSM(b.Context())
+	must(b, err)
+	b.Cleanup(func() { must(b, token.Close()) })
+	setenv(b, token.Env...)
+	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
+	must(b, err)
+	s, err := shim.New(b.Context(), b.TempDir(), token.Module)
+	must(b, err)
+	setenv(b, s.Env()...)
+	return &flaky{shim: s, public: public, config: hsm.Config{
+		Module: s.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
+		Key: hsm.KeyID{Label: "ca"}, MaxSessions: unreliableCallers,
+	}}
+}
+
+// run signs with these rules in force from when the key has connected.
+func (f *flaky) run(b *testing.B, rules []shim.Rule) flakyRun {
+	b.Helper()
+	must(b, f.shim.Rules())
+	key, err := hsm.NewKey(f.config, f.public)
+	must(b, err)
+	defer key.Close()
+	must(b, key.Ready(b.Context()))
+	before := key.Stats()
+	must(b, errors.Join(f.shim.Rules(rules...), f.shim.Forget()))
+	r := flakyRun{requests: unreliableRequests}
+	r.retries, r.lost, r.took = ask(b.Context(), key)
+	after := key.Stats()
+	r.connections, r.logins = after.Connections-before.Connections, after.Logins-before.Logins
+	must(b, f.shim.Rules())
+	return r
+}
+
+// ask has callers ask for the signatures, each again until it has one, as the controller does.
+func ask(ctx context.Context, key *hsm.Key) (retries, lost int64, took time.Duration) {
+	var left, again, without atomic.Int64
+	left.Store(unreliableRequests)
+	digest := sha256.Sum256([]byte("to be signed"))
+	var group sync.WaitGroup
+	began := time.Now()
+	for range unreliableCallers {
+		group.Go(func() {
+			for left.Add(-1) >= 0 {
+				backoff := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Steps: 6, Cap: 8 * time.Second}
+				limited, cancel := context.WithTimeout(ctx, 2*time.Minute)
+				err := backoff.DelayFunc().Until(limited, true, true, func(ctx context.Context) (bool, error) {
+					_, err := key.Signer(ctx).Sign(nil, digest[:], crypto.SHA256)
+					if err != nil {
+						again.Add(1)
+					}
+					return err == nil, nil
+				})
+				cancel()
+				if err != nil {
+					without.Add(1)
+				}
+			}
+		})
+	}
+	group.Wait()
+	return again.Load(), without.Load(), time.Since(began)
+}
+
+// BenchmarkUnreliableToken signs while calls fail at random. It runs once, whatever b.N is: each row has
+// runs of its own.
+func BenchmarkUnreliableToken(b *testing.B) {
+	file := os.Getenv(unreliableVariable)
+	f := newFlaky(b)
+	var healthy, all flakyRun
+	for range unreliableRuns {
+		healthy.add(f.run(b, nil))
+	}
+	var rows strings.Builder
+	for _, fault := range randomFaults() {
+		fmt.Fprintf(&rows, "| %s |", fault.name)
+		for _, percent := range unreliableRates {
+			var sum flakyRun
+			for seed := range uint(unreliableRuns) {
+				sum.add(f.run(b, fault.rules(percent, seed+1)))
+			}
+			all.add(sum)
+			fmt.Fprintf(&rows, " %s |", sum.cell(healthy))
+			if fault.functions == nil {
+				rows.WriteString(" – | – |")
+				break
+			}
+		}
+		rows.WriteString("\n")
+		b.Logf("%s", lastLine(rows.String()))
+	}
+	if all.lost > 0 {
+		b.Errorf("%d of %d requests are lost", all.lost, all.requests)
+	}
+	b.ReportMetric(healthy.perSecond(), "healthy/s")
+	b.ReportMetric(0, "ns/op")
+	if file != "" {
+		must(b, os.WriteFile(file, []byte(unreliablePage(healthy, all, rows.String())), 0o644))
+	}
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
+
+func unreliablePage(healthy, all flakyRun, rows string) string {
+	return fmt.Sprintf(`# An unreliable token, measured
+
+`+"`make unreliable`"+` overwrites this page. SoftHSM signs with P-256 for %d callers, and a module in front of it makes
+calls fail at random. Each cell is %d runs of %d requests. Every request is tried again until it is signed, after 0.2 s,
+doubling to 8 s, as hsm-signer does. The runs fail the same calls each time the page is made.
+
+%d requests, %d lost, %d errors that a request saw and was tried again after. Without faults: %.0f signatures a second.
+
+A cell says: speed relative to that without faults, reconnections and calls of `+"`C_Login`"+` for 100 requests.
+
+In the rows of `+"`C_OpenSession` and `C_Login`"+`, %d %% of the calls of C_Sign also answer CKR_SESSION_HANDLE_INVALID:
+otherwise nothing would log in again. Compare them with the row "sessions lost, nothing else". Each failed login
+costs 0.5 s at least. CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED and vendors' codes from C_Login may mean a wrong PIN: there
+is one login, and the next 30 s later at the earliest, doubling to 15 minutes.
+
+| Fails at random | 1 %% | 5 %% | 20 %% |
+|---|---|---|---|
+%s`, unreliableCallers, unreliableRuns, unreliableRequests, all.requests, all.lost, all.retries, healthy.perSecond(), baseLosses, rows)
+}
