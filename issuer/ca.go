@@ -112,7 +112,7 @@ func (c *CA) Matches(public crypto.PublicKey) error {
 // ValidAt answers nil when the CA may issue at that time: its certificate is valid, and so are those
 // above it that it was read with.
 func (c *CA) ValidAt(now time.Time) error {
-	for _, cert := range append([]*x509.Certificate{c.cert}, c.above...) {
+	for _, cert := range c.chain() {
 		switch {
 		case now.Before(cert.NotBefore):
 			return fmt.Errorf("the CA certificate %s is not valid before %s", cert.Subject, cert.NotBefore.Format(time.RFC3339))
@@ -132,3 +132,6 @@ func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfte
 	}
 	return notBefore.UTC(), notAfter.UTC()
 }
+
+// chain returns the CA's certificate and those above it.
+func (c *CA) chain() []*x509.Certificate { return append([]*x509.Certificate{c.cert}, c.above...) }

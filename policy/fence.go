@@ -32,11 +32,49 @@ func (c *compiler) checkUse(u *rule) {
 			c.wrong(0, "grant.keys", "%s serves none of the rule's key usages, so it would never be granted; add the usage %q", key, DigitalSignature)
 		}
 	}
+	if unservable := u.unservable(); len(unservable) > 0 && len(u.keys) > 0 && !slices.ContainsFunc(u.usages, u.servable) {
+		c.wrong(0, "grant.usages", "no key type of the rule can have %s with the rule's key usages, so it would never be granted; add the usage %q",
+			unservable[0].usage, DigitalSignature)
+	}
 	for i, one := range u.conditions {
 		if one.constant {
 			c.wrong(c.Conditions[i].That.at, fmt.Sprintf("conditions[%d]", i), "does not depend on the request, so it allows everything or nothing")
 		}
 	}
+}
+
+// An impossible is an extended key usage that a rule allows and never grants with a type of key.
+type impossible struct {
+	usage Usage
+	key   pkcs10.KeyType
+}
+
+// unservable lists the combinations of extended key usage and key that the rule's key usages rule out.
+func (u *rule) unservable() []impossible {
+	var all []impossible
+	for _, key := range u.keys {
+		for _, usage := range unserved(fitUsages(u.usages, key)) {
+			all = append(all, impossible{usage, key})
+		}
+	}
+	return all
+}
+
+// servable reports whether a usage is an extended key usage that one of the rule's keys can have.
+func (u *rule) servable(usage Usage) bool {
+	return !isKeyUsage(usage) && slices.ContainsFunc(u.keys, func(key pkcs10.KeyType) bool {
+		return !slices.Contains(unserved(fitUsages(u.usages, key)), usage)
+	})
+}
+
+// warnOfUsages reports combinations of usage and key that are never granted.
+func (u *rule) warnOfUsages() []string {
+	var all []string
+	for _, one := range u.unservable() {
+		all = append(all, fmt.Sprintf("%q is never granted with a key of the type %s: the rule allows none of the key usages that it needs (%s)",
+			string(one.usage), one.key, strings.Join(strs(servedBy[one.usage]), ", ")))
+	}
+	return all
 }
 
 // checkUsers finds what can be derived from service accounts alone.
@@ -108,7 +146,7 @@ func (p *Policy) Warnings() []string {
 	var all []string
 	for i := range p.rules {
 		u := &p.rules[i]
-		for _, warning := range slices.Concat(u.warnOfWidth(p.clusterDomain), u.warnOfProof(), u.warnOfNames()) {
+		for _, warning := range slices.Concat(u.warnOfWidth(p.clusterDomain), u.warnOfProof(), u.warnOfNames(), u.warnOfUsages()) {
 			all = append(all, "rule "+u.name+": "+warning)
 		}
 	}

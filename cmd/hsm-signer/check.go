@@ -84,7 +84,7 @@ func check(ctx context.Context, c *config, p *parts, tryPIN bool, printer *check
 	c.checkState(report)
 	c.checkFiles(report)
 	checkCluster(ctx, c, p, report)
-	checkPolicy(p.policy, report)
+	checkPolicy(p.ca, p.policy, report)
 	printer.summary()
 	switch {
 	case pin:
@@ -227,9 +227,13 @@ func checkNamespaces(ctx context.Context, c *config, p *parts, report reporter) 
 }
 
 // checkPolicy says what is in force, and loudly what is as wide as it can be.
-func checkPolicy(p *policy.Policy, report reporter) {
+func checkPolicy(ca *issuer.CA, p *policy.Policy, report reporter) {
 	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()), nil)
-	for _, warning := range p.Warnings() {
+	warnings, err := lintRules(ca, p)
+	if err != nil { // a fault of the configuration, where it was loaded
+		report("policy", "", err)
+	}
+	for _, warning := range warnings {
 		report("policy", warning, errWarning)
 	}
 }

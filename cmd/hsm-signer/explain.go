@@ -37,7 +37,7 @@ type assumed struct {
 }
 
 func newPolicyExplainCommand() *cobra.Command {
-	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG")
+	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
 	var a assumed
 	command := &cobra.Command{
 		Use:   "explain FILE…",
@@ -49,7 +49,10 @@ requests, each has a line of its own and is named FILE#1, FILE#2 and so on.
 
 What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
 --pod-uid, --pod-node, --pod-ip, --pod-host-network), and for which usages. Exit code 0
-when all are granted, 2 when any is refused, 1 on a fault.`,
+when all are granted, 2 when any is refused, 1 on a fault.
+
+With CA_CERT_FILE the verdict includes what the CA and the CAs above it permit. Without it, their
+constraints are not checked, and a note on standard error says so.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   kubectl get csr -o yaml | hsm-signer policy explain --output json /dev/stdin
@@ -63,9 +66,9 @@ when all are granted, 2 when any is refused, 1 on a fault.`,
 			if len(files)+len(a.live) == 0 {
 				faults.addf("FILE", "is missing: name a request, or one in the cluster with --live")
 			}
-			explainer := &explainer{policy: p, assumed: a, pods: pods, out: cmd.OutOrStdout()}
+			explainer := &explainer{policy: c.judgement(p, faults, cmd.ErrOrStderr()), assumed: a, pods: pods, out: cmd.OutOrStdout()}
 			if len(a.live) > 0 {
-				explainer.live = c.liveVerdicts(p, faults)
+				explainer.live = c.liveVerdicts(explainer.policy, faults)
 			}
 			if err := faults.err(); err != nil {
 				return err
@@ -117,7 +120,7 @@ func (a assumed) check(faults *configFaults) []netip.Addr {
 
 // An explainer prints verdicts.
 type explainer struct {
-	policy  *policy.Policy
+	policy  kube.Decider
 	assumed assumed
 	pods    []netip.Addr
 	live    func(ctx context.Context, name string) (policy.Verdict, error)
@@ -125,10 +128,10 @@ type explainer struct {
 }
 
 // liveVerdicts returns what decides on requests in the cluster.
-func (c *config) liveVerdicts(p *policy.Policy, faults *configFaults) func(context.Context, string) (policy.Verdict, error) {
+func (c *config) liveVerdicts(d kube.Decider, faults *configFaults) func(context.Context, string) (policy.Verdict, error) {
 	client, _ := c.loadClient(faults, nil)
 	return func(ctx context.Context, name string) (policy.Verdict, error) {
-		return kube.Judge(ctx, client, p, name)
+		return kube.Judge(ctx, client, d, name)
 	}
 }
 

@@ -17,7 +17,8 @@ import (
 )
 
 // parts are what the configuration names, loaded and checked but not yet in touch with the
-// token or the API server. A shadow has no CA, no key and no issuer.
+// token or the API server. A shadow has no key and no issuer; its CA is a generic one
+// unless CA_CERT_FILE is set.
 type parts struct {
 	metrics *metrics
 	policy  *policy.Policy

@@ -19,12 +19,12 @@ func TestWidthIsSaid(t *testing.T) {
 	}
 	const loudly = "rule everything: ANYONE (from.users: *) may have ANY name"
 	var lines []checkLine
-	checkPolicy(p, func(name, detail string, err error) { lines = append(lines, lineOf(name, detail, err)) })
+	checkPolicy(genericCA(t)(), p, func(name, detail string, err error) { lines = append(lines, lineOf(name, detail, err)) })
 	if len(lines) != 2 || lines[0].Result != "ok" || lines[1].Result != "warning" || !strings.HasPrefix(lines[1].Detail, loudly) {
 		t.Errorf("check says %+v", lines)
 	}
 	var log bytes.Buffer
-	logWarnings(hclog.New(&hclog.LoggerOptions{Output: &log}), p)
+	logWarnings(hclog.New(&hclog.LoggerOptions{Output: &log}), p.Warnings())
 	if !strings.Contains(log.String(), loudly) || !strings.Contains(log.String(), "[WARN]") {
 		t.Errorf("the log says %s", &log)
 	}

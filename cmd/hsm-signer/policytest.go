@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"hsm-signer/kube"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
 )
@@ -63,7 +64,7 @@ type testPod struct {
 }
 
 func newPolicyTestCommand() *cobra.Command {
-	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
+	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
 	var policyFile, output string
 	command := &cobra.Command{
 		Use:   "test [DIR|FILE…]",
@@ -71,6 +72,9 @@ func newPolicyTestCommand() *cobra.Command {
 		Long: `Runs the cases in every *.yaml and *.yml file of the directory against the policy: who asks
 for what, and what must come of it. A policy in the same directory is passed over. Without a
 directory it runs the cases in the current one. docs/policy.md shows how cases are written.
+
+With CA_CERT_FILE the CA's constraints are checked too; without it, a note on standard error says
+that they were not.
 
 Output: text; json, one line for each case: {"file","case","result","message"} with the
 result "passed", "failed" or "fault"; or junit, one XML report, for Jenkins and GitLab.
@@ -81,7 +85,7 @@ Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, faults := readConfig(cmd, settings)
 			c.policyFile, c.anyPolicy = cmp.Or(policyFile, c.policyFile), true
-			p := c.loadPolicy(faults)
+			decider := c.judgement(c.loadPolicy(faults), faults, cmd.ErrOrStderr())
 			if !slices.Contains([]string{"text", "json", "junit"}, output) {
 				faults.addf("--output", "%q is not one of text, json and junit", output)
 			}
@@ -91,7 +95,7 @@ Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
 			if err := faults.err(); err != nil {
 				return err
 			}
-			return testPolicy(p, args, output, cmd.OutOrStdout())
+			return testPolicy(decider, args, output, cmd.OutOrStdout())
 		},
 	}
 	addFlags(command, settings)
@@ -103,7 +107,7 @@ Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
 
 // testPolicy runs every case in the files and directories. No case at all is a fault: nothing was
 // tested.
-func testPolicy(p *policy.Policy, places []string, output string, out io.Writer) error {
+func testPolicy(d kube.Decider, places []string, output string, out io.Writer) error {
 	files, err := testFilesIn(places)
 	if err != nil {
 		return err
@@ -117,7 +121,7 @@ func testPolicy(p *policy.Policy, places []string, output string, out io.Writer)
 		}
 		for _, c := range cases {
 			begun := time.Now()
-			difference, err := c.run(p, keys)
+			difference, err := c.run(d, keys)
 			r := caseResult{File: file, Case: c.Name, Result: casePassed, Message: difference}
 			switch r.took = time.Since(begun); {
 			case err != nil:
@@ -157,12 +161,12 @@ func readTestFile(name string) ([]testCase, error) {
 }
 
 // run returns how the outcome differs from what is expected, or nothing.
-func (c testCase) run(p *policy.Policy, keys testKeys) (difference string, err error) {
+func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err error) {
 	request, err := c.request(keys)
 	if err != nil {
 		return "", err
 	}
-	switch v := policy.Examined(p.Decide(request)).(type) {
+	switch v := d.Decide(request).(type) {
 	case *policy.Grant:
 		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
 			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil

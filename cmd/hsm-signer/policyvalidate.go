@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
 
@@ -37,7 +38,7 @@ func (f finding) String() string {
 }
 
 func newPolicyValidateCommand() *cobra.Command {
-	settings := settingsNamed("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
+	settings := settingsNamed("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
 	var output string
 	command := &cobra.Command{
 		Use:   "validate FILE…",
@@ -49,7 +50,10 @@ and "check" do that.
 Output: text, or json, one line for each file:
 {"file","verdict","rules","mistakes":[{"line","message"}],"warnings":[{"message"}]} with the
 verdict "valid" or "invalid". Exit code 0 when all are valid, whatever the warnings; 2 when
-any is not; 1 when a file cannot be read.`,
+any is not; 1 when a file cannot be read.
+
+With CA_CERT_FILE a rule of which the CA can issue nothing is a mistake too; without it, a note on
+standard error says that the CA's constraints were not checked.`,
 		Example: `  hsm-signer policy validate mine.yaml
   hsm-signer policy validate mine.yaml --output json | jq -r '.warnings[].message'`,
 		Args:              cobra.MinimumNArgs(1),
@@ -58,10 +62,12 @@ any is not; 1 when a file cannot be read.`,
 			c, faults := readConfig(cmd, settings)
 			c.anyPolicy = true
 			requireOutput(output, faults)
+			ca := c.loadOptionalCA(faults)
 			if err := faults.err(); err != nil {
 				return err
 			}
-			return c.validateAll(files, output, cmd.OutOrStdout())
+			c.noteCA(cmd.ErrOrStderr())
+			return c.validateAll(files, ca, output, cmd.OutOrStdout())
 		},
 	}
 	addFlags(command, settings)
@@ -75,7 +81,7 @@ func completeFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompD
 }
 
 // validateAll goes on after a file that cannot be read.
-func (c *config) validateAll(files []string, output string, out io.Writer) error {
+func (c *config) validateAll(files []string, ca *issuer.CA, output string, out io.Writer) error {
 	var faults []error
 	invalid := false
 	for _, file := range files {
@@ -85,7 +91,7 @@ func (c *config) validateAll(files []string, output string, out io.Writer) error
 			faults = append(faults, err)
 			continue
 		}
-		v := c.validate(text)
+		v := c.validate(text, ca)
 		invalid = invalid || v.Verdict == "invalid"
 		if err := v.print(output, out); err != nil {
 			return err
@@ -100,7 +106,7 @@ func (c *config) validateAll(files []string, output string, out io.Writer) error
 	return nil
 }
 
-func (c *config) validate(text []byte) policyReport {
+func (c *config) validate(text []byte, ca *issuer.CA) policyReport {
 	v := policyReport{File: c.policyFile, Verdict: "valid", Rules: []string{}, Mistakes: []finding{}, Warnings: []finding{}}
 	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime})
 	if err != nil {
@@ -108,7 +114,12 @@ func (c *config) validate(text []byte) policyReport {
 		return v
 	}
 	v.Rules = p.Rules()
-	for _, warning := range p.Warnings() {
+	warnings, err := lintRules(ca, p)
+	if err != nil {
+		v.Verdict, v.Mistakes = "invalid", mistakesIn(err)
+		return v
+	}
+	for _, warning := range warnings {
 		v.Warnings = append(v.Warnings, finding{Message: warning})
 	}
 	return v

@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
 
@@ -14,12 +15,13 @@ type policyReloader struct {
 	watchedFile[*policy.Policy]
 	config  *config
 	current *policy.Current
+	ca      func() *issuer.CA
 	metrics *metrics
 	changed func() // another policy is in force
 }
 
-func newPolicyReloader(c *config, current *policy.Current, m *metrics, logger hclog.Logger) *policyReloader {
-	r := &policyReloader{config: c, current: current, metrics: m}
+func newPolicyReloader(c *config, current *policy.Current, ca func() *issuer.CA, m *metrics, logger hclog.Logger) *policyReloader {
+	r := &policyReloader{config: c, current: current, ca: ca, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
 		path: c.policyFile, read: c.readPolicy, parse: c.parsePolicy, take: r.enforce,
 		name: "the policy file", stays: "the policy before it stays in force", reason: "PolicyRefused",
@@ -40,19 +42,23 @@ func (r *policyReloader) watch(ctx context.Context) error {
 // enforce puts another policy in force.
 func (r *policyReloader) enforce(fresh *policy.Policy) error {
 	if fresh.Hash() != r.current.Policy().Hash() {
+		warnings, err := lintRules(r.ca(), fresh)
+		if err != nil {
+			return err
+		}
 		r.logger.Warn("the policy has changed and is in force", "file", r.path,
 			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules())
 		r.current.Replace(fresh)
 		r.metrics.policyInForce(fresh)
-		logWarnings(r.logger, fresh)
+		logWarnings(r.logger, warnings)
 		r.changed()
 	}
 	return nil
 }
 
-// logWarnings says loudly what is as wide as it can be.
-func logWarnings(logger hclog.Logger, p *policy.Policy) {
-	for _, warning := range p.Warnings() {
+// logWarnings logs rules that are very wide, and combinations that can never be issued.
+func logWarnings(logger hclog.Logger, warnings []string) {
+	for _, warning := range warnings {
 		logger.Warn("the policy is wide", "warning", warning)
 	}
 }

@@ -29,7 +29,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	c := &config{policyFile: file, clusterDomain: "cluster.local", lifetime: time.Hour}
 	p := c.loadPolicy(&configFaults{})
 	var log bytes.Buffer
-	r := newPolicyReloader(c, policy.NewCurrent(p), newMetrics(), hclog.New(&hclog.LoggerOptions{Output: &log}))
+	r := newPolicyReloader(c, policy.NewCurrent(p), genericCA(t), newMetrics(), hclog.New(&hclog.LoggerOptions{Output: &log}))
 	var events []string
 	r.changed = func() { events = append(events, "changed") }
 	r.warn = func(reason, _ string) { events = append(events, reason) }

@@ -61,8 +61,12 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	current := policy.NewCurrent(p.policy)
 	counts, lately := p.metrics, &activity{}
 	counts.policyInForce(p.policy)
-	logWarnings(logger, p.policy)
-	reload := newPolicyReloader(c, current, counts, logger.Named("policy"))
+	warnings, err := lintRules(p.ca, p.policy)
+	if err != nil {
+		return err
+	}
+	logWarnings(logger, warnings)
+	reload := newPolicyReloader(c, current, p.currentCA, counts, logger.Named("policy"))
 	serving := kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
 		PodNamespaces: func() []string { return podNamespaces(current.Policy()) },
@@ -82,7 +86,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		if err := startSigning(ctx, c, p, logger); err != nil {
 			return err
 		}
-		ca = newCAReloader(c.caCertFile, p.issuer.CA, p.issuer.Replace, counts, logger.Named("ca"))
+		ca = newCAReloader(c.caCertFile, p.issuer.CA, p.replaceCA(current), counts, logger.Named("ca"))
 		health.watchSigning(p, ca, c.inPod)
 		counts.watchSigning(p, c.token.AllowExtractable)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
@@ -97,7 +101,10 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 			return err
 		}
 		defer log.Close()
-		serving.Recorder = log
+		serving.Recorder, serving.Decider = log, judgement{current, p.ca}
+		if c.caCertFile == "" {
+			logger.Warn(withoutCA)
+		}
 	}
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
