@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -142,6 +143,59 @@ func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
 	if code != want || !strings.Contains(stdout, line) {
 		t.Errorf("check: exit code %d, want %d, and %q:\n%s%s", code, want, line, stdout, stderr)
 	}
+}
+
+// A kill between the publication and its line, and then the request is deleted: the client has that very
+// certificate, so the journal does not call it an orphan, and its pod is listed when it ends. Once more
+// the same request, as when etcd is restored, would be given the same certificate.
+func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	env := []string{"STATE_DIR=" + state}
+	d := startReady(t, ca, env...)
+	p := newPod(t, components()[0], nextIP())
+	asking := p.asking(t, components()[0])
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	if code, err := d.Stop(); err != nil || code != 0 {
+		t.Fatalf("it ended with code %d, %v", code, err)
+	}
+	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
+	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+	d = startReady(t, ca, env...)
+	eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
+		return strings.Contains(d.Metrics(ctx), `hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
+	})
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list")
+	if code != 0 || !strings.Contains(stdout, "unconfirmed") || strings.Contains(stdout, "orphaned") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "list", "--expiring", "400d")
+	if code != 0 || !strings.Contains(stdout, csr.Name) {
+		t.Errorf("not listed as expiring: exit code %d: %s%s", code, stdout, stderr)
+	}
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify")
+	if code != 0 || !strings.Contains(stdout, "1 are unconfirmed") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// cutBehindSigned leaves a journal as a kill does behind the line with the certificate of a request.
+func cutBehindSigned(t *testing.T, path, uid string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err)
+	end := 0
+	for line := range bytes.Lines(text) {
+		end += len(line)
+		if bytes.Contains(line, []byte(`"kind":"signed","uid":"`+uid)) {
+			must(t, os.Truncate(path, int64(end)))
+			return
+		}
+	}
+	t.Fatalf("there is no certificate of %s in %s", uid, path)
 }
 
 // Two on one node do not write one journal: the second stands by, not ready, until the first has ended.
