@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -180,10 +182,11 @@ func (j *Journal) recheck(ctx context.Context, taken []*segment) {
 	}
 }
 
-// damage notes that the disk does not hold any more what was written: nothing more is signed.
+// damage notes that the disk does not hold any more what was written: nothing more is signed. Other
+// errors may pass.
 func (j *Journal) damage(err error) {
 	var fault *Fault
-	if !errors.As(err, &fault) {
+	if !errors.As(err, &fault) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EIO) {
 		return
 	}
 	j.mu.Lock()

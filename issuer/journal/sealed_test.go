@@ -273,6 +273,11 @@ func TestDamageOfWhatIsLookedUp(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"the file is gone": func(t *testing.T, dir string) {
+			if err := os.Remove(filePath(dir, 1)); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"the index is gone": func(t *testing.T, dir string) {
 			if err := os.Remove(indexPath(dir, 1)); err != nil {
 				t.Fatal(err)
@@ -290,6 +295,9 @@ func TestDamageOfWhatIsLookedUp(t *testing.T) {
 			}
 			if r, err := j.Lookup("uid-0"); err == nil {
 				t.Errorf("looked up: %+v", r)
+			}
+			if err := j.Append(t.Context(), second); err == nil {
+				t.Error("a second certificate after the look-up")
 			}
 			if err := j.State(); !errors.Is(err, ErrDamaged) {
 				t.Errorf("state: %v", err)
