@@ -161,12 +161,12 @@ func (h *health) noted() error {
 }
 
 // endpoint serves /livez, /readyz and /metrics; the supervisor is told when it does. Only a request
-// for /metrics waits for another.
+// for /metrics waits for others.
 func (h *health) endpoint(opened net.Listener, hosts listener.Hosts) endpoint {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", h.readyz)
-	mux.Handle("GET /metrics", listener.OneAtATime(h.metrics))
+	mux.Handle("GET /metrics", listener.DefaultInFlight.Guard(h.metrics))
 	return endpoint{
 		"LISTEN_ADDRESS", opened, hosts, mux, "listening", func() { h.supervisor.tell("READY=1") },
 	}

@@ -134,7 +134,7 @@ func endpoints(c *config, open listeners, health *health, page *statusPage,
 	logger hclog.Logger) []func(context.Context) error {
 	all := []endpoint{health.endpoint(open["LISTEN_ADDRESS"], c.healthHosts())}
 	if opened := open["STATUS_ADDRESS"]; opened != nil {
-		handler := listener.OneAtATime(status.Handler(page.page))
+		handler := listener.DefaultInFlight.Guard(status.Handler(page.page))
 		all = append(all, endpoint{
 			"STATUS_ADDRESS", opened, c.statusHosts(), handler, "the status page is there", func() {},
 		})

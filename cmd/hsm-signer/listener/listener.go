@@ -2,12 +2,12 @@
 // take of them.
 //
 // Contract: however many connections there are, and however slowly they read, memory stays bounded
-// and a new caller is served. No connection is refused or made to wait: when there are too many, the
-// oldest of the address that has most is closed. So one address cannot keep out another, and one
-// that holds all of its own still gets an answer on a new one, as a kubelet does whose node also has
-// a hostile pod with the host's network.
+// and a new caller is served. No connection is refused or made to wait: when there are too many, old
+// ones are closed, of the source that has most. So one source cannot keep out another, and one that
+// holds all of its own still gets an answer on a new one, as a kubelet does whose node also has a
+// hostile pod with the host's network.
 //
-// That is why this is not [golang.org/x/net/netutil.LimitListener], which stops accepting: whoever
+// That is why this is not netutil.LimitListener of golang.org/x/net, which stops accepting: whoever
 // holds all connections would keep out the kubelet's probes.
 package listener
 
@@ -18,14 +18,17 @@ import (
 	"time"
 )
 
-// Limits bound what callers can take. The zero value of a field means no connection at all.
+// Limits bound how many connections are open at once. A source is an IPv4 address, or an IPv6
+// network of 64 bits.
 type Limits struct {
-	Connections int // open at once
-	PerSource   int // of them, from one IPv4 address or one IPv6 network of 64 bits
+	Connections int           // of all sources
+	PerSource   int           // of one source, older than Grace
+	Grace       time.Duration // a probe is answered in less
 }
 
-// DefaultLimits suit probes, scrapers and a few people with browsers.
-var DefaultLimits = Limits{Connections: 128, PerSource: 32}
+// DefaultLimits suit probes, scrapers and a few people with browsers, and bear a few thousand new
+// connections a second.
+var DefaultLimits = Limits{Connections: 1024, PerSource: 32, Grace: time.Second}
 
 // sendBuffer is the kernel's memory for what one connection has not read yet.
 const sendBuffer = 64 << 10
@@ -53,7 +56,7 @@ type connection struct {
 	close    sync.Once
 }
 
-// Accept returns the next connection, and closes another if there are too many.
+// Accept returns the next connection, and closes others if there are too many.
 func (l *limited) Accept() (net.Conn, error) {
 	inner, err := l.Listener.Accept()
 	if err != nil {
@@ -63,25 +66,28 @@ func (l *limited) Accept() (net.Conn, error) {
 		_ = tcp.SetWriteBuffer(sendBuffer) // without it the kernel chooses: more memory
 	}
 	c := &connection{Conn: inner, listener: l, source: sourceOf(inner.RemoteAddr()), since: time.Now()}
-	if old := l.add(c); old != nil {
+	for _, old := range l.add(c) {
 		old.abort()
 	}
 	return c, nil
 }
 
-// add adds a connection and returns the one to close, or nil.
-func (l *limited) add(c *connection) *connection {
+// add adds a connection and returns those to close.
+func (l *limited) add(c *connection) (old []*connection) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.open[c.source] = append(l.open[c.source], c)
+	all := append(l.open[c.source], c)
+	l.open[c.source] = all
 	l.total++
-	switch {
-	case len(l.open[c.source]) > l.limits.PerSource:
-		return l.open[c.source][0]
-	case l.total > l.limits.Connections:
-		return l.heaviest()[0]
+	for i := range len(all) - l.limits.PerSource {
+		if c.since.Sub(all[i].since) >= l.limits.Grace {
+			old = append(old, all[i])
+		}
 	}
-	return nil
+	if len(old) == 0 && l.total > l.limits.Connections {
+		old = l.heaviest()[:1:1]
+	}
+	return old
 }
 
 // heaviest returns the connections of the source that has most; of several, of the one that has had
@@ -132,11 +138,16 @@ func sourceOf(address net.Addr) netip.Prefix {
 	if !is {
 		return netip.Prefix{}
 	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	return prefixOf(tcp.AddrPort().Addr())
+}
+
+// prefixOf returns the network that counts as one source.
+func prefixOf(ip netip.Addr) netip.Prefix {
+	ip = ip.Unmap().WithZone("")
 	bits := 32
 	if ip.Is6() {
 		bits = 64 // whoever has one address of such a network usually has all
 	}
-	prefix, _ := ip.Prefix(bits) // the bits are right
+	prefix, _ := ip.Prefix(bits) // the zero value for no address
 	return prefix
 }

@@ -5,11 +5,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"testing"
+	"time"
 )
 
 // A fakeListener returns connections from the addresses that it is given.
@@ -89,7 +91,7 @@ func TestTheOldestOfTheHeaviestSourceIsClosed(t *testing.T) {
 func TestSlowReadersDoNotKeepOutAProbe(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
-	mux.Handle("GET /metrics", OneAtATime(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("GET /metrics", DefaultInFlight.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(bytes.Repeat([]byte("x"), 8<<20)) // more than the kernel buffers
 	})))
 	inner, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -135,16 +137,88 @@ func TestSlowReadersDoNotKeepOutAProbe(t *testing.T) {
 // Every wait for a caller ends.
 func TestTheServerWaitsForNobody(t *testing.T) {
 	s := NewServer(nil)
-	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 ||
+	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 ||
 		s.MaxHeaderBytes <= 0 || s.MaxHeaderBytes > 64<<10 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A new connection is not closed before its time for as many others of its source, but for too many
+// in all.
+func TestNewConnectionsHaveAGrace(t *testing.T) {
+	from := make(chan string, 10)
+	l := Limit(fakeListener{from: from}, Limits{Connections: 4, PerSource: 1, Grace: time.Hour}).(*limited)
+	var all []*connection
+	for range 5 {
+		from <- "10.0.0.1"
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, accepted.(*connection))
+	}
+	if !all[0].Conn.(*fakeConn).closed || all[1].Conn.(*fakeConn).closed {
+		t.Error("of 5 new connections where 4 may be open, the oldest is not the only one to be closed")
+	}
+	all[2].since = all[2].since.Add(-2 * time.Hour)
+	all[1].since = all[1].since.Add(-2 * time.Hour)
+	l.limits.Connections = 10
+	from <- "10.0.0.1"
+	if _, err := l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, true, true, false, false} {
+		if got := all[i].Conn.(*fakeConn).closed; got != want {
+			t.Errorf("connection %d is closed: %t", i, got)
+		}
+	}
+}
+
+// A writer asks for another response while its own is being sent.
+type writer struct {
+	*httptest.ResponseRecorder
+	sending func()
+}
+
+func (w writer) Write(data []byte) (int, error) {
+	if w.Code == http.StatusOK {
+		w.sending()
+	}
+	return w.ResponseRecorder.Write(data)
+}
+
+// Requests beyond the bounds are refused, and those of other sources are not.
+func TestRequestsInFlight(t *testing.T) {
+	handler := InFlight{Total: 3, PerSource: 2}.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "text")
+	}))
+	ask := func(from string, sending func()) {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.RemoteAddr = net.JoinHostPort(from, "1")
+		handler.ServeHTTP(writer{httptest.NewRecorder(), sending}, r)
+	}
+	reached := map[string]int{}
+	count := func(name string) func() { return func() { reached[name]++ } }
+	for range 2 { // the second time all places are free again
+		ask("10.0.0.1", func() {
+			ask("10.0.0.1", func() {
+				ask("10.0.0.1", count("a third of one source"))
+				ask("2001:db8::1", func() {
+					reached["a third of another source"]++
+					ask("10.0.0.3", count("a fourth"))
+				})
+			})
+		})
+	}
+	if want := map[string]int{"a third of another source": 2}; !maps.Equal(reached, want) {
+		t.Errorf("%v; want %v", reached, want)
 	}
 }
 
 // One response is made at a time; a caller who leaves is not waited for; a panic frees the place.
 func TestOneAtATime(t *testing.T) {
 	entered, goOn := make(chan bool), make(chan bool)
-	handler := OneAtATime(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := DefaultInFlight.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		entered <- true
 		<-goOn
 		if r.URL.Path == "/panic" {
