@@ -86,7 +86,13 @@ var gone = []pkcs11.Error{
 func retriesOnSession(err error) bool {
 	var ckr pkcs11.Error
 	var keeper *keeperError
-	if !errors.As(err, &ckr) || errors.As(err, &keeper) {
+	var form *formError
+	switch {
+	case errors.As(err, &keeper):
+		return false
+	case errors.As(err, &form):
+		return true
+	case !errors.As(err, &ckr):
 		return false
 	}
 	r := rungOf(err)

@@ -107,8 +107,16 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 	if err != nil || !ecdsa.VerifyASN1(&key.PublicKey, digest, signature) {
 		t.Errorf("the signature does not verify: %v", err)
 	}
-	if _, err := m.finish(raw[1:]); !errors.Is(err, ErrKey) {
-		t.Errorf("a short signature: %v", err)
+	form := (*formError)(nil)
+	for name, wrong := range map[string][]byte{"short": raw[1:], "long": append(raw, 0), "DER": signature, "none": nil} {
+		if _, err := m.finish(wrong); !errors.As(err, &form) || errors.Is(err, ErrKey) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, length := range []int{96, 132, 256} { // those of other keys
+		if _, err := m.finish(make([]byte, length)); !errors.Is(err, ErrKey) {
+			t.Errorf("%d bytes: %v", length, err)
+		}
 	}
 	if big.NewInt(0).SetBytes(raw[:32]).Cmp(r) != 0 {
 		t.Error("r is not the first half")

@@ -266,8 +266,8 @@ func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	return s.key.sign(s.ctx, digest, opts)
 }
 
-// attempts bounds how often one signature is tried: twice on each connection if the fault may be
-// the session's, and else once.
+// attempts bounds how often one signature is tried: on two connections as often as onSessions says,
+// or on more if each try costs one.
 const attempts = 6
 
 // sign signs; after a fault it goes back as far as it must and tries again.
@@ -276,7 +276,7 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		return nil, err
 	}
 	var err error
-	retried := false // on another session of the connection
+	retries := 0 // on other sessions of the same connection
 	for range attempts {
 		var conn *connection
 		var signature []byte
@@ -287,17 +287,21 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		switch r := rungOf(err); {
 		case r == giveUp:
 			return nil, unavailable(err, "sign with the private %s", k.config.Key)
-		case retriesOnSession(err) && !retried:
-			retried = true
+		case retriesOnSession(err) && k.onSessions(retries):
+			retries++
 		default:
 			if err := k.connect(ctx, conn, max(r, newLogin)); err != nil {
 				return nil, fmt.Errorf("after a fault of the token: %w", err)
 			}
-			retried = false
+			retries = 0
 		}
 	}
 	return nil, unavailable(err, "sign with the private %s, after %d attempts", k.config.Key, attempts)
 }
+
+// onSessions reports whether a signature may be tried on another session after so many retries. The
+// first is free, the second costs credit.
+func (k *Key) onSessions(retries int) bool { return retries == 0 || retries == 1 && k.spend() }
 
 // attempt signs once and returns the connection that it used.
 func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts) (*connection, []byte, error) {
@@ -320,7 +324,10 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 // handle may come to name another key.
 func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	signature, err := conn.sign(ctx, k.mech, conn.key, digest, opts)
+	form := (*formError)(nil)
 	switch {
+	case errors.As(err, &form):
+		return nil, &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("sign with the private %s: %v", k.config.Key, err)}
 	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
 		return nil, k.foreignFor(err, "it is of another type")
 	case errors.Is(err, ErrKey):

@@ -194,11 +194,16 @@ func parseEd25519(params, point []byte) (crypto.PublicKey, error) {
 }
 
 // unwrapPoint takes a point out of the OCTET STRING that it should be in (PKCS#11 v2.40,
-// section 2.3.3); some tokens leave that away.
+// section 2.3.3), or the BIT STRING of a SubjectPublicKeyInfo, which some tokens return. Others
+// return the point alone.
 func unwrapPoint(point []byte, size int) []byte {
-	var inner []byte
-	if rest, err := asn1.Unmarshal(point, &inner); err == nil && len(rest) == 0 && len(inner) == size {
-		return inner
+	var octets []byte
+	if rest, err := asn1.Unmarshal(point, &octets); err == nil && len(rest) == 0 && len(octets) == size {
+		return octets
+	}
+	var bits asn1.BitString
+	if rest, err := asn1.Unmarshal(point, &bits); err == nil && len(rest) == 0 && bits.BitLength == 8*size {
+		return bits.Bytes
 	}
 	return point
 }

@@ -26,7 +26,7 @@ func der(t *testing.T, value any) []byte {
 	return text
 }
 
-// A point is read with its OCTET STRING and without, as tokens give it.
+// A point is read in an OCTET STRING, in a BIT STRING and alone, as tokens return it.
 func TestPublicKeysOfTokens(t *testing.T) {
 	for _, known := range curveIDs {
 		key, err := ecdsa.GenerateKey(known.curve, rand.Reader)
@@ -37,7 +37,7 @@ func TestPublicKeysOfTokens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, form := range [][]byte{point, der(t, point)} {
+		for _, form := range [][]byte{point, der(t, point), der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
 			public, err := parseECDSA(der(t, known.id), form)
 			if err != nil || !key.PublicKey.Equal(public) {
 				t.Errorf("%s: %v", known.curve.Params().Name, err)
@@ -46,7 +46,7 @@ func TestPublicKeysOfTokens(t *testing.T) {
 	}
 	point := bytes.Repeat([]byte{4}, ed25519.PublicKeySize)
 	for _, params := range [][]byte{edwards25519, der(t, asn1.ObjectIdentifier{1, 3, 101, 112})} {
-		for _, form := range [][]byte{point, der(t, point)} {
+		for _, form := range [][]byte{point, der(t, point), der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
 			if public, err := parseEd25519(params, form); err != nil || !ed25519.PublicKey(point).Equal(public) {
 				t.Errorf("Ed25519 with %x and %x: %v", params, form, err)
 			}
@@ -67,7 +67,10 @@ func TestPublicKeysThatAreNone(t *testing.T) {
 		"secp256k1": func() (crypto.PublicKey, error) {
 			return parseECDSA(der(t, asn1.ObjectIdentifier{1, 3, 132, 0, 10}), nil)
 		},
-		"X25519":             func() (crypto.PublicKey, error) { return parseEd25519([]byte("\x13\x0acurve25519"), make([]byte, 32)) },
+		"X25519": func() (crypto.PublicKey, error) { return parseEd25519([]byte("\x13\x0acurve25519"), make([]byte, 32)) },
+		"an odd BIT STRING": func() (crypto.PublicKey, error) {
+			return parseEd25519(edwards25519, der(t, asn1.BitString{Bytes: make([]byte, 32), BitLength: 255}))
+		},
 		"a long Ed25519 key": func() (crypto.PublicKey, error) { return parseEd25519(edwards25519, make([]byte, 33)) },
 		"no modulus":         func() (crypto.PublicKey, error) { return parseRSA(nil, []byte{3}) },
 		"exponent 1":         func() (crypto.PublicKey, error) { return parseRSA([]byte{1}, []byte{1}) },

@@ -8,6 +8,7 @@ import (
 	"encoding/asn1"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -59,7 +60,12 @@ func (m rsaMechanism) preparePSS(digest []byte, opts *rsa.PSSOptions) ([]*pkcs11
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_PSS, params)}, digest, nil
 }
 
-func (m rsaMechanism) finish(raw []byte) ([]byte, error) { return raw, nil }
+func (m rsaMechanism) finish(raw []byte) ([]byte, error) {
+	if size := m.key.Size(); len(raw) != size {
+		return nil, wrongLength(raw, size, "the length of the modulus")
+	}
+	return raw, nil
+}
 
 // digestInfo is what RSA with PKCS#1 v1.5 signs (RFC 8017, section 9.2).
 func digestInfo(hash crypto.Hash, digest []byte) ([]byte, error) {
@@ -97,8 +103,15 @@ func (m ecdsaMechanism) size() int { return (m.key.Params().N.BitLen() + 7) / 8 
 // finish turns r and s of equal length (PKCS#11 v2.40, section 2.3.1) into
 // ECDSA-Sig-Value (RFC 5480, appendix A).
 func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
-	if len(raw) != 2*m.size() {
-		return nil, faultf(ErrKey, "its signatures have %d bytes; those of the certificate's curve have %d", len(raw), 2*m.size())
+	var der struct{ R, S *big.Int }
+	rest, err := asn1.Unmarshal(raw, &der)
+	switch {
+	case len(raw) == 2*m.size():
+	case err == nil && len(rest) == 0:
+		return nil, &formError{fmt.Sprintf("it is in DER (%d bytes), and PKCS#11 v2.40, section 2.3.1, "+
+			"wants r and s, %d bytes each", len(raw), m.size())}
+	default:
+		return nil, wrongLength(raw, 2*m.size(), "r and s of equal length")
 	}
 	return asn1.Marshal(struct{ R, S *big.Int }{
 		new(big.Int).SetBytes(raw[:len(raw)/2]),
@@ -121,7 +134,30 @@ func (ed25519Mechanism) prepare(text []byte, opts crypto.SignerOpts) ([]*pkcs11.
 
 func (ed25519Mechanism) finish(raw []byte) ([]byte, error) {
 	if len(raw) != ed25519.SignatureSize {
-		return nil, faultf(ErrKey, "its signatures have %d bytes; those of Ed25519 have %d", len(raw), ed25519.SignatureSize)
+		return nil, wrongLength(raw, ed25519.SignatureSize, "RFC 8032")
 	}
 	return raw, nil
+}
+
+// signatureLengths are those of the keys that a token may hold: of ECDSA with P-224 to P-521, of
+// Ed25519 and Ed448, and of RSA.
+var signatureLengths = []int{56, 64, 96, 132, 114, 128, 256, 384, 512, 1024}
+
+// wrongLength is the fault of a signature that does not have the length of the CA's. If it has that of
+// another kind of key, the key is another one; if not, the module gets the form wrong.
+func wrongLength(raw []byte, want int, form string) error {
+	if slices.Contains(signatureLengths, len(raw)) {
+		return faultf(ErrKey, "its signatures have %d bytes; those of the certificate's key have %d", len(raw), want)
+	}
+	return &formError{fmt.Sprintf("it has %d bytes, and PKCS#11 wants %d (%s)", len(raw), want, form)}
+}
+
+// A formError says that a module returned a signature in a form that PKCS#11 does not have. It says
+// nothing about the key. Another signature may be well: some modules drop leading zeros.
+type formError struct{ text string }
+
+// Error says what is wrong with the form.
+func (e *formError) Error() string {
+	return "the module returned a signature in the wrong form: " + e.text +
+		": report it with the module's name and version, and use a version of the module that returns what PKCS#11 wants"
 }

@@ -108,8 +108,12 @@ func (c *connection) identify(ctx context.Context, slot uint) (TokenID, pkcs11.T
 	}, info, err
 }
 
-// trim removes the padding of PKCS#11's fixed-length texts.
-func trim(s string) string { return strings.TrimRight(s, " \x00") }
+// trim removes the padding of PKCS#11's fixed-length texts: blanks, or what follows the NUL that
+// some modules end a text with.
+func trim(s string) string {
+	text, _, _ := strings.Cut(s, "\x00")
+	return strings.TrimRight(text, " ")
+}
 
 // pinState refuses to try a PIN when one more failure would lock the token, or when it
 // is locked already.

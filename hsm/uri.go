@@ -52,28 +52,36 @@ type uriAttribute struct {
 	most  int  // bytes; of texts of a fixed length, that length (PKCS#11 v2.40, section 3.2)
 	read  func(u *URI, value string) error
 	write func(u *URI) string // percent-encoded; empty: it is not said
+	fixed bool                // a text of a fixed length, which the module may have padded
 }
 
 // uriAttributes are in the order in which they are printed, which is p11tool's.
 var uriAttributes = []uriAttribute{
-	uriText("library-description", 32, func(u *URI) *string { return &u.LibraryDescription }),
-	uriText("library-manufacturer", 32, func(u *URI) *string { return &u.LibraryManufacturer }),
-	{"library-version", false, 7, readURIVersion, writeURIVersion},
-	uriText("slot-description", 64, func(u *URI) *string { return &u.SlotDescription }),
-	uriText("slot-manufacturer", 32, func(u *URI) *string { return &u.SlotManufacturer }),
-	{"slot-id", false, 20, readURISlot, writeURISlot},
-	uriText("model", 16, func(u *URI) *string { return &u.Model }),
-	uriText("manufacturer", 32, func(u *URI) *string { return &u.Manufacturer }),
-	uriText("serial", 16, func(u *URI) *string { return &u.Serial }),
-	uriText("token", 32, func(u *URI) *string { return &u.Token }),
-	{"id", false, longestObject, func(u *URI, v string) error { u.ID = []byte(v); return nil }, writeURIID},
+	uriFixed("library-description", 32, func(u *URI) *string { return &u.LibraryDescription }),
+	uriFixed("library-manufacturer", 32, func(u *URI) *string { return &u.LibraryManufacturer }),
+	{"library-version", false, 7, readURIVersion, writeURIVersion, false},
+	uriFixed("slot-description", 64, func(u *URI) *string { return &u.SlotDescription }),
+	uriFixed("slot-manufacturer", 32, func(u *URI) *string { return &u.SlotManufacturer }),
+	{"slot-id", false, 20, readURISlot, writeURISlot, false},
+	uriFixed("model", 16, func(u *URI) *string { return &u.Model }),
+	uriFixed("manufacturer", 32, func(u *URI) *string { return &u.Manufacturer }),
+	uriFixed("serial", 16, func(u *URI) *string { return &u.Serial }),
+	uriFixed("token", 32, func(u *URI) *string { return &u.Token }),
+	{"id", false, longestObject, func(u *URI, v string) error { u.ID = []byte(v); return nil }, writeURIID, false},
 	uriText("object", longestObject, func(u *URI) *string { return &u.Object }),
-	{"type", false, longestObject, readURIType, func(u *URI) string { return u.Type }},
+	{"type", false, longestObject, readURIType, func(u *URI) string { return u.Type }, false},
 
-	{"module-name", true, longestObject, readURIModuleName, func(u *URI) string { return uriEscape(u.ModuleName) }},
-	{"module-path", true, longestObject, func(u *URI, v string) error { u.ModulePath = v; return nil }, func(u *URI) string { return uriEscape(u.ModulePath) }},
-	{"pin-source", true, longestObject, readURIPINSource, func(u *URI) string { return uriEscape(u.PINSource) }},
-	{"pin-value", true, longestObject, func(u *URI, v string) error { u.PINValue = PIN(v); return nil }, func(u *URI) string { return uriEscape(string(u.PINValue)) }},
+	{"module-name", true, longestObject, readURIModuleName, func(u *URI) string { return uriEscape(u.ModuleName) }, false},
+	{"module-path", true, longestObject, func(u *URI, v string) error { u.ModulePath = v; return nil }, func(u *URI) string { return uriEscape(u.ModulePath) }, false},
+	{"pin-source", true, longestObject, readURIPINSource, func(u *URI) string { return uriEscape(u.PINSource) }, false},
+	{"pin-value", true, longestObject, func(u *URI, v string) error { u.PINValue = PIN(v); return nil }, func(u *URI) string { return uriEscape(string(u.PINValue)) }, false},
+}
+
+// uriFixed is a text of a fixed length. p11tool writes the NULs that some modules pad it with (%00).
+func uriFixed(name string, most int, at func(u *URI) *string) uriAttribute {
+	a := uriText(name, most, at)
+	a.fixed = true
+	return a
 }
 
 // uriText is a text that is kept as it is.
@@ -165,6 +173,9 @@ func (p *uriParser) find(part, name string) (uriAttribute, error) {
 // parse reads the value; the error goes on after the attribute's name.
 func (a uriAttribute) parse(u *URI, encoded string) error {
 	value, err := a.decode(encoded)
+	if a.fixed {
+		value = trim(value)
+	}
 	switch {
 	case err != nil:
 		return err

@@ -98,6 +98,20 @@ func TestURIsArePrintedLikeP11tool(t *testing.T) {
 	}
 }
 
+// p11tool writes what a module pads texts of a fixed length with: NULs, blanks, or whatever follows a NUL.
+func TestPaddingInURIs(t *testing.T) {
+	const padded = "pkcs11:model=m%00%00;manufacturer=by%20us%20%20%00;serial=0%00%00;token=ca%00xx%00"
+	want := URI{Model: "m", Manufacturer: "by us", Serial: "0", Token: "ca"}
+	if u, err := ParseURI(padded); err != nil || !reflect.DeepEqual(u, want) {
+		t.Errorf("%+v, %v", u, err)
+	}
+	for text, want := range map[string]string{"ca": "ca", "ca  ": "ca", "ca\x00\x00": "ca", "ca \x00 ": "ca", "ca\x00xxx": "ca", " ca": " ca", "": ""} {
+		if got := trim(text); got != want {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestURIsWithMistakes(t *testing.T) {
 	for text, want := range map[string]string{
 		// Two examples of RFC 7512, section 3: an empty value, and a label that no token can have.
@@ -138,6 +152,8 @@ func TestURIsWithMistakes(t *testing.T) {
 		"pkcs11:token=%zz":                         `without two hexadecimal digits`,
 		"pkcs11:token=%C3":                         "token is not UTF-8",
 		"pkcs11:object=a%00":                       "object has control characters",
+		"pkcs11:token=%00%00":                      "token is empty",
+		"pkcs11:token=%0aca":                       "token has control characters",
 		"pkcs11:?module-path=/a%0A":                "module-path has control characters",
 		"pkcs11:token=" + strings.Repeat("a", 33):  "token has 33 bytes",
 		"pkcs11:serial=" + strings.Repeat("a", 17): "serial has 17 bytes",

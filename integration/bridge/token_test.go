@@ -154,7 +154,7 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 // A module that hangs for good ends the process, so that a supervisor may start another.
 func TestTokenHangsForGood(t *testing.T) {
 	s, env := behindShim(t)
-	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=100ms")...)
+	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=500ms")...)
 	must(t, err)
 	must(t, d.WaitReady(t.Context()))
 	must(t, s.Rules(shim.Hang(shim.Any)))

@@ -34,7 +34,7 @@ func newStation(t *testing.T, kind tokens.Kind) *station {
 	must(t, err)
 	dir := t.TempDir()
 	return &station{token: token, shim: s, ca: bridge.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
-		"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" + token.PIN, "PKCS11_TIMEOUT=2s",
+		"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" + token.PIN,
 		"STATE_DIR=" + filepath.Join(dir, "state"), withBudget(t, "{perPod: 1000}"),
 	})}
 }
@@ -78,7 +78,7 @@ type loss struct {
 // losses are those that make a process begin anew with this token.
 func (s *station) losses() []loss {
 	nothing := func(context.Context) error { return nil }
-	device := []shim.Rule{shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(1)}
+	device := []shim.Rule{shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)}
 	all := []loss{{device, nothing, nothing}, {[]shim.Rule{shim.CloseSessions(shim.SignInit)}, nothing, nothing}}
 	if s.token.HasDaemon() {
 		all = append(all, loss{device, func(context.Context) error { return s.token.Kill() }, s.token.Start})

@@ -97,6 +97,24 @@ func AddTokenFlags(flags uint) Rule { return newRule(GetTokenInfo, "flags %#x", 
 // keys are away.
 func FindAtMost(most uint) Rule { return newRule(FindObjects, "find %d", most) }
 
+// PadWithNUL has the token end its texts with NULs instead of blanks, as C does.
+func PadWithNUL() Rule { return newRule(GetTokenInfo, "pad 0") }
+
+// PadWithRubbish has the token end its texts with one NUL and rubbish.
+func PadWithRubbish() Rule { return newRule(GetTokenInfo, "pad 1") }
+
+// SignInDER has the module return r and s in DER, which PKCS#11 does not allow.
+func SignInDER() Rule { return newRule(Sign, "form 0") }
+
+// SignShort has the module leave out the first byte of a signature.
+func SignShort() Rule { return newRule(Sign, "form 1") }
+
+// BarePoint has the module return CKA_EC_POINT without its OCTET STRING.
+func BarePoint() Rule { return newRule(GetAttributeValue, "point 0") }
+
+// PointInBits has the module return CKA_EC_POINT in a BIT STRING.
+func PointInBits() Rule { return newRule(GetAttributeValue, "point 3") }
+
 // SwapKey puts the private key with that label in the place of every other: in what
 // FindObjects finds, or under the handle that GetAttributeValue or SignInit is given.
 func SwapKey(function, label string) Rule {

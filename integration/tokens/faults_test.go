@@ -23,23 +23,28 @@ import (
 // token; otherwise some befall SoftHSM alone.
 const faultsVariable = "FAULTS"
 
+// patient is the longest wait for a call where no call hangs for good: longer than any call takes on
+// a busy machine. Only a call that is to be given up needs a short one.
+const patient = time.Minute
+
 // faults befall one token after another, in this order.
 var faults = []struct {
 	name    string
 	timeout time.Duration
 	befall  func(*trial)
 }{
-	{"ladder", 5 * time.Second, everyRung},
-	{"return", 5 * time.Second, everyCallOfTheWayBack},
-	{"lasting", 5 * time.Second, lasting},
-	{"key", 5 * time.Second, keySwapped},
-	{"away", 5 * time.Second, keyAway},
+	{"ladder", patient, everyRung},
+	{"return", patient, everyCallOfTheWayBack},
+	{"lasting", patient, lasting},
+	{"key", patient, keySwapped},
+	{"away", patient, keyAway},
 	{"hang", 500 * time.Millisecond, hangOfEveryCall},
 	{"slow", time.Second, slow},
-	{"sessions", 5 * time.Second, fewSessions},
+	{"sessions", patient, fewSessions},
 	{"daemon", 2 * time.Second, daemonGone},
-	{"files", 2 * time.Second, filesGone},
-	{"pin", 2 * time.Second, pinRefused},
+	{"files", patient, filesGone},
+	{"pin", patient, pinRefused},
+	{"late", 2 * time.Second, pinRefusedLate},
 }
 
 // Whatever befalls a token, its key signs again by itself: no request is lost, and no signature of
@@ -51,7 +56,7 @@ func TestFaults(t *testing.T) {
 		for _, fault := range faults {
 			t.Run(fault.name, func(t *testing.T) {
 				if tr.t, tr.timeout = t, fault.timeout; token.HasDaemon() {
-					tr.timeout = max(tr.timeout, 2*time.Second) // each call goes to another process and back
+					tr.timeout = max(tr.timeout, 5*time.Second) // each call goes to another process, which has to get its turn
 				}
 				tr.open()
 				defer func() { tr.key.Load().Close() }()
@@ -198,8 +203,8 @@ func hangOfEveryCall(tr *trial) {
 // slow is a token far away, of which each call comes back in time, and all together take many times as long. It costs no
 // second login.
 func slow(tr *trial) {
-	const fault = "each call takes a sixth of the longest wait for one"
-	o := tr.befall(fault, nil, lost, shim.Delay(shim.Any, tr.timeout/6))
+	const fault = "each call takes a twelfth of the longest wait for one"
+	o := tr.befall(fault, nil, lost, shim.Delay(shim.Any, tr.timeout/12))
 	if n := tr.key.Load().Stats().Hanging; o.logins != 1 || n > 0 {
 		tr.t.Errorf("%s: %d calls of C_Login, %d calls hang", fault, o.logins, n)
 	}
@@ -278,18 +283,33 @@ func filesGone(tr *trial) {
 func pinRefused(tr *trial) {
 	tr.key.Load().Close()
 	must(tr.t, tr.token.Unlock(tr.t.Context())) // a TPM that was killed counts that too
-	tr.pinFault("wrong PIN, until its source has the right one", "00000000")
-	tr.pinFault("wrong PIN that is refused too late, until its source has the right one", "00000000", shim.Delay(shim.Login, 3*tr.timeout/2))
+	tr.pinFault("wrong PIN, until its source has the right one", nil)
 	tr.pinChanged()
 	tr.pinLocked()
 	tr.finalTry()
 }
 
-// pinFault begins with that PIN, which the token refuses, and then there is the right one.
-func (tr *trial) pinFault(fault string, pin hsm.PIN, rules ...shim.Rule) {
-	tr.pin.set(pin)
+// pinRefusedLate is a wrong PIN that the token refuses after the login was given up.
+func pinRefusedLate(tr *trial) {
+	tr.key.Load().Close()
+	must(tr.t, tr.token.Unlock(tr.t.Context()))
+	tr.pinFault("wrong PIN that is refused too late, until its source has the right one", func() error {
+		return tr.until(func() bool {
+			return len(tr.calls().Of(shim.Login).Hanging()) > 0 && tr.key.Load().Stats().Abandoned > 0
+		})
+	}, shim.Hang(shim.Login))
+}
+
+// pinFault begins with a PIN that the token refuses, and then there is the right one. It first waits
+// until the fault is under way.
+func (tr *trial) pinFault(fault string, underWay func() error, rules ...shim.Rule) {
+	tr.pin.set("00000000")
 	tr.befallAtStart(fault, func() error {
-		err := errors.Join(tr.refused(), tr.shim.Rules())
+		var err error
+		if underWay != nil {
+			err = underWay()
+		}
+		err = errors.Join(err, tr.shim.Rules(), tr.refused())
 		tr.pin.set(hsm.PIN(tr.token.PIN))
 		return err
 	}, rules...)

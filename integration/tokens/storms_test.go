@@ -62,7 +62,7 @@ const (
 
 // Fifty requests that wait for a dead token cost it what one costs: a probe at a time, each later than the one before.
 func TestDeadTokenIsProbedOnce(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	tr.storm(nil) // earns all the credit there is
 	tr.quiet(lost, shim.Fail(shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
 	begun := time.Now()
@@ -77,7 +77,7 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 
 // Fifty requests that wait for a token that hangs leave as many calls hanging as one does.
 func TestHangingTokenIsProbedOnce(t *testing.T) {
-	tr := aTrial(t, 200*time.Millisecond)
+	tr := aTrial(t, 500*time.Millisecond)
 	tr.quiet(lost, shim.Hang(shim.GetTokenInfo))
 	begun := time.Now()
 	tr.ask(50, func() bool { return len(tr.calls().Hanging()) >= 3 })
@@ -91,7 +91,7 @@ func TestHangingTokenIsProbedOnce(t *testing.T) {
 
 // A login that hangs is not made a second time, and counts as one, however often one tries.
 func TestLoginThatHangsIsMadeOnce(t *testing.T) {
-	tr := aTrial(t, 200*time.Millisecond)
+	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
 	tr.quiet(shim.Hang(shim.Login))
 	tr.open()
@@ -107,7 +107,7 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 
 // A token that lets itself be connected to, and then signs for nobody, is not logged in to again and again.
 func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	const each = 3 // the test signature calls C_Sign twice, and the caller's third call fails
 	var rules []shim.Rule
 	for n := uint(1); n < 60*each; n += each {
@@ -129,7 +129,7 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 // A login that fails without a reason may have been a wrong PIN, so it is not tried again soon; one that fails
 // for the device is.
 func TestLoginThatFailsWithoutAReason(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	for _, c := range []struct {
 		code  uint
 		again bool
@@ -156,7 +156,7 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 
 // Nor is one that fails so when nobody waits for it any more.
 func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
-	tr := aTrial(t, 200*time.Millisecond)
+	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
 	tr.quiet(shim.Hang(shim.Login), shim.Fail(shim.Login, pkcs11.CKR_GENERAL_ERROR))
 	tr.open()
@@ -175,7 +175,7 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 
 // check warns where the PIN was not looked at.
 func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	tr.key.Load().Close()
 	tr.quiet(shim.Fail(shim.Login, pkcs11.CKR_USER_ALREADY_LOGGED_IN))
 	c := config(tr.token, "ca")
@@ -189,7 +189,7 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 
 // One key must match, also where the module finds one at a time.
 func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	tr.key.Load().Close()
 	_, err := tr.token.Generate("rsa-2048", "ca", []byte{3})
 	must(t, err)
@@ -227,7 +227,7 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 
 // A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too, and costs no login.
 func TestPINThatExpiresInUse(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	tr.quiet(shim.Fail(shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
 	must(t, tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
 	must(t, tr.refused())
@@ -240,7 +240,7 @@ func TestPINThatExpiresInUse(t *testing.T) {
 
 // Whatever fails on the way to a signature, the error has the code's name, what it means and what to do.
 func TestErrorsTellTheWay(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	for _, function := range []string{
 		shim.Initialize, shim.GetInfo, shim.GetSlotList, shim.GetTokenInfo, shim.OpenSession, shim.Login, shim.FindObjectsInit,
 		shim.FindObjects, shim.GetAttributeValue, shim.SignInit, shim.Sign,

@@ -25,7 +25,7 @@ import (
 
 const (
 	retryEvery = 25 * time.Millisecond
-	retryFor   = time.Minute
+	retryFor   = 5 * time.Minute // what does not come at all ends the test
 	callers    = 8
 )
 

@@ -4,7 +4,6 @@ import (
 	"crypto"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -27,7 +26,7 @@ func passing() []shim.Rule {
 // A token that was away, and in which the first call after each wait fails, is found again: one
 // fault does not end an attempt to connect.
 func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	sign := func() error {
 		_, err := tr.key.Load().Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256)
 		return err
@@ -52,7 +51,7 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 // Faults that each hit one call of forty cost no request more than another try on the spot, and no
 // request is lost. What a fault of C_Login costs has tests of its own.
 func TestUnreliableToken(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	const every, rounds = 40, 8
 	var rules []shim.Rule
 	for range rounds {
@@ -75,7 +74,7 @@ func TestUnreliableToken(t *testing.T) {
 
 // A login that may have failed for the PIN is made once, however often the token has signed before.
 func TestCreditDoesNotPayForLogins(t *testing.T) {
-	tr := aTrial(t, 5*time.Second)
+	tr := aTrial(t, patient)
 	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_LOCKED} {
 		tr.quiet()
 		for range 4 {

@@ -21,6 +21,9 @@
  *   sessions N      C_GetTokenInfo: ulMaxSessionCount is N
  *   flags N         C_GetTokenInfo: these flags too
  *   find N          C_FindObjects: find no more than N at once, 0 none at all
+ *   pad N           C_GetTokenInfo: the texts end with a NUL; 0: and more, 1: and rubbish
+ *   form N          C_Sign: 0: r and s in DER; 1: without the first byte
+ *   point N         C_GetAttributeValue of CKA_EC_POINT: 0: alone; 3: in a BIT STRING
  *   swap LABEL      C_FindObjects, C_GetAttributeValue, C_SignInit: in the place of
  *                   any private key, the one with this label (in hexadecimal)
  *
@@ -59,7 +62,7 @@ typedef unsigned long ulong;
 
 enum { OK = 0, GENERAL_ERROR = 5, ARGUMENTS_BAD = 7, SESSION_COUNT = 0xb1 };
 enum { SERIAL_SESSION = 4 };
-enum { CLASS = 0, LABEL = 3, PRIVATE_KEY = 3 };
+enum { CLASS = 0, LABEL = 3, PRIVATE_KEY = 3, EC_POINT = 0x181, BUFFER_TOO_SMALL = 0x150 };
 #define BAD_RULES 0x80005110UL
 
 struct version { unsigned char major, minor; };
@@ -159,8 +162,8 @@ static const char *const names[] = { FUNCTIONS(NAME) "*" };
 
 /* The rules. */
 
-enum action { FAIL, FAIL_AFTER, KILL, KILL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, FIND, SWAP, ACTION_COUNT };
-static const char *const actions[] = { "fail", "failafter", "kill", "killafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "find", "swap" };
+enum action { FAIL, FAIL_AFTER, KILL, KILL_AFTER, DELAY, HANG, LOSE, CLOSE, LIMIT, SESSIONS, FLAGS, FIND, PAD, FORM, POINT, SWAP, ACTION_COUNT };
+static const char *const actions[] = { "fail", "failafter", "kill", "killafter", "delay", "hang", "lose", "close", "limit", "sessions", "flags", "find", "pad", "form", "point", "swap" };
 
 enum { MAX_RULES = 64, MAX_LINE = 512, MAX_SIGNED = 128 };
 
@@ -504,6 +507,16 @@ static ulong own_C_Finalize(struct call *c, void *reserved)
 	return result;
 }
 
+/* pad has a text of fixed length end with NULs, or with one and rubbish, instead of blanks. */
+static void pad(unsigned char *text, int length, ulong rubbish)
+{
+	int end = length;
+	while (end > 0 && text[end - 1] == ' ')
+		end--;
+	for (int i = end; i < length; i++)
+		text[i] = rubbish && i > end ? '#' : 0;
+}
+
 static ulong own_C_GetTokenInfo(struct call *c, ulong slot, struct token_info *info)
 {
 	ulong result = c->module->C_GetTokenInfo(slot, info);
@@ -511,6 +524,14 @@ static ulong own_C_GetTokenInfo(struct call *c, ulong slot, struct token_info *i
 	if (result == OK && most) {
 		info->max_sessions = most->number;
 		did(c, "sessions");
+	}
+	const struct rule *padding = rule_for(c, PAD);
+	if (result == OK && padding) {
+		pad(info->label, sizeof info->label, padding->number);
+		pad(info->manufacturer, sizeof info->manufacturer, padding->number);
+		pad(info->model, sizeof info->model, padding->number);
+		pad(info->serial, sizeof info->serial, padding->number);
+		did(c, "pad");
 	}
 	if (result == OK && flags) {
 		info->flags |= flags->number;
@@ -597,8 +618,55 @@ static ulong own_C_FindObjects(struct call *c, ulong session, ulong *objects, ul
 	return result;
 }
 
+/* put writes a header of DER and returns its length. */
+static ulong put_header(unsigned char *to, unsigned char tag, ulong length)
+{
+	to[0] = tag;
+	if (length < 0x80) {
+		to[1] = length;
+		return 2;
+	}
+	to[1] = 0x81;
+	to[2] = length;
+	return 3;
+}
+
+/* answer hands out a value as PKCS#11 does: its length alone, or both when there is room. */
+static ulong answer(const unsigned char *value, ulong length, void *to, ulong *room)
+{
+	ulong had = *room;
+	*room = length;
+	if (!to)
+		return OK;
+	if (had < length)
+		return BUFFER_TOO_SMALL;
+	memcpy(to, value, length);
+	return OK;
+}
+
+/* point reads CKA_EC_POINT and takes it out of its OCTET STRING. */
+static ulong point(struct call *c, ulong session, ulong object, ulong tag, struct attribute *wanted)
+{
+	unsigned char raw[256], made[300];
+	struct attribute own = { EC_POINT, raw, sizeof raw };
+	ulong result = c->module->C_GetAttributeValue(session, object, &own, 1), at = 0;
+	if (result != OK)
+		return result;
+	ulong header = raw[1] < 0x80 ? 2 : 3, length = own.length - header;
+	if (tag) {
+		at = put_header(made, tag, length + 1);
+		made[at++] = 0; /* no unused bits */
+	}
+	memcpy(made + at, raw + header, length);
+	did(c, "point");
+	return answer(made, at + length, wanted->value, &wanted->length);
+}
+
 static ulong own_C_GetAttributeValue(struct call *c, ulong session, ulong object, struct attribute *template, ulong count)
 {
+	const struct rule *form = rule_for(c, POINT);
+	if (form && count == 1 && template->type == EC_POINT)
+		return point(c, session, object, form->number, template);
 	ulong result = swap(c, session, &object);
 	return result == OK ? c->module->C_GetAttributeValue(session, object, template, count) : result;
 }
@@ -609,10 +677,47 @@ static ulong own_C_SignInit(struct call *c, ulong session, void *mechanism, ulon
 	return result == OK ? c->module->C_SignInit(session, mechanism, key) : result;
 }
 
+/* put_integer writes an unsigned number as an INTEGER of DER and returns its length. */
+static ulong put_integer(unsigned char *to, const unsigned char *number, ulong length)
+{
+	while (length > 1 && !*number) {
+		number++;
+		length--;
+	}
+	ulong sign = *number >= 0x80, at = put_header(to, 2, length + sign);
+	if (sign)
+		to[at++] = 0;
+	memcpy(to + at, number, length);
+	return at + length;
+}
+
+/* sign_as signs, and gives the signature a form that PKCS#11 does not have. */
+static ulong sign_as(struct call *c, ulong session, unsigned char *data, ulong length, void *signature, ulong *room, ulong form)
+{
+	unsigned char raw[1024], body[300], made[1024];
+	ulong n = sizeof raw;
+	ulong result = c->module->C_Sign(session, data, length, signature ? raw : NULL, &n);
+	if (result != OK || !signature) {
+		*room = n + 16; /* more than it will be */
+		return result;
+	}
+	did(c, "form");
+	if (form)
+		return answer(raw + 1, n - 1, signature, room);
+	ulong inner = put_integer(body, raw, n / 2);
+	inner += put_integer(body + inner, raw + n / 2, n / 2);
+	ulong at = put_header(made, 0x30, inner);
+	memcpy(made + at, body, inner);
+	return answer(made, at + inner, signature, room);
+}
+
 static ulong own_C_Sign(struct call *c, ulong session, unsigned char *data, ulong length, void *signature, ulong *room)
 {
 	for (ulong i = 0; data && signature && i < length && length <= MAX_SIGNED; i++)
 		snprintf(c->to_sign + 2 * i, 3, "%02x", data[i]);
+	const struct rule *form = rule_for(c, FORM);
+	if (form)
+		return sign_as(c, session, data, length, signature, room, form->number);
 	return c->module->C_Sign(session, data, length, signature, room);
 }
 

@@ -1,0 +1,102 @@
+package tokens_test
+
+import (
+	"crypto"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/shim"
+	"hsm-signer/integration/tokens"
+)
+
+// quirky is a fresh SoftHSM token with a key, behind a shim.
+func quirky(t *testing.T, keyType string) (*shim.Shim, hsm.Config, crypto.PublicKey) {
+	t.Helper()
+	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
+	c := config(token, "ca")
+	pair := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Generate(t.Context(), keyType) })
+	s := behind(t, token)
+	c.Module, c.Key = s.Module, pair.ID
+	return s, c, pair.Public
+}
+
+// requireUnder requires that the rule took effect.
+func requireUnder(t *testing.T, s *shim.Shim, rule shim.Rule) {
+	t.Helper()
+	if len(calls(t, s).Under(rule)) == 0 {
+		t.Errorf("%s did not take effect:\n%s", rule, calls(t, s))
+	}
+}
+
+// Some modules end the texts of a token with NULs, and p11tool writes those into its URIs.
+func TestTextsThatEndWithNUL(t *testing.T) {
+	s, c, public := quirky(t, "ecdsa-p256")
+	for _, rule := range []shim.Rule{shim.PadWithNUL(), shim.PadWithRubbish()} {
+		must(t, s.Rules(rule))
+		for _, padding := range []string{"", "%00%00", "%20%20", "%00%23%23"} {
+			uri, err := hsm.ParseURI("pkcs11:model=SoftHSM%20v2" + padding + ";token=" + c.Token.Label + padding)
+			must(t, err)
+			c.Token = hsm.TokenID{Label: uri.Token, Model: uri.Model}
+			must(t, newKey(t, c, public).Ready(t.Context()))
+		}
+		requireUnder(t, s, rule)
+	}
+}
+
+// A signature in the wrong form is reported as that, and not as another key's.
+func TestSignaturesInTheWrongForm(t *testing.T) {
+	for _, q := range []struct {
+		keyType, says string
+		rule          shim.Rule
+	}{
+		{"ecdsa-p256", "it is in DER (7", shim.SignInDER()},
+		{"ecdsa-p384", "it is in DER (10", shim.SignInDER()},
+		{"ecdsa-p521", "it is in DER (13", shim.SignInDER()},
+		{"ecdsa-p256", "it has 63 bytes, and PKCS#11 wants 64", shim.SignShort()},
+		{"rsa-2048", "it has 255 bytes, and PKCS#11 wants 256", shim.SignShort()},
+		{"ed25519", "it has 63 bytes, and PKCS#11 wants 64", shim.SignShort()},
+	} {
+		s, c, public := quirky(t, q.keyType)
+		must(t, s.Rules(q.rule))
+		key := newKey(t, c, public)
+		steps := hsm.Check(t.Context(), c, public, hsm.CheckOptions{})
+		for _, err := range []error{key.Ready(t.Context()), steps[len(steps)-1].Err} {
+			if !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), q.says) || strings.Contains(err.Error(), "is not the key of") {
+				t.Errorf("%s, %s: %v; want %q", q.keyType, q.rule, err, q.says)
+			}
+		}
+		key.Close()
+		requireUnder(t, s, q.rule)
+	}
+}
+
+// One signature in the wrong form costs another try: some modules drop leading zeros.
+func TestOneSignatureInTheWrongForm(t *testing.T) {
+	s, c, public := quirky(t, "ecdsa-p256")
+	key := newKey(t, c, public)
+	must(t, key.Ready(t.Context()))
+	must(t, errors.Join(s.Rules(shim.SignShort().Times(2)), s.Forget()))
+	requireSignatures(t, key, public)
+	requireUnder(t, s, shim.SignShort())
+	if n := calls(t, s).Count(shim.Login); n != 0 {
+		t.Errorf("it cost %d logins", n)
+	}
+}
+
+// A public key is read however the module wraps its point.
+func TestPointsOfModules(t *testing.T) {
+	for _, keyType := range []string{"ed25519", "ecdsa-p256", "ecdsa-p521"} {
+		s, c, public := quirky(t, keyType)
+		for _, rule := range []shim.Rule{shim.BarePoint(), shim.PointInBits()} {
+			must(t, s.Rules(rule))
+			pair := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
+			if !reflect.DeepEqual(pair.Public, public) {
+				t.Errorf("%s, %s: read %v", keyType, rule, pair.Public)
+			}
+			requireUnder(t, s, rule)
+		}
+	}
+}
