@@ -224,7 +224,12 @@ func (a annotatedLease) Create(ctx context.Context, lease *coordinationv1.Lease,
 // Update writes the lease, with the annotations.
 func (a annotatedLease) Update(ctx context.Context, lease *coordinationv1.Lease, o metav1.UpdateOptions) (*coordinationv1.Lease, error) {
 	a.annotate(lease)
-	return a.LeaseInterface.Update(ctx, lease, o)
+	updated, err := a.LeaseInterface.Update(ctx, lease, o)
+	if tooLarge(err) { // somebody has filled it up, so that nobody could lead
+		lease.Labels, lease.OwnerReferences, lease.Finalizers = nil, nil, nil
+		updated, err = a.LeaseInterface.Update(ctx, lease, o)
+	}
+	return updated, err
 }
 
 func (a annotatedLease) annotate(lease *coordinationv1.Lease) {

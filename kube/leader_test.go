@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"maps"
 	"math"
 	"testing"
 	"testing/synctest"
@@ -10,8 +11,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
@@ -190,6 +193,30 @@ func TestOnlyOurOwnTimesAreHonoured(t *testing.T) {
 		record, _, err := w.Get(t.Context())
 		if err != nil || record.LeaseDurationSeconds != c.honoured || record.LeaderTransitions != c.transitionsNow {
 			t.Errorf("%+v: %d s, %d transitions, %v", c, record.LeaseDurationSeconds, record.LeaderTransitions, err)
+		}
+	}
+}
+
+// fullLease is one that somebody has filled with labels up to etcd's limit.
+type fullLease struct {
+	coordinationclient.LeaseInterface
+}
+
+func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease, _ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+	if len(lease.Labels) > 0 || len(lease.OwnerReferences) > 0 || len(lease.Finalizers) > 0 {
+		return nil, errEtcd
+	}
+	return lease, nil
+}
+
+// A lease that was filled up is emptied of what others wrote, and keeps what hsm-signer writes.
+func TestLeaseThatWasFilledUp(t *testing.T) {
+	says := map[string]string{"hsm-signer/journal": "j"}
+	a := annotatedLease{fullLease{}, func() map[string]string { return says }}
+	for _, meta := range []metav1.ObjectMeta{{Labels: map[string]string{"a": "b"}}, {OwnerReferences: []metav1.OwnerReference{{Name: "o"}}}, {Finalizers: []string{"f"}}, {}} {
+		updated, err := a.Update(t.Context(), &coordinationv1.Lease{ObjectMeta: meta}, metav1.UpdateOptions{})
+		if err != nil || !maps.Equal(updated.Annotations, says) {
+			t.Errorf("%+v: %v, %v", meta, updated, err)
 		}
 	}
 }

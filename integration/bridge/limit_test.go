@@ -40,8 +40,9 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		full = append(full, create(t, p, csr))
 	}
 	granted := object("limit-9") // whose request is good, among very many labels
-	bridge.PadLabels(granted, 720_000)
-	create(t, p, granted)
+	bridge.PadLabels(granted, 816_000)
+	made := create(t, p, granted)
+	t.Logf("with labels it has %d bytes", made.Size())
 	eventually(t, "the one with room for that to be denied", func(context.Context) (bool, error) {
 		c := get(t, granted.Name).Status.Conditions
 		return len(c) == 1 && c[0].Type == certificatesv1.CertificateDenied && c[0].Reason == "ObjectTooLarge", nil
