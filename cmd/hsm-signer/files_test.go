@@ -263,3 +263,47 @@ func TestFilesThatAKubeconfigNames(t *testing.T) {
 	_, faults = load(t)
 	requireFaults(t, faults)
 }
+
+// Root may check the state directory of the user as whom hsm-signer runs, as under systemd, and not
+// run with it.
+func TestStateDirOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // only root can give a directory away, and only for root it makes a difference
+	}
+	dir := goodConfiguration(t)
+	must(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
+	must(t, os.Chown(filepath.Join(dir, "private"), 4711, 4711))
+	must(t, os.Symlink("private", filepath.Join(dir, "state")))
+	_, faults := load(t)
+	requireFaults(t, faults, "STATE_DIR: "+dir+"/state belongs to user 4711")
+
+	c := &config{stateDir: filepath.Join(dir, "state"), forOwner: true}
+	checked := &configFaults{}
+	c.resolveStateDir(checked)
+	requireFaults(t, *checked)
+	var details []string
+	c.checkState(func(_, detail string, err error) {
+		details = append(details, detail)
+		must(t, err)
+	})
+	if len(details) != 1 || !strings.Contains(details[0], "only user 4711") {
+		t.Errorf("%q", details)
+	}
+}
+
+// What "check" says of a state directory that "run" could not use.
+func TestCheckOfTheStateDir(t *testing.T) {
+	dir := goodConfiguration(t)
+	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	for path, want := range map[string]string{
+		"none": "", "none/deep/down": "", ".": "", "file/below": "not a directory",
+	} {
+		c := &config{stateDir: dir + "/" + path, forOwner: true}
+		faults := &configFaults{}
+		c.resolveStateDir(faults)
+		c.checkState(func(_, _ string, err error) { faults.add("check", err) })
+		if text := strings.Join(*faults, "\n"); want == "" && text != "" || !strings.Contains(text, want) {
+			t.Errorf("%s: %q; want %q", path, text, want)
+		}
+	}
+}

@@ -225,8 +225,14 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
 		`mount --bind "$1" "$1"`: "can be replaced by everyone",
 	} {
-		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount+` && exec "$0" check`, shared.Binary(), dir)
-		inside.Env = append(shared.Env(ca), "POLICY_FILE="+filepath.Join(dir, "policy.yaml"))
+		// A root directory of its own: each directory on the path must belong to root, and for a user
+		// who is not root the machine's belong to nobody there.
+		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
+			mount+`; mount -t tmpfs tmpfs "$2"; cd "$2"
+			for d in bin lib lib64 usr etc; do [ ! -e /$d ] || { mkdir $d; mount --rbind /$d $d; }; done
+			mkdir policy; mount --rbind "$1" policy; cp "$0" hsm-signer; exec chroot . /hsm-signer check`,
+			shared.Binary(), dir, t.TempDir())
+		inside.Env = append(shared.Env(ca), "POLICY_FILE=/policy/policy.yaml")
 		out, err := inside.CombinedOutput()
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%s: %v; want %q:\n%s", mount, err, want, out)
