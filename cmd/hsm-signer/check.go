@@ -36,14 +36,21 @@ func newCheckCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "check",
 		Short: "Check every precondition of \"run\", one line each",
-		Long: `Goes through everything that "run" needs, in the order in which one would ask, and
-says what to do where something is missing. It changes nothing, and tries the PIN once; after a
-wrong one that the token tells of only with --try-pin, since tokens lock after a few.
-Each line has a result: ok; note, something to know, with what to do about it; warning, it works,
-and should be looked at; failed; or skipped, not looked at. In text a summary follows. Output json has the same lines
-as {"check","result","detail"} and no summary.
+		Long: `Checks everything that "run" needs, and says what to do about each failure. It changes nothing.
+It tries the PIN once, and not at all if the token reports a wrong try since the last login:
+tokens lock after a few. --try-pin tries it all the same.
 
-Exit code 0 only when all holds, 2 when something does not, 3 when that is the PIN.`,
+Each line begins with its result:
+  ok       it holds
+  note     it holds; there is something to know
+  warning  it holds, but look at it
+  failed   it does not hold; "run" would not work, or not for all requests
+  skipped  not checked: an earlier check failed, or a permission is missing
+
+The last line counts the results. With --output json there is no such line: each line is one
+check, {"check","result","detail"}.
+
+Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
 		Example: `  hsm-signer check
   hsm-signer check --output json | jq -r 'select(.result == "failed") | .check + ": " + .detail'`,
 		Args: cobra.NoArgs,

@@ -72,41 +72,41 @@ func (s setting) flagName() string {
 var (
 	tokenSettings = []setting{
 		{"PKCS11_MODULE", "", "path of the PKCS#11 library", func(c *config, v string) error { c.token.Module = v; return nil }},
-		{"PKCS11_SLOT", "", "slot id of the token", readSlot},
+		{"PKCS11_SLOT", "", "slot id of the token, decimal, or hexadecimal with 0x", readSlot},
 		{"PKCS11_TOKEN_LABEL", "", "label of the token", func(c *config, v string) error { c.token.Token.Label = v; return nil }},
 		{"PKCS11_TOKEN_SERIAL", "", "serial number of the token", func(c *config, v string) error { c.token.Token.Serial = v; return nil }},
 		{"PKCS11_PIN_FILE", "", "file that holds the user PIN (or the PIN itself in the variable PKCS11_PIN)", readPINFile},
-		{uriVariable, "", "PKCS#11 URI (RFC 7512) of the CA's key, in the place of the variables that name module, token, PIN and key", readURI},
+		{uriVariable, "", "PKCS#11 URI (RFC 7512) of the CA's key, instead of the variables for module, token, PIN and key", readURI},
 		{"CA_KEY_LABEL", "", "label of the CA's key in the token", func(c *config, v string) error { c.token.Key.Label = v; return nil }},
 		{"CA_KEY_ID", "", "id of the CA's key in the token, in hex", readKeyID},
-		{"PKCS11_MAX_SESSIONS", "0", "sessions with the token at once (0: 16, or what the token allows)", func(c *config, v string) error { return readCount(v, 0, 1024, &c.token.MaxSessions) }},
+		{"PKCS11_MAX_SESSIONS", "0", "PKCS#11 sessions open at once (0: 16, or what the token allows)", func(c *config, v string) error { return readCount(v, 0, 1024, &c.token.MaxSessions) }},
 		{"PKCS11_TIMEOUT", "10s", "longest wait for a session, and for one call into the PKCS#11 module", func(c *config, v string) error { return readDuration(v, time.Millisecond, &c.token.Timeout) }},
-		{"ALLOW_EXTRACTABLE_KEY", "false", "go on although the key could leave the token; for trials only", func(c *config, v string) error { return readBool(v, &c.token.AllowExtractable) }},
+		{"ALLOW_EXTRACTABLE_KEY", "false", "accept a key that could leave the token; for trials only", func(c *config, v string) error { return readBool(v, &c.token.AllowExtractable) }},
 	}
 	serviceSettings = []setting{
 		{"SIGNER_NAME", "", "signer name(s) to serve, comma-separated", readSignerNames},
 		{"CA_CERT_FILE", "", "PEM file: the CA's certificate first, then its chain", func(c *config, v string) error { c.caCertFile = v; return nil }},
-		{"SIGNATURE_ALGORITHM", "", "what to sign with (by default SHA-256; SHA-384 with P-384, SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "), readAlgorithm},
+		{"SIGNATURE_ALGORITHM", "", "signature algorithm of certificates (by default SHA-256; SHA-384 with P-384, SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "), readAlgorithm},
 		{"POLICY_FILE", "calico", "file with the rules, or a built-in policy: " + strings.Join(policy.BuiltInNames(), ", "), func(c *config, v string) error { c.policyFile = v; return nil }},
 		{"CLUSTER_DOMAIN", "cluster.local", "domain of service names", readClusterDomain},
-		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, where no rule says less", func(c *config, v string) error { return readDuration(v, policy.MinLifetime, &c.lifetime) }},
-		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log, and touch neither cluster nor token", readMode},
-		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name (clusters before 1.18)", readUnset},
-		{"WORKERS", "32", "requests in work at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
-		{"LEADER_ELECT", "", "true or false: whether one of many leads (by default true in a pod, else false)", readElection},
+		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, such as 30d or 8760h; a rule may set less", func(c *config, v string) error { return readDuration(v, policy.MinLifetime, &c.lifetime) }},
+		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log only, without the token and without writing to the cluster", readMode},
+		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name; clusters before 1.18 need accept", readUnset},
+		{"WORKERS", "32", "requests processed at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
+		{"LEADER_ELECT", "", "true or false: elect one active replica (by default true in a pod, else false)", readElection},
 		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},
 		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
-		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal; a shadow keeps its decisions in one of its own", func(c *config, v string) error { c.stateDir = v; return nil }},
+		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal; with APPROVE=shadow, a directory of its own for the decisions", func(c *config, v string) error { c.stateDir = v; return nil }},
 		{"JOURNAL_MAX_REQUESTS", "20000000", "requests that the journal remembers, of four bytes of memory each", func(c *config, v string) error { return readCount(v, 1, 1<<30, &c.maxRequests) }},
 		{"JOURNAL_MAX_UNFINISHED", "10000", "requests begun and neither published nor given up, of about 4 KiB of memory each", func(c *config, v string) error { return readCount(v, 1, 1_000_000, &c.maxUnfinished) }},
-		{"CHECKPOINT_KEY_LABEL", "", "label of a key in the token that signs the head of the journal now and then; not the CA's", func(c *config, v string) error { c.checkpoints.key.Label = v; return nil }},
-		{"CHECKPOINT_KEY_ID", "", "id of that key, in hex", readCheckpointKeyID},
-		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with that key's public half", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},
-		{"CHECKPOINT_INTERVAL", "1h", "time between two such signatures", func(c *config, v string) error { return readDuration(v, time.Second, &c.checkpoints.interval) }},
+		{"CHECKPOINT_KEY_LABEL", "", "label of the checkpoint key in the token, which signs the head of the journal at intervals; not the CA's key", func(c *config, v string) error { c.checkpoints.key.Label = v; return nil }},
+		{"CHECKPOINT_KEY_ID", "", "id of the checkpoint key, in hex", readCheckpointKeyID},
+		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with the public half of the checkpoint key", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},
+		{"CHECKPOINT_INTERVAL", "1h", "time between two checkpoints of the journal", func(c *config, v string) error { return readDuration(v, time.Second, &c.checkpoints.interval) }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez, /readyz and /metrics", func(c *config, v string) error { return readAddress(v, &c.listenAddress) }},
 		{"ALLOWED_HOSTS", "", "more host names by which LISTEN_ADDRESS and STATUS_ADDRESS may be reached, comma-separated", readAllowedHosts},
-		{"STATUS_ADDRESS", "127.0.0.1:8081", "address of the status page, for browsers; none: there is no such page", readStatusAddress},
+		{"STATUS_ADDRESS", "127.0.0.1:8081", "address of the status page, for browsers; none turns it off", readStatusAddress},
 	}
 	logSettings = []setting{
 		{"LOG_LEVEL", "info", "trace, debug, info, warn or error", readLogLevel},
@@ -128,7 +128,7 @@ func settingsNamed(variables ...string) []setting {
 // addFlags gives the command a flag for each setting.
 func addFlags(command *cobra.Command, settings []setting) {
 	for _, s := range settings {
-		command.Flags().String(s.flagName(), "", fmt.Sprintf("%s [%s]", s.help, cmp.Or(s.env+"="+s.fallback, s.env)))
+		command.Flags().String(s.flagName(), "", fmt.Sprintf("%s [%s]", s.help, strings.TrimSuffix(s.env+"="+s.fallback, "=")))
 	}
 }
 

@@ -65,37 +65,48 @@ func TestCompleteConfiguration(t *testing.T) {
 func TestOneMistakeIsOneFault(t *testing.T) {
 	election := map[string]string{"LEADER_ELECT": "true", "LEASE_NAMESPACE": "default"}
 	checkpoints := map[string]string{"CHECKPOINT_PUBLIC_KEY_FILE": "/nowhere/checkpoint.pub"}
-	for variable, c := range map[string]struct {
+	cases := map[string]struct {
 		value   string
 		with    map[string]string
 		without string
 	}{
-		"SIGNER_NAME":           {value: "calico"},
-		"SIGNATURE_ALGORITHM":   {value: "MD5WithRSA"},
-		"POLICY_FILE":           {value: "/nowhere/policy"},
-		"CLUSTER_DOMAIN":        {value: "cluster local"},
-		"CERTIFICATE_LIFETIME":  {value: "1 year"},
-		"APPROVE":               {value: "shadwo", without: "PKCS11_MODULE"},
-		"UNSET_SIGNER_NAME":     {value: "yes"},
-		"WORKERS":               {value: "many"},
-		"LEADER_ELECT":          {value: "yes", with: election, without: "LEASE_NAMESPACE"},
-		"LEASE_NAMESPACE":       {value: "kube system", with: election},
-		"LEASE_NAME":            {value: "a lease", with: election},
-		"KUBECONFIG":            {value: "/nowhere/kubeconfig"},
-		"CHECKPOINT_KEY_ID":     {value: "xyz", with: checkpoints},
-		"CHECKPOINT_INTERVAL":   {value: "hourly"},
-		"LISTEN_ADDRESS":        {value: "8080"},
-		"STATUS_ADDRESS":        {value: "8081"},
-		"CA_CERT_FILE":          {value: "/nowhere/ca.crt"},
-		"PKCS11_SLOT":           {value: "first", without: "PKCS11_TOKEN_LABEL"},
-		"PKCS11_PIN_FILE":       {value: "/nowhere/pin"},
-		"CA_KEY_ID":             {value: "xyz", without: "CA_KEY_LABEL"},
-		"PKCS11_MAX_SESSIONS":   {value: "-1"},
-		"PKCS11_TIMEOUT":        {value: "10"},
-		"ALLOW_EXTRACTABLE_KEY": {value: "maybe"},
-		"LOG_LEVEL":             {value: "loud"},
-		"LOG_FORMAT":            {value: "xml"},
-	} {
+		"SIGNER_NAME":            {value: "calico"},
+		"SIGNATURE_ALGORITHM":    {value: "MD5WithRSA"},
+		"POLICY_FILE":            {value: "/nowhere/policy"},
+		"CLUSTER_DOMAIN":         {value: "cluster local"},
+		"CERTIFICATE_LIFETIME":   {value: "1 year"},
+		"APPROVE":                {value: "shadwo", without: "PKCS11_MODULE"},
+		"UNSET_SIGNER_NAME":      {value: "yes"},
+		"WORKERS":                {value: "many"},
+		"LEADER_ELECT":           {value: "yes", with: election, without: "LEASE_NAMESPACE"},
+		"LEASE_NAMESPACE":        {value: "kube system", with: election},
+		"LEASE_NAME":             {value: "a lease", with: election},
+		"KUBECONFIG":             {value: "/nowhere/kubeconfig"},
+		"CHECKPOINT_KEY_ID":      {value: "xyz", with: checkpoints},
+		"CHECKPOINT_INTERVAL":    {value: "hourly"},
+		"LISTEN_ADDRESS":         {value: "8080"},
+		"STATUS_ADDRESS":         {value: "8081"},
+		"CA_CERT_FILE":           {value: "/nowhere/ca.crt"},
+		"PKCS11_SLOT":            {value: "first", without: "PKCS11_TOKEN_LABEL"},
+		"PKCS11_PIN_FILE":        {value: "/nowhere/pin"},
+		"CA_KEY_ID":              {value: "xyz", without: "CA_KEY_LABEL"},
+		"PKCS11_MAX_SESSIONS":    {value: "-1"},
+		"PKCS11_TIMEOUT":         {value: "10"},
+		"ALLOW_EXTRACTABLE_KEY":  {value: "maybe"},
+		"LOG_LEVEL":              {value: "loud"},
+		"LOG_FORMAT":             {value: "xml"},
+		"JOURNAL_MAX_REQUESTS":   {value: "all"},
+		"JOURNAL_MAX_UNFINISHED": {value: "0"},
+		"ALLOWED_HOSTS":          {value: "a host"},
+		uriVariable:              {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},
+	}
+	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL", "CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE"}
+	for _, s := range slices.Concat(serviceSettings, tokenSettings, logSettings) {
+		if _, tried := cases[s.env]; !tried && !slices.Contains(anything, s.env) {
+			t.Errorf("no wrong value of %s is tried", s.env)
+		}
+	}
+	for variable, c := range cases {
 		t.Run(variable, func(t *testing.T) {
 			variables := completeConfig(t)
 			maps.Copy(variables, c.with)

@@ -47,12 +47,15 @@ file (YAML or JSON, also several documents or a List, as "kubectl get csr -o yam
 with --live on one in the cluster. Nothing is written anywhere. Where a file holds several
 requests, each has a line of its own and is named FILE#1, FILE#2 and so on.
 
-What a file does not say is said by flags: who asks (--as), from which live pod (--pod,
---pod-uid, --pod-node, --pod-ip, --pod-host-network), and for which usages. Exit code 0
-when all are granted, 2 when any is refused, 1 on a fault.
+Flags supply what a file does not hold: the requester (--as), its live pod (--pod, --pod-uid,
+--pod-node, --pod-ip, --pod-host-network) and the usages. They apply to every request.
 
 With CA_CERT_FILE the verdict includes what the CA and the CAs above it permit. Without it, their
-constraints are not checked, and a note on standard error says so.`,
+constraints are not checked, and a note on standard error says so.
+
+Output json is one line for each request:
+{"file","verdict","reasons":[{"rule","field","message"}]}. Exit code 0 if all are granted, 2 if
+any is not, 1 on a fault.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   kubectl get csr -o yaml | hsm-signer policy explain --output json /dev/stdin
@@ -79,15 +82,15 @@ constraints are not checked, and a note on standard error says so.`,
 	addFlags(command, settings)
 	flags := command.Flags()
 	flags.StringVar(&a.policyFile, "policy", "", "the same as --policy-file")
-	flags.StringVar(&a.signer, "signer", "", "signer name that is asked")
+	flags.StringVar(&a.signer, "signer", "", "signer name of the request")
 	flags.StringVar(&a.as, "as", "", "username of the requester; a service account's groups are added")
 	flags.StringArrayVar(&a.groups, "as-group", nil, "a group of the requester (may be repeated)")
 	flags.StringVar(&a.pod, "pod", "", "the live pod that the requester's token is bound to")
-	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of that pod")
-	flags.StringVar(&a.podNode, "pod-node", "", "the node that pod runs on")
-	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of that pod")
-	flags.BoolVar(&a.podHost, "pod-host-network", false, "that pod has the network of its node")
-	flags.StringSliceVar(&a.usages, "usages", nil, "the usages that are asked for (spec.usages), comma-separated; a bare PKCS#10 is taken to ask for those of Calico")
+	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of the pod")
+	flags.StringVar(&a.podNode, "pod-node", "", "the node that the pod runs on")
+	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of the pod")
+	flags.BoolVar(&a.podHost, "pod-host-network", false, "the pod uses the network of its node")
+	flags.StringSliceVar(&a.usages, "usages", nil, "the usages (spec.usages), comma-separated; by default, for a bare PKCS#10, those that Calico requests")
 	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the cluster (may be repeated)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
 	return command

@@ -9,7 +9,7 @@ import (
 )
 
 func newPolicyCommand() *cobra.Command {
-	command := &cobra.Command{Use: "policy", Short: "Look at the rules"}
+	command := &cobra.Command{Use: "policy", Short: "Show, validate, test and explain policies"}
 	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand(), newPolicyTestCommand(), newPolicyValidateCommand())
 	return command
 }

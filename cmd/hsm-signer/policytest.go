@@ -69,9 +69,9 @@ func newPolicyTestCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "test [DIR|FILE…]",
 		Short: "Run your own tests of a policy",
-		Long: `Runs the cases in every *.yaml and *.yml file of the directory against the policy: who asks
-for what, and what must come of it. A policy in the same directory is passed over. Without a
-directory it runs the cases in the current one. docs/policy.md shows how cases are written.
+		Long: `Runs test cases against a policy: who requests what, and the expected verdict. Cases are read
+from the files, and from every *.yaml and *.yml file in the directories, except policies. Without
+arguments it runs the cases in the current directory. docs/policy.md shows how to write cases.
 
 With CA_CERT_FILE the CA's constraints are checked too; without it, a note on standard error says
 that they were not.
