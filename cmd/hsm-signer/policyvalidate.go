@@ -113,12 +113,12 @@ func (c *config) validate(text []byte, ca *issuer.CA) policyReport {
 		v.Verdict, v.Mistakes = "invalid", mistakesIn(err)
 		return v
 	}
-	v.Rules = p.Rules()
 	warnings, err := lintRules(ca, p)
 	if err != nil {
 		v.Verdict, v.Mistakes = "invalid", mistakesIn(err)
 		return v
 	}
+	v.Rules = p.Rules()
 	for _, warning := range warnings {
 		v.Warnings = append(v.Warnings, finding{Message: warning})
 	}
@@ -132,8 +132,15 @@ var lineOfMistake = regexp.MustCompile(`^(.*?)(?:yaml: )?line ([0-9]+): `)
 func mistakesIn(err error) []finding {
 	messages := []string{err.Error()}
 	var mistakes policy.Mistakes
-	if errors.As(err, &mistakes) {
+	joined, isJoined := err.(interface{ Unwrap() []error })
+	switch {
+	case errors.As(err, &mistakes):
 		messages = mistakes
+	case isJoined: // one for each rule
+		messages = nil
+		for _, one := range joined.Unwrap() {
+			messages = append(messages, one.Error())
+		}
 	}
 	all := make([]finding, 0, len(messages))
 	for _, message := range messages {

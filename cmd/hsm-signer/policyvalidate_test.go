@@ -86,3 +86,18 @@ func TestPolicyShowFile(t *testing.T) {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 }
+
+// A rule of which the CA can issue nothing is a mistake of its own, as is each other one.
+func TestPolicyValidateUnderACA(t *testing.T) {
+	rules := fileWith(t, "policy.yaml", `version: 1
+rules:
+  - {name: lost, from: {serviceAccounts: [a/b]}, grant: {dnsNames: [x.example.com], keys: [ecdsa-p256], usages: [digital signature]}}
+  - {name: lost too, from: {serviceAccounts: [a/c]}, grant: {dnsNames: [y.example.com], keys: [ecdsa-p256], usages: [digital signature]}}
+`)
+	out, _, code := command(t, "policy", "validate", rules, "--ca-cert-file", constrainedCA(t, []string{"elsewhere"}, nil), "--output", "json")
+	var r policyReport
+	must(t, json.Unmarshal([]byte(out), &r))
+	if code != 2 || r.Verdict != "invalid" || len(r.Mistakes) != 2 || len(r.Rules) != 0 || !strings.HasPrefix(r.Mistakes[1].Message, `rule "lost too": `) {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
