@@ -49,7 +49,7 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 
 // openAgain opens a connection, and opens another one at once after a fault that may pass. The
 // first failure is free, since one fault does not mean that the token is gone. Each further one
-// costs credit, so only a token that fails more often than it signs has to be waited for.
+// costs credit, so only a token that fails far more often than it signs has to be waited for.
 func (k *Key) openAgain(ctx context.Context) error {
 	for free := true; ; free = false {
 		loaded := k.library != nil
@@ -76,18 +76,21 @@ func (k *Key) mayPass(err error, loaded bool) bool {
 	return loaded && errors.Is(err, ErrUnavailable) // a module that was initialised again may find the token
 }
 
-// mostCredit is how many failures in a row a token may have at most, after it has signed as often,
-// before hsm-signer waits.
-const mostCredit = 8
+// A signature for a caller pays for two later failures, and mostCredit is how many failures may be
+// paid for. So hsm-signer waits only for a token that fails more than twice as often as it signs.
+const (
+	earned     = 2
+	mostCredit = 8
+)
 
-// earn notes a signature for a caller, which pays for a later failure.
+// earn notes a signature for a caller.
 func (k *Key) earn() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.credit = min(k.credit+1, mostCredit)
+	k.credit = min(k.credit+earned, mostCredit)
 }
 
-// spend takes the credit of one signature and reports whether there was any.
+// spend pays for one failure and reports whether there was any.
 func (k *Key) spend() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -27,7 +27,7 @@ const unreliableVariable = "UNRELIABLE"
 
 const (
 	unreliableRuns     = 5
-	unreliableRequests = 100
+	unreliableRequests = 60
 	unreliableCallers  = 8
 	baseLosses         = 2 // percent of C_Sign that lose the session, where C_OpenSession or C_Login fails
 )
