@@ -32,6 +32,7 @@ type (
 		URIs           []string            `cel:"uris"`
 		EmailAddresses []string            `cel:"emailAddresses"`
 		Key            string              `cel:"key"`
+		KeySHA256      string              `cel:"publicKeySHA256"` // of the SubjectPublicKeyInfo, in lower-case hex
 		Usages         []string            `cel:"usages"`
 		Lifetime       int64               `cel:"lifetime"` // in seconds, as it would be granted
 	}
@@ -118,6 +119,7 @@ func (r *Request) forCEL(lifetime time.Duration) celRequest {
 		URIs:           r.asked.URIs,
 		EmailAddresses: r.asked.EmailAddresses,
 		Key:            string(r.asked.Key),
+		KeySHA256:      r.publicKeySHA256(),
 		Usages:         strs(r.Usages),
 		Lifetime:       int64(lifetime.Seconds()),
 	}

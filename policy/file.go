@@ -205,7 +205,7 @@ func Parse(text []byte, o Options) (*Policy, error) {
 	if err := found.err(); err != nil {
 		return nil, err
 	}
-	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o), clusterDomain: o.ClusterDomain}, nil
+	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o), clusterDomain: o.ClusterDomain, blocked: o.BlockedKeys}, nil
 }
 
 // findRules notes for each rule on which line it begins. The tree is of the same text.

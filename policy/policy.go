@@ -32,6 +32,7 @@ type Policy struct {
 	budget        Budget
 	hash          string
 	clusterDomain string
+	blocked       *BlockedKeys
 	withdrawn     atomic.Bool
 }
 
@@ -44,10 +45,15 @@ type Options struct {
 	// ForbiddenAddresses are certified for no pod, whatever its status says, and match no prefix. A rule
 	// that writes one out grants it.
 	ForbiddenAddresses []netip.Addr
+	// BlockedKeys are granted nothing; nil blocks none.
+	BlockedKeys *BlockedKeys
 }
 
 // Hash identifies the policy: the SHA-256, in hex, of its text and its options.
 func (p *Policy) Hash() string { return p.hash }
+
+// BlockedKeys returns the keys for which nothing is granted; nil if there are none.
+func (p *Policy) BlockedKeys() *BlockedKeys { return p.blocked }
 
 // Budget bounds how much is granted in an hour; who issues counts it.
 func (p *Policy) Budget() Budget { return p.budget }
@@ -81,6 +87,9 @@ func (p *Policy) Decide(r *Request) Verdict {
 	}
 	if r.asked == nil {
 		return refusal
+	}
+	if reason, blocked := p.blocked.refuse(r); blocked {
+		refusal.Reasons = append(refusal.Reasons, reason)
 	}
 	finding := p.judge(r)
 	switch {
@@ -154,6 +163,7 @@ func (p *Policy) requesters() []string {
 const (
 	ruleClosedWorld = "closed-world" // what is not known is refused
 	ruleDefaultDeny = "default-deny" // what no rule grants is refused
+	ruleBlockedKeys = "blocked-keys" // a key on the list is refused
 )
 
 func hashOf(text []byte, o Options) string {
@@ -161,6 +171,9 @@ func hashOf(text []byte, o Options) string {
 	parts := []string{string(text), o.ClusterDomain, o.MaxLifetime.String()}
 	if len(o.ForbiddenAddresses) > 0 {
 		parts = append(parts, strings.Join(texts(o.ForbiddenAddresses), " "))
+	}
+	if o.BlockedKeys != nil {
+		parts = append(parts, "blocked keys "+o.BlockedKeys.hash)
 	}
 	for _, part := range parts {
 		sum := sha256.Sum256([]byte(part))

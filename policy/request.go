@@ -62,6 +62,14 @@ func (r *Request) sha256() string {
 	return hex.EncodeToString(r.asked.SHA256[:])
 }
 
+// publicKeySHA256 is of the key's SubjectPublicKeyInfo in DER, in lower-case hex; empty when the request could not be read.
+func (r *Request) publicKeySHA256() string {
+	if r.asked == nil {
+		return ""
+	}
+	return hex.EncodeToString(r.asked.KeySHA256[:])
+}
+
 // A Requester is who made the request, as the API server authenticated it
 // (spec.username, uid, groups and extra, which no client can set).
 type Requester struct {

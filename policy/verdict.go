@@ -23,7 +23,7 @@ const (
 	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule speaks of the requester
 	PodNotVerified      Code = "PodNotVerified"      // the requester is not the live pod that it should be
 	NameNotAllowed      Code = "NameNotAllowed"      // a name is not the requester's
-	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key
+	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key, or a key that is blocked
 	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
 	ConditionNotMet     Code = "ConditionNotMet"     // a condition of the rule's own
 	NotIssuable         Code = "NotIssuable"         // the CA or a lint rules the certificate out

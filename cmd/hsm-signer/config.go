@@ -26,30 +26,31 @@ import (
 
 // config is the configuration, read once and checked.
 type config struct {
-	signerNames   []string
-	acceptUnset   bool
-	mode          kube.Mode
-	workers       int
-	election      election
-	kubeconfig    string
-	clusterDomain string
-	lifetime      time.Duration
-	policyFile    string
-	anyPolicy     bool // the policy file may be anybody's: nothing is signed by it
-	caCertFile    string
-	stateDir      string
-	maxRequests   int
-	maxUnfinished int
-	forOwner      bool // root asks for the user who owns STATE_DIR
-	checkpoints   checkpoints
-	algorithm     x509.SignatureAlgorithm
-	token         hsm.Config
-	uri           *hsm.URI
-	listenAddress string
-	statusAddress string // none: there is no status page
-	allowedHosts  []string
-	logLevel      hclog.Level
-	logFormat     string // text, json, or empty: by the terminal
+	signerNames     []string
+	acceptUnset     bool
+	mode            kube.Mode
+	workers         int
+	election        election
+	kubeconfig      string
+	clusterDomain   string
+	lifetime        time.Duration
+	policyFile      string
+	blockedKeysFile string
+	anyPolicy       bool // the policy's files may be anybody's: nothing is signed by it
+	caCertFile      string
+	stateDir        string
+	maxRequests     int
+	maxUnfinished   int
+	forOwner        bool // root asks for the user who owns STATE_DIR
+	checkpoints     checkpoints
+	algorithm       x509.SignatureAlgorithm
+	token           hsm.Config
+	uri             *hsm.URI
+	listenAddress   string
+	statusAddress   string // none: there is no status page
+	allowedHosts    []string
+	logLevel        hclog.Level
+	logFormat       string // text, json, or empty: by the terminal
 
 	inPod    bool     // in a pod of any cluster, as client-go sees it
 	warnings []string // about files that are accepted all the same
@@ -88,6 +89,7 @@ var (
 		{"CA_CERT_FILE", "", "PEM file: the CA's certificate first, then its chain", func(c *config, v string) error { c.caCertFile = v; return nil }},
 		{"SIGNATURE_ALGORITHM", "", "signature algorithm of certificates (by default SHA-256; SHA-384 with P-384, SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "), readAlgorithm},
 		{"POLICY_FILE", "calico", "file with the rules, or a built-in policy: " + strings.Join(policy.BuiltInNames(), ", "), func(c *config, v string) error { c.policyFile = v; return nil }},
+		{"BLOCKED_KEYS_FILE", "", "file with the SHA-256 of each key for which nothing is granted, one a line", func(c *config, v string) error { c.blockedKeysFile = v; return nil }},
 		{"CLUSTER_DOMAIN", "cluster.local", "domain of service names", readClusterDomain},
 		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, such as 30d or 8760h; a rule may set less", func(c *config, v string) error { return readDuration(v, policy.MinLifetime, &c.lifetime) }},
 		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log only, without the token and without writing to the cluster", readMode},

@@ -37,7 +37,7 @@ type assumed struct {
 }
 
 func newPolicyExplainCommand() *cobra.Command {
-	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
+	settings := settingsNamed("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
 	var a assumed
 	command := &cobra.Command{
 		Use:   "explain FILE…",

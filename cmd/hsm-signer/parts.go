@@ -86,9 +86,15 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 // loadPolicy returns the policy, and adds what is wrong with it to the faults.
 func (c *config) loadPolicy(faults *configFaults) *policy.Policy {
 	text, err := c.readPolicy()
+	keys, blockedErr := c.readBlockedKeys()
+	var blocked *policy.BlockedKeys
+	if blockedErr == nil {
+		blocked, blockedErr = c.parseBlockedKeys(keys)
+	}
+	faults.add("BLOCKED_KEYS_FILE", blockedErr)
 	var p *policy.Policy
 	if err == nil {
-		p, err = c.parsePolicy(text)
+		p, err = c.parsePolicy(text, blocked)
 	}
 	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME") {
 		faults.add("POLICY_FILE", err)
@@ -104,8 +110,8 @@ func (c *config) readPolicy() ([]byte, error) {
 	return readPolicyFile(c.policyFile, c.anyPolicy)
 }
 
-func (c *config) parsePolicy(text []byte) (*policy.Policy, error) {
-	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime, ForbiddenAddresses: c.serviceAddresses()})
+func (c *config) parsePolicy(text []byte, blocked *policy.BlockedKeys) (*policy.Policy, error) {
+	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.clusterDomain, MaxLifetime: c.lifetime, ForbiddenAddresses: c.serviceAddresses(), BlockedKeys: blocked})
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", c.policyFile, err)

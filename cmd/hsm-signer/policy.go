@@ -34,7 +34,7 @@ mistakes is not printed: the mistakes are, and the exit code is 4.`,
 			}
 			text, err := c.readPolicy()
 			if err == nil {
-				_, err = c.parsePolicy(text)
+				_, err = c.parsePolicy(text, nil)
 			}
 			faults.add(source, err)
 			if err := faults.err(); err != nil {

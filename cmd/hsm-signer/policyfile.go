@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 // The rules for the files that the configuration names.
 var (
 	policyRules     = trustedfile.Rules{Limit: 4 << 20, Stake: "what is signed"}
+	blockedRules    = trustedfile.Rules{Limit: 4 << 20, Stake: "which keys are blocked"}
 	caRules         = trustedfile.Rules{Limit: 4 << 20, Stake: "who signs"}
 	pinRules        = trustedfile.Rules{Limit: longestPIN, Stake: "which PIN the token is given"}
 	kubeconfigRules = trustedfile.Rules{Limit: 16 << 20, Stake: "which API server is believed"}
@@ -29,6 +31,58 @@ func readPolicyFile(path string, anyone bool) ([]byte, error) {
 			strings.Join(policy.BuiltInNames(), ", "))
 	}
 	return text, err
+}
+
+// policySources are what a policy is made of, as bytes that change when any of it does.
+type policySources struct {
+	Policy      []byte
+	BlockedKeys []byte // nil if no file is named
+}
+
+// readBlockedKeys returns the text of the file with blocked keys; nil if none is named.
+func (c *config) readBlockedKeys() ([]byte, error) {
+	if c.blockedKeysFile == "" {
+		return nil, nil
+	}
+	rules := blockedRules
+	rules.Anyone = c.anyPolicy
+	return rules.Read(c.blockedKeysFile)
+}
+
+// readPolicySources returns all that the policy is made of, for [config.parsePolicySources].
+func (c *config) readPolicySources() ([]byte, error) {
+	var all policySources
+	var err error
+	if all.Policy, err = c.readPolicy(); err != nil {
+		return nil, err
+	}
+	if all.BlockedKeys, err = c.readBlockedKeys(); err != nil {
+		return nil, fmt.Errorf("BLOCKED_KEYS_FILE: %w", err)
+	}
+	return json.Marshal(all)
+}
+
+func (c *config) parsePolicySources(text []byte) (*policy.Policy, error) {
+	var all policySources
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, err
+	}
+	blocked, err := c.parseBlockedKeys(all.BlockedKeys)
+	if err != nil {
+		return nil, fmt.Errorf("BLOCKED_KEYS_FILE: %w", err)
+	}
+	return c.parsePolicy(all.Policy, blocked)
+}
+
+func (c *config) parseBlockedKeys(text []byte) (*policy.BlockedKeys, error) {
+	if c.blockedKeysFile == "" {
+		return nil, nil
+	}
+	blocked, err := policy.ParseBlockedKeys(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.blockedKeysFile, err)
+	}
+	return blocked, nil
 }
 
 // secret returns the rules for a file that others must not read. In a pod, where the default mode of

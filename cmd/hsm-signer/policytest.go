@@ -64,7 +64,7 @@ type testPod struct {
 }
 
 func newPolicyTestCommand() *cobra.Command {
-	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
+	settings := settingsNamed("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
 	var policyFile, output string
 	command := &cobra.Command{
 		Use:   "test [DIR|FILE…]",

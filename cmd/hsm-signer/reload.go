@@ -23,16 +23,16 @@ type policyReloader struct {
 func newPolicyReloader(c *config, current *policy.Current, ca func() *issuer.CA, m *metrics, logger hclog.Logger) *policyReloader {
 	r := &policyReloader{config: c, current: current, ca: ca, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
-		path: c.policyFile, read: c.readPolicy, parse: c.parsePolicy, take: r.enforce,
+		path: c.policyFile, read: c.readPolicySources, parse: c.parsePolicySources, take: r.enforce,
 		name: "the policy file", stays: "the policy before it stays in force", reason: "PolicyRefused",
 		logger: logger, refused: m.policyFileRefused,
 	}
 	return r
 }
 
-// watch looks at the file until the context ends. A built-in policy does not change.
+// watch looks at the files until the context ends. A built-in policy without blocked keys does not change.
 func (r *policyReloader) watch(ctx context.Context) error {
-	if _, builtIn := policy.BuiltIn(r.config.policyFile); builtIn {
+	if _, builtIn := policy.BuiltIn(r.config.policyFile); builtIn && r.config.blockedKeysFile == "" {
 		<-ctx.Done()
 		return nil
 	}
@@ -47,7 +47,7 @@ func (r *policyReloader) enforce(fresh *policy.Policy) error {
 			return err
 		}
 		r.logger.Warn("the policy has changed and is in force", "file", r.path,
-			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules())
+			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules(), "blockedKeys", fresh.BlockedKeys().Len())
 		r.current.Replace(fresh)
 		r.metrics.policyInForce(fresh)
 		logWarnings(r.logger, warnings)

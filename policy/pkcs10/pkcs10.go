@@ -46,6 +46,7 @@ type Request struct {
 	URIs           []string
 	EmailAddresses []string
 	PublicKey      crypto.PublicKey
+	KeySHA256      [sha256.Size]byte // of the SubjectPublicKeyInfo in DER
 	Key            KeyType
 }
 
@@ -76,7 +77,7 @@ func Parse(text []byte) (*Request, []Fault) {
 		found.add("request", "is not a PKCS#10 request: %s", Quote(err.Error()))
 		return nil, found
 	}
-	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey}
+	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey, KeySHA256: sha256.Sum256(csr.RawSubjectPublicKeyInfo)}
 	if _, ok := sequence(der, 3, 3); !ok {
 		found.add("request", "has more than a CertificationRequest holds (RFC 2986, section 4.2)")
 	}
