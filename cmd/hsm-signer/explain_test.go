@@ -40,6 +40,11 @@ func requestFile(t *testing.T, encode func([]byte) []byte, names ...string) stri
 
 func asPEM(text []byte) []byte { return text }
 
+// withTextBefore is the request as GnuTLS writes it.
+func withTextBefore(text []byte) []byte {
+	return append([]byte("PKCS #10 Certificate Request Information:\n\tVersion: 1\n\nSelf signature: verified\n"), text...)
+}
+
 func asDER(text []byte) []byte {
 	block, _ := pem.Decode(text)
 	return block.Bytes
@@ -60,7 +65,7 @@ spec:
 }
 
 func TestExplainReadsEveryForm(t *testing.T) {
-	for name, encode := range map[string]func([]byte) []byte{"PEM": asPEM, "DER": asDER, "object": asObject} {
+	for name, encode := range map[string]func([]byte) []byte{"PEM": asPEM, "DER": asDER, "object": asObject, "text before": withTextBefore} {
 		file := requestFile(t, encode, "typha-server")
 		out, stderr, code := command(t, append([]string{"policy", "explain", file}, typhaFlags...)...)
 		if code != 0 || !strings.Contains(out, "granted by rule calico-typha") {

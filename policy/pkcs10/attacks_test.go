@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/pem"
 	"math/big"
 	"slices"
 	"strconv"
@@ -431,6 +432,14 @@ func TestTextsMadeByHandAreRefused(t *testing.T) {
 		"a space before the first line":     " " + good,
 		"a space behind the first line":     strings.Replace(begin, "\n", " \n", 1) + body + end,
 		"UTF-16":                            strings.Join(strings.Split(good, ""), "\x00"),
+		"another beginning before":          "-----BEGIN X-----\n" + good,
+		"a beginning within a line before":  "x -----BEGIN CERTIFICATE REQUEST----- y\n" + good,
+		"the request twice, one in a line":  "x" + good + good,
+		"a return before the first line":    "x\r" + good,
+		"a byte order mark":                 "\ufeff" + good,
+		"a NUL in the text before":          "x\x00\n" + good,
+		"an escape sequence before":         "\x1b[2J\n" + good,
+		"text before that is no UTF-8":      "\xff\n" + good,
 		"an end without a beginning before": strings.TrimPrefix(end, "\n") + good,
 	} {
 		t.Run(name, func(t *testing.T) { requireFaultIn(t, []byte(text), "request") })
@@ -479,4 +488,40 @@ func forge(t *testing.T, algorithm []byte, key ed25519.PublicKey) []byte {
 	}
 	t.Fatalf("no signature was found for the key %x", key)
 	return nil
+}
+
+// gnuTLS is what certtool of GnuTLS writes before a request, in short.
+const gnuTLS = `PKCS #10 Certificate Request Information:
+	Version: 1
+	Subject: CN=typha-server
+	Subject Public Key Algorithm: EC/ECDSA
+	Public key's random art:
+		+--[SECP256R1]----+
+		|       .+B*      |
+		+-----------------+
+
+Self signature: verified
+`
+
+// Text before the block changes nothing of what is read.
+func TestTextBeforeTheBlockIsSkipped(t *testing.T) {
+	good := pkcs10test.Request{DNSNames: []string{"typha-server"}}.PEM(t)
+	want, faults := Parse(good)
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	for name, text := range map[string]string{
+		"GnuTLS": gnuTLS, "an empty line": "\n", "a line": "x\n", "ends of lines of Windows": "x\r\n\r\n", "beyond ASCII": "für Typha\n",
+		"another name": "-----\nSubject: CN=kubernetes\n",
+	} {
+		got, faults := Parse(append([]byte(text), good...))
+		if len(faults) > 0 || got.SHA256 != want.SHA256 || got.DNSNames[0] != "typha-server" {
+			t.Errorf("%s: %v", name, faults)
+			continue
+		}
+		block, rest := pem.Decode(append([]byte(text), good...)) // as the API server does
+		if block == nil || len(rest) > 0 || sha256.Sum256(block.Bytes) != got.SHA256 {
+			t.Errorf("%s: the API server would read another request", name)
+		}
+	}
 }

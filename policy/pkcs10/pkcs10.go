@@ -23,6 +23,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Limits on what is looked at. They come before the loops that they bound.
@@ -92,18 +94,21 @@ func Parse(text []byte) (*Request, []Fault) {
 	return r, found
 }
 
-// decodePEM returns the DER of the only block in text, which must be just what RFC 7468, section 3, calls
-// strict, but for the length of its lines: no headers, nothing around it, and base64 of which every bit
-// is the DER's.
+// decodePEM returns the DER of the only block in text. The block must be just what RFC 7468, section 3,
+// calls strict, but for the length of its lines: no headers, nothing behind it, and base64 of which every
+// bit is the DER's. Text may stand before it; see [checkPreface].
 func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	const field = "request"
 	const begin, end = "-----BEGIN " + pemType + "-----", "-----END " + pemType + "-----"
 	if len(text) > MaxPEM {
-		return nil, found.add(field, "is too long: at most %d bytes are read", MaxPEM)
+		return nil, found.add(field, "is too long: at most %d bytes are read, with the text before the PEM block", MaxPEM)
 	}
-	body, begins := bytes.CutPrefix(bytes.TrimRight(text, "\r\n\t "), []byte(begin))
+	preface, body, begins := bytes.Cut(bytes.TrimRight(text, "\r\n\t "), []byte(begin))
 	if !begins {
-		return nil, found.add(field, "does not begin with %s", begin)
+		return nil, found.add(field, "has no line %s", begin)
+	}
+	if fault := checkPreface(preface); fault != "" {
+		return nil, found.add(field, "%s", fault)
 	}
 	body, ends := bytes.CutSuffix(body, []byte("\n"+end))
 	switch {
@@ -117,6 +122,24 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 		return nil, found.add(field, "is not a well-formed PEM block: between its first and its last line there is something other than base64")
 	}
 	return der, true
+}
+
+// checkPreface returns what is wrong with the text before the PEM block, or nothing. RFC 7468, section 5.2, allows
+// such text, GnuTLS writes it, and the API server accepts it. Nothing reads it, so it changes nothing. But every
+// reader of PEM must find the same block: the text holds no boundary of another one, and the block begins a line.
+func checkPreface(text []byte) string {
+	isControl := func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' }
+	switch {
+	case len(text) == 0:
+		return ""
+	case text[len(text)-1] != '\n':
+		return "has something before its PEM block on the same line"
+	case bytes.Contains(text, []byte("-----BEGIN")) || bytes.Contains(text, []byte("-----END")):
+		return "has more than one PEM block; exactly one block is allowed"
+	case !utf8.Valid(text) || bytes.ContainsFunc(text, isControl):
+		return "has something other than text before its PEM block"
+	}
+	return ""
 }
 
 // sequence returns the elements of a SEQUENCE that must have from least to most

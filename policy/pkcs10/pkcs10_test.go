@@ -97,12 +97,14 @@ func TestParseRefuses(t *testing.T) {
 		text           []byte
 		field, message string
 	}{
-		{"empty", nil, "request", "does not begin"},
+		{"empty", nil, "request", "has no line"},
 		{"two blocks", slices.Concat(goodPEM, goodPEM), "request", "exactly one block"},
-		{"text before", slices.Concat([]byte("x\n"), goodPEM), "request", "does not begin"},
+		{"text before on the same line", slices.Concat([]byte("x"), goodPEM), "request", "on the same line"},
+		{"another block before", slices.Concat([]byte("-----BEGIN X-----\nAAAA\n-----END X-----\n"), goodPEM), "request", "exactly one block"},
+		{"too long with the text before", slices.Concat(bytes.Repeat([]byte("x\n"), MaxPEM/2-10), goodPEM), "request", "at most 16384"},
 		{"text after", slices.Concat(goodPEM, []byte("x\n")), "request", "exactly one block"},
 		{"headers", bytes.Replace(goodPEM, []byte("-----\n"), []byte("-----\nA: b\n\n"), 1), "request", "headers"},
-		{"other type", bytes.ReplaceAll(goodPEM, []byte("CERTIFICATE REQUEST"), []byte("NEW CERTIFICATE REQUEST")), "request", "does not begin"},
+		{"other type", bytes.ReplaceAll(goodPEM, []byte("CERTIFICATE REQUEST"), []byte("NEW CERTIFICATE REQUEST")), "request", "has no line"},
 		{"too long", slices.Concat(goodPEM, bytes.Repeat([]byte("\n"), MaxPEM)), "request", "at most 16384"},
 		{"not DER", pkcs10test.Encode([]byte("hello")), "request", "not a PKCS#10"},
 		{"trailing DER", pkcs10test.Encode(append(good.DER(t), 0)), "request", "not a PKCS#10"},
