@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
+
+	"hsm-signer/policy/pkcs10"
 )
 
 // A CA is the certificate that certificates are issued under, and its chain.
@@ -19,32 +22,30 @@ type CA struct {
 	linter        *linter
 }
 
-// ParseCA reads PEM: the CA's certificate first, then those that certify it,
-// each signed by the next.
+// ParseCA reads PEM: the CA's certificate first, then those that certify it, each signed by the next. It
+// refuses a CA under which clients would refuse certificates. Without a root, the last certificate is taken
+// to be trusted.
 func ParseCA(text []byte) (*CA, error) {
-	certs, err := parseCertificates(text)
+	chain, err := ReadChain(text)
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{cert: certs[0], above: certs[1:]}
-	if err := ca.check(); err != nil {
-		return nil, err
-	}
-	for i, cert := range certs {
-		if i > 0 {
-			if err := certs[i-1].CheckSignatureFrom(cert); err != nil {
-				return nil, fmt.Errorf("certificate %d (%s) does not certify the one before it: %w", i+1, cert.Subject, err)
-			}
-		}
-		if !isSelfSigned(cert) {
-			ca.intermediates = append(ca.intermediates, encodePEM(cert.Raw)...)
-		}
-	}
-	ca.linter, err = newLinter(certs)
-	return ca, err
+	return chain.load()
 }
 
+// HasRoot reports whether the CA was read with its root, which clients trust.
+func (c *CA) HasRoot() bool { return Chain(c.chain()).checkComplete() == nil }
+
+// byteOrderMark is what some editors write at the start of a file.
+var byteOrderMark = []byte("\xef\xbb\xbf")
+
 func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
+		return nil, errors.New("the file is UTF-16: save it as UTF-8")
+	}
+	begin := []byte("-----BEGIN ")
+	text = bytes.ReplaceAll(text, slices.Concat(byteOrderMark, begin), begin)
+	blocks := bytes.Count(text, begin)
 	var certs []*x509.Certificate
 	for len(bytes.TrimSpace(text)) > 0 {
 		block, rest := pem.Decode(text)
@@ -61,14 +62,13 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 		certs = append(certs, cert)
 		text = rest
 	}
-	if len(certs) == 0 {
+	switch {
+	case len(certs) == 0:
 		return nil, errors.New("there is no certificate")
+	case len(certs) < blocks:
+		return nil, fmt.Errorf("the file has %d PEM blocks, of which %d can be read: each BEGIN and END line must be a line of its own, and the base64 between them whole", blocks, len(certs))
 	}
 	return certs, nil
-}
-
-func isSelfSigned(cert *x509.Certificate) bool {
-	return bytes.Equal(cert.RawIssuer, cert.RawSubject) && cert.CheckSignatureFrom(cert) == nil
 }
 
 // check requires what RFC 5280, section 4.2.1, requires of a CA's certificate.
@@ -135,3 +135,25 @@ func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfte
 
 // chain returns the CA's certificate and those above it.
 func (c *CA) chain() []*x509.Certificate { return append([]*x509.Certificate{c.cert}, c.above...) }
+
+// lintSample returns an error if every certificate under the CA would fail.
+func (c *CA) lintSample() error {
+	public, err := sampleKey(pkcs10.ECDSAP256)
+	if err != nil {
+		return err
+	}
+	keyID, err := keyIdentifier(public)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{ // without alternative names, which name constraints are about
+		SerialNumber: sampleSerial, SignatureAlgorithm: DefaultAlgorithm(c.cert.PublicKey), Subject: pkix.Name{CommonName: "sample"},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true, SubjectKeyId: keyID,
+	}
+	template.NotBefore, template.NotAfter = c.datesFor(time.Now(), time.Hour)
+	if _, findings := c.linter.issue(template, public); len(findings) > 0 {
+		return fmt.Errorf("no certificate under %s would be accepted: %s", c.cert.Subject, ascii(findings[0].message))
+	}
+	return nil
+}

@@ -94,6 +94,7 @@ var (
 	oidBasicConstraints = asn1.ObjectIdentifier{2, 5, 29, 19}
 	oidKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 15}
 	oidNameConstraints  = asn1.ObjectIdentifier{2, 5, 29, 30}
+	oidAuthorityKeyID   = asn1.ObjectIdentifier{2, 5, 29, 35}
 )
 
 // requestedExtensions are those of a request: basicConstraints, keyUsage, and nameConstraints

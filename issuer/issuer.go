@@ -10,7 +10,6 @@
 package issuer
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -83,8 +82,8 @@ func (i *Issuer) Replace(ca *CA) error {
 	if err := ca.Matches(i.key.Public()); err != nil {
 		return err
 	}
-	if before := i.CA().cert; !bytes.Equal(before.RawSubject, ca.cert.RawSubject) {
-		return fmt.Errorf("it is of another CA, %s and not %s: to change the CA, start hsm-signer again", ca.cert.Subject, before.Subject)
+	if err := i.CA().replaceableBy(ca); err != nil {
+		return err
 	}
 	i.authority.Store(ca)
 	return nil

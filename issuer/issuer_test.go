@@ -330,11 +330,11 @@ func TestParseCARefuses(t *testing.T) {
 	key := pkcs10test.NewKey(t)
 	leaf := create(t, &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "leaf"}}, ca.issuing, &key.PublicKey, ca.key)
 	for want, text := range map[string][]byte{
-		"no certificate":              nil,
-		"not PEM":                     []byte("hello"),
-		"PRIVATE KEY":                 pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"}),
-		"is not a CA's":               encodePEM(leaf.Raw),
-		"does not certify the one be": slices.Concat(encodePEM(ca.issuing.Raw), encodePEM(other.root.Raw)),
+		"no certificate":               nil,
+		"not PEM":                      []byte("hello"),
+		"PRIVATE KEY":                  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"}),
+		"is not a CA's":                encodePEM(leaf.Raw),
+		"is not by the key of CN=root": slices.Concat(encodePEM(ca.issuing.Raw), encodePEM(other.root.Raw)),
 	} {
 		if _, err := ParseCA(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q", err, want)

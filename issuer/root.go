@@ -18,6 +18,21 @@ type CAProfile struct {
 	Constraints Constraints
 }
 
+// Check returns nil if certificates can be issued under a CA of this profile. It makes one with a throwaway
+// key.
+func (p CAProfile) Check() error {
+	key, err := throwawayKey(nil, true)
+	if err != nil {
+		return err
+	}
+	text, err := SelfSign(p, key)
+	if err != nil {
+		return err
+	}
+	_, err = ParseCA(text)
+	return err
+}
+
 // caKeyUsage is what a CA's key is for.
 const caKeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 

@@ -82,7 +82,11 @@ Nothing is overwritten or deleted: neither a key of that label or id nor a file.
 // check reads the profile and looks at the files before anything is made.
 func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *configFaults) {
 	p := flags.read(cmd, faults)
+	before := len(*faults)
 	r.profile = p.check(faults)
+	if len(*faults) == before {
+		faults.add(p.Subject.where, r.profile.Check())
+	}
 	if r.keyType = p.KeyType.value; r.existingKey && p.KeyType.byDefault {
 		r.keyType = ""
 	}

@@ -23,7 +23,7 @@ func newCAImportCommand() *cobra.Command {
 by those that certify it, up to the root. It requires that the certificate is for the key in
 the token, which makes a test signature; that it is a CA's, may sign certificates, and is valid
 now; that each certificate is certified by the next, with path lengths that allow it; and that
-none is signed over MD5 or SHA-1. Then it writes the file for CA_CERT_FILE. Nothing is written
+none but the root is signed over SHA-1, and none over MD5. Then it writes the file for CA_CERT_FILE. Nothing is written
 into the token. Exit code 2 when the certificate will not do.`,
 		Example: `  cat signed.crt root.crt > chain.crt
   hsm-signer ca import --cert chain.crt --out ca.crt`,

@@ -139,8 +139,12 @@ func checkToken(ctx context.Context, c *config, p *parts, tryPIN bool, report re
 // checkCA looks at the dates; that the certificate is a CA's was checked when it
 // was loaded.
 func checkCA(ca *issuer.CA, report reporter) {
+	const name = "CA certificate"
 	cert := ca.Certificate()
-	report("CA certificate", fmt.Sprintf("%s, valid until %s", cert.Subject, localTime(cert.NotAfter)), ca.ValidAt(time.Now()))
+	report(name, fmt.Sprintf("%s, valid until %s", cert.Subject, localTime(cert.NotAfter)), ca.ValidAt(time.Now()))
+	if !ca.HasRoot() {
+		report(name, "the root is not in CA_CERT_FILE, so the chain was verified up to its last certificate only: append the root, which is never sent", errWarning)
+	}
 }
 
 // serverTimeout bounds the questions of one kind to the API server.
