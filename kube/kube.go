@@ -110,7 +110,11 @@ type Config struct {
 	// election, and one that leads gives the lease up when that lasts. nil: it is always fit.
 	Fit func() error
 	// Says is what each write of the lease says beside who leads: annotations of it.
+	// An empty value takes an annotation away; those that are not named stay as they are.
 	Says func() map[string]string
+	// Hears is shown the annotations of the lease each time it is read. On an error this controller does not
+	// take the lease. nil: nobody is.
+	Hears func(annotations map[string]string) error
 	// PodNamespaces are the namespaces in which pods are read; nil, or a nil answer: in all.
 	PodNamespaces func() []string
 	Workers       int // requests in work at once
@@ -172,7 +176,7 @@ func New(c Config) *Controller {
 		),
 	}
 	if c.Lease != nil {
-		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, fit: c.Fit, says: c.Says, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
+		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, fit: c.Fit, says: c.Says, hears: c.Hears, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
 	}
 	return controller
 }

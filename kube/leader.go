@@ -48,6 +48,7 @@ type leader struct {
 	logger hclog.Logger
 	fit    func() error
 	says   func() map[string]string
+	hears  func(map[string]string) error
 	begin  func() // this controller leads, and has said at some time before that it does not
 
 	failed   func(error) // a write of the lease has
@@ -194,7 +195,7 @@ func (l *leader) standOnce(ctx context.Context) {
 func (l *leader) lock() resourcelock.Interface {
 	return &resourcelock.LeaseLock{
 		LeaseMeta:  metav1.ObjectMeta{Namespace: l.lease.Namespace, Name: l.lease.Name},
-		Client:     annotatedLeases{l.client.CoordinationV1(), l.says},
+		Client:     annotatedLeases{l.client.CoordinationV1(), l.says, l.hears},
 		LockConfig: resourcelock.ResourceLockConfig{Identity: l.lease.Identity},
 	}
 }
@@ -202,17 +203,31 @@ func (l *leader) lock() resourcelock.Interface {
 // annotatedLeases adds to each write of a lease what else is to be said.
 type annotatedLeases struct {
 	coordinationclient.LeasesGetter
-	says func() map[string]string
+	says  func() map[string]string
+	hears func(map[string]string) error
 }
 
 // Leases is client-go's.
 func (a annotatedLeases) Leases(namespace string) coordinationclient.LeaseInterface {
-	return annotatedLease{a.LeasesGetter.Leases(namespace), a.says}
+	return annotatedLease{a.LeasesGetter.Leases(namespace), a.says, a.hears}
 }
 
 type annotatedLease struct {
 	coordinationclient.LeaseInterface
-	says func() map[string]string
+	says  func() map[string]string
+	hears func(map[string]string) error
+}
+
+// Get reads the lease, and shows its annotations.
+func (a annotatedLease) Get(ctx context.Context, name string, o metav1.GetOptions) (*coordinationv1.Lease, error) {
+	lease, err := a.LeaseInterface.Get(ctx, name, o)
+	if err != nil || a.hears == nil {
+		return lease, err
+	}
+	if err := a.hears(lease.Annotations); err != nil {
+		return nil, fmt.Errorf("the lease %s is not taken: %w", name, err)
+	}
+	return lease, nil
 }
 
 // Create makes the lease, with the annotations.
@@ -239,7 +254,13 @@ func (a annotatedLease) annotate(lease *coordinationv1.Lease) {
 	if lease.Annotations == nil {
 		lease.Annotations = map[string]string{}
 	}
-	maps.Copy(lease.Annotations, a.says())
+	said := a.says()
+	maps.Copy(lease.Annotations, said)
+	for name, value := range said {
+		if value == "" {
+			delete(lease.Annotations, name)
+		}
+	}
 }
 
 // note takes note of a renewal, or with a zero time that this controller does not lead. The election tells of no lease that was too

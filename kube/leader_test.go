@@ -14,6 +14,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
@@ -212,11 +213,36 @@ func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease, _ metav1
 // A lease that was filled up is emptied of what others wrote, and keeps what hsm-signer writes.
 func TestLeaseThatWasFilledUp(t *testing.T) {
 	says := map[string]string{"hsm-signer/journal": "j"}
-	a := annotatedLease{fullLease{}, func() map[string]string { return says }}
+	a := annotatedLease{fullLease{}, func() map[string]string { return says }, nil}
 	for _, meta := range []metav1.ObjectMeta{{Labels: map[string]string{"a": "b"}}, {OwnerReferences: []metav1.OwnerReference{{Name: "o"}}}, {Finalizers: []string{"f"}}, {}} {
 		updated, err := a.Update(t.Context(), &coordinationv1.Lease{ObjectMeta: meta}, metav1.UpdateOptions{})
 		if err != nil || !maps.Equal(updated.Annotations, says) {
 			t.Errorf("%+v: %v, %v", meta, updated, err)
 		}
+	}
+}
+
+// What the lease says is shown before it can be taken, and what is said of others stays.
+func TestAnnotationsOfTheLease(t *testing.T) {
+	var heard map[string]string
+	var refuse error
+	client := fake.NewClientset(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "n", Name: "l", Annotations: map[string]string{"of/another": "1", "old": "1", "empty": ""},
+	}})
+	leases := annotatedLeases{
+		client.CoordinationV1(), func() map[string]string { return map[string]string{"ours": "2", "old": ""} },
+		func(all map[string]string) error { heard = all; return refuse },
+	}.Leases("n")
+	lease, err := leases.Get(t.Context(), "l", metav1.GetOptions{})
+	if err != nil || heard["of/another"] != "1" {
+		t.Fatalf("%v; it was shown %v", err, heard)
+	}
+	lease, err = leases.Update(t.Context(), lease, metav1.UpdateOptions{})
+	if want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}; err != nil || !maps.Equal(lease.Annotations, want) {
+		t.Errorf("%v: %v; want %v", err, lease.Annotations, want)
+	}
+	refuse = errors.New("the journal was rolled back")
+	if _, err := leases.Get(t.Context(), "l", metav1.GetOptions{}); !errors.Is(err, refuse) {
+		t.Errorf("the lease can be taken: %v", err)
 	}
 }

@@ -21,9 +21,10 @@ func newAuditCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "audit",
 		Short: "Verify and read the journal of what was signed",
-		Long:  "Verifies and reads the journal of what was signed. Nothing is changed, and hsm-signer may run meanwhile.",
+		Long: `Verifies and reads the journal of what was signed. hsm-signer may run meanwhile. Only accept-rollback
+changes the journal.`,
 	}
-	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand())
+	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand(), newAuditAcceptCommand())
 	return command
 }
 
@@ -210,6 +211,9 @@ names, serial number, validity and key of each line are those of the to-be-signe
 requester, rule, request hash and outcome are protected by the chain alone; %s
 `, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head,
 		vouchers(s, witnessed))
+	if err == nil && n.Rollbacks > 0 {
+		_, err = fmt.Fprintf(out, "%d times somebody accepted that a line which a witness has seen is missing (lines of the kind %s)\n", n.Rollbacks, journal.KindRollback)
+	}
 	return err
 }
 

@@ -107,18 +107,10 @@ func (c *checkpointer) finish() {
 // make signs the head of the journal, unless that is the last checkpoint itself, or the journal is not open.
 func (c *checkpointer) make(ctx context.Context) error {
 	summary, _, open := c.journal.summary()
-	if !open || summary.Head == c.after {
+	if !open || summary.Head == c.after || c.journal.rolledBack() != nil {
 		return nil
 	}
-	algorithm := issuer.DefaultAlgorithm(c.public)
-	opts := issuer.SignerOpts(algorithm, c.public)
-	digest := journal.CheckpointText(summary.Journal, summary.Head)
-	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the text itself
-		h := hash.New()
-		h.Write(digest)
-		digest = h.Sum(nil)
-	}
-	signature, err := c.sign(ctx, digest, opts)
+	algorithm, signature, err := c.signText(ctx, journal.CheckpointText(summary.Journal, summary.Head))
 	if err != nil {
 		return err
 	}
@@ -137,6 +129,19 @@ func (c *checkpointer) make(ctx context.Context) error {
 	}
 	c.logger.Info("a checkpoint of the journal was signed", "head", summary.Head.String())
 	return nil
+}
+
+// signText signs a text with the key.
+func (c *checkpointer) signText(ctx context.Context, text []byte) (x509.SignatureAlgorithm, []byte, error) {
+	algorithm := issuer.DefaultAlgorithm(c.public)
+	opts := issuer.SignerOpts(algorithm, c.public)
+	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the text itself
+		h := hash.New()
+		h.Write(text)
+		text = h.Sum(nil)
+	}
+	signature, err := c.sign(ctx, text, opts)
+	return algorithm, signature, err
 }
 
 func readCheckpointKeyID(c *config, v string) (err error) {

@@ -51,6 +51,7 @@ type config struct {
 	allowedHosts    []string
 	logLevel        hclog.Level
 	logFormat       string // text, json, or empty: by the terminal
+	witnessFile     string
 
 	inPod    bool     // in a pod of any cluster, as client-go sees it
 	warnings []string // about files that are accepted all the same
@@ -106,6 +107,7 @@ var (
 		{"CHECKPOINT_KEY_ID", "", "id of the checkpoint key, in hex", readCheckpointKeyID},
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with the public half of the checkpoint key", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},
 		{"CHECKPOINT_INTERVAL", "1h", "time between two checkpoints of the journal", func(c *config, v string) error { return readDuration(v, time.Second, &c.checkpoints.interval) }},
+		{"WITNESS_FILE", "", "file on another disk that keeps the head of the journal, so that a rollback shows; the lease does so too", func(c *config, v string) error { c.witnessFile = v; return nil }},
 		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez, /readyz and /metrics", func(c *config, v string) error { return readAddress(v, &c.listenAddress) }},
 		{"ALLOWED_HOSTS", "", "more host names by which LISTEN_ADDRESS and STATUS_ADDRESS may be reached, comma-separated", readAllowedHosts},
 		{"STATUS_ADDRESS", "127.0.0.1:8081", "address of the status page, for browsers; none turns it off", readStatusAddress},

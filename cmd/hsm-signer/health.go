@@ -33,6 +33,7 @@ type health struct {
 	ca        func() *issuer.CA
 	caFile    func() string // what is wrong with it; empty: nothing
 	journal   func() error
+	suspicion func() error    // what a witness makes one suspect of the journal
 	standby   bool            // another process may have the journal: it leads, and this one stands by
 	again     <-chan struct{} // closed when it is worth while to look at the token again, at once
 	restarted bool            // by its supervisor, whatever the exit code
@@ -52,7 +53,7 @@ func (h *health) watchSigning(p *parts, file *caReloader, restarted bool) {
 	h.token, h.again = h.tellOnce(p.key), p.journal.opened // from when it is open test signatures may be made
 	h.ca, h.caFile = p.issuer.CA, file.state
 	h.journal, h.standby = p.journal.state, p.lease != nil
-	h.restarted = restarted
+	h.restarted, h.suspicion = restarted, p.journal.suspected
 }
 
 // tellOnce returns what looks at the key, and tells of its attributes when it is at hand for the first time.
@@ -178,7 +179,17 @@ func (h *health) journalPart() part {
 	if h.standby && errors.Is(err, journal.ErrLocked) {
 		return part{name: "journal", note: "this process stands by: " + err.Error()}
 	}
-	return part{name: "journal", err: err}
+	const runbook = " (docs/runbook.md: HSMSignerJournalRolledBack)"
+	p := part{name: "journal", err: err}
+	if errors.Is(err, journal.ErrRolledBack) {
+		p.err = fmt.Errorf("%w; nothing is signed: find out why, then run \"hsm-signer audit accept-rollback\"%s", err, runbook)
+	}
+	if h.suspicion != nil && err == nil {
+		if suspected := h.suspicion(); suspected != nil {
+			p.note = suspected.Error() + runbook
+		}
+	}
+	return p
 }
 
 // fit answers nil while requests could be served, as far as token, CA and journal go.

@@ -25,7 +25,9 @@ type keptJournal struct {
 	options journal.Options
 	logger  hclog.Logger
 
-	opened chan struct{} // closed when it is open
+	opened    chan struct{}                // closed when it is open
+	compare   func(*journal.Journal) error // is shown the journal before it is used; nil: nobody is
+	suspicion func() error                 // what a witness makes one suspect; nil: nothing
 
 	mu       sync.Mutex
 	open     *journal.Journal // nil: not yet
@@ -60,6 +62,11 @@ func (k *keptJournal) get() (*journal.Journal, error) {
 	k.opening = true
 	k.mu.Unlock()
 	opened, err := journal.Open(k.dir, k.options)
+	if err == nil && k.compare != nil {
+		if err = k.compare(opened); err != nil {
+			err = errors.Join(err, opened.Close())
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.opening, k.tried = false, time.Now()
@@ -191,22 +198,6 @@ func (k *keptJournal) tell(now time.Time, interval time.Duration) {
 	}
 }
 
-// Annotations of the lease, by which the API server is a witness of the head of the journal.
-const (
-	annotationJournal = "hsm-signer/journal"
-	annotationHead    = "hsm-signer/journal-head"
-)
-
-// annotations say what the head of the journal is; nothing while it is not open.
-func (k *keptJournal) annotations() map[string]string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.open == nil {
-		return nil
-	}
-	return map[string]string{annotationJournal: string(k.open.ID()), annotationHead: k.open.Head().String()}
-}
-
 // errOpening: a long journal takes minutes to read and verify, and nobody waits so long to hear how
 // things stand.
 var errOpening = errors.New("it is being opened, which takes a while when it is long")
@@ -232,6 +223,24 @@ func (k *keptJournal) usage() (u journal.Usage, open bool) {
 		return u, false
 	}
 	return k.open.Usage(), true
+}
+
+// rolledBack returns an error if a witness has shown that the journal was rolled back.
+func (k *keptJournal) rolledBack() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == nil {
+		return nil
+	}
+	return k.open.RolledBack()
+}
+
+// suspected returns what a witness makes one suspect, which stops nothing.
+func (k *keptJournal) suspected() error {
+	if k.suspicion == nil {
+		return nil
+	}
+	return k.suspicion()
 }
 
 // summary is what the journal holds, and the number of refusals that are not in their log; false while the

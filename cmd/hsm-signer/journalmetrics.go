@@ -33,6 +33,10 @@ var (
 		"The number of the journal's last line, by the journal's id.", []string{"journal"}, nil)
 	journalHeadHash = prometheus.NewDesc("hsm_signer_journal_head_sha256",
 		"The SHA-256 of the journal's last line: eight words of 32 bits, 0 the first.", []string{"word"}, nil)
+	journalRolledBack = prometheus.NewDesc("hsm_signer_journal_rolled_back",
+		"1 while a witness has a head that the journal does not have, so that nothing is signed; else 0.", nil, nil)
+	journalSuspected = prometheus.NewDesc("hsm_signer_journal_rollback_suspected",
+		"1 while a witness has a head without a signature that the journal does not have, or knows another journal of this STATE_DIR; else 0.", nil, nil)
 	refusalsDropped = prometheus.NewDesc("hsm_signer_refusals_dropped_total",
 		"Refusals that are missing in the log of refusals, which takes no space that issuing needs.", nil, nil)
 )
@@ -40,7 +44,7 @@ var (
 // Describe is [prometheus.Collector]'s.
 func (m journalMetrics) Describe(all chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{journalReady, journalLines, journalUnpublished, journalUnpublishedLimit, journalRequests, journalRequestsLimit,
-		journalHeadSeq, journalHeadHash, refusalsDropped} {
+		journalHeadSeq, journalHeadHash, journalRolledBack, journalSuspected, refusalsDropped} {
 		all <- desc
 	}
 }
@@ -69,6 +73,8 @@ func (m journalMetrics) Collect(all chan<- prometheus.Metric) {
 		gauge(journalRequestsLimit, float64(used.MaxRequests))
 	}
 	gauge(journalHeadSeq, float64(s.Head.Seq), string(s.Journal))
+	gauge(journalRolledBack, number(m.journal.rolledBack() != nil))
+	gauge(journalSuspected, number(m.journal.suspected() != nil))
 	for word, value := range headWords(s.Head) {
 		gauge(journalHeadHash, float64(value), strconv.Itoa(word))
 	}

@@ -28,7 +28,8 @@ type parts struct {
 	issuer  *issuer.Issuer
 
 	checkpoints *checkpointer // nil: none are wanted
-	lease       *kube.Lease   // nil: no election
+	witness     *witness
+	lease       *kube.Lease // nil: no election
 	client      *kubernetes.Clientset
 	server      string // the API server's address
 }
@@ -72,13 +73,15 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 		p.journal = newKeptJournal(c.stateDir, journal.Options{
 			Version: version(), CA: p.ca.Certificate(), MaxRequests: c.maxRequests, MaxUnfinished: c.maxUnfinished,
 		})
+		p.witness = newWitness(p.journal, c.witnessFile)
 		c.token.BeforeProbe = p.journal.probe
 		if p.key, err = hsm.NewKey(c.token, public); err != nil {
 			faults.add("CA_CERT_FILE", err)
 		} else {
-			p.issuer, err = issuer.New(p.ca, timedKey{p.key, p.metrics.signed}, c.algorithm, p.journal)
+			p.issuer, err = issuer.New(p.ca, stoppedKey{timedKey{p.key, p.metrics.signed}, p.journal.rolledBack}, c.algorithm, p.journal)
 			faults.add("SIGNATURE_ALGORITHM", err)
 			p.checkpoints = c.loadCheckpoints(p, faults)
+			p.witness.key = p.checkpoints
 		}
 	}
 }

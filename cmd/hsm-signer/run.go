@@ -78,6 +78,8 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	var ca *caReloader
 	if c.mode != kube.Shadow {
 		defer p.key.Close()
+		p.witness.logger = logger.Named("journal")
+		defer p.witness.finish()
 		defer p.journal.close()
 		if p.checkpoints != nil {
 			defer p.checkpoints.finish()
@@ -90,7 +92,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		health.watchSigning(p, ca, c.inPod)
 		counts.watchSigning(p, c.token.AllowExtractable)
 		serving.Issuer, serving.Recorder = p.issuer, p.journal
-		serving.Fit, serving.Says = health.fit, p.journal.annotations
+		serving.Fit, serving.Says, serving.Hears = health.fit, p.witness.annotations, p.witness.hears
 		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
 		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
@@ -121,7 +123,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 
 // watches look after the journal.
 func (p *parts) watches(logger hclog.Logger) []func(context.Context) error {
-	all := []func(context.Context) error{p.journal.watch}
+	all := []func(context.Context) error{p.journal.watch, p.witness.watch}
 	if p.checkpoints != nil {
 		p.checkpoints.logger = logger.Named("journal")
 		all = append(all, p.checkpoints.watch)

@@ -42,6 +42,29 @@ func (m *metrics) watchToken(stats func() hsm.Stats) {
 	m.gauge("hsm_signer_token_sessions_max", "PKCS#11 sessions that may sign at once: PKCS11_MAX_SESSIONS, or what the token allows; 0 while it is not connected.", func() float64 { return float64(stats().Sessions.Most) })
 }
 
+// A stoppedKey is a key that signs no certificate while the journal is known to be rolled back.
+type stoppedKey struct {
+	timedKey
+	rolledBack func() error
+}
+
+// Signer returns a signer that is not used while the journal is stopped.
+func (k stoppedKey) Signer(ctx context.Context) crypto.Signer {
+	return stoppedSigner{k.timedKey.Signer(ctx), k.rolledBack}
+}
+
+type stoppedSigner struct {
+	crypto.Signer
+	rolledBack func() error
+}
+
+func (s stoppedSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if err := s.rolledBack(); err != nil {
+		return nil, err
+	}
+	return s.Signer.Sign(random, digest, opts)
+}
+
 // A timedKey is a key that tells how long each signature of a certificate took.
 type timedKey struct {
 	*hsm.Key

@@ -1,7 +1,9 @@
 package bridge_test
 
 import (
+	"bytes"
 	"context"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -141,4 +143,42 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 		return false, nil
 	})
 	ask(t)
+}
+
+// A leader whose journal was cut by one line that the lease has seen signs nothing; another leads; and what a person
+// accepts is recorded.
+func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	state := "STATE_DIR=" + dir
+	first := one(t, state)
+	waitLeads(t, first)
+	ask(t)
+	if code, err := first.Stop(); err != nil || code != 0 {
+		t.Fatalf("it ended with code %d, %v", code, err)
+	}
+	path := filepath.Join(dir, "journal-00000001.jsonl")
+	text, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600))
+	cut, err := shared.Run(t.Context(), ca, append([]string{state}, electing...)...)
+	must(t, err)
+	t.Cleanup(func() { _ = cut.Kill() })
+	must(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))
+	if metrics := cut.Metrics(t.Context()); !strings.Contains(metrics, "hsm_signer_journal_rolled_back 1") {
+		t.Error("the metric does not say so")
+	}
+	second := one(t)
+	waitLeads(t, second)
+	ask(t)
+	_, body, err := cut.Readyz(t.Context())
+	must(t, err)
+	missing := regexp.MustCompile(`\d+:[0-9a-f]{64}`).FindString(body)
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "accept-rollback", "--head", missing)
+	if code != 0 {
+		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	must(t, cut.WaitReady(t.Context()))
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify"); code != 0 || !strings.Contains(stdout, "1 times somebody accepted") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
 }

@@ -57,12 +57,16 @@ const day = 86400
 // cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it fires,
 // and with which it does not.
 var cases = map[string]struct{ fires, quiet []string }{
-	"HSMSignerDown":               {[]string{`up 1x120`, `hsm_signer_leading 0x120`}, []string{`hsm_signer_ready{part="token"} 0x120`, `hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
-	"HSMSignerNoLeader":           {[]string{`hsm_signer_leading{instance="a"} 0x120`}, []string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
-	"HSMSignerNotReady":           {[]string{`hsm_signer_ready{part="requests"} 0x120`, `hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
-	"HSMSignerTokenUnavailable":   {[]string{`hsm_signer_ready{part="token"} 0x120`}, []string{`hsm_signer_ready{part="token"} 1x120`, `hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
-	"HSMSignerTokenHangs":         {[]string{`hsm_signer_token_calls_hanging 2x120`}, []string{`hsm_signer_token_calls_hanging 0x120`}},
-	"HSMSignerTokenFlaps":         {[]string{`hsm_signer_token_connections_total 0+1x120`}, []string{`hsm_signer_token_connections_total 1x60 2x60`}},
+	"HSMSignerDown":             {[]string{`up 1x120`, `hsm_signer_leading 0x120`}, []string{`hsm_signer_ready{part="token"} 0x120`, `hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
+	"HSMSignerNoLeader":         {[]string{`hsm_signer_leading{instance="a"} 0x120`}, []string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
+	"HSMSignerNotReady":         {[]string{`hsm_signer_ready{part="requests"} 0x120`, `hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
+	"HSMSignerTokenUnavailable": {[]string{`hsm_signer_ready{part="token"} 0x120`}, []string{`hsm_signer_ready{part="token"} 1x120`, `hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
+	"HSMSignerTokenHangs":       {[]string{`hsm_signer_token_calls_hanging 2x120`}, []string{`hsm_signer_token_calls_hanging 0x120`}},
+	"HSMSignerTokenFlaps":       {[]string{`hsm_signer_token_connections_total 0+1x120`}, []string{`hsm_signer_token_connections_total 1x60 2x60`}},
+	"HSMSignerJournalRolledBack": {
+		[]string{`hsm_signer_journal_rolled_back 0x60 1x60`, `hsm_signer_journal_rollback_suspected 0x60 1x60`},
+		[]string{`hsm_signer_journal_rolled_back 0x120`, `hsm_signer_journal_rollback_suspected 0x120`},
+	},
 	"HSMSignerJournalNotWritable": {[]string{`hsm_signer_ready{part="journal"} 0x120`}, []string{`hsm_signer_ready{part="journal"} 1x120`}},
 	"HSMSignerJournalNearLimit": {
 		[]string{"hsm_signer_journal_requests 81x120\n  hsm_signer_journal_requests_limit 100x120", "hsm_signer_journal_unpublished 9x120\n  hsm_signer_journal_unpublished_limit 10x120"},

@@ -24,10 +24,11 @@ const (
 	KindUnconfirmed Kind = "unconfirmed"
 	KindProbe       Kind = "probe"
 	KindCheckpoint  Kind = "checkpoint"
+	KindRollback    Kind = "rollback"
 )
 
 // An Entry is what a line says beside its place in the chain: an [Opened], [Intent],
-// [Signed], [Published], [Orphaned], [Unconfirmed], [Probe] or [Checkpoint].
+// [Signed], [Published], [Orphaned], [Unconfirmed], [Probe], [Checkpoint] or [Rollback].
 type Entry interface {
 	Kind() Kind
 	check() error // what can be told from the entry alone
@@ -144,6 +145,17 @@ type Checkpoint struct {
 	Signature  []byte `json:"signature"` // over [CheckpointText]
 }
 
+// A Rollback says that a person accepted that the journal does not have a line which a witness has seen.
+type Rollback struct {
+	HeadSeq    uint64 `json:"headSeq"`
+	HeadSHA256 Hash   `json:"headSHA256"`
+}
+
+// WitnessText is what the key of the checkpoints signs for a witness that others can write to.
+func WitnessText(id ID, head Head) []byte {
+	return fmt.Appendf(nil, "hsm-signer witness\njournal %s\nline %d\nsha256 %s\n", id, head.Seq, head.SHA256)
+}
+
 // CheckpointText is what a checkpoint's signature is over.
 func CheckpointText(id ID, head Head) []byte {
 	return fmt.Appendf(nil, "hsm-signer checkpoint\njournal %s\nline %d\nsha256 %s\n", id, head.Seq, head.SHA256)
@@ -157,6 +169,7 @@ func (Orphaned) Kind() Kind    { return KindOrphaned }    // Kind is [KindOrphan
 func (Unconfirmed) Kind() Kind { return KindUnconfirmed } // Kind is [KindUnconfirmed].
 func (Probe) Kind() Kind       { return KindProbe }       // Kind is [KindProbe].
 func (Checkpoint) Kind() Kind  { return KindCheckpoint }  // Kind is [KindCheckpoint].
+func (Rollback) Kind() Kind    { return KindRollback }    // Kind is [KindRollback].
 
 func (o Opened) check() error { return o.Journal.check() }
 
@@ -196,6 +209,13 @@ func (p Probe) check() error {
 func (c Checkpoint) check() error {
 	if algorithmNamed(c.Algorithm) == x509.UnknownSignatureAlgorithm {
 		return fmt.Errorf("%q is not a signature algorithm", c.Algorithm)
+	}
+	return nil
+}
+
+func (r Rollback) check() error {
+	if r.HeadSeq == 0 {
+		return errors.New("no line has the number 0")
 	}
 	return nil
 }
@@ -244,6 +264,8 @@ func decodeEntry(kind string, body []byte) (Entry, error) {
 		return decode[Probe](body)
 	case KindCheckpoint:
 		return decode[Checkpoint](body)
+	case KindRollback:
+		return decode[Rollback](body)
 	}
 	return nil, fmt.Errorf("%q is not a kind of line that this version knows", kind)
 }

@@ -41,6 +41,8 @@ type indexHeader struct {
 	Counts  Counts      `json:"counts"`         // of all lines up to there
 	Open    []openLines `json:"open,omitempty"` // the requests that were unfinished there
 	Entries int         `json:"entries"`
+	// Accepted are the heads of all lines of the kind rollback up to there.
+	Accepted []Head `json:"accepted,omitempty"`
 }
 
 // openLines are the lines of an unfinished request.

@@ -153,6 +153,7 @@ type Journal struct {
 	intents  int // in the queue
 	broken   error
 	full     error
+	lost     []Head // that witnesses have seen, see RollBack
 	closed   bool
 }
 
@@ -350,7 +351,7 @@ func (j *Journal) State() error {
 	case !j.working.IsZero() && now.Sub(j.working) > patience:
 		slow = fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(j.working).Round(time.Second))
 	}
-	return errors.Join(slow, j.broken, j.damaged, j.full, j.usage().limit())
+	return errors.Join(slow, j.broken, j.damaged, j.rolledBack(), j.full, j.usage().limit())
 }
 
 // Usage says how much of its limits the journal has used.

@@ -74,7 +74,9 @@ type ledger struct {
 	older  func(key) (finished, bool, error) // what is not in memory; nil: everything is, or was recalled
 	latest time.Time                         // the latest time of a line since the last file was sealed
 	counts Counts
-	opened bool // the journal is open: what is applied from now on is this process's
+	// accepted are the heads of the lines of the kind rollback.
+	accepted []Head
+	opened   bool // the journal is open: what is applied from now on is this process's
 }
 
 // Counts are of lines.
@@ -87,13 +89,14 @@ type Counts struct {
 	Probes      int `json:"probes"`
 	Checkpoints int `json:"checkpoints"`
 	Opened      int `json:"opened"`
+	Rollbacks   int `json:"rollbacks"`
 }
 
 // ByKind returns the counts by the kind of line.
 func (c Counts) ByKind() map[Kind]int {
 	return map[Kind]int{
 		KindOpened: c.Opened, KindIntent: c.Intents, KindSigned: c.Signed, KindPublished: c.Published,
-		KindOrphaned: c.Orphaned, KindUnconfirmed: c.Unconfirmed, KindProbe: c.Probes, KindCheckpoint: c.Checkpoints,
+		KindOrphaned: c.Orphaned, KindUnconfirmed: c.Unconfirmed, KindProbe: c.Probes, KindCheckpoint: c.Checkpoints, KindRollback: c.Rollbacks,
 	}
 }
 
@@ -127,7 +130,7 @@ func (l *ledger) remembers(k key) bool {
 // header says where a file ends, and what is unfinished there.
 func (l *ledger) header(number uint32, size, last int64, before, after Head) indexHeader {
 	h := indexHeader{
-		File: number, Journal: l.id, Size: size, Last: last, Latest: l.latest, Before: before, After: after, Counts: l.counts,
+		File: number, Journal: l.id, Size: size, Last: last, Latest: l.latest, Before: before, After: after, Counts: l.counts, Accepted: l.accepted,
 	}
 	for _, r := range l.unfinished() {
 		lines := openLines{Intent: r.intent}
@@ -255,6 +258,9 @@ func (l *ledger) apply(line Line, at place, sum Hash) error {
 		l.counts.Probes++
 	case Checkpoint:
 		l.counts.Checkpoints++
+	case Rollback:
+		l.counts.Rollbacks++
+		l.accepted = append(l.accepted, Head{e.HeadSeq, e.HeadSHA256})
 	}
 	return nil
 }

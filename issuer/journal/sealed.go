@@ -51,7 +51,7 @@ func (l *loader) begin(e *end) error {
 	}
 	var err error
 	ledger := l.journal.ledger
-	ledger.counts = s.Counts
+	ledger.counts, ledger.accepted = s.Counts, s.Accepted
 	if ledger.open, err = s.restore(l.journal.dir); err != nil {
 		return err
 	}

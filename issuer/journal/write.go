@@ -157,15 +157,15 @@ func (j *Journal) admit(e Entry) error {
 	}
 	switch e := e.(type) {
 	case Intent:
-		return errors.Join(j.damaged, j.full, j.usage().limit())
+		return errors.Join(j.damaged, j.rolledBack(), j.full, j.usage().limit())
 	case Probe:
-		return errors.Join(j.damaged, j.full)
+		return errors.Join(j.damaged, j.rolledBack(), j.full)
 	case Checkpoint:
 		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left for them.
 		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
 			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
 		}
-		return j.full
+		return errors.Join(j.rolledBack(), j.full)
 	}
 	return nil
 }

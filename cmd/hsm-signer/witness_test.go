@@ -1,0 +1,310 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/issuer/journal"
+)
+
+// reopened opens the journal in DIR/state as "run" does, with its witness.
+func (ca softCA) reopened(t *testing.T, dir, file string) (*keptJournal, *witness, error) {
+	t.Helper()
+	k := newKeptJournal(filepath.Join(dir, "state"), journal.Options{CA: ca.cert})
+	w := newWitness(k, file)
+	_, err := k.get()
+	t.Cleanup(func() {
+		if !errors.Is(k.state(), journal.ErrClosed) {
+			k.close()
+		}
+	})
+	return k, w, err
+}
+
+// cutLine removes the last line of the journal.
+func cutLine(t *testing.T, dir string) {
+	t.Helper()
+	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A journal that was cut by one line signs nothing, whichever witness knows the line, until that is accepted.
+func TestAJournalCutByOneLineStops(t *testing.T) {
+	for _, by := range []string{"lease", "lease of an earlier version", "file"} {
+		t.Run(by, func(t *testing.T) {
+			dir, file := t.TempDir(), ""
+			if by == "file" {
+				file = filepath.Join(t.TempDir(), "witness")
+			}
+			ca := newSoftCA(t)
+			ca.openJournal(t, dir).Close()
+			k, w, err := ca.reopened(t, dir, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ca.issue(t, k.open, "a", time.Hour)
+			lease := w.annotations()
+			if by == "lease of an earlier version" {
+				maps.DeleteFunc(lease, func(name, _ string) bool { return strings.HasPrefix(name, annotationPrefix) })
+			}
+			seen := k.open.Head()
+			k.close()
+			w.finish()
+			look := func() (*keptJournal, *witness) {
+				k, w, err := ca.reopened(t, dir, file)
+				if err == nil && by != "file" {
+					err = w.hears(lease)
+				}
+				if err != nil && !errors.Is(err, journal.ErrRolledBack) {
+					t.Fatal(err)
+				}
+				return k, w
+			}
+			if k, _ := look(); k.state() != nil {
+				t.Errorf("nothing was cut: %v", k.state())
+			} else {
+				k.close()
+			}
+			cutLine(t, dir) // it says that the journal was opened
+			if k, _ := look(); k.state() != nil {
+				t.Errorf("only what no witness knows was cut: %v", k.state())
+			} else {
+				k.close()
+			}
+			cutLine(t, dir)
+			cutLine(t, dir) // which the witness has seen
+			k, w = look()
+			if err := k.state(); !errors.Is(err, journal.ErrRolledBack) || !strings.Contains(err.Error(), seen.String()) {
+				t.Fatalf("after a cut: %v", err)
+			}
+			if said := w.annotations(); said != nil {
+				t.Errorf("the witness is told another head: %v", said)
+			}
+			h := &health{journal: k.state, suspicion: k.suspected}
+			if p := h.journalPart(); p.err == nil || !strings.Contains(p.err.Error(), "accept-rollback") {
+				t.Errorf("%+v", p)
+			}
+			ready := func() error { return k.probe(t.Context(), journal.ProbeReady) }
+			if err := ready(); !errors.Is(err, journal.ErrRolledBack) {
+				t.Errorf("a test signature: %v", err)
+			}
+			t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
+			out, stderr, code := command(t, "audit", "accept-rollback", "--head", seen.String(), filepath.Join(dir, "state"))
+			if code != 0 || !strings.Contains(out, "hsm-signer runs") {
+				t.Fatalf("exit code %d: %s%s", code, out, stderr)
+			}
+			w.accept(t.Context())
+			if err := errors.Join(k.state(), ready()); err != nil || !k.open.Accepted(seen) {
+				t.Errorf("after it was accepted: %v", err)
+			}
+			w.accept(t.Context()) // there is nothing more
+			k.close()
+			if k, _ := look(); k.state() != nil {
+				t.Errorf("accepted, and started again: %v", k.state())
+			}
+			out, stderr, code = command(t, "audit", "verify", filepath.Join(dir, "state"))
+			if code != 0 || !strings.Contains(out, "1 times somebody accepted") {
+				t.Errorf("exit code %d: %s%s", code, out, stderr)
+			}
+		})
+	}
+}
+
+// While hsm-signer does not run, the command itself records what is accepted; what is not missing cannot be accepted.
+func TestAcceptRollbackWhileNothingRuns(t *testing.T) {
+	dir := madeJournal(t, time.Hour)
+	state := filepath.Join(dir, "state")
+	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
+	head := fmt.Sprintf("99:%064d", 7)
+	for range 2 { // also twice
+		if out, stderr, code := command(t, "audit", "accept-rollback", "--head", head, state); code != 0 || !strings.Contains(out, "records that 99:") {
+			t.Errorf("exit code %d: %s%s", code, out, stderr)
+		}
+	}
+	out, _, _ := command(t, "audit", "verify", "--output", "json", state)
+	var summary journal.Summary
+	if err := json.Unmarshal([]byte(out), &summary); err != nil || summary.Counts.Rollbacks != 1 {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, stderr, code := command(t, "audit", "accept-rollback", "--head", summary.Head.String(), state); code != 1 || !strings.Contains(stderr, "nothing to accept") {
+		t.Errorf("its own head: exit code %d: %s", code, stderr)
+	}
+	if _, stderr, code := command(t, "audit", "accept-rollback", state); code != 4 || !strings.Contains(stderr, "--head") {
+		t.Errorf("no head: exit code %d: %s", code, stderr)
+	}
+	if _, _, code := command(t, "audit", "accept-rollback", "--head", head, filepath.Join(dir, "nowhere")); code != 1 {
+		t.Errorf("no journal: exit code %d", code)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "nowhere")); err == nil {
+		t.Error("a journal was made")
+	}
+}
+
+// Where there is a key for checkpoints, what it has not signed raises the alert and stops nothing.
+func TestOnlyASignedWitnessStops(t *testing.T) {
+	dir := t.TempDir()
+	ca := newSoftCA(t)
+	ca.openJournal(t, dir).Close()
+	k, w, err := ca.reopened(t, dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.key, _ = softCheckpoints(t, k.open)
+	w.sign(t.Context())
+	name := annotationPrefix + string(k.open.ID())
+	said := w.annotations()
+	if err := errors.Join(w.hears(said), w.suspicion()); err != nil || w.signed == nil {
+		t.Fatalf("what it has said itself: %v", err)
+	}
+	forge := func(change func(*witnessRecord)) map[string]string {
+		var r witnessRecord
+		if err := json.Unmarshal([]byte(said[name]), &r); err != nil {
+			t.Fatal(err)
+		}
+		change(&r)
+		text, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string]string{name: string(text)}
+	}
+	later := fmt.Sprintf("99:%064d", 7)
+	for what, lease := range map[string]map[string]string{
+		"a later head":                  forge(func(r *witnessRecord) { r.Head = later }),
+		"with another head's signature": forge(func(r *witnessRecord) { r.Head, r.Signed.Head = later, later }),
+		"with no signature":             forge(func(r *witnessRecord) { r.Head, r.Signed = later, nil }),
+		"of an earlier version":         {annotationJournal: string(k.open.ID()), annotationHead: later},
+	} {
+		w.disputed = journal.Head{}
+		if err := w.hears(lease); err != nil || k.state() != nil || w.suspicion() == nil {
+			t.Errorf("%s: %v, %v; suspected: %v", what, err, k.state(), w.suspicion())
+		}
+		if !strings.Contains(w.annotations()[name], `"disputed":"`+later) {
+			t.Errorf("%s: the witness forgets it: %s", what, w.annotations()[name])
+		}
+	}
+	h := &health{journal: k.state, suspicion: k.suspected}
+	if p := h.journalPart(); p.err != nil || !strings.Contains(p.note, later) {
+		t.Errorf("%+v", p)
+	}
+	lost := journal.Head{Seq: 99, SHA256: journal.Hash{7}}
+	algorithm, signature, err := w.key.signText(t.Context(), journal.WitnessText(k.open.ID(), lost))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := forge(func(r *witnessRecord) { r.Signed = &signedHead{lost.String(), algorithm.String(), signature} })
+	if err := w.hears(lease); !errors.Is(err, journal.ErrRolledBack) || !errors.Is(k.state(), journal.ErrRolledBack) {
+		t.Errorf("a signed head: %v, %v", err, k.state())
+	}
+}
+
+// Each journal has an annotation of its own; the oldest of others gives way to ours; and a STATE_DIR that was emptied
+// shows.
+func TestTheLeaseKeepsEachJournal(t *testing.T) {
+	dir := t.TempDir()
+	ca := newSoftCA(t)
+	ca.openJournal(t, dir).Close()
+	k, w, err := ca.reopened(t, dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := map[string]string{"of/another": "stays"}
+	began := time.Now()
+	for i := range maxWitnessed + 3 {
+		text, err := json.Marshal(witnessRecord{Head: fmt.Sprintf("%d:%064d", i+1, 1), Time: began.Add(time.Duration(i) * time.Minute), Place: "elsewhere"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lease[fmt.Sprintf("%s%08x", annotationPrefix, i+1)] = string(text)
+	}
+	if err := errors.Join(w.hears(lease), w.suspicion()); err != nil {
+		t.Fatal(err)
+	}
+	said := w.annotations()
+	for i := range maxWitnessed + 3 {
+		if value, gone := said[fmt.Sprintf("%s%08x", annotationPrefix, i+1)]; gone != (i < 4) || value != "" {
+			t.Errorf("journal %d gives way: %t", i+1, gone)
+		}
+	}
+	if said[annotationPrefix+string(k.open.ID())] == "" || said[annotationJournal] != string(k.open.ID()) || said["of/another"] != "" {
+		t.Errorf("%v", said)
+	}
+	former := k.open.ID()
+	head := k.open.Head()
+	maps.Copy(lease, said)
+	k.close()
+	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	k, w, err = ca.reopened(t, dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.hears(lease); err != nil || k.state() != nil || w.suspicion() == nil || !strings.Contains(w.suspicion().Error(), string(former)) {
+		t.Errorf("STATE_DIR is another: %v; suspected: %v", err, w.suspicion())
+	}
+	if err := handOver(filepath.Join(k.dir, acceptFile), head.String()); err != nil {
+		t.Fatal(err)
+	}
+	w.accept(t.Context())
+	if err := errors.Join(w.hears(lease), w.suspicion()); err != nil {
+		t.Errorf("accepted: %v", err)
+	}
+}
+
+// A file that cannot be read keeps the journal from being used; one that cannot be written is told of once.
+func TestWitnessFile(t *testing.T) {
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "witness")
+	ca := newSoftCA(t)
+	ca.openJournal(t, dir).Close()
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := ca.reopened(t, dir, file); err == nil || !strings.Contains(err.Error(), "WITNESS_FILE") {
+		t.Errorf("a damaged file: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	k, w, err := ca.reopened(t, dir, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, uid := range []string{"", "a"} {
+		if uid != "" {
+			ca.issue(t, k.open, uid, time.Hour)
+		}
+		w.save()
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), k.open.Head().String()) {
+			t.Errorf("%v: %s", err, text)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(file)); err != nil || len(left) != 1 {
+		t.Errorf("%v: %v", left, err)
+	}
+	var log bytes.Buffer
+	w.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
+	w.file = filepath.Join(dir, "nowhere", "witness")
+	ca.issue(t, k.open, "b", time.Hour)
+	w.save()
+	w.save()
+	if strings.Count(log.String(), "cannot be written") != 1 {
+		t.Errorf("%s", &log)
+	}
+}
