@@ -49,7 +49,7 @@ bench: basics ## the benchmarks of speed; the results go to integration/bench/re
 unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreliable.md (about 10 minutes)
 	cd integration && UNRELIABLE=$(CURDIR)/docs/hsm-unreliable.md $(GO) test -run '^$$' -bench UnreliableToken -benchtime 1x -timeout 60m ./bench
 
-faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 4 minutes)
+faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 6 minutes)
 	cd integration && FAULTS=$(CURDIR)/docs/hsm-faults.md $(GO) test -count=1 -timeout 30m -run '^TestFaults$$' ./tokens
 
 lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities (VULNCHECK=required: a scan that cannot run fails)
