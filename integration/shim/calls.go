@@ -153,11 +153,11 @@ func (s *Shim) Forget() error { return os.WriteFile(s.logFile(), nil, 0o600) }
 
 const (
 	pollEvery = 5 * time.Millisecond
-	patience  = 30 * time.Second
+	patience  = 2 * time.Minute
 )
 
 // WaitFor waits until the calls are as wanted, and returns them. That they do not
-// become so in half a minute is an error.
+// become so in two minutes is an error.
 func (s *Shim) WaitFor(ctx context.Context, wanted func(Calls) bool) (Calls, error) {
 	var calls Calls
 	err := wait.PollUntilContextTimeout(ctx, pollEvery, patience, true, func(context.Context) (_ bool, err error) {

@@ -18,8 +18,8 @@ import (
 
 const (
 	readyPoll    = 10 * time.Millisecond
-	readyTimeout = 20 * time.Second
-	stopTimeout  = 10 * time.Second
+	readyTimeout = 2 * time.Minute // on a busy machine a daemon takes its time
+	stopTimeout  = time.Minute
 	logTail      = 2000
 )
 
