@@ -341,7 +341,7 @@ func TestAnothersApproval(t *testing.T) {
 // A requester may be allowed to approve, and so approve its own request. That is no way round the
 // policy either: an approval cannot be taken back, so the request fails.
 func TestOwnApprovalOfWhatIsRefused(t *testing.T) {
-	node, typha := components()[0], components()[1]
+	node := components()[0]
 	must(t, shared.Cluster.Apply(t.Context(), []byte(`
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -362,25 +362,31 @@ subjects: [{kind: ServiceAccount, namespace: `+node.Namespace+`, name: `+node.Se
 		must(t, roles.ClusterRoles().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
 	})
 	for _, mode := range []string{"true", "false"} {
-		p := newPod(t, node, nextIP())
-		bad, err := p.asking(t, typha).Submit(t.Context(), p.client)
-		must(t, err)
-		approveWith(t, p.client, bad.Name)
-		state := filepath.Join(t.TempDir(), "state")
-		d := startReady(t, ca, "APPROVE="+mode, "STATE_DIR="+state) // now, so that the approval comes first
-		_, err = calico.Wait(t.Context(), p.client, bad.Name)
-		requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
-		if now := get(t, bad.Name); len(now.Status.Certificate) > 0 || len(now.Status.Conditions) != 2 {
-			t.Errorf("APPROVE=%s: certificate %q, conditions %v", mode, now.Status.Certificate, now.Status.Conditions)
-		}
-		requireEvent(t, bad.Name, "NameNotAllowed")
-		eventually(t, "the refusal to be recorded", func(context.Context) (bool, error) {
-			text, _ := os.ReadFile(filepath.Join(state, journal.RefusalsLog)) // it is made with the first refusal
-			return strings.Contains(string(text), string(bad.UID)), nil
-		})
-		if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
-			t.Errorf("APPROVE=%s: there were faults:\n%s", mode, log)
-		}
+		t.Run("APPROVE="+mode, func(t *testing.T) { ownApprovalOfWhatIsRefused(t, mode) })
+	}
+}
+
+func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
+	t.Helper()
+	node, typha := components()[0], components()[1]
+	p := newPod(t, node, nextIP())
+	bad, err := p.asking(t, typha).Submit(t.Context(), p.client)
+	must(t, err)
+	approveWith(t, p.client, bad.Name)
+	state := filepath.Join(t.TempDir(), "state")
+	d := startReady(t, ca, "APPROVE="+mode, "STATE_DIR="+state) // now, so that the approval comes first
+	_, err = calico.Wait(t.Context(), p.client, bad.Name)
+	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
+	if now := get(t, bad.Name); len(now.Status.Certificate) > 0 || len(now.Status.Conditions) != 2 {
+		t.Errorf("certificate %q, conditions %v", now.Status.Certificate, now.Status.Conditions)
+	}
+	requireEvent(t, bad.Name, "NameNotAllowed")
+	eventually(t, "the refusal to be recorded", func(context.Context) (bool, error) {
+		text, _ := os.ReadFile(filepath.Join(state, journal.RefusalsLog)) // it is made with the first refusal
+		return strings.Contains(string(text), string(bad.UID)), nil
+	})
+	if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
+		t.Errorf("there were faults:\n%s", log)
 	}
 }
 
