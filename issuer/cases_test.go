@@ -40,8 +40,12 @@ rules:
 // decide gives the verdict on what a pod of edge/gw asks for, with the lints.
 func decide(t *testing.T, ca *CA, p *policy.Policy, usages []policy.Usage, asks pkcs10test.Request) policy.Verdict {
 	t.Helper()
+	return decideRequest(ca, p, "u", usages, asks.PEM(t))
+}
+
+func decideRequest(ca *CA, p *policy.Policy, uid string, usages []policy.Usage, text []byte) policy.Verdict {
 	r := policy.NewRequest(policy.Submission{
-		UID: "u", PEM: asks.PEM(t), Usages: usages,
+		UID: uid, PEM: text, Usages: usages,
 		Requester: policy.Requester{
 			Username: "system:serviceaccount:edge:gw", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:edge"},
 			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {"pu"}},
