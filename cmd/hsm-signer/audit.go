@@ -24,7 +24,7 @@ func newAuditCommand() *cobra.Command {
 		Long: `Verifies and reads the journal of what was signed. hsm-signer may run meanwhile. Only accept-rollback
 changes the journal.`,
 	}
-	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand(), newAuditAcceptCommand())
+	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand(), newAuditShowCommand(), newAuditAcceptCommand())
 	return command
 }
 

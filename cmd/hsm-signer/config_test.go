@@ -73,6 +73,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"SIGNER_NAME":            {value: "calico"},
 		"SIGNATURE_ALGORITHM":    {value: "MD5WithRSA"},
 		"POLICY_FILE":            {value: "/nowhere/policy"},
+		"BLOCKED_KEYS_FILE":      {value: "/nowhere/keys"},
 		"CLUSTER_DOMAIN":         {value: "cluster local"},
 		"CERTIFICATE_LIFETIME":   {value: "1 year"},
 		"APPROVE":                {value: "shadwo", without: "PKCS11_MODULE"},
@@ -100,7 +101,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"ALLOWED_HOSTS":          {value: "a host"},
 		uriVariable:              {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},
 	}
-	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL", "CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE"}
+	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL", "CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE", "WITNESS_FILE"}
 	for _, s := range slices.Concat(serviceSettings, tokenSettings, logSettings) {
 		if _, tried := cases[s.env]; !tried && !slices.Contains(anything, s.env) {
 			t.Errorf("no wrong value of %s is tried", s.env)

@@ -13,11 +13,12 @@ import (
 // the rest is what the intent says.
 type Issued struct {
 	Intent
-	State     State     // [HasCertificate], [IsPublished], [IsOrphaned] or [IsUnconfirmed]
+	State     State     // [HasCertificate], [IsPublished], [IsOrphaned] or [IsUnconfirmed]; see [Find]
 	SignedAt  time.Time // when the line with the certificate was written; zero when there is none
 	NotBefore time.Time
 	NotAfter  time.Time
-	Signed    []byte // the certificate, DER; nil of an orphan whose signature is not in the journal
+	Signed    []byte  // the certificate, DER; nil of an orphan whose signature is not in the journal
+	History   []Event // only from [Find]
 }
 
 // MayBeHeld reports whether the client may hold the certificate: it was published, or was signed
@@ -46,21 +47,27 @@ var errEnough = errors.New("enough")
 func List(dir string, f Filter) iter.Seq2[*Issued, error] {
 	return func(yield func(*Issued, error) bool) {
 		l := &lister{filter: f, yield: yield, open: map[string]*Issued{}}
-		_, err := replay(dir, reader{line: func(line Line, _ place, _ Hash) error { return l.line(line) }})
-		if err == nil {
-			err = l.remaining()
-		}
-		if err != nil && !errors.Is(err, errEnough) {
-			yield(nil, err)
-		}
+		l.read(dir, l.line)
 	}
 }
 
 type lister struct {
-	filter Filter
-	yield  func(*Issued, error) bool
-	open   map[string]*Issued
-	order  []string // UIDs, as they come; those that are open no more are left out from time to time
+	filter   Filter
+	unsigned bool // certificates that are only intended are handed over too
+	yield    func(*Issued, error) bool
+	open     map[string]*Issued
+	order    []string // UIDs, as they come; those that are open no more are left out from time to time
+}
+
+// read hands each line of the journal over, and then yields what is still open.
+func (l *lister) read(dir string, line func(Line) error) {
+	_, err := replay(dir, reader{line: func(read Line, _ place, _ Hash) error { return line(read) }})
+	if err == nil {
+		err = l.remaining()
+	}
+	if err != nil && !errors.Is(err, errEnough) {
+		l.yield(nil, err)
+	}
 }
 
 func (l *lister) line(line Line) error {
@@ -88,12 +95,12 @@ func (l *lister) line(line Line) error {
 }
 
 func (l *lister) intent(e Intent) error {
-	if former := l.open[e.UID]; given(former) { // an orphan, whose request gets a new one
+	if former := l.open[e.UID]; l.given(former) { // an orphan, whose request gets a new one
 		if err := l.give(former); err != nil {
 			return err
 		}
 	}
-	l.open[e.UID] = &Issued{Intent: e}
+	l.open[e.UID] = &Issued{Intent: e, State: Intended}
 	l.order = append(l.order, e.UID)
 	l.tidy()
 	return nil
@@ -139,8 +146,10 @@ func (i *Issued) says(cert *x509.Certificate) (err error) {
 	return err
 }
 
-// given tells whether the certificate is one to hand over.
-func given(i *Issued) bool { return i != nil && (i.Signed != nil || i.State == IsOrphaned) }
+// given reports whether the certificate is one to hand over.
+func (l *lister) given(i *Issued) bool {
+	return i != nil && (l.unsigned || i.Signed != nil || i.State == IsOrphaned)
+}
 
 // give hands over a certificate that the filter takes.
 func (l *lister) give(i *Issued) error {
@@ -153,7 +162,7 @@ func (l *lister) give(i *Issued) error {
 // remaining gives the certificates that were not published.
 func (l *lister) remaining() error {
 	for _, uid := range l.order {
-		if i := l.open[uid]; given(i) {
+		if i := l.open[uid]; l.given(i) {
 			delete(l.open, uid)
 			if err := l.give(i); err != nil {
 				return err
