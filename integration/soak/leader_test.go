@@ -244,7 +244,7 @@ func (p *pair) account(t *testing.T, r *row, c *crowd) {
 // Somebody writes to the lease that a holder nobody knows has it for 68 years.
 func TestLeaseOfAnUnknownHolder(t *testing.T) {
 	times := of(1, 5)
-	r := begin(t, 30, "the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
+	r := begin(t, 20, "the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
 	p := newPair(t, shared)
 	c := shared.newCrowd(t)
 	var after []time.Duration

@@ -20,7 +20,7 @@ import (
 // Requests of 1.4 MB, and requests so near to etcd's limit that no answer can be written to them.
 func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	each := of(6, 60)
-	r := begin(t, 31, "60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry would take; then good ones",
+	r := begin(t, 21, "60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry would take; then good ones",
 		"120 recorded refusals; failed writes 0, faults 0, one event each; good ones issued")
 	own := ownStage(t)
 	s := own.signer(t)

@@ -55,7 +55,7 @@ func (s *signer) keepFailing(t *testing.T) (stop func() (faults int)) {
 // A token in which a call fails every 0.4 s goes on signing.
 func TestUnreliableToken(t *testing.T) {
 	const deadline = time.Minute
-	r := begin(t, 31, "one fault of the token every 0.4 s, in turn CKR_DEVICE_ERROR (twice), CKR_SESSION_HANDLE_INVALID, "+
+	r := begin(t, 23, "one fault of the token every 0.4 s, in turn CKR_DEVICE_ERROR (twice), CKR_SESSION_HANDLE_INVALID, "+
 		"CKR_USER_NOT_LOGGED_IN, CKR_DEVICE_REMOVED, all sessions closed, CKR_KEY_HANDLE_INVALID; 1,000 requests come in",
 		"all issued within 60 s; lost 0; certificates per UID ≤ 1")
 	s := shared.signer(t)
