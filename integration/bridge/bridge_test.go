@@ -390,6 +390,44 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 	}
 }
 
+// A name that a rule grants and the CA's name constraints rule out is a refusal: Denied, or Failed when
+// somebody has approved the request. It is no fault, and nothing is retried.
+func TestWhatTheCADoesNotPermitIsRefused(t *testing.T) {
+	node, typha := components()[0], components()[1]
+	narrow := bridge.CA{KeyLabel: "narrow", CertFile: filepath.Join(t.TempDir(), "narrow.crt")}
+	_, stderr, code := shared.Command(t.Context(), narrow, nil, "ca", "create", "--subject", "CN=Narrow CA",
+		"--permit-dns", node.DNSNames[0], "--out", narrow.CertFile)
+	if code != 0 {
+		t.Fatalf("ca create: exit code %d: %s", code, stderr)
+	}
+	policy := withPolicy(t, fmt.Sprintf(`
+version: 1
+rules:
+  - name: both-names
+    from: {serviceAccounts: [%s/%s]}
+    grant:
+      dnsNames: [%s, %s]
+      ipAddresses: [pod]
+      keys: [ecdsa-p256, rsa-2048]
+      usages: [digital signature, key encipherment, key agreement, server auth, client auth]
+`, node.Namespace, node.ServiceAccount, node.DNSNames[0], typha.DNSNames[0]))
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, typha)
+	asking.SecretName = "approved-by-someone"
+	approved, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	approve(t, approved.Name)
+	d := startReady(t, narrow, policy) // now, so that the approval comes first
+	_, err = calico.Wait(t.Context(), p.client, approved.Name)
+	requireRefused(t, err, certificatesv1.CertificateFailed, "NotIssuable", typha.DNSNames[0])
+	_, err = p.asking(t, typha).Run(t.Context(), p.client)
+	requireRefused(t, err, certificatesv1.CertificateDenied, "NotIssuable", typha.DNSNames[0])
+	p.requireCertificate(t, p.asking(t, node))
+	if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
+		t.Errorf("there were faults:\n%s", log)
+	}
+}
+
 func approve(t *testing.T, name string) {
 	t.Helper()
 	approveWith(t, shared.Cluster.Client(), name)
