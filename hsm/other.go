@@ -29,23 +29,39 @@ func (k *Key) Other(id KeyID, public crypto.PublicKey) (*OtherKey, error) {
 
 // Sign signs a digest once, and lets only a signature out that verifies. The key is found anew each time. A fault is left to the
 // next try: it is the other key that connects again.
-func (o *OtherKey) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if err := o.key.Look(ctx); err != nil && !errors.Is(err, ErrUnproven) {
-		return nil, err
-	}
-	conn, err := o.key.connected(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var signature []byte
-	err = o.key.on(ctx, conn, func() error {
-		handle, err := conn.findOne(ctx, o.id)
-		if err == nil {
-			signature, err = o.signWith(ctx, conn, handle, digest, opts)
-		}
+func (o *OtherKey) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (signature []byte, err error) {
+	err = o.with(ctx, func(conn *connection, handle pkcs11.ObjectHandle) (err error) {
+		signature, err = o.signWith(ctx, conn, handle, digest, opts)
 		return err
 	})
 	return signature, err
+}
+
+// Proof returns what the token says of the key's attributes; it connects if need be.
+func (o *OtherKey) Proof(ctx context.Context) (proof Proof, err error) {
+	err = o.with(ctx, func(conn *connection, handle pkcs11.ObjectHandle) (err error) {
+		proof, err = conn.prove(ctx, handle)
+		return err
+	})
+	return proof, err
+}
+
+// with finds the key on the connection of the CA's key, and calls do.
+func (o *OtherKey) with(ctx context.Context, do func(*connection, pkcs11.ObjectHandle) error) error {
+	if err := o.key.Look(ctx); err != nil && !errors.Is(err, ErrUnproven) {
+		return err
+	}
+	conn, err := o.key.connected(ctx)
+	if err != nil {
+		return err
+	}
+	return o.key.on(ctx, conn, func() error {
+		handle, err := conn.findOne(ctx, o.id)
+		if err != nil {
+			return err
+		}
+		return do(conn, handle)
+	})
 }
 
 func (o *OtherKey) signWith(ctx context.Context, conn *connection, handle pkcs11.ObjectHandle, digest []byte, opts crypto.SignerOpts) ([]byte, error) {

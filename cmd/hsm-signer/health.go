@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,32 +51,51 @@ func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) 
 
 // watchSigning has token, CA and journal looked at.
 func (h *health) watchSigning(p *parts, file *caReloader, restarted bool) {
-	h.token, h.again = h.tellOnce(p.key), p.journal.opened // from when it is open test signatures may be made
+	h.token, h.again = h.tellOnce(p.key.Look, p.toldKeys()), p.journal.opened // from when it is open test signatures may be made
 	h.ca, h.caFile = p.issuer.CA, file.state
 	h.journal, h.standby = p.journal.state, p.lease != nil
 	h.restarted, h.suspicion = restarted, p.journal.suspected
 }
 
-// tellOnce returns what looks at the key, and tells of its attributes when it is at hand for the first time.
-func (h *health) tellOnce(key *hsm.Key) func(context.Context) error {
-	told := false
+// A toldKey is a key whose attributes are logged once.
+type toldKey struct {
+	name  string
+	proof func(context.Context) (hsm.Proof, error)
+	told  bool
+}
+
+// toldKeys are the CA's key and, if there is one, the checkpoint key.
+func (p *parts) toldKeys() []*toldKey {
+	keys := []*toldKey{{name: "the CA's key", proof: p.key.Proof}}
+	if p.checkpoints != nil {
+		keys = append(keys, &toldKey{name: "the checkpoint key", proof: p.checkpoints.key.Proof})
+	}
+	return keys
+}
+
+// tellOnce returns a function that looks at the token, and logs the attributes of each key as soon as the
+// token gives them.
+func (h *health) tellOnce(look func(context.Context) error, keys []*toldKey) func(context.Context) error {
 	return func(ctx context.Context) error {
-		err := key.Look(ctx)
-		if !told && (err == nil || warm(err)) {
-			told = h.tellOf(key.Proof(ctx))
+		err := look(ctx)
+		for _, key := range keys {
+			if !key.told && (err == nil || warm(err)) {
+				proof, proofErr := key.proof(ctx)
+				key.told = h.tellOf(key.name, proof, proofErr)
+			}
 		}
 		return err
 	}
 }
 
-// tellOf logs what of the key's attributes is not as it should be, if they are known.
-func (h *health) tellOf(proof hsm.Proof, err error) (told bool) {
+// tellOf logs which of the key's attributes are not as they should be. It reports whether they are known.
+func (h *health) tellOf(name string, proof hsm.Proof, err error) (told bool) {
 	switch {
 	case err != nil:
 	case !proof.Holds():
-		h.logger.Error("THE CA'S KEY CAN LEAVE ITS TOKEN, and is used all the same", "attributes", proof.String())
+		h.logger.Error(strings.ToUpper(name)+" CAN LEAVE ITS TOKEN, and is used all the same", "attributes", proof.String())
 	case proof.Doubtful():
-		h.logger.Warn("an attribute of the CA's key is not as it should be, which alone is no reason not to use it", "attributes", proof.String())
+		h.logger.Warn("an attribute of "+name+" is not as it should be, which alone is no reason not to use it", "attributes", proof.String())
 	}
 	return err == nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/pem"
 	"errors"
@@ -37,6 +38,35 @@ func readyz(h *health) (int, string) {
 	w := httptest.NewRecorder()
 	h.readyz(w, nil)
 	return w.Code, w.Body.String()
+}
+
+// The attributes of each key are logged once, as soon as the token gives them.
+func TestEachKeyThatCanLeaveIsLoggedOnce(t *testing.T) {
+	extractable := hsm.Proof{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Is: true, Known: true, Must: true}}}
+	safe := hsm.Proof{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Known: true, Must: true}}}
+	var log bytes.Buffer
+	h := newTestHealth(t)
+	h.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
+	lookErr, proofErr := errors.New("the token is away"), errors.New("a fault")
+	keys := []*toldKey{
+		{name: "the CA's key", proof: func(context.Context) (hsm.Proof, error) { return safe, nil }},
+		{name: "the checkpoint key", proof: func(context.Context) (hsm.Proof, error) { return extractable, proofErr }},
+	}
+	look := h.tellOnce(func(context.Context) error { return lookErr }, keys)
+	for n, c := range []struct {
+		lookErr, proofErr error
+		want              int // lines in the log
+	}{
+		{lookErr, nil, 0}, {nil, proofErr, 0}, {fmt.Errorf("%w: x", hsm.ErrUnproven), nil, 1}, {nil, nil, 1},
+	} {
+		lookErr, proofErr = c.lookErr, c.proofErr
+		if err := look(t.Context()); err != c.lookErr {
+			t.Errorf("step %d: %v", n, err)
+		}
+		if strings.Count(log.String(), "\n") != c.want || c.want == 1 && !strings.Contains(log.String(), "[ERROR] THE CHECKPOINT KEY CAN LEAVE ITS TOKEN") {
+			t.Errorf("step %d: want %d lines:\n%s", n, c.want, log.String())
+		}
+	}
 }
 
 func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {

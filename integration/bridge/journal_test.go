@@ -3,7 +3,9 @@ package bridge_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -133,6 +135,33 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
 	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// A checkpoint key that can leave the token is used, and run and check say that it can.
+func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
+	imported := importKey(t, "imported-checkpoints")
+	text, err := os.ReadFile(imported.CertFile)
+	must(t, err)
+	block, _ := pem.Decode(text)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	der, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
+	must(t, err)
+	dir := t.TempDir()
+	public := filepath.Join(dir, "checkpoint.pub")
+	must(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
+	env := []string{
+		"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=" + imported.KeyLabel,
+		"CHECKPOINT_PUBLIC_KEY_FILE=" + public,
+	}
+	requireCheckpointKey(t, env, 0, "warning  checkpoint key ")
+	d := startReady(t, ca, env...)
+	eventually(t, "a line in the log", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(), "THE CHECKPOINT KEY CAN LEAVE ITS TOKEN"), nil
+	})
+	if strings.Contains(d.Log(), "THE CA'S KEY CAN LEAVE") {
+		t.Errorf("the log says so of the CA's key:\n%s", d.Log())
 	}
 }
 
