@@ -95,7 +95,7 @@ var shownNames = map[string][2]string{
 	"permissions": {"Permissions", "hsm-signer check names what is missing; apply again what you installed (kubectl apply -k your overlay). docs/runbook.md: HSMSignerNotReady"},
 	"token":       {"HSM", "hsm-signer check goes through module, token, PIN and key. docs/runbook.md: HSMSignerTokenUnavailable"},
 	"ca":          {"CA", "Its certificate is outside its dates. docs/runbook.md: HSMSignerCAExpiring"},
-	"journal":     {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: HSMSignerJournalNotWritable"},
+	"journal":     {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: HSMSignerJournalNotWritable, or HSMSignerJournalRolledBack if it was rolled back"},
 }
 
 func (s *statusPage) shownParts() []status.Part {
