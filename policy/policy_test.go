@@ -452,7 +452,8 @@ func TestNothingOfAStrangerIsParsed(t *testing.T) {
 		return testing.AllocsPerRun(10, func() { p.Decide(stranger.requestOf(pem)) })
 	}
 	whole := pkcs10test.Request{DNSNames: []string{"typha-client"}, IPs: []netip.Addr{podIP}}.PEM(t)
-	if least, most := cost(nil), cost(whole); most > least {
+	// With the race detector the counts vary by a few; to parse the request takes hundreds more.
+	if least, most := cost(nil), cost(whole); most > 2*least {
 		t.Errorf("a request of a stranger costs %.0f allocations, and nothing %.0f", most, least)
 	}
 }

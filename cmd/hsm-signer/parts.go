@@ -50,13 +50,16 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	c.resolveStateDir(faults)
 	switch {
 	case faults.has("APPROVE"): // so whether a token is needed is not known
+		p.ca = c.loadOptionalCA(faults)
 	case c.mode == kube.Shadow:
 		_, err := takePIN() // there is no use for it
 		faults.add("PKCS11_PIN", err)
 		faults.add("STATE_DIR", requireOwn(c.stateDir))
+		p.ca = c.loadOptionalCA(faults)
 	default:
 		c.loadSigning(p, faults)
 	}
+	c.checkRules(p.policy, p.ca, faults)
 	p.lease = c.requireLease(faults)
 	p.client, p.server = c.loadClient(faults, p.metrics.countCalls)
 	return p

@@ -263,7 +263,7 @@ func requireEvent(t *testing.T, request, reason string) {
 
 func eventually(t *testing.T, what string, condition wait.ConditionWithContextFunc) {
 	t.Helper()
-	if err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, 30*time.Second, true, condition); err != nil {
+	if err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, 2*time.Minute, true, condition); err != nil {
 		t.Fatalf("waiting for %s: %v", what, err)
 	}
 }

@@ -32,10 +32,11 @@ var overlays = map[string]map[string]string{
 // kubectl runs the bed's kubectl as the admin.
 func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
 	t.Helper()
-	bin, err := bed.Binaries(t.Context(), nil)
+	ctx := context.WithoutCancel(t.Context()) // it is used in clean-up too
+	bin, err := bed.Binaries(ctx, nil)
 	must(t, err)
 	var out, errs strings.Builder
-	cmd := exec.CommandContext(t.Context(), bin.Kubectl, args...)
+	cmd := exec.CommandContext(ctx, bin.Kubectl, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+shared.Cluster.Kubeconfig())
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -151,14 +152,21 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	node := components()[0]
 	must(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
 	text, _ := kubectl(t, "kustomize", deployment(t, "softhsm", withPodsOfPolicy))
-	var rights []string
+	var rights, bindings []string
 	for _, object := range strings.Split(text, "\n---\n") {
-		if strings.Contains(object, "kind: ClusterRole\n") || strings.Contains(object, "kind: RoleBinding\n") {
-			rights = append(rights, object)
+		switch {
+		case strings.Contains(object, "kind: RoleBinding\n"):
+			bindings = append(bindings, object)
+		case !strings.Contains(object, "kind: ClusterRole\n"):
+			continue
 		}
+		rights = append(rights, object)
 	}
+	file := filepath.Join(t.TempDir(), "bindings.yaml")
+	must(t, os.WriteFile(file, []byte(strings.Join(bindings, "\n---\n")), 0o600))
 	must(t, shared.Cluster.Apply(t.Context(), []byte(strings.Join(rights, "\n---\n"))))
 	t.Cleanup(func() { // the others have the rights of the base
+		kubectl(t, "delete", "--ignore-not-found", "-f", file)
 		base, err := os.ReadFile("../../deploy/base/rbac.yaml")
 		must(t, errors.Join(err, shared.Cluster.Apply(context.WithoutCancel(t.Context()), base)))
 	})

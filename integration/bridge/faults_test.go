@@ -160,7 +160,7 @@ func TestPINFromFile(t *testing.T) {
 func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
 	_, stderr, code := shared.Command(t.Context(), ca, []string{
 		"SIGNER_NAME=kubernetes.io/kubelet-serving,nonsense", "PKCS11_SLOT=first", "PKCS11_PIN=", "PKCS11_MODULE=", "CA_KEY_ID=xyz",
-		"CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere", "APPROVE=maybe", "CERTIFICATE_LIFETIME=1s", "WORKERS=0",
+		"CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere", "CERTIFICATE_LIFETIME=1s", "WORKERS=0",
 		"KUBECONFIG=/nowhere", "LOG_LEVEL=loud", "UNSET_SIGNER_NAME=perhaps", "SIGNATURE_ALGORITHM=MD5",
 	}, "run")
 	if code != 4 {
@@ -168,7 +168,7 @@ func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
 	}
 	for _, variable := range []string{
 		"SIGNER_NAME: \"kubernetes.io/kubelet-serving\" is reserved", "\"nonsense\" is not a signer name", "PKCS11_SLOT:", "PKCS11_PIN_FILE:", "PKCS11_MODULE:",
-		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "APPROVE:", "CERTIFICATE_LIFETIME:", "WORKERS:", "KUBECONFIG:", "LOG_LEVEL:",
+		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "CERTIFICATE_LIFETIME:", "WORKERS:", "KUBECONFIG:", "LOG_LEVEL:",
 		"UNSET_SIGNER_NAME:", "SIGNATURE_ALGORITHM:",
 	} {
 		if !strings.Contains(stderr, variable) {

@@ -1,7 +1,6 @@
 package bridge_test
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -33,15 +32,14 @@ func TestLoadCountsLostClients(t *testing.T) {
 	for i := range pods {
 		pods[i].Config = proxy.Config(pods[i].Config.BearerToken)
 	}
-	done := make(chan load.Report)
+	done, watching := make(chan load.Report), make(chan struct{}, len(pods))
 	plan := patientClient
-	plan.Attempts = 2
+	plan.Attempts, plan.Watching = 2, func() { watching <- struct{}{} }
 	go func() { done <- load.Run(t.Context(), pods, plan) }()
-	cut := 0
-	eventually(t, "every client to watch, and its watch to be cut", func(context.Context) (bool, error) {
-		cut += proxy.CutWatches()
-		return cut >= len(pods), nil
-	})
+	for range pods {
+		<-watching
+	}
+	proxy.CutWatches()
 	if report := <-done; report.Lost != len(pods) || report.Issued != 0 {
 		t.Errorf("%d watches were cut: %s; errors: %v", len(pods), report, report.Errors)
 	}

@@ -28,14 +28,14 @@ const maxEvent = 4 << 20
 // A client is one run of Calico's init container. It has a connection of its own.
 type client struct {
 	calico.InitContainer
-	host     string
-	http     *http.Client
-	perEvent time.Duration
+	host string
+	http *http.Client
+	plan Plan
 }
 
 // newClient returns a client that reaches the API server with config, which holds the pod's
 // credentials.
-func newClient(config *rest.Config, asking calico.InitContainer, perEvent time.Duration) (*client, error) {
+func newClient(config *rest.Config, asking calico.InitContainer, plan Plan) (*client, error) {
 	tls, err := rest.TLSConfigFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("connection of %s: %w", asking.Name(), err)
@@ -46,7 +46,7 @@ func newClient(config *rest.Config, asking calico.InitContainer, perEvent time.D
 	if err != nil {
 		return nil, fmt.Errorf("credentials of %s: %w", asking.Name(), err)
 	}
-	return &client{asking, config.Host, &http.Client{Transport: authorized}, perEvent}, nil
+	return &client{asking, config.Host, &http.Client{Transport: authorized}, plan}, nil
 }
 
 // run submits the request and waits for its certificate. It returns errWatchEnded if the API server
@@ -111,7 +111,7 @@ func (c *client) do(ctx context.Context, method, path string, body []byte) (*htt
 }
 
 // await watches every request of the cluster until one object of the client's own name has both a
-// certificate and the approval. It spends perEvent on each event, and decodes only its own.
+// certificate and the approval. It spends [Plan.PerEvent] on each event, and decodes only its own.
 func (c *client) await(ctx context.Context) error {
 	response, err := c.do(ctx, http.MethodGet, requestsPath+"?watch=true", nil)
 	if err != nil {
@@ -121,11 +121,14 @@ func (c *client) await(ctx context.Context) error {
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("watch certificate requests: %s", response.Status)
 	}
+	if c.plan.Watching != nil {
+		c.plan.Watching()
+	}
 	name := []byte(`"name":"` + c.Name() + `"`)
 	events := bufio.NewScanner(response.Body)
 	events.Buffer(make([]byte, 0, 4<<10), maxEvent)
 	for events.Scan() {
-		if err := spend(ctx, c.perEvent); err != nil {
+		if err := spend(ctx, c.plan.PerEvent); err != nil {
 			return err
 		}
 		if bytes.Contains(events.Bytes(), name) && issued(events.Bytes(), c.Name()) {

@@ -44,6 +44,8 @@ type Plan struct {
 	Attempts int
 	// Timeout ends one attempt; zero means [calico.Timeout].
 	Timeout time.Duration
+	// Watching is called each time a client's watch has begun; nil: nobody wants to know.
+	Watching func()
 }
 
 // An Outcome is what became of one pod.
@@ -146,7 +148,7 @@ func (p Pod) askOnce(ctx context.Context, plan Plan) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c, err := newClient(p.Config, p.Asking, plan.PerEvent)
+	c, err := newClient(p.Config, p.Asking, plan)
 	if err != nil {
 		return err
 	}
