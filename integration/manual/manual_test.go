@@ -58,9 +58,9 @@ var (
 	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
 	// needsMore are the commands that change something, or that need what is not there: hsm-signer in a pod, with a lease
 	// and an overlay; Calico; a policy's tests.
-	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|test)( |$)`)
+	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|test|accept-rollback)( |$)`)
 	// placeholders stand for what is there on that cluster.
-	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1",
+	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1", `SERIAL\|REQUEST`, "typha-certs:typha-1", " DIR", ` "$STATE_DIR"`,
 		"SEQ:SHA256", `$(hsm-signer audit verify --output json | jq -r '"\(.head.seq):\(.head.sha256)"')`)
 )
 
