@@ -91,17 +91,19 @@ func (c *config) loadSigning(p *parts, faults *configFaults) {
 
 // loadPolicy returns the policy, and adds what is wrong with it to the faults.
 func (c *config) loadPolicy(faults *configFaults) *policy.Policy {
-	text, err := c.readPolicy()
-	keys, blockedErr := c.readBlockedKeys()
 	var blocked *policy.BlockedKeys
-	if blockedErr == nil {
-		blocked, blockedErr = c.parseBlockedKeys(keys)
-	}
-	faults.add("BLOCKED_KEYS_FILE", blockedErr)
-	var p *policy.Policy
+	keys, err := c.readBlockedKeys()
 	if err == nil {
-		p, err = c.parsePolicy(text, blocked)
+		blocked, err = c.parseBlockedKeys(keys)
 	}
+	faults.add("BLOCKED_KEYS_FILE", err)
+	text, err := c.readPolicy()
+	if err != nil {
+		faults.add("POLICY_FILE", err)
+		return nil
+	}
+	p, err := c.parsePolicy(text, blocked)
+	// The policy is judged by these; where one is wrong, so may be what is found.
 	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME") {
 		faults.add("POLICY_FILE", err)
 	}
