@@ -233,7 +233,7 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 	for n, c := range []struct {
 		pod, signer string
 		left        time.Duration
-		unpublished string // what became of it; empty: it was published
+		unpublished string // the kind of its last line; empty if it was published
 	}{
 		{"renewed", "a", time.Hour, ""}, {"renewed", "a", 99 * time.Hour, ""},
 		{"shortened", "a", 99 * time.Hour, ""}, {"shortened", "a", -time.Hour, ""},

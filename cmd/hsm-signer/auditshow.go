@@ -38,7 +38,7 @@ func newAuditShowCommand() *cobra.Command {
 		Use:   "show SERIAL|REQUEST [DIR]",
 		Short: "Show everything the journal knows of one certificate",
 		Long: `Shows everything that the journal in DIR (by default STATE_DIR) knows of one certificate: who
-requested it, which rule granted it, what became of it and when, and the certificate itself.
+requested it, which rule granted it, its outcome with the time, and the certificate itself.
 
 SERIAL is the serial number in hex, as openssl prints it: with or without colons, in upper or lower
 case. REQUEST is the UID or the name of the CertificateSigningRequest. A name can be used again, and a

@@ -102,7 +102,7 @@ var (
 		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *config, v string) error { c.kubeconfig = v; return nil }},
 		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal; with APPROVE=shadow, a directory of its own for the decisions", func(c *config, v string) error { c.stateDir = v; return nil }},
 		{"JOURNAL_MAX_REQUESTS", "20000000", "requests that the journal remembers, of four bytes of memory each", func(c *config, v string) error { return readCount(v, 1, 1<<30, &c.maxRequests) }},
-		{"JOURNAL_MAX_UNFINISHED", "10000", "requests begun and neither published nor given up, of about 4 KiB of memory each", func(c *config, v string) error { return readCount(v, 1, 1_000_000, &c.maxUnfinished) }},
+		{"JOURNAL_MAX_UNFINISHED", "10000", "most requests that are signed or about to be, and not yet published; each takes about 4 KiB of memory", func(c *config, v string) error { return readCount(v, 1, 1_000_000, &c.maxUnfinished) }},
 		{"CHECKPOINT_KEY_LABEL", "", "label of the checkpoint key in the token, which signs the head of the journal at intervals; not the CA's key", func(c *config, v string) error { c.checkpoints.key.Label = v; return nil }},
 		{"CHECKPOINT_KEY_ID", "", "id of the checkpoint key, in hex", readCheckpointKeyID},
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with the public half of the checkpoint key", func(c *config, v string) error { c.checkpoints.publicKeyFile = v; return nil }},

@@ -120,10 +120,10 @@ func testPolicy(d kube.Decider, places []string, output string, out io.Writer) e
 			results = append(results, caseResult{File: file, Result: caseFault, Message: err.Error()})
 		}
 		for _, c := range cases {
-			begun := time.Now()
+			started := time.Now()
 			difference, err := c.run(d, keys)
 			r := caseResult{File: file, Case: c.Name, Result: casePassed, Message: difference}
-			switch r.took = time.Since(begun); {
+			switch r.took = time.Since(started); {
 			case err != nil:
 				r.Result, r.Message = caseFault, err.Error()
 			case difference != "":

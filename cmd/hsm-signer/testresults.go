@@ -22,7 +22,7 @@ const (
 	caseFault  = "fault"  // could not be run
 )
 
-// A caseResult is what came of one case, and one line of the output in JSON.
+// A caseResult is the result of one case, and one line of the JSON output.
 type caseResult struct {
 	File    string `json:"file"`
 	Case    string `json:"case"` // empty: the file itself could not be read

@@ -36,7 +36,7 @@ const soon = 30 * day
 // dark is for how long after its end a certificate is looked for: by then somebody has noticed.
 const dark = 30 * day
 
-// A Certificate is one that was published, or may have been, with what is known of who has it.
+// A Certificate was published, or may have been. It holds what the journal says about its holder.
 type Certificate struct {
 	Issued    *journal.Issued // all that the journal has; nil in what a [Watch] reports, which would need much memory
 	Requester string
