@@ -3,7 +3,6 @@ package main
 import (
 	"crypto"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -191,7 +190,7 @@ func (a *auditVerify) vouched(s journal.Summary, now time.Time) error {
 
 func (a *auditVerify) print(dir string, s journal.Summary, witnessed bool, out io.Writer) error {
 	if a.output == "json" {
-		return json.NewEncoder(out).Encode(s)
+		return printJSON(out, s)
 	}
 	n, checkpointed := s.Counts, "whose signatures were not verified (--checkpoint-key)"
 	switch {

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -202,8 +201,7 @@ func viewOf(i *journal.Issued) issuedView {
 }
 
 func (l *auditList) json(ctx context.Context) error {
-	encoder := json.NewEncoder(l.out)
-	return l.all(ctx, func(view issuedView) error { return encoder.Encode(view) })
+	return l.all(ctx, func(view issuedView) error { return printJSON(l.out, view) })
 }
 
 // text prints a table, and below it what to do.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -99,7 +98,7 @@ func (s *auditShow) show(output string, out io.Writer) error {
 		}
 		view := shownViewOf(i)
 		if output == "json" {
-			err = json.NewEncoder(out).Encode(view)
+			err = printJSON(out, view)
 		} else {
 			_, err = io.WriteString(out, view.text(shown > 0))
 		}

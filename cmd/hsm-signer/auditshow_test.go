@@ -12,8 +12,9 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// shownJournal has one certificate in each state. Two requests have the name "again"; the request "twice" got
-// another certificate after an orphan. It returns the intents by UID; that of the orphan is "orphan".
+// shownJournal has one certificate in each state. Two requests have the name "again"; the request
+// "twice" got another certificate after an orphan. It returns the intents by UID; that of the
+// orphan is "orphan".
 func shownJournal(t *testing.T) (state string, intents map[string]journal.Intent) {
 	t.Helper()
 	dir := t.TempDir()
@@ -107,6 +108,20 @@ func TestAuditShow(t *testing.T) {
 	} {
 		if got := shown(t, state, c.argument); strings.Join(got, "\n") != strings.Join(c.want, "\n") {
 			t.Errorf("%s: %q, want %q", c.argument, got, c.want)
+		}
+	}
+}
+
+// JSON is ASCII: what a requester wrote changes no terminal there either.
+func TestAuditPrintsJSONInASCII(t *testing.T) {
+	state, _ := shownJournal(t)
+	for _, args := range [][]string{{"show", "uid-a", state}, {"list", state}} {
+		out, stderr, code := command(t, append(append([]string{"audit"}, args...), "--output", "json")...)
+		if code != 0 || !strings.Contains(out, `\u202e`) {
+			t.Errorf("audit %s: exit code %d: %s%s", args[0], code, out, stderr)
+		}
+		if strings.ContainsFunc(out, func(r rune) bool { return r >= 0x7f }) {
+			t.Errorf("audit %s is not ASCII: %q", args[0], out)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -279,10 +278,11 @@ func newCheckPrinter(output string, out io.Writer) *checkPrinter {
 func (p *checkPrinter) line(line checkLine) {
 	p.count[line.Result]++
 	if p.json {
-		_ = json.NewEncoder(p.out).Encode(line)
+		_ = printJSON(p.out, line)
 		return
 	}
-	fmt.Fprintln(p.out, strings.TrimRight(fmt.Sprintf("%-8s %-34s %s", line.Result, line.Check, line.Detail), " "))
+	text := fmt.Sprintf("%-8s %-34s %s", line.Result, line.Check, line.Detail)
+	fmt.Fprintln(p.out, harmless(strings.TrimRight(text, " ")))
 }
 
 // summary counts the lines. In JSON there is none: every line there has the same shape.

@@ -1,17 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"strings"
 	"time"
-	"unicode/utf16"
 
 	"github.com/spf13/cobra"
 
@@ -259,29 +256,6 @@ type explanation struct {
 	Reasons []policy.Reason `json:"reasons"`
 }
 
-// asciiJSON returns one line of JSON in which nothing can change a terminal: encoding/json writes the
-// control characters beyond ASCII as they are.
-func asciiJSON(x any) []byte {
-	text, err := json.Marshal(x)
-	if err != nil { // it has strings alone
-		return nil
-	}
-	var line bytes.Buffer
-	for _, r := range string(text) {
-		switch {
-		case r < 0x7f:
-			line.WriteRune(r)
-		case r <= 0xffff:
-			fmt.Fprintf(&line, `\u%04x`, r)
-		default:
-			high, low := utf16.EncodeRune(r)
-			fmt.Fprintf(&line, `\u%04x\u%04x`, high, low)
-		}
-	}
-	line.WriteByte('\n')
-	return line.Bytes()
-}
-
 // print tells whether the request would be granted.
 func (e *explainer) print(name string, verdict policy.Verdict) bool {
 	x := explanation{File: name, Verdict: "refused", Reasons: []policy.Reason{}}
@@ -297,7 +271,7 @@ func (e *explainer) print(name string, verdict policy.Verdict) bool {
 		x.Reasons = []policy.Reason{{Code: policy.PodNotVerified, Rule: v.Rule, Field: "pod", Message: "is waited for: " + v.Missing}}
 	}
 	if e.assumed.output == "json" {
-		_, _ = e.out.Write(asciiJSON(x))
+		_ = printJSON(e.out, x) // as for text: a reader that left needs no more
 		return x.Verdict == "granted"
 	}
 	fmt.Fprintf(e.out, "%s\n", harmlessLine(name+": "+x.Verdict+grant)) // the cluster's objects are in it

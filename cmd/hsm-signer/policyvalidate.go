@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -157,7 +156,7 @@ func mistakesIn(err error) []finding {
 
 func (v policyReport) print(output string, out io.Writer) error {
 	if output == "json" {
-		return json.NewEncoder(out).Encode(v)
+		return printJSON(out, v)
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s: %s, ", v.File, v.Verdict)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -95,9 +94,8 @@ func printResults(results []caseResult, output string, out io.Writer) error {
 	case "junit":
 		return writeJUnit(out, results)
 	case "json":
-		encoder := json.NewEncoder(out)
 		for _, r := range results {
-			if err := encoder.Encode(r); err != nil {
+			if err := printJSON(out, r); err != nil {
 				return err
 			}
 		}
