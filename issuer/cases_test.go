@@ -207,7 +207,8 @@ func TestIssuerInAnotherEncoding(t *testing.T) {
 	requireFault(t, chain, h.caKey.Public(), "names its issuer in another encoding")
 }
 
-// A root's own signature over SHA-1 does not matter, and the root is never sent. SHA-1 elsewhere is refused.
+// A root's own signature over SHA-1 does not matter, and the root is never sent. SHA-1 elsewhere is
+// refused.
 func TestRootWithSHA1(t *testing.T) {
 	h := newThreeTier(t)
 	chain := h.chain(t)

@@ -78,8 +78,8 @@ func ascii(message string) string {
 }
 
 // A linter issues each certificate with a throwaway key before the real key signs the same bytes.
-// It keeps a copy of the CA's chain that differs from it in keys, signatures and dates alone, so that
-// whatever the chain does not allow shows.
+// It keeps a copy of the CA's chain that differs from it in keys, signatures and dates alone, so
+// that whatever the chain does not allow shows.
 type linter struct {
 	key           crypto.Signer
 	ca            *x509.Certificate
@@ -133,8 +133,8 @@ func copyCertificate(cert *x509.Certificate, public crypto.PublicKey, signer cry
 	return x509.ParseCertificate(der)
 }
 
-// throwawayKey returns a key for a copy. That of the issuing CA has the type of the original, so that
-// the signature algorithm is the same; its size does not show in what is signed.
+// throwawayKey returns a key for a copy. That of the issuing CA has the type of the original, so
+// that the signature algorithm is the same; its size does not show in what is signed.
 func throwawayKey(like crypto.PublicKey, issuing bool) (crypto.Signer, error) {
 	switch key := like.(type) {
 	case *rsa.PublicKey:
@@ -160,8 +160,8 @@ type certificate struct {
 	Signature asn1.BitString
 }
 
-// issue makes the certificate with the throwaway key, and returns it or why it cannot be issued. The
-// real certificate differs in nothing but the signature.
+// issue makes the certificate with the throwaway key, and returns it or why it cannot be issued.
+// The real certificate differs in nothing but the signature.
 func (l *linter) issue(template *x509.Certificate, public crypto.PublicKey) (*certificate, []finding) {
 	leaf, err := l.create(template, public)
 	if err != nil {
@@ -199,7 +199,8 @@ func (l *linter) verify(leaf *x509.Certificate) error {
 func (l *linter) checkChain(leaf, template *x509.Certificate) []finding {
 	err := l.verify(leaf)
 	if err == nil {
-		// OpenSSL takes a common name for a DNS name where there is no other, and crypto/x509 does not.
+		// OpenSSL takes a common name for a DNS name where there is no other, and crypto/x509 does
+		// not.
 		cn := leaf.Subject.CommonName
 		if len(template.DNSNames) > 0 || !looksLikeDNSName(cn) {
 			return nil

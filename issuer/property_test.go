@@ -70,8 +70,8 @@ type combination struct {
 	key    pkcs10.KeyType
 }
 
-// combinations lists all key usage sets with all sets of extended key usages, except both empty, for each
-// type of key.
+// combinations lists all key usage sets with all sets of extended key usages, except both empty,
+// for each type of key.
 func combinations() []combination {
 	var all []combination
 	usages := policy.Usages()
@@ -89,9 +89,10 @@ func combinations() []combination {
 	return all
 }
 
-// Whatever is granted under a CA that loads is issued, and verifies in Go and OpenSSL for each extended key
-// usage that it holds, with the root alone trusted. A run tries one combination in thirteen under each CA;
-// EVERY_COMBINATION=1 tries all, also with RSA keys of 8192 bits, which takes minutes.
+// Whatever is granted under a CA that loads is issued, and verifies in Go and OpenSSL for each
+// extended key usage that it holds, with the root alone trusted. A run tries one combination in
+// thirteen under each CA; EVERY_COMBINATION=1 tries all, also with RSA keys of 8192 bits, which
+// takes minutes.
 func TestEverythingGrantedIsIssued(t *testing.T) {
 	every := os.Getenv("EVERY_COMBINATION") != ""
 	requests := requestsOfEveryKey(t, every)
@@ -158,7 +159,8 @@ func verifyInGo(t *testing.T, chain Chain, text []byte) {
 	}
 }
 
-// requestsOfEveryKey returns a request with each type of key. RSA keys of 8192 bits take a minute to make.
+// requestsOfEveryKey returns a request with each type of key. RSA keys of 8192 bits take a minute
+// to make.
 func requestsOfEveryKey(t *testing.T, large bool) map[pkcs10.KeyType][]byte {
 	t.Helper()
 	requests := map[pkcs10.KeyType][]byte{}

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// replaceableBy returns nil if another certificate of the same CA may take the place of this one while the
-// service runs: the same name and key identifier, and no constraint less.
+// replaceableBy returns nil if another certificate of the same CA may take the place of this one
+// while the service runs: the same name and key identifier, and no constraint less.
 func (c *CA) replaceableBy(fresh *CA) error {
 	const restart = "to use it, start hsm-signer again"
 	switch {
@@ -46,8 +46,8 @@ func (c Constraints) asStrictAs(other Constraints) bool {
 	return c.Permitted.within(other.Permitted) && other.Excluded.in(c.Excluded)
 }
 
-// within reports whether a set of permitted names allows nothing that the other does not. A kind of which
-// none is listed is not restricted.
+// within reports whether a set of permitted names allows nothing that the other does not. A kind of
+// which none is listed is not restricted.
 func (s NameSpace) within(other NameSpace) bool {
 	limits := func(theirs, ours int) bool { return theirs == 0 || ours > 0 }
 	return limits(len(other.DNSDomains), len(s.DNSDomains)) && limits(len(other.IPRanges), len(s.IPRanges)) &&

@@ -83,8 +83,8 @@ func flood(certificates int, now time.Time) (recent []journal.Recent) {
 	return recent
 }
 
-// With the budget that is built in, all nodes of a cluster of 5,000 restart twice in an hour, also when tenants
-// behind a wildcard rule have taken all that is left to take.
+// With the budget that is built in, all nodes of a cluster of 5,000 restart twice in an hour, also
+// when tenants behind a wildcard rule have taken all that is left to take.
 func TestTenantsDoNotStarveCalicosNodes(t *testing.T) {
 	const nodes, restarts = 5_000, 2
 	for _, c := range []struct {
@@ -128,7 +128,8 @@ func TestTenantsDoNotStarveCalicosNodes(t *testing.T) {
 	}
 }
 
-// Without tenants, the other DaemonSets of Calico Enterprise have room beside two restarts of all nodes.
+// Without tenants, the other DaemonSets of Calico Enterprise have room beside two restarts of all
+// nodes.
 func TestLogCollectorsHaveRoomBesideTheNodes(t *testing.T) {
 	p, now := builtInWith(t, "calico-enterprise", ""), time.Now()
 	b := newBudget()
@@ -193,8 +194,8 @@ func TestBudgetsOfNamespacesAndRules(t *testing.T) {
 	}
 }
 
-// What a rule was granted under a former name counts for all. It leaves the reserves of the other rules alone
-// while there is any of the total.
+// What a rule was granted under a former name counts for all. It leaves the reserves of the other
+// rules alone while there is any of the total.
 func TestBudgetOfARenamedRule(t *testing.T) {
 	p, now := parsePolicy(t, small), time.Now()
 	b := newBudget()

@@ -24,8 +24,8 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// LintRules reports what the rules allow and the CA can never issue. A rule of which nothing can be issued is
-// an error. Single names and key types are warnings.
+// LintRules reports what the rules allow and the CA can never issue. A rule of which nothing can be
+// issued is an error. Single names and key types are warnings.
 func LintRules(ca *CA, offers []policy.Offer) (warnings []string, err error) {
 	r := &ruleLinter{ca: ca, findings: map[string][]finding{}}
 	var faults []error
@@ -43,8 +43,8 @@ type ruleLinter struct {
 	findings map[string][]finding // by name, or by key type and usages
 }
 
-// An offered name is one that a rule writes, and the names that stand for it: it can be issued if one of them
-// can.
+// An offered name is one that a rule writes, and the names that stand for it: it can be issued if
+// one of them can.
 type offered struct {
 	field, name string
 	samples     []x509.Certificate
@@ -133,8 +133,8 @@ func (r *ruleLinter) issue(sample x509.Certificate, public crypto.PublicKey, usa
 	return findings
 }
 
-// offeredNames returns the names of a rule. Where a part of a name is open, the samples are such that one of
-// them is permitted if any name is.
+// offeredNames returns the names of a rule. Where a part of a name is open, the samples are such
+// that one of them is permitted if any name is.
 func (c *CA) offeredNames(offer policy.Offer) []offered {
 	permitted, ranges := c.permitted()
 	var all []offered
@@ -187,8 +187,8 @@ func (c *CA) permitted() (domains []string, ranges []netip.Prefix) {
 	return domains, ranges
 }
 
-// fill returns names of the shape: one with nothing particular for each wildcard, and one within each domain
-// that has any.
+// fill returns names of the shape: one with nothing particular for each wildcard, and one within
+// each domain that has any.
 func fill(shape string, domains []string) []string {
 	plain := strings.ReplaceAll(strings.ReplaceAll(shape, "**", "x"), "*", "x")
 	samples := []string{plain}
@@ -229,8 +229,8 @@ func fillWithin(shape, domain []string) (string, bool) {
 	return strings.Join(name, "."), true
 }
 
-// addressesIn returns addresses of the prefix: one at its start, and one within each range that it shares
-// addresses with.
+// addressesIn returns addresses of the prefix: one at its start, and one within each range that it
+// shares addresses with.
 func addressesIn(prefix netip.Prefix, ranges []netip.Prefix) []netip.Addr {
 	all := []netip.Addr{prefix.Addr()}
 	for _, other := range ranges {
@@ -258,7 +258,8 @@ func firstOf(ranges []netip.Prefix) []netip.Addr {
 	return all
 }
 
-// sampleKey returns a public key of the type. Nobody has the private keys of RSA keys: they are not pairs.
+// sampleKey returns a public key of the type. Nobody has the private keys of RSA keys: they are not
+// pairs.
 func sampleKey(kind pkcs10.KeyType) (crypto.PublicKey, error) {
 	switch kind {
 	case pkcs10.ECDSAP256:

@@ -76,7 +76,7 @@ func (c *Controller) answerTooLarge(ctx context.Context, csr *certificatesv1.Cer
 		return err
 	}
 	was := stateOf(csr)
-	if was == done { // the next look at what is unfinished takes note of it
+	if was == done { // the next reconciliation records it
 		return nil
 	}
 	refusal := refusedForSize(grant)

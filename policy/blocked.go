@@ -13,8 +13,9 @@ type BlockedKeys struct {
 	hash string          // of the text
 }
 
-// ParseBlockedKeys reads a list of keys: on each line the SHA-256, in hex, of a SubjectPublicKeyInfo
-// in DER. Empty lines are skipped, and so is what follows a #. The error lists every bad line with its number.
+// ParseBlockedKeys reads a list of keys: on each line the SHA-256, in hex, of a
+// SubjectPublicKeyInfo in DER. Empty lines are skipped, and so is what follows a #. The error lists
+// every bad line with its number.
 func ParseBlockedKeys(text []byte) (*BlockedKeys, error) {
 	sum := sha256.Sum256(text)
 	blocked := &BlockedKeys{keys: map[string]bool{}, hash: hex.EncodeToString(sum[:])}
@@ -49,7 +50,8 @@ func (b *BlockedKeys) Len() int {
 	return len(b.keys)
 }
 
-// refuse returns the reason for which a request for a blocked key is refused, and false for any other.
+// refuse returns the reason for which a request for a blocked key is refused, and false for any
+// other.
 func (b *BlockedKeys) refuse(r *Request) (Reason, bool) {
 	if b == nil || !b.keys[r.publicKeySHA256()] {
 		return Reason{}, false

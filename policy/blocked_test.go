@@ -58,7 +58,8 @@ func TestBlockedKeysAreRefused(t *testing.T) {
 	}
 }
 
-// Another list makes another policy, also where no other key is blocked; without one, the hash is what it was.
+// Another list makes another policy, also where no other key is blocked; without one, the hash is
+// what it was.
 func TestBlockedKeysArePartOfTheHash(t *testing.T) {
 	_, sum := keyOf(t)
 	hashes := map[string]bool{builtIn(t, "calico").Hash(): true}

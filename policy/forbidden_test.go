@@ -30,7 +30,8 @@ rules:
 		return p
 	}
 	asking := func(ip netip.Addr) *policy.Request {
-		// A calico-node on a control-plane node; the second address is what a kubelet that lies would report.
+		// A calico-node on a control-plane node; the second address is what a kubelet that lies
+		// would report.
 		a := newAsker("calico-system", "calico-node", "typha-client")
 		a.ips, a.pod.HostNetwork, a.pod.IPs = []netip.Addr{ip}, true, []netip.Addr{node, clusterIP}
 		return a.request(t)

@@ -11,8 +11,8 @@ import (
 // An Offer is what one rule can grant, as far as its text says it.
 type Offer struct {
 	Rule string
-	// DNSNames, and hosts of EmailAddresses, have a "*" for a label that depends on the requester or the
-	// request, and a "**" for one or more.
+	// DNSNames, and hosts of EmailAddresses, have a "*" for a label that depends on the requester
+	// or the request, and a "**" for one or more.
 	DNSNames       []string
 	URIs           []string
 	EmailAddresses []string
@@ -61,8 +61,8 @@ func shapes(sources []nameSource) []string {
 	return all
 }
 
-// shape has a "*" for a placeholder in a DNS name or in the host of an email address, and an "x" for one in
-// the path of a URI or in a mailbox.
+// shape has a "*" for a placeholder in a DNS name or in the host of an email address, and an "x"
+// for one in the path of a URI or in a mailbox.
 func (t text) shape() string {
 	before, host := "", string(t)
 	if at := strings.LastIndex(host, "@"); at >= 0 {

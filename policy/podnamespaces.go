@@ -5,8 +5,9 @@ import (
 	"strings"
 )
 
-// PodNamespaces returns the namespaces in which the pods of requesters may be that a rule speaks of. It
-// returns false if they may be in any, since a rule names service accounts by a pattern, or anybody.
+// PodNamespaces returns the namespaces in which the pods of requesters may be that a rule speaks
+// of. It returns false if they may be in any, since a rule names service accounts by a pattern, or
+// anybody.
 func (p *Policy) PodNamespaces() (namespaces []string, bounded bool) {
 	for _, r := range p.rules {
 		if !r.from.boundsNamespaces() {
@@ -18,8 +19,8 @@ func (p *Policy) PodNamespaces() (namespaces []string, bounded bool) {
 	return slices.Compact(namespaces), true
 }
 
-// boundsNamespaces reports whether every service account that the rule speaks of is in a namespace that
-// it writes out.
+// boundsNamespaces reports whether every service account that the rule speaks of is in a namespace
+// that it writes out.
 func (f from) boundsNamespaces() bool {
 	if len(f.accounts)+len(f.users) == 0 { // one of the groups is enough
 		return len(f.groups) > 0 && !slices.ContainsFunc(f.groups, func(g string) bool {

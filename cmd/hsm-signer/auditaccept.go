@@ -47,8 +47,8 @@ recorded in the lost lines exist and are not in the journal, and their requests 
 	return command
 }
 
-// acceptRollback records that a head is missing: in the journal itself, or through the process that has it
-// open.
+// acceptRollback records that a head is missing: in the journal itself, or through the process that
+// has it open.
 func acceptRollback(ctx context.Context, dir string, head journal.Head, o journal.Options, out io.Writer) error {
 	if _, err := os.Stat(dir); err != nil { // a typing error would make a new journal
 		return err

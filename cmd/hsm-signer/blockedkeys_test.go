@@ -72,7 +72,8 @@ func TestBlockedKeysFileIsChecked(t *testing.T) {
 	}
 }
 
-// A changed list comes into force, with a built-in policy too; a bad one is refused, and what was blocked stays so.
+// A changed list comes into force, with a built-in policy too; a bad one is refused, and what was
+// blocked stays so.
 func TestBlockedKeysAreReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "blocked")
 	write := func(text string) {

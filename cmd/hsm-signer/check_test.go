@@ -23,7 +23,8 @@ func TestSummaryOfCheck(t *testing.T) {
 	}
 }
 
-// Rules of the built-in policies for earlier releases of Calico are told by their names, and not those of a copy.
+// Rules of the built-in policies for earlier releases of Calico are told by their names, and not
+// those of a copy.
 func TestRulesForEarlierCalico(t *testing.T) {
 	for _, c := range []struct {
 		file  string

@@ -9,7 +9,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// A judgement decides on a request as "run" does: by the policy, and then by what the CA and the lints allow.
+// A judgement decides on a request as "run" does: by the policy, and then by what the CA and the
+// lints allow.
 type judgement struct {
 	kube.Decider
 	ca *issuer.CA
@@ -26,8 +27,8 @@ func (j judgement) Decide(r *policy.Request) policy.Verdict {
 	return verdict
 }
 
-// judgement returns what decides by the policy without a token: under the CA of CA_CERT_FILE, or without that
-// under a CA without constraints, which the notes say.
+// judgement returns what decides by the policy without a token: under the CA of CA_CERT_FILE, or
+// without that under a CA without constraints, which the notes say.
 func (c *config) judgement(p *policy.Policy, faults *configFaults, notes io.Writer) judgement {
 	ca := c.loadOptionalCA(faults)
 	c.checkRules(p, ca, faults)
@@ -55,8 +56,8 @@ func (c *config) loadOptionalCA(faults *configFaults) *issuer.CA {
 	return ca
 }
 
-// checkRules adds a fault for each rule of which the CA can issue nothing. It does nothing if the policy or the
-// CA could not be loaded.
+// checkRules adds a fault for each rule of which the CA can issue nothing. It does nothing if the
+// policy or the CA could not be loaded.
 func (c *config) checkRules(p *policy.Policy, ca *issuer.CA, faults *configFaults) {
 	if p != nil && ca != nil {
 		_, err := lintRules(ca, p)
@@ -64,7 +65,8 @@ func (c *config) checkRules(p *policy.Policy, ca *issuer.CA, faults *configFault
 	}
 }
 
-// lintRules returns the warnings about a policy under a CA, and an error if the CA can issue nothing of a rule.
+// lintRules returns the warnings about a policy under a CA, and an error if the CA can issue
+// nothing of a rule.
 func lintRules(ca *issuer.CA, p *policy.Policy) (warnings []string, err error) {
 	warnings, err = issuer.LintRules(ca, p.Offers())
 	return append(p.Warnings(), warnings...), err
@@ -78,7 +80,8 @@ func (p *parts) currentCA() *issuer.CA {
 	return p.ca
 }
 
-// replaceCA returns what replaces the CA, unless it could issue nothing of a rule of the policy in force.
+// replaceCA returns what replaces the CA, unless it could issue nothing of a rule of the policy in
+// force.
 func (p *parts) replaceCA(current *policy.Current) func(*issuer.CA) error {
 	return func(ca *issuer.CA) error {
 		if _, err := lintRules(ca, current.Policy()); err != nil {

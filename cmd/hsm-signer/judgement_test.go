@@ -47,7 +47,8 @@ func fileWith(t *testing.T, name, text string) string {
 	return file
 }
 
-// "policy explain" and "policy test" judge under the CA of CA_CERT_FILE, and say so when there is none.
+// "policy explain" and "policy test" judge under the CA of CA_CERT_FILE, and say so when there is
+// none.
 func TestVerdictsIncludeTheCA(t *testing.T) {
 	request := requestFile(t, asPEM, "typha-server")
 	dir := filepath.Dir(fileWith(t, "cases.yaml", `

@@ -20,8 +20,8 @@ func listenOn(t *testing.T, address string) net.Listener {
 	return l
 }
 
-// An address in use is a fault of the configuration, which is reported before the token, the journal
-// or the API server is touched.
+// An address in use is a fault of the configuration, which is reported before the token, the
+// journal or the API server is touched.
 func TestAddressesInUse(t *testing.T) {
 	dir := goodConfiguration(t)
 	t.Setenv("LISTEN_ADDRESS", listenOn(t, "127.0.0.1:0").Addr().String())

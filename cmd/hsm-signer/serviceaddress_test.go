@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// What kubelet says of the Service is taken, and neither what a manifest may have replaced it by, nor
-// what it says of another cluster than the one that is served.
+// What kubelet says of the Service is taken, and neither what a manifest may have replaced it by,
+// nor what it says of another cluster than the one that is served.
 func TestClusterIPOfTheAPIServerIsForbidden(t *testing.T) {
 	clusterIP := []netip.Addr{netip.MustParseAddr("10.96.0.1")}
 	for _, c := range []struct {

@@ -20,15 +20,16 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// Annotations of the lease, by which the API server is a witness of the head of the journal. Each journal
-// has one of its own; the other two are those of earlier versions, and are of the journal that leads.
+// Annotations of the lease, by which the API server is a witness of the head of the journal. Each
+// journal has one of its own; the other two are those of earlier versions, and are of the journal
+// that leads.
 const (
 	annotationJournal = "hsm-signer/journal"
 	annotationHead    = "hsm-signer/journal-head"
 	annotationPrefix  = "hsm-signer/journal."
 )
 
-// maxWitnessed is how many journals a witness remembers: the oldest of others gives way.
+// maxWitnessed is how many journals a witness remembers. A further one replaces the oldest.
 const maxWitnessed = 16
 
 // A witnessRecord is what a witness keeps of one journal.
@@ -48,8 +49,8 @@ type signedHead struct {
 	Signature []byte `json:"signature"`
 }
 
-// A witness compares the journal with what the lease and WITNESS_FILE have kept of it, and tells them its
-// head. A nil key signs nothing: then every witness is believed.
+// A witness compares the journal with what the lease and WITNESS_FILE have kept of it, and tells
+// them its head. A nil key signs nothing: then every witness is believed.
 type witness struct {
 	journal *keptJournal
 	place   string
@@ -79,8 +80,8 @@ func newWitness(k *keptJournal, file string) *witness {
 	return w
 }
 
-// opened compares a journal that was just opened with WITNESS_FILE. It returns an error if the file cannot
-// be read: the journal is not used then.
+// opened compares a journal that was just opened with WITNESS_FILE. It returns an error if the file
+// cannot be read: the journal is not used then.
 func (w *witness) opened(j *journal.Journal) error {
 	if w.file == "" {
 		return nil
@@ -165,8 +166,8 @@ func (w *witness) look(j *journal.Journal, by string, records map[journal.ID]wit
 	return w.believe(j, by, own.Head)
 }
 
-// missing reports whether the journal does not have a head that a witness says. Faults of the disk are
-// errors.
+// missing reports whether the journal does not have a head that a witness says. Faults of the disk
+// are errors.
 func (w *witness) missing(j *journal.Journal, text string) (journal.Head, bool, error) {
 	head, err := journal.ParseHead(text)
 	if text == "" || err != nil || w.compared[head] {
@@ -197,8 +198,8 @@ func (w *witness) believe(j *journal.Journal, by, text string) error {
 	return err
 }
 
-// doubt takes note of a head that the journal does not have, and that nobody has signed. The caller must
-// hold mu.
+// doubt records a head that the journal does not have, and that nobody has signed. The caller
+// must hold mu.
 func (w *witness) doubt(j *journal.Journal, by, text string) error {
 	head, missing, err := w.missing(j, text)
 	if missing && head != w.disputed {
@@ -209,7 +210,7 @@ func (w *witness) doubt(j *journal.Journal, by, text string) error {
 	return err
 }
 
-// replaced takes note of another journal that this place had. The caller must hold mu.
+// replaced records that this place had another journal. The caller must hold mu.
 func (w *witness) replaced(j *journal.Journal, by, id string, head journal.Head) {
 	if w.former == "" && !j.Accepted(head) {
 		w.former, w.lost = id, head
@@ -232,8 +233,8 @@ func (w *witness) suspicion() error {
 	return errors.Join(all...)
 }
 
-// annotations say what the head of the journal is; nothing while it is not open, or was rolled back: then
-// the lease keeps what it knows. An empty value takes the annotation away.
+// annotations say what the head of the journal is; nothing while it is not open, or was rolled
+// back: then the lease keeps what it knows. An empty value takes the annotation away.
 func (w *witness) annotations() map[string]string {
 	id, r, is := w.record()
 	if !is {
@@ -284,8 +285,8 @@ func (w *witness) record() (journal.ID, witnessRecord, bool) {
 // witnessInterval is the time between two looks at the head of the journal.
 const witnessInterval = time.Second
 
-// watch signs the head, writes WITNESS_FILE and takes up what a person has accepted, until the context
-// ends.
+// watch signs the head, writes WITNESS_FILE and takes up what a person has accepted, until the
+// context ends.
 func (w *witness) watch(ctx context.Context) error {
 	ticker := time.NewTicker(witnessInterval)
 	defer ticker.Stop()

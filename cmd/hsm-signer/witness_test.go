@@ -44,7 +44,8 @@ func cutLine(t *testing.T, dir string) {
 	}
 }
 
-// A journal that was cut by one line signs nothing, whichever witness knows the line, until that is accepted.
+// A journal that was cut by one line signs nothing, whichever witness knows the line, until that is
+// accepted.
 func TestAJournalCutByOneLineStops(t *testing.T) {
 	for _, by := range []string{"lease", "lease of an earlier version", "file"} {
 		t.Run(by, func(t *testing.T) {
@@ -126,7 +127,8 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 	}
 }
 
-// While hsm-signer does not run, the command itself records what is accepted; what is not missing cannot be accepted.
+// While hsm-signer does not run, the command itself records what is accepted; what is not missing
+// cannot be accepted.
 func TestAcceptRollbackWhileNothingRuns(t *testing.T) {
 	dir := madeJournal(t, time.Hour)
 	state := filepath.Join(dir, "state")
@@ -214,8 +216,8 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 	}
 }
 
-// Each journal has an annotation of its own; the oldest of others gives way to ours; and a STATE_DIR that was emptied
-// shows.
+// Each journal has an annotation of its own; the oldest of others gives way to ours; and a
+// STATE_DIR that was emptied shows.
 func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	dir := t.TempDir()
 	ca := newSoftCA(t)
@@ -268,7 +270,8 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	}
 }
 
-// A file that cannot be read keeps the journal from being used; one that cannot be written is told of once.
+// A file that cannot be read keeps the journal from being used; one that cannot be written is told
+// of once.
 func TestWitnessFile(t *testing.T) {
 	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "witness")
 	ca := newSoftCA(t)

@@ -34,7 +34,8 @@ const (
 
 var unreliableRates = []uint{1, 5, 20}
 
-// signCodes are what C_SignInit and C_Sign may answer: each rung of the ladder, and no code of a PIN.
+// signCodes are what C_SignInit and C_Sign may answer: each rung of the ladder, and no code of a
+// PIN.
 var signCodes = []uint{
 	pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED,
 	pkcs11.CKR_BUFFER_TOO_SMALL, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_HOST_MEMORY,
@@ -189,8 +190,8 @@ func ask(ctx context.Context, key *hsm.Key) (retries, lost int64, took time.Dura
 	return again.Load(), without.Load(), time.Since(began)
 }
 
-// BenchmarkUnreliableToken signs while calls fail at random. It runs once, whatever b.N is: each row has
-// runs of its own.
+// BenchmarkUnreliableToken signs while calls fail at random. It runs once, whatever b.N is: each
+// row has runs of its own.
 func BenchmarkUnreliableToken(b *testing.B) {
 	file := os.Getenv(unreliableVariable)
 	f := newFlaky(b)

@@ -26,8 +26,8 @@ func Pad(csr *certificatesv1.CertificateSigningRequest, size int) {
 	csr.Spec.Request = slices.Concat(text, csr.Spec.Request)
 }
 
-// PadLabels gives a request labels of about so many bytes; the API server writes down as much again,
-// namely who set them.
+// PadLabels gives a request labels of about so many bytes; the API server writes down as much
+// again, namely who set them.
 func PadLabels(csr *certificatesv1.CertificateSigningRequest, size int) {
 	const value = 63
 	if csr.Labels == nil {
@@ -39,8 +39,8 @@ func PadLabels(csr *certificatesv1.CertificateSigningRequest, size int) {
 	}
 }
 
-// LongestRequest finds by trying how many bytes of spec.request the API server and etcd store at most in
-// such an object. What it creates, with another signer name of the same length, it deletes.
+// LongestRequest finds by trying how many bytes of spec.request the API server and etcd store at
+// most in such an object. What it creates, with another signer name of the same length, it deletes.
 func (p Pod) LongestRequest(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (int, error) {
 	requests := p.Client.CertificatesV1().CertificateSigningRequests()
 	stored := func(size int) (bool, error) {

@@ -45,8 +45,8 @@ func TestLoadCountsLostClients(t *testing.T) {
 	}
 }
 
-// A client that nobody answers is late. Its next attempt replaces the request, whose key is lost, by
-// one of the same name.
+// A client that nobody answers is late. Its next attempt replaces the request, whose key is lost,
+// by one of the same name.
 func TestLoadStartsLateClientsAgain(t *testing.T) {
 	pods, err := shared.LoadPods(t.Context(), components()[0], 2)
 	must(t, err)

@@ -61,8 +61,8 @@ func TestSlowReaders(t *testing.T) {
 	r.measured("%d probes of /livez, each on a new connection: %d failed, slowest %d ms", len(took)+failed, failed, longest(took).Milliseconds())
 }
 
-// readSlowly sends one request and reads a byte of the response each second, until the server closes
-// the connection.
+// readSlowly sends one request and reads a byte of the response each second, until the server
+// closes the connection.
 func readSlowly(ctx context.Context, address, path string) {
 	var dialer net.Dialer
 	c, err := dialer.DialContext(ctx, "tcp", address)
@@ -80,8 +80,8 @@ func readSlowly(ctx context.Context, address, path string) {
 	})
 }
 
-// probeLivez asks for /livez as a kubelet does, each time on a new connection, and returns how long the
-// answers took and how many did not come.
+// probeLivez asks for /livez as a kubelet does, each time on a new connection, and returns how long
+// the answers took and how many did not come.
 func probeLivez(t *testing.T, address string, lasting time.Duration) (took []time.Duration, failed int) {
 	t.Helper()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}

@@ -53,7 +53,8 @@ func (f *finder) line(line Line) error {
 	return f.lister.line(line)
 }
 
-// intent opens a certificate that matches. One that does not match ends a former one of its request.
+// intent opens a certificate that matches. One that does not match ends a former one of its
+// request.
 func (f *finder) intent(e Intent, event Event) error {
 	if !f.match(&e) {
 		former := f.open[e.UID]

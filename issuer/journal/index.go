@@ -27,8 +27,8 @@ type segment struct {
 	start  int64    // of the table in the index file
 }
 
-// An indexHeader is the first line of an index file, in JSON. The table of entries follows it, sorted
-// by key, and the SHA-256 of all before.
+// An indexHeader is the first line of an index file, in JSON. The table of entries follows it,
+// sorted by key, and the SHA-256 of all before.
 type indexHeader struct {
 	Version int         `json:"version"`
 	File    uint32      `json:"file"`
@@ -242,8 +242,8 @@ func (s *segment) check(dir string, before Head) error {
 	return nil
 }
 
-// read goes through the sealed file and verifies its chain of hashes, from the line before it to its
-// last: so each byte of it, but not what the lines say. That was verified when it was sealed.
+// read goes through the sealed file and verifies its chain of hashes, from the line before it to
+// its last: so each byte of it, but not what the lines say. That was verified when it was sealed.
 func (s *segment) read(dir string, step func(Head) error) error {
 	e := &end{number: s.File, light: true}
 	e.chain.head = s.Before

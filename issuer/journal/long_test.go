@@ -33,8 +33,9 @@ func benchCount(b *testing.B, variable string, fallback int) int {
 	return n
 }
 
-// longJournal returns a journal of so many published requests. Their certificates differ in the serial
-// number only, and the signature is of none of them: that is what "audit verify" looks at, and Open not.
+// longJournal returns a journal of so many published requests. Their certificates differ in the
+// serial number only, and the signature is of none of them: that is what "audit verify" looks at,
+// and Open not.
 func longJournal(b *testing.B, ca *testCA, requests int) string {
 	b.Helper()
 	dir := os.Getenv("JOURNAL_BENCH_DIR")
@@ -96,7 +97,8 @@ func longJournal(b *testing.B, ca *testCA, requests int) string {
 
 func benchUID(n int) string { return fmt.Sprintf("5f0c8d1e-0000-4000-8000-%012d", n) }
 
-// resident is what the process has in memory, in MiB, and the most that it had since it was last asked.
+// resident is what the process has in memory, in MiB, and the most that it had since it was last
+// asked.
 func resident(b *testing.B) (now, peak float64) {
 	b.Helper()
 	peak = status(b, "VmHWM")
@@ -180,8 +182,8 @@ func BenchmarkLongJournal(b *testing.B) {
 	})
 }
 
-// BenchmarkIndexes measures the indexes alone, as of a journal that is longer than a disk of today's
-// tests has room for: 13,000 requests for each of its files.
+// BenchmarkIndexes measures the indexes alone, as of a journal that is longer than a disk of
+// today's tests has room for: 13,000 requests for each of its files.
 func BenchmarkIndexes(b *testing.B) {
 	entries, dir := benchCount(b, "JOURNAL_BENCH_ENTRIES", 100_000), b.TempDir()
 	var some []key

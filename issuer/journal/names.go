@@ -29,8 +29,8 @@ func ParseTBS(tbs []byte) (*x509.Certificate, error) {
 	return x509.ParseCertificate(der)
 }
 
-// subjectNames returns the attributes of the subject, each in two spellings: as an intent has it, with
-// the value quoted, and with the bare value.
+// subjectNames returns the attributes of the subject, each in two spellings: as an intent has it,
+// with the value quoted, and with the bare value.
 func subjectNames(cert *x509.Certificate) (quoted, bare []string, err error) {
 	var rdns pkix.RDNSequence
 	if rest, err := asn1.Unmarshal(cert.RawSubject, &rdns); err != nil || len(rest) > 0 {
@@ -64,8 +64,8 @@ func alternativeNames(cert *x509.Certificate) (all []string) {
 	return all
 }
 
-// namesOf returns the names that the certificate of an intent says, in the intent's spelling if the intent
-// has the same ones.
+// namesOf returns the names that the certificate of an intent says, in the intent's spelling if the
+// intent has the same ones.
 func namesOf(cert *x509.Certificate, e Intent) (names []string, same bool, err error) {
 	quoted, bare, err := subjectNames(cert)
 	if err != nil {

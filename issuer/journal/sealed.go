@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A loader reads the journal when it is opened. Sealed files that have an index are taken as it says;
-// those with lines of the last hour are read all the same.
+// A loader reads the journal when it is opened. Sealed files that have an index are taken as it
+// says; those with lines of the last hour are read all the same.
 type loader struct {
 	journal *Journal
 	since   time.Time
@@ -108,8 +108,8 @@ func (j *Journal) passAgain(c *chain) error {
 	return nil
 }
 
-// seal makes the index of a file that was just completed, and drops what it holds from memory. io is
-// held, so that no line is applied meanwhile.
+// seal makes the index of a file that was just completed, and drops what it holds from memory. io
+// is held, so that no line is applied meanwhile.
 func (j *Journal) seal(number uint32, size, last int64) {
 	j.mu.Lock()
 	entries := map[key]finished{}

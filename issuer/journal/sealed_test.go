@@ -203,8 +203,8 @@ func flip(text []byte, at int) []byte {
 	return changed
 }
 
-// A sealed file that was changed is found while the journal is open; then nothing more is signed, and
-// the next start names the line.
+// A sealed file that was changed is found while the journal is open; then nothing more is signed,
+// and the next start names the line.
 func TestAChangedSealedFileStopsSigning(t *testing.T) {
 	ca := newCA(t)
 	h := newHistory(t, ca)
@@ -252,7 +252,8 @@ func TestAChangedSealedFileStopsSigning(t *testing.T) {
 	}
 }
 
-// What is read of a sealed file is verified each time; what cannot be read is not taken for unknown.
+// What is read of a sealed file is verified each time; what cannot be read is not taken for
+// unknown.
 func TestDamageOfWhatIsLookedUp(t *testing.T) {
 	ca := newCA(t)
 	for name, change := range map[string]func(t *testing.T, dir string){

@@ -137,7 +137,7 @@ func (v *verifier) line(l Line, at place, sum Hash) error {
 	return err
 }
 
-// count takes note of a line that is right, and of whether anything vouches for it.
+// count counts a valid line, and records whether anything vouches for it.
 func (v *verifier) count(l Line, sum Hash) {
 	v.head = Head{l.Seq, sum}
 	if _, is := l.Entry.(Checkpoint); !is || v.options.CheckpointKey == nil {
@@ -149,7 +149,7 @@ func (v *verifier) count(l Line, sum Hash) {
 	}
 }
 
-// vouch takes note that something vouches for all lines up to seq, which is at most the line at.
+// vouch records that something vouches for all lines up to seq, which is at most the line at.
 func (v *verifier) vouch(seq, at uint64) {
 	if seq > v.vouchedSeq {
 		v.vouchedSeq, v.vouchedAt = seq, v.times[seq%uint64(len(v.times))]

@@ -9,12 +9,12 @@ import (
 	"slices"
 )
 
-// ErrRolledBack says that a witness has kept a head that the journal does not contain: its end was cut
-// off, or an older copy was put in its place.
+// ErrRolledBack says that a witness has kept a head that the journal does not contain: its end was
+// cut off, or an older copy was put in its place.
 var ErrRolledBack = errors.New("the journal was rolled back")
 
-// Contains reports whether the head is a line of this journal. It reads the disk for a line that is not
-// one of the last ones.
+// Contains reports whether the head is a line of this journal. It reads the disk for a line that is
+// not one of the last ones.
 func (j *Journal) Contains(head Head) (bool, error) {
 	j.mu.Lock()
 	last, recent, number := j.synced.head, j.synced.passed(head), j.number
@@ -62,8 +62,8 @@ func hashInFile(path string, seq uint64) (sum Hash, found bool, err error) {
 	return sha256.Sum256(raw), true, err
 }
 
-// Witnessed compares the journal with a head that a witness has kept. It returns an error that wraps
-// [ErrRolledBack] if the journal does not contain the head, and nobody has accepted that.
+// Witnessed compares the journal with a head that a witness has kept. It returns an error that
+// wraps [ErrRolledBack] if the journal does not contain the head, and nobody has accepted that.
 func (j *Journal) Witnessed(head Head) error {
 	contains, err := j.Contains(head)
 	if err != nil || contains || j.Accepted(head) {
@@ -84,8 +84,9 @@ func (j *Journal) Accepted(head Head) bool {
 	return slices.Contains(j.ledger.accepted, head)
 }
 
-// RollBack stops the journal because of a head that [Journal.Witnessed] does not find: it takes no intent,
-// no probe and no checkpoint until a [Rollback] of this head is in it. What was begun can be finished.
+// RollBack stops the journal because of a head that [Journal.Witnessed] does not find: it takes no
+// intent, no probe and no checkpoint until it has a [Rollback] of this head. Requests that have an
+// intent can still be finished.
 func (j *Journal) RollBack(head Head) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

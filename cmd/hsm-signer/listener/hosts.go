@@ -10,8 +10,8 @@ import (
 )
 
 // Hosts are the values of a request's Host header that are answered. A hostile website can make its
-// own name lead here, so that a browser sends its requests to this server (DNS rebinding). It cannot
-// make the browser send another name, or an address.
+// own name lead here, so that a browser sends its requests to this server (DNS rebinding). It
+// cannot make the browser send another name, or an address.
 type Hosts struct {
 	Names    []string // localhost is always one
 	Suffixes []string // names that end in one of these, such as ".monitoring.svc"

@@ -2,10 +2,10 @@
 // take of them.
 //
 // Contract: however many connections there are, and however slowly they read, memory stays bounded
-// and a new caller is served. No connection is refused or made to wait: when there are too many, old
-// ones are closed, of the source that has most. So one source cannot keep out another, and one that
-// holds all of its own still gets an answer on a new one, as a kubelet does whose node also has a
-// hostile pod with the host's network.
+// and a new caller is served. No connection is refused or made to wait: when there are too many,
+// old ones are closed, of the source that has most. So one source cannot keep out another, and one
+// that holds all of its own still gets an answer on a new one, as a kubelet does whose node also
+// has a hostile pod with the host's network.
 //
 // That is why this is not netutil.LimitListener of golang.org/x/net, which stops accepting: whoever
 // holds all connections would keep out the kubelet's probes.

@@ -86,8 +86,8 @@ func TestTheOldestOfTheHeaviestSourceIsClosed(t *testing.T) {
 	}
 }
 
-// However many connections read nothing, from the very address that the probe comes from, few of them
-// stay open, and the probe is answered.
+// However many connections read nothing, from the very address that the probe comes from, few of
+// them stay open, and the probe is answered.
 func TestSlowReadersDoNotKeepOutAProbe(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })

@@ -34,7 +34,8 @@ type InFlight struct {
 	PerSource int
 }
 
-// DefaultInFlight is enough for every scraper, and little enough for slow readers of large responses.
+// DefaultInFlight is enough for every scraper, and little enough for slow readers of large
+// responses.
 var DefaultInFlight = InFlight{Total: 64, PerSource: 16}
 
 // Guard returns a handler that keeps the bounds: a request beyond them gets the status 503. One

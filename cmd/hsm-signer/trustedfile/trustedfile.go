@@ -5,9 +5,9 @@
 // directory on the way only root or the user may replace the next component: the directory belongs
 // to one of them, and others cannot write to it. Two kinds of directory that everyone may write to
 // pass: a sticky one, where the next component belongs to root or the user, and one on a read-only
-// mount, as the volumes of Secrets and ConfigMaps are. What is read is the file that was checked: it
-// is opened by its resolved path, without following a link, and its owner and mode are those of the
-// open file.
+// mount, as the volumes of Secrets and ConfigMaps are. What is read is the file that was checked:
+// it is opened by its resolved path, without following a link, and its owner and mode are those of
+// the open file.
 //
 // A group may write a file or its directory, since root or the user let it ([Rules]). For a
 // directory of state it may not, unless it is one of this process's own ([ResolveDir]).
@@ -57,7 +57,8 @@ func (r Rules) Check(path string) error {
 	return file.Close()
 }
 
-// attempts is how often a file is looked for: a ConfigMap's may be swapped between two system calls.
+// attempts is how often a file is looked for: a ConfigMap's may be swapped between two system
+// calls.
 const attempts = 3
 
 func (r Rules) open(path string) (*os.File, error) {
@@ -123,9 +124,9 @@ func (r Rules) checkOwner(path string, info fs.FileInfo, user int) error {
 	return nil
 }
 
-// ResolveDir returns the path of a directory without any symbolic link in it, and an error if anyone
-// but root and the user can replace one of its components, or owns it. A directory that does not
-// exist yet is resolved as far as it does.
+// ResolveDir returns the path of a directory without any symbolic link in it, and an error if
+// anyone but root and the user can replace one of its components, or owns it. A directory that does
+// not exist yet is resolved as far as it does.
 func ResolveDir(path string, user int) (string, error) {
 	real, err := walk(path, trust{user: user, path: path, groups: ownGroup}.step)
 	if errors.Is(err, fs.ErrNotExist) && real != "" {
@@ -198,8 +199,8 @@ func readOnly(dir string) bool { return errors.Is(unix.Access(dir, unix.W_OK), u
 const maxLinks = 40
 
 // walk follows a path and returns it without symbolic links. Before it follows a component it calls
-// step with the directory, the name and what the name stands for. If a component does not exist, the
-// error is [fs.ErrNotExist], and the path is the resolved part with the rest as it was written.
+// step with the directory, the name and what the name stands for. If a component does not exist,
+// the error is [fs.ErrNotExist], and the path is the resolved part with the rest as it was written.
 func walk(path string, step func(dir, name string, entry fs.FileInfo) error) (string, error) {
 	if path == "" {
 		return "", errors.New("the path is empty")
