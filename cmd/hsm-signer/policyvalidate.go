@@ -54,7 +54,8 @@ any is not; 1 when a file cannot be read.
 With CA_CERT_FILE a rule of which the CA can issue nothing is a mistake too; without it, a note on
 standard error says that the CA's constraints were not checked.`,
 		Example: `  hsm-signer policy validate mine.yaml
-  hsm-signer policy validate mine.yaml --output json | jq -r '.warnings[].message'`,
+  hsm-signer policy validate mine.yaml --output json | jq -r '.warnings[].message'
+  kubectl get configmap policy -o jsonpath='{.data.policy\.yaml}' | hsm-signer policy validate /dev/stdin`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, files []string) error {

@@ -132,18 +132,19 @@ func losesNothingInARestart(t *testing.T, m *machine) {
 	}
 }
 
-// The CA's certificate is in a pipe for a while, so that the process runs and does not yet serve.
+// The module reads its configuration from a pipe for a while, so that the process runs and does not
+// serve yet.
 func isActiveWhenItServes(t *testing.T, m *machine) {
 	out := m.shell(`
 cd /etc/hsm-signer
 systemctl stop hsm-signer
-mv ca.crt real.crt
-mkfifo ca.crt
+mv softhsm.conf real.conf
+mkfifo softhsm.conf
 systemctl start --no-block hsm-signer
-exec 3>ca.crt # waits for the process to open it
+exec 3>softhsm.conf # waits for the module to open it
 systemctl show --property ActiveState hsm-signer
-cat real.crt >&3
-mv real.crt ca.crt
+cat real.conf >&3
+mv real.conf softhsm.conf
 exec 3>&-
 systemctl start hsm-signer
 systemctl show --property ActiveState hsm-signer`)

@@ -31,7 +31,7 @@ import (
 type Rules struct {
 	Limit  int64  // the most bytes that it may have
 	Stake  string // what a stranger who can write it controls, such as "what is signed"
-	Anyone bool   // it may be anyone's: only its kind and size count
+	Anyone bool   // it may be anyone's, and a pipe: only its size counts
 
 	// Exposed, if not nil, makes the file a secret: it gets the error for one that others can read,
 	// and returns nil if it may be used all the same.
@@ -45,7 +45,14 @@ func (r Rules) Read(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	return io.ReadAll(io.LimitReader(file, r.Limit))
+	text, err := io.ReadAll(io.LimitReader(file, r.Limit+1))
+	if err == nil && int64(len(text)) > r.Limit { // it is a pipe, or has grown
+		err = fmt.Errorf("%s has more than %d bytes, which are the most that are read", path, r.Limit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return text, nil
 }
 
 // Check returns nil if Read would return the file's content.
@@ -73,14 +80,14 @@ func (r Rules) open(path string) (*os.File, error) {
 }
 
 func (r Rules) openOnce(path string) (*os.File, error) {
-	user, flags := os.Geteuid(), os.O_RDONLY|unix.O_NONBLOCK // a named pipe would be waited for
+	user, flags := os.Geteuid(), os.O_RDONLY
 	real := path
 	if !r.Anyone {
 		var err error
 		if real, err = walk(path, trust{user: user, path: path, groups: anyGroup}.step); err != nil {
 			return nil, err
 		}
-		flags |= unix.O_NOFOLLOW
+		flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK // a named pipe would be waited for
 	}
 	file, err := os.OpenFile(real, flags, 0)
 	if err != nil {
@@ -98,7 +105,7 @@ func (r Rules) check(path string, file *os.File, user int) error {
 	switch {
 	case err != nil:
 		return err
-	case !info.Mode().IsRegular():
+	case !info.Mode().IsRegular() && !(r.Anyone && info.Mode()&fs.ModeNamedPipe != 0):
 		return fmt.Errorf("%s is not a regular file", path)
 	case info.Size() > r.Limit:
 		return fmt.Errorf("%s has %d bytes, and at most %d are read", path, info.Size(), r.Limit)

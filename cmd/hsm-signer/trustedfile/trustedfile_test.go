@@ -142,6 +142,22 @@ func TestWhatIsNoFile(t *testing.T) {
 	requireError(t, rules.Check(""), "the path is empty")
 }
 
+// What decides nothing may come through a pipe, such as /dev/stdin, and is bounded all the same.
+func TestPipeOfAnyone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	must(t, syscall.Mkfifo(path, 0o600))
+	for text, words := range map[string]string{"rules: []\n": "", strings.Repeat("x", 65): "more than 64 bytes"} {
+		written := make(chan error)
+		go func() { written <- os.WriteFile(path, []byte(text), 0) }() // waits for the reader
+		got, err := Rules{Limit: 64, Anyone: true}.Read(path)
+		requireError(t, err, words)
+		must(t, <-written)
+		if err == nil && string(got) != text {
+			t.Errorf("read %q, want %q", got, text)
+		}
+	}
+}
+
 // Whoever owns a file, a directory on the way, or a link in a sticky directory, can replace it.
 func TestFilesOfAnother(t *testing.T) {
 	for name, c := range map[string]struct{ gives, path, want string }{
