@@ -110,6 +110,25 @@ func TestPodWithoutNetworkIsPending(t *testing.T) {
 	}
 }
 
+// A pod that initializes has its IPs before its main container runs.
+func TestPodWithInitContainersIsPending(t *testing.T) {
+	pod, err := cluster.Pod(t.Context(), bed.PodSpec{
+		Namespace: "pending", Name: "b", IPs: []string{"10.0.0.8"}, InitContainers: []string{"certs", "more"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := pod.Status
+	if status.Phase != corev1.PodPending || status.PodIP != "10.0.0.8" ||
+		len(status.InitContainerStatuses) != 2 || len(status.ContainerStatuses) != 1 {
+		t.Fatalf("pod's status is %+v, want pending with an address and three containers", status)
+	}
+	first, second, main := status.InitContainerStatuses[0], status.InitContainerStatuses[1], status.ContainerStatuses[0]
+	if first.Name != "certs" || first.State.Running == nil || second.State.Waiting == nil || main.State.Waiting == nil {
+		t.Errorf("containers are %+v, %+v and %+v, want the first one alone running", first, second, main)
+	}
+}
+
 func TestApply(t *testing.T) {
 	manifests := `
 apiVersion: v1

@@ -41,6 +41,9 @@ type PodSpec struct {
 	Node           string   // default "node-1"
 	IPs            []string // none: the pod stays Pending, as before it has a network
 	HostNetwork    bool
+	// InitContainers are names. Once the pod has IPs, the first one runs and the others wait, as
+	// the main container does: the pod is Pending. None: the main container runs.
+	InitContainers []string
 }
 
 // EnsureNamespace makes the namespace unless it is there.
@@ -69,7 +72,7 @@ func (c *Cluster) EnsureNode(ctx context.Context, name string) error {
 }
 
 // Pod makes a pod and says of it what its kubelet would: bound to its node and,
-// once it has IPs, running with them.
+// once it has IPs, running with them, or initializing if it has init containers.
 func (c *Cluster) Pod(ctx context.Context, spec PodSpec) (*corev1.Pod, error) {
 	spec.ServiceAccount = cmp.Or(spec.ServiceAccount, "default")
 	spec.Node = cmp.Or(spec.Node, defaultNode)
@@ -85,19 +88,57 @@ func (c *Cluster) Pod(ctx context.Context, spec PodSpec) (*corev1.Pod, error) {
 			ServiceAccountName: spec.ServiceAccount,
 			NodeName:           spec.Node,
 			HostNetwork:        spec.HostNetwork,
-			Containers:         []corev1.Container{{Name: "main", Image: "none.invalid/main"}},
+			InitContainers:     containers(spec.InitContainers...),
+			Containers:         containers("main"),
 		},
 	}, metav1.CreateOptions{})
 	if err != nil || len(spec.IPs) == 0 {
 		return pod, err
 	}
-	return c.RunPod(ctx, pod, spec.IPs...)
+	if len(spec.InitContainers) > 0 {
+		initialize(pod)
+	} else {
+		pod.Status.Phase = corev1.PodRunning
+	}
+	return c.setIPs(ctx, pod, spec.IPs...)
+}
+
+// containers returns containers of these names, of an image that does not exist.
+func containers(names ...string) (all []corev1.Container) {
+	for _, name := range names {
+		all = append(all, corev1.Container{Name: name, Image: "none.invalid/" + name})
+	}
+	return all
+}
+
+// initialize sets the status of a pod whose first init container runs.
+func initialize(pod *corev1.Pod) {
+	waiting := func(c corev1.Container) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: c.Name, Image: c.Image, State: corev1.ContainerState{
+			Waiting: &corev1.ContainerStateWaiting{Reason: "PodInitializing"},
+		}}
+	}
+	pod.Status.Phase = corev1.PodPending
+	for _, c := range pod.Spec.InitContainers {
+		pod.Status.InitContainerStatuses = append(pod.Status.InitContainerStatuses, waiting(c))
+	}
+	for _, c := range pod.Spec.Containers {
+		pod.Status.ContainerStatuses = append(pod.Status.ContainerStatuses, waiting(c))
+	}
+	pod.Status.InitContainerStatuses[0].State = corev1.ContainerState{
+		Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()},
+	}
 }
 
 // RunPod says that the pod runs and has these IPs.
 func (c *Cluster) RunPod(ctx context.Context, pod *corev1.Pod, ips ...string) (*corev1.Pod, error) {
 	pod = pod.DeepCopy()
 	pod.Status.Phase = corev1.PodRunning
+	return c.setIPs(ctx, pod, ips...)
+}
+
+// setIPs gives the pod these IPs and writes its status.
+func (c *Cluster) setIPs(ctx context.Context, pod *corev1.Pod, ips ...string) (*corev1.Pod, error) {
 	pod.Status.PodIP = ips[0]
 	pod.Status.PodIPs = nil
 	for _, ip := range ips {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -24,7 +25,20 @@ type Pod struct {
 
 // NewPod makes a pod of the component, with a name of its own. With IPs it runs; see [Bridge.NextIP].
 func (b *Bridge) NewPod(ctx context.Context, c calico.Component, ips ...string) (Pod, error) {
-	spec := bed.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-%d", c.ServiceAccount, b.pods.Add(1)), ServiceAccount: c.ServiceAccount, IPs: ips}
+	return b.newPod(ctx, c, bed.PodSpec{IPs: ips})
+}
+
+// NewInitPod makes a pod of the component whose init container runs, as a Calico pod does that asks
+// for its certificate.
+func (b *Bridge) NewInitPod(ctx context.Context, c calico.Component) (Pod, error) {
+	container := c.SecretName + "-key-cert-provisioner" // the name that Calico's operator gives it
+	return b.newPod(ctx, c, bed.PodSpec{IPs: []string{b.NextIP()}, InitContainers: []string{container}})
+}
+
+// newPod makes a pod of the component, with a name of its own and its own way to the API server.
+func (b *Bridge) newPod(ctx context.Context, c calico.Component, spec bed.PodSpec) (Pod, error) {
+	spec.Namespace, spec.ServiceAccount = c.Namespace, c.ServiceAccount
+	spec.Name = fmt.Sprintf("%s-%d", c.ServiceAccount, b.pods.Add(1))
 	made, err := b.Cluster.Pod(ctx, spec)
 	if err != nil {
 		return Pod{}, err
@@ -38,22 +52,31 @@ func (b *Bridge) NewPod(ctx context.Context, c calico.Component, ips ...string) 
 	return Pod{made, client, config}, err
 }
 
-// LoadPods makes so many running pods of the component, each with a key of its own, that ask
-// together; see [load.Run].
+// podMakers is how many pods LoadPods makes at the same time.
+const podMakers = 8
+
+// LoadPods makes so many pods of the component, each with a key of its own and with an init
+// container that runs; they ask together in [load.Run].
 func (b *Bridge) LoadPods(ctx context.Context, c calico.Component, count int) ([]load.Pod, error) {
-	var pods []load.Pod
-	for range count {
-		pod, err := b.NewPod(ctx, c, b.NextIP())
-		if err != nil {
-			return nil, err
-		}
-		key, err := calico.NewKey("ECDSAWithCurve256")
-		if err != nil {
-			return nil, err
-		}
-		pods = append(pods, load.Pod{Asking: pod.Asking(c, key), Config: pod.Config})
+	pods := make([]load.Pod, count)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(podMakers)
+	for i := range pods {
+		group.Go(func() (err error) {
+			pods[i], err = b.loadPod(ctx, c)
+			return err
+		})
 	}
-	return pods, nil
+	return pods, group.Wait()
+}
+
+func (b *Bridge) loadPod(ctx context.Context, c calico.Component) (load.Pod, error) {
+	pod, err := b.NewInitPod(ctx, c)
+	if err != nil {
+		return load.Pod{}, err
+	}
+	key, err := calico.NewKey("ECDSAWithCurve256")
+	return load.Pod{Asking: pod.Asking(c, key), Config: pod.Config}, err
 }
 
 // NextIP is an address that no other pod has.
