@@ -37,6 +37,7 @@ var innerRooms = map[string][]string{
 	product + "/cmd/hsm-signer/trustedfile": nil,
 	product + "/cmd/hsm-signer/listener":    nil,
 	product + "/cmd/hsm-signer/expiry":      {product + "/policy", product + "/issuer/journal", product + "/kube"},
+	product + "/cmd/hsm-signer/stuck":       {product + "/policy", product + "/issuer/journal", product + "/kube"},
 }
 
 // libraries are those that not every room may know, with the rooms that may.

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -10,9 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/pager"
 
 	"hsm-signer/policy"
 )
@@ -45,23 +42,12 @@ func (p LivePod) Restart() string {
 	return fmt.Sprintf("kubectl -n %s delete pod %s", p.Namespace, p.Name)
 }
 
-// podsAtOnce is how many pods one answer of the API server holds.
-const podsAtOnce = 500
-
 // LivePods lists the pods of a namespace that live, each with its owner. A Deployment is known through its
 // ReplicaSet; where that may not be read ("get replicasets", group apps), the ReplicaSet is the owner.
 func LivePods(ctx context.Context, client kubernetes.Interface, namespace string) ([]LivePod, error) {
-	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-		return client.CoreV1().Pods(namespace).List(ctx, o)
-	})
-	pages.PageSize = podsAtOnce
 	owners := map[string]Workload{} // by ReplicaSet
 	var live []LivePod
-	err := pages.EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
-		pod, ok := object.(*corev1.Pod)
-		if !ok {
-			return errors.New("the API server lists something that is no pod")
-		}
+	err := EachPod(ctx, client, namespace, func(pod *corev1.Pod) error {
 		facts := factsOf(pod)
 		if facts.Finished || facts.Deleting {
 			return nil
@@ -70,10 +56,7 @@ func LivePods(ctx context.Context, client kubernetes.Interface, namespace string
 		live = append(live, LivePod{Pod: facts, Created: pod.CreationTimestamp.Time, Owner: owner})
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("list the pods in %s: %w", namespace, err)
-	}
-	return live, nil
+	return live, err
 }
 
 // ownerOf follows the controllers of a pod upwards; known are those of ReplicaSets.
