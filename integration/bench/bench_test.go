@@ -6,13 +6,10 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,42 +17,20 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/bench/results"
 	"hsm-signer/integration/shim"
 	"hsm-signer/integration/tokens"
 )
 
-// resultsVariable names the file that the results are written to.
+// resultsVariable names the file that the figures are written to.
 const resultsVariable = "BENCH_RESULTS"
 
-// A result is one line of the table.
-type result struct {
-	Callers         int     `json:"callers"`
-	Delay           string  `json:"delayOfEachCall"`
-	SignerPerSecond float64 `json:"signerSignaturesPerSecond"`
-	BarePerSecond   float64 `json:"bareSignaturesPerSecond"`
-	Ratio           float64 `json:"signerToBare"`
-	SignerCalls     float64 `json:"signerCallsPerSignature,omitempty"`
-	BareCalls       float64 `json:"bareCallsPerSignature,omitempty"`
-}
-
-var results struct {
-	sync.Mutex
-	all []result
-}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if file := os.Getenv(resultsVariable); file != "" && len(results.all) > 0 {
-		text, err := json.MarshalIndent(results.all, "", "  ")
-		if err == nil {
-			err = os.WriteFile(file, append(text, '\n'), 0o644)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+// record writes the figure of these values under the key, in place of what an earlier run measured.
+func record(b *testing.B, key string, values ...float64) {
+	b.Helper()
+	if file := os.Getenv(resultsVariable); file != "" {
+		must(b, results.Merge(file, map[string]results.Figure{key: results.Of(values...)}))
 	}
-	os.Exit(code)
 }
 
 // BenchmarkSigner signs with P-256 in SoftHSM: by the product's signer, which verifies each signature,
@@ -88,6 +63,9 @@ func BenchmarkSigner(b *testing.B) {
 // rounds is how often each of the two has its turn, so that both meet the same weather.
 const rounds = 5
 
+// A speed is what one turn of one of the two measured.
+type speed struct{ perSecond, calls float64 } // calls for one signature
+
 // compare runs both with so many callers, in turns.
 func compare(b *testing.B, token *tokens.Token, s *shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
 	b.Helper()
@@ -95,28 +73,41 @@ func compare(b *testing.B, token *tokens.Token, s *shim.Shim, module string, pub
 	if delay == 0 {
 		signatures *= 10 // which are fast
 	}
+	signatures = signatures/rounds + 1
 	digest := sha256.Sum256([]byte("to be signed"))
-	var signer, bare time.Duration
-	var signerCalls, bareCalls int
+	of := func(took time.Duration, calls int) speed {
+		return speed{float64(signatures) / took.Seconds(), float64(calls) / float64(signatures)}
+	}
+	var signer, bare []speed
 	for range rounds {
-		took, calls := product(b, token, s, module, public, callers, signatures/rounds+1, digest[:])
-		signer, signerCalls = signer+took, signerCalls+calls
-		took, calls = bareLoop(b, token, s, module, callers, signatures/rounds+1, digest[:])
-		bare, bareCalls = bare+took, bareCalls+calls
+		signer = append(signer, of(product(b, token, s, module, public, callers, signatures, digest[:])))
+		bare = append(bare, of(bareLoop(b, token, s, module, callers, signatures, digest[:])))
 	}
-	n := float64(rounds * (signatures/rounds + 1))
-	r := result{Callers: callers, Delay: delay.String(), SignerPerSecond: n / signer.Seconds(), BarePerSecond: n / bare.Seconds(), Ratio: bare.Seconds() / signer.Seconds()}
-	if delay > 0 {
-		r.SignerCalls, r.BareCalls = float64(signerCalls)/n, float64(bareCalls)/n
-		b.ReportMetric(r.SignerCalls, "calls/signature")
-		b.ReportMetric(r.BareCalls, "bare-calls/signature")
-	}
-	b.ReportMetric(r.Ratio, "signer/bare")
+	recordSpeeds(b, signer, bare, fmt.Sprintf("callers_%d_delay_%s", callers, delay), delay > 0)
 	b.ReportMetric(0, "ns/op")
-	results.Lock()
-	defer results.Unlock()
-	results.all = slices.DeleteFunc(results.all, func(other result) bool { return other.Callers == callers && other.Delay == r.Delay }) // of a first, short run
-	results.all = append(results.all, r)
+}
+
+// recordSpeeds records what the turns of both measured, and reports the medians.
+func recordSpeeds(b *testing.B, signer, bare []speed, key string, counted bool) {
+	b.Helper()
+	all := map[string][]float64{}
+	for i := range signer {
+		for name, value := range map[string]float64{
+			"signer_to_bare":    signer[i].perSecond / bare[i].perSecond,
+			"signer_per_second": signer[i].perSecond, "bare_per_second": bare[i].perSecond,
+			"signer_calls": signer[i].calls, "bare_calls": bare[i].calls,
+		} {
+			all[name] = append(all[name], value)
+		}
+	}
+	if !counted {
+		delete(all, "signer_calls")
+		delete(all, "bare_calls")
+	}
+	for name, values := range all {
+		record(b, name+"_"+key, values...)
+		b.ReportMetric(results.Of(values...).Median, name)
+	}
 }
 
 // product signs with the product's signer, and tells how long it took and how many calls it made.
