@@ -65,7 +65,7 @@ func New(ctx context.Context, o Options) (*Bridge, error) {
 func (b *Bridge) set(ctx context.Context, progress io.Writer) (err error) {
 	if b.binary == "" {
 		b.binary = filepath.Join(b.dir, "hsm-signer")
-		if err := build(ctx, b.binary); err != nil {
+		if err := Build(ctx, b.binary); err != nil {
 			return err
 		}
 	}
@@ -78,12 +78,21 @@ func (b *Bridge) set(ctx context.Context, progress io.Writer) (err error) {
 	return b.authorize(ctx)
 }
 
-// build builds the hsm-signer of this working tree.
-func build(ctx context.Context, binary string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/hsm-signer")
-	cmd.Dir = root()
+// Build builds the hsm-signer of this working tree.
+func Build(ctx context.Context, binary string) error {
+	return build(ctx, root(), "./cmd/hsm-signer", binary)
+}
+
+// BuildClient builds the program that a [load.Processes] runs.
+func BuildClient(ctx context.Context, binary string) error {
+	return build(ctx, filepath.Join(root(), "integration"), "./cmd/calicoclient", binary)
+}
+
+func build(ctx context.Context, module, program, binary string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, program)
+	cmd.Dir = module
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build hsm-signer: %w: %s", err, out)
+		return fmt.Errorf("build %s: %w: %s", program, err, out)
 	}
 	return nil
 }

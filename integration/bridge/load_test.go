@@ -1,9 +1,11 @@
 package bridge_test
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
+	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/load"
 	"hsm-signer/integration/weather"
 )
@@ -57,5 +59,19 @@ func TestLoadStartsLateClientsAgain(t *testing.T) {
 	startReady(t, ca)
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
 		t.Errorf("the requests of earlier attempts are there: %s; errors: %v", report, report.Errors)
+	}
+}
+
+// Clients in processes of their own get their certificates too.
+func TestLoadOfProcessesIsServed(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "calicoclient")
+	must(t, bridge.BuildClient(t.Context(), binary))
+	startReady(t, ca)
+	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
+	must(t, err)
+	report, err := load.Processes{Binary: binary}.Run(t.Context(), pods)
+	must(t, err)
+	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 {
+		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}
 }

@@ -23,7 +23,8 @@ type Pod struct {
 	Config *rest.Config
 }
 
-// NewPod makes a pod of the component, with a name of its own. With IPs it runs; see [Bridge.NextIP].
+// NewPod makes a pod of the component, with a name of its own. With IPs it runs; see
+// [Bridge.NextIP].
 func (b *Bridge) NewPod(ctx context.Context, c calico.Component, ips ...string) (Pod, error) {
 	return b.newPod(ctx, c, bed.PodSpec{IPs: ips})
 }
@@ -31,8 +32,10 @@ func (b *Bridge) NewPod(ctx context.Context, c calico.Component, ips ...string) 
 // NewInitPod makes a pod of the component whose init container runs, as a Calico pod does that asks
 // for its certificate.
 func (b *Bridge) NewInitPod(ctx context.Context, c calico.Component) (Pod, error) {
-	container := c.SecretName + "-key-cert-provisioner" // the name that Calico's operator gives it
-	return b.newPod(ctx, c, bed.PodSpec{IPs: []string{b.NextIP()}, InitContainers: []string{container}})
+	return b.newPod(ctx, c, bed.PodSpec{
+		IPs:            []string{b.NextIP()},
+		InitContainers: []string{c.SecretName + "-key-cert-provisioner"}, // as Calico's operator names it
+	})
 }
 
 // newPod makes a pod of the component, with a name of its own and its own way to the API server.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 
@@ -165,10 +164,5 @@ func issued(event []byte, name string) bool {
 	if json.Unmarshal(event, &seen) != nil || seen.Object.Name != name || seen.Type == watch.Deleted {
 		return false
 	}
-	for _, condition := range seen.Object.Status.Conditions {
-		if condition.Type == certificatesv1.CertificateApproved && condition.Status == corev1.ConditionTrue {
-			return len(seen.Object.Status.Certificate) > 0
-		}
-	}
-	return false
+	return isIssued(&seen.Object)
 }

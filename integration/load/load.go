@@ -59,6 +59,20 @@ const (
 	Broken                   // the API server refused a call, or could not be reached
 )
 
+// outcomes are their names.
+var outcomes = []string{Succeeded: "succeeded", Lost: "lost", Late: "late", Broken: "broken"}
+
+// String returns the outcome's name.
+func (o Outcome) String() string { return outcomes[o] }
+
+// parseOutcome returns the outcome of that name.
+func parseOutcome(name string) (Outcome, error) {
+	if i := slices.Index(outcomes, name); i >= 0 {
+		return Outcome(i), nil
+	}
+	return Broken, fmt.Errorf("%q is no outcome; there are %q", name, outcomes)
+}
+
 // A Report counts the outcomes of one run.
 type Report struct {
 	Succeeded, Lost, Late, Broken int
