@@ -38,6 +38,7 @@ var innerRooms = map[string][]string{
 	product + "/cmd/hsm-signer/listener":    nil,
 	product + "/cmd/hsm-signer/expiry":      {product + "/policy", product + "/issuer/journal", product + "/kube"},
 	product + "/cmd/hsm-signer/stuck":       {product + "/policy", product + "/issuer/journal", product + "/kube"},
+	product + "/cmd/hsm-signer/heal":        {product + "/cmd/hsm-signer/stuck", product + "/kube"},
 }
 
 // libraries are those that not every room may know, with the rooms that may.

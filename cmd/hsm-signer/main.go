@@ -111,7 +111,7 @@ locked: do not start again before it is corrected; 4 configuration.`),
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(usageError)
-	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newAuditCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newCheckCommand(), newCACommand(), newPolicyCommand(), newAuditCommand(), newHealCommand(), newVersionCommand())
 	addVersionFlag(root)
 	root.SetOut(stdout)
 	root.InitDefaultCompletionCmd() // now, so that its arguments are checked as well; it keeps where to write

@@ -121,7 +121,12 @@ func (b *Bridge) authorize(ctx context.Context) error {
 // KubeconfigVia writes a kubeconfig file with which hsm-signer, as its own service
 // account, takes another way to the API server: config is that of whoever has the token.
 func (b *Bridge) KubeconfigVia(ctx context.Context, path string, config func(token string) *rest.Config) error {
-	token, err := b.Cluster.UnboundToken(ctx, serviceAccount, serviceAccount)
+	return b.kubeconfigOf(ctx, serviceAccount, path, config)
+}
+
+// kubeconfigOf writes the kubeconfig file of a service account in hsm-signer's namespace.
+func (b *Bridge) kubeconfigOf(ctx context.Context, account, path string, config func(token string) *rest.Config) error {
+	token, err := b.Cluster.UnboundToken(ctx, serviceAccount, account)
 	if err != nil {
 		return err
 	}

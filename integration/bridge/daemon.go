@@ -26,7 +26,7 @@ const (
 	ending   = 2 * time.Minute // a module that hangs is given more than a minute
 )
 
-// A Daemon is "hsm-signer run" as a process.
+// A Daemon is "hsm-signer run", or "hsm-signer heal", as a process.
 type Daemon struct {
 	cmd     *exec.Cmd
 	log     log
@@ -37,8 +37,13 @@ type Daemon struct {
 // Run starts hsm-signer and waits until it listens; see [Daemon.WaitReady]. The
 // environment is added to the one that is right.
 func (b *Bridge) Run(ctx context.Context, ca CA, env ...string) (*Daemon, error) {
-	d := &Daemon{cmd: exec.CommandContext(ctx, b.binary, "run")}
-	d.cmd.Env = b.environment(ca, env)
+	return b.start(ctx, "run", b.environment(ca, env))
+}
+
+// start starts a command of hsm-signer that serves, and waits until it listens.
+func (b *Bridge) start(ctx context.Context, command string, env []string) (*Daemon, error) {
+	d := &Daemon{cmd: exec.CommandContext(ctx, b.binary, command)}
+	d.cmd.Env = env
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(os.Interrupt) }
 	d.cmd.WaitDelay = patience

@@ -46,6 +46,9 @@ type Plan struct {
 	Timeout time.Duration
 	// Watching is called each time a client's watch has begun; nil: nobody wants to know.
 	Watching func()
+	// Ended is called when the client of pods[i] has ended, after its last attempt; nil: nobody
+	// wants to know.
+	Ended func(i int, outcome Outcome, issued bool)
 }
 
 // An Outcome is what became of one pod.
@@ -107,6 +110,9 @@ func Run(ctx context.Context, pods []Pod, plan Plan) Report {
 		group.Go(func() {
 			results[i] = pod.ask(ctx, plan)
 			<-slots
+			if plan.Ended != nil {
+				plan.Ended(i, results[i].outcome, results[i].issued)
+			}
 		})
 	}
 	group.Wait()

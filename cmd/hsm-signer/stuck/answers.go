@@ -25,13 +25,17 @@ const remembered = time.Hour
 // A Pod is one that is stuck.
 type Pod struct {
 	Namespace, Name, UID string
+	Created              time.Time
 	Node                 string
 	Owner                *metav1.OwnerReference // its controller; nil if nothing makes the pod again
 	Verdict
 }
 
 func podOf(pod *corev1.Pod, v Verdict) Pod {
-	return Pod{pod.Namespace, pod.Name, string(pod.UID), pod.Spec.NodeName, metav1.GetControllerOf(pod), v}
+	return Pod{
+		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Created: pod.CreationTimestamp.Time,
+		Node: pod.Spec.NodeName, Owner: metav1.GetControllerOf(pod), Verdict: v,
+	}
 }
 
 // Delete returns the kubectl command that deletes the pod, so that its controller makes another.

@@ -1,0 +1,84 @@
+package heal
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// maxRepeats is how many successors in a row are deleted at once on strong evidence. Without a bound, a
+// node whose clock is wrong could have its pods deleted for ever.
+const maxRepeats = 5
+
+// A place is where a controller makes one pod again and again: a DaemonSet has one pod on each node.
+type place struct {
+	owner types.UID
+	node  string
+}
+
+// A deletion is one of the last [pause].
+type deletion struct {
+	at     time.Time
+	repeat int // how many pods before this one were deleted in a row
+}
+
+// history holds the last deletions of each place. It is not safe for concurrent use.
+type history map[place][]deletion
+
+// allows reports whether a pod that was created at a time may be deleted now.
+func (h history) allows(owner *metav1.OwnerReference, node string, created time.Time, sure bool, now time.Time) bool {
+	h.forget(now)
+	last := h[place{owner.UID, node}]
+	return len(last) == 0 || sure && repeats(last, created) <= maxRepeats
+}
+
+// add notes a deletion.
+func (h history) add(owner *metav1.OwnerReference, node string, created, now time.Time) {
+	at := place{owner.UID, node}
+	h[at] = append(h[at], deletion{now, repeats(h[at], created)})
+}
+
+// repeats returns how many pods were deleted in a row before the one that was created at that time.
+// The API says that time in whole seconds.
+func repeats(last []deletion, created time.Time) (n int) {
+	for _, d := range last {
+		if !created.Before(d.at.Truncate(time.Second)) {
+			n = max(n, d.repeat+1)
+		}
+	}
+	return n
+}
+
+// forget drops the deletions that no longer count.
+func (h history) forget(now time.Time) {
+	for at, all := range h {
+		all = slices.DeleteFunc(all, func(d deletion) bool { return now.Sub(d.at) >= pause })
+		if h[at] = all; len(all) == 0 {
+			delete(h, at)
+		}
+	}
+}
+
+// faults keeps the last fault. It is safe for concurrent use.
+type faults struct {
+	mu  sync.Mutex
+	err error
+}
+
+// note keeps the error of the last attempt, which may be nil. It reports whether the error is a new one.
+func (f *faults) note(err error) (isNew bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.err
+	f.err = err
+	return err != nil && (before == nil || before.Error() != err.Error())
+}
+
+func (f *faults) last() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
