@@ -274,6 +274,37 @@ func TestUnfinished(t *testing.T) {
 	}
 }
 
+// Only a certificate that the journal has as published was delivered, and only a request without a
+// certificate to come was never issued.
+func TestDelivered(t *testing.T) {
+	a := newAsking(t)
+	require := func(uid string, chain []byte, wantDelivered, wantNever bool) {
+		t.Helper()
+		delivered, err := a.issuer.Delivered(uid, chain)
+		never, err2 := a.issuer.NeverIssued(uid)
+		if delivered != wantDelivered || never != wantNever || err != nil || err2 != nil {
+			t.Errorf("%s, %s: delivered %t, never issued %t, %v, %v", uid, a.state(), delivered, never, err, err2)
+		}
+	}
+	require("u", nil, false, true)
+	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	require("u", chain, false, false)
+	if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil {
+		t.Fatal(err)
+	}
+	require("u", chain, false, false)
+	if err := a.issuer.Published(t.Context(), "u"); err != nil {
+		t.Fatal(err)
+	}
+	require("u", chain, true, false)
+	require("u", a.issuer.chain([]byte("x")), false, false)
+	require("u", []byte("no PEM"), false, false)
+	require("v", chain, false, true)
+}
+
 // What was begun by an earlier process is unfinished at once. What nobody can find out any more is
 // recorded as that, and the request gets the same certificate when it comes back.
 func TestUnconfirmed(t *testing.T) {

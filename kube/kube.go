@@ -78,6 +78,9 @@ type Observer interface {
 	NewLeader() // another controller has come to lead, or this one
 	// Certificates are on requests of our signers, so many of each origin. Only who leads knows; nil: it is not known now.
 	Certificates(origins map[Origin]int)
+	// The cluster has so many requests, of all signers. Only who leads knows; otherwise known is false.
+	Requests(n int, known bool)
+	Deleted()      // a finished request was
 	Ended(Outcome) // a turn ended, unless there was nothing to do
 }
 
@@ -123,6 +126,10 @@ type Config struct {
 	Observer      Observer
 	Recorder      Recorder
 	Logger        hclog.Logger
+	// DeleteFinishedAfter is how long a finished request of our signers is kept before it is deleted;
+	// 0: it is left to Kubernetes. Else Answers is set.
+	DeleteFinishedAfter time.Duration
+	Answers             Answers
 }
 
 // A Controller serves certificate requests.
@@ -135,6 +142,7 @@ type Controller struct {
 	requests    atomic.Pointer[requests] // nil until the API was found
 
 	permits *permits
+	cleaner *cleaner
 	large   chan struct{}       // of size 1: held by the turn of a request that is read whole
 	ignored ignored             // requests that cannot be written
 	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
@@ -169,6 +177,7 @@ func New(c Config) *Controller {
 		events:      events,
 		watches:     map[string]error{"": errStarting},
 		permits:     newPermits(c.Client),
+		cleaner:     newCleaner(c.DeleteFinishedAfter, c.Answers),
 		large:       make(chan struct{}, 1),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
@@ -234,6 +243,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer c.startElection()()
 	if c.Issuer != nil {
 		group.StartWithContext(ctx, c.reconcile)
+		group.StartWithContext(ctx, c.countRequests)
+		group.StartWithContext(ctx, c.cleanUp)
 	}
 	c.workUntil(ctx)
 	return nil

@@ -63,6 +63,10 @@ func (l legacyClient) UpdateStatus(ctx context.Context, csr *certificatesv1.Cert
 	return upgrade[certificatesv1.CertificateSigningRequest](old, err)
 }
 
+func (l legacyClient) Delete(ctx context.Context, name string, o metav1.DeleteOptions) error {
+	return l.client.Delete(ctx, name, o)
+}
+
 // upgrade passes on an error, or returns the v1beta1 object as the v1 object T.
 func upgrade[T any](old any, err error) (*T, error) {
 	if err != nil {

@@ -56,6 +56,25 @@ func Permissions(signerNames []string, mode Mode, lease *Lease, podNamespaces []
 	return all
 }
 
+// CleanUpPermission is what a controller needs beside [Permissions] to delete finished requests. RBAC
+// cannot restrict it to a signer's requests.
+func CleanUpPermission() Permission {
+	return Permission{attributes: authorizationv1.ResourceAttributes{
+		Verb: "delete", Group: "certificates.k8s.io", Resource: "certificatesigningrequests",
+	}}
+}
+
+// optional reports whether requests are answered without the permission as well as with it.
+func (p Permission) optional() bool { return p.attributes == CleanUpPermission().attributes }
+
+// Manifest is the file or directory of this project that grants the permission.
+func (p Permission) Manifest() string {
+	if p.optional() {
+		return "deploy/components/clean-up"
+	}
+	return "deploy/base/rbac.yaml"
+}
+
 // String says the permission the way kubectl auth can-i takes it.
 func (p Permission) String() string {
 	s := p.attributes.Verb + " " + p.attributes.Resource

@@ -54,25 +54,46 @@ func (p *permits) idle() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, missing := range p.missing {
-		if missing.attributes.Resource != "events" && missing.attributes.Resource != "leases" {
+		if missing.attributes.Resource != "events" && missing.attributes.Resource != "leases" && !missing.optional() {
 			return true
 		}
 	}
 	return false
 }
 
-// Permitted answers nil while no permission is known to be missing.
-func (c *Controller) Permitted() error {
-	c.permits.mu.Lock()
-	defer c.permits.mu.Unlock()
-	if len(c.permits.missing) == 0 {
+// mayCleanUp returns nil while the permission to delete requests is not known to be missing.
+func (p *permits) mayCleanUp() error { return p.lacking(Permission.optional) }
+
+// lacking returns an error that names the missing permissions of that kind, or nil if there are none.
+func (p *permits) lacking(kind func(Permission) bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	var manifest string
+	for _, missing := range p.missing {
+		if kind(missing) {
+			names, manifest = append(names, missing.String()), missing.Manifest()
+		}
+	}
+	if len(names) == 0 {
 		return nil
 	}
-	names := make([]string, 0, len(c.permits.missing))
-	for _, missing := range c.permits.missing {
-		names = append(names, missing.String())
+	return fmt.Errorf("may not %s: grant it to the service account, as %s does", strings.Join(names, "; "), manifest)
+}
+
+// Permitted answers nil while no permission is known to be missing that requests need; see also
+// [Controller.CleanUpFault].
+func (c *Controller) Permitted() error {
+	return c.permits.lacking(func(p Permission) bool { return !p.optional() })
+}
+
+// permissions lists what this controller needs.
+func (c *Controller) permissions() []Permission {
+	all := Permissions(c.SignerNames, c.Mode, c.Lease, c.podNamespaces())
+	if c.DeleteFinishedAfter > 0 {
+		all = append(all, CleanUpPermission())
 	}
-	return fmt.Errorf("may not %s: grant it to the service account, as deploy/base/rbac.yaml does", strings.Join(names, "; "))
+	return all
 }
 
 // watchPermits looks at the permissions until the context ends.
@@ -102,7 +123,7 @@ func (c *Controller) lookAtPermits(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, permitTimeout)
 	defer cancel()
 	var missing []Permission
-	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease, c.podNamespaces()) {
+	for _, permission := range c.permissions() {
 		lacking, err := permission.missing(ctx, c.permits.ask)
 		if err != nil {
 			if !errors.Is(err, context.Canceled) {
@@ -130,7 +151,7 @@ func (c *Controller) podNamespaces() []string {
 // notePermits keeps what is missing, logs each change, and takes all requests up again when nothing is in their
 // way any more.
 func (c *Controller) notePermits(missing []Permission) {
-	before, wasIdle := c.Permitted(), c.permits.idle()
+	before, wasIdle, mayCleanUp := c.Permitted(), c.permits.idle(), c.permits.mayCleanUp() == nil
 	c.permits.mu.Lock()
 	c.permits.missing = missing
 	c.permits.mu.Unlock()
@@ -139,6 +160,9 @@ func (c *Controller) notePermits(missing []Permission) {
 		c.Logger.Error("permissions are missing; requests stay as they are", "error", now)
 	case now == nil && before != nil:
 		c.Logger.Info("no permission is missing any more")
+	}
+	if err := c.permits.mayCleanUp(); err != nil && mayCleanUp {
+		c.Logger.Error("finished requests are left to Kubernetes", "error", err)
 	}
 	if wasIdle && !c.permits.idle() {
 		c.LookAgain()

@@ -58,8 +58,11 @@ func (r *remembering) Unconfirmed(_ context.Context, uid, why string) error {
 	return nil
 }
 
-// counting counts nothing but certificates.
-type counting struct{ origins map[Origin]int }
+// counting counts nothing but certificates and deletions.
+type counting struct {
+	origins map[Origin]int
+	deleted int
+}
 
 func (*counting) Decided(policy.Verdict)                {}
 func (*counting) Issued(*policy.Grant, time.Duration)   {}
@@ -67,6 +70,8 @@ func (*counting) OverBudget()                           {}
 func (*counting) Fault()                                {}
 func (*counting) NewLeader()                            {}
 func (*counting) Ended(Outcome)                         {}
+func (*counting) Requests(int, bool)                    {}
+func (o *counting) Deleted()                            { o.deleted++ }
 func (o *counting) Certificates(origins map[Origin]int) { o.origins = origins }
 
 // withStore returns a controller and what adds requests to its store, by UID.

@@ -28,6 +28,7 @@ type requestClient interface {
 	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 	UpdateApproval(ctx context.Context, name string, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error)
 	UpdateStatus(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error)
+	Delete(ctx context.Context, name string, o metav1.DeleteOptions) error
 }
 
 var _ requestClient = certificatesclient.CertificateSigningRequestInterface(nil)

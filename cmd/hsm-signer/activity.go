@@ -21,7 +21,8 @@ type activity struct {
 	issued [minutesKept]int
 	minute int64 // since 1970, of the last entry
 
-	origins map[kube.Origin]int // of the certificates in the cluster; nil: not known
+	origins  map[kube.Origin]int // of the certificates in the cluster; nil: not known
+	requests int                 // in the cluster; 0: not known
 }
 
 // Ended notes how a turn ended. A request has one entry, with what came of it last.

@@ -164,6 +164,7 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 	}
 	report("API version", api, err)
 	checkPermissions(ctx, c, p, report)
+	checkRequests(ctx, p, report)
 	checkInstallation(ctx, c, p, report)
 	checkNamespaces(ctx, c, p, report)
 }
@@ -172,14 +173,14 @@ func checkCluster(ctx context.Context, c *config, p *parts, report reporter) {
 func checkPermissions(ctx context.Context, c *config, p *parts, report reporter) {
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	for _, permission := range kube.Permissions(c.signerNames, c.mode, p.lease, podNamespaces(p.policy)) {
+	for _, permission := range c.permissions(p) {
 		lacking, err := permission.Missing(ctx, p.client)
 		all := len(lacking) == 1 && lacking[0].String() == permission.String()
 		switch {
 		case err != nil || len(lacking) == 0:
 			report("may "+permission.String(), "", err)
 		case all:
-			report("may "+permission.String(), "", errors.New("not allowed: grant it to the service account, as deploy/base/rbac.yaml does"))
+			report("may "+permission.String(), "", fmt.Errorf("not allowed: grant it to the service account, as %s does", permission.Manifest()))
 		}
 		for _, in := range lacking {
 			if !all {

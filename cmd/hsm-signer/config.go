@@ -52,6 +52,8 @@ type config struct {
 	logLevel        hclog.Level
 	logFormat       string // text, json, or empty: by the terminal
 	witnessFile     string
+	// deleteFinishedAfter is 0 if finished requests are left to Kubernetes.
+	deleteFinishedAfter time.Duration
 
 	inPod    bool     // in a pod of any cluster, as client-go sees it
 	warnings []string // about files that are accepted all the same
@@ -95,6 +97,7 @@ var (
 		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, such as 30d or 8760h; a rule may set less", func(c *config, v string) error { return readDuration(v, policy.MinLifetime, &c.lifetime) }},
 		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log only, without the token and without writing to the cluster", readMode},
 		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name; clusters before 1.18 need accept", readUnset},
+		{"DELETE_FINISHED_AFTER", "", "delete finished requests so long after they were answered, such as 5m; Kubernetes does so after an hour", func(c *config, v string) error { return readDuration(v, leastDeleteAfter, &c.deleteFinishedAfter) }},
 		{"WORKERS", "32", "requests processed at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
 		{"LEADER_ELECT", "", "true or false: elect one active replica (by default true in a pod, else false)", readElection},
 		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},

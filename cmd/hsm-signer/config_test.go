@@ -79,6 +79,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"APPROVE":                {value: "shadwo", without: "PKCS11_MODULE"},
 		"UNSET_SIGNER_NAME":      {value: "yes"},
 		"WORKERS":                {value: "many"},
+		"DELETE_FINISHED_AFTER":  {value: "1m"},
 		"LEADER_ELECT":           {value: "yes", with: election, without: "LEASE_NAMESPACE"},
 		"LEASE_NAMESPACE":        {value: "kube system", with: election},
 		"LEASE_NAME":             {value: "a lease", with: election},
@@ -117,6 +118,20 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 				t.Errorf("%q", faults)
 			}
 		})
+	}
+}
+
+// A shadow writes nothing to the cluster, so it deletes nothing either.
+func TestShadowDeletesNothing(t *testing.T) {
+	variables := completeConfig(t)
+	variables["DELETE_FINISHED_AFTER"] = "5m"
+	if c, faults := configFaultsOf(t, variables); len(faults) > 0 || c.deleteFinishedAfter != 5*time.Minute {
+		t.Errorf("%v, %q", c.deleteFinishedAfter, faults)
+	}
+	variables["APPROVE"] = "shadow"
+	_, faults := configFaultsOf(t, variables)
+	if len(faults) != 1 || !strings.HasPrefix(faults[0], "DELETE_FINISHED_AFTER: is set, and APPROVE is shadow") {
+		t.Errorf("%q", faults)
 	}
 }
 

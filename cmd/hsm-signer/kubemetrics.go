@@ -17,6 +17,8 @@ type kubeMetrics struct {
 	leaders   prometheus.Counter
 	apiCalls  *prometheus.CounterVec
 	inCluster *prometheus.GaugeVec
+	requests  *prometheus.GaugeVec // without labels; empty while the number is not known
+	deleted   prometheus.Counter
 }
 
 func newKubeMetrics(register promauto.Factory) kubeMetrics {
@@ -37,6 +39,14 @@ func newKubeMetrics(register promauto.Factory) kubeMetrics {
 			Name: "hsm_signer_certificates_in_cluster",
 			Help: "Certificates on requests of our signers, by origin: own; another_journal (the CA signed it for a former journal or another replica); unrecorded (the CA signed it, this journal should have it, and has not); foreign (the CA did not sign it). Only who leads knows.",
 		}, []string{"origin"}),
+		requests: register.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "hsm_signer_requests_in_cluster",
+			Help: "Certificate requests in the cluster, of all signers: each of Calico's init containers reads all of them first. Only who leads knows.",
+		}, nil),
+		deleted: register.NewCounter(prometheus.CounterOpts{
+			Name: "hsm_signer_finished_requests_deleted_total",
+			Help: "Finished requests that were deleted, as DELETE_FINISHED_AFTER says.",
+		}),
 	}
 }
 
@@ -56,6 +66,18 @@ func (m kubeMetrics) Certificates(origins map[kube.Origin]int) {
 		m.inCluster.WithLabelValues(string(origin)).Set(float64(origins[origin]))
 	}
 }
+
+// Requests notes how many requests the cluster has.
+func (m kubeMetrics) Requests(n int, known bool) {
+	if !known { // a 0 here would say that all is well
+		m.requests.Reset()
+		return
+	}
+	m.requests.WithLabelValues().Set(float64(n))
+}
+
+// Deleted counts a finished request that was deleted.
+func (m kubeMetrics) Deleted() { m.deleted.Inc() }
 
 // watchController has shown at each scrape how the controller stands.
 func (m *metrics) watchController(c *kube.Controller) {

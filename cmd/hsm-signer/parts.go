@@ -47,6 +47,7 @@ func (c *config) loadParts(faults *configFaults) *parts {
 	if len(c.signerNames) == 0 {
 		faults.missing("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; it is what Calico's Installation names as signerName")
 	}
+	c.checkCleanUp(faults)
 	c.resolveStateDir(faults)
 	switch {
 	case faults.has("APPROVE"): // so whether a token is needed is not known

@@ -27,12 +27,13 @@ type statusPage struct {
 	leader   func() string // who leads, of many
 	identity string        // its own among them; empty without an election
 	fault    func() error  // why the policy file is refused
+	cleanUp  func() error  // why finished requests cannot be deleted
 	started  time.Time
 }
 
 // watchController has the page show how the controller stands.
 func (s *statusPage) watchController(c *kube.Controller) {
-	s.queue, s.leader = c.Queued, c.Leader
+	s.queue, s.leader, s.cleanUp = c.Queued, c.Leader, c.CleanUpFault
 	if c.Lease != nil {
 		s.identity = c.Lease.Identity
 	}
@@ -56,6 +57,7 @@ func (s *statusPage) page() status.Page {
 	if n := s.activity.strange(); n > 0 {
 		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
+	p.Hints = append(p.Hints, s.cleanUpHints()...)
 	if s.config.mode != kube.Shadow {
 		s.addSigning(&p)
 	}

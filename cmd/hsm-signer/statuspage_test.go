@@ -25,6 +25,7 @@ func newTestPage(t *testing.T) *statusPage {
 		expiry:   expiry.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil, h.logger),
 		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
 		queue:    func() int { return 0 }, leader: func() string { return "" }, fault: func() error { return nil }, started: time.Now(),
+		cleanUp: func() error { return nil },
 	}
 }
 
@@ -73,6 +74,38 @@ func TestStrangeCertificatesAreAHint(t *testing.T) {
 		if strings.Contains(hints, "HSMSignerForeignCertificate") != step.hint || strings.Contains(scrape(m), "hsm_signer_certificates_in_cluster{") != (step.origins != nil) {
 			t.Errorf("%v: %q", step.origins, hints)
 		}
+	}
+}
+
+// Too many requests are a hint on the page, and so is a permission that is missing to delete them. A
+// number that is not known is no number of the metric.
+func TestManyRequestsAreAHint(t *testing.T) {
+	s, m := newTestPage(t), newMetrics()
+	all := observers{m, s.activity}
+	for _, step := range []struct {
+		n      int
+		known  bool
+		hint   string
+		metric string
+	}{
+		{0, false, "", ""},
+		{2000, true, "", "hsm_signer_requests_in_cluster 2000\n"},
+		{6001, true, "6001 certificate requests, of all signers, are in the cluster. Each of Calico's init containers reads " +
+			"all of them first, which may take 90 of its 90 seconds", "hsm_signer_requests_in_cluster 6001\n"},
+		{0, false, "", ""},
+	} {
+		all.Requests(step.n, step.known)
+		hints, metrics := strings.Join(s.cleanUpHints(), "\n"), scrape(m)
+		if !strings.HasPrefix(hints, step.hint) || (hints == "") != (step.hint == "") {
+			t.Errorf("%+v: %q", step, hints)
+		}
+		if !strings.Contains(metrics, step.metric) || strings.Contains(metrics, "\nhsm_signer_requests_in_cluster ") != step.known {
+			t.Errorf("%+v: %s", step, metrics)
+		}
+	}
+	s.cleanUp = func() error { return errors.New("may not delete") }
+	if hints := s.page().Hints; !strings.Contains(strings.Join(hints, "\n"), "left to Kubernetes: may not delete") {
+		t.Errorf("%q", hints)
 	}
 }
 

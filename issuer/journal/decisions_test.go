@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,5 +89,39 @@ func TestDecisionsThatCannotBeWrittenAreCounted(t *testing.T) {
 	}
 	if r.Dropped() != 1000 {
 		t.Errorf("%d are dropped", r.Dropped())
+	}
+}
+
+// What is logged is found, in the log and in its predecessor; a line that was cut is not there, nor
+// what only a text of a line names.
+func TestLoggedDecisionsAreFound(t *testing.T) {
+	dir := t.TempDir()
+	if found, err := Logged(dir, RefusalsLog, []string{"a"}); err != nil || len(found) > 0 {
+		t.Errorf("without a log: %v, %v", found, err)
+	}
+	r := OpenDecisions(dir, RefusalsLog, 200)
+	for _, uid := range []string{"a", "b", "c"} { // the first two fill a file
+		r.Record(Decision{UID: uid, Name: `","uid":"named"`, Username: strings.Repeat("x", 60)})
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, RefusalsLog), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(`{"uid":"cut","na`)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	found, err := Logged(dir, RefusalsLog, []string{"a", "c", "cut", "named", "other"})
+	if want := map[string]bool{"a": true, "c": true}; err != nil || !maps.Equal(found, want) {
+		t.Errorf("%v, %v; want %v", found, err, want)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(dir, RefusalsLog)), os.Mkdir(filepath.Join(dir, RefusalsLog), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Logged(dir, RefusalsLog, []string{"a"}); err == nil {
+		t.Errorf("what cannot be read: %v", found)
 	}
 }

@@ -1,0 +1,320 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Answers says which answers to requests are recorded on the disk.
+type Answers interface {
+	// Delivered reports whether the journal has the certificate in PEM as published on the request.
+	Delivered(uid string, chain []byte) (bool, error)
+	// Refused returns those of the requests whose refusal is in the refusal log, and for which the
+	// journal has nothing that is unfinished.
+	Refused(uids []string) (map[string]bool, error)
+}
+
+const (
+	// deleteInterval is the time between two deletions. Each of them is an event for every client
+	// that watches. Calico's needs up to 15 ms for one, so this takes at most 15 % of its time.
+	deleteInterval = 100 * time.Millisecond
+	// cleanUpInterval is the time between two looks while nothing can be deleted.
+	cleanUpInterval = 5 * time.Second
+	// deleteTimeout bounds one deletion.
+	deleteTimeout = 10 * time.Second
+	// quietTime is how long no client must have waited before something is deleted.
+	quietTime = 20 * time.Second
+	// clientPatience is how long a client waits for its answer at most: Calico's gives up after 90
+	// seconds. An open request that is older keeps nothing from being deleted.
+	clientPatience = 2 * time.Minute
+	// refusalsInterval is the time between two searches in the refusal log, which reads all of it.
+	refusalsInterval = time.Minute
+)
+
+// cleanUp deletes finished requests, one at a time, until the context ends. Without
+// [Config.DeleteFinishedAfter] it returns at once.
+func (c *Controller) cleanUp(ctx context.Context) {
+	if c.DeleteFinishedAfter == 0 {
+		return
+	}
+	for {
+		next := cleanUpInterval
+		if c.cleanUpOnce(ctx) {
+			next = deleteInterval
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(next):
+		}
+	}
+}
+
+// cleanUpOnce deletes one request at most. It reports whether there may be another to delete now.
+func (c *Controller) cleanUpOnce(ctx context.Context) (more bool) {
+	api := c.requests.Load()
+	if !api.whole() {
+		return false
+	}
+	all := c.servedRequests(api)
+	c.cleaner.see(all)
+	if c.mayCleanUp() != nil {
+		return false
+	}
+	csr, err := c.cleaner.next(all)
+	if csr == nil && err == nil {
+		return false
+	}
+	if err == nil {
+		err = c.deleteFinished(ctx, api, csr)
+	}
+	if changed := c.cleaner.note(err); changed && err != nil {
+		c.Logger.Error("finished requests are left to Kubernetes for now", "error", err)
+	}
+	return err == nil
+}
+
+// servedRequests returns the requests of our signers. Those without a signer name are not among
+// them: they may be anyone's.
+func (c *Controller) servedRequests(api *requests) []*certificatesv1.CertificateSigningRequest {
+	var served []*certificatesv1.CertificateSigningRequest
+	for _, store := range api.stores {
+		for _, object := range store.List() {
+			csr, ok := object.(*certificatesv1.CertificateSigningRequest)
+			if ok && csr.Spec.SignerName != "" && c.serves(csr) {
+				served = append(served, csr)
+			}
+		}
+	}
+	return served
+}
+
+// mayCleanUp returns nil if this controller leads, could answer a request now, sees every new one,
+// and may delete requests.
+func (c *Controller) mayCleanUp() error {
+	if c.Fit != nil {
+		if err := c.Fit(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(c.leader.fence(), c.Ready(), c.permits.mayCleanUp())
+}
+
+// deleteFinished deletes the request, unless it has changed or is gone.
+func (c *Controller) deleteFinished(ctx context.Context, api *requests, csr *certificatesv1.CertificateSigningRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	ctx, done, err := c.leader.acting(ctx)
+	if err != nil {
+		return nil // another controller goes on
+	}
+	defer done()
+	err = api.Delete(ctx, csr.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &csr.UID, ResourceVersion: &csr.ResourceVersion},
+	})
+	switch {
+	case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
+		return nil
+	case err != nil:
+		c.permits.suspect(err)
+		return fmt.Errorf("delete a finished request: %w", err)
+	}
+	c.Observer.Deleted()
+	c.Logger.Info("deleted a finished request", "request", csr.Name, "uid", csr.UID,
+		"signer", csr.Spec.SignerName)
+	return nil
+}
+
+// CleanUpFault returns why finished requests cannot be deleted although they are to be, and else nil.
+func (c *Controller) CleanUpFault() error {
+	if c.DeleteFinishedAfter == 0 {
+		return nil
+	}
+	return errors.Join(c.permits.mayCleanUp(), c.cleaner.lastFault())
+}
+
+// An answer is how a request ended.
+type answer int
+
+const (
+	unanswered answer = iota // it is open
+	issued                   // approved, with a certificate
+	refused                  // denied or failed, without a certificate
+	unclear                  // a certificate without an approval, or with a denial: not our work
+)
+
+// answerOf reads the answer from the object.
+func answerOf(csr *certificatesv1.CertificateSigningRequest) answer {
+	if stateOf(csr) != done {
+		return unanswered
+	}
+	var approval, refusal bool
+	for _, condition := range csr.Status.Conditions {
+		if condition.Status != corev1.ConditionTrue && condition.Status != "" {
+			continue
+		}
+		switch condition.Type {
+		case certificatesv1.CertificateApproved:
+			approval = true
+		case certificatesv1.CertificateDenied, certificatesv1.CertificateFailed:
+			refusal = true
+		}
+	}
+	switch certified := len(csr.Status.Certificate) > 0; {
+	case certified && approval && !refusal:
+		return issued
+	case !certified && refusal:
+		return refused
+	}
+	return unclear
+}
+
+// A cleaner chooses the requests to delete. It counts from when it first saw a request answered, by
+// its own clock, so that the API server's clock does not matter. Only [cleaner.lastFault] is safe for
+// concurrent use.
+type cleaner struct {
+	after   time.Duration // a request is kept for so long after it was answered
+	answers Answers
+	now     func() time.Time
+
+	seen     map[types.UID]*sighting
+	round    int       // of looks
+	waited   time.Time // when a client was last seen waiting
+	searched time.Time // when the refusal log was last read
+
+	mu    sync.Mutex
+	fault error
+}
+
+// A sighting is what the cleaner knows of one request.
+type sighting struct {
+	answer   answer
+	since    time.Time // when it was first seen with this answer, or was last tried
+	round    int       // in which it was last seen
+	recorded bool      // its refusal is in the log
+}
+
+func newCleaner(after time.Duration, answers Answers) *cleaner {
+	return &cleaner{after: after, answers: answers, now: time.Now, seen: map[types.UID]*sighting{}}
+}
+
+// see takes note of all requests that there are: what is new, what was answered, and what is gone.
+func (c *cleaner) see(all []*certificatesv1.CertificateSigningRequest) {
+	now := c.now()
+	c.round++
+	for _, csr := range all {
+		s, answer := c.seen[csr.UID], answerOf(csr)
+		if s == nil { // its client may wait, even if it is answered already
+			s = &sighting{answer: answer, since: now}
+			c.seen[csr.UID], c.waited = s, now
+		}
+		if s.answer != answer {
+			*s = sighting{answer: answer, since: now}
+			c.waited = now
+		}
+		if answer == unanswered && now.Sub(s.since) < clientPatience {
+			c.waited = now
+		}
+		s.round = c.round
+	}
+	if len(c.seen) == len(all) {
+		return
+	}
+	for uid, s := range c.seen {
+		if s.round != c.round {
+			delete(c.seen, uid)
+		}
+	}
+}
+
+// next returns the request to delete now, of those last given to see. It returns nil if there is
+// none, or while clients may be waiting.
+func (c *cleaner) next(all []*certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+	if c.now().Sub(c.waited) < quietTime {
+		return nil, nil
+	}
+	if err := c.searchRefusals(all); err != nil {
+		return nil, err
+	}
+	for _, csr := range c.candidates(all) {
+		s := c.seen[csr.UID]
+		s.since = c.now() // whatever comes of it, it is not the next one
+		if s.answer == refused {
+			return csr, nil
+		}
+		delivered, err := c.answers.Delivered(string(csr.UID), csr.Status.Certificate)
+		if err != nil || delivered {
+			return csr, err
+		}
+	}
+	return nil, nil
+}
+
+// candidates returns the requests that are due, without the refused ones that are not known to be
+// recorded, in the order in which they were answered.
+func (c *cleaner) candidates(all []*certificatesv1.CertificateSigningRequest) (due []*certificatesv1.CertificateSigningRequest) {
+	for _, csr := range all {
+		if s := c.seen[csr.UID]; c.due(s) && (s.answer == issued || s.recorded) {
+			due = append(due, csr)
+		}
+	}
+	slices.SortFunc(due, func(a, b *certificatesv1.CertificateSigningRequest) int {
+		return c.seen[a.UID].since.Compare(c.seen[b.UID].since)
+	})
+	return due
+}
+
+// due reports whether the request was answered long enough ago.
+func (c *cleaner) due(s *sighting) bool {
+	return (s.answer == issued || s.answer == refused) && c.now().Sub(s.since) >= c.after
+}
+
+// searchRefusals finds out which of the refused requests that are due are in the refusal log.
+func (c *cleaner) searchRefusals(all []*certificatesv1.CertificateSigningRequest) error {
+	var uids []string
+	for _, csr := range all {
+		if s := c.seen[csr.UID]; c.due(s) && s.answer == refused && !s.recorded {
+			uids = append(uids, string(csr.UID))
+		}
+	}
+	if len(uids) == 0 || c.now().Sub(c.searched) < refusalsInterval {
+		return nil
+	}
+	c.searched = c.now()
+	recorded, err := c.answers.Refused(uids)
+	if err != nil {
+		return err
+	}
+	for _, uid := range uids {
+		s := c.seen[types.UID(uid)]
+		if s.recorded = recorded[uid]; !s.recorded {
+			s.since = c.now()
+		}
+	}
+	return nil
+}
+
+// note keeps why the last deletion failed, nil if it did not, and reports whether that has changed.
+func (c *cleaner) note(err error) (changed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changed = (err == nil) != (c.fault == nil) || err != nil && err.Error() != c.fault.Error()
+	c.fault = err
+	return changed
+}
+
+func (c *cleaner) lastFault() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fault
+}

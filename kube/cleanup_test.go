@@ -1,0 +1,304 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const keep = 5 * time.Minute // of the tests' requests
+
+// onRecord are answers that are on the disk: certificates that are "own", and refusals of these UIDs.
+type onRecord struct {
+	refusals []string
+	fault    error
+	searches int
+}
+
+func (o *onRecord) Delivered(_ string, chain []byte) (bool, error) {
+	return string(chain) == "own", o.fault
+}
+
+func (o *onRecord) Refused(uids []string) (map[string]bool, error) {
+	o.searches++
+	found := map[string]bool{}
+	for _, uid := range uids {
+		found[uid] = slices.Contains(o.refusals, uid)
+	}
+	return found, o.fault
+}
+
+// deleting is an API server that deletes what it is asked to, or fails with an error.
+type deleting struct {
+	requestClient
+	deleted []string
+	fails   error
+}
+
+func (d *deleting) Delete(_ context.Context, name string, o metav1.DeleteOptions) error {
+	if d.fails != nil {
+		return d.fails
+	}
+	if p := o.Preconditions; p == nil || p.UID == nil || *p.UID != types.UID(name) || p.ResourceVersion == nil {
+		return fmt.Errorf("%s is deleted without its preconditions: %v", name, p)
+	}
+	d.deleted = append(d.deleted, name)
+	return nil
+}
+
+// A cleaning is a controller with a clock that stands still, and requests to delete.
+type cleaning struct {
+	*Controller
+	t      *testing.T
+	clock  time.Time
+	server *deleting
+	record *onRecord
+	add    func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition)
+}
+
+func newCleaning(t *testing.T) *cleaning {
+	t.Helper()
+	c := &cleaning{t: t, clock: time.Now(), server: &deleting{}, record: &onRecord{}}
+	c.Controller, c.add = withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
+	c.watches = nil
+	c.DeleteFinishedAfter, c.Answers = keep, c.record
+	c.requests.Load().requestClient = c.server
+	c.cleaner = newCleaner(keep, c.record)
+	c.cleaner.now = func() time.Time { return c.clock }
+	return c
+}
+
+// after lets time pass, looking each second, and returns what was deleted meanwhile. What was deleted
+// is gone.
+func (c *cleaning) after(d time.Duration) []string {
+	c.server.deleted = nil
+	for end := c.clock.Add(d); c.clock.Before(end); c.clock = c.clock.Add(time.Second) {
+		for c.cleanUpOnce(c.t.Context()) {
+			c.remove(c.server.deleted...)
+		}
+		c.remove(c.server.deleted...)
+	}
+	slices.Sort(c.server.deleted)
+	return c.server.deleted
+}
+
+func (c *cleaning) remove(uids ...string) {
+	for _, uid := range uids {
+		object := &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: uid}}
+		if err := c.requests.Load().stores[0].Delete(object); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+var (
+	approval = condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)
+	denial   = condition(certificatesv1.CertificateDenied, corev1.ConditionTrue)
+	failure  = condition(certificatesv1.CertificateFailed, corev1.ConditionTrue)
+)
+
+// Only what is finished and on record is deleted, and not before its time.
+func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
+	c := newCleaning(t)
+	c.record.refusals = []string{"denied", "failed", "denied with a certificate"}
+	c.add("issued", "own", approval)
+	c.add("denied", "", denial)
+	c.add("failed", "", approval, failure)
+	for uid, certificate := range map[string]string{"foreign": "foreign", "unrecorded": "unrecorded", "another journal": "another"} {
+		c.add(uid, certificate, approval)
+	}
+	c.add("not approved", "own")
+	c.add("denied with a certificate", "own", denial)
+	c.add("failed with a certificate", "own", approval, failure)
+	c.add("denied by someone", "", denial)
+	for uid, signer := range map[string]string{"another signer": "example.com/b", "no signer": ""} {
+		err := c.requests.Load().stores[0].Add(request(signer, func(csr *certificatesv1.CertificateSigningRequest) {
+			csr.Name, csr.UID, csr.Status.Certificate = uid, types.UID(uid), []byte("own")
+			csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{approval}
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.AcceptUnset = true
+	if got := c.after(keep); len(got) > 0 {
+		t.Errorf("deleted before their time: %q", got)
+	}
+	if got, want := c.after(3*keep), []string{"denied", "failed", "issued"}; !slices.Equal(got, want) {
+		t.Errorf("deleted %q; want %q", got, want)
+	}
+	if n := c.Observer.(*counting).deleted; n != 3 || c.CleanUpFault() != nil {
+		t.Errorf("%d were counted; %v", n, c.CleanUpFault())
+	}
+}
+
+// Nothing is deleted while a request is open, nor soon after. One that nobody can wait for any more
+// keeps nothing from being deleted.
+func TestNothingIsDeletedWhileClientsWait(t *testing.T) {
+	c := newCleaning(t)
+	c.add("first", "own", approval)
+	c.after(keep - time.Second)
+	c.add("waiting", "", approval)
+	if got := c.after(clientPatience); len(got) > 0 {
+		t.Errorf("deleted while one waits: %q", got)
+	}
+	if got := c.after(quietTime - time.Second); len(got) > 0 {
+		t.Errorf("deleted soon after: %q", got)
+	}
+	if got := c.after(time.Minute); !slices.Equal(got, []string{"first"}) {
+		t.Errorf("deleted while one is open for long: %q", got)
+	}
+	c.add("second", "own", approval)
+	c.after(keep)
+	c.add("third", "own", approval) // it was answered before anybody looked
+	if got := c.after(quietTime); len(got) > 0 {
+		t.Errorf("deleted soon after one was new: %q", got)
+	}
+	c.add("waiting", "own", approval)
+	if got := c.after(quietTime); len(got) > 0 {
+		t.Errorf("deleted soon after one was answered: %q", got)
+	}
+	if got := c.after(time.Minute); !slices.Equal(got, []string{"second"}) {
+		t.Errorf("deleted in the end: %q", got)
+	}
+}
+
+// A request is kept from when it was answered, not from when it was made.
+func TestTimeCountsFromTheAnswer(t *testing.T) {
+	c := newCleaning(t)
+	c.add("late", "", approval)
+	c.after(2 * keep)
+	c.add("late", "own", approval)
+	if got := c.after(keep); len(got) > 0 {
+		t.Errorf("deleted %q at once", got)
+	}
+	if got := c.after(time.Minute); len(got) != 1 {
+		t.Errorf("deleted %q after its time", got)
+	}
+	if n := len(c.cleaner.seen); n != 0 {
+		t.Errorf("%d requests that are gone are remembered", n)
+	}
+}
+
+// Who does not lead, cannot sign, does not see all requests or may not delete deletes nothing.
+func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
+	for name, hinder := range map[string]func(c *cleaning){
+		"does not lead":   func(c *cleaning) { c.leader = &leader{} },
+		"is not fit":      func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
+		"does not watch":  func(c *cleaning) { c.watching("", errStarting) },
+		"has not listed":  func(c *cleaning) { c.requests.Load().synced[0] = func() bool { return false } },
+		"may not delete":  func(c *cleaning) { c.notePermits([]Permission{CleanUpPermission()}) },
+		"has no journal":  func(c *cleaning) { c.record.fault = errors.New("the journal cannot be read") },
+		"has no deletion": func(c *cleaning) { c.DeleteFinishedAfter = 0; c.cleanUp(c.t.Context()); c.remove("issued") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCleaning(t)
+			c.watches = map[string]error{}
+			c.add("issued", "own", approval)
+			hinder(c)
+			if got := c.after(3 * keep); len(got) > 0 {
+				t.Errorf("deleted %q", got)
+			}
+		})
+	}
+}
+
+// A missing permission to delete is reported, by its name and by what grants it, and keeps no request
+// from being answered.
+func TestMissingPermissionToDelete(t *testing.T) {
+	c := newCleaning(t)
+	c.permits.ask = func(_ context.Context, p Permission) (bool, error) { return !p.optional(), nil }
+	c.lookAtPermits(t.Context())
+	if err := c.CleanUpFault(); err == nil || !strings.Contains(err.Error(), "may not delete certificatesigningrequests: grant it to the service account, as deploy/components/clean-up does") {
+		t.Errorf("%v", err)
+	}
+	if err := c.Permitted(); err != nil || c.permits.idle() {
+		t.Errorf("%v; idle: %t", err, c.permits.idle())
+	}
+	c.DeleteFinishedAfter = 0
+	c.lookAtPermits(t.Context())
+	if err := c.CleanUpFault(); err != nil {
+		t.Errorf("not wanted: %v", err)
+	}
+}
+
+// A deletion that fails is reported until one succeeds, has the permissions looked at if it was
+// forbidden, and is not tried again and again. A request that has changed, or is gone, is no failure.
+func TestDeletionFails(t *testing.T) {
+	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "certificatesigningrequests"}, "issued", errors.New("a webhook says no"))
+	c := newCleaning(t)
+	c.add("issued", "own", approval)
+	c.server.fails = forbidden
+	c.after(keep + quietTime)
+	if err := c.CleanUpFault(); err == nil || !errors.Is(err, forbidden) || len(c.permits.suspected) != 1 {
+		t.Errorf("%v; %d looks at the permissions", err, len(c.permits.suspected))
+	}
+	c.server.fails = nil
+	if got := c.after(keep - quietTime - time.Second); len(got) > 0 {
+		t.Errorf("tried again at once: %q", got)
+	}
+	c.server.fails = apierrors.NewConflict(schema.GroupResource{}, "issued", nil)
+	c.after(2 * keep)
+	if err := c.CleanUpFault(); err != nil || c.Observer.(*counting).deleted != 0 {
+		t.Errorf("after a conflict: %v, %d deleted", err, c.Observer.(*counting).deleted)
+	}
+}
+
+// The refusal log is not read again and again.
+func TestRefusalLogIsReadSeldom(t *testing.T) {
+	c := newCleaning(t)
+	for n := range 100 {
+		uid := fmt.Sprint("denied ", n)
+		c.add(uid, "", denial)
+		c.record.refusals = append(c.record.refusals, uid)
+		c.after(time.Second)
+	}
+	if got := c.after(keep + 2*refusalsInterval); len(got) != 100 || c.record.searches > 5 {
+		t.Errorf("%d were deleted, with %d readings of the log", len(got), c.record.searches)
+	}
+}
+
+// pages is an API server that answers a list with one page.
+type pages struct {
+	requestClient
+	page certificatesv1.CertificateSigningRequestList
+	err  error
+}
+
+func (p pages) List(_ context.Context, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
+	if o.Limit != 1 || o.FieldSelector != "" || o.ResourceVersion != "" {
+		return nil, fmt.Errorf("asked with %+v", o)
+	}
+	return &p.page, p.err
+}
+
+func TestRequestsAreCounted(t *testing.T) {
+	one, rest := make([]certificatesv1.CertificateSigningRequest, 1), int64(41)
+	for name, c := range map[string]struct {
+		page pages
+		want int
+		ok   bool
+	}{
+		"none":    {pages{}, 0, true},
+		"one":     {pages{page: certificatesv1.CertificateSigningRequestList{Items: one}}, 1, true},
+		"many":    {pages{page: certificatesv1.CertificateSigningRequestList{Items: one, ListMeta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest}}}, 42, true},
+		"unknown": {pages{page: certificatesv1.CertificateSigningRequestList{Items: one, ListMeta: metav1.ListMeta{Continue: "c"}}}, 0, false},
+		"fault":   {pages{err: errors.New("no")}, 0, false},
+	} {
+		n, err := (&requests{requestClient: c.page}).count(t.Context())
+		if n != c.want || (err == nil) != c.ok {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+)
+
+// ManyRequests is the number of requests in a cluster, of all signers, above which each of Calico's
+// init containers needs too long to read them: 30 of its 90 seconds, see [ReadingTime].
+const ManyRequests = 2000
+
+// ReadingTime is how long an init container of Calico's needs to read so many requests. Its watch
+// starts with all that exist, and with 10m of CPU each takes it up to 15 ms.
+func ReadingTime(requests int) time.Duration {
+	return time.Duration(requests) * 15 * time.Millisecond
+}
+
+const (
+	countInterval = time.Minute      // between two counts
+	countTimeout  = 10 * time.Second // of one
+	// leadInterval is the time between two looks whether this controller has come to lead.
+	leadInterval = 2 * time.Second
+)
+
+// CountRequests returns the number of certificate requests in the cluster, of all signers.
+func CountRequests(ctx context.Context, client kubernetes.Interface) (int, error) {
+	api, err := discover(ctx, client)
+	if err != nil {
+		return 0, err
+	}
+	return api.count(ctx)
+}
+
+// count asks the API server for one request, and how many more there are.
+func (r *requests) count(ctx context.Context) (int, error) {
+	page, err := r.List(ctx, metav1.ListOptions{Limit: 1})
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("count the certificate requests: %w", err)
+	case page.Continue == "":
+		return len(page.Items), nil
+	case page.RemainingItemCount == nil:
+		return 0, errors.New("count the certificate requests: the API server does not say how many there are")
+	}
+	return len(page.Items) + int(*page.RemainingItemCount), nil
+}
+
+// countRequests counts the requests in the cluster, while this controller leads, until the context ends.
+func (c *Controller) countRequests(ctx context.Context) {
+	var counted time.Time // zero: the number is not known
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
+		if c.leader.fence() != nil {
+			counted = time.Time{}
+			c.Observer.Requests(0, false)
+			return
+		}
+		if counted.IsZero() || time.Since(counted) >= countInterval {
+			counted = time.Now()
+			c.countOnce(ctx)
+		}
+	}, leadInterval)
+}
+
+func (c *Controller) countOnce(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, countTimeout)
+	defer cancel()
+	n, err := c.requests.Load().count(limited)
+	if err != nil && ctx.Err() == nil {
+		c.Logger.Warn("the number of requests in the cluster is not known", "error", err)
+	}
+	c.Observer.Requests(n, err == nil)
+}
