@@ -1,0 +1,191 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"hsm-signer/integration/bench/results"
+	"hsm-signer/integration/load"
+)
+
+// BenchmarkClients measures what becomes of clients that behave like Calico's init container. Each
+// part runs PAIRS times, whatever b.N is, and writes its keys after each run: one that is cut off
+// leaves what it has. Lost clients are those that ended without files within the 90 seconds.
+func BenchmarkClients(b *testing.B) {
+	p := buildPrograms(b)
+	for _, part := range []struct {
+		name string
+		run  func(*testing.B)
+	}{
+		{"stream", p.benchmarkStream},
+		{"100_added", func(b *testing.B) { p.benchmarkAdded(b, 100) }},
+		{"300_added", func(b *testing.B) { p.benchmarkAdded(b, 300) }},
+		{"real_added", p.benchmarkProcesses},
+		{"1000_lost", p.benchmarkThousand},
+		{"pacing_cost", func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost", false) }},
+		{"pacing_with_clients", func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost_clients", true) }},
+		{"beside_6000", p.benchmarkBesideFinished},
+	} {
+		b.Run(part.name, func(b *testing.B) {
+			part.run(b)
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// A series holds the values of a benchmark's keys.
+type series struct {
+	suffix string // of each key, for what differs from the usual
+	values map[string][]float64
+}
+
+// newSeries returns an empty one. With another time per event its keys say so.
+func newSeries(b *testing.B) *series {
+	b.Helper()
+	s := &series{values: map[string][]float64{}}
+	if d := perEvent(b); d != usualPerEvent {
+		s.suffix = "_" + d.String()
+	}
+	return s
+}
+
+// add appends a value to a key, records the key, and reports its median.
+func (s *series) add(b *testing.B, key string, value float64) {
+	b.Helper()
+	key += s.suffix
+	s.values[key] = append(s.values[key], value)
+	record(b, key, s.values[key]...)
+	b.ReportMetric(results.Of(s.values[key]...).Median, key)
+}
+
+// addP50 appends a median time, in seconds, unless no client succeeded.
+func (s *series) addP50(b *testing.B, key string, r load.Report) {
+	b.Helper()
+	if r.Succeeded > 0 {
+		s.add(b, key, r.P50.Seconds())
+	}
+}
+
+// Clients that arrive one by one: hsm-signer paces nothing.
+func (p programs) benchmarkStream(b *testing.B) {
+	s := newSeries(b)
+	for _, rate := range []int{20, 50} {
+		plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / time.Duration(rate)}
+		measure := func(a arm) load.Report { return p.clients(b, a, 150, plan) }
+		inPairs(b, paced, immediate, measure, func(with, without load.Report) {
+			s.add(b, "clients_stream_lost", float64(with.Lost))
+			s.add(b, fmt.Sprintf("clients_stream_%d_lost", rate), float64(with.Lost))
+			s.add(b, fmt.Sprintf("clients_stream_%d_lost_immediate", rate), float64(without.Lost))
+			if with.Succeeded > 0 && without.Succeeded > 0 {
+				ratio := with.P50.Seconds() / without.P50.Seconds()
+				s.add(b, "clients_stream_p50", ratio)
+				s.add(b, fmt.Sprintf("clients_stream_%d_p50", rate), ratio)
+			}
+		})
+	}
+}
+
+// Clients that arrive within a second: what the signer adds to those lost by creations alone.
+func (p programs) benchmarkAdded(b *testing.B, count int) {
+	s := newSeries(b)
+	key := fmt.Sprintf("clients_%d_", count)
+	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / time.Duration(count)}
+	measure := func(a arm) load.Report { return p.clients(b, a, count, plan) }
+	inPairs(b, paced, nobody, measure, func(with, without load.Report) {
+		s.add(b, key+"added", float64(with.Lost-without.Lost))
+		s.add(b, key+"lost", float64(with.Lost))
+		s.add(b, key+"lost_without_signer", float64(without.Lost))
+		s.add(b, key+"late", float64(with.Late))
+		s.addP50(b, key+"p50_s", with)
+	})
+}
+
+// Processes with as little CPU as Calico's init container has.
+func (p programs) benchmarkProcesses(b *testing.B) {
+	s := newSeries(b)
+	measure := func(a arm) load.Report { return p.processes(b, a, 40) }
+	inPairs(b, paced, oneByOne, measure, func(with, without load.Report) {
+		s.add(b, "clients_real_added", float64(with.Lost-without.Lost))
+		s.add(b, "clients_real_lost", float64(with.Lost))
+		s.add(b, "clients_real_lost_one_write_at_a_time", float64(without.Lost))
+		s.add(b, "clients_real_late", float64(with.Late))
+		s.addP50(b, "clients_real_p50_s", with)
+	})
+}
+
+// A large cluster whose nodes come back one by one.
+func (p programs) benchmarkThousand(b *testing.B) {
+	s := newSeries(b)
+	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / 30}
+	for range pairs(b) {
+		report := p.clients(b, paced, 1000, plan)
+		s.add(b, "clients_1000_lost", float64(report.Lost))
+		s.add(b, "clients_1000_late", float64(report.Late))
+		s.addP50(b, "clients_1000_p50_s", report)
+	}
+}
+
+// A storm of requests, from pods that no client runs in: with pods that initialize, hsm-signer must
+// assume that one does.
+func (p programs) benchmarkPacing(b *testing.B, key string, initialize bool) {
+	s := newSeries(b)
+	measure := func(a arm) float64 {
+		fresh := p.place(b)
+		defer fresh.close(b)
+		d, stop := fresh.start(b, a)
+		defer stop()
+		return fresh.storm(b, d, 5000, initialize)
+	}
+	inPairs(b, paced, immediate, measure, func(with, without float64) {
+		s.add(b, key, with/without)
+		s.add(b, key+"_per_second", with)
+		s.add(b, key+"_per_second_immediate", without)
+	})
+}
+
+// One new client beside 6,000 finished requests, and then after hsm-signer has deleted them. The
+// client's timer is off: it runs out before the first of the two succeeds.
+func (p programs) benchmarkBesideFinished(b *testing.B) {
+	s := newSeries(b)
+	for range pairs(b) {
+		fresh := p.place(b)
+		d, stop := fresh.start(b, immediate)
+		fresh.storm(b, d, 6000, false)
+		stop()
+		_, stop = fresh.start(b, paced)
+		s.add(b, "clients_beside_6000_s", fresh.oneClient(b))
+		stop()
+		_, stop = fresh.start(b, paced, "DELETE_FINISHED_AFTER=1m")
+		fresh.waitUntilDeleted(b, 100)
+		s.add(b, "clients_beside_6000_cleaned_s", fresh.oneClient(b))
+		stop()
+		fresh.close(b)
+	}
+}
+
+// oneClient returns how many seconds one new client takes.
+func (p *place) oneClient(b *testing.B) float64 {
+	b.Helper()
+	pods, err := p.LoadPods(b.Context(), node(), 1)
+	must(b, err)
+	report := load.Run(b.Context(), pods, load.Plan{PerEvent: perEvent(b), Timeout: time.Hour})
+	fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
+	if report.Succeeded != 1 {
+		b.Fatalf("one client alone: %s; %v", report, report.Errors)
+	}
+	return report.P50.Seconds()
+}
+
+// waitUntilDeleted waits until at most so many requests are left. hsm-signer deletes slowly.
+func (p *place) waitUntilDeleted(b *testing.B, left int) {
+	b.Helper()
+	began := time.Now()
+	poll(b, time.Second, "finished requests to be deleted", func(ctx context.Context) (bool, error) {
+		count, err := p.requests(ctx)
+		return err == nil && count <= left, nil
+	})
+	fmt.Fprintf(os.Stderr, "%s: deleted within %s\n", b.Name(), time.Since(began).Round(time.Second))
+}

@@ -1,0 +1,179 @@
+package bench
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/load"
+)
+
+// An arm is what answers the requests of one run: nothing, or hsm-signer with these settings.
+type arm struct {
+	name   string
+	signer bool
+	env    []string
+}
+
+// The arms that the benchmarks compare.
+var (
+	nobody    = arm{name: "no signer"}
+	immediate = arm{"answers immediately", true, []string{"ANSWER_RATE=unlimited"}}
+	oneByOne  = arm{"one write at a time", true, []string{"ANSWER_RATE=unlimited", "WORKERS=1"}}
+	paced     = arm{"paced", true, nil}
+)
+
+// programs are the paths of what the runs start.
+type programs struct{ signer, client string }
+
+// buildPrograms builds them, for as long as the benchmark lasts.
+func buildPrograms(b *testing.B) programs {
+	b.Helper()
+	dir := b.TempDir()
+	p := programs{filepath.Join(dir, "hsm-signer"), filepath.Join(dir, "calicoclient")}
+	must(b, bridge.Build(b.Context(), p.signer))
+	must(b, bridge.BuildClient(b.Context(), p.client))
+	return p
+}
+
+// A place is a fresh API server with its etcd, and a token with a CA.
+type place struct {
+	*bridge.Bridge
+	ca bridge.CA
+}
+
+// place starts one. The caller closes it.
+func (p programs) place(b *testing.B) *place {
+	b.Helper()
+	options := bridge.Options{Dir: b.TempDir(), Binary: p.signer, Progress: os.Stderr}
+	made, err := bridge.New(b.Context(), options)
+	must(b, err)
+	ca, _, err := made.CreateCA(b.Context(), "ecdsa-p256")
+	if err != nil {
+		b.Fatal(errors.Join(err, made.Close()))
+	}
+	return &place{made, ca}
+}
+
+func (p *place) close(b *testing.B) {
+	b.Helper()
+	must(b, p.Close())
+}
+
+// start runs the arm's hsm-signer until it is ready, with a budget that nothing here exceeds. The
+// function that it returns stops it.
+func (p *place) start(b *testing.B, a arm, env ...string) (d *bridge.Daemon, stop func()) {
+	b.Helper()
+	if !a.signer {
+		return nil, func() {}
+	}
+	policy, stderr, code := p.Command(b.Context(), p.ca, nil, "policy", "show", "calico")
+	if code != 0 {
+		b.Fatalf("policy show: exit code %d: %s", code, stderr)
+	}
+	file := filepath.Join(b.TempDir(), "policy.yaml")
+	policy += "\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"
+	must(b, os.WriteFile(file, []byte(policy), 0o600))
+	env = append(append([]string{"POLICY_FILE=" + file}, a.env...), env...)
+	d, err := p.Run(b.Context(), p.ca, env...)
+	must(b, err)
+	must(b, d.WaitReady(b.Context()))
+	return d, func() {
+		if code, err := d.Stop(); err != nil || code != 0 {
+			b.Fatalf("hsm-signer ended with code %d, %v; its log ends:\n%s", code, err, tail(d.Log()))
+		}
+	}
+}
+
+func tail(text string) string { return text[max(0, len(text)-2000):] }
+
+// node is the component whose pods ask: one runs on each node.
+func node() calico.Component { return calico.OpenSource("cluster.local")[0] }
+
+// clients has so many clients ask as the plan says, on a fresh API server.
+func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) load.Report {
+	b.Helper()
+	return p.onFreshServer(b, a, count, func(pods []load.Pod) load.Report {
+		return load.Run(b.Context(), pods, plan)
+	})
+}
+
+// processes has so many clients ask at once, each a process with 10m of CPU, on a fresh API server.
+func (p programs) processes(b *testing.B, a arm, count int) load.Report {
+	b.Helper()
+	clients := load.Processes{Binary: p.client, MilliCPU: 10}
+	return p.onFreshServer(b, a, count, func(pods []load.Pod) load.Report {
+		report, err := clients.Run(b.Context(), pods)
+		must(b, err)
+		return report
+	})
+}
+
+// asking has the pods ask, and returns what became of them.
+type asking func([]load.Pod) load.Report
+
+// onFreshServer makes the pods, starts what answers them, and has them ask. A client that could not
+// ask at all spoils the run.
+func (p programs) onFreshServer(b *testing.B, a arm, count int, ask asking) load.Report {
+	b.Helper()
+	fresh := p.place(b)
+	defer fresh.close(b)
+	pods, err := fresh.LoadPods(b.Context(), node(), count)
+	must(b, err)
+	_, stop := fresh.start(b, a)
+	report := ask(pods)
+	terminated, err := load.Terminated(b.Context(), fresh.Cluster.Client())
+	must(b, err)
+	stop()
+	fmt.Fprintf(os.Stderr, "%s: %s; terminated watches %d\n", a.name, report, terminated)
+	if report.Broken > 0 {
+		b.Fatalf("%d clients could not ask; the first: %v", report.Broken, report.Errors[0])
+	}
+	return report
+}
+
+// pairs is how many pairs of runs, or single runs, a benchmark makes.
+func pairs(b *testing.B) int {
+	b.Helper()
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("PAIRS"), "9"))
+	if err != nil || n < 1 {
+		b.Fatalf("PAIRS is %q, want a number of runs", os.Getenv("PAIRS"))
+	}
+	return n
+}
+
+// usualPerEvent is how long a client needs for an event unless PER_EVENT says otherwise.
+const usualPerEvent = 15 * time.Millisecond
+
+func perEvent(b *testing.B) time.Duration {
+	b.Helper()
+	d, err := time.ParseDuration(cmp.Or(os.Getenv("PER_EVENT"), usualPerEvent.String()))
+	if err != nil || d <= 0 {
+		b.Fatalf("PER_EVENT is %q, want a time such as 3ms", os.Getenv("PER_EVENT"))
+	}
+	return d
+}
+
+// inPairs has both arms measured in turns, each first in every second pair, and prints each pair.
+// keep adds the values of a pair to the series.
+func inPairs[T any](b *testing.B, one, other arm, measure func(arm) T, keep func(one, other T)) {
+	b.Helper()
+	for pair := range pairs(b) {
+		var first, second T
+		if pair%2 == 0 {
+			first, second = measure(one), measure(other)
+		} else {
+			second, first = measure(other), measure(one)
+		}
+		fmt.Fprintf(os.Stderr, "%s, pair %d: %s: %v | %s: %v\n",
+			b.Name(), pair+1, one.name, first, other.name, second)
+		keep(first, second)
+	}
+}
