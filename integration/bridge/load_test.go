@@ -1,9 +1,13 @@
 package bridge_test
 
 import (
+	"context"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/load"
@@ -74,4 +78,92 @@ func TestLoadOfProcessesIsServed(t *testing.T) {
 	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}
+}
+
+// Clients ask within a second, and hsm-signer is killed, or the leader changes, in the middle of
+// them. Every request gets its certificate, and no client ends without files whose watch the API
+// server has left open.
+func TestClientsSurviveTheEndOfASigner(t *testing.T) {
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	for _, test := range []struct {
+		name    string
+		start   func(t *testing.T) *bridge.Daemon // what is in office first
+		replace func(t *testing.T, first *bridge.Daemon)
+	}{
+		{"killed and started again", func(t *testing.T) *bridge.Daemon {
+			return startMortal(t, state)
+		}, func(t *testing.T, first *bridge.Daemon) {
+			must(t, first.Kill())
+			startMortal(t, state)
+		}},
+		{"followed by another leader", func(t *testing.T) *bridge.Daemon {
+			first := one(t)
+			waitLeads(t, first)
+			one(t)
+			return first
+		}, func(t *testing.T, first *bridge.Daemon) {
+			if code, err := first.Stop(); err != nil || code != 0 {
+				t.Errorf("the leader ended with code %d, %v; its log:\n%s", code, err, first.Log())
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			first := test.start(t)
+			requireServedAmid(t, 100, func() { test.replace(t, first) })
+		})
+	}
+}
+
+// startMortal runs hsm-signer until it is ready; it may be killed.
+func startMortal(t *testing.T, env ...string) *bridge.Daemon {
+	t.Helper()
+	d, err := shared.Run(t.Context(), ca, env...)
+	must(t, err)
+	t.Cleanup(func() { _ = d.Kill() })
+	must(t, d.WaitReady(t.Context()))
+	return d
+}
+
+// requireServedAmid has clients ask within a second and does something when half of them watch.
+func requireServedAmid(t *testing.T, clients int, middle func()) {
+	t.Helper()
+	pods, err := shared.LoadPods(t.Context(), components()[0], clients)
+	must(t, err)
+	before, err := load.Terminated(t.Context(), shared.Cluster.Client())
+	must(t, err)
+	done, half := make(chan load.Report), make(chan struct{})
+	var watching atomic.Int64
+	plan := patientClient
+	plan.Every = time.Second / time.Duration(clients)
+	plan.Watching = func() {
+		if watching.Add(1) == int64(clients/2) {
+			close(half)
+		}
+	}
+	go func() { done <- load.Run(t.Context(), pods, plan) }()
+	select {
+	case <-half:
+	case report := <-done:
+		t.Fatalf("the clients ended before half of them watched: %s; errors: %v", report, report.Errors)
+	}
+	middle()
+	report := <-done
+	after, err := load.Terminated(t.Context(), shared.Cluster.Client())
+	must(t, err)
+	if report.Succeeded+report.Lost != clients || report.Lost > after-before {
+		t.Errorf("%s; the API server closed %d watches; errors: %v", report, after-before, report.Errors)
+	}
+	for _, pod := range pods {
+		waitIssued(t, pod.Asking.Name())
+	}
+}
+
+// waitIssued waits until the request of that name has its certificate.
+func waitIssued(t *testing.T, name string) {
+	t.Helper()
+	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	eventually(t, "the certificate of "+name, func(ctx context.Context) (bool, error) {
+		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
+		return err == nil && len(csr.Status.Certificate) > 0, err
+	})
 }
