@@ -25,6 +25,7 @@ func BenchmarkClients(b *testing.B) {
 		{"300_added", func(b *testing.B) { p.benchmarkAdded(b, 300) }},
 		{"real_added", p.benchmarkProcesses},
 		{"1000_lost", p.benchmarkThousand},
+		{"300_unhealed", p.benchmarkHealed},
 		{"pacing_cost", func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost", false) }},
 		{"pacing_with_clients", func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost_clients", true) }},
 		{"beside_6000", p.benchmarkBesideFinished},
@@ -42,12 +43,11 @@ type series struct {
 	values map[string][]float64
 }
 
-// newSeries returns an empty one. With another time per event its keys say so.
-func newSeries(b *testing.B) *series {
-	b.Helper()
+// newSeries returns an empty one. With another time per event than the usual its keys say so.
+func newSeries(perEvent time.Duration) *series {
 	s := &series{values: map[string][]float64{}}
-	if d := perEvent(b); d != usualPerEvent {
-		s.suffix = "_" + d.String()
+	if perEvent != usualPerEvent {
+		s.suffix = "_" + perEvent.String()
 	}
 	return s
 }
@@ -71,7 +71,7 @@ func (s *series) addP50(b *testing.B, key string, r load.Report) {
 
 // Clients that arrive one by one: hsm-signer paces nothing.
 func (p programs) benchmarkStream(b *testing.B) {
-	s := newSeries(b)
+	s := newSeries(perEvent(b))
 	for _, rate := range []int{20, 50} {
 		plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / time.Duration(rate)}
 		measure := func(a arm) load.Report { return p.clients(b, a, 150, plan) }
@@ -90,7 +90,7 @@ func (p programs) benchmarkStream(b *testing.B) {
 
 // Clients that arrive within a second: what the signer adds to those lost by creations alone.
 func (p programs) benchmarkAdded(b *testing.B, count int) {
-	s := newSeries(b)
+	s := newSeries(perEvent(b))
 	key := fmt.Sprintf("clients_%d_", count)
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / time.Duration(count)}
 	measure := func(a arm) load.Report { return p.clients(b, a, count, plan) }
@@ -105,7 +105,7 @@ func (p programs) benchmarkAdded(b *testing.B, count int) {
 
 // Processes with as little CPU as Calico's init container has.
 func (p programs) benchmarkProcesses(b *testing.B) {
-	s := newSeries(b)
+	s := newSeries(usualPerEvent)
 	measure := func(a arm) load.Report { return p.processes(b, a, 40) }
 	inPairs(b, paced, oneByOne, measure, func(with, without load.Report) {
 		s.add(b, "clients_real_added", float64(with.Lost-without.Lost))
@@ -118,7 +118,7 @@ func (p programs) benchmarkProcesses(b *testing.B) {
 
 // A large cluster whose nodes come back one by one.
 func (p programs) benchmarkThousand(b *testing.B) {
-	s := newSeries(b)
+	s := newSeries(perEvent(b))
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / 30}
 	for range pairs(b) {
 		report := p.clients(b, paced, 1000, plan)
@@ -128,10 +128,35 @@ func (p programs) benchmarkThousand(b *testing.B) {
 	}
 }
 
+// Clients within a second, whose pods are deleted if they lose their watch, and made again.
+func (p programs) benchmarkHealed(b *testing.B) {
+	const count = 300
+	s := newSeries(perEvent(b))
+	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / count}
+	for range pairs(b) {
+		fresh := p.place(b)
+		fleet, err := fresh.NewFleet(b.Context(), node(), count)
+		must(b, err)
+		_, stop := fresh.start(b, paced)
+		healer, err := fresh.Heal(b.Context())
+		must(b, err)
+		report, err := fleet.Run(b.Context(), plan, 10*time.Minute)
+		must(b, err)
+		fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
+		must(b, healer.Kill())
+		stop()
+		fresh.close(b)
+		s.add(b, "clients_300_unhealed", float64(report.Unserved))
+		s.add(b, "clients_300_healed_lost", float64(report.Lost))
+		s.add(b, "clients_300_healed_s", report.Took.Seconds())
+		s.add(b, "clients_300_deleted_after_s", report.Detection.Seconds())
+	}
+}
+
 // A storm of requests, from pods that no client runs in: with pods that initialize, hsm-signer must
 // assume that one does.
 func (p programs) benchmarkPacing(b *testing.B, key string, initialize bool) {
-	s := newSeries(b)
+	s := newSeries(usualPerEvent)
 	measure := func(a arm) float64 {
 		fresh := p.place(b)
 		defer fresh.close(b)
@@ -149,7 +174,7 @@ func (p programs) benchmarkPacing(b *testing.B, key string, initialize bool) {
 // One new client beside 6,000 finished requests, and then after hsm-signer has deleted them. The
 // client's timer is off: it runs out before the first of the two succeeds.
 func (p programs) benchmarkBesideFinished(b *testing.B) {
-	s := newSeries(b)
+	s := newSeries(perEvent(b))
 	for range pairs(b) {
 		fresh := p.place(b)
 		d, stop := fresh.start(b, immediate)

@@ -100,7 +100,8 @@ func node() calico.Component { return calico.OpenSource("cluster.local")[0] }
 // clients has so many clients ask as the plan says, on a fresh API server.
 func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) load.Report {
 	b.Helper()
-	return p.onFreshServer(b, a, count, func(pods []load.Pod) load.Report {
+	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
+		plan.Ended = kubelet
 		return load.Run(b.Context(), pods, plan)
 	})
 }
@@ -108,27 +109,29 @@ func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) load.R
 // processes has so many clients ask at once, each a process with 10m of CPU, on a fresh API server.
 func (p programs) processes(b *testing.B, a arm, count int) load.Report {
 	b.Helper()
-	clients := load.Processes{Binary: p.client, MilliCPU: 10}
-	return p.onFreshServer(b, a, count, func(pods []load.Pod) load.Report {
+	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
+		clients := load.Processes{Binary: p.client, MilliCPU: 10, Ended: kubelet}
 		report, err := clients.Run(b.Context(), pods)
 		must(b, err)
 		return report
 	})
 }
 
-// asking has the pods ask, and returns what became of them.
-type asking func([]load.Pod) load.Report
+// ended is what a kubelet does when a client has ended.
+type ended = func(i int, outcome load.Outcome, issued bool)
 
 // onFreshServer makes the pods, starts what answers them, and has them ask. A client that could not
 // ask at all spoils the run.
-func (p programs) onFreshServer(b *testing.B, a arm, count int, ask asking) load.Report {
+func (p programs) onFreshServer(
+	b *testing.B, a arm, count int, ask func(pods []load.Pod, kubelet ended) load.Report,
+) load.Report {
 	b.Helper()
 	fresh := p.place(b)
 	defer fresh.close(b)
 	pods, err := fresh.LoadPods(b.Context(), node(), count)
 	must(b, err)
 	_, stop := fresh.start(b, a)
-	report := ask(pods)
+	report := ask(pods, fresh.kubelet(b, pods))
 	terminated, err := load.Terminated(b.Context(), fresh.Cluster.Client())
 	must(b, err)
 	stop()
@@ -137,6 +140,19 @@ func (p programs) onFreshServer(b *testing.B, a arm, count int, ask asking) load
 		b.Fatalf("%d clients could not ask; the first: %v", report.Broken, report.Errors[0])
 	}
 	return report
+}
+
+// kubelet writes the status of a pod whose client has ended with 0. Otherwise a signer that looks at
+// the pod of an open request would believe for ever that a lost client still waits.
+func (p *place) kubelet(b *testing.B, pods []load.Pod) ended {
+	return func(i int, outcome load.Outcome, issued bool) {
+		if outcome != load.Succeeded && outcome != load.Lost {
+			return
+		}
+		if err := p.EndInit(b.Context(), pods[i].Asking.Pod, issued); err != nil {
+			b.Error(err)
+		}
+	}
 }
 
 // pairs is how many pairs of runs, or single runs, a benchmark makes.

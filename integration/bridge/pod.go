@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -80,6 +81,14 @@ func (b *Bridge) loadPod(ctx context.Context, c calico.Component) (load.Pod, err
 	}
 	key, err := calico.NewKey("ECDSAWithCurve256")
 	return load.Pod{Asking: pod.Asking(c, key), Config: pod.Config}, err
+}
+
+// EndInit writes the pod's status as its kubelet does when the init container has ended with 0: with
+// files the main container runs, and without them it has crashed.
+func (b *Bridge) EndInit(ctx context.Context, pod *corev1.Pod, files bool) error {
+	status := afterInit(pod, files, metav1.Now())
+	_, err := b.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status, metav1.UpdateOptions{})
+	return err
 }
 
 // NextIP is an address that no other pod has.

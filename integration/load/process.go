@@ -29,6 +29,8 @@ type Processes struct {
 	// MilliCPU limits each process, in thousandths of a CPU, by a control group of its own; that
 	// needs root. Zero sets no limit.
 	MilliCPU int
+	// Ended is called when the process of pods[i] has ended; nil: nobody wants to know.
+	Ended func(i int, outcome Outcome, issued bool)
 }
 
 // A Task is what one process has to do. It reads it from standard input.
@@ -59,6 +61,9 @@ func (p Processes) Run(ctx context.Context, pods []Pod) (Report, error) {
 			began := time.Now()
 			outcome, err := p.runOne(ctx, pod, enter[i])
 			results[i] = result{outcome, outcome == Succeeded, time.Since(began), err}
+			if p.Ended != nil {
+				p.Ended(i, outcome, outcome == Succeeded)
+			}
 		})
 	}
 	group.Wait()

@@ -1,0 +1,141 @@
+package soak
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/load"
+)
+
+// An interruption is what happens to hsm-signer in the middle of clients.
+type interruption struct {
+	name string
+	// start starts what answers the clients, and returns what happens in their middle.
+	start func(t *testing.T, s *stage) (middle func())
+}
+
+// The first is none.
+var interruptions = []interruption{
+	{"nothing", func(t *testing.T, s *stage) func() {
+		s.signer(t).startReady(t)
+		return func() {}
+	}},
+	{"kill -9", func(t *testing.T, s *stage) func() {
+		one := s.signer(t)
+		first := one.startReady(t)
+		return func() {
+			must(t, first.Kill())
+			one.startReady(t)
+		}
+	}},
+	{"leader change", func(t *testing.T, s *stage) func() {
+		p := newPair(t, s)
+		leader := p.leader(t)
+		return func() {
+			must(t, p.daemons[leader].Kill())
+			p.takeover(t, leader)
+		}
+	}},
+}
+
+// Clients like Calico's ask, and in their middle hsm-signer is killed, or the leader changes. Those
+// that arrive within a second lose some of their watches without any signer, so the figure is what
+// an interruption adds; those that arrive one by one must lose none.
+func TestClients(t *testing.T) {
+	clients, rounds := of(20, 300), of(1, 3)
+	r := begin(t, 24, "300 clients, 15 ms per event, on a fresh API server: 20 a second, and within a second; in their middle kill -9, or the leader is killed",
+		"lost at 20 a second 0; within a second: added by an interruption, median ≤ 6 or within the spread of the runs without one; every request issued")
+	within := map[string][]float64{}
+	for round := range rounds {
+		for _, i := range interruptions {
+			lost := i.lost(t, clients, time.Second/time.Duration(clients))
+			within[i.name] = append(within[i.name], float64(lost))
+			if round > 0 {
+				continue
+			}
+			lost = i.lost(t, clients, time.Second/20)
+			r.measured("%d at 20 a second, %s: lost %d", clients, i.name, lost)
+			r.must(lost == 0)
+		}
+	}
+	calm := within[interruptions[0].name]
+	for _, i := range interruptions[1:] {
+		var added []float64
+		for round, lost := range within[i.name] {
+			added = append(added, lost-calm[round])
+		}
+		r.measured("%d within a second, %s: lost %v, without it %v; added %v", clients, i.name, within[i.name], calm, added)
+		slices.Sort(added)
+		r.must(added[len(added)/2] <= max(6, slices.Max(calm)-slices.Min(calm)))
+	}
+}
+
+// lost has clients ask, with the interruption when half of them watch, and returns how many were
+// lost. Every request must get its certificate, and every client that is lost must have had its
+// watch closed by the API server.
+func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost int) {
+	t.Helper()
+	t.Run(fmt.Sprintf("%s/every %s", i.name, every), func(t *testing.T) {
+		s := ownStage(t)
+		pods, err := s.LoadPods(t.Context(), node(), clients)
+		must(t, err)
+		middle := i.start(t, s)
+		report := askAmid(t, s, pods, every, middle)
+		closed, err := load.Terminated(t.Context(), s.Cluster.Client())
+		must(t, err)
+		if lost = report.Lost; report.Broken > 0 || lost > closed {
+			t.Errorf("%s; the API server closed %d watches; errors: %v", report, closed, report.Errors)
+		}
+		t.Logf("%s; the API server closed %d watches", report, closed)
+		s.requireAllIssued(t, clients)
+	})
+	return lost
+}
+
+// askAmid has the pods' clients ask, and does something when half of them watch.
+func askAmid(t *testing.T, s *stage, pods []load.Pod, every time.Duration, middle func()) load.Report {
+	t.Helper()
+	done, watching := make(chan load.Report, 1), make(chan struct{}, len(pods))
+	plan := load.Plan{PerEvent: 15 * time.Millisecond, Every: every}
+	plan.Watching = func() { watching <- struct{}{} }
+	plan.Ended = func(i int, outcome load.Outcome, issued bool) {
+		if outcome == load.Succeeded || outcome == load.Lost {
+			if err := s.EndInit(t.Context(), pods[i].Asking.Pod, issued); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	go func() { done <- load.Run(t.Context(), pods, plan) }()
+	for range len(pods) / 2 {
+		select {
+		case <-watching:
+		case report := <-done:
+			t.Fatalf("the clients ended before half of them watched: %s; %v", report, report.Errors)
+		}
+	}
+	middle()
+	return <-done
+}
+
+// requireAllIssued waits until so many requests, which are all that there are, have certificates.
+func (s *stage) requireAllIssued(t *testing.T, requests int) {
+	t.Helper()
+	eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
+		list, err := s.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return false, err
+		}
+		issued := 0
+		for i := range list.Items {
+			if len(list.Items[i].Status.Certificate) > 0 {
+				issued++
+			}
+		}
+		return issued == requests && len(list.Items) == requests, nil
+	})
+}
