@@ -9,6 +9,7 @@ FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 CLUSTER     ?= .cluster
 PACKAGES    ?=
+BENCH       ?= Clients
 BUILD_IMAGE ?= golang:1.26-bookworm
 RUNTIME_IMAGE ?= debian:bookworm-slim
 GOFIPS140   ?= off
@@ -16,7 +17,7 @@ RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
 export RELEASE COMMIT
 
-.PHONY: help build bench unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose clean
+.PHONY: help build bench bench-clients unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -45,6 +46,9 @@ soak: basics ## bad weather in full, about an hour, as root; the report goes to 
 
 bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
 	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench Signer -benchtime 300x -timeout 30m ./bench
+
+bench-clients: basics ## clients like Calico's, with and without pacing, as root, about 3 hours; PAIRS=1 BENCH=Clients/300_added: less
+	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 8h ./bench
 
 unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreliable.md (about 10 minutes)
 	cd integration && UNRELIABLE=$(CURDIR)/docs/hsm-unreliable.md $(GO) test -run '^$$' -bench UnreliableToken -benchtime 1x -timeout 60m ./bench
