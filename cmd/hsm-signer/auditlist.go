@@ -41,13 +41,16 @@ type issuedView struct {
 	Pod           *podView          `json:"pod,omitempty"`         // with --expiring; missing where the journal names none
 }
 
-// A podView is the pod that asked for a certificate.
+// A podView is the pod that asked for a certificate. Node, Evidence and Strong are there with --stuck.
 type podView struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name,omitempty"`  // empty where tokens name no pod and none is found
 	Lives     *bool  `json:"lives,omitempty"` // true; missing where it is not known, since the cluster cannot be read
 	Owner     string `json:"owner,omitempty"` // its kind, namespace and name
 	Restart   string `json:"restart,omitempty"`
+	Node      string `json:"node,omitempty"`
+	Evidence  string `json:"evidence,omitempty"` // that it runs without its certificate
+	Strong    bool   `json:"strong,omitempty"`   // an init container ended before its certificate was there
 }
 
 // String is for the table.
@@ -77,9 +80,15 @@ signer and name ends within a time, or has ended in the last 30 days. Nothing re
 starts. "soon" is what the alerts and the status page go by: 30 days, or the last third of a shorter lifetime.
 Which pods live is read from the cluster (KUBECONFIG, or in a pod; "get" and "list" of pods, and "get" of replicasets
 to know Deployments), with the command that restarts them. Where that cannot be read, all certificates are listed that may be
-those of such pods. Certificates of which the journal does not tell which pod asked are always listed.`,
+those of such pods. Certificates of which the journal does not tell which pod asked are always listed.
+
+With --stuck it lists the pods that run without the certificate that was issued to them, the evidence, and the
+command that deletes each, so that it asks again. All init containers of such a pod ended with 0, no main container
+has been ready or running for 60 seconds, and at least one is waiting or ended with an error. It needs the cluster,
+as above, and tokens that name their pod.`,
 		Example: `  hsm-signer audit list
   hsm-signer audit list --expiring soon
+  hsm-signer audit list --stuck
   hsm-signer audit list --expiring 60d --output json | jq -r '.pod.restart // empty' | sort -u`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -89,6 +98,9 @@ those of such pods. Certificates of which the journal does not tell which pod as
 				return err
 			}
 			l.dir, l.out, l.errs = stateDir(c, args), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			if l.stuck {
+				return l.listStuck(cmd.Context())
+			}
 			if l.output == "json" {
 				return l.json(cmd.Context())
 			}
@@ -97,6 +109,7 @@ those of such pods. Certificates of which the journal does not tell which pod as
 	}
 	addFlags(command, settings)
 	command.Flags().StringVar(&l.expiring, "expiring", "", "only those of pods that live and whose certificate has ended, or ends within this time: soon, or such as 30d or 12h")
+	command.Flags().BoolVar(&l.stuck, "stuck", false, "only those of pods that run without the certificate that was issued to them")
 	command.Flags().StringVarP(&l.output, "output", "o", "text", "text, or json: one line each")
 	return command
 }
@@ -104,6 +117,7 @@ those of such pods. Certificates of which the journal does not tell which pod as
 // auditList is what is listed, as the user names it.
 type auditList struct {
 	expiring, output string
+	stuck            bool
 	term             expiry.Term          // nil: all certificates
 	client           kubernetes.Interface // nil where the cluster is not looked at
 	dir              string
@@ -131,6 +145,14 @@ func (l *auditList) prepare(c *config, faults *configFaults) {
 	l.term, err = termOf(l.expiring)
 	faults.add("--expiring", err)
 	requireOutput(l.output, faults)
+	switch {
+	case l.stuck && l.expiring != "":
+		faults.addf("--stuck", "is given, and so is --expiring: give one of them")
+	case l.stuck: // without the cluster nothing is known
+		if client, _ := c.loadClient(faults, nil); client != nil {
+			l.client = client
+		}
+	}
 	if l.expiring != "" && (c.kubeconfig != "" || os.Getenv("KUBERNETES_SERVICE_HOST") != "") {
 		if client, _ := c.loadClient(faults, nil); client != nil {
 			l.client = client

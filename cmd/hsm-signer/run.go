@@ -14,6 +14,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/cmd/hsm-signer/listener"
 	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -97,7 +98,10 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
 		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
-		background = append(p.watches(logger), ca.watch, page.expiry.Run)
+		page.stuck = stuck.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("stuck"))
+		counts.registry.MustRegister(stuckCollector{page.stuck.Report})
+		serving.Observer = answerObserver{serving.Observer, page.stuck}
+		background = append(p.watches(logger), ca.watch, page.expiry.Run, page.stuck.Run)
 	} else {
 		log, err := openShadowLog(c.stateDir)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/expiry"
 	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 )
@@ -22,6 +23,7 @@ type statusPage struct {
 	health   *health
 	activity *activity
 	expiry   *expiry.Watch       // nil in a shadow
+	stuck    *stuck.Watch        // nil in a shadow
 	sessions func() hsm.Sessions // nil in a shadow
 	queue    func() int
 	leader   func() string // who leads, of many
@@ -76,6 +78,7 @@ func (s *statusPage) addSigning(p *status.Page) {
 	if s.config.token.AllowExtractable {
 		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that can leave its token. For trials only.")
 	}
+	p.Hints = append(p.Hints, stuckHints(s.stuck.Report())...)
 	report := s.expiry.Report()
 	p.Ending = endingOf(report.Pods, p.Now)
 	if report.Fault != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -23,6 +24,7 @@ func newTestPage(t *testing.T) *statusPage {
 	return &statusPage{
 		config: &config{mode: kube.Approve, signerNames: []string{"example.com/calico"}}, health: h, activity: &activity{},
 		expiry:   expiry.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil, h.logger),
+		stuck:    stuck.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil, h.logger),
 		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
 		queue:    func() int { return 0 }, leader: func() string { return "" }, fault: func() error { return nil }, started: time.Now(),
 		cleanUp: func() error { return nil },

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"hsm-signer/cmd/hsm-signer/stuck"
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+)
+
+// answerObserver has the watch for stuck pods know what was issued.
+type answerObserver struct {
+	kube.Observer
+	stuck *stuck.Watch
+}
+
+// Issued tells of a certificate that was published.
+func (o answerObserver) Issued(grant *policy.Grant, after time.Duration) {
+	o.Observer.Issued(grant, after)
+	o.stuck.Answered(grant.Requester(), grant.RequestUID(), time.Now().Add(-after))
+}
+
+// stuckCollector makes a metric of the last report.
+type stuckCollector struct{ report func() stuck.Report }
+
+var descStuckPods = prometheus.NewDesc("hsm_signer_stuck_pods",
+	"Pods that run without the certificate that was issued to them: delete them, so that they ask again. Missing while that is not known.", nil, nil)
+
+// Describe is [prometheus.Collector]'s.
+func (s stuckCollector) Describe(to chan<- *prometheus.Desc) { to <- descStuckPods }
+
+// Collect is [prometheus.Collector]'s.
+func (s stuckCollector) Collect(to chan<- prometheus.Metric) {
+	if r := s.report(); r.Known { // a 0 would say that all is well
+		to <- prometheus.MustNewConstMetric(descStuckPods, prometheus.GaugeValue, float64(len(r.Pods)))
+	}
+}
+
+// stuckShown is how many stuck pods the status page names.
+const stuckShown = 5
+
+// stuckHints are what the status page says of stuck pods.
+func stuckHints(r stuck.Report) (hints []string) {
+	if r.Fault != nil {
+		hints = append(hints, fmt.Sprintf("Which pods are stuck without their certificate is not known: %v", r.Fault))
+	}
+	if len(r.Pods) == 0 {
+		return hints
+	}
+	var commands []string
+	for _, pod := range r.Pods[:min(len(r.Pods), stuckShown)] {
+		commands = append(commands, pod.Delete())
+	}
+	more := ""
+	if n := len(r.Pods) - len(commands); n > 0 {
+		more = fmt.Sprintf("; and %d more, which \"hsm-signer audit list --stuck\" lists", n)
+	}
+	return append(hints, fmt.Sprintf("Pods that run without the certificate that was issued to them: %d. Delete them, so that "+
+		"they ask again: %s%s. docs/runbook.md: HSMSignerPodsStuck", len(r.Pods), strings.Join(commands, "; "), more))
+}
