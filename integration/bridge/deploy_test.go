@@ -206,7 +206,7 @@ func TestMonitoringIsAComponent(t *testing.T) {
 				t.Errorf("%s: with the component it has:\n%s", overlay, object)
 			}
 		}
-		if strings.Count(with, "apiVersion: monitoring.coreos.com/v1") != 2 {
+		if strings.Count(with, "apiVersion: monitoring.coreos.com/v1") != 3 {
 			t.Errorf("%s lacks what the component should add", overlay)
 		}
 	}

@@ -11,6 +11,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
+// healsOwn are the metrics that only heal has.
+func healsOwn(metrics string) string {
+	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_heal_.*\n`).FindAllString(metrics, -1), "")
+}
+
 // Every metric that an alert, the dashboard or the manual names is there, the manual names all, and they are named as
 // Prometheus wants.
 func TestEveryMetricThatIsWatchedExists(t *testing.T) {
@@ -21,9 +26,14 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	p := newPod(t, node, nextIP())
 	p.requireCertificate(t, p.asking(t, node))
 	eventually(t, "the certificates to be counted", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster"), nil
+		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster") && strings.Contains(d.Metrics(ctx), "\nhsm_signer_stuck_pods"), nil
 	})
 	metrics := d.Metrics(t.Context())
+	healer := startHealer(t)
+	eventually(t, "heal to have looked", func(ctx context.Context) (bool, error) {
+		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods"), nil
+	})
+	metrics += healsOwn(healer.Metrics(t.Context()))
 	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml", "deploy/monitoring/dashboard.json", manual} {
 		text, err := os.ReadFile("../../" + file)
 		must(t, err)
