@@ -64,8 +64,8 @@ func (l *auditList) stuckText(found []stuck.Found) error {
 	if err := table.Flush(); err != nil || len(commands) == 0 {
 		return err
 	}
-	_, err := fmt.Fprintf(l.out, "\nThese pods run without the certificate that was issued to them. Delete them, so that they ask again:\n  %s\n",
-		strings.Join(commands, "\n  "))
+	_, err := fmt.Fprintf(l.out, "\nThese pods run without the certificate that was issued to them. "+
+		"Delete them, so that they ask again:\n  %s\n", strings.Join(commands, "\n  "))
 	return err
 }
 

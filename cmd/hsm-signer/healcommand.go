@@ -17,25 +17,27 @@ import (
 )
 
 func newHealCommand() *cobra.Command {
-	settings := slices.Concat(settingsNamed("SIGNER_NAME", "POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME",
-		"KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), logSettings)
+	settings := slices.Concat(settingsNamed("SIGNER_NAME", "POLICY_FILE", "CLUSTER_DOMAIN",
+		"CERTIFICATE_LIFETIME", "KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), logSettings)
 	command := &cobra.Command{
 		Use:   "heal",
 		Short: "Delete pods that are stuck without their certificate, so that they ask again",
-		Long: `Deletes pods that run without the certificate that was issued to them, until it is stopped. Their
-controllers make new ones, which ask again. "audit list --stuck" lists such pods and deletes nothing.
+		Long: `Deletes pods that run without the certificate that was issued to them, until it is stopped.
+Their controllers make new ones, which ask again. "audit list --stuck" lists such pods and
+deletes nothing.
 
-It is a process of its own, with a service account of its own. It reads the requests of SIGNER_NAME, and
-reads and deletes pods in the namespaces that the policy names. It needs no token, no PIN and no STATE_DIR,
-and does not start with a PIN. Run one replica: a second one doubles the pace of deletions.
+It is a process of its own, with a service account of its own. It reads the requests of
+SIGNER_NAME, and reads and deletes pods in the namespaces that the policy names. It needs no
+token, no PIN and no STATE_DIR, and does not start with a PIN. Run one replica: a second one
+doubles the pace of deletions.
 
-A pod is stuck if a request of it was answered, all of its init containers ended with 0, no main container
-has been ready or running for 60 seconds, and at least one is waiting or ended with an error. It is deleted
-at once if an init container ended before its certificate was there. Otherwise one such pod is deleted for
-each owner and node in ten minutes. It deletes five pods at once, then one a second, and none while more
-than 20 requests wait for their answer. It never deletes a pod that no controller makes again, nor a mirror
-of a static pod.`,
-		Example: `  hsm-signer heal --signer-name example.com/calico --kubeconfig /etc/hsm-signer/heal-kubeconfig`,
+A pod is stuck if a request of it was answered, all of its init containers ended with 0, no main
+container has been ready or running for 60 seconds, and at least one is waiting or ended with an
+error. It is deleted at once if an init container ended before its certificate was there.
+Otherwise one such pod is deleted for each owner and node in ten minutes. heal deletes five pods
+at once, then one a second, and none while more than 20 requests wait for their answer. It never
+deletes a pod that no controller makes again, nor a mirror of a static pod.`,
+		Example: `  hsm-signer heal --signer-name example.com/calico --kubeconfig heal-kubeconfig`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := readConfig(cmd, settings)
@@ -53,7 +55,8 @@ of a static pod.`,
 // errNearToken is why heal does not start with what opens the token.
 var errNearToken = errors.New("is set: heal needs no token, and must not have its PIN; start it without")
 
-// loadHealer returns what is healed, without a logger and an observer. It adds what is wrong to the faults.
+// loadHealer returns what is healed, without a logger and an observer. It adds what is wrong to the
+// faults.
 func (c *config) loadHealer(faults *configFaults) heal.Config {
 	pin, err := takePIN()
 	if pin != "" {
@@ -66,7 +69,7 @@ func (c *config) loadHealer(faults *configFaults) heal.Config {
 		}
 	}
 	if len(c.signerNames) == 0 {
-		faults.missing("SIGNER_NAME", "is not set: name the signer whose requests are looked at, such as example.com/calico")
+		faults.missing("SIGNER_NAME", "is not set: name the signer whose requests heal reads, such as example.com/calico")
 	}
 	client, _ := c.loadClient(faults, nil)
 	return heal.Config{Client: client, SignerNames: c.signerNames, Namespaces: c.healedNamespaces(faults)}
@@ -80,15 +83,16 @@ func (c *config) healedNamespaces(faults *configFaults) []string {
 	}
 	namespaces, bounded := p.PodNamespaces()
 	if !bounded {
-		faults.addf("POLICY_FILE", "%s: a rule names service accounts of any namespace, and heal deletes pods only in "+
-			"namespaces that are written out: give heal a policy that does so, such as calico", c.policyFile)
+		faults.addf("POLICY_FILE", "%s: a rule names service accounts of any namespace, and heal deletes pods "+
+			"only in namespaces that are written out: give heal such a policy, for example calico", c.policyFile)
 	}
 	return namespaces
 }
 
 // runHealer heals, and serves LISTEN_ADDRESS, until the context ends.
 func runHealer(ctx context.Context, c *config, healing heal.Config, logger hclog.Logger) error {
-	logger.Info("starting to heal", "version", version(), "signers", healing.SignerNames, "namespaces", healing.Namespaces)
+	logger.Info("starting to heal", "version", version(), "signers", healing.SignerNames,
+		"namespaces", healing.Namespaces)
 	c.statusAddress = noStatus
 	open, err := c.listen(ctx)
 	if err != nil {
@@ -98,8 +102,11 @@ func runHealer(ctx context.Context, c *config, healing heal.Config, logger hclog
 	counts := newHealMetrics()
 	healing.Observer, healing.Logger = counts, logger.Named("heal")
 	healer := heal.New(healing)
-	served := endpoint{"LISTEN_ADDRESS", open["LISTEN_ADDRESS"], c.healthHosts(), healHandler(healer, counts), "listening", func() {}}
-	return runAll(ctx, healer.Run, func(ctx context.Context) error { return served.serve(ctx, logger.Named("health")) })
+	served := endpoint{
+		"LISTEN_ADDRESS", open["LISTEN_ADDRESS"], c.healthHosts(), healHandler(healer, counts), "listening", func() {},
+	}
+	serve := func(ctx context.Context) error { return served.serve(ctx, logger.Named("health")) }
+	return runAll(ctx, healer.Run, serve)
 }
 
 // healHandler serves /livez, /readyz and /metrics.

@@ -22,17 +22,20 @@ const (
 
 func newHealMetrics() *healMetrics {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	register := promauto.With(registry)
 	m := &healMetrics{
 		registry: registry,
 		stuck: register.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "hsm_signer_heal_stuck_pods",
-			Help: "Pods that run without the certificate that was issued to them, as heal sees them; missing while that is not known.",
+			Help: "Pods that run without the certificate that was issued to them, as heal sees them; " +
+				"missing while that is not known.",
 		}, nil),
 		deleted: register.NewCounterVec(prometheus.CounterOpts{
 			Name: "hsm_signer_heal_deleted_pods_total",
-			Help: "Stuck pods that heal deleted, by evidence: strong (an init container ended before its certificate was there) or weak.",
+			Help: "Stuck pods that heal deleted, by evidence: strong (an init container ended before its " +
+				"certificate was there) or weak.",
 		}, []string{"evidence"}),
 		failures: register.NewCounter(prometheus.CounterOpts{
 			Name: "hsm_signer_heal_failures_total",

@@ -28,7 +28,8 @@ func (o answerObserver) Issued(grant *policy.Grant, after time.Duration) {
 type stuckCollector struct{ report func() stuck.Report }
 
 var descStuckPods = prometheus.NewDesc("hsm_signer_stuck_pods",
-	"Pods that run without the certificate that was issued to them: delete them, so that they ask again. Missing while that is not known.", nil, nil)
+	"Pods that run without the certificate that was issued to them: delete them, so that they ask again. "+
+		"Missing while that is not known.", nil, nil)
 
 // Describe is [prometheus.Collector]'s.
 func (s stuckCollector) Describe(to chan<- *prometheus.Desc) { to <- descStuckPods }
@@ -46,7 +47,7 @@ const stuckShown = 5
 // stuckHints are what the status page says of stuck pods.
 func stuckHints(r stuck.Report) (hints []string) {
 	if r.Fault != nil {
-		hints = append(hints, fmt.Sprintf("Which pods are stuck without their certificate is not known: %v", r.Fault))
+		hints = append(hints, "Which pods are stuck without their certificate is not known: "+r.Fault.Error())
 	}
 	if len(r.Pods) == 0 {
 		return hints
@@ -59,6 +60,7 @@ func stuckHints(r stuck.Report) (hints []string) {
 	if n := len(r.Pods) - len(commands); n > 0 {
 		more = fmt.Sprintf("; and %d more, which \"hsm-signer audit list --stuck\" lists", n)
 	}
-	return append(hints, fmt.Sprintf("Pods that run without the certificate that was issued to them: %d. Delete them, so that "+
-		"they ask again: %s%s. docs/runbook.md: HSMSignerPodsStuck", len(r.Pods), strings.Join(commands, "; "), more))
+	return append(hints, fmt.Sprintf("Pods that run without the certificate that was issued to them: %d. "+
+		"Delete them, so that they ask again: %s%s. docs/runbook.md: HSMSignerPodsStuck",
+		len(r.Pods), strings.Join(commands, "; "), more))
 }

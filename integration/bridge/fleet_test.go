@@ -39,6 +39,7 @@ func TestLostClientsAreHealed(t *testing.T) {
 		fleet.Pods[i].Config = proxy.Config(fleet.Pods[i].Config.BearerToken)
 	}
 	healer, done := startHealer(t), make(chan error)
+	fleet.Healer = healer
 	var report bridge.FleetReport
 	go func() {
 		var err error
@@ -50,7 +51,7 @@ func TestLostClientsAreHealed(t *testing.T) {
 	}
 	proxy.CutWatches()
 	startReady(t, ca)
-	if err := <-done; err != nil || report.Lost != pods || report.Deleted != pods || report.Unserved != 0 {
+	if err := <-done; err != nil || report.Lost != pods || report.Detected != pods || report.Deleted != pods || report.Unserved != 0 {
 		t.Errorf("%v, %v; the log of heal:\n%s", report, err, healer.Log())
 	}
 }

@@ -2,10 +2,12 @@ package bridge
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"hsm-signer/integration/calico"
@@ -40,7 +43,8 @@ func (b *Bridge) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 	if err := b.kubeconfigOf(ctx, healer, kubeconfig, b.Cluster.ConfigFor); err != nil {
 		return nil, err
 	}
-	own := append(os.Environ(), "SIGNER_NAME="+SignerName, "KUBECONFIG="+kubeconfig, "LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
+	own := append(os.Environ(), "SIGNER_NAME="+SignerName, "KUBECONFIG="+kubeconfig,
+		"LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
 	return b.start(ctx, "heal", append(own, env...))
 }
 
@@ -48,7 +52,7 @@ func (b *Bridge) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 // what becomes of clients that lose their watch:
 //
 //	fleet, err := b.NewFleet(ctx, component, 300)
-//	healer, err := b.Heal(ctx)             // or not, for comparison
+//	fleet.Healer, err = b.Heal(ctx) // or not, for comparison
 //	report, err := fleet.Run(ctx, plan, 10*time.Minute)
 //
 // The kubelet: when a client has its certificate, the init container of its pod ends with 0 and the
@@ -63,6 +67,8 @@ type Fleet struct {
 	// Backdate is how long before now the kubelet says that containers ended, for tests that do not
 	// wait for a minute.
 	Backdate time.Duration
+	// Healer is the process whose log says when it found each lost pod; nil: nobody looks.
+	Healer *Daemon
 	// Pods are the first ones. Their way to the API server may be changed before Run.
 	Pods []load.Pod
 
@@ -71,6 +77,7 @@ type Fleet struct {
 
 	mu     sync.Mutex
 	byUID  map[types.UID]*member
+	lost   map[types.UID]time.Time // when each pod was lost, those that are gone too
 	report FleetReport
 	fault  error
 }
@@ -86,16 +93,19 @@ type member struct {
 type FleetReport struct {
 	First     load.Report   // of the clients of the first pods
 	Lost      int           // pods that were lost, those among the later ones too
+	Detected  int           // lost pods that Healer found
+	Detection time.Duration // the longest from the loss of a pod until Healer found it
 	Deleted   int           // lost pods that somebody deleted
-	Detection time.Duration // the longest from the loss of a pod to its deletion
+	Deletion  time.Duration // the longest from the loss of a pod to its deletion
 	Unserved  int           // places whose pod has no certificate at the end
 	Took      time.Duration // until every pod had its certificate, or until the limit
 }
 
 // String returns the report as one line.
 func (r FleetReport) String() string {
-	return fmt.Sprintf("first pods: %v; lost %d, deleted %d, longest detection %s; without a certificate %d after %s",
-		r.First, r.Lost, r.Deleted, r.Detection.Round(time.Second), r.Unserved, r.Took.Round(time.Second))
+	return fmt.Sprintf("first pods: %v; lost %d, found %d within %s, deleted %d within %s; without a certificate %d after %s",
+		r.First, r.Lost, r.Detected, r.Detection.Round(time.Second), r.Deleted, r.Deletion.Round(time.Second),
+		r.Unserved, r.Took.Round(time.Second))
 }
 
 // NewFleet makes so many pods of the component, which wait to ask.
@@ -104,7 +114,7 @@ func (b *Bridge) NewFleet(ctx context.Context, c calico.Component, count int) (*
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{Pods: pods, bridge: b, component: c, byUID: map[types.UID]*member{}}
+	f := &Fleet{Pods: pods, bridge: b, component: c, byUID: map[types.UID]*member{}, lost: map[types.UID]time.Time{}}
 	for i := range pods {
 		m := &member{owner: types.UID("owner-of-" + string(pods[i].Asking.Pod.UID))}
 		if err := f.adopt(ctx, &pods[i], m); err != nil {
@@ -114,12 +124,16 @@ func (b *Bridge) NewFleet(ctx context.Context, c calico.Component, count int) (*
 	return f, nil
 }
 
+// client is the admin's, for the fleet's namespace.
+func (f *Fleet) client() typedcorev1.PodInterface {
+	return f.bridge.Cluster.Client().CoreV1().Pods(f.component.Namespace)
+}
+
 // adopt gives the pod its controller, and its place in the fleet.
 func (f *Fleet) adopt(ctx context.Context, pod *load.Pod, m *member) error {
-	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"DaemonSet","name":%q,"uid":%q,"controller":true}]}}`,
-		f.component.ServiceAccount, m.owner)
-	owned, err := f.bridge.Cluster.Client().CoreV1().Pods(f.component.Namespace).Patch(ctx,
-		pod.Asking.Pod.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	patch := fmt.Sprintf(`{"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet",
+		"name": %q, "uid": %q, "controller": true}]}}`, f.component.ServiceAccount, m.owner)
+	owned, err := f.client().Patch(ctx, pod.Asking.Pod.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
 		return err
 	}
@@ -142,7 +156,9 @@ func (f *Fleet) Run(ctx context.Context, plan load.Plan, limit time.Duration) (F
 	defer cancel()
 	group.Go(func() { f.control(ctx, &group, plan) })
 	first := plan
-	first.Ended = func(i int, outcome load.Outcome, issued bool) { f.ended(ctx, f.Pods[i].Asking.Pod, outcome, issued) }
+	first.Ended = func(i int, outcome load.Outcome, issued bool) {
+		f.ended(ctx, f.Pods[i].Asking.Pod, outcome, issued)
+	}
 	done := make(chan load.Report, 1)
 	group.Go(func() { done <- load.Run(ctx, f.Pods, first) })
 	f.waitServed(ctx)
@@ -151,7 +167,30 @@ func (f *Fleet) Run(ctx context.Context, plan load.Plan, limit time.Duration) (F
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.report.First, f.report.Took, f.report.Unserved = report, time.Since(began), f.unserved()
+	f.addDetection()
 	return f.report, f.fault
+}
+
+// addDetection adds to the report when the healer found the pods, as its log says. The caller must
+// hold mu.
+func (f *Fleet) addDetection() {
+	if f.Healer == nil {
+		return
+	}
+	for line := range strings.SplitSeq(f.Healer.Log(), "\n") {
+		var entry struct {
+			Message string    `json:"@message"`
+			At      time.Time `json:"@timestamp"`
+			UID     types.UID `json:"uid"`
+		}
+		if json.Unmarshal([]byte(line), &entry) != nil || entry.Message != "a pod is stuck" {
+			continue
+		}
+		if lost, ours := f.lost[entry.UID]; ours {
+			f.report.Detected++
+			f.report.Detection = max(f.report.Detection, entry.At.Sub(lost))
+		}
+	}
 }
 
 // waitServed waits until every pod has its certificate, or the context ends.
@@ -194,7 +233,7 @@ func (f *Fleet) ended(ctx context.Context, pod *corev1.Pod, outcome load.Outcome
 	}
 	f.note(pod.UID, issued)
 	status := afterInit(pod, issued, metav1.NewTime(time.Now().Add(-f.Backdate)))
-	_, err := f.bridge.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status, metav1.UpdateOptions{})
+	_, err := f.client().UpdateStatus(ctx, status, metav1.UpdateOptions{})
 	f.failed(ctx, unlessGone(err))
 }
 
@@ -215,6 +254,7 @@ func (f *Fleet) note(uid types.UID, issued bool) {
 	}
 	if m.served = issued; !issued {
 		m.lost = time.Now()
+		f.lost[uid] = m.lost
 		f.report.Lost++
 	}
 }
@@ -254,10 +294,10 @@ func afterInit(pod *corev1.Pod, files bool, now metav1.Time) *corev1.Pod {
 			status.State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}
 			continue
 		}
-		status.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
-		status.LastTerminationState = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+		status.State.Waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}
+		status.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{
 			Reason: "Error", ExitCode: 1, StartedAt: now, FinishedAt: now,
-		}}
+		}
 	}
 	return pod
 }
@@ -278,7 +318,8 @@ func (f *Fleet) control(ctx context.Context, group *sync.WaitGroup, plan load.Pl
 			group.Go(func() { f.replace(ctx, pod.UID, plan) })
 		}
 	}
-	pods := cache.NewListWatchFromClient(f.bridge.Cluster.Client().CoreV1().RESTClient(), "pods", f.component.Namespace, fields.Everything())
+	api := f.bridge.Cluster.Client().CoreV1().RESTClient()
+	pods := cache.NewListWatchFromClient(api, "pods", f.component.Namespace, fields.Everything())
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: pods, ObjectType: &corev1.Pod{}, Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc: changed, UpdateFunc: func(_, now any) { changed(now) }, DeleteFunc: gone,
@@ -293,7 +334,7 @@ func (f *Fleet) finish(ctx context.Context, pod *corev1.Pod) {
 	m := f.byUID[pod.UID]
 	if m != nil && !m.lost.IsZero() {
 		f.report.Deleted++
-		f.report.Detection = max(f.report.Detection, time.Since(m.lost))
+		f.report.Deletion = max(f.report.Deletion, time.Since(m.lost))
 		m.lost = time.Time{}
 	}
 	f.mu.Unlock()

@@ -80,7 +80,7 @@ type Healer struct {
 	budget   flowcontrol.RateLimiter
 	history  history
 	events   record.EventRecorder
-	told     map[string]bool // UIDs of stuck pods without an owner that there is an event on
+	known    map[string]bool // UIDs of the pods that were stuck at the last look
 	fault    faults
 }
 
@@ -88,8 +88,8 @@ type Healer struct {
 func New(c Config) *Healer {
 	answers := stuck.NewAnswers()
 	return &Healer{
-		Config: c, answers: answers, requests: newRequests(c, answers), told: map[string]bool{},
-		budget: flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(interval), burst), history: history{},
+		Config: c, answers: answers, requests: newRequests(c, answers), history: history{},
+		budget: flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(interval), burst),
 	}
 }
 
@@ -134,16 +134,34 @@ func (h *Healer) look(ctx context.Context) {
 	} else {
 		h.Observer.Found(len(pods))
 	}
+	h.tell(pods)
 	h.healAll(ctx, pods)
+}
+
+// tell reports the pods that were not stuck at the last look.
+func (h *Healer) tell(pods []stuck.Pod) {
+	before := h.known
+	h.known = map[string]bool{}
+	for _, pod := range pods {
+		h.known[pod.UID] = true
+		if before[pod.UID] {
+			continue
+		}
+		h.Logger.Warn("a pod is stuck", "pod", nameOf(pod), "uid", pod.UID, "sure", pod.Sure, "evidence", pod.Why)
+		if pod.Owner == nil {
+			h.tellOwnerless(pod)
+		}
+	}
 }
 
 // healAll deletes the pods that it may, those with strong evidence first. After a while the pods are
 // to be looked at again.
 func (h *Healer) healAll(ctx context.Context, pods []stuck.Pod) {
-	slices.SortStableFunc(pods, func(a, b stuck.Pod) int { return -cmp.Compare(number(a.Sure), number(b.Sure)) })
+	slices.SortStableFunc(pods, func(a, b stuck.Pod) int { return cmp.Compare(number(b.Sure), number(a.Sure)) })
 	for began := time.Now(); len(pods) > 0 && time.Since(began) < stuck.Interval; pods = pods[1:] {
 		if waiting := h.requests.waiting(time.Now()); waiting > maxWaiting {
-			h.Logger.Info("nothing is deleted while many requests wait for their answer", "requests", waiting, "stuckPods", len(pods))
+			h.Logger.Info("nothing is deleted while many requests wait for their answer",
+				"requests", waiting, "stuckPods", len(pods))
 			return
 		}
 		err := h.heal(ctx, pods[0])
@@ -152,7 +170,8 @@ func (h *Healer) healAll(ctx context.Context, pods []stuck.Pod) {
 		}
 		if err != nil {
 			h.Observer.Failed()
-			h.Logger.Error("a stuck pod could not be deleted; it is tried again", "pod", nameOf(pods[0]), "error", err)
+			h.Logger.Error("a stuck pod could not be deleted; it is tried again",
+				"pod", nameOf(pods[0]), "error", err)
 		}
 	}
 }
@@ -168,11 +187,7 @@ func number(b bool) int {
 
 // heal deletes a pod if that is due. It waits for the budget.
 func (h *Healer) heal(ctx context.Context, found stuck.Pod) error {
-	if found.Owner == nil {
-		h.tellOwnerless(found)
-		return nil
-	}
-	if !h.history.allows(found.Owner, found.Node, found.Created, found.Sure, time.Now()) {
+	if found.Owner == nil || !h.history.allows(found, time.Now()) {
 		return nil
 	}
 	if err := h.budget.Wait(ctx); err != nil {
@@ -187,8 +202,8 @@ func (h *Healer) heal(ctx context.Context, found stuck.Pod) error {
 	return h.delete(ctx, pod, verdict)
 }
 
-// judgeAgain reads the pod from the API server itself. A pod that is gone, or that another has
-// replaced, is not stuck.
+// judgeAgain reads the pod from the API server itself. A pod that is gone is not stuck, nor is
+// another of its name: the answers are not to its requests.
 func (h *Healer) judgeAgain(ctx context.Context, found stuck.Pod) (*corev1.Pod, stuck.Verdict, error) {
 	pod, err := h.Client.CoreV1().Pods(found.Namespace).Get(ctx, found.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -198,9 +213,7 @@ func (h *Healer) judgeAgain(ctx context.Context, found stuck.Pod) (*corev1.Pod, 
 		return nil, stuck.Verdict{}, fmt.Errorf("read the pod: %w", err)
 	}
 	verdict := stuck.Judge(pod, h.answers.Of(found.UID), time.Now())
-	if string(pod.UID) != found.UID || metav1.GetControllerOf(pod) == nil {
-		verdict.Stuck = false
-	}
+	verdict.Stuck = verdict.Stuck && metav1.GetControllerOf(pod) != nil
 	return pod, verdict, nil
 }
 
@@ -216,25 +229,21 @@ func (h *Healer) delete(ctx context.Context, pod *corev1.Pod, verdict stuck.Verd
 	if err != nil {
 		return fmt.Errorf("delete the pod: %w", err)
 	}
-	h.history.add(owner, pod.Spec.NodeName, pod.CreationTimestamp.Time, time.Now())
+	h.history.add(place{owner.UID, pod.Spec.NodeName}, pod.CreationTimestamp.Time, time.Now())
 	h.Observer.Deleted(verdict.Sure)
-	h.Logger.Warn("deleted a stuck pod, so that its controller makes another, which asks again", "pod", pod.Namespace+"/"+pod.Name,
-		"uid", pod.UID, "owner", owner.Kind+" "+owner.Name, "node", pod.Spec.NodeName, "sure", verdict.Sure, "evidence", verdict.Why)
+	h.Logger.Warn("deleted a stuck pod, so that its controller makes another, which asks again",
+		"pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID, "owner", owner.Kind+" "+owner.Name,
+		"node", pod.Spec.NodeName, "sure", verdict.Sure, "evidence", verdict.Why)
 	h.events.Event(pod, corev1.EventTypeWarning, reasonDeleted,
-		"deleted, so that its controller makes another, which asks again: it runs without its certificate: "+verdict.Why)
+		"deleted, so that another pod asks again; this one ran without its certificate: "+verdict.Why)
 	return nil
 }
 
-// tellOwnerless reports, once, a pod that nothing would make again.
+// tellOwnerless puts an event on a pod that nothing would make again.
 func (h *Healer) tellOwnerless(found stuck.Pod) {
-	if h.told[found.UID] {
-		return
-	}
-	h.told[found.UID] = true
-	h.Logger.Warn("a pod is stuck, and is not deleted since no controller would make it again", "pod", nameOf(found),
-		"evidence", found.Why, "command", found.Delete())
-	h.events.Event(&corev1.ObjectReference{
+	pod := &corev1.ObjectReference{
 		APIVersion: "v1", Kind: "Pod", Namespace: found.Namespace, Name: found.Name, UID: types.UID(found.UID),
-	}, corev1.EventTypeWarning, reasonNoOwner,
-		"it runs without its certificate, and is not deleted since no controller would make it again: "+found.Why)
+	}
+	h.events.Event(pod, corev1.EventTypeWarning, reasonNoOwner,
+		"not deleted, since no controller would make it again; it runs without its certificate: "+found.Why)
 }

@@ -5,8 +5,9 @@ import (
 	"sync"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/cmd/hsm-signer/stuck"
 )
 
 // maxRepeats is how many successors in a row are deleted at once on strong evidence. Without a bound, a
@@ -28,16 +29,15 @@ type deletion struct {
 // history holds the last deletions of each place. It is not safe for concurrent use.
 type history map[place][]deletion
 
-// allows reports whether a pod that was created at a time may be deleted now.
-func (h history) allows(owner *metav1.OwnerReference, node string, created time.Time, sure bool, now time.Time) bool {
+// allows reports whether a stuck pod, which has an owner, may be deleted now.
+func (h history) allows(pod stuck.Pod, now time.Time) bool {
 	h.forget(now)
-	last := h[place{owner.UID, node}]
-	return len(last) == 0 || sure && repeats(last, created) <= maxRepeats
+	last := h[place{pod.Owner.UID, pod.Node}]
+	return len(last) == 0 || pod.Sure && repeats(last, pod.Created) <= maxRepeats
 }
 
-// add notes a deletion.
-func (h history) add(owner *metav1.OwnerReference, node string, created, now time.Time) {
-	at := place{owner.UID, node}
+// add notes the deletion of a pod that was created at a time.
+func (h history) add(at place, created, now time.Time) {
 	h[at] = append(h[at], deletion{now, repeats(h[at], created)})
 }
 

@@ -1,40 +1,46 @@
 package heal
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/cmd/hsm-signer/stuck"
 )
 
 var (
-	now   = time.Date(2026, 11, 28, 3, 0, 0, 0, time.UTC)
-	owner = &metav1.OwnerReference{Kind: "DaemonSet", Name: "calico-node", UID: "set-1"}
-	other = &metav1.OwnerReference{Kind: "DaemonSet", Name: "calico-node", UID: "set-2"}
+	now  = time.Date(2026, 11, 28, 3, 0, 0, 0, time.UTC)
+	here = place{"set-1", "node-1"}
 )
+
+// podAt is a stuck pod.
+func podAt(at place, created time.Time, sure bool) stuck.Pod {
+	return stuck.Pod{Owner: &metav1.OwnerReference{UID: at.owner}, Node: at.node, Created: created, Verdict: stuck.Verdict{Stuck: true, Sure: sure}}
+}
 
 // Without strong evidence there is one deletion for each owner and node in ten minutes.
 func TestWeakEvidence(t *testing.T) {
 	h := history{}
 	created := now.Add(-time.Hour)
-	if !h.allows(owner, "node-1", created, false, now) {
+	if !h.allows(podAt(here, created, false), now) {
 		t.Fatal("the first is not allowed")
 	}
-	h.add(owner, "node-1", created, now)
+	h.add(here, created, now)
 	for name, c := range map[string]struct {
-		owner *metav1.OwnerReference
-		node  string
+		at    place
 		after time.Duration
 		want  bool
 	}{
-		"at once":            {owner, "node-1", 0, false},
-		"after nine minutes": {owner, "node-1", 9 * time.Minute, false},
-		"on another node":    {owner, "node-2", 0, true},
-		"of another owner":   {other, "node-1", 0, true},
-		"after ten minutes":  {owner, "node-1", 10 * time.Minute, true},
+		"at once":            {here, 0, false},
+		"after nine minutes": {here, 9 * time.Minute, false},
+		"on another node":    {place{"set-1", "node-2"}, 0, true},
+		"of another owner":   {place{"set-2", "node-1"}, 0, true},
+		"after ten minutes":  {here, 10 * time.Minute, true},
 	} {
-		copied := history{place{owner.UID, "node-1"}: h[place{owner.UID, "node-1"}]}
-		if got := copied.allows(c.owner, c.node, created, false, now.Add(c.after)); got != c.want {
+		copied := history{here: slices.Clone(h[here])}
+		if got := copied.allows(podAt(c.at, created, false), now.Add(c.after)); got != c.want {
 			t.Errorf("%s: %t", name, got)
 		}
 	}
@@ -45,15 +51,15 @@ func TestStrongEvidenceIsBounded(t *testing.T) {
 	h, at := history{}, now
 	created := now.Add(-time.Hour)
 	deleted := 0
-	for h.allows(owner, "node-1", created, true, at) && deleted < 100 {
-		h.add(owner, "node-1", created, at)
+	for h.allows(podAt(here, created, true), at) && deleted < 100 {
+		h.add(here, created, at)
 		deleted++
 		created, at = at.Add(time.Second), at.Add(70*time.Second)
 	}
 	if deleted != 1+maxRepeats {
 		t.Errorf("%d pods in a row were deleted", deleted)
 	}
-	if !h.allows(owner, "node-1", created, true, at.Add(pause)) {
+	if !h.allows(podAt(here, created, true), at.Add(pause)) {
 		t.Error("after ten minutes it is not allowed again")
 	}
 }
@@ -63,17 +69,17 @@ func TestManyPodsOfOneNode(t *testing.T) {
 	h := history{}
 	for n := range 300 {
 		at := now.Add(time.Duration(n) * time.Second)
-		if !h.allows(owner, "node-1", now.Add(-time.Hour), true, at) {
+		if !h.allows(podAt(here, now.Add(-time.Hour), true), at) {
 			t.Fatalf("pod %d is not allowed", n)
 		}
-		h.add(owner, "node-1", now.Add(-time.Hour), at)
+		h.add(here, now.Add(-time.Hour), at)
 	}
 }
 
 // What is older than ten minutes is forgotten.
 func TestHistoryIsBounded(t *testing.T) {
 	h := history{}
-	h.add(owner, "node-1", now, now)
+	h.add(here, now, now)
 	if h.forget(now.Add(pause)); len(h) != 0 {
 		t.Errorf("%v", h)
 	}

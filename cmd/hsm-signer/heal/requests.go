@@ -143,18 +143,14 @@ func trim(object any) (any, error) {
 	if !is { // client-go's note of a deletion that it missed
 		return object, nil
 	}
-	small := &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: csr.Name, UID: csr.UID, ResourceVersion: csr.ResourceVersion, CreationTimestamp: csr.CreationTimestamp,
-		},
-		Spec: certificatesv1.CertificateSigningRequestSpec{
-			SignerName: csr.Spec.SignerName, Username: csr.Spec.Username, Groups: csr.Spec.Groups, Extra: csr.Spec.Extra,
-		},
-	}
+	small := &certificatesv1.CertificateSigningRequest{}
+	small.Name, small.UID, small.ResourceVersion = csr.Name, csr.UID, csr.ResourceVersion
+	small.CreationTimestamp = csr.CreationTimestamp
+	small.Spec.SignerName, small.Spec.Username = csr.Spec.SignerName, csr.Spec.Username
+	small.Spec.Groups, small.Spec.Extra = csr.Spec.Groups, csr.Spec.Extra
 	for _, c := range csr.Status.Conditions {
-		small.Status.Conditions = append(small.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-			Type: c.Type, Status: c.Status, LastUpdateTime: c.LastUpdateTime,
-		})
+		small.Status.Conditions = append(small.Status.Conditions,
+			condition{Type: c.Type, Status: c.Status, LastUpdateTime: c.LastUpdateTime})
 	}
 	if len(csr.Status.Certificate) > 0 {
 		small.Status.Certificate = []byte("a certificate")
@@ -191,19 +187,22 @@ func (r *requests) see(object any) {
 		return
 	}
 	// The client takes the certificate only with the approval: nobody had it before that.
-	answer, ok := stuck.AnswerTo(kube.Submission(csr).Requester, string(csr.UID), csr.CreationTimestamp.Time, approved.LastUpdateTime.Time)
+	answer, ok := stuck.AnswerTo(kube.Submission(csr).Requester, string(csr.UID),
+		csr.CreationTimestamp.Time, approved.LastUpdateTime.Time)
 	if ok && slices.Contains(r.Namespaces, answer.Namespace) {
 		r.answers.Add(answer, time.Now())
 	}
 }
 
+type condition = certificatesv1.CertificateSigningRequestCondition
+
 // decided returns the approval, or nil, and reports whether the request was denied or failed.
-func decided(csr *certificatesv1.CertificateSigningRequest) (approval *certificatesv1.CertificateSigningRequestCondition, refused bool) {
-	for i, condition := range csr.Status.Conditions {
-		if condition.Status != corev1.ConditionTrue {
+func decided(csr *certificatesv1.CertificateSigningRequest) (approval *condition, refused bool) {
+	for i, c := range csr.Status.Conditions {
+		if c.Status != corev1.ConditionTrue {
 			continue
 		}
-		switch condition.Type {
+		switch c.Type {
 		case certificatesv1.CertificateApproved:
 			approval = &csr.Status.Conditions[i]
 		case certificatesv1.CertificateDenied, certificatesv1.CertificateFailed:
