@@ -31,6 +31,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
+	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
 )
 
@@ -121,6 +122,7 @@ type Config struct {
 	// PodNamespaces are the namespaces in which pods are read; nil, or a nil answer: in all.
 	PodNamespaces func() []string
 	Workers       int // requests in work at once
+	Pace          pace.Options
 	Decider       Decider
 	Issuer        Issuer
 	Observer      Observer
@@ -138,12 +140,14 @@ type Controller struct {
 	broadcaster record.EventBroadcaster
 	events      record.EventRecorder
 	queue       workqueue.TypedRateLimitingInterface[key]
+	pacer       *pace.Pacer[key]
 	leader      *leader                  // nil without a lease
 	requests    atomic.Pointer[requests] // nil until the API was found
 
 	permits *permits
 	cleaner *cleaner
 	large   chan struct{}       // of size 1: held by the turn of a request that is read whole
+	known   atomic.Int64        // requests of our signers, done ones too
 	ignored ignored             // requests that cannot be written
 	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
 
@@ -184,6 +188,7 @@ func New(c Config) *Controller {
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
 		),
 	}
+	controller.pacer = pace.New(c.Pace, controller.queue.Add)
 	if c.Lease != nil {
 		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, fit: c.Fit, says: c.Says, hears: c.Hears, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
 	}
@@ -196,6 +201,9 @@ func (c *Controller) Leads() bool { return c.Mode != Shadow && c.leader.fence() 
 // Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
 // election.
 func (c *Controller) Leader() string { return c.leader.holder() }
+
+// Pace returns how fast answers are written, and why.
+func (c *Controller) Pace() pace.State { return c.pacer.State() }
 
 // Queued is the number of requests that wait for a worker.
 func (c *Controller) Queued() int { return c.queue.Len() }
@@ -246,6 +254,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		group.StartWithContext(ctx, c.countRequests)
 		group.StartWithContext(ctx, c.cleanUp)
 	}
+	group.StartWithContext(ctx, c.pacer.Run)
 	c.workUntil(ctx)
 	return nil
 }
@@ -389,6 +398,7 @@ func explainWatch(selector string, api *requests, err error) error {
 
 // added takes up a request that is new here.
 func (c *Controller) added(object any) {
+	c.known.Add(1)
 	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
 	if ok && c.Mode == Shadow && c.serves(csr) {
 		c.queue.Add(key{csr.Name, csr.UID}) // once, wherever it stands
@@ -400,6 +410,7 @@ func (c *Controller) added(object any) {
 // again while nobody watched comes as a change too.
 func (c *Controller) updated(before, after any) {
 	if uidOf(before) != uidOf(after) {
+		c.deleted(before)
 		c.added(after)
 		return
 	}
@@ -429,9 +440,33 @@ func uidOf(object any) types.UID {
 // enqueue takes up a request that is ours and not yet done.
 func (c *Controller) enqueue(object any) {
 	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
-	if ok && c.Mode != Shadow && c.serves(csr) && stateOf(csr) != done {
-		c.queue.Add(key{csr.Name, csr.UID})
+	if !ok || c.Mode == Shadow || !c.serves(csr) {
+		return
 	}
+	item := key{csr.Name, csr.UID}
+	if stateOf(csr) == done {
+		c.pacer.Gone(item)
+		return
+	}
+	c.pacer.Asked(item, clientOf(csr), csr.CreationTimestamp.Time, int(c.known.Load()))
+	c.queue.Add(item)
+}
+
+// deleted forgets a request that is gone.
+func (c *Controller) deleted(object any) {
+	c.known.Add(-1)
+	if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok {
+		c.pacer.Gone(key{csr.Name, csr.UID})
+	}
+}
+
+// clientOf names whoever asks: the pod, where the token names one. Many requests of one pod are
+// those of one client.
+func clientOf(csr *certificatesv1.CertificateSigningRequest) string {
+	if _, uid, bound := Submission(csr).Requester.BoundPod(); bound {
+		return uid
+	}
+	return string(csr.UID)
 }
 
 // work takes requests from the queue until it shuts down. What has begun ends with the context of turns.
@@ -457,6 +492,9 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
 	}
+	if !c.pacer.Admit(item) {
+		return // it comes back when it may be answered
+	}
 	turnCtx, cancel := context.WithTimeout(turns, turnTimeout)
 	defer cancel()
 	turn := c.turn
@@ -465,6 +503,14 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 	}
 	err, over := turn(turnCtx, csr), (*policy.OverBudget)(nil)
 	c.permits.suspect(err)
+	switch {
+	case errors.Is(err, errPaced):
+		return // it comes back when it may be answered
+	case err == nil:
+		c.pacer.Gone(item)
+	default:
+		c.pacer.Tried(item)
+	}
 	switch {
 	case err == nil:
 		c.queue.Forget(item)

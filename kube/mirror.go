@@ -2,6 +2,8 @@ package kube
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -17,6 +19,7 @@ type mirror struct {
 	slim    cache.TransformFunc
 	added   func(object any)
 	updated func(before, after any)
+	deleted func(object any)
 	synced  atomic.Bool
 }
 
@@ -27,7 +30,7 @@ func watchBackoff() *wait.Backoff {
 
 // newMirror returns a mirror, and the reflector that keeps it while it runs.
 func (c *Controller) newMirror(lw cache.ListerWatcher) (*mirror, *cache.Reflector) {
-	m := &mirror{Store: cache.NewStore(cache.MetaNamespaceKeyFunc), slim: c.slim, added: c.added, updated: c.updated}
+	m := &mirror{Store: cache.NewStore(cache.MetaNamespaceKeyFunc), slim: c.slim, added: c.added, updated: c.updated, deleted: c.deleted}
 	return m, cache.NewReflectorWithOptions(lw, &certificatesv1.CertificateSigningRequest{}, m, cache.ReflectorOptions{Backoff: watchBackoff()})
 }
 
@@ -45,6 +48,9 @@ func (m *mirror) Delete(object any) error {
 	object, err := m.slim(object)
 	if err != nil {
 		return err
+	}
+	if former, was, err := m.Get(object); err == nil && was {
+		m.deleted(former)
 	}
 	return m.Store.Delete(object)
 }
@@ -89,7 +95,11 @@ func (m *mirror) Replace(objects []any, version string) error {
 			return fmt.Errorf("requests in the mirror: %w", err)
 		}
 		before, was := former[key]
+		delete(former, key)
 		m.tell(before, was, object)
+	}
+	for _, key := range slices.Sorted(maps.Keys(former)) {
+		m.deleted(former[key])
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ func telling() (*mirror, *[]string) {
 		updated: func(before, after any) {
 			say(before.(*certificatesv1.CertificateSigningRequest).ResourceVersion+">", after)
 		},
+		deleted: func(object any) { say("-", object) },
 	}, &told
 }
 
@@ -51,8 +52,8 @@ func TestMirrorKeepsAndTells(t *testing.T) {
 		{func() error { return m.Update(named("a", "3")) }, "1>a@3", "a b c"},
 		{func() error { return m.Add(named("a", "4")) }, "3>a@4", "a b c"},     // seen before by a list
 		{func() error { return m.Update(named("d", "5")) }, "+d@5", "a b c d"}, // of which the beginning was missed
-		{func() error { return m.Delete(named("b", "6")) }, "", "a c d"},
-		{func() error { return m.Replace([]any{named("c", "2"), named("b", "7")}, "8") }, "2>c@2 +b@7", "b c"},
+		{func() error { return m.Delete(named("b", "6")) }, "-b@1", "a c d"},
+		{func() error { return m.Replace([]any{named("c", "2"), named("b", "7")}, "8") }, "2>c@2 +b@7 -a@4 -d@5", "b c"},
 	} {
 		*told = nil
 		if err := step.do(); err != nil {

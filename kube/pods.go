@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,9 +15,30 @@ import (
 	"hsm-signer/policy"
 )
 
+// podsRead is what one read of pods returned.
+type podsRead struct {
+	facts        []policy.Pod
+	initializing bool          // an init container of one of them has not ended yet
+	took         time.Duration // the call; 0 if there was none
+}
+
 // findPods reads the pods of a query consistently: with the resourceVersion unset,
 // not from a cache, which may be of any age.
-func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) ([]policy.Pod, error) {
+func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) (read podsRead, err error) {
+	began := time.Now()
+	pods, err := queryPods(ctx, client, q)
+	if err != nil {
+		return podsRead{}, err
+	}
+	read.took = time.Since(began)
+	for i := range pods {
+		read.facts = append(read.facts, factsOf(&pods[i]))
+		read.initializing = read.initializing || isInitializing(&pods[i])
+	}
+	return read, nil
+}
+
+func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) ([]corev1.Pod, error) {
 	if q.Name != "" {
 		pod, err := client.CoreV1().Pods(q.Namespace).Get(ctx, q.Name, metav1.GetOptions{})
 		switch {
@@ -25,18 +47,25 @@ func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuer
 		case err != nil:
 			return nil, fmt.Errorf("read the pod %s/%s: %w", q.Namespace, q.Name, err)
 		}
-		return []policy.Pod{factsOf(pod)}, nil
+		return []corev1.Pod{*pod}, nil
 	}
 	selector := fields.Set{"spec.serviceAccountName": q.ServiceAccount, "status.podIP": q.IP.String()}
 	list, err := client.CoreV1().Pods(q.Namespace).List(ctx, metav1.ListOptions{FieldSelector: selector.String()})
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of the service account %s/%s: %w", q.Namespace, q.ServiceAccount, err)
 	}
-	facts := make([]policy.Pod, 0, len(list.Items))
-	for i := range list.Items {
-		facts = append(facts, factsOf(&list.Items[i]))
+	return list.Items, nil
+}
+
+// isInitializing reports whether an init container of the pod has not ended well yet.
+func isInitializing(pod *corev1.Pod) bool {
+	ended := 0
+	for _, container := range pod.Status.InitContainerStatuses {
+		if container.State.Terminated != nil && container.State.Terminated.ExitCode == 0 || container.Ready {
+			ended++
+		}
 	}
-	return facts, nil
+	return ended < len(pod.Spec.InitContainers)
 }
 
 func factsOf(pod *corev1.Pod) policy.Pod {

@@ -75,7 +75,7 @@ func TestLongNameIsLeftAlone(t *testing.T) {
 			return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) { r.Name = strings.Repeat("x", megabyte) })
 		}
 		m, _ := c.newMirror(nil)
-		m.added, m.updated = func(any) {}, func(any, any) {}
+		m.added, m.updated, m.deleted = func(any) {}, func(any, any) {}, func(any) {}
 		if err := errors.Join(m.Add(long()), m.Update(long())); err != nil {
 			t.Fatal(err)
 		}

@@ -52,6 +52,9 @@ func stateOf(csr *certificatesv1.CertificateSigningRequest) state {
 // yet.
 var errLookAgain = errors.New("look again")
 
+// errPaced ends a turn whose request comes back when it may be answered.
+var errPaced = errors.New("held back so that slow watchers keep up")
+
 // serves tells whether the request asks one of our signers.
 func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool {
 	return c.servesName(csr.Spec.SignerName)
@@ -86,9 +89,12 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 	if was == done || !c.serves(csr) || was == pending && c.Mode == Wait {
 		return nil // nothing to do, or someone else's approval will come as an update
 	}
-	verdict, err := decide(ctx, c.Client, c.Decider, csr)
+	verdict, pods, err := decide(ctx, c.Client, c.Decider, csr)
 	if err != nil {
 		return err
+	}
+	if !c.pacer.Watched(key{csr.Name, csr.UID}, pods.initializing, pods.took) {
+		return errPaced
 	}
 	if refusal, ok := verdict.(*policy.Refusal); ok {
 		switch {
@@ -166,29 +172,31 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 	return nil
 }
 
-// decide gathers the facts and asks for the verdict.
-func decide(ctx context.Context, client kubernetes.Interface, decider Decider, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
+// decide gathers the facts and asks for the verdict. It also returns what it read of pods.
+func decide(ctx context.Context, client kubernetes.Interface, decider Decider,
+	csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, podsRead, error) {
 	request := policy.NewRequest(Submission(csr))
 	known := decider.Knows(request.Requester)
+	var pods podsRead
 	if known { // for others it would cost a look at the request, and a call
 		if query, ok := request.PodQuery(); ok {
-			pods, err := findPods(ctx, client, query)
-			if err != nil {
-				return nil, err
+			var err error
+			if pods, err = findPods(ctx, client, query); err != nil {
+				return nil, podsRead{}, err
 			}
-			request.Pods = pods
+			request.Pods = pods.facts
 		}
 	}
 	verdict := decider.Decide(request)
 	if refusal, is := verdict.(*policy.Refusal); !known && !(is && refusal.OfStranger()) {
-		return nil, errLookAgain // the policy was replaced meanwhile, and nobody has looked for the pod
+		return nil, podsRead{}, errLookAgain // the policy was replaced meanwhile, and nobody has looked for the pod
 	}
-	return verdict, nil
+	return verdict, pods, nil
 }
 
 // judge decides, and leaves nothing to look at. There is no budget before it.
 func judge(ctx context.Context, client kubernetes.Interface, decider Decider, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
-	verdict, err := decide(ctx, client, decider, csr)
+	verdict, _, err := decide(ctx, client, decider, csr)
 	if err != nil {
 		return nil, err
 	}

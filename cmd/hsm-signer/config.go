@@ -21,6 +21,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
+	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
 )
 
@@ -30,6 +31,7 @@ type config struct {
 	acceptUnset     bool
 	mode            kube.Mode
 	workers         int
+	pace            pace.Options
 	election        election
 	kubeconfig      string
 	clusterDomain   string
@@ -99,6 +101,7 @@ var (
 		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name; clusters before 1.18 need accept", readUnset},
 		{"DELETE_FINISHED_AFTER", "", "delete finished requests so long after they were answered, such as 5m; Kubernetes does so after an hour", func(c *config, v string) error { return readDuration(v, leastDeleteAfter, &c.deleteFinishedAfter) }},
 		{"WORKERS", "32", "requests processed at once", func(c *config, v string) error { return readCount(v, 1, 1024, &c.workers) }},
+		{"ANSWER_RATE", "", "answers a second, or unlimited; by default slowed down only while many of Calico's clients wait", readAnswerRate},
 		{"LEADER_ELECT", "", "true or false: elect one active replica (by default true in a pod, else false)", readElection},
 		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},
 		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
@@ -333,6 +336,17 @@ func readMode(c *config, v string) error {
 		return fmt.Errorf("%q is not one of true, false and shadow", v)
 	}
 	c.mode = kube.Mode(v)
+	return nil
+}
+
+func readAnswerRate(c *config, v string) error {
+	if v == "unlimited" {
+		c.pace.Unlimited = true
+		return nil
+	}
+	if err := readCount(v, 1, 10_000, &c.pace.Rate); err != nil {
+		return fmt.Errorf("%w, nor unlimited", err)
+	}
 	return nil
 }
 

@@ -79,6 +79,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"APPROVE":                {value: "shadwo", without: "PKCS11_MODULE"},
 		"UNSET_SIGNER_NAME":      {value: "yes"},
 		"WORKERS":                {value: "many"},
+		"ANSWER_RATE":            {value: "fast"},
 		"DELETE_FINISHED_AFTER":  {value: "1m"},
 		"LEADER_ELECT":           {value: "yes", with: election, without: "LEASE_NAMESPACE"},
 		"LEASE_NAMESPACE":        {value: "kube system", with: election},

@@ -71,7 +71,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	serving := kube.Config{
 		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
 		PodNamespaces: func() []string { return podNamespaces(current.Policy()) },
-		Workers:       c.workers, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
+		Workers:       c.workers, Pace: c.pace, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
 	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refusal, started: time.Now()}
@@ -116,7 +116,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 	controller := kube.New(serving)
 	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
 	counts.watchController(controller)
-	counts.registry.MustRegister(readiness{health})
+	counts.registry.MustRegister(readiness{health}, paceCollector{controller.Pace})
 	page.watchController(controller)
 	reload.warn, reload.changed = controller.Warn, controller.LookAgain
 	if ca != nil {

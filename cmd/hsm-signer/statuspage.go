@@ -12,6 +12,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
+	"hsm-signer/kube/pace"
 )
 
 // caWarning is how long before the CA's end the page speaks of it; so does the alert.
@@ -26,6 +27,7 @@ type statusPage struct {
 	stuck    *stuck.Watch        // nil in a shadow
 	sessions func() hsm.Sessions // nil in a shadow
 	queue    func() int
+	pace     func() pace.State
 	leader   func() string // who leads, of many
 	identity string        // its own among them; empty without an election
 	fault    func() error  // why the policy file is refused
@@ -35,7 +37,7 @@ type statusPage struct {
 
 // watchController has the page show how the controller stands.
 func (s *statusPage) watchController(c *kube.Controller) {
-	s.queue, s.leader, s.cleanUp = c.Queued, c.Leader, c.CleanUpFault
+	s.queue, s.leader, s.cleanUp, s.pace = c.Queued, c.Leader, c.CleanUpFault, c.Pace
 	if c.Lease != nil {
 		s.identity = c.Lease.Identity
 	}
@@ -48,7 +50,7 @@ func (s *statusPage) page() status.Page {
 	p := status.Page{
 		Now: now, Started: s.started, Version: "hsm-signer " + version(),
 		Signers: s.config.signerNames, Mode: string(s.config.mode), Parts: s.shownParts(),
-		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Policy: s.health.policy(), Issued: issued,
+		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Pace: paceInWords(s.pace()), Policy: s.health.policy(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))

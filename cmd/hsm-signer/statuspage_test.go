@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
+	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
 )
 
@@ -28,6 +30,7 @@ func newTestPage(t *testing.T) *statusPage {
 		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
 		queue:    func() int { return 0 }, leader: func() string { return "" }, fault: func() error { return nil }, started: time.Now(),
 		cleanUp: func() error { return nil },
+		pace:    func() pace.State { return pace.State{Rate: math.Inf(1), Reason: pace.ReasonFew} },
 	}
 }
 
@@ -123,5 +126,18 @@ func TestPodsThatAreDarkComeFirst(t *testing.T) {
 	all := endingOf([]expiry.Endangered{pod("x", "one", -time.Hour), pod("y", "two", time.Minute), pod("x", "one", time.Hour), pod("z", "one", time.Hour)}, now)
 	if len(all) != 2 || all[0].Workload != "DaemonSet a/one" || all[0].Dark != 1 || !slices.Equal(all[0].Pods, []string{"a/x", "a/z"}) || all[1].Dark != 0 {
 		t.Errorf("%+v", all)
+	}
+}
+
+func TestPaceInWords(t *testing.T) {
+	for want, state := range map[string]pace.State{
+		"at once (few clients)":                               {Rate: math.Inf(1), Reason: pace.ReasonFew},
+		"1 a second, 200 held back (many clients)":            {Rate: 0.4, Waiting: 200, Reason: pace.ReasonWatchers},
+		"none for the moment, 3 held back (slow API server)":  {Waiting: 3, Reason: pace.ReasonSlow},
+		"none for the moment, 7 held back (many new clients)": {Waiting: 7, Reason: pace.ReasonArrivals},
+	} {
+		if got := paceInWords(state); got != want {
+			t.Errorf("%+v: %q, want %q", state, got, want)
+		}
 	}
 }

@@ -70,6 +70,7 @@ type Page struct {
 	Identity  string // its own among many; empty without an election
 	Leader    string // the identity of the one that leads; empty when that is not known
 	Queue     int    // requests that wait for their turn
+	Pace      string // how fast answers are written, and why
 	Policy    string
 	Decisions []Decision // the latest first
 	Issued    []int      // certificates in each of the last minutes, the latest last
