@@ -137,19 +137,20 @@ func (i *Issuer) Made(uid string, chain []byte) (bool, error) {
 	return block != nil && record.Certificate != nil && bytes.Equal(block.Bytes, record.Certificate), nil
 }
 
-// Delivered reports whether the journal says that the API server took the first certificate in PEM for
-// the request.
+// Delivered reports whether the journal says that the API server took the first certificate in PEM
+// for the request.
 func (i *Issuer) Delivered(uid string, chain []byte) (bool, error) {
 	record, err := i.journal.Lookup(uid)
 	if err != nil {
 		return false, fmt.Errorf("journal: %w", err)
 	}
 	block, _ := pem.Decode(chain)
-	return record.State == journal.IsPublished && block != nil && bytes.Equal(block.Bytes, record.Certificate), nil
+	return record.State == journal.IsPublished && block != nil &&
+		bytes.Equal(block.Bytes, record.Certificate), nil
 }
 
-// NeverIssued reports whether the journal has no certificate for the request and expects none: it does
-// not know the request, or the request was given up.
+// NeverIssued reports whether the journal has no certificate for the request and expects none: it
+// does not know the request, or the request was given up.
 func (i *Issuer) NeverIssued(uid string) (bool, error) {
 	record, err := i.journal.Lookup(uid)
 	if err != nil {

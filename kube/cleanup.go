@@ -111,7 +111,9 @@ func (c *Controller) mayCleanUp() error {
 }
 
 // deleteFinished deletes the request, unless it has changed or is gone.
-func (c *Controller) deleteFinished(ctx context.Context, api *requests, csr *certificatesv1.CertificateSigningRequest) error {
+func (c *Controller) deleteFinished(
+	ctx context.Context, api *requests, csr *certificatesv1.CertificateSigningRequest,
+) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
 	ctx, done, err := c.leader.acting(ctx)
@@ -135,7 +137,8 @@ func (c *Controller) deleteFinished(ctx context.Context, api *requests, csr *cer
 	return nil
 }
 
-// CleanUpFault returns why finished requests cannot be deleted although they are to be, and else nil.
+// CleanUpFault returns why finished requests cannot be deleted. It returns nil if they can, or are not
+// to be.
 func (c *Controller) CleanUpFault() error {
 	if c.DeleteFinishedAfter == 0 {
 		return nil
@@ -180,8 +183,8 @@ func answerOf(csr *certificatesv1.CertificateSigningRequest) answer {
 }
 
 // A cleaner chooses the requests to delete. It counts from when it first saw a request answered, by
-// its own clock, so that the API server's clock does not matter. Only [cleaner.lastFault] is safe for
-// concurrent use.
+// its own clock, so that the API server's clock does not matter. Only [cleaner.lastFault] is safe
+// for concurrent use.
 type cleaner struct {
 	after   time.Duration // a request is kept for so long after it was answered
 	answers Answers
@@ -239,7 +242,9 @@ func (c *cleaner) see(all []*certificatesv1.CertificateSigningRequest) {
 
 // next returns the request to delete now, of those last given to see. It returns nil if there is
 // none, or while clients may be waiting.
-func (c *cleaner) next(all []*certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+func (c *cleaner) next(
+	all []*certificatesv1.CertificateSigningRequest,
+) (*certificatesv1.CertificateSigningRequest, error) {
 	if c.now().Sub(c.waited) < quietTime {
 		return nil, nil
 	}
@@ -262,7 +267,9 @@ func (c *cleaner) next(all []*certificatesv1.CertificateSigningRequest) (*certif
 
 // candidates returns the requests that are due, without the refused ones that are not known to be
 // recorded, in the order in which they were answered.
-func (c *cleaner) candidates(all []*certificatesv1.CertificateSigningRequest) (due []*certificatesv1.CertificateSigningRequest) {
+func (c *cleaner) candidates(
+	all []*certificatesv1.CertificateSigningRequest,
+) (due []*certificatesv1.CertificateSigningRequest) {
 	for _, csr := range all {
 		if s := c.seen[csr.UID]; c.due(s) && (s.answer == issued || s.recorded) {
 			due = append(due, csr)

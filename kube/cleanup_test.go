@@ -19,7 +19,8 @@ import (
 
 const keep = 5 * time.Minute // of the tests' requests
 
-// onRecord are answers that are on the disk: certificates that are "own", and refusals of these UIDs.
+// onRecord are answers that are on the disk: certificates that are "own", and refusals of these
+// UIDs.
 type onRecord struct {
 	refusals []string
 	fault    error
@@ -79,8 +80,8 @@ func newCleaning(t *testing.T) *cleaning {
 	return c
 }
 
-// after lets time pass, looking each second, and returns what was deleted meanwhile. What was deleted
-// is gone.
+// after lets time pass, looking each second, and returns what was deleted meanwhile. What was
+// deleted is gone.
 func (c *cleaning) after(d time.Duration) []string {
 	c.server.deleted = nil
 	for end := c.clock.Add(d); c.clock.Before(end); c.clock = c.clock.Add(time.Second) {
@@ -115,7 +116,9 @@ func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
 	c.add("issued", "own", approval)
 	c.add("denied", "", denial)
 	c.add("failed", "", approval, failure)
-	for uid, certificate := range map[string]string{"foreign": "foreign", "unrecorded": "unrecorded", "another journal": "another"} {
+	for uid, certificate := range map[string]string{
+		"foreign": "foreign", "unrecorded": "unrecorded", "another journal": "another",
+	} {
 		c.add(uid, certificate, approval)
 	}
 	c.add("not approved", "own")
@@ -194,13 +197,12 @@ func TestTimeCountsFromTheAnswer(t *testing.T) {
 // Who does not lead, cannot sign, does not see all requests or may not delete deletes nothing.
 func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 	for name, hinder := range map[string]func(c *cleaning){
-		"does not lead":   func(c *cleaning) { c.leader = &leader{} },
-		"is not fit":      func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
-		"does not watch":  func(c *cleaning) { c.watching("", errStarting) },
-		"has not listed":  func(c *cleaning) { c.requests.Load().synced[0] = func() bool { return false } },
-		"may not delete":  func(c *cleaning) { c.notePermits([]Permission{CleanUpPermission()}) },
-		"has no journal":  func(c *cleaning) { c.record.fault = errors.New("the journal cannot be read") },
-		"has no deletion": func(c *cleaning) { c.DeleteFinishedAfter = 0; c.cleanUp(c.t.Context()); c.remove("issued") },
+		"does not lead":  func(c *cleaning) { c.leader = &leader{} },
+		"is not fit":     func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
+		"does not watch": func(c *cleaning) { c.watching("", errStarting) },
+		"has not listed": func(c *cleaning) { c.requests.Load().synced[0] = func() bool { return false } },
+		"may not delete": func(c *cleaning) { c.notePermits([]Permission{CleanUpPermission()}) },
+		"has no journal": func(c *cleaning) { c.record.fault = errors.New("the journal cannot be read") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCleaning(t)
@@ -214,13 +216,15 @@ func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 	}
 }
 
-// A missing permission to delete is reported, by its name and by what grants it, and keeps no request
-// from being answered.
+// A missing permission to delete is reported, by its name and by what grants it, and keeps no
+// request from being answered.
 func TestMissingPermissionToDelete(t *testing.T) {
 	c := newCleaning(t)
 	c.permits.ask = func(_ context.Context, p Permission) (bool, error) { return !p.optional(), nil }
 	c.lookAtPermits(t.Context())
-	if err := c.CleanUpFault(); err == nil || !strings.Contains(err.Error(), "may not delete certificatesigningrequests: grant it to the service account, as deploy/components/clean-up does") {
+	const want = "may not delete certificatesigningrequests: " +
+		"grant it to the service account, as deploy/components/clean-up does"
+	if err := c.CleanUpFault(); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
 	if err := c.Permitted(); err != nil || c.permits.idle() {
@@ -234,9 +238,11 @@ func TestMissingPermissionToDelete(t *testing.T) {
 }
 
 // A deletion that fails is reported until one succeeds, has the permissions looked at if it was
-// forbidden, and is not tried again and again. A request that has changed, or is gone, is no failure.
+// forbidden, and is not tried again and again. A request that has changed, or is gone, is no
+// failure.
 func TestDeletionFails(t *testing.T) {
-	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "certificatesigningrequests"}, "issued", errors.New("a webhook says no"))
+	resource := schema.GroupResource{Resource: "certificatesigningrequests"}
+	forbidden := apierrors.NewForbidden(resource, "issued", errors.New("a webhook says no"))
 	c := newCleaning(t)
 	c.add("issued", "own", approval)
 	c.server.fails = forbidden
@@ -248,7 +254,7 @@ func TestDeletionFails(t *testing.T) {
 	if got := c.after(keep - quietTime - time.Second); len(got) > 0 {
 		t.Errorf("tried again at once: %q", got)
 	}
-	c.server.fails = apierrors.NewConflict(schema.GroupResource{}, "issued", nil)
+	c.server.fails = apierrors.NewConflict(resource, "issued", nil)
 	c.after(2 * keep)
 	if err := c.CleanUpFault(); err != nil || c.Observer.(*counting).deleted != 0 {
 		t.Errorf("after a conflict: %v, %d deleted", err, c.Observer.(*counting).deleted)
@@ -284,19 +290,24 @@ func (p pages) List(_ context.Context, o metav1.ListOptions) (*certificatesv1.Ce
 }
 
 func TestRequestsAreCounted(t *testing.T) {
-	one, rest := make([]certificatesv1.CertificateSigningRequest, 1), int64(41)
+	rest := int64(41)
 	for name, c := range map[string]struct {
-		page pages
-		want int
-		ok   bool
+		items int
+		meta  metav1.ListMeta
+		fault error
+		want  int
+		ok    bool
 	}{
-		"none":    {pages{}, 0, true},
-		"one":     {pages{page: certificatesv1.CertificateSigningRequestList{Items: one}}, 1, true},
-		"many":    {pages{page: certificatesv1.CertificateSigningRequestList{Items: one, ListMeta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest}}}, 42, true},
-		"unknown": {pages{page: certificatesv1.CertificateSigningRequestList{Items: one, ListMeta: metav1.ListMeta{Continue: "c"}}}, 0, false},
-		"fault":   {pages{err: errors.New("no")}, 0, false},
+		"none":    {want: 0, ok: true},
+		"one":     {items: 1, want: 1, ok: true},
+		"many":    {items: 1, meta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest}, want: 42, ok: true},
+		"unknown": {items: 1, meta: metav1.ListMeta{Continue: "c"}},
+		"fault":   {fault: errors.New("no")},
 	} {
-		n, err := (&requests{requestClient: c.page}).count(t.Context())
+		page := pages{err: c.fault}
+		page.page.Items = make([]certificatesv1.CertificateSigningRequest, c.items)
+		page.page.ListMeta = c.meta
+		n, err := (&requests{requestClient: page}).count(t.Context())
 		if n != c.want || (err == nil) != c.ok {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}

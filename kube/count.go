@@ -46,12 +46,14 @@ func (r *requests) count(ctx context.Context) (int, error) {
 	case page.Continue == "":
 		return len(page.Items), nil
 	case page.RemainingItemCount == nil:
-		return 0, errors.New("count the certificate requests: the API server does not say how many there are")
+		return 0, errors.New("count the certificate requests: " +
+			"the API server does not say how many there are")
 	}
 	return len(page.Items) + int(*page.RemainingItemCount), nil
 }
 
-// countRequests counts the requests in the cluster, while this controller leads, until the context ends.
+// countRequests counts the requests in the cluster until the context ends, while this controller
+// leads.
 func (c *Controller) countRequests(ctx context.Context) {
 	var counted time.Time // zero: the number is not known
 	wait.UntilWithContext(ctx, func(ctx context.Context) {

@@ -79,7 +79,7 @@ type Observer interface {
 	NewLeader() // another controller has come to lead, or this one
 	// Certificates are on requests of our signers, so many of each origin. Only who leads knows; nil: it is not known now.
 	Certificates(origins map[Origin]int)
-	// The cluster has so many requests, of all signers. Only who leads knows; otherwise known is false.
+	// The cluster has so many requests, of all signers. Only the leader knows; else known is false.
 	Requests(n int, known bool)
 	Deleted()      // a finished request was
 	Ended(Outcome) // a turn ended, unless there was nothing to do
@@ -128,8 +128,8 @@ type Config struct {
 	Observer      Observer
 	Recorder      Recorder
 	Logger        hclog.Logger
-	// DeleteFinishedAfter is how long a finished request of our signers is kept before it is deleted;
-	// 0: it is left to Kubernetes. Else Answers is set.
+	// DeleteFinishedAfter is how long a finished request of our signers is kept before it is
+	// deleted; 0: it is left to Kubernetes. Else Answers is set.
 	DeleteFinishedAfter time.Duration
 	Answers             Answers
 }

@@ -56,8 +56,8 @@ func Permissions(signerNames []string, mode Mode, lease *Lease, podNamespaces []
 	return all
 }
 
-// CleanUpPermission is what a controller needs beside [Permissions] to delete finished requests. RBAC
-// cannot restrict it to a signer's requests.
+// CleanUpPermission is what a controller needs beside [Permissions] to delete finished requests.
+// RBAC cannot restrict it to a signer's requests.
 func CleanUpPermission() Permission {
 	return Permission{attributes: authorizationv1.ResourceAttributes{
 		Verb: "delete", Group: "certificates.k8s.io", Resource: "certificatesigningrequests",

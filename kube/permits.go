@@ -64,7 +64,8 @@ func (p *permits) idle() bool {
 // mayCleanUp returns nil while the permission to delete requests is not known to be missing.
 func (p *permits) mayCleanUp() error { return p.lacking(Permission.optional) }
 
-// lacking returns an error that names the missing permissions of that kind, or nil if there are none.
+// lacking returns an error that names the missing permissions of that kind, or nil if there are
+// none.
 func (p *permits) lacking(kind func(Permission) bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -78,7 +79,8 @@ func (p *permits) lacking(kind func(Permission) bool) error {
 	if len(names) == 0 {
 		return nil
 	}
-	return fmt.Errorf("may not %s: grant it to the service account, as %s does", strings.Join(names, "; "), manifest)
+	return fmt.Errorf("may not %s: grant it to the service account, as %s does",
+		strings.Join(names, "; "), manifest)
 }
 
 // Permitted answers nil while no permission is known to be missing that requests need; see also

@@ -17,7 +17,8 @@ const leastDeleteAfter = 90 * time.Second
 // checkCleanUp adds a fault if finished requests are to be deleted by a shadow.
 func (c *config) checkCleanUp(faults *configFaults) {
 	if c.deleteFinishedAfter > 0 && c.mode == kube.Shadow && !faults.has("APPROVE") {
-		faults.addf("DELETE_FINISHED_AFTER", "is set, and APPROVE is shadow, which writes nothing to the cluster: unset one of them")
+		faults.addf("DELETE_FINISHED_AFTER",
+			"is set, and APPROVE is shadow, which writes nothing to the cluster: unset one of them")
 	}
 }
 
@@ -41,8 +42,8 @@ func (a answers) Delivered(uid string, chain []byte) (bool, error) {
 	return a.issuer.Delivered(uid, chain)
 }
 
-// Refused returns those of the requests that are in the refusal log, and for which the journal has no
-// certificate and expects none.
+// Refused returns those of the requests that are in the refusal log, and for which the journal has
+// no certificate and expects none.
 func (a answers) Refused(uids []string) (map[string]bool, error) {
 	refused, err := journal.Logged(a.journal.dir, journal.RefusalsLog, uids)
 	if err != nil {
@@ -56,15 +57,17 @@ func (a answers) Refused(uids []string) (map[string]bool, error) {
 	return refused, nil
 }
 
-// crowdedText says what so many requests in the cluster cost each client, and what to do about it. It
-// is empty if there are not too many.
+// crowdedText says what so many requests in the cluster cost each client, and what to do about it.
+// It is empty if there are not too many.
 func crowdedText(requests int) string {
 	if requests <= kube.ManyRequests {
 		return ""
 	}
-	return fmt.Sprintf("%d certificate requests, of all signers, are in the cluster. Each of Calico's init containers reads all of "+
-		"them first, which may take %d of its 90 seconds: set DELETE_FINISHED_AFTER, or delete finished requests "+
-		"of other signers. docs/runbook.md: HSMSignerManyRequests", requests, int(kube.ReadingTime(requests).Seconds()))
+	seconds := int(kube.ReadingTime(requests).Seconds())
+	return fmt.Sprintf("%d certificate requests, of all signers, are in the cluster. "+
+		"Each of Calico's init containers reads all of them first, which may take %d of its 90 seconds: "+
+		"set DELETE_FINISHED_AFTER, or delete finished requests of other signers. "+
+		"docs/runbook.md: HSMSignerManyRequests", requests, min(seconds, 90))
 }
 
 // checkRequests counts the requests in the cluster.
@@ -75,7 +78,8 @@ func checkRequests(ctx context.Context, p *parts, report reporter) {
 	n, err := kube.CountRequests(ctx, p.client)
 	switch crowded := crowdedText(n); {
 	case err != nil:
-		report(name, fmt.Sprintf("not known, and thousands would slow clients down: %v", err), errUnread)
+		detail := fmt.Sprintf("not known, and thousands would slow clients down: %v", err)
+		report(name, detail, errUnread)
 	case crowded != "":
 		report(name, crowded, errWarning)
 	default:
@@ -112,7 +116,7 @@ func (s *statusPage) cleanUpHints() (hints []string) {
 		hints = append(hints, crowded)
 	}
 	if err := s.cleanUp(); err != nil {
-		hints = append(hints, fmt.Sprintf("Finished requests cannot be deleted, and are left to Kubernetes: %v", err))
+		hints = append(hints, "Finished requests cannot be deleted, and are left to Kubernetes: "+err.Error())
 	}
 	return hints
 }

@@ -82,8 +82,8 @@ func TestStrangeCertificatesAreAHint(t *testing.T) {
 	}
 }
 
-// Too many requests are a hint on the page, and so is a permission that is missing to delete them. A
-// number that is not known is no number of the metric.
+// Too many requests are a hint on the page, and so is a permission that is missing to delete them.
+// While the number is not known, the metric is absent.
 func TestManyRequestsAreAHint(t *testing.T) {
 	s, m := newTestPage(t), newMetrics()
 	all := observers{m, s.activity}

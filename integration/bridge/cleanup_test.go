@@ -44,7 +44,11 @@ func submitted(t *testing.T, change func(*calico.InitContainer)) *certificatesv1
 	return csr
 }
 
-// answered is a request that the cluster's admin answers: a certificate and an approval, or a denial.
+// forAnother has the pod ask another signer.
+func forAnother(a *calico.InitContainer) { a.SignerName = "example.com/another" }
+
+// answered is a request that the cluster's admin answers: a certificate and an approval, or a
+// denial.
 func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest, certificate []byte) string {
 	t.Helper()
 	kind := certificatesv1.CertificateApproved
@@ -70,8 +74,9 @@ func toBeKept(t *testing.T) map[string]string {
 	foreign, err := os.ReadFile(importKey(t, "foreign-to-all").CertFile)
 	must(t, err)
 	kept := map[string]string{
-		"foreign": answered(t, submitted(t, nil), foreign), "denied by another": answered(t, submitted(t, nil), nil),
-		"another signer's": answered(t, submitted(t, func(a *calico.InitContainer) { a.SignerName = "example.com/another" }), foreign),
+		"foreign":           answered(t, submitted(t, nil), foreign),
+		"denied by another": answered(t, submitted(t, nil), nil),
+		"another signer's":  answered(t, submitted(t, forAnother), foreign),
 	}
 	former, err := shared.Run(t.Context(), ca)
 	must(t, err)
@@ -129,8 +134,8 @@ func newOpenClient(t *testing.T) openClient {
 	return openClient{p, asking}
 }
 
-// askUntil asks again each 30 seconds until the time on the API server's clock, and ends with an open
-// request.
+// askUntil asks again each 30 seconds until the time on the API server's clock, and returns the name
+// of the request that is open then.
 func (c openClient) askUntil(t *testing.T, end time.Time) (name string) {
 	t.Helper()
 	for {
@@ -217,8 +222,10 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), deletingSoon}
 	requireNamed(t, env, "delete certificatesigningrequests")
 	d := startReady(t, ca, env...)
+	const missing = "may not delete certificatesigningrequests: " +
+		"grant it to the service account, as deploy/components/clean-up does"
 	eventually(t, "the log to name the right", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), "may not delete certificatesigningrequests: grant it to the service account, as deploy/components/clean-up does"), nil
+		return strings.Contains(d.Log(), missing), nil
 	})
 	issuedRequest(t)
 	must(t, d.WaitReady(t.Context()))
@@ -248,7 +255,7 @@ func allowPodsAlone(t *testing.T) {
 
 // The metric and check count the requests of all signers, as many as a list has.
 func TestRequestsInTheClusterAreCounted(t *testing.T) {
-	submitted(t, func(a *calico.InitContainer) { a.SignerName = "example.com/another" })
+	submitted(t, forAnother)
 	d := startReady(t, ca)
 	all, err := allRequests().List(t.Context(), metav1.ListOptions{})
 	must(t, err)

@@ -13,8 +13,8 @@ import (
 // longestDecision bounds one line of a log of decisions, in bytes. None is written that is longer.
 const longestDecision = 1 << 20
 
-// Logged returns those of the UIDs for which a log of decisions, or its predecessor, has a line. What
-// it returns is synced to the disk. A log that does not exist has none.
+// Logged returns those of the UIDs for which a log of decisions, or its predecessor, has a line.
+// What it returns is synced to the disk. A log that does not exist has none.
 func Logged(dir, name string, uids []string) (map[string]bool, error) {
 	wanted, found := make(map[string]bool, len(uids)), map[string]bool{}
 	for _, uid := range uids {
