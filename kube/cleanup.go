@@ -63,9 +63,6 @@ func (c *Controller) cleanUp(ctx context.Context) {
 // cleanUpOnce deletes one request at most. It reports whether there may be another to delete now.
 func (c *Controller) cleanUpOnce(ctx context.Context) (more bool) {
 	api := c.requests.Load()
-	if !api.whole() {
-		return false
-	}
 	all := c.servedRequests(api)
 	c.cleaner.see(all)
 	if c.mayCleanUp() != nil {
