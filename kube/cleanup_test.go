@@ -232,8 +232,8 @@ func TestMissingPermissionToDelete(t *testing.T) {
 	}
 	c.DeleteFinishedAfter = 0
 	c.lookAtPermits(t.Context())
-	if err := c.CleanUpFault(); err != nil {
-		t.Errorf("not wanted: %v", err)
+	if err := c.CleanUpFault(); err != nil || len(c.permits.missing) > 0 {
+		t.Errorf("not wanted: %v; missing %v", err, c.permits.missing)
 	}
 }
 
