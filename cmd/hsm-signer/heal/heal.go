@@ -196,8 +196,8 @@ func (h *Healer) heal(ctx context.Context, found stuck.Pod) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	pod, verdict, err := h.judgeAgain(ctx, found)
-	if err != nil || !verdict.Stuck {
-		return err
+	if err != nil || !verdict.Stuck || verdict.Sure != found.Sure {
+		return err // what has changed is left to the next look
 	}
 	return h.delete(ctx, pod, verdict)
 }

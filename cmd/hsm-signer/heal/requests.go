@@ -49,13 +49,14 @@ var errNotRead = errors.New("the certificate requests were not read yet")
 
 // ready returns nil while the requests are followed, and otherwise why not.
 func (r *requests) ready() error {
+	r.mu.Lock()
+	fault := errors.Join(slices.Collect(maps.Values(r.faults))...)
+	r.mu.Unlock()
 	select {
 	case <-r.whole:
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return errors.Join(slices.Collect(maps.Values(r.faults))...)
+		return fault
 	default:
-		return errNotRead
+		return errors.Join(errNotRead, fault)
 	}
 }
 
