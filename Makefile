@@ -47,7 +47,7 @@ soak: basics ## bad weather in full, about an hour, as root; the report goes to 
 bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
 	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench Signer -benchtime 300x -timeout 30m ./bench
 
-bench-clients: basics ## clients like Calico's, with and without pacing, as root, about 3 hours; PAIRS=1 BENCH=Clients/300_added: less
+bench-clients: basics ## clients like Calico's, with and without pacing, as root, about 4 hours; PAIRS=1 BENCH=Clients/300_added: less
 	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 8h ./bench
 
 unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreliable.md (about 10 minutes)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -43,10 +44,11 @@ func buildPrograms(b *testing.B) programs {
 	return p
 }
 
-// A place is a fresh API server with its etcd, and a token with a CA.
+// A place is a fresh API server with its etcd, a token with a CA, and a journal.
 type place struct {
 	*bridge.Bridge
-	ca bridge.CA
+	ca    bridge.CA
+	state string
 }
 
 // place starts one. The caller closes it.
@@ -59,7 +61,7 @@ func (p programs) place(b *testing.B) *place {
 	if err != nil {
 		b.Fatal(errors.Join(err, made.Close()))
 	}
-	return &place{made, ca}
+	return &place{made, ca, filepath.Join(b.TempDir(), "state")}
 }
 
 func (p *place) close(b *testing.B) {
@@ -81,7 +83,7 @@ func (p *place) start(b *testing.B, a arm, env ...string) (d *bridge.Daemon, sto
 	file := filepath.Join(b.TempDir(), "policy.yaml")
 	policy += "\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"
 	must(b, os.WriteFile(file, []byte(policy), 0o600))
-	env = append(append([]string{"POLICY_FILE=" + file}, a.env...), env...)
+	env = slices.Concat([]string{"POLICY_FILE=" + file, "STATE_DIR=" + p.state}, a.env, env)
 	d, err := p.Run(b.Context(), p.ca, env...)
 	must(b, err)
 	must(b, d.WaitReady(b.Context()))
@@ -163,6 +165,12 @@ func pairs(b *testing.B) int {
 		b.Fatalf("PAIRS is %q, want a number of runs", os.Getenv("PAIRS"))
 	}
 	return n
+}
+
+// longRuns is how many runs a benchmark makes whose runs take many minutes each.
+func longRuns(b *testing.B) int {
+	b.Helper()
+	return min(pairs(b), 3)
 }
 
 // usualPerEvent is how long a client needs for an event unless PER_EVENT says otherwise.
