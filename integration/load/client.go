@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -97,7 +98,38 @@ func (c *client) call(ctx context.Context, method, path string, body []byte) (in
 	return response.StatusCode, err
 }
 
+// maxRetries is how often client-go repeats a request that the API server was too busy for.
+const maxRetries = 10
+
+// do sends a request. If the API server is too busy it repeats the request after the pause that the
+// API server asks for, as client-go does.
 func (c *client) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	for retries := 0; ; retries++ {
+		response, err := c.doOnce(ctx, method, path, body)
+		if err != nil || retries == maxRetries {
+			return response, err
+		}
+		pause, asked := retryAfter(response)
+		if !asked {
+			return response, nil
+		}
+		_ = response.Body.Close() // it is read no further
+		if err := spend(ctx, pause); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// retryAfter returns the pause after which the API server wants to be asked again, if it does.
+func retryAfter(response *http.Response) (pause time.Duration, asked bool) {
+	if response.StatusCode != http.StatusTooManyRequests && response.StatusCode/100 != 5 {
+		return 0, false
+	}
+	seconds, err := strconv.Atoi(response.Header.Get("Retry-After"))
+	return time.Duration(seconds) * time.Second, err == nil
+}
+
+func (c *client) doOnce(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.host+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
