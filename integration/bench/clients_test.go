@@ -139,18 +139,19 @@ func (p programs) benchmarkHealed(b *testing.B) {
 		fleet, err := fresh.NewFleet(b.Context(), node(), count)
 		must(b, err)
 		_, stop := fresh.start(b, paced)
-		healer, err := fresh.Heal(b.Context())
+		fleet.Healer, err = fresh.Heal(b.Context())
 		must(b, err)
 		report, err := fleet.Run(b.Context(), plan, 10*time.Minute)
 		must(b, err)
 		fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
-		must(b, healer.Kill())
+		must(b, fleet.Healer.Kill())
 		stop()
 		fresh.close(b)
 		s.add(b, "clients_300_unhealed", float64(report.Unserved))
 		s.add(b, "clients_300_healed_lost", float64(report.Lost))
 		s.add(b, "clients_300_healed_s", report.Took.Seconds())
-		s.add(b, "clients_300_deleted_after_s", report.Detection.Seconds())
+		s.add(b, "clients_300_detected_after_s", report.Detection.Seconds())
+		s.add(b, "clients_300_deleted_after_s", report.Deletion.Seconds())
 	}
 }
 
