@@ -81,7 +81,10 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{`hsm_signer_requests_in_cluster 2001x120`, `hsm_signer_requests_in_cluster 0x60 6000x60`},
 		[]string{`hsm_signer_requests_in_cluster 2000x120`, `hsm_signer_requests_in_cluster 0x60 6000x9 0x60`, `hsm_signer_requests_in_cluster 6000x5 _x115`},
 	},
-	"HSMSignerPodsStuck":            {[]string{`hsm_signer_stuck_pods 2x120`}, []string{`hsm_signer_stuck_pods 0x120`, `hsm_signer_stuck_pods 0x50 1x2 0x60`, `hsm_signer_stuck_pods 0x50 1x2 stale _x60`}},
+	"HSMSignerPodsStuck": {
+		[]string{`hsm_signer_stuck_pods 2x120`, `hsm_signer_stuck_pods 0x50 1x3 0x1 1x3 0x1 1x3 0x1 1x3 0x60`},                      // the second runs now and then
+		[]string{`hsm_signer_stuck_pods 0x120`, `hsm_signer_stuck_pods 0x50 1x1 0x60`, `hsm_signer_stuck_pods 0x50 1x1 stale _x60`}, // healed
+	},
 	"HSMSignerOverBudget":           {[]string{`hsm_signer_over_budget_total 0+1x120`}, []string{`hsm_signer_over_budget_total 5x120`}},
 	"HSMSignerManyRefused":          {[]string{`hsm_signer_refusals_total 0+1x120`, `hsm_signer_refusals_total 0x60 50x60`}, []string{`hsm_signer_refusals_total 0x60 3x60`}},
 	"HSMSignerRefusedAgainAndAgain": {[]string{`hsm_signer_refusals_total 0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x50`}, []string{`hsm_signer_refusals_total 0x60 9x60`, `hsm_signer_refusals_total 7x120`}},

@@ -18,8 +18,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// remembered is how long the answers to a pod's requests are kept, since the last of them, if the pod
-// is neither settled nor stuck.
+// remembered is how long the answers to a pod's requests are kept after the last of them, or after
+// the pod was last stuck: between two runs of a crash loop it is not.
 const remembered = time.Hour
 
 // A Pod is one that is stuck.
@@ -51,8 +51,7 @@ type Answers struct {
 type openPod struct {
 	namespace string
 	answers   []Answer
-	added     time.Time // when the last answer was
-	stuck     bool      // at the last look
+	last      time.Time // when an answer was added, or the pod was stuck
 }
 
 // NewAnswers returns no answers yet.
@@ -77,7 +76,7 @@ func (a *Answers) Add(answer Answer, now time.Time) {
 	}
 	same := func(other Answer) bool { return other.Request == answer.Request }
 	if !slices.ContainsFunc(pod.answers, same) {
-		pod.answers, pod.added = append(pod.answers, answer), now
+		pod.answers, pod.last = append(pod.answers, answer), now
 	}
 }
 
@@ -165,8 +164,10 @@ func (a *Answers) note(uid string, v Verdict, now time.Time) {
 	if pod == nil {
 		return
 	}
-	pod.stuck = v.Stuck
-	if v.Settled || !v.Stuck && now.Sub(pod.added) > remembered {
+	if v.Stuck {
+		pod.last = now
+	}
+	if v.Settled || now.Sub(pod.last) > remembered {
 		delete(a.byPod, uid)
 	}
 }

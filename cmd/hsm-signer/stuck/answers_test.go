@@ -24,8 +24,15 @@ func in(namespace, name string, pod *corev1.Pod) *corev1.Pod {
 func readyPod() *corev1.Pod {
 	pod := stuckPod()
 	for i := range pod.Status.ContainerStatuses {
-		pod.Status.ContainerStatuses[i] = corev1.ContainerStatus{Name: pod.Spec.Containers[i].Name, Ready: true, State: running()}
+		pod.Status.ContainerStatuses[i] = corev1.ContainerStatus{Name: pod.Spec.Containers[i].Name, Ready: true, State: runningFor(time.Hour)}
 	}
+	return pod
+}
+
+// runningPod is between two pauses of a crash loop.
+func runningPod() *corev1.Pod {
+	pod := stuckPod()
+	pod.Status.ContainerStatuses[0].State = running()
 	return pod
 }
 
@@ -72,6 +79,14 @@ func TestLookForgetsWhatIsSettled(t *testing.T) {
 	}
 	if got := known(answers); !slices.Equal(got, []string{"stuck"}) {
 		t.Errorf("after two hours, remembered are %q", got)
+	}
+	crashing := fake.NewClientset(in("a", "stuck", runningPod()))
+	for after, want := range map[time.Duration]int{2*time.Hour + time.Minute: 1, 4 * time.Hour: 0} {
+		answers := rememberedAnswers(t, "stuck")
+		answers.note("stuck", Verdict{Stuck: true}, now.Add(2*time.Hour))
+		if _, err := answers.Look(t.Context(), crashing, now.Add(after)); err != nil || len(known(answers)) != want {
+			t.Errorf("stuck after two hours, running after %s: remembered are %q; %v", after, known(answers), err)
+		}
 	}
 }
 

@@ -37,8 +37,8 @@ func mainContainers(pod *corev1.Pod) (all mains, why string) {
 
 // judge says how a pod stands whose init containers have all ended, the last one at that time.
 func (m mains) judge(initialized, now time.Time) Verdict {
-	if m.allReady() {
-		return Verdict{Settled: true, Why: "all of its containers are ready"}
+	if m.work(now) {
+		return Verdict{Settled: true, Why: "all of its containers are ready and have run for a while"}
 	}
 	since, failing := initialized, false
 	for _, status := range m {
@@ -63,9 +63,12 @@ func (m mains) judge(initialized, now time.Time) Verdict {
 	}
 }
 
-func (m mains) allReady() bool {
+// work reports whether all containers are ready, and have run for longer than one does in a crash
+// loop: without a readiness probe a container is ready as soon as it runs.
+func (m mains) work(now time.Time) bool {
 	for _, status := range m {
-		if !status.Ready {
+		running := status.State.Running
+		if !status.Ready || running == nil || now.Before(running.StartedAt.Add(quiet+resolution)) {
 			return false
 		}
 	}

@@ -23,8 +23,10 @@ func waiting(reason string) corev1.ContainerState {
 	return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason}}
 }
 
-func running() corev1.ContainerState {
-	return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: ago(time.Second)}}
+func running() corev1.ContainerState { return runningFor(time.Second) }
+
+func runningFor(d time.Duration) corev1.ContainerState {
+	return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: ago(d)}}
 }
 
 // stuckPod is one with two init containers, which ended 200 and 150 seconds ago, and a main container in a
@@ -128,9 +130,14 @@ func TestPodsThatAreNotStuck(t *testing.T) {
 		}, "second is running", false},
 		"all are ready": {func(p *corev1.Pod) {
 			for i := range p.Status.ContainerStatuses {
-				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready = running(), true
+				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready = runningFor(61*time.Second), true
 			}
 		}, "are ready", true},
+		"all are ready in a crash loop": {func(p *corev1.Pod) {
+			for i := range p.Status.ContainerStatuses {
+				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready = runningFor(60*time.Second), true
+			}
+		}, "is running", false},
 		"a container unknown": {func(p *corev1.Pod) { p.Status.ContainerStatuses = p.Status.ContainerStatuses[:1] }, "no status of container second", false},
 		"no time of a container": {func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}}
