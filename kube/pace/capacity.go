@@ -15,6 +15,7 @@ const (
 	mostDebt   = 10 * time.Second
 
 	pause        = 250 * time.Millisecond // after a sign that the API server has too much to do
+	longestHold  = 5 * time.Second        // for slow calls: clients that get no answer are a load, too
 	mostArrivals = 150                    // requests a second that are no such sign
 	recent       = 2 * time.Second        // so old, a request may still be on its way to the clients
 	slack        = 25 * time.Millisecond  // and four times as long as usual is such a sign
@@ -30,6 +31,7 @@ type capacity struct {
 	settled  time.Time
 	held     time.Time // until then nothing is to be spent
 	slow     bool      // why: a call took too long; otherwise requests arrive fast
+	busy     time.Time // when calls began to take too long; zero: they do not
 	usual    least
 	arrivals float64 // in the last pause, about
 	arrived  time.Time
@@ -63,12 +65,21 @@ func (c *capacity) took(now time.Time, took time.Duration) {
 	if c.fixed || took <= 0 {
 		return
 	}
-	if took > 4*c.usual.of(now, took)+slack {
-		c.rate = max(c.rate/2, firstSends)
-		c.hold(now, true)
+	if took <= 4*c.usual.of(now, took)+slack {
+		c.rate = min(c.rate*growth, mostSends)
+		c.busy = time.Time{}
 		return
 	}
-	c.rate = min(c.rate*growth, mostSends)
+	c.rate = max(c.rate/2, firstSends)
+	switch {
+	case c.busy.IsZero():
+		c.busy = now
+	case now.Sub(c.busy) > 2*longestHold:
+		c.busy = now
+	case now.Sub(c.busy) > longestHold:
+		return
+	}
+	c.hold(now, true)
 }
 
 func (c *capacity) hold(now time.Time, slow bool) { c.held, c.slow = now.Add(pause), slow }

@@ -138,13 +138,30 @@ func TestASlowAPIServerIsLeftAlone(t *testing.T) {
 			f.try(fmt.Sprint("later ", i))
 		}
 		answered := len(f.answered)
-		f.sync(5 * time.Second)
+		f.sync(longestHold - time.Second)
 		if s := f.State(); s.Reason != ReasonSlow || len(f.answered) > answered {
 			t.Errorf("%d more were answered; %+v", len(f.answered)-answered, s)
 		}
 		f.took = quick
 		f.sync(5 * time.Second)
 		f.mustAnswer(70)
+	})
+}
+
+// A hold for slow calls ends by itself: clients that get no answer watch, and are a load too.
+func TestAHoldIsBounded(t *testing.T) {
+	inBubble(t, Options{}, func(f *fleet) {
+		f.ask(20, 2*time.Second)
+		f.took = 300 * time.Millisecond
+		for i := range 20 {
+			f.Asked(fmt.Sprint("later ", i), fmt.Sprint("later ", i), time.Now(), 100)
+			f.try(fmt.Sprint("later ", i))
+		}
+		answered := len(f.answered)
+		f.sync(longestHold - time.Second)
+		f.mustAnswer(answered)
+		f.sync(longestHold)
+		f.mustAnswer(40)
 	})
 }
 
