@@ -247,8 +247,10 @@ func TestNothingIsRemembered(t *testing.T) {
 func TestTriedAgain(t *testing.T) {
 	inBubble(t, Options{Rate: 1}, func(f *fleet) {
 		f.Asked("a", "a", time.Now(), 0)
-		if !f.Admit("a") || !f.Admit("a") {
-			t.Error("an admission ended by itself")
+		for range 2 {
+			if !f.Admit("a") {
+				t.Error("an admission ended by itself")
+			}
 		}
 		if f.Tried("a"); f.Admit("a") {
 			t.Error("it is admitted twice within a second")
