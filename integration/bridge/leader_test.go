@@ -124,8 +124,9 @@ func TestOneJournalForMany(t *testing.T) {
 // One write to the lease keeps nobody from leading: not a duration of 68 years in the name of a holder
 // that is not there, nor a number of transitions that cannot be counted up.
 func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
-	first, second := one(t), one(t)
-	waitLeads(t, first)
+	first := one(t)
+	waitLeads(t, first) // before another stands: the lease may still be that of an earlier test
+	second := one(t)
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
 	_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
 		[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
