@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,15 +58,27 @@ func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQue
 	return list.Items, nil
 }
 
-// isInitializing reports whether an init container of the pod has not ended well yet.
+// isInitializing reports whether an init container of the pod has not ended well yet. A sidecar only
+// has to start.
 func isInitializing(pod *corev1.Pod) bool {
-	ended := 0
-	for _, container := range pod.Status.InitContainerStatuses {
-		if container.State.Terminated != nil && container.State.Terminated.ExitCode == 0 || container.Ready {
-			ended++
+	done := 0
+	for _, status := range pod.Status.InitContainerStatuses {
+		ended := status.State.Terminated
+		if ended != nil && ended.ExitCode == 0 || status.Started != nil && *status.Started && sidecar(pod, status.Name) {
+			done++
 		}
 	}
-	return ended < len(pod.Spec.InitContainers)
+	return done < len(pod.Spec.InitContainers)
+}
+
+// sidecar reports whether the init container of that name runs as long as the pod does.
+func sidecar(pod *corev1.Pod, name string) bool {
+	i := slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
+	if i < 0 {
+		return false
+	}
+	policy := pod.Spec.InitContainers[i].RestartPolicy
+	return policy != nil && *policy == corev1.ContainerRestartPolicyAlways
 }
 
 func factsOf(pod *corev1.Pod) policy.Pod {

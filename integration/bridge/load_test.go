@@ -3,6 +3,7 @@ package bridge_test
 import (
 	"context"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -166,4 +167,17 @@ func waitIssued(t *testing.T, name string) {
 		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
 		return err == nil && len(csr.Status.Certificate) > 0, err
 	})
+}
+
+// A fixed rate serves everybody too, and the metrics show it.
+func TestAnswerRate(t *testing.T) {
+	d := startReady(t, ca, "ANSWER_RATE=20")
+	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
+	must(t, err)
+	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
+		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
+	}
+	if shown := d.Metrics(t.Context()); !strings.Contains(shown, `hsm_signer_answer_rate{reason="fixed"} 20`) {
+		t.Errorf("the metrics do not show the rate:\n%s", shown)
+	}
 }
