@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/kube/pace"
 )
 
 // ManyRequests is the number of requests in a cluster, of all signers, above which each of Calico's
@@ -18,7 +20,7 @@ const ManyRequests = 2000
 // ReadingTime is how long an init container of Calico's needs to read so many requests. Its watch
 // starts with all that exist, and with 10m of CPU each takes it up to 15 ms.
 func ReadingTime(requests int) time.Duration {
-	return time.Duration(requests) * 15 * time.Millisecond
+	return time.Duration(requests) * pace.PerEvent
 }
 
 const (

@@ -503,17 +503,16 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 	}
 	err, over := turn(turnCtx, csr), (*policy.OverBudget)(nil)
 	c.permits.suspect(err)
-	switch {
-	case errors.Is(err, errPaced):
+	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered
-	case err == nil:
-		c.pacer.Gone(item)
-	default:
-		c.pacer.Tried(item)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		c.queue.Forget(item)
+		c.pacer.Gone(item)
+		return
+	}
+	c.pacer.Tried(item)
+	switch {
 	case errors.As(err, &over):
 		c.overBudget(csr, over)
 		c.queue.Forget(item)

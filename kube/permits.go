@@ -83,7 +83,7 @@ func (p *permits) lacking(kind func(Permission) bool) error {
 		strings.Join(names, "; "), manifest)
 }
 
-// Permitted answers nil while no permission is known to be missing that requests need; see also
+// Permitted returns nil while no permission is known to be missing that requests need; see also
 // [Controller.CleanUpFault].
 func (c *Controller) Permitted() error {
 	return c.permits.lacking(func(p Permission) bool { return !p.optional() })

@@ -64,21 +64,22 @@ func isInitializing(pod *corev1.Pod) bool {
 	done := 0
 	for _, status := range pod.Status.InitContainerStatuses {
 		ended := status.State.Terminated
-		if ended != nil && ended.ExitCode == 0 || status.Started != nil && *status.Started && sidecar(pod, status.Name) {
+		if ended != nil && ended.ExitCode == 0 || status.Started != nil && *status.Started && isSidecar(pod, status.Name) {
 			done++
 		}
 	}
 	return done < len(pod.Spec.InitContainers)
 }
 
-// sidecar reports whether the init container of that name runs as long as the pod does.
-func sidecar(pod *corev1.Pod, name string) bool {
+func isSidecar(pod *corev1.Pod, name string) bool {
 	i := slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
-	if i < 0 {
-		return false
-	}
-	policy := pod.Spec.InitContainers[i].RestartPolicy
-	return policy != nil && *policy == corev1.ContainerRestartPolicyAlways
+	return i >= 0 && IsSidecar(pod.Spec.InitContainers[i])
+}
+
+// IsSidecar reports whether the init container runs as long as its pod does: its restart policy is
+// Always (Kubernetes 1.28 and later).
+func IsSidecar(container corev1.Container) bool {
+	return container.RestartPolicy != nil && *container.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 func factsOf(pod *corev1.Pod) policy.Pod {

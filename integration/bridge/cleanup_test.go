@@ -119,7 +119,7 @@ func isThere(ctx context.Context, name string) (bool, error) {
 }
 
 // An openClient has no address, so its request stays open. It deletes its request and makes it
-// again now and then, as Calico's client does when it got no answer.
+// again at times, as Calico's client does when it got no answer.
 type openClient struct {
 	pod    pod
 	asking calico.InitContainer

@@ -89,7 +89,7 @@ type member struct {
 	lost   time.Time // when its pod was lost; zero if it is not
 }
 
-// A FleetReport says what became of the pods.
+// A FleetReport counts the pods by outcome.
 type FleetReport struct {
 	First     load.Report   // of the clients of the first pods
 	Lost      int           // pods that were lost, those among the later ones too
@@ -244,7 +244,7 @@ func unlessGone(err error) error {
 	return err
 }
 
-// note keeps what became of the pod's client.
+// note records the outcome of the pod's client.
 func (f *Fleet) note(uid types.UID, issued bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,7 +1,7 @@
 // Package load asks for certificates as the pods of a whole cluster do at once.
 //
 // Duty: run many clients that behave like Calico's init container, at a rate or all together, and
-// report what became of them. What matters is the pod, not the request: a client whose watch the
+// report the outcome of each. What matters is the pod, not the request: a client whose watch the
 // API server closes ends with success and without files, and its pod stays broken.
 //
 // Contract: a client does what Calico's does, as far as an API server and a signer can see. It has

@@ -82,7 +82,7 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{`hsm_signer_requests_in_cluster 2000x120`, `hsm_signer_requests_in_cluster 0x60 6000x9 0x60`, `hsm_signer_requests_in_cluster 6000x5 _x115`},
 	},
 	"HSMSignerPodsStuck": {
-		[]string{`hsm_signer_stuck_pods 2x120`, `hsm_signer_stuck_pods 0x50 1x3 0x1 1x3 0x1 1x3 0x1 1x3 0x60`},                      // the second runs now and then
+		[]string{`hsm_signer_stuck_pods 2x120`, `hsm_signer_stuck_pods 0x50 1x3 0x1 1x3 0x1 1x3 0x1 1x3 0x60`},                      // the second runs for a moment in between
 		[]string{`hsm_signer_stuck_pods 0x120`, `hsm_signer_stuck_pods 0x50 1x1 0x60`, `hsm_signer_stuck_pods 0x50 1x1 stale _x60`}, // healed
 	},
 	"HSMSignerOverBudget":           {[]string{`hsm_signer_over_budget_total 0+1x120`}, []string{`hsm_signer_over_budget_total 5x120`}},

@@ -49,7 +49,7 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 }
 
 // mostTries bounds how often a request is tried while one call of forty fails. One attempt takes six
-// faults. A connection takes a dozen calls, so now and then one request does meet six in a row.
+// faults. A connection takes a dozen calls, so occasionally a request meets six in a row.
 const mostTries = 3
 
 // Faults that each hit one call of forty lose no request, and hardly ever cost one more than another

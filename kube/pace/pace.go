@@ -5,9 +5,9 @@
 // watches. A client whose watch is closed exits with success and without a certificate. So while
 // many such clients wait, answers are held back until the API server has sent what it has to send.
 //
-// Contract: a [Pacer] decides only when a request is answered, never how. A few clients, or a steady
-// stream of them, are answered at once. Requests that must wait are released oldest first, and none
-// waits much longer than [Patience]. A Pacer remembers only open requests and who made them. It is
+// Contract: a [Pacer] decides only when a request is answered, never how. A few clients, or a
+// steady stream of them, are answered at once. Requests that must wait are released oldest first,
+// and none waits much longer than [Patience]. A Pacer remembers only open requests and who made them. It is
 // safe for concurrent use. docs/decisions/0010-answers-are-paced.md compares the alternatives.
 package pace
 
@@ -24,12 +24,14 @@ import (
 // clients give up after 90 seconds, some of which they need for their key.
 const Patience = 30 * time.Second
 
+// PerEvent is how long one event of a watch takes a client with a hundredth of a CPU, at most.
+const PerEvent = 15 * time.Millisecond
+
 const (
-	few            = 10                    // clients for which nothing is held back
-	sendsPerAnswer = 2                     // to each client: the approval and the certificate
-	perEvent       = 15 * time.Millisecond // what a client with a hundredth of a CPU needs
-	longestRead    = 30 * time.Second      // of the requests that were there before its own
-	memory         = 10 * time.Second      // after the last known client, others are still assumed
+	few            = 10               // clients for which nothing is held back
+	sendsPerAnswer = 2                // to each client: the approval and the certificate
+	longestRead    = 30 * time.Second // of the requests that were there before its own
+	memory         = 10 * time.Second // after the last known client, others are still assumed
 )
 
 // Options say how fast answers are written. The zero value adapts to the clients.
@@ -93,7 +95,7 @@ func (p *Pacer[K]) Asked(key K, client string, created time.Time, existing int) 
 		return
 	}
 	now := time.Now()
-	reads := created.Add(min(time.Duration(existing)*perEvent, longestRead))
+	reads := created.Add(min(time.Duration(existing)*PerEvent, longestRead))
 	p.open[key] = &entry[K]{key: key, client: client, created: created, reads: reads, index: -1}
 	p.clients[client]++
 	if p.options.Rate == 0 && now.Sub(created) < recent {

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"hsm-signer/kube"
 )
 
 // mains are the statuses of the main containers, and of the sidecars that hold these back: kubelet
@@ -14,7 +16,7 @@ type mains []*corev1.ContainerStatus
 // mainContainers returns the statuses, or why they are not known.
 func mainContainers(pod *corev1.Pod) (all mains, why string) {
 	for _, container := range pod.Spec.InitContainers {
-		if !isSidecar(container) {
+		if !kube.IsSidecar(container) {
 			continue
 		}
 		status := statusOf(container.Name, pod.Status.InitContainerStatuses)

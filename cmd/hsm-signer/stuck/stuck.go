@@ -18,6 +18,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"hsm-signer/kube"
 )
 
 const (
@@ -146,15 +148,11 @@ func initRuns(pod *corev1.Pod) (runs []run, why string) {
 // with the restart policy Always.
 func initContainers(pod *corev1.Pod) (ending []corev1.Container) {
 	for _, container := range pod.Spec.InitContainers {
-		if !isSidecar(container) {
+		if !kube.IsSidecar(container) {
 			ending = append(ending, container)
 		}
 	}
 	return ending
-}
-
-func isSidecar(container corev1.Container) bool {
-	return container.RestartPolicy != nil && *container.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 func statusOf(name string, statuses []corev1.ContainerStatus) *corev1.ContainerStatus {
