@@ -18,7 +18,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/integration/bench/results"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
@@ -43,7 +43,7 @@ func BenchmarkSigner(b *testing.B) {
 	setenv(b, token.Env...)
 	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
 	must(b, err)
-	s, err := shim.New(b.Context(), b.TempDir(), token.Module)
+	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
 	must(b, err)
 	setenv(b, s.Env()...)
 	for _, delay := range []time.Duration{0, 2 * time.Millisecond} {
@@ -52,7 +52,7 @@ func BenchmarkSigner(b *testing.B) {
 				module := token.Module
 				if delay > 0 {
 					module = s.Module
-					must(b, errors.Join(s.Rules(shim.Delay(shim.Any, delay)), s.Forget()))
+					must(b, errors.Join(s.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)), s.Forget()))
 				}
 				compare(b, token, s, module, public.(*ecdsa.PublicKey), callers, delay)
 			})
@@ -67,7 +67,7 @@ const rounds = 5
 type speed struct{ perSecond, calls float64 } // calls for one signature
 
 // compare runs both with so many callers, in turns.
-func compare(b *testing.B, token *tokens.Token, s *shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
+func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
 	b.Helper()
 	signatures := b.N
 	if delay == 0 {
@@ -111,7 +111,7 @@ func recordSpeeds(b *testing.B, signer, bare []speed, key string, counted bool) 
 }
 
 // product signs with the product's signer, and tells how long it took and how many calls it made.
-func product(b *testing.B, token *tokens.Token, s *shim.Shim, module string, public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
+func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	key, err := hsm.NewKey(hsm.Config{
 		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
@@ -153,7 +153,7 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 }
 
 // bareLoop signs with nothing around the two calls.
-func bareLoop(b *testing.B, token *tokens.Token, s *shim.Shim, module string, callers, signatures int, digest []byte) (time.Duration, int) {
+func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	p := pkcs11.New(module)
 	must(b, p.Initialize())
@@ -196,7 +196,7 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 }
 
 // countCalls is how many calls the shim has seen; it stands before the token only where calls are slow.
-func countCalls(b *testing.B, s *shim.Shim) int {
+func countCalls(b *testing.B, s *pkcs11shim.Shim) int {
 	b.Helper()
 	calls, err := s.Calls()
 	must(b, err)

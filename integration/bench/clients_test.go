@@ -75,8 +75,8 @@ func (p programs) benchmarkStream(b *testing.B) {
 	s := newSeries(perEvent(b))
 	for _, rate := range []int{20, 50} {
 		plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / time.Duration(rate)}
-		measure := func(a arm) outcome { return p.clients(b, a, 150, plan) }
-		inPairs(b, paced, immediate, measure, func(with, without outcome) {
+		measure := func(a arm) load.Report { return p.clients(b, a, 150, plan) }
+		inPairs(b, paced, immediate, measure, func(with, without load.Report) {
 			s.add(b, "clients_stream_lost", float64(with.Lost))
 			s.add(b, fmt.Sprintf("clients_stream_%d_lost", rate), float64(with.Lost))
 			s.add(b, fmt.Sprintf("clients_stream_%d_lost_immediate", rate), float64(without.Lost))
@@ -94,27 +94,26 @@ func (p programs) benchmarkAdded(b *testing.B, count int) {
 	s := newSeries(perEvent(b))
 	key := fmt.Sprintf("clients_%d_", count)
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / time.Duration(count)}
-	measure := func(a arm) outcome { return p.clients(b, a, count, plan) }
-	inPairs(b, paced, nobody, measure, func(with, without outcome) {
+	measure := func(a arm) load.Report { return p.clients(b, a, count, plan) }
+	inPairs(b, paced, nobody, measure, func(with, without load.Report) {
 		s.add(b, key+"added", float64(with.Lost-without.Lost))
 		s.add(b, key+"lost", float64(with.Lost))
-		s.add(b, key+"lost_before_answers", float64(with.lostFirst))
 		s.add(b, key+"lost_without_signer", float64(without.Lost))
 		s.add(b, key+"late", float64(with.Late))
-		s.addP50(b, key+"p50_s", with.Report)
+		s.addP50(b, key+"p50_s", with)
 	})
 }
 
 // Processes with as little CPU as Calico's init container has.
 func (p programs) benchmarkProcesses(b *testing.B) {
 	s := newSeries(usualPerEvent)
-	measure := func(a arm) outcome { return p.processes(b, a, 40) }
-	inPairs(b, paced, oneByOne, measure, func(with, without outcome) {
+	measure := func(a arm) load.Report { return p.processes(b, a, 40) }
+	inPairs(b, paced, oneByOne, measure, func(with, without load.Report) {
 		s.add(b, "clients_real_added", float64(with.Lost-without.Lost))
 		s.add(b, "clients_real_lost", float64(with.Lost))
 		s.add(b, "clients_real_lost_one_write_at_a_time", float64(without.Lost))
 		s.add(b, "clients_real_late", float64(with.Late))
-		s.addP50(b, "clients_real_p50_s", with.Report)
+		s.addP50(b, "clients_real_p50_s", with)
 	})
 }
 
@@ -122,13 +121,12 @@ func (p programs) benchmarkProcesses(b *testing.B) {
 func (p programs) benchmarkThousand(b *testing.B) {
 	s := newSeries(perEvent(b))
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / 30}
-	measure := func(a arm) outcome { return p.clients(b, a, 1000, plan) }
-	inPairs(b, paced, nobody, measure, func(with, without outcome) {
-		s.add(b, "clients_1000_lost", float64(with.Lost))
-		s.add(b, "clients_1000_lost_without_signer", float64(without.Lost))
-		s.add(b, "clients_1000_late", float64(with.Late))
-		s.addP50(b, "clients_1000_p50_s", with.Report)
-	})
+	for range pairs(b) {
+		report := p.clients(b, paced, 1000, plan)
+		s.add(b, "clients_1000_lost", float64(report.Lost))
+		s.add(b, "clients_1000_late", float64(report.Late))
+		s.addP50(b, "clients_1000_p50_s", report)
+	}
 }
 
 // Clients within a second, whose pods are deleted if they lose their watch, and made again.

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/load"
@@ -102,7 +100,7 @@ func tail(text string) string { return text[max(0, len(text)-2000):] }
 func node() calico.Component { return calico.OpenSource("cluster.local")[0] }
 
 // clients has so many clients ask as the plan says, on a fresh API server.
-func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) outcome {
+func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) load.Report {
 	b.Helper()
 	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
 		plan.Ended = kubelet
@@ -111,7 +109,7 @@ func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) outcom
 }
 
 // processes has so many clients ask at once, each a process with 10m of CPU, on a fresh API server.
-func (p programs) processes(b *testing.B, a arm, count int) outcome {
+func (p programs) processes(b *testing.B, a arm, count int) load.Report {
 	b.Helper()
 	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
 		clients := load.Processes{Binary: p.client, MilliCPU: 10, Ended: kubelet}
@@ -124,47 +122,22 @@ func (p programs) processes(b *testing.B, a arm, count int) outcome {
 // ended is what a kubelet does when a client has ended.
 type ended = func(i int, outcome load.Outcome, issued bool)
 
-// An outcome is the report of one run, and how many clients were lost before anything was answered.
-type outcome struct {
-	load.Report
-	lostFirst int
-}
-
-// firstAnswer returns when the first request was answered, to the second; now if none was.
-func (p *place) firstAnswer(b *testing.B) time.Time {
-	b.Helper()
-	requests := p.Cluster.Client().CertificatesV1().CertificateSigningRequests()
-	list, err := requests.List(b.Context(), metav1.ListOptions{})
-	must(b, err)
-	first := time.Now()
-	for _, request := range list.Items {
-		for _, condition := range request.Status.Conditions {
-			if at := condition.LastUpdateTime.Time; at.Before(first) {
-				first = at
-			}
-		}
-	}
-	return first
-}
-
 // onFreshServer makes the pods, starts what answers them, and has them ask. A client that could not
 // ask at all spoils the run.
 func (p programs) onFreshServer(
 	b *testing.B, a arm, count int, ask func(pods []load.Pod, kubelet ended) load.Report,
-) outcome {
+) load.Report {
 	b.Helper()
 	fresh := p.place(b)
 	defer fresh.close(b)
 	pods, err := fresh.LoadPods(b.Context(), node(), count)
 	must(b, err)
 	_, stop := fresh.start(b, a)
-	report := outcome{Report: ask(pods, fresh.kubelet(b, pods))}
-	report.lostFirst = report.LostBefore(fresh.firstAnswer(b))
+	report := ask(pods, fresh.kubelet(b, pods))
 	terminated, err := load.Terminated(b.Context(), fresh.Cluster.Client())
 	must(b, err)
 	stop()
-	fmt.Fprintf(os.Stderr, "%s: %s; terminated watches %d; lost before the first answer %d\n",
-		a.name, report, terminated, report.lostFirst)
+	fmt.Fprintf(os.Stderr, "%s: %s; terminated watches %d\n", a.name, report, terminated)
 	if report.Broken > 0 {
 		b.Fatalf("%d clients could not ask; the first: %v", report.Broken, report.Errors[0])
 	}

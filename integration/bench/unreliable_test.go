@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
@@ -67,21 +67,21 @@ type randomFault struct {
 	name      string
 	functions []string
 	code      uint
-	base      []shim.Rule
+	base      []pkcs11shim.Rule
 }
 
 func randomFaults() []randomFault {
-	lossy := []shim.Rule{shim.Fail(shim.Sign, pkcs11.CKR_SESSION_HANDLE_INVALID).Percent(baseLosses, 7)}
+	lossy := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_SESSION_HANDLE_INVALID).Percent(baseLosses, 7)}
 	var all []randomFault
 	for _, code := range signCodes {
-		all = append(all, randomFault{"C_SignInit, C_Sign: " + codeName(code), []string{shim.SignInit, shim.Sign}, code, nil})
+		all = append(all, randomFault{"C_SignInit, C_Sign: " + codeName(code), []string{pkcs11shim.SignInit, pkcs11shim.Sign}, code, nil})
 	}
 	all = append(all, randomFault{"sessions lost, nothing else", nil, 0, lossy})
 	for _, code := range openCodes {
-		all = append(all, randomFault{"C_OpenSession: " + codeName(code), []string{shim.OpenSession}, code, lossy})
+		all = append(all, randomFault{"C_OpenSession: " + codeName(code), []string{pkcs11shim.OpenSession}, code, lossy})
 	}
 	for _, code := range loginCodes {
-		all = append(all, randomFault{"C_Login: " + codeName(code), []string{shim.Login}, code, lossy})
+		all = append(all, randomFault{"C_Login: " + codeName(code), []string{pkcs11shim.Login}, code, lossy})
 	}
 	return all
 }
@@ -91,10 +91,10 @@ func codeName(code uint) string {
 }
 
 // rules are those of one run.
-func (f randomFault) rules(percent, seed uint) []shim.Rule {
-	rules := append([]shim.Rule(nil), f.base...)
+func (f randomFault) rules(percent, seed uint) []pkcs11shim.Rule {
+	rules := append([]pkcs11shim.Rule(nil), f.base...)
 	for i, function := range f.functions {
-		rules = append(rules, shim.Fail(function, f.code).Percent(percent, seed*10+uint(i)))
+		rules = append(rules, pkcs11shim.Fail(function, f.code).Percent(percent, seed*10+uint(i)))
 	}
 	return rules
 }
@@ -122,7 +122,7 @@ func (r flakyRun) cell(healthy flakyRun) string {
 type flaky struct {
 	config hsm.Config
 	public crypto.PublicKey
-	shim   *shim.Shim
+	shim   *pkcs11shim.Shim
 }
 
 func newFlaky(b *testing.B) *flaky {
@@ -133,7 +133,7 @@ func newFlaky(b *testing.B) *flaky {
 	setenv(b, token.Env...)
 	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
 	must(b, err)
-	s, err := shim.New(b.Context(), b.TempDir(), token.Module)
+	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
 	must(b, err)
 	setenv(b, s.Env()...)
 	return &flaky{shim: s, public: public, config: hsm.Config{
@@ -143,7 +143,7 @@ func newFlaky(b *testing.B) *flaky {
 }
 
 // run signs with these rules in force from when the key has connected.
-func (f *flaky) run(b *testing.B, rules []shim.Rule) flakyRun {
+func (f *flaky) run(b *testing.B, rules []pkcs11shim.Rule) flakyRun {
 	b.Helper()
 	must(b, f.shim.Rules())
 	key, err := hsm.NewKey(f.config, f.public)

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/faultproxy"
 	"hsm-signer/integration/load"
-	"hsm-signer/integration/weather"
 )
 
 // startHealer runs "hsm-signer heal" until the end of the test.
@@ -26,7 +26,7 @@ func startHealer(t *testing.T, env ...string) *bridge.Daemon {
 // Clients that lose their watch leave pods without a certificate. heal deletes these pods, and their
 // successors get one.
 func TestLostClientsAreHealed(t *testing.T) {
-	proxy, err := weather.NewProxy(shared.Cluster.Config())
+	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
 	must(t, err)
 	defer proxy.Close()
 	const pods = 4

@@ -19,7 +19,7 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/issuer/journal"
 )
 
@@ -45,7 +45,7 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 	}
 	calls, err := s.Calls()
 	must(t, err)
-	if n := calls.Count(shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes || summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
+	if n := calls.Count(pkcs11shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes || summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
 		t.Errorf("the token signed %d times; the journal has %d certificates and %d test signatures", n, summary.Counts.Signed, summary.Counts.Probes)
 	}
 }

@@ -23,33 +23,33 @@ import (
 	"hsm-signer/integration/bed"
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/front"
+	"hsm-signer/integration/legacyapi"
 )
 
 // An oldCluster is the shared one as Kubernetes had it once: certificate requests
 // are v1beta1, and tokens name no pod.
 type oldCluster struct {
-	front      *front.Front
+	api        *legacyapi.Server
 	kubeconfig string // of hsm-signer's service account
 }
 
 // newOldCluster makes the shared cluster look old until the end of the test. What
 // others have asked for is taken away, before and after: where there are no signer names,
 // all requests look alike.
-func newOldCluster(t *testing.T, o front.Options) oldCluster {
+func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	t.Helper()
 	o.Upstream = shared.Cluster.Config()
-	f, err := front.Start(o)
+	server, err := legacyapi.Start(o)
 	must(t, err)
 	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
+		if err := server.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	deleteRequests(t)
 	t.Cleanup(func() { deleteRequests(t) })
-	old := oldCluster{f, filepath.Join(t.TempDir(), "kubeconfig")}
-	must(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, f.Config)))
+	old := oldCluster{server, filepath.Join(t.TempDir(), "kubeconfig")}
+	must(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, server.Config)))
 	return old
 }
 
@@ -103,7 +103,7 @@ func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) pod {
 	must(t, err)
 	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
 	must(t, err)
-	return pod{made, clientWith(t, o.front.Config(token))}
+	return pod{made, clientWith(t, o.api.Config(token))}
 }
 
 // submitOld hands in the request as v1beta1. An empty signer name is left out.
@@ -159,7 +159,7 @@ func requireUntouched(t *testing.T, made *certificatesv1beta1.CertificateSigning
 }
 
 func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
-	old := newOldCluster(t, front.Options{})
+	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
 	for _, who := range components() {
 		for _, whose := range components() {
@@ -181,7 +181,7 @@ func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
 
 // An address proves nothing unless a live pod of the requester's own service account has it.
 func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
-	old := newOldCluster(t, front.Options{})
+	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
 	node, typha := components()[0], components()[1]
 	asker, other := old.newPod(t, node, nextIP()), old.newPod(t, typha, nextIP())
@@ -204,7 +204,7 @@ func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 }
 
 func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
-	old := newOldCluster(t, front.Options{})
+	old := newOldCluster(t, legacyapi.Options{})
 	old.startReady(t)
 	p := old.newPod(t, components()[0], nextIP())
 	foreign := p.asking(t, components()[0])
@@ -219,7 +219,7 @@ func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
 // hsm-signer may sign for, since the real server behind it asks for one.
 func before118(t *testing.T) oldCluster {
 	t.Helper()
-	return newOldCluster(t, front.Options{Before118: true, SignerName: bridge.SignerName})
+	return newOldCluster(t, legacyapi.Options{Before118: true, SignerName: bridge.SignerName})
 }
 
 // askUnset hands in what the init container asks for, without a signer name.
@@ -302,7 +302,7 @@ func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateS
 	request, err := asking.Object()
 	must(t, err)
 	request.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment, certificatesv1.UsageClientAuth}
-	config := o.front.Config(shared.Cluster.Config().BearerToken)
+	config := o.api.Config(shared.Cluster.Config().BearerToken)
 	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1", Groups: []string{"system:nodes"}}
 	return submitOld(t, clientWith(t, config), request)
 }
@@ -325,14 +325,14 @@ func requireNoEvent(t *testing.T, request string) {
 
 // The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and it goes on with v1.
 func TestV1beta1Disappears(t *testing.T) {
-	old := newOldCluster(t, front.Options{})
+	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
 	node := components()[0]
 	p := old.newPod(t, node, nextIP())
 	asking := p.asking(t, node)
 	p.requireOldCertificate(t, p.ask(t, asking).Name, asking)
 
-	old.front.Upgrade()
+	old.api.Upgrade()
 	later := old.newPod(t, node, nextIP())
 	asking = later.asking(t, node)
 	csr, err := asking.Submit(t.Context(), later.client)

@@ -11,8 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/faultproxy"
 	"hsm-signer/integration/load"
-	"hsm-signer/integration/weather"
 )
 
 // patientClient is a plan under which only a signer that answers nothing makes a client late.
@@ -31,7 +31,7 @@ func TestLoadIsServed(t *testing.T) {
 
 // A client whose watch ends early is lost: it ends well and has no files. It does not ask again.
 func TestLoadCountsLostClients(t *testing.T) {
-	proxy, err := weather.NewProxy(shared.Cluster.Config())
+	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
 	must(t, err)
 	defer proxy.Close()
 	pods, err := shared.LoadPods(t.Context(), components()[0], 3)

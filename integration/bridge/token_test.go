@@ -19,22 +19,22 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // behindShim puts a shim before the token, and returns the environment with which hsm-signer loads it.
-func behindShim(t *testing.T) (*shim.Shim, []string) {
+func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
 	t.Helper()
-	s, err := shim.New(t.Context(), t.TempDir(), shared.Token.Module)
+	s, err := pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module)
 	must(t, err)
 	return s, append(s.Env(), "PKCS11_MODULE="+s.Module)
 }
 
-func logins(t *testing.T, s *shim.Shim) int {
+func logins(t *testing.T, s *pkcs11shim.Shim) int {
 	t.Helper()
 	calls, err := s.Calls()
 	must(t, err)
-	return calls.Count(shim.Login)
+	return calls.Count(pkcs11shim.Login)
 }
 
 // A supervisor that follows deploy/systemd/hsm-signer.service starts a process again that crashes, ten times here.
@@ -70,9 +70,9 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	}
 	calls, err := s.Calls()
 	must(t, err)
-	wrong := calls.Of(shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
-	if starts != 1 || len(wrong) != 1 || calls.Count(shim.Login) != restarts+1 {
-		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want one in one", calls.Count(shim.Login), len(wrong), starts)
+	wrong := calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
+	if starts != 1 || len(wrong) != 1 || calls.Count(pkcs11shim.Login) != restarts+1 {
+		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want one in one", calls.Count(pkcs11shim.Login), len(wrong), starts)
 	}
 	t.Logf("%d restarts after crashes; then C_Login with the wrong PIN: %d, starts with it: %d", restarts, len(wrong), starts)
 }
@@ -133,7 +133,7 @@ func TestCrashWritesNoCore(t *testing.T) {
 func TestTokenHangsAndGoesOn(t *testing.T) {
 	s, env := behindShim(t)
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
-	must(t, s.Rules(shim.Hang(shim.Sign), shim.Hang(shim.GetAttributeValue)))
+	must(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
 	must(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -157,7 +157,7 @@ func TestTokenHangsForGood(t *testing.T) {
 	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=500ms")...)
 	must(t, err)
 	must(t, d.WaitReady(t.Context()))
-	must(t, s.Rules(shim.Hang(shim.Any)))
+	must(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
 	code, err := d.Wait()
 	must(t, err)
 	if code != 1 || !strings.Contains(d.Log(), "attempts to go on without the") {
@@ -212,10 +212,10 @@ func TestPINIsInNoFault(t *testing.T) {
 	d := startReady(t, ca, append(env, "LOG_LEVEL=trace", "STATE_DIR="+state)...)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	for _, rules := range [][]shim.Rule{
-		{shim.LoseSessions(shim.SignInit), shim.Fail(shim.Login, pkcs11.CKR_DEVICE_ERROR).Times(1)},
-		{shim.Fail(shim.Sign, pkcs11.CKR_GENERAL_ERROR).Times(3)},
-		{shim.Fail(shim.SignInit, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), shim.Fail(shim.FindObjects, pkcs11.CKR_VENDOR_DEFINED).Times(1)},
+	for _, rules := range [][]pkcs11shim.Rule{
+		{pkcs11shim.LoseSessions(pkcs11shim.SignInit), pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_DEVICE_ERROR).Times(1)},
+		{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_GENERAL_ERROR).Times(3)},
+		{pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.Fail(pkcs11shim.FindObjects, pkcs11.CKR_VENDOR_DEFINED).Times(1)},
 	} {
 		must(t, s.Rules(rules...))
 		asking := p.asking(t, node)
@@ -312,16 +312,16 @@ func TestCheckAsksInOrder(t *testing.T) {
 	for i, c := range []struct {
 		ca   bridge.CA
 		env  []string
-		rule shim.Rule
+		rule pkcs11shim.Rule
 		want string
 	}{
-		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, shim.ReportSessions(0), "install the library of your HSM, or correct PKCS11_MODULE"},
-		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, shim.ReportSessions(0), "labelled \"nobody\" is not there: the module shows token in slot "},
-		{ca, nil, shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY), "log in by hand with the right PIN first"},
-		{ca, []string{"PKCS11_PIN=0000-wrong"}, shim.ReportSessions(0), "the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
-		{with("nobody"), nil, shim.ReportSessions(0), "it holds the key labelled "},
-		{imported, nil, shim.ReportSessions(0), "Make a key in the token with \"hsm-signer ca create\""},
-		{with(other.KeyLabel), nil, shim.ReportSessions(0), "Name the key and the certificate that belong together"},
+		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, pkcs11shim.ReportSessions(0), "install the library of your HSM, or correct PKCS11_MODULE"},
+		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, pkcs11shim.ReportSessions(0), "labelled \"nobody\" is not there: the module shows token in slot "},
+		{ca, nil, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY), "log in by hand with the right PIN first"},
+		{ca, []string{"PKCS11_PIN=0000-wrong"}, pkcs11shim.ReportSessions(0), "the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
+		{with("nobody"), nil, pkcs11shim.ReportSessions(0), "it holds the key labelled "},
+		{imported, nil, pkcs11shim.ReportSessions(0), "Make a key in the token with \"hsm-signer ca create\""},
+		{with(other.KeyLabel), nil, pkcs11shim.ReportSessions(0), "Name the key and the certificate that belong together"},
 	} {
 		must(t, s.Rules(c.rule))
 		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...), "check", "--output", "json")

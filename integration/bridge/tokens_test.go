@@ -13,14 +13,14 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
 // A station is hsm-signer with a token of its own, behind a shim, and a CA that its ceremony made there.
 type station struct {
 	token *tokens.Token
-	shim  *shim.Shim
+	shim  *pkcs11shim.Shim
 	env   []string
 	ca    bridge.CA
 }
@@ -30,7 +30,7 @@ func newStation(t *testing.T, kind tokens.Kind) *station {
 	token, err := kind.New(t.Context())
 	must(t, err)
 	t.Cleanup(func() { must(t, token.Close()) })
-	s, err := shim.New(t.Context(), t.TempDir(), token.Module)
+	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
 	must(t, err)
 	dir := t.TempDir()
 	return &station{token: token, shim: s, ca: bridge.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
@@ -62,7 +62,7 @@ func (s *station) requireKey(t *testing.T) {
 	}
 }
 
-func (s *station) calls(t *testing.T) shim.Calls {
+func (s *station) calls(t *testing.T) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := s.shim.Calls()
 	must(t, err)
@@ -71,15 +71,15 @@ func (s *station) calls(t *testing.T) shim.Calls {
 
 // A loss is of the token, between begin and end.
 type loss struct {
-	rules      []shim.Rule
+	rules      []pkcs11shim.Rule
 	begin, end func(context.Context) error
 }
 
 // losses are those that make a process begin anew with this token.
 func (s *station) losses() []loss {
 	nothing := func(context.Context) error { return nil }
-	device := []shim.Rule{shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)}
-	all := []loss{{device, nothing, nothing}, {[]shim.Rule{shim.CloseSessions(shim.SignInit)}, nothing, nothing}}
+	device := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)}
+	all := []loss{{device, nothing, nothing}, {[]pkcs11shim.Rule{pkcs11shim.CloseSessions(pkcs11shim.SignInit)}, nothing, nothing}}
 	if s.token.HasDaemon() {
 		all = append(all, loss{device, func(context.Context) error { return s.token.Kill() }, s.token.Start})
 	}
@@ -125,7 +125,7 @@ func TestEveryKindOfToken(t *testing.T) {
 					requireOpenSSL(t, s.ca, requireIssued(t, csr, asking))
 				}
 			}
-			if calls := s.calls(t).By(d.PID()); calls.Count(shim.Initialize) < 2 {
+			if calls := s.calls(t).By(d.PID()); calls.Count(pkcs11shim.Initialize) < 2 {
 				t.Errorf("the module was not initialised anew:\n%s", calls)
 			}
 			s.command(t, "audit", "verify")

@@ -84,16 +84,8 @@ type Report struct {
 	Issued int
 	// P50, P99 and Max are of the time that those that succeeded took, each from its own start.
 	P50, P99, Max time.Duration
-	// Losses are the times when clients were lost, in order.
-	Losses []time.Time
 	// Errors holds one error of each Broken pod.
 	Errors []error
-}
-
-// LostBefore counts the clients that were lost before that time.
-func (r Report) LostBefore(t time.Time) int {
-	n, _ := slices.BinarySearchFunc(r.Losses, t, time.Time.Compare)
-	return n
 }
 
 // String returns the report as one line.
@@ -142,7 +134,6 @@ type result struct {
 	outcome Outcome
 	issued  bool
 	took    time.Duration
-	ended   time.Time
 	err     error
 }
 
@@ -151,8 +142,7 @@ func (p Pod) ask(ctx context.Context, plan Plan) (r result) {
 	for attempt := range max(1, plan.Attempts) {
 		began := time.Now()
 		err := p.askOnce(ctx, plan)
-		r.ended = time.Now()
-		r.took, r.issued = r.ended.Sub(began), err == nil
+		r.took, r.issued = time.Since(began), err == nil
 		switch {
 		case attempt > 0: // the first attempt has decided the outcome
 		case err == nil:
@@ -194,7 +184,6 @@ func report(results []result) (r Report) {
 			took = append(took, one.took)
 		case Lost:
 			r.Lost++
-			r.Losses = append(r.Losses, one.ended)
 		case Late:
 			r.Late++
 		case Broken:
@@ -205,7 +194,6 @@ func report(results []result) (r Report) {
 			r.Issued++
 		}
 	}
-	slices.SortFunc(r.Losses, time.Time.Compare)
 	if slices.Sort(took); len(took) > 0 {
 		r.P50, r.P99, r.Max = quantile(took, 50), quantile(took, 99), took[len(took)-1]
 	}

@@ -60,7 +60,7 @@ func (p Processes) Run(ctx context.Context, pods []Pod) (Report, error) {
 		group.Go(func() {
 			began := time.Now()
 			outcome, err := p.runOne(ctx, pod, enter[i])
-			results[i] = result{outcome, outcome == Succeeded, time.Since(began), time.Now(), err}
+			results[i] = result{outcome, outcome == Succeeded, time.Since(began), err}
 			if p.Ended != nil {
 				p.Ended(i, outcome, outcome == Succeeded)
 			}

@@ -15,7 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 	certificatesv1 "k8s.io/api/certificates/v1"
 
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // A line is one of the journal, as an auditor reads it who has no hsm-signer.
@@ -111,9 +111,9 @@ func (a *account) read(lines []line) (known map[[sha256.Size]byte]bool) {
 }
 
 // count compares each signature, by the digest that was signed, with the journal.
-func (a *account) count(calls shim.Calls, known map[[sha256.Size]byte]bool) {
+func (a *account) count(calls pkcs11shim.Calls, known map[[sha256.Size]byte]bool) {
 	seen := map[[sha256.Size]byte]bool{}
-	for _, call := range calls.Of(shim.Sign).With(pkcs11.CKR_OK) {
+	for _, call := range calls.Of(pkcs11shim.Sign).With(pkcs11.CKR_OK) {
 		if call.Signed == nil { // it asked how long a signature will be
 			continue
 		}

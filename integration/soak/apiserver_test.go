@@ -12,7 +12,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
-	"hsm-signer/integration/weather"
+	"hsm-signer/integration/faultproxy"
 )
 
 // The API server takes a write, and hsm-signer does not hear of it.
@@ -25,13 +25,13 @@ func TestAnswerIsLost(t *testing.T) {
 	c := shared.newCrowd(t)
 	var lost atomic.Int64
 	var met sync.Map // paths
-	dropped := weather.LoseAnswer(func(code int) {
+	dropped := faultproxy.LoseAnswer(func(code int) {
 		if code == http.StatusOK {
 			lost.Add(1)
 		}
 	})
-	p.Set(func(request *http.Request) weather.Fault {
-		if _, again := met.LoadOrStore(request.URL.Path, true); !again && (weather.Writes(request, "approval") || weather.Writes(request, "status")) {
+	p.Set(func(request *http.Request) faultproxy.Fault {
+		if _, again := met.LoadOrStore(request.URL.Path, true); !again && (faultproxy.Writes(request, "approval") || faultproxy.Writes(request, "status")) {
 			return dropped
 		}
 		return nil
@@ -54,12 +54,12 @@ func TestAnswerIsLost(t *testing.T) {
 type storm struct {
 	name string
 	// rages until the context ends, and then clears up.
-	rages func(ctx context.Context, t *testing.T, p *weather.Proxy)
+	rages func(ctx context.Context, t *testing.T, p *faultproxy.Proxy)
 }
 
 // under has a sky while the context lasts.
-func under(sky weather.Sky) func(context.Context, *testing.T, *weather.Proxy) {
-	return func(ctx context.Context, _ *testing.T, p *weather.Proxy) {
+func under(sky faultproxy.Sky) func(context.Context, *testing.T, *faultproxy.Proxy) {
+	return func(ctx context.Context, _ *testing.T, p *faultproxy.Proxy) {
 		p.Set(sky)
 		<-ctx.Done()
 		p.Set(nil)
@@ -67,18 +67,18 @@ func under(sky weather.Sky) func(context.Context, *testing.T, *weather.Proxy) {
 }
 
 // failing is the sky under which 30 % of all calls fail, in each way that calls fail.
-func failing() weather.Sky {
-	any := []weather.Fault{
-		weather.Answer(http.StatusTooManyRequests), weather.Answer(http.StatusInternalServerError),
-		weather.Answer(http.StatusServiceUnavailable), weather.Reset, weather.LoseAnswer(func(int) {}),
+func failing() faultproxy.Sky {
+	any := []faultproxy.Fault{
+		faultproxy.Answer(http.StatusTooManyRequests), faultproxy.Answer(http.StatusInternalServerError),
+		faultproxy.Answer(http.StatusServiceUnavailable), faultproxy.Reset, faultproxy.LoseAnswer(func(int) {}),
 	}
-	all, writes := weather.Some(0.3, any...), weather.Some(0.3, append(any, weather.Answer(http.StatusConflict))...)
-	return func(r *http.Request) weather.Fault {
+	all, writes := faultproxy.Some(0.3, any...), faultproxy.Some(0.3, append(any, faultproxy.Answer(http.StatusConflict))...)
+	return func(r *http.Request) faultproxy.Fault {
 		switch {
 		case r.Method == http.MethodPut:
 			return writes(r)
-		case weather.IsWatch(r): // has no end at which its answer could be lost
-			return weather.Some(0.3, any[:4]...)(r)
+		case faultproxy.IsWatch(r): // has no end at which its answer could be lost
+			return faultproxy.Some(0.3, any[:4]...)(r)
 		}
 		return all(r)
 	}
@@ -86,18 +86,18 @@ func failing() weather.Sky {
 
 // expiring answers every list and watch that goes on from somewhere that this is gone: a list in the HTTP status, a
 // watch in its first event.
-func expiring(r *http.Request) weather.Fault {
+func expiring(r *http.Request) faultproxy.Fault {
 	switch {
-	case weather.IsWatch(r) && r.URL.Query().Get("resourceVersion") != "":
-		return weather.Expire
+	case faultproxy.IsWatch(r) && r.URL.Query().Get("resourceVersion") != "":
+		return faultproxy.Expire
 	case r.Method == http.MethodGet && r.URL.Query().Get("resourceVersion") != "":
-		return weather.Answer(http.StatusGone)
+		return faultproxy.Answer(http.StatusGone)
 	}
 	return nil
 }
 
 // cutting cuts all watches each second.
-func cutting(ctx context.Context, _ *testing.T, p *weather.Proxy) {
+func cutting(ctx context.Context, _ *testing.T, p *faultproxy.Proxy) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for {
@@ -113,7 +113,7 @@ func cutting(ctx context.Context, _ *testing.T, p *weather.Proxy) {
 var storms = []storm{
 	{"30 % of API calls fail (429, 500, 503, 409, reset, answer lost)", under(failing())},
 	{"the watch cut each second", cutting},
-	{"410 Gone to every list and watch that goes on, and the watch cut", func(ctx context.Context, t *testing.T, p *weather.Proxy) {
+	{"410 Gone to every list and watch that goes on, and the watch cut", func(ctx context.Context, t *testing.T, p *faultproxy.Proxy) {
 		p.CutWatches()
 		under(expiring)(ctx, t, p)
 	}},
@@ -181,7 +181,7 @@ func TestAPIServerIsGone(t *testing.T) {
 func TestPartition(t *testing.T) {
 	r := begin(t, 9, "no byte passes between hsm-signer and the API server for a minute; then the connections are reset; then each piece of data takes 100 ms",
 		"all issued within 30 s after it is well")
-	line, err := weather.NewLine(shared.Cluster.Config())
+	line, err := faultproxy.NewLine(shared.Cluster.Config())
 	must(t, err)
 	t.Cleanup(func() { must(t, line.Close()) })
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"hsm-signer/integration/bridge"
-	"hsm-signer/integration/shim"
-	"hsm-signer/integration/weather"
+	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // Killed at random, in its start too, while requests come in.
@@ -54,7 +54,7 @@ func (r *row) measuredSignatures(a *account) {
 type point struct {
 	name string
 	// set has the process killed there.
-	set func(t *testing.T, s *signer, p *weather.Proxy, kill func())
+	set func(t *testing.T, s *signer, p *faultproxy.Proxy, kill func())
 }
 
 // once calls the function the first time only.
@@ -63,21 +63,21 @@ func once(do func()) func() {
 	return func() { first.Do(do) }
 }
 
-func atCall(rule shim.Rule) func(*testing.T, *signer, *weather.Proxy, func()) {
-	return func(t *testing.T, s *signer, _ *weather.Proxy, _ func()) { must(t, s.shim.Rules(rule)) }
+func atCall(rule pkcs11shim.Rule) func(*testing.T, *signer, *faultproxy.Proxy, func()) {
+	return func(t *testing.T, s *signer, _ *faultproxy.Proxy, _ func()) { must(t, s.shim.Rules(rule)) }
 }
 
 // atWrite has the process killed when it writes that subresource: before the API server gets it, or when it has
 // taken it and the answer is not yet known.
-func atWrite(subresource string, taken bool) func(*testing.T, *signer, *weather.Proxy, func()) {
-	return func(_ *testing.T, _ *signer, p *weather.Proxy, kill func()) {
+func atWrite(subresource string, taken bool) func(*testing.T, *signer, *faultproxy.Proxy, func()) {
+	return func(_ *testing.T, _ *signer, p *faultproxy.Proxy, kill func()) {
 		kill = once(kill)
-		fault := weather.Before(kill)
+		fault := faultproxy.Before(kill)
 		if taken {
-			fault = weather.LoseAnswer(func(int) { kill() })
+			fault = faultproxy.LoseAnswer(func(int) { kill() })
 		}
-		p.Set(func(request *http.Request) weather.Fault {
-			if weather.Writes(request, subresource) {
+		p.Set(func(request *http.Request) faultproxy.Fault {
+			if faultproxy.Writes(request, subresource) {
 				return fault
 			}
 			return nil
@@ -89,8 +89,8 @@ var points = []point{
 	{"before the approval is written", atWrite("approval", false)},
 	{"after the approval is written", atWrite("approval", true)},
 	// Each signature is two calls: the first asks how long it will be.
-	{"before C_Sign: with the intent in the journal", atCall(shim.Kill(shim.Sign).From(2))},
-	{"after C_Sign: signed, and nobody was told", atCall(shim.KillAfter(shim.Sign).From(2))},
+	{"before C_Sign: with the intent in the journal", atCall(pkcs11shim.Kill(pkcs11shim.Sign).From(2))},
+	{"after C_Sign: signed, and nobody was told", atCall(pkcs11shim.KillAfter(pkcs11shim.Sign).From(2))},
 	{"before the certificate is published: with the certificate in the journal", atWrite("status", false)},
 	{"after the certificate is published: and nobody was told", atWrite("status", true)},
 }
@@ -144,9 +144,9 @@ func waitForDeath(t *testing.T, d *bridge.Daemon, at string) {
 
 // proxied puts a proxy before the API server until the end of the test, and returns the environment with which
 // hsm-signer takes that way.
-func (s *stage) proxied(t *testing.T) (*weather.Proxy, string) {
+func (s *stage) proxied(t *testing.T) (*faultproxy.Proxy, string) {
 	t.Helper()
-	p, err := weather.NewProxy(s.Cluster.Config())
+	p, err := faultproxy.NewProxy(s.Cluster.Config())
 	must(t, err)
 	t.Cleanup(p.Close)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")

@@ -20,7 +20,7 @@ import (
 
 	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // full tells whether the numbers are those of the report.
@@ -94,7 +94,7 @@ func ownStage(t *testing.T) *stage {
 // times.
 type signer struct {
 	*stage
-	shim  *shim.Shim
+	shim  *pkcs11shim.Shim
 	state string
 	env   []string
 }
@@ -102,7 +102,7 @@ type signer struct {
 func (s *stage) signer(t *testing.T, env ...string) *signer {
 	t.Helper()
 	dir := t.TempDir()
-	before, err := shim.New(t.Context(), dir, s.Token.Module)
+	before, err := pkcs11shim.New(t.Context(), dir, s.Token.Module)
 	must(t, err)
 	text, stderr, code := s.Command(t.Context(), s.ca, nil, "policy", "show", "calico")
 	if code != 0 {

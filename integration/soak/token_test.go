@@ -8,18 +8,18 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // passing are faults that each hit the next call, of any function, after which calls succeed.
-var passing = []shim.Rule{
-	shim.Fail(shim.Any, pkcs11.CKR_DEVICE_ERROR).Times(1),
-	shim.Fail(shim.Any, pkcs11.CKR_DEVICE_ERROR).Times(1),
-	shim.Fail(shim.Any, pkcs11.CKR_SESSION_HANDLE_INVALID).Times(1),
-	shim.Fail(shim.Any, pkcs11.CKR_USER_NOT_LOGGED_IN).Times(1),
-	shim.Fail(shim.Any, pkcs11.CKR_DEVICE_REMOVED).Times(1),
-	shim.CloseSessions(shim.Any),
-	shim.Fail(shim.Any, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1),
+var passing = []pkcs11shim.Rule{
+	pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_DEVICE_ERROR).Times(1),
+	pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_DEVICE_ERROR).Times(1),
+	pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_SESSION_HANDLE_INVALID).Times(1),
+	pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_USER_NOT_LOGGED_IN).Times(1),
+	pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_DEVICE_REMOVED).Times(1),
+	pkcs11shim.CloseSessions(pkcs11shim.Any),
+	pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1),
 }
 
 const faultEvery = 400 * time.Millisecond
@@ -74,7 +74,7 @@ func TestUnreliableToken(t *testing.T) {
 	a.requireWhole(t, c)
 	calls, err := s.shim.Calls()
 	must(t, err)
-	logins := calls.Of(shim.Login)
+	logins := calls.Of(pkcs11shim.Login)
 	r.measured("%d requests, asked within %s; all issued %s after the first was asked", c.size(), seconds(asked), seconds(took))
 	r.measured("%d faults, %d calls that failed, %d calls of C_Login, %d of them failed",
 		faults, len(calls)-len(calls.With(pkcs11.CKR_OK)), len(logins), len(logins)-len(logins.With(pkcs11.CKR_OK)))

@@ -15,7 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
@@ -95,12 +95,12 @@ var ladder = []struct {
 // places are where a code may come: miekg's Sign calls C_Sign twice, and asks for the length first.
 var places = []struct {
 	name string
-	rule func(code uint) shim.Rule
+	rule func(code uint) pkcs11shim.Rule
 }{
-	{"before C_SignInit", func(code uint) shim.Rule { return shim.Fail(shim.SignInit, code) }},
-	{"after C_SignInit", func(code uint) shim.Rule { return shim.FailAfter(shim.SignInit, code) }},
-	{"before C_Sign", func(code uint) shim.Rule { return shim.Fail(shim.Sign, code) }},
-	{"after C_Sign", func(code uint) shim.Rule { return shim.FailAfter(shim.Sign, code).From(2) }},
+	{"before C_SignInit", func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.SignInit, code) }},
+	{"after C_SignInit", func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.SignInit, code) }},
+	{"before C_Sign", func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.Sign, code) }},
+	{"after C_Sign", func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.Sign, code).From(2) }},
 }
 
 // nameOf is a code's name in the standard.
@@ -116,7 +116,7 @@ func everyRung(tr *trial) {
 			for _, place := range places {
 				fault := nameOf(code) + " " + place.name
 				o := tr.befall(fault, nil, place.rule(code).Times(1))
-				n := tr.calls().Count(shim.Initialize)
+				n := tr.calls().Count(pkcs11shim.Initialize)
 				if tr.ownFaults(1) == 0 && (o.attempts != rung.attempts || o.logins != rung.logins || n != rung.initialised) {
 					tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; want %d, %d and %d; the last error: %v",
 						fault, o.attempts, o.logins, n, rung.attempts, rung.logins, rung.initialised, o.last)
@@ -128,75 +128,75 @@ func everyRung(tr *trial) {
 
 // wayBack are the calls that lead from a connection that was lost to the next.
 var wayBack = []string{
-	shim.Login, shim.Initialize, shim.FindObjects, shim.GetInfo, shim.GetSlotList, shim.GetTokenInfo, shim.GetSlotInfo, shim.OpenSession,
-	shim.FindObjectsInit, shim.FindObjectsFinal, shim.GetAttributeValue, shim.CloseSession, shim.Finalize,
+	pkcs11shim.Login, pkcs11shim.Initialize, pkcs11shim.FindObjects, pkcs11shim.GetInfo, pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo, pkcs11shim.GetSlotInfo, pkcs11shim.OpenSession,
+	pkcs11shim.FindObjectsInit, pkcs11shim.FindObjectsFinal, pkcs11shim.GetAttributeValue, pkcs11shim.CloseSession, pkcs11shim.Finalize,
 }
 
 // lost makes the product go the whole way back, once.
-var lost = shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)
+var lost = pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)
 
 // everyCallOfTheWayBack is a second fault, on the way out of the first.
 func everyCallOfTheWayBack(tr *trial) {
 	for _, function := range someOf(tr, wayBack) {
-		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost, shim.Fail(function, pkcs11.CKR_DEVICE_ERROR).Times(1))
+		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost, pkcs11shim.Fail(function, pkcs11.CKR_DEVICE_ERROR).Times(1))
 	}
-	forget, name := shim.LoseSessions, "all sessions, logins and handles forgotten"
+	forget, name := pkcs11shim.LoseSessions, "all sessions, logins and handles forgotten"
 	if tr.token.Can.FinalizedOnce {
-		forget = shim.CloseSessions
+		forget = pkcs11shim.CloseSessions
 	}
-	tr.befall(name, nil, forget(shim.SignInit))
-	tr.befall(name+", in the midst of a signature", nil, forget(shim.Sign))
+	tr.befall(name, nil, forget(pkcs11shim.SignInit))
+	tr.befall(name+", in the midst of a signature", nil, forget(pkcs11shim.Sign))
 }
 
 // lasting are faults that come more than once, or stay until the key was looked for anew.
 func lasting(tr *trial) {
-	tr.befall("three CKR_DEVICE_ERROR in a row", nil, shim.Fail(shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
+	tr.befall("three CKR_DEVICE_ERROR in a row", nil, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
 	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
 		tr.befall(nameOf(code)+", until the key was looked for anew", func() error {
-			return errors.Join(tr.until(func() bool { return tr.calls().Count(shim.FindObjects) > 0 }), tr.shim.Rules())
-		}, shim.Fail(shim.SignInit, code))
+			return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
+		}, pkcs11shim.Fail(pkcs11shim.SignInit, code))
 	}
 	tr.impatient()
 }
 
 // impatient is a caller that cannot wait, which does not cost the others their connection.
 func (tr *trial) impatient() {
-	tr.quiet(shim.Delay(shim.Sign, 300*time.Millisecond))
+	tr.quiet(pkcs11shim.Delay(pkcs11shim.Sign, 300*time.Millisecond))
 	ctx, cancel := context.WithTimeout(tr.t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := tr.key.Load().Signer(ctx).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256); err == nil {
 		tr.t.Error("the impatient caller has a signature")
 	}
-	if o := tr.storm(nil); o.attempts > 1 || tr.calls().Count(shim.Login) > 0 {
+	if o := tr.storm(nil); o.attempts > 1 || tr.calls().Count(pkcs11shim.Login) > 0 {
 		tr.t.Errorf("the others of an impatient caller: %+v\n%s", o, tr.calls())
 	}
 }
 
 // keySwapped is another key that comes to stand behind the handle, or behind what is found.
 func keySwapped(tr *trial) {
-	tr.befall("another key under the handle, once", nil, shim.SwapKey(shim.SignInit, "other").Times(1))
+	tr.befall("another key under the handle, once", nil, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
 	tr.befall("another key under the handle, until the key was looked for anew", func() error {
-		return errors.Join(tr.until(func() bool { return tr.calls().Count(shim.FindObjects) > 0 }), tr.shim.Rules())
-	}, shim.SwapKey(shim.SignInit, "other"))
+		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
+	}, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
 	tr.befall("another key found in its place, once", nil,
-		shim.SwapKey(shim.FindObjects, "other").Times(1), shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
+		pkcs11shim.SwapKey(pkcs11shim.FindObjects, "other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
 }
 
 // keyAway is a key that is not there for a while, to which a module that lists its keys when it is initialised is blind for
 // longer.
 func keyAway(tr *trial) {
 	tr.befall("the key away, and back for a module that is initialised anew", func() error {
-		return errors.Join(tr.until(func() bool { return tr.calls().Count(shim.Initialize) > 0 }), tr.shim.Rules())
-	}, shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), shim.FindAtMost(0))
+		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.Initialize) > 0 }), tr.shim.Rules())
+	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.FindAtMost(0))
 }
 
 // hangOfEveryCall is a call that hangs until it was abandoned, on the way to a signature or back to one.
 func hangOfEveryCall(tr *trial) {
-	for _, function := range []string{shim.SignInit, shim.Sign} {
-		tr.befall("hang in "+function, tr.abandoned(), shim.Hang(function))
+	for _, function := range []string{pkcs11shim.SignInit, pkcs11shim.Sign} {
+		tr.befall("hang in "+function, tr.abandoned(), pkcs11shim.Hang(function))
 	}
 	for _, function := range someOf(tr, wayBack) {
-		tr.befall("hang in "+function, tr.abandoned(), lost, shim.Hang(function))
+		tr.befall("hang in "+function, tr.abandoned(), lost, pkcs11shim.Hang(function))
 	}
 }
 
@@ -204,7 +204,7 @@ func hangOfEveryCall(tr *trial) {
 // second login.
 func slow(tr *trial) {
 	const fault = "each call takes a twelfth of the longest wait for one"
-	o := tr.befall(fault, nil, lost, shim.Delay(shim.Any, tr.timeout/12))
+	o := tr.befall(fault, nil, lost, pkcs11shim.Delay(pkcs11shim.Any, tr.timeout/12))
 	if n := tr.key.Load().Stats().Hanging; o.logins != 1 || n > 0 {
 		tr.t.Errorf("%s: %d calls of C_Login, %d calls hang", fault, o.logins, n)
 	}
@@ -221,10 +221,10 @@ func (tr *trial) abandoned() (heal func() error) {
 // fewSessions is a token with few sessions, whatever it says of them: requests wait, and none fails.
 func fewSessions(tr *trial) {
 	for _, limit := range []uint{1, 2, 16} {
-		says := map[uint]string{limit: "says so", shim.SessionsUnlimited: "says that it has no limit", shim.SessionsUnknown: "does not say"}
-		for _, said := range someOf(tr, []uint{limit, shim.SessionsUnlimited, shim.SessionsUnknown}) {
+		says := map[uint]string{limit: "says so", pkcs11shim.SessionsUnlimited: "says that it has no limit", pkcs11shim.SessionsUnknown: "does not say"}
+		for _, said := range someOf(tr, []uint{limit, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown}) {
 			fault := fmt.Sprintf("sessions: %d in all, and the token %s", limit, says[said])
-			o := tr.befallAtStart(fault, nil, shim.LimitSessions(limit), shim.ReportSessions(said))
+			o := tr.befallAtStart(fault, nil, pkcs11shim.LimitSessions(limit), pkcs11shim.ReportSessions(said))
 			// Each costs a login at most.
 			own := tr.ownFaults(len(tr.calls().With(pkcs11.CKR_SESSION_COUNT)))
 			if o.attempts > 1 || o.logins > 1+own {
@@ -259,9 +259,9 @@ func daemonGone(tr *trial) {
 		if fault.begin != nil {
 			must(tr.t, fault.begin())
 		}
-		var rules []shim.Rule
+		var rules []pkcs11shim.Rule
 		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only who begins anew misses its daemon
-			rules = []shim.Rule{lost}
+			rules = []pkcs11shim.Rule{lost}
 		}
 		tr.befall(fault.name, fault.heal, rules...)
 	}
@@ -295,14 +295,14 @@ func pinRefusedLate(tr *trial) {
 	must(tr.t, tr.token.Unlock(tr.t.Context()))
 	tr.pinFault("wrong PIN that is refused too late, until its source has the right one", func() error {
 		return tr.until(func() bool {
-			return len(tr.calls().Of(shim.Login).Hanging()) > 0 && tr.key.Load().Stats().Abandoned > 0
+			return len(tr.calls().Of(pkcs11shim.Login).Hanging()) > 0 && tr.key.Load().Stats().Abandoned > 0
 		})
-	}, shim.Hang(shim.Login))
+	}, pkcs11shim.Hang(pkcs11shim.Login))
 }
 
 // pinFault begins with a PIN that the token refuses, and then there is the right one. It first waits
 // until the fault is under way.
-func (tr *trial) pinFault(fault string, underWay func() error, rules ...shim.Rule) {
+func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11shim.Rule) {
 	tr.pin.set("00000000")
 	tr.befallAtStart(fault, func() error {
 		var err error
@@ -320,7 +320,7 @@ func (tr *trial) pinFault(fault string, underWay func() error, rules ...shim.Rul
 // requireRefusals requires that the token refused so many calls of C_Login for the PIN.
 func (tr *trial) requireRefusals(fault string, want int) {
 	tr.t.Helper()
-	logins := tr.calls().Of(shim.Login)
+	logins := tr.calls().Of(pkcs11shim.Login)
 	if n := len(logins.With(pkcs11.CKR_PIN_INCORRECT)) + len(logins.With(pkcs11.CKR_PIN_LOCKED)); n != want {
 		tr.t.Errorf("%s: %d calls of C_Login were refused, want %d\n%s", fault, n, want, tr.calls())
 	}
@@ -348,20 +348,20 @@ func (tr *trial) pinChanged() {
 	must(tr.t, tr.key.Load().Ready(tr.t.Context()))
 	changePIN(tr.t, tr.token, fresh)
 	tr.quiet()
-	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 || tr.calls().Count(shim.Login) > 0 {
+	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 || tr.calls().Count(pkcs11shim.Login) > 0 {
 		tr.t.Errorf("%s: what was logged in did not go on: %+v; the last error: %v\n%s", fault, o, o.last, tr.calls())
 	}
 	heal, refusals := tr.refused, 1
 	if tr.token.Can.KnowsOldPIN {
-		heal, refusals = func() error { return tr.until(func() bool { return tr.calls().Count(shim.Login) > 0 }) }, 0
+		heal, refusals = func() error { return tr.until(func() bool { return tr.calls().Count(pkcs11shim.Login) > 0 }) }, 0
 	}
 	tr.befall(fault, func() error {
 		err := heal()
 		tr.pin.set(fresh)
 		return err
-	}, shim.CloseSessions(shim.SignInit))
+	}, pkcs11shim.CloseSessions(pkcs11shim.SignInit))
 	tr.requireRefusals(fault, refusals)
-	tr.befall(fault+", and lost again", nil, shim.CloseSessions(shim.SignInit))
+	tr.befall(fault+", and lost again", nil, pkcs11shim.CloseSessions(pkcs11shim.SignInit))
 	tr.requireRefusals(fault+", and lost again", 0)
 	tr.token.PIN = fresh
 	tr.key.Load().Close()
@@ -402,7 +402,7 @@ func (tr *trial) finalTry() {
 	tr.wrongPINs(final + 1)
 	tr.befallAtStart(fault, func() error {
 		err := tr.refused()
-		if n := tr.calls().Count(shim.Login); n != 0 {
+		if n := tr.calls().Count(pkcs11shim.Login); n != 0 {
 			tr.t.Errorf("%s: C_Login was called %d times", fault, n)
 		}
 		return errors.Join(err, tr.token.Unlock(tr.t.Context()))

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
@@ -24,7 +24,7 @@ func TestTestSignaturesAreAnnounced(t *testing.T) {
 		var announced []hsm.ProbeTime
 		var before []int // signatures, when a test signature was announced
 		c.BeforeProbe = func(_ context.Context, when hsm.ProbeTime) error {
-			announced, before = append(announced, when), append(before, calls(t, s).Count(shim.SignInit))
+			announced, before = append(announced, when), append(before, calls(t, s).Count(pkcs11shim.SignInit))
 			return refused
 		}
 		key := newKey(t, c, public)
@@ -37,18 +37,18 @@ func TestTestSignaturesAreAnnounced(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		if n := calls(t, s).Count(shim.SignInit); n != 0 || calls(t, s).Count(shim.Login) != 1 {
+		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 0 || calls(t, s).Count(pkcs11shim.Login) != 1 {
 			t.Errorf("%d signatures, although none could be recorded:\n%s", n, calls(t, s))
 		}
 		refused, announced, before = nil, nil, nil
 		must(t, sign())
-		if n := calls(t, s).Count(shim.SignInit); n != 2 || !slices.Equal(announced, []hsm.ProbeTime{hsm.ProbeReady}) || !slices.Equal(before, []int{0}) {
+		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 2 || !slices.Equal(announced, []hsm.ProbeTime{hsm.ProbeReady}) || !slices.Equal(before, []int{0}) {
 			t.Errorf("%d signatures; announced were %v, before which there were %v", n, announced, before)
 		}
 		for range 20 { // who asks all the time has nothing signed
 			must(t, key.Look(t.Context()))
 		}
-		if n := calls(t, s).Count(shim.SignInit); n != 2 {
+		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 2 {
 			t.Errorf("%d signatures", n)
 		}
 	})

@@ -10,14 +10,14 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
 // behind puts a shim before the token, for the product to load in its place.
-func behind(t *testing.T, token *tokens.Token) *shim.Shim {
+func behind(t *testing.T, token *tokens.Token) *pkcs11shim.Shim {
 	t.Helper()
-	s, err := shim.New(t.Context(), t.TempDir(), token.Module)
+	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
 	must(t, err)
 	for _, variable := range s.Env() {
 		setenv(t, variable)
@@ -33,7 +33,7 @@ func newKey(t *testing.T, config hsm.Config, public crypto.PublicKey) *hsm.Key {
 	return key
 }
 
-func calls(t *testing.T, s *shim.Shim) shim.Calls {
+func calls(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := s.Calls()
 	must(t, err)

@@ -8,12 +8,12 @@ import (
 	"testing"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
 // quirky is a fresh SoftHSM token with a key, behind a shim.
-func quirky(t *testing.T, keyType string) (*shim.Shim, hsm.Config, crypto.PublicKey) {
+func quirky(t *testing.T, keyType string) (*pkcs11shim.Shim, hsm.Config, crypto.PublicKey) {
 	t.Helper()
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
 	c := config(token, "ca")
@@ -24,7 +24,7 @@ func quirky(t *testing.T, keyType string) (*shim.Shim, hsm.Config, crypto.Public
 }
 
 // requireUnder requires that the rule took effect.
-func requireUnder(t *testing.T, s *shim.Shim, rule shim.Rule) {
+func requireUnder(t *testing.T, s *pkcs11shim.Shim, rule pkcs11shim.Rule) {
 	t.Helper()
 	if len(calls(t, s).Under(rule)) == 0 {
 		t.Errorf("%s did not take effect:\n%s", rule, calls(t, s))
@@ -34,7 +34,7 @@ func requireUnder(t *testing.T, s *shim.Shim, rule shim.Rule) {
 // Some modules end the texts of a token with NULs, and p11tool writes those into its URIs.
 func TestTextsThatEndWithNUL(t *testing.T) {
 	s, c, public := quirky(t, "ecdsa-p256")
-	for _, rule := range []shim.Rule{shim.PadWithNUL(), shim.PadWithRubbish()} {
+	for _, rule := range []pkcs11shim.Rule{pkcs11shim.PadWithNUL(), pkcs11shim.PadWithRubbish()} {
 		must(t, s.Rules(rule))
 		for _, padding := range []string{"", "%00%00", "%20%20", "%00%23%23"} {
 			uri, err := hsm.ParseURI("pkcs11:model=SoftHSM%20v2" + padding + ";token=" + c.Token.Label + padding)
@@ -50,14 +50,14 @@ func TestTextsThatEndWithNUL(t *testing.T) {
 func TestSignaturesInTheWrongForm(t *testing.T) {
 	for _, q := range []struct {
 		keyType, says string
-		rule          shim.Rule
+		rule          pkcs11shim.Rule
 	}{
-		{"ecdsa-p256", "it is in DER (7", shim.SignInDER()},
-		{"ecdsa-p384", "it is in DER (10", shim.SignInDER()},
-		{"ecdsa-p521", "it is in DER (13", shim.SignInDER()},
-		{"ecdsa-p256", "it has 63 bytes, and PKCS#11 wants 64", shim.SignShort()},
-		{"rsa-2048", "it has 255 bytes, and PKCS#11 wants 256", shim.SignShort()},
-		{"ed25519", "it has 63 bytes, and PKCS#11 wants 64", shim.SignShort()},
+		{"ecdsa-p256", "it is in DER (7", pkcs11shim.SignInDER()},
+		{"ecdsa-p384", "it is in DER (10", pkcs11shim.SignInDER()},
+		{"ecdsa-p521", "it is in DER (13", pkcs11shim.SignInDER()},
+		{"ecdsa-p256", "it has 63 bytes, and PKCS#11 wants 64", pkcs11shim.SignShort()},
+		{"rsa-2048", "it has 255 bytes, and PKCS#11 wants 256", pkcs11shim.SignShort()},
+		{"ed25519", "it has 63 bytes, and PKCS#11 wants 64", pkcs11shim.SignShort()},
 	} {
 		s, c, public := quirky(t, q.keyType)
 		must(t, s.Rules(q.rule))
@@ -78,10 +78,10 @@ func TestOneSignatureInTheWrongForm(t *testing.T) {
 	s, c, public := quirky(t, "ecdsa-p256")
 	key := newKey(t, c, public)
 	must(t, key.Ready(t.Context()))
-	must(t, errors.Join(s.Rules(shim.SignShort().Times(2)), s.Forget()))
+	must(t, errors.Join(s.Rules(pkcs11shim.SignShort().Times(2)), s.Forget()))
 	requireSignatures(t, key, public)
-	requireUnder(t, s, shim.SignShort())
-	if n := calls(t, s).Count(shim.Login); n != 0 {
+	requireUnder(t, s, pkcs11shim.SignShort())
+	if n := calls(t, s).Count(pkcs11shim.Login); n != 0 {
 		t.Errorf("it cost %d logins", n)
 	}
 }
@@ -90,7 +90,7 @@ func TestOneSignatureInTheWrongForm(t *testing.T) {
 func TestPointsOfModules(t *testing.T) {
 	for _, keyType := range []string{"ed25519", "ecdsa-p256", "ecdsa-p521"} {
 		s, c, public := quirky(t, keyType)
-		for _, rule := range []shim.Rule{shim.BarePoint(), shim.PointInBits()} {
+		for _, rule := range []pkcs11shim.Rule{pkcs11shim.BarePoint(), pkcs11shim.PointInBits()} {
 			must(t, s.Rules(rule))
 			pair := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
 			if !reflect.DeepEqual(pair.Public, public) {

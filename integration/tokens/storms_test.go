@@ -13,7 +13,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
@@ -64,12 +64,12 @@ const (
 func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.storm(nil) // earns all the credit there is
-	tr.quiet(lost, shim.Fail(shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
+	tr.quiet(lost, pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
 	begun := time.Now()
-	tr.ask(50, func() bool { return tr.calls().Count(shim.GetTokenInfo) >= mostCredit+4*connectionsAtOnce })
-	probes, calls := tr.calls().Count(shim.GetTokenInfo), tr.calls()
+	tr.ask(50, func() bool { return tr.calls().Count(pkcs11shim.GetTokenInfo) >= mostCredit+4*connectionsAtOnce })
+	probes, calls := tr.calls().Count(pkcs11shim.GetTokenInfo), tr.calls()
 	most := mostCredit + connectionsAtOnce*attemptsWithin(begun)
-	if probes > most || calls.Count(shim.Initialize) > most || calls.Count(shim.Login) > 0 {
+	if probes > most || calls.Count(pkcs11shim.Initialize) > most || calls.Count(pkcs11shim.Login) > 0 {
 		t.Errorf("%d probes, want %d at most:\n%s", probes, most, calls)
 	}
 	t.Logf("50 callers, %s: %d probes, %d calls of PKCS#11", time.Since(begun).Round(100*time.Millisecond), probes, len(calls))
@@ -78,7 +78,7 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 // Fifty requests that wait for a token that hangs leave as many calls hanging as one does.
 func TestHangingTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
-	tr.quiet(lost, shim.Hang(shim.GetTokenInfo))
+	tr.quiet(lost, pkcs11shim.Hang(pkcs11shim.GetTokenInfo))
 	begun := time.Now()
 	tr.ask(50, func() bool { return len(tr.calls().Hanging()) >= 3 })
 	if calls, most := tr.calls(), attemptsWithin(begun); len(calls.Hanging()) > most {
@@ -93,12 +93,12 @@ func TestHangingTokenIsProbedOnce(t *testing.T) {
 func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
-	tr.quiet(shim.Hang(shim.Login))
+	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login))
 	tr.open()
 	must(t, tr.until(func() bool {
-		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) && tr.calls().Count(shim.OpenSession) >= 4
+		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) && tr.calls().Count(pkcs11shim.OpenSession) >= 4
 	}))
-	if made, counted := tr.calls().Count(shim.Login), tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
+	if made, counted := tr.calls().Count(pkcs11shim.Login), tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
 		t.Errorf("C_Login was called %d times, and counted %d times", made, counted)
 	}
 	must(t, tr.shim.Rules())
@@ -109,14 +109,14 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	tr := aTrial(t, patient)
 	const each = 3 // the test signature calls C_Sign twice, and the caller's third call fails
-	var rules []shim.Rule
+	var rules []pkcs11shim.Rule
 	for n := uint(1); n < 60*each; n += each {
-		rules = append(rules, shim.Fail(shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).From(n).Times(1))
+		rules = append(rules, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).From(n).Times(1))
 	}
 	tr.quiet(rules...)
 	begun, looks := time.Now(), 0
 	tr.ask(1, func() bool { looks++; return looks == 40 })
-	n, most := tr.calls().Count(shim.Login), 3+attemptsWithin(begun)
+	n, most := tr.calls().Count(pkcs11shim.Login), 3+attemptsWithin(begun)
 	if n < 3 || n > most {
 		t.Errorf("C_Login was called %d times, want %d at most:\n%s", n, most, tr.calls())
 	}
@@ -138,7 +138,7 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 		{pkcs11.CKR_DEVICE_ERROR, true},
 	} {
 		tr.key.Load().Close()
-		tr.quiet(shim.Fail(shim.Login, c.code))
+		tr.quiet(pkcs11shim.Fail(pkcs11shim.Login, c.code))
 		tr.open()
 		looks := 0
 		must(t, tr.until(func() bool {
@@ -148,7 +148,7 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 			looks++
 			return looks == 40
 		}))
-		if n := tr.calls().Count(shim.Login); (n > 1) != c.again {
+		if n := tr.calls().Count(pkcs11shim.Login); (n > 1) != c.again {
 			t.Errorf("%s: C_Login was called %d times, want it again: %t", nameOf(c.code), n, c.again)
 		}
 	}
@@ -158,9 +158,9 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
-	tr.quiet(shim.Hang(shim.Login), shim.Fail(shim.Login, pkcs11.CKR_GENERAL_ERROR))
+	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login), pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR))
 	tr.open()
-	must(t, tr.shim.Rules(shim.Fail(shim.Login, pkcs11.CKR_GENERAL_ERROR)))
+	must(t, tr.shim.Rules(pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR)))
 	says := func() bool {
 		err := tr.key.Load().Ready(t.Context())
 		return errors.Is(err, hsm.ErrUnavailable) && strings.Contains(err.Error(), "CKR_GENERAL_ERROR")
@@ -168,7 +168,7 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	must(t, tr.until(says))
 	looks := 0
 	must(t, tr.until(func() bool { looks++; return !says() || looks == 40 }))
-	if n := tr.calls().Count(shim.Login); n != 1 || looks != 40 {
+	if n := tr.calls().Count(pkcs11shim.Login); n != 1 || looks != 40 {
 		t.Errorf("C_Login was called %d times, and look %d said something else", n, looks)
 	}
 }
@@ -177,7 +177,7 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.key.Load().Close()
-	tr.quiet(shim.Fail(shim.Login, pkcs11.CKR_USER_ALREADY_LOGGED_IN))
+	tr.quiet(pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_USER_ALREADY_LOGGED_IN))
 	c := config(tr.token, "ca")
 	c.Module = tr.shim.Module
 	for _, step := range hsm.Check(t.Context(), c, tr.public, hsm.CheckOptions{}) {
@@ -194,7 +194,7 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	_, err := tr.token.Generate("rsa-2048", "ca", []byte{3})
 	must(t, err)
 	for _, most := range []uint{1, 2, 32} {
-		tr.quiet(shim.FindAtMost(most))
+		tr.quiet(pkcs11shim.FindAtMost(most))
 		c := config(tr.token, "ca")
 		c.Module = tr.shim.Module
 		err := newKey(t, c, tr.public).Look(t.Context())
@@ -214,7 +214,7 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 	s := behind(t, token)
 	c := config(token, "ca")
 	c.Module, c.Token = s.Module, hsm.TokenID{Slot: &slot}
-	must(t, s.Rules(shim.Fail(shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR).From(2)))
+	must(t, s.Rules(pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR).From(2)))
 	key := newKey(t, c, public)
 	must(t, key.Look(t.Context()))
 	key.Close()
@@ -228,10 +228,10 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 // A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too, and costs no login.
 func TestPINThatExpiresInUse(t *testing.T) {
 	tr := aTrial(t, patient)
-	tr.quiet(shim.Fail(shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
+	tr.quiet(pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
 	must(t, tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
 	must(t, tr.refused())
-	if n := tr.calls().Count(shim.Login); n != 0 {
+	if n := tr.calls().Count(pkcs11shim.Login); n != 0 {
 		t.Errorf("C_Login was called %d times:\n%s", n, tr.calls())
 	}
 	must(t, tr.shim.Rules())
@@ -242,8 +242,8 @@ func TestPINThatExpiresInUse(t *testing.T) {
 func TestErrorsTellTheWay(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, function := range []string{
-		shim.Initialize, shim.GetInfo, shim.GetSlotList, shim.GetTokenInfo, shim.OpenSession, shim.Login, shim.FindObjectsInit,
-		shim.FindObjects, shim.GetAttributeValue, shim.SignInit, shim.Sign,
+		pkcs11shim.Initialize, pkcs11shim.GetInfo, pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo, pkcs11shim.OpenSession, pkcs11shim.Login, pkcs11shim.FindObjectsInit,
+		pkcs11shim.FindObjects, pkcs11shim.GetAttributeValue, pkcs11shim.SignInit, pkcs11shim.Sign,
 	} {
 		for code, want := range map[uint]string{
 			pkcs11.CKR_HOST_MEMORY:         " (CKR_HOST_MEMORY): give the process more memory",
@@ -251,7 +251,7 @@ func TestErrorsTellTheWay(t *testing.T) {
 			pkcs11.CKR_WRAPPED_KEY_INVALID: " (CKR_WRAPPED_KEY_INVALID): ",
 		} {
 			tr.key.Load().Close()
-			tr.quiet(shim.Fail(function, code))
+			tr.quiet(pkcs11shim.Fail(function, code))
 			tr.open()
 			if err := tr.key.Load().Ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pkcs11: ") {
 				t.Errorf("%s answers %#x: %v; want %q", function, code, err, want)

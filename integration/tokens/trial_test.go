@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
 
@@ -35,7 +35,7 @@ type trial struct {
 	t       *testing.T
 	token   *tokens.Token
 	maker   string // what the module says of itself, which is asked for
-	shim    *shim.Shim
+	shim    *pkcs11shim.Shim
 	public  crypto.PublicKey
 	results *table
 
@@ -106,7 +106,7 @@ func someOf[T any](tr *trial, all []T) []T {
 	return all[:min(2, len(all))]
 }
 
-func (tr *trial) calls() shim.Calls {
+func (tr *trial) calls() pkcs11shim.Calls {
 	tr.t.Helper()
 	return calls(tr.t, tr.shim)
 }
@@ -118,7 +118,7 @@ func (tr *trial) until(what func() bool) error {
 
 // quiet waits until nothing hangs any more, which would keep the module from being finalised, and puts the rules
 // in force.
-func (tr *trial) quiet(rules ...shim.Rule) {
+func (tr *trial) quiet(rules ...pkcs11shim.Rule) {
 	tr.t.Helper()
 	must(tr.t, tr.until(func() bool { return tr.key.Load().Stats().Hanging == 0 }))
 	must(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
@@ -126,7 +126,7 @@ func (tr *trial) quiet(rules ...shim.Rule) {
 
 // befall lets requests come in while a fault is there, has heal end it when it has shown itself, and requires that
 // it came, and that every request gets its signature.
-func (tr *trial) befall(fault string, heal func() error, rules ...shim.Rule) outcome {
+func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.quiet(rules...)
 	o := tr.measure(fault, heal)
@@ -139,7 +139,7 @@ func (tr *trial) befall(fault string, heal func() error, rules ...shim.Rule) out
 }
 
 // befallAtStart is befall with a fault that is there before the key is opened, and may not show itself.
-func (tr *trial) befallAtStart(fault string, heal func() error, rules ...shim.Rule) outcome {
+func (tr *trial) befallAtStart(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.key.Load().Close()
 	tr.quiet(rules...)
@@ -153,7 +153,7 @@ func (tr *trial) measure(fault string, heal func() error) outcome {
 	tr.restarted = false
 	o := tr.storm(heal)
 	must(tr.t, tr.shim.Rules())
-	o.logins, o.restarted = tr.calls().Count(shim.Login), tr.restarted
+	o.logins, o.restarted = tr.calls().Count(pkcs11shim.Login), tr.restarted
 	tr.results.add(fault, tr.token.Name, o)
 	if o.lost > 0 || o.wrong > 0 {
 		tr.t.Errorf("%s: %+v; the last error: %v\n%s", fault, o, o.last, tr.calls())

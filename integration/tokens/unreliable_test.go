@@ -8,19 +8,19 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // passing are faults that hit one call, of any function, after which calls succeed again.
-func passing() []shim.Rule {
-	var rules []shim.Rule
+func passing() []pkcs11shim.Rule {
+	var rules []pkcs11shim.Rule
 	for _, code := range []uint{
 		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID,
 		pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_KEY_HANDLE_INVALID,
 	} {
-		rules = append(rules, shim.Fail(shim.Any, code).Times(1))
+		rules = append(rules, pkcs11shim.Fail(pkcs11shim.Any, code).Times(1))
 	}
-	return append(rules, shim.CloseSessions(shim.Any))
+	return append(rules, pkcs11shim.CloseSessions(pkcs11shim.Any))
 }
 
 // A token that was away, and in which the first call after each wait fails, is found again: one
@@ -32,7 +32,7 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 		return err
 	}
 	for _, rule := range passing()[1:] {
-		tr.quiet(shim.Fail(shim.Any, pkcs11.CKR_DEVICE_REMOVED))
+		tr.quiet(pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_DEVICE_REMOVED))
 		must(t, tr.until(func() bool { return errors.Is(sign(), hsm.ErrUnavailable) }))
 		must(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
 		signs := func() bool {
@@ -57,7 +57,7 @@ const mostTries = 3
 func TestUnreliableToken(t *testing.T) {
 	tr := aTrial(t, patient)
 	const every, rounds = 40, 8
-	var rules []shim.Rule
+	var rules []pkcs11shim.Rule
 	for range rounds {
 		for _, rule := range passing() {
 			rules = append(rules, rule.From(uint(every*(len(rules)+1))))
@@ -70,7 +70,7 @@ func TestUnreliableToken(t *testing.T) {
 	o := tr.storm(func() error { return tr.until(func() bool { return len(tr.calls()) > every*len(rules) }) })
 	stats := tr.key.Load().Stats()
 	t.Logf("%d requests, %d faults, %d connections, %d logins", o.requests, fell(), stats.Connections, stats.Logins)
-	failedLogins := len(tr.calls().Of(shim.Login)) - len(tr.calls().Of(shim.Login).With(pkcs11.CKR_OK))
+	failedLogins := len(tr.calls().Of(pkcs11shim.Login)) - len(tr.calls().Of(pkcs11shim.Login).With(pkcs11.CKR_OK))
 	if o.lost > 0 || o.wrong > 0 || o.attempts > mostTries && failedLogins == 0 {
 		t.Errorf("%d failed logins, %+v; the last error: %v", failedLogins, o, o.last)
 	}
@@ -84,10 +84,10 @@ func TestCreditDoesNotPayForLogins(t *testing.T) {
 		for range 4 {
 			tr.storm(nil)
 		}
-		tr.quiet(lost, shim.Fail(shim.Login, code))
+		tr.quiet(lost, pkcs11shim.Fail(pkcs11shim.Login, code))
 		looks := 0
 		tr.ask(callers, func() bool { looks++; return looks == 40 })
-		if n := tr.calls().Count(shim.Login); n != 1 {
+		if n := tr.calls().Count(pkcs11shim.Login); n != 1 {
 			t.Errorf("%s: C_Login was called %d times, want 1:\n%s", nameOf(code), n, tr.calls())
 		}
 		must(t, tr.shim.Rules())

@@ -1,4 +1,4 @@
-package weather_test
+package faultproxy_test
 
 import (
 	"bufio"
@@ -16,7 +16,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
-	"hsm-signer/integration/weather"
+	"hsm-signer/integration/faultproxy"
 )
 
 // A server counts what reaches it: a watch goes on for ever, everything else is answered at once.
@@ -31,7 +31,7 @@ func newServer(t *testing.T) *server {
 	s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.reached.Add(1)
 		_, _ = io.WriteString(w, "hello "+r.Header.Get("Authorization")+"\n")
-		if weather.IsWatch(r) {
+		if faultproxy.IsWatch(r) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		}
@@ -72,24 +72,24 @@ const (
 
 func TestProxy(t *testing.T) {
 	s := newServer(t)
-	p, err := weather.NewProxy(s.config())
+	p, err := faultproxy.NewProxy(s.config())
 	must(t, err)
 	t.Cleanup(p.Close)
 	lost := 0
 	for _, c := range []struct {
 		name, method, path, want string
-		fault                    weather.Fault
+		fault                    faultproxy.Fault
 		reaches                  int64
 	}{
 		{"clear weather", http.MethodGet, "/", hello, nil, 1},
-		{"an answer", http.MethodGet, "/", `429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the weather is bad","reason":"TooManyRequests","code":429}`, weather.Answer(http.StatusTooManyRequests), 0},
-		{"an expired watch", http.MethodGet, watching, `200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the weather is bad","reason":"Expired","code":410},"type":"ERROR"}`, weather.Expire, 0},
-		{"a reset", http.MethodPut, approval, "", weather.Reset, 0},
-		{"a lost answer", http.MethodPut, approval, "", weather.LoseAnswer(func(code int) { lost = code }), 1},
-		{"a call before which something is done", http.MethodPut, approval, "", weather.Before(func() { lost++ }), 0},
+		{"an answer", http.MethodGet, "/", `429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the weather is bad","reason":"TooManyRequests","code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
+		{"an expired watch", http.MethodGet, watching, `200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the weather is bad","reason":"Expired","code":410},"type":"ERROR"}`, faultproxy.Expire, 0},
+		{"a reset", http.MethodPut, approval, "", faultproxy.Reset, 0},
+		{"a lost answer", http.MethodPut, approval, "", faultproxy.LoseAnswer(func(code int) { lost = code }), 1},
+		{"a call before which something is done", http.MethodPut, approval, "", faultproxy.Before(func() { lost++ }), 0},
 	} {
 		before := s.reached.Load()
-		p.Set(func(*http.Request) weather.Fault { return c.fault })
+		p.Set(func(*http.Request) faultproxy.Fault { return c.fault })
 		got, err := get(t.Context(), p.Config("secret"), c.method, c.path)
 		if got != c.want || (err != nil) != (c.want == "") || s.reached.Load()-before != c.reaches {
 			t.Errorf("%s: %q, %v, and the server was reached %d times; want %q", c.name, got, err, s.reached.Load()-before, c.want)
@@ -101,7 +101,7 @@ func TestProxy(t *testing.T) {
 }
 
 func TestProxyGivesACallItsShareOfFaults(t *testing.T) {
-	sky, faults := weather.Some(0.3, weather.Reset), 0
+	sky, faults := faultproxy.Some(0.3, faultproxy.Reset), 0
 	for range 10_000 {
 		if sky(nil) != nil {
 			faults++
@@ -114,7 +114,7 @@ func TestProxyGivesACallItsShareOfFaults(t *testing.T) {
 
 func TestProxyCutsWatches(t *testing.T) {
 	s := newServer(t)
-	p, err := weather.NewProxy(s.config())
+	p, err := faultproxy.NewProxy(s.config())
 	must(t, err)
 	t.Cleanup(p.Close)
 	config := p.Config("secret")
@@ -137,7 +137,7 @@ func TestProxyCutsWatches(t *testing.T) {
 
 func TestLine(t *testing.T) {
 	s := newServer(t)
-	l, err := weather.NewLine(s.config())
+	l, err := faultproxy.NewLine(s.config())
 	must(t, err)
 	t.Cleanup(func() { must(t, l.Close()) })
 	config := l.Config(s.config())

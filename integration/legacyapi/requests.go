@@ -1,4 +1,4 @@
-package front
+package legacyapi
 
 import (
 	"bytes"
@@ -21,28 +21,27 @@ const (
 	signerNameField = "spec.signerName"
 )
 
-// serveRequests serves the certificate requests of v1beta1 from those of v1.
-func (f *Front) serveRequests(w http.ResponseWriter, r *http.Request) {
-	if refusal := f.refuse(r); refusal != nil {
+// serveRequests serves certificate requests of v1beta1 from those of v1.
+func (s *Server) serveRequests(w http.ResponseWriter, r *http.Request) {
+	if refusal := s.refuse(r); refusal != nil {
 		answer(w, refusal)
 		return
 	}
-	if f.options.Before118 {
+	if s.options.Before118 {
 		dropUnknownParameters(r)
 	}
-	if err := f.convertBody(r); err != nil {
+	if err := s.convertBody(r); err != nil {
 		answer(w, apierrors.NewBadRequest(err.Error()))
 		return
 	}
 	r.URL.Path = newPath + strings.TrimPrefix(r.URL.Path, oldPath)
-	f.forward(w, r, f.old)
+	s.forward(w, r, s.old)
 }
 
-// refuse is the old server's error for what it does not know; nil where there
-// is none.
-func (f *Front) refuse(r *http.Request) *apierrors.StatusError {
+// refuse returns the old server's error for a parameter that it does not support, or nil.
+func (s *Server) refuse(r *http.Request) *apierrors.StatusError {
 	query := r.URL.Query()
-	if f.options.Before118 {
+	if s.options.Before118 {
 		selector, err := fields.ParseSelector(query.Get("fieldSelector"))
 		if err != nil {
 			return apierrors.NewBadRequest(err.Error())
@@ -62,9 +61,8 @@ func (f *Front) refuse(r *http.Request) *apierrors.StatusError {
 	return nil
 }
 
-// dropUnknownParameters drops what a server before 1.18 has never heard of and
-// ignores; and bookmarks, with which a new server marks the end of the initial
-// events even of a watch that did not ask for that.
+// dropUnknownParameters drops the parameters that a server before 1.18 ignores. It drops bookmarks
+// too: a new server marks the end of the initial events with one even if the watch did not ask.
 func dropUnknownParameters(r *http.Request) {
 	query := r.URL.Query()
 	query.Del("sendInitialEvents")
@@ -74,8 +72,8 @@ func dropUnknownParameters(r *http.Request) {
 	r.URL.RawQuery = query.Encode()
 }
 
-// convertBody puts the body of the request, where it has one, into JSON of v1.
-func (f *Front) convertBody(r *http.Request) error {
+// convertBody converts the body of the request, if it has one, to JSON of v1.
+func (s *Server) convertBody(r *http.Request) error {
 	body, err := io.ReadAll(r.Body)
 	if err != nil || len(body) == 0 {
 		return err
@@ -87,8 +85,8 @@ func (f *Front) convertBody(r *http.Request) error {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	object := map[string]any{}
-	if err := json.Unmarshal(body, &object); err == nil { // a JSON patch is none, and has no version
-		f.convert(object)
+	if err := json.Unmarshal(body, &object); err == nil { // a JSON patch is an array and has no version
+		s.convert(object)
 		if body, err = json.Marshal(object); err != nil {
 			return err
 		}
@@ -98,7 +96,7 @@ func (f *Front) convertBody(r *http.Request) error {
 	return nil
 }
 
-// jsonOf is the object in JSON, whatever form it came in.
+// jsonOf returns the object as JSON, whatever its encoding.
 func jsonOf(body []byte) ([]byte, error) {
 	if json.Valid(body) {
 		return body, nil
@@ -111,17 +109,17 @@ func jsonOf(body []byte) ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// convert makes an object of v1beta1 one of v1.
-func (f *Front) convert(object map[string]any) {
+// convert changes an object of v1beta1 to v1.
+func (s *Server) convert(object map[string]any) {
 	if object["apiVersion"] == oldVersion {
 		object["apiVersion"] = newVersion
 	}
 	if object["kind"] != "CertificateSigningRequest" {
 		return
 	}
-	if name, _, _ := unstructured.NestedString(object, "spec", "signerName"); name == "" && f.options.Before118 {
+	if name, _, _ := unstructured.NestedString(object, "spec", "signerName"); name == "" && s.options.Before118 {
 		// An error means that there is no spec, and so nothing to name.
-		_ = unstructured.SetNestedField(object, f.options.SignerName, "spec", "signerName")
+		_ = unstructured.SetNestedField(object, s.options.SignerName, "spec", "signerName")
 	}
 	conditions, _, _ := unstructured.NestedSlice(object, "status", "conditions")
 	for _, condition := range conditions {
@@ -134,11 +132,11 @@ func (f *Front) convert(object map[string]any) {
 	}
 }
 
-// old makes an object of v1 one of v1beta1: a request, a list of them, or the
-// event of a watch. Any other, such as a Status, it leaves alone.
-func (f *Front) old(object map[string]any) {
+// old changes an object of v1 to v1beta1: a request, a list of requests, or the event of a watch.
+// Other objects, such as a Status, stay unchanged.
+func (s *Server) old(object map[string]any) {
 	if inner, ok := object["object"].(map[string]any); ok {
-		f.old(inner)
+		s.old(inner)
 		return
 	}
 	if object["apiVersion"] == newVersion {
@@ -147,11 +145,11 @@ func (f *Front) old(object map[string]any) {
 	if items, ok := object["items"].([]any); ok {
 		for _, item := range items {
 			if item, ok := item.(map[string]any); ok {
-				f.old(item)
+				s.old(item)
 			}
 		}
 	}
-	if f.options.Before118 {
+	if s.options.Before118 {
 		unstructured.RemoveNestedField(object, "spec", "signerName")
 	}
 }
@@ -161,10 +159,10 @@ func answer(w http.ResponseWriter, err *apierrors.StatusError) {
 	status.Kind, status.APIVersion = "Status", "v1"
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(int(status.Code))
-	_ = json.NewEncoder(w).Encode(status) // if it fails the caller has gone
+	_ = json.NewEncoder(w).Encode(status) // an error means that the client has gone
 }
 
 func isTrue(parameter string) bool { return parameter == "true" || parameter == "1" }
 
-// within tells whether path is root or below it.
+// within reports whether path is root or below it.
 func within(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }

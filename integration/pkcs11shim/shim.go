@@ -1,4 +1,4 @@
-// Package shim puts faults between an application and a PKCS#11 module.
+// Package pkcs11shim puts faults between an application and a PKCS#11 module.
 //
 // Duty: a module of its own, in C, that loads the real one, hands its calls on,
 // writes down each, and answers, waits or lies where rules say so. The rules may be
@@ -10,7 +10,7 @@
 // each process; the log is that of all. A process may use several shims one after
 // another: which one is asked of the environment when the module is loaded.
 // Of all arguments only what C_Sign is to sign is written down, so the log holds no PIN.
-package shim
+package pkcs11shim
 
 import (
 	"context"

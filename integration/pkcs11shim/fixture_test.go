@@ -1,4 +1,4 @@
-package shim_test
+package pkcs11shim_test
 
 import (
 	"crypto/ecdsa"
@@ -14,12 +14,12 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/integration/bed"
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 // An application is this process as a user of the shim over SoftHSM, logged in, with two keys.
 type application struct {
-	shim    *shim.Shim
+	shim    *pkcs11shim.Shim
 	token   *bed.SoftHSM
 	module  *pkcs11.Ctx
 	slot    uint
@@ -40,7 +40,7 @@ func newApplication(t *testing.T) *application {
 	dir := t.TempDir()
 	token, err := bed.NewSoftHSM(t.Context(), dir, "shim")
 	must(t, err)
-	s, err := shim.New(t.Context(), dir, token.Module)
+	s, err := pkcs11shim.New(t.Context(), dir, token.Module)
 	must(t, err)
 	t.Setenv(bed.SoftHSMVariable, token.Conf)
 	for _, variable := range s.Env() {
@@ -143,12 +143,12 @@ func (a *application) label(t *testing.T, key pkcs11.ObjectHandle) string {
 	return string(values[0].Value)
 }
 
-func (a *application) rules(t *testing.T, rules ...shim.Rule) {
+func (a *application) rules(t *testing.T, rules ...pkcs11shim.Rule) {
 	t.Helper()
 	must(t, a.shim.Rules(rules...))
 }
 
-func (a *application) calls(t *testing.T) shim.Calls {
+func (a *application) calls(t *testing.T) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := a.shim.Calls()
 	must(t, err)

@@ -1,8 +1,8 @@
-package front
+package legacyapi
 
 import "strings"
 
-// oldGroups makes the list of all groups that of an old server.
+// oldGroups changes the list of all API groups to that of an old server.
 func oldGroups(list map[string]any) {
 	groups, _ := list["groups"].([]any)
 	for _, group := range groups {
@@ -12,14 +12,14 @@ func oldGroups(list map[string]any) {
 	}
 }
 
-// oldGroup leaves v1beta1 as the one version of the certificates' group.
+// oldGroup leaves v1beta1 as the only version of the group certificates.k8s.io.
 func oldGroup(group map[string]any) {
 	version := map[string]any{"groupVersion": oldVersion, "version": "v1beta1"}
 	group["versions"] = []any{version}
 	group["preferredVersion"] = version
 }
 
-// oldResources leaves of the resources of v1 those that v1beta1 had.
+// oldResources keeps the resources of v1 that v1beta1 had.
 func oldResources(list map[string]any) {
 	list["groupVersion"] = oldVersion
 	var kept []any

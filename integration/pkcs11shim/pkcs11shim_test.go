@@ -1,4 +1,4 @@
-package shim_test
+package pkcs11shim_test
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsm-signer/integration/shim"
+	"hsm-signer/integration/pkcs11shim"
 )
 
 func TestWithoutRulesNothingChanges(t *testing.T) {
@@ -24,7 +24,7 @@ func TestWithoutRulesNothingChanges(t *testing.T) {
 		t.Errorf("signed with %s", got)
 	}
 	calls := a.calls(t)
-	if calls.Count(shim.SignInit) != 1 || calls.Count(shim.Sign) != 2 || len(calls) != 3 {
+	if calls.Count(pkcs11shim.SignInit) != 1 || calls.Count(pkcs11shim.Sign) != 2 || len(calls) != 3 {
 		t.Errorf("want one C_SignInit and two C_Sign (the first asks for the length), got:\n%s", calls)
 	}
 	if len(calls.With(pkcs11.CKR_OK)) != 3 || len(calls.By(os.Getpid())) != 3 {
@@ -39,7 +39,7 @@ func TestAnswersOfTheModuleAreWrittenDown(t *testing.T) {
 		t.Errorf("second login: %v", err)
 	}
 	calls := a.calls(t)
-	if len(calls) != 1 || len(calls.Of(shim.Login).With(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) != 1 || calls[0].Did != nil {
+	if len(calls) != 1 || len(calls.Of(pkcs11shim.Login).With(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) != 1 || calls[0].Did != nil {
 		t.Errorf("want one C_Login with the module's own answer:\n%s", calls)
 	}
 }
@@ -49,7 +49,7 @@ func TestPercent(t *testing.T) {
 	a := newApplication(t)
 	const calls = 500
 	fallsOn := func(percent, seed uint) (numbers []int) {
-		a.rules(t, shim.Fail(shim.SignInit, pkcs11.CKR_DEVICE_ERROR).Percent(percent, seed))
+		a.rules(t, pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_DEVICE_ERROR).Percent(percent, seed))
 		for i := range calls {
 			if a.sign(a.session, a.private[first]) != first {
 				numbers = append(numbers, i)
@@ -72,7 +72,7 @@ func TestPercent(t *testing.T) {
 func TestFailFromAndTimes(t *testing.T) {
 	a := newApplication(t)
 	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID} {
-		a.rules(t, shim.Fail(shim.SignInit, code).From(2).Times(2))
+		a.rules(t, pkcs11shim.Fail(pkcs11shim.SignInit, code).From(2).Times(2))
 		var got []string
 		for range 5 {
 			got = append(got, a.sign(a.session, a.private[first]))
@@ -82,7 +82,7 @@ func TestFailFromAndTimes(t *testing.T) {
 			t.Errorf("signatures are %v, want %v", got, want)
 		}
 	}
-	a.rules(t, shim.Fail(shim.Any, pkcs11.CKR_GENERAL_ERROR))
+	a.rules(t, pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_GENERAL_ERROR))
 	for range 3 {
 		if _, err := a.find(first); name(err) != "CKR_GENERAL_ERROR" {
 			t.Errorf("with a rule for any function and for ever: %v", err)
@@ -98,11 +98,11 @@ func TestFailFromAndTimes(t *testing.T) {
 func TestFailBeforeAndAfter(t *testing.T) {
 	a := newApplication(t)
 	const active, failed = "CKR_OPERATION_ACTIVE", "CKR_FUNCTION_FAILED"
-	a.rules(t, shim.FailAfter(shim.Sign, pkcs11.CKR_FUNCTION_FAILED).From(2).Times(1))
+	a.rules(t, pkcs11shim.FailAfter(pkcs11shim.Sign, pkcs11.CKR_FUNCTION_FAILED).From(2).Times(1))
 	if got := []string{a.sign(a.session, a.private[first]), a.sign(a.session, a.private[first])}; !slices.Equal(got, []string{failed, first}) {
 		t.Errorf("failed after: %v", got)
 	}
-	a.rules(t, shim.Fail(shim.Sign, pkcs11.CKR_FUNCTION_FAILED).From(2).Times(1))
+	a.rules(t, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_FUNCTION_FAILED).From(2).Times(1))
 	if got := []string{a.sign(a.session, a.private[first]), a.sign(a.session, a.private[first])}; !slices.Equal(got, []string{failed, active}) {
 		t.Errorf("failed before: %v", got)
 	}
@@ -114,12 +114,12 @@ func TestFailBeforeAndAfter(t *testing.T) {
 
 func TestDelay(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, shim.Delay(shim.SignInit, 20*time.Millisecond).Times(1), shim.Fail(shim.SignInit, pkcs11.CKR_DEVICE_MEMORY).Times(1))
+	a.rules(t, pkcs11shim.Delay(pkcs11shim.SignInit, 20*time.Millisecond).Times(1), pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_DEVICE_MEMORY).Times(1))
 	got := []string{a.sign(a.session, a.private[first]), a.sign(a.session, a.private[first])}
 	if want := []string{"CKR_DEVICE_MEMORY", first}; !slices.Equal(got, want) {
 		t.Errorf("signatures are %v, want %v", got, want)
 	}
-	calls := a.calls(t).Of(shim.SignInit)
+	calls := a.calls(t).Of(pkcs11shim.SignInit)
 	if !slices.Equal(calls[0].Did, []string{"delay", "fail"}) || calls[1].Did != nil {
 		t.Errorf("want a delay and a failure, and then neither:\n%s", calls)
 	}
@@ -128,29 +128,29 @@ func TestDelay(t *testing.T) {
 // A call hangs until its rule is gone, and others do not.
 func TestHang(t *testing.T) {
 	a := newApplication(t)
-	hang := shim.Hang(shim.Sign).Times(1)
+	hang := pkcs11shim.Hang(pkcs11shim.Sign).Times(1)
 	a.rules(t, hang)
 	other, err := a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
 	must(t, err)
 	done := make(chan string, 1)
 	go func() { done <- a.sign(a.session, a.private[first]) }()
-	_, err = a.shim.WaitFor(t.Context(), func(c shim.Calls) bool { return len(c.Of(shim.Sign).Hanging()) == 1 })
+	_, err = a.shim.WaitFor(t.Context(), func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 })
 	must(t, err)
 	if got := a.sign(other, a.private[second]); got != second {
 		t.Errorf("on another session meanwhile: %s", got)
 	}
-	a.rules(t, shim.Fail(shim.Login, pkcs11.CKR_PIN_INCORRECT), hang.From(100))
+	a.rules(t, pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_PIN_INCORRECT), hang.From(100))
 	if got := <-done; got != first {
 		t.Errorf("when the rule had gone: %s", got)
 	}
-	if calls := a.calls(t); len(calls.Hanging()) != 0 || calls.Count(shim.Sign) != 4 {
+	if calls := a.calls(t); len(calls.Hanging()) != 0 || calls.Count(pkcs11shim.Sign) != 4 {
 		t.Errorf("want each call once and none hanging:\n%s", calls)
 	}
 }
 
 func TestLoseSessions(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, shim.LoseSessions(shim.SignInit).From(2))
+	a.rules(t, pkcs11shim.LoseSessions(pkcs11shim.SignInit).From(2))
 	if got := a.sign(a.session, a.private[first]); got != first {
 		t.Errorf("before: %s", got)
 	}
@@ -160,7 +160,7 @@ func TestLoseSessions(t *testing.T) {
 		}
 	}
 	calls := a.calls(t)
-	if n := len(calls.Of(shim.SignInit)); n != 3 || calls.Count(shim.Initialize) != 0 {
+	if n := len(calls.Of(pkcs11shim.SignInit)); n != 3 || calls.Count(pkcs11shim.Initialize) != 0 {
 		t.Errorf("want three C_SignInit, and none of the shim's own calls:\n%s", calls)
 	}
 	var err error
@@ -179,7 +179,7 @@ func TestLoseSessions(t *testing.T) {
 
 func TestCloseSessions(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, shim.CloseSessions(shim.SignInit))
+	a.rules(t, pkcs11shim.CloseSessions(pkcs11shim.SignInit))
 	if got := a.sign(a.session, a.private[first]); got != "CKR_SESSION_HANDLE_INVALID" {
 		t.Errorf("on a session that was closed: %s", got)
 	}
@@ -189,14 +189,14 @@ func TestCloseSessions(t *testing.T) {
 	if got := a.sign(a.session, key); got != first {
 		t.Errorf("with a new session: %s", got)
 	}
-	if calls := a.calls(t); calls.Count(shim.CloseAllSessions) != 0 {
+	if calls := a.calls(t); calls.Count(pkcs11shim.CloseAllSessions) != 0 {
 		t.Errorf("the shim's own call is in the log:\n%s", calls)
 	}
 }
 
 func TestLimitSessions(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, shim.LimitSessions(3)) // one is open
+	a.rules(t, pkcs11shim.LimitSessions(3)) // one is open
 	open := func(n int) (opened []pkcs11.SessionHandle, got string) {
 		for range n {
 			session, err := a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
@@ -219,7 +219,7 @@ func TestLimitSessions(t *testing.T) {
 	if opened, _ := open(5); len(opened) != 3 {
 		t.Errorf("opened %d after all were closed", len(opened))
 	}
-	a.rules(t, shim.LimitSessions(3), shim.LoseSessions(shim.GetSlotList))
+	a.rules(t, pkcs11shim.LimitSessions(3), pkcs11shim.LoseSessions(pkcs11shim.GetSlotList))
 	_, err := a.module.GetSlotList(true)
 	must(t, err)
 	if opened, _ := open(5); len(opened) != 3 {
@@ -231,13 +231,13 @@ func TestTokenInfo(t *testing.T) {
 	a := newApplication(t)
 	before, err := a.module.GetTokenInfo(a.slot)
 	must(t, err)
-	for _, most := range []uint{2, shim.SessionsUnlimited, shim.SessionsUnknown} {
-		a.rules(t, shim.ReportSessions(most))
+	for _, most := range []uint{2, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown} {
+		a.rules(t, pkcs11shim.ReportSessions(most))
 		if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.MaxSessionCount != most || info.Label != before.Label {
 			t.Errorf("%d sessions on %q, %v; want %d on %q", info.MaxSessionCount, info.Label, err, most, before.Label)
 		}
 	}
-	a.rules(t, shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY))
+	a.rules(t, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY))
 	if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.Flags != before.Flags|pkcs11.CKF_USER_PIN_FINAL_TRY {
 		t.Errorf("flags are %#x, %v", info.Flags, err)
 	}
@@ -245,25 +245,25 @@ func TestTokenInfo(t *testing.T) {
 
 func TestSwapKey(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, shim.SwapKey(shim.FindObjects, second))
+	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.FindObjects, second))
 	key, err := a.find(first)
 	must(t, err)
 	a.rules(t)
 	if got := a.label(t, key); got != second {
 		t.Errorf("found %s", got)
 	}
-	a.rules(t, shim.SwapKey(shim.SignInit, second))
+	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.SignInit, second))
 	if got := a.sign(a.session, a.private[first]); got != second {
 		t.Errorf("signed with %s", got)
 	}
 	if got := a.label(t, a.private[first]); got != first {
 		t.Errorf("the label was read of %s", got)
 	}
-	a.rules(t, shim.SwapKey(shim.GetAttributeValue, second))
+	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.GetAttributeValue, second))
 	if got := a.label(t, a.private[first]); got != second {
 		t.Errorf("the label was read of %s", got)
 	}
-	a.rules(t, shim.SwapKey(shim.SignInit, "none"))
+	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.SignInit, "none"))
 	if got := a.sign(a.session, a.private[first]); got != "CKR_GENERAL_ERROR" {
 		t.Errorf("in the place of the key one that is not there: %s", got)
 	}
@@ -273,7 +273,7 @@ func TestSwapKey(t *testing.T) {
 func TestFindAtMost(t *testing.T) {
 	a := newApplication(t)
 	for most, want := range map[uint][]int{0: {0, 0}, 1: {1, 1, 0}, 2: {2, 0}, 3: {2, 0}} {
-		a.rules(t, shim.FindAtMost(most))
+		a.rules(t, pkcs11shim.FindAtMost(most))
 		must(t, a.module.FindObjectsInit(a.session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
 		for i, n := range want {
 			if found, _, err := a.module.FindObjects(a.session, 8); err != nil || len(found) != n {
@@ -282,7 +282,7 @@ func TestFindAtMost(t *testing.T) {
 		}
 		must(t, a.module.FindObjectsFinal(a.session))
 	}
-	if n := len(a.calls(t).Under(shim.FindAtMost(0))); n != 9 {
+	if n := len(a.calls(t).Under(pkcs11shim.FindAtMost(0))); n != 9 {
 		t.Errorf("the log has %d such calls", n)
 	}
 }
@@ -312,7 +312,7 @@ func TestRulesThatCannotBeRead(t *testing.T) {
 func TestThreads(t *testing.T) {
 	a := newApplication(t)
 	const threads, each, fails = 16, 40, 7
-	a.rules(t, shim.Fail(shim.OpenSession, pkcs11.CKR_DEVICE_ERROR).From(100).Times(fails), shim.LoseSessions(shim.OpenSession).From(200).Times(50))
+	a.rules(t, pkcs11shim.Fail(pkcs11shim.OpenSession, pkcs11.CKR_DEVICE_ERROR).From(100).Times(fails), pkcs11shim.LoseSessions(pkcs11shim.OpenSession).From(200).Times(50))
 	var failed [threads]int
 	var all sync.WaitGroup
 	for i := range threads {
@@ -335,7 +335,7 @@ func TestThreads(t *testing.T) {
 		sum += n
 	}
 	calls := a.calls(t)
-	if opened := calls.Of(shim.OpenSession); sum != fails || len(opened) != threads*each || len(opened.With(pkcs11.CKR_DEVICE_ERROR)) != fails {
+	if opened := calls.Of(pkcs11shim.OpenSession); sum != fails || len(opened) != threads*each || len(opened.With(pkcs11.CKR_DEVICE_ERROR)) != fails {
 		t.Errorf("%d calls failed of %d; want %d of %d", sum, len(opened), fails, threads*each)
 	}
 	seen := map[uint64]bool{}
@@ -370,7 +370,7 @@ func child() int {
 
 func TestProcessesShareTheLog(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, shim.Fail(shim.Login, pkcs11.CKR_PIN_LOCKED).Times(1))
+	a.rules(t, pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_PIN_LOCKED).Times(1))
 	const processes = 8
 	commands := make([]*exec.Cmd, processes)
 	outputs := make([]bytes.Buffer, processes)
@@ -387,11 +387,11 @@ func TestProcessesShareTheLog(t *testing.T) {
 	}
 	calls := a.calls(t)
 	for _, command := range commands {
-		if own := calls.By(command.Process.Pid); own.Count(shim.Login) != 1 || own.Count(shim.Initialize) != 1 {
+		if own := calls.By(command.Process.Pid); own.Count(pkcs11shim.Login) != 1 || own.Count(pkcs11shim.Initialize) != 1 {
 			t.Errorf("want one C_Initialize and one C_Login of each process:\n%s", own)
 		}
 	}
-	if n := calls.Count(shim.Login); n != processes {
+	if n := calls.Count(pkcs11shim.Login); n != processes {
 		t.Errorf("C_Login was called %d times, want %d", n, processes)
 	}
 }
@@ -400,9 +400,9 @@ func TestProcessesShareTheLog(t *testing.T) {
 func TestKill(t *testing.T) {
 	a := newApplication(t)
 	for _, c := range []struct {
-		rule shim.Rule
+		rule pkcs11shim.Rule
 		want int // calls in the log
-	}{{shim.Kill(shim.Login), 0}, {shim.KillAfter(shim.Login), 1}} {
+	}{{pkcs11shim.Kill(pkcs11shim.Login), 0}, {pkcs11shim.KillAfter(pkcs11shim.Login), 1}} {
 		must(t, a.shim.Forget())
 		a.rules(t, c.rule)
 		command := exec.Command(os.Args[0])
@@ -411,7 +411,7 @@ func TestKill(t *testing.T) {
 		if status, is := command.ProcessState.Sys().(syscall.WaitStatus); !is || !status.Signaled() || status.Signal() != syscall.SIGKILL {
 			t.Errorf("%s: the process was not killed: %v: %s", c.rule, err, out)
 		}
-		if calls := a.calls(t); len(calls.Of(shim.Login).With(pkcs11.CKR_PIN_INCORRECT)) != c.want || calls.Count(shim.OpenSession) != 1 {
+		if calls := a.calls(t); len(calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)) != c.want || calls.Count(pkcs11shim.OpenSession) != 1 {
 			t.Errorf("%s: want C_Login %d times:\n%s", c.rule, c.want, calls)
 		}
 	}
@@ -420,21 +420,21 @@ func TestKill(t *testing.T) {
 func TestWhatIsSignedIsWrittenDown(t *testing.T) {
 	a := newApplication(t)
 	a.sign(a.session, a.private[first])
-	calls := a.calls(t).Of(shim.Sign) // the first asks how long a signature will be
+	calls := a.calls(t).Of(pkcs11shim.Sign) // the first asks how long a signature will be
 	if len(calls) != 2 || calls[0].Signed != nil || !bytes.Equal(calls[1].Signed, digest[:]) {
 		t.Errorf("want one C_Sign of %x: %+v", digest, calls)
 	}
 }
 
 func TestModuleThatIsNotThere(t *testing.T) {
-	if _, err := shim.New(t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "none.so")); err == nil {
+	if _, err := pkcs11shim.New(t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "none.so")); err == nil {
 		t.Error("a shim stands before a module that is not there")
 	}
 }
 
 func TestTooManyRules(t *testing.T) {
 	a := newApplication(t)
-	if err := a.shim.Rules(make([]shim.Rule, 65)...); err == nil {
+	if err := a.shim.Rules(make([]pkcs11shim.Rule, 65)...); err == nil {
 		t.Error("more rules were taken than the module reads")
 	}
 }

@@ -1,4 +1,4 @@
-package front_test
+package legacyapi_test
 
 import (
 	"context"
@@ -25,7 +25,7 @@ import (
 
 	"hsm-signer/integration/bed"
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/front"
+	"hsm-signer/integration/legacyapi"
 )
 
 const signerName = "example.com/calico"
@@ -46,24 +46,24 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// before starts a Front and returns the admin's way to it.
-func before(t *testing.T, o front.Options) *rest.Config {
+// serve starts a Server and returns the admin's client configuration for it.
+func serve(t *testing.T, o legacyapi.Options) *rest.Config {
 	t.Helper()
 	o.Upstream = cluster.Config()
-	f, err := front.Start(o)
+	s, err := legacyapi.Start(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
+		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return f.Config(cluster.Config().BearerToken)
+	return s.Config(cluster.Config().BearerToken)
 }
 
 func TestDiscovery(t *testing.T) {
-	client := kubernetes.NewForConfigOrDie(before(t, front.Options{})).Discovery()
+	client := kubernetes.NewForConfigOrDie(serve(t, legacyapi.Options{})).Discovery()
 	groups, lists, err := client.ServerGroupsAndResources()
 	if err != nil {
 		t.Fatal(err)
@@ -94,14 +94,14 @@ func TestDiscovery(t *testing.T) {
 }
 
 func TestEverythingElsePasses(t *testing.T) {
-	client := kubernetes.NewForConfigOrDie(before(t, front.Options{}))
+	client := kubernetes.NewForConfigOrDie(serve(t, legacyapi.Options{}))
 	if _, err := client.CoreV1().Namespaces().Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
 	if _, err := client.CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("list of v1: %v, want not found", err)
 	}
-	stranger := before(t, front.Options{})
+	stranger := serve(t, legacyapi.Options{})
 	stranger.BearerToken = "nobody's"
 	if _, err := kubernetes.NewForConfigOrDie(stranger).CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
 		t.Errorf("with a wrong token: %v, want unauthorized", err)
@@ -113,7 +113,7 @@ func TestEverythingElsePasses(t *testing.T) {
 func TestLifeOfRequest(t *testing.T) {
 	for _, contentType := range []string{"application/json", "application/vnd.kubernetes.protobuf"} {
 		t.Run(contentType, func(t *testing.T) {
-			config := before(t, front.Options{})
+			config := serve(t, legacyapi.Options{})
 			config.ContentType = contentType
 			client := kubernetes.NewForConfigOrDie(config)
 			informer := informersv1beta1.NewFilteredCertificateSigningRequestInformer(client, 0, nil, func(o *metav1.ListOptions) {
@@ -131,7 +131,7 @@ type listing struct{}
 func (listing) IsWatchListSemanticsUnSupported() bool { return true }
 
 func TestLifeOfRequestBefore118(t *testing.T) {
-	config := before(t, front.Options{Before118: true, SignerName: signerName})
+	config := serve(t, legacyapi.Options{Before118: true, SignerName: signerName})
 	client := kubernetes.NewForConfigOrDie(config)
 	requests := client.CertificatesV1beta1().CertificateSigningRequests()
 	lists := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{

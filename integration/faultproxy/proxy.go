@@ -1,4 +1,4 @@
-// Package weather is bad weather between a client and the API server.
+// Package faultproxy is bad weather between a client and the API server.
 //
 // Duty: two ways to the API server through which things go wrong when a test says so. A Line carries bytes
 // and knows nothing of them: it delays, resets, and is partitioned. A Proxy understands HTTP: it sees each
@@ -7,7 +7,7 @@
 // Contract: both listen on 127.0.0.1 only and end with Close. In clear weather, which is how they
 // start, every call is passed on unchanged, with the caller's own credentials. What is changed holds
 // for the calls, or bytes, that come after it.
-package weather
+package faultproxy
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package front
+package legacyapi
 
 import (
 	"bytes"
@@ -9,8 +9,8 @@ import (
 // rewriter changes one JSON object in place.
 type rewriter func(object map[string]any)
 
-// rewritten is a stream of JSON objects, of which each is rewritten as it is
-// read: the one object of an answer, or the events of a watch.
+// rewritten is a stream of JSON objects that are rewritten as they are read: the single object of
+// an answer, or the events of a watch.
 type rewritten struct {
 	io.Closer
 	decoder *json.Decoder
@@ -24,7 +24,7 @@ func newRewritten(body io.ReadCloser, rewrite rewriter) *rewritten {
 	return &rewritten{Closer: body, decoder: decoder, rewrite: rewrite}
 }
 
-// Read gives out one object's bytes before it waits for the next.
+// Read returns the bytes of one object before it waits for the next.
 func (s *rewritten) Read(p []byte) (int, error) {
 	if s.ready.Len() == 0 {
 		object := map[string]any{}

@@ -1,4 +1,4 @@
-package shim
+package pkcs11shim
 
 import (
 	"context"
