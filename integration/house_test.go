@@ -33,12 +33,12 @@ var rooms = map[string][]string{
 // innerRooms are those of the command, each with the rooms, and the inner ones, that it may import: the page only shows
 // what it is given.
 var innerRooms = map[string][]string{
-	product + "/cmd/hsm-signer/status":      nil,
-	product + "/cmd/hsm-signer/trustedfile": nil,
-	product + "/cmd/hsm-signer/listener":    nil,
-	product + "/cmd/hsm-signer/expiry":      {product + "/policy", product + "/issuer/journal", product + "/kube"},
-	product + "/cmd/hsm-signer/stuck":       {product + "/policy", product + "/issuer/journal", product + "/kube"},
-	product + "/cmd/hsm-signer/heal":        {product + "/cmd/hsm-signer/stuck", product + "/kube"},
+	product + "/cmd/hsm-signer/internal/status":      nil,
+	product + "/cmd/hsm-signer/internal/trustedfile": nil,
+	product + "/cmd/hsm-signer/internal/listener":    nil,
+	product + "/cmd/hsm-signer/internal/expiry":      {product + "/policy", product + "/issuer/journal", product + "/kube"},
+	product + "/cmd/hsm-signer/stuck":                {product + "/policy", product + "/issuer/journal", product + "/kube"},
+	product + "/cmd/hsm-signer/heal":                 {product + "/cmd/hsm-signer/stuck", product + "/kube"},
 }
 
 // libraries are those that not every room may know, with the rooms that may.

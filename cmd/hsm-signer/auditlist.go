@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/kubernetes"
 
-	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"hsm-signer/cmd/hsm-signer/trustedfile"
+	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"

@@ -6,7 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
 )
 
 // expiryCollector makes metrics of the last report, all at once.

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/heal"
-	"hsm-signer/cmd/hsm-signer/listener"
+	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
 
 func newHealCommand() *cobra.Command {

@@ -14,7 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"hsm-signer/cmd/hsm-signer/listener"
+	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"

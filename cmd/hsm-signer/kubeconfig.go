@@ -9,7 +9,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"hsm-signer/cmd/hsm-signer/trustedfile"
+	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 )
 
 // inPod reports whether this runs in a pod, of whichever cluster.

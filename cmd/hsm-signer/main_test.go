@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"k8s.io/klog/v2"
 
-	"hsm-signer/cmd/hsm-signer/trustedfile"
+	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 )
 
 // Commands that need a token or an API server are tested with them, in the module

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"hsm-signer/cmd/hsm-signer/listener"
+	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
 
 // supervise listens as a supervisor does, at an address of the file system or an abstract one.

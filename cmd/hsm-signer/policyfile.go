@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"hsm-signer/cmd/hsm-signer/trustedfile"
+	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 	"hsm-signer/policy"
 )
 

@@ -11,9 +11,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"hsm-signer/cmd/hsm-signer/expiry"
-	"hsm-signer/cmd/hsm-signer/listener"
-	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/listener"
+	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"

@@ -15,7 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"hsm-signer/cmd/hsm-signer/listener"
+	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
 
 // An endpoint is an address that hsm-signer listens on, and what it serves there.

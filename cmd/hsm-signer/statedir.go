@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"hsm-signer/cmd/hsm-signer/trustedfile"
+	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 	"hsm-signer/issuer/journal"
 )
 

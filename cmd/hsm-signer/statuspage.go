@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"hsm-signer/cmd/hsm-signer/expiry"
-	"hsm-signer/cmd/hsm-signer/status"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"hsm-signer/cmd/hsm-signer/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
