@@ -1,7 +1,7 @@
 //go:build tools
 
 // Package integration has no code: this file keeps in go.mod the servers that
-// package bed builds.
+// package testenv builds.
 package integration
 
 import (

@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/load"
+	"hsm-signer/integration/testenv"
 )
 
 // An arm is what answers the requests of one run: nothing, or hsm-signer with these settings.
@@ -39,23 +39,23 @@ func buildPrograms(b *testing.B) programs {
 	b.Helper()
 	dir := b.TempDir()
 	p := programs{filepath.Join(dir, "hsm-signer"), filepath.Join(dir, "calicoclient")}
-	must(b, bridge.Build(b.Context(), p.signer))
-	must(b, bridge.BuildClient(b.Context(), p.client))
+	must(b, testenv.Build(b.Context(), p.signer))
+	must(b, testenv.BuildClient(b.Context(), p.client))
 	return p
 }
 
 // A place is a fresh API server with its etcd, a token with a CA, and a journal.
 type place struct {
-	*bridge.Bridge
-	ca    bridge.CA
+	*testenv.Env
+	ca    testenv.CA
 	state string
 }
 
 // place starts one. The caller closes it.
 func (p programs) place(b *testing.B) *place {
 	b.Helper()
-	options := bridge.Options{Dir: b.TempDir(), Binary: p.signer, Progress: os.Stderr}
-	made, err := bridge.New(b.Context(), options)
+	options := testenv.Options{Dir: b.TempDir(), Binary: p.signer, Progress: os.Stderr}
+	made, err := testenv.New(b.Context(), options)
 	must(b, err)
 	ca, _, err := made.CreateCA(b.Context(), "ecdsa-p256")
 	if err != nil {
@@ -71,7 +71,7 @@ func (p *place) close(b *testing.B) {
 
 // start runs the arm's hsm-signer until it is ready, with a budget that nothing here exceeds. The
 // function that it returns stops it.
-func (p *place) start(b *testing.B, a arm, env ...string) (d *bridge.Daemon, stop func()) {
+func (p *place) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, stop func()) {
 	b.Helper()
 	if !a.signer {
 		return nil, func() {}

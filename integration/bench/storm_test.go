@@ -14,8 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
 )
 
 const (
@@ -25,13 +25,13 @@ const (
 
 // A question is a request that is ready to be created, and its pod.
 type question struct {
-	pod     bridge.Pod
+	pod     testenv.Pod
 	request *certificatesv1.CertificateSigningRequest
 }
 
 // storm has pods ask so often as fast as they can, and returns how many certificates a second came
 // from the first request to the last certificate. What the pods need is made before that.
-func (p *place) storm(b *testing.B, d *bridge.Daemon, requests int, initialize bool) float64 {
+func (p *place) storm(b *testing.B, d *testenv.Daemon, requests int, initialize bool) float64 {
 	b.Helper()
 	questions, err := p.questions(b.Context(), requests, initialize)
 	must(b, err)
@@ -61,7 +61,7 @@ func (p *place) questions(ctx context.Context, requests int, initialize bool) ([
 		return nil, err
 	}
 	for i := range requests {
-		var pod bridge.Pod
+		var pod testenv.Pod
 		switch {
 		case i >= stormPods:
 			pod = all[i%stormPods].pod
@@ -85,7 +85,7 @@ func (p *place) questions(ctx context.Context, requests int, initialize bool) ([
 }
 
 // issued returns how many certificates hsm-signer has issued since its start.
-func issued(ctx context.Context, d *bridge.Daemon) (total int) {
+func issued(ctx context.Context, d *testenv.Daemon) (total int) {
 	for lines := bufio.NewScanner(strings.NewReader(d.Metrics(ctx))); lines.Scan(); {
 		series, value, _ := strings.Cut(lines.Text(), " ")
 		if name, _, _ := strings.Cut(series, "{"); name == "hsm_signer_certificates_issued_total" {

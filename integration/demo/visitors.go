@@ -22,13 +22,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"hsm-signer/integration/bed"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
 )
 
 // A Place is where visitors ask.
 type Place struct {
-	Cluster    *bed.Cluster
+	Cluster    *testenv.Cluster
 	SignerName string
 	CACert     string // file with the certificate of the CA that should sign
 	Dir        string // for the certificates that openssl is to verify
@@ -117,8 +117,8 @@ func (v visitor) ask(ctx context.Context, p Place, number int) (Outcome, error) 
 }
 
 // enter makes the visitor's pod and the client that it has. The pod's name is one that no pod had before it.
-func (v visitor) enter(ctx context.Context, cluster *bed.Cluster, number int) (*corev1.Pod, kubernetes.Interface, error) {
-	pod, err := cluster.Pod(ctx, bed.PodSpec{
+func (v visitor) enter(ctx context.Context, cluster *testenv.Cluster, number int) (*corev1.Pod, kubernetes.Interface, error) {
+	pod, err := cluster.Pod(ctx, testenv.PodSpec{
 		Namespace: v.who.Namespace, ServiceAccount: v.who.ServiceAccount,
 		Name: fmt.Sprintf("%s-%s", v.who.ServiceAccount, strings.ToLower(rand.Text()[:5])), IPs: []string{fmt.Sprintf("10.65.0.%d", number+10)},
 	})

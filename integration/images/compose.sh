@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs docker-compose.yml until the client has ended, with its exit code, and stops everything; KEEP=1 leaves it
-# running. Beside "docker compose up" it sees to the images that these are built from, and lets the bed's image have
+# running. Beside "docker compose up" it sees to the images that these are built from, and lets the cluster's image have
 # the servers that the tests have built already. COMPOSE is the compose to use; else it is "docker compose", and
 # docker-compose where there is none.
 set -eu

@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
-	"hsm-signer/integration/bed"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
 )
 
 // settings are the test's own: addresses that nobody else has, and less patience.
@@ -175,7 +175,7 @@ func isNotRestartedAfterAWrongPIN(t *testing.T, m *machine) {
 type machine struct {
 	t       *testing.T
 	name    string
-	cluster *bed.Cluster
+	cluster *testenv.Cluster
 	pods    *atomic.Int64 // that asked so far
 }
 
@@ -189,7 +189,7 @@ func newMachine(t *testing.T) *machine {
 	t.Helper()
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
 	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f", "integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
-	bin, err := bed.Binaries(t.Context(), os.Stderr)
+	bin, err := testenv.Binaries(t.Context(), os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,9 +214,9 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
-func newCluster(t *testing.T) *bed.Cluster {
+func newCluster(t *testing.T) *testenv.Cluster {
 	t.Helper()
-	cluster, err := bed.Start(t.Context(), bed.Options{})
+	cluster, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +287,7 @@ func (m *machine) certificate(t *testing.T) {
 }
 
 func (m *machine) ask(ctx context.Context, c calico.Component, name, ip string) error {
-	pod, err := m.cluster.Pod(ctx, bed.PodSpec{Namespace: c.Namespace, Name: name, ServiceAccount: c.ServiceAccount, IPs: []string{ip}})
+	pod, err := m.cluster.Pod(ctx, testenv.PodSpec{Namespace: c.Namespace, Name: name, ServiceAccount: c.ServiceAccount, IPs: []string{ip}})
 	if err != nil {
 		return err
 	}

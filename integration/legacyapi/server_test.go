@@ -23,21 +23,21 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
-	"hsm-signer/integration/bed"
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/legacyapi"
+	"hsm-signer/integration/testenv"
 )
 
 const signerName = "example.com/calico"
 
 // cluster is the one that the tests of this package share.
-var cluster *bed.Cluster
+var cluster *testenv.Cluster
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	var err error
-	cluster, err = bed.Start(context.Background(), bed.Options{Progress: os.Stderr})
+	cluster, err = testenv.StartCluster(context.Background(), testenv.ClusterOptions{Progress: os.Stderr})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 // root is the repository, two above this package.
@@ -38,7 +38,7 @@ func TestTry(t *testing.T) {
 		t.Fatal(err)
 	}
 	cluster := filepath.Join(t.TempDir(), "cluster")
-	t.Cleanup(func() { _ = bed.Down(cluster) })
+	t.Cleanup(func() { _ = testenv.StopCluster(cluster) })
 	const end = "kill %1\n"
 	typed, ending, _ := strings.Cut(script(t, "docs/try.md"), end)
 	out := shell(t, typed+looking(t)+end+ending,

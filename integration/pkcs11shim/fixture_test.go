@@ -13,14 +13,14 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsm-signer/integration/bed"
 	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
 )
 
 // An application is this process as a user of the shim over SoftHSM, logged in, with two keys.
 type application struct {
 	shim    *pkcs11shim.Shim
-	token   *bed.SoftHSM
+	token   *testenv.SoftHSM
 	module  *pkcs11.Ctx
 	slot    uint
 	session pkcs11.SessionHandle
@@ -38,11 +38,11 @@ const (
 func newApplication(t *testing.T) *application {
 	t.Helper()
 	dir := t.TempDir()
-	token, err := bed.NewSoftHSM(t.Context(), dir, "shim")
+	token, err := testenv.NewSoftHSM(t.Context(), dir, "shim")
 	must(t, err)
 	s, err := pkcs11shim.New(t.Context(), dir, token.Module)
 	must(t, err)
-	t.Setenv(bed.SoftHSMVariable, token.Conf)
+	t.Setenv(testenv.SoftHSMVariable, token.Conf)
 	for _, variable := range s.Env() {
 		setenv(t, variable)
 	}

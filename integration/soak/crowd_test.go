@@ -17,14 +17,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
 )
 
 // A crowd is requests, all of one pod, and good ones unless they are spoilt. It asks the API server itself,
 // whatever stands before that of the signer.
 type crowd struct {
-	pod   bridge.Pod
+	pod   testenv.Pod
 	key   crypto.Signer
 	admin kubernetes.Interface
 	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) // makes the object

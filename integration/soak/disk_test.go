@@ -15,7 +15,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/testenv"
 )
 
 // smallDisk mounts a disk of that size, in the memory, until the end of the test.
@@ -58,7 +58,7 @@ func fill(t *testing.T, dir string) (free func()) {
 
 // requireNothingSigned has a request made while the journal is not well, and requires that it stays as it is, and
 // that no certificate is signed.
-func (s *signer) requireNothingSigned(t *testing.T, d *bridge.Daemon, c *crowd, words string) {
+func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *crowd, words string) {
 	t.Helper()
 	must(t, d.WaitNotReady(t.Context(), words))
 	before := s.certificatesSigned(t)
@@ -113,7 +113,7 @@ func TestDiskIsFull(t *testing.T) {
 	r.measured("all issued %s after there was room, by itself; audit verify: exit code 0", seconds(took))
 }
 
-func notReady(t *testing.T, d *bridge.Daemon, words string) bool {
+func notReady(t *testing.T, d *testenv.Daemon, words string) bool {
 	t.Helper()
 	ready, body, err := d.Readyz(t.Context())
 	must(t, err)

@@ -14,8 +14,8 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
 )
 
 // hostiles are requests of which each must be refused.
@@ -122,7 +122,7 @@ func TestMemory(t *testing.T) {
 	own := ownStage(t)
 	s := own.signer(t)
 	others, bad, long, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t), own.newCrowd(t)
-	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"), oversized(bridge.SignerName), longNamed
+	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"), oversized(testenv.SignerName), longNamed
 	ask := func() {
 		others.ask(t, foreign/2)
 		bad.ask(t, ours/2)
@@ -153,7 +153,7 @@ func TestMemory(t *testing.T) {
 }
 
 // peakMemory is the greatest resident size that the process has had, in MiB.
-func peakMemory(t *testing.T, d *bridge.Daemon) int {
+func peakMemory(t *testing.T, d *testenv.Daemon) int {
 	t.Helper()
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "status"))
 	must(t, err)

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/faultproxy"
 	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
 )
 
 // Killed at random, in its start too, while requests come in.
@@ -135,7 +135,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 	r.measured("orphans %d", a.orphans)
 }
 
-func waitForDeath(t *testing.T, d *bridge.Daemon, at string) {
+func waitForDeath(t *testing.T, d *testenv.Daemon, at string) {
 	t.Helper()
 	if code, err := d.Wait(); err != nil || code != -1 { // by a signal
 		t.Fatalf("it was not killed %s: exit code %d, %v", at, code, err)

@@ -13,14 +13,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"hsm-signer/integration/bridge"
+	"hsm-signer/integration/testenv"
 )
 
 // A pair is two that stand for election, each with a journal of its own, as on two nodes.
 type pair struct {
 	signers [2]*signer
-	daemons [2]*bridge.Daemon
-	ran     [2][]*bridge.Daemon // all that there were
+	daemons [2]*testenv.Daemon
+	ran     [2][]*testenv.Daemon // all that there were
 
 	mu     sync.Mutex
 	reigns []reign
@@ -101,7 +101,7 @@ func (p *pair) holder(at time.Time) string {
 	return holder
 }
 
-func leads(ctx context.Context, d *bridge.Daemon) bool {
+func leads(ctx context.Context, d *testenv.Daemon) bool {
 	_, body, err := d.Readyz(ctx)
 	return err == nil && strings.Contains(body, "leads true")
 }

@@ -13,8 +13,8 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
 )
 
 // Requests of 1.4 MB, and requests so near to etcd's limit that no answer can be written to them.
@@ -35,9 +35,9 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		asking.SecretName = fmt.Sprintf("crowd-%03d", number)
 		csr, err := asking.Object()
 		if err == nil && number <= each {
-			bridge.Pad(csr, 1_400_000)
+			testenv.Pad(csr, 1_400_000)
 		} else if err == nil {
-			bridge.Pad(csr, longest-300*(number-each-1)/each)
+			testenv.Pad(csr, longest-300*(number-each-1)/each)
 		}
 		return csr, err
 	}

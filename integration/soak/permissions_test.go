@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 // A permission is one verb on one resource, in one of the roles of deploy/base/rbac.yaml.
@@ -147,7 +147,7 @@ func requestersAreCalicos(t *testing.T) {
 	t.Helper()
 	bindings := shared.Cluster.Client().RbacV1().ClusterRoleBindings()
 	set := func(ctx context.Context, group string) error {
-		binding, err := bindings.Get(ctx, bed.RequesterRole, metav1.GetOptions{})
+		binding, err := bindings.Get(ctx, testenv.RequesterRole, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}

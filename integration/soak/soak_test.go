@@ -18,9 +18,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
 )
 
 // full tells whether the numbers are those of the report.
@@ -52,8 +52,8 @@ func run(m *testing.M) int {
 
 // A stage is a cluster, and a token with a CA's key.
 type stage struct {
-	*bridge.Bridge
-	ca  bridge.CA
+	*testenv.Env
+	ca  testenv.CA
 	dir string
 }
 
@@ -62,11 +62,11 @@ func newStage(ctx context.Context, binary string) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := bridge.New(ctx, bridge.Options{Dir: dir, Binary: binary, Progress: os.Stderr})
+	b, err := testenv.New(ctx, testenv.Options{Dir: dir, Binary: binary, Progress: os.Stderr})
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Bridge: b, dir: dir}
+	s := &stage{Env: b, dir: dir}
 	if s.ca, _, err = b.CreateCA(ctx, "ecdsa-p256"); err != nil {
 		s.close()
 		return nil, err
@@ -117,7 +117,7 @@ func (s *stage) signer(t *testing.T, env ...string) *signer {
 }
 
 // start runs it until the end of the test at most, however that comes.
-func (s *signer) start(t *testing.T) *bridge.Daemon {
+func (s *signer) start(t *testing.T) *testenv.Daemon {
 	t.Helper()
 	d, err := s.Run(context.WithoutCancel(t.Context()), s.ca, s.env...)
 	must(t, err)
@@ -130,7 +130,7 @@ func (s *signer) start(t *testing.T) *bridge.Daemon {
 	return d
 }
 
-func (s *signer) startReady(t *testing.T) *bridge.Daemon {
+func (s *signer) startReady(t *testing.T) *testenv.Daemon {
 	t.Helper()
 	d := s.start(t)
 	must(t, d.WaitReady(t.Context()))
@@ -138,7 +138,7 @@ func (s *signer) startReady(t *testing.T) *bridge.Daemon {
 }
 
 // stop ends it as a supervisor does.
-func stop(t *testing.T, d *bridge.Daemon) {
+func stop(t *testing.T, d *testenv.Daemon) {
 	t.Helper()
 	if code, err := d.Stop(); err != nil || code != 0 {
 		t.Errorf("hsm-signer ended with code %d, %v", code, err)

@@ -13,7 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 const (
@@ -55,7 +55,7 @@ func (d *daemon) start(ctx context.Context) error {
 	d.cmd = exec.Command(d.args[0], d.args[1:]...)
 	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if d.ended, err = bed.Spawn(d.cmd); err != nil {
+	if d.ended, err = testenv.Spawn(d.cmd); err != nil {
 		return fmt.Errorf("start %s: %w; run `make setup`", d.name, err)
 	}
 	err = wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true, func(ctx context.Context) (bool, error) {

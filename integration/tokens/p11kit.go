@@ -7,7 +7,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 // NewP11Kit makes a token of SoftHSM behind p11-kit's server, which the client's module
@@ -23,7 +23,7 @@ func setP11Kit(ctx context.Context, t *Token) (err error) {
 	if t.Module, err = find("p11-kit-client.so", "p11-kit-modules"); err != nil {
 		return err
 	}
-	soft, err := bed.NewSoftHSM(ctx, t.dir, label)
+	soft, err := testenv.NewSoftHSM(ctx, t.dir, label)
 	if err != nil {
 		return err
 	}

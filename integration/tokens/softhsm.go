@@ -5,7 +5,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 // label is that of every token that can choose it.
@@ -26,7 +26,7 @@ func NewSoftHSM(ctx context.Context) (*Token, error) {
 		KeyTypes: allKeyTypes, Local: true, WrongPINs: softHSMShowsTries, Sessions: 0,
 	}}
 	return newToken(ctx, t, func(ctx context.Context, t *Token) (err error) {
-		soft, err := bed.NewSoftHSM(ctx, t.dir, label)
+		soft, err := testenv.NewSoftHSM(ctx, t.dir, label)
 		if err != nil {
 			return err
 		}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 // NewTPM makes a token in a TPM 2.0: tpm2-pkcs11 on a resource manager, tpm2-abrmd, on a
@@ -91,7 +91,7 @@ var messageBus = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := bed.Spawn(cmd); err != nil {
+	if _, err := testenv.Spawn(cmd); err != nil {
 		return "", fmt.Errorf("start dbus-daemon: %w; run `make setup`", err)
 	}
 	address, err := bufio.NewReader(out).ReadString('\n')

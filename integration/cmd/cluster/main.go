@@ -18,12 +18,12 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"hsm-signer/integration/bed"
+	"hsm-signer/integration/testenv"
 )
 
 const usage = "usage: cluster up|down [--dir DIR], or cluster build"
 
-func main() { bed.Main("cluster", run) }
+func main() { testenv.Main("cluster", run) }
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -45,9 +45,9 @@ func run(ctx context.Context, args []string) error {
 	case "up":
 		return up(ctx, *dir)
 	case "down":
-		return bed.Down(*dir)
+		return testenv.StopCluster(*dir)
 	case "build":
-		_, err := bed.Binaries(ctx, os.Stderr)
+		_, err := testenv.Binaries(ctx, os.Stderr)
 		return err
 	}
 	return fmt.Errorf("unknown command %q; %s", args[0], usage)
@@ -57,13 +57,13 @@ func run(ctx context.Context, args []string) error {
 // use it, and nothing else, on standard output: its kubeconfig, and where there is
 // no kubectl the one that was built.
 func up(ctx context.Context, dir string) error {
-	cluster, err := bed.Start(ctx, bed.Options{Dir: dir, Detach: true, Progress: os.Stderr})
+	cluster, err := testenv.StartCluster(ctx, testenv.ClusterOptions{Dir: dir, Detach: true, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
 	path := ""
 	if _, err := exec.LookPath("kubectl"); err != nil {
-		bin, err := bed.Binaries(ctx, os.Stderr)
+		bin, err := testenv.Binaries(ctx, os.Stderr)
 		if err != nil {
 			return err
 		}

@@ -16,8 +16,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"hsm-signer/integration/bed"
 	"hsm-signer/integration/demo"
+	"hsm-signer/integration/testenv"
 )
 
 const (
@@ -27,12 +27,12 @@ const (
 
 var errUsage = errors.New("usage: compose secrets DIR | authorize DIR URL RBAC FILE | client DIR URL CA | binaries OUT")
 
-func main() { bed.Main("compose", run) }
+func main() { testenv.Main("compose", run) }
 
 func run(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "secrets":
-		return bed.MakeSecrets(args[1])
+		return testenv.MakeSecrets(args[1])
 	case len(args) == 5 && args[0] == "authorize":
 		return authorize(ctx, args[1], args[2], args[3], args[4])
 	case len(args) == 4 && args[0] == "client":
@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string) error {
 
 // authorize gives hsm-signer its rights, and Calico's pods theirs.
 func authorize(ctx context.Context, dir, url, rbac, kubeconfig string) error {
-	cluster, err := bed.Attach(ctx, dir, url)
+	cluster, err := testenv.Attach(ctx, dir, url)
 	if err != nil {
 		return err
 	}
@@ -63,12 +63,12 @@ func authorize(ctx context.Context, dir, url, rbac, kubeconfig string) error {
 	if err != nil {
 		return err
 	}
-	return bed.WriteKubeconfig(kubeconfig, cluster.ConfigFor(token))
+	return testenv.WriteKubeconfig(kubeconfig, cluster.ConfigFor(token))
 }
 
 // client lets everyone ask.
 func client(ctx context.Context, dir, url, ca string) error {
-	cluster, err := bed.Attach(ctx, dir, url)
+	cluster, err := testenv.Attach(ctx, dir, url)
 	if err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func client(ctx context.Context, dir, url, ca string) error {
 
 // binaries builds the servers, where they are not built yet, and copies them.
 func binaries(ctx context.Context, out string) error {
-	bin, err := bed.Binaries(ctx, os.Stderr)
+	bin, err := testenv.Binaries(ctx, os.Stderr)
 	if err != nil {
 		return err
 	}

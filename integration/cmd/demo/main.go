@@ -12,12 +12,11 @@ import (
 	"fmt"
 	"os"
 
-	"hsm-signer/integration/bed"
-	"hsm-signer/integration/bridge"
 	"hsm-signer/integration/demo"
+	"hsm-signer/integration/testenv"
 )
 
-func main() { bed.Main("demo", run) }
+func main() { testenv.Main("demo", run) }
 
 func run(ctx context.Context, _ []string) (err error) {
 	keep := os.Getenv("KEEP") == "1"
@@ -29,7 +28,7 @@ func run(ctx context.Context, _ []string) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	out.Step("A real API server and etcd, and a SoftHSM token")
-	b, err := bridge.New(ctx, bridge.Options{Dir: dir, Progress: os.Stderr})
+	b, err := testenv.New(ctx, testenv.Options{Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -46,7 +45,7 @@ func run(ctx context.Context, _ []string) (err error) {
 	}()
 
 	out.Step("Pods ask: each open-source component of Calico, and impostors")
-	place := demo.Place{Cluster: b.Cluster, SignerName: bridge.SignerName, CACert: ca.CertFile, Dir: dir}
+	place := demo.Place{Cluster: b.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: dir}
 	outcomes, err := place.AskAll(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; the log of hsm-signer:\n%s", err, d.Log())
@@ -59,7 +58,7 @@ func run(ctx context.Context, _ []string) (err error) {
 }
 
 // serve has the ceremony make a CA, checks every precondition and starts the daemon.
-func serve(ctx context.Context, out *demo.Screen, b *bridge.Bridge) (*bridge.Daemon, bridge.CA, error) {
+func serve(ctx context.Context, out *demo.Screen, b *testenv.Env) (*testenv.Daemon, testenv.CA, error) {
 	out.Step("hsm-signer ca create: the key is made in the token and never leaves it")
 	ca, text, err := b.CreateCA(ctx, "ecdsa-p256")
 	if err != nil {
@@ -83,12 +82,12 @@ func serve(ctx context.Context, out *demo.Screen, b *bridge.Bridge) (*bridge.Dae
 		_, stopErr := d.Stop()
 		return nil, ca, errors.Join(err, stopErr)
 	}
-	out.Print("ready; it watches the requests of " + bridge.SignerName)
+	out.Print("ready; it watches the requests of " + testenv.SignerName)
 	return d, ca, nil
 }
 
 // lookAround says how, and waits to be interrupted.
-func lookAround(ctx context.Context, out *demo.Screen, b *bridge.Bridge, ca bridge.CA, d *bridge.Daemon) {
+func lookAround(ctx context.Context, out *demo.Screen, b *testenv.Env, ca testenv.CA, d *testenv.Daemon) {
 	out.Step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another terminal:")
 	out.Print("export KUBECONFIG=" + b.Cluster.Kubeconfig() + `
 kubectl get csr                      # who asked, and what came of it

@@ -1,0 +1,324 @@
+package e2e
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
+)
+
+// patience ends the wait for a certificate that does not come.
+const patience = 30 * time.Second
+
+// byName are the signature algorithms by the names that users give them.
+var byName = map[string]x509.SignatureAlgorithm{
+	"SHA256WithRSA": x509.SHA256WithRSA, "SHA384WithRSA": x509.SHA384WithRSA, "SHA512WithRSA": x509.SHA512WithRSA,
+	"SHA256WithRSAPSS": x509.SHA256WithRSAPSS, "SHA384WithRSAPSS": x509.SHA384WithRSAPSS, "SHA512WithRSAPSS": x509.SHA512WithRSAPSS,
+	"ECDSAWithSHA256": x509.ECDSAWithSHA256, "ECDSAWithSHA384": x509.ECDSAWithSHA384, "ECDSAWithSHA512": x509.ECDSAWithSHA512,
+}
+
+// What each kind of CA key can sign with.
+var (
+	withRSA   = []string{"SHA256WithRSA", "SHA384WithRSA", "SHA512WithRSA", "SHA256WithRSAPSS", "SHA384WithRSAPSS", "SHA512WithRSAPSS"}
+	withECDSA = []string{"ECDSAWithSHA256", "ECDSAWithSHA384", "ECDSAWithSHA512"}
+)
+
+// authorities are the CA keys, the slowest to make last; usual is what each signs
+// with where nothing else is said.
+var authorities = []struct {
+	keyType, usual string
+	algorithms     []string
+}{
+	{"ecdsa-p256", "ECDSAWithSHA256", withECDSA},
+	{"ecdsa-p384", "ECDSAWithSHA384", withECDSA},
+	{"ecdsa-p521", "ECDSAWithSHA512", withECDSA},
+	{"rsa-2048", "SHA256WithRSA", withRSA},
+	{"rsa-3072", "SHA256WithRSA", withRSA},
+	{"rsa-4096", "SHA256WithRSA", withRSA},
+	{"rsa-8192", "SHA256WithRSA", withRSA},
+}
+
+// Every key that Calico makes, with every signature of the request that it can make, gets
+// its certificate; and every CA key signs in every way that it can, for an RSA key
+// and for an ECDSA key.
+func TestAlgorithms(t *testing.T) {
+	ceremonies := startCeremonies(t)
+	var passed table
+	t.Cleanup(func() { t.Logf("issued, and verified by crypto/x509 and by openssl:\n%s", &passed) })
+	t.Run("requesters", func(t *testing.T) {
+		startReady(t, ca)
+		for _, key := range calico.KeyAlgorithms {
+			t.Run(key, func(t *testing.T) { passed.testRequester(t, key) })
+		}
+	})
+	t.Run("authorities", func(t *testing.T) {
+		for _, authority := range authorities {
+			t.Run(authority.keyType, func(t *testing.T) {
+				made := ceremonies[authority.keyType].wait(t)
+				passed.testAuthority(t, authority.keyType, made, "", authority.usual)
+				for _, signature := range authority.algorithms {
+					passed.testAuthority(t, authority.keyType, made, signature, signature)
+				}
+			})
+		}
+	})
+}
+
+// testRequester has the key certified by the CA that is there already, with each signature
+// of the request.
+func (passed *table) testRequester(t *testing.T, key string) {
+	for _, signature := range calico.SignatureAlgorithms {
+		if strings.HasPrefix(key, "RSA") != strings.HasSuffix(signature, "RSA") {
+			continue
+		}
+		ok := t.Run(signature, func(t *testing.T) {
+			certify(t, ca, "ECDSAWithSHA256", key, signature)
+		})
+		passed.add(ok, "requester's key "+key, signature)
+	}
+}
+
+// testAuthority runs hsm-signer with SIGNATURE_ALGORITHM, or without one if it is "", and has
+// an RSA key and an ECDSA key certified.
+func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA, signature, expected string) {
+	name, env := signature, []string{"SIGNATURE_ALGORITHM=" + signature}
+	if signature == "" {
+		name, env = "default", nil
+	}
+	ok := t.Run(name, func(t *testing.T) {
+		d := startReady(t, made, env...)
+		t.Run("RSAWithSize2048", func(t *testing.T) { certify(t, made, expected, "RSAWithSize2048", "SHA256WithRSA") })
+		t.Run("ECDSAWithCurve256", func(t *testing.T) { certify(t, made, expected, "ECDSAWithCurve256", "ECDSAWithSHA256") })
+		if t.Failed() {
+			t.Logf("the log of hsm-signer:\n%s", d.Log())
+		}
+	})
+	cell := expected
+	if signature == "" {
+		cell += " (default)"
+	}
+	passed.add(ok, "CA's key "+keyType, cell)
+}
+
+func TestAlgorithmThatTheKeyCannotUse(t *testing.T) {
+	_, stderr, code := shared.Command(t.Context(), ca, []string{"SIGNATURE_ALGORITHM=SHA256WithRSA"}, "run")
+	if code != 4 || !strings.Contains(stderr, "SIGNATURE_ALGORITHM: ") || !strings.Contains(stderr, "cannot sign with SHA256WithRSA") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// certify has a key certified by a running hsm-signer, as Calico's node would, and looks at
+// the certificate; expected is how that must be signed.
+func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string) {
+	t.Helper()
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	asking.Key, asking.SignatureAlgorithm = cachedKey(t, key), requestSignature
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	csr, err := asking.Run(ctx, p.client)
+	must(t, err)
+	cert := requireIssued(t, csr, asking)
+	if got := cert.SignatureAlgorithm; got != byName[expected] {
+		t.Errorf("the certificate is signed with %s, not %s", got, expected)
+	}
+	if got := nameOf(cert.PublicKey); got != key {
+		t.Errorf("the certified key is of %s, not %s", got, key)
+	}
+	requireUsagesOf(t, cert)
+	requireVerified(t, ca, cert)
+	requireOpenSSL(t, ca, cert)
+}
+
+// A table is what passed, in the order in which it did.
+type table struct {
+	keys  []string
+	cells map[string][]string // by key
+}
+
+// add adds what passed.
+func (passed *table) add(ok bool, key, cell string) {
+	if !ok {
+		return
+	}
+	if passed.cells == nil {
+		passed.cells = map[string][]string{}
+	}
+	if !slices.Contains(passed.keys, key) {
+		passed.keys = append(passed.keys, key)
+	}
+	passed.cells[key] = append(passed.cells[key], cell)
+}
+
+// String has a line for each key.
+func (passed *table) String() string {
+	var b strings.Builder
+	for _, key := range passed.keys {
+		fmt.Fprintf(&b, "%-33s %s\n", key, strings.Join(passed.cells[key], ", "))
+	}
+	return b.String()
+}
+
+// requireUsagesOf requires the usages that Calico asks for, without the one that a
+// key of this type cannot serve.
+func requireUsagesOf(t *testing.T, cert *x509.Certificate) {
+	t.Helper()
+	want := x509.KeyUsageDigitalSignature | x509.KeyUsageKeyAgreement
+	if cert.PublicKeyAlgorithm == x509.RSA {
+		want = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
+	}
+	if cert.KeyUsage != want {
+		t.Errorf("keyUsage is %b, want %b", cert.KeyUsage, want)
+	}
+	if !slices.Equal(cert.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
+		t.Errorf("extKeyUsage is %v", cert.ExtKeyUsage)
+	}
+}
+
+// requireVerified has crypto/x509 verify the chain, for both ends of a connection.
+func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
+	t.Helper()
+	root, err := os.ReadFile(ca.CertFile)
+	must(t, err)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(root) {
+		t.Fatalf("%s holds no certificate", ca.CertFile)
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		options := x509.VerifyOptions{Roots: roots, DNSName: cert.DNSNames[0], KeyUsages: []x509.ExtKeyUsage{usage}}
+		if _, err := cert.Verify(options); err != nil {
+			t.Errorf("crypto/x509: %v", err)
+		}
+	}
+}
+
+// A ceremony makes a CA while other work is done.
+type ceremony struct {
+	ca   testenv.CA
+	err  error
+	done chan struct{}
+}
+
+// startCeremonies makes a CA of each type, one after the other. They end with the test.
+func startCeremonies(t *testing.T) map[string]*ceremony {
+	t.Helper()
+	all := map[string]*ceremony{}
+	for _, authority := range authorities {
+		all[authority.keyType] = &ceremony{done: make(chan struct{})}
+	}
+	ctx, dir := t.Context(), t.TempDir()
+	go func() {
+		for _, authority := range authorities {
+			all[authority.keyType].hold(ctx, authority.keyType, dir)
+		}
+	}()
+	t.Cleanup(func() {
+		for _, c := range all {
+			<-c.done
+		}
+	})
+	return all
+}
+
+// hold makes the CA. Its key has a label that no other test's has, nor an earlier run's.
+func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
+	defer close(c.done)
+	c.ca = testenv.CA{KeyLabel: filepath.Base(filepath.Dir(dir)) + "-" + keyType, CertFile: filepath.Join(dir, keyType+".crt")}
+	_, stderr, code := shared.Command(ctx, c.ca, nil, "ca", "create", "--key-type", keyType, "--subject", "CN=Calico CA "+keyType, "--out", c.ca.CertFile)
+	if code != 0 {
+		c.err = fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code, stderr)
+	}
+}
+
+// wait returns the CA when it is made.
+func (c *ceremony) wait(t *testing.T) testenv.CA {
+	t.Helper()
+	<-c.done
+	must(t, c.err)
+	return c.ca
+}
+
+// cachedKey is a requester's key for tests. Some take most of a minute to make, so they
+// are kept between runs, in the user's cache.
+func cachedKey(t *testing.T, algorithm string) crypto.Signer {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	must(t, err)
+	file := filepath.Join(cache, "hsm-signer", "testkeys", algorithm+".pem")
+	if key, err := readKey(file); err == nil && nameOf(key.Public()) == algorithm {
+		return key
+	}
+	key, err := calico.NewKey(algorithm)
+	must(t, err)
+	must(t, writeKey(file, key))
+	return key
+}
+
+func readKey(file string) (crypto.Signer, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("%s is not PEM", file)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s holds a key that does not sign: %T", file, parsed)
+	}
+	return key, nil
+}
+
+// writeKey writes a file that only its owner may read. Whoever reads it meanwhile sees all of
+// it or nothing.
+func writeKey(file string, key crypto.Signer) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	part, err := os.CreateTemp(filepath.Dir(file), "part-") // mode 0600
+	if err != nil {
+		return err
+	}
+	err = errors.Join(pem.Encode(part, &pem.Block{Type: "PRIVATE KEY", Bytes: der}), part.Close())
+	if err == nil {
+		err = os.Rename(part.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(part.Name()))
+	}
+	return nil
+}
+
+// nameOf is Calico's name for the algorithm of a key.
+func nameOf(public crypto.PublicKey) string {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSAWithSize%d", key.N.BitLen())
+	case *ecdsa.PublicKey:
+		return fmt.Sprintf("ECDSAWithCurve%d", key.Curve.Params().BitSize)
+	}
+	return fmt.Sprintf("%T", public)
+}

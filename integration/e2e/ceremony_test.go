@@ -1,0 +1,277 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"hsm-signer/integration/testenv"
+)
+
+// The manual of the ceremony is right: its commands are run as they stand there, and the CA that an offline
+// root certified in it issues.
+func TestCeremonyManual(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/ceremony.md")
+	must(t, err)
+	var script bytes.Buffer
+	for _, block := range regexp.MustCompile("(?s)\n```sh\n(.*?)```").FindAllSubmatch(manual, -1) {
+		script.Write(block[1])
+	}
+	dir := t.TempDir()
+	pin := filepath.Join(dir, "pin")
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o400))
+	out, err := shared.Shell(t.Context(), testenv.CA{KeyLabel: label(t)}, []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + pin}, dir, script.String())
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, out)
+	}
+	for _, want := range []string{"CA created", "Request created", "CA imported", "signed.crt: OK", "spec:\n  certificateManagement:"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is missing in:\n%s", want, out)
+		}
+	}
+	for _, name := range []string{"ceremony.txt", "request.txt"} {
+		requireFingerprints(t, filepath.Join(dir, name), string(out))
+	}
+	issuing := testenv.CA{KeyLabel: "calico-issuing-ca", CertFile: filepath.Join(dir, "issuing-ca.crt")}
+	requireWorks(t, issuing, 2)
+}
+
+// label is one that no other test's key has.
+func label(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), numbers.Add(1)) }
+
+// requireFingerprints requires those of the transcript to be among what sha256sum printed.
+func requireFingerprints(t *testing.T, transcript, printed string) {
+	t.Helper()
+	text, err := os.ReadFile(transcript)
+	must(t, err)
+	sums := regexp.MustCompile(`  SHA-256 +([0-9a-f]{64})\n`).FindSubmatch(text)
+	if sums == nil || !strings.Contains(printed, string(sums[1])+"  -") {
+		t.Errorf("the fingerprint of the transcript is not the file's:\n%s", text)
+	}
+	if strings.Contains(string(text)+printed, shared.Token.PIN) {
+		t.Error("the PIN is shown")
+	}
+}
+
+// requireWorks requires check to pass with the CA, and run to issue a chain of that many
+// certificates, which openssl verifies.
+func requireWorks(t *testing.T, ca testenv.CA, length int) {
+	t.Helper()
+	if stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check"); code != 0 {
+		t.Fatalf("check: exit code %d: %s%s", code, stdout, stderr)
+	}
+	startReady(t, ca)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	csr, err := p.asking(t, node).Run(t.Context(), p.client)
+	must(t, err)
+	if got := bytes.Count(csr.Status.Certificate, []byte("-----BEGIN")); got != length {
+		t.Errorf("the chain has %d certificates, want %d", got, length)
+	}
+	block, _ := pem.Decode(csr.Status.Certificate)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	requireOpenSSL(t, ca, cert)
+}
+
+func TestCeremonyWithEd25519(t *testing.T) {
+	made := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
+	requireCommand(t, made, "ca", "create", "--key-type", "ed25519", "--out", made.CertFile)
+	out, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", made.CertFile, "-noout", "-text").Output()
+	must(t, err)
+	if strings.Count(string(out), "ED25519") < 2 {
+		t.Errorf("not an Ed25519 CA:\n%s", out)
+	}
+	requireWorks(t, made, 1)
+}
+
+// requireCommand requires exit code 0 and returns what was printed.
+func requireCommand(t *testing.T, ca testenv.CA, args ...string) string {
+	t.Helper()
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
+	if code != 0 {
+		t.Fatalf("%v: exit code %d: %s", args, code, stderr)
+	}
+	return stdout
+}
+
+// requireRefusal requires the exit code and words on stderr.
+func requireRefusal(t *testing.T, ca testenv.CA, want int, words string, args ...string) {
+	t.Helper()
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
+	if code != want || !strings.Contains(stderr, words) {
+		t.Errorf("%v: exit code %d, want %d; %s%s; want %q", args, code, want, stdout, stderr, words)
+	}
+}
+
+// A key that is there already is certified as often as one likes, and never made again.
+func TestCeremonyWithAnExistingKey(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	made := testenv.CA{KeyLabel: label(t), CertFile: file("first.crt")}
+	requireCommand(t, made, "ca", "create", "--key-type", "rsa-2048", "--out", made.CertFile)
+	requireRefusal(t, made, 4, "holds a key labelled", "ca", "create", "--out", file("no.crt"))
+	requireRefusal(t, made, 4, "is of type rsa-2048, not ecdsa-p256", "ca", "create", "--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
+	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "there is no private key", "ca", "create", "--use-existing-key", "--out", file("no.crt"))
+	must(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600)) // and no word on the type
+	requireCommand(t, made, "ca", "create", "--use-existing-key", "--profile", file("ca.yaml"), "--csr", "--out", file("ca.csr"))
+	requireCommand(t, made, "ca", "create", "--use-existing-key", "--subject", "CN=second", "--out", file("second.crt"), "--transcript", file("second.txt"))
+	requireKeyOf(t, file("ca.csr"), "req", file("first.crt"))
+	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
+	transcript, err := os.ReadFile(file("second.txt"))
+	must(t, err)
+	if text := string(transcript); !strings.Contains(text, "another tool made it") || !strings.Contains(text, "CKA_NEVER_EXTRACTABLE  1\n") {
+		t.Errorf("transcript:\n%s", text)
+	}
+	if _, err := os.Stat(file("no.crt")); err == nil {
+		t.Error("what was refused was written")
+	}
+}
+
+// requireKeyOf requires what openssl reads from one file to be for the key of the certificate in the other.
+func requireKeyOf(t *testing.T, file, kind, cert string) {
+	t.Helper()
+	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout", "-pubkey").Output()
+	must(t, err)
+	other, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", cert, "-noout", "-pubkey").Output()
+	must(t, err)
+	if len(one) == 0 || !bytes.Equal(one, other) {
+		t.Errorf("%s is for the key\n%s%s is for\n%s", file, one, cert, other)
+	}
+}
+
+func TestCeremonyRefusesAKeyThatCouldLeave(t *testing.T) {
+	imported := importKey(t, label(t))
+	out := filepath.Join(t.TempDir(), "ca.crt")
+	requireRefusal(t, imported, 4, "could leave the token", "ca", "create", "--use-existing-key", "--out", out)
+	if _, err := os.Stat(out); err == nil {
+		t.Error("it was certified")
+	}
+	if text := requireCommand(t, imported, "ca", "show"); !strings.Contains(text, "CKA_NEVER_EXTRACTABLE  0 (should be 1)") {
+		t.Errorf("ca show does not say so:\n%s", text)
+	}
+}
+
+func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
+	const wrong = "0000-canary"
+	defer logIn(t)
+	out := filepath.Join(t.TempDir(), "new")
+	for _, args := range [][]string{
+		{"ca", "create", "--out", out}, {"ca", "create", "--use-existing-key", "--out", out}, {"ca", "import", "--cert", ca.CertFile, "--out", out}, {"ca", "show"},
+	} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, args...)
+		if code != 3 || strings.Count(stderr, "the PIN is wrong") != 1 || strings.Contains(stdout+stderr, wrong) {
+			t.Errorf("%v: exit code %d: %s%s", args, code, stdout, stderr)
+		}
+	}
+}
+
+// An offlineRoot is openssl with a root's key in files.
+type offlineRoot struct{ dir string }
+
+func newOfflineRoot(t *testing.T, constraints string) offlineRoot {
+	t.Helper()
+	r := offlineRoot{t.TempDir()}
+	r.openssl(t, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "root.key", "-out", "root.crt",
+		"-subj", "/CN=root", "-days", "30", "-addext", "basicConstraints=critical,"+constraints, "-addext", "keyUsage=critical,keyCertSign")
+	return r
+}
+
+func (r offlineRoot) openssl(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "openssl", args...)
+	cmd.Dir = r.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", cmd, err, out)
+	}
+}
+
+// sign certifies the request with the extensions, and returns the file with the certificate and the root's.
+func (r offlineRoot) sign(t *testing.T, request, extensions string, args ...string) string {
+	t.Helper()
+	must(t, os.WriteFile(filepath.Join(r.dir, "ext"), []byte(extensions), 0o600))
+	r.openssl(t, append([]string{"x509", "-req", "-in", request, "-CA", "root.crt", "-CAkey", "root.key", "-set_serial", "7", "-extfile", "ext", "-out", "signed.crt"}, args...)...)
+	signed, err := os.ReadFile(filepath.Join(r.dir, "signed.crt"))
+	must(t, err)
+	root, err := os.ReadFile(filepath.Join(r.dir, "root.crt"))
+	must(t, err)
+	chain := filepath.Join(t.TempDir(), "chain.crt")
+	must(t, os.WriteFile(chain, slices.Concat(signed, root), 0o600))
+	return chain
+}
+
+const (
+	identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+	goodCA      = identifiers + "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n"
+)
+
+// What a root may get wrong is refused, and nothing is written.
+func TestCeremonyRefusesWrongCertificates(t *testing.T) {
+	dir := t.TempDir()
+	request, out := filepath.Join(dir, "ca.csr"), filepath.Join(dir, "ca.crt")
+	asking := testenv.CA{KeyLabel: label(t), CertFile: out}
+	requireCommand(t, asking, "ca", "create", "--csr", "--out", request)
+	root, narrow := newOfflineRoot(t, "CA:TRUE"), newOfflineRoot(t, "CA:TRUE,pathlen:0")
+	for _, c := range []struct {
+		words, chain string
+	}{
+		{"is not a CA's", root.sign(t, request, identifiers)},
+		{"keyCertSign", root.sign(t, request, identifiers+"basicConstraints=critical,CA:TRUE\nkeyUsage=digitalSignature\n")},
+		{"no subjectKeyIdentifier", root.sign(t, request, "subjectKeyIdentifier=none\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n")},
+		{"expired", root.sign(t, request, goodCA, "-days", "-1")},
+		{"SHA1", root.sign(t, request, goodCA, "-sha1")},
+		{"allows a path length of 0", narrow.sign(t, request, goodCA)},
+	} {
+		requireRefusal(t, asking, 2, c.words, "ca", "import", "--cert", c.chain)
+	}
+	good := root.sign(t, request, goodCA)
+	requireRefusal(t, asking, 2, "the chain is not complete", "ca", "import", "--cert", filepath.Join(root.dir, "signed.crt"))
+	requireRefusal(t, ca, 2, "no certificate in the file is for the key", "ca", "import", "--cert", good, "--out", out)
+	if _, err := os.Stat(out); err == nil {
+		t.Fatal("what was refused was written")
+	}
+	requireCommand(t, asking, "ca", "import", "--cert", good)
+	requireRefusal(t, asking, 4, "exists already", "ca", "import", "--cert", good)
+}
+
+// ca show for programs.
+func TestCeremonyShowsTheCA(t *testing.T) {
+	var shown struct {
+		Certificates []struct{ Subject, SHA256 string }
+		Key          struct {
+			Type       string
+			Attributes []struct {
+				Name          string
+				Value, Should *bool
+			}
+			Token struct{ Label string }
+		}
+		PEM string
+	}
+	must(t, json.Unmarshal([]byte(requireCommand(t, ca, "ca", "show", "--output", "json")), &shown))
+	file, err := os.ReadFile(ca.CertFile)
+	must(t, err)
+	if len(shown.Certificates) != 1 || shown.PEM != string(file) || shown.Key.Type != "ecdsa-p256" || shown.Key.Token.Label != shared.Token.Label {
+		t.Errorf("%+v", shown)
+	}
+	for _, a := range shown.Key.Attributes {
+		if a.Value == nil || *a.Value != *a.Should {
+			t.Errorf("%s is %v", a.Name, a.Value)
+		}
+	}
+	other := testenv.CA{KeyLabel: label(t), CertFile: ca.CertFile}
+	requireCommand(t, other, "ca", "create", "--out", filepath.Join(t.TempDir(), "ca.crt"))
+	stdout, stderr, code := shared.Command(t.Context(), other, nil, "ca", "show")
+	if code != 4 || !strings.Contains(stderr, "is not the key of the CA certificate") || !strings.Contains(stdout, "-----BEGIN CERTIFICATE-----") {
+		t.Errorf("a certificate for another key: exit code %d: %s%s", code, stdout, stderr)
+	}
+}

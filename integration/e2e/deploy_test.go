@@ -1,0 +1,368 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/demo"
+	"hsm-signer/integration/testenv"
+)
+
+// overlays are those of deploy/overlays, with what their users put beside them.
+var overlays = map[string]map[string]string{
+	"softhsm":     nil,
+	"network-hsm": {"ca.crt": "a certificate", "client.conf": "server = 192.0.2.10"},
+	"p11-kit":     {"ca.crt": "a certificate"},
+}
+
+// kubectl runs the test environment's kubectl as the admin.
+func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context()) // it is used in clean-up too
+	bin, err := testenv.Binaries(ctx, nil)
+	must(t, err)
+	var out, errs strings.Builder
+	cmd := exec.CommandContext(ctx, bin.Kubectl, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+shared.Cluster.Kubeconfig())
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, errs.String())
+	}
+	return out.String(), errs.String()
+}
+
+// deployment copies deploy, with the files that users add to the overlay, and returns the overlay's directory.
+func deployment(t *testing.T, overlay string, edit func(kustomization string) string) string {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "deploy")
+	must(t, os.CopyFS(root, os.DirFS("../../deploy")))
+	dir := filepath.Join(root, "overlays", overlay)
+	for name, text := range overlays[overlay] {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	file := filepath.Join(dir, "kustomization.yaml")
+	text, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, []byte(edit(string(text))), 0o600))
+	return dir
+}
+
+func asItIs(kustomization string) string { return kustomization }
+
+// withHostNetwork takes the component into the overlay.
+func withHostNetwork(kustomization string) string {
+	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/host-network\n", 1)
+}
+
+// Every overlay is taken by the API server, in a dry run and for good, and the pod that comes of it is one that the
+// namespace's Pod Security standard admits, without a warning.
+func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
+	for overlay := range overlays {
+		for kind, edit := range map[string]func(string) string{"": asItIs, " with the node's network": withHostNetwork} {
+			t.Run(overlay+kind, func(t *testing.T) {
+				defer clearVolumes(t)
+				dir := deployment(t, overlay, edit)
+				for _, how := range []string{"--dry-run=server", "--dry-run=none"} {
+					_, warnings := kubectl(t, "apply", "--server-side", "--force-conflicts", "-k", dir, how)
+					if warnings != "" && kind == "" {
+						t.Errorf("kubectl apply %s: %s", how, warnings)
+					}
+				}
+				requireAdmitted(t)
+			})
+		}
+	}
+}
+
+// clearVolumes removes the volumes, of which another overlay has others by the same names. Nobody but this test
+// waits for their finalizers here.
+func clearVolumes(t *testing.T) {
+	t.Helper()
+	ctx, api := context.WithoutCancel(t.Context()), shared.Cluster.Client().CoreV1()
+	volumes, err := api.PersistentVolumes().List(ctx, metav1.ListOptions{})
+	must(t, err)
+	for _, v := range volumes.Items {
+		v.Finalizers = nil
+		_, err := api.PersistentVolumes().Update(ctx, &v, metav1.UpdateOptions{})
+		must(t, errors.Join(err, api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{})))
+	}
+	claims, err := api.PersistentVolumeClaims("hsm-signer").List(ctx, metav1.ListOptions{})
+	must(t, err)
+	for _, c := range claims.Items {
+		c.Finalizers = nil
+		_, err := api.PersistentVolumeClaims("hsm-signer").Update(ctx, &c, metav1.UpdateOptions{})
+		must(t, errors.Join(err, api.PersistentVolumeClaims("hsm-signer").Delete(ctx, c.Name, metav1.DeleteOptions{})))
+	}
+}
+
+// requireAdmitted makes the StatefulSet's pod, as its controller would: there is none here.
+func requireAdmitted(t *testing.T) {
+	t.Helper()
+	api := shared.Cluster.Client()
+	set, err := api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	must(t, err)
+	pod := podOf(set)
+	made, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{})
+	must(t, err)
+	must(t, shared.Cluster.DeletePod(t.Context(), made))
+	if made.Spec.Priority == nil || *made.Spec.Priority < 1_000_000_000 {
+		t.Errorf("the pod's priority is %v", made.Spec.Priority)
+	}
+	// The standard is in force: the same pod as root is not admitted, unless the namespace gave it up.
+	if pod.Spec.HostNetwork {
+		return
+	}
+	pod.Spec.SecurityContext.RunAsNonRoot = new(bool)
+	if _, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), "restricted") {
+		t.Errorf("a pod that may run as root: %v", err)
+	}
+}
+
+func podOf(set *appsv1.StatefulSet) *corev1.Pod {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-0", Labels: set.Spec.Template.Labels}, Spec: *set.Spec.Template.Spec.DeepCopy()}
+	for _, claim := range set.Spec.VolumeClaimTemplates {
+		source := corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + pod.Name}}
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: claim.Name, VolumeSource: source})
+	}
+	return pod
+}
+
+// withPodsOfPolicy takes the component into the overlay.
+func withPodsOfPolicy(kustomization string) string {
+	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/pods-of-policy\n", 1)
+}
+
+// With the component hsm-signer may read the pods of the policy's namespaces and no others, and that is
+// enough for it to be ready, for "check", and to issue.
+func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
+	node := components()[0]
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
+	text, _ := kubectl(t, "kustomize", deployment(t, "softhsm", withPodsOfPolicy))
+	var rights, bindings []string
+	for _, object := range strings.Split(text, "\n---\n") {
+		switch {
+		case strings.Contains(object, "kind: RoleBinding\n"):
+			bindings = append(bindings, object)
+		case !strings.Contains(object, "kind: ClusterRole\n"):
+			continue
+		}
+		rights = append(rights, object)
+	}
+	file := filepath.Join(t.TempDir(), "bindings.yaml")
+	must(t, os.WriteFile(file, []byte(strings.Join(bindings, "\n---\n")), 0o600))
+	must(t, shared.Cluster.Apply(t.Context(), []byte(strings.Join(rights, "\n---\n"))))
+	t.Cleanup(func() { // the others have the rights of the base
+		kubectl(t, "delete", "--ignore-not-found", "-f", file)
+		base, err := os.ReadFile("../../deploy/base/rbac.yaml")
+		must(t, errors.Join(err, shared.Cluster.Apply(context.WithoutCancel(t.Context()), base)))
+	})
+	for namespace, want := range map[string]bool{node.Namespace: true, "default": false, "": false} {
+		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
+			Spec: authorizationv1.SubjectAccessReviewSpec{
+				User:               "system:serviceaccount:hsm-signer:hsm-signer",
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "pods", Namespace: namespace},
+			},
+		}, metav1.CreateOptions{})
+		must(t, err)
+		if review.Status.Allowed != want {
+			t.Errorf("pods of the namespace %q: %t", namespace, review.Status.Allowed)
+		}
+	}
+	startReady(t, ca)
+	p := newPod(t, node, nextIP())
+	p.requireCertificate(t, p.asking(t, node))
+	stdout, _, _ := shared.Command(t.Context(), ca, nil, "check")
+	if strings.Contains(stdout, "failed   may get pods") || !strings.Contains(stdout, "warning  may get pods in calico-apiserver") {
+		t.Errorf("check says: %s", stdout)
+	}
+}
+
+// withMonitoring takes the component into the overlay.
+func withMonitoring(kustomization string) string {
+	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../monitoring\n", 1)
+}
+
+// An overlay with the component has what Prometheus' operator needs, and is otherwise the same.
+func TestMonitoringIsAComponent(t *testing.T) {
+	for overlay := range overlays {
+		without, _ := kubectl(t, "kustomize", deployment(t, overlay, asItIs))
+		with, _ := kubectl(t, "kustomize", deployment(t, overlay, withMonitoring))
+		for _, object := range strings.Split(with, "\n---\n") {
+			if !strings.Contains(without, strings.TrimSpace(object)) != (strings.Contains(object, "kind: PodMonitor") || strings.Contains(object, "kind: PrometheusRule")) {
+				t.Errorf("%s: with the component it has:\n%s", overlay, object)
+			}
+		}
+		if strings.Count(with, "apiVersion: monitoring.coreos.com/v1") != 3 {
+			t.Errorf("%s lacks what the component should add", overlay)
+		}
+	}
+}
+
+// The signer name is said once, and the lease that hsm-signer may use is the one that it asks for.
+func TestOverlaySaysItsNamesOnce(t *testing.T) {
+	for overlay := range overlays {
+		dir := deployment(t, overlay, func(k string) string {
+			return strings.Replace(k, "SIGNER_NAME=example.com/calico", "SIGNER_NAME=pki.example.org/mine", 1)
+		})
+		text, _ := kubectl(t, "kustomize", dir)
+		for _, want := range []string{"  resourceNames:\n  - pki.example.org/mine\n", "SIGNER_NAME: pki.example.org/mine\n", "  resourceNames:\n  - hsm-signer\n"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s lacks %q", overlay, want)
+			}
+		}
+		if strings.Contains(text, "example.com/calico") {
+			t.Errorf("%s names the signer name of the example still", overlay)
+		}
+	}
+}
+
+// With nothing but the rights of its service account, as the overlay gives them, hsm-signer passes the demo; and check
+// names each permission that is taken away.
+func TestRightsOfTheOverlaySuffice(t *testing.T) {
+	kubectl(t, "apply", "--server-side", "--force-conflicts", "-k", deployment(t, "softhsm", asItIs))
+	lease := []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
+	requireCheckPasses(t, lease)
+	startReady(t, ca, lease...)
+	place := demo.Place{Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: t.TempDir()}
+	outcomes, err := place.AskAll(t.Context())
+	must(t, err)
+	must(t, demo.Judge(demo.NewScreen(os.Stdout), outcomes))
+	// What every service account may do here, as Calico's may, would hide what hsm-signer's may not.
+	must(t, shared.Cluster.ForbidRequests(t.Context()))
+	defer func() { must(t, shared.Cluster.AllowRequests(t.Context())) }()
+	for _, role := range roles(t) {
+		for _, permission := range role.permissions() {
+			t.Run(permission.said, func(t *testing.T) {
+				role.without(t, permission)
+				defer role.restore(t)
+				if optional[permission.said] {
+					requireCheckPasses(t, lease)
+					return
+				}
+				requireNamed(t, lease, permission.said)
+			})
+		}
+	}
+}
+
+// optional are the permissions without which everything works, and less is told.
+var optional = map[string]bool{"get replicasets": true, "get installations default": true}
+
+func requireCheckPasses(t *testing.T, env []string) {
+	t.Helper()
+	if stdout, stderr, code := shared.Command(t.Context(), ca, env, "check"); code != 0 {
+		t.Errorf("check: exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// requireNamed waits until check, asked as the service account, says that this and nothing else is not allowed.
+func requireNamed(t *testing.T, env []string, permission string) {
+	t.Helper()
+	want := "may " + permission
+	var failed []string
+	eventually(t, "check to name "+want, func(ctx context.Context) (bool, error) {
+		stdout, stderr, code := shared.Command(ctx, ca, env, "check", "--output", "json")
+		failed = nil
+		for line := range strings.Lines(stdout) {
+			var l struct{ Check, Result string }
+			if err := json.Unmarshal([]byte(line), &l); err != nil {
+				return false, fmt.Errorf("%w in %s%s", err, stdout, stderr)
+			}
+			if l.Result == "failed" {
+				failed = append(failed, l.Check)
+			}
+		}
+		return code == 2 && len(failed) == 1 && failed[0] == want, nil
+	})
+}
+
+// A role is one of those that the overlay made, with a way to change its rules.
+type role struct {
+	rules []rbacv1.PolicyRule
+	write func(context.Context, []rbacv1.PolicyRule) error
+	where string // as check says it: " in NAMESPACE", or nothing
+}
+
+func roles(t *testing.T) []role {
+	t.Helper()
+	api := shared.Cluster.Client().RbacV1()
+	cluster, err := api.ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	must(t, err)
+	all := []role{{rules: cluster.Rules, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+		changed := cluster.DeepCopy()
+		changed.Rules, changed.ResourceVersion = rules, ""
+		_, err := api.ClusterRoles().Update(ctx, changed, metav1.UpdateOptions{})
+		return err
+	}}}
+	for name, namespace := range map[string]string{"hsm-signer-lease": "hsm-signer", "hsm-signer-events": metav1.NamespaceDefault} {
+		namespaced, err := api.Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
+		must(t, err)
+		all = append(all, role{rules: namespaced.Rules, where: " in " + namespace, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+			changed := namespaced.DeepCopy()
+			changed.Rules, changed.ResourceVersion = rules, ""
+			_, err := api.Roles(namespace).Update(ctx, changed, metav1.UpdateOptions{})
+			return err
+		}})
+	}
+	return all
+}
+
+// A permission is one verb on one resource of a rule.
+type permission struct {
+	rule           int
+	resource, verb string
+	said           string // by check
+}
+
+func (r role) permissions() []permission {
+	var all []permission
+	for i, rule := range r.rules {
+		for _, resource := range rule.Resources {
+			for _, verb := range rule.Verbs {
+				said := verb + " " + resource
+				if len(rule.ResourceNames) > 0 {
+					said += " " + rule.ResourceNames[0]
+				}
+				all = append(all, permission{i, resource, verb, said + r.where})
+			}
+		}
+	}
+	return all
+}
+
+// without takes one permission away and leaves the others of its rule.
+func (r role) without(t *testing.T, p permission) {
+	t.Helper()
+	var rules []rbacv1.PolicyRule
+	for i, rule := range r.rules {
+		for _, resource := range rule.Resources {
+			for _, verb := range rule.Verbs {
+				if i == p.rule && resource == p.resource && verb == p.verb {
+					continue
+				}
+				one := *rule.DeepCopy()
+				one.Resources, one.Verbs = []string{resource}, []string{verb}
+				rules = append(rules, one)
+			}
+		}
+	}
+	must(t, r.write(t.Context(), rules))
+}
+
+func (r role) restore(t *testing.T) {
+	t.Helper()
+	must(t, r.write(t.Context(), r.rules))
+}

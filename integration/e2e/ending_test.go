@@ -1,0 +1,166 @@
+package e2e
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/hsm"
+	"hsm-signer/integration/calico"
+	"hsm-signer/issuer/journal"
+)
+
+// ownedPod is a live pod of a component that has an owner.
+func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
+	t.Helper()
+	made := newPod(t, c, nextIP())
+	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
+	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(), made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	must(t, err)
+	return owned
+}
+
+// ownedReplicaSet makes the ReplicaSet of a Deployment.
+func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
+	t.Helper()
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), namespace))
+	controls, labels := true, map[string]string{"app": name}
+	_, err := shared.Cluster.Client().AppsV1().ReplicaSets(namespace).Create(t.Context(), &appsv1.ReplicaSet{
+		ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: deployment, UID: "1", Controller: &controls}}},
+		Spec: appsv1.ReplicaSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "none.invalid/main"}}},
+		}},
+	}, metav1.CreateOptions{})
+	must(t, err)
+}
+
+// A formerCertificate is one that was issued long ago, as far as the journal tells.
+type formerCertificate struct {
+	component calico.Component
+	pod       *corev1.Pod
+	left      time.Duration
+}
+
+// journalOf writes a journal in which these were issued; nothing else can make certificates that are old.
+func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
+	t.Helper()
+	text, err := os.ReadFile(ca.CertFile)
+	must(t, err)
+	block, _ := pem.Decode(text)
+	authority, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	dir = filepath.Join(t.TempDir(), "state")
+	j, err := journal.Open(dir, journal.Options{Version: "test", CA: authority})
+	must(t, err)
+	signer := caSigner(t, authority)
+	for n, c := range certificates {
+		serial, err := j.ID().NewSerial()
+		must(t, err)
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: serial, Subject: pkix.Name{CommonName: c.component.DNSNames[0]},
+			NotBefore: time.Now().Add(c.left - 365*24*time.Hour), NotAfter: time.Now().Add(c.left),
+		}, authority, authority.PublicKey, signer)
+		must(t, err)
+		cert, err := x509.ParseCertificate(der)
+		must(t, err)
+		uid, number := fmt.Sprintf("former-%d", n), journal.FormatSerial(serial)
+		for _, e := range []journal.Entry{
+			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name, Signer: "example.com/calico", Requester: requesterOf(c.pod), Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()}, Serial: number, TBS: cert.RawTBSCertificate},
+			journal.Signed{UID: uid, Serial: number, Certificate: der},
+			journal.Published{UID: uid, Serial: number},
+		} {
+			must(t, j.Append(t.Context(), e))
+		}
+	}
+	must(t, j.Close())
+	return dir
+}
+
+// caSigner signs with the CA's key, as nobody but hsm-signer should.
+func caSigner(t *testing.T, authority *x509.Certificate) crypto.Signer {
+	t.Helper()
+	name, value, _ := strings.Cut(shared.Token.Env(), "=")
+	t.Setenv(name, value)
+	key, err := hsm.NewKey(hsm.Config{
+		Module: shared.Token.Module, Token: hsm.TokenID{Label: shared.Token.Label}, PIN: hsm.PIN(shared.Token.PIN).Fixed(), Key: hsm.KeyID{Label: ca.KeyLabel},
+	}, authority.PublicKey)
+	must(t, err)
+	t.Cleanup(key.Close)
+	return key.Signer(t.Context())
+}
+
+// requesterOf is the pod's service account, as the API server authenticates it.
+func requesterOf(pod *corev1.Pod) journal.Requester {
+	namespace, account := pod.Namespace, pod.Spec.ServiceAccountName
+	return journal.Requester{
+		Username: "system:serviceaccount:" + namespace + ":" + account,
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
+		Extra:    map[string][]string{"authentication.kubernetes.io/pod-name": {pod.Name}, "authentication.kubernetes.io/pod-uid": {string(pod.UID)}},
+	}
+}
+
+// formerly are pods whose certificates end: two of a DaemonSet, of which one is dark already, and one of a
+// Deployment; one that was deleted since; and one that has a newer certificate.
+func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
+	t.Helper()
+	const day = 24 * time.Hour
+	node, typha := components()[0], components()[1]
+	set := fmt.Sprintf("calico-typha-%d", numbers.Add(1))
+	ownedReplicaSet(t, typha.Namespace, set, "calico-typha")
+	gone = ownedPod(t, node, "DaemonSet", "calico-node")
+	zero := int64(0)
+	must(t, shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+	renewed := ownedPod(t, node, "DaemonSet", "calico-node")
+	return journalOf(t,
+		formerCertificate{node, renewed, 3 * day},
+		formerCertificate{node, renewed, 300 * day},
+		formerCertificate{node, ownedPod(t, node, "DaemonSet", "calico-node"), 5*day + time.Hour},
+		formerCertificate{node, ownedPod(t, node, "DaemonSet", "calico-node"), -3 * time.Hour},
+		formerCertificate{typha, ownedPod(t, typha, "ReplicaSet", set), 20*day + time.Hour},
+		formerCertificate{node, gone, 2 * day},
+		formerCertificate{typha, ownedPod(t, typha, "ReplicaSet", set), 200 * day},
+	), gone
+}
+
+// audit list names the pods that live and will outlive their certificates, or have, and the commands that restart them;
+// where the cluster cannot be read, all that may be such pods.
+func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
+	dir, gone := formerly(t)
+	for _, expiring := range []string{"30d", "soon"} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir, "--expiring", expiring)
+		for want, times := range map[string]int{
+			" (lives)": 3, "ENDED": 1, gone.Name: 0, "not known": 0,
+			"Restart them now:\n  kubectl -n calico-system rollout restart daemonset/calico-node\n":  1,
+			"before they end:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
+		} {
+			if code != 0 || strings.Count(stdout, want) != times {
+				t.Errorf("%s: exit code %d: %q is not there %d times: %s%s", expiring, code, want, times, stdout, stderr)
+			}
+		}
+	}
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit", "list", dir, "--expiring", "30d", "--output", "json")
+	if n := strings.Count(stdout, `"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 || strings.Contains(stdout, "lives") || !strings.Contains(stderr, "is not known") {
+		t.Errorf("exit code %d, %d pods: %s%s", code, n, stdout, stderr)
+	}
+	var first struct {
+		NotAfter time.Time
+		Ended    bool
+	}
+	if line, _, _ := strings.Cut(stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil || !first.Ended || !first.NotAfter.Before(time.Now()) {
+		t.Errorf("what has ended does not come first, with its time in RFC 3339: %s", line)
+	}
+}

@@ -1,0 +1,404 @@
+package e2e
+
+import (
+	"context"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/client-go/rest"
+
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/testenv"
+	"hsm-signer/policy"
+)
+
+// While the token is gone requests stay pending, not approved; when it is back they are served.
+func TestTokenGoneAndBack(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	d := startReady(t, ca)
+	p.requireCertificate(t, p.asking(t, node))
+
+	must(t, shared.Token.MoveAway())
+	back := false
+	t.Cleanup(func() {
+		if !back {
+			must(t, shared.Token.MoveBack())
+		}
+	})
+	must(t, d.WaitNotReady(t.Context(), "[-] token"))
+	asking := p.asking(t, node)
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	requireEvent(t, csr.Name, "SignerFault")
+	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
+		t.Errorf("decided while the token was gone: %v", now.Status.Conditions)
+	}
+
+	must(t, shared.Token.MoveBack())
+	back = true
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	must(t, d.WaitReady(t.Context()))
+}
+
+// A token that is not there at the start is waited for.
+func TestTokenComesAfterTheStart(t *testing.T) {
+	must(t, shared.Token.MoveAway())
+	d := start(t, ca)
+	err := d.WaitNotReady(t.Context(), "[-] token")
+	must(t, shared.Token.MoveBack())
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+}
+
+// An API server that is not there at the start is waited for.
+func TestAPIServerComesAfterTheStart(t *testing.T) {
+	must(t, shared.Cluster.StopAPIServer())
+	d := start(t, ca)
+	err := d.WaitNotReady(t.Context(), "[-] requests")
+	must(t, shared.Cluster.StartAPIServer(context.Background()))
+	must(t, err)
+	if !strings.Contains(d.Log(), "the API server does not answer") {
+		t.Errorf("the log does not say that the API server is missing:\n%s", d.Log())
+	}
+	must(t, d.WaitReady(t.Context()))
+}
+
+// An API server that goes away and comes back is watched again.
+func TestAPIServerGoneAndBack(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	d := startReady(t, ca)
+	must(t, shared.Cluster.StopAPIServer())
+	err := d.WaitNotReady(t.Context(), "[-] requests")
+	must(t, shared.Cluster.StartAPIServer(context.Background()))
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	p.requireCertificate(t, p.asking(t, node))
+}
+
+// An API server that takes requests and never answers keeps nobody from stopping. No real one does
+// that on demand: a paused one does not even shake hands, which the client gives up by itself.
+func TestStopsThoughTheAPIServerHangs(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-r.Context().Done() // until the client goes away
+	}))
+	t.Cleanup(server.Close)
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	must(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config {
+		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+		return &rest.Config{Host: server.URL, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
+	}))
+	start(t, ca, "KUBECONFIG="+kubeconfig) // and at the end of the test it must stop with 0
+	select {
+	case <-asked:
+	case <-time.After(time.Minute):
+		t.Fatal("hsm-signer did not ask the API server")
+	}
+}
+
+func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
+	const wrong = "0000-canary"
+	for _, command := range []string{"check", "run"} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, command)
+		if code != 3 || !strings.Contains(stdout+stderr, "the PIN is wrong") {
+			t.Errorf("%s: exit code %d:\n%s%s", command, code, stdout, stderr)
+		}
+		if strings.Contains(stdout+stderr, wrong) {
+			t.Errorf("%s shows the PIN:\n%s%s", command, stdout, stderr)
+		}
+	}
+	logIn(t)
+}
+
+// A PIN that nobody can type is a fault of the configuration, and the token does not get to see it.
+func TestPINThatNobodyCanType(t *testing.T) {
+	s, env := behindShim(t)
+	file := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(file, []byte("0000-canary\n0000-canary\n"), 0o400))
+	for _, c := range []struct {
+		variable string
+		env      []string
+	}{
+		{"PKCS11_PIN", []string{"PKCS11_PIN=0000-canary\n"}},
+		{"PKCS11_PIN_FILE", []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + file}},
+	} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), "run")
+		if code != 4 || !strings.Contains(stderr, c.variable+": the ") || !strings.Contains(stderr, "the PIN has a control character in it") || strings.Contains(stdout+stderr, "canary") {
+			t.Errorf("%s: exit code %d: %s%s", c.variable, code, stdout, stderr)
+		}
+	}
+	if n := logins(t, s); n != 0 {
+		t.Errorf("%d calls of C_Login", n)
+	}
+}
+
+func TestPINFromFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(file, []byte(shared.Token.PIN+"\n"), 0o400))
+	startReady(t, ca, "PKCS11_PIN=", "PKCS11_PIN_FILE="+file)
+}
+
+// All that is wrong comes in one message, each fault with its variable.
+func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
+	_, stderr, code := shared.Command(t.Context(), ca, []string{
+		"SIGNER_NAME=kubernetes.io/kubelet-serving,nonsense", "PKCS11_SLOT=first", "PKCS11_PIN=", "PKCS11_MODULE=", "CA_KEY_ID=xyz",
+		"CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere", "CERTIFICATE_LIFETIME=1s", "WORKERS=0",
+		"KUBECONFIG=/nowhere", "LOG_LEVEL=loud", "UNSET_SIGNER_NAME=perhaps", "SIGNATURE_ALGORITHM=MD5",
+	}, "run")
+	if code != 4 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, variable := range []string{
+		"SIGNER_NAME: \"kubernetes.io/kubelet-serving\" is reserved", "\"nonsense\" is not a signer name", "PKCS11_SLOT:", "PKCS11_PIN_FILE:", "PKCS11_MODULE:",
+		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "CERTIFICATE_LIFETIME:", "WORKERS:", "KUBECONFIG:", "LOG_LEVEL:",
+		"UNSET_SIGNER_NAME:", "SIGNATURE_ALGORITHM:",
+	} {
+		if !strings.Contains(stderr, variable) {
+			t.Errorf("%s is missing in:\n%s", variable, stderr)
+		}
+	}
+}
+
+func TestFlagWinsOverVariable(t *testing.T) {
+	_, stderr, code := shared.Command(t.Context(), ca, []string{"LOG_LEVEL=info"}, "run", "--log-level", "loud")
+	if code != 4 || !strings.Contains(stderr, `"loud" is not one of`) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestKeyAndCertificateThatDisagreeDoNotStart(t *testing.T) {
+	other, _, err := shared.CreateCA(t.Context(), "ecdsa-p384")
+	must(t, err)
+	for _, mixed := range []testenv.CA{
+		{KeyLabel: other.KeyLabel, CertFile: ca.CertFile},
+		{KeyLabel: "nobody", CertFile: ca.CertFile},
+	} {
+		_, stderr, code := shared.Command(t.Context(), mixed, nil, "run")
+		if code != 4 || !strings.Contains(stderr, "key") {
+			t.Errorf("exit code %d: %s", code, stderr)
+		}
+	}
+}
+
+func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
+	text, _, code := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
+	if code != 0 || !strings.Contains(text, "calico-typha") {
+		t.Fatalf("policy show: exit code %d: %s", code, text)
+	}
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	must(t, os.WriteFile(file, []byte(text), 0o600))
+	must(t, os.Chmod(file, 0o666))
+	_, stderr, code := shared.Command(t.Context(), ca, []string{"POLICY_FILE=" + file}, "run")
+	if code != 4 || !strings.Contains(stderr, "can be written by everyone") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are links into another.
+func TestPolicyOfAConfigMapIsRead(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
+	must(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
+	must(t, os.Chmod(dir, 0o777))
+	must(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
+	must(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
+	must(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
+	for mount, want := range map[string]string{
+		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
+		`mount --bind "$1" "$1"`: "can be replaced by everyone",
+	} {
+		// A root directory of its own: each directory on the path must belong to root, and for a user
+		// who is not root the machine's belong to nobody there.
+		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
+			mount+`; mount -t tmpfs tmpfs "$2"; cd "$2"
+			for d in bin lib lib64 usr etc; do [ ! -e /$d ] || { mkdir $d; mount --rbind /$d $d; }; done
+			mkdir policy; mount --rbind "$1" policy; cp "$0" hsm-signer; exec chroot . /hsm-signer check`,
+			shared.Binary(), dir, t.TempDir())
+		inside.Env = append(shared.Environ(ca), "POLICY_FILE=/policy/policy.yaml")
+		out, err := inside.CombinedOutput()
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v; want %q:\n%s", mount, err, want, out)
+		}
+	}
+}
+
+// A changed policy comes into force without a restart; a bad one does not.
+func TestPolicyIsReloaded(t *testing.T) {
+	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	must(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
+	d := startReady(t, ca, "POLICY_FILE="+file)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	_, err := p.asking(t, node).Run(t.Context(), p.client)
+	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-client")
+
+	must(t, os.WriteFile(file, []byte("version: 1\nrulez: []\n"), 0o600))
+	eventually(t, "the bad policy to be refused", func(ctx context.Context) (bool, error) {
+		ready, body, err := d.Readyz(ctx)
+		return ready && strings.Contains(body, `unknown key "rulez"`), err
+	})
+	requireEvent(t, testenv.SignerName, "PolicyRefused")
+	must(t, os.WriteFile(file, []byte(text), 0o600))
+	eventually(t, "the good policy to be in force", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(), "the policy has changed and is in force"), nil
+	})
+	p.requireCertificate(t, p.asking(t, node))
+}
+
+func TestUnknownVariableIsWarnedOf(t *testing.T) {
+	d := startReady(t, ca, "PKCS11_TOKEN_LABLE=ca", "SOME_PKCS11_THING=1")
+	if log := d.Log(); !strings.Contains(log, `"nearest":"PKCS11_TOKEN_LABEL"`) || strings.Contains(log, "SOME_PKCS11_THING") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// check passes with the rights of deploy/base/rbac.yaml, and client-go's lines come
+// through the one logger.
+func TestCheckPasses(t *testing.T) {
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check", "--output", "json")
+	if code != 0 {
+		t.Fatalf("exit code %d: %s\n%s", code, stderr, stdout)
+	}
+	for _, want := range []string{
+		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`, `"key is the CA's"`, `"CA certificate"`, `"state directory"`, `"API server"`, `"API version"`,
+		`"may update certificatesigningrequests/approval"`, `"may sign signers example.com/calico"`, `"policy"`,
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%s is missing in:\n%s", want, stdout)
+		}
+	}
+}
+
+func TestCheckNamesAMissingPermission(t *testing.T) {
+	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"}, "check")
+	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/base/rbac.yaml") {
+		t.Errorf("exit code %d:\n%s", code, stdout)
+	}
+}
+
+// check tells of namespaces that the policy speaks of and that are not there, when it may see them.
+func TestCheckNamesAMissingNamespace(t *testing.T) {
+	must(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
+	text, _ := policy.BuiltIn("calico")
+	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
+	// That of a rule for an earlier Calico need not be there: it is noted, with the remedy.
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG=" + shared.Cluster.Kubeconfig()}, "check")
+	if code != 0 || !strings.Contains(stdout, "note     namespaces of the policy           calico-apiserver does not exist") ||
+		!strings.Contains(stdout, "kubectl create namespace calico-apiserver\n") || !strings.Contains(stdout, "\nsummary: ") {
+		t.Errorf("exit code %d:\n%s%s", code, stdout, stderr)
+	}
+	for kubeconfig, want := range map[string][]string{
+		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n", "warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
+		"":                          {"skipped  namespaces of the policy           may not be read: calico-system, nowhere;"},
+	} {
+		env := []string{missing}
+		if kubeconfig != "" {
+			env = append(env, "KUBECONFIG="+kubeconfig)
+		}
+		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+		for _, words := range want {
+			if code != 0 || !strings.Contains(stdout, words) {
+				t.Errorf("exit code %d; want %q:\n%s%s", code, words, stdout, stderr)
+			}
+		}
+	}
+}
+
+// explain --live gives the verdict on a request in the cluster and changes nothing.
+func TestExplainLive(t *testing.T) {
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	csr, err := p.asking(t, node).Submit(t.Context(), p.client)
+	must(t, err)
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "explain", "--live", csr.Name)
+	if code != 0 || !strings.Contains(stdout, "granted by rule calico-node") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
+		t.Errorf("the request was touched: %v", now.Status)
+	}
+}
+
+func TestCeremonyOverwritesNothing(t *testing.T) {
+	before, err := os.ReadFile(ca.CertFile)
+	must(t, err)
+	out := filepath.Join(t.TempDir(), "again.crt")
+	_, stderr, code := shared.Command(t.Context(), ca, nil, "ca", "create", "--out", out)
+	if code == 0 || !strings.Contains(stderr, "holds a key labelled") {
+		t.Errorf("a second key with the label: exit code %d: %s", code, stderr)
+	}
+	_, stderr, code = shared.Command(t.Context(), testenv.CA{KeyLabel: "new"}, nil, "ca", "create", "--out", ca.CertFile)
+	if code != 4 || !strings.Contains(stderr, "exists already") {
+		t.Errorf("a second certificate: exit code %d: %s", code, stderr)
+	}
+	if after, err := os.ReadFile(ca.CertFile); err != nil || string(after) != string(before) {
+		t.Errorf("the certificate has changed: %v", err)
+	}
+}
+
+// A stop waits for what is in work, and ends with 0.
+func TestStopsCleanly(t *testing.T) {
+	d, err := shared.Run(context.WithoutCancel(t.Context()), ca)
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	if code, err := d.Stop(); err != nil || code != 0 {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+}
+
+// A key that can leave its token does not start, says why, and starts with
+// ALLOW_EXTRACTABLE_KEY, loudly.
+func TestKeyThatCanLeaveIsRefused(t *testing.T) {
+	extractable := importKey(t, "imported")
+	_, stderr, code := shared.Command(t.Context(), extractable, nil, "run")
+	if code != 4 || !strings.Contains(stderr, "could leave the token") || !strings.Contains(stderr, "CKA_NEVER_EXTRACTABLE=0") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	stdout, _, code := shared.Command(t.Context(), extractable, []string{"ALLOW_EXTRACTABLE_KEY=true"}, "check", "--output", "json")
+	if code != 0 || !strings.Contains(stdout, `{"check":"key cannot leave","result":"warning","detail":"IT CAN`) {
+		t.Errorf("check: exit code %d: %s", code, stdout)
+	}
+	d := startReady(t, extractable, "ALLOW_EXTRACTABLE_KEY=true")
+	if !strings.Contains(d.Log(), "CAN LEAVE ITS TOKEN") {
+		t.Errorf("the log does not say so:\n%s", d.Log())
+	}
+}
+
+// importKey puts a key into the token that was made outside it, with a CA certificate.
+func importKey(t *testing.T, label string) testenv.CA {
+	t.Helper()
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	for _, args := range [][]string{
+		{"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", file("key"), "-out", file("crt"),
+			"-subj", "/CN=imported", "-days", "1", "-addext", "keyUsage=critical,keyCertSign", "-addext", "basicConstraints=critical,CA:TRUE"},
+		{"openssl", "pkcs8", "-topk8", "-nocrypt", "-in", file("key"), "-out", file("p8")},
+		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label, "--id", fmt.Sprintf("e1%04x", numbers.Add(1)), "--pin", shared.Token.PIN},
+	} {
+		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), shared.Token.Env())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", args[0], err, out)
+		}
+	}
+	return testenv.CA{KeyLabel: label, CertFile: file("crt")}
+}

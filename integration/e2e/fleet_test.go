@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/load"
+	"hsm-signer/integration/testenv"
+)
+
+// startHealer runs "hsm-signer heal" until the end of the test.
+func startHealer(t *testing.T, env ...string) *testenv.Daemon {
+	t.Helper()
+	d, err := shared.Heal(context.WithoutCancel(t.Context()), env...)
+	must(t, err)
+	t.Cleanup(func() {
+		if code, err := d.Stop(); err != nil || code != 0 {
+			t.Errorf("heal ended with code %d, %v; its log:\n%s", code, err, d.Log())
+		}
+	})
+	return d
+}
+
+// Clients that lose their watch leave pods without a certificate. heal deletes these pods, and their
+// successors get one.
+func TestLostClientsAreHealed(t *testing.T) {
+	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
+	must(t, err)
+	defer proxy.Close()
+	const pods = 4
+	fleet, err := shared.NewFleet(t.Context(), components()[0], pods)
+	must(t, err)
+	fleet.Backdate = 2 * time.Minute
+	watching := make(chan struct{}, 10*pods)
+	plan := load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour, Watching: func() { watching <- struct{}{} }}
+	for i := range fleet.Pods {
+		fleet.Pods[i].Config = proxy.Config(fleet.Pods[i].Config.BearerToken)
+	}
+	healer, done := startHealer(t), make(chan error)
+	fleet.Healer = healer
+	var report testenv.FleetReport
+	go func() {
+		var err error
+		report, err = fleet.Run(t.Context(), plan, 5*time.Minute)
+		done <- err
+	}()
+	for range pods {
+		<-watching
+	}
+	proxy.CutWatches()
+	startReady(t, ca)
+	if err := <-done; err != nil || report.Lost != pods || report.Detected != pods || report.Deleted != pods || report.Unserved != 0 {
+		t.Errorf("%v, %v; the log of heal:\n%s", report, err, healer.Log())
+	}
+}

@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+// installationKind is Calico's, as far as it is read here.
+const installationKind = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: installations.operator.tigera.io}
+spec:
+  group: operator.tigera.io
+  scope: Cluster
+  names: {kind: Installation, listKind: InstallationList, plural: installations, singular: installation}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+`
+
+// check says whether Calico names this signer and this CA, in a cluster that has Calico's kind.
+func TestCheckReadsCalicosInstallation(t *testing.T) {
+	const kind = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/installations.operator.tigera.io"
+	requireCheck(t, 0, "there is none in this cluster")
+	must(t, shared.Cluster.Apply(t.Context(), []byte(installationKind)))
+	client := shared.Cluster.Client().Discovery().RESTClient()
+	t.Cleanup(func() {
+		if err := client.Delete().AbsPath(kind).Do(context.Background()).Error(); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the kind to be served", func(ctx context.Context) (bool, error) {
+		err := client.Get().AbsPath("/apis/operator.tigera.io/v1/installations/default").Do(ctx).Error()
+		return apierrors.IsNotFound(err) && strings.Contains(err.Error(), "\"default\" not found"), nil
+	})
+	text, err := os.ReadFile(ca.CertFile)
+	must(t, err)
+	other, _, err := shared.CreateCA(t.Context(), "ecdsa-p521")
+	must(t, err)
+	foreign, err := os.ReadFile(other.CertFile)
+	must(t, err)
+	for _, c := range []struct {
+		spec  string
+		code  int
+		words string
+	}{
+		{"{}", 0, "Calico does not ask yet"},
+		{management("example.com/calico", "ECDSAWithCurve256", "ECDSAWithSHA256", append(foreign, text...)), 0, "names the signer example.com/calico and the CA"},
+		{management("example.com/calcio", "ECDSAWithCurve256", "ECDSAWithSHA256", text), 2, `signerName is "example.com/calcio"`},
+		{management("example.com/calico", "ECDSAWithCurve256", "", text), 2, "Calico's pods fail before they ask"},
+		{management("example.com/calico", "RSAWithSize8192", "", text), 0, "keyAlgorithm is RSAWithSize8192: Calico's init containers have 10m of CPU and 90 seconds, and in a trial 0 of 5"},
+		{management("example.com/calico", "RSAWithSize4096", "", text), 0, "in a trial 3 of 5 were done in time"},
+		{management("example.com/calico", "", "", foreign), 2, "caCert holds neither the CA certificate"},
+		{management("example.com/calico", "", "", nil), 2, "caCert: there is no certificate"},
+	} {
+		must(t, shared.Cluster.Apply(t.Context(), []byte("apiVersion: operator.tigera.io/v1\nkind: Installation\nmetadata: {name: default}\nspec: "+c.spec+"\n")))
+		requireCheck(t, c.code, c.words)
+	}
+}
+
+func management(signer, key, signature string, authority []byte) string {
+	return fmt.Sprintf("{certificateManagement: {signerName: %q, keyAlgorithm: %q, signatureAlgorithm: %q, caCert: %q}}",
+		signer, key, signature, base64.StdEncoding.EncodeToString(authority))
+}
+
+func requireCheck(t *testing.T, want int, words string) {
+	t.Helper()
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check")
+	if code != want || !strings.Contains(stdout, words) {
+		t.Errorf("exit code %d; want %d and %q:\n%s%s", code, want, words, stdout, stderr)
+	}
+}

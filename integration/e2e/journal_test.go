@@ -1,0 +1,244 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
+	"hsm-signer/issuer/journal"
+)
+
+// Each signature that the token made is in the journal: certificates and test signatures.
+func TestEachSignatureIsInTheJournal(t *testing.T) {
+	s, env := behindShim(t)
+	env = append(env, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
+	for range 2 {
+		d, err := shared.Run(t.Context(), ca, env...)
+		must(t, err)
+		must(t, d.WaitReady(t.Context()))
+		for range 3 {
+			ask(t)
+		}
+		if code, err := d.Stop(); err != nil || code != 0 {
+			t.Errorf("it ended with code %d, %v", code, err)
+		}
+	}
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output", "json")
+	var summary journal.Summary
+	if err := json.Unmarshal([]byte(stdout), &summary); err != nil || code != 0 {
+		t.Fatalf("exit code %d: %s%s: %v", code, stdout, stderr, err)
+	}
+	calls, err := s.Calls()
+	must(t, err)
+	if n := calls.Count(pkcs11shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes || summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
+		t.Errorf("the token signed %d times; the journal has %d certificates and %d test signatures", n, summary.Counts.Signed, summary.Counts.Probes)
+	}
+}
+
+// A certificate on a request of ours that was not made here is noticed, and told of.
+func TestForeignCertificateIsNoticed(t *testing.T) {
+	d := startReady(t, ca, "APPROVE=false")
+	before := foreign(t, d, -1) // other tests have left certificates of other CAs
+	p := newPod(t, components()[0], nextIP())
+	csr, err := p.asking(t, components()[0]).Submit(t.Context(), p.client)
+	must(t, err)
+	csr.Status.Certificate, err = os.ReadFile(importKey(t, "foreign").CertFile)
+	must(t, err)
+	_, err = shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
+	must(t, err)
+	requireEvent(t, csr.Name, "ForeignCertificate")
+	if after := foreign(t, d, before); after != before+1 {
+		t.Errorf("%d certificates are foreign, and %d were before", after, before)
+	}
+	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+}
+
+// foreign is how many foreign certificates the metric says there are, as soon as it says another number.
+func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
+	t.Helper()
+	said := regexp.MustCompile(`hsm_signer_certificates_in_cluster{origin="foreign"} (\d+)`)
+	eventually(t, "the metric of foreign certificates", func(ctx context.Context) (bool, error) {
+		found := said.FindStringSubmatch(d.Metrics(ctx))
+		if found == nil {
+			return false, nil
+		}
+		var err error
+		n, err = strconv.Atoi(found[1])
+		return n != other, err
+	})
+	return n
+}
+
+// A permission that is taken away shows by its name, and nobody runs into that again and again; when it is back, what
+// waited is issued.
+func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
+	d := startReady(t, ca)
+	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
+	whole, err := roles.Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	must(t, err)
+	without := whole.DeepCopy()
+	without.Rules = slices.DeleteFunc(without.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods") })
+	_, err = roles.Update(t.Context(), without, metav1.UpdateOptions{})
+	must(t, err)
+	back := func() {
+		now, err := roles.Get(context.Background(), "hsm-signer", metav1.GetOptions{})
+		must(t, err)
+		now.Rules = whole.Rules
+		_, err = roles.Update(context.Background(), now, metav1.UpdateOptions{})
+		must(t, err)
+	}
+	t.Cleanup(back)
+	must(t, d.WaitNotReady(t.Context(), "[-] permissions: may not get pods; list pods"))
+	p := newPod(t, components()[0], nextIP())
+	asking := p.asking(t, components()[0])
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	back()
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	must(t, d.WaitReady(t.Context()))
+}
+
+// A key of its own in the token signs the head of the journal now and then, and its checkpoints verify.
+func TestCheckpointsAreSigned(t *testing.T) {
+	dir := t.TempDir()
+	public := filepath.Join(dir, "checkpoint.pub")
+	env := []string{"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=checkpoints"}
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "ca", "create-checkpoint-key", "--out", public)
+	if code != 0 || !strings.Contains(stdout, "Key for checkpoints created") {
+		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
+	requireCheckpointKey(t, env, 0, "ok       checkpoint key                     a test signature of the private key labelled \"checkpoints\" verifies")
+	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2, "failed   checkpoint key                     there is no private key labelled \"away\"")
+	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2, "failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" is not the key of the public one")
+	d := startReady(t, ca, env...)
+	eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
+		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil
+	})
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
+	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// A checkpoint key that can leave the token is used, and run and check say that it can.
+func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
+	imported := importKey(t, "imported-checkpoints")
+	text, err := os.ReadFile(imported.CertFile)
+	must(t, err)
+	block, _ := pem.Decode(text)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	der, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
+	must(t, err)
+	dir := t.TempDir()
+	public := filepath.Join(dir, "checkpoint.pub")
+	must(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
+	env := []string{
+		"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=" + imported.KeyLabel,
+		"CHECKPOINT_PUBLIC_KEY_FILE=" + public,
+	}
+	requireCheckpointKey(t, env, 0, "warning  checkpoint key ")
+	d := startReady(t, ca, env...)
+	eventually(t, "a line in the log", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(), "THE CHECKPOINT KEY CAN LEAVE ITS TOKEN"), nil
+	})
+	if strings.Contains(d.Log(), "THE CA'S KEY CAN LEAVE") {
+		t.Errorf("the log says so of the CA's key:\n%s", d.Log())
+	}
+}
+
+// requireCheckpointKey requires that check says that of the key.
+func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
+	t.Helper()
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+	if code != want || !strings.Contains(stdout, line) {
+		t.Errorf("check: exit code %d, want %d, and %q:\n%s%s", code, want, line, stdout, stderr)
+	}
+}
+
+// A kill between the publication and its line, and then the request is deleted: the client has that very
+// certificate, so the journal does not call it an orphan, and its pod is listed when it ends. Once more
+// the same request, as when etcd is restored, would be given the same certificate.
+func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	env := []string{"STATE_DIR=" + state}
+	d := startReady(t, ca, env...)
+	p := newPod(t, components()[0], nextIP())
+	asking := p.asking(t, components()[0])
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	if code, err := d.Stop(); err != nil || code != 0 {
+		t.Fatalf("it ended with code %d, %v", code, err)
+	}
+	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
+	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+	d = startReady(t, ca, env...)
+	eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
+		return strings.Contains(d.Metrics(ctx), `hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
+	})
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list")
+	if code != 0 || !strings.Contains(stdout, "unconfirmed") || strings.Contains(stdout, "orphaned") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "list", "--expiring", "400d")
+	if code != 0 || !strings.Contains(stdout, csr.Name) {
+		t.Errorf("not listed as expiring: exit code %d: %s%s", code, stdout, stderr)
+	}
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify")
+	if code != 0 || !strings.Contains(stdout, "1 are unconfirmed") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// cutBehindSigned leaves a journal as a kill does behind the line with the certificate of a request.
+func cutBehindSigned(t *testing.T, path, uid string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err)
+	end := 0
+	for line := range bytes.Lines(text) {
+		end += len(line)
+		if bytes.Contains(line, []byte(`"kind":"signed","uid":"`+uid)) {
+			must(t, os.Truncate(path, int64(end)))
+			return
+		}
+	}
+	t.Fatalf("there is no certificate of %s in %s", uid, path)
+}
+
+// Two on one node do not write one journal: the second stands by, not ready, until the first has ended.
+func TestJournalIsForOne(t *testing.T) {
+	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state")}
+	first, err := shared.Run(t.Context(), ca, env...)
+	must(t, err)
+	must(t, first.WaitReady(t.Context()))
+	second, err := shared.Run(t.Context(), ca, env...)
+	must(t, err)
+	must(t, second.WaitNotReady(t.Context(), "[-] journal: the journal is in use"))
+	must(t, first.Kill())
+	must(t, second.WaitReady(t.Context()))
+	if code, err := second.Stop(); err != nil || code != 0 {
+		t.Errorf("it ended with code %d, %v", code, err)
+	}
+}

@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/integration/testenv"
+)
+
+// electing is the environment of one of many.
+var electing = []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
+
+// one starts one of many, which ends with the test whatever becomes of it.
+func one(t *testing.T, env ...string) *testenv.Daemon {
+	t.Helper()
+	d, err := shared.Run(t.Context(), ca, append(env, electing...)...)
+	must(t, err)
+	must(t, d.WaitReady(t.Context())) // also while it stands by
+	t.Cleanup(func() {
+		if d.Running() {
+			_ = d.Kill()
+		}
+	})
+	return d
+}
+
+func waitLeads(t *testing.T, d *testenv.Daemon) {
+	t.Helper()
+	eventually(t, "it to lead", func(ctx context.Context) (bool, error) {
+		_, body, err := d.Readyz(ctx)
+		return err == nil && strings.Contains(body, "leads true"), nil
+	})
+}
+
+// ask has a new pod ask, and requires that it gets its certificate.
+func ask(t *testing.T) {
+	t.Helper()
+	p := newPod(t, components()[0], nextIP())
+	p.requireCertificate(t, p.asking(t, components()[0]))
+}
+
+func issuedBy(d *testenv.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
+
+// One leads, the other stands by, ready; when the first stops, it has given the lease up. What the lease said last of
+// its journal is a witness of that.
+func TestOneOfManyLeads(t *testing.T) {
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	first := one(t, state)
+	waitLeads(t, first)
+	second := one(t)
+	ask(t)
+	eventually(t, "the leader's log to say that it issued", func(context.Context) (bool, error) { return issuedBy(first) > 0, nil })
+	if n := issuedBy(second); n != 0 {
+		t.Errorf("the other issued %d certificates too", n)
+	}
+	if code, err := first.Stop(); err != nil || code != 0 {
+		t.Errorf("the leader ended with code %d, %v; its log:\n%s", code, err, first.Log())
+	}
+	for _, log := range regexp.MustCompile(`"head":"([^"]*)"`).FindAllStringSubmatch(first.Log(), -1) {
+		requireWitnessed(t, state, log[1])
+	}
+	waitLeads(t, second)
+	ask(t)
+}
+
+// A leader that is killed is followed by the other.
+func TestKilledLeaderIsFollowed(t *testing.T) {
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	first := one(t, state)
+	waitLeads(t, first)
+	ask(t)
+	var head string
+	eventually(t, "the lease to be a witness of the certificate", func(ctx context.Context) (bool, error) {
+		lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx, "hsm-signer", metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		before := head
+		head = lease.Annotations["hsm-signer/journal-head"]
+		return before != "" && head != before, nil
+	})
+	requireWitnessed(t, state, head)
+	second := one(t)
+	must(t, first.Kill())
+	waitLeads(t, second)
+	ask(t)
+}
+
+// requireWitnessed requires that the journal has the head, and that it would show if it had not.
+func requireWitnessed(t *testing.T, state, head string) {
+	t.Helper()
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify", "--witness", head); code != 0 {
+		t.Errorf("the witness %s: exit code %d: %s%s", head, code, stdout, stderr)
+	}
+	_, sum, _ := strings.Cut(head, ":")
+	if _, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify", "--witness", "9999:"+sum); code != 2 || !strings.Contains(stderr, "the end was cut off") {
+		t.Errorf("a witness of what is not there: exit code %d: %s", code, stderr)
+	}
+}
+
+// Two of many with one directory for the journal: the one that has it leads, the other stands by, ready, and leads when
+// it gets it.
+func TestOneJournalForMany(t *testing.T) {
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	first := one(t, state)
+	waitLeads(t, first)
+	second := one(t, state)
+	if _, body, err := second.Readyz(t.Context()); err != nil || !strings.Contains(body, "stands by: the journal is in use") || !strings.Contains(body, "token ok: the token is logged in to") {
+		t.Errorf("%v: %s", err, body)
+	}
+	must(t, first.Kill())
+	waitLeads(t, second)
+	ask(t)
+}
+
+// One write to the lease keeps nobody from leading: not a duration of 68 years in the name of a holder
+// that is not there, nor a number of transitions that cannot be counted up.
+func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
+	first := one(t)
+	waitLeads(t, first) // before another stands: the lease may still be that of an earlier test
+	second := one(t)
+	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
+	_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
+		[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+	must(t, err)
+	eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
+		lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
+		if err != nil || *lease.Spec.HolderIdentity == "nobody" {
+			return false, err
+		}
+		for _, d := range []*testenv.Daemon{first, second} {
+			if _, body, err := d.Readyz(ctx); err == nil && strings.Contains(body, "leads true") {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+	ask(t)
+}
+
+// A leader whose journal was cut by one line that the lease has seen signs nothing; another leads; and what a person
+// accepts is recorded.
+func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	state := "STATE_DIR=" + dir
+	first := one(t, state)
+	waitLeads(t, first)
+	ask(t)
+	if code, err := first.Stop(); err != nil || code != 0 {
+		t.Fatalf("it ended with code %d, %v", code, err)
+	}
+	path := filepath.Join(dir, "journal-00000001.jsonl")
+	text, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600))
+	cut, err := shared.Run(t.Context(), ca, append([]string{state}, electing...)...)
+	must(t, err)
+	t.Cleanup(func() { _ = cut.Kill() })
+	must(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))
+	if metrics := cut.Metrics(t.Context()); !strings.Contains(metrics, "hsm_signer_journal_rolled_back 1") {
+		t.Error("the metric does not say so")
+	}
+	second := one(t)
+	waitLeads(t, second)
+	ask(t)
+	_, body, err := cut.Readyz(t.Context())
+	must(t, err)
+	missing := regexp.MustCompile(`\d+:[0-9a-f]{64}`).FindString(body)
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "accept-rollback", "--head", missing)
+	if code != 0 {
+		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	must(t, cut.WaitReady(t.Context()))
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify"); code != 0 || !strings.Contains(stdout, "1 times somebody accepted") {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}

@@ -1,0 +1,346 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/legacyapi"
+	"hsm-signer/integration/testenv"
+)
+
+// An oldCluster is the shared one as Kubernetes had it once: certificate requests
+// are v1beta1, and tokens name no pod.
+type oldCluster struct {
+	api        *legacyapi.Server
+	kubeconfig string // of hsm-signer's service account
+}
+
+// newOldCluster makes the shared cluster look old until the end of the test. What
+// others have asked for is taken away, before and after: where there are no signer names,
+// all requests look alike.
+func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
+	t.Helper()
+	o.Upstream = shared.Cluster.Config()
+	server, err := legacyapi.Start(o)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	deleteRequests(t)
+	t.Cleanup(func() { deleteRequests(t) })
+	old := oldCluster{server, filepath.Join(t.TempDir(), "kubeconfig")}
+	must(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, server.Config)))
+	return old
+}
+
+// encrypted puts TLS before a way that has none, until the end of the test: with a kubeconfig
+// file client-go sends no token in the clear.
+func encrypted(t *testing.T, config func(token string) *rest.Config) func(token string) *rest.Config {
+	t.Helper()
+	plain, err := url.Parse(config("").Host)
+	must(t, err)
+	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(plain))
+	t.Cleanup(server.Close)
+	return func(token string) *rest.Config {
+		c := config(token)
+		c.Host = server.URL
+		c.CAData = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+		return c
+	}
+}
+
+func deleteRequests(t *testing.T) {
+	t.Helper()
+	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	must(t, requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}))
+}
+
+// start runs hsm-signer on the old cluster until the end of the test.
+func (o oldCluster) start(t *testing.T, env ...string) *testenv.Daemon {
+	t.Helper()
+	return start(t, ca, append([]string{"KUBECONFIG=" + o.kubeconfig, "POLICY_FILE=calico-legacy"}, env...)...)
+}
+
+func (o oldCluster) startReady(t *testing.T, env ...string) *testenv.Daemon {
+	t.Helper()
+	d := o.start(t, env...)
+	must(t, d.WaitReady(t.Context()))
+	return d
+}
+
+func clientWith(t *testing.T, config *rest.Config) kubernetes.Interface {
+	t.Helper()
+	client, err := kubernetes.NewForConfig(config)
+	must(t, err)
+	return client
+}
+
+// newPod makes a running pod, with a token that does not name it.
+func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) pod {
+	t.Helper()
+	spec := testenv.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount, numbers.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
+	made, err := shared.Cluster.Pod(t.Context(), spec)
+	must(t, err)
+	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
+	must(t, err)
+	return pod{made, clientWith(t, o.api.Config(token))}
+}
+
+// submitOld hands in the request as v1beta1. An empty signer name is left out.
+func submitOld(t *testing.T, client kubernetes.Interface, request *certificatesv1.CertificateSigningRequest) *certificatesv1beta1.CertificateSigningRequest {
+	t.Helper()
+	text, err := json.Marshal(request)
+	must(t, err)
+	old := &certificatesv1beta1.CertificateSigningRequest{}
+	must(t, json.Unmarshal(text, old))
+	if request.Spec.SignerName == "" {
+		old.Spec.SignerName = nil
+	}
+	old, err = client.CertificatesV1beta1().CertificateSigningRequests().Create(t.Context(), old, metav1.CreateOptions{})
+	must(t, err)
+	return old
+}
+
+// ask hands in what the init container asks for, as v1beta1.
+func (p pod) ask(t *testing.T, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
+	t.Helper()
+	request, err := asking.Object()
+	must(t, err)
+	return submitOld(t, p.client, request)
+}
+
+// end waits for the end of a request, as the cluster stores it.
+func end(t *testing.T, name string) (*certificatesv1.CertificateSigningRequest, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	return calico.Wait(ctx, shared.Cluster.Client(), name)
+}
+
+// requireOldCertificate waits until the pod reads its certificate, as v1beta1.
+func (p pod) requireOldCertificate(t *testing.T, name string, asking calico.InitContainer) {
+	t.Helper()
+	csr, err := end(t, name)
+	must(t, err)
+	requireOpenSSL(t, ca, requireIssued(t, csr, asking))
+	old, err := p.client.CertificatesV1beta1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
+	must(t, err)
+	if !slices.Equal(old.Status.Certificate, csr.Status.Certificate) {
+		t.Errorf("%s: the pod reads %q", name, old.Status.Certificate)
+	}
+}
+
+// requireUntouched requires that the request is as it was made.
+func requireUntouched(t *testing.T, made *certificatesv1beta1.CertificateSigningRequest) {
+	t.Helper()
+	if now := get(t, made.Name); now.UID != made.UID || now.ResourceVersion != made.ResourceVersion {
+		t.Errorf("the request %s of %s was touched: %v", now.Name, now.Spec.Username, now.Status)
+	}
+}
+
+func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
+	old := newOldCluster(t, legacyapi.Options{})
+	d := old.startReady(t)
+	for _, who := range components() {
+		for _, whose := range components() {
+			p := old.newPod(t, who, nextIP())
+			asking := p.asking(t, whose)
+			made := p.ask(t, asking)
+			if who.ServiceAccount == whose.ServiceAccount {
+				p.requireOldCertificate(t, made.Name, asking)
+				continue
+			}
+			_, err := end(t, made.Name)
+			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", whose.DNSNames[0])
+		}
+	}
+	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1beta1"`) {
+		t.Errorf("the log does not say that the API is v1beta1:\n%s", log)
+	}
+}
+
+// An address proves nothing unless a live pod of the requester's own service account has it.
+func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
+	old := newOldCluster(t, legacyapi.Options{})
+	d := old.startReady(t)
+	node, typha := components()[0], components()[1]
+	asker, other := old.newPod(t, node, nextIP()), old.newPod(t, typha, nextIP())
+
+	asking := asker.asking(t, node)
+	asking.Pod = other.Pod // whose address is asked for
+	made := asker.ask(t, asking)
+	ip := other.Status.PodIP
+	eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(), "a live pod of the service account calico-system/calico-node with the IP address "+ip), nil
+	})
+	// Made later, and done.
+	p := old.newPod(t, node, nextIP())
+	later := p.asking(t, node)
+	p.requireOldCertificate(t, p.ask(t, later).Name, later)
+	requireUntouched(t, made)
+
+	old.newPod(t, node, ip) // on the host's network both have one address
+	asker.requireOldCertificate(t, made.Name, asking)
+}
+
+func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
+	old := newOldCluster(t, legacyapi.Options{})
+	old.startReady(t)
+	p := old.newPod(t, components()[0], nextIP())
+	foreign := p.asking(t, components()[0])
+	foreign.SignerName, foreign.SecretName = "example.com/other", "foreign"
+	made := p.ask(t, foreign)
+	own := p.asking(t, components()[0])
+	p.requireOldCertificate(t, p.ask(t, own).Name, own) // made later, and done
+	requireUntouched(t, made)
+}
+
+// before118 is a cluster without signer names. What it stores has the one that
+// hsm-signer may sign for, since the real server behind it asks for one.
+func before118(t *testing.T) oldCluster {
+	t.Helper()
+	return newOldCluster(t, legacyapi.Options{Before118: true, SignerName: testenv.SignerName})
+}
+
+// askUnset hands in what the init container asks for, without a signer name.
+func (p pod) askUnset(t *testing.T, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
+	t.Helper()
+	asking.SignerName = ""
+	return p.ask(t, asking)
+}
+
+// Before 1.18 all signers share the requests without a signer name. With
+// UNSET_SIGNER_NAME=accept those of Calico's service accounts are ours, to grant or to
+// deny, and those of all others someone else's.
+func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
+	old := before118(t)
+	d := old.startReady(t, "UNSET_SIGNER_NAME=accept", "WORKERS=1") // so that who asks later is served later
+	strangers := []*certificatesv1beta1.CertificateSigningRequest{old.askAsKubelet(t), old.askAsDefault(t)}
+
+	node, typha := components()[0], components()[1]
+	impostor := old.newPod(t, node, nextIP())
+	_, err := end(t, impostor.askUnset(t, impostor.asking(t, typha)).Name)
+	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-server")
+
+	for _, c := range components() {
+		p := old.newPod(t, c, nextIP())
+		asking := p.asking(t, c)
+		p.requireOldCertificate(t, p.askUnset(t, asking).Name, asking)
+	}
+	for _, made := range strangers {
+		requireUntouched(t, made)
+		requireNoEvent(t, made.Name)
+	}
+	if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
+		t.Errorf("there were faults:\n%s", log)
+	}
+}
+
+// Without it nothing is touched. Such a server cannot select by signer name, so hsm-signer is
+// not ready, and says why.
+func TestBefore118UnsetSignerNameIsIgnored(t *testing.T) {
+	old := before118(t)
+	p := old.newPod(t, components()[0], nextIP())
+	made := []*certificatesv1beta1.CertificateSigningRequest{
+		p.askUnset(t, p.asking(t, components()[0])), old.askAsKubelet(t), old.askAsDefault(t),
+	}
+	d := old.start(t)
+	must(t, d.WaitNotReady(t.Context(), "field label not supported: spec.signerName"))
+	for _, one := range made {
+		requireUntouched(t, one)
+	}
+	if !d.Running() {
+		t.Errorf("hsm-signer has ended; its log:\n%s", d.Log())
+	}
+}
+
+// check fails where run would never become ready, and passes where it would.
+func TestCheckBefore118(t *testing.T) {
+	old := before118(t)
+	for setting, c := range map[string]struct {
+		code  int
+		words string
+	}{
+		"ignore": {2, "set UNSET_SIGNER_NAME=accept"},
+		"accept": {0, "ok       API version                        certificates.k8s.io/v1beta1\n"},
+	} {
+		env := []string{"KUBECONFIG=" + old.kubeconfig, "POLICY_FILE=calico-legacy", "UNSET_SIGNER_NAME=" + setting}
+		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
+		if code != c.code || !strings.Contains(stdout, c.words) {
+			t.Errorf("%s: exit code %d; want %d and %q:\n%s%s", setting, code, c.code, c.words, stdout, stderr)
+		}
+	}
+}
+
+// askAsKubelet asks for what kubelets ask for: the certificate with which they are clients of
+// the API server.
+func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
+	t.Helper()
+	node := calico.Component{SecretName: "csr", DNSNames: []string{"node-1"}, CommonName: "system:node:node-1"}
+	asking := pod{Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: nextIP()}}}.asking(t, node)
+	asking.SignerName = ""
+	request, err := asking.Object()
+	must(t, err)
+	request.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment, certificatesv1.UsageClientAuth}
+	config := o.api.Config(shared.Cluster.Config().BearerToken)
+	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1", Groups: []string{"system:nodes"}}
+	return submitOld(t, clientWith(t, config), request)
+}
+
+// askAsDefault asks, as a service account that is not Calico's, for a name of Calico's.
+func (o oldCluster) askAsDefault(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
+	t.Helper()
+	p := o.newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
+	return p.askUnset(t, p.asking(t, components()[0]))
+}
+
+func requireNoEvent(t *testing.T, request string) {
+	t.Helper()
+	events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
+	must(t, err)
+	for _, e := range events.Items {
+		t.Errorf("there is an event on %s: %s: %s", request, e.Reason, e.Message)
+	}
+}
+
+// The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and it goes on with v1.
+func TestV1beta1Disappears(t *testing.T) {
+	old := newOldCluster(t, legacyapi.Options{})
+	d := old.startReady(t)
+	node := components()[0]
+	p := old.newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	p.requireOldCertificate(t, p.ask(t, asking).Name, asking)
+
+	old.api.Upgrade()
+	later := old.newPod(t, node, nextIP())
+	asking = later.asking(t, node)
+	csr, err := asking.Submit(t.Context(), later.client)
+	must(t, err)
+	csr, err = end(t, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	must(t, d.WaitReady(t.Context()))
+	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) || strings.Contains(log, `"@level":"error"`) {
+		t.Errorf("it did not go on with v1, or there were faults:\n%s", log)
+	}
+}

@@ -1,0 +1,90 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/testenv"
+	"hsm-signer/issuer/journal"
+)
+
+// Requests that nothing can be added to are refused once, and are no faults. What the policy would
+// grant is refused for its size before it is approved, and denied while that fits.
+func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	d := startReady(t, ca, "STATE_DIR="+state)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	asker := testenv.Pod{Pod: p.Pod, Client: p.client}
+	object := func(name string) *certificatesv1.CertificateSigningRequest {
+		csr, err := p.asking(t, node).Object()
+		must(t, err)
+		csr.Name = name
+		return csr
+	}
+	longest, err := asker.LongestRequest(t.Context(), object("limit-0"))
+	must(t, err)
+	t.Logf("etcd stores %d bytes of spec.request", longest)
+	var full []*certificatesv1.CertificateSigningRequest
+	for n, spare := range []int{0, 100, 299, 2000} {
+		csr := object(fmt.Sprintf("limit-%d", n))
+		testenv.Pad(csr, longest-spare)
+		full = append(full, create(t, p, csr))
+	}
+	granted := object("limit-9") // whose request is good, among very many labels
+	testenv.PadLabels(granted, 816_000)
+	made := create(t, p, granted)
+	t.Logf("with labels it has %d bytes", made.Size())
+	eventually(t, "the one with room for that to be denied", func(context.Context) (bool, error) {
+		c := get(t, granted.Name).Status.Conditions
+		return len(c) == 1 && c[0].Type == certificatesv1.CertificateDenied && c[0].Reason == "ObjectTooLarge", nil
+	})
+	eventually(t, "the others to be recorded", func(context.Context) (bool, error) {
+		text, err := os.ReadFile(filepath.Join(state, journal.RefusalsLog))
+		for _, csr := range full {
+			if strings.Count(string(text), string(csr.UID)) != 1 {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+	p.requireCertificate(t, p.asking(t, node)) // made later, and done
+	for _, csr := range full {
+		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
+			t.Errorf("%s was written to: %v", csr.Name, now.Status)
+		}
+		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
+		must(t, err)
+		for _, event := range events.Items {
+			if event.Count > 1 || len(events.Items) > 1 {
+				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events.Items), event.Count, event.Reason)
+			}
+		}
+	}
+	metrics := d.Metrics(t.Context())
+	if !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") || regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="put"\}`).MatchString(metrics) {
+		t.Errorf("there were faults, or writes that failed:\n%s", metrics)
+	}
+	if !strings.Contains(metrics, fmt.Sprintf("\nhsm_signer_refusals_total %d\n", len(full)+1)) {
+		t.Errorf("not every refusal is counted once:\n%s", metrics)
+	}
+}
+
+// create has the pod create the request, which is deleted at the end of the test.
+func create(t *testing.T, p pod, csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
+	t.Helper()
+	made, err := p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
+	must(t, err)
+	t.Cleanup(func() {
+		_ = p.client.CertificatesV1().CertificateSigningRequests().Delete(context.Background(), made.Name, metav1.DeleteOptions{})
+	})
+	return made
+}

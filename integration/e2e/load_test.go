@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/load"
+	"hsm-signer/integration/testenv"
+)
+
+// patientClient is a plan under which only a signer that answers nothing makes a client late.
+var patientClient = load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour}
+
+// Pods that start at once all get their certificates, and each client keeps the 90 seconds.
+func TestLoadIsServed(t *testing.T) {
+	startReady(t, ca)
+	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
+	must(t, err)
+	report := load.Run(t.Context(), pods, patientClient)
+	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 || report.Max < report.P99 {
+		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
+	}
+}
+
+// A client whose watch ends early is lost: it ends well and has no files. It does not ask again.
+func TestLoadCountsLostClients(t *testing.T) {
+	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
+	must(t, err)
+	defer proxy.Close()
+	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
+	must(t, err)
+	for i := range pods {
+		pods[i].Config = proxy.Config(pods[i].Config.BearerToken)
+	}
+	done, watching := make(chan load.Report), make(chan struct{}, len(pods))
+	plan := patientClient
+	plan.Attempts, plan.Watching = 2, func() { watching <- struct{}{} }
+	go func() { done <- load.Run(t.Context(), pods, plan) }()
+	for range pods {
+		<-watching
+	}
+	proxy.CutWatches()
+	if report := <-done; report.Lost != len(pods) || report.Issued != 0 {
+		t.Errorf("%d watches were cut: %s; errors: %v", len(pods), report, report.Errors)
+	}
+}
+
+// A client that nobody answers is late. Its next attempt replaces the request, whose key is lost,
+// by one of the same name.
+func TestLoadStartsLateClientsAgain(t *testing.T) {
+	pods, err := shared.LoadPods(t.Context(), components()[0], 2)
+	must(t, err)
+	plan := load.Plan{Attempts: 2, Timeout: time.Second}
+	if report := load.Run(t.Context(), pods, plan); report.Late != len(pods) || report.Issued != 0 {
+		t.Fatalf("nobody answers: %s; errors: %v", report, report.Errors)
+	}
+	startReady(t, ca)
+	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
+		t.Errorf("the requests of earlier attempts are there: %s; errors: %v", report, report.Errors)
+	}
+}
+
+// Clients in processes of their own get their certificates too.
+func TestLoadOfProcessesIsServed(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "calicoclient")
+	must(t, testenv.BuildClient(t.Context(), binary))
+	startReady(t, ca)
+	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
+	must(t, err)
+	report, err := load.Processes{Binary: binary}.Run(t.Context(), pods)
+	must(t, err)
+	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 {
+		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
+	}
+}
+
+// Clients ask within a second, and hsm-signer is killed, or the leader changes, in the middle of
+// them. Every request gets its certificate, and no client ends without files whose watch the API
+// server has left open.
+func TestClientsSurviveTheEndOfASigner(t *testing.T) {
+	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
+	for _, test := range []struct {
+		name    string
+		start   func(t *testing.T) *testenv.Daemon // what is in office first
+		replace func(t *testing.T, first *testenv.Daemon)
+	}{
+		{"killed and started again", func(t *testing.T) *testenv.Daemon {
+			return startMortal(t, state)
+		}, func(t *testing.T, first *testenv.Daemon) {
+			must(t, first.Kill())
+			startMortal(t, state)
+		}},
+		{"followed by another leader", func(t *testing.T) *testenv.Daemon {
+			first := one(t)
+			waitLeads(t, first)
+			one(t)
+			return first
+		}, func(t *testing.T, first *testenv.Daemon) {
+			if code, err := first.Stop(); err != nil || code != 0 {
+				t.Errorf("the leader ended with code %d, %v; its log:\n%s", code, err, first.Log())
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			first := test.start(t)
+			requireServedAmid(t, 100, func() { test.replace(t, first) })
+		})
+	}
+}
+
+// startMortal runs hsm-signer until it is ready; it may be killed.
+func startMortal(t *testing.T, env ...string) *testenv.Daemon {
+	t.Helper()
+	d, err := shared.Run(t.Context(), ca, env...)
+	must(t, err)
+	t.Cleanup(func() { _ = d.Kill() })
+	must(t, d.WaitReady(t.Context()))
+	return d
+}
+
+// requireServedAmid has clients ask within a second and does something when half of them watch.
+func requireServedAmid(t *testing.T, clients int, middle func()) {
+	t.Helper()
+	pods, err := shared.LoadPods(t.Context(), components()[0], clients)
+	must(t, err)
+	before, err := load.Terminated(t.Context(), shared.Cluster.Client())
+	must(t, err)
+	done, half := make(chan load.Report), make(chan struct{})
+	var watching atomic.Int64
+	plan := patientClient
+	plan.Every = time.Second / time.Duration(clients)
+	plan.Watching = func() {
+		if watching.Add(1) == int64(clients/2) {
+			close(half)
+		}
+	}
+	go func() { done <- load.Run(t.Context(), pods, plan) }()
+	select {
+	case <-half:
+	case report := <-done:
+		t.Fatalf("the clients ended before half of them watched: %s; errors: %v", report, report.Errors)
+	}
+	middle()
+	report := <-done
+	after, err := load.Terminated(t.Context(), shared.Cluster.Client())
+	must(t, err)
+	if report.Succeeded+report.Lost != clients || report.Lost > after-before {
+		t.Errorf("%s; the API server closed %d watches; errors: %v", report, after-before, report.Errors)
+	}
+	for _, pod := range pods {
+		waitIssued(t, pod.Asking.Name())
+	}
+}
+
+// waitIssued waits until the request of that name has its certificate.
+func waitIssued(t *testing.T, name string) {
+	t.Helper()
+	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	eventually(t, "the certificate of "+name, func(ctx context.Context) (bool, error) {
+		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
+		return err == nil && len(csr.Status.Certificate) > 0, err
+	})
+}
+
+// A fixed rate serves everybody too, and the metrics show it.
+func TestAnswerRate(t *testing.T) {
+	d := startReady(t, ca, "ANSWER_RATE=20")
+	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
+	must(t, err)
+	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
+		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
+	}
+	if shown := d.Metrics(t.Context()); !strings.Contains(shown, `hsm_signer_answer_rate{reason="fixed"} 20`) {
+		t.Errorf("the metrics do not show the rate:\n%s", shown)
+	}
+}

@@ -1,0 +1,55 @@
+package e2e
+
+import (
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The supervisor hears that hsm-signer serves, how the token stands, signs of life all the while, and the end.
+func TestSupervisorIsToldHowThingsStand(t *testing.T) {
+	address := filepath.Join(t.TempDir(), "notify")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
+	must(t, err)
+	defer socket.Close()
+	hear := func(want string) {
+		t.Helper()
+		must(t, socket.SetReadDeadline(time.Now().Add(time.Minute)))
+		buffer := make([]byte, 1<<12)
+		for {
+			n, err := socket.Read(buffer)
+			if err != nil {
+				t.Fatalf("the supervisor does not hear %q: %v", want, err)
+			}
+			if strings.Contains(string(buffer[:n]), want) {
+				return
+			}
+		}
+	}
+	d, err := shared.Run(t.Context(), ca, "NOTIFY_SOCKET="+address, "WATCHDOG_USEC=1000000")
+	must(t, err)
+	hear("READY=1")
+	hear("WATCHDOG=1\nSTATUS=ready")
+	must(t, shared.Token.MoveAway())
+	hear("WATCHDOG=1\nSTATUS=not ready: token: ")
+	must(t, shared.Token.MoveBack())
+	hear("WATCHDOG=1\nSTATUS=ready")
+	if code, err := d.Stop(); err != nil || code != 0 {
+		t.Errorf("hsm-signer ended with code %d, %v; its log:\n%s", code, err, d.Log())
+	}
+	hear("STOPPING=1")
+}
+
+// With Go's FIPS 140-3 module on, all that the main job needs is allowed.
+func TestCertificateInFIPSMode(t *testing.T) {
+	env := "GODEBUG=fips140=on"
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{env}, "version"); code != 0 || !strings.Contains(stdout, ", mode on") {
+		t.Fatalf("version: exit code %d: %s%s", code, stdout, stderr)
+	}
+	startReady(t, ca, env)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	requireOpenSSL(t, ca, p.requireCertificate(t, p.asking(t, node)))
+}

@@ -1,0 +1,348 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
+)
+
+// behindShim puts a shim before the token, and returns the environment with which hsm-signer loads it.
+func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
+	t.Helper()
+	s, err := pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module)
+	must(t, err)
+	return s, append(s.Env(), "PKCS11_MODULE="+s.Module)
+}
+
+func logins(t *testing.T, s *pkcs11shim.Shim) int {
+	t.Helper()
+	calls, err := s.Calls()
+	must(t, err)
+	return calls.Count(pkcs11shim.Login)
+}
+
+// A supervisor that follows deploy/systemd/hsm-signer.service starts a process again that crashes, ten times here.
+// When the PIN has become wrong meanwhile, it is tried exactly once.
+func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
+	const restarts = 10
+	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "hsm-signer.service"))
+	must(t, err)
+	prevented := regexp.MustCompile(`(?m)^RestartPreventExitStatus=(.*)$`).FindStringSubmatch(string(unit))
+	if prevented == nil || !strings.Contains(string(unit), "\nRestart=on-failure\n") {
+		t.Fatalf("the unit does not say when to restart:\n%s", unit)
+	}
+	s, env := behindShim(t)
+	pin := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o600))
+	env = append(env, "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
+	for range restarts {
+		d, err := shared.Run(t.Context(), ca, env...)
+		must(t, err)
+		must(t, d.WaitReady(t.Context()))
+		must(t, d.Kill())
+	}
+	must(t, os.WriteFile(pin, []byte("0000-wrong\n"), 0o600))
+	defer logIn(t)
+	starts := 0
+	for range restarts {
+		starts++
+		_, stderr, code := shared.Command(t.Context(), ca, env, "run")
+		if code == 0 || slices.Contains(strings.Fields(prevented[1]), strconv.Itoa(code)) {
+			break
+		}
+		t.Logf("start %d ended with exit code %d: %s", starts, code, stderr)
+	}
+	calls, err := s.Calls()
+	must(t, err)
+	wrong := calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
+	if starts != 1 || len(wrong) != 1 || calls.Count(pkcs11shim.Login) != restarts+1 {
+		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want one in one", calls.Count(pkcs11shim.Login), len(wrong), starts)
+	}
+	t.Logf("%d restarts after crashes; then C_Login with the wrong PIN: %d, starts with it: %d", restarts, len(wrong), starts)
+}
+
+// In a pod, which would be started again whatever its exit code, a refused PIN leaves the process up, not ready;
+// the PIN is not tried again until its file holds another.
+func TestRefusedPINInAPod(t *testing.T) {
+	const wrong = "0000-canary"
+	s, env := behindShim(t)
+	pin := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(pin, []byte(wrong), 0o600))
+	d := start(t, ca, append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=1", "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
+	must(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	asking.SecretName = "refused-pin"
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	requireEvent(t, csr.Name, "SignerFault")
+	requireNowhere(t, d, wrong)
+	if n := logins(t, s); n != 1 {
+		t.Errorf("the wrong PIN was tried %d times", n)
+	}
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o600))
+	must(t, d.WaitReady(t.Context()))
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+	if n := logins(t, s); n != 2 {
+		t.Errorf("%d calls of C_Login, for two PINs", n)
+	}
+}
+
+// A process that crashes writes no core, in which the PIN would be, even where it may.
+func TestCrashWritesNoCore(t *testing.T) {
+	var limit syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
+	must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
+	defer func() { must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &limit)) }()
+	other := exec.CommandContext(t.Context(), "sh", "-c", "kill -ABRT $$")
+	other.Dir = t.TempDir()
+	_ = other.Run()
+	d, err := shared.Run(t.Context(), ca, "GOTRACEBACK=crash")
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	must(t, d.Signal(syscall.SIGABRT))
+	_, err = d.Wait()
+	must(t, err)
+	if d.DumpedCore() || strings.Contains(d.Log(), shared.Token.PIN) {
+		t.Errorf("it wrote a core: %t; or its last words hold the PIN:\n%s", d.DumpedCore(), d.Log())
+	}
+	t.Logf("another process that crashes writes a core here: %t; hsm-signer: %t", other.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), d.DumpedCore())
+}
+
+// A token that hangs costs nothing but time: requests stay pending, /readyz says why, and all are
+// answered when it goes on.
+func TestTokenHangsAndGoesOn(t *testing.T) {
+	s, env := behindShim(t)
+	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
+	must(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
+	must(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	asking := p.asking(t, node)
+	csr, err := asking.Submit(t.Context(), p.client)
+	must(t, err)
+	requireEvent(t, csr.Name, "SignerFault")
+	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
+		t.Errorf("it was decided while the token hung: %v", now.Status.Conditions)
+	}
+	must(t, s.Rules())
+	must(t, d.WaitReady(t.Context()))
+	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
+	must(t, err)
+	requireIssued(t, csr, asking)
+}
+
+// A module that hangs for good ends the process, so that a supervisor may start another.
+func TestTokenHangsForGood(t *testing.T) {
+	s, env := behindShim(t)
+	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=500ms")...)
+	must(t, err)
+	must(t, d.WaitReady(t.Context()))
+	must(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
+	code, err := d.Wait()
+	must(t, err)
+	if code != 1 || !strings.Contains(d.Log(), "attempts to go on without the") {
+		t.Errorf("exit code %d; log:\n%s", code, d.Log())
+	}
+}
+
+// A URI takes the place of the variables; a PIN in it is gone from the environment.
+func TestURINamesAll(t *testing.T) {
+	without := []string{"PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "CA_KEY_LABEL=", "PKCS11_PIN="}
+	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" + ca.KeyLabel + ";type=private?module-path=" + shared.Token.Module
+	d := startReady(t, ca, append(without, "PKCS11_URI="+uri+"&pin-value="+shared.Token.PIN)...)
+	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "environ"))
+	must(t, err)
+	if !strings.Contains(string(environ), "PKCS11_URI=pkcs11:") || strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
+		t.Error("the environment or the log holds the PIN, or the environment no URI")
+	}
+	pin := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o400))
+	stdout, stderr, code := shared.Command(t.Context(), ca, without, "check", "--pkcs11-uri", uri+"&pin-source=file:"+pin)
+	if code != 0 {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// What a URI names is named by nothing else, and a flag holds no PIN.
+func TestURIFaults(t *testing.T) {
+	uri := "pkcs11:token=ca;object=a?module-path=/nowhere.so&pin-value=0000-canary"
+	for _, c := range []struct {
+		env, args []string
+		want      string
+	}{
+		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_TOKEN_LABEL: is set, and PKCS11_URI says the same"},
+		{[]string{"PKCS11_URI=" + uri}, nil, "CA_KEY_LABEL: is set, and PKCS11_URI says the same"},
+		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_PIN: is set, and so is"},
+		{nil, []string{"--pkcs11-uri", uri}, "--pkcs11-uri: holds a pin-value"},
+		{[]string{"PKCS11_URI=pkcs11:token=ca;type=public"}, nil, "PKCS11_URI: the PKCS#11 URI names an object of the type public"},
+		{[]string{"PKCS11_URI=pkcs11:tokn=ca"}, nil, "PKCS11_URI: "},
+		{[]string{"PKCS11_URI=pkcs11:token=ca?module-name=nowhere"}, nil, "module-name: there is no such module"},
+	} {
+		_, stderr, code := shared.Command(t.Context(), ca, c.env, append([]string{"check"}, c.args...)...)
+		if code != 4 || !strings.Contains(stderr, c.want) || strings.Contains(stderr, "0000-canary") {
+			t.Errorf("%v %v: exit code %d: %s; want %q", c.env, c.args, code, stderr, c.want)
+		}
+	}
+}
+
+// The PIN is in nothing that leaves the process, whatever the token answers.
+func TestPINIsInNoFault(t *testing.T) {
+	s, env := behindShim(t)
+	state := filepath.Join(t.TempDir(), "state")
+	d := startReady(t, ca, append(env, "LOG_LEVEL=trace", "STATE_DIR="+state)...)
+	node := components()[0]
+	p := newPod(t, node, nextIP())
+	for _, rules := range [][]pkcs11shim.Rule{
+		{pkcs11shim.LoseSessions(pkcs11shim.SignInit), pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_DEVICE_ERROR).Times(1)},
+		{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_GENERAL_ERROR).Times(3)},
+		{pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.Fail(pkcs11shim.FindObjects, pkcs11.CKR_VENDOR_DEFINED).Times(1)},
+	} {
+		must(t, s.Rules(rules...))
+		asking := p.asking(t, node)
+		key, err := calico.NewKey("ECDSAWithCurve256")
+		must(t, err)
+		asking.Key = key
+		p.requireCertificate(t, asking)
+	}
+	requireNowhere(t, d, shared.Token.PIN)
+	requireNotInFiles(t, state, shared.Token.PIN)
+}
+
+// requireNowhere requires that a running process shows the PIN nowhere.
+func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
+	t.Helper()
+	_, ready, err := d.Readyz(t.Context())
+	must(t, err)
+	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	requests, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	places := map[string]string{
+		"log": d.Log(), "/readyz": ready, "/metrics": d.Metrics(t.Context()),
+		"events": fmt.Sprintf("%+v", events.Items), "requests": fmt.Sprintf("%+v", requests.Items),
+	}
+	for _, name := range []string{"environ", "cmdline"} {
+		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), name))
+		must(t, err)
+		places["/proc/PID/"+name] = string(text)
+	}
+	for where, text := range places {
+		hits := strings.Count(text, pin)
+		t.Logf("%s: %d bytes, %d hits", where, len(text), hits)
+		if text == "" || hits > 0 {
+			t.Errorf("%s: %d bytes, and the PIN is there %d times", where, len(text), hits)
+		}
+	}
+}
+
+// requireNotInFiles requires that none of the files below the directory holds the PIN, and that there are some.
+func requireNotInFiles(t *testing.T, dir, pin string) {
+	t.Helper()
+	files := 0
+	must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if files++; strings.Contains(string(text), pin) {
+			t.Errorf("%s holds the PIN", path)
+		}
+		return err
+	}))
+	if files == 0 {
+		t.Errorf("there is no file in %s", dir)
+	}
+}
+
+// logIn has the token forget that a wrong PIN was tried, of which it would tell the tests that come.
+func logIn(t *testing.T) {
+	t.Helper()
+	requireCommand(t, ca, "check", "--try-pin")
+}
+
+// check does not try a PIN, not even the right one, while the token tells of a wrong one, unless it is asked to.
+func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
+	s, env := behindShim(t)
+	for i, c := range []struct {
+		env, args    []string
+		code, logins int
+		want         string
+	}{
+		{[]string{"PKCS11_PIN=0000-wrong"}, nil, 3, 1, "the PIN is wrong (CKR_PIN_INCORRECT)"},
+		{nil, nil, 3, 1, "have it tried here all the same (--try-pin)"},
+		{nil, []string{"--try-pin"}, 0, 2, "warning  PIN state "},
+		{nil, nil, 0, 3, "the token takes the PIN"},
+	} {
+		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), append([]string{"check"}, c.args...)...)
+		if code != c.code || logins(t, s) != c.logins || !strings.Contains(stdout, c.want) {
+			t.Errorf("check %d: exit code %d and %d calls of C_Login so far, want %d and %d, and %q:\n%s%s", i+1, code, logins(t, s), c.code, c.logins, c.want, stdout, stderr)
+		}
+	}
+}
+
+// check goes through the token in the order in which one would ask, says where it ends and what to do, and does not
+// look at what comes after.
+func TestCheckAsksInOrder(t *testing.T) {
+	steps := []string{"module", "token", "PIN state", "login", "key", "key cannot leave", "key is the CA's"}
+	s, env := behindShim(t)
+	imported := importKey(t, label(t))
+	other := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
+	requireCommand(t, other, "ca", "create", "--out", other.CertFile)
+	with := func(key string) testenv.CA { return testenv.CA{KeyLabel: key, CertFile: ca.CertFile} }
+	for i, c := range []struct {
+		ca   testenv.CA
+		env  []string
+		rule pkcs11shim.Rule
+		want string
+	}{
+		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, pkcs11shim.ReportSessions(0), "install the library of your HSM, or correct PKCS11_MODULE"},
+		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, pkcs11shim.ReportSessions(0), "labelled \"nobody\" is not there: the module shows token in slot "},
+		{ca, nil, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY), "log in by hand with the right PIN first"},
+		{ca, []string{"PKCS11_PIN=0000-wrong"}, pkcs11shim.ReportSessions(0), "the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
+		{with("nobody"), nil, pkcs11shim.ReportSessions(0), "it holds the key labelled "},
+		{imported, nil, pkcs11shim.ReportSessions(0), "Make a key in the token with \"hsm-signer ca create\""},
+		{with(other.KeyLabel), nil, pkcs11shim.ReportSessions(0), "Name the key and the certificate that belong together"},
+	} {
+		must(t, s.Rules(c.rule))
+		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...), "check", "--output", "json")
+		if steps[i] == "login" {
+			logIn(t)
+		}
+		if want := map[bool]int{true: 3, false: 2}[steps[i] == "PIN state" || steps[i] == "login"]; code != want {
+			t.Errorf("%s: exit code %d, want %d", steps[i], code, want)
+		}
+		for n, line := range strings.SplitN(stdout, "\n", len(steps)+1)[:len(steps)] {
+			want := fmt.Sprintf(`{"check":%q,"result":%q`, steps[n], map[bool]string{true: "ok", false: "skipped"}[n < i])
+			if n == i {
+				want = fmt.Sprintf(`{"check":%q,"result":"failed"`, steps[n])
+				var text struct{ Detail string }
+				if err := json.Unmarshal([]byte(line), &text); err != nil || !strings.Contains(text.Detail, c.want) {
+					t.Errorf("%s: %s; want %q", steps[i], line, c.want)
+				}
+			}
+			if !strings.HasPrefix(line, want) {
+				t.Errorf("line %d is %s, want %s", n+1, line, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+
+	"hsm-signer/integration/calico"
+	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
+	"hsm-signer/integration/tokens"
+)
+
+// A station is hsm-signer with a token of its own, behind a shim, and a CA that its ceremony made there.
+type station struct {
+	token *tokens.Token
+	shim  *pkcs11shim.Shim
+	env   []string
+	ca    testenv.CA
+}
+
+func newStation(t *testing.T, kind tokens.Kind) *station {
+	t.Helper()
+	token, err := kind.New(t.Context())
+	must(t, err)
+	t.Cleanup(func() { must(t, token.Close()) })
+	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
+	must(t, err)
+	dir := t.TempDir()
+	return &station{token: token, shim: s, ca: testenv.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
+		"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" + token.PIN,
+		"STATE_DIR=" + filepath.Join(dir, "state"), withBudget(t, "{perPod: 1000}"),
+	})}
+}
+
+// command requires exit code 0, and returns what was printed.
+func (s *station) command(t *testing.T, args ...string) string {
+	t.Helper()
+	stdout, stderr, code := shared.Command(t.Context(), s.ca, s.env, args...)
+	if code != 0 {
+		t.Fatalf("%v: exit code %d: %s%s", args, code, stdout, stderr)
+	}
+	return stdout
+}
+
+// requireKey requires that the key that was made has an id, and that nothing was deleted.
+func (s *station) requireKey(t *testing.T) {
+	t.Helper()
+	var shown struct{ Key struct{ ID string } }
+	must(t, json.Unmarshal([]byte(s.command(t, "ca", "show", "--output", "json")), &shown))
+	if len(shown.Key.ID) != 16 {
+		t.Errorf("the key's id is %q, and not 8 random bytes", shown.Key.ID)
+	}
+	if calls := s.calls(t); calls.Count("C_GenerateKeyPair") == 0 || calls.Count("C_DestroyObject") > 0 {
+		t.Errorf("a key was made and none deleted:\n%s", calls)
+	}
+}
+
+func (s *station) calls(t *testing.T) pkcs11shim.Calls {
+	t.Helper()
+	calls, err := s.shim.Calls()
+	must(t, err)
+	return calls
+}
+
+// A loss is of the token, between begin and end.
+type loss struct {
+	rules      []pkcs11shim.Rule
+	begin, end func(context.Context) error
+}
+
+// losses are those that make a process begin anew with this token.
+func (s *station) losses() []loss {
+	nothing := func(context.Context) error { return nil }
+	device := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)}
+	all := []loss{{device, nothing, nothing}, {[]pkcs11shim.Rule{pkcs11shim.CloseSessions(pkcs11shim.SignInit)}, nothing, nothing}}
+	if s.token.HasDaemon() {
+		all = append(all, loss{device, func(context.Context) error { return s.token.Kill() }, s.token.Start})
+	}
+	return all
+}
+
+// On every kind of token the ceremony makes a CA, check passes, and one process outlives the loss of the token
+// while requests come in: each gets one certificate, and the journal verifies.
+func TestEveryKindOfToken(t *testing.T) {
+	for _, kind := range tokens.All() {
+		t.Run(kind.Name, func(t *testing.T) {
+			s := newStation(t, kind)
+			s.command(t, "ca", "create", "--key-type", s.token.Can.KeyTypes[0], "--out", s.ca.CertFile)
+			checked := s.command(t, "check")
+			s.requireKey(t)
+			d := startReady(t, s.ca, s.env...)
+			if checks, logs := strings.Contains(checked, "warning  key cannot leave "), strings.Contains(d.Log(), "CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local || logs == s.token.Can.Local {
+				t.Errorf("an attribute that is not as it should be: check warns %t, the log %t", checks, logs)
+			}
+			node := components()[0]
+			p := newPod(t, node, nextIP())
+			requests := 0
+			ask := func(n int) (asked []calico.InitContainer) {
+				for range n {
+					requests++
+					asking := p.asking(t, node)
+					asking.SecretName = fmt.Sprintf("token-%s-%d", kind.Name, requests)
+					_, err := asking.Submit(t.Context(), p.client)
+					must(t, err)
+					asked = append(asked, asking)
+				}
+				return asked
+			}
+			for _, lose := range s.losses() {
+				must(t, s.shim.Rules(lose.rules...))
+				asked := ask(4)
+				must(t, lose.begin(t.Context()))
+				asked = append(asked, ask(4)...)
+				must(t, lose.end(t.Context()))
+				for _, asking := range asked {
+					csr, err := calico.Wait(t.Context(), p.client, asking.Name())
+					must(t, err)
+					requireOpenSSL(t, s.ca, requireIssued(t, csr, asking))
+				}
+			}
+			if calls := s.calls(t).By(d.PID()); calls.Count(pkcs11shim.Initialize) < 2 {
+				t.Errorf("the module was not initialised anew:\n%s", calls)
+			}
+			s.command(t, "audit", "verify")
+			if n := strings.Count(s.command(t, "audit", "list", "--output", "json"), "\n"); n != requests {
+				t.Errorf("%d certificates for %d requests", n, requests)
+			}
+		})
+	}
+}

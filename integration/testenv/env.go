@@ -1,0 +1,214 @@
+// Package testenv runs hsm-signer on real parts for tests, the demonstration and the benchmarks: a
+// kube-apiserver with its etcd, PKCS#11 tokens of SoftHSM, and hsm-signer as a separate process with
+// only the rights of deploy/base/rbac.yaml. Everything runs on this machine and listens on 127.0.0.1.
+//
+// An Env has all of these parts. A Cluster is the API server alone. There are no controllers, no
+// scheduler and no kubelet: methods of Cluster and Env create nodes, running pods with addresses and
+// tokens bound to pods through the API.
+//
+// A Cluster stops with Stop, with the context that it was started with and, on Linux, with the process
+// that started it, so no server outlives its test. A Daemon stops with its context. If this machine
+// lacks something that a test needs, the error says what to install; nothing is skipped.
+//
+// The methods of a Cluster that stop, start, pause and resume servers must not be called concurrently
+// with each other. All others are safe for concurrent use.
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/rest"
+)
+
+// SignerName is the signer that deploy/base/rbac.yaml allows.
+const SignerName = "example.com/calico"
+
+// serviceAccount is hsm-signer's, and its namespace's name too, as in deploy/base/rbac.yaml.
+const serviceAccount = "hsm-signer"
+
+// Options configure New.
+type Options struct {
+	// Dir holds the token, the CAs and the kubeconfig file. The caller removes it.
+	Dir string
+	// Binary is the path of an hsm-signer that is already built. If empty, New builds one.
+	Binary string
+	// Progress, if not nil, receives a line for each slow step.
+	Progress io.Writer
+}
+
+// An Env has everything that hsm-signer needs, and runs it.
+type Env struct {
+	Cluster *Cluster
+	Token   *SoftHSM
+
+	dir        string
+	binary     string
+	kubeconfig string       // of hsm-signer's service account
+	states     atomic.Int64 // directories of journals: each process has its own
+	pods       atomic.Int64
+	addresses  atomic.Uint32
+}
+
+// New builds hsm-signer, starts a cluster, gives hsm-signer its rights there, and makes a token.
+func New(ctx context.Context, o Options) (*Env, error) {
+	e := &Env{dir: o.Dir, binary: o.Binary, kubeconfig: filepath.Join(o.Dir, "kubeconfig")}
+	if err := e.set(ctx, o.Progress); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+func (e *Env) set(ctx context.Context, progress io.Writer) (err error) {
+	if e.binary == "" {
+		e.binary = filepath.Join(e.dir, "hsm-signer")
+		if err := Build(ctx, e.binary); err != nil {
+			return err
+		}
+	}
+	if e.Token, err = NewSoftHSM(ctx, filepath.Join(e.dir, "token"), "ca"); err != nil {
+		return err
+	}
+	if e.Cluster, err = StartCluster(ctx, ClusterOptions{Progress: progress}); err != nil {
+		return err
+	}
+	return e.authorize(ctx)
+}
+
+// Build builds the hsm-signer of this working tree.
+func Build(ctx context.Context, binary string) error {
+	return goBuild(ctx, root(), "./cmd/hsm-signer", binary)
+}
+
+// BuildClient builds the program that a [load.Processes] runs.
+func BuildClient(ctx context.Context, binary string) error {
+	return goBuild(ctx, filepath.Join(root(), "integration"), "./cmd/calicoclient", binary)
+}
+
+func goBuild(ctx context.Context, module, program, binary string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, program)
+	cmd.Dir = module
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w: %s", program, err, out)
+	}
+	return nil
+}
+
+// root is the product's directory, which this file is two below.
+func root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}
+
+// authorize applies deploy/base/rbac.yaml and writes the kubeconfig of its service account.
+func (e *Env) authorize(ctx context.Context) error {
+	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "base", "rbac.yaml"))
+	if err != nil {
+		return err
+	}
+	if err := e.Cluster.Apply(ctx, manifests); err != nil {
+		return fmt.Errorf("apply deploy/base/rbac.yaml: %w", err)
+	}
+	if err := e.Cluster.AllowRequests(ctx); err != nil {
+		return err
+	}
+	return e.KubeconfigVia(ctx, e.kubeconfig, e.Cluster.ConfigFor)
+}
+
+// KubeconfigVia writes a kubeconfig file with which hsm-signer, as its own service
+// account, takes another way to the API server: config is that of whoever has the token.
+func (e *Env) KubeconfigVia(ctx context.Context, path string, config func(token string) *rest.Config) error {
+	return e.kubeconfigOf(ctx, serviceAccount, path, config)
+}
+
+// kubeconfigOf writes the kubeconfig file of a service account in hsm-signer's namespace.
+func (e *Env) kubeconfigOf(ctx context.Context, account, path string, config func(token string) *rest.Config) error {
+	token, err := e.Cluster.UnboundToken(ctx, serviceAccount, account)
+	if err != nil {
+		return err
+	}
+	return WriteKubeconfig(path, config(token))
+}
+
+// Binary is the path of hsm-signer.
+func (e *Env) Binary() string { return e.binary }
+
+// Close ends the cluster.
+func (e *Env) Close() error {
+	if e.Cluster == nil {
+		return nil
+	}
+	return e.Cluster.Stop()
+}
+
+// A CA is one whose key is in the token.
+type CA struct {
+	KeyLabel string
+	CertFile string // PEM
+}
+
+// CreateCA has the ceremony make a CA with a key of that type, which is its label
+// too. The output is what the ceremony printed.
+func (e *Env) CreateCA(ctx context.Context, keyType string) (ca CA, output string, err error) {
+	ca = CA{KeyLabel: keyType, CertFile: filepath.Join(e.dir, keyType+".crt")}
+	stdout, stderr, code := e.Command(ctx, ca, nil, "ca", "create", "--key-type", keyType, "--subject", "CN=Calico CA,O=Example", "--out", ca.CertFile)
+	if code != 0 {
+		return ca, "", fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code, stderr)
+	}
+	return ca, stdout, nil
+}
+
+// Command runs hsm-signer once and returns what it printed and its exit code.
+// The environment is added to the one that is right. A command that does not end
+// is killed, which is the exit code -1; the ceremony may take minutes.
+func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) (stdout, stderr string, code int) {
+	ctx, cancel := context.WithTimeout(ctx, patienceWith(args))
+	defer cancel()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, e.binary, args...)
+	cmd.Env = e.environment(ca, env)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		return "", err.Error(), -1
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// patienceWith is how long a command may take. Only making keys is slow: SoftHSM
+// looks for the primes of an RSA-8192 key for half a minute, and with bad luck for
+// several times that.
+func patienceWith(args []string) time.Duration {
+	if len(args) > 0 && args[0] == "ca" {
+		return 4 * time.Minute
+	}
+	return patience
+}
+
+// Environ returns the environment that is right for this CA, apart from the PIN.
+func (e *Env) Environ(ca CA) []string {
+	return []string{
+		e.Token.Env(),
+		"PKCS11_MODULE=" + e.Token.Module,
+		"PKCS11_TOKEN_LABEL=" + e.Token.Label,
+		"CA_KEY_LABEL=" + ca.KeyLabel,
+		"CA_CERT_FILE=" + ca.CertFile,
+		"SIGNER_NAME=" + SignerName,
+		"KUBECONFIG=" + e.kubeconfig,
+	}
+}
+
+// environment is the whole environment of a process; later entries win.
+func (e *Env) environment(ca CA, more []string) []string {
+	env := append(os.Environ(), e.Environ(ca)...)
+	env = append(env, "STATE_DIR="+filepath.Join(e.dir, fmt.Sprintf("state-%d", e.states.Add(1))), "PKCS11_PIN="+e.Token.PIN, "LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
+	return append(env, more...)
+}

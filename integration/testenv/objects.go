@@ -1,0 +1,286 @@
+package testenv
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/restmapper"
+)
+
+const (
+	defaultNode   = "node-1"
+	nodeIP        = "192.0.2.1" // of the addresses reserved for documentation
+	manager       = "testenv"
+	tokenLifetime = 30 * 24 * time.Hour // nobody renews tokens here as a kubelet does
+)
+
+// PodSpec says what pod to make. Namespace, service account and node are made
+// with it where they are missing.
+type PodSpec struct {
+	Namespace      string
+	Name           string
+	ServiceAccount string   // default "default"
+	Node           string   // default "node-1"
+	IPs            []string // none: the pod stays Pending, as before it has a network
+	HostNetwork    bool
+	// InitContainers are names. Once the pod has IPs, the first one runs and the others wait, as
+	// the main container does: the pod is Pending. None: the main container runs.
+	InitContainers []string
+}
+
+// EnsureNamespace makes the namespace unless it is there.
+func (c *Cluster) EnsureNamespace(ctx context.Context, name string) error {
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	_, err := c.client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{})
+	return unlessThere(err)
+}
+
+// EnsureServiceAccount makes the service account, and its namespace, unless
+// they are there.
+func (c *Cluster) EnsureServiceAccount(ctx context.Context, namespace, name string) error {
+	if err := c.EnsureNamespace(ctx, namespace); err != nil {
+		return err
+	}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	_, err := c.client.CoreV1().ServiceAccounts(namespace).Create(ctx, account, metav1.CreateOptions{})
+	return unlessThere(err)
+}
+
+// EnsureNode makes a node of that name unless it is there.
+func (c *Cluster) EnsureNode(ctx context.Context, name string) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	_, err := c.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
+	return unlessThere(err)
+}
+
+// Pod makes a pod and says of it what its kubelet would: bound to its node and,
+// once it has IPs, running with them, or initializing if it has init containers.
+func (c *Cluster) Pod(ctx context.Context, spec PodSpec) (*corev1.Pod, error) {
+	spec.ServiceAccount = cmp.Or(spec.ServiceAccount, "default")
+	spec.Node = cmp.Or(spec.Node, defaultNode)
+	if err := c.EnsureServiceAccount(ctx, spec.Namespace, spec.ServiceAccount); err != nil {
+		return nil, err
+	}
+	if err := c.EnsureNode(ctx, spec.Node); err != nil {
+		return nil, err
+	}
+	pod, err := c.client.CoreV1().Pods(spec.Namespace).Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: spec.Name},
+		Spec: corev1.PodSpec{
+			ServiceAccountName: spec.ServiceAccount,
+			NodeName:           spec.Node,
+			HostNetwork:        spec.HostNetwork,
+			InitContainers:     containers(spec.InitContainers...),
+			Containers:         containers("main"),
+		},
+	}, metav1.CreateOptions{})
+	if err != nil || len(spec.IPs) == 0 {
+		return pod, err
+	}
+	if len(spec.InitContainers) > 0 {
+		initialize(pod)
+	} else {
+		pod.Status.Phase = corev1.PodRunning
+	}
+	return c.setIPs(ctx, pod, spec.IPs...)
+}
+
+// containers returns containers of these names, of an image that does not exist.
+func containers(names ...string) (all []corev1.Container) {
+	for _, name := range names {
+		all = append(all, corev1.Container{Name: name, Image: "none.invalid/" + name})
+	}
+	return all
+}
+
+// initialize sets the status of a pod whose first init container runs.
+func initialize(pod *corev1.Pod) {
+	waiting := func(c corev1.Container) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: c.Name, Image: c.Image, State: corev1.ContainerState{
+			Waiting: &corev1.ContainerStateWaiting{Reason: "PodInitializing"},
+		}}
+	}
+	pod.Status.Phase = corev1.PodPending
+	for _, c := range pod.Spec.InitContainers {
+		pod.Status.InitContainerStatuses = append(pod.Status.InitContainerStatuses, waiting(c))
+	}
+	for _, c := range pod.Spec.Containers {
+		pod.Status.ContainerStatuses = append(pod.Status.ContainerStatuses, waiting(c))
+	}
+	pod.Status.InitContainerStatuses[0].State = corev1.ContainerState{
+		Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()},
+	}
+}
+
+// RunPod says that the pod runs and has these IPs.
+func (c *Cluster) RunPod(ctx context.Context, pod *corev1.Pod, ips ...string) (*corev1.Pod, error) {
+	pod = pod.DeepCopy()
+	pod.Status.Phase = corev1.PodRunning
+	return c.setIPs(ctx, pod, ips...)
+}
+
+// setIPs gives the pod these IPs and writes its status.
+func (c *Cluster) setIPs(ctx context.Context, pod *corev1.Pod, ips ...string) (*corev1.Pod, error) {
+	pod.Status.PodIP = ips[0]
+	pod.Status.PodIPs = nil
+	for _, ip := range ips {
+		pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: ip})
+	}
+	pod.Status.HostIP = nodeIP
+	if pod.Spec.HostNetwork {
+		pod.Status.HostIP = ips[0]
+	}
+	pod.Status.HostIPs = []corev1.HostIP{{IP: pod.Status.HostIP}}
+	return c.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
+}
+
+// DeletePod deletes the pod at once: there is no kubelet to wait for.
+func (c *Cluster) DeletePod(ctx context.Context, pod *corev1.Pod) error {
+	options := metav1.NewDeleteOptions(0)
+	options.Preconditions = metav1.NewUIDPreconditions(string(pod.UID))
+	return c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *options)
+}
+
+// TokenFor is the token that a kubelet would give the pod: of its service
+// account, and bound to it, so that the API server tells what it asks for from
+// what others of the same account ask for.
+func (c *Cluster) TokenFor(ctx context.Context, pod *corev1.Pod) (string, error) {
+	return c.token(ctx, pod.Namespace, pod.Spec.ServiceAccountName, &authenticationv1.BoundObjectReference{
+		APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID,
+	})
+}
+
+// UnboundToken is a token of the service account that is bound to no pod.
+func (c *Cluster) UnboundToken(ctx context.Context, namespace, account string) (string, error) {
+	return c.token(ctx, namespace, account, nil)
+}
+
+func (c *Cluster) token(ctx context.Context, namespace, account string, bound *authenticationv1.BoundObjectReference) (string, error) {
+	lifetime := int64(tokenLifetime.Seconds())
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound, ExpirationSeconds: &lifetime}}
+	answer, err := c.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("token of service account %s/%s: %w", namespace, account, err)
+	}
+	return answer.Status.Token, nil
+}
+
+// RequesterRole is the ClusterRole, and its binding, of AllowRequests.
+const RequesterRole = "testenv:certificate-requester"
+
+// AllowRequests lets every service account create, see and delete certificate
+// requests, as Calico's operator does for each of its own.
+func (c *Cluster) AllowRequests(ctx context.Context) error {
+	name := metav1.ObjectMeta{Name: RequesterRole}
+	_, err := c.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
+		ObjectMeta: name,
+		Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{"certificates.k8s.io"},
+			Resources: []string{"certificatesigningrequests"},
+			Verbs:     []string{"create", "get", "list", "watch", "delete"},
+		}},
+	}, metav1.CreateOptions{})
+	if err := unlessThere(err); err != nil {
+		return err
+	}
+	_, err = c.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: name,
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: RequesterRole},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:serviceaccounts"}},
+	}, metav1.CreateOptions{})
+	return unlessThere(err)
+}
+
+// ForbidRequests takes back what AllowRequests gave.
+func (c *Cluster) ForbidRequests(ctx context.Context) error {
+	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, RequesterRole, metav1.DeleteOptions{})
+}
+
+// Apply applies every object of a YAML stream, in its order, as kubectl's
+// server-side apply does. A field that the API does not know is an error.
+func (c *Cluster) Apply(ctx context.Context, manifests []byte) error {
+	objects, err := decodeManifests(manifests)
+	if err != nil {
+		return err
+	}
+	client, err := dynamic.NewForConfig(c.admin)
+	if err != nil {
+		return err
+	}
+	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(c.client.Discovery()))
+	for _, object := range objects {
+		if err := apply(ctx, client, mapper, object); err != nil {
+			return fmt.Errorf("apply %s %s/%s: %w", object.GetKind(), object.GetNamespace(), object.GetName(), err)
+		}
+	}
+	return nil
+}
+
+func apply(ctx context.Context, client dynamic.Interface, mapper meta.RESTMapper, object *unstructured.Unstructured) error {
+	kind := object.GroupVersionKind()
+	mapping, err := mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	var resource dynamic.ResourceInterface = client.Resource(mapping.Resource)
+	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
+		resource = client.Resource(mapping.Resource).Namespace(cmp.Or(object.GetNamespace(), metav1.NamespaceDefault))
+	}
+	force := true
+	_, err = resource.Patch(ctx, object.GetName(), types.ApplyPatchType, body, metav1.PatchOptions{
+		FieldManager: manager, Force: &force, FieldValidation: metav1.FieldValidationStrict,
+	})
+	return err
+}
+
+// decodeManifests splits a YAML stream into its objects; empty documents are
+// none.
+func decodeManifests(manifests []byte) ([]*unstructured.Unstructured, error) {
+	var objects []*unstructured.Unstructured
+	reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(manifests)))
+	for {
+		document, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("manifests: %w", err)
+		}
+		content := map[string]any{}
+		if err := yaml.Unmarshal(document, &content); err != nil {
+			return nil, fmt.Errorf("document %d of the manifests: %w", len(objects)+1, err)
+		}
+		if len(content) > 0 {
+			objects = append(objects, &unstructured.Unstructured{Object: content})
+		}
+	}
+}
+
+func unlessThere(err error) error {
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}

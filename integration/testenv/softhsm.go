@@ -1,0 +1,93 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// SoftHSMVariable names the configuration file that the SoftHSM module reads
+// when it is loaded.
+const SoftHSMVariable = "SOFTHSM2_CONF"
+
+const (
+	softhsmTool = "softhsm2-util"
+	softhsmHint = "run `make setup`, or install the package softhsm2"
+)
+
+// SoftHSM is a real PKCS#11 token in software, in a directory of its own. Who
+// loads Module must have SOFTHSM2_CONF set to Conf.
+type SoftHSM struct {
+	Module string // path of the PKCS#11 library
+	Conf   string // value of SOFTHSM2_CONF
+	Label  string // of the token
+	PIN    string // of the user
+	SOPIN  string // of the security officer
+
+	dir string
+}
+
+// NewSoftHSM makes a token with that label in dir, which is made if need be and
+// stays the caller's to remove.
+func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
+	module, err := softhsmModule()
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	t := &SoftHSM{Module: module, Conf: filepath.Join(dir, "softhsm2.conf"), Label: label, PIN: "7341-user", SOPIN: "9852-officer", dir: dir}
+	if err := os.MkdirAll(t.Tokens(), 0o700); err != nil {
+		return nil, fmt.Errorf("directory of token %q: %w", label, err)
+	}
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", t.Tokens())
+	if err := os.WriteFile(t.Conf, []byte(conf), 0o600); err != nil {
+		return nil, fmt.Errorf("configuration of token %q: %w", label, err)
+	}
+	cmd := exec.CommandContext(ctx, softhsmTool, "--init-token", "--free", "--label", label, "--pin", t.PIN, "--so-pin", t.SOPIN)
+	cmd.Env = append(os.Environ(), t.Env())
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%s could not make token %q: %w: %s", softhsmTool, label, err, output)
+	}
+	return t, nil
+}
+
+// Env is the environment variable with which the module finds the token.
+func (t *SoftHSM) Env() string { return SoftHSMVariable + "=" + t.Conf }
+
+// MoveAway takes the token's files away, as if it had been unplugged.
+func (t *SoftHSM) MoveAway() error { return os.Rename(t.Tokens(), t.Tokens()+".away") }
+
+// MoveBack brings back what MoveAway took.
+func (t *SoftHSM) MoveBack() error { return os.Rename(t.Tokens()+".away", t.Tokens()) }
+
+// Tokens is the directory that the token's files are in.
+func (t *SoftHSM) Tokens() string { return filepath.Join(t.dir, "tokens") }
+
+// softhsmModule finds the library where the distributions put it.
+func softhsmModule() (string, error) {
+	if _, err := exec.LookPath(softhsmTool); err != nil {
+		return "", fmt.Errorf("SoftHSM is missing (%w): %s", err, softhsmHint)
+	}
+	for _, pattern := range []string{
+		"/usr/lib/softhsm/libsofthsm2.so",           // Debian, Alpine
+		"/usr/lib/*/softhsm/libsofthsm2.so",         // Debian, multiarch
+		"/usr/lib64/pkcs11/libsofthsm2.so",          // Fedora
+		"/usr/lib64/softhsm/libsofthsm2.so",         // Fedora, openSUSE
+		"/usr/lib/pkcs11/libsofthsm2.so",            // Arch
+		"/usr/local/lib/softhsm/libsofthsm2.so",     // from source
+		"/opt/homebrew/lib/softhsm/libsofthsm2.so",  // Homebrew
+		"/run/current-system/sw/lib/libsofthsm2.so", // NixOS
+	} {
+		found, err := filepath.Glob(pattern)
+		if err == nil && len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return "", errors.New("the library libsofthsm2.so of SoftHSM is not where distributions put it: " + softhsmHint)
+}
