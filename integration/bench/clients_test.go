@@ -121,12 +121,13 @@ func (p programs) benchmarkProcesses(b *testing.B) {
 func (p programs) benchmarkThousand(b *testing.B) {
 	s := newSeries(perEvent(b))
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / 30}
-	for range pairs(b) {
-		report := p.clients(b, paced, 1000, plan)
-		s.add(b, "clients_1000_lost", float64(report.Lost))
-		s.add(b, "clients_1000_late", float64(report.Late))
-		s.addP50(b, "clients_1000_p50_s", report)
-	}
+	measure := func(a arm) load.Report { return p.clients(b, a, 1000, plan) }
+	inPairs(b, paced, nobody, measure, func(with, without load.Report) {
+		s.add(b, "clients_1000_lost", float64(with.Lost))
+		s.add(b, "clients_1000_lost_without_signer", float64(without.Lost))
+		s.add(b, "clients_1000_late", float64(with.Late))
+		s.addP50(b, "clients_1000_p50_s", with)
+	})
 }
 
 // Clients within a second, whose pods are deleted if they lose their watch, and made again.

@@ -7,8 +7,9 @@
 //
 // Contract: a [Pacer] decides only when a request is answered, never how. A few clients, or a
 // steady stream of them, are answered at once. Requests that must wait are released oldest first,
-// and none waits much longer than [Patience]. A Pacer remembers only open requests and who made them. It is
-// safe for concurrent use. docs/decisions/0010-answers-are-paced.md compares the alternatives.
+// and none waits much longer than [Patience]. A Pacer remembers only open requests and who made
+// them. It is safe for concurrent use. docs/decisions/0010-answers-are-paced.md compares the
+// alternatives.
 package pace
 
 import (
