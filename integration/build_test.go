@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 // sources are what the product is built from.
@@ -33,9 +35,7 @@ func build(t *testing.T, settings ...string) (binary string) {
 func digest(t *testing.T, file string) [sha256.Size]byte {
 	t.Helper()
 	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return sha256.Sum256(content)
 }
 
@@ -43,9 +43,7 @@ func digest(t *testing.T, file string) [sha256.Size]byte {
 func TestBuildIsReproducible(t *testing.T) {
 	first := digest(t, build(t))
 	modules, err := exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Setenv("GOMODCACHE", strings.TrimSpace(string(modules)))
 	for _, variable := range []string{"GOCACHE", "HOME", "TMPDIR"} {
 		t.Setenv(variable, t.TempDir())

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 // The product is the module in the directory above. What go test keeps of earlier runs does
@@ -115,9 +117,7 @@ func run(name string, args ...string) ([]byte, error) {
 func packages(t *testing.T) []goPackage {
 	t.Helper()
 	all, err := listed()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return all
 }
 
@@ -227,13 +227,9 @@ func TestHousePackagesHaveComments(t *testing.T) {
 
 func TestHouseProductRequiresNoServers(t *testing.T) {
 	out, err := run("go", "mod", "edit", "-json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var file struct{ Require []struct{ Path string } }
-	if err := json.Unmarshal(out, &file); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal(out, &file))
 	if len(file.Require) == 0 {
 		t.Error("go.mod requires nothing at all")
 	}

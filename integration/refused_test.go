@@ -8,14 +8,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 // docs/refused.md names a test for everything that is refused, and every test that it names exists.
 func TestEveryRefusalHasItsTest(t *testing.T) {
 	page, err := os.ReadFile("../docs/refused.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tests := testFiles(t)
 	classes, seen := 0, map[string]bool{}
 	for line := range strings.Lines(string(page)) {
@@ -63,8 +63,6 @@ func testFiles(t *testing.T) (texts []string) {
 		texts = append(texts, string(text))
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return texts
 }

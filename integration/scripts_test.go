@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 // script runs one of the product's scripts and returns its exit code and all that it prints.
@@ -48,9 +50,7 @@ func TestReleasesArePinned(t *testing.T) {
 	}
 	// make image asks first, and builds from what was asked about.
 	recipe, err := run("make", "-n", "image", "RELEASE=v1.2.3", "RUNTIME_IMAGE="+pinned)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ask := `pinned.sh "v1.2.3" "golang:1.26-bookworm" "` + pinned + `"`
 	_, after, asked := strings.Cut(string(recipe), ask)
 	if !asked || !strings.Contains(after, "--build-arg RUNTIME_IMAGE="+pinned) {
@@ -77,9 +77,7 @@ func TestVulnerabilityScan(t *testing.T) {
 		{"", "0", "yes", 2, "is not \"required\""},
 	} {
 		text := "#!/bin/sh\ncat <<'END'\n" + c.output + "\nEND\nexit " + c.exit + "\n"
-		if err := os.WriteFile(scan, []byte(text), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(scan, []byte(text), 0o700))
 		code, out := script(t, []string{"VULNCHECK=" + c.required}, "vulnerabilities.sh", "sh "+scan)
 		if code != c.code || !strings.Contains(out, c.want) || c.want != "NOT CHECKED" && strings.Contains(out, "NOT CHECKED") {
 			t.Errorf("%q with exit status %s, VULNCHECK=%q: exit code %d; %s", c.output, c.exit, c.required, code, out)

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strconv"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 const unit = "hsm-signer.service"
@@ -16,19 +18,13 @@ func TestUnitIsValid(t *testing.T) {
 	root := t.TempDir()
 	units := filepath.Join(root, "etc/systemd/system")
 	for _, dir := range []string{units, filepath.Join(root, "usr/local/bin")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(dir, 0o755))
 	}
 	if err := os.CopyFS(filepath.Join(root, "usr/lib/systemd/system"), os.DirFS("/usr/lib/systemd/system")); err != nil {
 		t.Fatalf("systemd's own units (make setup installs systemd): %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "usr/local/bin/hsm-signer"), []byte("#!/bin/sh\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.CopyFS(units, os.DirFS(filepath.Join(productRoot, "deploy/systemd"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(root, "usr/local/bin/hsm-signer"), []byte("#!/bin/sh\n"), 0o755))
+	must.OK(t, os.CopyFS(units, os.DirFS(filepath.Join(productRoot, "deploy/systemd"))))
 	// What it does not understand it only warns of.
 	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--root="+root, unit).CombinedOutput()
 	if err != nil || len(out) > 0 {

@@ -18,6 +18,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/integration/bench/results"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -29,7 +30,7 @@ const resultsVariable = "BENCH_RESULTS"
 func record(b *testing.B, key string, values ...float64) {
 	b.Helper()
 	if file := os.Getenv(resultsVariable); file != "" {
-		must(b, results.Merge(file, map[string]results.Figure{key: results.Of(values...)}))
+		must.OK(b, results.Merge(file, map[string]results.Figure{key: results.Of(values...)}))
 	}
 }
 
@@ -38,13 +39,13 @@ func record(b *testing.B, key string, values ...float64) {
 // share the processors with the verification; a delay stands for the network before an HSM.
 func BenchmarkSigner(b *testing.B) {
 	token, err := tokens.NewSoftHSM(b.Context())
-	must(b, err)
-	defer func() { must(b, token.Close()) }()
+	must.OK(b, err)
+	defer func() { must.OK(b, token.Close()) }()
 	setenv(b, token.Env...)
 	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
-	must(b, err)
+	must.OK(b, err)
 	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
-	must(b, err)
+	must.OK(b, err)
 	setenv(b, s.Env()...)
 	for _, delay := range []time.Duration{0, 2 * time.Millisecond} {
 		for _, callers := range []int{1, 2, 4, 8, 16, 32} {
@@ -52,7 +53,7 @@ func BenchmarkSigner(b *testing.B) {
 				module := token.Module
 				if delay > 0 {
 					module = s.Module
-					must(b, errors.Join(s.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)), s.Forget()))
+					must.OK(b, errors.Join(s.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)), s.Forget()))
 				}
 				compare(b, token, s, module, public.(*ecdsa.PublicKey), callers, delay)
 			})
@@ -116,11 +117,11 @@ func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module strin
 	key, err := hsm.NewKey(hsm.Config{
 		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
 	}, public)
-	must(b, err)
+	must.OK(b, err)
 	defer key.Close()
-	must(b, key.Ready(b.Context()))
+	must.OK(b, key.Ready(b.Context()))
 	signer := key.Signer(b.Context())
-	must(b, s.Forget())
+	must.OK(b, s.Forget())
 	took := timed(b, callers, signatures, func(int) error {
 		_, err := signer.Sign(nil, digest, crypto.SHA256)
 		return err
@@ -147,7 +148,7 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 		}()
 	}
 	for range callers {
-		must(b, <-errs)
+		must.OK(b, <-errs)
 	}
 	return time.Since(begin)
 }
@@ -156,22 +157,22 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	p := pkcs11.New(module)
-	must(b, p.Initialize())
+	must.OK(b, p.Initialize())
 	defer p.Destroy()
-	defer func() { must(b, p.Finalize()) }()
+	defer func() { must.OK(b, p.Finalize()) }()
 	slot := findSlot(b, p, token.Label)
 	sessions := make([]pkcs11.SessionHandle, callers)
 	for i := range sessions {
 		var err error
 		sessions[i], err = p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
-		must(b, err)
+		must.OK(b, err)
 	}
-	must(b, p.Login(sessions[0], pkcs11.CKU_USER, token.PIN))
-	must(b, p.FindObjectsInit(sessions[0], []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
+	must.OK(b, p.Login(sessions[0], pkcs11.CKU_USER, token.PIN))
+	must.OK(b, p.FindObjectsInit(sessions[0], []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
 	keys, _, err := p.FindObjects(sessions[0], 1)
-	must(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
+	must.OK(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}
-	must(b, s.Forget())
+	must.OK(b, s.Forget())
 	took := timed(b, callers, signatures, func(caller int) error {
 		if err := p.SignInit(sessions[caller], mechanism, keys[0]); err != nil {
 			return err
@@ -185,7 +186,7 @@ func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module stri
 func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 	b.Helper()
 	slots, err := p.GetSlotList(true)
-	must(b, err)
+	must.OK(b, err)
 	for _, slot := range slots {
 		if info, err := p.GetTokenInfo(slot); err == nil && strings.TrimRight(info.Label, " \x00") == label {
 			return slot
@@ -199,7 +200,7 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 func countCalls(b *testing.B, s *pkcs11shim.Shim) int {
 	b.Helper()
 	calls, err := s.Calls()
-	must(b, err)
+	must.OK(b, err)
 	return len(calls)
 }
 
@@ -207,12 +208,5 @@ func setenv(b *testing.B, variables ...string) {
 	for _, variable := range variables {
 		name, value, _ := strings.Cut(variable, "=")
 		b.Setenv(name, value)
-	}
-}
-
-func must(b *testing.B, err error) {
-	b.Helper()
-	if err != nil {
-		b.Fatal(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"hsm-signer/integration/bench/results"
 	"hsm-signer/integration/load"
+	"hsm-signer/integration/must"
 )
 
 // BenchmarkClients measures what becomes of clients that behave like Calico's init container. Each
@@ -138,14 +139,14 @@ func (p programs) benchmarkHealed(b *testing.B) {
 	for range longRuns(b) {
 		fresh := p.place(b)
 		fleet, err := fresh.NewFleet(b.Context(), node(), count)
-		must(b, err)
+		must.OK(b, err)
 		_, stop := fresh.start(b, paced)
 		fleet.Healer, err = fresh.Heal(b.Context())
-		must(b, err)
+		must.OK(b, err)
 		report, err := fleet.Run(b.Context(), plan, 10*time.Minute)
-		must(b, err)
+		must.OK(b, err)
 		fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
-		must(b, fleet.Healer.Kill())
+		must.OK(b, fleet.Healer.Kill())
 		stop()
 		fresh.close(b)
 		s.add(b, "clients_300_unhealed", float64(report.Unserved))
@@ -199,7 +200,7 @@ func (p programs) benchmarkBesideFinished(b *testing.B) {
 func (p *place) oneClient(b *testing.B) float64 {
 	b.Helper()
 	pods, err := p.LoadPods(b.Context(), node(), 1)
-	must(b, err)
+	must.OK(b, err)
 	report := load.Run(b.Context(), pods, load.Plan{PerEvent: perEvent(b), Timeout: time.Hour})
 	fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
 	if report.Succeeded != 1 {
@@ -212,8 +213,8 @@ func (p *place) oneClient(b *testing.B) float64 {
 func (p *place) allowCleanUp(b *testing.B) {
 	b.Helper()
 	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "clean-up", "role.yaml"))
-	must(b, err)
-	must(b, p.Cluster.Apply(b.Context(), role))
+	must.OK(b, err)
+	must.OK(b, p.Cluster.Apply(b.Context(), role))
 }
 
 // waitUntilDeleted waits until at most so many requests are left. hsm-signer deletes slowly.

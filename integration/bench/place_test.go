@@ -13,6 +13,7 @@ import (
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/load"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -39,8 +40,8 @@ func buildPrograms(b *testing.B) programs {
 	b.Helper()
 	dir := b.TempDir()
 	p := programs{filepath.Join(dir, "hsm-signer"), filepath.Join(dir, "calicoclient")}
-	must(b, testenv.Build(b.Context(), p.signer))
-	must(b, testenv.BuildClient(b.Context(), p.client))
+	must.OK(b, testenv.Build(b.Context(), p.signer))
+	must.OK(b, testenv.BuildClient(b.Context(), p.client))
 	return p
 }
 
@@ -56,7 +57,7 @@ func (p programs) place(b *testing.B) *place {
 	b.Helper()
 	options := testenv.Options{Dir: b.TempDir(), Binary: p.signer, Progress: os.Stderr}
 	made, err := testenv.New(b.Context(), options)
-	must(b, err)
+	must.OK(b, err)
 	ca, _, err := made.CreateCA(b.Context(), "ecdsa-p256")
 	if err != nil {
 		b.Fatal(errors.Join(err, made.Close()))
@@ -66,7 +67,7 @@ func (p programs) place(b *testing.B) *place {
 
 func (p *place) close(b *testing.B) {
 	b.Helper()
-	must(b, p.Close())
+	must.OK(b, p.Close())
 }
 
 // start runs the arm's hsm-signer until it is ready, with a budget that nothing here exceeds. The
@@ -82,11 +83,11 @@ func (p *place) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, st
 	}
 	file := filepath.Join(b.TempDir(), "policy.yaml")
 	policy += "\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"
-	must(b, os.WriteFile(file, []byte(policy), 0o600))
+	must.OK(b, os.WriteFile(file, []byte(policy), 0o600))
 	env = slices.Concat([]string{"POLICY_FILE=" + file, "STATE_DIR=" + p.state}, a.env, env)
 	d, err := p.Run(b.Context(), p.ca, env...)
-	must(b, err)
-	must(b, d.WaitReady(b.Context()))
+	must.OK(b, err)
+	must.OK(b, d.WaitReady(b.Context()))
 	return d, func() {
 		if code, err := d.Stop(); err != nil || code != 0 {
 			b.Fatalf("hsm-signer ended with code %d, %v; its log ends:\n%s", code, err, tail(d.Log()))
@@ -114,7 +115,7 @@ func (p programs) processes(b *testing.B, a arm, count int) load.Report {
 	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
 		clients := load.Processes{Binary: p.client, MilliCPU: 10, Ended: kubelet}
 		report, err := clients.Run(b.Context(), pods)
-		must(b, err)
+		must.OK(b, err)
 		return report
 	})
 }
@@ -131,11 +132,11 @@ func (p programs) onFreshServer(
 	fresh := p.place(b)
 	defer fresh.close(b)
 	pods, err := fresh.LoadPods(b.Context(), node(), count)
-	must(b, err)
+	must.OK(b, err)
 	_, stop := fresh.start(b, a)
 	report := ask(pods, fresh.kubelet(b, pods))
 	terminated, err := load.Terminated(b.Context(), fresh.Cluster.Client())
-	must(b, err)
+	must.OK(b, err)
 	stop()
 	fmt.Fprintf(os.Stderr, "%s: %s; terminated watches %d\n", a.name, report, terminated)
 	if report.Broken > 0 {

@@ -14,7 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -34,7 +34,7 @@ type question struct {
 func (p *place) storm(b *testing.B, d *testenv.Daemon, requests int, initialize bool) float64 {
 	b.Helper()
 	questions, err := p.questions(b.Context(), requests, initialize)
-	must(b, err)
+	must.OK(b, err)
 	before := issued(b.Context(), d)
 	began := time.Now()
 	asking, ctx := errgroup.WithContext(b.Context())
@@ -46,7 +46,7 @@ func (p *place) storm(b *testing.B, d *testenv.Daemon, requests int, initialize 
 			return err
 		})
 	}
-	must(b, asking.Wait())
+	must.OK(b, asking.Wait())
 	poll(b, 50*time.Millisecond, "all certificates", func(ctx context.Context) (bool, error) {
 		return issued(ctx, d)-before >= requests, nil
 	})
@@ -56,12 +56,9 @@ func (p *place) storm(b *testing.B, d *testenv.Daemon, requests int, initialize 
 // questions makes the pods, whose init containers run or are none, and their requests.
 func (p *place) questions(ctx context.Context, requests int, initialize bool) ([]question, error) {
 	var all []question
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	if err != nil {
-		return nil, err
-	}
 	for i := range requests {
 		var pod testenv.Pod
+		var err error
 		switch {
 		case i >= stormPods:
 			pod = all[i%stormPods].pod
@@ -73,7 +70,7 @@ func (p *place) questions(ctx context.Context, requests int, initialize bool) ([
 		if err != nil {
 			return nil, err
 		}
-		asking := pod.Asking(node(), key)
+		asking := pod.InitContainer(node())
 		asking.SecretName = fmt.Sprintf("storm-%d", i)
 		request, err := asking.Object()
 		if err != nil {

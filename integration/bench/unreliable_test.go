@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -128,13 +129,13 @@ type flaky struct {
 func newFlaky(b *testing.B) *flaky {
 	b.Helper()
 	token, err := tokens.NewSoftHSM(b.Context())
-	must(b, err)
-	b.Cleanup(func() { must(b, token.Close()) })
+	must.OK(b, err)
+	b.Cleanup(func() { must.OK(b, token.Close()) })
 	setenv(b, token.Env...)
 	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
-	must(b, err)
+	must.OK(b, err)
 	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
-	must(b, err)
+	must.OK(b, err)
 	setenv(b, s.Env()...)
 	return &flaky{shim: s, public: public, config: hsm.Config{
 		Module: s.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
@@ -145,18 +146,18 @@ func newFlaky(b *testing.B) *flaky {
 // run signs with these rules in force from when the key has connected.
 func (f *flaky) run(b *testing.B, rules []pkcs11shim.Rule) flakyRun {
 	b.Helper()
-	must(b, f.shim.Rules())
+	must.OK(b, f.shim.Rules())
 	key, err := hsm.NewKey(f.config, f.public)
-	must(b, err)
+	must.OK(b, err)
 	defer key.Close()
-	must(b, key.Ready(b.Context()))
+	must.OK(b, key.Ready(b.Context()))
 	before := key.Stats()
-	must(b, errors.Join(f.shim.Rules(rules...), f.shim.Forget()))
+	must.OK(b, errors.Join(f.shim.Rules(rules...), f.shim.Forget()))
 	r := flakyRun{requests: unreliableRequests}
 	r.retries, r.lost, r.took = ask(b.Context(), key)
 	after := key.Stats()
 	r.connections, r.logins = after.Connections-before.Connections, after.Logins-before.Logins
-	must(b, f.shim.Rules())
+	must.OK(b, f.shim.Rules())
 	return r
 }
 
@@ -222,7 +223,7 @@ func BenchmarkUnreliableToken(b *testing.B) {
 	b.ReportMetric(healthy.perSecond(), "healthy/s")
 	b.ReportMetric(0, "ns/op")
 	if file != "" {
-		must(b, os.WriteFile(file, []byte(unreliablePage(healthy, all, rows.String())), 0o644))
+		must.OK(b, os.WriteFile(file, []byte(unreliablePage(healthy, all, rows.String())), 0o644))
 	}
 }
 

@@ -5,7 +5,7 @@
 //
 // What goes to the API server is what Calico sends, to the byte but for keys
 // and signatures. What differs is for the sake of tests: the key is given, since
-// some take a minute to make (see Keys), and a refusal is an error at once, where
+// some take a minute to make, and a refusal is an error at once, where
 // the original waits out its timer.
 package calico
 

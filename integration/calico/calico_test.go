@@ -17,14 +17,13 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 )
 
 func typha(t *testing.T, keyAlgorithm, signatureAlgorithm string) calico.InitContainer {
 	t.Helper()
 	key, err := calico.NewKey(keyAlgorithm)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return calico.InitContainer{
 		Component:          calico.OpenSource("cluster.local")[1],
 		Pod:                &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-0"}, Status: corev1.PodStatus{PodIP: "10.0.0.7"}},
@@ -36,9 +35,7 @@ func typha(t *testing.T, keyAlgorithm, signatureAlgorithm string) calico.InitCon
 
 func TestRequestIsCalicos(t *testing.T) {
 	request, err := typha(t, "ECDSAWithCurve256", "ECDSAWithSHA256").Object()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if request.Name != "typha-certs:calico-typha-0" {
 		t.Errorf("name is %q", request.Name)
 	}
@@ -64,15 +61,12 @@ func TestRequestIsCalicos(t *testing.T) {
 }
 
 func TestEveryMatchingPairOfAlgorithms(t *testing.T) {
-	var keys calico.Keys
 	for _, keyAlgorithm := range calico.KeyAlgorithms {
 		if keyAlgorithm == "RSAWithSize8192" {
-			continue // takes up to a minute, and is made as the others are
+			continue // takes up to a minute, and is made like the others
 		}
-		key, err := keys.Get(keyAlgorithm)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key, err := calico.NewKey(keyAlgorithm)
+		must.OK(t, err)
 		for _, signatureAlgorithm := range calico.SignatureAlgorithms {
 			i := typha(t, "ECDSAWithCurve256", signatureAlgorithm)
 			i.Key = key
@@ -93,17 +87,9 @@ func TestEveryMatchingPairOfAlgorithms(t *testing.T) {
 	}
 }
 
-func TestKeysAreMadeOnce(t *testing.T) {
-	var keys calico.Keys
-	first, err := keys.Get("ECDSAWithCurve384")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if second, _ := keys.Get("ECDSAWithCurve384"); second != first {
-		t.Error("a second key was made")
-	}
-	if _, err := keys.Get("DSA"); err == nil {
-		t.Error("an algorithm that Calico does not have was taken")
+func TestUnknownKeyAlgorithm(t *testing.T) {
+	if _, err := calico.NewKey("DSA"); err == nil {
+		t.Error("NewKey makes a key of an algorithm that Calico does not have")
 	}
 }
 

@@ -8,30 +8,17 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
-	"sync"
 )
 
-// KeyAlgorithms and SignatureAlgorithms are Calico's names, its default first.
-// A key and a signature go together when both are of RSA or both of ECDSA.
+// KeyAlgorithms and SignatureAlgorithms are Calico's names, its default first. A key and a signature
+// algorithm match if both are RSA or both are ECDSA.
 var (
 	KeyAlgorithms       = []string{"RSAWithSize2048", "RSAWithSize4096", "RSAWithSize8192", "ECDSAWithCurve256", "ECDSAWithCurve384", "ECDSAWithCurve521"}
 	SignatureAlgorithms = []string{"SHA256WithRSA", "SHA384WithRSA", "SHA512WithRSA", "ECDSAWithSHA256", "ECDSAWithSHA384", "ECDSAWithSHA512"}
 )
 
-// Keys makes a key of each algorithm when it is first asked for, and gives that
-// one from then on. The zero Keys are ready for use, also concurrently.
-type Keys struct {
-	byAlgorithm sync.Map // of func() (crypto.Signer, error)
-}
-
-// Get is the key of an algorithm, by Calico's name; "" is the default one.
-func (k *Keys) Get(algorithm string) (crypto.Signer, error) {
-	once := sync.OnceValues(func() (crypto.Signer, error) { return NewKey(algorithm) })
-	get, _ := k.byAlgorithm.LoadOrStore(algorithm, once)
-	return get.(func() (crypto.Signer, error))()
-}
-
-// NewKey makes a key of an algorithm, by Calico's name; "" is the default one.
+// NewKey makes a key of the algorithm with that name; "" is Calico's default. RSA keys of 8192 bits
+// take up to a minute.
 func NewKey(algorithm string) (crypto.Signer, error) {
 	switch algorithm {
 	case "", "RSAWithSize2048":
@@ -41,7 +28,7 @@ func NewKey(algorithm string) (crypto.Signer, error) {
 	case "RSAWithSize8192":
 		return rsa.GenerateKey(rand.Reader, 8192)
 	case "ECDSAWithCurve256":
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		return NewP256Key(), nil
 	case "ECDSAWithCurve384":
 		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	case "ECDSAWithCurve521":
@@ -66,4 +53,13 @@ func signatureAlgorithm(name string) (x509.SignatureAlgorithm, error) {
 		return x509.ECDSAWithSHA512, nil
 	}
 	return 0, fmt.Errorf("%q is no signature algorithm of Calico's: it has %q", name, SignatureAlgorithms)
+}
+
+// NewP256Key makes an ECDSA key on the curve P-256, which is the fastest to make.
+func NewP256Key() crypto.Signer {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err) // crypto/rand returns no error
+	}
+	return key
 }

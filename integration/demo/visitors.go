@@ -18,9 +18,7 @@ import (
 	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/testenv"
@@ -89,15 +87,12 @@ func (p Place) AskAll(ctx context.Context) ([]Outcome, error) {
 }
 
 func (v visitor) ask(ctx context.Context, p Place, number int) (Outcome, error) {
-	pod, client, err := v.enter(ctx, p.Cluster, number)
+	pod, err := v.pod(ctx, p.Cluster, number)
 	if err != nil {
 		return Outcome{}, err
 	}
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	if err != nil {
-		return Outcome{}, err
-	}
-	asking := calico.InitContainer{Component: v.asks, Pod: pod, SignerName: p.SignerName, Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
+	asking := pod.InitContainer(v.asks)
+	asking.SignerName = p.SignerName
 	if v.ip != "" {
 		asking.Pod = pod.DeepCopy()
 		asking.Pod.Status.PodIP = v.ip
@@ -109,31 +104,28 @@ func (v visitor) ask(ctx context.Context, p Place, number int) (Outcome, error) 
 	if v.change != nil {
 		v.change(csr)
 	}
-	if _, err := client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr, metav1.CreateOptions{}); err != nil {
+	if _, err := pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr, metav1.CreateOptions{}); err != nil {
 		return Outcome{}, err
 	}
-	answered, err := calico.Wait(ctx, client, csr.Name)
+	answered, err := calico.Wait(ctx, pod.Client, csr.Name)
 	return v.outcome(ctx, p, answered, err)
 }
 
-// enter makes the visitor's pod and the client that it has. The pod's name is one that no pod had before it.
-func (v visitor) enter(ctx context.Context, cluster *testenv.Cluster, number int) (*corev1.Pod, kubernetes.Interface, error) {
-	pod, err := cluster.Pod(ctx, testenv.PodSpec{
+// pod creates the requester's pod, with a name that no pod had before.
+func (v visitor) pod(ctx context.Context, cluster *testenv.Cluster, number int) (testenv.Pod, error) {
+	pod, err := cluster.NewPod(ctx, testenv.PodSpec{
 		Namespace: v.who.Namespace, ServiceAccount: v.who.ServiceAccount,
-		Name: fmt.Sprintf("%s-%s", v.who.ServiceAccount, strings.ToLower(rand.Text()[:5])), IPs: []string{fmt.Sprintf("10.65.0.%d", number+10)},
+		Name: fmt.Sprintf("%s-%s", v.who.ServiceAccount, strings.ToLower(rand.Text()[:5])),
+		IPs:  []string{fmt.Sprintf("10.65.0.%d", number+10)},
 	})
+	if err != nil || !v.loose {
+		return pod, err
+	}
+	token, err := cluster.UnboundToken(ctx, v.who.Namespace, v.who.ServiceAccount)
 	if err != nil {
-		return nil, nil, err
+		return pod, err
 	}
-	token, err := cluster.TokenFor(ctx, pod)
-	if v.loose {
-		token, err = cluster.UnboundToken(ctx, v.who.Namespace, v.who.ServiceAccount)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	client, err := kubernetes.NewForConfig(cluster.ConfigFor(token))
-	return pod, client, err
+	return testenv.PodWith(pod.Pod, cluster.ConfigFor(token))
 }
 
 // outcome says what came of the request, and whether that is right.

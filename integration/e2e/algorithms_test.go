@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -126,12 +127,12 @@ func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string
 	t.Helper()
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	asking := p.asking(t, node)
+	asking := p.InitContainer(node)
 	asking.Key, asking.SignatureAlgorithm = cachedKey(t, key), requestSignature
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	csr, err := asking.Run(ctx, p.client)
-	must(t, err)
+	csr, err := asking.Run(ctx, p.Client)
+	must.OK(t, err)
 	cert := requireIssued(t, csr, asking)
 	if got := cert.SignatureAlgorithm; got != byName[expected] {
 		t.Errorf("the certificate is signed with %s, not %s", got, expected)
@@ -193,7 +194,7 @@ func requireUsagesOf(t *testing.T, cert *x509.Certificate) {
 func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	t.Helper()
 	root, err := os.ReadFile(ca.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(root) {
 		t.Fatalf("%s holds no certificate", ca.CertFile)
@@ -248,7 +249,7 @@ func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
 func (c *ceremony) wait(t *testing.T) testenv.CA {
 	t.Helper()
 	<-c.done
-	must(t, c.err)
+	must.OK(t, c.err)
 	return c.ca
 }
 
@@ -257,14 +258,14 @@ func (c *ceremony) wait(t *testing.T) testenv.CA {
 func cachedKey(t *testing.T, algorithm string) crypto.Signer {
 	t.Helper()
 	cache, err := os.UserCacheDir()
-	must(t, err)
+	must.OK(t, err)
 	file := filepath.Join(cache, "hsm-signer", "testkeys", algorithm+".pem")
 	if key, err := readKey(file); err == nil && nameOf(key.Public()) == algorithm {
 		return key
 	}
 	key, err := calico.NewKey(algorithm)
-	must(t, err)
-	must(t, writeKey(file, key))
+	must.OK(t, err)
+	must.OK(t, writeKey(file, key))
 	return key
 }
 

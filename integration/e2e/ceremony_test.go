@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -21,14 +22,14 @@ import (
 // root certified in it issues.
 func TestCeremonyManual(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/ceremony.md")
-	must(t, err)
+	must.OK(t, err)
 	var script bytes.Buffer
 	for _, block := range regexp.MustCompile("(?s)\n```sh\n(.*?)```").FindAllSubmatch(manual, -1) {
 		script.Write(block[1])
 	}
 	dir := t.TempDir()
 	pin := filepath.Join(dir, "pin")
-	must(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o400))
+	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o400))
 	out, err := shared.Shell(t.Context(), testenv.CA{KeyLabel: label(t)}, []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + pin}, dir, script.String())
 	if err != nil {
 		t.Fatalf("%v:\n%s", err, out)
@@ -52,7 +53,7 @@ func label(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), numbers.
 func requireFingerprints(t *testing.T, transcript, printed string) {
 	t.Helper()
 	text, err := os.ReadFile(transcript)
-	must(t, err)
+	must.OK(t, err)
 	sums := regexp.MustCompile(`  SHA-256 +([0-9a-f]{64})\n`).FindSubmatch(text)
 	if sums == nil || !strings.Contains(printed, string(sums[1])+"  -") {
 		t.Errorf("the fingerprint of the transcript is not the file's:\n%s", text)
@@ -72,14 +73,14 @@ func requireWorks(t *testing.T, ca testenv.CA, length int) {
 	startReady(t, ca)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	csr, err := p.asking(t, node).Run(t.Context(), p.client)
-	must(t, err)
+	csr, err := p.InitContainer(node).Run(t.Context(), p.Client)
+	must.OK(t, err)
 	if got := bytes.Count(csr.Status.Certificate, []byte("-----BEGIN")); got != length {
 		t.Errorf("the chain has %d certificates, want %d", got, length)
 	}
 	block, _ := pem.Decode(csr.Status.Certificate)
 	cert, err := x509.ParseCertificate(block.Bytes)
-	must(t, err)
+	must.OK(t, err)
 	requireOpenSSL(t, ca, cert)
 }
 
@@ -87,7 +88,7 @@ func TestCeremonyWithEd25519(t *testing.T) {
 	made := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
 	requireCommand(t, made, "ca", "create", "--key-type", "ed25519", "--out", made.CertFile)
 	out, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", made.CertFile, "-noout", "-text").Output()
-	must(t, err)
+	must.OK(t, err)
 	if strings.Count(string(out), "ED25519") < 2 {
 		t.Errorf("not an Ed25519 CA:\n%s", out)
 	}
@@ -122,13 +123,13 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	requireRefusal(t, made, 4, "holds a key labelled", "ca", "create", "--out", file("no.crt"))
 	requireRefusal(t, made, 4, "is of type rsa-2048, not ecdsa-p256", "ca", "create", "--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
 	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "there is no private key", "ca", "create", "--use-existing-key", "--out", file("no.crt"))
-	must(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600)) // and no word on the type
+	must.OK(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600)) // and no word on the type
 	requireCommand(t, made, "ca", "create", "--use-existing-key", "--profile", file("ca.yaml"), "--csr", "--out", file("ca.csr"))
 	requireCommand(t, made, "ca", "create", "--use-existing-key", "--subject", "CN=second", "--out", file("second.crt"), "--transcript", file("second.txt"))
 	requireKeyOf(t, file("ca.csr"), "req", file("first.crt"))
 	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
 	transcript, err := os.ReadFile(file("second.txt"))
-	must(t, err)
+	must.OK(t, err)
 	if text := string(transcript); !strings.Contains(text, "another tool made it") || !strings.Contains(text, "CKA_NEVER_EXTRACTABLE  1\n") {
 		t.Errorf("transcript:\n%s", text)
 	}
@@ -141,9 +142,9 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 func requireKeyOf(t *testing.T, file, kind, cert string) {
 	t.Helper()
 	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout", "-pubkey").Output()
-	must(t, err)
+	must.OK(t, err)
 	other, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", cert, "-noout", "-pubkey").Output()
-	must(t, err)
+	must.OK(t, err)
 	if len(one) == 0 || !bytes.Equal(one, other) {
 		t.Errorf("%s is for the key\n%s%s is for\n%s", file, one, cert, other)
 	}
@@ -198,14 +199,14 @@ func (r offlineRoot) openssl(t *testing.T, args ...string) {
 // sign certifies the request with the extensions, and returns the file with the certificate and the root's.
 func (r offlineRoot) sign(t *testing.T, request, extensions string, args ...string) string {
 	t.Helper()
-	must(t, os.WriteFile(filepath.Join(r.dir, "ext"), []byte(extensions), 0o600))
+	must.OK(t, os.WriteFile(filepath.Join(r.dir, "ext"), []byte(extensions), 0o600))
 	r.openssl(t, append([]string{"x509", "-req", "-in", request, "-CA", "root.crt", "-CAkey", "root.key", "-set_serial", "7", "-extfile", "ext", "-out", "signed.crt"}, args...)...)
 	signed, err := os.ReadFile(filepath.Join(r.dir, "signed.crt"))
-	must(t, err)
+	must.OK(t, err)
 	root, err := os.ReadFile(filepath.Join(r.dir, "root.crt"))
-	must(t, err)
+	must.OK(t, err)
 	chain := filepath.Join(t.TempDir(), "chain.crt")
-	must(t, os.WriteFile(chain, slices.Concat(signed, root), 0o600))
+	must.OK(t, os.WriteFile(chain, slices.Concat(signed, root), 0o600))
 	return chain
 }
 
@@ -257,9 +258,9 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 		}
 		PEM string
 	}
-	must(t, json.Unmarshal([]byte(requireCommand(t, ca, "ca", "show", "--output", "json")), &shown))
+	must.OK(t, json.Unmarshal([]byte(requireCommand(t, ca, "ca", "show", "--output", "json")), &shown))
 	file, err := os.ReadFile(ca.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	if len(shown.Certificates) != 1 || shown.PEM != string(file) || shown.Key.Type != "ecdsa-p256" || shown.Key.Token.Label != shared.Token.Label {
 		t.Errorf("%+v", shown)
 	}

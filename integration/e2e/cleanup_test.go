@@ -20,6 +20,7 @@ import (
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -34,12 +35,12 @@ func allRequests() certificatesclient.CertificateSigningRequestInterface {
 func submitted(t *testing.T, change func(*calico.InitContainer)) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	p := newPod(t, components()[0], nextIP())
-	asking := p.asking(t, components()[0])
+	asking := p.InitContainer(components()[0])
 	if change != nil {
 		change(&asking)
 	}
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	return csr
 }
 
@@ -58,11 +59,11 @@ func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest, certi
 		Type: kind, Status: corev1.ConditionTrue, Reason: "Admin",
 	})
 	csr, err := allRequests().UpdateApproval(t.Context(), csr.Name, csr, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	if certificate != nil {
 		csr.Status.Certificate = certificate
 		_, err = allRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
-		must(t, err)
+		must.OK(t, err)
 	}
 	return csr.Name
 }
@@ -71,15 +72,15 @@ func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest, certi
 func toBeKept(t *testing.T) map[string]string {
 	t.Helper()
 	foreign, err := os.ReadFile(importKey(t, "foreign-to-all").CertFile)
-	must(t, err)
+	must.OK(t, err)
 	kept := map[string]string{
 		"foreign":           answered(t, submitted(t, nil), foreign),
 		"denied by another": answered(t, submitted(t, nil), nil),
 		"another signer's":  answered(t, submitted(t, forAnother), foreign),
 	}
 	former, err := shared.Run(t.Context(), ca)
-	must(t, err)
-	must(t, former.WaitReady(t.Context()))
+	must.OK(t, err)
+	must.OK(t, former.WaitReady(t.Context()))
 	kept["another journal's"] = issuedRequest(t)
 	if code, err := former.Stop(); err != nil || code != 0 {
 		t.Fatalf("it ended with code %d, %v", code, err)
@@ -91,8 +92,8 @@ func toBeKept(t *testing.T) map[string]string {
 func issuedRequest(t *testing.T) string {
 	t.Helper()
 	p := newPod(t, components()[0], nextIP())
-	csr, err := p.asking(t, components()[0]).Run(t.Context(), p.client)
-	must(t, err)
+	csr, err := p.InitContainer(components()[0]).Run(t.Context(), p.Client)
+	must.OK(t, err)
 	return csr.Name
 }
 
@@ -100,11 +101,11 @@ func issuedRequest(t *testing.T) string {
 func deniedRequest(t *testing.T) string {
 	t.Helper()
 	p := newPod(t, components()[0], nextIP())
-	asking := p.asking(t, components()[0])
+	asking := p.InitContainer(components()[0])
 	asking.DNSNames = components()[1].DNSNames
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
-	_, err = calico.Wait(t.Context(), p.client, csr.Name)
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
+	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "")
 	return csr.Name
 }
@@ -120,14 +121,14 @@ func isThere(ctx context.Context, name string) (bool, error) {
 // An openClient has no address, so its request stays open. It deletes its request and makes it
 // again at times, as Calico's client does when it got no answer.
 type openClient struct {
-	pod    pod
+	pod    testenv.Pod
 	asking calico.InitContainer
 }
 
 func newOpenClient(t *testing.T) openClient {
 	t.Helper()
 	p := newPod(t, components()[0])
-	asking := p.asking(t, components()[0])
+	asking := p.InitContainer(components()[0])
 	asking.Pod = p.DeepCopy()
 	asking.Pod.Status.PodIP = nextIP()
 	return openClient{p, asking}
@@ -138,16 +139,16 @@ func newOpenClient(t *testing.T) openClient {
 func (c openClient) askUntil(t *testing.T, end time.Time) (name string) {
 	t.Helper()
 	for {
-		csr, err := c.asking.Submit(t.Context(), c.pod.client)
-		must(t, err)
+		csr, err := c.asking.Submit(t.Context(), c.pod.Client)
+		must.OK(t, err)
 		made := csr.CreationTimestamp.Time
 		if made.After(end) {
 			return csr.Name
 		}
-		eventually(t, "the client to lose its patience", func(context.Context) (bool, error) {
+		must.Eventually(t, "the client to lose its patience", func(context.Context) (bool, error) {
 			return time.Since(made) > 30*time.Second, nil
 		})
-		must(t, allRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+		must.OK(t, allRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
 	}
 }
 
@@ -162,9 +163,9 @@ func TestFinishedRequestsAreDeleted(t *testing.T) {
 	for _, name := range gone {
 		get(t, name) // which fails if it was deleted while one was open
 	}
-	must(t, allRequests().Delete(t.Context(), open, metav1.DeleteOptions{}))
+	must.OK(t, allRequests().Delete(t.Context(), open, metav1.DeleteOptions{}))
 	for _, name := range gone {
-		eventually(t, name+" to be deleted", func(ctx context.Context) (bool, error) {
+		must.Eventually(t, name+" to be deleted", func(ctx context.Context) (bool, error) {
 			there, err := isThere(ctx, name)
 			return !there, err
 		})
@@ -215,23 +216,23 @@ func requireJournal(t *testing.T, env []string, requests ...string) {
 // certificates are issued. With the component's manifest check passes.
 func TestMissingRightToDeleteIsReported(t *testing.T) {
 	// What every service account may do here would hide what hsm-signer's may not.
-	must(t, shared.Cluster.ForbidRequests(t.Context()))
-	t.Cleanup(func() { must(t, shared.Cluster.AllowRequests(context.WithoutCancel(t.Context()))) })
+	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
+	t.Cleanup(func() { must.OK(t, shared.Cluster.AllowRequests(context.WithoutCancel(t.Context()))) })
 	allowPodsAlone(t)
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), deletingSoon}
 	requireNamed(t, env, "delete certificatesigningrequests")
 	d := startReady(t, ca, env...)
 	const missing = "may not delete certificatesigningrequests: " +
 		"grant it to the service account, as deploy/components/clean-up does"
-	eventually(t, "the log to name the right", func(context.Context) (bool, error) {
+	must.Eventually(t, "the log to name the right", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), missing), nil
 	})
 	issuedRequest(t)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	manifest, err := os.ReadFile("../../deploy/components/clean-up/role.yaml")
-	must(t, errors.Join(err, shared.Cluster.Apply(t.Context(), manifest)))
+	must.OK(t, errors.Join(err, shared.Cluster.Apply(t.Context(), manifest)))
 	t.Cleanup(func() { kubectl(t, "delete", "-f", "../../deploy/components/clean-up/role.yaml") })
-	eventually(t, "check to pass", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "check to pass", func(ctx context.Context) (bool, error) {
 		stdout, _, code := shared.Command(ctx, ca, env, "check")
 		return code == 0 && strings.Contains(stdout, "ok       may delete certificatesigningrequests"), nil
 	})
@@ -246,9 +247,9 @@ func allowPodsAlone(t *testing.T) {
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: testenv.RequesterRole},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: node.Namespace, Name: node.ServiceAccount}},
 	}, metav1.CreateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() {
-		must(t, bindings.Delete(context.WithoutCancel(t.Context()), "pods-alone", metav1.DeleteOptions{}))
+		must.OK(t, bindings.Delete(context.WithoutCancel(t.Context()), "pods-alone", metav1.DeleteOptions{}))
 	})
 }
 
@@ -257,7 +258,7 @@ func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	submitted(t, forAnother)
 	d := startReady(t, ca)
 	all, err := allRequests().List(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	requireMetric(t, d, fmt.Sprintf("hsm_signer_requests_in_cluster %d", len(all.Items)))
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check")
 	want := regexp.MustCompile(fmt.Sprintf(`(?m)^(ok|warning) +requests in the cluster +%d\b`, len(all.Items)))

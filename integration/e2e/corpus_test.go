@@ -13,6 +13,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/policy/hostile"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -23,7 +24,7 @@ import (
 // nothing reaches a certificate that was not checked.
 func TestHostileRequests(t *testing.T) {
 	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
-	must(t, err)
+	must.OK(t, err)
 	startReady(t, ca, withPolicy(t, string(everything)+"\nbudget: {total: 10000, perServiceAccount: 100%, perPod: 10000}\n"))
 	p := newPod(t, components()[0], nextIP())
 	samples := hostile.Samples(t)
@@ -31,7 +32,7 @@ func TestHostileRequests(t *testing.T) {
 	outcomes := map[string]int{}
 	for i, s := range samples {
 		name := fmt.Sprintf("sample-%d", i)
-		if _, err := p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(s, name), metav1.CreateOptions{}); err != nil {
+		if _, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(s, name), metav1.CreateOptions{}); err != nil {
 			outcomes[s.Verdict+": not admitted by the API server"]++
 			if s.Verdict == hostile.Accept {
 				t.Errorf("%s: not admitted: %v", s.Name, err)
@@ -53,15 +54,15 @@ func TestHostileRequests(t *testing.T) {
 // at its key.
 func TestExaminedWithinTheBudgetAlone(t *testing.T) {
 	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
-	must(t, err)
+	must.OK(t, err)
 	startReady(t, ca, withPolicy(t, string(everything)+"\nbudget: {perPod: 1}\n"))
 	p := newPod(t, components()[0], nextIP())
 	prime := hostile.Sample{PEM: pkcs10test.PrimeModulus(t)}
 	if err := submit(t, p, object(prime, "prime-1")); err == nil || !strings.Contains(err.Error(), "its modulus is a prime") {
 		t.Errorf("%v", err)
 	}
-	_, err = p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(prime, "prime-2"), metav1.CreateOptions{})
-	must(t, err)
+	_, err = p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(prime, "prime-2"), metav1.CreateOptions{})
+	must.OK(t, err)
 	requireEvent(t, "prime-2", "OverBudget")
 	if now := get(t, "prime-2"); len(now.Status.Conditions) > 0 {
 		t.Errorf("it was decided: %v", now.Status.Conditions)
@@ -86,7 +87,7 @@ func object(s hostile.Sample, name string) *certificatesv1.CertificateSigningReq
 func waitForAll(t *testing.T, requests map[string]hostile.Sample) map[string]*certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	ended := map[string]*certificatesv1.CertificateSigningRequest{}
-	eventually(t, "every request to end", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "every request to end", func(ctx context.Context) (bool, error) {
 		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, err

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/demo"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -33,7 +34,7 @@ func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context()) // it is used in clean-up too
 	bin, err := testenv.Binaries(ctx, nil)
-	must(t, err)
+	must.OK(t, err)
 	var out, errs strings.Builder
 	cmd := exec.CommandContext(ctx, bin.Kubectl, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+shared.Cluster.Kubeconfig())
@@ -48,15 +49,15 @@ func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
 func deployment(t *testing.T, overlay string, edit func(kustomization string) string) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "deploy")
-	must(t, os.CopyFS(root, os.DirFS("../../deploy")))
+	must.OK(t, os.CopyFS(root, os.DirFS("../../deploy")))
 	dir := filepath.Join(root, "overlays", overlay)
 	for name, text := range overlays[overlay] {
-		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	file := filepath.Join(dir, "kustomization.yaml")
 	text, err := os.ReadFile(file)
-	must(t, err)
-	must(t, os.WriteFile(file, []byte(edit(string(text))), 0o600))
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(file, []byte(edit(string(text))), 0o600))
 	return dir
 }
 
@@ -93,18 +94,18 @@ func clearVolumes(t *testing.T) {
 	t.Helper()
 	ctx, api := context.WithoutCancel(t.Context()), shared.Cluster.Client().CoreV1()
 	volumes, err := api.PersistentVolumes().List(ctx, metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	for _, v := range volumes.Items {
 		v.Finalizers = nil
 		_, err := api.PersistentVolumes().Update(ctx, &v, metav1.UpdateOptions{})
-		must(t, errors.Join(err, api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{})))
+		must.OK(t, errors.Join(err, api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{})))
 	}
 	claims, err := api.PersistentVolumeClaims("hsm-signer").List(ctx, metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	for _, c := range claims.Items {
 		c.Finalizers = nil
 		_, err := api.PersistentVolumeClaims("hsm-signer").Update(ctx, &c, metav1.UpdateOptions{})
-		must(t, errors.Join(err, api.PersistentVolumeClaims("hsm-signer").Delete(ctx, c.Name, metav1.DeleteOptions{})))
+		must.OK(t, errors.Join(err, api.PersistentVolumeClaims("hsm-signer").Delete(ctx, c.Name, metav1.DeleteOptions{})))
 	}
 }
 
@@ -113,11 +114,11 @@ func requireAdmitted(t *testing.T) {
 	t.Helper()
 	api := shared.Cluster.Client()
 	set, err := api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer", metav1.GetOptions{})
-	must(t, err)
+	must.OK(t, err)
 	pod := podOf(set)
 	made, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{})
-	must(t, err)
-	must(t, shared.Cluster.DeletePod(t.Context(), made))
+	must.OK(t, err)
+	must.OK(t, shared.Cluster.DeletePod(t.Context(), made))
 	if made.Spec.Priority == nil || *made.Spec.Priority < 1_000_000_000 {
 		t.Errorf("the pod's priority is %v", made.Spec.Priority)
 	}
@@ -149,7 +150,7 @@ func withPodsOfPolicy(kustomization string) string {
 // enough for it to be ready, for "check", and to issue.
 func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	node := components()[0]
-	must(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
+	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
 	text, _ := kubectl(t, "kustomize", deployment(t, "softhsm", withPodsOfPolicy))
 	var rights, bindings []string
 	for _, object := range strings.Split(text, "\n---\n") {
@@ -162,12 +163,12 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 		rights = append(rights, object)
 	}
 	file := filepath.Join(t.TempDir(), "bindings.yaml")
-	must(t, os.WriteFile(file, []byte(strings.Join(bindings, "\n---\n")), 0o600))
-	must(t, shared.Cluster.Apply(t.Context(), []byte(strings.Join(rights, "\n---\n"))))
+	must.OK(t, os.WriteFile(file, []byte(strings.Join(bindings, "\n---\n")), 0o600))
+	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(strings.Join(rights, "\n---\n"))))
 	t.Cleanup(func() { // the others have the rights of the base
 		kubectl(t, "delete", "--ignore-not-found", "-f", file)
 		base, err := os.ReadFile("../../deploy/base/rbac.yaml")
-		must(t, errors.Join(err, shared.Cluster.Apply(context.WithoutCancel(t.Context()), base)))
+		must.OK(t, errors.Join(err, shared.Cluster.Apply(context.WithoutCancel(t.Context()), base)))
 	})
 	for namespace, want := range map[string]bool{node.Namespace: true, "default": false, "": false} {
 		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
@@ -176,14 +177,14 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "pods", Namespace: namespace},
 			},
 		}, metav1.CreateOptions{})
-		must(t, err)
+		must.OK(t, err)
 		if review.Status.Allowed != want {
 			t.Errorf("pods of the namespace %q: %t", namespace, review.Status.Allowed)
 		}
 	}
 	startReady(t, ca)
 	p := newPod(t, node, nextIP())
-	p.requireCertificate(t, p.asking(t, node))
+	requireCertificate(t, p, p.InitContainer(node))
 	stdout, _, _ := shared.Command(t.Context(), ca, nil, "check")
 	if strings.Contains(stdout, "failed   may get pods") || !strings.Contains(stdout, "warning  may get pods in calico-apiserver") {
 		t.Errorf("check says: %s", stdout)
@@ -238,11 +239,11 @@ func TestRightsOfTheOverlaySuffice(t *testing.T) {
 	startReady(t, ca, lease...)
 	place := demo.Place{Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: t.TempDir()}
 	outcomes, err := place.AskAll(t.Context())
-	must(t, err)
-	must(t, demo.Judge(demo.NewScreen(os.Stdout), outcomes))
+	must.OK(t, err)
+	must.OK(t, demo.Judge(demo.NewScreen(os.Stdout), outcomes))
 	// What every service account may do here, as Calico's may, would hide what hsm-signer's may not.
-	must(t, shared.Cluster.ForbidRequests(t.Context()))
-	defer func() { must(t, shared.Cluster.AllowRequests(t.Context())) }()
+	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
+	defer func() { must.OK(t, shared.Cluster.AllowRequests(t.Context())) }()
 	for _, role := range roles(t) {
 		for _, permission := range role.permissions() {
 			t.Run(permission.said, func(t *testing.T) {
@@ -273,7 +274,7 @@ func requireNamed(t *testing.T, env []string, permission string) {
 	t.Helper()
 	want := "may " + permission
 	var failed []string
-	eventually(t, "check to name "+want, func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "check to name "+want, func(ctx context.Context) (bool, error) {
 		stdout, stderr, code := shared.Command(ctx, ca, env, "check", "--output", "json")
 		failed = nil
 		for line := range strings.Lines(stdout) {
@@ -300,7 +301,7 @@ func roles(t *testing.T) []role {
 	t.Helper()
 	api := shared.Cluster.Client().RbacV1()
 	cluster, err := api.ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
-	must(t, err)
+	must.OK(t, err)
 	all := []role{{rules: cluster.Rules, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
 		changed := cluster.DeepCopy()
 		changed.Rules, changed.ResourceVersion = rules, ""
@@ -309,7 +310,7 @@ func roles(t *testing.T) []role {
 	}}}
 	for name, namespace := range map[string]string{"hsm-signer-lease": "hsm-signer", "hsm-signer-events": metav1.NamespaceDefault} {
 		namespaced, err := api.Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
-		must(t, err)
+		must.OK(t, err)
 		all = append(all, role{rules: namespaced.Rules, where: " in " + namespace, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
 			changed := namespaced.DeepCopy()
 			changed.Rules, changed.ResourceVersion = rules, ""
@@ -359,10 +360,10 @@ func (r role) without(t *testing.T, p permission) {
 			}
 		}
 	}
-	must(t, r.write(t.Context(), rules))
+	must.OK(t, r.write(t.Context(), rules))
 }
 
 func (r role) restore(t *testing.T) {
 	t.Helper()
-	must(t, r.write(t.Context(), r.rules))
+	must.OK(t, r.write(t.Context(), r.rules))
 }

@@ -15,16 +15,15 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/issuer/journal"
 )
@@ -33,7 +32,6 @@ import (
 var (
 	shared *testenv.Env
 	ca     testenv.CA
-	keys   calico.Keys
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -62,9 +60,7 @@ func run(m *testing.M) int {
 func start(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Run(context.WithoutCancel(t.Context()), ca, env...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if code, err := d.Stop(); err != nil || code != 0 {
 			t.Errorf("hsm-signer ended with code %d, %v; its log:\n%s", code, err, d.Log())
@@ -76,7 +72,7 @@ func start(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 func startReady(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 	t.Helper()
 	d := start(t, ca, env...)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	return d
 }
 
@@ -84,7 +80,7 @@ func startReady(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 func withPolicy(t *testing.T, text string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "policy.yaml")
-	must(t, os.WriteFile(file, []byte(text), 0o600))
+	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 	return "POLICY_FILE=" + file
 }
 
@@ -98,50 +94,23 @@ func withBudget(t *testing.T, budget string) string {
 	return withPolicy(t, text+"\nbudget: "+budget+"\n")
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // numbers make names of one use.
 var numbers atomic.Uint32
 
 func nextIP() string { return shared.NextIP() }
 
-// A pod is a running pod of a component, and its own way to the API server.
-type pod struct {
-	*corev1.Pod
-	client kubernetes.Interface
-}
-
-func newPod(t *testing.T, c calico.Component, ips ...string) pod {
+func newPod(t *testing.T, c calico.Component, ips ...string) testenv.Pod {
 	t.Helper()
 	p, err := shared.NewPod(t.Context(), c, ips...)
-	must(t, err)
-	return pod{p.Pod, p.Client}
+	must.OK(t, err)
+	return p
 }
 
-func clientFor(t *testing.T, token string) kubernetes.Interface {
+// requireCertificate has the pod request its certificate and checks it.
+func requireCertificate(t *testing.T, p testenv.Pod, asking calico.InitContainer) *x509.Certificate {
 	t.Helper()
-	client, err := kubernetes.NewForConfig(shared.Cluster.ConfigFor(token))
-	must(t, err)
-	return client
-}
-
-// asking is what the init container of the pod asks for, with a P-256 key.
-func (p pod) asking(t *testing.T, c calico.Component) calico.InitContainer {
-	t.Helper()
-	key, err := keys.Get("ECDSAWithCurve256")
-	must(t, err)
-	return testenv.Pod{Pod: p.Pod, Client: p.client}.Asking(c, key)
-}
-
-func (p pod) requireCertificate(t *testing.T, asking calico.InitContainer) *x509.Certificate {
-	t.Helper()
-	csr, err := asking.Run(t.Context(), p.client)
-	must(t, err)
+	csr, err := asking.Run(t.Context(), p.Client)
+	must.OK(t, err)
 	return requireIssued(t, csr, asking)
 }
 
@@ -153,7 +122,7 @@ func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest, 
 		t.Fatalf("the certificate of %s is not one PEM block", csr.Name)
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
-	must(t, err)
+	must.OK(t, err)
 	if key, ok := asking.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !key.Equal(cert.PublicKey) {
 		t.Errorf("%s: the certificate is for another key", csr.Name)
 	}
@@ -170,7 +139,7 @@ func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest, 
 func requireOpenSSL(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tls.crt")
-	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o600))
+	must.OK(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o600))
 	out, err := exec.CommandContext(t.Context(), "openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", ca.CertFile, file).CombinedOutput()
 	if err != nil {
 		t.Errorf("openssl verify: %v: %s", err, out)
@@ -197,12 +166,12 @@ func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
 	for _, who := range components() {
 		for _, whose := range components() {
 			p := newPod(t, who, nextIP())
-			asking := p.asking(t, whose)
+			asking := p.InitContainer(whose)
 			if who.ServiceAccount == whose.ServiceAccount {
-				requireOpenSSL(t, ca, p.requireCertificate(t, asking))
+				requireOpenSSL(t, ca, requireCertificate(t, p, asking))
 				continue
 			}
-			_, err := asking.Run(t.Context(), p.client)
+			_, err := asking.Run(t.Context(), p.Client)
 			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", whose.DNSNames[0])
 		}
 	}
@@ -213,23 +182,25 @@ func TestImpostorsAreDenied(t *testing.T) {
 	node, typha := components()[0], components()[1]
 
 	stranger := newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
-	_, err := stranger.asking(t, typha).Run(t.Context(), stranger.client)
+	_, err := stranger.InitContainer(typha).Run(t.Context(), stranger.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "RequesterNotAllowed", "default/default")
 
 	p := newPod(t, node, nextIP())
 	other := newPod(t, node, nextIP())
-	asking := p.asking(t, node)
+	asking := p.InitContainer(node)
 	asking.Pod = other.Pod
-	_, err = asking.Run(t.Context(), p.client)
+	_, err = asking.Run(t.Context(), p.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", other.Status.PodIP)
 
 	token, err := shared.Cluster.UnboundToken(t.Context(), node.Namespace, node.ServiceAccount)
-	must(t, err)
-	_, err = p.asking(t, node).Run(t.Context(), clientFor(t, token))
+	must.OK(t, err)
+	unbound, err := testenv.PodWith(p.Pod, shared.Cluster.ConfigFor(token))
+	must.OK(t, err)
+	_, err = unbound.InitContainer(node).Run(t.Context(), unbound.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "PodNotVerified", "bound to its pod")
 
-	csr, err := p.asking(t, node).Object()
-	must(t, err)
+	csr, err := p.InitContainer(node).Object()
+	must.OK(t, err)
 	csr.Name += "-usages"
 	csr.Spec.Usages = append(csr.Spec.Usages, certificatesv1.UsageCertSign)
 	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "UsageNotAllowed", "cert sign")
@@ -240,39 +211,32 @@ func TestImpostorsAreDenied(t *testing.T) {
 	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "InvalidRequest", "exactly one block")
 
 	// After all that the daemon goes on.
-	p.requireCertificate(t, p.asking(t, node))
+	requireCertificate(t, p, p.InitContainer(node))
 	requireEvent(t, csr.Name, "InvalidRequest")
 }
 
 // submit creates the request as the pod and returns how it was refused.
-func submit(t *testing.T, p pod, csr *certificatesv1.CertificateSigningRequest) error {
+func submit(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningRequest) error {
 	t.Helper()
-	_, err := p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
-	must(t, err)
-	_, err = calico.Wait(t.Context(), p.client, csr.Name)
+	_, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
+	must.OK(t, err)
+	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
 	return err
 }
 
 func requireEvent(t *testing.T, request, reason string) {
 	t.Helper()
-	eventually(t, "an event "+reason+" on "+request, func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "an event "+reason+" on "+request, func(ctx context.Context) (bool, error) {
 		events, err := shared.Cluster.Client().CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
 		return err == nil && slices.ContainsFunc(events.Items, func(e corev1.Event) bool { return e.Reason == reason }), err
 	})
-}
-
-func eventually(t *testing.T, what string, condition wait.ConditionWithContextFunc) {
-	t.Helper()
-	if err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, 2*time.Minute, true, condition); err != nil {
-		t.Fatalf("waiting for %s: %v", what, err)
-	}
 }
 
 // get returns the request as it is now.
 func get(t *testing.T, name string) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	csr, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
-	must(t, err)
+	must.OK(t, err)
 	return csr
 }
 
@@ -282,21 +246,21 @@ func TestPodWithoutAnAddressIsWaitedFor(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node)
 	ip := nextIP()
-	asking := p.asking(t, node)
+	asking := p.InitContainer(node)
 	asking.Pod = p.DeepCopy()
 	asking.Pod.Status.PodIP = ip
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
-	eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
+	must.Eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), "the IP address of the pod "+p.Namespace+"/"+p.Name), nil
 	})
 	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
 		t.Fatalf("it was decided: %v", now.Status.Conditions)
 	}
 	_, err = shared.Cluster.RunPod(t.Context(), p.Pod, ip)
-	must(t, err)
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	must.OK(t, err)
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
 }
 
@@ -305,12 +269,10 @@ func TestNameIsUsedAgain(t *testing.T) {
 	startReady(t, ca)
 	typha := components()[1]
 	p := newPod(t, typha, nextIP())
-	first := p.requireCertificate(t, p.asking(t, typha))
-	asking := p.asking(t, typha)
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	must(t, err)
-	asking.Key = key
-	if second := p.requireCertificate(t, asking); second.SerialNumber.Cmp(first.SerialNumber) == 0 {
+	first := requireCertificate(t, p, p.InitContainer(typha))
+	asking := p.InitContainer(typha)
+	asking.Key = calico.NewP256Key()
+	if second := requireCertificate(t, p, asking); second.SerialNumber.Cmp(first.SerialNumber) == 0 {
 		t.Error("two certificates have one serial number")
 	}
 }
@@ -321,20 +283,20 @@ func TestAnothersApproval(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
 
-	good, err := p.asking(t, node).Submit(t.Context(), p.client)
-	must(t, err)
+	good, err := p.InitContainer(node).Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	approve(t, good.Name)
-	csr, err := calico.Wait(t.Context(), p.client, good.Name)
-	must(t, err)
-	requireIssued(t, csr, p.asking(t, node))
+	csr, err := calico.Wait(t.Context(), p.Client, good.Name)
+	must.OK(t, err)
+	requireIssued(t, csr, p.InitContainer(node))
 	if c := csr.Status.Conditions; len(c) != 1 || c[0].Reason != "ApprovedByTest" {
 		t.Errorf("conditions: %v", c)
 	}
 
-	bad, err := p.asking(t, typha).Submit(t.Context(), p.client)
-	must(t, err)
+	bad, err := p.InitContainer(typha).Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	approve(t, bad.Name)
-	_, err = calico.Wait(t.Context(), p.client, bad.Name)
+	_, err = calico.Wait(t.Context(), p.Client, bad.Name)
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
 }
 
@@ -342,7 +304,7 @@ func TestAnothersApproval(t *testing.T) {
 // policy either: an approval cannot be taken back, so the request fails.
 func TestOwnApprovalOfWhatIsRefused(t *testing.T) {
 	node := components()[0]
-	must(t, shared.Cluster.Apply(t.Context(), []byte(`
+	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(`
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: approves-itself}
@@ -358,8 +320,8 @@ subjects: [{kind: ServiceAccount, namespace: `+node.Namespace+`, name: `+node.Se
 `)))
 	t.Cleanup(func() {
 		roles := shared.Cluster.Client().RbacV1()
-		must(t, roles.ClusterRoleBindings().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
-		must(t, roles.ClusterRoles().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
+		must.OK(t, roles.ClusterRoleBindings().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
+		must.OK(t, roles.ClusterRoles().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
 	})
 	for _, mode := range []string{"true", "false"} {
 		t.Run("APPROVE="+mode, func(t *testing.T) { ownApprovalOfWhatIsRefused(t, mode) })
@@ -370,18 +332,18 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 	t.Helper()
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
-	bad, err := p.asking(t, typha).Submit(t.Context(), p.client)
-	must(t, err)
-	approveWith(t, p.client, bad.Name)
+	bad, err := p.InitContainer(typha).Submit(t.Context(), p.Client)
+	must.OK(t, err)
+	approveWith(t, p.Client, bad.Name)
 	state := filepath.Join(t.TempDir(), "state")
 	d := startReady(t, ca, "APPROVE="+mode, "STATE_DIR="+state) // now, so that the approval comes first
-	_, err = calico.Wait(t.Context(), p.client, bad.Name)
+	_, err = calico.Wait(t.Context(), p.Client, bad.Name)
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
 	if now := get(t, bad.Name); len(now.Status.Certificate) > 0 || len(now.Status.Conditions) != 2 {
 		t.Errorf("certificate %q, conditions %v", now.Status.Certificate, now.Status.Conditions)
 	}
 	requireEvent(t, bad.Name, "NameNotAllowed")
-	eventually(t, "the refusal to be recorded", func(context.Context) (bool, error) {
+	must.Eventually(t, "the refusal to be recorded", func(context.Context) (bool, error) {
 		text, _ := os.ReadFile(filepath.Join(state, journal.RefusalsLog)) // it is made with the first refusal
 		return strings.Contains(string(text), string(bad.UID)), nil
 	})
@@ -412,17 +374,17 @@ rules:
       usages: [digital signature, key encipherment, key agreement, server auth, client auth]
 `, node.Namespace, node.ServiceAccount, node.DNSNames[0], typha.DNSNames[0]))
 	p := newPod(t, node, nextIP())
-	asking := p.asking(t, typha)
+	asking := p.InitContainer(typha)
 	asking.SecretName = "approved-by-someone"
-	approved, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	approved, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	approve(t, approved.Name)
 	d := startReady(t, narrow, policy) // now, so that the approval comes first
-	_, err = calico.Wait(t.Context(), p.client, approved.Name)
+	_, err = calico.Wait(t.Context(), p.Client, approved.Name)
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NotIssuable", typha.DNSNames[0])
-	_, err = p.asking(t, typha).Run(t.Context(), p.client)
+	_, err = p.InitContainer(typha).Run(t.Context(), p.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NotIssuable", typha.DNSNames[0])
-	p.requireCertificate(t, p.asking(t, node))
+	requireCertificate(t, p, p.InitContainer(node))
 	if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
 		t.Errorf("there were faults:\n%s", log)
 	}
@@ -440,7 +402,7 @@ func approveWith(t *testing.T, client kubernetes.Interface, name string) {
 		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", Message: "for a test",
 	})
 	_, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 }
 
 // A shadow decides and says so, needs neither token nor CA, takes no lease, and writes nothing.
@@ -453,11 +415,11 @@ func TestShadowTouchesNothing(t *testing.T) {
 	p := newPod(t, node, nextIP())
 	var made []*certificatesv1.CertificateSigningRequest
 	for _, c := range []calico.Component{node, typha} {
-		csr, err := p.asking(t, c).Submit(t.Context(), p.client)
-		must(t, err)
+		csr, err := p.InitContainer(c).Submit(t.Context(), p.Client)
+		must.OK(t, err)
 		made = append(made, csr)
 	}
-	eventually(t, "the verdicts in the log", func(context.Context) (bool, error) { // among those on what other tests have left
+	must.Eventually(t, "the verdicts in the log", func(context.Context) (bool, error) { // among those on what other tests have left
 		log := d.Log()
 		return says(log, "shadow: would grant", made[0]) && says(log, "shadow: would refuse", made[1]), nil
 	})
@@ -469,7 +431,7 @@ func TestShadowTouchesNothing(t *testing.T) {
 			t.Errorf("%s was touched: %v", csr.Name, now.Status)
 		}
 		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
-		must(t, err)
+		must.OK(t, err)
 		if len(events.Items) > 0 {
 			t.Errorf("%s has events: %v", csr.Name, events.Items)
 		}
@@ -498,11 +460,11 @@ func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bo
 func requireVerdicts(t *testing.T, log string, made []*certificatesv1.CertificateSigningRequest) {
 	t.Helper()
 	text, err := os.ReadFile(log)
-	must(t, err)
+	must.OK(t, err)
 	verdicts := map[string]string{}
 	for line := range strings.Lines(string(text)) {
 		var d journal.Decision
-		must(t, json.Unmarshal([]byte(line), &d))
+		must.OK(t, json.Unmarshal([]byte(line), &d))
 		if !slices.ContainsFunc(made, func(csr *certificatesv1.CertificateSigningRequest) bool { return string(csr.UID) == d.UID }) {
 			continue // an earlier test's, which may be unreadable
 		}
@@ -522,26 +484,26 @@ func TestOverBudgetWaits(t *testing.T) {
 	d := startReady(t, ca, env)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	p.requireCertificate(t, p.asking(t, node))
-	second := p.asking(t, node)
+	requireCertificate(t, p, p.InitContainer(node))
+	second := p.InitContainer(node)
 	second.SecretName = "second"
-	csr, err := second.Submit(t.Context(), p.client)
-	must(t, err)
+	csr, err := second.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	requireEvent(t, csr.Name, "OverBudget")
 	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
 		t.Fatalf("it was decided: %v", now.Status.Conditions)
 	}
 	other := newPod(t, node, nextIP())
-	other.requireCertificate(t, other.asking(t, node)) // of the same service account, in another pod
+	requireCertificate(t, other, other.InitContainer(node)) // of the same service account, in another pod
 	if log := d.Log(); !strings.Contains(log, `the budget of pod \"`+string(p.UID)+`\", 1 certificates in an hour`) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	file, _ := strings.CutPrefix(env, "POLICY_FILE=")
 	text, err := os.ReadFile(file)
-	must(t, err)
-	must(t, os.WriteFile(file, []byte(strings.Replace(string(text), "perPod: 1", "perPod: 2", 1)), 0o600))
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(file, []byte(strings.Replace(string(text), "perPod: 1", "perPod: 2", 1)), 0o600))
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, second)
 }
 
@@ -550,12 +512,12 @@ func TestForeignRequestIsLeftAlone(t *testing.T) {
 	startReady(t, ca)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	foreign := p.asking(t, node)
+	foreign := p.InitContainer(node)
 	foreign.SignerName = "example.com/other"
 	foreign.SecretName = "foreign"
-	csr, err := foreign.Submit(t.Context(), p.client)
-	must(t, err)
-	p.requireCertificate(t, p.asking(t, node)) // made later, and done
+	csr, err := foreign.Submit(t.Context(), p.Client)
+	must.OK(t, err)
+	requireCertificate(t, p, p.InitContainer(node)) // made later, and done
 	if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
 		t.Errorf("the request was touched: %v", now.Status)
 	}
@@ -565,11 +527,11 @@ func TestForeignRequestIsLeftAlone(t *testing.T) {
 func TestBacklogIsServedAtStart(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	asking := p.asking(t, node)
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	asking := p.InitContainer(node)
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	startReady(t, ca)
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
 }

@@ -21,6 +21,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/issuer/journal"
 )
 
@@ -30,14 +31,14 @@ func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	made := newPod(t, c, nextIP())
 	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
 	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(), made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-	must(t, err)
+	must.OK(t, err)
 	return owned
 }
 
 // ownedReplicaSet makes the ReplicaSet of a Deployment.
 func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
 	t.Helper()
-	must(t, shared.Cluster.EnsureNamespace(t.Context(), namespace))
+	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), namespace))
 	controls, labels := true, map[string]string{"app": name}
 	_, err := shared.Cluster.Client().AppsV1().ReplicaSets(namespace).Create(t.Context(), &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: deployment, UID: "1", Controller: &controls}}},
@@ -45,7 +46,7 @@ func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
 			ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "none.invalid/main"}}},
 		}},
 	}, metav1.CreateOptions{})
-	must(t, err)
+	must.OK(t, err)
 }
 
 // A formerCertificate is one that was issued long ago, as far as the journal tells.
@@ -59,34 +60,34 @@ type formerCertificate struct {
 func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	t.Helper()
 	text, err := os.ReadFile(ca.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	block, _ := pem.Decode(text)
 	authority, err := x509.ParseCertificate(block.Bytes)
-	must(t, err)
+	must.OK(t, err)
 	dir = filepath.Join(t.TempDir(), "state")
 	j, err := journal.Open(dir, journal.Options{Version: "test", CA: authority})
-	must(t, err)
+	must.OK(t, err)
 	signer := caSigner(t, authority)
 	for n, c := range certificates {
 		serial, err := j.ID().NewSerial()
-		must(t, err)
+		must.OK(t, err)
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 			SerialNumber: serial, Subject: pkix.Name{CommonName: c.component.DNSNames[0]},
 			NotBefore: time.Now().Add(c.left - 365*24*time.Hour), NotAfter: time.Now().Add(c.left),
 		}, authority, authority.PublicKey, signer)
-		must(t, err)
+		must.OK(t, err)
 		cert, err := x509.ParseCertificate(der)
-		must(t, err)
+		must.OK(t, err)
 		uid, number := fmt.Sprintf("former-%d", n), journal.FormatSerial(serial)
 		for _, e := range []journal.Entry{
 			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name, Signer: "example.com/calico", Requester: requesterOf(c.pod), Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()}, Serial: number, TBS: cert.RawTBSCertificate},
 			journal.Signed{UID: uid, Serial: number, Certificate: der},
 			journal.Published{UID: uid, Serial: number},
 		} {
-			must(t, j.Append(t.Context(), e))
+			must.OK(t, j.Append(t.Context(), e))
 		}
 	}
-	must(t, j.Close())
+	must.OK(t, j.Close())
 	return dir
 }
 
@@ -98,7 +99,7 @@ func caSigner(t *testing.T, authority *x509.Certificate) crypto.Signer {
 	key, err := hsm.NewKey(hsm.Config{
 		Module: shared.Token.Module, Token: hsm.TokenID{Label: shared.Token.Label}, PIN: hsm.PIN(shared.Token.PIN).Fixed(), Key: hsm.KeyID{Label: ca.KeyLabel},
 	}, authority.PublicKey)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(key.Close)
 	return key.Signer(t.Context())
 }
@@ -123,7 +124,7 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	ownedReplicaSet(t, typha.Namespace, set, "calico-typha")
 	gone = ownedPod(t, node, "DaemonSet", "calico-node")
 	zero := int64(0)
-	must(t, shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+	must.OK(t, shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
 	renewed := ownedPod(t, node, "DaemonSet", "calico-node")
 	return journalOf(t,
 		formerCertificate{node, renewed, 3 * day},

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/policy"
 )
@@ -27,53 +28,53 @@ func TestTokenGoneAndBack(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	d := startReady(t, ca)
-	p.requireCertificate(t, p.asking(t, node))
+	requireCertificate(t, p, p.InitContainer(node))
 
-	must(t, shared.Token.MoveAway())
+	must.OK(t, shared.Token.MoveAway())
 	back := false
 	t.Cleanup(func() {
 		if !back {
-			must(t, shared.Token.MoveBack())
+			must.OK(t, shared.Token.MoveBack())
 		}
 	})
-	must(t, d.WaitNotReady(t.Context(), "[-] token"))
-	asking := p.asking(t, node)
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	must.OK(t, d.WaitNotReady(t.Context(), "[-] token"))
+	asking := p.InitContainer(node)
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	requireEvent(t, csr.Name, "SignerFault")
 	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
 		t.Errorf("decided while the token was gone: %v", now.Status.Conditions)
 	}
 
-	must(t, shared.Token.MoveBack())
+	must.OK(t, shared.Token.MoveBack())
 	back = true
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 }
 
 // A token that is not there at the start is waited for.
 func TestTokenComesAfterTheStart(t *testing.T) {
-	must(t, shared.Token.MoveAway())
+	must.OK(t, shared.Token.MoveAway())
 	d := start(t, ca)
 	err := d.WaitNotReady(t.Context(), "[-] token")
-	must(t, shared.Token.MoveBack())
-	must(t, err)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, shared.Token.MoveBack())
+	must.OK(t, err)
+	must.OK(t, d.WaitReady(t.Context()))
 }
 
 // An API server that is not there at the start is waited for.
 func TestAPIServerComesAfterTheStart(t *testing.T) {
-	must(t, shared.Cluster.StopAPIServer())
+	must.OK(t, shared.Cluster.StopAPIServer())
 	d := start(t, ca)
 	err := d.WaitNotReady(t.Context(), "[-] requests")
-	must(t, shared.Cluster.StartAPIServer(context.Background()))
-	must(t, err)
+	must.OK(t, shared.Cluster.StartAPIServer(context.Background()))
+	must.OK(t, err)
 	if !strings.Contains(d.Log(), "the API server does not answer") {
 		t.Errorf("the log does not say that the API server is missing:\n%s", d.Log())
 	}
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 }
 
 // An API server that goes away and comes back is watched again.
@@ -81,12 +82,12 @@ func TestAPIServerGoneAndBack(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	d := startReady(t, ca)
-	must(t, shared.Cluster.StopAPIServer())
+	must.OK(t, shared.Cluster.StopAPIServer())
 	err := d.WaitNotReady(t.Context(), "[-] requests")
-	must(t, shared.Cluster.StartAPIServer(context.Background()))
-	must(t, err)
-	must(t, d.WaitReady(t.Context()))
-	p.requireCertificate(t, p.asking(t, node))
+	must.OK(t, shared.Cluster.StartAPIServer(context.Background()))
+	must.OK(t, err)
+	must.OK(t, d.WaitReady(t.Context()))
+	requireCertificate(t, p, p.InitContainer(node))
 }
 
 // An API server that takes requests and never answers keeps nobody from stopping. No real one does
@@ -102,7 +103,7 @@ func TestStopsThoughTheAPIServerHangs(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	must(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config {
+	must.OK(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config {
 		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 		return &rest.Config{Host: server.URL, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
 	}))
@@ -132,7 +133,7 @@ func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 func TestPINThatNobodyCanType(t *testing.T) {
 	s, env := behindShim(t)
 	file := filepath.Join(t.TempDir(), "pin")
-	must(t, os.WriteFile(file, []byte("0000-canary\n0000-canary\n"), 0o400))
+	must.OK(t, os.WriteFile(file, []byte("0000-canary\n0000-canary\n"), 0o400))
 	for _, c := range []struct {
 		variable string
 		env      []string
@@ -152,7 +153,7 @@ func TestPINThatNobodyCanType(t *testing.T) {
 
 func TestPINFromFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pin")
-	must(t, os.WriteFile(file, []byte(shared.Token.PIN+"\n"), 0o400))
+	must.OK(t, os.WriteFile(file, []byte(shared.Token.PIN+"\n"), 0o400))
 	startReady(t, ca, "PKCS11_PIN=", "PKCS11_PIN_FILE="+file)
 }
 
@@ -186,7 +187,7 @@ func TestFlagWinsOverVariable(t *testing.T) {
 
 func TestKeyAndCertificateThatDisagreeDoNotStart(t *testing.T) {
 	other, _, err := shared.CreateCA(t.Context(), "ecdsa-p384")
-	must(t, err)
+	must.OK(t, err)
 	for _, mixed := range []testenv.CA{
 		{KeyLabel: other.KeyLabel, CertFile: ca.CertFile},
 		{KeyLabel: "nobody", CertFile: ca.CertFile},
@@ -204,8 +205,8 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 		t.Fatalf("policy show: exit code %d: %s", code, text)
 	}
 	file := filepath.Join(t.TempDir(), "policy.yaml")
-	must(t, os.WriteFile(file, []byte(text), 0o600))
-	must(t, os.Chmod(file, 0o666))
+	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
+	must.OK(t, os.Chmod(file, 0o666))
 	_, stderr, code := shared.Command(t.Context(), ca, []string{"POLICY_FILE=" + file}, "run")
 	if code != 4 || !strings.Contains(stderr, "can be written by everyone") {
 		t.Errorf("exit code %d: %s", code, stderr)
@@ -215,12 +216,12 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 // The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are links into another.
 func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	dir := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
-	must(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
-	must(t, os.Chmod(dir, 0o777))
-	must(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
-	must(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
-	must(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
+	must.OK(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
+	must.OK(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
+	must.OK(t, os.Chmod(dir, 0o777))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
+	must.OK(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
+	must.OK(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
 	for mount, want := range map[string]string{
 		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
 		`mount --bind "$1" "$1"`: "can be replaced by everyone",
@@ -244,24 +245,24 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 func TestPolicyIsReloaded(t *testing.T) {
 	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
 	file := filepath.Join(t.TempDir(), "policy.yaml")
-	must(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
+	must.OK(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
 	d := startReady(t, ca, "POLICY_FILE="+file)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	_, err := p.asking(t, node).Run(t.Context(), p.client)
+	_, err := p.InitContainer(node).Run(t.Context(), p.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-client")
 
-	must(t, os.WriteFile(file, []byte("version: 1\nrulez: []\n"), 0o600))
-	eventually(t, "the bad policy to be refused", func(ctx context.Context) (bool, error) {
+	must.OK(t, os.WriteFile(file, []byte("version: 1\nrulez: []\n"), 0o600))
+	must.Eventually(t, "the bad policy to be refused", func(ctx context.Context) (bool, error) {
 		ready, body, err := d.Readyz(ctx)
 		return ready && strings.Contains(body, `unknown key "rulez"`), err
 	})
 	requireEvent(t, testenv.SignerName, "PolicyRefused")
-	must(t, os.WriteFile(file, []byte(text), 0o600))
-	eventually(t, "the good policy to be in force", func(context.Context) (bool, error) {
+	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
+	must.Eventually(t, "the good policy to be in force", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), "the policy has changed and is in force"), nil
 	})
-	p.requireCertificate(t, p.asking(t, node))
+	requireCertificate(t, p, p.InitContainer(node))
 }
 
 func TestUnknownVariableIsWarnedOf(t *testing.T) {
@@ -297,7 +298,7 @@ func TestCheckNamesAMissingPermission(t *testing.T) {
 
 // check tells of namespaces that the policy speaks of and that are not there, when it may see them.
 func TestCheckNamesAMissingNamespace(t *testing.T) {
-	must(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
+	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	text, _ := policy.BuiltIn("calico")
 	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
 	// That of a rule for an earlier Calico need not be there: it is noted, with the remedy.
@@ -327,8 +328,8 @@ func TestCheckNamesAMissingNamespace(t *testing.T) {
 func TestExplainLive(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	csr, err := p.asking(t, node).Submit(t.Context(), p.client)
-	must(t, err)
+	csr, err := p.InitContainer(node).Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "explain", "--live", csr.Name)
 	if code != 0 || !strings.Contains(stdout, "granted by rule calico-node") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
@@ -340,7 +341,7 @@ func TestExplainLive(t *testing.T) {
 
 func TestCeremonyOverwritesNothing(t *testing.T) {
 	before, err := os.ReadFile(ca.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	out := filepath.Join(t.TempDir(), "again.crt")
 	_, stderr, code := shared.Command(t.Context(), ca, nil, "ca", "create", "--out", out)
 	if code == 0 || !strings.Contains(stderr, "holds a key labelled") {
@@ -358,8 +359,8 @@ func TestCeremonyOverwritesNothing(t *testing.T) {
 // A stop waits for what is in work, and ends with 0.
 func TestStopsCleanly(t *testing.T) {
 	d, err := shared.Run(context.WithoutCancel(t.Context()), ca)
-	must(t, err)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, err)
+	must.OK(t, d.WaitReady(t.Context()))
 	if code, err := d.Stop(); err != nil || code != 0 {
 		t.Errorf("exit code %d, %v", code, err)
 	}

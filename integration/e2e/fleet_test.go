@@ -7,6 +7,7 @@ import (
 
 	"hsm-signer/integration/faultproxy"
 	"hsm-signer/integration/load"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -14,7 +15,7 @@ import (
 func startHealer(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Heal(context.WithoutCancel(t.Context()), env...)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if code, err := d.Stop(); err != nil || code != 0 {
 			t.Errorf("heal ended with code %d, %v; its log:\n%s", code, err, d.Log())
@@ -27,11 +28,11 @@ func startHealer(t *testing.T, env ...string) *testenv.Daemon {
 // successors get one.
 func TestLostClientsAreHealed(t *testing.T) {
 	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
-	must(t, err)
+	must.OK(t, err)
 	defer proxy.Close()
 	const pods = 4
 	fleet, err := shared.NewFleet(t.Context(), components()[0], pods)
-	must(t, err)
+	must.OK(t, err)
 	fleet.Backdate = 2 * time.Minute
 	watching := make(chan struct{}, 10*pods)
 	plan := load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour, Watching: func() { watching <- struct{}{} }}

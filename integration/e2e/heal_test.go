@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"hsm-signer/integration/calico"
-	"hsm-signer/integration/testenv"
+	"hsm-signer/integration/must"
 )
 
 // A podState is a pod of Calico's as its kubelet and its controller would have left it.
@@ -139,14 +139,14 @@ func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.
 	if s.edit != nil {
 		s.edit(p)
 	}
-	must(t, shared.Cluster.EnsureServiceAccount(t.Context(), c.Namespace, c.ServiceAccount))
-	must(t, shared.Cluster.EnsureNode(t.Context(), p.pod.Spec.NodeName))
+	must.OK(t, shared.Cluster.EnsureServiceAccount(t.Context(), c.Namespace, c.ServiceAccount))
+	must.OK(t, shared.Cluster.EnsureNode(t.Context(), p.pod.Spec.NodeName))
 	pods := shared.Cluster.Client().CoreV1().Pods(c.Namespace)
 	made, err := pods.Create(t.Context(), p.pod, metav1.CreateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	made.Status.PodIP, made.Status.PodIPs = p.status.PodIP, p.status.PodIPs
 	made, err = pods.UpdateStatus(t.Context(), made, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	return p, made
 }
 
@@ -155,20 +155,17 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 	t.Helper()
 	p, made := s.played(t, c)
 	if !s.noRequest {
-		token, err := shared.Cluster.TokenFor(t.Context(), made)
-		must(t, err)
-		client := clientFor(t, token)
-		key, err := keys.Get("ECDSAWithCurve256")
-		must(t, err)
-		csr, err := testenv.Pod{Pod: made}.Asking(c, key).Submit(t.Context(), client)
-		must(t, err)
+		pod, err := shared.Cluster.WithToken(t.Context(), made)
+		must.OK(t, err)
+		csr, err := pod.InitContainer(c).Submit(t.Context(), pod.Client)
+		must.OK(t, err)
 		approveAt(t, csr.Name, ago(s.approved))
-		_, err = calico.Wait(t.Context(), client, csr.Name)
-		must(t, err)
+		_, err = calico.Wait(t.Context(), pod.Client, csr.Name)
+		must.OK(t, err)
 	}
 	made.Status = p.status
 	made, err := shared.Cluster.Client().CoreV1().Pods(c.Namespace).UpdateStatus(t.Context(), made, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	return made
 }
 
@@ -181,7 +178,7 @@ func approveAt(t *testing.T, name string, at metav1.Time) {
 		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", LastUpdateTime: at,
 	})
 	_, err := api.UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 }
 
 // heal deletes the pods that are stuck, and no others: whatever runs, is ready, starts, has finished, is being
@@ -202,18 +199,18 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	}
 	deleting := podState{name: "deleting"}.make(t, node) // it stays, since there is no kubelet
 	t.Cleanup(func() { _ = shared.Cluster.DeletePod(context.WithoutCancel(t.Context()), deleting) })
-	must(t, shared.Cluster.Client().CoreV1().Pods(node.Namespace).Delete(t.Context(), deleting.Name, metav1.DeleteOptions{}))
+	must.OK(t, shared.Cluster.Client().CoreV1().Pods(node.Namespace).Delete(t.Context(), deleting.Name, metav1.DeleteOptions{}))
 
 	requireListed(t, state, byName)
-	eventually(t, "the metric to count them", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the metric to count them", func(ctx context.Context) (bool, error) {
 		return strings.Contains(d.Metrics(ctx), fmt.Sprintf("\nhsm_signer_stuck_pods %d\n", stuck)), nil
 	})
 	healer := startHealer(t)
-	eventually(t, "heal to have deleted what it may", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "heal to have deleted what it may", func(ctx context.Context) (bool, error) {
 		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods 2\n"), nil // weak-2 and no-owner
 	})
 	pods, err := shared.Cluster.Client().CoreV1().Pods(node.Namespace).List(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	for _, pod := range pods.Items {
 		s, ours := byName[pod.Name]
 		if ours && s.deleted != (pod.DeletionTimestamp != nil) {
@@ -248,7 +245,7 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 		var view struct {
 			Pod struct{ Name, Evidence, Restart string }
 		}
-		must(t, json.Unmarshal([]byte(line), &view))
+		must.OK(t, json.Unmarshal([]byte(line), &view))
 		listed = append(listed, view.Pod.Name)
 		if !byName[view.Pod.Name].stuck || view.Pod.Evidence == "" || !strings.HasSuffix(view.Pod.Restart, "delete pod "+view.Pod.Name) {
 			t.Errorf("listed is %s", line)
@@ -271,7 +268,7 @@ func requireHealEvents(t *testing.T, namespace string, byName map[string]podStat
 			want[name] = "StuckPodNotDeleted"
 		}
 	}
-	eventually(t, "the events", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the events", func(ctx context.Context) (bool, error) {
 		events, err := shared.Cluster.Client().CoreV1().Events(namespace).List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, err

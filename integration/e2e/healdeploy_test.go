@@ -8,6 +8,8 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/must"
 )
 
 // withHeal takes the component into the overlay.
@@ -18,7 +20,7 @@ func withHeal(kustomization string) string {
 // Every overlay with the component is taken by the API server, and the pod that comes of it is admitted by the restricted
 // standard. It has neither the PIN nor the journal, and the network of its node only where hsm-signer has it.
 func TestHealIsAComponent(t *testing.T) {
-	must(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
+	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	for overlay := range overlays {
 		for kind, edit := range map[string]func(string) string{"": withHeal, " with the node's network": func(k string) string { return withHeal(withHostNetwork(k)) }} {
 			t.Run(overlay+kind, func(t *testing.T) {
@@ -28,7 +30,7 @@ func TestHealIsAComponent(t *testing.T) {
 					t.Errorf("kubectl apply: %s", warnings)
 				}
 				made, err := shared.Cluster.Client().AppsV1().Deployments("hsm-signer").Get(t.Context(), "hsm-signer-heal", metav1.GetOptions{})
-				must(t, err)
+				must.OK(t, err)
 				requireHealPod(t, made, kind != "")
 			})
 		}
@@ -55,8 +57,8 @@ func requireHealPod(t *testing.T, made *appsv1.Deployment, hostNetwork bool) {
 	pods := shared.Cluster.Client().CoreV1().Pods("hsm-signer")
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "hsm-signer-heal-0", Labels: made.Spec.Template.Labels}, Spec: spec}
 	created, err := pods.Create(t.Context(), pod, metav1.CreateOptions{})
-	must(t, err)
-	must(t, shared.Cluster.DeletePod(t.Context(), created))
+	must.OK(t, err)
+	must.OK(t, shared.Cluster.DeletePod(t.Context(), created))
 }
 
 // Its service account may do what heal needs, and nothing else.
@@ -89,7 +91,7 @@ func TestRightsOfHeal(t *testing.T) {
 				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb, Group: c.group, Resource: c.resource, Namespace: c.namespace},
 			},
 		}, metav1.CreateOptions{})
-		must(t, err)
+		must.OK(t, err)
 		if review.Status.Allowed != c.want {
 			t.Errorf("%s %s in %q: allowed is %t", c.verb, c.resource, c.namespace, !c.want)
 		}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"hsm-signer/integration/must"
 )
 
 // installationKind is Calico's, as far as it is read here.
@@ -31,23 +33,23 @@ spec:
 func TestCheckReadsCalicosInstallation(t *testing.T) {
 	const kind = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/installations.operator.tigera.io"
 	requireCheck(t, 0, "there is none in this cluster")
-	must(t, shared.Cluster.Apply(t.Context(), []byte(installationKind)))
+	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(installationKind)))
 	client := shared.Cluster.Client().Discovery().RESTClient()
 	t.Cleanup(func() {
 		if err := client.Delete().AbsPath(kind).Do(context.Background()).Error(); err != nil {
 			t.Error(err)
 		}
 	})
-	eventually(t, "the kind to be served", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the kind to be served", func(ctx context.Context) (bool, error) {
 		err := client.Get().AbsPath("/apis/operator.tigera.io/v1/installations/default").Do(ctx).Error()
 		return apierrors.IsNotFound(err) && strings.Contains(err.Error(), "\"default\" not found"), nil
 	})
 	text, err := os.ReadFile(ca.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	other, _, err := shared.CreateCA(t.Context(), "ecdsa-p521")
-	must(t, err)
+	must.OK(t, err)
 	foreign, err := os.ReadFile(other.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	for _, c := range []struct {
 		spec  string
 		code  int
@@ -62,7 +64,7 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		{management("example.com/calico", "", "", foreign), 2, "caCert holds neither the CA certificate"},
 		{management("example.com/calico", "", "", nil), 2, "caCert: there is no certificate"},
 	} {
-		must(t, shared.Cluster.Apply(t.Context(), []byte("apiVersion: operator.tigera.io/v1\nkind: Installation\nmetadata: {name: default}\nspec: "+c.spec+"\n")))
+		must.OK(t, shared.Cluster.Apply(t.Context(), []byte("apiVersion: operator.tigera.io/v1\nkind: Installation\nmetadata: {name: default}\nspec: "+c.spec+"\n")))
 		requireCheck(t, c.code, c.words)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/issuer/journal"
@@ -29,8 +30,8 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 	env = append(env, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
 	for range 2 {
 		d, err := shared.Run(t.Context(), ca, env...)
-		must(t, err)
-		must(t, d.WaitReady(t.Context()))
+		must.OK(t, err)
+		must.OK(t, d.WaitReady(t.Context()))
 		for range 3 {
 			ask(t)
 		}
@@ -44,7 +45,7 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 		t.Fatalf("exit code %d: %s%s: %v", code, stdout, stderr, err)
 	}
 	calls, err := s.Calls()
-	must(t, err)
+	must.OK(t, err)
 	if n := calls.Count(pkcs11shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes || summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
 		t.Errorf("the token signed %d times; the journal has %d certificates and %d test signatures", n, summary.Counts.Signed, summary.Counts.Probes)
 	}
@@ -55,24 +56,24 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	d := startReady(t, ca, "APPROVE=false")
 	before := foreign(t, d, -1) // other tests have left certificates of other CAs
 	p := newPod(t, components()[0], nextIP())
-	csr, err := p.asking(t, components()[0]).Submit(t.Context(), p.client)
-	must(t, err)
+	csr, err := p.InitContainer(components()[0]).Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	csr.Status.Certificate, err = os.ReadFile(importKey(t, "foreign").CertFile)
-	must(t, err)
+	must.OK(t, err)
 	_, err = shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	requireEvent(t, csr.Name, "ForeignCertificate")
 	if after := foreign(t, d, before); after != before+1 {
 		t.Errorf("%d certificates are foreign, and %d were before", after, before)
 	}
-	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+	must.OK(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
 }
 
 // foreign is how many foreign certificates the metric says there are, as soon as it says another number.
 func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 	t.Helper()
 	said := regexp.MustCompile(`hsm_signer_certificates_in_cluster{origin="foreign"} (\d+)`)
-	eventually(t, "the metric of foreign certificates", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the metric of foreign certificates", func(ctx context.Context) (bool, error) {
 		found := said.FindStringSubmatch(d.Metrics(ctx))
 		if found == nil {
 			return false, nil
@@ -90,29 +91,29 @@ func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	d := startReady(t, ca)
 	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
 	whole, err := roles.Get(t.Context(), "hsm-signer", metav1.GetOptions{})
-	must(t, err)
+	must.OK(t, err)
 	without := whole.DeepCopy()
 	without.Rules = slices.DeleteFunc(without.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods") })
 	_, err = roles.Update(t.Context(), without, metav1.UpdateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	back := func() {
 		now, err := roles.Get(context.Background(), "hsm-signer", metav1.GetOptions{})
-		must(t, err)
+		must.OK(t, err)
 		now.Rules = whole.Rules
 		_, err = roles.Update(context.Background(), now, metav1.UpdateOptions{})
-		must(t, err)
+		must.OK(t, err)
 	}
 	t.Cleanup(back)
-	must(t, d.WaitNotReady(t.Context(), "[-] permissions: may not get pods; list pods"))
+	must.OK(t, d.WaitNotReady(t.Context(), "[-] permissions: may not get pods; list pods"))
 	p := newPod(t, components()[0], nextIP())
-	asking := p.asking(t, components()[0])
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	asking := p.InitContainer(components()[0])
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	back()
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 }
 
 // A key of its own in the token signs the head of the journal now and then, and its checkpoints verify.
@@ -129,7 +130,7 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2, "failed   checkpoint key                     there is no private key labelled \"away\"")
 	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2, "failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" is not the key of the public one")
 	d := startReady(t, ca, env...)
-	eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
 		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil
 	})
 	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
@@ -142,22 +143,22 @@ func TestCheckpointsAreSigned(t *testing.T) {
 func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 	imported := importKey(t, "imported-checkpoints")
 	text, err := os.ReadFile(imported.CertFile)
-	must(t, err)
+	must.OK(t, err)
 	block, _ := pem.Decode(text)
 	cert, err := x509.ParseCertificate(block.Bytes)
-	must(t, err)
+	must.OK(t, err)
 	der, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
-	must(t, err)
+	must.OK(t, err)
 	dir := t.TempDir()
 	public := filepath.Join(dir, "checkpoint.pub")
-	must(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
+	must.OK(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
 	env := []string{
 		"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=" + imported.KeyLabel,
 		"CHECKPOINT_PUBLIC_KEY_FILE=" + public,
 	}
 	requireCheckpointKey(t, env, 0, "warning  checkpoint key ")
 	d := startReady(t, ca, env...)
-	eventually(t, "a line in the log", func(context.Context) (bool, error) {
+	must.Eventually(t, "a line in the log", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), "THE CHECKPOINT KEY CAN LEAVE ITS TOKEN"), nil
 	})
 	if strings.Contains(d.Log(), "THE CA'S KEY CAN LEAVE") {
@@ -182,19 +183,19 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	env := []string{"STATE_DIR=" + state}
 	d := startReady(t, ca, env...)
 	p := newPod(t, components()[0], nextIP())
-	asking := p.asking(t, components()[0])
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	asking := p.InitContainer(components()[0])
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
 	if code, err := d.Stop(); err != nil || code != 0 {
 		t.Fatalf("it ended with code %d, %v", code, err)
 	}
 	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
-	must(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+	must.OK(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
 	d = startReady(t, ca, env...)
-	eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
 		return strings.Contains(d.Metrics(ctx), `hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
 	})
 	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list")
@@ -215,12 +216,12 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 func cutBehindSigned(t *testing.T, path, uid string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	must(t, err)
+	must.OK(t, err)
 	end := 0
 	for line := range bytes.Lines(text) {
 		end += len(line)
 		if bytes.Contains(line, []byte(`"kind":"signed","uid":"`+uid)) {
-			must(t, os.Truncate(path, int64(end)))
+			must.OK(t, os.Truncate(path, int64(end)))
 			return
 		}
 	}
@@ -231,13 +232,13 @@ func cutBehindSigned(t *testing.T, path, uid string) {
 func TestJournalIsForOne(t *testing.T) {
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state")}
 	first, err := shared.Run(t.Context(), ca, env...)
-	must(t, err)
-	must(t, first.WaitReady(t.Context()))
+	must.OK(t, err)
+	must.OK(t, first.WaitReady(t.Context()))
 	second, err := shared.Run(t.Context(), ca, env...)
-	must(t, err)
-	must(t, second.WaitNotReady(t.Context(), "[-] journal: the journal is in use"))
-	must(t, first.Kill())
-	must(t, second.WaitReady(t.Context()))
+	must.OK(t, err)
+	must.OK(t, second.WaitNotReady(t.Context(), "[-] journal: the journal is in use"))
+	must.OK(t, first.Kill())
+	must.OK(t, second.WaitReady(t.Context()))
 	if code, err := second.Stop(); err != nil || code != 0 {
 		t.Errorf("it ended with code %d, %v", code, err)
 	}

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -22,8 +23,8 @@ var electing = []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
 func one(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Run(t.Context(), ca, append(env, electing...)...)
-	must(t, err)
-	must(t, d.WaitReady(t.Context())) // also while it stands by
+	must.OK(t, err)
+	must.OK(t, d.WaitReady(t.Context())) // also while it stands by
 	t.Cleanup(func() {
 		if d.Running() {
 			_ = d.Kill()
@@ -34,7 +35,7 @@ func one(t *testing.T, env ...string) *testenv.Daemon {
 
 func waitLeads(t *testing.T, d *testenv.Daemon) {
 	t.Helper()
-	eventually(t, "it to lead", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "it to lead", func(ctx context.Context) (bool, error) {
 		_, body, err := d.Readyz(ctx)
 		return err == nil && strings.Contains(body, "leads true"), nil
 	})
@@ -44,7 +45,7 @@ func waitLeads(t *testing.T, d *testenv.Daemon) {
 func ask(t *testing.T) {
 	t.Helper()
 	p := newPod(t, components()[0], nextIP())
-	p.requireCertificate(t, p.asking(t, components()[0]))
+	requireCertificate(t, p, p.InitContainer(components()[0]))
 }
 
 func issuedBy(d *testenv.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
@@ -57,7 +58,7 @@ func TestOneOfManyLeads(t *testing.T) {
 	waitLeads(t, first)
 	second := one(t)
 	ask(t)
-	eventually(t, "the leader's log to say that it issued", func(context.Context) (bool, error) { return issuedBy(first) > 0, nil })
+	must.Eventually(t, "the leader's log to say that it issued", func(context.Context) (bool, error) { return issuedBy(first) > 0, nil })
 	if n := issuedBy(second); n != 0 {
 		t.Errorf("the other issued %d certificates too", n)
 	}
@@ -78,7 +79,7 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 	waitLeads(t, first)
 	ask(t)
 	var head string
-	eventually(t, "the lease to be a witness of the certificate", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the lease to be a witness of the certificate", func(ctx context.Context) (bool, error) {
 		lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx, "hsm-signer", metav1.GetOptions{})
 		if err != nil {
 			return false, err
@@ -89,7 +90,7 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 	})
 	requireWitnessed(t, state, head)
 	second := one(t)
-	must(t, first.Kill())
+	must.OK(t, first.Kill())
 	waitLeads(t, second)
 	ask(t)
 }
@@ -116,7 +117,7 @@ func TestOneJournalForMany(t *testing.T) {
 	if _, body, err := second.Readyz(t.Context()); err != nil || !strings.Contains(body, "stands by: the journal is in use") || !strings.Contains(body, "token ok: the token is logged in to") {
 		t.Errorf("%v: %s", err, body)
 	}
-	must(t, first.Kill())
+	must.OK(t, first.Kill())
 	waitLeads(t, second)
 	ask(t)
 }
@@ -130,8 +131,8 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
 	_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
 		[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
-	must(t, err)
-	eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
+	must.OK(t, err)
+	must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 		lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
 		if err != nil || *lease.Spec.HolderIdentity == "nobody" {
 			return false, err
@@ -159,12 +160,12 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	}
 	path := filepath.Join(dir, "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)
-	must(t, err)
-	must(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600))
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600))
 	cut, err := shared.Run(t.Context(), ca, append([]string{state}, electing...)...)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { _ = cut.Kill() })
-	must(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))
+	must.OK(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))
 	if metrics := cut.Metrics(t.Context()); !strings.Contains(metrics, "hsm_signer_journal_rolled_back 1") {
 		t.Error("the metric does not say so")
 	}
@@ -172,13 +173,13 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	waitLeads(t, second)
 	ask(t)
 	_, body, err := cut.Readyz(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	missing := regexp.MustCompile(`\d+:[0-9a-f]{64}`).FindString(body)
 	stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "accept-rollback", "--head", missing)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
 	}
-	must(t, cut.WaitReady(t.Context()))
+	must.OK(t, cut.WaitReady(t.Context()))
 	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify"); code != 0 || !strings.Contains(stdout, "1 times somebody accepted") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}

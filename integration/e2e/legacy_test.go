@@ -22,6 +22,7 @@ import (
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/legacyapi"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -39,7 +40,7 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	t.Helper()
 	o.Upstream = shared.Cluster.Config()
 	server, err := legacyapi.Start(o)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := server.Close(); err != nil {
 			t.Error(err)
@@ -48,7 +49,7 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	deleteRequests(t)
 	t.Cleanup(func() { deleteRequests(t) })
 	old := oldCluster{server, filepath.Join(t.TempDir(), "kubeconfig")}
-	must(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, server.Config)))
+	must.OK(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, server.Config)))
 	return old
 }
 
@@ -57,7 +58,7 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 func encrypted(t *testing.T, config func(token string) *rest.Config) func(token string) *rest.Config {
 	t.Helper()
 	plain, err := url.Parse(config("").Host)
-	must(t, err)
+	must.OK(t, err)
 	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(plain))
 	t.Cleanup(server.Close)
 	return func(token string) *rest.Config {
@@ -71,7 +72,7 @@ func encrypted(t *testing.T, config func(token string) *rest.Config) func(token 
 func deleteRequests(t *testing.T) {
 	t.Helper()
 	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
-	must(t, requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}))
+	must.OK(t, requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}))
 }
 
 // start runs hsm-signer on the old cluster until the end of the test.
@@ -83,49 +84,44 @@ func (o oldCluster) start(t *testing.T, env ...string) *testenv.Daemon {
 func (o oldCluster) startReady(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d := o.start(t, env...)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	return d
 }
 
-func clientWith(t *testing.T, config *rest.Config) kubernetes.Interface {
-	t.Helper()
-	client, err := kubernetes.NewForConfig(config)
-	must(t, err)
-	return client
-}
-
 // newPod makes a running pod, with a token that does not name it.
-func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) pod {
+func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) testenv.Pod {
 	t.Helper()
 	spec := testenv.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount, numbers.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
 	made, err := shared.Cluster.Pod(t.Context(), spec)
-	must(t, err)
+	must.OK(t, err)
 	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
-	must(t, err)
-	return pod{made, clientWith(t, o.api.Config(token))}
+	must.OK(t, err)
+	p, err := testenv.PodWith(made, o.api.Config(token))
+	must.OK(t, err)
+	return p
 }
 
 // submitOld hands in the request as v1beta1. An empty signer name is left out.
 func submitOld(t *testing.T, client kubernetes.Interface, request *certificatesv1.CertificateSigningRequest) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	text, err := json.Marshal(request)
-	must(t, err)
+	must.OK(t, err)
 	old := &certificatesv1beta1.CertificateSigningRequest{}
-	must(t, json.Unmarshal(text, old))
+	must.OK(t, json.Unmarshal(text, old))
 	if request.Spec.SignerName == "" {
 		old.Spec.SignerName = nil
 	}
 	old, err = client.CertificatesV1beta1().CertificateSigningRequests().Create(t.Context(), old, metav1.CreateOptions{})
-	must(t, err)
+	must.OK(t, err)
 	return old
 }
 
-// ask hands in what the init container asks for, as v1beta1.
-func (p pod) ask(t *testing.T, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
+// askOld submits the request of the init container as v1beta1.
+func askOld(t *testing.T, p testenv.Pod, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	request, err := asking.Object()
-	must(t, err)
-	return submitOld(t, p.client, request)
+	must.OK(t, err)
+	return submitOld(t, p.Client, request)
 }
 
 // end waits for the end of a request, as the cluster stores it.
@@ -137,13 +133,13 @@ func end(t *testing.T, name string) (*certificatesv1.CertificateSigningRequest, 
 }
 
 // requireOldCertificate waits until the pod reads its certificate, as v1beta1.
-func (p pod) requireOldCertificate(t *testing.T, name string, asking calico.InitContainer) {
+func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking calico.InitContainer) {
 	t.Helper()
 	csr, err := end(t, name)
-	must(t, err)
+	must.OK(t, err)
 	requireOpenSSL(t, ca, requireIssued(t, csr, asking))
-	old, err := p.client.CertificatesV1beta1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
-	must(t, err)
+	old, err := p.Client.CertificatesV1beta1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
+	must.OK(t, err)
 	if !slices.Equal(old.Status.Certificate, csr.Status.Certificate) {
 		t.Errorf("%s: the pod reads %q", name, old.Status.Certificate)
 	}
@@ -163,10 +159,10 @@ func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
 	for _, who := range components() {
 		for _, whose := range components() {
 			p := old.newPod(t, who, nextIP())
-			asking := p.asking(t, whose)
-			made := p.ask(t, asking)
+			asking := p.InitContainer(whose)
+			made := askOld(t, p, asking)
 			if who.ServiceAccount == whose.ServiceAccount {
-				p.requireOldCertificate(t, made.Name, asking)
+				requireOldCertificate(t, p, made.Name, asking)
 				continue
 			}
 			_, err := end(t, made.Name)
@@ -185,32 +181,32 @@ func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	asker, other := old.newPod(t, node, nextIP()), old.newPod(t, typha, nextIP())
 
-	asking := asker.asking(t, node)
+	asking := asker.InitContainer(node)
 	asking.Pod = other.Pod // whose address is asked for
-	made := asker.ask(t, asking)
+	made := askOld(t, asker, asking)
 	ip := other.Status.PodIP
-	eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
+	must.Eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), "a live pod of the service account calico-system/calico-node with the IP address "+ip), nil
 	})
 	// Made later, and done.
 	p := old.newPod(t, node, nextIP())
-	later := p.asking(t, node)
-	p.requireOldCertificate(t, p.ask(t, later).Name, later)
+	later := p.InitContainer(node)
+	requireOldCertificate(t, p, askOld(t, p, later).Name, later)
 	requireUntouched(t, made)
 
 	old.newPod(t, node, ip) // on the host's network both have one address
-	asker.requireOldCertificate(t, made.Name, asking)
+	requireOldCertificate(t, asker, made.Name, asking)
 }
 
 func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	old.startReady(t)
 	p := old.newPod(t, components()[0], nextIP())
-	foreign := p.asking(t, components()[0])
+	foreign := p.InitContainer(components()[0])
 	foreign.SignerName, foreign.SecretName = "example.com/other", "foreign"
-	made := p.ask(t, foreign)
-	own := p.asking(t, components()[0])
-	p.requireOldCertificate(t, p.ask(t, own).Name, own) // made later, and done
+	made := askOld(t, p, foreign)
+	own := p.InitContainer(components()[0])
+	requireOldCertificate(t, p, askOld(t, p, own).Name, own) // made later, and done
 	requireUntouched(t, made)
 }
 
@@ -222,10 +218,10 @@ func before118(t *testing.T) oldCluster {
 }
 
 // askUnset hands in what the init container asks for, without a signer name.
-func (p pod) askUnset(t *testing.T, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
+func askUnset(t *testing.T, p testenv.Pod, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	asking.SignerName = ""
-	return p.ask(t, asking)
+	return askOld(t, p, asking)
 }
 
 // Before 1.18 all signers share the requests without a signer name. With
@@ -238,13 +234,13 @@ func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 
 	node, typha := components()[0], components()[1]
 	impostor := old.newPod(t, node, nextIP())
-	_, err := end(t, impostor.askUnset(t, impostor.asking(t, typha)).Name)
+	_, err := end(t, askUnset(t, impostor, impostor.InitContainer(typha)).Name)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-server")
 
 	for _, c := range components() {
 		p := old.newPod(t, c, nextIP())
-		asking := p.asking(t, c)
-		p.requireOldCertificate(t, p.askUnset(t, asking).Name, asking)
+		asking := p.InitContainer(c)
+		requireOldCertificate(t, p, askUnset(t, p, asking).Name, asking)
 	}
 	for _, made := range strangers {
 		requireUntouched(t, made)
@@ -261,10 +257,10 @@ func TestBefore118UnsetSignerNameIsIgnored(t *testing.T) {
 	old := before118(t)
 	p := old.newPod(t, components()[0], nextIP())
 	made := []*certificatesv1beta1.CertificateSigningRequest{
-		p.askUnset(t, p.asking(t, components()[0])), old.askAsKubelet(t), old.askAsDefault(t),
+		askUnset(t, p, p.InitContainer(components()[0])), old.askAsKubelet(t), old.askAsDefault(t),
 	}
 	d := old.start(t)
-	must(t, d.WaitNotReady(t.Context(), "field label not supported: spec.signerName"))
+	must.OK(t, d.WaitNotReady(t.Context(), "field label not supported: spec.signerName"))
 	for _, one := range made {
 		requireUntouched(t, one)
 	}
@@ -296,27 +292,33 @@ func TestCheckBefore118(t *testing.T) {
 func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	node := calico.Component{SecretName: "csr", DNSNames: []string{"node-1"}, CommonName: "system:node:node-1"}
-	asking := pod{Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: nextIP()}}}.asking(t, node)
-	asking.SignerName = ""
-	request, err := asking.Object()
-	must(t, err)
-	request.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment, certificatesv1.UsageClientAuth}
 	config := o.api.Config(shared.Cluster.Config().BearerToken)
 	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1", Groups: []string{"system:nodes"}}
-	return submitOld(t, clientWith(t, config), request)
+	kubelet, err := testenv.PodWith(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: nextIP()},
+	}, config)
+	must.OK(t, err)
+	asking := kubelet.InitContainer(node)
+	asking.SignerName = ""
+	request, err := asking.Object()
+	must.OK(t, err)
+	request.Spec.Usages = []certificatesv1.KeyUsage{
+		certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment, certificatesv1.UsageClientAuth,
+	}
+	return submitOld(t, kubelet.Client, request)
 }
 
 // askAsDefault asks, as a service account that is not Calico's, for a name of Calico's.
 func (o oldCluster) askAsDefault(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	p := o.newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
-	return p.askUnset(t, p.asking(t, components()[0]))
+	return askUnset(t, p, p.InitContainer(components()[0]))
 }
 
 func requireNoEvent(t *testing.T, request string) {
 	t.Helper()
 	events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
-	must(t, err)
+	must.OK(t, err)
 	for _, e := range events.Items {
 		t.Errorf("there is an event on %s: %s: %s", request, e.Reason, e.Message)
 	}
@@ -328,18 +330,18 @@ func TestV1beta1Disappears(t *testing.T) {
 	d := old.startReady(t)
 	node := components()[0]
 	p := old.newPod(t, node, nextIP())
-	asking := p.asking(t, node)
-	p.requireOldCertificate(t, p.ask(t, asking).Name, asking)
+	asking := p.InitContainer(node)
+	requireOldCertificate(t, p, askOld(t, p, asking).Name, asking)
 
 	old.api.Upgrade()
 	later := old.newPod(t, node, nextIP())
-	asking = later.asking(t, node)
-	csr, err := asking.Submit(t.Context(), later.client)
-	must(t, err)
+	asking = later.InitContainer(node)
+	csr, err := asking.Submit(t.Context(), later.Client)
+	must.OK(t, err)
 	csr, err = end(t, csr.Name)
-	must(t, err)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) || strings.Contains(log, `"@level":"error"`) {
 		t.Errorf("it did not go on with v1, or there were faults:\n%s", log)
 	}

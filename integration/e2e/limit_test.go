@@ -12,6 +12,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/issuer/journal"
 )
@@ -23,15 +24,14 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	d := startReady(t, ca, "STATE_DIR="+state)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	asker := testenv.Pod{Pod: p.Pod, Client: p.client}
 	object := func(name string) *certificatesv1.CertificateSigningRequest {
-		csr, err := p.asking(t, node).Object()
-		must(t, err)
+		csr, err := p.InitContainer(node).Object()
+		must.OK(t, err)
 		csr.Name = name
 		return csr
 	}
-	longest, err := asker.LongestRequest(t.Context(), object("limit-0"))
-	must(t, err)
+	longest, err := p.LongestRequest(t.Context(), object("limit-0"))
+	must.OK(t, err)
 	t.Logf("etcd stores %d bytes of spec.request", longest)
 	var full []*certificatesv1.CertificateSigningRequest
 	for n, spare := range []int{0, 100, 299, 2000} {
@@ -43,11 +43,11 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	testenv.PadLabels(granted, 816_000)
 	made := create(t, p, granted)
 	t.Logf("with labels it has %d bytes", made.Size())
-	eventually(t, "the one with room for that to be denied", func(context.Context) (bool, error) {
+	must.Eventually(t, "the one with room for that to be denied", func(context.Context) (bool, error) {
 		c := get(t, granted.Name).Status.Conditions
 		return len(c) == 1 && c[0].Type == certificatesv1.CertificateDenied && c[0].Reason == "ObjectTooLarge", nil
 	})
-	eventually(t, "the others to be recorded", func(context.Context) (bool, error) {
+	must.Eventually(t, "the others to be recorded", func(context.Context) (bool, error) {
 		text, err := os.ReadFile(filepath.Join(state, journal.RefusalsLog))
 		for _, csr := range full {
 			if strings.Count(string(text), string(csr.UID)) != 1 {
@@ -56,13 +56,13 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		}
 		return true, nil
 	})
-	p.requireCertificate(t, p.asking(t, node)) // made later, and done
+	requireCertificate(t, p, p.InitContainer(node)) // made later, and done
 	for _, csr := range full {
 		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
 			t.Errorf("%s was written to: %v", csr.Name, now.Status)
 		}
 		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
-		must(t, err)
+		must.OK(t, err)
 		for _, event := range events.Items {
 			if event.Count > 1 || len(events.Items) > 1 {
 				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events.Items), event.Count, event.Reason)
@@ -79,12 +79,12 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 }
 
 // create has the pod create the request, which is deleted at the end of the test.
-func create(t *testing.T, p pod, csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
+func create(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	made, err := p.client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
-	must(t, err)
+	made, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
+	must.OK(t, err)
 	t.Cleanup(func() {
-		_ = p.client.CertificatesV1().CertificateSigningRequests().Delete(context.Background(), made.Name, metav1.DeleteOptions{})
+		_ = p.Client.CertificatesV1().CertificateSigningRequests().Delete(context.Background(), made.Name, metav1.DeleteOptions{})
 	})
 	return made
 }

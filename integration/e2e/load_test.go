@@ -12,6 +12,7 @@ import (
 
 	"hsm-signer/integration/faultproxy"
 	"hsm-signer/integration/load"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -22,7 +23,7 @@ var patientClient = load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour
 func TestLoadIsServed(t *testing.T) {
 	startReady(t, ca)
 	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
-	must(t, err)
+	must.OK(t, err)
 	report := load.Run(t.Context(), pods, patientClient)
 	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 || report.Max < report.P99 {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
@@ -32,10 +33,10 @@ func TestLoadIsServed(t *testing.T) {
 // A client whose watch ends early is lost: it ends well and has no files. It does not ask again.
 func TestLoadCountsLostClients(t *testing.T) {
 	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
-	must(t, err)
+	must.OK(t, err)
 	defer proxy.Close()
 	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
-	must(t, err)
+	must.OK(t, err)
 	for i := range pods {
 		pods[i].Config = proxy.Config(pods[i].Config.BearerToken)
 	}
@@ -56,7 +57,7 @@ func TestLoadCountsLostClients(t *testing.T) {
 // by one of the same name.
 func TestLoadStartsLateClientsAgain(t *testing.T) {
 	pods, err := shared.LoadPods(t.Context(), components()[0], 2)
-	must(t, err)
+	must.OK(t, err)
 	plan := load.Plan{Attempts: 2, Timeout: time.Second}
 	if report := load.Run(t.Context(), pods, plan); report.Late != len(pods) || report.Issued != 0 {
 		t.Fatalf("nobody answers: %s; errors: %v", report, report.Errors)
@@ -70,12 +71,12 @@ func TestLoadStartsLateClientsAgain(t *testing.T) {
 // Clients in processes of their own get their certificates too.
 func TestLoadOfProcessesIsServed(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "calicoclient")
-	must(t, testenv.BuildClient(t.Context(), binary))
+	must.OK(t, testenv.BuildClient(t.Context(), binary))
 	startReady(t, ca)
 	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
-	must(t, err)
+	must.OK(t, err)
 	report, err := load.Processes{Binary: binary}.Run(t.Context(), pods)
-	must(t, err)
+	must.OK(t, err)
 	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}
@@ -94,7 +95,7 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 		{"killed and started again", func(t *testing.T) *testenv.Daemon {
 			return startMortal(t, state)
 		}, func(t *testing.T, first *testenv.Daemon) {
-			must(t, first.Kill())
+			must.OK(t, first.Kill())
 			startMortal(t, state)
 		}},
 		{"followed by another leader", func(t *testing.T) *testenv.Daemon {
@@ -119,9 +120,9 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 func startMortal(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Run(t.Context(), ca, env...)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { _ = d.Kill() })
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	return d
 }
 
@@ -129,9 +130,9 @@ func startMortal(t *testing.T, env ...string) *testenv.Daemon {
 func requireServedAmid(t *testing.T, clients int, middle func()) {
 	t.Helper()
 	pods, err := shared.LoadPods(t.Context(), components()[0], clients)
-	must(t, err)
+	must.OK(t, err)
 	before, err := load.Terminated(t.Context(), shared.Cluster.Client())
-	must(t, err)
+	must.OK(t, err)
 	done, half := make(chan load.Report), make(chan struct{})
 	var watching atomic.Int64
 	plan := patientClient
@@ -150,7 +151,7 @@ func requireServedAmid(t *testing.T, clients int, middle func()) {
 	middle()
 	report := <-done
 	after, err := load.Terminated(t.Context(), shared.Cluster.Client())
-	must(t, err)
+	must.OK(t, err)
 	if report.Succeeded+report.Lost != clients || report.Lost > after-before {
 		t.Errorf("%s; the API server closed %d watches; errors: %v", report, after-before, report.Errors)
 	}
@@ -163,7 +164,7 @@ func requireServedAmid(t *testing.T, clients int, middle func()) {
 func waitIssued(t *testing.T, name string) {
 	t.Helper()
 	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
-	eventually(t, "the certificate of "+name, func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the certificate of "+name, func(ctx context.Context) (bool, error) {
 		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
 		return err == nil && len(csr.Status.Certificate) > 0, err
 	})
@@ -173,7 +174,7 @@ func waitIssued(t *testing.T, name string) {
 func TestAnswerRate(t *testing.T) {
 	d := startReady(t, ca, "ANSWER_RATE=20")
 	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
-	must(t, err)
+	must.OK(t, err)
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"hsm-signer/integration/must"
 )
 
 // healsOwn are the metrics that only heal has.
@@ -24,19 +26,19 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	askInVain(t)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	p.requireCertificate(t, p.asking(t, node))
-	eventually(t, "the certificates to be counted", func(ctx context.Context) (bool, error) {
+	requireCertificate(t, p, p.InitContainer(node))
+	must.Eventually(t, "the certificates to be counted", func(ctx context.Context) (bool, error) {
 		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster") && strings.Contains(d.Metrics(ctx), "\nhsm_signer_stuck_pods"), nil
 	})
 	metrics := d.Metrics(t.Context())
 	healer := startHealer(t)
-	eventually(t, "heal to have looked", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "heal to have looked", func(ctx context.Context) (bool, error) {
 		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods"), nil
 	})
 	metrics += healsOwn(healer.Metrics(t.Context()))
 	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml", "deploy/monitoring/dashboard.json", manual} {
 		text, err := os.ReadFile("../../" + file)
-		must(t, err)
+		must.OK(t, err)
 		names := regexp.MustCompile(`\bhsm_signer_[a-z0-9_]+`).FindAllString(string(text), -1)
 		slices.Sort(names)
 		for _, name := range slices.Compact(names) {
@@ -46,14 +48,14 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 		}
 	}
 	text, err := os.ReadFile("../../" + manual)
-	must(t, err)
+	must.OK(t, err)
 	for _, line := range regexp.MustCompile(`(?m)^# TYPE (hsm_signer_\S+)`).FindAllStringSubmatch(metrics, -1) {
 		if !strings.Contains(string(text), "`"+line[1]+"`") {
 			t.Errorf("%s does not name %s", manual, line[1])
 		}
 	}
 	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
-	must(t, err)
+	must.OK(t, err)
 	for _, problem := range problems {
 		t.Errorf("%s: %s", problem.Metric, problem.Text)
 	}

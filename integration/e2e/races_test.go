@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
+	"hsm-signer/integration/testenv"
 )
 
 // Requests are deleted and made again under their name, with another key, while the one before is
@@ -30,21 +32,16 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 		p := newPod(t, node, nextIP())
 		group.Go(func() {
 			for range times {
-				asking := p.asking(t, node)
-				key, err := calico.NewKey("ECDSAWithCurve256")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				asking.Key = key
-				made, err := asking.Submit(t.Context(), p.client) // in the place of the one before
+				asking := p.InitContainer(node)
+				asking.Key = calico.NewP256Key()
+				made, err := asking.Submit(t.Context(), p.Client) // in the place of the one before
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				seen.made(made.UID, asking)
 			}
-			seen.finish(t, p.asking(t, node).Name(), p)
+			seen.finish(t, p.InitContainer(node).Name(), p)
 		})
 	}
 	group.Wait()
@@ -79,7 +76,7 @@ type witness struct {
 func watchRequests(t *testing.T) *witness {
 	t.Helper()
 	watch, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Watch(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	w := &witness{watch: watch, ended: make(chan struct{})}
 	go func() {
 		defer close(w.ended)
@@ -97,8 +94,8 @@ func watchRequests(t *testing.T) *witness {
 func (w *witness) made(uid types.UID, asking calico.InitContainer) { w.keys.Store(uid, asking) }
 
 // finish waits for the certificate of the last request of that name.
-func (w *witness) finish(t *testing.T, name string, p pod) {
-	if _, err := calico.Wait(t.Context(), p.client, name); err != nil {
+func (w *witness) finish(t *testing.T, name string, p testenv.Pod) {
+	if _, err := calico.Wait(t.Context(), p.Client, name); err != nil {
 		t.Error(err)
 	}
 }
@@ -108,8 +105,8 @@ func (w *witness) finish(t *testing.T, name string, p pod) {
 func (w *witness) end(t *testing.T) (certificates, approvals int) {
 	t.Helper()
 	list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
-	must(t, err)
-	eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
+	must.OK(t, err)
+	must.Eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
 		last := w.last.Load()
 		return last != nil && !newer(list.Items, *last), nil
 	})

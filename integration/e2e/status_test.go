@@ -17,6 +17,7 @@ import (
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/chromedp"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -44,7 +45,7 @@ func newBrowser(t *testing.T) *browser {
 	b.ctx, cancel = chromedp.NewContext(t.Context(), noSandbox, listen)
 	t.Cleanup(cancel)
 	_, err := chromedp.Call(b.ctx, log.Enable, cdp.Empty{})
-	must(t, err)
+	must.OK(t, err)
 	return b
 }
 
@@ -92,21 +93,21 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
 	_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
-	must(t, err)
-	must(t, chromedp.Do(ctx, chromedp.EmulateViewport(l.width, 800), chromedp.Navigate(b.page)))
+	must.OK(t, err)
+	must.OK(t, chromedp.Do(ctx, chromedp.EmulateViewport(l.width, 800), chromedp.Navigate(b.page)))
 	text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
-	must(t, err)
+	must.OK(t, err)
 	wide, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
-	must(t, err)
+	must.OK(t, err)
 	background, err := chromedp.Run(ctx, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
-	must(t, err)
+	must.OK(t, err)
 	faint, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](faintTexts))
-	must(t, err)
+	must.OK(t, err)
 	for _, text := range faint {
 		t.Errorf("%s, %s: too little contrast: %s", what, l.name, text)
 	}
 	image, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
-	must(t, err)
+	must.OK(t, err)
 	if wide {
 		t.Errorf("%s, %s: it is wider than the screen", what, l.name)
 	}
@@ -114,7 +115,7 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 		t.Errorf("%s, %s: the background is %s", what, l.name, background)
 	}
 	if dir := os.Getenv("SCREENSHOTS"); dir != "" {
-		must(t, os.WriteFile(filepath.Join(dir, what+"-"+l.name+".png"), image, 0o600))
+		must.OK(t, os.WriteFile(filepath.Join(dir, what+"-"+l.name+".png"), image, 0o600))
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -135,7 +136,7 @@ func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []l
 	t.Helper()
 	var err error
 	b.page, err = d.StatusPage(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	for _, l := range looks {
 		text := b.see(t, what, l)
 		for _, want := range words {
@@ -158,14 +159,14 @@ func TestStatusPageInABrowser(t *testing.T) {
 		for range 3 {
 			for _, c := range components() {
 				p := newPod(t, c, nextIP())
-				p.requireCertificate(t, p.asking(t, c))
+				requireCertificate(t, p, p.InitContainer(c))
 			}
 		}
 		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9", "issued by rule calico-typha", "refused", `"typha-server"`, "system:serviceaccount:calico-system:calico-node")
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
-		must(t, d.WaitNotReady(t.Context(), "[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
+		must.OK(t, d.WaitNotReady(t.Context(), "[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
 	})
 	t.Run("shadow", func(t *testing.T) {
@@ -178,13 +179,13 @@ func TestStatusPageInABrowser(t *testing.T) {
 		leader := identity.FindStringSubmatch(first.Log())[1]
 		b.showTo(t, first, "leader", []look{desk}, "this one\n"+leader)
 		second := one(t)
-		eventually(t, "it to see who leads", func(context.Context) (bool, error) { return strings.Contains(second.Log(), `"`+leader+`"`), nil })
+		must.Eventually(t, "it to see who leads", func(context.Context) (bool, error) { return strings.Contains(second.Log(), `"`+leader+`"`), nil })
 		b.showTo(t, second, "standby", []look{desk, inBed}, "another one leads", "another one; this one stands by\n"+leader)
 	})
 	t.Run("ending", func(t *testing.T) {
 		dir, gone := formerly(t)
 		d := startReady(t, ca, "STATE_DIR="+dir)
-		eventually(t, "the pods to be known", func(ctx context.Context) (bool, error) {
+		must.Eventually(t, "the pods to be known", func(ctx context.Context) (bool, error) {
 			metrics := d.Metrics(ctx)
 			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") && strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
 				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
@@ -202,9 +203,9 @@ func askInVain(t *testing.T) {
 	t.Helper()
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
-	asking := p.asking(t, node)
+	asking := p.InitContainer(node)
 	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d", numbers.Add(1))
-	if _, err := asking.Run(t.Context(), p.client); err == nil {
+	if _, err := asking.Run(t.Context(), p.Client); err == nil {
 		t.Error("it got another's name")
 	}
 }
@@ -212,14 +213,14 @@ func askInVain(t *testing.T) {
 // A hostile site can have its own name lead to this machine; the browser then sends that name.
 func TestStatusPageIsForItsOwnNamesAlone(t *testing.T) {
 	page, err := startReady(t, ca).StatusPage(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	for host, want := range map[string]int{"localhost": http.StatusOK, "evil.example": http.StatusMisdirectedRequest} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
-		must(t, err)
+		must.OK(t, err)
 		request.Host = host
 		response, err := http.DefaultClient.Do(request)
-		must(t, err)
-		must(t, response.Body.Close())
+		must.OK(t, err)
+		must.OK(t, response.Body.Close())
 		if response.StatusCode != want || response.Header.Get("X-Frame-Options") != "DENY" {
 			t.Errorf("%s: %s", host, response.Status)
 		}

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/must"
 )
 
 // Many ask at once: everyone gets a certificate, no two have a serial number in
@@ -22,9 +24,9 @@ func TestManyAskAtOnce(t *testing.T) {
 	for range askers {
 		group.Go(func() {
 			for i := range numbers {
-				asking := p.asking(t, node)
+				asking := p.InitContainer(node)
 				asking.SecretName = fmt.Sprintf("storm-%d", i)
-				if _, err := asking.Submit(t.Context(), p.client); err != nil {
+				if _, err := asking.Submit(t.Context(), p.Client); err != nil {
 					t.Error(err)
 				}
 			}
@@ -37,7 +39,7 @@ func TestManyAskAtOnce(t *testing.T) {
 	group.Wait()
 
 	serials := map[string]bool{}
-	eventually(t, "everyone to have a certificate", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "everyone to have a certificate", func(ctx context.Context) (bool, error) {
 		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, err
@@ -45,7 +47,7 @@ func TestManyAskAtOnce(t *testing.T) {
 		clear(serials)
 		for i := range list.Items {
 			if csr := &list.Items[i]; strings.HasPrefix(csr.Name, "storm-") && len(csr.Status.Certificate) > 0 {
-				serials[requireIssued(t, csr, p.asking(t, node)).SerialNumber.String()] = true
+				serials[requireIssued(t, csr, p.InitContainer(node)).SerialNumber.String()] = true
 			}
 		}
 		return len(serials) == requests, nil

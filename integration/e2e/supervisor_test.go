@@ -6,17 +6,19 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"hsm-signer/integration/must"
 )
 
 // The supervisor hears that hsm-signer serves, how the token stands, signs of life all the while, and the end.
 func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
-	must(t, err)
+	must.OK(t, err)
 	defer socket.Close()
 	hear := func(want string) {
 		t.Helper()
-		must(t, socket.SetReadDeadline(time.Now().Add(time.Minute)))
+		must.OK(t, socket.SetReadDeadline(time.Now().Add(time.Minute)))
 		buffer := make([]byte, 1<<12)
 		for {
 			n, err := socket.Read(buffer)
@@ -29,12 +31,12 @@ func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 		}
 	}
 	d, err := shared.Run(t.Context(), ca, "NOTIFY_SOCKET="+address, "WATCHDOG_USEC=1000000")
-	must(t, err)
+	must.OK(t, err)
 	hear("READY=1")
 	hear("WATCHDOG=1\nSTATUS=ready")
-	must(t, shared.Token.MoveAway())
+	must.OK(t, shared.Token.MoveAway())
 	hear("WATCHDOG=1\nSTATUS=not ready: token: ")
-	must(t, shared.Token.MoveBack())
+	must.OK(t, shared.Token.MoveBack())
 	hear("WATCHDOG=1\nSTATUS=ready")
 	if code, err := d.Stop(); err != nil || code != 0 {
 		t.Errorf("hsm-signer ended with code %d, %v; its log:\n%s", code, err, d.Log())
@@ -51,5 +53,5 @@ func TestCertificateInFIPSMode(t *testing.T) {
 	startReady(t, ca, env)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	requireOpenSSL(t, ca, p.requireCertificate(t, p.asking(t, node)))
+	requireOpenSSL(t, ca, requireCertificate(t, p, p.InitContainer(node)))
 }

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
 )
@@ -26,14 +27,14 @@ import (
 func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
 	t.Helper()
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module)
-	must(t, err)
+	must.OK(t, err)
 	return s, append(s.Env(), "PKCS11_MODULE="+s.Module)
 }
 
 func logins(t *testing.T, s *pkcs11shim.Shim) int {
 	t.Helper()
 	calls, err := s.Calls()
-	must(t, err)
+	must.OK(t, err)
 	return calls.Count(pkcs11shim.Login)
 }
 
@@ -42,22 +43,22 @@ func logins(t *testing.T, s *pkcs11shim.Shim) int {
 func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	const restarts = 10
 	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "hsm-signer.service"))
-	must(t, err)
+	must.OK(t, err)
 	prevented := regexp.MustCompile(`(?m)^RestartPreventExitStatus=(.*)$`).FindStringSubmatch(string(unit))
 	if prevented == nil || !strings.Contains(string(unit), "\nRestart=on-failure\n") {
 		t.Fatalf("the unit does not say when to restart:\n%s", unit)
 	}
 	s, env := behindShim(t)
 	pin := filepath.Join(t.TempDir(), "pin")
-	must(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o600))
+	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o600))
 	env = append(env, "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
 	for range restarts {
 		d, err := shared.Run(t.Context(), ca, env...)
-		must(t, err)
-		must(t, d.WaitReady(t.Context()))
-		must(t, d.Kill())
+		must.OK(t, err)
+		must.OK(t, d.WaitReady(t.Context()))
+		must.OK(t, d.Kill())
 	}
-	must(t, os.WriteFile(pin, []byte("0000-wrong\n"), 0o600))
+	must.OK(t, os.WriteFile(pin, []byte("0000-wrong\n"), 0o600))
 	defer logIn(t)
 	starts := 0
 	for range restarts {
@@ -69,7 +70,7 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 		t.Logf("start %d ended with exit code %d: %s", starts, code, stderr)
 	}
 	calls, err := s.Calls()
-	must(t, err)
+	must.OK(t, err)
 	wrong := calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
 	if starts != 1 || len(wrong) != 1 || calls.Count(pkcs11shim.Login) != restarts+1 {
 		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want one in one", calls.Count(pkcs11shim.Login), len(wrong), starts)
@@ -83,24 +84,24 @@ func TestRefusedPINInAPod(t *testing.T) {
 	const wrong = "0000-canary"
 	s, env := behindShim(t)
 	pin := filepath.Join(t.TempDir(), "pin")
-	must(t, os.WriteFile(pin, []byte(wrong), 0o600))
+	must.OK(t, os.WriteFile(pin, []byte(wrong), 0o600))
 	d := start(t, ca, append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=1", "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
-	must(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
+	must.OK(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	asking := p.asking(t, node)
+	asking := p.InitContainer(node)
 	asking.SecretName = "refused-pin"
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	requireEvent(t, csr.Name, "SignerFault")
 	requireNowhere(t, d, wrong)
 	if n := logins(t, s); n != 1 {
 		t.Errorf("the wrong PIN was tried %d times", n)
 	}
-	must(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o600))
-	must(t, d.WaitReady(t.Context()))
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o600))
+	must.OK(t, d.WaitReady(t.Context()))
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
 	if n := logins(t, s); n != 2 {
 		t.Errorf("%d calls of C_Login, for two PINs", n)
@@ -110,18 +111,18 @@ func TestRefusedPINInAPod(t *testing.T) {
 // A process that crashes writes no core, in which the PIN would be, even where it may.
 func TestCrashWritesNoCore(t *testing.T) {
 	var limit syscall.Rlimit
-	must(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
-	must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
-	defer func() { must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &limit)) }()
+	must.OK(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
+	must.OK(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
+	defer func() { must.OK(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &limit)) }()
 	other := exec.CommandContext(t.Context(), "sh", "-c", "kill -ABRT $$")
 	other.Dir = t.TempDir()
 	_ = other.Run()
 	d, err := shared.Run(t.Context(), ca, "GOTRACEBACK=crash")
-	must(t, err)
-	must(t, d.WaitReady(t.Context()))
-	must(t, d.Signal(syscall.SIGABRT))
+	must.OK(t, err)
+	must.OK(t, d.WaitReady(t.Context()))
+	must.OK(t, d.Signal(syscall.SIGABRT))
 	_, err = d.Wait()
-	must(t, err)
+	must.OK(t, err)
 	if d.DumpedCore() || strings.Contains(d.Log(), shared.Token.PIN) {
 		t.Errorf("it wrote a core: %t; or its last words hold the PIN:\n%s", d.DumpedCore(), d.Log())
 	}
@@ -133,21 +134,21 @@ func TestCrashWritesNoCore(t *testing.T) {
 func TestTokenHangsAndGoesOn(t *testing.T) {
 	s, env := behindShim(t)
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
-	must(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
-	must(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
+	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
+	must.OK(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
-	asking := p.asking(t, node)
-	csr, err := asking.Submit(t.Context(), p.client)
-	must(t, err)
+	asking := p.InitContainer(node)
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
 	requireEvent(t, csr.Name, "SignerFault")
 	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
 		t.Errorf("it was decided while the token hung: %v", now.Status.Conditions)
 	}
-	must(t, s.Rules())
-	must(t, d.WaitReady(t.Context()))
-	csr, err = calico.Wait(t.Context(), p.client, csr.Name)
-	must(t, err)
+	must.OK(t, s.Rules())
+	must.OK(t, d.WaitReady(t.Context()))
+	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.OK(t, err)
 	requireIssued(t, csr, asking)
 }
 
@@ -155,11 +156,11 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 func TestTokenHangsForGood(t *testing.T) {
 	s, env := behindShim(t)
 	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=500ms")...)
-	must(t, err)
-	must(t, d.WaitReady(t.Context()))
-	must(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
+	must.OK(t, err)
+	must.OK(t, d.WaitReady(t.Context()))
+	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
 	code, err := d.Wait()
-	must(t, err)
+	must.OK(t, err)
 	if code != 1 || !strings.Contains(d.Log(), "attempts to go on without the") {
 		t.Errorf("exit code %d; log:\n%s", code, d.Log())
 	}
@@ -171,12 +172,12 @@ func TestURINamesAll(t *testing.T) {
 	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" + ca.KeyLabel + ";type=private?module-path=" + shared.Token.Module
 	d := startReady(t, ca, append(without, "PKCS11_URI="+uri+"&pin-value="+shared.Token.PIN)...)
 	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "environ"))
-	must(t, err)
+	must.OK(t, err)
 	if !strings.Contains(string(environ), "PKCS11_URI=pkcs11:") || strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
 		t.Error("the environment or the log holds the PIN, or the environment no URI")
 	}
 	pin := filepath.Join(t.TempDir(), "pin")
-	must(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o400))
+	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o400))
 	stdout, stderr, code := shared.Command(t.Context(), ca, without, "check", "--pkcs11-uri", uri+"&pin-source=file:"+pin)
 	if code != 0 {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
@@ -217,12 +218,10 @@ func TestPINIsInNoFault(t *testing.T) {
 		{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_GENERAL_ERROR).Times(3)},
 		{pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.Fail(pkcs11shim.FindObjects, pkcs11.CKR_VENDOR_DEFINED).Times(1)},
 	} {
-		must(t, s.Rules(rules...))
-		asking := p.asking(t, node)
-		key, err := calico.NewKey("ECDSAWithCurve256")
-		must(t, err)
-		asking.Key = key
-		p.requireCertificate(t, asking)
+		must.OK(t, s.Rules(rules...))
+		asking := p.InitContainer(node)
+		asking.Key = calico.NewP256Key()
+		requireCertificate(t, p, asking)
 	}
 	requireNowhere(t, d, shared.Token.PIN)
 	requireNotInFiles(t, state, shared.Token.PIN)
@@ -232,18 +231,18 @@ func TestPINIsInNoFault(t *testing.T) {
 func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 	t.Helper()
 	_, ready, err := d.Readyz(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	requests, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	places := map[string]string{
 		"log": d.Log(), "/readyz": ready, "/metrics": d.Metrics(t.Context()),
 		"events": fmt.Sprintf("%+v", events.Items), "requests": fmt.Sprintf("%+v", requests.Items),
 	}
 	for _, name := range []string{"environ", "cmdline"} {
 		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), name))
-		must(t, err)
+		must.OK(t, err)
 		places["/proc/PID/"+name] = string(text)
 	}
 	for where, text := range places {
@@ -259,7 +258,7 @@ func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 func requireNotInFiles(t *testing.T, dir, pin string) {
 	t.Helper()
 	files := 0
-	must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+	must.OK(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
@@ -323,7 +322,7 @@ func TestCheckAsksInOrder(t *testing.T) {
 		{imported, nil, pkcs11shim.ReportSessions(0), "Make a key in the token with \"hsm-signer ca create\""},
 		{with(other.KeyLabel), nil, pkcs11shim.ReportSessions(0), "Name the key and the certificate that belong together"},
 	} {
-		must(t, s.Rules(c.rule))
+		must.OK(t, s.Rules(c.rule))
 		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...), "check", "--output", "json")
 		if steps[i] == "login" {
 			logIn(t)

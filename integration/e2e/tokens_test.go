@@ -12,6 +12,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/integration/tokens"
@@ -28,10 +29,10 @@ type station struct {
 func newStation(t *testing.T, kind tokens.Kind) *station {
 	t.Helper()
 	token, err := kind.New(t.Context())
-	must(t, err)
-	t.Cleanup(func() { must(t, token.Close()) })
+	must.OK(t, err)
+	t.Cleanup(func() { must.OK(t, token.Close()) })
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
-	must(t, err)
+	must.OK(t, err)
 	dir := t.TempDir()
 	return &station{token: token, shim: s, ca: testenv.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
 		"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" + token.PIN,
@@ -53,7 +54,7 @@ func (s *station) command(t *testing.T, args ...string) string {
 func (s *station) requireKey(t *testing.T) {
 	t.Helper()
 	var shown struct{ Key struct{ ID string } }
-	must(t, json.Unmarshal([]byte(s.command(t, "ca", "show", "--output", "json")), &shown))
+	must.OK(t, json.Unmarshal([]byte(s.command(t, "ca", "show", "--output", "json")), &shown))
 	if len(shown.Key.ID) != 16 {
 		t.Errorf("the key's id is %q, and not 8 random bytes", shown.Key.ID)
 	}
@@ -65,7 +66,7 @@ func (s *station) requireKey(t *testing.T) {
 func (s *station) calls(t *testing.T) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := s.shim.Calls()
-	must(t, err)
+	must.OK(t, err)
 	return calls
 }
 
@@ -105,23 +106,23 @@ func TestEveryKindOfToken(t *testing.T) {
 			ask := func(n int) (asked []calico.InitContainer) {
 				for range n {
 					requests++
-					asking := p.asking(t, node)
+					asking := p.InitContainer(node)
 					asking.SecretName = fmt.Sprintf("token-%s-%d", kind.Name, requests)
-					_, err := asking.Submit(t.Context(), p.client)
-					must(t, err)
+					_, err := asking.Submit(t.Context(), p.Client)
+					must.OK(t, err)
 					asked = append(asked, asking)
 				}
 				return asked
 			}
 			for _, lose := range s.losses() {
-				must(t, s.shim.Rules(lose.rules...))
+				must.OK(t, s.shim.Rules(lose.rules...))
 				asked := ask(4)
-				must(t, lose.begin(t.Context()))
+				must.OK(t, lose.begin(t.Context()))
 				asked = append(asked, ask(4)...)
-				must(t, lose.end(t.Context()))
+				must.OK(t, lose.end(t.Context()))
 				for _, asking := range asked {
-					csr, err := calico.Wait(t.Context(), p.client, asking.Name())
-					must(t, err)
+					csr, err := calico.Wait(t.Context(), p.Client, asking.Name())
+					must.OK(t, err)
 					requireOpenSSL(t, s.ca, requireIssued(t, csr, asking))
 				}
 			}

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/must"
 )
 
 // A server counts what reaches it: a watch goes on for ever, everything else is answered at once.
@@ -73,7 +74,7 @@ const (
 func TestProxy(t *testing.T) {
 	s := newServer(t)
 	p, err := faultproxy.NewProxy(s.config())
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(p.Close)
 	lost := 0
 	for _, c := range []struct {
@@ -115,13 +116,13 @@ func TestProxyGivesACallItsShareOfFaults(t *testing.T) {
 func TestProxyCutsWatches(t *testing.T) {
 	s := newServer(t)
 	p, err := faultproxy.NewProxy(s.config())
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(p.Close)
 	config := p.Config("secret")
 	client, err := rest.HTTPClientFor(config)
-	must(t, err)
+	must.OK(t, err)
 	response, err := client.Get(config.Host + watching)
-	must(t, err)
+	must.OK(t, err)
 	defer response.Body.Close()
 	reader := bufio.NewReader(response.Body)
 	if line, err := reader.ReadString('\n'); err != nil || !strings.HasPrefix(line, "hello") {
@@ -138,8 +139,8 @@ func TestProxyCutsWatches(t *testing.T) {
 func TestLine(t *testing.T) {
 	s := newServer(t)
 	l, err := faultproxy.NewLine(s.config())
-	must(t, err)
-	t.Cleanup(func() { must(t, l.Close()) })
+	must.OK(t, err)
+	t.Cleanup(func() { must.OK(t, l.Close()) })
 	config := l.Config(s.config())
 	ask := func(patience time.Duration) (string, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -166,11 +167,4 @@ func TestLine(t *testing.T) {
 		t.Error("there was no connection to reset")
 	}
 	requireHello()
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/tokens"
 )
 
@@ -37,9 +38,7 @@ func needsEngine(t *testing.T, expectation string) {
 func run(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
 	out, err := try(t.Context(), env, name, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return out
 }
 
@@ -79,9 +78,7 @@ func TestImageRunsHardened(t *testing.T) {
 			Entrypoint []string
 		}
 	}
-	if err := json.Unmarshal([]byte(run(t, nil, "docker", "image", "inspect", image)), &config); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal([]byte(run(t, nil, "docker", "image", "inspect", image)), &config))
 	c := config[0].Config
 	if _, ok := c.Volumes["/var/lib/hsm-signer"]; c.User != "65532:65532" || !ok || c.Entrypoint[0] != "/usr/local/bin/hsm-signer" {
 		t.Errorf("the image's configuration is %+v", c)
@@ -93,9 +90,7 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	needsEngine(t, "make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image+"-p11-kit", "PACKAGES=p11-kit-modules")
 	token, err := tokens.NewP11Kit(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer token.Close()
 	socket := strings.TrimPrefix(token.Env[0], "P11_KIT_SERVER_ADDRESS=unix:path=")
 	dir := t.TempDir()
@@ -176,8 +171,6 @@ func (c compose) try(ctx context.Context, args ...string) (string, error) {
 func (c compose) inSigner(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := c.try(t.Context(), append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"}, args...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return out
 }

@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -58,9 +58,7 @@ func TestUnit(t *testing.T) {
 func manual(t *testing.T) string {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join(root, "docs/systemd.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var script bytes.Buffer
 	for _, block := range regexp.MustCompile("(?s)\n *```sh\n(.*?)```").FindAllSubmatch(page, -1) {
 		script.Write(block[1])
@@ -190,14 +188,10 @@ func newMachine(t *testing.T) *machine {
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
 	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f", "integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
 	bin, err := testenv.Binaries(t.Context(), os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cluster := newCluster(t)
 	product, err := filepath.Abs(root)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	m := &machine{t: t, name: fmt.Sprintf("hsm-signer-systemd-%d", os.Getpid()), cluster: cluster, pods: new(atomic.Int64)}
 	t.Cleanup(func() {
 		_, _ = try(context.WithoutCancel(t.Context()), nil, "docker", "rm", "--force", "--volumes", m.name)
@@ -217,13 +211,9 @@ func newMachine(t *testing.T) *machine {
 func newCluster(t *testing.T) *testenv.Cluster {
 	t.Helper()
 	cluster, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = cluster.Stop() })
-	if err := cluster.AllowRequests(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cluster.AllowRequests(t.Context()))
 	return cluster
 }
 
@@ -287,23 +277,12 @@ func (m *machine) certificate(t *testing.T) {
 }
 
 func (m *machine) ask(ctx context.Context, c calico.Component, name, ip string) error {
-	pod, err := m.cluster.Pod(ctx, testenv.PodSpec{Namespace: c.Namespace, Name: name, ServiceAccount: c.ServiceAccount, IPs: []string{ip}})
+	pod, err := m.cluster.NewPod(ctx, testenv.PodSpec{
+		Namespace: c.Namespace, Name: name, ServiceAccount: c.ServiceAccount, IPs: []string{ip},
+	})
 	if err != nil {
 		return err
 	}
-	token, err := m.cluster.TokenFor(ctx, pod)
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(m.cluster.ConfigFor(token))
-	if err != nil {
-		return err
-	}
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	if err != nil {
-		return err
-	}
-	asking := calico.InitContainer{Component: c, Pod: pod, SignerName: "example.com/calico", Key: key, SignatureAlgorithm: "ECDSAWithSHA256"}
-	_, err = asking.Run(ctx, client)
+	_, err = pod.InitContainer(c).Run(ctx, pod.Client)
 	return err
 }

@@ -25,6 +25,7 @@ import (
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/legacyapi"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -51,9 +52,7 @@ func serve(t *testing.T, o legacyapi.Options) *rest.Config {
 	t.Helper()
 	o.Upstream = cluster.Config()
 	s, err := legacyapi.Start(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -65,9 +64,7 @@ func serve(t *testing.T, o legacyapi.Options) *rest.Config {
 func TestDiscovery(t *testing.T) {
 	client := kubernetes.NewForConfigOrDie(serve(t, legacyapi.Options{})).Discovery()
 	groups, lists, err := client.ServerGroupsAndResources()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, group := range groups {
 		if group.Name == "certificates.k8s.io" && (len(group.Versions) != 1 || group.Versions[0].Version != "v1beta1" || group.PreferredVersion.Version != "v1beta1") {
 			t.Errorf("versions of certificates.k8s.io are %v, want v1beta1 alone", group.Versions)
@@ -160,9 +157,7 @@ func live(t *testing.T, client kubernetes.Interface, seen <-chan *certificatesv1
 		request.Spec.SignerName = &signer
 	}
 	request, err := requests.Create(ctx, request, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	stored, err := cluster.Client().CertificatesV1().CertificateSigningRequests().Get(ctx, request.Name, metav1.GetOptions{})
 	if err != nil || stored.Spec.SignerName != signerName {
 		t.Fatalf("stored with signer name %q, %v; want %q", stored.Spec.SignerName, err, signerName)
@@ -172,22 +167,18 @@ func live(t *testing.T, client kubernetes.Interface, seen <-chan *certificatesv1
 	})
 
 	request.Status.Conditions = []certificatesv1beta1.CertificateSigningRequestCondition{{Type: certificatesv1beta1.CertificateApproved, Reason: "Test"}}
-	if request, err = requests.UpdateApproval(ctx, request, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	request, err = requests.UpdateApproval(ctx, request, metav1.UpdateOptions{})
+	must.OK(t, err)
 	await(t, seen, "is approved", func(r *certificatesv1beta1.CertificateSigningRequest) bool {
 		return len(r.Status.Conditions) == 1 && r.Status.Conditions[0].Status == corev1.ConditionTrue
 	})
 
 	request.Status.Certificate = newCertificate(t)
-	if _, err = requests.UpdateStatus(ctx, request, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = requests.UpdateStatus(ctx, request, metav1.UpdateOptions{})
+	must.OK(t, err)
 	await(t, seen, "is issued", func(r *certificatesv1beta1.CertificateSigningRequest) bool { return len(r.Status.Certificate) > 0 })
 
-	if err := requests.Delete(ctx, request.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(request.UID))}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, requests.Delete(ctx, request.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(request.UID))}))
 	list, err := requests.List(ctx, metav1.ListOptions{})
 	if err != nil || len(list.Items) != 0 {
 		t.Errorf("after its deletion the list has %d requests, %v", len(list.Items), err)
@@ -201,9 +192,7 @@ func observe(t *testing.T, informer cache.SharedIndexInformer) <-chan *certifica
 	seen := make(chan *certificatesv1beta1.CertificateSigningRequest, 100)
 	send := func(object any) { seen <- object.(*certificatesv1beta1.CertificateSigningRequest) }
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: send, UpdateFunc: func(_, object any) { send(object) }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { informer.RunWithContext(ctx) })
@@ -237,20 +226,14 @@ func await(t *testing.T, seen <-chan *certificatesv1beta1.CertificateSigningRequ
 
 func newRequest(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	if err != nil {
-		t.Fatal(err)
-	}
 	request := calico.InitContainer{
 		Component:          calico.OpenSource("cluster.local")[0],
 		Pod:                &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-node-abcde"}, Status: corev1.PodStatus{PodIP: "10.0.0.7"}},
-		Key:                key,
+		Key:                calico.NewP256Key(),
 		SignatureAlgorithm: "ECDSAWithSHA256",
 	}
 	pkcs10, err := request.PKCS10()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return &certificatesv1beta1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: request.Name()},
 		Spec: certificatesv1beta1.CertificateSigningRequestSpec{
@@ -263,14 +246,9 @@ func newRequest(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 // newCertificate is some certificate: the API server looks into it.
 func newCertificate(t *testing.T) []byte {
 	t.Helper()
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := calico.NewP256Key()
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -34,9 +35,7 @@ var run = map[string]string{
 // the commands of other pages are given.
 func TestTry(t *testing.T) {
 	here, err := filepath.Abs(filepath.Join(root, "bin"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cluster := filepath.Join(t.TempDir(), "cluster")
 	t.Cleanup(func() { _ = testenv.StopCluster(cluster) })
 	const end = "kill %1\n"
@@ -132,9 +131,7 @@ func script(t *testing.T, page string) string {
 func read(t *testing.T, page string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, page))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return text
 }
 
@@ -143,14 +140,10 @@ func pages(t *testing.T) []string {
 	var all []string
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/decisions/*.md", "deploy/*.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, path := range found {
 			page, err := filepath.Rel(root, path)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			all = append(all, page)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
 )
@@ -39,9 +40,9 @@ func newApplication(t *testing.T) *application {
 	t.Helper()
 	dir := t.TempDir()
 	token, err := testenv.NewSoftHSM(t.Context(), dir, "shim")
-	must(t, err)
+	must.OK(t, err)
 	s, err := pkcs11shim.New(t.Context(), dir, token.Module)
-	must(t, err)
+	must.OK(t, err)
 	t.Setenv(testenv.SoftHSMVariable, token.Conf)
 	for _, variable := range s.Env() {
 		setenv(t, variable)
@@ -51,7 +52,7 @@ func newApplication(t *testing.T) *application {
 	if a.module == nil {
 		t.Fatal("the shim cannot be loaded")
 	}
-	must(t, a.module.Initialize())
+	must.OK(t, a.module.Initialize())
 	t.Cleanup(func() {
 		_ = a.module.Finalize()
 		a.module.Destroy()
@@ -59,44 +60,37 @@ func newApplication(t *testing.T) *application {
 	a.open(t)
 	a.generate(t, first)
 	a.generate(t, second)
-	must(t, s.Forget())
+	must.OK(t, s.Forget())
 	return a
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // open opens a session, logs in, and keeps the session for the other helpers.
 func (a *application) open(t *testing.T) {
 	t.Helper()
 	slots, err := a.module.GetSlotList(true)
-	must(t, err)
+	must.OK(t, err)
 	a.slot = slots[0]
 	a.session, err = a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	must(t, err)
-	must(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
+	must.OK(t, err)
+	must.OK(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
 }
 
 func (a *application) generate(t *testing.T, label string) {
 	t.Helper()
 	p256, err := asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7})
-	must(t, err)
+	must.OK(t, err)
 	both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
 	public, private, err := a.module.GenerateKeyPair(a.session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
 		append(both, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256)), append(both, pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
-	must(t, err)
+	must.OK(t, err)
 	a.private[label] = private
 	values, err := a.module.GetAttributeValue(a.session, public, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)})
-	must(t, err)
+	must.OK(t, err)
 	var point []byte
 	_, err = asn1.Unmarshal(values[0].Value, &point)
-	must(t, err)
+	must.OK(t, err)
 	a.public[label], err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
-	must(t, err)
+	must.OK(t, err)
 }
 
 // sign signs and says with which key: the label, or the error's text.
@@ -139,19 +133,19 @@ func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
 func (a *application) label(t *testing.T, key pkcs11.ObjectHandle) string {
 	t.Helper()
 	values, err := a.module.GetAttributeValue(a.session, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
-	must(t, err)
+	must.OK(t, err)
 	return string(values[0].Value)
 }
 
 func (a *application) rules(t *testing.T, rules ...pkcs11shim.Rule) {
 	t.Helper()
-	must(t, a.shim.Rules(rules...))
+	must.OK(t, a.shim.Rules(rules...))
 }
 
 func (a *application) calls(t *testing.T) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := a.shim.Calls()
-	must(t, err)
+	must.OK(t, err)
 	return calls
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 )
 
@@ -131,11 +132,11 @@ func TestHang(t *testing.T) {
 	hang := pkcs11shim.Hang(pkcs11shim.Sign).Times(1)
 	a.rules(t, hang)
 	other, err := a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
-	must(t, err)
+	must.OK(t, err)
 	done := make(chan string, 1)
 	go func() { done <- a.sign(a.session, a.private[first]) }()
 	_, err = a.shim.WaitFor(t.Context(), func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 })
-	must(t, err)
+	must.OK(t, err)
 	if got := a.sign(other, a.private[second]); got != second {
 		t.Errorf("on another session meanwhile: %s", got)
 	}
@@ -165,13 +166,13 @@ func TestLoseSessions(t *testing.T) {
 	}
 	var err error
 	a.session, err = a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
-	must(t, err)
+	must.OK(t, err)
 	if _, err := a.find(first); err == nil {
 		t.Error("a private key is found although the login was lost")
 	}
-	must(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
+	must.OK(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
 	key, err := a.find(first)
-	must(t, err)
+	must.OK(t, err)
 	if got := a.sign(a.session, key); got != first {
 		t.Errorf("with a new session: %s", got)
 	}
@@ -185,7 +186,7 @@ func TestCloseSessions(t *testing.T) {
 	}
 	a.open(t) // and logs in, which is refused when the login lasts
 	key, err := a.find(first)
-	must(t, err)
+	must.OK(t, err)
 	if got := a.sign(a.session, key); got != first {
 		t.Errorf("with a new session: %s", got)
 	}
@@ -211,17 +212,17 @@ func TestLimitSessions(t *testing.T) {
 	if len(opened) != 2 || got != "CKR_SESSION_COUNT" {
 		t.Errorf("opened %d sessions more, then %s", len(opened), got)
 	}
-	must(t, a.module.CloseSession(opened[0]))
+	must.OK(t, a.module.CloseSession(opened[0]))
 	if opened, _ := open(5); len(opened) != 1 {
 		t.Errorf("opened %d in the place of one", len(opened))
 	}
-	must(t, a.module.CloseAllSessions(a.slot))
+	must.OK(t, a.module.CloseAllSessions(a.slot))
 	if opened, _ := open(5); len(opened) != 3 {
 		t.Errorf("opened %d after all were closed", len(opened))
 	}
 	a.rules(t, pkcs11shim.LimitSessions(3), pkcs11shim.LoseSessions(pkcs11shim.GetSlotList))
 	_, err := a.module.GetSlotList(true)
-	must(t, err)
+	must.OK(t, err)
 	if opened, _ := open(5); len(opened) != 3 {
 		t.Errorf("opened %d after all were lost", len(opened))
 	}
@@ -230,7 +231,7 @@ func TestLimitSessions(t *testing.T) {
 func TestTokenInfo(t *testing.T) {
 	a := newApplication(t)
 	before, err := a.module.GetTokenInfo(a.slot)
-	must(t, err)
+	must.OK(t, err)
 	for _, most := range []uint{2, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown} {
 		a.rules(t, pkcs11shim.ReportSessions(most))
 		if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.MaxSessionCount != most || info.Label != before.Label {
@@ -247,7 +248,7 @@ func TestSwapKey(t *testing.T) {
 	a := newApplication(t)
 	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.FindObjects, second))
 	key, err := a.find(first)
-	must(t, err)
+	must.OK(t, err)
 	a.rules(t)
 	if got := a.label(t, key); got != second {
 		t.Errorf("found %s", got)
@@ -274,13 +275,13 @@ func TestFindAtMost(t *testing.T) {
 	a := newApplication(t)
 	for most, want := range map[uint][]int{0: {0, 0}, 1: {1, 1, 0}, 2: {2, 0}, 3: {2, 0}} {
 		a.rules(t, pkcs11shim.FindAtMost(most))
-		must(t, a.module.FindObjectsInit(a.session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
+		must.OK(t, a.module.FindObjectsInit(a.session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
 		for i, n := range want {
 			if found, _, err := a.module.FindObjects(a.session, 8); err != nil || len(found) != n {
 				t.Errorf("at most %d: batch %d has %d, %v; want %d", most, i, len(found), err, n)
 			}
 		}
-		must(t, a.module.FindObjectsFinal(a.session))
+		must.OK(t, a.module.FindObjectsFinal(a.session))
 	}
 	if n := len(a.calls(t).Under(pkcs11shim.FindAtMost(0))); n != 9 {
 		t.Errorf("the log has %d such calls", n)
@@ -297,7 +298,7 @@ func TestRulesThatCannotBeRead(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"nonsense", "1 0 C_Typo fail 5", "1 0 C_Sign typo 5", "1 0 C_Sign fail five", "1 0 C_Sign fail", "1 0 C_FindObjects swap x", strings.Repeat("1 0 C_Sign hang\n", 65)} {
-		must(t, os.WriteFile(rules, []byte(text+"\n"), 0o600))
+		must.OK(t, os.WriteFile(rules, []byte(text+"\n"), 0o600))
 		if _, err := a.module.GetSlotList(true); err == nil || !strings.Contains(err.Error(), "80005110") {
 			t.Errorf("%.20q: %v", text, err)
 		}
@@ -378,7 +379,7 @@ func TestProcessesShareTheLog(t *testing.T) {
 		commands[i] = exec.Command(os.Args[0])
 		commands[i].Env = append(os.Environ(), childVariable+"="+a.shim.Module)
 		commands[i].Stdout, commands[i].Stderr = &outputs[i], &outputs[i]
-		must(t, commands[i].Start())
+		must.OK(t, commands[i].Start())
 	}
 	for i, command := range commands {
 		if err := command.Wait(); err != nil || outputs[i].String() != "CKR_PIN_LOCKED\n" {
@@ -403,7 +404,7 @@ func TestKill(t *testing.T) {
 		rule pkcs11shim.Rule
 		want int // calls in the log
 	}{{pkcs11shim.Kill(pkcs11shim.Login), 0}, {pkcs11shim.KillAfter(pkcs11shim.Login), 1}} {
-		must(t, a.shim.Forget())
+		must.OK(t, a.shim.Forget())
 		a.rules(t, c.rule)
 		command := exec.Command(os.Args[0])
 		command.Env = append(os.Environ(), childVariable+"="+a.shim.Module)

@@ -15,6 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 	certificatesv1 "k8s.io/api/certificates/v1"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 )
 
@@ -35,17 +36,17 @@ type line struct {
 func (s *signer) journal(t *testing.T) []line {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(s.state, "journal-*.jsonl"))
-	must(t, err)
+	must.OK(t, err)
 	slices.Sort(files)
 	var lines []line
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		must(t, err)
+		must.OK(t, err)
 		scanner := bufio.NewScanner(bytes.NewReader(text))
 		scanner.Buffer(nil, len(text)+1)
 		for scanner.Scan() {
 			var l line
-			must(t, json.Unmarshal(scanner.Bytes(), &l))
+			must.OK(t, json.Unmarshal(scanner.Bytes(), &l))
 			lines = append(lines, l)
 		}
 	}
@@ -81,7 +82,7 @@ func (s *signer) account(t *testing.T) *account {
 		t.Errorf("audit verify: exit code %d: %s%s", code, stdout, stderr)
 	}
 	calls, err := s.shim.Calls()
-	must(t, err)
+	must.OK(t, err)
 	a := &account{certificates: map[string][][]byte{}}
 	known := a.read(s.journal(t))
 	a.count(calls, known)
@@ -145,7 +146,7 @@ func (a *account) requireWhole(t *testing.T, c *crowd) {
 		t.Errorf("a request has %d certificates in the journal", a.most())
 	}
 	now, err := c.requests(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	for uid, csr := range now {
 		if made := a.certificates[string(uid)]; len(made) != 1 || !isOneOf(csr, made) {
 			t.Errorf("%s: its certificate is not the one that the journal has, of %d", csr.Name, len(made))

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/must"
 )
 
 // The API server takes a write, and hsm-signer does not hear of it.
@@ -143,7 +144,7 @@ func TestStorms(t *testing.T) {
 func (r *row) settle(t *testing.T, s *signer, c *crowd) {
 	t.Helper()
 	before, err := c.lost(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	took := c.waitForAll(t)
 	r.within(took, 30*time.Second)
 	a := s.account(t)
@@ -159,21 +160,21 @@ func TestAPIServerIsGone(t *testing.T) {
 	s := shared.signer(t)
 	d := s.startReady(t)
 	c := shared.newCrowd(t)
-	must(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it goes on
+	must.OK(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it goes on
 	c.ask(t, of(20, 100))
-	must(t, syscall.Kill(d.PID(), syscall.SIGCONT))
+	must.OK(t, syscall.Kill(d.PID(), syscall.SIGCONT))
 	open := c.size()
-	eventually(t, "one to be issued", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "one to be issued", func(ctx context.Context) (bool, error) {
 		lost, err := c.lost(ctx)
 		open = len(lost)
 		return open < c.size(), err
 	})
-	must(t, shared.Cluster.StopAPIServer())
+	must.OK(t, shared.Cluster.StopAPIServer())
 	r.measured("%d open just before it was stopped", open)
 	goesOn(t, of(3*time.Second, time.Minute))
-	must(t, shared.Cluster.StartAPIServer(context.Background()))
+	must.OK(t, shared.Cluster.StartAPIServer(context.Background()))
 	r.settle(t, s, c)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	stop(t, d)
 }
 
@@ -182,10 +183,10 @@ func TestPartition(t *testing.T) {
 	r := begin(t, 9, "no byte passes between hsm-signer and the API server for a minute; then the connections are reset; then each piece of data takes 100 ms",
 		"all issued within 30 s after it is well")
 	line, err := faultproxy.NewLine(shared.Cluster.Config())
-	must(t, err)
-	t.Cleanup(func() { must(t, line.Close()) })
+	must.OK(t, err)
+	t.Cleanup(func() { must.OK(t, line.Close()) })
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	must(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config { return line.Config(shared.Cluster.ConfigFor(token)) }))
+	must.OK(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config { return line.Config(shared.Cluster.ConfigFor(token)) }))
 	s := shared.signer(t, "KUBECONFIG="+kubeconfig)
 	d := s.startReady(t)
 	c := shared.newCrowd(t)

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/load"
+	"hsm-signer/integration/must"
 )
 
 // An interruption is what happens to hsm-signer in the middle of clients.
@@ -29,7 +30,7 @@ var interruptions = []interruption{
 		one := s.signer(t)
 		first := one.startReady(t)
 		return func() {
-			must(t, first.Kill())
+			must.OK(t, first.Kill())
 			one.startReady(t)
 		}
 	}},
@@ -37,7 +38,7 @@ var interruptions = []interruption{
 		p := newPair(t, s)
 		leader := p.leader(t)
 		return func() {
-			must(t, p.daemons[leader].Kill())
+			must.OK(t, p.daemons[leader].Kill())
 			p.takeover(t, leader)
 		}
 	}},
@@ -83,11 +84,11 @@ func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost
 	t.Run(fmt.Sprintf("%s/every %s", i.name, every), func(t *testing.T) {
 		s := ownStage(t)
 		pods, err := s.LoadPods(t.Context(), node(), clients)
-		must(t, err)
+		must.OK(t, err)
 		middle := i.start(t, s)
 		report := askAmid(t, s, pods, every, middle)
 		closed, err := load.Terminated(t.Context(), s.Cluster.Client())
-		must(t, err)
+		must.OK(t, err)
 		if lost = report.Lost; report.Broken > 0 || lost > closed {
 			t.Errorf("%s; the API server closed %d watches; errors: %v", report, closed, report.Errors)
 		}
@@ -125,7 +126,7 @@ func askAmid(t *testing.T, s *stage, pods []load.Pod, every time.Duration, middl
 // requireAllIssued waits until so many requests, which are all that there are, have certificates.
 func (s *stage) requireAllIssued(t *testing.T, requests int) {
 	t.Helper()
-	eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
 		list, err := s.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, err

@@ -2,7 +2,6 @@ package soak
 
 import (
 	"context"
-	"crypto"
 	"fmt"
 	"maps"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -25,7 +25,6 @@ import (
 // whatever stands before that of the signer.
 type crowd struct {
 	pod   testenv.Pod
-	key   crypto.Signer
 	admin kubernetes.Interface
 	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) // makes the object
 
@@ -44,20 +43,18 @@ type asked struct {
 func (s *stage) newCrowd(t *testing.T) *crowd {
 	t.Helper()
 	pod, err := s.NewPod(t.Context(), node(), s.NextIP())
-	must(t, err)
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	must(t, err)
+	must.OK(t, err)
 	config := s.Cluster.Config()
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	admin, err := kubernetes.NewForConfig(config)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() {
 		requests := admin.CertificatesV1().CertificateSigningRequests()
 		if err := requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 			t.Error(err)
 		}
 	})
-	return &crowd{pod: pod, key: key, admin: admin, asked: map[types.UID]asked{}, spoil: good}
+	return &crowd{pod: pod, admin: admin, asked: map[types.UID]asked{}, spoil: good}
 }
 
 // good spoils nothing.
@@ -67,7 +64,7 @@ func good(_ int, asking *calico.InitContainer) (*certificatesv1.CertificateSigni
 
 // askOne makes a request.
 func (c *crowd) askOne(ctx context.Context) (*certificatesv1.CertificateSigningRequest, error) {
-	asking := c.pod.Asking(node(), c.key)
+	asking := c.pod.InitContainer(node())
 	c.mu.Lock()
 	c.number++
 	number := c.number

@@ -15,6 +15,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -44,31 +45,31 @@ func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
 	path := filepath.Join(dir, "filler")
 	f, err := os.Create(path)
-	must(t, err)
+	must.OK(t, err)
 	defer f.Close()
 	for size := 1 << 16; size > 0; {
 		if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
 			size /= 2
 		} else {
-			must(t, err)
+			must.OK(t, err)
 		}
 	}
-	return func() { must(t, os.Remove(path)) }
+	return func() { must.OK(t, os.Remove(path)) }
 }
 
 // requireNothingSigned has a request made while the journal is not well, and requires that it stays as it is, and
 // that no certificate is signed.
 func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *crowd, words string) {
 	t.Helper()
-	must(t, d.WaitNotReady(t.Context(), words))
+	must.OK(t, d.WaitNotReady(t.Context(), words))
 	before := s.certificatesSigned(t)
 	csr, err := c.askOne(t.Context())
-	must(t, err)
-	eventually(t, "the log to tell of the fault", func(context.Context) (bool, error) {
+	must.OK(t, err)
+	must.Eventually(t, "the log to tell of the fault", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), fmt.Sprintf(`"request":%q`, csr.Name)), nil
 	})
 	now, err := c.admin.CertificatesV1().CertificateSigningRequests().Get(t.Context(), csr.Name, metav1.GetOptions{})
-	must(t, err)
+	must.OK(t, err)
 	if after := s.certificatesSigned(t); after != before || len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
 		t.Errorf("while the journal says %q: %d certificates were signed; the request has %d conditions", words, after-before, len(now.Status.Conditions))
 	}
@@ -78,7 +79,7 @@ func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *crowd,
 func (s *signer) certificatesSigned(t *testing.T) int {
 	t.Helper()
 	calls, err := s.shim.Calls()
-	must(t, err)
+	must.OK(t, err)
 	a := &account{}
 	a.count(calls, nil)
 	return a.signatures - a.probes
@@ -103,9 +104,9 @@ func TestDiskIsFull(t *testing.T) {
 	}
 	s.requireNothingSigned(t, d, c, "[-] journal: the journal's disk is full")
 	open, err := c.lost(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	free()
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	took := c.waitForAll(t)
 	stop(t, d)
 	s.account(t).requireWhole(t, c)
@@ -116,7 +117,7 @@ func TestDiskIsFull(t *testing.T) {
 func notReady(t *testing.T, d *testenv.Daemon, words string) bool {
 	t.Helper()
 	ready, body, err := d.Readyz(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	return !ready && strings.Contains(body, words)
 }
 
@@ -125,8 +126,8 @@ func notReady(t *testing.T, d *testenv.Daemon, words string) bool {
 func TestDiskIsReadOnly(t *testing.T) {
 	r := begin(t, 12, "the state directory's disk becomes read-only (ext4 after an error), is checked and mounted anew", "no signature while it cannot write; recovers")
 	image, disk := filepath.Join(t.TempDir(), "image"), t.TempDir()
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 32<<20))
+	must.OK(t, os.WriteFile(image, nil, 0o600))
+	must.OK(t, os.Truncate(image, 32<<20))
 	shell(t, "mkfs.ext4", "-q", image)
 	out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", image, disk).CombinedOutput()
 	if err != nil {
@@ -142,7 +143,7 @@ func TestDiskIsReadOnly(t *testing.T) {
 	shell(t, "mount", "-o", "remount,abort", disk)
 	c.ask(t, 1)
 	s.requireNothingSigned(t, d, c, "[-] journal:")
-	must(t, d.Kill())
+	must.OK(t, d.Kill())
 	shell(t, "umount", disk)
 	if out, err := exec.CommandContext(t.Context(), "e2fsck", "-p", image).CombinedOutput(); err != nil && !strings.Contains(err.Error(), "exit status 1") { // 1: mended
 		t.Fatalf("e2fsck: %v: %s", err, out)
@@ -172,12 +173,12 @@ func TestLastLineIsTorn(t *testing.T) {
 	c := shared.newCrowd(t)
 	c.ask(t, 10)
 	c.waitForAll(t)
-	must(t, d.Kill())
+	must.OK(t, d.Kill())
 	lines := s.journal(t)
 	last := lines[len(lines)-1]
 	text := s.readFile(t)
 	begins := bytes.LastIndexByte(text[:len(text)-1], '\n') + 1
-	must(t, os.WriteFile(s.firstFile(), text[:begins+(len(text)-begins)/2], 0o600))
+	must.OK(t, os.WriteFile(s.firstFile(), text[:begins+(len(text)-begins)/2], 0o600))
 	d = s.startReady(t)
 	c.ask(t, 5)
 	c.waitForAll(t)
@@ -195,7 +196,7 @@ func (s *signer) firstFile() string { return filepath.Join(s.state, "journal-000
 func (s *signer) readFile(t *testing.T) []byte {
 	t.Helper()
 	text, err := os.ReadFile(s.firstFile())
-	must(t, err)
+	must.OK(t, err)
 	return text
 }
 
@@ -212,7 +213,7 @@ func TestByteIsChanged(t *testing.T) {
 	changed := bytes.Clone(whole)
 	at := len(changed) / 2
 	changed[at] ^= 1
-	must(t, os.WriteFile(s.firstFile(), changed, 0o600))
+	must.OK(t, os.WriteFile(s.firstFile(), changed, 0o600))
 	where := fmt.Sprintf("line %d", 1+bytes.Count(whole[:at], []byte("\n")))
 	_, stderr, code := s.Command(t.Context(), s.ca, s.env, "audit", "verify")
 	if code != 2 || !strings.Contains(stderr, where) && !strings.Contains(stderr, next(where)) {
@@ -220,8 +221,8 @@ func TestByteIsChanged(t *testing.T) {
 	}
 	d = s.start(t)
 	s.requireNothingSigned(t, d, c, "journal-00000001.jsonl")
-	must(t, os.WriteFile(s.firstFile(), whole, 0o600))
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, os.WriteFile(s.firstFile(), whole, 0o600))
+	must.OK(t, d.WaitReady(t.Context()))
 	took := c.waitForAll(t)
 	stop(t, d)
 	s.account(t).requireWhole(t, c)
@@ -254,7 +255,7 @@ func TestRefusalsOnASmallDisk(t *testing.T) {
 	}
 	c.waitForAll(t)
 	denied := hostile.waitForDenials(t)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	stop(t, d)
 	s.account(t).requireWhole(t, c)
 	var size int64
@@ -271,7 +272,7 @@ func TestRefusalsOnASmallDisk(t *testing.T) {
 func (h *hostiles) waitForDenials(t *testing.T) int {
 	t.Helper()
 	denied := 0
-	eventually(t, "every hostile request to be denied", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "every hostile request to be denied", func(ctx context.Context) (bool, error) {
 		now, err := h.requests(ctx)
 		if err != nil {
 			return false, err

@@ -15,6 +15,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -156,7 +157,7 @@ func TestMemory(t *testing.T) {
 func peakMemory(t *testing.T, d *testenv.Daemon) int {
 	t.Helper()
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "status"))
-	must(t, err)
+	must.OK(t, err)
 	for text := range bytes.Lines(status) {
 		var kB int
 		if n, _ := fmt.Sscanf(string(text), "VmHWM: %d kB", &kB); n == 1 {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
 )
@@ -25,7 +26,7 @@ func TestKilledAtRandom(t *testing.T) {
 		d := s.start(t)
 		group.Go(func() { c.ask(t, requests/kills) })
 		goesOn(t, rand.N(1500*time.Millisecond))
-		must(t, d.Kill())
+		must.OK(t, d.Kill())
 	}
 	group.Wait()
 	d := s.startReady(t)
@@ -64,7 +65,7 @@ func once(do func()) func() {
 }
 
 func atCall(rule pkcs11shim.Rule) func(*testing.T, *signer, *faultproxy.Proxy, func()) {
-	return func(t *testing.T, s *signer, _ *faultproxy.Proxy, _ func()) { must(t, s.shim.Rules(rule)) }
+	return func(t *testing.T, s *signer, _ *faultproxy.Proxy, _ func()) { must.OK(t, s.shim.Rules(rule)) }
 }
 
 // atWrite has the process killed when it writes that subresource: before the API server gets it, or when it has
@@ -113,11 +114,11 @@ func TestKilledAtEachPoint(t *testing.T) {
 				}
 			})
 			_, err := c.askOne(t.Context())
-			must(t, err)
+			must.OK(t, err)
 			waitForDeath(t, d, point.name)
 			c.ask(t, 2) // and some that come while nobody is there
 			p.Set(nil)
-			must(t, s.shim.Rules())
+			must.OK(t, s.shim.Rules())
 		}
 	}
 	d := s.startReady(t)
@@ -147,9 +148,9 @@ func waitForDeath(t *testing.T, d *testenv.Daemon, at string) {
 func (s *stage) proxied(t *testing.T) (*faultproxy.Proxy, string) {
 	t.Helper()
 	p, err := faultproxy.NewProxy(s.Cluster.Config())
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(p.Close)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	must(t, s.KubeconfigVia(t.Context(), kubeconfig, p.Config))
+	must.OK(t, s.KubeconfigVia(t.Context(), kubeconfig, p.Config))
 	return p, "KUBECONFIG=" + kubeconfig
 }

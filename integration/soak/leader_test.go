@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -57,7 +58,7 @@ func (p *pair) start(t *testing.T, i int) {
 func (p *pair) watchLease(t *testing.T, s *stage) {
 	t.Helper()
 	w, err := s.Cluster.Client().CoordinationV1().Leases(leaseNamespace).Watch(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(w.Stop)
 	go func() {
 		for event := range w.ResultChan() {
@@ -110,7 +111,7 @@ func leads(ctx context.Context, d *testenv.Daemon) bool {
 func (p *pair) leader(t *testing.T) int {
 	t.Helper()
 	leader := -1
-	eventually(t, "one to lead", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "one to lead", func(ctx context.Context) (bool, error) {
 		for i, d := range p.daemons {
 			if leads(ctx, d) {
 				leader = i
@@ -124,7 +125,7 @@ func (p *pair) leader(t *testing.T) int {
 // takeover waits until the other leads, and returns since when.
 func (p *pair) takeover(t *testing.T, from int) time.Time {
 	t.Helper()
-	eventually(t, "the other to lead", func(ctx context.Context) (bool, error) { return leads(ctx, p.daemons[1-from]), nil })
+	must.Eventually(t, "the other to lead", func(ctx context.Context) (bool, error) { return leads(ctx, p.daemons[1-from]), nil })
 	return time.Now()
 }
 
@@ -171,11 +172,11 @@ func (p *pair) pause(t *testing.T) time.Duration {
 	t.Helper()
 	leader := p.leader(t)
 	began := time.Now()
-	must(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGSTOP))
+	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGSTOP))
 	since := p.takeover(t, leader)
 	goesOn(t, of(time.Second, 30*time.Second-since.Sub(began)))
-	must(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGCONT))
-	eventually(t, "the one of before to know", func(ctx context.Context) (bool, error) {
+	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGCONT))
+	must.Eventually(t, "the one of before to know", func(ctx context.Context) (bool, error) {
 		ready, _, err := p.daemons[leader].Readyz(ctx)
 		return err == nil && ready && !leads(ctx, p.daemons[leader]), nil
 	})
@@ -186,7 +187,7 @@ func (p *pair) kill(t *testing.T) time.Duration {
 	t.Helper()
 	leader := p.leader(t)
 	began := time.Now()
-	must(t, p.daemons[leader].Kill())
+	must.OK(t, p.daemons[leader].Kill())
 	took := p.takeover(t, leader).Sub(began)
 	p.start(t, leader)
 	return took
@@ -196,7 +197,7 @@ func (p *pair) terminate(t *testing.T) time.Duration {
 	t.Helper()
 	leader := p.leader(t)
 	began := time.Now()
-	must(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGTERM))
+	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGTERM))
 	took := p.takeover(t, leader).Sub(began)
 	if code, err := p.daemons[leader].Wait(); err != nil || code != 0 {
 		t.Errorf("the leader ended with code %d, %v, after SIGTERM", code, err)
@@ -221,7 +222,7 @@ func (p *pair) account(t *testing.T, r *row, c *crowd) {
 		}
 	}
 	now, err := c.requests(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	for uid, csr := range now {
 		first, second := accounts[0].certificates[string(uid)], accounts[1].certificates[string(uid)]
 		if len(first) > 0 && len(second) > 0 {
@@ -253,9 +254,9 @@ func TestLeaseOfAnUnknownHolder(t *testing.T) {
 		leases := shared.Cluster.Client().CoordinationV1().Leases(leaseNamespace)
 		_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
 			[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
-		must(t, err)
+		must.OK(t, err)
 		began := time.Now()
-		eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
+		must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 			lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
 			return err == nil && *lease.Spec.HolderIdentity != "nobody" && (leads(ctx, p.daemons[0]) || leads(ctx, p.daemons[1])), nil
 		})

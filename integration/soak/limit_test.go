@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -25,12 +26,12 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	own := ownStage(t)
 	s := own.signer(t)
 	good, bad := own.newCrowd(t), own.newCrowd(t)
-	asking := bad.pod.Asking(node(), bad.key)
+	asking := bad.pod.InitContainer(node())
 	asking.SecretName = "crowd-001"
 	template, err := asking.Object()
-	must(t, err)
+	must.OK(t, err)
 	longest, err := bad.pod.LongestRequest(t.Context(), template)
-	must(t, err)
+	must.OK(t, err)
 	bad.spoil = func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 		asking.SecretName = fmt.Sprintf("crowd-%03d", number)
 		csr, err := asking.Object()
@@ -54,7 +55,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		}
 		return strings.Count(string(text), "\n")
 	}
-	eventually(t, "every refusal to be recorded", func(context.Context) (bool, error) { return recorded() >= 2*each, nil })
+	must.Eventually(t, "every refusal to be recorded", func(context.Context) (bool, error) { return recorded() >= 2*each, nil })
 	goesOn(t, of(2*time.Second, 20*time.Second)) // the longest wait between two tries is 8 s
 	good.ask(t, 10)
 	good.waitForAll(t)
@@ -70,7 +71,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		t.Errorf("failed writes %v; the metrics:\n%s", failed, metrics)
 	}
 	events, err := own.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
-	must(t, err)
+	must.OK(t, err)
 	times := 0
 	for _, event := range events.Items {
 		times += int(max(1, event.Count))
@@ -79,7 +80,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		t.Errorf("%d events for %d requests", times, 2*each)
 	}
 	now, err := bad.requests(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	denied := 0
 	for _, csr := range now {
 		if has(csr, certificatesv1.CertificateDenied) {

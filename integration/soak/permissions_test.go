@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -66,11 +67,11 @@ func permissionsOf(namespace, role string, rules []rbacv1.PolicyRule) []permissi
 func permissions(t *testing.T, client kubernetes.Interface) []permission {
 	t.Helper()
 	cluster, err := client.RbacV1().ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
-	must(t, err)
+	must.OK(t, err)
 	all := permissionsOf("", cluster.Name, cluster.Rules)
 	for namespace, name := range map[string]string{"hsm-signer": "hsm-signer-lease", "default": "hsm-signer-events"} {
 		role, err := client.RbacV1().Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
-		must(t, err)
+		must.OK(t, err)
 		all = append(all, permissionsOf(namespace, name, role.Rules)...)
 	}
 	return all
@@ -104,7 +105,7 @@ func TestPermissionsAreTakenAway(t *testing.T) {
 	d := s.startReady(t)
 	c := shared.newCrowd(t)
 	rbac, err := os.ReadFile(filepath.Join("..", "..", "deploy", "base", "rbac.yaml"))
-	must(t, err)
+	must.OK(t, err)
 	giveBack := func(ctx context.Context) error { return shared.Cluster.Apply(ctx, rbac) }
 	t.Cleanup(func() {
 		if err := giveBack(context.Background()); err != nil {
@@ -115,7 +116,7 @@ func TestPermissionsAreTakenAway(t *testing.T) {
 	all := permissions(t, shared.Cluster.Client())
 	busiest, busiestWithout := 0.0, ""
 	for _, p := range all[:of(min(3, len(all)), len(all))] {
-		must(t, p.take(t.Context(), shared.Cluster.Client()))
+		must.OK(t, p.take(t.Context(), shared.Cluster.Client()))
 		if err := d.WaitNotReady(t.Context(), p.String()); err != nil {
 			t.Errorf("without %s: %v", p, err)
 		}
@@ -125,8 +126,8 @@ func TestPermissionsAreTakenAway(t *testing.T) {
 		if rate := float64(proxy.Calls()-before) / time.Since(began).Seconds(); rate > busiest {
 			busiest, busiestWithout = rate, p.String()
 		}
-		must(t, giveBack(t.Context()))
-		must(t, d.WaitReady(t.Context()))
+		must.OK(t, giveBack(t.Context()))
+		must.OK(t, d.WaitReady(t.Context()))
 	}
 	c.waitForAll(t)
 	requireNoneRefused(t, c)
@@ -155,7 +156,7 @@ func requestersAreCalicos(t *testing.T) {
 		_, err = bindings.Update(ctx, binding, metav1.UpdateOptions{})
 		return err
 	}
-	must(t, set(t.Context(), "system:serviceaccounts:"+node().Namespace))
+	must.OK(t, set(t.Context(), "system:serviceaccounts:"+node().Namespace))
 	t.Cleanup(func() {
 		if err := set(context.Background(), "system:serviceaccounts"); err != nil {
 			t.Error(err)
@@ -167,7 +168,7 @@ func requestersAreCalicos(t *testing.T) {
 func requireNoneRefused(t *testing.T, c *crowd) {
 	t.Helper()
 	now, err := c.requests(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	var refused []string
 	for _, csr := range now {
 		if has(csr, certificatesv1.CertificateDenied) || has(csr, certificatesv1.CertificateFailed) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"hsm-signer/integration/must"
 )
 
 // maxResident is the most memory that hsm-signer may take meanwhile, in MiB.
@@ -27,7 +29,7 @@ func TestSlowReaders(t *testing.T) {
 	d := s.startReady(t)
 	before := peakMemory(t, d)
 	page, err := d.StatusPage(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	health := d.Address()
 	ctx, end := context.WithCancel(t.Context())
 	var group sync.WaitGroup

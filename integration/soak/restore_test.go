@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 // The cluster is set back to before certificates were issued, and the journal is not: the requests come again, and
@@ -17,22 +19,22 @@ func TestEtcdIsRestored(t *testing.T) {
 	c := own.newCrowd(t)
 	c.ask(t, requests)
 	restore, err := own.Cluster.Backup(context.Background())
-	must(t, err)
+	must.OK(t, err)
 	d := s.startReady(t)
 	c.waitForAll(t)
 	first, err := c.requests(t.Context())
-	must(t, err)
+	must.OK(t, err)
 
-	must(t, restore())
+	must.OK(t, restore())
 	took := c.waitForAll(t)
 	stop(t, d)
-	must(t, restore())
+	must.OK(t, restore())
 	open, err := c.lost(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	d = s.startReady(t)
 	c.waitForAll(t)
 	again, err := c.requests(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	different := 0
 	for uid, csr := range first {
 		if now := again[uid]; now == nil || !bytes.Equal(csr.Status.Certificate, now.Status.Certificate) {

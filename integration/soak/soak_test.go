@@ -16,9 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/wait"
-
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
 )
@@ -85,7 +84,7 @@ func (s *stage) close() {
 func ownStage(t *testing.T) *stage {
 	t.Helper()
 	s, err := newStage(context.WithoutCancel(t.Context()), shared.Binary())
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(s.close)
 	return s
 }
@@ -103,13 +102,13 @@ func (s *stage) signer(t *testing.T, env ...string) *signer {
 	t.Helper()
 	dir := t.TempDir()
 	before, err := pkcs11shim.New(t.Context(), dir, s.Token.Module)
-	must(t, err)
+	must.OK(t, err)
 	text, stderr, code := s.Command(t.Context(), s.ca, nil, "policy", "show", "calico")
 	if code != 0 {
 		t.Fatalf("policy show: exit code %d: %s", code, stderr)
 	}
 	policy := filepath.Join(dir, "policy.yaml")
-	must(t, os.WriteFile(policy, []byte(text+"\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"), 0o600))
+	must.OK(t, os.WriteFile(policy, []byte(text+"\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"), 0o600))
 	made := &signer{stage: s, shim: before, state: filepath.Join(dir, "state")}
 	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, "POLICY_FILE="+policy, "STATE_DIR="+made.state)
 	made.env = append(made.env, env...)
@@ -120,7 +119,7 @@ func (s *stage) signer(t *testing.T, env ...string) *signer {
 func (s *signer) start(t *testing.T) *testenv.Daemon {
 	t.Helper()
 	d, err := s.Run(context.WithoutCancel(t.Context()), s.ca, s.env...)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the log of hsm-signer %d ends:\n%s", d.PID(), tail(d.Log()))
@@ -133,7 +132,7 @@ func (s *signer) start(t *testing.T) *testenv.Daemon {
 func (s *signer) startReady(t *testing.T) *testenv.Daemon {
 	t.Helper()
 	d := s.start(t)
-	must(t, d.WaitReady(t.Context()))
+	must.OK(t, d.WaitReady(t.Context()))
 	return d
 }
 
@@ -151,22 +150,8 @@ func tail(text string) string { return text[max(0, len(text)-1500):] }
 // node is the component that most requests are of.
 func node() calico.Component { return calico.OpenSource("cluster.local")[0] }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // patience ends the wait for what does not come: long after any deadline of the report.
 const patience = 5 * time.Minute
-
-func eventually(t *testing.T, what string, condition wait.ConditionWithContextFunc) {
-	t.Helper()
-	if err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, patience, true, condition); err != nil {
-		t.Fatalf("waiting for %s: %v", what, err)
-	}
-}
 
 // goesOn lets time pass in which things happen, or until the test ends.
 func goesOn(t *testing.T, d time.Duration) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 )
 
@@ -47,7 +48,7 @@ func (s *signer) keepFailing(t *testing.T) (stop func() (faults int)) {
 	return func() int {
 		cancel()
 		group.Wait()
-		must(t, s.shim.Rules())
+		must.OK(t, s.shim.Rules())
 		return faults
 	}
 }
@@ -73,7 +74,7 @@ func TestUnreliableToken(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	calls, err := s.shim.Calls()
-	must(t, err)
+	must.OK(t, err)
 	logins := calls.Of(pkcs11shim.Login)
 	r.measured("%d requests, asked within %s; all issued %s after the first was asked", c.size(), seconds(asked), seconds(took))
 	r.measured("%d faults, %d calls that failed, %d calls of C_Login, %d of them failed",

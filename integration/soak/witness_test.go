@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/integration/must"
 )
 
 // A witness watches the requests of a crowd, and takes note of when each has its certificate, and of any that gets another
@@ -38,7 +40,7 @@ func watchCertificates(t *testing.T, c *crowd) *witness {
 	w := &witness{crowd: c, seen: map[types.UID]certified{}}
 	informer := informers.NewSharedInformerFactory(c.admin, 0).Certificates().V1().CertificateSigningRequests().Informer()
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: w.note, UpdateFunc: func(_, after any) { w.note(after) }})
-	must(t, err)
+	must.OK(t, err)
 	var ctx context.Context
 	ctx, w.cancel = context.WithCancel(t.Context())
 	w.group.StartWithContext(ctx, informer.RunWithContext)
@@ -63,7 +65,7 @@ func (w *witness) note(object any) {
 // end ends the watch when it has seen a certificate of each request.
 func (w *witness) end(t *testing.T) {
 	t.Helper()
-	eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
+	must.Eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for uid := range w.crowd.asked {

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"hsm-signer/integration/calico"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
 
@@ -51,16 +52,12 @@ func run(m *testing.M) int {
 func TestTokenOfPodNamesThePod(t *testing.T) {
 	ctx := t.Context()
 	pod, err := cluster.Pod(ctx, testenv.PodSpec{Namespace: "calico-system", Name: "calico-typha-0", ServiceAccount: "calico-typha", Node: "worker", IPs: []string{"10.0.0.7", "fd00::7"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if pod.Status.Phase != corev1.PodRunning || pod.Status.PodIP != "10.0.0.7" || len(pod.Status.PodIPs) != 2 {
 		t.Fatalf("pod's status is %+v, want running with both addresses", pod.Status)
 	}
 	token, err := cluster.TokenFor(ctx, pod)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	request := ask(t, token, pod)
 	if got, want := request.Spec.Username, "system:serviceaccount:calico-system:calico-typha"; got != want {
 		t.Errorf("username is %q, want %q", got, want)
@@ -73,13 +70,9 @@ func TestTokenOfPodNamesThePod(t *testing.T) {
 }
 
 func TestUnboundTokenNamesNoPod(t *testing.T) {
-	if err := cluster.EnsureServiceAccount(t.Context(), "calico-system", "intruder"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cluster.EnsureServiceAccount(t.Context(), "calico-system", "intruder"))
 	token, err := cluster.UnboundToken(t.Context(), "calico-system", "intruder")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	pretended := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-1"}, Status: corev1.PodStatus{PodIP: "10.0.0.9"}}
 	for key := range ask(t, token, pretended).Spec.Extra {
 		if strings.HasPrefix(key, "authentication.kubernetes.io/pod") || strings.HasPrefix(key, "authentication.kubernetes.io/node") {
@@ -90,21 +83,16 @@ func TestUnboundTokenNamesNoPod(t *testing.T) {
 
 func TestPodWithoutNetworkIsPending(t *testing.T) {
 	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pending", Name: "a", HostNetwork: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if pod.Status.Phase != corev1.PodPending || pod.Status.PodIP != "" {
 		t.Fatalf("pod's status is %+v, want pending without address", pod.Status)
 	}
-	if pod, err = cluster.RunPod(t.Context(), pod, "192.0.2.9"); err != nil {
-		t.Fatal(err)
-	}
+	pod, err = cluster.RunPod(t.Context(), pod, "192.0.2.9")
+	must.OK(t, err)
 	if pod.Status.HostIP != "192.0.2.9" {
 		t.Errorf("host IP is %q, want the pod's, which is on its node's network", pod.Status.HostIP)
 	}
-	if err := cluster.DeletePod(t.Context(), pod); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cluster.DeletePod(t.Context(), pod))
 	if _, err := cluster.Client().CoreV1().Pods("pending").Get(t.Context(), "a", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("after its deletion the pod is still there: %v", err)
 	}
@@ -115,9 +103,7 @@ func TestPodWithInitContainersIsPending(t *testing.T) {
 	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{
 		Namespace: "pending", Name: "b", IPs: []string{"10.0.0.8"}, InitContainers: []string{"certs", "more"},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	status := pod.Status
 	if status.Phase != corev1.PodPending || status.PodIP != "10.0.0.8" ||
 		len(status.InitContainerStatuses) != 2 || len(status.ContainerStatuses) != 1 {
@@ -143,13 +129,9 @@ metadata: {name: a, namespace: applied}
 data: {key: %s}
 `
 	for _, value := range []string{"first", "second"} {
-		if err := cluster.Apply(t.Context(), fmt.Appendf(nil, manifests, value)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, cluster.Apply(t.Context(), fmt.Appendf(nil, manifests, value)))
 		got, err := cluster.Client().CoreV1().ConfigMaps("applied").Get(t.Context(), "a", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if got.Data["key"] != value {
 			t.Errorf("key is %q, want %q", got.Data["key"], value)
 		}
@@ -160,9 +142,7 @@ data: {key: %s}
 }
 
 func TestFaultsOfTheAPIServer(t *testing.T) {
-	if err := cluster.EnsureNamespace(t.Context(), "survivor"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cluster.EnsureNamespace(t.Context(), "survivor"))
 	impatient := cluster.Config()
 	impatient.Timeout = 500 * time.Millisecond
 	client := kubernetes.NewForConfigOrDie(impatient)
@@ -193,27 +173,19 @@ func TestFaultsOfTheAPIServer(t *testing.T) {
 func TestSameDirectoryIsSameCluster(t *testing.T) {
 	dir := t.TempDir()
 	first, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir, Detach: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer testenv.StopCluster(dir)
-	if err := first.EnsureNamespace(t.Context(), "kept"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.EnsureNamespace(t.Context(), "kept"))
 	taken, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir, Detach: true})
 	if err != nil {
 		t.Fatalf("taking over what runs: %v", err)
 	}
-	if err := testenv.StopCluster(dir); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, testenv.StopCluster(dir))
 	if err := taken.EnsureNamespace(t.Context(), "b"); err == nil {
 		t.Fatal("the cluster answers after it was put down")
 	}
 	again, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer again.Stop()
 	if _, err := first.Client().CoreV1().Namespaces().Get(t.Context(), "kept", metav1.GetOptions{}); err != nil {
 		t.Errorf("the first cluster's client does not find its namespace in the second: %v", err)
@@ -228,9 +200,7 @@ func TestSameDirectoryIsSameCluster(t *testing.T) {
 func TestContextEndsTheCluster(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	short, err := testenv.StartCluster(ctx, testenv.ClusterOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer short.Stop()
 	cancel()
 	waitUntilGone(t, short.Dir())
@@ -238,13 +208,9 @@ func TestContextEndsTheCluster(t *testing.T) {
 
 func TestKubeconfig(t *testing.T) {
 	config, err := clientcmd.BuildConfigFromFlags("", cluster.Kubeconfig())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	version, err := kubernetes.NewForConfigOrDie(config).Discovery().ServerVersion()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if version.Minor == "" || version.GitVersion == "v0.0.0" {
 		t.Errorf("server's version is %+v, want a real one", version)
 	}
@@ -268,12 +234,8 @@ func TestNothingOutlivesItsProcess(t *testing.T) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), orphanVariable+"="+dir)
 	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, cmd.Start())
 	var line string
 	_, err = fmt.Fscanln(stdout, &line)
 	if killed := cmd.Process.Kill(); killed != nil {
@@ -305,9 +267,7 @@ func waitUntilGone(t *testing.T, dir string) {
 
 func TestSoftHSM(t *testing.T) {
 	token, err := testenv.NewSoftHSM(t.Context(), t.TempDir(), "test")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	slots := func() string {
 		cmd := exec.Command("softhsm2-util", "--show-slots")
 		cmd.Env = append(os.Environ(), token.Env())
@@ -318,15 +278,11 @@ func TestSoftHSM(t *testing.T) {
 	if !has() {
 		t.Fatalf("no token in:\n%s", slots())
 	}
-	if err := token.MoveAway(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, token.MoveAway())
 	if has() {
 		t.Errorf("the token is there after it was moved away:\n%s", slots())
 	}
-	if err := token.MoveBack(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, token.MoveBack())
 	if !has() {
 		t.Errorf("the token is not back:\n%s", slots())
 	}
@@ -343,13 +299,9 @@ func TestAssetsThatLackABinary(t *testing.T) {
 // typhaRequest is what Typha asks for in that pod.
 func typhaRequest(t *testing.T, pod *corev1.Pod) calico.InitContainer {
 	t.Helper()
-	key, err := calico.NewKey("ECDSAWithCurve256")
-	if err != nil {
-		t.Fatal(err)
-	}
 	return calico.InitContainer{
 		Component: calico.OpenSource("cluster.local")[1], Pod: pod,
-		SignerName: "example.com/test", Key: key, SignatureAlgorithm: "ECDSAWithSHA256",
+		SignerName: "example.com/test", Key: calico.NewP256Key(), SignatureAlgorithm: "ECDSAWithSHA256",
 	}
 }
 
@@ -358,13 +310,9 @@ func typhaRequest(t *testing.T, pod *corev1.Pod) calico.InitContainer {
 func ask(t *testing.T, token string, pod *corev1.Pod) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(cluster.ConfigFor(token))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	request, err := typhaRequest(t, pod).Submit(t.Context(), client)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return request
 }
 
@@ -372,13 +320,9 @@ func ask(t *testing.T, token string, pod *corev1.Pod) *certificatesv1.Certificat
 // that takes its place.
 func TestRefusalReachesCalico(t *testing.T) {
 	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "calico-system", Name: "refused", ServiceAccount: "calico-typha", IPs: []string{"10.0.0.8"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	token, err := cluster.TokenFor(t.Context(), pod)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	client := kubernetes.NewForConfigOrDie(cluster.ConfigFor(token))
 	earlier := ask(t, token, pod)
 	later := ask(t, token, pod)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 // What a token puts in the place of the system's goes with it, also when the process that
@@ -22,24 +24,16 @@ func TestReplacedFilesComeBack(t *testing.T) {
 		}
 	}
 	for _, before := range []string{"the system's", ""} {
-		if err := os.RemoveAll(path); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.RemoveAll(path))
 		if before != "" {
-			if err := put(before)(); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, put(before)())
 		}
 		killed, next := &Token{Name: "killed"}, &Token{Name: "next"}
 		for _, token := range []*Token{killed, next} {
-			if err := token.replace(path, put(token.Name)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, token.replace(path, put(token.Name)))
 			require(token.Name)
 		}
-		if err := next.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, next.Close())
 		require(before)
 	}
 }
@@ -65,17 +59,13 @@ func TestClaimIsForOne(t *testing.T) {
 	const name = "test-of-claims"
 	t.Cleanup(func() { os.Remove(filepath.Join(os.TempDir(), "hsm-signer-"+name+".lock")) })
 	first, second := &Token{Name: "first"}, &Token{Name: "second"}
-	if err := first.claim(t.Context(), name); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.claim(t.Context(), name))
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := second.claim(ended, name); err == nil {
 		t.Error("both have it")
 	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.Close())
 	if err := second.claim(t.Context(), name); err != nil {
 		t.Errorf("the first has given it back: %v", err)
 	}

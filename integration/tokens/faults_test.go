@@ -15,6 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -66,7 +67,7 @@ func TestFaults(t *testing.T) {
 	})
 	t.Logf("%s", results)
 	if file := os.Getenv(faultsVariable); file != "" && !t.Failed() {
-		must(t, os.WriteFile(file, []byte(results.markdown()), 0o644))
+		must.OK(t, os.WriteFile(file, []byte(results.markdown()), 0o644))
 	}
 }
 
@@ -257,7 +258,7 @@ func daemonGone(tr *trial) {
 			continue
 		}
 		if fault.begin != nil {
-			must(tr.t, fault.begin())
+			must.OK(tr.t, fault.begin())
 		}
 		var rules []pkcs11shim.Rule
 		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only who begins anew misses its daemon
@@ -270,7 +271,7 @@ func daemonGone(tr *trial) {
 // filesGone is a token whose files are taken away and come back, while it is connected to anew.
 func filesGone(tr *trial) {
 	before := tr.key.Load().Stats().Connections
-	must(tr.t, tr.token.MoveAway())
+	must.OK(tr.t, tr.token.MoveAway())
 	tr.befall("the token's files moved away and back", func() error {
 		begun := tr.until(func() bool {
 			return tr.key.Load().Ready(tr.t.Context()) != nil || tr.key.Load().Stats().Connections > before
@@ -282,7 +283,7 @@ func filesGone(tr *trial) {
 // pinRefused is a PIN that will not do: it is tried once, and then waited for another.
 func pinRefused(tr *trial) {
 	tr.key.Load().Close()
-	must(tr.t, tr.token.Unlock(tr.t.Context())) // a TPM that was killed counts that too
+	must.OK(tr.t, tr.token.Unlock(tr.t.Context())) // a TPM that was killed counts that too
 	tr.pinFault("wrong PIN, until its source has the right one", nil)
 	tr.pinChanged()
 	tr.pinLocked()
@@ -292,7 +293,7 @@ func pinRefused(tr *trial) {
 // pinRefusedLate is a wrong PIN that the token refuses after the login was given up.
 func pinRefusedLate(tr *trial) {
 	tr.key.Load().Close()
-	must(tr.t, tr.token.Unlock(tr.t.Context()))
+	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
 	tr.pinFault("wrong PIN that is refused too late, until its source has the right one", func() error {
 		return tr.until(func() bool {
 			return len(tr.calls().Of(pkcs11shim.Login).Hanging()) > 0 && tr.key.Load().Stats().Abandoned > 0
@@ -314,7 +315,7 @@ func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11sh
 		return err
 	}, rules...)
 	tr.requireRefusals(fault, 1)
-	must(tr.t, tr.token.Unlock(tr.t.Context()))
+	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
 }
 
 // requireRefusals requires that the token refused so many calls of C_Login for the PIN.
@@ -345,7 +346,7 @@ func (tr *trial) refused() error {
 // was initialised anew: some go by the old one until then.
 func (tr *trial) pinChanged() {
 	const fault, fresh = "PIN changed on the token, login lost, then changed in its source", "86420864"
-	must(tr.t, tr.key.Load().Ready(tr.t.Context()))
+	must.OK(tr.t, tr.key.Load().Ready(tr.t.Context()))
 	changePIN(tr.t, tr.token, fresh)
 	tr.quiet()
 	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 || tr.calls().Count(pkcs11shim.Login) > 0 {
@@ -365,7 +366,7 @@ func (tr *trial) pinChanged() {
 	tr.requireRefusals(fault+", and lost again", 0)
 	tr.token.PIN = fresh
 	tr.key.Load().Close()
-	must(tr.t, tr.token.Unlock(tr.t.Context()))
+	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
 }
 
 // pinLocked is a token that somebody locked: it is not asked for a login where its flags show that, and once

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -41,12 +42,12 @@ func TestTestSignaturesAreAnnounced(t *testing.T) {
 			t.Errorf("%d signatures, although none could be recorded:\n%s", n, calls(t, s))
 		}
 		refused, announced, before = nil, nil, nil
-		must(t, sign())
+		must.OK(t, sign())
 		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 2 || !slices.Equal(announced, []hsm.ProbeTime{hsm.ProbeReady}) || !slices.Equal(before, []int{0}) {
 			t.Errorf("%d signatures; announced were %v, before which there were %v", n, announced, before)
 		}
 		for range 20 { // who asks all the time has nothing signed
-			must(t, key.Look(t.Context()))
+			must.OK(t, key.Look(t.Context()))
 		}
 		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 2 {
 			t.Errorf("%d signatures", n)

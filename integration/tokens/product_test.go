@@ -10,6 +10,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -18,7 +19,7 @@ import (
 func behind(t *testing.T, token *tokens.Token) *pkcs11shim.Shim {
 	t.Helper()
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
-	must(t, err)
+	must.OK(t, err)
 	for _, variable := range s.Env() {
 		setenv(t, variable)
 	}
@@ -28,7 +29,7 @@ func behind(t *testing.T, token *tokens.Token) *pkcs11shim.Shim {
 func newKey(t *testing.T, config hsm.Config, public crypto.PublicKey) *hsm.Key {
 	t.Helper()
 	key, err := hsm.NewKey(config, public)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(key.Close)
 	return key
 }
@@ -36,7 +37,7 @@ func newKey(t *testing.T, config hsm.Config, public crypto.PublicKey) *hsm.Key {
 func calls(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := s.Calls()
-	must(t, err)
+	must.OK(t, err)
 	return calls
 }
 
@@ -76,7 +77,7 @@ func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		for keyType := range token.Can.Refuses {
 			ceremony, err := hsm.OpenCeremony(t.Context(), config(token, "refused-"+keyType))
-			must(t, err)
+			must.OK(t, err)
 			_, err = ceremony.Generate(t.Context(), keyType)
 			ceremony.Close()
 			if err == nil || !strings.Contains(err.Error(), "hoose another --key-type") && !strings.Contains(err.Error(), "The token holds a key") {
@@ -90,9 +91,9 @@ func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 func hold(t *testing.T, c hsm.Config, do func(*hsm.Ceremony) (hsm.KeyPair, error)) hsm.KeyPair {
 	t.Helper()
 	ceremony, err := hsm.OpenCeremony(t.Context(), c)
-	must(t, err)
+	must.OK(t, err)
 	defer ceremony.Close()
 	pair, err := do(ceremony)
-	must(t, err)
+	must.OK(t, err)
 	return pair
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -35,12 +36,12 @@ func requireUnder(t *testing.T, s *pkcs11shim.Shim, rule pkcs11shim.Rule) {
 func TestTextsThatEndWithNUL(t *testing.T) {
 	s, c, public := quirky(t, "ecdsa-p256")
 	for _, rule := range []pkcs11shim.Rule{pkcs11shim.PadWithNUL(), pkcs11shim.PadWithRubbish()} {
-		must(t, s.Rules(rule))
+		must.OK(t, s.Rules(rule))
 		for _, padding := range []string{"", "%00%00", "%20%20", "%00%23%23"} {
 			uri, err := hsm.ParseURI("pkcs11:model=SoftHSM%20v2" + padding + ";token=" + c.Token.Label + padding)
-			must(t, err)
+			must.OK(t, err)
 			c.Token = hsm.TokenID{Label: uri.Token, Model: uri.Model}
-			must(t, newKey(t, c, public).Ready(t.Context()))
+			must.OK(t, newKey(t, c, public).Ready(t.Context()))
 		}
 		requireUnder(t, s, rule)
 	}
@@ -60,7 +61,7 @@ func TestSignaturesInTheWrongForm(t *testing.T) {
 		{"ed25519", "it has 63 bytes, and PKCS#11 wants 64", pkcs11shim.SignShort()},
 	} {
 		s, c, public := quirky(t, q.keyType)
-		must(t, s.Rules(q.rule))
+		must.OK(t, s.Rules(q.rule))
 		key := newKey(t, c, public)
 		steps := hsm.Check(t.Context(), c, public, hsm.CheckOptions{})
 		for _, err := range []error{key.Ready(t.Context()), steps[len(steps)-1].Err} {
@@ -77,8 +78,8 @@ func TestSignaturesInTheWrongForm(t *testing.T) {
 func TestOneSignatureInTheWrongForm(t *testing.T) {
 	s, c, public := quirky(t, "ecdsa-p256")
 	key := newKey(t, c, public)
-	must(t, key.Ready(t.Context()))
-	must(t, errors.Join(s.Rules(pkcs11shim.SignShort().Times(2)), s.Forget()))
+	must.OK(t, key.Ready(t.Context()))
+	must.OK(t, errors.Join(s.Rules(pkcs11shim.SignShort().Times(2)), s.Forget()))
 	requireSignatures(t, key, public)
 	requireUnder(t, s, pkcs11shim.SignShort())
 	if n := calls(t, s).Count(pkcs11shim.Login); n != 0 {
@@ -91,7 +92,7 @@ func TestPointsOfModules(t *testing.T) {
 	for _, keyType := range []string{"ed25519", "ecdsa-p256", "ecdsa-p521"} {
 		s, c, public := quirky(t, keyType)
 		for _, rule := range []pkcs11shim.Rule{pkcs11shim.BarePoint(), pkcs11shim.PointInBits()} {
-			must(t, s.Rules(rule))
+			must.OK(t, s.Rules(rule))
 			pair := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
 			if !reflect.DeepEqual(pair.Public, public) {
 				t.Errorf("%s, %s: read %v", keyType, rule, pair.Public)

@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -84,8 +85,8 @@ func TestHangingTokenIsProbedOnce(t *testing.T) {
 	if calls, most := tr.calls(), attemptsWithin(begun); len(calls.Hanging()) > most {
 		t.Errorf("%d calls hang, want %d at most:\n%s", len(calls.Hanging()), most, calls)
 	}
-	must(t, tr.shim.Rules())
-	must(t, tr.until(func() bool { return tr.key.Load().Ready(t.Context()) == nil }))
+	must.OK(t, tr.shim.Rules())
+	must.OK(t, tr.until(func() bool { return tr.key.Load().Ready(t.Context()) == nil }))
 	tr.quiet()
 }
 
@@ -95,13 +96,13 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 	tr.key.Load().Close()
 	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login))
 	tr.open()
-	must(t, tr.until(func() bool {
+	must.OK(t, tr.until(func() bool {
 		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) && tr.calls().Count(pkcs11shim.OpenSession) >= 4
 	}))
 	if made, counted := tr.calls().Count(pkcs11shim.Login), tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
 		t.Errorf("C_Login was called %d times, and counted %d times", made, counted)
 	}
-	must(t, tr.shim.Rules())
+	must.OK(t, tr.shim.Rules())
 	tr.quiet()
 }
 
@@ -120,7 +121,7 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	if n < 3 || n > most {
 		t.Errorf("C_Login was called %d times, want %d at most:\n%s", n, most, tr.calls())
 	}
-	must(t, tr.shim.Rules())
+	must.OK(t, tr.shim.Rules())
 	if o := tr.storm(nil); o.lost > 0 {
 		t.Errorf("and then: %+v", o)
 	}
@@ -141,7 +142,7 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 		tr.quiet(pkcs11shim.Fail(pkcs11shim.Login, c.code))
 		tr.open()
 		looks := 0
-		must(t, tr.until(func() bool {
+		must.OK(t, tr.until(func() bool {
 			if err := tr.key.Load().Ready(t.Context()); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), nameOf(c.code)) && c.code < pkcs11.CKR_VENDOR_DEFINED {
 				t.Errorf("%s: %v", nameOf(c.code), err)
 			}
@@ -160,14 +161,14 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	tr.key.Load().Close()
 	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login), pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR))
 	tr.open()
-	must(t, tr.shim.Rules(pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR)))
+	must.OK(t, tr.shim.Rules(pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR)))
 	says := func() bool {
 		err := tr.key.Load().Ready(t.Context())
 		return errors.Is(err, hsm.ErrUnavailable) && strings.Contains(err.Error(), "CKR_GENERAL_ERROR")
 	}
-	must(t, tr.until(says))
+	must.OK(t, tr.until(says))
 	looks := 0
-	must(t, tr.until(func() bool { looks++; return !says() || looks == 40 }))
+	must.OK(t, tr.until(func() bool { looks++; return !says() || looks == 40 }))
 	if n := tr.calls().Count(pkcs11shim.Login); n != 1 || looks != 40 {
 		t.Errorf("C_Login was called %d times, and look %d said something else", n, looks)
 	}
@@ -192,7 +193,7 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.key.Load().Close()
 	_, err := tr.token.Generate("rsa-2048", "ca", []byte{3})
-	must(t, err)
+	must.OK(t, err)
 	for _, most := range []uint{1, 2, 32} {
 		tr.quiet(pkcs11shim.FindAtMost(most))
 		c := config(tr.token, "ca")
@@ -214,9 +215,9 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 	s := behind(t, token)
 	c := config(token, "ca")
 	c.Module, c.Token = s.Module, hsm.TokenID{Slot: &slot}
-	must(t, s.Rules(pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR).From(2)))
+	must.OK(t, s.Rules(pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR).From(2)))
 	key := newKey(t, c, public)
-	must(t, key.Look(t.Context()))
+	must.OK(t, key.Look(t.Context()))
 	key.Close()
 	nowhere := slot + 4711
 	c.Token.Slot = &nowhere
@@ -229,12 +230,12 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 func TestPINThatExpiresInUse(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.quiet(pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
-	must(t, tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
-	must(t, tr.refused())
+	must.OK(t, tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
+	must.OK(t, tr.refused())
 	if n := tr.calls().Count(pkcs11shim.Login); n != 0 {
 		t.Errorf("C_Login was called %d times:\n%s", n, tr.calls())
 	}
-	must(t, tr.shim.Rules())
+	must.OK(t, tr.shim.Rules())
 	requireSignatures(t, tr.key.Load(), tr.public)
 }
 

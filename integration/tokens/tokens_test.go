@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/tokens"
 )
 
@@ -33,7 +34,7 @@ func forEach(t *testing.T, test func(*testing.T, *tokens.Token)) {
 func fresh(t *testing.T, kind tokens.Kind) *tokens.Token {
 	t.Helper()
 	token, err := kind.New(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := token.Close(); err != nil {
 			t.Error(err)
@@ -49,13 +50,6 @@ func setenv(t *testing.T, variable string) {
 	t.Helper()
 	name, value, _ := strings.Cut(variable, "=")
 	t.Setenv(name, value)
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // config is the product's, for a key of that label.
@@ -88,9 +82,9 @@ func TestKeys(t *testing.T) {
 					}
 					return
 				}
-				must(t, err)
+				must.OK(t, err)
 				key, err := hsm.NewKey(config(token, keyType), public)
-				must(t, err)
+				must.OK(t, err)
 				defer key.Close()
 				requireProof(t, token, key)
 				requireSignatures(t, key, public)
@@ -104,7 +98,7 @@ func TestKeys(t *testing.T) {
 func requireProof(t *testing.T, token *tokens.Token, key *hsm.Key) {
 	t.Helper()
 	proof, err := key.Proof(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	if !proof.Holds() {
 		t.Errorf("the key could leave: %s", proof)
 	}
@@ -121,7 +115,7 @@ func requireSignatures(t *testing.T, key *hsm.Key, public crypto.PublicKey) {
 	digest := sha256.Sum256([]byte("to be signed"))
 	sign := func(opts crypto.SignerOpts) []byte {
 		signature, err := key.Signer(t.Context()).Sign(nil, digest[:], opts)
-		must(t, err)
+		must.OK(t, err)
 		return signature
 	}
 	switch public := public.(type) {
@@ -153,9 +147,9 @@ func newApplication(t *testing.T, token *tokens.Token) *application {
 	t.Helper()
 	a := &application{token: token}
 	t.Cleanup(a.unload)
-	must(t, a.load(t))
+	must.OK(t, a.load(t))
 	slots, err := a.GetSlotList(true)
-	must(t, err)
+	must.OK(t, err)
 	i := slices.IndexFunc(slots, func(slot uint) bool {
 		info, err := a.GetTokenInfo(slot)
 		return err == nil && strings.TrimRight(info.Label, " \x00") == token.Label
@@ -187,7 +181,7 @@ func (a *application) unload() {
 func (a *application) open(t *testing.T) pkcs11.SessionHandle {
 	t.Helper()
 	session, err := a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
-	must(t, err)
+	must.OK(t, err)
 	return session
 }
 
@@ -199,7 +193,7 @@ func TestWrongPIN(t *testing.T) {
 		for _, want := range append(token.Can.WrongPINs, token.Can.WrongPINs[len(token.Can.WrongPINs)-1]) {
 			got := code(t, a.Login(session, pkcs11.CKU_USER, "00000000"))
 			info, err := a.GetTokenInfo(a.slot)
-			must(t, err)
+			must.OK(t, err)
 			if got != want.Code || info.Flags&pinFlags != want.Flags {
 				t.Errorf("%v and flags %#x, want %v and %#x", pkcs11.Error(got), info.Flags&pinFlags, pkcs11.Error(want.Code), want.Flags)
 			}
@@ -216,7 +210,7 @@ func TestSessions(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		a := newApplication(t, token)
 		info, err := a.GetTokenInfo(a.slot)
-		must(t, err)
+		must.OK(t, err)
 		if info.MaxSessionCount != token.Can.Sessions {
 			t.Errorf("it says that it allows %d sessions, want %d", info.MaxSessionCount, token.Can.Sessions)
 		}
@@ -240,7 +234,7 @@ func TestSessions(t *testing.T) {
 func generateRSA(t *testing.T, token *tokens.Token, label string) crypto.PublicKey {
 	t.Helper()
 	public, err := token.Generate("rsa-2048", label, []byte{1})
-	must(t, err)
+	must.OK(t, err)
 	return public
 }
 
@@ -248,10 +242,10 @@ func generateRSA(t *testing.T, token *tokens.Token, label string) crypto.PublicK
 func (a *application) loggedIn(t *testing.T) (pkcs11.SessionHandle, pkcs11.ObjectHandle) {
 	t.Helper()
 	session := a.open(t)
-	must(t, a.Login(session, pkcs11.CKU_USER, a.token.PIN))
-	must(t, a.FindObjectsInit(session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
+	must.OK(t, a.Login(session, pkcs11.CKU_USER, a.token.PIN))
+	must.OK(t, a.FindObjectsInit(session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
 	keys, _, err := a.FindObjects(session, 2)
-	must(t, errors.Join(err, a.FindObjectsFinal(session)))
+	must.OK(t, errors.Join(err, a.FindObjectsFinal(session)))
 	if len(keys) != 1 {
 		t.Fatalf("found %d private keys, want one", len(keys))
 	}
@@ -286,25 +280,25 @@ func TestDaemonDies(t *testing.T) {
 		generateRSA(t, token, "k")
 		a := newApplication(t, token)
 		session, key := a.loggedIn(t)
-		must(t, a.sign(session, key))
+		must.OK(t, a.sign(session, key))
 		lost := func(when string) {
 			requireCode(t, "signature "+when, a.sign(session, key), token.Can.Lost.Sign)
 			_, err := a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
 			requireCode(t, "C_OpenSession "+when, err, token.Can.Lost.OpenSession)
 		}
-		must(t, token.Kill())
+		must.OK(t, token.Kill())
 		lost("while it is gone")
-		must(t, token.Start(t.Context()))
+		must.OK(t, token.Start(t.Context()))
 		lost("when it is back")
 
-		must(t, token.Kill())
+		must.OK(t, token.Kill())
 		a.unload()
 		requireCode(t, "C_Initialize while it is gone", a.load(t), token.Can.Lost.Initialize)
 		a.unload()
-		must(t, token.Start(t.Context()))
-		must(t, a.load(t))
+		must.OK(t, token.Start(t.Context()))
+		must.OK(t, a.load(t))
 		session, key = a.loggedIn(t)
-		must(t, a.sign(session, key))
+		must.OK(t, a.sign(session, key))
 	})
 }
 
@@ -317,15 +311,15 @@ func TestDaemonHangs(t *testing.T) {
 		generateRSA(t, token, "k")
 		a := newApplication(t, token)
 		session, key := a.loggedIn(t)
-		must(t, token.Pause())
+		must.OK(t, token.Pause())
 		signed := make(chan error, 1)
 		go func() { signed <- a.sign(session, key) }()
 		if token.Can.Lost.Sign == pkcs11.CKR_OK {
-			must(t, <-signed) // it does not need its daemon
-			must(t, token.Continue())
+			must.OK(t, <-signed) // it does not need its daemon
+			must.OK(t, token.Continue())
 			return
 		}
-		must(t, token.Continue())
-		must(t, <-signed)
+		must.OK(t, token.Continue())
+		must.OK(t, <-signed)
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
 )
@@ -50,10 +51,10 @@ func newTrial(t *testing.T, token *tokens.Token, results *table) *trial {
 	t.Helper()
 	public := generateRSA(t, token, "ca")
 	_, err := token.Generate("rsa-2048", "other", []byte{2})
-	must(t, err)
+	must.OK(t, err)
 	a := newApplication(t, token)
 	info, err := a.GetInfo()
-	must(t, err)
+	must.OK(t, err)
 	a.unload()
 	maker := strings.TrimRight(info.ManufacturerID, " \x00")
 	results.describe(token.Name, fmt.Sprintf("%s by %s, version %d.%d", strings.TrimRight(info.LibraryDescription, " \x00"), maker, info.LibraryVersion.Major, info.LibraryVersion.Minor))
@@ -84,7 +85,7 @@ func (tr *trial) open() {
 	c := config(tr.token, "ca")
 	c.Module, c.Library.Manufacturer, c.PIN, c.Timeout, c.MaxSessions = tr.shim.Module, tr.maker, tr.pin.get, tr.timeout, callers
 	key, err := hsm.NewKey(c, tr.public)
-	must(tr.t, err)
+	must.OK(tr.t, err)
 	tr.key.Store(key)
 	if err := key.Ready(tr.t.Context()); err != nil && !errors.Is(err, hsm.ErrPIN) && !errors.Is(err, hsm.ErrUnavailable) {
 		tr.t.Error(err)
@@ -120,8 +121,8 @@ func (tr *trial) until(what func() bool) error {
 // in force.
 func (tr *trial) quiet(rules ...pkcs11shim.Rule) {
 	tr.t.Helper()
-	must(tr.t, tr.until(func() bool { return tr.key.Load().Stats().Hanging == 0 }))
-	must(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
+	must.OK(tr.t, tr.until(func() bool { return tr.key.Load().Stats().Hanging == 0 }))
+	must.OK(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
 }
 
 // befall lets requests come in while a fault is there, has heal end it when it has shown itself, and requires that
@@ -152,7 +153,7 @@ func (tr *trial) measure(fault string, heal func() error) outcome {
 	tr.t.Helper()
 	tr.restarted = false
 	o := tr.storm(heal)
-	must(tr.t, tr.shim.Rules())
+	must.OK(tr.t, tr.shim.Rules())
 	o.logins, o.restarted = tr.calls().Count(pkcs11shim.Login), tr.restarted
 	tr.results.add(fault, tr.token.Name, o)
 	if o.lost > 0 || o.wrong > 0 {
@@ -257,22 +258,22 @@ func changePIN(t *testing.T, token *tokens.Token, fresh string) {
 	module := pkcs11.New(token.Module)
 	defer module.Destroy()
 	if err := module.Initialize(); code(t, err) == pkcs11.CKR_OK {
-		defer func() { must(t, module.Finalize()) }()
+		defer func() { must.OK(t, module.Finalize()) }()
 	}
 	slots, err := module.GetSlotList(true)
-	must(t, err)
+	must.OK(t, err)
 	for _, slot := range slots {
 		info, err := module.GetTokenInfo(slot)
-		must(t, err)
+		must.OK(t, err)
 		if strings.TrimRight(info.Label, " \x00") != token.Label {
 			continue
 		}
 		session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		must(t, err)
+		must.OK(t, err)
 		if err := module.Login(session, pkcs11.CKU_USER, token.PIN); code(t, err) != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
-			must(t, err)
+			must.OK(t, err)
 		}
-		must(t, module.SetPIN(session, token.PIN, fresh))
-		must(t, module.CloseSession(session))
+		must.OK(t, module.SetPIN(session, token.PIN, fresh))
+		must.OK(t, module.CloseSession(session))
 	}
 }

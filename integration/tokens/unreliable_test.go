@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 )
 
@@ -33,12 +34,12 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 	}
 	for _, rule := range passing()[1:] {
 		tr.quiet(pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_DEVICE_REMOVED))
-		must(t, tr.until(func() bool { return errors.Is(sign(), hsm.ErrUnavailable) }))
-		must(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
+		must.OK(t, tr.until(func() bool { return errors.Is(sign(), hsm.ErrUnavailable) }))
+		must.OK(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
 		signs := func() bool {
 			err := sign()
 			if err != nil && len(tr.calls()) > 0 { // the fault has come, and the next attempt meets another
-				must(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
+				must.OK(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
 			}
 			return err == nil
 		}
@@ -90,7 +91,7 @@ func TestCreditDoesNotPayForLogins(t *testing.T) {
 		if n := tr.calls().Count(pkcs11shim.Login); n != 1 {
 			t.Errorf("%s: C_Login was called %d times, want 1:\n%s", nameOf(code), n, tr.calls())
 		}
-		must(t, tr.shim.Rules())
+		must.OK(t, tr.shim.Rules())
 		tr.restart()
 	}
 }

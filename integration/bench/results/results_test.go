@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"hsm-signer/integration/must"
 )
 
 func TestOf(t *testing.T) {
@@ -30,14 +32,10 @@ func TestMergeReplacesOnlyWhatWasMeasured(t *testing.T) {
 		{"b": Of(1), "a": Of(1, 2, 3)},
 		{"c": Of(0.5), "b": Of(2, 4)},
 	} {
-		if err := Merge(path, measured); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, Merge(path, measured))
 	}
 	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	const want = `{
   "a": {"median":2,"min":1,"max":3,"n":3},
   "b": {"median":3,"min":2,"max":4,"n":2},
@@ -63,9 +61,7 @@ func TestMergeKeepsWhatItCannotRead(t *testing.T) {
 		{`{"a": {"mean": 1}}`, Of(1)},
 		{`{}`, Of(math.NaN())},
 	} {
-		if err := os.WriteFile(path, []byte(test.old), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(path, []byte(test.old), 0o644))
 		if err := Merge(path, map[string]Figure{"b": test.measured}); err == nil {
 			t.Errorf("%s and %v: no error", test.old, test.measured)
 		}
@@ -79,13 +75,9 @@ func TestMergeKeepsWhatItCannotRead(t *testing.T) {
 func TestFileOfTheRepository(t *testing.T) {
 	path := filepath.Join("..", "results.json")
 	all, err := read(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text, err := render(all)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if now, err := os.ReadFile(path); err != nil || string(now) != string(text) {
 		t.Errorf("%s is not as Merge writes it: %v; want\n%s", path, err, text)
 	}
