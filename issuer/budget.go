@@ -50,7 +50,7 @@ func (b *budget) begin(recent []journal.Recent, now time.Time) {
 		defer b.mu.Unlock()
 		for _, r := range recent {
 			// clocks may have been set back
-			e := newEntry(r.UID, r.Rule, policy.SpenderOf(policy.Requester(r.Requester)), earliest(r.At, now))
+			e := newEntry(r.UID, r.Rule, policy.SpenderOf(r.Requester), earliest(r.At, now))
 			b.entries = append(b.entries, e)
 			b.count(e, 1)
 		}

@@ -190,7 +190,7 @@ rules:
 		g, granted := p.Decide(policy.NewRequest(policy.Submission{
 			UID: uid, PEM: pkcs10test.Request{DNSNames: []string{"one"}}.PEM(t), Usages: []policy.Usage{policy.DigitalSignature},
 			Requester: policy.Requester{Username: "oidc:\x1b[2Jx\nFake: line"},
-		})).(*policy.Grant)
+		}), policy.Facts{}).(*policy.Grant)
 		if !granted {
 			t.Fatal("not granted")
 		}

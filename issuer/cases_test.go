@@ -51,8 +51,9 @@ func decideRequest(ca *CA, p *policy.Policy, uid string, usages []policy.Usage, 
 			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {"pu"}},
 		},
 	})
-	r.Pods = []policy.Pod{{Namespace: "edge", Name: "p", UID: "pu", ServiceAccount: "gw", IPs: []netip.Addr{podIP}}}
-	verdict := policy.Examined(p.Decide(r))
+	query, _ := r.PodQuery()
+	facts := query.Found(policy.Pod{Namespace: "edge", Name: "p", UID: "pu", ServiceAccount: "gw", IPs: []netip.Addr{podIP}})
+	verdict := policy.Examined(p.Decide(r, facts))
 	if g, granted := verdict.(*policy.Grant); granted {
 		if refusal := Lint(ca, g); refusal != nil {
 			return refusal

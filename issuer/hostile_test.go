@@ -29,7 +29,7 @@ func TestNothingThatWasNotCheckedIsIssued(t *testing.T) {
 	for n, s := range hostile.Samples(t) {
 		verdict := policy.Examined(everything.Decide(policy.NewRequest(policy.Submission{
 			UID: fmt.Sprint(n), PEM: s.PEM, Usages: usages, Requester: policy.Requester{Username: "anybody"},
-		})))
+		}), policy.Facts{}))
 		g, granted := verdict.(*policy.Grant)
 		switch {
 		case granted && s.Verdict == hostile.Reject:

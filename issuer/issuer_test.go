@@ -155,8 +155,8 @@ func grantTo(t testing.TB, p *policy.Policy, account, podUID, uid string, lifeti
 			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {podUID}},
 		},
 	})
-	r.Pods = []policy.Pod{{Namespace: namespace, Name: "p", UID: podUID, ServiceAccount: name, IPs: []netip.Addr{podIP}}}
-	verdict := p.Decide(r)
+	query, _ := r.PodQuery()
+	verdict := p.Decide(r, query.Found(policy.Pod{Namespace: namespace, Name: "p", UID: podUID, ServiceAccount: name, IPs: []netip.Addr{podIP}}))
 	g, ok := verdict.(*policy.Grant)
 	if !ok {
 		t.Fatalf("the request was not granted: %v", verdict)

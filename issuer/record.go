@@ -102,7 +102,7 @@ func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate
 		return err
 	}
 	err = i.journal.Append(ctx, journal.Intent{
-		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(), Requester: journal.Requester(grant.Requester()),
+		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(), Requester: grant.Requester(),
 		RequestSHA256: grant.RequestSHA256(), Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
 		Serial: journal.FormatSerial(former.SerialNumber), TBS: c.TBS.FullBytes,
 	})

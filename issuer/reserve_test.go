@@ -52,11 +52,12 @@ func newPods(t *testing.T, p *policy.Policy, namespace, account string, names ..
 func (s *pods) ask(t *testing.T, b *budget, pod string, now time.Time) (over string) {
 	t.Helper()
 	live := policy.Pod{Namespace: s.namespace, Name: "p", UID: pod, ServiceAccount: s.account, IPs: []netip.Addr{podIP}}
-	s.request.UID, s.request.Pods = "request of "+pod, []policy.Pod{live}
-	s.request.Requester = s.request.Requester.Bound(live)
-	g, ok := s.policy.Decide(s.request).(*policy.Grant)
+	s.request.UID, s.request.Requester = "request of "+pod, s.request.Requester.Bound(live)
+	query, _ := s.request.PodQuery()
+	verdict := s.policy.Decide(s.request, query.Found(live))
+	g, ok := verdict.(*policy.Grant)
 	if !ok {
-		t.Fatalf("%s/%s is not granted: %v", s.namespace, s.account, s.policy.Decide(s.request))
+		t.Fatalf("%s/%s is not granted: %v", s.namespace, s.account, verdict)
 	}
 	err, spent := b.reserve(g, now), (*policy.OverBudget)(nil)
 	if errors.As(err, &spent) {
@@ -74,7 +75,7 @@ func flood(certificates int, now time.Time) (recent []journal.Recent) {
 		namespace := fmt.Sprint("tenant-", i%1000)
 		recent = append(recent, journal.Recent{
 			At: now.Add(-time.Minute), UID: fmt.Sprint("tenant ", i), Rule: "tenants",
-			Requester: journal.Requester{
+			Requester: policy.Requester{
 				Username: "system:serviceaccount:" + namespace + ":web",
 				Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace},
 			},

@@ -39,7 +39,7 @@ import (
 type Decider interface {
 	// Knows reports whether any request of the requester may be granted.
 	Knows(requester policy.Requester) bool
-	Decide(r *policy.Request) policy.Verdict
+	Decide(r *policy.Request, facts policy.Facts) policy.Verdict
 }
 
 // An Issuer makes certificates.

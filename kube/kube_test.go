@@ -21,7 +21,7 @@ func condition(kind certificatesv1.RequestConditionType, status corev1.Condition
 
 // What a decision may see of a pod is taken from it, with what an address is worth.
 func TestFactsOfAPod(t *testing.T) {
-	got := factsOf(&corev1.Pod{
+	got := podOf(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u"},
 		Spec:       corev1.PodSpec{ServiceAccountName: "sa", NodeName: "n-1", HostNetwork: true},
 		Status:     corev1.PodStatus{Phase: corev1.PodFailed, PodIP: "10.0.0.7"},

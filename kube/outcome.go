@@ -51,7 +51,7 @@ func (c *Controller) endedShadow(csr *certificatesv1.CertificateSigningRequest, 
 		c.ended(csr, ResultWouldIssue, v.Rule(), "")
 	case *policy.Refusal:
 		c.ended(csr, ResultWouldDeny, v.Rule(), v.String())
-	case *policy.NotYet:
+	case *policy.Waiting:
 		c.ended(csr, ResultWaiting, v.Rule, v.Missing)
 	}
 }

@@ -18,7 +18,7 @@ import (
 
 // podsRead is what one read of pods returned.
 type podsRead struct {
-	facts        []policy.Pod
+	facts        policy.Facts
 	initializing bool          // an init container of one of them has not ended yet
 	took         time.Duration // the call; 0 if there was none
 }
@@ -32,10 +32,12 @@ func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuer
 		return podsRead{}, err
 	}
 	read.took = time.Since(began)
+	found := make([]policy.Pod, 0, len(pods))
 	for i := range pods {
-		read.facts = append(read.facts, factsOf(&pods[i]))
+		found = append(found, podOf(&pods[i]))
 		read.initializing = read.initializing || isInitializing(&pods[i])
 	}
+	read.facts = q.Found(found...)
 	return read, nil
 }
 
@@ -82,8 +84,8 @@ func IsSidecar(container corev1.Container) bool {
 	return container.RestartPolicy != nil && *container.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
-func factsOf(pod *corev1.Pod) policy.Pod {
-	facts := policy.Pod{
+func podOf(pod *corev1.Pod) policy.Pod {
+	p := policy.Pod{
 		Namespace:      pod.Namespace,
 		Name:           pod.Name,
 		UID:            string(pod.UID),
@@ -99,8 +101,8 @@ func factsOf(pod *corev1.Pod) policy.Pod {
 	}
 	for _, ip := range ips {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {
-			facts.IPs = append(facts.IPs, addr.Unmap())
+			p.IPs = append(p.IPs, addr.Unmap())
 		}
 	}
-	return facts
+	return p
 }

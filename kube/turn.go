@@ -113,7 +113,7 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 		return c.granted(ctx, csr, was, v)
 	case *policy.Refusal:
 		return c.refused(ctx, csr, was, v)
-	case *policy.NotYet:
+	case *policy.Waiting:
 		c.Logger.Info("waiting for a fact", "request", csr.Name, "uid", csr.UID, "rule", v.Rule, "missing", v.Missing)
 		c.ended(csr, ResultWaiting, v.Rule, v.Missing)
 		return errLookAgain
@@ -163,7 +163,7 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.Names())
 	case *policy.Refusal:
 		log.Warn("shadow: would refuse", "reasons", v.String())
-	case *policy.NotYet:
+	case *policy.Waiting:
 		if stateOf(csr) == pending {
 			return errLookAgain
 		}
@@ -176,22 +176,16 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 func decide(ctx context.Context, client kubernetes.Interface, decider Decider,
 	csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, podsRead, error) {
 	request := policy.NewRequest(Submission(csr))
-	known := decider.Knows(request.Requester)
 	var pods podsRead
-	if known { // for others it would cost a look at the request, and a call
+	if decider.Knows(request.Requester) { // for others it would cost parsing the request, and a call
 		if query, ok := request.PodQuery(); ok {
 			var err error
 			if pods, err = findPods(ctx, client, query); err != nil {
 				return nil, podsRead{}, err
 			}
-			request.Pods = pods.facts
 		}
 	}
-	verdict := decider.Decide(request)
-	if refusal, is := verdict.(*policy.Refusal); !known && !(is && refusal.OfStranger()) {
-		return nil, podsRead{}, errLookAgain // the policy was replaced meanwhile, and nobody has looked for the pod
-	}
-	return verdict, pods, nil
+	return decider.Decide(request, pods.facts), pods, nil
 }
 
 // judge decides, and leaves nothing to look at. There is no budget before it.
@@ -345,7 +339,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 
 // notOurs tells whether the request is another signer's: before 1.18 all share the unset name.
 func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal) bool {
-	return csr.Spec.SignerName == "" && refusal.OfStranger()
+	return csr.Spec.SignerName == "" && refusal.UnknownRequester()
 }
 
 // giveUp ends a request that is granted, and of which a former certificate is in the way: it was begun before

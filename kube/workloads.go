@@ -48,7 +48,7 @@ func LivePods(ctx context.Context, client kubernetes.Interface, namespace string
 	owners := map[string]Workload{} // by ReplicaSet
 	var live []LivePod
 	err := EachPod(ctx, client, namespace, func(pod *corev1.Pod) error {
-		facts := factsOf(pod)
+		facts := podOf(pod)
 		if facts.Finished || facts.Deleting {
 			return nil
 		}

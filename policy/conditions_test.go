@@ -64,7 +64,7 @@ func TestConditionsWaitForFacts(t *testing.T) {
 	}
 	a := newAsker("calico-system", "calico-node", "typha-client")
 	a.pod.IPs = nil
-	if v, waits := p.Decide(a.request(t)).(*policy.NotYet); !waits || !strings.Contains(v.Missing, "the IP address of the pod") {
+	if v, waits := p.Decide(a.request(t)).(*policy.Waiting); !waits || !strings.Contains(v.Missing, "the IP address of the pod") {
 		t.Errorf("%+v", v)
 	}
 	a.pod.IPs = []netip.Addr{podIP}

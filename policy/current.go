@@ -18,7 +18,7 @@ func NewCurrent(p *Policy) *Current {
 func (c *Current) Policy() *Policy { return c.policy.Load() }
 
 // Decide answers as the policy in force does; see [Policy.Decide].
-func (c *Current) Decide(r *Request) Verdict { return c.Policy().Decide(r) }
+func (c *Current) Decide(r *Request, facts Facts) Verdict { return c.Policy().Decide(r, facts) }
 
 // Knows reports what the policy in force does; see [Policy.Knows].
 func (c *Current) Knows(r Requester) bool { return c.Policy().Knows(r) }

@@ -9,13 +9,13 @@ import (
 
 func TestReplacedPolicyVoidsItsGrants(t *testing.T) {
 	current := policy.NewCurrent(builtIn(t, "calico"))
-	request := newAsker("calico-system", "calico-node", "typha-client").request(t)
-	before := requireGrant(t, current.Decide(request))
+	request, facts := newAsker("calico-system", "calico-node", "typha-client").request(t)
+	before := requireGrant(t, current.Decide(request, facts))
 	current.Replace(builtIn(t, "calico"))
 	if err := before.Redeem(); !errors.Is(err, policy.ErrGrantStale) {
 		t.Errorf("a grant of the policy before: %v", err)
 	}
-	if err := requireGrant(t, current.Decide(request)).Redeem(); err != nil {
+	if err := requireGrant(t, current.Decide(request, facts)).Redeem(); err != nil {
 		t.Errorf("a grant of the policy in force: %v", err)
 	}
 }

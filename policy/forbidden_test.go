@@ -29,7 +29,7 @@ rules:
 		}
 		return p
 	}
-	asking := func(ip netip.Addr) *policy.Request {
+	asking := func(ip netip.Addr) (*policy.Request, policy.Facts) {
 		// A calico-node on a control-plane node; the second address is what a kubelet that lies
 		// would report.
 		a := newAsker("calico-system", "calico-node", "typha-client")

@@ -32,16 +32,16 @@ const (
 
 var podBindings = []podBinding{podBound, podAddress, podNone}
 
-func (f from) speaksOf(r *Request) bool {
+func (f from) appliesTo(r *Request) bool {
 	named := len(f.accounts)+len(f.users) == 0
 	if account, ok := r.Requester.ServiceAccount(); ok {
 		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.matches(account) })
 	}
 	named = named || slices.ContainsFunc(f.users, func(u string) bool { return matchesUser(u, r.Requester.Username) })
-	return named && (len(f.groups) == 0 || anyOf(f.groups, r.Requester.Groups)) && f.extraSpeaksOf(r)
+	return named && (len(f.groups) == 0 || anyOf(f.groups, r.Requester.Groups)) && f.extraAppliesTo(r)
 }
 
-func (f from) extraSpeaksOf(r *Request) bool {
+func (f from) extraAppliesTo(r *Request) bool {
 	for key, values := range f.extra {
 		if !anyOf(values, r.Requester.Extra[key]) {
 			return false

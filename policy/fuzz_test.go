@@ -23,13 +23,13 @@ func FuzzPolicy(f *testing.F) {
 		f.Add(string(text))
 	}
 	f.Add(language)
-	request := newAsker("calico-system", "calico-node", "typha-client").request(f)
+	request, facts := newAsker("calico-system", "calico-node", "typha-client").request(f)
 	f.Fuzz(func(t *testing.T, text string) {
 		p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 		if err != nil {
 			return
 		}
-		if g, ok := p.Decide(request).(*policy.Grant); ok && (g.Lifetime() <= 0 || g.Lifetime() > time.Hour) {
+		if g, ok := p.Decide(request, facts).(*policy.Grant); ok && (g.Lifetime() <= 0 || g.Lifetime() > time.Hour) {
 			t.Errorf("granted for %s", g.Lifetime())
 		}
 	})

@@ -101,9 +101,9 @@ func TestUsersAndGroups(t *testing.T) {
 	} {
 		a := newAsker("x", "y", c.name)
 		a.ips, a.extra, a.pod = nil, nil, nil
-		r := a.request(t)
+		r, facts := a.request(t)
 		r.Requester.Username, r.Requester.Groups = c.user, c.groups
-		g, granted := p.Decide(r).(*policy.Grant)
+		g, granted := p.Decide(r, facts).(*policy.Grant)
 		if granted != c.granted {
 			t.Errorf("%+v: granted is %t", c, granted)
 		}

@@ -5,12 +5,13 @@
 // (package pkcs10); the rules are data, in YAML; what no rule grants is
 // refused.
 //
-// Contract: a [Verdict] is exactly one of [*Grant], [*Refusal] and [*NotYet].
+// Contract: a [Verdict] is exactly one of [*Grant], [*Refusal] and [*Waiting].
 // Only this package can make a Grant, and a Grant permits exactly one
 // certificate, once, under the policy that gave it. There is no I/O here, no
 // clock, and no Kubernetes client: what must be known of the world (the
-// requester's pod) is brought along in the [Request]. The requester's labels and
-// annotations are not even part of it.
+// requester's pod) comes in the [Facts] of a look-up, without which nothing is
+// refused because of the pod. The requester's labels and annotations are not
+// part of a [Request].
 package policy
 
 import (
@@ -71,12 +72,13 @@ func (p *Policy) Rules() []string {
 // void from now on.
 func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 
-// Decide answers whether the request may have its certificate. It is granted
-// when one rule grants all of it; otherwise the answer holds every reason of the
-// rule that came nearest. What takes long to find out is not looked at yet: see [Grant.Examine].
-func (p *Policy) Decide(r *Request) Verdict {
-	if !p.speaksOf(r) { // nothing more is looked at, so that it costs little to refuse
-		return &Refusal{PolicyHash: p.hash, Reasons: []Reason{p.stranger(r)}}
+// Decide answers whether the request may have its certificate. It is granted if one rule grants all of
+// it; otherwise the answer holds every reason of the rule that came nearest. The facts must be those
+// of [Request.PodQuery]: without them the answer is [*Waiting], never a refusal because of the pod.
+// Decide does not make the expensive key checks: see [Grant.Examine].
+func (p *Policy) Decide(r *Request, facts Facts) Verdict {
+	if !p.appliesTo(r) { // nothing is parsed, so that refusing costs little
+		return &Refusal{PolicyHash: p.hash, Reasons: []Reason{p.unknownRequester(r)}}
 	}
 	refusal := &Refusal{PolicyHash: p.hash, RequestSHA256: r.sha256()}
 	if r.ObjectFault != "" {
@@ -88,16 +90,19 @@ func (p *Policy) Decide(r *Request) Verdict {
 	if r.asked == nil {
 		return refusal
 	}
+	if !facts.answer(r) {
+		return &Waiting{Missing: "a look-up of the requester's pod"}
+	}
 	if reason, blocked := p.blocked.refuse(r); blocked {
 		refusal.Reasons = append(refusal.Reasons, reason)
 	}
-	finding := p.judge(r)
+	finding := p.judge(r, facts)
 	switch {
 	case len(refusal.Reasons) > 0 || len(finding.reasons) > 0:
 		refusal.Reasons = append(refusal.Reasons, finding.reasons...)
 		return refusal
 	case finding.missing != "":
-		return &NotYet{Rule: finding.rule.name, Missing: finding.missing}
+		return &Waiting{Rule: finding.rule.name, Missing: finding.missing}
 	}
 	return p.grant(r, finding)
 }
@@ -107,16 +112,15 @@ func invalid(fault pkcs10.Fault) Reason {
 	return Reason{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message}
 }
 
-// judge puts the request before every rule that speaks of its requester (one
-// must) and returns the finding that is best for it: granted before missing a
-// fact before refused, and among the refused the one with the fewest reasons.
-func (p *Policy) judge(r *Request) finding {
+// judge judges the request by every rule that applies to its requester, at least one, and returns the
+// best finding: granted, then waiting, then the refusal with the fewest reasons.
+func (p *Policy) judge(r *Request, facts Facts) finding {
 	var best *finding
 	for i := range p.rules {
-		if !p.rules[i].from.speaksOf(r) {
+		if !p.rules[i].from.appliesTo(r) {
 			continue
 		}
-		f := p.rules[i].judge(r)
+		f := p.rules[i].judge(r, facts)
 		if best == nil || f.better(best) {
 			best = &f
 		}
@@ -124,19 +128,19 @@ func (p *Policy) judge(r *Request) finding {
 	return *best
 }
 
-// Knows reports whether a rule speaks of the requester. If none does, [Policy.Decide] refuses whatever
+// Knows reports whether a rule applies to the requester. If none does, [Policy.Decide] refuses whatever
 // the request holds, and no pod needs to be looked up.
 func (p *Policy) Knows(requester Requester) bool {
-	return p.speaksOf(&Request{Submission: Submission{Requester: requester}})
+	return p.appliesTo(&Request{Submission: Submission{Requester: requester}})
 }
 
-// speaksOf tells whether any rule speaks of the requester.
-func (p *Policy) speaksOf(r *Request) bool {
-	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.speaksOf(r) })
+// appliesTo reports whether any rule applies to the requester.
+func (p *Policy) appliesTo(r *Request) bool {
+	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.appliesTo(r) })
 }
 
-// stranger is the reason for which a requester of whom no rule speaks is refused.
-func (p *Policy) stranger(r *Request) Reason {
+// unknownRequester is the reason to refuse a requester to whom no rule applies.
+func (p *Policy) unknownRequester(r *Request) Reason {
 	return Reason{
 		Code: RequesterNotAllowed, Rule: ruleDefaultDeny, Field: "requester",
 		Message: "is " + r.Requester.describe() + ", of whom no rule speaks",

@@ -49,14 +49,24 @@ func newAsker(namespace, account string, names ...string) asker {
 	}
 }
 
-func (a asker) request(t testing.TB) *policy.Request {
+func (a asker) request(t testing.TB) (*policy.Request, policy.Facts) {
 	t.Helper()
 	return a.requestOf(pkcs10test.Request{Subject: pkix.Name{CommonName: a.cn, Organization: []string{"Tigera"}}, DNSNames: a.dns, IPs: a.ips}.PEM(t))
 }
 
 // requestOf asks with a PKCS#10 request that was made already.
-func (a asker) requestOf(pem []byte) *policy.Request {
-	r := policy.NewRequest(policy.Submission{
+func (a asker) requestOf(pem []byte) (*policy.Request, policy.Facts) {
+	r := a.notLookedUp(pem)
+	query, _ := r.PodQuery()
+	if a.pod == nil {
+		return r, query.Found()
+	}
+	return r, query.Found(*a.pod)
+}
+
+// notLookedUp asks with a PKCS#10 request, and nobody has looked up the pod.
+func (a asker) notLookedUp(pem []byte) *policy.Request {
+	return policy.NewRequest(policy.Submission{
 		UID: "r-1", SignerName: "example.com/calico", Usages: a.usages, Lifetime: a.lifetime, Age: a.age, PEM: pem,
 		Requester: policy.Requester{
 			Username: "system:serviceaccount:" + a.namespace + ":" + a.account,
@@ -64,10 +74,6 @@ func (a asker) requestOf(pem []byte) *policy.Request {
 			Extra:    a.extra,
 		},
 	})
-	if a.pod != nil {
-		r.Pods = []policy.Pod{*a.pod}
-	}
-	return r
 }
 
 func builtIn(t testing.TB, name string) *policy.Policy {
@@ -419,17 +425,17 @@ func TestRefusals(t *testing.T) {
 
 // A username alone does not make a service account: the API server gives groups with it.
 func TestServiceAccountNeedsItsGroups(t *testing.T) {
-	r := newAsker("calico-system", "calico-node", "typha-client").request(t)
+	r, facts := newAsker("calico-system", "calico-node", "typha-client").request(t)
 	r.Requester.Groups = []string{"system:authenticated"}
-	requireRefusal(t, builtIn(t, "calico").Decide(r), policy.RequesterNotAllowed, "system:serviceaccount:calico-system:calico-node")
+	requireRefusal(t, builtIn(t, "calico").Decide(r, facts), policy.RequesterNotAllowed, "system:serviceaccount:calico-system:calico-node")
 }
 
 // Whether anyone speaks of the requester does not depend on what it sends.
 func TestStrangerIsAStrangerWhateverItSends(t *testing.T) {
 	good := pkcs10test.Request{DNSNames: []string{"typha-client"}, IPs: []netip.Addr{podIP}}.PEM(t)
 	for _, pem := range []string{"", "nonsense", "-----BEGIN NEW CERTIFICATE REQUEST-----", string(good)} {
-		v := builtIn(t, "calico-legacy").Decide(policy.NewRequest(policy.Submission{PEM: []byte(pem), Requester: policy.Requester{Username: "system:node:n1"}}))
-		if refusal, ok := v.(*policy.Refusal); !ok || !refusal.OfStranger() || refusal.Code() != policy.RequesterNotAllowed {
+		v := builtIn(t, "calico-legacy").Decide(policy.NewRequest(policy.Submission{PEM: []byte(pem), Requester: policy.Requester{Username: "system:node:n1"}}), policy.Facts{})
+		if refusal, ok := v.(*policy.Refusal); !ok || !refusal.UnknownRequester() || refusal.Code() != policy.RequesterNotAllowed {
 			t.Errorf("%q: %+v", pem, v)
 		}
 	}
@@ -441,15 +447,15 @@ func TestNothingOfAStrangerIsParsed(t *testing.T) {
 	known, stranger := newAsker("calico-system", "calico-node", "typha-client"), newAsker("calico-system", "stranger", "typha-client")
 	for _, asker := range []asker{known, stranger} {
 		v := p.Decide(asker.requestOf([]byte("nonsense")))
-		if refusal, ok := v.(*policy.Refusal); !ok || refusal.OfStranger() != (asker.account == "stranger") || len(refusal.Reasons) != 1 {
+		if refusal, ok := v.(*policy.Refusal); !ok || refusal.UnknownRequester() != (asker.account == "stranger") || len(refusal.Reasons) != 1 {
 			t.Errorf("%s: %+v", asker.account, v)
 		}
-		if got := p.Knows(asker.request(t).Requester); got != (asker.account != "stranger") {
+		if got := p.Knows(asker.notLookedUp(nil).Requester); got != (asker.account != "stranger") {
 			t.Errorf("%s: known: %t", asker.account, got)
 		}
 	}
 	cost := func(pem []byte) float64 {
-		return testing.AllocsPerRun(10, func() { p.Decide(stranger.requestOf(pem)) })
+		return testing.AllocsPerRun(10, func() { p.Decide(stranger.notLookedUp(pem), policy.Facts{}) })
 	}
 	whole := pkcs10test.Request{DNSNames: []string{"typha-client"}, IPs: []netip.Addr{podIP}}.PEM(t)
 	// With the race detector the counts vary by a few; to parse the request takes hundreds more.
@@ -478,14 +484,33 @@ func TestAllReasonsAreCollected(t *testing.T) {
 func TestNothingIsSaidOfAPodThatNobodyLookedFor(t *testing.T) {
 	a := newAsker("calico-system", "calico-node", "*.evil", "typha-server")
 	a.pod = nil
-	request := a.request(t)
+	request, _ := a.request(t)
 	if _, ok := request.PodQuery(); ok {
 		t.Error("a pod is to be looked for")
 	}
-	refusal, ok := builtIn(t, "calico").Decide(request).(*policy.Refusal)
+	refusal, ok := builtIn(t, "calico").Decide(request, policy.Facts{}).(*policy.Refusal)
 	if !ok || strings.Contains(refusal.String(), "p-1") || !strings.Contains(refusal.String(), "typha-server") {
 		t.Errorf("%v", refusal)
 	}
+}
+
+// Without the facts of its own look-up a request waits, whatever they would be: it is never refused
+// because of a pod that nobody looked up.
+func TestPodThatWasNotLookedUpIsNoReason(t *testing.T) {
+	a := newAsker("calico-system", "calico-node", "typha-client")
+	request, found := a.request(t)
+	other := newAsker("calico-system", "calico-node", "typha-client")
+	other.extra["authentication.kubernetes.io/pod-name"] = []string{"p-2"}
+	_, foundOther := other.request(t)
+	p := builtIn(t, "calico")
+	for name, facts := range map[string]policy.Facts{"none": {}, "another pod's": foundOther} {
+		if v, waits := p.Decide(request, facts).(*policy.Waiting); !waits {
+			t.Errorf("facts: %s: %T", name, v)
+		}
+	}
+	requireGrant(t, p.Decide(request, found))
+	query, _ := request.PodQuery()
+	requireRefusal(t, p.Decide(request, query.Found()), policy.PodNotVerified, "p-1 is gone")
 }
 
 // The look at a key that costs most is taken when all else is decided, the budget too, and before anything is signed.
@@ -561,7 +586,7 @@ func TestMissingFactsAreWaitedFor(t *testing.T) {
 	oldIP := newAsker("calico-system", "calico-node", "typha-client") // its sandbox was made anew
 	oldIP.pod.IPs, oldIP.age = []netip.Addr{otherIP}, time.Second
 	for _, a := range []asker{noIP, oldIP} {
-		v, ok := p.Decide(a.request(t)).(*policy.NotYet)
+		v, ok := p.Decide(a.request(t)).(*policy.Waiting)
 		if !ok || v.Rule != "calico-node" || !strings.Contains(v.Missing, "p-1") {
 			t.Errorf("verdict %+v", v)
 		}
@@ -582,11 +607,11 @@ func TestLegacyRequesterIsBoundByItsAddress(t *testing.T) {
 	p := builtIn(t, "calico-legacy")
 	a := newAsker("calico-system", "calico-node", "typha-client")
 	a.extra = nil
-	request := a.request(t)
+	request, facts := a.request(t)
 	if q, ok := request.PodQuery(); !ok || q.ServiceAccount != "calico-node" || q.IP != podIP {
 		t.Errorf("query %+v", q)
 	}
-	requireGrant(t, p.Decide(request))
+	requireGrant(t, p.Decide(request, facts))
 
 	bound := newAsker("calico-system", "calico-node", "typha-client")
 	bound.pod.UID = "u-2" // a token that names its pod binds here too
@@ -598,7 +623,7 @@ func TestLegacyRequesterIsBoundByItsAddress(t *testing.T) {
 
 	other := newAsker("calico-system", "calico-node", "typha-client")
 	other.extra, other.pod.ServiceAccount = nil, "other"
-	if v, ok := p.Decide(other.request(t)).(*policy.NotYet); !ok {
+	if v, ok := p.Decide(other.request(t)).(*policy.Waiting); !ok {
 		t.Errorf("a pod of another service account: %T", v)
 	}
 }

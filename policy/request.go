@@ -3,7 +3,6 @@ package policy
 import (
 	"encoding/hex"
 	"maps"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,24 +27,20 @@ type Submission struct {
 	ObjectFault string
 }
 
-// A Request is a Submission and the facts that a decision needs.
-// It belongs to one turn and is not safe for concurrent use.
+// A Request is a Submission, read once. It is not safe for concurrent use.
 type Request struct {
 	Submission
-	// Pods are the live pods that answer [Request.PodQuery], as they were read
-	// after the request was.
-	Pods []Pod
 
 	parsed bool
 	asked  *pkcs10.Request // nil when it could not be read at all
 	faults []pkcs10.Fault
 }
 
-// NewRequest returns the request of a submission. Nothing of it is read yet: that costs much, and is
-// done only for requesters that a rule speaks of.
+// NewRequest returns the request of a submission. It parses nothing yet: parsing is expensive, and is
+// done only if a rule applies to the requester.
 func NewRequest(s Submission) *Request { return &Request{Submission: s} }
 
-// parse reads the PKCS#10 request, once. What is wrong with it becomes part of the verdict.
+// parse parses the PKCS#10 request, once. Its faults become reasons of the verdict.
 func (r *Request) parse() {
 	if !r.parsed {
 		r.asked, r.faults = pkcs10.Parse(r.PEM)
@@ -71,12 +66,12 @@ func (r *Request) publicKeySHA256() string {
 }
 
 // A Requester is who made the request, as the API server authenticated it
-// (spec.username, uid, groups and extra, which no client can set).
+// (spec.username, uid, groups and extra, which no client can set). The journal records it in this form.
 type Requester struct {
-	Username string
-	UID      string
-	Groups   []string
-	Extra    map[string][]string
+	Username string              `json:"username"`
+	UID      string              `json:"uid,omitempty"`
+	Groups   []string            `json:"groups,omitempty"`
+	Extra    map[string][]string `json:"extra,omitempty"` // names the pod of a bound token
 }
 
 // A ServiceAccount names a service account.
@@ -167,47 +162,4 @@ func (r Requester) describe() string {
 		return "the service account " + account.String()
 	}
 	return "the user " + pkcs10.Quote(r.Username)
-}
-
-// A Pod is what the API server says of a live pod.
-type Pod struct {
-	Namespace, Name, UID string
-	ServiceAccount       string
-	Node                 string
-	IPs                  []netip.Addr
-	HostNetwork          bool // its addresses are its node's
-	Finished             bool // its phase is Succeeded or Failed
-	Deleting             bool // it has a deletion timestamp
-}
-
-// A PodQuery says which pods a decision must know of. Name names one;
-// without it all pods of the service account that have the IP are meant.
-type PodQuery struct {
-	Namespace      string
-	Name           string
-	ServiceAccount string
-	IP             netip.Addr
-}
-
-// podUnknown tells whether nobody has looked for the requester's pod: it is in vain for a request that has a fault.
-// Then nothing can be said that depends on the pod.
-func (r *Request) podUnknown() bool { return len(r.faults) > 0 && len(r.Pods) == 0 }
-
-// PodQuery returns what must be looked up before [Policy.Decide], and false
-// when there is nothing to look up. It parses the request; see [Policy.Knows].
-func (r *Request) PodQuery() (PodQuery, bool) {
-	account, ok := r.Requester.ServiceAccount()
-	if !ok {
-		return PodQuery{}, false
-	}
-	if r.parse(); r.asked == nil || len(r.faults) > 0 {
-		return PodQuery{}, false
-	}
-	if pod, ok := r.Requester.pod(); ok {
-		return PodQuery{Namespace: account.Namespace, Name: pod.name}, true
-	}
-	if len(r.asked.IPAddresses) != 1 {
-		return PodQuery{}, false
-	}
-	return PodQuery{Namespace: account.Namespace, ServiceAccount: account.Name, IP: r.asked.IPAddresses[0]}, true
 }

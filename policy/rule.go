@@ -64,14 +64,15 @@ func (f *finding) wait(r *Request, field, missing string) {
 	f.missing = missing
 }
 
-// judge collects every reason for which the rule does not grant the request.
-// The rule must speak of the requester.
-func (u *rule) judge(r *Request) finding {
+// judge collects every reason for which the rule does not grant the request. The rule must apply to
+// the requester. A request with faults is refused in any case, and its pod was not looked up: what
+// depends on the pod is not judged.
+func (u *rule) judge(r *Request, facts Facts) finding {
 	f := finding{rule: u}
 	account, _ := r.Requester.ServiceAccount()
-	known := !r.podUnknown()
+	known := len(r.faults) == 0
 	if known {
-		f.pod = u.judgePod(r, account, &f)
+		f.pod = u.judgePod(r, account, facts.pods, &f)
 	}
 	u.judgeNames(r, account, &f)
 	if known {
@@ -88,15 +89,18 @@ func (u *rule) judge(r *Request) finding {
 
 // judgePod returns the live pod that asks, or nil when it is missing or there is
 // a reason against it. Where a rule asks for a pod, a token that names its pod binds.
-func (u *rule) judgePod(r *Request, account ServiceAccount, f *finding) *Pod {
+func (u *rule) judgePod(r *Request, account ServiceAccount, pods []Pod, f *finding) *Pod {
 	bound, ok := r.Requester.pod()
 	switch {
+	case u.from.pod != podNone && account == (ServiceAccount{}):
+		f.refuse(PodNotVerified, "requester", nil, "must be a service account of the cluster, in its groups %s and %s:NAMESPACE", allAccountsGroup, allAccountsGroup)
+		return nil
 	case ok && u.from.pod == podNone:
-		return judgeBoundPod(r, bound, account, &finding{rule: u}) // for its addresses alone
+		return judgeBoundPod(pods, bound, account, &finding{rule: u}) // for its addresses alone
 	case ok:
-		return judgeBoundPod(r, bound, account, f)
+		return judgeBoundPod(pods, bound, account, f)
 	case u.from.pod == podAddress:
-		return judgePodByAddress(r, account, f)
+		return judgePodByAddress(r, account, pods, f)
 	case u.from.pod == podNone:
 		return nil
 	}
@@ -104,12 +108,12 @@ func (u *rule) judgePod(r *Request, account ServiceAccount, f *finding) *Pod {
 	return nil
 }
 
-func judgeBoundPod(r *Request, bound boundPod, account ServiceAccount, f *finding) *Pod {
-	if len(r.Pods) == 0 { // it was there before the token that names it
+func judgeBoundPod(pods []Pod, bound boundPod, account ServiceAccount, f *finding) *Pod {
+	if len(pods) == 0 { // it was there before the token that names it
 		f.refuse(PodNotVerified, "pod", nil, "%s is gone", bound.name)
 		return nil
 	}
-	pod := &r.Pods[0]
+	pod := &pods[0]
 	fault := pod.faultAs(account)
 	switch {
 	case fault != "":
@@ -124,14 +128,14 @@ func judgeBoundPod(r *Request, bound boundPod, account ServiceAccount, f *findin
 	return nil
 }
 
-func judgePodByAddress(r *Request, account ServiceAccount, f *finding) *Pod {
+func judgePodByAddress(r *Request, account ServiceAccount, pods []Pod, f *finding) *Pod {
 	if len(r.asked.IPAddresses) != 1 {
 		f.refuse(PodNotVerified, "request.subjectAltName", nil, "must hold exactly one IP address, the pod's own, since the requester's token names no pod")
 		return nil
 	}
-	for i := range r.Pods {
-		if slices.Contains(r.Pods[i].IPs, r.asked.IPAddresses[0]) && r.Pods[i].faultAs(account) == "" {
-			return &r.Pods[i]
+	for i := range pods {
+		if slices.Contains(pods[i].IPs, r.asked.IPAddresses[0]) && pods[i].faultAs(account) == "" {
+			return &pods[i]
 		}
 	}
 	f.wait(r, "pod", "a live pod of the service account "+account.String()+" with the IP address "+r.asked.IPAddresses[0].String())

@@ -5,12 +5,12 @@ import (
 	"strings"
 )
 
-// A Verdict is exactly one of [*Grant], [*Refusal] and [*NotYet].
+// A Verdict is exactly one of [*Grant], [*Refusal] and [*Waiting].
 type Verdict interface{ verdict() }
 
 func (*Grant) verdict()   {}
 func (*Refusal) verdict() {}
-func (*NotYet) verdict()  {}
+func (*Waiting) verdict() {}
 
 // A Code says in one CamelCase word why a request was refused. It becomes
 // the reason of the condition, so the set is small and does not change.
@@ -20,7 +20,7 @@ type Code string
 const (
 	InvalidRequest      Code = "InvalidRequest"      // the PKCS#10 request itself is wrong
 	ObjectTooLarge      Code = "ObjectTooLarge"      // the API object has no room for an answer
-	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule speaks of the requester
+	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule applies to the requester
 	PodNotVerified      Code = "PodNotVerified"      // the requester is not the live pod that it should be
 	NameNotAllowed      Code = "NameNotAllowed"      // a name is not the requester's
 	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key, or a key that is blocked
@@ -37,8 +37,8 @@ func Codes() []Code {
 
 // A Reason is one way in which a request falls short of a rule.
 type Reason struct {
-	Code    Code     `json:"code"`
-	Rule    string   `json:"rule"`              // the rule's name
+	Code    Code     `json:"code,omitempty"`    // a log of decisions leaves it out
+	Rule    string   `json:"rule,omitempty"`    // the rule's name
 	Field   string   `json:"field"`             // what is wrong, as a path
 	Message string   `json:"message"`           // how it is wrong; safe to show to the requester and in a terminal
 	Allowed []string `json:"allowed,omitempty"` // what the rule would have allowed; not for the requester
@@ -87,8 +87,8 @@ func (r *Refusal) Rule() string {
 	return r.Reasons[0].Rule
 }
 
-// OfStranger tells whether no rule speaks of the requester at all.
-func (r *Refusal) OfStranger() bool {
+// UnknownRequester reports whether no rule applies to the requester.
+func (r *Refusal) UnknownRequester() bool {
 	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool { return reason.Code == RequesterNotAllowed })
 }
 
@@ -116,9 +116,8 @@ func join(reasons []Reason, sentence func(Reason) string, most int) string {
 	return text.String()
 }
 
-// NotYet says that a fact is missing which may still come: the request stays
-// pending, and one must look again.
-type NotYet struct {
-	Rule    string // the rule that would grant
-	Missing string // the fact that it waits for
+// Waiting says that a fact is missing and may still come: the request stays open and is tried again.
+type Waiting struct {
+	Rule    string // the rule that would grant; empty if no rule was judged
+	Missing string // the fact that is missing
 }

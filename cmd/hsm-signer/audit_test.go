@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"hsm-signer/issuer/journal"
+	"hsm-signer/policy"
 )
 
 // A softCA is one whose key is in memory.
@@ -69,7 +70,7 @@ func (ca softCA) certify(t *testing.T, j *journal.Journal, uid string, lifetime 
 	}
 	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "typha-server"}, NotAfter: time.Now().Add(lifetime)}
 	cert, text := makeCertificate(t, template, ca.cert, ca.key.Public(), ca.key), journal.FormatSerial(serial)
-	return journal.Intent{UID: uid, Name: "typha-" + uid, Requester: journal.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
+	return journal.Intent{UID: uid, Name: "typha-" + uid, Requester: policy.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
 		journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw}
 }
 
@@ -247,7 +248,7 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 		intent.Signer, intent.Requester.Username = c.signer, "admin"
 		if c.pod != "" {
 			intent.Name = "node-certs:" + c.pod
-			intent.Requester = journal.Requester{Username: "system:serviceaccount:calico-system:calico-node", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"}, Extra: map[string][]string{
+			intent.Requester = policy.Requester{Username: "system:serviceaccount:calico-system:calico-node", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"}, Extra: map[string][]string{
 				"authentication.kubernetes.io/pod-name": {c.pod}, "authentication.kubernetes.io/pod-uid": {"uid-of-" + c.pod},
 			}}
 		}

@@ -23,22 +23,22 @@ import (
 
 // An issuedView is one line of "audit list --output json".
 type issuedView struct {
-	Serial        string            `json:"serial"` // as openssl writes it
-	State         string            `json:"state"`  // signed, published, orphaned or unconfirmed
-	UID           string            `json:"uid"`    // of the request
-	Name          string            `json:"name"`   // of the request
-	Signer        string            `json:"signer"`
-	Requester     journal.Requester `json:"requester"`
-	RequestSHA256 string            `json:"requestSHA256"`
-	Rule          string            `json:"rule"`
-	PolicyHash    string            `json:"policyHash"`
-	Names         []string          `json:"names"`
-	SignedAt      time.Time         `json:"signedAt,omitzero"`
-	NotBefore     time.Time         `json:"notBefore"`
-	NotAfter      time.Time         `json:"notAfter"`
-	Certificate   []byte            `json:"certificate,omitempty"` // DER, base64; missing where an orphan is not known to have been signed
-	Ended         bool              `json:"ended,omitempty"`       // with --expiring: it has
-	Pod           *podView          `json:"pod,omitempty"`         // with --expiring; missing where the journal names none
+	Serial        string           `json:"serial"` // as openssl writes it
+	State         string           `json:"state"`  // signed, published, orphaned or unconfirmed
+	UID           string           `json:"uid"`    // of the request
+	Name          string           `json:"name"`   // of the request
+	Signer        string           `json:"signer"`
+	Requester     policy.Requester `json:"requester"`
+	RequestSHA256 string           `json:"requestSHA256"`
+	Rule          string           `json:"rule"`
+	PolicyHash    string           `json:"policyHash"`
+	Names         []string         `json:"names"`
+	SignedAt      time.Time        `json:"signedAt,omitzero"`
+	NotBefore     time.Time        `json:"notBefore"`
+	NotAfter      time.Time        `json:"notAfter"`
+	Certificate   []byte           `json:"certificate,omitempty"` // DER, base64; missing where an orphan is not known to have been signed
+	Ended         bool             `json:"ended,omitempty"`       // with --expiring: it has
+	Pod           *podView         `json:"pod,omitempty"`         // with --expiring; missing where the journal names none
 }
 
 // A podView is the pod that asked for a certificate. Node, Evidence and Strong are there with --stuck.

@@ -188,27 +188,34 @@ func (e *explainer) fromFile(file string, one func(name string, verdict policy.V
 // decide gives the verdict on a request of which the user's flags say what its file does not.
 func (e *explainer) decide(submission policy.Submission) policy.Verdict {
 	submission = e.assume(submission)
-	request := policy.NewRequest(submission)
-	if e.assumed.pod != "" {
-		pod := policy.Pod{Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode, IPs: e.pods, HostNetwork: e.assumed.podHost}
-		request = boundRequest(submission, pod)
+	if e.assumed.pod == "" {
+		return e.policy.Decide(withoutPod(submission))
 	}
-	return policy.Examined(e.policy.Decide(request))
+	return e.policy.Decide(withPod(submission, policy.Pod{
+		Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, assumedUID), Node: e.assumed.podNode,
+		IPs: e.pods, HostNetwork: e.assumed.podHost,
+	}))
 }
 
 // assumedUID is that of a pod of which none was said.
 const assumedUID = "assumed"
 
-// boundRequest is the request of a requester whose token is bound to a live pod, which is of its namespace and service
-// account.
-func boundRequest(s policy.Submission, pod policy.Pod) *policy.Request {
+// withPod returns the request of a requester whose token is bound to a live pod of its service account,
+// and the facts that a look-up of this pod would find.
+func withPod(s policy.Submission, pod policy.Pod) (*policy.Request, policy.Facts) {
 	s.Requester = s.Requester.Bound(pod)
+	account, _ := s.Requester.ServiceAccount()
+	pod.Namespace, pod.ServiceAccount = account.Namespace, account.Name
 	request := policy.NewRequest(s)
-	if account, ok := s.Requester.ServiceAccount(); ok {
-		pod.Namespace, pod.ServiceAccount = account.Namespace, account.Name
-		request.Pods = []policy.Pod{pod}
-	}
-	return request
+	query, _ := request.PodQuery()
+	return request, query.Found(pod)
+}
+
+// withoutPod returns the request, and the facts of a look-up that finds no pod.
+func withoutPod(s policy.Submission) (*policy.Request, policy.Facts) {
+	request := policy.NewRequest(s)
+	query, _ := request.PodQuery()
+	return request, query.Found()
 }
 
 // calicoUsages are what Calico's pods ask for. They are assumed where nothing says otherwise.
@@ -266,7 +273,7 @@ func (e *explainer) print(name string, verdict policy.Verdict) bool {
 		grant = fmt.Sprintf(" by rule %s: %s; %v; for %s", v.Rule(), strings.Join(v.Names(), ", "), v.Usages(), v.Lifetime())
 	case *policy.Refusal:
 		x.Reasons = v.Reasons
-	case *policy.NotYet:
+	case *policy.Waiting:
 		x.Verdict = "waiting"
 		x.Reasons = []policy.Reason{{Code: policy.PodNotVerified, Rule: v.Rule, Field: "pod", Message: "is waited for: " + v.Missing}}
 	}

@@ -213,7 +213,7 @@ func TestExplainIsHarmless(t *testing.T) {
 	const hostile = "a\x1b[2Jb\u009b31mc\u202ed\ne\x7f\U000e0001"
 	verdicts := []policy.Verdict{
 		&policy.Refusal{Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "r", Field: hostile, Message: hostile, Allowed: []string{hostile}}}},
-		&policy.NotYet{Rule: hostile, Missing: hostile},
+		&policy.Waiting{Rule: hostile, Missing: hostile},
 	}
 	for _, output := range []string{"text", "json"} {
 		for _, verdict := range verdicts {

@@ -49,7 +49,7 @@ func (m policyMetrics) Decided(verdict policy.Verdict) {
 	case *policy.Refusal:
 		m.refusals.Inc()
 		m.decisions.WithLabelValues("refused", v.Rule(), string(v.Code())).Inc()
-	case *policy.NotYet:
+	case *policy.Waiting:
 		m.decisions.WithLabelValues("waiting", v.Rule, "").Inc()
 	}
 }

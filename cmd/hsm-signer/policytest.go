@@ -162,11 +162,11 @@ func readTestFile(name string) ([]testCase, error) {
 
 // run returns how the outcome differs from what is expected, or nothing.
 func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err error) {
-	request, err := c.request(keys)
+	request, facts, err := c.request(keys)
 	if err != nil {
 		return "", err
 	}
-	switch v := d.Decide(request).(type) {
+	switch v := d.Decide(request, facts).(type) {
 	case *policy.Grant:
 		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
 			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil
@@ -175,7 +175,7 @@ func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err err
 		if c.Expect != "refused" || c.Reason != "" && c.Reason != string(v.Code()) {
 			return fmt.Sprintf("refused (%s): %s; and it must be %s", v.Code(), v, c.expectation()), nil
 		}
-	case *policy.NotYet:
+	case *policy.Waiting:
 		if c.Expect != "waiting" {
 			return fmt.Sprintf("waiting for %s, and it must be %s", v.Missing, c.expectation()), nil
 		}
@@ -190,10 +190,11 @@ func (c testCase) expectation() string {
 	return c.Expect
 }
 
-func (c testCase) request(keys testKeys) (*policy.Request, error) {
+// request returns what the case requests, and the facts that it states.
+func (c testCase) request(keys testKeys) (*policy.Request, policy.Facts, error) {
 	pkcs, err := c.pkcs10(keys)
 	if err != nil {
-		return nil, err
+		return nil, policy.Facts{}, err
 	}
 	submission := policy.Submission{
 		PEM: pkcs, Age: assumedAge, SignerName: c.Signer,
@@ -201,7 +202,7 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 	}
 	if c.Lifetime != "" {
 		if submission.Lifetime, err = policy.ParseDuration(c.Lifetime); err != nil {
-			return nil, err
+			return nil, policy.Facts{}, err
 		}
 	}
 	if c.Usages == nil {
@@ -211,9 +212,13 @@ func (c testCase) request(keys testKeys) (*policy.Request, error) {
 		submission.Usages = append(submission.Usages, policy.Usage(usage))
 	}
 	if c.Pod == nil {
-		return policy.NewRequest(submission), nil
+		request, facts := withoutPod(submission)
+		return request, facts, nil
 	}
-	return boundRequest(submission, policy.Pod{Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses, HostNetwork: c.Pod.HostNetwork}), nil
+	request, facts := withPod(submission, policy.Pod{
+		Name: c.Pod.Name, UID: assumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses, HostNetwork: c.Pod.HostNetwork,
+	})
+	return request, facts, nil
 }
 
 func (c testCase) pkcs10(keys testKeys) ([]byte, error) {

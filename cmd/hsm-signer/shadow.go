@@ -44,13 +44,11 @@ func decision(s policy.Submission, verdict policy.Verdict) journal.Decision {
 	switch v := verdict.(type) {
 	case *policy.Grant:
 		d.Verdict, d.Rule, d.Names, d.PolicyHash, d.RequestSHA256 = "granted", v.Rule(), v.Names(), v.PolicyHash(), v.RequestSHA256()
-	case *policy.NotYet:
+	case *policy.Waiting:
 		d.Verdict, d.Rule, d.Missing = "waiting", v.Rule, v.Missing
 	case *policy.Refusal:
 		d.Verdict, d.PolicyHash, d.RequestSHA256 = "refused", v.PolicyHash, v.RequestSHA256
-		for _, reason := range v.Reasons {
-			d.Reasons = append(d.Reasons, journal.Reason{Rule: reason.Rule, Field: reason.Field, Message: reason.Message})
-		}
+		d.Reasons = v.Reasons
 	}
 	return d
 }

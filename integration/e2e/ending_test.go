@@ -23,6 +23,7 @@ import (
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/policy"
 )
 
 // ownedPod is a live pod of a component that has an owner.
@@ -105,9 +106,9 @@ func caSigner(t *testing.T, authority *x509.Certificate) crypto.Signer {
 }
 
 // requesterOf is the pod's service account, as the API server authenticates it.
-func requesterOf(pod *corev1.Pod) journal.Requester {
+func requesterOf(pod *corev1.Pod) policy.Requester {
 	namespace, account := pod.Namespace, pod.Spec.ServiceAccountName
-	return journal.Requester{
+	return policy.Requester{
 		Username: "system:serviceaccount:" + namespace + ":" + account,
 		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
 		Extra:    map[string][]string{"authentication.kubernetes.io/pod-name": {pod.Name}, "authentication.kubernetes.io/pod-uid": {string(pod.UID)}},

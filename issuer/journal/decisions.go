@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"time"
+
+	"hsm-signer/policy"
 )
 
 // A Decision is what was decided on a request, for the log.
@@ -24,14 +26,8 @@ type Decision struct {
 	Rule          string   `json:"rule,omitempty"`    // that grants, or would
 	Names         []string `json:"names,omitempty"`   // that are granted
 	Missing       string   `json:"missing,omitempty"` // the fact that is waited for
-	Reasons       []Reason `json:"reasons,omitempty"` // of a refusal
-}
-
-// A Reason is one of those for which a request was refused.
-type Reason struct {
-	Rule    string `json:"rule,omitempty"`
-	Field   string `json:"field"`
-	Message string `json:"message"`
+	// Reasons are those of a refusal, each without its code and without what would have been allowed.
+	Reasons []policy.Reason `json:"reasons,omitempty"`
 }
 
 // Decisions is a log of what was decided: a file and its predecessor, of the same name with .1, one JSON object a
@@ -180,11 +176,13 @@ func (d Decision) short() Decision {
 		*text = cutText(*text)
 	}
 	d.Names = few(d.Names, cutText, func(more string) string { return more })
-	d.Reasons = few(d.Reasons, Reason.short, func(more string) Reason { return Reason{Message: more} })
+	d.Reasons = few(d.Reasons, shortReason, func(more string) policy.Reason { return policy.Reason{Message: more} })
 	return d
 }
 
-func (r Reason) short() Reason { return Reason{cutText(r.Rule), cutText(r.Field), cutText(r.Message)} }
+func shortReason(r policy.Reason) policy.Reason {
+	return policy.Reason{Rule: cutText(r.Rule), Field: cutText(r.Field), Message: cutText(r.Message)}
+}
 
 // few returns the first of all, each short, and how many more there are.
 func few[T any](all []T, short func(T) T, say func(more string) T) []T {

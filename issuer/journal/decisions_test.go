@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"hsm-signer/policy"
 )
 
 func decisions(t *testing.T, path string) (all []Decision) {
@@ -32,7 +34,7 @@ func TestDecisionsAreCapped(t *testing.T) {
 	dir := t.TempDir()
 	r := OpenDecisions(dir, RefusalsLog, 2000)
 	for range 200 {
-		r.Record(Decision{UID: "u", Username: strings.Repeat("x", 300), Reasons: []Reason{{"rule", "dnsNames", "no"}}})
+		r.Record(Decision{UID: "u", Username: strings.Repeat("x", 300), Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "rule", Field: "dnsNames", Message: "no", Allowed: []string{"all"}}}})
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -43,7 +45,8 @@ func TestDecisionsAreCapped(t *testing.T) {
 		if err != nil || info.Size() > 3000 || info.Mode().Perm() != 0o600 {
 			t.Errorf("%v: %v", info, err)
 		}
-		if all := decisions(t, path); len(all) == 0 || all[0].Reasons[0].Field != "dnsNames" || all[0].Time == "" {
+		if all := decisions(t, path); len(all) == 0 || all[0].Reasons[0].Field != "dnsNames" ||
+			all[0].Reasons[0].Code != "" || all[0].Reasons[0].Allowed != nil || all[0].Time == "" {
 			t.Errorf("%+v", all)
 		}
 	}
@@ -58,7 +61,7 @@ func TestOneDecisionIsShort(t *testing.T) {
 	r := OpenDecisions(dir, RefusalsLog, 0)
 	long := Decision{Username: strings.Repeat("\x00", 1<<20)}
 	for range 1000 {
-		long.Reasons = append(long.Reasons, Reason{Message: strings.Repeat("y", 1<<16)})
+		long.Reasons = append(long.Reasons, policy.Reason{Message: strings.Repeat("y", 1<<16)})
 	}
 	for range 1000 {
 		long.Names = append(long.Names, strings.Repeat("z", 1<<16))

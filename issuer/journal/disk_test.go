@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"hsm-signer/policy"
 )
 
 // diskVariable is set in the process that has a small disk of its own.
@@ -193,7 +195,7 @@ func TestRefusalsDoNotFillTheDisk(t *testing.T) {
 			for r.Dropped() == 0 && len(r.queue) == cap(r.queue) { // as fast as the disk
 				runtime.Gosched()
 			}
-			r.Record(Decision{UID: fmt.Sprint(n), Reasons: []Reason{{Message: "no"}}})
+			r.Record(Decision{UID: fmt.Sprint(n), Reasons: []policy.Reason{{Message: "no"}}})
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)

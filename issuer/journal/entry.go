@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"hsm-signer/policy"
 )
 
 // A Kind is a kind of line.
@@ -60,27 +62,18 @@ func (r *Repair) String() string {
 	return fmt.Sprintf("%d bytes that are no whole line were found in %s, line %d, and moved to %s", r.Bytes, r.File, r.Line, r.MovedTo)
 }
 
-// A Requester is who asked, as the API server authenticated it. Its fields are those of
-// policy.Requester, so that one can be converted to the other.
-type Requester struct {
-	Username string              `json:"username"`
-	UID      string              `json:"uid,omitempty"`
-	Groups   []string            `json:"groups,omitempty"`
-	Extra    map[string][]string `json:"extra,omitempty"` // what binds the requester to its pod is here
-}
-
 // An Intent says what is about to be signed.
 type Intent struct {
-	UID           string    `json:"uid"`  // of the API object
-	Name          string    `json:"name"` // of the API object
-	Signer        string    `json:"signer"`
-	Requester     Requester `json:"requester"`
-	RequestSHA256 string    `json:"requestSHA256"` // of the PKCS#10 request in DER, hex
-	Rule          string    `json:"rule"`          // that grants
-	PolicyHash    string    `json:"policyHash"`
-	Names         []string  `json:"names,omitempty"` // subject and names, for people to read
-	Serial        string    `json:"serial"`          // see [FormatSerial]; it begins with the journal's ID
-	TBS           []byte    `json:"tbs"`             // the to-be-signed certificate, DER
+	UID           string           `json:"uid"`  // of the API object
+	Name          string           `json:"name"` // of the API object
+	Signer        string           `json:"signer"`
+	Requester     policy.Requester `json:"requester"`
+	RequestSHA256 string           `json:"requestSHA256"` // of the PKCS#10 request in DER, hex
+	Rule          string           `json:"rule"`          // that grants
+	PolicyHash    string           `json:"policyHash"`
+	Names         []string         `json:"names,omitempty"` // subject and names, for people to read
+	Serial        string           `json:"serial"`          // see [FormatSerial]; it begins with the journal's ID
+	TBS           []byte           `json:"tbs"`             // the to-be-signed certificate, DER
 	// Anew allows a new certificate for a request whose former one was orphaned.
 	Anew bool `json:"anew,omitempty"`
 }

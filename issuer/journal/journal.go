@@ -30,6 +30,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"hsm-signer/policy"
 )
 
 // Why a line is not taken. Nothing may be signed on any error.
@@ -288,7 +290,7 @@ type Recent struct {
 	At        time.Time // when it was written
 	UID       string    // of the API object
 	Rule      string    // that granted
-	Requester Requester
+	Requester policy.Requester
 }
 
 // Recent lists the intents that were written in the hour before the journal was opened, in their order.

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"hsm-signer/policy"
 )
 
 // A testCA signs in software.
@@ -70,7 +72,7 @@ func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration)
 	text := FormatSerial(serial)
 	return Intent{
 		UID: uid, Name: "csr-" + uid, Signer: "example.com/calico", Rule: "typha", PolicyHash: "0f", RequestSHA256: "0a",
-		Requester: Requester{Username: "system:serviceaccount:a:b", Groups: []string{"g"}, Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}}},
+		Requester: policy.Requester{Username: "system:serviceaccount:a:b", Groups: []string{"g"}, Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}}},
 		Names:     []string{"CN=" + uid, "DNS:a.example"}, Serial: text, TBS: tbs,
 	}, Signed{uid, text, der}, Published{uid, text}
 }

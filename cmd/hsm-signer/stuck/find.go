@@ -11,13 +11,12 @@ import (
 
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
-	"hsm-signer/policy"
 )
 
 // answerIn returns what the journal knows of an answered request. It does not know when the request
 // was created.
 func answerIn(i *journal.Issued) (Answer, bool) {
-	answer, ok := AnswerTo(policy.Requester(i.Requester), i.UID, time.Time{}, i.SignedAt)
+	answer, ok := AnswerTo(i.Requester, i.UID, time.Time{}, i.SignedAt)
 	return answer, ok && i.MayBeHeld()
 }
 

@@ -57,7 +57,7 @@ func certificateOf(i *journal.Issued) Certificate {
 		Issued: i, Requester: i.Requester.Username, Signer: i.Signer, Request: i.Name,
 		SignedAt: i.SignedAt, NotBefore: i.NotBefore, NotAfter: i.NotAfter,
 	}
-	requester := policy.Requester(i.Requester)
+	requester := i.Requester
 	account, ok := requester.ServiceAccount()
 	if !ok {
 		return c
