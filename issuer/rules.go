@@ -2,9 +2,6 @@ package issuer
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -258,33 +255,18 @@ func firstOf(ranges []netip.Prefix) []netip.Addr {
 	return all
 }
 
-// sampleKey returns a public key of the type. Nobody has the private keys of RSA keys: they are not
-// pairs.
+// sampleKey returns a public key of the type. RSA keys are not half of a pair, which would take long to
+// make.
 func sampleKey(kind pkcs10.KeyType) (crypto.PublicKey, error) {
-	switch kind {
-	case pkcs10.ECDSAP256:
-		return publicOf(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	case pkcs10.ECDSAP384:
-		return publicOf(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
-	case pkcs10.ECDSAP521:
-		return publicOf(ecdsa.GenerateKey(elliptic.P521(), rand.Reader))
-	case pkcs10.Ed25519:
-		public, _, err := ed25519.GenerateKey(rand.Reader)
-		return public, err
+	if bits := kind.RSABits(); bits > 0 {
+		modulus, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(bits)))
+		if err != nil {
+			return nil, err
+		}
+		modulus.SetBit(modulus, 0, 1).SetBit(modulus, bits-1, 1)
+		return &rsa.PublicKey{N: modulus, E: 65537}, nil
 	}
-	var bits int
-	if _, err := fmt.Sscanf(string(kind), "rsa-%d", &bits); err != nil {
-		return nil, fmt.Errorf("key type %q is not known", kind)
-	}
-	modulus, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(bits)))
-	if err != nil {
-		return nil, err
-	}
-	modulus.SetBit(modulus, 0, 1).SetBit(modulus, bits-1, 1)
-	return &rsa.PublicKey{N: modulus, E: 65537}, nil
-}
-
-func publicOf(key *ecdsa.PrivateKey, err error) (crypto.PublicKey, error) {
+	key, err := kind.Generate()
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +275,7 @@ func publicOf(key *ecdsa.PrivateKey, err error) (crypto.PublicKey, error) {
 
 // GenericCA returns a CA without constraints, for a judgement without the real one.
 var GenericCA = sync.OnceValues(func() (*CA, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := pkcs10.ECDSAP256.Generate()
 	if err != nil {
 		return nil, err
 	}

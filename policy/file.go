@@ -1,15 +1,14 @@
 package policy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"regexp"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"hsm-signer/policy/strictyaml"
 )
 
 // The text of a policy, as a user writes it. Every key is known: an unknown one
@@ -189,16 +188,8 @@ func Parse(text []byte, o Options) (*Policy, error) {
 		return nil, fmt.Errorf("the policy is not YAML: %w", err)
 	}
 	found.checkValues(&tree)
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&f); err != nil && !found.addTypeErrors(err) {
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("the policy is empty; write at least \"version: 1\" and one rule")
-		}
-		return nil, fmt.Errorf("the policy is not YAML: %w", err)
-	}
-	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		found.add(0, "the file holds more than one YAML document; write one")
+	if err := found.decode(text, &f); err != nil {
+		return nil, err
 	}
 	f.findRules(&tree)
 	rules, budget := f.compile(o, &found)
@@ -220,17 +211,21 @@ func (f *file) findRules(tree *yaml.Node) {
 	}
 }
 
-var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
-
-// addTypeErrors takes over the mistakes that the YAML library found, and tells whether the
-// text could be read apart from them.
-func (p *problems) addTypeErrors(err error) bool {
-	var wrong *yaml.TypeError
-	if !errors.As(err, &wrong) {
-		return false
+// decode decodes the text into the file and collects every mistake. An error says that the text cannot
+// be decoded at all.
+func (p *problems) decode(text []byte, into *file) error {
+	err := strictyaml.Decode(text, into)
+	var mistakes strictyaml.Mistakes
+	isMistakes, several := errors.As(err, &mistakes), errors.Is(err, strictyaml.ErrDocuments)
+	switch {
+	case errors.Is(err, strictyaml.ErrEmpty):
+		return errors.New("the policy is empty; write at least \"version: 1\" and one rule")
+	case err != nil && !isMistakes && !several:
+		return fmt.Errorf("the policy: %w", err)
 	}
-	for _, message := range wrong.Errors {
-		p.add(0, "%s", unknownField.ReplaceAllString(message, `unknown key "$1"`))
+	p.all = append(p.all, mistakes...)
+	if several {
+		p.add(0, "the file holds more than one YAML document; write one")
 	}
-	return true
+	return nil
 }

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"regexp"
@@ -21,6 +19,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
+	"hsm-signer/policy/strictyaml"
 )
 
 // What a new CA is where nothing else is said.
@@ -71,21 +70,14 @@ func readProfile(path string, faults *configFaults) profile {
 		faults.add("--profile", err)
 		return p
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	decoder.KnownFields(true)
-	err = decoder.Decode(&p)
-	var wrong *yaml.TypeError
-	switch {
-	case errors.As(err, &wrong):
-		for _, message := range wrong.Errors {
-			faults.addf("--profile", "%s", unknownKey.ReplaceAllString(message, `unknown key "$1"`))
+	err = strictyaml.Decode(text, &p)
+	var mistakes strictyaml.Mistakes
+	if errors.As(err, &mistakes) {
+		for _, mistake := range mistakes {
+			faults.addf("--profile", "%s", mistake)
 		}
-	case errors.Is(err, io.EOF):
-		faults.addf("--profile", "%s is empty", path)
-	case err != nil:
-		faults.addf("--profile", "%s is not YAML: %v", path, err)
-	case !errors.Is(decoder.Decode(new(yaml.Node)), io.EOF):
-		faults.addf("--profile", "%s holds more than one YAML document; write one", path)
+	} else if err != nil {
+		faults.addf("--profile", "%s: %v", path, err)
 	}
 	var whole yaml.Node
 	if yaml.Unmarshal(text, &whole) == nil {
@@ -103,9 +95,6 @@ func refuseEmpty(node *yaml.Node, faults *configFaults) {
 		refuseEmpty(child, faults)
 	}
 }
-
-// unknownKey is how the YAML library says it.
-var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
 
 // profileFlags are the flags that say the same as a profile, and win over it.
 type profileFlags struct {

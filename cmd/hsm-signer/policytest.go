@@ -1,14 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -23,11 +18,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
+	"hsm-signer/policy/strictyaml"
 )
 
 // A testFile holds cases of a user's own policy tests. docs/policy.md explains it.
@@ -140,14 +135,9 @@ func readTestFile(name string) ([]testCase, error) {
 	if err != nil {
 		return nil, err
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	decoder.KnownFields(true)
 	var file testFile
-	if err := decoder.Decode(&file); err != nil {
+	if err := strictyaml.Decode(text, &file); err != nil {
 		return nil, err
-	}
-	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is more than one YAML document; write one")
 	}
 	for i, c := range file.Cases {
 		if c.Name == "" || c.Expect != "granted" && c.Expect != "refused" && c.Expect != "waiting" {
@@ -254,22 +244,9 @@ func (k testKeys) get(kind pkcs10.KeyType) (key crypto.Signer, err error) {
 	if key := k[kind]; key != nil {
 		return key, nil
 	}
-	switch kind {
-	case pkcs10.ECDSAP256:
-		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case pkcs10.ECDSAP384:
-		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case pkcs10.ECDSAP521:
-		key, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	case pkcs10.Ed25519:
-		_, key, err = ed25519.GenerateKey(rand.Reader)
-	default:
-		var bits int
-		if _, scanErr := fmt.Sscanf(string(kind), "rsa-%d", &bits); scanErr != nil || !slices.Contains(pkcs10.KeyTypes(), kind) {
-			return nil, fmt.Errorf("key: %q is not known; choose from %v", kind, pkcs10.KeyTypes())
-		}
-		key, err = rsa.GenerateKey(rand.Reader, bits)
+	if key, err = kind.Generate(); err != nil {
+		return nil, fmt.Errorf("key: %w", err)
 	}
 	k[kind] = key
-	return key, err
+	return key, nil
 }

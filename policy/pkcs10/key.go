@@ -6,10 +6,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"fmt"
 	"math/big"
-	"strings"
 )
 
 // A KeyType names the kind and the size of a public key, as rules spell it.
@@ -28,31 +29,88 @@ const (
 	Ed25519   KeyType = "ed25519"
 )
 
-// KeyTypes lists every KeyType.
-func KeyTypes() []KeyType {
-	return []KeyType{RSA2048, RSA3072, RSA4096, RSA8192, ECDSAP256, ECDSAP384, ECDSAP521, Ed25519}
+// keyTypes is the table of key types: RSA keys have a size, ECDSA keys a curve.
+var keyTypes = []struct {
+	name  KeyType
+	bits  int
+	curve elliptic.Curve
+}{
+	{name: RSA2048, bits: 2048},
+	{name: RSA3072, bits: 3072},
+	{name: RSA4096, bits: 4096},
+	{name: RSA8192, bits: 8192},
+	{name: ECDSAP256, curve: elliptic.P256()},
+	{name: ECDSAP384, curve: elliptic.P384()},
+	{name: ECDSAP521, curve: elliptic.P521()},
+	{name: Ed25519},
 }
 
-// IsRSA tells whether keys of this type are RSA keys.
-func (k KeyType) IsRSA() bool { return strings.HasPrefix(string(k), "rsa-") }
+// KeyTypes lists every KeyType.
+func KeyTypes() []KeyType {
+	all := make([]KeyType, 0, len(keyTypes))
+	for _, k := range keyTypes {
+		all = append(all, k.name)
+	}
+	return all
+}
 
-// IsECDSA tells whether keys of this type are keys on a NIST curve.
-func (k KeyType) IsECDSA() bool { return strings.HasPrefix(string(k), "ecdsa-") }
-
-// TypeOfKey names the type of a public key; it answers false for one that has no name
-// here.
+// TypeOfKey returns the type of a public key. It returns false if the key has none of the types.
 func TypeOfKey(public crypto.PublicKey) (KeyType, bool) {
-	switch key := public.(type) {
-	case *rsa.PublicKey:
-		k, ok := map[int]KeyType{2048: RSA2048, 3072: RSA3072, 4096: RSA4096, 8192: RSA8192}[key.N.BitLen()]
-		return k, ok
-	case *ecdsa.PublicKey:
-		k, ok := map[elliptic.Curve]KeyType{elliptic.P256(): ECDSAP256, elliptic.P384(): ECDSAP384, elliptic.P521(): ECDSAP521}[key.Curve]
-		return k, ok
-	case ed25519.PublicKey:
-		return Ed25519, true
+	for _, k := range keyTypes {
+		is := false
+		switch key := public.(type) {
+		case *rsa.PublicKey:
+			is = key.N.BitLen() == k.bits
+		case *ecdsa.PublicKey:
+			is = k.curve != nil && key.Curve == k.curve
+		case ed25519.PublicKey:
+			is = k.name == Ed25519
+		}
+		if is {
+			return k.name, true
+		}
 	}
 	return "", false
+}
+
+// RSABits returns the size of RSA keys of this type; 0 if it is another kind of key.
+func (k KeyType) RSABits() int {
+	for _, one := range keyTypes {
+		if one.name == k {
+			return one.bits
+		}
+	}
+	return 0
+}
+
+// IsRSA reports whether keys of this type are RSA keys.
+func (k KeyType) IsRSA() bool { return k.RSABits() > 0 }
+
+// curve returns the curve of ECDSA keys of this type, or nil.
+func (k KeyType) curve() elliptic.Curve {
+	for _, one := range keyTypes {
+		if one.name == k {
+			return one.curve
+		}
+	}
+	return nil
+}
+
+// IsECDSA reports whether keys of this type are keys on a NIST curve.
+func (k KeyType) IsECDSA() bool { return k.curve() != nil }
+
+// Generate makes a key pair of this type, for samples and tests.
+func (k KeyType) Generate() (crypto.Signer, error) {
+	switch {
+	case k.IsRSA():
+		return rsa.GenerateKey(rand.Reader, k.RSABits())
+	case k.IsECDSA():
+		return ecdsa.GenerateKey(k.curve(), rand.Reader)
+	case k == Ed25519:
+		_, private, err := ed25519.GenerateKey(rand.Reader)
+		return private, err
+	}
+	return nil, fmt.Errorf("%q is not known; choose from %v", string(k), KeyTypes())
 }
 
 // judgeKey refuses a key that is not of an allowed kind and size, that is written in an unusual
