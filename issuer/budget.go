@@ -57,9 +57,9 @@ func (b *budget) begin(recent []journal.Recent, now time.Time) {
 	})
 }
 
-// reserve counts the grant's certificate, once for each request however often it is asked, or
-// returns a [*policy.OverBudget].
-func (b *budget) reserve(g *policy.Grant, now time.Time) error {
+// reserve counts the grant's certificate, once for each request however often it is called. It returns
+// the budget that is spent, or nil.
+func (b *budget) reserve(g *policy.Grant, now time.Time) *policy.OverBudget {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for len(b.entries) > 0 && now.Sub(b.entries[0].at) >= policy.BudgetWindow {
@@ -70,19 +70,20 @@ func (b *budget) reserve(g *policy.Grant, now time.Time) error {
 	if b.counted[e.request] > 0 {
 		return nil
 	}
-	if err := b.spent(e, g.Spender(), g.Budget()); err != nil {
-		return err
+	if over := b.spent(e, g.Spender(), g.Budget()); over != nil {
+		return over
 	}
-	if err := b.spentByAll(e, g.Budget()); err != nil {
-		return err
+	if over := b.spentByAll(e, g.Budget()); over != nil {
+		return over
 	}
 	b.entries = append(b.entries, e)
 	b.count(e, 1)
 	return nil
 }
 
-// spent returns an error if a budget of the requester's own, or of its rule, is spent. The caller must hold mu.
-func (b *budget) spent(e entry, spender policy.Spender, limits policy.Budget) error {
+// spent returns the budget of the requester's own, or of its rule, that is spent, or nil. The caller
+// must hold mu.
+func (b *budget) spent(e entry, spender policy.Spender, limits policy.Budget) *policy.OverBudget {
 	rule, quote := limits.Rule(e.rule), pkcs10.Quote
 	switch {
 	case e.pod != "" && b.counted[e.pod] >= limits.Pod:
@@ -99,9 +100,9 @@ func (b *budget) spent(e entry, spender policy.Spender, limits policy.Budget) er
 	return nil
 }
 
-// spentByAll returns an error if nothing is left of the total, or nothing but what is reserved for other rules. The
-// caller must hold mu.
-func (b *budget) spentByAll(e entry, limits policy.Budget) error {
+// spentByAll returns the total if nothing is left of it, or nothing but what is reserved for other
+// rules; otherwise nil. The caller must hold mu.
+func (b *budget) spentByAll(e entry, limits policy.Budget) *policy.OverBudget {
 	if len(b.entries) >= limits.Total {
 		return b.over("all together", limits.Total, func(entry) bool { return true })
 	}
@@ -134,9 +135,9 @@ func (b *budget) count(e entry, by int) {
 	}
 }
 
-// over says that a budget is spent, until the oldest of the entries that count for it is forgotten.
+// over returns a budget that is spent until the oldest of the entries that count for it is forgotten.
 // The caller must hold mu.
-func (b *budget) over(whose string, limit int, counts func(entry) bool) error {
+func (b *budget) over(whose string, limit int, counts func(entry) bool) *policy.OverBudget {
 	for _, e := range b.entries {
 		if counts(e) {
 			return &policy.OverBudget{Whose: whose, Limit: limit, Until: e.at.Add(policy.BudgetWindow)}

@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -51,13 +50,12 @@ func (s *spender) ask(account, pod string) string {
 func (s *spender) askFor(account, pod, uid string) string {
 	s.t.Helper()
 	g := grantTo(s.t, s.policy, account, pod, uid, 0, pkcs10test.Request{DNSNames: []string{"one"}})
-	_, err := s.issuer.Reserve(s.t.Context(), g)
-	over := (*policy.OverBudget)(nil)
-	switch {
-	case errors.As(err, &over):
-		return over.Whose
-	case err != nil:
+	_, instead, err := s.issuer.Prepare(s.t.Context(), g)
+	if err != nil {
 		s.t.Fatal(err)
+	}
+	if spent := over(instead); spent != nil {
+		return spent.Whose
 	}
 	return ""
 }
@@ -164,12 +162,11 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 func TestLintedWithinTheBudgetAlone(t *testing.T) {
 	s := newSpender(t)
 	s.issuer, _ = constrained(t, "elsewhere")
-	over := (*policy.OverBudget)(nil)
 	for i, want := range []bool{false, false, true} {
 		g := grantTo(t, s.policy, "ns:sa", "a", fmt.Sprint("request-", i), 0, pkcs10test.Request{DNSNames: []string{"one"}})
-		refusal, err := s.issuer.Reserve(t.Context(), g)
-		if errors.As(err, &over) != want || (refusal != nil) == want {
-			t.Errorf("request %d: %v, %v", i, refusal, err)
+		_, instead, err := s.issuer.Prepare(t.Context(), g)
+		if _, refused := instead.(*policy.Refusal); (over(instead) != nil) != want || refused == want || err != nil {
+			t.Errorf("request %d: %v, %v", i, instead, err)
 		}
 	}
 }
@@ -185,7 +182,7 @@ rules:
     grant: {dnsNames: [one], keys: [ecdsa-p256], usages: [digital signature]}
 `)
 	i := newSpender(t).issuer
-	var err error
+	var last policy.Verdict
 	for _, uid := range []string{"first", "second"} {
 		g, granted := p.Decide(policy.NewRequest(policy.Submission{
 			UID: uid, PEM: pkcs10test.Request{DNSNames: []string{"one"}}.PEM(t), Usages: []policy.Usage{policy.DigitalSignature},
@@ -194,10 +191,13 @@ rules:
 		if !granted {
 			t.Fatal("not granted")
 		}
-		_, err = i.Reserve(t.Context(), g)
+		var err error
+		if _, last, err = i.Prepare(t.Context(), g); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err == nil || !strings.Contains(err.Error(), `the budget of account "oidc:\x1b[2Jx\nFake: line", 1 certificates`) {
-		t.Errorf("%v", err)
+	if waiting, is := last.(*policy.Waiting); !is || !strings.Contains(waiting.Missing, `the budget of account "oidc:\x1b[2Jx\nFake: line", 1 certificates`) {
+		t.Errorf("%v", last)
 	}
 }
 
@@ -208,8 +208,8 @@ func TestOverBudgetSaysUntilWhen(t *testing.T) {
 	s.now = s.now.Add(10 * time.Minute)
 	s.ask("ns:sa", "a")
 	g := grantTo(t, s.policy, "ns:sa", "a", "third", 0, pkcs10test.Request{DNSNames: []string{"one"}})
-	over := (*policy.OverBudget)(nil)
-	if _, err := s.issuer.Reserve(t.Context(), g); !errors.As(err, &over) || !over.Until.Equal(first.Add(policy.BudgetWindow)) || over.Limit != 2 {
-		t.Errorf("%v", err)
+	_, instead, err := s.issuer.Prepare(t.Context(), g)
+	if spent := over(instead); err != nil || spent == nil || !spent.Until.Equal(first.Add(policy.BudgetWindow)) || spent.Limit != 2 {
+		t.Errorf("%v, %v", instead, err)
 	}
 }

@@ -136,6 +136,9 @@ func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfte
 // chain returns the CA's certificate and those above it.
 func (c *CA) chain() []*x509.Certificate { return append([]*x509.Certificate{c.cert}, c.above...) }
 
+// chainOf returns an issued certificate, in DER, and those above it in PEM, without the root.
+func (c *CA) chainOf(der []byte) []byte { return append(encodePEM(der), c.intermediates...) }
+
 // lintSample returns an error if every certificate under the CA would fail.
 func (c *CA) lintSample() error {
 	public, err := sampleKey(pkcs10.ECDSAP256)

@@ -53,7 +53,7 @@ func decideRequest(ca *CA, p *policy.Policy, uid string, usages []policy.Usage, 
 	})
 	query, _ := r.PodQuery()
 	facts := query.Found(policy.Pod{Namespace: "edge", Name: "p", UID: "pu", ServiceAccount: "gw", IPs: []netip.Addr{podIP}})
-	verdict := policy.Examined(p.Decide(r, facts))
+	verdict := p.Decide(r, facts)
 	if g, granted := verdict.(*policy.Grant); granted {
 		if refusal := Lint(ca, g); refusal != nil {
 			return refusal
@@ -90,8 +90,8 @@ func TestWhatRealClientsAskFor(t *testing.T) {
 	} {
 		switch v := decide(t, i.CA(), p, c.usages, c.asks).(type) {
 		case *policy.Grant:
-			if refusal, err := i.Reserve(t.Context(), v); c.field != "" || refusal != nil || err != nil {
-				t.Errorf("%s: granted; %v, %v", name, refusal, err)
+			if _, instead, err := i.Prepare(t.Context(), v); c.field != "" || instead != nil || err != nil {
+				t.Errorf("%s: granted; %v, %v", name, instead, err)
 			}
 		case *policy.Refusal:
 			if c.field == "" || v.Reasons[0].Field != c.field {
@@ -155,8 +155,8 @@ func TestEveryCAThatLoadsCanIssue(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if refusal, err := i.Reserve(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); refusal != nil || err != nil {
-				t.Errorf("no certificate can be issued: %v, %v", refusal, err)
+			if _, instead, err := i.Prepare(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); instead != nil || err != nil {
+				t.Errorf("no certificate can be issued: %v, %v", instead, err)
 			}
 		})
 	}

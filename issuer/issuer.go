@@ -1,18 +1,18 @@
 // Package issuer issues.
 //
-// Duty: turn a [policy.Grant] into a certificate: build the template, have the
-// CA's key sign it, check what came back, and return it with its chain.
+// Duty: turn a [policy.Grant] into a certificate, in two steps. [Issuer.Prepare] does everything that
+// precedes the signature; [Prepared.Issue] writes the intent, has the CA's key sign it, verifies the
+// signature, records it, and returns the certificate with its chain.
 //
-// Contract: nothing is signed without a grant that was redeemed for it, nor before
-// the same bytes were linted under a throwaway key. What stands in a certificate comes
-// from the grant and from the CA, never from the request's bytes. The package knows the key as a [crypto.Signer] and
-// nothing of what is behind it.
+// Contract: nothing is signed without a grant that was spent for it, nor before the same bytes were
+// linted with a throwaway key and written to the journal. What a certificate holds comes from the
+// grant and from the CA, never from the request's bytes. The package knows the key as a
+// [crypto.Signer] and nothing of what is behind it.
 package issuer
 
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -35,10 +35,10 @@ import (
 // that are a little behind. It is what kube-controller-manager's signer uses.
 const Backdate = 5 * time.Minute
 
-// A Key signs for the CA. Sign is [crypto.Signer]'s, with a context that ends the wait.
+// A Key signs for the CA.
 type Key interface {
 	Public() crypto.PublicKey
-	// Ready answers nil when the key can sign now.
+	// Ready returns nil if the key can sign now.
 	Ready(ctx context.Context) error
 	// Signer returns a signer whose signatures end with the context.
 	Signer(ctx context.Context) crypto.Signer
@@ -51,7 +51,7 @@ type Issuer struct {
 	algorithm x509.SignatureAlgorithm
 	journal   Journal
 	budget    *budget
-	signing   sync.Map // of the UIDs for which Issue is at work
+	signing   sync.Map // of the UIDs that are being signed
 	now       func() time.Time
 }
 
@@ -89,153 +89,17 @@ func (i *Issuer) Replace(ca *CA) error {
 	return nil
 }
 
-// Ready answers nil when a certificate could be issued now, and otherwise why not.
-func (i *Issuer) Ready(ctx context.Context) error {
-	if err := i.CA().ValidAt(i.now()); err != nil {
+// Ready returns nil if a certificate could be issued now.
+func (i *Issuer) Ready(ctx context.Context) error { return i.ready(ctx, i.CA()) }
+
+func (i *Issuer) ready(ctx context.Context, ca *CA) error {
+	if err := ca.ValidAt(i.now()); err != nil {
 		return err
 	}
 	if err := i.journal.Ready(); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	return i.key.Ready(ctx)
-}
-
-// Reserve counts the grant's certificate in the budget, once for each request, however often it is
-// asked. It returns a refusal if the certificate can never be issued, and an error if it cannot be
-// issued now. A [*policy.OverBudget] says that the budget is spent.
-func (i *Issuer) Reserve(ctx context.Context, grant *policy.Grant) (*policy.Refusal, error) {
-	if err := i.Ready(ctx); err != nil {
-		return nil, err
-	}
-	if _, again, err := i.known(grant); err != nil || again != nil {
-		return nil, err // what is in the journal was counted before
-	}
-	i.budget.begin(i.journal.Recent(), i.now()) // it is open: Ready has said so
-	if err := i.budget.reserve(grant, i.now()); err != nil {
-		return nil, err
-	}
-	_, refusal, err := i.lint(grant) // it costs, so the budget comes before it
-	return refusal, err
-}
-
-// Issue redeems the grant and returns the certificate and its chain in PEM, leaf
-// first, without the root. Asked again for a request that the journal knows, it returns the same
-// certificate. An error is a fault that may pass: decide again,
-// and try again with the new grant.
-func (i *Issuer) Issue(ctx context.Context, grant *policy.Grant) ([]byte, error) {
-	if err := grant.Redeem(); err != nil {
-		return nil, err
-	}
-	i.signing.Store(grant.RequestUID(), true)
-	defer i.signing.Delete(grant.RequestUID())
-	record, linted, err := i.known(grant)
-	if err != nil {
-		return nil, err
-	}
-	if record.Certificate != nil {
-		return i.chain(record.Certificate), nil
-	}
-	if linted == nil {
-		var refusal *policy.Refusal
-		if linted, refusal, err = i.lint(grant); err != nil {
-			return nil, err
-		}
-		if refusal != nil { // the CA was replaced after Reserve
-			return nil, fmt.Errorf("%w: %s", policy.ErrGrantStale, refusal)
-		}
-		if err := i.intend(ctx, grant, linted); err != nil {
-			return nil, err
-		}
-	}
-	der, err := i.sign(ctx, linted)
-	if err != nil {
-		return nil, fmt.Errorf("sign the certificate for request %s: %w", grant.RequestUID(), err)
-	}
-	serial, err := parseTBS(linted.TBS.FullBytes)
-	if err != nil {
-		return nil, err
-	}
-	// Not with the caller's context: what was signed must be known to be.
-	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
-	if err := i.journal.Append(writing, journal.Signed{UID: grant.RequestUID(), Serial: journal.FormatSerial(serial.SerialNumber), Certificate: der}); err != nil {
-		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published before it is written", err, grant.RequestUID())
-	}
-	return i.chain(der), nil
-}
-
-// chain returns the certificate and those above it in PEM.
-func (i *Issuer) chain(der []byte) []byte { return append(encodePEM(der), i.CA().intermediates...) }
-
-// writeTimeout bounds the wait for the journal's disk after a signature.
-const writeTimeout = 30 * time.Second
-
-// lint makes the grant's certificate with a throwaway key. It returns a refusal if the certificate
-// can never be issued.
-func (i *Issuer) lint(grant *policy.Grant) (*certificate, *policy.Refusal, error) {
-	ca := i.CA()
-	template, err := i.template(ca, grant)
-	if err != nil {
-		return nil, nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
-	}
-	linted, findings := ca.linter.issue(template, grant.PublicKey())
-	return linted, refusalOf(grant, findings), nil
-}
-
-// sign has the CA's key sign the very bytes that were linted, and returns the certificate in DER
-// when its signature verifies with the CA's certificate.
-func (i *Issuer) sign(ctx context.Context, linted *certificate) ([]byte, error) {
-	opts := SignerOpts(i.algorithm, i.key.Public())
-	digest := linted.TBS.FullBytes
-	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the bytes themselves
-		h := hash.New()
-		h.Write(digest)
-		digest = h.Sum(nil)
-	}
-	if err := inTime(ctx); err != nil {
-		return nil, err
-	}
-	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
-	if err != nil {
-		return nil, err
-	}
-	real := certificate{linted.TBS, linted.Algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}}
-	der, err := asn1.Marshal(real)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return der, cert.CheckSignatureFrom(i.CA().cert)
-}
-
-// inTime answers nil until the context's deadline. A context may not know yet that it has ended: this process may have
-// stood still.
-func inTime(ctx context.Context) error {
-	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) {
-		return context.DeadlineExceeded
-	}
-	return ctx.Err()
-}
-
-// template builds the certificate from the grant, with a serial number of the journal's.
-func (i *Issuer) template(ca *CA, g *policy.Grant) (*x509.Certificate, error) {
-	now := i.now()
-	if err := ca.ValidAt(now); err != nil {
-		return nil, err
-	}
-	serial, err := i.newSerial()
-	if err != nil {
-		return nil, err
-	}
-	template, err := newTemplate(ca, g, serial, now)
-	if err != nil {
-		return nil, err
-	}
-	template.SignatureAlgorithm = i.algorithm
-	return template, nil
 }
 
 // newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default algorithm of

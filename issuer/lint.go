@@ -28,10 +28,13 @@ import (
 	"hsm-signer/policy"
 )
 
-// Lint reports why the certificate of the grant can never be issued under the CA, or nil: names
-// that the CA or one above it does not permit, and findings of lints. It needs neither the CA's key
-// nor the journal, and does not redeem the grant.
+// Lint reports why the certificate of the grant can never be issued under the CA, or nil: the
+// expensive checks of the requester's key, names that the CA or one above it does not permit, and
+// findings of lints. It needs neither the CA's key nor the journal, and does not spend the grant.
 func Lint(ca *CA, grant *policy.Grant) *policy.Refusal {
+	if refusal := grant.CheckKey(); refusal != nil {
+		return refusal
+	}
 	template, err := newTemplate(ca, grant, sampleSerial, time.Now())
 	if err != nil {
 		return refusalOf(grant, []finding{{fieldRequest, err.Error()}})

@@ -42,12 +42,13 @@ func constrained(t *testing.T, domain string) (*Issuer, *int) {
 // A name that the CA's certificate does not permit is found before anything is approved or signed.
 func TestNamesBeyondTheCAAreNotSigned(t *testing.T) {
 	i, signatures := constrained(t, "one") // the grant has the names one and two
-	refusal, err := i.Reserve(t.Context(), grant(t, pkcs10test.NewKey(t), 0))
-	if err != nil || refusal.Code() != policy.NotIssuable || len(refusal.Reasons) != 1 ||
+	_, instead, err := i.Prepare(t.Context(), grant(t, pkcs10test.NewKey(t), 0))
+	refusal, isRefusal := instead.(*policy.Refusal)
+	if err != nil || !isRefusal || refusal.Code() != policy.NotIssuable || len(refusal.Reasons) != 1 ||
 		refusal.Reasons[0].Field != "request.dnsNames" || !strings.Contains(refusal.Message(), `"two" is not permitted`) {
-		t.Errorf("reserve: %v, %v", refusal, err)
+		t.Errorf("prepare: %v, %v", instead, err)
 	}
-	if _, err := i.Issue(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); err == nil {
+	if _, err := tryIssue(t, i, grant(t, pkcs10test.NewKey(t), 0)); err == nil {
 		t.Error("it was issued")
 	}
 	if *signatures != 0 {
@@ -79,7 +80,7 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 		"e_ext_key_usage_cert_sign_without_ca":  func(c *x509.Certificate) { c.BasicConstraintsValid = false; c.KeyUsage |= x509.KeyUsageCertSign },
 	} {
 		g := grant(t, pkcs10test.NewKey(t), 0)
-		template, err := i.template(i.CA(), g)
+		template, err := newTemplate(i.CA(), g, sampleSerial, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,16 +94,14 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 // What the key signs is what was linted, byte by byte.
 func TestTheLintedBytesAreSigned(t *testing.T) {
 	i := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
-	linted, refusal, err := i.lint(grant(t, pkcs10test.NewKey(t), 0))
-	if refusal != nil || err != nil {
-		t.Fatal(refusal, err)
-	}
-	der, err := i.sign(t.Context(), linted)
+	prepared := prepare(t, i, grant(t, pkcs10test.NewKey(t), 0))
+	text, err := prepared.Issue(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil || string(cert.RawTBSCertificate) != string(linted.TBS.FullBytes) || cert.CheckSignatureFrom(i.CA().cert) != nil {
+	certs, err := parseCertificates(text)
+	if err != nil || string(certs[0].RawTBSCertificate) != string(prepared.once.linted.TBS.FullBytes) ||
+		certs[0].CheckSignatureFrom(i.CA().cert) != nil {
 		t.Errorf("%v", err)
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"time"
 
 	"hsm-signer/issuer/journal"
@@ -17,102 +15,21 @@ import (
 // A Journal remembers what is signed, so that one request has one certificate, whatever happens in
 // between. [journal.Journal] is one.
 type Journal interface {
-	// Ready answers nil when the journal takes a new request.
+	// Ready returns nil if the journal takes a new request.
 	Ready() error
 	// ID begins the serial numbers of the journal.
 	ID() journal.ID
-	// Lookup tells what is known of a request.
+	// Lookup returns what is known of a request.
 	Lookup(uid string) (journal.Record, error)
 	// Unpublished lists what is neither published nor orphaned.
 	Unpublished() []journal.Record
 	// Recent lists what was about to be signed in the hour before the journal was opened.
 	Recent() []journal.Recent
-	// Append answers nil when the entry is on the disk.
+	// Append returns nil if the entry is on the disk.
 	Append(ctx context.Context, e journal.Entry) error
 }
 
-// known returns what the journal knows of the grant's request, and the certificate as it was to be signed
-// then. A [*policy.NotCovered] says that the grant does not cover it any more.
-func (i *Issuer) known(grant *policy.Grant) (journal.Record, *certificate, error) {
-	record, err := i.journal.Lookup(grant.RequestUID())
-	if err != nil {
-		return record, nil, fmt.Errorf("journal: %w", err)
-	}
-	switch {
-	case record.State == journal.Unknown:
-		return record, nil, nil
-	case record.State == journal.IsOrphaned && record.Certificate == nil:
-		return record, nil, policy.NotCoveredf("it was given up before it was signed")
-	}
-	again, err := i.lintAgain(grant, record.Intent.TBS)
-	return record, again, err
-}
-
-// lintAgain makes the certificate that was to be signed before, and requires the same bytes: the
-// ones that are read back come from a disk. How long the certificate may be valid is compared without the clock,
-// which may have been set.
-func (i *Issuer) lintAgain(grant *policy.Grant, tbs []byte) (*certificate, error) {
-	ca := i.CA()
-	template, err := i.template(ca, grant)
-	if err != nil {
-		return nil, err
-	}
-	former, err := parseTBS(tbs)
-	if err != nil {
-		return nil, fmt.Errorf("the journal's certificate for request %s: %w", grant.RequestUID(), err)
-	}
-	switch lifetime := former.NotAfter.Sub(former.NotBefore); {
-	case lifetime > grant.Lifetime()+Backdate:
-		return nil, policy.NotCoveredf("it is valid for %s, and %s is granted now", lifetime, grant.Lifetime())
-	case !i.now().Before(former.NotAfter):
-		return nil, policy.NotCoveredf("it has expired at %s", former.NotAfter.Format(time.RFC3339))
-	}
-	template.SerialNumber, template.NotBefore, template.NotAfter = former.SerialNumber, former.NotBefore, former.NotAfter
-	again, findings := ca.linter.issue(template, grant.PublicKey())
-	switch {
-	case len(findings) > 0:
-		return nil, policy.NotCoveredf("it cannot be issued any more: %s", refusalOf(grant, findings).Message())
-	case !bytes.Equal(again.TBS.FullBytes, tbs):
-		return nil, policy.NotCoveredf("it is another one than is granted now")
-	}
-	return again, nil
-}
-
-// parseTBS reads a certificate that has no signature.
-func parseTBS(tbs []byte) (*x509.Certificate, error) {
-	var parts []asn1.RawValue
-	if rest, err := asn1.Unmarshal(tbs, &parts); err != nil || len(rest) > 0 || len(parts) < 3 {
-		return nil, fmt.Errorf("it cannot be read")
-	}
-	const algorithm = 2 // version, serial number, signature (RFC 5280, section 4.1)
-	der, err := asn1.Marshal(certificate{asn1.RawValue{FullBytes: tbs}, parts[algorithm], asn1.BitString{}})
-	if err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificate(der)
-}
-
-// intend writes what is about to be signed.
-func (i *Issuer) intend(ctx context.Context, grant *policy.Grant, c *certificate) error {
-	former, err := parseTBS(c.TBS.FullBytes)
-	if err != nil {
-		return err
-	}
-	if err := inTime(ctx); err != nil {
-		return err
-	}
-	err = i.journal.Append(ctx, journal.Intent{
-		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(), Requester: grant.Requester(),
-		RequestSHA256: grant.RequestSHA256(), Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
-		Serial: journal.FormatSerial(former.SerialNumber), TBS: c.TBS.FullBytes,
-	})
-	if err != nil {
-		return fmt.Errorf("journal: %w; nothing was signed", err)
-	}
-	return nil
-}
-
-// unfinishedAfter is how old an intent is that its first turn cannot be at any more.
+// unfinishedAfter is the age of an intent from which its first sync must have ended.
 const unfinishedAfter = 2 * time.Minute
 
 // Unfinished lists the requests that have an intent or a certificate of a while ago, or of an
@@ -216,14 +133,4 @@ func (i *Issuer) Published(ctx context.Context, uid string) error {
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
-}
-
-// newSerial returns a positive number of 20 bytes at most (RFC 5280, section 4.1.2.2) that no other
-// journal has: it begins with this one's ID, and 128 random bits follow.
-func (i *Issuer) newSerial() (*big.Int, error) {
-	serial, err := i.journal.ID().NewSerial()
-	if err != nil {
-		return nil, fmt.Errorf("serial number: %w", err)
-	}
-	return serial, nil
 }

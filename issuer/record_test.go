@@ -50,17 +50,13 @@ func (a asking) state() journal.State {
 // certificate, published or not.
 func TestOneRequestHasOneCertificate(t *testing.T) {
 	a := newAsking(t)
-	first, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	first, err := tryIssue(t, a.issuer, a.grant("one"))
 	if err != nil || a.state() != journal.HasCertificate {
 		t.Fatalf("%v; %s", err, a.state())
 	}
 	again := func() {
 		t.Helper()
-		g := a.grant("one")
-		if refusal, err := a.issuer.Reserve(t.Context(), g); refusal != nil || err != nil {
-			t.Error(err)
-		}
-		if second, err := a.issuer.Issue(t.Context(), g); err != nil || !bytes.Equal(first, second) {
+		if second, err := tryIssue(t, a.issuer, a.grant("one")); err != nil || !bytes.Equal(first, second) {
 			t.Errorf("another certificate: %v", err)
 		}
 	}
@@ -76,7 +72,7 @@ func TestWhatWasIntendedIsSigned(t *testing.T) {
 	a := newAsking(t)
 	well := a.issuer.key
 	a.issuer.key = brokenKey{well}
-	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); !errors.Is(err, errBroken) || a.state() != journal.Intended {
+	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) || a.state() != journal.Intended {
 		t.Fatalf("%v; %s", err, a.state())
 	}
 	before, err := a.issuer.journal.Lookup("u")
@@ -94,39 +90,37 @@ func TestWhatWasIntendedIsSigned(t *testing.T) {
 func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 	a := newAsking(t)
 	issue(t, a.issuer, a.grant("one"))
-	for _, try := range []func(*policy.Grant) error{
-		func(g *policy.Grant) error { _, err := a.issuer.Reserve(t.Context(), g); return err },
-		func(g *policy.Grant) error { _, err := a.issuer.Issue(t.Context(), g); return err },
-	} {
-		if err := try(a.grant("two")); !notCovered(err, "another one than is granted now") {
-			t.Errorf("%v", err)
-		}
+	if _, err := tryIssue(t, a.issuer, a.grant("two")); !isFormer(err, "is not the one that is granted now") {
+		t.Errorf("%v", err)
 	}
 }
 
-func notCovered(err error, why string) bool {
-	var former *policy.NotCovered
-	return errors.As(err, &former) && strings.Contains(former.Why, why)
+// isFormer reports whether the request was refused because of an earlier certificate, with these words.
+func isFormer(err error, words string) bool {
+	var a answered
+	errors.As(err, &a)
+	refusal, is := a.verdict.(*policy.Refusal)
+	return is && refusal.Code() == policy.FormerCertificate && strings.Contains(refusal.Message(), words)
 }
 
 // Whether the clock was set back or forward, a request gets the certificate of before; but not one that has
 // expired, nor one that is valid for longer than is granted now.
 func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 	a := newAsking(t)
-	first, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	first, err := tryIssue(t, a.issuer, a.grant("one"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for step, why := range map[time.Duration]string{-50 * time.Minute: "", 50 * time.Minute: "", 2 * time.Hour: "it has expired"} {
+	for step, why := range map[time.Duration]string{-50 * time.Minute: "", 50 * time.Minute: "", 2 * time.Hour: "has expired"} {
 		a.issuer.now = func() time.Time { return time.Now().Add(step) }
-		again, err := a.issuer.Issue(t.Context(), a.grant("one"))
-		if why == "" && (err != nil || !bytes.Equal(first, again)) || why != "" && !notCovered(err, why) {
+		again, err := tryIssue(t, a.issuer, a.grant("one"))
+		if why == "" && (err != nil || !bytes.Equal(first, again)) || why != "" && !isFormer(err, why) {
 			t.Errorf("%s later: %v", step, err)
 		}
 	}
 	a.issuer.now = time.Now
 	shorter := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", 30*time.Minute, pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
-	if _, err := a.issuer.Issue(t.Context(), shorter); !notCovered(err, "30m0s is granted now") {
+	if _, err := tryIssue(t, a.issuer, shorter); !isFormer(err, "30m0s is granted now") {
 		t.Errorf("a shorter grant: %v", err)
 	}
 }
@@ -134,7 +128,7 @@ func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 // The journal says what was asked under which name, and who signed a certificate is told from who did not.
 func TestWhatTheAuditorNeeds(t *testing.T) {
 	a := newAsking(t)
-	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	chain, err := tryIssue(t, a.issuer, a.grant("one"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +136,7 @@ func TestWhatTheAuditorNeeds(t *testing.T) {
 		t.Errorf("the intent has the name %q, %v", record.Intent.Name, err)
 	}
 	other := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)).issuer(t)
-	foreign, err := other.Issue(t.Context(), a.grant("one"))
+	foreign, err := tryIssue(t, other, a.grant("one"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +190,7 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	}
 	well := i.key
 	i.key = brokenKey{well}
-	if _, err := i.Issue(t.Context(), granted("begun")); !errors.Is(err, errBroken) {
+	if _, err := tryIssue(t, i, granted("begun")); !errors.Is(err, errBroken) {
 		t.Fatal(err)
 	}
 	i.key = well
@@ -214,14 +208,14 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 // A process that stood still after its time was up begins nothing and signs no more, although its context does not know yet.
 func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	a := newAsking(t)
-	linted, refusal, err := a.issuer.lint(a.grant("one"))
-	if refusal != nil || err != nil {
-		t.Fatal(refusal, err)
-	}
-	if _, err := a.issuer.sign(lateContext{t.Context()}, linted); !errors.Is(err, context.DeadlineExceeded) {
+	prepared := prepare(t, a.issuer, a.grant("one"))
+	if _, err := prepared.once.sign(lateContext{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if _, err := a.issuer.Issue(lateContext{t.Context()}, a.grant("two")); !errors.Is(err, context.DeadlineExceeded) {
+	if err := prepared.once.intend(lateContext{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if _, err := prepared.Issue(lateContext{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	if left := a.issuer.journal.Unpublished(); len(left) != 0 {
@@ -237,7 +231,7 @@ func (lateContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Mi
 // What was begun a while ago is unfinished until it is known what became of it.
 func TestUnfinished(t *testing.T) {
 	a := newAsking(t)
-	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	chain, err := tryIssue(t, a.issuer, a.grant("one"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +244,7 @@ func TestUnfinished(t *testing.T) {
 		uid   string
 		chain []byte
 		made  bool
-	}{{"u", chain, true}, {"u", a.issuer.chain([]byte("x")), false}, {"v", chain, false}} {
+	}{{"u", chain, true}, {"u", a.issuer.CA().chainOf([]byte("x")), false}, {"v", chain, false}} {
 		if made, err := a.issuer.Made(c.uid, c.chain); made != c.made || err != nil {
 			t.Errorf("its own certificate is not told from others: %s: %t, %v", c.uid, made, err)
 		}
@@ -269,7 +263,7 @@ func TestUnfinished(t *testing.T) {
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("orphaned, and unfinished: %v", got)
 	}
-	if again, err := a.issuer.Issue(t.Context(), a.grant("one")); err != nil || !bytes.Equal(again, chain) {
+	if again, err := tryIssue(t, a.issuer, a.grant("one")); err != nil || !bytes.Equal(again, chain) {
 		t.Errorf("it came back, and did not get the certificate of before: %v", err)
 	}
 }
@@ -287,7 +281,7 @@ func TestDelivered(t *testing.T) {
 		}
 	}
 	require("u", nil, false, true)
-	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	chain, err := tryIssue(t, a.issuer, a.grant("one"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +294,7 @@ func TestDelivered(t *testing.T) {
 		t.Fatal(err)
 	}
 	require("u", chain, true, false)
-	require("u", a.issuer.chain([]byte("x")), false, false)
+	require("u", a.issuer.CA().chainOf([]byte("x")), false, false)
 	require("u", []byte("no PEM"), false, false)
 	require("v", chain, false, true)
 }
@@ -321,7 +315,7 @@ func TestUnconfirmed(t *testing.T) {
 		return j
 	}
 	j := start()
-	chain, err := a.issuer.Issue(t.Context(), a.grant("one"))
+	chain, err := tryIssue(t, a.issuer, a.grant("one"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,7 +342,7 @@ func TestUnconfirmed(t *testing.T) {
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("resolved, and unfinished: %v", got)
 	}
-	if again, err := a.issuer.Issue(t.Context(), a.grant("one")); err != nil || !bytes.Equal(again, chain) {
+	if again, err := tryIssue(t, a.issuer, a.grant("one")); err != nil || !bytes.Equal(again, chain) {
 		t.Errorf("it came back, and did not get the certificate of before: %v", err)
 	}
 	if err := a.issuer.Published(t.Context(), "u"); err != nil || a.state() != journal.IsPublished {
@@ -382,7 +376,7 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 	serve := func(uid string) []byte {
 		t.Helper()
 		grant := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
-		chain, err := a.issuer.Issue(t.Context(), grant)
+		chain, err := tryIssue(t, a.issuer, grant)
 		if err == nil {
 			err = a.issuer.Published(t.Context(), uid)
 		}
@@ -431,7 +425,7 @@ func TestGivenUpBeforeItWasSigned(t *testing.T) {
 	a := newAsking(t)
 	well := a.issuer.key
 	a.issuer.key = brokenKey{well}
-	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); !errors.Is(err, errBroken) {
+	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) {
 		t.Fatal(err)
 	}
 	a.issuer.key = well
@@ -440,7 +434,7 @@ func TestGivenUpBeforeItWasSigned(t *testing.T) {
 			t.Errorf("%v; %s", err, a.state())
 		}
 	}
-	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); !notCovered(err, "given up before") {
+	if _, err := tryIssue(t, a.issuer, a.grant("one")); !isFormer(err, "given up before") {
 		t.Errorf("orphaned, and issued: %v", err)
 	}
 }
@@ -453,7 +447,7 @@ func TestNothingIsSignedWithoutTheJournal(t *testing.T) {
 		t.Errorf("ready: %v", err)
 	}
 	a.issuer.key = brokenKey{a.issuer.key}
-	if _, err := a.issuer.Issue(t.Context(), a.grant("one")); !errors.Is(err, journal.ErrClosed) || errors.Is(err, errBroken) {
+	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, journal.ErrClosed) || errors.Is(err, errBroken) {
 		t.Errorf("issue: %v", err)
 	}
 }

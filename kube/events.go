@@ -54,12 +54,12 @@ func (c *Controller) fault(csr *certificatesv1.CertificateSigningRequest, err er
 	c.ended(csr, ResultFault, "", err.Error())
 }
 
-// overBudget tells of a request that waits until there is room in a budget.
-func (c *Controller) overBudget(csr *certificatesv1.CertificateSigningRequest, over *policy.OverBudget) {
-	c.Logger.Warn("over budget; the request stays as it is and waits", "request", csr.Name, "uid", csr.UID, "requester", csr.Spec.Username, "budget", over.Error())
-	c.events.Event(csr, corev1.EventTypeWarning, "OverBudget", over.Error())
+// waitsForBudget reports a request that waits until there is room in a budget.
+func (c *Controller) waitsForBudget(csr *certificatesv1.CertificateSigningRequest, waiting *policy.Waiting) {
+	c.Logger.Warn("over budget; the request stays as it is and waits", "request", csr.Name, "uid", csr.UID, "requester", csr.Spec.Username, "budget", waiting.Missing)
+	c.events.Event(csr, corev1.EventTypeWarning, "OverBudget", waiting.Missing)
 	c.Observer.OverBudget()
-	c.ended(csr, ResultOverBudget, "", over.Error())
+	c.ended(csr, ResultOverBudget, "", waiting.Missing)
 }
 
 // strange tells of a certificate that ought not to be on a request of ours.

@@ -44,14 +44,10 @@ type Decider interface {
 
 // An Issuer makes certificates.
 type Issuer interface {
-	// Reserve counts the grant's certificate in the budget, once for each request. It returns a refusal if
-	// the certificate can never be issued, and an error if it cannot be issued now. A
-	// [*policy.OverBudget] says that the request must wait, a [*policy.NotCovered] that it gets no
-	// certificate any more.
-	Reserve(ctx context.Context, grant *policy.Grant) (*policy.Refusal, error)
-	// Issue returns the certificate and its chain in PEM. An error is a fault
-	// that may pass, but for [*policy.NotCovered].
-	Issue(ctx context.Context, grant *policy.Grant) ([]byte, error)
+	// Prepare does everything that precedes the signature. It returns exactly one of a prepared
+	// certificate; a verdict that takes the grant's place, [*policy.Refusal] or [*policy.Waiting]; and
+	// an error: the certificate cannot be issued now.
+	Prepare(ctx context.Context, grant *policy.Grant) (Prepared, policy.Verdict, error)
 	// Published notes that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
 	// Unfinished lists the requests for which something was begun a while ago of which it is not known what became: UID,
@@ -67,6 +63,13 @@ type Issuer interface {
 	// Unconfirmed notes that nobody can find out any more whether the request took its
 	// certificate.
 	Unconfirmed(ctx context.Context, uid, why string) error
+}
+
+// A Prepared is a certificate that only needs to be signed.
+type Prepared interface {
+	// Issue signs it, once, and returns it with its chain in PEM. An error is a fault that may pass; it
+	// is [policy.ErrGrantStale] if the policy or the CA was replaced since it was prepared.
+	Issue(ctx context.Context) ([]byte, error)
 }
 
 // An Observer is told what happens, to count it. Its methods return at once.
@@ -501,7 +504,7 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 	if c.Mode == Shadow {
 		turn = c.shadow
 	}
-	err, over := turn(turnCtx, csr), (*policy.OverBudget)(nil)
+	err, over := turn(turnCtx, csr), (*overBudget)(nil)
 	c.permits.suspect(err)
 	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered
@@ -514,9 +517,9 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 	c.pacer.Tried(item)
 	switch {
 	case errors.As(err, &over):
-		c.overBudget(csr, over)
+		c.waitsForBudget(csr, over.waiting)
 		c.queue.Forget(item)
-		c.queue.AddAfter(item, budgetWait(over.Until, time.Since(csr.CreationTimestamp.Time)))
+		c.queue.AddAfter(item, budgetWait(over.waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
 	case errors.Is(err, errNotLeading):
 		c.Logger.Warn("the lease was lost in mid-turn; another controller goes on", "request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)

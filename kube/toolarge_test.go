@@ -65,11 +65,6 @@ type records struct{ *ledger }
 
 func (r records) Decided(_ policy.Submission, v policy.Verdict) { r.recorded = append(r.recorded, v) }
 
-// issuing makes a certificate for every request.
-type issuing struct{ *remembering }
-
-func (issuing) Issue(context.Context, *policy.Grant) ([]byte, error) { return []byte("own"), nil }
-
 const trusting = `
 version: 1
 rules:
@@ -126,7 +121,7 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			issuer := &remembering{told: map[string]string{}}
-			controller, _ := withStore(t, issuing{issuer}, func() bool { return true })
+			controller, _ := withStore(t, issuer, func() bool { return true })
 			p, err := policy.Parse([]byte(trusting), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 			if err != nil {
 				t.Fatal(err)

@@ -147,7 +147,7 @@ func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.Certificate
 			return err
 		}
 	}
-	verdict, err := judge(ctx, c.Client, c.Decider, csr)
+	verdict, _, err := decide(ctx, c.Client, c.Decider, csr)
 	if err != nil {
 		return err
 	}
@@ -188,15 +188,6 @@ func decide(ctx context.Context, client kubernetes.Interface, decider Decider,
 	return decider.Decide(request, pods.facts), pods, nil
 }
 
-// judge decides, and leaves nothing to look at. There is no budget before it.
-func judge(ctx context.Context, client kubernetes.Interface, decider Decider, csr *certificatesv1.CertificateSigningRequest) (policy.Verdict, error) {
-	verdict, _, err := decide(ctx, client, decider, csr)
-	if err != nil {
-		return nil, err
-	}
-	return policy.Examined(verdict), nil
-}
-
 // Judge gives the verdict on the request of that name as it is now, and writes
 // nothing.
 func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, name string) (policy.Verdict, error) {
@@ -208,7 +199,8 @@ func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, na
 	if err != nil {
 		return nil, err
 	}
-	return judge(ctx, client, decider, csr)
+	verdict, _, err := decide(ctx, client, decider, csr)
+	return verdict, err
 }
 
 // Submission takes from the object what a decision may see.
@@ -239,50 +231,52 @@ func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 	return s
 }
 
-// granted approves, issues and publishes, unless a former certificate of the request is in the way.
+// granted prepares the certificate, and then approves, issues and publishes. Nothing is approved that
+// cannot be signed now.
 func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) error {
-	err, former := c.serveGranted(ctx, csr, was, grant), (*policy.NotCovered)(nil)
-	switch {
-	case errors.As(err, &former):
-		return c.giveUp(ctx, csr, former)
-	case tooLarge(err):
+	prepared, instead, err := c.Issuer.Prepare(ctx, grant)
+	if err != nil {
+		return fmt.Errorf("cannot sign now: %w", err)
+	}
+	switch v := instead.(type) {
+	case *policy.Refusal:
+		c.Observer.Decided(v)
+		return c.refusedAfterGrant(ctx, csr, was, v)
+	case *policy.Waiting:
+		return &overBudget{v}
+	}
+	err = c.serveGranted(ctx, csr, was, grant, prepared)
+	if tooLarge(err) {
 		return c.answerTooLarge(ctx, csr, grant)
 	}
 	return err
 }
 
-// serveGranted approves, issues and publishes. Nothing is approved that cannot be
-// signed now, and nothing is examined that the budget has no room for.
-func (c *Controller) serveGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (err error) {
-	refusal, err := c.Issuer.Reserve(ctx, grant)
-	if err != nil {
-		return fmt.Errorf("cannot sign now: %w", err)
-	}
-	if refusal == nil {
-		refusal = grant.Examine()
-	}
-	if refusal != nil {
-		c.Observer.Decided(refusal)
-		return c.refused(ctx, csr, was, refusal)
-	}
+// overBudget ends a sync whose request waits for room in a budget.
+type overBudget struct{ waiting *policy.Waiting }
+
+func (o *overBudget) Error() string { return o.waiting.Missing }
+
+// serveGranted approves, issues and publishes.
+func (c *Controller) serveGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant, prepared Prepared) (err error) {
 	if was == pending && csr.Spec.SignerName == "" {
-		return c.publishFirst(ctx, csr, grant)
+		return c.publishFirst(ctx, csr, grant, prepared)
 	}
 	if was == pending {
 		if csr, err = c.approve(ctx, csr, grant); err != nil {
 			return err
 		}
 	}
-	_, err = c.issue(ctx, csr, grant)
+	_, err = c.issue(ctx, csr, grant, prepared)
 	return err
 }
 
 // publishFirst serves a request without a signer name the other way round: before Kubernetes
 // 1.18 the controller manager signs whatever is approved and has no
 // certificate yet, with the cluster's own CA and the requester's own subject.
-func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (err error) {
+func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, prepared Prepared) (err error) {
 	if len(csr.Status.Certificate) == 0 {
-		if csr, err = c.issue(ctx, csr, grant); err != nil {
+		if csr, err = c.issue(ctx, csr, grant, prepared); err != nil {
 			return err
 		}
 	}
@@ -303,18 +297,18 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 	return updated, written("approve", err)
 }
 
-// issue has the certificate made and writes it to the object that was decided on,
-// and to no other.
-func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
+// issue has the prepared certificate signed and writes it to the object that was decided on, and to no
+// other.
+func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, prepared Prepared) (*certificatesv1.CertificateSigningRequest, error) {
 	ctx, cancel, err := c.leader.acting(ctx) // what is signed and written is so before another may lead
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
-	chain, err := c.Issuer.Issue(ctx, grant)
+	chain, err := prepared.Issue(ctx)
 	switch {
 	case errors.Is(err, policy.ErrGrantStale):
-		return nil, errLookAgain // the policy was replaced in mid-turn
+		return nil, errLookAgain // the policy or the CA was replaced in mid-sync
 	case err != nil:
 		return nil, fmt.Errorf("issue: %w", err)
 	}
@@ -342,28 +336,17 @@ func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refu
 	return csr.Spec.SignerName == "" && refusal.UnknownRequester()
 }
 
-// giveUp ends a request that is granted, and of which a former certificate is in the way: it was begun before
-// the policy, or the CA, was another, or is too old.
-func (c *Controller) giveUp(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, former *policy.NotCovered) error {
-	csr, err := c.requests.Load().fresh(ctx, csr) // it may have been approved in this turn
-	if err != nil {
+// refusedAfterGrant ends a request that the policy grants and that can never be issued. If the journal
+// has an earlier certificate for it, the condition comes first and then the line that nobody will take
+// that certificate.
+func (c *Controller) refusedAfterGrant(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
+	err := c.refused(ctx, csr, was, refusal)
+	if err != nil || refusal.Code() != policy.FormerCertificate {
 		return err
 	}
-	if stateOf(csr) == done { // it has a certificate, which the next look at what is unfinished takes note of
-		return nil
+	if err := c.Issuer.Orphaned(ctx, string(csr.UID), refusal.Reasons[0].Message); err != nil {
+		c.Logger.Error("the request is refused, but the journal could not record that its certificate is given up", "request", csr.Name, "uid", csr.UID, "error", err)
 	}
-	err = c.finish(ctx, csr, stateOf(csr), "FormerCertificate", former.Error())
-	switch {
-	case tooLarge(err):
-		c.ignored.add(csr.UID, csr.ResourceVersion)
-	case err != nil:
-		return err
-	}
-	if err := c.Issuer.Orphaned(ctx, string(csr.UID), former.Why); err != nil {
-		c.Logger.Error("a request was given up, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
-	}
-	c.Logger.Warn("given up", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username, "why", former.Why)
-	c.events.Event(csr, corev1.EventTypeWarning, "FormerCertificate", former.Error())
 	return nil
 }
 

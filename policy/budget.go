@@ -193,14 +193,14 @@ func SpenderOf(r Requester) Spender {
 	return spender
 }
 
-// OverBudget says that a budget is spent. It is no fault: the request waits until there is room.
+// OverBudget is a budget that is spent. The request waits until there is room.
 type OverBudget struct {
 	Whose string    // whose budget, such as pod "UID", account "USERNAME" or all together; safe to show
 	Limit int       // certificates in an hour
 	Until time.Time // when the next will be free
 }
 
-// Error says whose budget is spent, and until when.
-func (o *OverBudget) Error() string {
+// String says whose budget is spent, and until when.
+func (o *OverBudget) String() string {
 	return fmt.Sprintf("the budget of %s, %d certificates in an hour, is spent until %s", o.Whose, o.Limit, o.Until.UTC().Format(time.RFC3339))
 }

@@ -5,18 +5,17 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"hsm-signer/policy/pkcs10"
 )
 
-// A Grant is the permission to make exactly one certificate, in this turn. Its
-// fields cannot be set from outside, so nothing can be signed that was not decided.
+// A Grant is the permission to make exactly one certificate, now. Its fields cannot be set from
+// outside, so nothing can be signed that was not decided.
 type Grant struct {
-	// The stub is shared by every copy, so that a copy is spent with its original.
-	stub *stub
+	// The redemption is shared by every copy, so that a copy is spent with its original.
+	redemption *redemption
 
 	submission    Submission
 	requestSHA256 string
@@ -32,30 +31,22 @@ type Grant struct {
 	publicKey     crypto.PublicKey
 }
 
-type stub struct {
-	policy  *Policy
-	examine func() *Refusal // looks once, however often it is asked
-	spent   atomic.Bool
+type redemption struct {
+	policy *Policy
+	spent  atomic.Bool
 }
 
 // Why a grant cannot be redeemed.
 var (
-	ErrNoGrant     = errors.New("policy: the grant is empty: it was not given by a policy")
-	ErrGrantSpent  = errors.New("policy: the grant was redeemed before: decide again")
-	ErrGrantNaught = errors.New("policy: the grant is of a request that is refused: see Examine")
-	ErrGrantStale  = errors.New("policy: the policy has changed since the grant was given: decide again")
+	ErrNoGrant    = errors.New("policy: the grant is empty: it was not given by a policy")
+	ErrGrantSpent = errors.New("policy: the grant was redeemed before: decide again")
+	ErrGrantStale = errors.New("policy: the policy or the CA has changed since the grant was given: decide again")
 )
 
 func (p *Policy) grant(r *Request, f finding) *Grant {
 	by := f.rule
-	examine := func() *Refusal {
-		if fault, wrong := r.asked.Costly(); wrong {
-			return &Refusal{Reasons: []Reason{invalid(fault)}, PolicyHash: p.hash, RequestSHA256: r.sha256()}
-		}
-		return nil
-	}
 	return &Grant{
-		stub:          &stub{policy: p, examine: sync.OnceValue(examine)},
+		redemption:    &redemption{policy: p},
 		submission:    r.Submission,
 		requestSHA256: r.sha256(),
 		rule:          by.name,
@@ -71,35 +62,38 @@ func (p *Policy) grant(r *Request, f finding) *Grant {
 	}
 }
 
-// Examine takes the look at the request that costs most, and answers why it is refused after all, or nil. It is for
-// after the budget, so that nobody has much looked at for nothing; without it, the grant takes it when it is redeemed.
-func (g *Grant) Examine() *Refusal { return g.stub.examine() }
-
-// Examined is the verdict with nothing left to look at, for who counts no budget: a grant becomes a refusal when its
-// request is one to refuse (see [Grant.Examine]).
-func Examined(v Verdict) Verdict {
-	if g, granted := v.(*Grant); granted {
-		if refusal := g.Examine(); refusal != nil {
-			return refusal
-		}
-	}
-	return v
-}
-
-// Redeem spends the grant. It answers nil once, and only while the policy that
-// gave the grant is in force.
+// Redeem spends the grant. It returns nil once, and only while the policy that gave the grant is in
+// force.
 func (g *Grant) Redeem() error {
-	switch {
-	case g == nil || g.stub == nil:
-		return ErrNoGrant
-	case g.stub.policy.withdrawn.Load():
-		return ErrGrantStale
-	case g.Examine() != nil:
-		return ErrGrantNaught
-	case !g.stub.spent.CompareAndSwap(false, true):
+	if err := g.InForce(); err != nil {
+		return err
+	}
+	if !g.redemption.spent.CompareAndSwap(false, true) {
 		return ErrGrantSpent
 	}
 	return nil
+}
+
+// InForce returns nil while the policy that gave the grant is in force, whether or not the grant is
+// spent.
+func (g *Grant) InForce() error {
+	switch {
+	case g == nil || g.redemption == nil:
+		return ErrNoGrant
+	case g.redemption.policy.withdrawn.Load():
+		return ErrGrantStale
+	}
+	return nil
+}
+
+// CheckKey makes the expensive checks of the requester's key, and returns a refusal if one fails. Make
+// them only when there is room in the budget: they cost up to a hundred signatures.
+func (g *Grant) CheckKey() *Refusal {
+	fault, weak := pkcs10.CheckKey(g.publicKey)
+	if !weak {
+		return nil
+	}
+	return &Refusal{Reasons: []Reason{invalid(fault)}, PolicyHash: g.PolicyHash(), RequestSHA256: g.requestSHA256}
 }
 
 // RequestUID is the UID of the API object that is answered.
@@ -121,10 +115,10 @@ func (g *Grant) Requester() Requester { return g.submission.Requester }
 func (g *Grant) Rule() string { return g.rule }
 
 // PolicyHash is the [Policy.Hash] of the policy that grants.
-func (g *Grant) PolicyHash() string { return g.stub.policy.hash }
+func (g *Grant) PolicyHash() string { return g.redemption.policy.hash }
 
 // Budget is the one of the policy that grants.
-func (g *Grant) Budget() Budget { return g.stub.policy.budget }
+func (g *Grant) Budget() Budget { return g.redemption.policy.budget }
 
 // Spender is who the certificate is counted for.
 func (g *Grant) Spender() Spender { return g.spender }

@@ -75,7 +75,7 @@ func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 // Decide answers whether the request may have its certificate. It is granted if one rule grants all of
 // it; otherwise the answer holds every reason of the rule that came nearest. The facts must be those
 // of [Request.PodQuery]: without them the answer is [*Waiting], never a refusal because of the pod.
-// Decide does not make the expensive key checks: see [Grant.Examine].
+// Decide does not make the expensive checks of the key: see [Grant.CheckKey].
 func (p *Policy) Decide(r *Request, facts Facts) Verdict {
 	if !p.appliesTo(r) { // nothing is parsed, so that refusing costs little
 		return &Refusal{PolicyHash: p.hash, Reasons: []Reason{p.unknownRequester(r)}}

@@ -513,7 +513,7 @@ func TestPodThatWasNotLookedUpIsNoReason(t *testing.T) {
 	requireRefusal(t, p.Decide(request, query.Found()), policy.PodNotVerified, "p-1 is gone")
 }
 
-// The look at a key that costs most is taken when all else is decided, the budget too, and before anything is signed.
+// The expensive checks of a key are not part of the decision: the budget comes before them.
 func TestPrimeModulusIsRefused(t *testing.T) {
 	const rule = `version: 1
 rules:
@@ -524,9 +524,10 @@ rules:
 	a := newAsker("x", "y", "a")
 	a.usages = []policy.Usage{policy.DigitalSignature}
 	g := requireGrant(t, parse(t, rule).Decide(a.requestOf(pkcs10test.PrimeModulus(t))))
-	requireRefusal(t, policy.Examined(g), policy.InvalidRequest, "its modulus is a prime")
-	if err := g.Redeem(); !errors.Is(err, policy.ErrGrantNaught) {
-		t.Errorf("redeemed: %v", err)
+	requireRefusal(t, g.CheckKey(), policy.InvalidRequest, "its modulus is a prime")
+	good := requireGrant(t, builtIn(t, "calico").Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
+	if refusal := good.CheckKey(); refusal != nil {
+		t.Errorf("a good key: %s", refusal)
 	}
 }
 
@@ -638,6 +639,9 @@ func TestGrantIsSpentOnce(t *testing.T) {
 	if err := twin.Redeem(); !errors.Is(err, policy.ErrGrantSpent) {
 		t.Errorf("a copy of a spent grant: %v", err)
 	}
+	if err := g.InForce(); err != nil {
+		t.Errorf("a spent grant of a policy in force: %v", err)
+	}
 	if err := (&policy.Grant{}).Redeem(); !errors.Is(err, policy.ErrNoGrant) {
 		t.Errorf("an empty grant: %v", err)
 	}
@@ -652,6 +656,9 @@ func TestGrantOfAWithdrawnPolicyIsVoid(t *testing.T) {
 	p.Withdraw()
 	if err := g.Redeem(); !errors.Is(err, policy.ErrGrantStale) {
 		t.Errorf("redeemed: %v", err)
+	}
+	if err := g.InForce(); !errors.Is(err, policy.ErrGrantStale) {
+		t.Errorf("in force: %v", err)
 	}
 }
 

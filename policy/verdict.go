@@ -27,12 +27,13 @@ const (
 	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
 	ConditionNotMet     Code = "ConditionNotMet"     // a condition of the rule's own
 	NotIssuable         Code = "NotIssuable"         // the CA or a lint rules the certificate out
+	FormerCertificate   Code = "FormerCertificate"   // an earlier certificate of the request no longer fits
 )
 
 // Codes lists every Code.
 func Codes() []Code {
 	return []Code{InvalidRequest, ObjectTooLarge, RequesterNotAllowed, PodNotVerified, NameNotAllowed,
-		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable}
+		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable, FormerCertificate}
 }
 
 // A Reason is one way in which a request falls short of a rule.
@@ -116,8 +117,10 @@ func join(reasons []Reason, sentence func(Reason) string, most int) string {
 	return text.String()
 }
 
-// Waiting says that a fact is missing and may still come: the request stays open and is tried again.
+// Waiting says that a fact or room in a budget is missing and may still come: the request stays open
+// and is tried again.
 type Waiting struct {
-	Rule    string // the rule that would grant; empty if no rule was judged
-	Missing string // the fact that is missing
+	Rule    string      // the rule that would grant; empty if no rule was judged
+	Missing string      // what is missing; safe to show
+	Budget  *OverBudget // the budget that is spent; nil if a fact is missing
 }

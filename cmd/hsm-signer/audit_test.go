@@ -70,8 +70,12 @@ func (ca softCA) certify(t *testing.T, j *journal.Journal, uid string, lifetime 
 	}
 	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "typha-server"}, NotAfter: time.Now().Add(lifetime)}
 	cert, text := makeCertificate(t, template, ca.cert, ca.key.Public(), ca.key), journal.FormatSerial(serial)
+	signed, err := journal.NewSigned(uid, cert.Raw, ca.cert)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return journal.Intent{UID: uid, Name: "typha-" + uid, Requester: policy.Requester{Username: "system:serviceaccount:calico-system:calico-typha\x1b[1m"}, Names: []string{"CN=typha-server"}, Serial: text, TBS: cert.RawTBSCertificate},
-		journal.Signed{UID: uid, Serial: text, Certificate: cert.Raw}
+		signed
 }
 
 func write(t *testing.T, j *journal.Journal, entries ...journal.Entry) {

@@ -18,7 +18,7 @@ type judgement struct {
 
 // Decide returns the verdict with nothing left to check.
 func (j judgement) Decide(r *policy.Request, facts policy.Facts) policy.Verdict {
-	verdict := policy.Examined(j.Decider.Decide(r, facts))
+	verdict := j.Decider.Decide(r, facts)
 	if grant, granted := verdict.(*policy.Grant); granted {
 		if refusal := issuer.Lint(j.ca, grant); refusal != nil {
 			return refusal

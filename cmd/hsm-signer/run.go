@@ -92,7 +92,7 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 		ca = newCAReloader(c.caCertFile, p.issuer.CA, p.replaceCA(current), counts, logger.Named("ca"))
 		health.watchSigning(p, ca, c.inPod)
 		counts.watchSigning(p, c.token.AllowExtractable)
-		serving.Issuer, serving.Recorder = p.issuer, p.journal
+		serving.Issuer, serving.Recorder = kubeIssuer{p.issuer}, p.journal
 		serving.DeleteFinishedAfter, serving.Answers = c.deleteFinishedAfter, answers{p.issuer, p.journal}
 		serving.Fit, serving.Says, serving.Hears = health.fit, p.witness.annotations, p.witness.hears
 		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }

@@ -80,9 +80,11 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 		cert, err := x509.ParseCertificate(der)
 		must.OK(t, err)
 		uid, number := fmt.Sprintf("former-%d", n), journal.FormatSerial(serial)
+		signed, err := journal.NewSigned(uid, der, authority)
+		must.OK(t, err)
 		for _, e := range []journal.Entry{
 			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name, Signer: "example.com/calico", Requester: requesterOf(c.pod), Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()}, Serial: number, TBS: cert.RawTBSCertificate},
-			journal.Signed{UID: uid, Serial: number, Certificate: der},
+			signed,
 			journal.Published{UID: uid, Serial: number},
 		} {
 			must.OK(t, j.Append(t.Context(), e))

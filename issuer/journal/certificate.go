@@ -6,10 +6,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"strings"
-	"time"
 )
 
 const (
@@ -41,7 +41,7 @@ func (id ID) NewSerial() (*big.Int, error) {
 	return new(big.Int).SetBytes(serial), nil
 }
 
-// Carries tells whether a serial number begins with the id.
+// Carries reports whether a serial number begins with the id.
 func (id ID) Carries(serial string) bool {
 	return len(serial) == 2*serialBytes && strings.HasPrefix(serial, strings.ToUpper(string(id)))
 }
@@ -49,33 +49,32 @@ func (id ID) Carries(serial string) bool {
 // FormatSerial writes a serial number as openssl does: upper-case hex, whole bytes.
 func FormatSerial(serial *big.Int) string { return strings.ToUpper(hex.EncodeToString(serial.Bytes())) }
 
-// tbsCertificate is RFC 5280, section 4.1.
-type tbsCertificate struct {
-	Version            int `asn1:"optional,explicit,default:0,tag:0"`
-	SerialNumber       *big.Int
-	SignatureAlgorithm pkix.AlgorithmIdentifier
-	Issuer             asn1.RawValue
-	Validity           struct{ NotBefore, NotAfter time.Time }
-	Subject            asn1.RawValue
-	PublicKey          asn1.RawValue
-	IssuerUniqueID     asn1.BitString   `asn1:"optional,tag:1"`
-	SubjectUniqueID    asn1.BitString   `asn1:"optional,tag:2"`
-	Extensions         []pkix.Extension `asn1:"omitempty,optional,explicit,tag:3"`
-}
-
-// factsOf reads a to-be-signed certificate.
-func factsOf(tbs []byte) (facts, error) {
-	var c tbsCertificate
-	rest, err := asn1.Unmarshal(tbs, &c)
+// ParseTBS parses a to-be-signed certificate. The result has no signature.
+func ParseTBS(tbs []byte) (*x509.Certificate, error) {
+	var parts []asn1.RawValue
+	rest, err := asn1.Unmarshal(tbs, &parts)
+	switch {
+	case err != nil || len(parts) < 3:
+		return nil, errors.New("the to-be-signed certificate cannot be read")
+	case len(rest) > 0:
+		return nil, fmt.Errorf("%d bytes follow the to-be-signed certificate", len(rest))
+	}
+	const algorithm = 2 // version, serial number, signature (RFC 5280, section 4.1)
+	der, err := asn1.Marshal(struct {
+		TBS, Algorithm asn1.RawValue
+		Signature      asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs}, parts[algorithm], asn1.BitString{}})
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
 	switch {
 	case err != nil:
-		return facts{}, fmt.Errorf("the to-be-signed certificate cannot be read: %w", err)
-	case len(rest) > 0:
-		return facts{}, fmt.Errorf("%d bytes follow the to-be-signed certificate", len(rest))
-	case c.SerialNumber.Sign() <= 0:
-		return facts{}, fmt.Errorf("the serial number %s is not positive", c.SerialNumber)
+		return nil, fmt.Errorf("the to-be-signed certificate cannot be read: %w", err)
+	case cert.SerialNumber.Sign() <= 0:
+		return nil, fmt.Errorf("the serial number %s is not positive", cert.SerialNumber)
 	}
-	return facts{FormatSerial(c.SerialNumber), c.Validity.NotBefore, c.Validity.NotAfter}, nil
+	return cert, nil
 }
 
 // tbsOf returns the to-be-signed part of a certificate.

@@ -245,7 +245,7 @@ func TestALyingLineIsNamed(t *testing.T) {
 	}{
 		"another CA":           {3, "not signed by the CA", []Entry{opened, foreign, foreignSigned}},
 		"no intent":            {2, "without an intent", []Entry{opened, oneSigned}},
-		"other bytes":          {3, "not what the intent says", []Entry{opened, one, Signed{"one", one.Serial, againSigned.Certificate}}},
+		"other bytes":          {3, "not what the intent says", []Entry{opened, one, Signed{UID: "one", Serial: one.Serial, Certificate: againSigned.Certificate}}},
 		"two certificates":     {4, "already", []Entry{opened, one, oneSigned, oneSigned}},
 		"two intents":          {3, "already", []Entry{opened, one, again}},
 		"a serial number":      {3, "there twice", []Entry{opened, one, same}},

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"hsm-signer/policy"
 )
@@ -78,11 +77,24 @@ type Intent struct {
 	Anew bool `json:"anew,omitempty"`
 }
 
-// Signed says what came of an intent.
+// Signed is the certificate that came of an intent. [Journal.Append] takes only what [NewSigned] made.
 type Signed struct {
 	UID         string `json:"uid"`
 	Serial      string `json:"serial"`
 	Certificate []byte `json:"certificate"` // DER
+
+	verifiedBy *x509.Certificate // the CA whose signature was verified; nil if none was
+}
+
+// NewSigned verifies that the CA has signed the certificate in DER, and returns the line that records
+// it for the request. A new signature is verified here and nowhere else. [Journal.Append] compares its
+// bytes with those of the intent.
+func NewSigned(uid string, der []byte, ca *x509.Certificate) (Signed, error) {
+	cert, err := checkSignature(der, []*x509.Certificate{ca})
+	if err != nil {
+		return Signed{}, err
+	}
+	return Signed{UID: uid, Serial: FormatSerial(cert.SerialNumber), Certificate: der, verifiedBy: ca}, nil
 }
 
 // Published says that the API server took the certificate. It may be said again when the API server took
@@ -170,12 +182,12 @@ func (i Intent) check() error {
 	if i.UID == "" {
 		return errNoUID
 	}
-	facts, err := factsOf(i.TBS)
-	switch {
-	case err != nil:
+	cert, err := ParseTBS(i.TBS)
+	if err != nil {
 		return err
-	case facts.serial != i.Serial:
-		return fmt.Errorf("the serial number is %s, but that of the to-be-signed certificate is %s", i.Serial, facts.serial)
+	}
+	if serial := FormatSerial(cert.SerialNumber); serial != i.Serial {
+		return fmt.Errorf("the serial number is %s, but that of the to-be-signed certificate is %s", i.Serial, serial)
 	}
 	return nil
 }
@@ -288,10 +300,4 @@ func (id ID) check() error {
 		return fmt.Errorf("%q is not the id of a journal", string(id))
 	}
 	return nil
-}
-
-// facts are what the journal needs to know of a to-be-signed certificate.
-type facts struct {
-	serial              string
-	notBefore, notAfter time.Time
 }

@@ -69,12 +69,16 @@ func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration)
 	if err != nil {
 		t.Fatal(err)
 	}
+	signed, err := NewSigned(uid, der, ca.cert)
+	if err != nil {
+		t.Fatal(err)
+	}
 	text := FormatSerial(serial)
 	return Intent{
 		UID: uid, Name: "csr-" + uid, Signer: "example.com/calico", Rule: "typha", PolicyHash: "0f", RequestSHA256: "0a",
 		Requester: policy.Requester{Username: "system:serviceaccount:a:b", Groups: []string{"g"}, Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}}},
 		Names:     []string{"CN=" + uid, "DNS:a.example"}, Serial: text, TBS: tbs,
-	}, Signed{uid, text, der}, Published{uid, text}
+	}, signed, Published{uid, text}
 }
 
 func open(t testing.TB, dir string, o Options) *Journal {
@@ -204,7 +208,13 @@ func TestOneRequestHasOneCertificate(t *testing.T) {
 	elsewhere, _, _ := ca.lines(t, "12345678", "one", time.Hour)
 	refused("nothing known", signed, published, Orphaned{"one", intent.Serial, ""}, misnamed, elsewhere, Opened{Journal: j.ID()}, Intent{}, Signed{}, Published{}, Probe{}, Checkpoint{})
 	put(t, j, intent, foreign)
-	refused("intended", intent, other, otherSigned, published, Orphaned{"one", other.Serial, ""}, foreignSigned, Signed{"one", intent.Serial, otherSigned.Certificate})
+	otherBytes := otherSigned
+	otherBytes.Serial = intent.Serial
+	unverified := Signed{UID: "one", Serial: intent.Serial, Certificate: signed.Certificate}
+	refused("intended", intent, other, otherSigned, published, Orphaned{"one", other.Serial, ""}, foreignSigned, otherBytes, unverified)
+	if _, err := NewSigned("one", signed.Certificate, newCA(t).cert); err == nil {
+		t.Error("the signature of another CA is verified")
+	}
 	put(t, j, signed)
 	refused("signed", intent, other, signed, otherPublished)
 	put(t, j, published)

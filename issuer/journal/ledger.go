@@ -270,8 +270,10 @@ func (l *ledger) finish(uid string, state State) {
 	k := keyOf(uid)
 	f := l.index[k]
 	if record := l.open[k]; record != nil {
-		facts, _ := factsOf(record.Intent.TBS) // it was read when the intent was taken
-		f = finished{at: record.at, sum: [8]byte(record.sum[:8]), serial: short(record.Intent.Serial), unsigned: record.State == Intended, expires: seconds(facts.notAfter)}
+		f = finished{
+			at: record.at, sum: [8]byte(record.sum[:8]), serial: short(record.Intent.Serial),
+			expires: expiryOf(record.Intent), unsigned: record.State == Intended,
+		}
 		delete(l.open, k)
 	}
 	if state == IsPublished && f.state != IsPublished {
@@ -285,6 +287,15 @@ func (l *ledger) finish(uid string, state State) {
 // issued a second certificate for it.
 func (f finished) forgettable(now time.Time) bool {
 	return now.Add(-KeepExpired).After(time.Unix(int64(f.expires), 0))
+}
+
+// expiryOf returns when the certificate of an intent expires. The intent was parsed when it was taken.
+func expiryOf(i Intent) uint32 {
+	cert, err := ParseTBS(i.TBS)
+	if err != nil {
+		return 0
+	}
+	return seconds(cert.NotAfter)
 }
 
 func short(serial string) [8]byte {

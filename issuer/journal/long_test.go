@@ -88,7 +88,7 @@ func longJournal(b *testing.B, ca *testCA, requests int) string {
 		i.UID, i.Serial = benchUID(n), FormatSerial(new(big.Int).SetBytes(next))
 		i.TBS = bytes.Replace(intent.TBS, serial, next, 1)
 		put(i)
-		put(Signed{i.UID, i.Serial, bytes.Replace(signed.Certificate, serial, next, 1)})
+		put(Signed{UID: i.UID, Serial: i.Serial, Certificate: bytes.Replace(signed.Certificate, serial, next, 1)})
 		put(Published{i.UID, i.Serial})
 	}
 	finish()

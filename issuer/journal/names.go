@@ -12,23 +12,6 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// ParseTBS reads a to-be-signed certificate. The result has no signature.
-func ParseTBS(tbs []byte) (*x509.Certificate, error) {
-	var parts []asn1.RawValue
-	if rest, err := asn1.Unmarshal(tbs, &parts); err != nil || len(rest) > 0 || len(parts) < 3 {
-		return nil, fmt.Errorf("the to-be-signed certificate cannot be read")
-	}
-	const algorithm = 2 // version, serial number, signature (RFC 5280, section 4.1)
-	der, err := asn1.Marshal(struct {
-		TBS, Algorithm asn1.RawValue
-		Signature      asn1.BitString
-	}{asn1.RawValue{FullBytes: tbs}, parts[algorithm], asn1.BitString{}})
-	if err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificate(der)
-}
-
 // subjectNames returns the attributes of the subject, each in two spellings: as an intent has it,
 // with the value quoted, and with the bare value.
 func subjectNames(cert *x509.Certificate) (quoted, bare []string, err error) {

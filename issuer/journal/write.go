@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -127,18 +128,17 @@ func (j *Journal) acceptable(e Entry) error {
 	if err := e.check(); err != nil {
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
-	if s, is := e.(Signed); is {
-		return j.checkCertificate(s)
+	if s, is := e.(Signed); is && !s.isVerifiedBy(j.options.CA) {
+		return fmt.Errorf("%w: request %s: nobody has verified that the CA signed the certificate", ErrConflict, s.UID)
 	}
 	return nil
 }
 
-// checkCertificate answers nil when the CA has signed the certificate.
-func (j *Journal) checkCertificate(s Signed) error {
-	if _, err := checkSignature(s.Certificate, []*x509.Certificate{j.options.CA}); err != nil {
-		return fmt.Errorf("%w: request %s: %w", ErrConflict, s.UID, err)
-	}
-	return nil
+// isVerifiedBy reports whether the signature was verified as one of this CA, of which there may be
+// several certificates.
+func (s Signed) isVerifiedBy(ca *x509.Certificate) bool {
+	return s.verifiedBy != nil && bytes.Equal(s.verifiedBy.RawSubject, ca.RawSubject) &&
+		bytes.Equal(s.verifiedBy.RawSubjectPublicKeyInfo, ca.RawSubjectPublicKeyInfo)
 }
 
 // admit answers nil when the entry can be taken now.

@@ -1,6 +1,7 @@
 package pkcs10
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rsa"
 	"encoding/hex"
@@ -30,10 +31,11 @@ func weakness(key *rsa.PublicKey) string {
 	return ""
 }
 
-// Costly returns what is wrong with the request that takes long to find out; it is asked last, of a
-// request that would be granted otherwise and has room in its budget. For 8,192 bits it costs as much as a hundred signatures.
-func (r *Request) Costly() (Fault, bool) {
-	key, isRSA := r.PublicKey.(*rsa.PublicKey)
+// CheckKey makes the expensive checks of a request's key, and returns the fault if one fails. Call it
+// last, for a request that would be granted otherwise: for 8,192 bits it costs as much as a hundred
+// signatures.
+func CheckKey(public crypto.PublicKey) (Fault, bool) {
+	key, isRSA := public.(*rsa.PublicKey)
 	if isRSA && key.N.ProbablyPrime(0) {
 		return Fault{"request.publicKey", "is an RSA key whose private half can be found: its modulus is a prime; make a new key"}, true
 	}

@@ -66,7 +66,7 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 			e, d := exponents(t, c.key.order)
 			text := pkcs10test.SignedByHand(t, c.key.n, e, d)
 			r, faults := Parse(text)
-			if fault, costly := r.Costly(); costly {
+			if fault, weak := CheckKey(r.PublicKey); weak {
 				faults = append(faults, fault)
 			}
 			if len(faults) != 1 || faults[0].Field != "request.publicKey" || !strings.Contains(faults[0].Message, c.words) {

@@ -1,0 +1,262 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"hsm-signer/issuer/journal"
+	"hsm-signer/policy"
+)
+
+// Why a prepared certificate is not issued.
+var (
+	ErrNotPrepared = errors.New("issuer: nothing was prepared")
+	ErrIssued      = errors.New("issuer: it was issued before: prepare it again")
+)
+
+// A Prepared is a certificate that has passed everything but the signature. Only [Issuer.Prepare]
+// makes one, and [Prepared.Issue] works once.
+type Prepared struct {
+	once *preparation // shared by every copy, so that a copy is spent with its original
+}
+
+type preparation struct {
+	issuer *Issuer
+	ca     *CA
+	grant  *policy.Grant
+	linted *certificate   // what is to be signed; its signature is the throwaway key's
+	record journal.Record // what the journal had when it was prepared
+	spent  atomic.Bool
+}
+
+// Prepare does everything that precedes the signature: it spends the grant, requires the CA, the
+// journal and the key to be ready, looks the request up in the journal, counts it in the budget,
+// makes the expensive checks of its key, and lints the certificate with a throwaway key. It returns
+// exactly one of
+//   - the prepared certificate;
+//   - a verdict that takes the grant's place: a [*policy.Refusal] if the certificate can never be
+//     issued, or [*policy.Waiting] if a budget is spent;
+//   - an error: a fault that may pass. Decide again, and try again with the new grant.
+//
+// If the journal has the request already, the same certificate is prepared again. If that certificate
+// no longer fits the grant, the refusal has the code [policy.FormerCertificate].
+func (i *Issuer) Prepare(ctx context.Context, grant *policy.Grant) (*Prepared, policy.Verdict, error) {
+	if err := grant.Redeem(); err != nil {
+		return nil, nil, err
+	}
+	ca := i.CA()
+	if err := i.ready(ctx, ca); err != nil {
+		return nil, nil, err
+	}
+	record, err := i.journal.Lookup(grant.RequestUID())
+	if err != nil {
+		return nil, nil, fmt.Errorf("journal: %w", err)
+	}
+	if record.State == journal.Unknown { // otherwise it was counted before
+		i.budget.begin(i.journal.Recent(), i.now()) // the journal is open: it is ready
+		if over := i.budget.reserve(grant, i.now()); over != nil {
+			return nil, &policy.Waiting{Rule: grant.Rule(), Missing: over.String(), Budget: over}, nil
+		}
+	}
+	if refusal := grant.CheckKey(); refusal != nil {
+		return nil, refusal, nil
+	}
+	linted, refusal, err := i.lint(ca, grant, record)
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
+	case refusal != nil:
+		return nil, refusal, nil
+	}
+	return &Prepared{&preparation{issuer: i, ca: ca, grant: grant, linted: linted, record: record}}, nil, nil
+}
+
+// lint makes the certificate with the throwaway key: the one that the journal has, or else a new one.
+// It returns a refusal if it can never be issued.
+func (i *Issuer) lint(ca *CA, grant *policy.Grant, record journal.Record) (*certificate, *policy.Refusal, error) {
+	if record.State != journal.Unknown {
+		return i.lintFormer(ca, grant, record)
+	}
+	serial, err := i.journal.ID().NewSerial()
+	if err != nil {
+		return nil, nil, fmt.Errorf("serial number: %w", err)
+	}
+	template, err := newTemplate(ca, grant, serial, i.now())
+	if err != nil {
+		return nil, nil, err
+	}
+	template.SignatureAlgorithm = i.algorithm
+	linted, findings := ca.linter.issue(template, grant.PublicKey())
+	return linted, refusalOf(grant, findings), nil
+}
+
+// lintFormer makes the certificate that the journal has for the request, and requires the same bytes:
+// those of the journal come from a disk. It compares the lifetime without the clock, which may have
+// been set.
+func (i *Issuer) lintFormer(ca *CA, grant *policy.Grant, record journal.Record) (*certificate, *policy.Refusal, error) {
+	if record.State == journal.IsOrphaned && record.Certificate == nil {
+		return nil, formerCertificate(grant, "was given up before it was signed"), nil
+	}
+	former, err := journal.ParseTBS(record.Intent.TBS)
+	if err != nil {
+		return nil, nil, fmt.Errorf("journal: %w", err)
+	}
+	switch lifetime := former.NotAfter.Sub(former.NotBefore); {
+	case lifetime > grant.Lifetime()+Backdate:
+		return nil, formerCertificate(grant, "is valid for %s, and %s is granted now", lifetime, grant.Lifetime()), nil
+	case !i.now().Before(former.NotAfter):
+		return nil, formerCertificate(grant, "has expired at %s", former.NotAfter.Format(time.RFC3339)), nil
+	}
+	template, err := newTemplate(ca, grant, former.SerialNumber, i.now())
+	if err != nil {
+		return nil, nil, err
+	}
+	template.SignatureAlgorithm = i.algorithm
+	template.NotBefore, template.NotAfter = former.NotBefore, former.NotAfter
+	again, findings := ca.linter.issue(template, grant.PublicKey())
+	switch {
+	case len(findings) > 0:
+		return nil, formerCertificate(grant, "can no longer be issued: %s", refusalOf(grant, findings).Message()), nil
+	case !bytes.Equal(again.TBS.FullBytes, record.Intent.TBS):
+		return nil, formerCertificate(grant, "is not the one that is granted now"), nil
+	}
+	return again, nil, nil
+}
+
+// formerCertificate refuses a request that has a certificate in the journal which no longer fits.
+func formerCertificate(grant *policy.Grant, format string, args ...any) *policy.Refusal {
+	return &policy.Refusal{
+		PolicyHash: grant.PolicyHash(), RequestSHA256: grant.RequestSHA256(),
+		Reasons: []policy.Reason{{
+			Code: policy.FormerCertificate, Rule: grant.Rule(), Field: fieldRequest,
+			Message: "has an earlier certificate, which " + fmt.Sprintf(format, args...) + "; create a new request",
+		}},
+	}
+}
+
+// Issue signs the prepared certificate and returns it with its chain in PEM, leaf first, without the
+// root. It writes the intent, has the CA's key sign exactly those bytes, verifies the signature and
+// records the certificate. Nothing is signed if the policy or the CA was replaced meanwhile
+// ([policy.ErrGrantStale]), the context has ended, or the journal is not ready. If the journal has the
+// certificate already, Issue returns that. An error is a fault that may pass: prepare again.
+func (p *Prepared) Issue(ctx context.Context) ([]byte, error) {
+	if p == nil || p.once == nil {
+		return nil, ErrNotPrepared
+	}
+	return p.once.issue(ctx)
+}
+
+func (p *preparation) issue(ctx context.Context) ([]byte, error) {
+	if err := p.check(ctx); err != nil {
+		return nil, err
+	}
+	if p.record.Certificate != nil {
+		return p.ca.chainOf(p.record.Certificate), nil
+	}
+	uid := p.grant.RequestUID()
+	p.issuer.signing.Store(uid, true)
+	defer p.issuer.signing.Delete(uid)
+	if err := p.intend(ctx); err != nil {
+		return nil, fmt.Errorf("journal: %w; nothing was signed", err)
+	}
+	signed, err := p.sign(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("sign the certificate for request %s: %w", uid, err)
+	}
+	// Not with the caller's context: what was signed must be recorded.
+	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	if err := p.issuer.journal.Append(writing, signed); err != nil {
+		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published before it is written", err, uid)
+	}
+	return p.ca.chainOf(signed.Certificate), nil
+}
+
+// check spends the preparation, and returns an error if it must not be used now.
+func (p *preparation) check(ctx context.Context) error {
+	switch {
+	case !p.spent.CompareAndSwap(false, true):
+		return ErrIssued
+	case p.issuer.CA() != p.ca:
+		return fmt.Errorf("%w: the CA's certificate was replaced", policy.ErrGrantStale)
+	}
+	if err := p.grant.InForce(); err != nil {
+		return err
+	}
+	if err := inTime(ctx); err != nil {
+		return err
+	}
+	if err := p.issuer.journal.Ready(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// intend writes what is about to be signed. If the journal had an intent when the certificate was
+// prepared, it must still be open: nobody gives it up from now on.
+func (p *preparation) intend(ctx context.Context) error {
+	if p.record.State == journal.Intended {
+		now, err := p.issuer.journal.Lookup(p.grant.RequestUID())
+		if err == nil && now.State != journal.Intended {
+			err = fmt.Errorf("the intent for request %s is %s", p.grant.RequestUID(), now.State)
+		}
+		return err
+	}
+	cert, err := journal.ParseTBS(p.linted.TBS.FullBytes)
+	if err != nil {
+		return err
+	}
+	if err := inTime(ctx); err != nil {
+		return err
+	}
+	grant := p.grant
+	return p.issuer.journal.Append(ctx, journal.Intent{
+		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(),
+		Requester: grant.Requester(), RequestSHA256: grant.RequestSHA256(),
+		Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
+		Serial: journal.FormatSerial(cert.SerialNumber), TBS: p.linted.TBS.FullBytes,
+	})
+}
+
+// sign has the CA's key sign the bytes that were linted, and verifies the signature.
+func (p *preparation) sign(ctx context.Context) (journal.Signed, error) {
+	i, tbs := p.issuer, p.linted.TBS
+	opts := SignerOpts(i.algorithm, i.key.Public())
+	digest := tbs.FullBytes
+	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the bytes themselves
+		h := hash.New()
+		h.Write(digest)
+		digest = h.Sum(nil)
+	}
+	if err := inTime(ctx); err != nil {
+		return journal.Signed{}, err
+	}
+	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
+	if err != nil {
+		return journal.Signed{}, err
+	}
+	bits := asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
+	der, err := asn1.Marshal(certificate{tbs, p.linted.Algorithm, bits})
+	if err != nil {
+		return journal.Signed{}, err
+	}
+	return journal.NewSigned(p.grant.RequestUID(), der, p.ca.cert)
+}
+
+// writeTimeout bounds the wait for the journal's disk after a signature.
+const writeTimeout = 30 * time.Second
+
+// inTime returns nil until the context's deadline. A context may not know yet that it has ended: this
+// process may have stood still.
+func inTime(ctx context.Context) error {
+	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
+}
