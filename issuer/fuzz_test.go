@@ -14,6 +14,7 @@ import (
 
 const anything = `
 version: 1
+budget: {total: 10000000, perNamespace: 100%, perServiceAccount: 100%}
 rules:
   - name: all
     from: {users: ["*"], pod: none}

@@ -27,7 +27,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )
 

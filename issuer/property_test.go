@@ -20,6 +20,7 @@ import (
 // everyCombination grants every key type and usage.
 const everyCombination = `
 version: 1
+budget: {total: 100000, perNamespace: 100%, perServiceAccount: 100%, perPod: 100000}
 rules:
   - name: all
     from: {serviceAccounts: [edge/gw]}

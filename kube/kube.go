@@ -76,7 +76,7 @@ type Prepared interface {
 type Observer interface {
 	Decided(verdict policy.Verdict) // on a request that is served, each time that it is looked at
 	OverBudget()                    // a request waits, each time that it is looked at
-	Fault()                         // a turn ended with one
+	Fault()                         // a sync ended with one
 	// A certificate was published, so long after the request was made.
 	Issued(grant *policy.Grant, after time.Duration)
 	NewLeader() // another controller has come to lead, or this one
@@ -85,7 +85,7 @@ type Observer interface {
 	// The cluster has so many requests, of all signers. Only the leader knows; else known is false.
 	Requests(n int, known bool)
 	Deleted()      // a finished request was
-	Ended(Outcome) // a turn ended, unless there was nothing to do
+	Ended(Outcome) // a sync ended, unless there was nothing to do
 }
 
 // A Recorder writes down what was decided and is not in the issuer's journal: each refusal, once the API server has it, and in a
@@ -149,7 +149,7 @@ type Controller struct {
 
 	permits *permits
 	cleaner *cleaner
-	large   chan struct{}       // of size 1: held by the turn of a request that is read whole
+	large   chan struct{}       // of size 1: held by the sync of a request that is read whole
 	known   atomic.Int64        // requests of our signers, done ones too
 	ignored ignored             // requests that cannot be written
 	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
@@ -268,11 +268,11 @@ const drainTimeout = 20 * time.Second
 
 // workUntil has the workers work until the context ends, and waits for them.
 func (c *Controller) workUntil(ctx context.Context) {
-	turns, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	syncs, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var workers wait.Group
 	for range max(1, c.Workers) {
-		workers.Start(func() { c.work(ctx, turns) })
+		workers.Start(func() { c.work(ctx, syncs) })
 	}
 	<-ctx.Done()
 	c.queue.ShutDown()
@@ -472,21 +472,21 @@ func clientOf(csr *certificatesv1.CertificateSigningRequest) string {
 	return string(csr.UID)
 }
 
-// work takes requests from the queue until it shuts down. What has begun ends with the context of turns.
-func (c *Controller) work(ctx, turns context.Context) {
+// work takes requests from the queue until it shuts down. What has begun ends with the context of syncs.
+func (c *Controller) work(ctx, syncs context.Context) {
 	for {
 		item, shutdown := c.queue.Get()
 		if shutdown {
 			return
 		}
-		c.serve(ctx, turns, item)
+		c.serve(ctx, syncs, item)
 		c.queue.Done(item)
 	}
 }
 
-// serve gives one request one turn. Work that has begun is finished although
+// serve gives one request one sync. Work that has begun is finished although
 // the context ends.
-func (c *Controller) serve(ctx, turns context.Context, item key) {
+func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -498,13 +498,13 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 	if !c.pacer.Admit(item) {
 		return // it comes back when it may be answered
 	}
-	turnCtx, cancel := context.WithTimeout(turns, turnTimeout)
+	syncCtx, cancel := context.WithTimeout(syncs, syncTimeout)
 	defer cancel()
-	turn := c.turn
+	syncOne := c.sync
 	if c.Mode == Shadow {
-		turn = c.shadow
+		syncOne = c.shadow
 	}
-	err, over := turn(turnCtx, csr), (*overBudget)(nil)
+	err, over := syncOne(syncCtx, csr), (*overBudget)(nil)
 	c.permits.suspect(err)
 	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered
@@ -521,7 +521,7 @@ func (c *Controller) serve(ctx, turns context.Context, item key) {
 		c.queue.Forget(item)
 		c.queue.AddAfter(item, budgetWait(over.waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
 	case errors.Is(err, errNotLeading):
-		c.Logger.Warn("the lease was lost in mid-turn; another controller goes on", "request", csr.Name, "uid", csr.UID)
+		c.Logger.Warn("the lease was lost during a sync; another controller goes on", "request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)
 	case errors.Is(err, errLookAgain) || versionGone(err):
 		c.queue.AddRateLimited(item)
@@ -539,5 +539,5 @@ func budgetWait(until time.Time, age time.Duration) time.Duration {
 	return wait.Jitter(min(max(time.Until(until), age/4, least), most), 0.25)
 }
 
-// turnTimeout bounds one turn: a few API calls and a signature.
-const turnTimeout = 60 * time.Second
+// syncTimeout bounds one sync: a few API calls and a signature.
+const syncTimeout = 60 * time.Second

@@ -35,7 +35,7 @@ const (
 	retryPeriod   = time.Second
 )
 
-// errNotLeading ends a turn that another controller must take.
+// errNotLeading ends a sync that another controller must take.
 var errNotLeading = errors.New("another controller leads")
 
 // A leader knows whether this controller leads. client-go promises no fencing: one that was stopped

@@ -8,7 +8,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// A Result says how far a turn took a request.
+// A Result says how far a sync took a request.
 type Result string
 
 // Every Result there is.
@@ -22,7 +22,7 @@ const (
 	ResultWouldDeny  Result = "would refuse"
 )
 
-// An Outcome is how one turn of a request ended, for people to read. Name is the requester's to choose,
+// An Outcome is how one sync of a request ended, for people to read. Name is the requester's to choose,
 // and so is part of Reason.
 type Outcome struct {
 	At        time.Time
@@ -35,7 +35,7 @@ type Outcome struct {
 	Age       time.Duration // of the request, which the API server counts in whole seconds
 }
 
-// ended tells the observer how a turn of the request ended.
+// ended tells the observer how a sync of the request ended.
 func (c *Controller) ended(csr *certificatesv1.CertificateSigningRequest, result Result, rule, reason string) {
 	now := time.Now()
 	c.Observer.Ended(Outcome{

@@ -10,8 +10,8 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// A requester may make a request of a megabyte, and many of them. What is kept of each is what a turn needs, and
-// one that had to be cut is read whole when its turn comes, one at a time.
+// A requester may make a request of a megabyte, and many of them. What is kept of each is what a sync needs, and
+// one that had to be cut is read whole when it is synced, one at a time.
 const (
 	// mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in bytes.
 	mostMeta = 16 << 10

@@ -71,7 +71,7 @@ func refusedForSize(grant *policy.Grant) *policy.Refusal {
 // answerTooLarge ends a granted request whose approval or certificate did not fit. A shorter answer
 // may fit: that it is refused.
 func (c *Controller) answerTooLarge(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) error {
-	csr, err := c.requests.Load().fresh(ctx, csr) // it may have been approved in this turn
+	csr, err := c.requests.Load().fresh(ctx, csr) // it may have been approved in this sync
 	if err != nil {
 		return err
 	}

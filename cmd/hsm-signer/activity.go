@@ -25,7 +25,7 @@ type activity struct {
 	requests int                 // in the cluster; 0: not known
 }
 
-// Ended notes how a turn ended. A request has one entry, with what came of it last.
+// Ended notes how a sync ended. A request has one entry, with what came of it last.
 func (a *activity) Ended(o kube.Outcome) {
 	for _, text := range []*string{&o.Name, &o.Requester, &o.Reason} {
 		*text = onOneLine((*text)[:min(len(*text), longestText)])

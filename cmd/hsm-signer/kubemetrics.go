@@ -50,7 +50,7 @@ func newKubeMetrics(register promauto.Factory) kubeMetrics {
 	}
 }
 
-// Fault counts a turn that ended with a fault.
+// Fault counts a sync that ended with a fault.
 func (m kubeMetrics) Fault() { m.faults.Inc() }
 
 // NewLeader counts a change of the one that leads.

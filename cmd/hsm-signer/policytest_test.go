@@ -219,7 +219,7 @@ func TestClassNamesHaveNoDots(t *testing.T) {
 
 func TestPolicyTestFaults(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                   "EOF",
+		"":                   "it is empty",
 		"cases: []":          "there is no case",
 		"cases: [{name: x}]": "needs a name",
 		"cases: [{nmae: x}]": "nmae",

@@ -48,11 +48,11 @@ func stateOf(csr *certificatesv1.CertificateSigningRequest) state {
 	return s
 }
 
-// errLookAgain ends a turn in which nothing was wrong and nothing could be done
+// errLookAgain ends a sync in which nothing was wrong and nothing could be done
 // yet.
 var errLookAgain = errors.New("look again")
 
-// errPaced ends a turn whose request comes back when it may be answered.
+// errPaced ends a sync whose request comes back when it may be answered.
 var errPaced = errors.New("held back so that slow watchers keep up")
 
 // serves tells whether the request asks one of our signers.
@@ -67,9 +67,9 @@ func (c *Controller) servesName(signer string) bool {
 	return slices.Contains(c.SignerNames, signer)
 }
 
-// turn takes one request as far as it goes. The object is the mirror's and is not
+// sync takes one request as far as it goes. The object is the store's and is not
 // changed.
-func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+func (c *Controller) sync(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
 	if c.ignored.has(csr) {
 		return nil
 	}
@@ -121,7 +121,7 @@ func (c *Controller) turn(ctx context.Context, csr *certificatesv1.CertificateSi
 	return fmt.Errorf("the policy gave no verdict (%T)", verdict)
 }
 
-// takeLarge waits for no other turn: it returns errLookAgain while one reads a large request whole
+// takeLarge waits for no other sync: it returns errLookAgain while one reads a large request whole
 // and this one must do so too. Release ends the caller's own.
 func (c *Controller) takeLarge(csr *certificatesv1.CertificateSigningRequest) (release func(), err error) {
 	if !cut(csr) {
@@ -388,7 +388,7 @@ func (c *Controller) refused(ctx context.Context, csr *certificatesv1.Certificat
 	return nil
 }
 
-// written turns the outcome of a guarded write into a turn's: a conflict and a
+// written turns the error of a guarded write into that of a sync: a conflict and a
 // request that is gone mean that the object has changed, so look again.
 func written(what string, err error) error {
 	switch {
