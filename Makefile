@@ -5,6 +5,10 @@
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+VALE        := github.com/vale-cli/vale/v3/cmd/vale@v3.21.0
+# What Vale reads: the manuals, and the Go packages whose comments pass. These lists only grow.
+PROSE       := CONTRIBUTING.md
+PROSE_GO    := policy/hostile policy/pkcs10/pkcs10test
 FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 CLUSTER     ?= .cluster
@@ -56,12 +60,13 @@ unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreli
 faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 6 minutes)
 	cd integration && FAULTS=$(CURDIR)/docs/hsm-faults.md $(GO) test -count=1 -timeout 30m -run '^TestFaults$$' ./tokens
 
-lint: basics ## gofmt, vet, staticcheck, the arrows between the rooms, known vulnerabilities (VULNCHECK=required: a scan that cannot run fails)
+lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, known vulnerabilities (VULNCHECK=required: a scan that cannot run fails)
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
 	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh; do sh -n $$script || exit 1; done
 	$(GO) vet ./... && cd integration && $(GO) vet ./... && cd monitoring && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./... && cd integration && $(GO) run $(STATICCHECK) ./... && cd monitoring && $(GO) run $(STATICCHECK) ./...
-	cd integration && $(GO) test -count=1 -run TestHouse .
+	cd integration && $(GO) test -count=1 -run 'TestHouse|TestProse' .
+	$(GO) run $(VALE) --no-global $(PROSE) $(PROSE_GO)
 	@integration/vulnerabilities.sh "$(GO) run $(GOVULNCHECK)"
 
 fuzz: ## every fuzz target in turn, FUZZTIME each

@@ -142,7 +142,7 @@ func (c *Ceremony) halfMade(ctx context.Context, err error, id KeyID) error {
 		return err
 	}
 	if held, _ := c.holds(ctx, true, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID)); held {
-		return fmt.Errorf("%w. The token holds a %s now all the same, which nothing uses: have the token's own tool delete it", err, id)
+		return fmt.Errorf("%w. The token now holds an unused %s: delete it with the token's own tool", err, id)
 	}
 	return err
 }

@@ -18,16 +18,16 @@ type Step struct {
 	Skipped bool   // an earlier one does not hold
 }
 
-// CheckOptions say what [Check] does beside what it always does.
+// CheckOptions are what [Check] does in addition.
 type CheckOptions struct {
-	TryPIN  bool      // also after a wrong one that the token tells of
-	Other   *OtherKey // is looked at last; nil: there is none
+	TryPIN  bool      // even if the token reports a wrong one
+	Other   *OtherKey // checked last; nil if there is none
 	OtherAs string    // the name of its step
 }
 
 // Check goes through the preconditions of signing in the order in which a
 // support engineer would ask, and reports each. Nothing is changed. The PIN is
-// tried once, and not after a wrong one that the token tells of.
+// tried once, and not at all if the token reports a wrong one.
 func Check(ctx context.Context, c Config, public crypto.PublicKey, o CheckOptions) []Step {
 	k, err := NewKey(c, public)
 	if err != nil {
@@ -81,13 +81,13 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 		}},
 		{"login", func() (string, bool, error) {
 			if conn.wrongPIN() && !o.TryPIN {
-				return "", false, faultf(ErrPIN, "it is not tried, since a wrong PIN was tried after the last login and tokens lock after a few: compare the PIN with its source, then log in by hand once, or have it tried here all the same (--try-pin)")
+				return "", false, faultf(ErrPIN, "the PIN was not tried: the token has counted a wrong PIN since the last login, and tokens lock after a few. Compare the PIN with its source, then log in by hand once, or try it here with --try-pin")
 			}
 			err := conn.start(ctx, c)
 			if conn.alreadyIn {
-				return "another application has logged in already, so the token DID NOT LOOK AT THE PIN: check again when that has ended", true, err
+				return "another application is already logged in, so the token DID NOT CHECK THE PIN: check again when that application has ended", true, err
 			}
-			return "the token takes the PIN", false, err
+			return "the token accepts the PIN", false, err
 		}},
 		{"key", func() (string, bool, error) { return "the private " + c.Key.String(), false, conn.findKey(ctx, c.Key) }},
 		{"key cannot leave", func() (string, bool, error) { return k.checkProof(ctx, conn) }},
@@ -103,7 +103,7 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 	return all
 }
 
-// describeLibrary says what the module says of itself (C_GetInfo).
+// describeLibrary returns the module's description of itself (C_GetInfo).
 func (c *connection) describeLibrary(ctx context.Context, path string) (string, error) {
 	info, err := call(ctx, c.library, c.timeout, "C_GetInfo", func() (pkcs11.Info, error) { return c.library.module.GetInfo() }, nil)
 	if err != nil {
@@ -137,5 +137,5 @@ func (k *Key) checkProof(ctx context.Context, conn *connection) (string, bool, e
 	return proof.String(), proof.Doubtful(), err
 }
 
-// wrongPIN tells whether the token says that a wrong PIN was tried after the last login.
+// wrongPIN reports whether the token has counted a wrong PIN since the last login.
 func (c *connection) wrongPIN() bool { return c.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 }

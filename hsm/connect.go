@@ -16,7 +16,7 @@ const (
 )
 
 // errSlow is why an attempt ends in which no call hung.
-var errSlow = errors.New("connecting to the token takes too long, though each call comes back: raise PKCS11_TIMEOUT, three of which it may take in all")
+var errSlow = errors.New("connecting to the token takes longer than three times PKCS11_TIMEOUT, although each call returns: raise PKCS11_TIMEOUT")
 
 // connect makes a new connection in the place of the one that failed, and goes back as far as the
 // rung says. When another caller has made one meanwhile, there is nothing to do. It is made for
@@ -185,7 +185,7 @@ func (k *Key) tried(err error) error {
 		k.hung = 0 // nor does one give up, and begin anew, sooner after a login that may have been one with a wrong PIN than one would try another
 	}
 	if k.hung >= mostHungAttempts && time.Since(k.hungSince) >= leastHanging {
-		err = faultf(ErrHung, "the PKCS#11 module %s hangs, and %d attempts to go on without the %d calls that have not come back were in vain: restart this process, and see what the token, its daemon or the network to it does", k.config.Module, k.hung, k.counts.hanging.Load())
+		err = faultf(ErrHung, "the PKCS#11 module %s hangs: %d attempts to connect without its %d hanging calls failed. Restart this process, and check the token, its daemon and the network to it", k.config.Module, k.hung, k.counts.hanging.Load())
 	}
 	k.note(err)
 	return err
@@ -202,7 +202,7 @@ func (k *Key) note(err error) {
 	case err == nil && k.inVain < mostInVain:
 		k.wait, k.loginWait, k.refused = 0, 0, nil
 	case err == nil:
-		k.refused, k.last = nil, faultf(ErrUnavailable, "the token was connected to again and again, and failed each time before it had signed for anybody: one waits before the next time")
+		k.refused, k.last = nil, faultf(ErrUnavailable, "several connections in a row failed before they had signed anything; waiting before the next attempt")
 		k.later(&k.wait, firstRetry, lastRetry)
 	case f != nil && f.login && mayMeanPIN(f.cause):
 		k.later(&k.loginWait, firstLoginRetry, lastLoginRetry)
@@ -228,7 +228,7 @@ func (k *Key) later(wait *time.Duration, first, last time.Duration) {
 func (k *Key) open(ctx context.Context) (err error) {
 	if k.library != nil && !k.library.ready {
 		if k.unload(ctx); k.library != nil {
-			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not come back from the PKCS#11 module %s yet", k.config.Module)
+			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not returned from the PKCS#11 module %s yet", k.config.Module)
 		}
 	}
 	if k.library == nil {

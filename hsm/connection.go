@@ -123,7 +123,7 @@ func loginFault(pin PIN, token TokenID, err error) *fault {
 	}
 	f := &fault{kind: ErrUnavailable, login: true, cause: err, text: fmt.Sprintf("log in to the %s: %s", token, explain(err))}
 	if mayMeanPIN(err) {
-		f.text += fmt.Sprintf("; since some modules say so of a wrong PIN, the next attempt is %s off at least", firstLoginRetry)
+		f.text += fmt.Sprintf("; some modules return this for a wrong PIN, so the next attempt comes in %s at the earliest", firstLoginRetry)
 	}
 	return f
 }
@@ -162,7 +162,7 @@ func (c *connection) requireOneLogin(ctx context.Context, want KeyID) error {
 		return unavailable(err, "read CKA_ALWAYS_AUTHENTICATE of the key")
 	}
 	if err == nil && len(value) == 1 && value[0] != 0 {
-		return faultf(ErrKey, "the private %s has CKA_ALWAYS_AUTHENTICATE=1: its token wants the PIN before each signature. Make a key without it", want)
+		return faultf(ErrKey, "the private %s has CKA_ALWAYS_AUTHENTICATE=1: its token asks for the PIN before each signature. Make a key without it", want)
 	}
 	return nil // that the token does not know the attribute is an answer
 }
@@ -233,7 +233,7 @@ func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, 
 		return nil, err
 	}
 	if len(values) != 1 {
-		return nil, fmt.Errorf("the module answered %d values for one attribute", len(values))
+		return nil, fmt.Errorf("the module returned %d values for one attribute", len(values))
 	}
 	return values[0].Value, nil
 }

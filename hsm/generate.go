@@ -69,7 +69,7 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 		return err
 	}
 	if !c.Close() {
-		return faultf(ErrUnavailable, "a call hangs in the PKCS#11 module %s, and crypto11 cannot have it meanwhile", c.config.Module)
+		return faultf(ErrUnavailable, "a call hangs in the PKCS#11 module %s, so crypto11 cannot use the module", c.config.Module)
 	}
 	module, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot, Pin: string(pin)})
 	switch {
@@ -88,8 +88,8 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 	return err
 }
 
-// errNotWaitedFor: the key may come to be all the same.
-var errNotWaitedFor = errors.New("the token was still at it when it was interrupted, and may make the key all the same: look for it with the token's own tool before you try again")
+// errNotWaitedFor means that the token may still make the key.
+var errNotWaitedFor = errors.New("interrupted while the token was working, so it may still make the key: look for it with the token's own tool before you try again")
 
 // waitFor waits until the function returns or the context ends. crypto11 takes no context, and RSA keys
 // may take a token minutes, so there is no other bound.

@@ -99,7 +99,7 @@ var (
 	ErrPIN = errors.New("the PIN was refused")
 	// ErrKey: the token is there, but the key is not the one that it
 	// should be, or it could leave the token. Nothing but a human can help.
-	ErrKey = errors.New("the key will not do")
+	ErrKey = errors.New("the key cannot be used")
 	// ErrUnavailable: the token is not there or does not answer. It may come back.
 	ErrUnavailable = errors.New("the token is not available")
 	// ErrUnproven: the token is logged in to and holds the key, but no test signature may be made, so that it
@@ -110,7 +110,7 @@ var (
 	ErrHung = errors.New("the PKCS#11 module hangs")
 )
 
-// fault is an error of one of the three kinds, with words of its own.
+// fault is an error of one of the kinds above, with its own text.
 type fault struct {
 	kind  error
 	text  string

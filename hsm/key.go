@@ -47,7 +47,7 @@ type Key struct {
 	pool    atomic.Pointer[pool] // of the connection, for who waits for nothing
 
 	counts counts
-	began  time.Time     // when the key was made; the monotonic clock counts from here
+	began  time.Time     // an hour before the key was made: good counts from here
 	good   atomic.Int64  // when the last signature was made, in ns since then; 0: never
 	probe  chan struct{} // one test signature at a time
 
@@ -125,7 +125,7 @@ func (k *Key) prove(ctx context.Context, within time.Duration, look func(context
 	case k.probe <- struct{}{}:
 		defer func() { <-k.probe }()
 	case <-ctx.Done():
-		return faultf(ErrUnavailable, "the token does not answer: a test signature has not come back yet")
+		return faultf(ErrUnavailable, "the token does not respond: a test signature has not returned yet")
 	}
 	if k.provenFor(within) {
 		return nil
@@ -162,7 +162,7 @@ func (k *Key) connected(ctx context.Context) (*connection, error) {
 
 // busy is the fault of a caller that could not wait while the token is being connected.
 func (k *Key) busy(err error) error {
-	return faultf(ErrUnavailable, "the token is being connected, which was not waited for: %v", err)
+	return faultf(ErrUnavailable, "timed out waiting for the token connection: %v", err)
 }
 
 // testSignature makes a test signature on a connection that is in use.
@@ -187,7 +187,7 @@ func (k *Key) on(ctx context.Context, conn *connection, do func() error) error {
 	}
 	defer k.gate.leave()
 	if k.conn != conn || conn == nil {
-		return faultf(ErrUnavailable, "the token was connected anew")
+		return faultf(ErrUnavailable, "the token was connected again")
 	}
 	return do()
 }
@@ -197,7 +197,7 @@ func (k *Key) on(ctx context.Context, conn *connection, do func() error) error {
 func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) error {
 	if k.config.BeforeProbe != nil {
 		if err := k.config.BeforeProbe(ctx, when); err != nil {
-			return faultf(ErrUnproven, "the token is logged in to, but no test signature was made, since it could not be recorded: %v", err)
+			return faultf(ErrUnproven, "logged in to the token, but no test signature was made: it could not be recorded: %v", err)
 		}
 	}
 	_, err := k.signVerified(ctx, conn, probe(k.config.Signature), k.config.Signature)

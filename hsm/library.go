@@ -214,9 +214,9 @@ func (l *library) begin(name string) error {
 	defer l.mu.Unlock()
 	switch {
 	case name == callLogin && !l.loggingIn.IsZero(), l.abandoned >= l.most && l.mayStillCount():
-		return faultf(ErrUnavailable, "the login that was given up at %s has not come back from the token: there is no second one while it may still count as a wrong PIN; see what the token, its daemon or the network to it does", l.loggingIn.Format(time.TimeOnly))
+		return faultf(ErrUnavailable, "the login that was abandoned at %s has not returned from the token. There is no second login while it may still count as a wrong PIN: check the token, its daemon and the network to it", l.loggingIn.Format(time.TimeOnly))
 	case l.abandoned >= l.most:
-		return faultf(ErrHung, "%d calls hang in the PKCS#11 module and no more are made: restart this process, and see what the token, its daemon or the network to it does", l.abandoned)
+		return faultf(ErrHung, "%d calls hang in the PKCS#11 module, so no more are made: restart this process, and check the token, its daemon and the network to it", l.abandoned)
 	}
 	l.inFlight++
 	return nil

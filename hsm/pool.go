@@ -72,9 +72,9 @@ func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
 	}
 }
 
-// busy says that no session came free in time.
+// busy is the error for a session that did not become free in time.
 func (p *pool) busy(ctx context.Context) error {
-	return faultf(ErrUnavailable, "no PKCS#11 session came free (%d may be in use at once; see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
+	return faultf(ErrUnavailable, "no PKCS#11 session became free (at most %d; see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
 }
 
 // take returns an idle session, or a new one. A token that has none to give beside the keeper

@@ -88,11 +88,11 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 	case len(found) > 1:
 		return faultf(ErrUnavailable, "there are %d tokens that match (%s): name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI", len(found), strings.Join(found, "; "))
 	case len(seen) == 0 && want.Slot != nil && len(slots) > 0:
-		return faultf(ErrUnavailable, "the %s is not there: the module shows tokens in the slots %v, and no initialised one in that: slots may be numbered anew when tokens come and go, so that PKCS11_TOKEN_LABEL or PKCS11_TOKEN_SERIAL name one better", want, slots)
+		return faultf(ErrUnavailable, "%s not found: the module shows tokens in the slots %v, and no initialised token in this one. Slot numbers may change when tokens are added or removed: use PKCS11_TOKEN_LABEL or PKCS11_TOKEN_SERIAL", want, slots)
 	case len(seen) == 0:
-		return faultf(ErrUnavailable, "the %s is not there: the module shows no initialised token at all: make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is one, see that this user may read the module's configuration, and read and write its files", want)
+		return faultf(ErrUnavailable, "%s not found: the module shows no initialised token at all. Make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is one, check that this user may read the module's configuration, and read and write its files", want)
 	}
-	return faultf(ErrUnavailable, "the %s is not there: the module shows %s", want, strings.Join(seen, "; "))
+	return faultf(ErrUnavailable, "%s not found: the module shows %s", want, strings.Join(seen, "; "))
 }
 
 // identify reads what a slot and its token say of themselves.

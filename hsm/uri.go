@@ -158,7 +158,7 @@ func (p *uriParser) find(part, name string) (uriAttribute, error) {
 	i := slices.IndexFunc(uriAttributes, func(a uriAttribute) bool { return a.name == name })
 	switch {
 	case i < 0 && strings.HasPrefix(name, "x-"):
-		return uriAttribute{}, fmt.Errorf("is a vendor's own%s, which hsm-signer cannot heed: leave it out", shown)
+		return uriAttribute{}, fmt.Errorf("is a vendor's own%s, which hsm-signer does not support: leave it out", shown)
 	case i < 0:
 		return uriAttribute{}, fmt.Errorf("is not one of RFC 7512%s: correct its name (they are in lower case) or leave it out", shown)
 	case uriAttributes[i].query != (part == "query"):

@@ -104,7 +104,7 @@ func (c *CA) AnchoredIn(trusted []*x509.Certificate) bool {
 func (c *CA) Matches(public crypto.PublicKey) error {
 	key, ok := public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !key.Equal(c.cert.PublicKey) {
-		return fmt.Errorf("the key is not the one of the CA certificate %s: name the key that belongs to it, or the certificate that belongs to the key", c.cert.Subject)
+		return fmt.Errorf("the key does not belong to the CA certificate %s: name the key that belongs to it, or the certificate that belongs to the key", c.cert.Subject)
 	}
 	return nil
 }

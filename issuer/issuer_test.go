@@ -341,7 +341,7 @@ func TestNewRefusesAForeignKeyOrAlgorithm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil || !strings.Contains(err.Error(), "not the one of the CA certificate") {
+	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil || !strings.Contains(err.Error(), "does not belong to the CA certificate") {
 		t.Errorf("a foreign key: %v", err)
 	}
 	own := newCA(t, time.Now(), time.Now().Add(time.Hour))

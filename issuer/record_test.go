@@ -173,8 +173,8 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 		return ca
 	}
 	for words, ca := range map[string]*CA{
-		"the key is not the one": made(pkcs10test.NewKey(t), "issuing"),
-		"it is of another CA":    made(before.key, "another"),
+		"the key does not belong": made(pkcs10test.NewKey(t), "issuing"),
+		"it is of another CA":     made(before.key, "another"),
 	} {
 		if err := i.Replace(ca); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%v; want %q", err, words)

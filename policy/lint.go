@@ -20,7 +20,7 @@ func (c *compiler) checkUse(u *rule) {
 		c.checkUsers(u)
 	}
 	if !u.from.anyInGroups() {
-		c.wrong(c.From.Groups[0].at, "from.groups", "nobody of whom the rule speaks is in any of %s, so it would never grant anything", strings.Join(u.from.groups, ", "))
+		c.wrong(c.From.Groups[0].at, "from.groups", "no requester that the rule names is in any of %s, so it would never grant anything", strings.Join(u.from.groups, ", "))
 	}
 	for i, source := range u.commonNames {
 		if t, isText := source.(text); isText && !t.derives() && len(t) > pkcs10.MaxCommonName {
@@ -79,7 +79,7 @@ func (u *rule) warnOfUsages() []string {
 
 // checkUsers finds what can be derived from service accounts alone.
 func (c *compiler) checkUsers(u *rule) {
-	const why = "derives from a service account, and the rule speaks of none"
+	const why = "derives from a service account, and the rule names none"
 	if u.ips.pod {
 		c.wrong(0, "grant.ipAddresses", "pod %s", why)
 	}
@@ -183,7 +183,7 @@ func (u *rule) warnOfProof() (all []string) {
 	for _, user := range u.from.users {
 		rest, ofAccounts := strings.CutPrefix(user, serviceAccountPrefix)
 		if ofAccounts && rest != "*" && strings.HasSuffix(rest, "*") && !strings.Contains(rest, ":") {
-			all = append(all, "it speaks of every namespace that begins so (from.users: "+user+")")
+			all = append(all, "it applies to every namespace with this prefix (from.users: "+user+")")
 		}
 	}
 	return all
@@ -192,7 +192,7 @@ func (u *rule) warnOfProof() (all []string) {
 // warnOfNames says which names are the API server's, or not the requester's alone.
 func (u *rule) warnOfNames() (all []string) {
 	if u.keepSubject {
-		all = append(all, "the requester chooses its subject beside the common name (grant.subject: kept); whoever takes the organisation for a group is told what it says there")
+		all = append(all, "the requester chooses the rest of its subject (grant.subject: kept); servers that map the organisation to a group trust what it writes there")
 	}
 	for _, source := range slices.Concat(u.commonNames, u.dnsNames, u.uris, u.emails) {
 		t, isText := source.(text)

@@ -27,7 +27,7 @@ func TestUselessRules(t *testing.T) {
 		{`{serviceAccount}.{namespace}`, `{pod}`, "has a placeholder other than"},
 		{`*.apps.example.com`, `*.com`, "top-level domain"},
 		{`/sa/{serviceAccount}`, `/sa-{serviceAccount}`, "must stand alone"},
-		{`/sa/{serviceAccount}`, `/sa/{serviceAccount}.admin`, "between two of / it must stand alone"}, // which another's name may end in
+		{`/sa/{serviceAccount}`, `/sa/{serviceAccount}.admin`, "must stand alone between two of /"}, // which another's name may end in
 		{`https://fixed.example.com/a`, `/a`, "is not an absolute URI"},
 		{`ops@example.com`, `ops`, "NAME@DOMAIN"},
 		{`defaultLifetime: 1h`, `defaultLifetime: 25h`, `"25h" is longer than the most`},
@@ -107,7 +107,7 @@ func TestWideRulesAreSaid(t *testing.T) {
 	if got := parse(t, string(everything)).Warnings(); !slices.Equal(got, want) {
 		t.Errorf("of allow-everything: %q", got)
 	}
-	if got := parse(t, names).Warnings(); len(got) != 3 || !strings.Contains(got[0], "anyone may ask (from.serviceAccounts: */*)") || !strings.Contains(got[1], "share {serviceAccount}, which") || !strings.Contains(got[2], "chooses its subject") {
+	if got := parse(t, names).Warnings(); len(got) != 3 || !strings.Contains(got[0], "anyone may ask (from.serviceAccounts: */*)") || !strings.Contains(got[1], "share {serviceAccount}, which") || !strings.Contains(got[2], "chooses the rest of its subject") {
 		t.Errorf("of the names: %q", got)
 	}
 	for _, name := range policy.BuiltInNames() {
@@ -134,7 +134,7 @@ rules:
 		{`users: ["s*"], pod: none`, "a", "anyone may ask (from.users: s*)"},
 		{`groups: ["system:authenticated"], pod: none`, "a", "anyone may ask (from.groups: system:authenticated)"},
 		{`serviceAccounts: ["*/default"]`, "a", "who may make a namespace may ask"},
-		{`users: ["system:serviceaccount:shop*"], pod: none`, "a", "every namespace that begins so"},
+		{`users: ["system:serviceaccount:shop*"], pod: none`, "a", "every namespace with this prefix"},
 		{`serviceAccounts: [a/b], pod: address`, "a], ipAddresses: [pod", "in another's name"},
 		{`serviceAccounts: [a/b]`, `{pattern: "**.*"}`, "any name"},
 		{`serviceAccounts: [a/b]`, `{pattern: "*.*.svc"}`, "any name"},
@@ -177,7 +177,7 @@ func TestWhatGrantsNothingIsAMistake(t *testing.T) {
 		{"dnsNames: [gateway]", `dnsNames: [{pattern: "**.localhost"}]`, "must be written out"},
 		{"dnsNames: [gateway]", "dnsNames: [a]\n      commonNames: [" + strings.Repeat("a", 63) + ".b]", "longer than the 64 bytes"},
 		{"serviceAccounts: [edge/gateway]", `serviceAccounts: [edge/gateway]
-      groups: ["system:serviceaccounts:edges", "system:unauthenticated"]`, `line 19: rule "on-the-gateway": from.groups: nobody of whom`},
+      groups: ["system:serviceaccounts:edges", "system:unauthenticated"]`, `line 19: rule "on-the-gateway": from.groups: no requester that the rule names`},
 		{"dnsNames: [gateway]", `ipAddresses: ["::ffff:10.0.0.0/104"]`, "special addresses alone"},
 		{"dnsNames: [gateway]", "dnsNames: [{pattern: localhost}]", "has no wildcard"},
 		{"dnsNames: [gateway]", "dnsNames: [service: web.prod]", "is not the name of a service"},

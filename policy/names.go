@@ -72,7 +72,7 @@ func checkText(t text, check func(string) string) string {
 	for _, place := range []string{placeNamespace, placeAccount} {
 		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
 			if strings.Contains(part, place) && part != place {
-				return "has " + place + " beside other characters; between two of " + separators + " it must stand alone"
+				return "has " + place + " next to other characters; it must stand alone between two of " + separators
 			}
 		}
 	}

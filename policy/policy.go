@@ -143,7 +143,7 @@ func (p *Policy) appliesTo(r *Request) bool {
 func (p *Policy) unknownRequester(r *Request) Reason {
 	return Reason{
 		Code: RequesterNotAllowed, Rule: ruleDefaultDeny, Field: "requester",
-		Message: "is " + r.Requester.describe() + ", of whom no rule speaks",
+		Message: "is " + r.Requester.describe() + ", which no rule names",
 		Allowed: p.requesters(),
 	}
 }

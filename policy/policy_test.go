@@ -386,7 +386,7 @@ func TestRefusals(t *testing.T) {
 		code   policy.Code
 		words  string
 	}{
-		{"a stranger", func(a *asker) { a.account = "default" }, policy.RequesterNotAllowed, "the service account calico-system/default, of whom no rule speaks"},
+		{"a stranger", func(a *asker) { a.account = "default" }, policy.RequesterNotAllowed, "the service account calico-system/default, which no rule names"},
 		{"same account name elsewhere", func(a *asker) { a.namespace = "evil" }, policy.RequesterNotAllowed, "evil/calico-node"},
 		{"token without a pod", func(a *asker) { a.extra = nil }, policy.PodNotVerified, "bound to its pod"},
 		{"token with two pods", func(a *asker) { a.extra["authentication.kubernetes.io/pod-uid"] = []string{"u-1", "u-2"} }, policy.PodNotVerified, "bound to its pod"},
@@ -598,7 +598,7 @@ func TestMissingFactsAreWaitedFor(t *testing.T) {
 	requireRefusal(t, p.Decide(wrong.request(t)), policy.NameNotAllowed, "typha-server")
 	// Nobody waits for ever, and not at all for a pod that was there before its token.
 	noIP.age = time.Hour
-	requireRefusal(t, p.Decide(noIP.request(t)), policy.PodNotVerified, "in vain: the IP address")
+	requireRefusal(t, p.Decide(noIP.request(t)), policy.PodNotVerified, "minutes: the IP address")
 	gone := newAsker("calico-system", "calico-node", "typha-client")
 	gone.pod = nil
 	requireRefusal(t, p.Decide(gone.request(t)), policy.PodNotVerified, "p-1 is gone")

@@ -58,7 +58,7 @@ const patience = 10 * time.Minute
 // wait notes a fact that is missing and may still come.
 func (f *finding) wait(r *Request, field, missing string) {
 	if r.Age > patience {
-		f.refuse(PodNotVerified, field, nil, "was waited for since %s, in vain: %s", patience, missing)
+		f.refuse(PodNotVerified, field, nil, "did not appear within %.0f minutes: %s", patience.Minutes(), missing)
 		return
 	}
 	f.missing = missing

@@ -290,7 +290,7 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 		{[]string{"PKCS11_PIN=0000-wrong"}, nil, 3, 1, "the PIN is wrong (CKR_PIN_INCORRECT)"},
 		{nil, nil, 3, 1, "have it tried here all the same (--try-pin)"},
 		{nil, []string{"--try-pin"}, 0, 2, "warning  PIN state "},
-		{nil, nil, 0, 3, "the token takes the PIN"},
+		{nil, nil, 0, 3, "the token accepts the PIN"},
 	} {
 		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), append([]string{"check"}, c.args...)...)
 		if code != c.code || logins(t, s) != c.logins || !strings.Contains(stdout, c.want) {
@@ -315,7 +315,7 @@ func TestCheckAsksInOrder(t *testing.T) {
 		want string
 	}{
 		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, pkcs11shim.ReportSessions(0), "install the library of your HSM, or correct PKCS11_MODULE"},
-		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, pkcs11shim.ReportSessions(0), "labelled \"nobody\" is not there: the module shows token in slot "},
+		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, pkcs11shim.ReportSessions(0), "labelled \"nobody\" not found: the module shows token in slot "},
 		{ca, nil, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY), "log in by hand with the right PIN first"},
 		{ca, []string{"PKCS11_PIN=0000-wrong"}, pkcs11shim.ReportSessions(0), "the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
 		{with("nobody"), nil, pkcs11shim.ReportSessions(0), "it holds the key labelled "},

@@ -182,7 +182,7 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 	c := config(tr.token, "ca")
 	c.Module = tr.shim.Module
 	for _, step := range hsm.Check(t.Context(), c, tr.public, hsm.CheckOptions{}) {
-		if want := step.Name == "login"; step.Warning != want || want && !strings.Contains(step.Detail, "DID NOT LOOK AT THE PIN") {
+		if want := step.Name == "login"; step.Warning != want || want && !strings.Contains(step.Detail, "DID NOT CHECK THE PIN") {
 			t.Errorf("%s: warns %t: %s", step.Name, step.Warning, step.Detail)
 		}
 	}

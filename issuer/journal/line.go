@@ -97,7 +97,7 @@ func parseLine(raw []byte) (Line, error) {
 		return Line{}, err
 	}
 	if !bytes.Equal(again, raw) {
-		return Line{}, errors.New("it is not in the form that hsm-signer writes: a field is unknown, missing, doubled or out of order")
+		return Line{}, errors.New("it is not in the form that hsm-signer writes: a field is unknown, missing, repeated or misplaced")
 	}
 	return l, l.check()
 }

@@ -56,7 +56,7 @@ func requireOwn(f *os.File) error {
 func ownedBy(info fs.FileInfo, path string, user int) error {
 	stat, is := info.Sys().(*syscall.Stat_t)
 	if is && stat.Uid != 0 && int(stat.Uid) != user {
-		return fmt.Errorf("%s belongs to user %d: chown it to user %d, as whom this runs",
+		return fmt.Errorf("%s belongs to user %d: chown it to user %d, the user that hsm-signer runs as",
 			path, stat.Uid, user)
 	}
 	return nil

@@ -97,7 +97,7 @@ func (j *Journal) readBehind() ([]byte, error) {
 	}
 	length := j.size - j.last
 	if j.size > 0 && (int64(len(data)) < length || sha256.Sum256(data[:length]) != j.synced.head.SHA256) {
-		return nil, &Fault{File: filepath.Base(path), Err: fmt.Errorf("line %d of the journal was synced, and is not there any more: verify the disk", j.synced.head.Seq)}
+		return nil, &Fault{File: filepath.Base(path), Err: fmt.Errorf("line %d of the journal was synced and is now missing: verify the disk", j.synced.head.Seq)}
 	}
 	return data[length:], nil
 }

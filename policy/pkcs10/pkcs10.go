@@ -113,7 +113,7 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	body, ends := bytes.CutSuffix(body, []byte("\n"+end))
 	switch {
 	case bytes.Contains(body, []byte("-----")) || !ends:
-		return nil, found.add(field, "goes on after its PEM block, or does not end with %s on a line of its own; exactly one block is allowed", end)
+		return nil, found.add(field, "has data after its PEM block, or does not end with %s on a line of its own; exactly one block is allowed", end)
 	case bytes.Contains(body, []byte(":")):
 		return nil, found.add(field, "has PEM headers; none are allowed")
 	}
