@@ -1,13 +1,12 @@
-# hsm-signer with nothing but what it needs at run time. The PKCS#11 library of your HSM is not
-# in here: mount it, add it in an image derived from this one, or, where Debian has it, name its
-# packages (docs/install.md):
+# hsm-signer with nothing but what it needs at run time. It does not contain your HSM's PKCS#11 library:
+# mount it, add it in a derived image, or name its Debian packages (docs/install.md):
 #   docker build --build-arg PACKAGES=softhsm2 -t hsm-signer-softhsm .
-# A release pins both by digest (NAME:TAG@sha256:DIGEST): make image refuses others.
+# A release pins both by digest (NAME:TAG@sha256:DIGEST); make image refuses others.
 ARG BUILD_IMAGE=golang:1.26-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
-# Where modules come from, as for every go command; empty: Go's own default.
+# The Go module proxy; empty: Go's default.
 ARG GOPROXY=
 COPY go.mod go.sum ./
 RUN go mod download

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The ceremony of a trial with SoftHSM: a PIN, a token and a CA, each made once and never overwritten. Needs
-# SOFTHSM2_CONF, PKCS11_TOKEN_LABEL, PKCS11_PIN_FILE and CA_CERT_FILE, beside what "ca create" needs.
-# Of several that run at once, one does it and the others wait.
+# The ceremony for a trial with SoftHSM: a PIN, a token and a CA, each made once and never overwritten. Needs
+# SOFTHSM2_CONF, PKCS11_TOKEN_LABEL, PKCS11_PIN_FILE and CA_CERT_FILE in addition to what "ca create" needs.
+# If several run together, one works and the others wait.
 set -eu
 umask 077
 exec 9>"$PKCS11_PIN_FILE.lock"
