@@ -38,7 +38,7 @@ func (c *Ceremony) open(ctx context.Context) (err error) {
 	return err
 }
 
-// Close closes the sessions and unloads the module, and tells whether it could: while a call hangs
+// Close closes the sessions and unloads the module, and reports whether it could: while a call hangs
 // in the module it cannot.
 func (c *Ceremony) Close() bool {
 	if c.conn == nil {
@@ -175,7 +175,7 @@ func (c *Ceremony) requireFree(ctx context.Context, id KeyID) error {
 	return nil
 }
 
-// holds tells whether the token holds a key, or half of one, with the attribute.
+// holds reports whether the token holds a key, or half of one, with the attribute.
 func (c *Ceremony) holds(ctx context.Context, asked bool, attribute *pkcs11.Attribute) (bool, error) {
 	if !asked {
 		return false, nil

@@ -53,7 +53,7 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, o CheckOption
 	return results
 }
 
-// A precondition looks at one thing and says what it found. Each relies on those before it.
+// A precondition checks one thing and reports what it found. Each relies on those before it.
 type precondition struct {
 	name string
 	look func() (detail string, warning bool, err error)

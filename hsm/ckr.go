@@ -7,13 +7,13 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// is tells whether the error is this CKR code.
+// is reports whether the error is this CKR code.
 func is(err error, code uint) bool {
 	var ckr pkcs11.Error
 	return errors.As(err, &ckr) && ckr == pkcs11.Error(code)
 }
 
-// isPIN tells whether the token objects to the PIN.
+// isPIN reports whether the token objects to the PIN.
 func isPIN(err error) bool {
 	for _, code := range []uint{
 		pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE,
@@ -26,7 +26,7 @@ func isPIN(err error) bool {
 	return false
 }
 
-// mayMeanPIN tells whether a login failed with a code that does not say why: some modules answer so to a wrong PIN.
+// mayMeanPIN reports whether a login failed with a code that does not say why: some modules return it for a wrong PIN.
 func mayMeanPIN(err error) bool {
 	var ckr pkcs11.Error
 	if !errors.As(err, &ckr) {
@@ -73,7 +73,7 @@ var rungs = map[uint]rung{
 	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      newLogin,
 }
 
-// gone are the codes of rung newModule that say outright that the token or the module is gone. The
+// gone are the codes of rung newModule that say explicitly that the token or the module is gone. The
 // others say nothing of the kind, and may be the fault of one call.
 var gone = []pkcs11.Error{
 	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_DEVICE_REMOVED,

@@ -18,7 +18,7 @@ const (
 // errSlow is why an attempt ends in which no call hung.
 var errSlow = errors.New("connecting to the token takes longer than three times PKCS11_TIMEOUT, although each call returns: raise PKCS11_TIMEOUT")
 
-// connect makes a new connection in the place of the one that failed, and goes back as far as the
+// connect makes a new connection instead of the failed one, and goes back as far as the
 // rung says. When another caller has made one meanwhile, there is nothing to do. It is made for
 // all, so it does not end with the context of the caller that happens to make it.
 func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
@@ -49,7 +49,7 @@ func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
 
 // openAgain opens a connection, and opens another one at once after a fault that may pass. The
 // first failure is free, since one fault does not mean that the token is gone. Each further one
-// costs credit, so only a token that fails far more often than it signs has to be waited for.
+// costs credit, so there is a wait only for a token that fails far more often than it signs.
 func (k *Key) openAgain(ctx context.Context) error {
 	for free := true; ; free = false {
 		loaded := k.library != nil
@@ -101,7 +101,7 @@ func (k *Key) spend() bool {
 	return true
 }
 
-// failedToLogIn tells whether C_Login failed: a second one would be a second try.
+// failedToLogIn reports whether C_Login failed: a second one would be a second try.
 func failedToLogIn(err error) bool {
 	var f *fault
 	return errors.As(err, &f) && f.login
@@ -174,7 +174,7 @@ const (
 	leastHanging     = time.Minute
 )
 
-// tried takes note of an attempt, and gives up where the module hangs for good.
+// tried records an attempt, and gives up if the module hangs permanently.
 func (k *Key) tried(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -182,7 +182,7 @@ func (k *Key) tried(err error) error {
 		k.hungSince = time.Now()
 	}
 	if err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.library != nil && k.library.undecided() {
-		k.hung = 0 // nor does one give up, and begin anew, sooner after a login that may have been one with a wrong PIN than one would try another
+		k.hung = 0 // a login that may have been one with a wrong PIN does not end the process sooner than the next login
 	}
 	if k.hung >= mostHungAttempts && time.Since(k.hungSince) >= leastHanging {
 		err = faultf(ErrHung, "the PKCS#11 module %s hangs: %d attempts to connect without its %d hanging calls failed. Restart this process, and check the token, its daemon and the network to it", k.config.Module, k.hung, k.counts.hanging.Load())
@@ -191,7 +191,7 @@ func (k *Key) tried(err error) error {
 	return err
 }
 
-// note keeps what came of an attempt, and says when the next may be. The caller holds the mutex.
+// note records the result of an attempt and when the next one may start. The caller must hold mu.
 func (k *Key) note(err error) {
 	k.last = err
 	var f *fault
@@ -211,7 +211,7 @@ func (k *Key) note(err error) {
 	}
 }
 
-// cutOff tells whether the attempt ended in a call that might have come back: it did not hang.
+// cutOff reports whether the attempt ended in a call that might have come back: it did not hang.
 func cutOff(err error) bool {
 	abandoned := (*abandonedError)(nil)
 	return errors.As(err, &abandoned) && abandoned.early != nil

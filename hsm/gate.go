@@ -12,7 +12,7 @@ type gate struct {
 	readers int
 	writing bool
 	waiting int           // writers
-	opened  chan struct{} // closed, and made anew, when somebody leaves
+	opened  chan struct{} // closed and recreated when somebody leaves
 }
 
 func newGate() *gate { return &gate{opened: make(chan struct{})} }

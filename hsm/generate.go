@@ -31,7 +31,7 @@ func (c *Ceremony) generate(ctx context.Context, kind keyKind, id KeyID) error {
 	return c.generateFrom(ctx, kind, wide)
 }
 
-// refusesTemplate tells whether the token may have made no key for what was asked of it.
+// refusesTemplate reports whether the token may have made no key for what was asked of it.
 func refusesTemplate(err error) bool {
 	for _, code := range []uint{
 		pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
@@ -124,7 +124,7 @@ func (e *madeError) Unwrap() error { return e.cause }
 // templates say what a key pair is to be.
 type templates struct{ public, private crypto11.AttributeSet }
 
-// newTemplates says outright what crypto11 and some tokens would leave open or too wide.
+// newTemplates sets every attribute that crypto11 and some tokens would leave open or too wide.
 func newTemplates(id KeyID) (templates, error) {
 	t := templates{crypto11.NewAttributeSet(), crypto11.NewAttributeSet()}
 	var err error

@@ -34,7 +34,7 @@ type Config struct {
 	Timeout          time.Duration // longest wait for a session, and for one call; 0: 10 s
 	AllowExtractable bool          // go on although the key could leave the token
 
-	// BeforeProbe is told of each test signature before it is made, so that it can be recorded; on an error
+	// BeforeProbe is called before each test signature, so that it can be recorded; on an error
 	// it is not made ([ErrUnproven]). nil: nobody is told. It must not call the key.
 	BeforeProbe func(ctx context.Context, when ProbeTime) error
 
@@ -100,7 +100,7 @@ var (
 	// ErrKey: the token is there, but the key is not the one that it
 	// should be, or it could leave the token. Nothing but a human can help.
 	ErrKey = errors.New("the key cannot be used")
-	// ErrUnavailable: the token is not there or does not answer. It may come back.
+	// ErrUnavailable: the token is missing or does not respond. It may come back.
 	ErrUnavailable = errors.New("the token is not available")
 	// ErrUnproven: the token is logged in to and holds the key, but no test signature may be made, so that it
 	// is not known whether it signs.
@@ -141,7 +141,7 @@ func unavailable(cause error, format string, args ...any) error {
 type Stats struct {
 	Signatures  int64 // that were verified, test signatures among them
 	Logins      int64 // calls of C_Login
-	Connections int64 // that were made anew
+	Connections int64 // made, including reconnections
 	Initialised int64 // calls of C_Initialize
 	Abandoned   int64 // calls that nobody waited for any more
 	Hanging     int64 // of these, those that have not come back yet

@@ -16,7 +16,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Waits between attempts to reach a token that is not there.
+// Waits between attempts to reach a missing token.
 const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 15 * time.Second
@@ -28,7 +28,7 @@ const (
 
 	// goodFor is how long a signature shows that the token can sign.
 	goodFor = 2 * time.Second
-	// goodEnough is how long it shows that to [Key.Look], as long as the key is at hand.
+	// goodEnough is how long it shows that to [Key.Look], as long as the token holds the key.
 	goodEnough = time.Minute
 )
 
@@ -44,7 +44,7 @@ type Key struct {
 	library *library    // nil: not loaded
 	conn    *connection // nil: not connected
 	closed  bool
-	pool    atomic.Pointer[pool] // of the connection, for who waits for nothing
+	pool    atomic.Pointer[pool] // of the connection, for callers that must not wait
 
 	counts counts
 	began  time.Time     // an hour before the key was made: good counts from here
@@ -94,13 +94,13 @@ func (c Config) withDefaults(public crypto.PublicKey) Config {
 // Public returns the public half.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
-// Ready answers nil when the key can sign now: it has just signed, or it signs
+// Ready returns nil if the key can sign now: it has just signed, or it signs
 // a fixed text. After a fault it connects again, when the last attempt to do so
 // was long enough ago. It fails with [ErrUnproven] where no test signature may be made.
 func (k *Key) Ready(ctx context.Context) error { return k.prove(ctx, goodFor, k.testSignature) }
 
-// Look is [Key.Ready] for who asks all the time: it makes a test signature at most once a minute, and in between looks
-// whether the key is still at hand. With [ErrUnproven] it is at hand too.
+// Look is [Key.Ready] for callers that poll: it makes a test signature at most once a minute, and in between
+// checks that the token still holds the key, as it does with [ErrUnproven].
 func (k *Key) Look(ctx context.Context) error {
 	if k.provenFor(goodEnough) {
 		return k.prove(ctx, goodFor, k.touch)
@@ -115,7 +115,7 @@ func (k *Key) Look(ctx context.Context) error {
 	return err
 }
 
-// prove answers nil when a signature was made within a time, or else what the look at the connection says. After a
+// prove returns nil if a signature was made within a time, or else what the look at the connection says. After a
 // fault it connects again.
 func (k *Key) prove(ctx context.Context, within time.Duration, look func(context.Context, *connection) error) error {
 	if k.provenFor(within) {
@@ -146,7 +146,7 @@ func (k *Key) prove(ctx context.Context, within time.Duration, look func(context
 	return err
 }
 
-// provenFor tells whether the last signature was made within a time.
+// provenFor reports whether the last signature was made within a time.
 func (k *Key) provenFor(within time.Duration) bool {
 	good := k.good.Load()
 	return good != 0 && time.Since(k.began)-time.Duration(good) < within
@@ -193,7 +193,7 @@ func (k *Key) on(ctx context.Context, conn *connection, do func() error) error {
 }
 
 // signTest signs a fixed text, never a caller's, after it has said so. That its signature verifies shows
-// that the key is the one of the CA certificate.
+// that the key belongs to the CA certificate.
 func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) error {
 	if k.config.BeforeProbe != nil {
 		if err := k.config.BeforeProbe(ctx, when); err != nil {
@@ -370,7 +370,7 @@ func (k *Key) Stats() Stats {
 	return stats
 }
 
-// Close closes the sessions and the module for good. It waits for callers, but not for calls that
+// Close closes the sessions and the module permanently. It waits for callers, but not for calls that
 // hang.
 func (k *Key) Close() {
 	if k.gate.lock(context.Background()) != nil { // nothing ends that context

@@ -222,7 +222,7 @@ func typeOf(public crypto.PublicKey) (string, error) {
 	return "", faultf(ErrKey, "a CA key of this kind (%s) is not supported: use one of %v", what, KeyTypes())
 }
 
-// is tells whether the key is of this kind.
+// is reports whether the key is of this kind.
 func (k keyKind) is(public crypto.PublicKey) bool {
 	switch key := public.(type) {
 	case *ecdsa.PublicKey:

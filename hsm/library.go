@@ -10,7 +10,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A library is a PKCS#11 module that was loaded and initialised. A call into it may hang for ever,
+// A library is a PKCS#11 module that was loaded and initialised. A call into it may hang forever,
 // so nobody waits for one longer than its time: it is abandoned, which costs one thread, and
 // counted. While a call is in flight the module is never finalised.
 type library struct {
@@ -28,7 +28,7 @@ type library struct {
 	loggingIn time.Time // when one of them, a login, was abandoned; zero: none of them is one
 }
 
-// moreHangs is how many calls may hang beside one for each session: more than are left behind until one gives up.
+// moreHangs is how many calls may hang in addition to one per session: more than hsm-signer leaves behind before it gives up.
 const moreHangs = 32
 
 // load loads and initialises the module. When either hangs it returns both the library, which must not
@@ -85,7 +85,7 @@ func (l *library) identify(ctx context.Context, c Config) error {
 	return nil
 }
 
-// close finalises and unloads the module, and tells whether it did: while a call is in flight in it,
+// close finalises and unloads the module, and reports whether it did: while a call is in flight in it,
 // be it C_Finalize itself, it must neither be used nor loaded again.
 func (l *library) close(ctx context.Context) bool {
 	if !l.idle() {
@@ -106,7 +106,7 @@ func (l *library) close(ctx context.Context) bool {
 // closeTimeout bounds calls that only tidy up.
 const closeTimeout = time.Second
 
-// mayKnowAnother tells whether the module may know the PIN as it was: another one was tried with it, and
+// mayKnowAnother reports whether the module may know the PIN as it was: another one was tried with it, and
 // some modules read what they compare a PIN with when they are initialised, and not again.
 func (l *library) mayKnowAnother(pin PIN) bool {
 	l.mu.Lock()
@@ -125,7 +125,7 @@ func (l *library) tries(pin PIN) {
 	l.tried = pin.Fixed()
 }
 
-// undecided tells whether a login is in flight that nobody waits for: it may still turn out to have
+// undecided reports whether a login is in flight that nobody waits for: it may still turn out to have
 // been one with a wrong PIN. From a time on at which one would try another, that is no reason to wait.
 func (l *library) undecided() bool {
 	l.mu.Lock()
@@ -133,12 +133,12 @@ func (l *library) undecided() bool {
 	return l.mayStillCount()
 }
 
-// mayStillCount is undecided for who holds the mutex.
+// mayStillCount is undecided. The caller must hold mu.
 func (l *library) mayStillCount() bool {
 	return !l.loggingIn.IsZero() && time.Since(l.loggingIn) < lastLoginRetry
 }
 
-// idle tells whether no call is in flight.
+// idle reports whether no call is in flight.
 func (l *library) idle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// An OtherKey is another private key in the token of a [Key], such as one that is not the CA's. It signs now and then,
+// An OtherKey is another private key in the token of a [Key], such as one that is not the CA's. It signs rarely,
 // on the login that is there.
 type OtherKey struct {
 	key    *Key
@@ -27,7 +27,7 @@ func (k *Key) Other(id KeyID, public crypto.PublicKey) (*OtherKey, error) {
 	return &OtherKey{key: k, id: id, public: public, mech: mech}, nil
 }
 
-// Sign signs a digest once, and lets only a signature out that verifies. The key is found anew each time. A fault is left to the
+// Sign signs a digest once, and lets only a signature out that verifies. The key is looked up each time. A fault is left to the
 // next try: it is the other key that connects again.
 func (o *OtherKey) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (signature []byte, err error) {
 	err = o.with(ctx, func(conn *connection, handle pkcs11.ObjectHandle) (err error) {

@@ -77,7 +77,7 @@ func (p *pool) busy(ctx context.Context) error {
 	return faultf(ErrUnavailable, "no PKCS#11 session became free (at most %d; see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
 }
 
-// take returns an idle session, or a new one. A token that has none to give beside the keeper
+// take returns an idle session, or a new one. A token that allows none in addition to the keeper
 // signs with that.
 func (p *pool) take(ctx context.Context) (pkcs11.SessionHandle, error) {
 	if session, ok := p.pop(); ok {
@@ -88,7 +88,7 @@ func (p *pool) take(ctx context.Context) (pkcs11.SessionHandle, error) {
 	defer p.mu.Unlock()
 	switch {
 	case err == nil && (p.open[session] || session == p.conn.keeper):
-		// The module has forgotten its sessions and counts anew: what is in use under this handle
+		// The module has forgotten its sessions and counts from the start: what is in use under this handle
 		// is now this session, and no two callers may share one.
 		return 0, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)
 	case err == nil:

@@ -54,7 +54,7 @@ func (c *connection) prove(ctx context.Context, key pkcs11.ObjectHandle) (Proof,
 	return p, nil
 }
 
-// Holds tells whether every attribute that must hold does.
+// Holds reports whether every attribute that must hold does.
 func (p Proof) Holds() bool {
 	for _, a := range p.Attributes {
 		if a.Must && (!a.Known || a.Is != a.Want) {
@@ -64,7 +64,7 @@ func (p Proof) Holds() bool {
 	return len(p.Attributes) > 0
 }
 
-// Doubtful tells whether an attribute, be it one that need not hold, is not as it should be.
+// Doubtful reports whether an attribute, even one that need not hold, has an unexpected value.
 func (p Proof) Doubtful() bool {
 	return slices.ContainsFunc(p.Attributes, func(a Attribute) bool { return !a.Known || a.Is != a.Want })
 }

@@ -19,7 +19,7 @@ type TokenID struct {
 	SlotManufacturer string
 }
 
-// Given tells whether anything is.
+// Given reports whether anything is.
 func (t TokenID) Given() bool { return t != (TokenID{}) }
 
 // String describes the token as an operator would.

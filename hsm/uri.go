@@ -149,7 +149,7 @@ func (p *uriParser) parse(part, text, separator string) error {
 	return nil
 }
 
-// find looks the attribute up; the error goes on after "attribute 2 of its path".
+// find looks the attribute up; the error continues "attribute 2 of its path".
 func (p *uriParser) find(part, name string) (uriAttribute, error) {
 	shown := " (" + strconv.Quote(name) + ")"
 	if p.mayHoldPIN {
@@ -170,7 +170,7 @@ func (p *uriParser) find(part, name string) (uriAttribute, error) {
 	return uriAttributes[i], nil
 }
 
-// parse reads the value; the error goes on after the attribute's name.
+// parse reads the value; the error continues the attribute's name.
 func (a uriAttribute) parse(u *URI, encoded string) error {
 	value, err := a.decode(encoded)
 	if a.fixed {
@@ -301,7 +301,7 @@ func readURIModuleName(u *URI, value string) error {
 var otherScheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:`)
 
 // readURIPINSource takes a path, or a file URI (RFC 8089) of this machine. A command ("|…"), which RFC 7512
-// would allow, is refused: whoever may write the configuration should not thereby run programs.
+// would allow, is refused: writing the configuration must not mean running programs.
 func readURIPINSource(u *URI, value string) error {
 	switch {
 	case strings.HasPrefix(value, "|"):
@@ -320,7 +320,7 @@ func readURIPINSource(u *URI, value string) error {
 	return checkURIText(file.Path)
 }
 
-// CheckKey answers nil when the URI can name a private key.
+// CheckKey returns nil if the URI can name a private key.
 func (u URI) CheckKey() error {
 	if u.Type != "" && u.Type != "private" {
 		return fmt.Errorf("the PKCS#11 URI names an object of the type %s; the CA's key is of the type private: correct type=, or leave it out", u.Type)
