@@ -16,10 +16,10 @@ var lintSources = lint.SourceList{
 }
 
 // droppedLints are the lints of these sources that do not fit a private CA, each with the reason.
-// docs/lints.md explains them to users; a test compares the two.
+// A test lists them in docs/lints-list.md.
 var droppedLints = map[string]string{
-	"e_key_usage_and_extended_key_usage_inconsistent": "it refuses RSA clients with key encipherment, which Kubernetes' own clients ask for; " +
-		"the policy requires a key usage that each extended key usage needs",
+	"e_key_usage_and_extended_key_usage_inconsistent": "it refuses RSA clients with key encipherment, which Kubernetes' own clients request; " +
+		"the policy checks instead",
 	"e_ext_san_uri_host_not_fqdn_or_ip":        "private URIs have hosts of one label, as SPIFFE trust domains do",
 	"e_issuer_dn_country_not_printable_string": "the issuer's name is the CA's, and many private CAs use UTF8String for the country",
 	"w_issuer_dn_leading_whitespace":           "the issuer's name is the CA's; RFC 5280 allows white space",
