@@ -348,21 +348,18 @@ func withoutCheckpoints(line []byte) []byte {
 	return line
 }
 
-// manualBlocks are those of docs/audit.md for a shell.
+// manualBlocks are the parts of docs/verify-journal.sh, which blank lines separate.
 func manualBlocks(t *testing.T) (blocks []string) {
 	t.Helper()
-	manual, err := os.ReadFile("../../docs/audit.md")
+	script, err := os.ReadFile("../../docs/verify-journal.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllSubmatch(manual, -1) {
-		blocks = append(blocks, string(block[1]))
-	}
-	return blocks
+	return strings.Split(string(script), "\n\n")
 }
 
-// byHand runs the blocks of docs/audit.md for a shell on the journal in DIR/state, with one more before the
-// last, which tidies up.
+// byHand runs the parts of docs/verify-journal.sh on the journal in DIR/state, with one more before the
+// last.
 func byHand(t *testing.T, dir, more string, env ...string) (string, error) {
 	t.Helper()
 	blocks := manualBlocks(t)
@@ -377,7 +374,7 @@ func byHand(t *testing.T, dir, more string, env ...string) (string, error) {
 	return string(out), err
 }
 
-// The blocks of docs/audit.md for a shell find nothing wrong with a journal that is right, and what is wrong
+// docs/verify-journal.sh finds nothing wrong with a journal that is right, and what is wrong
 // with one that is not.
 func TestAuditByHand(t *testing.T) {
 	dir := madeJournal(t, time.Hour, time.Hour, time.Hour)
