@@ -1,14 +1,13 @@
-# What users type. Everything sets itself up: "make demo" and "make test" need
-# nothing but Go, and install the Debian packages that are missing when run by
-# root; otherwise they say what to install.
+# "make demo" and "make test" need nothing but Go. As root they install missing Debian packages;
+# otherwise they name them.
 
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VALE        := github.com/vale-cli/vale/v3/cmd/vale@v3.21.0
 # What Vale reads: the manuals, and the Go packages whose comments pass. These lists only grow.
-PROSE       := CONTRIBUTING.md
-PROSE_GO    := policy/hostile policy/pkcs10/pkcs10test
+PROSE       := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs integration/bench/README.md integration/refused.md
+PROSE_GO    := hsm policy/hostile policy/pkcs10/pkcs10test
 FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 CLUSTER     ?= .cluster
@@ -32,23 +31,23 @@ build: ## bin/hsm-signer
 setup: ## install what building and testing need
 	@sh integration/setup.sh
 
-basics: # what testing with every kind of token needs is left out
+basics: # without what only the tests of all tokens need
 	@sh integration/setup.sh basics
 
 demo: basics ## the main job on real parts, in a terminal; KEEP=1 leaves it running
 	@cd integration && $(GO) run ./cmd/demo
 
-test: setup ## every test; the first run builds kube-apiserver and etcd (about 6 minutes)
+test: setup ## every test; the first run builds kube-apiserver and etcd (6 to 15 minutes)
 	$(GO) test -race ./...
 	cd integration && $(GO) run ./cmd/cluster build
 	cd integration && $(GO) test -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -v -e '/integration$$' -e '/images$$')
-	cd integration && SOURCES=$$(sh sources.sh) $(GO) test -p 1 -timeout 30m . ./images # of the same sources, the result is the same
+	cd integration && SOURCES=$$(sh sources.sh) $(GO) test -p 1 -timeout 30m . ./images # cached by the sources
 	cd integration/monitoring && $(GO) test -count=1 ./...
 
-soak: basics ## bad weather in full, about an hour, as root; the report goes to integration/soak/report.md; ROW=TestLeaders: one row
+soak: basics ## every external failure in full, about an hour, as root; writes integration/soak/report.md; ROW=TestLeaders: one row
 	cd integration && SOAK=full $(GO) test -count=1 -timeout 3h -v -run '$(ROW)' ./soak
 
-bench: basics ## the benchmarks of speed; the results go to integration/bench/results.json
+bench: basics ## the speed of signatures; writes integration/bench/results.json
 	cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench Signer -benchtime 300x -timeout 30m ./bench
 
 bench-clients: basics ## clients like Calico's, with and without pacing, as root, about 4 hours; PAIRS=1 BENCH=Clients/300_added: less
@@ -60,9 +59,9 @@ unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreli
 faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 6 minutes)
 	cd integration && FAULTS=$(CURDIR)/docs/hsm-faults.md $(GO) test -count=1 -timeout 30m -run '^TestFaults$$' ./tokens
 
-lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, known vulnerabilities (VULNCHECK=required: a scan that cannot run fails)
+lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, known vulnerabilities (VULNCHECK=required: fail if the scan cannot run)
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
-	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh; do sh -n $$script || exit 1; done
+	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh; do sh -n $$script || exit 1; done; bash -n docs/verify-journal.sh
 	$(GO) vet ./... && cd integration && $(GO) vet ./... && cd monitoring && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./... && cd integration && $(GO) run $(STATICCHECK) ./... && cd monitoring && $(GO) run $(STATICCHECK) ./...
 	cd integration && $(GO) test -count=1 -run 'TestHouse|TestProse' .

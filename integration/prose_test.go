@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"hsm-signer/integration/must"
 )
 
 // notPlainYet are the directories whose packages may still have string literals that break a
@@ -39,9 +41,7 @@ func proseRules(t *testing.T) (rules []proseRule) {
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		var rule struct {
 			Message    string            `json:"message"`
 			IgnoreCase bool              `json:"ignorecase"`
@@ -105,24 +105,18 @@ func literals(t *testing.T, dir string) (all []literal) {
 	t.Helper()
 	files := token.NewFileSet()
 	entries, err := fs.Glob(os.DirFS(dir), "*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, name := range entries {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
 		text, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if !bytes.ContainsAny(text, "\"`") {
 			continue
 		}
 		file, err := parser.ParseFile(files, filepath.Join(dir, name), text, parser.SkipObjectResolution)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		ast.Inspect(file, func(node ast.Node) bool {
 			switch node := node.(type) {
 			case *ast.ImportSpec:

@@ -12,9 +12,9 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// docs/refused.md names a test for everything that is refused, and every test that it names exists.
+// refused.md names tests for every class of request that is refused, and every test that it names exists.
 func TestEveryRefusalHasItsTest(t *testing.T) {
-	page, err := os.ReadFile("../docs/refused.md")
+	page, err := os.ReadFile("refused.md")
 	must.OK(t, err)
 	tests := testFiles(t)
 	classes, seen := 0, map[string]bool{}

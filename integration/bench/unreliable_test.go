@@ -236,16 +236,16 @@ func unreliablePage(healthy, all flakyRun, rows string) string {
 	return fmt.Sprintf(`# An unreliable token, measured
 
 `+"`make unreliable`"+` overwrites this page. SoftHSM signs with P-256 for %d callers, and a module in front of it makes
-calls fail at random. Each cell is %d runs of %d requests. Every request is tried again until it is signed, after 0.2 s,
-doubling to 8 s, as hsm-signer does. The runs fail the same calls each time the page is made.
+calls fail at random. Each cell is %d runs of %d requests. Every request is retried until it is signed, after 0.2 s,
+doubling to 8 s, as hsm-signer does. The same calls fail each time the page is made.
 
-%d requests, %d lost, %d errors that a request saw and was tried again after. Without faults: %.0f signatures a second.
+%d requests, %d lost, %d errors that led to a retry. Without faults: %.0f signatures per second.
 
-A cell says: speed relative to that without faults, reconnections and calls of `+"`C_Login`"+` for 100 requests.
+A cell shows: speed relative to that without faults, reconnections and calls of `+"`C_Login`"+` per 100 requests.
 
-In the rows of `+"`C_OpenSession` and `C_Login`"+`, %d %% of the calls of C_Sign also answer CKR_SESSION_HANDLE_INVALID:
+In the rows of `+"`C_OpenSession` and `C_Login`"+`, %d %% of the calls of C_Sign also return CKR_SESSION_HANDLE_INVALID:
 otherwise nothing would log in again. Compare them with the row "sessions lost, nothing else". Each failed login
-costs 0.5 s at least. CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED and vendors' codes from C_Login may mean a wrong PIN: there
+costs at least 0.5 s. CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED and vendors' codes from C_Login may mean a wrong PIN: there
 is one login, and the next 30 s later at the earliest, doubling to 15 minutes.
 
 | Fails at random | 1 %% | 5 %% | 20 %% |

@@ -27,7 +27,6 @@ const root = "../.."
 var run = map[string]string{
 	"docs/try.md":      "TestTry",
 	"docs/ceremony.md": "TestCeremonyManual",
-	"docs/audit.md":    "TestAuditByHand",
 	"docs/systemd.md":  "TestUnit",
 }
 

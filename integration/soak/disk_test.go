@@ -139,7 +139,7 @@ func TestDiskIsReadOnly(t *testing.T) {
 	d := s.startReady(t)
 	c := shared.newCrowd(t)
 	c.ask(t, of(10, 100))
-	c.waitForAll(t) // ext4 tells who syncs at that very moment that all is well, and now and then loses it: see docs/weather.md
+	c.waitForAll(t) // ext4 may answer this sync and lose the line: see docs/failure-modes.md
 	shell(t, "mount", "-o", "remount,abort", disk)
 	c.ask(t, 1)
 	s.requireNothingSigned(t, d, c, "[-] journal:")

@@ -93,8 +93,8 @@ func render(rows []*row) string {
 	fmt.Fprintf(&b, `# The soak
 
 Written by `+"`make soak`"+`: the real API server and etcd, SoftHSM behind a shim that writes down what is signed, and
-hsm-signer as a process of its own, on %d processors (%s/%s) that all of them share. What to expect in which weather, and
-what to do, is in [docs/weather.md](../../docs/weather.md).
+hsm-signer as a process of its own, on %d processors (%s/%s) that all of them share.
+[docs/failure-modes.md](../../docs/failure-modes.md) describes what to expect and what to do.
 
 | What was done | Must be | Measured | |
 |---|---|---|---|

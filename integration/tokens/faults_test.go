@@ -146,14 +146,14 @@ func everyCallOfTheWayBack(tr *trial) {
 		forget = pkcs11shim.CloseSessions
 	}
 	tr.befall(name, nil, forget(pkcs11shim.SignInit))
-	tr.befall(name+", in the midst of a signature", nil, forget(pkcs11shim.Sign))
+	tr.befall(name+", during a signature", nil, forget(pkcs11shim.Sign))
 }
 
-// lasting are faults that come more than once, or stay until the key was looked for anew.
+// lasting are faults that come more than once, or stay until the key was looked up again.
 func lasting(tr *trial) {
 	tr.befall("three CKR_DEVICE_ERROR in a row", nil, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
 	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
-		tr.befall(nameOf(code)+", until the key was looked for anew", func() error {
+		tr.befall(nameOf(code)+", until the key was looked up again", func() error {
 			return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
 		}, pkcs11shim.Fail(pkcs11shim.SignInit, code))
 	}
@@ -176,7 +176,7 @@ func (tr *trial) impatient() {
 // keySwapped is another key that comes to stand behind the handle, or behind what is found.
 func keySwapped(tr *trial) {
 	tr.befall("another key under the handle, once", nil, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
-	tr.befall("another key under the handle, until the key was looked for anew", func() error {
+	tr.befall("another key under the handle, until the key was looked up again", func() error {
 		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
 	}, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
 	tr.befall("another key found in its place, once", nil,
@@ -186,7 +186,7 @@ func keySwapped(tr *trial) {
 // keyAway is a key that is not there for a while, to which a module that lists its keys when it is initialised is blind for
 // longer.
 func keyAway(tr *trial) {
-	tr.befall("the key away, and back for a module that is initialised anew", func() error {
+	tr.befall("the key missing until the module is initialised again", func() error {
 		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.Initialize) > 0 }), tr.shim.Rules())
 	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.FindAtMost(0))
 }
@@ -222,7 +222,7 @@ func (tr *trial) abandoned() (heal func() error) {
 // fewSessions is a token with few sessions, whatever it says of them: requests wait, and none fails.
 func fewSessions(tr *trial) {
 	for _, limit := range []uint{1, 2, 16} {
-		says := map[uint]string{limit: "says so", pkcs11shim.SessionsUnlimited: "says that it has no limit", pkcs11shim.SessionsUnknown: "does not say"}
+		says := map[uint]string{limit: "reports it", pkcs11shim.SessionsUnlimited: "reports no limit", pkcs11shim.SessionsUnknown: "reports nothing"}
 		for _, said := range someOf(tr, []uint{limit, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown}) {
 			fault := fmt.Sprintf("sessions: %d in all, and the token %s", limit, says[said])
 			o := tr.befallAtStart(fault, nil, pkcs11shim.LimitSessions(limit), pkcs11shim.ReportSessions(said))

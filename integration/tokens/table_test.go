@@ -79,9 +79,8 @@ func (b *table) markdown() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, `# Faults of the token, measured
 
-Made by `+"`make faults`"+`, which overwrites this page; nothing on it is written by hand. A module of the tests stands
-between hsm-signer's signer and the token's own and brings the fault about, or the token's daemon or files are taken
-away. Meanwhile %d callers ask for signatures, each again until it has one. The test fails when one goes without.
+`+"`make faults`"+` overwrites this page. A module in front of the token's own module causes the fault, or the token's daemon
+or files are removed. Meanwhile %d callers ask for signatures and retry until they have one. Every caller must get one.
 
 %d requests, %d lost, %d signatures with a wrong key.
 
@@ -90,9 +89,8 @@ away. Meanwhile %d callers ask for signatures, each again until it has one. The 
 		fmt.Fprintf(&text, "- **%s**: %s\n", kind.Name, b.modules[kind.Name])
 	}
 	text.WriteString(`
-A cell says: recovered by itself, attempts of the slowest request, calls of ` + "`C_Login`" + `, requests lost, signatures with
-a wrong key that got out. An attempt that ends with an error leaves a request pending; the next is its next turn. Words
-in the place of figures say what the token does not have.
+A cell shows: recovered without help, attempts of the slowest request, calls of ` + "`C_Login`" + `, lost requests, returned
+signatures by a wrong key. A request stays pending after a failed attempt. Words instead of figures name what the token lacks.
 
 | Fault |`)
 	for _, kind := range tokens.All() {
