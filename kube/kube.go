@@ -492,6 +492,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	}
 	csr := c.requests.Load().cached(item)
 	if csr == nil || c.leader.fence() != nil || c.permits.idle() {
+		c.pacer.Tried(item)
 		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
 	}

@@ -8,15 +8,16 @@ import (
 // The unit of work is a send: one event to one client. An API server with 100 to 300 watches bears
 // about 20,000 a second on two cores that it shares with etcd and the clients.
 const (
-	firstSends = 8_000   // a second, to begin with
-	mostSends  = 128_000 // a second
-	growth     = 1.02    // with each call that took no longer than usual
-	burst      = 100 * time.Millisecond
+	firstSends = 8_000                 // a second, to begin with
+	mostSends  = 128_000               // a second
+	growth     = 1.02                  // with each call that took no longer than usual
+	burst      = 10 * time.Millisecond // whose sends may be spent at once
 	mostDebt   = 10 * time.Second
 
 	pause        = 250 * time.Millisecond // after a sign that the API server has too much to do
 	longestHold  = 5 * time.Second        // for slow calls: clients that get no answer are a load, too
 	mostArrivals = 150                    // requests a second that are no such sign
+	window       = 100 * time.Millisecond // that they are counted in
 	recent       = 2 * time.Second        // so old, a request may still be on its way to the clients
 	slack        = 25 * time.Millisecond  // more than this above four times the usual is such a sign
 )
@@ -32,7 +33,7 @@ type capacity struct {
 	slow     bool      // why: a call took too long; otherwise requests arrive fast
 	busy     time.Time // when calls began to take too long; zero: they do not
 	usual    least
-	arrivals float64 // in the last pause, about
+	arrivals float64 // in the last window, about
 	arrived  time.Time
 }
 
@@ -51,9 +52,9 @@ func (c *capacity) created(now time.Time, watchers int, newClient bool) {
 	if !newClient {
 		return
 	}
-	c.arrivals = c.arrivals*math.Exp(-now.Sub(c.arrived).Seconds()/pause.Seconds()) + 1
+	c.arrivals = c.arrivals*math.Exp(-now.Sub(c.arrived).Seconds()/window.Seconds()) + 1
 	c.arrived = now
-	if c.arrivals > mostArrivals*pause.Seconds() && watchers > 0 {
+	if c.arrivals > mostArrivals*window.Seconds() && watchers > 0 {
 		c.rate = firstSends
 		c.hold(now, false)
 	}
@@ -82,6 +83,11 @@ func (c *capacity) took(now time.Time, took time.Duration) {
 }
 
 func (c *capacity) hold(now time.Time, slow bool) { c.held, c.slow = now.Add(pause), slow }
+
+// atOnce returns how many answers may be written at the same time: one at first. The API server's
+// buffer for a watch holds 20 events, so a few answers at once overrun a watch that has to wait for
+// the processor.
+func (c *capacity) atOnce() int { return int(c.rate / firstSends) }
 
 // holds reports whether nothing is to be spent now.
 func (c *capacity) holds(now time.Time) bool { return c.held.After(now) }

@@ -55,6 +55,7 @@ type Pacer[K comparable] struct {
 	watched  int                  // open requests that are known to be watched
 	seen     time.Time            // when one was last known
 	last     time.Time            // when a request was last admitted
+	underway int                  // answers that are being written: admitted requests
 	waiting  queue[K]
 }
 
@@ -117,6 +118,7 @@ func (p *Pacer[K]) Gone(key K) {
 	}
 	p.see(e, unwatched)
 	delete(p.open, key)
+	p.conclude(e)
 	if e.index >= 0 {
 		heap.Remove(&p.waiting, e.index)
 	}
@@ -153,8 +155,32 @@ func (p *Pacer[K]) Tried(key K) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if e := p.open[key]; e != nil {
-		e.admitted = false
+		p.conclude(e)
 	}
+}
+
+// conclude ends an admission, so that another answer may be written.
+func (p *Pacer[K]) conclude(e *entry[K]) {
+	if !e.admitted {
+		return
+	}
+	e.admitted = false
+	if p.underway--; p.waiting.Len() > 0 {
+		p.wakeRun()
+	}
+}
+
+// wakeRun has [Pacer.Run] look for what may be released.
+func (p *Pacer[K]) wakeRun() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// room reports whether another answer may be written at the same time.
+func (p *Pacer[K]) room() bool {
+	return p.options.Rate > 0 || p.underway < p.capacity.atOnce()
 }
 
 // admit reports whether the request may be answered now, and otherwise has it wait.
@@ -172,23 +198,21 @@ func (p *Pacer[K]) admit(e *entry[K], now time.Time) bool {
 	case e.admitted && (!p.capacity.holds(now) || now.Sub(e.created) > Patience):
 		return true
 	case e.admitted:
-		e.admitted = false
+		p.conclude(e)
 		p.capacity.spend(now, -p.price(now))
-	case p.waiting.Len() == 0 && p.capacity.wait(now) <= 0:
+	case p.waiting.Len() == 0 && p.room() && p.capacity.wait(now) <= 0:
 		p.grant(e, now)
 		return true
 	}
 	heap.Push(&p.waiting, e)
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	p.wakeRun()
 	return false
 }
 
 // grant admits the request at its price.
 func (p *Pacer[K]) grant(e *entry[K], now time.Time) {
 	e.admitted = true
+	p.underway++
 	p.last = now
 	p.capacity.spend(now, p.price(now))
 }
@@ -271,7 +295,10 @@ func (p *Pacer[K]) next() (key K, wait time.Duration, due bool) {
 		return key, 0, false
 	}
 	now, oldest := time.Now(), p.waiting[0]
-	if wait = min(p.capacity.wait(now), p.patience(oldest, now)); wait > 0 {
+	if wait = p.patience(oldest, now); p.room() {
+		wait = min(wait, p.capacity.wait(now))
+	}
+	if wait > 0 {
 		return key, wait, false
 	}
 	heap.Pop(&p.waiting)

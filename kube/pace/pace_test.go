@@ -106,6 +106,24 @@ func TestABurstIsHeldBack(t *testing.T) {
 	})
 }
 
+// Several answers at once overrun the buffers of watches, however few they are.
+func TestAnswersAreWrittenOneByOneAtFirst(t *testing.T) {
+	inBubble(t, Options{}, func(f *fleet) {
+		for i := range 30 {
+			f.Asked(fmt.Sprint(i), fmt.Sprint(i), time.Now(), 0)
+		}
+		if !f.Admit("0") || !f.Watched("0", true, quick) {
+			t.Fatal("the first request is not admitted")
+		}
+		f.try("1")
+		f.sync(time.Second)
+		f.mustAnswer(0)
+		f.Gone("0")
+		f.sync(time.Second)
+		f.mustAnswer(1)
+	})
+}
+
 func TestTheOldestIsAnsweredFirst(t *testing.T) {
 	inBubble(t, Options{}, func(f *fleet) {
 		now := time.Now()
