@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
@@ -107,5 +110,9 @@ func TestWatchdogOfAnotherProcessIsNotFed(t *testing.T) {
 // A supervisor that is gone stops nothing.
 func TestSupervisorThatIsGone(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
-	newTestHealth(t).supervisor.tell("READY=1")
+	var log bytes.Buffer
+	newNotifier(hclog.New(&hclog.LoggerOptions{Output: &log})).tell("READY=1")
+	if n := strings.Count(log.String(), "[WARN]"); n != 1 {
+		t.Errorf("%d warnings that the supervisor cannot be told:\n%s", n, &log)
+	}
 }

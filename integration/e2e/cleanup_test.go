@@ -9,14 +9,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 
 	"hsm-signer/integration/calico"
@@ -24,31 +22,12 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// deletingSoon has finished requests deleted as soon as it may be set.
-const deletingSoon = "DELETE_FINISHED_AFTER=90s"
-
 func allRequests() certificatesclient.CertificateSigningRequestInterface {
 	return shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
 }
 
-// submitted is a request of a new pod for which nothing is done yet.
-func submitted(t *testing.T, change func(*calico.InitContainer)) *certificatesv1.CertificateSigningRequest {
-	t.Helper()
-	p := newPod(t, components()[0], nextIP())
-	asking := p.InitContainer(components()[0])
-	if change != nil {
-		change(&asking)
-	}
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
-	return csr
-}
-
-// forAnother has the pod ask another signer.
-func forAnother(a *calico.InitContainer) { a.SignerName = "example.com/another" }
-
-// answered is a request that the cluster's admin answers: a certificate and an approval, or a
-// denial.
+// answered has the cluster's admin answer a request: with a certificate and an approval, or without
+// a certificate and with a denial. It returns the name of the request.
 func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest, certificate []byte) string {
 	t.Helper()
 	kind := certificatesv1.CertificateApproved
@@ -68,46 +47,59 @@ func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest, certi
 	return csr.Name
 }
 
-// toBeKept are finished requests that hsm-signer has not answered, by what they are.
-func toBeKept(t *testing.T) map[string]string {
+// keptRequests returns finished requests that this hsm-signer must not delete, by what they are.
+func keptRequests(t *testing.T, s ownSigner) map[string]string {
 	t.Helper()
 	foreign, err := os.ReadFile(importKey(t, "foreign-to-all").CertFile)
 	must.OK(t, err)
 	kept := map[string]string{
-		"foreign":           answered(t, submitted(t, nil), foreign),
-		"denied by another": answered(t, submitted(t, nil), nil),
-		"another signer's":  answered(t, submitted(t, forAnother), foreign),
+		"foreign":           answered(t, s.submit(t), foreign),
+		"denied by another": answered(t, s.submit(t), nil),
+		"another signer's":  answered(t, ownSigner("another").submit(t), foreign),
 	}
-	former, err := shared.Run(t.Context(), ca)
+	former, err := shared.Run(t.Context(), ca, s.env()...)
 	must.OK(t, err)
 	must.OK(t, former.WaitReady(t.Context()))
-	kept["another journal's"] = issuedRequest(t)
+	kept["another journal's"] = s.issue(t)
 	if code, err := former.Stop(); err != nil || code != 0 {
-		t.Fatalf("it ended with code %d, %v", code, err)
+		t.Fatalf("hsm-signer ended with code %d, %v", code, err)
 	}
 	return kept
 }
 
-// issuedRequest has a pod ask, and returns the name of its request when it has the certificate.
-func issuedRequest(t *testing.T) string {
+// deniedRequest has a pod request a name that it may not have, and returns the name of the request.
+func deniedRequest(t *testing.T, s ownSigner) string {
 	t.Helper()
 	p := newPod(t, components()[0], nextIP())
-	csr, err := p.InitContainer(components()[0]).Run(t.Context(), p.Client)
-	must.OK(t, err)
-	return csr.Name
-}
-
-// deniedRequest has a pod ask for what it may not have, and returns the name of its request.
-func deniedRequest(t *testing.T) string {
-	t.Helper()
-	p := newPod(t, components()[0], nextIP())
-	asking := p.InitContainer(components()[0])
+	asking := s.initContainer(p)
 	asking.DNSNames = components()[1].DNSNames
 	csr, err := asking.Submit(t.Context(), p.Client)
 	must.OK(t, err)
 	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "")
 	return csr.Name
+}
+
+// openRequest returns the name of a request that stays open, since its pod has no address.
+func openRequest(t *testing.T, s ownSigner) string {
+	t.Helper()
+	p := newPod(t, components()[0])
+	asking := s.initContainer(p)
+	asking.Pod = p.DeepCopy()
+	asking.Pod.Status.PodIP = nextIP()
+	csr, err := asking.Submit(t.Context(), p.Client)
+	must.OK(t, err)
+	return csr.Name
+}
+
+func requireDeleted(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		must.Eventually(t, name+" to be deleted", func(ctx context.Context) (bool, error) {
+			there, err := isThere(ctx, name)
+			return !there, err
+		})
+	}
 }
 
 func isThere(ctx context.Context, name string) (bool, error) {
@@ -118,58 +110,26 @@ func isThere(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
-// An openClient has no address, so its request stays open. It deletes its request and makes it
-// again at times, as Calico's client does when it got no answer.
-type openClient struct {
-	pod    testenv.Pod
-	asking calico.InitContainer
-}
-
-func newOpenClient(t *testing.T) openClient {
-	t.Helper()
-	p := newPod(t, components()[0])
-	asking := p.InitContainer(components()[0])
-	asking.Pod = p.DeepCopy()
-	asking.Pod.Status.PodIP = nextIP()
-	return openClient{p, asking}
-}
-
-// askUntil asks again each 30 seconds until the time on the API server's clock, and returns the name
-// of the request that is open then.
-func (c openClient) askUntil(t *testing.T, end time.Time) (name string) {
-	t.Helper()
-	for {
-		csr, err := c.asking.Submit(t.Context(), c.pod.Client)
-		must.OK(t, err)
-		made := csr.CreationTimestamp.Time
-		if made.After(end) {
-			return csr.Name
-		}
-		must.Eventually(t, "the client to lose its patience", func(context.Context) (bool, error) {
-			return time.Since(made) > 30*time.Second, nil
-		})
-		must.OK(t, allRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
-	}
-}
-
-// Finished requests of ours are deleted when their time has come, and no client waits. Others are
-// kept. The journal has all that it had.
+// hsm-signer deletes its finished requests after the set time, unless a client is waiting for
+// another answer. It keeps all other requests, and the whole journal.
+//
+// The second signer shows that the time is over: its request is answered last, it is kept for
+// longer than the interval between two looks, and no client of this signer waits.
 func TestFinishedRequestsAreDeleted(t *testing.T) {
-	kept := toBeKept(t)
-	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), deletingSoon}
+	t.Parallel()
+	s, control := newOwnSigner(t, "finished"), newOwnSigner(t, "finished-control")
+	kept := keptRequests(t, s)
+	env := s.env("STATE_DIR="+filepath.Join(t.TempDir(), "state"), "DELETE_FINISHED_AFTER=90s")
 	d := startReady(t, ca, env...)
-	gone := []string{issuedRequest(t), deniedRequest(t), issuedRequest(t)}
-	open := newOpenClient(t).askUntil(t, time.Now().Add(100*time.Second))
-	for _, name := range gone {
-		get(t, name) // which fails if it was deleted while one was open
+	startReady(t, ca, control.env("DELETE_FINISHED_AFTER=96s")...)
+	finished := []string{s.issue(t), deniedRequest(t, s), s.issue(t)}
+	open := openRequest(t, s)
+	requireDeleted(t, control.issue(t))
+	for _, name := range finished {
+		get(t, name) // fails the test if the request was deleted while the other one is open
 	}
 	must.OK(t, allRequests().Delete(t.Context(), open, metav1.DeleteOptions{}))
-	for _, name := range gone {
-		must.Eventually(t, name+" to be deleted", func(ctx context.Context) (bool, error) {
-			there, err := isThere(ctx, name)
-			return !there, err
-		})
-	}
+	requireDeleted(t, finished...)
 	for what, name := range kept {
 		if there, err := isThere(t.Context(), name); err != nil || !there {
 			t.Errorf("the request that is %s was deleted; %v", what, err)
@@ -179,19 +139,14 @@ func TestFinishedRequestsAreDeleted(t *testing.T) {
 	requireMetric(t, d, `hsm_signer_certificates_in_cluster{origin="own"} 0`)
 	requireMetric(t, d, `hsm_signer_journal_lines_total{kind="unconfirmed"} 0`)
 	requireMetric(t, d, `hsm_signer_journal_lines_total{kind="orphaned"} 0`)
-	requireJournal(t, env, gone[0], gone[2])
+	requireJournal(t, env, finished[0], finished[2])
 }
 
 func requireMetric(t *testing.T, d *testenv.Daemon, line string) {
 	t.Helper()
-	var metrics string
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		metrics = d.Metrics(ctx)
-		return strings.Contains(metrics, "\n"+line+"\n"), nil
+	must.Eventually(t, "the metrics to show "+line, func(ctx context.Context) (bool, error) {
+		return strings.Contains(d.Metrics(ctx), "\n"+line+"\n"), nil
 	})
-	if err != nil {
-		t.Errorf("the metrics lack %q:\n%s", line, metrics)
-	}
 }
 
 // requireJournal requires that the journal verifies, and lists the published certificates of these
@@ -219,7 +174,7 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
 	t.Cleanup(func() { must.OK(t, shared.Cluster.AllowRequests(context.WithoutCancel(t.Context()))) })
 	allowPodsAlone(t)
-	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), deletingSoon}
+	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), "DELETE_FINISHED_AFTER=90s"}
 	requireNamed(t, env, "delete certificatesigningrequests")
 	d := startReady(t, ca, env...)
 	const missing = "may not delete certificatesigningrequests: " +
@@ -227,7 +182,7 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 	must.Eventually(t, "the log to name the right", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), missing), nil
 	})
-	issuedRequest(t)
+	ask(t)
 	must.OK(t, d.WaitReady(t.Context()))
 	manifest, err := os.ReadFile("../../deploy/components/clean-up/role.yaml")
 	must.OK(t, errors.Join(err, shared.Cluster.Apply(t.Context(), manifest)))
@@ -255,7 +210,7 @@ func allowPodsAlone(t *testing.T) {
 
 // The metric and check count the requests of all signers, as many as a list has.
 func TestRequestsInTheClusterAreCounted(t *testing.T) {
-	submitted(t, forAnother)
+	ownSigner("another").submit(t)
 	d := startReady(t, ca)
 	all, err := allRequests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)

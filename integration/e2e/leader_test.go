@@ -27,7 +27,7 @@ func one(t *testing.T, env ...string) *testenv.Daemon {
 	must.OK(t, d.WaitReady(t.Context())) // also while it stands by
 	t.Cleanup(func() {
 		if d.Running() {
-			_ = d.Kill()
+			_, _ = d.Stop() // which releases the lease for the next test
 		}
 	})
 	return d
@@ -50,8 +50,8 @@ func ask(t *testing.T) {
 
 func issuedBy(d *testenv.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
 
-// One leads, the other stands by, ready; when the first stops, it has given the lease up. What the lease said last of
-// its journal is a witness of that.
+// One leads, the other stands by, ready; when the first stops, it has given the lease up. What the
+// lease said last of its journal is a witness of that.
 func TestOneOfManyLeads(t *testing.T) {
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
 	first := one(t, state)
@@ -74,13 +74,15 @@ func TestOneOfManyLeads(t *testing.T) {
 
 // A leader that is killed is followed by the other.
 func TestKilledLeaderIsFollowed(t *testing.T) {
+	t.Parallel()
+	s := newOwnSigner(t, "killed-leader")
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
-	first := one(t, state)
+	first := one(t, s.env(state)...)
 	waitLeads(t, first)
-	ask(t)
+	s.issue(t)
 	var head string
 	must.Eventually(t, "the lease to be a witness of the certificate", func(ctx context.Context) (bool, error) {
-		lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx, "hsm-signer", metav1.GetOptions{})
+		lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx, string(s), metav1.GetOptions{})
 		if err != nil {
 			return false, err
 		}
@@ -89,10 +91,10 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 		return before != "" && head != before, nil
 	})
 	requireWitnessed(t, state, head)
-	second := one(t)
+	second := one(t, s.env()...)
 	must.OK(t, first.Kill())
 	waitLeads(t, second)
-	ask(t)
+	s.issue(t)
 }
 
 // requireWitnessed requires that the journal has the head, and that it would show if it had not.
@@ -107,33 +109,37 @@ func requireWitnessed(t *testing.T, state, head string) {
 	}
 }
 
-// Two of many with one directory for the journal: the one that has it leads, the other stands by, ready, and leads when
-// it gets it.
+// Two of many with one directory for the journal: the one that has it leads, the other stands by,
+// ready, and leads when it gets it.
 func TestOneJournalForMany(t *testing.T) {
+	t.Parallel()
+	s := newOwnSigner(t, "one-journal")
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
-	first := one(t, state)
+	first := one(t, s.env(state)...)
 	waitLeads(t, first)
-	second := one(t, state)
+	second := one(t, s.env(state)...)
 	if _, body, err := second.Readyz(t.Context()); err != nil || !strings.Contains(body, "stands by: the journal is in use") || !strings.Contains(body, "token ok: the token is logged in to") {
 		t.Errorf("%v: %s", err, body)
 	}
 	must.OK(t, first.Kill())
 	waitLeads(t, second)
-	ask(t)
+	s.issue(t)
 }
 
-// One write to the lease keeps nobody from leading: not a duration of 68 years in the name of a holder
-// that is not there, nor a number of transitions that cannot be counted up.
+// One write to the lease keeps nobody from leading: not a duration of 68 years in the name of a
+// holder that is not there, nor a number of transitions that cannot be counted up.
 func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
-	first := one(t)
-	waitLeads(t, first) // before another stands: the lease may still be that of an earlier test
-	second := one(t)
+	t.Parallel()
+	s := newOwnSigner(t, "absent-holder")
+	first := one(t, s.env()...)
+	waitLeads(t, first)
+	second := one(t, s.env()...)
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
-	_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
+	_, err := leases.Patch(t.Context(), string(s), types.MergePatchType,
 		[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
 	must.OK(t, err)
 	must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
-		lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
+		lease, err := leases.Get(ctx, string(s), metav1.GetOptions{})
 		if err != nil || *lease.Spec.HolderIdentity == "nobody" {
 			return false, err
 		}
@@ -144,11 +150,11 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 		}
 		return false, nil
 	})
-	ask(t)
+	s.issue(t)
 }
 
-// A leader whose journal was cut by one line that the lease has seen signs nothing; another leads; and what a person
-// accepts is recorded.
+// A leader whose journal was cut by one line that the lease has seen signs nothing; another leads;
+// and what a person accepts is recorded.
 func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	state := "STATE_DIR=" + dir

@@ -23,7 +23,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// behindShim puts a shim before the token, and returns the environment with which hsm-signer loads it.
+// behindShim puts a shim before the token, and returns the environment with which hsm-signer loads
+// it.
 func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
 	t.Helper()
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module)
@@ -38,8 +39,8 @@ func logins(t *testing.T, s *pkcs11shim.Shim) int {
 	return calls.Count(pkcs11shim.Login)
 }
 
-// A supervisor that follows deploy/systemd/hsm-signer.service starts a process again that crashes, ten times here.
-// When the PIN has become wrong meanwhile, it is tried exactly once.
+// A supervisor that follows deploy/systemd/hsm-signer.service starts a process again that crashes,
+// ten times here. When the PIN has become wrong meanwhile, it is tried exactly once.
 func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	const restarts = 10
 	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "hsm-signer.service"))
@@ -78,8 +79,8 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	t.Logf("%d restarts after crashes; then C_Login with the wrong PIN: %d, starts with it: %d", restarts, len(wrong), starts)
 }
 
-// In a pod, which would be started again whatever its exit code, a refused PIN leaves the process up, not ready;
-// the PIN is not tried again until its file holds another.
+// In a pod, which would be started again whatever its exit code, a refused PIN leaves the process
+// up, not ready; the PIN is not tried again until its file holds another.
 func TestRefusedPINInAPod(t *testing.T) {
 	const wrong = "0000-canary"
 	s, env := behindShim(t)
@@ -154,8 +155,10 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 
 // A module that hangs for good ends the process, so that a supervisor may start another.
 func TestTokenHangsForGood(t *testing.T) {
+	t.Parallel()
+	signer := newOwnSigner(t, "hangs-for-good")
 	s, env := behindShim(t)
-	d, err := shared.Run(t.Context(), ca, append(env, "PKCS11_TIMEOUT=500ms")...)
+	d, err := shared.Run(t.Context(), ca, signer.env(append(env, "PKCS11_TIMEOUT=500ms")...)...)
 	must.OK(t, err)
 	must.OK(t, d.WaitReady(t.Context()))
 	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
@@ -254,7 +257,8 @@ func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 	}
 }
 
-// requireNotInFiles requires that none of the files below the directory holds the PIN, and that there are some.
+// requireNotInFiles requires that none of the files below the directory holds the PIN, and that
+// there are some.
 func requireNotInFiles(t *testing.T, dir, pin string) {
 	t.Helper()
 	files := 0
@@ -273,13 +277,15 @@ func requireNotInFiles(t *testing.T, dir, pin string) {
 	}
 }
 
-// logIn has the token forget that a wrong PIN was tried, of which it would tell the tests that come.
+// logIn has the token forget that a wrong PIN was tried, of which it would tell the tests that
+// come.
 func logIn(t *testing.T) {
 	t.Helper()
 	requireCommand(t, ca, "check", "--try-pin")
 }
 
-// check does not try a PIN, not even the right one, while the token tells of a wrong one, unless it is asked to.
+// check does not try a PIN, not even the right one, while the token tells of a wrong one, unless it
+// is asked to.
 func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 	s, env := behindShim(t)
 	for i, c := range []struct {
@@ -299,8 +305,8 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 	}
 }
 
-// check goes through the token in the order in which one would ask, says where it ends and what to do, and does not
-// look at what comes after.
+// check goes through the token in the order in which one would ask, says where it ends and what to
+// do, and does not look at what comes after.
 func TestCheckAsksInOrder(t *testing.T) {
 	steps := []string{"module", "token", "PIN state", "login", "key", "key cannot leave", "key is the CA's"}
 	s, env := behindShim(t)

@@ -14,7 +14,7 @@ import (
 
 const (
 	claimPoll    = 100 * time.Millisecond
-	claimTimeout = 3 * time.Minute
+	claimTimeout = 10 * time.Minute
 )
 
 // claim waits until nobody else on this machine has what the name stands for, and keeps

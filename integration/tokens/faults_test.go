@@ -1,12 +1,16 @@
 package tokens_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,15 +21,16 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
 	"hsm-signer/integration/tokens"
 )
 
-// faultsVariable names the file that the table of faults is written to. Then every fault befalls every
-// token; otherwise some befall SoftHSM alone.
+// faultsVariable names the file that the table of faults is written to. Then every fault befalls
+// every token; otherwise some befall SoftHSM alone.
 const faultsVariable = "FAULTS"
 
-// patient is the longest wait for a call where no call hangs for good: longer than any call takes on
-// a busy machine. Only a call that is to be given up needs a short one.
+// patient is the longest wait for a call where no call hangs for good: longer than any call takes
+// on a busy machine. Only a call that is to be given up needs a short one.
 const patient = time.Minute
 
 // faults befall one token after another, in this order.
@@ -49,30 +54,85 @@ var faults = []struct {
 }
 
 // Whatever befalls a token, its key signs again by itself: no request is lost, and no signature of
-// another key gets out. Where a human must help first, the token is not asked again and again meanwhile.
+// another key gets out. Where a human must help first, the token is not asked again and again
+// meanwhile.
+//
+// Modules find their tokens through environment variables, so each kind of token has a process.
 func TestFaults(t *testing.T) {
-	results := &table{}
-	forEach(t, func(t *testing.T, token *tokens.Token) {
-		tr := newTrial(t, token, results)
-		for _, fault := range faults {
-			t.Run(fault.name, func(t *testing.T) {
-				if tr.t, tr.timeout = t, fault.timeout; token.HasDaemon() {
-					tr.timeout = max(tr.timeout, 5*time.Second) // each call goes to another process, which has to get its turn
-				}
-				tr.open()
-				defer func() { tr.key.Load().Close() }()
-				fault.befall(tr)
-			})
+	if kind := os.Getenv(kindVariable); kind != "" {
+		faultsOf(t, kind)
+		return
+	}
+	results := map[string]*table{}
+	for _, kind := range tokens.All() {
+		results[kind.Name] = newTable()
+		t.Run(kind.Name, func(t *testing.T) {
+			t.Parallel()
+			inProcess(t, kind.Name, results[kind.Name])
+		})
+	}
+	t.Cleanup(func() {
+		all := newTable()
+		for _, kind := range tokens.All() {
+			all.merge(results[kind.Name])
+		}
+		t.Logf("%s", all)
+		if file := os.Getenv(faultsVariable); file != "" && !t.Failed() {
+			must.OK(t, os.WriteFile(file, []byte(all.markdown()), 0o644))
 		}
 	})
-	t.Logf("%s", results)
-	if file := os.Getenv(faultsVariable); file != "" && !t.Failed() {
-		must.OK(t, os.WriteFile(file, []byte(results.markdown()), 0o644))
-	}
 }
 
-// ladder are codes of every rung, one that no standard knows among them, by what the way out of each costs:
-// attempts, and calls of C_Login and C_Initialize.
+// The variables of a child process of TestFaults: the kind of token, and the file for its table.
+const (
+	kindVariable  = "TOKENS_TEST_KIND"
+	tableVariable = "TOKENS_TEST_TABLE"
+)
+
+// inProcess runs faultsOf in a process of its own, and reads its results.
+func inProcess(t *testing.T, kind string, results *table) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "table.json")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFaults$", "-test.v", "-test.timeout=30m")
+	child.Env = append(os.Environ(), kindVariable+"="+kind, tableVariable+"="+file)
+	var out bytes.Buffer
+	child.Stdout, child.Stderr = &out, &out
+	ended, err := testenv.Spawn(child)
+	must.OK(t, err)
+	if <-ended; !child.ProcessState.Success() {
+		t.Fatalf("the process of %s: %s:\n%s", kind, child.ProcessState, &out)
+	}
+	text, err := os.ReadFile(file)
+	must.OK(t, err)
+	must.OK(t, json.Unmarshal(text, results))
+}
+
+// faultsOf brings every fault about on a token of the kind, and writes the table.
+func faultsOf(t *testing.T, name string) {
+	kinds := tokens.All()
+	i := slices.IndexFunc(kinds, func(k tokens.Kind) bool { return k.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no kind of token %q", name)
+	}
+	token, results := fresh(t, kinds[i]), newTable()
+	tr := newTrial(t, token, results)
+	for _, fault := range faults {
+		t.Run(fault.name, func(t *testing.T) {
+			if tr.t, tr.timeout = t, fault.timeout; token.HasDaemon() {
+				// Each call goes to another process, which the system must schedule.
+				tr.timeout = max(tr.timeout, 5*time.Second)
+			}
+			tr.open()
+			defer func() { tr.key.Load().Close() }()
+			fault.befall(tr)
+		})
+	}
+	text, err := json.Marshal(results)
+	must.OK(t, errors.Join(err, os.WriteFile(os.Getenv(tableVariable), text, 0o600)))
+}
+
+// ladder are codes of every rung, one that no standard knows among them, by what the way out of
+// each costs: attempts, and calls of C_Login and C_Initialize.
 var ladder = []struct {
 	attempts, logins, initialised int
 	codes                         []uint
@@ -109,8 +169,8 @@ func nameOf(code uint) string {
 	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
-// everyRung is a code that comes once: no request fails for it, but for those that mean that the token
-// does not want what it was asked, whose next turn succeeds.
+// everyRung is a code that comes once: no request fails for it, but for those that mean that the
+// token does not want what it was asked, whose next turn succeeds.
 func everyRung(tr *trial) {
 	for _, rung := range ladder {
 		for _, code := range someOf(tr, rung.codes) {
@@ -183,15 +243,16 @@ func keySwapped(tr *trial) {
 		pkcs11shim.SwapKey(pkcs11shim.FindObjects, "other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
 }
 
-// keyAway is a key that is not there for a while, to which a module that lists its keys when it is initialised is blind for
-// longer.
+// keyAway is a key that is not there for a while, to which a module that lists its keys when it is
+// initialised is blind for longer.
 func keyAway(tr *trial) {
 	tr.befall("the key missing until the module is initialised again", func() error {
 		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.Initialize) > 0 }), tr.shim.Rules())
 	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.FindAtMost(0))
 }
 
-// hangOfEveryCall is a call that hangs until it was abandoned, on the way to a signature or back to one.
+// hangOfEveryCall is a call that hangs until it was abandoned, on the way to a signature or back to
+// one.
 func hangOfEveryCall(tr *trial) {
 	for _, function := range []string{pkcs11shim.SignInit, pkcs11shim.Sign} {
 		tr.befall("hang in "+function, tr.abandoned(), pkcs11shim.Hang(function))
@@ -201,8 +262,8 @@ func hangOfEveryCall(tr *trial) {
 	}
 }
 
-// slow is a token far away, of which each call comes back in time, and all together take many times as long. It costs no
-// second login.
+// slow is a token far away, of which each call comes back in time, and all together take many times
+// as long. It costs no second login.
 func slow(tr *trial) {
 	const fault = "each call takes a twelfth of the longest wait for one"
 	o := tr.befall(fault, nil, lost, pkcs11shim.Delay(pkcs11shim.Any, tr.timeout/12))
@@ -211,7 +272,8 @@ func slow(tr *trial) {
 	}
 }
 
-// abandoned ends a fault once another call was abandoned than those so far, by taking the rules away.
+// abandoned ends a fault once another call was abandoned than those so far, by taking the rules
+// away.
 func (tr *trial) abandoned() (heal func() error) {
 	before := tr.key.Load().Stats().Abandoned
 	return func() error {
@@ -219,7 +281,8 @@ func (tr *trial) abandoned() (heal func() error) {
 	}
 }
 
-// fewSessions is a token with few sessions, whatever it says of them: requests wait, and none fails.
+// fewSessions is a token with few sessions, whatever it says of them: requests wait, and none
+// fails.
 func fewSessions(tr *trial) {
 	for _, limit := range []uint{1, 2, 16} {
 		says := map[uint]string{limit: "reports it", pkcs11shim.SessionsUnlimited: "reports no limit", pkcs11shim.SessionsUnknown: "reports nothing"}
@@ -301,8 +364,8 @@ func pinRefusedLate(tr *trial) {
 	}, pkcs11shim.Hang(pkcs11shim.Login))
 }
 
-// pinFault begins with a PIN that the token refuses, and then there is the right one. It first waits
-// until the fault is under way.
+// pinFault begins with a PIN that the token refuses, and then there is the right one. It first
+// waits until the fault is under way.
 func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11shim.Rule) {
 	tr.pin.set("00000000")
 	tr.befallAtStart(fault, func() error {
@@ -327,8 +390,8 @@ func (tr *trial) requireRefusals(fault string, want int) {
 	}
 }
 
-// refused waits until the PIN is refused, and looks whether it stays so for longer than the first wait between
-// attempts.
+// refused waits until the PIN is refused, and looks whether it stays so for longer than the first
+// wait between attempts.
 func (tr *trial) refused() error {
 	err := tr.until(func() bool { return errors.Is(tr.key.Load().Ready(tr.t.Context()), hsm.ErrPIN) })
 	looks := 0
@@ -341,9 +404,9 @@ func (tr *trial) refused() error {
 	}))
 }
 
-// pinChanged is a PIN that is changed on the token while the key is in use: what is logged in goes on. After a
-// fault that costs the login the old PIN is tried once, and the new one when the source has it, with a module that
-// was initialised anew: some go by the old one until then.
+// pinChanged is a PIN that is changed on the token while the key is in use: what is logged in goes
+// on. After a fault that costs the login the old PIN is tried once, and the new one when the source
+// has it, with a module that was initialised anew: some go by the old one until then.
 func (tr *trial) pinChanged() {
 	const fault, fresh = "PIN changed on the token, login lost, then changed in its source", "86420864"
 	must.OK(tr.t, tr.key.Load().Ready(tr.t.Context()))
@@ -369,8 +432,8 @@ func (tr *trial) pinChanged() {
 	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
 }
 
-// pinLocked is a token that somebody locked: it is not asked for a login where its flags show that, and once
-// where they do not. It signs when it is unlocked, by itself or after a restart.
+// pinLocked is a token that somebody locked: it is not asked for a login where its flags show that,
+// and once where they do not. It signs when it is unlocked, by itself or after a restart.
 func (tr *trial) pinLocked() {
 	const fault = "PIN locked, until the security officer unlocked it"
 	if !tr.token.Can.Locks() {
@@ -391,7 +454,8 @@ func (tr *trial) pinLocked() {
 	tr.requireRefusals(fault, map[bool]int{true: 0, false: 1}[shows])
 }
 
-// finalTry is a token that allows one more try, which is not the product's to use up, not even with the right PIN.
+// finalTry is a token that allows one more try, which is not the product's to use up, not even with
+// the right PIN.
 func (tr *trial) finalTry() {
 	const fault = "one try of the PIN left, until somebody logged in"
 	final := slices.IndexFunc(tr.token.Can.WrongPINs, func(a tokens.Answer) bool { return a.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 })

@@ -13,8 +13,8 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// Each test signature is announced before it is made, and what may not be announced is not made: then the key is at
-// hand, and signs nothing.
+// Each test signature is announced before it is made, and what may not be announced is not made:
+// then the key is at hand, and signs nothing.
 func TestTestSignaturesAreAnnounced(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		public := generateRSA(t, token, "ca")

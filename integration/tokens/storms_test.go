@@ -22,15 +22,15 @@ import (
 func aTrial(t *testing.T, timeout time.Duration) *trial {
 	t.Helper()
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
-	tr := newTrial(t, token, &table{})
+	tr := newTrial(t, token, newTable())
 	tr.t, tr.timeout = t, timeout
 	tr.open()
 	t.Cleanup(func() { tr.key.Load().Close() })
 	return tr
 }
 
-// attemptsWithin is how many attempts fit into the time since then when each waits twice as long as the one
-// before, beginning with half a second; and one more, whose wait is not over.
+// attemptsWithin is how many attempts fit into the time since then when each waits twice as long as
+// the one before, beginning with half a second; and one more, whose wait is not over.
 func attemptsWithin(begun time.Time) int {
 	return 2 + int(math.Log2(1+time.Since(begun).Seconds()/0.5))
 }
@@ -55,13 +55,15 @@ func (tr *trial) ask(callers int, stop func() bool) {
 	group.Wait()
 }
 
-// An attempt opens two connections at once, and at most eight more if the token has signed as often before.
+// An attempt opens two connections at once, and at most eight more if the token has signed as often
+// before.
 const (
 	connectionsAtOnce = 2
 	mostCredit        = 8
 )
 
-// Fifty requests that wait for a dead token cost it what one costs: a probe at a time, each later than the one before.
+// Fifty requests that wait for a dead token cost it what one costs: a probe at a time, each later
+// than the one before.
 func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.storm(nil) // earns all the credit there is
@@ -106,7 +108,8 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 	tr.quiet()
 }
 
-// A token that lets itself be connected to, and then signs for nobody, is not logged in to again and again.
+// A token that lets itself be connected to, and then signs for nobody, is not logged in to again
+// and again.
 func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	tr := aTrial(t, patient)
 	const each = 3 // the test signature calls C_Sign twice, and the caller's third call fails
@@ -127,8 +130,8 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	}
 }
 
-// A login that fails without a reason may have been a wrong PIN, so it is not tried again soon; one that fails
-// for the device is.
+// A login that fails without a reason may have been a wrong PIN, so it is not tried again soon; one
+// that fails for the device is.
 func TestLoginThatFailsWithoutAReason(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, c := range []struct {
@@ -205,7 +208,8 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	}
 }
 
-// Where the slot is named no other is asked, which may be out of order; and one that is not there is told of with those that are.
+// Where the slot is named no other is asked, which may be out of order; and one that is not there
+// is told of with those that are.
 func TestNamedSlotAloneIsAsked(t *testing.T) {
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM}) // it has a slot without a token too
 	public := generateRSA(t, token, "ca")
@@ -226,7 +230,8 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 	}
 }
 
-// A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too, and costs no login.
+// A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too,
+// and costs no login.
 func TestPINThatExpiresInUse(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.quiet(pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
@@ -239,7 +244,8 @@ func TestPINThatExpiresInUse(t *testing.T) {
 	requireSignatures(t, tr.key.Load(), tr.public)
 }
 
-// Whatever fails on the way to a signature, the error has the code's name, what it means and what to do.
+// Whatever fails on the way to a signature, the error has the code's name, what it means and what
+// to do.
 func TestErrorsTellTheWay(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, function := range []string{

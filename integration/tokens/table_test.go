@@ -2,28 +2,41 @@ package tokens_test
 
 import (
 	"fmt"
-	"slices"
+	"maps"
 	"strings"
-	"sync"
 
 	"hsm-signer/integration/tokens"
 )
 
-// A table shows what came of each fault on each kind of token. All in it was measured.
+// A table shows the outcome of each fault on each kind of token, all of it measured. Its fields are
+// exported for JSON, in which child processes return their tables.
 type table struct {
-	mu      sync.Mutex
-	rows    []string
-	cells   map[[2]string]string // by fault and token
-	modules map[string]string    // by token
+	Rows    []string
+	Cells   map[string]map[string]string // by fault and token
+	Modules map[string]string            // by token
 
-	requests, lost, wrong int
+	Requests, Lost, Wrong int
 }
 
-// add adds what came of a fault. Where it befell more than once, the last counts.
+// newTable returns an empty table.
+func newTable() *table {
+	return &table{Cells: map[string]map[string]string{}, Modules: map[string]string{}}
+}
+
+// merge adds what another table has.
+func (b *table) merge(other *table) {
+	b.Requests, b.Lost, b.Wrong = b.Requests+other.Requests, b.Lost+other.Lost, b.Wrong+other.Wrong
+	maps.Copy(b.Modules, other.Modules)
+	for _, fault := range other.Rows {
+		for token, words := range other.Cells[fault] {
+			b.note(fault, token, words)
+		}
+	}
+}
+
+// add adds the outcome of a fault. The last outcome of the same fault counts.
 func (b *table) add(fault, token string, o outcome) {
-	b.mu.Lock()
-	b.requests, b.lost, b.wrong = b.requests+o.requests, b.lost+o.lost, b.wrong+o.wrong
-	b.mu.Unlock()
+	b.Requests, b.Lost, b.Wrong = b.Requests+o.requests, b.Lost+o.lost, b.Wrong+o.wrong
 	recovered := "yes"
 	switch {
 	case o.lost > 0:
@@ -34,47 +47,38 @@ func (b *table) add(fault, token string, o outcome) {
 	b.note(fault, token, fmt.Sprintf("%s, %d, %d, %d, %d", recovered, o.attempts, o.logins, o.lost, o.wrong))
 }
 
-// note puts words into a cell.
+// note sets the text of a cell.
 func (b *table) note(fault, token, words string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cells == nil {
-		b.cells = map[[2]string]string{}
+	if b.Cells[fault] == nil {
+		b.Rows = append(b.Rows, fault)
+		b.Cells[fault] = map[string]string{}
 	}
-	if !slices.Contains(b.rows, fault) {
-		b.rows = append(b.rows, fault)
-	}
-	b.cells[[2]string{fault, token}] = words
+	b.Cells[fault][token] = words
 }
 
-// describe says what module the token has.
+// describe sets the description of the token's module.
 func (b *table) describe(token, module string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.modules == nil {
-		b.modules = map[string]string{}
-	}
-	b.modules[token] = module
+	b.Modules[token] = module
 }
 
-// String has a line for each fault and a column for each kind of token.
+// String returns a line for each fault, with a column for each kind of token.
 func (b *table) String() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "recovered, attempts of the slowest request, calls of C_Login, requests lost, signatures with a wrong key\n%-78s", "")
 	for _, kind := range tokens.All() {
 		fmt.Fprintf(&text, " %-16s", kind.Name)
 	}
-	for _, row := range b.rows {
+	for _, row := range b.Rows {
 		fmt.Fprintf(&text, "\n%-78s", row)
 		for _, kind := range tokens.All() {
-			fmt.Fprintf(&text, " %-16s", b.cells[[2]string{row, kind.Name}])
+			fmt.Fprintf(&text, " %-16s", b.Cells[row][kind.Name])
 		}
 	}
-	fmt.Fprintf(&text, "\n%d requests, %d lost, %d signatures with a wrong key", b.requests, b.lost, b.wrong)
+	fmt.Fprintf(&text, "\n%d requests, %d lost, %d signatures with a wrong key", b.Requests, b.Lost, b.Wrong)
 	return text.String()
 }
 
-// markdown is the table as a page of the manual.
+// markdown returns the table as a page of the manual.
 func (b *table) markdown() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, `# Faults of the token, measured
@@ -84,9 +88,9 @@ or files are removed. Meanwhile %d callers ask for signatures and retry until th
 
 %d requests, %d lost, %d signatures with a wrong key.
 
-`, callers, b.requests, b.lost, b.wrong)
+`, callers, b.Requests, b.Lost, b.Wrong)
 	for _, kind := range tokens.All() {
-		fmt.Fprintf(&text, "- **%s**: %s\n", kind.Name, b.modules[kind.Name])
+		fmt.Fprintf(&text, "- **%s**: %s\n", kind.Name, b.Modules[kind.Name])
 	}
 	text.WriteString(`
 A cell shows: recovered without help, attempts of the slowest request, calls of ` + "`C_Login`" + `, lost requests, returned
@@ -97,10 +101,10 @@ signatures by a wrong key. A request stays pending after a failed attempt. Words
 		fmt.Fprintf(&text, " %s |", kind.Name)
 	}
 	text.WriteString("\n|---|" + strings.Repeat("---|", len(tokens.All())) + "\n")
-	for _, row := range b.rows {
+	for _, row := range b.Rows {
 		fmt.Fprintf(&text, "| %s |", row)
 		for _, kind := range tokens.All() {
-			fmt.Fprintf(&text, " %s |", b.cells[[2]string{row, kind.Name}])
+			fmt.Fprintf(&text, " %s |", b.Cells[row][kind.Name])
 		}
 		text.WriteString("\n")
 	}

@@ -30,8 +30,8 @@ const (
 	callers    = 8
 )
 
-// A trial is the key "ca" on one token behind a shim, which faults befall one after another. The token holds the
-// key "other" too.
+// A trial is the key "ca" on one token behind a shim, which faults befall one after another. The
+// token holds the key "other" too.
 type trial struct {
 	t       *testing.T
 	token   *tokens.Token
@@ -117,16 +117,16 @@ func (tr *trial) until(what func() bool) error {
 	return wait.PollUntilContextTimeout(tr.t.Context(), retryEvery, retryFor, true, func(context.Context) (bool, error) { return what(), nil })
 }
 
-// quiet waits until nothing hangs any more, which would keep the module from being finalised, and puts the rules
-// in force.
+// quiet waits until nothing hangs any more, which would keep the module from being finalised, and
+// puts the rules in force.
 func (tr *trial) quiet(rules ...pkcs11shim.Rule) {
 	tr.t.Helper()
 	must.OK(tr.t, tr.until(func() bool { return tr.key.Load().Stats().Hanging == 0 }))
 	must.OK(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
 }
 
-// befall lets requests come in while a fault is there, has heal end it when it has shown itself, and requires that
-// it came, and that every request gets its signature.
+// befall lets requests come in while a fault is there, has heal end it when it has shown itself,
+// and requires that it came, and that every request gets its signature.
 func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.quiet(rules...)
@@ -139,7 +139,8 @@ func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rul
 	return o
 }
 
-// befallAtStart is befall with a fault that is there before the key is opened, and may not show itself.
+// befallAtStart is befall with a fault that is there before the key is opened, and may not show
+// itself.
 func (tr *trial) befallAtStart(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.key.Load().Close()
@@ -162,7 +163,8 @@ func (tr *trial) measure(fault string, heal func() error) outcome {
 	return o
 }
 
-// ownFaults is how many calls failed beside those that were made to: some tokens have faults of their own under load.
+// ownFaults is how many calls failed beside those that were made to: some tokens have faults of
+// their own under load.
 func (tr *trial) ownFaults(made int) int {
 	calls := tr.calls()
 	return len(calls) - len(calls.With(pkcs11.CKR_OK)) - made
@@ -175,8 +177,8 @@ type outcome struct {
 	last                                    error
 }
 
-// storm makes requests at once, each tried again until it is signed, as the controller does: one of each caller,
-// or one after another until the fault is over and one more.
+// storm makes requests at once, each tried again until it is signed, as the controller does: one of
+// each caller, or one after another until the fault is over and one more.
 func (tr *trial) storm(heal func() error) (o outcome) {
 	ctx, cancel := context.WithTimeout(tr.t.Context(), retryFor)
 	defer cancel()

@@ -49,12 +49,12 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 	}
 }
 
-// mostTries bounds how often a request is tried while one call of forty fails. One attempt takes six
-// faults. A connection takes a dozen calls, so occasionally a request meets six in a row.
+// mostTries bounds how often a request is tried while one call of forty fails. One attempt takes
+// six faults. A connection takes a dozen calls, so occasionally a request meets six in a row.
 const mostTries = 3
 
-// Faults that each hit one call of forty lose no request, and hardly ever cost one more than another
-// try on the spot. What a fault of C_Login costs has tests of its own.
+// Faults that each hit one call of forty lose no request, and hardly ever cost one more than
+// another try on the spot. What a fault of C_Login costs has tests of its own.
 func TestUnreliableToken(t *testing.T) {
 	tr := aTrial(t, patient)
 	const every, rounds = 40, 8
