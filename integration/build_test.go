@@ -39,7 +39,8 @@ func digest(t *testing.T, file string) [sha256.Size]byte {
 	return sha256.Sum256(content)
 }
 
-// The same sources give the same bytes: elsewhere, with nothing compiled before, for another user, in another zone.
+// The same sources give the same bytes: elsewhere, with nothing compiled before, for another user,
+// in another zone.
 func TestBuildIsReproducible(t *testing.T) {
 	first := digest(t, build(t))
 	modules, err := exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE").Output()

@@ -32,8 +32,8 @@ func TestUnitIsValid(t *testing.T) {
 	}
 }
 
-// mostExposure is how exposed the unit may be by systemd's own count, of 10: it needs the network, and a socket to
-// its supervisor.
+// mostExposure is how exposed the unit may be by systemd's own count, of 10: it needs the network,
+// and a socket to its supervisor.
 const mostExposure = 1.2
 
 func TestUnitIsSandboxed(t *testing.T) {

@@ -26,7 +26,7 @@ import (
 // resultsVariable names the file that the figures are written to.
 const resultsVariable = "BENCH_RESULTS"
 
-// record writes the figure of these values under the key, in place of what an earlier run measured.
+// record writes the figure of these values under the key, and replaces that of an earlier run.
 func record(b *testing.B, key string, values ...float64) {
 	b.Helper()
 	if file := os.Getenv(resultsVariable); file != "" {
@@ -34,9 +34,10 @@ func record(b *testing.B, key string, values ...float64) {
 	}
 }
 
-// BenchmarkSigner signs with P-256 in SoftHSM: by the product's signer, which verifies each signature,
-// and by a bare loop of C_SignInit and C_Sign with a session for each caller. The callers of both
-// share the processors with the verification; a delay stands for the network before an HSM.
+// BenchmarkSigner signs with P-256 in SoftHSM: by the product's signer, which verifies each
+// signature, and by a bare loop of C_SignInit and C_Sign with a session for each caller. The
+// callers of both share the processors with the verification; a delay stands for the network before
+// an HSM.
 func BenchmarkSigner(b *testing.B) {
 	token, err := tokens.NewSoftHSM(b.Context())
 	must.OK(b, err)
@@ -61,18 +62,19 @@ func BenchmarkSigner(b *testing.B) {
 	}
 }
 
-// rounds is how often each of the two has its turn, so that both meet the same weather.
+// rounds is the number of measurements of each signer. They alternate, so that both meet the same
+// load.
 const rounds = 5
 
-// A speed is what one turn of one of the two measured.
+// A speed is one measurement of one signer.
 type speed struct{ perSecond, calls float64 } // calls for one signature
 
-// compare runs both with so many callers, in turns.
+// compare measures both signers alternately, with this many callers.
 func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
 	b.Helper()
 	signatures := b.N
 	if delay == 0 {
-		signatures *= 10 // which are fast
+		signatures *= 10 // they are fast
 	}
 	signatures = signatures/rounds + 1
 	digest := sha256.Sum256([]byte("to be signed"))
@@ -88,7 +90,7 @@ func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module strin
 	b.ReportMetric(0, "ns/op")
 }
 
-// recordSpeeds records what the turns of both measured, and reports the medians.
+// recordSpeeds records the measurements of both signers, and reports the medians.
 func recordSpeeds(b *testing.B, signer, bare []speed, key string, counted bool) {
 	b.Helper()
 	all := map[string][]float64{}
@@ -111,7 +113,7 @@ func recordSpeeds(b *testing.B, signer, bare []speed, key string, counted bool) 
 	}
 }
 
-// product signs with the product's signer, and tells how long it took and how many calls it made.
+// product signs with the product's signer, and returns the time and the number of calls.
 func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	key, err := hsm.NewKey(hsm.Config{
@@ -129,7 +131,7 @@ func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module strin
 	return took, countCalls(b, s)
 }
 
-// timed tells how long so many callers together took to do it so often.
+// timed returns how long the callers together took to call do this many times.
 func timed(b *testing.B, callers, times int, do func(caller int) error) time.Duration {
 	b.Helper()
 	var left atomic.Int64
@@ -153,7 +155,7 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 	return time.Since(begin)
 }
 
-// bareLoop signs with nothing around the two calls.
+// bareLoop signs with the two calls and nothing else.
 func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	p := pkcs11.New(module)
@@ -196,7 +198,7 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 	return 0
 }
 
-// countCalls is how many calls the shim has seen; it stands before the token only where calls are slow.
+// countCalls returns the number of calls in the shim's log. Only delayed calls pass the shim.
 func countCalls(b *testing.B, s *pkcs11shim.Shim) int {
 	b.Helper()
 	calls, err := s.Calls()

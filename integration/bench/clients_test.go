@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"hsm-signer/integration/bench/results"
+	"hsm-signer/integration/fleet"
 	"hsm-signer/integration/load"
 	"hsm-signer/integration/must"
 )
 
-// BenchmarkClients measures what becomes of clients that behave like Calico's init container. Each
-// part runs PAIRS times, whatever b.N is, and writes its keys after each run: one that is cut off
-// leaves what it has. Lost clients are those that ended without files within the 90 seconds.
+// BenchmarkClients measures the outcomes of clients that behave like Calico's init container. Each
+// part runs PAIRS times, whatever b.N is, and writes its keys after each run, so an interrupted
+// benchmark keeps its results. Lost clients are those that ended without files within the 90
+// seconds.
 func BenchmarkClients(b *testing.B) {
 	p := buildPrograms(b)
 	for _, part := range []struct {
@@ -41,11 +43,11 @@ func BenchmarkClients(b *testing.B) {
 
 // A series holds the values of a benchmark's keys.
 type series struct {
-	suffix string // of each key, for what differs from the usual
+	suffix string // of each key, if the time per event is not the usual one
 	values map[string][]float64
 }
 
-// newSeries returns an empty one. With another time per event than the usual its keys say so.
+// newSeries returns an empty series. Its keys name the time per event unless it is the usual one.
 func newSeries(perEvent time.Duration) *series {
 	s := &series{values: map[string][]float64{}}
 	if perEvent != usualPerEvent {
@@ -137,16 +139,16 @@ func (p programs) benchmarkHealed(b *testing.B) {
 	s := newSeries(perEvent(b))
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / count}
 	for range longRuns(b) {
-		fresh := p.place(b)
-		fleet, err := fresh.NewFleet(b.Context(), node(), count)
+		fresh := p.fixture(b)
+		f, err := fleet.New(b.Context(), fresh.Env, node(), count)
 		must.OK(b, err)
 		_, stop := fresh.start(b, paced)
-		fleet.Healer, err = fresh.Heal(b.Context())
+		f.Healer, err = fresh.Heal(b.Context())
 		must.OK(b, err)
-		report, err := fleet.Run(b.Context(), plan, 10*time.Minute)
+		report, err := f.Run(b.Context(), plan, 10*time.Minute)
 		must.OK(b, err)
 		fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
-		must.OK(b, fleet.Healer.Kill())
+		must.OK(b, f.Healer.Kill())
 		stop()
 		fresh.close(b)
 		s.add(b, "clients_300_unhealed", float64(report.Unserved))
@@ -162,7 +164,7 @@ func (p programs) benchmarkHealed(b *testing.B) {
 func (p programs) benchmarkPacing(b *testing.B, key string, initialize bool) {
 	s := newSeries(usualPerEvent)
 	measure := func(a arm) float64 {
-		fresh := p.place(b)
+		fresh := p.fixture(b)
 		defer fresh.close(b)
 		d, stop := fresh.start(b, a)
 		defer stop()
@@ -180,7 +182,7 @@ func (p programs) benchmarkPacing(b *testing.B, key string, initialize bool) {
 func (p programs) benchmarkBesideFinished(b *testing.B) {
 	s := newSeries(perEvent(b))
 	for range longRuns(b) {
-		fresh := p.place(b)
+		fresh := p.fixture(b)
 		d, stop := fresh.start(b, immediate)
 		fresh.storm(b, d, 6000, false)
 		stop()
@@ -197,9 +199,9 @@ func (p programs) benchmarkBesideFinished(b *testing.B) {
 }
 
 // oneClient returns how many seconds one new client takes.
-func (p *place) oneClient(b *testing.B) float64 {
+func (f *fixture) oneClient(b *testing.B) float64 {
 	b.Helper()
-	pods, err := p.LoadPods(b.Context(), node(), 1)
+	pods, err := f.LoadPods(b.Context(), node(), 1)
 	must.OK(b, err)
 	report := load.Run(b.Context(), pods, load.Plan{PerEvent: perEvent(b), Timeout: time.Hour})
 	fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
@@ -210,19 +212,19 @@ func (p *place) oneClient(b *testing.B) float64 {
 }
 
 // allowCleanUp gives hsm-signer the right to delete requests.
-func (p *place) allowCleanUp(b *testing.B) {
+func (f *fixture) allowCleanUp(b *testing.B) {
 	b.Helper()
 	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "clean-up", "role.yaml"))
 	must.OK(b, err)
-	must.OK(b, p.Cluster.Apply(b.Context(), role))
+	must.OK(b, f.Cluster.Apply(b.Context(), role))
 }
 
-// waitUntilDeleted waits until at most so many requests are left. hsm-signer deletes slowly.
-func (p *place) waitUntilDeleted(b *testing.B, left int) {
+// waitUntilDeleted waits until at most this many requests are left. hsm-signer deletes slowly.
+func (f *fixture) waitUntilDeleted(b *testing.B, left int) {
 	b.Helper()
 	began := time.Now()
 	poll(b, time.Second, "finished requests to be deleted", func(ctx context.Context) (bool, error) {
-		count, err := p.requests(ctx)
+		count, err := f.requests(ctx)
 		return err == nil && count <= left, nil
 	})
 	fmt.Fprintf(os.Stderr, "%s: deleted within %s\n", b.Name(), time.Since(began).Round(time.Second))

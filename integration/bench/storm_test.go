@@ -19,27 +19,27 @@ import (
 )
 
 const (
-	stormPods   = 50 // that all requests of a storm come from
-	stormAskers = 16 // at the same time
+	stormPods   = 50 // the requesters of a storm
+	stormAskers = 16 // concurrent calls
 )
 
-// A question is a request that is ready to be created, and its pod.
-type question struct {
+// A preparedRequest is ready to be created by its pod.
+type preparedRequest struct {
 	pod     testenv.Pod
 	request *certificatesv1.CertificateSigningRequest
 }
 
-// storm has pods ask so often as fast as they can, and returns how many certificates a second came
-// from the first request to the last certificate. What the pods need is made before that.
-func (p *place) storm(b *testing.B, d *testenv.Daemon, requests int, initialize bool) float64 {
+// storm creates this many requests as fast as possible, and returns the certificates per second
+// between the first request and the last certificate. It creates the pods before that.
+func (f *fixture) storm(b *testing.B, d *testenv.Daemon, requests int, initialize bool) float64 {
 	b.Helper()
-	questions, err := p.questions(b.Context(), requests, initialize)
+	prepared, err := f.prepare(b.Context(), requests, initialize)
 	must.OK(b, err)
 	before := issued(b.Context(), d)
 	began := time.Now()
 	asking, ctx := errgroup.WithContext(b.Context())
 	asking.SetLimit(stormAskers)
-	for _, q := range questions {
+	for _, q := range prepared {
 		asking.Go(func() error {
 			requests := q.pod.Client.CertificatesV1().CertificateSigningRequests()
 			_, err := requests.Create(ctx, q.request, metav1.CreateOptions{})
@@ -53,9 +53,9 @@ func (p *place) storm(b *testing.B, d *testenv.Daemon, requests int, initialize 
 	return float64(requests) / time.Since(began).Seconds()
 }
 
-// questions makes the pods, whose init containers run or are none, and their requests.
-func (p *place) questions(ctx context.Context, requests int, initialize bool) ([]question, error) {
-	var all []question
+// prepare creates the pods, with or without running init containers, and returns their requests.
+func (f *fixture) prepare(ctx context.Context, requests int, initialize bool) ([]preparedRequest, error) {
+	var all []preparedRequest
 	for i := range requests {
 		var pod testenv.Pod
 		var err error
@@ -63,9 +63,9 @@ func (p *place) questions(ctx context.Context, requests int, initialize bool) ([
 		case i >= stormPods:
 			pod = all[i%stormPods].pod
 		case initialize:
-			pod, err = p.NewInitPod(ctx, node())
+			pod, err = f.NewInitPod(ctx, node())
 		default:
-			pod, err = p.NewPod(ctx, node(), p.NextIP())
+			pod, err = f.NewPod(ctx, node(), f.NextIP())
 		}
 		if err != nil {
 			return nil, err
@@ -76,7 +76,7 @@ func (p *place) questions(ctx context.Context, requests int, initialize bool) ([
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, question{pod, request})
+		all = append(all, preparedRequest{pod, request})
 	}
 	return all, nil
 }
@@ -94,8 +94,8 @@ func issued(ctx context.Context, d *testenv.Daemon) (total int) {
 }
 
 // requests returns how many certificate requests the API server holds.
-func (p *place) requests(ctx context.Context) (int, error) {
-	requests := p.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+func (f *fixture) requests(ctx context.Context) (int, error) {
+	requests := f.Cluster.Client().CertificatesV1().CertificateSigningRequests()
 	list, err := requests.List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
 		return 0, err

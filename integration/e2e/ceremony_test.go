@@ -18,8 +18,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// The manual of the ceremony is right: its commands are run as they stand there, and the CA that an offline
-// root certified in it issues.
+// The manual of the ceremony is right: its commands are run as they stand there, and the CA that an
+// offline root certified in it issues.
 func TestCeremonyManual(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/ceremony.md")
 	must.OK(t, err)
@@ -138,7 +138,8 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	}
 }
 
-// requireKeyOf requires what openssl reads from one file to be for the key of the certificate in the other.
+// requireKeyOf requires what openssl reads from one file to be for the key of the certificate in
+// the other.
 func requireKeyOf(t *testing.T, file, kind, cert string) {
 	t.Helper()
 	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout", "-pubkey").Output()
@@ -196,7 +197,8 @@ func (r offlineRoot) openssl(t *testing.T, args ...string) {
 	}
 }
 
-// sign certifies the request with the extensions, and returns the file with the certificate and the root's.
+// sign certifies the request with the extensions, and returns the file with the certificate and the
+// root's.
 func (r offlineRoot) sign(t *testing.T, request, extensions string, args ...string) string {
 	t.Helper()
 	must.OK(t, os.WriteFile(filepath.Join(r.dir, "ext"), []byte(extensions), 0o600))

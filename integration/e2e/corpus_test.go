@@ -50,8 +50,8 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-// What costs to find out is paid for from the budget, which a refusal counts in too: who has none left gets no look
-// at its key.
+// What costs to find out is paid for from the budget, which a refusal counts in too: who has none
+// left gets no look at its key.
 func TestExaminedWithinTheBudgetAlone(t *testing.T) {
 	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
 	must.OK(t, err)

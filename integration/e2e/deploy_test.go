@@ -45,7 +45,8 @@ func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
 	return out.String(), errs.String()
 }
 
-// deployment copies deploy, with the files that users add to the overlay, and returns the overlay's directory.
+// deployment copies deploy, with the files that users add to the overlay, and returns the overlay's
+// directory.
 func deployment(t *testing.T, overlay string, edit func(kustomization string) string) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "deploy")
@@ -68,8 +69,8 @@ func withHostNetwork(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/host-network\n", 1)
 }
 
-// Every overlay is taken by the API server, in a dry run and for good, and the pod that comes of it is one that the
-// namespace's Pod Security standard admits, without a warning.
+// Every overlay is taken by the API server, in a dry run and for good, and the pod that comes of it
+// is one that the namespace's Pod Security standard admits, without a warning.
 func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
 	for overlay := range overlays {
 		for kind, edit := range map[string]func(string) string{"": asItIs, " with the node's network": withHostNetwork} {
@@ -88,8 +89,8 @@ func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
 	}
 }
 
-// clearVolumes removes the volumes, of which another overlay has others by the same names. Nobody but this test
-// waits for their finalizers here.
+// clearVolumes removes the volumes, of which another overlay has others by the same names. Nobody
+// but this test waits for their finalizers here.
 func clearVolumes(t *testing.T) {
 	t.Helper()
 	ctx, api := context.WithoutCancel(t.Context()), shared.Cluster.Client().CoreV1()
@@ -122,7 +123,8 @@ func requireAdmitted(t *testing.T) {
 	if made.Spec.Priority == nil || *made.Spec.Priority < 1_000_000_000 {
 		t.Errorf("the pod's priority is %v", made.Spec.Priority)
 	}
-	// The standard is in force: the same pod as root is not admitted, unless the namespace gave it up.
+	// The standard is in force: the same pod as root is not admitted, unless the namespace gave it
+	// up.
 	if pod.Spec.HostNetwork {
 		return
 	}
@@ -146,8 +148,8 @@ func withPodsOfPolicy(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/pods-of-policy\n", 1)
 }
 
-// With the component hsm-signer may read the pods of the policy's namespaces and no others, and that is
-// enough for it to be ready, for "check", and to issue.
+// With the component hsm-signer may read the pods of the policy's namespaces and no others, and
+// that is enough for it to be ready, for "check", and to issue.
 func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	node := components()[0]
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
@@ -230,18 +232,21 @@ func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	}
 }
 
-// With nothing but the rights of its service account, as the overlay gives them, hsm-signer passes the demo; and check
-// names each permission that is taken away.
+// With nothing but the rights of its service account, as the overlay gives them, hsm-signer passes
+// the demo; and check names each permission that is taken away.
 func TestRightsOfTheOverlaySuffice(t *testing.T) {
 	kubectl(t, "apply", "--server-side", "--force-conflicts", "-k", deployment(t, "softhsm", asItIs))
 	lease := []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
 	requireCheckPasses(t, lease)
 	startReady(t, ca, lease...)
-	place := demo.Place{Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: t.TempDir()}
-	outcomes, err := place.AskAll(t.Context())
+	d := demo.Demo{
+		Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: t.TempDir(),
+	}
+	outcomes, err := d.AskAll(t.Context())
 	must.OK(t, err)
 	must.OK(t, demo.Judge(demo.NewScreen(os.Stdout), outcomes))
-	// What every service account may do here, as Calico's may, would hide what hsm-signer's may not.
+	// What every service account may do here, as Calico's may, would hide what hsm-signer's may
+	// not.
 	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
 	defer func() { must.OK(t, shared.Cluster.AllowRequests(t.Context())) }()
 	for _, role := range roles(t) {
@@ -269,7 +274,8 @@ func requireCheckPasses(t *testing.T, env []string) {
 	}
 }
 
-// requireNamed waits until check, asked as the service account, says that this and nothing else is not allowed.
+// requireNamed waits until check, asked as the service account, says that this and nothing else is
+// not allowed.
 func requireNamed(t *testing.T, env []string, permission string) {
 	t.Helper()
 	want := "may " + permission

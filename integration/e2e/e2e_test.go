@@ -352,8 +352,8 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 	}
 }
 
-// A name that a rule grants and the CA's name constraints rule out is a refusal: Denied, or Failed when
-// somebody has approved the request. It is no fault, and nothing is retried.
+// A name that a rule grants and the CA's name constraints rule out is a refusal: Denied, or Failed
+// when somebody has approved the request. It is no fault, and nothing is retried.
 func TestWhatTheCADoesNotPermitIsRefused(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	narrow := testenv.CA{KeyLabel: "narrow", CertFile: filepath.Join(t.TempDir(), "narrow.crt")}
@@ -455,8 +455,8 @@ func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bo
 	return false
 }
 
-// requireVerdicts requires that the log has the first request as granted, the second as refused, and each with what an auditor
-// finds it again by.
+// requireVerdicts requires that the log has the first request as granted, the second as refused,
+// and each with what an auditor finds it again by.
 func requireVerdicts(t *testing.T, log string, made []*certificatesv1.CertificateSigningRequest) {
 	t.Helper()
 	text, err := os.ReadFile(log)

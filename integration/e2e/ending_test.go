@@ -57,7 +57,8 @@ type formerCertificate struct {
 	left      time.Duration
 }
 
-// journalOf writes a journal in which these were issued; nothing else can make certificates that are old.
+// journalOf writes a journal in which these were issued; nothing else can make certificates that
+// are old.
 func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	t.Helper()
 	text, err := os.ReadFile(ca.CertFile)
@@ -117,8 +118,8 @@ func requesterOf(pod *corev1.Pod) policy.Requester {
 	}
 }
 
-// formerly are pods whose certificates end: two of a DaemonSet, of which one is dark already, and one of a
-// Deployment; one that was deleted since; and one that has a newer certificate.
+// formerly are pods whose certificates end: two of a DaemonSet, of which one is dark already, and
+// one of a Deployment; one that was deleted since; and one that has a newer certificate.
 func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	t.Helper()
 	const day = 24 * time.Hour
@@ -140,8 +141,8 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	), gone
 }
 
-// audit list names the pods that live and will outlive their certificates, or have, and the commands that restart them;
-// where the cluster cannot be read, all that may be such pods.
+// audit list names the pods that live and will outlive their certificates, or have, and the
+// commands that restart them; where the cluster cannot be read, all that may be such pods.
 func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 	dir, gone := formerly(t)
 	for _, expiring := range []string{"30d", "soon"} {

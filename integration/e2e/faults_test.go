@@ -213,7 +213,8 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 	}
 }
 
-// The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are links into another.
+// The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are
+// links into another.
 func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	dir := t.TempDir()
 	must.OK(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
@@ -226,8 +227,8 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
 		`mount --bind "$1" "$1"`: "can be replaced by everyone",
 	} {
-		// A root directory of its own: each directory on the path must belong to root, and for a user
-		// who is not root the machine's belong to nobody there.
+		// A root directory of its own: each directory on the path must belong to root, and for a
+		// user who is not root the machine's belong to nobody there.
 		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
 			mount+`; mount -t tmpfs tmpfs "$2"; cd "$2"
 			for d in bin lib lib64 usr etc; do [ ! -e /$d ] || { mkdir $d; mount --rbind /$d $d; }; done

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"hsm-signer/integration/faultproxy"
+	"hsm-signer/integration/fleet"
 	"hsm-signer/integration/load"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
@@ -24,27 +25,27 @@ func startHealer(t *testing.T, env ...string) *testenv.Daemon {
 	return d
 }
 
-// Clients that lose their watch leave pods without a certificate. heal deletes these pods, and their
-// successors get one.
+// Clients that lose their watch leave pods without a certificate. heal deletes these pods, and
+// their successors get one.
 func TestLostClientsAreHealed(t *testing.T) {
 	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
 	must.OK(t, err)
 	defer proxy.Close()
 	const pods = 4
-	fleet, err := shared.NewFleet(t.Context(), components()[0], pods)
+	f, err := fleet.New(t.Context(), shared, components()[0], pods)
 	must.OK(t, err)
-	fleet.Backdate = 2 * time.Minute
+	f.Backdate = 2 * time.Minute
 	watching := make(chan struct{}, 10*pods)
 	plan := load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour, Watching: func() { watching <- struct{}{} }}
-	for i := range fleet.Pods {
-		fleet.Pods[i].Config = proxy.Config(fleet.Pods[i].Config.BearerToken)
+	for i := range f.Pods {
+		f.Pods[i].Config = proxy.Config(f.Pods[i].Config.BearerToken)
 	}
 	healer, done := startHealer(t), make(chan error)
-	fleet.Healer = healer
-	var report testenv.FleetReport
+	f.Healer = healer
+	var report fleet.Report
 	go func() {
 		var err error
-		report, err = fleet.Run(t.Context(), plan, 5*time.Minute)
+		report, err = f.Run(t.Context(), plan, 5*time.Minute)
 		done <- err
 	}()
 	for range pods {

@@ -181,8 +181,9 @@ func approveAt(t *testing.T, name string, at metav1.Time) {
 	must.OK(t, err)
 }
 
-// heal deletes the pods that are stuck, and no others: whatever runs, is ready, starts, has finished, is being
-// deleted, mirrors a static pod, or that no controller makes again. The metric and audit list know the stuck ones too.
+// heal deletes the pods that are stuck, and no others: whatever runs, is ready, starts, has
+// finished, is being deleted, mirrors a static pod, or that no controller makes again. The metric
+// and audit list know the stuck ones too.
 func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	node := components()[0]
 	state := filepath.Join(t.TempDir(), "state")
@@ -256,7 +257,8 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 	}
 }
 
-// requireHealEvents requires an event on each stuck pod that was deleted, and on the one without an owner.
+// requireHealEvents requires an event on each stuck pod that was deleted, and on the one without an
+// owner.
 func requireHealEvents(t *testing.T, namespace string, byName map[string]podState) {
 	t.Helper()
 	want := map[string]string{}

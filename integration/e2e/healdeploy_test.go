@@ -17,8 +17,9 @@ func withHeal(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/heal\n", 1)
 }
 
-// Every overlay with the component is taken by the API server, and the pod that comes of it is admitted by the restricted
-// standard. It has neither the PIN nor the journal, and the network of its node only where hsm-signer has it.
+// Every overlay with the component is taken by the API server, and the pod that comes of it is
+// admitted by the restricted standard. It has neither the PIN nor the journal, and the network of
+// its node only where hsm-signer has it.
 func TestHealIsAComponent(t *testing.T) {
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	for overlay := range overlays {

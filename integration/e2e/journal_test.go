@@ -69,7 +69,8 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	must.OK(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
 }
 
-// foreign is how many foreign certificates the metric says there are, as soon as it says another number.
+// foreign is how many foreign certificates the metric says there are, as soon as it says another
+// number.
 func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 	t.Helper()
 	said := regexp.MustCompile(`hsm_signer_certificates_in_cluster{origin="foreign"} (\d+)`)
@@ -85,8 +86,8 @@ func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 	return n
 }
 
-// A permission that is taken away shows by its name, and nobody runs into that again and again; when it is back, what
-// waited is issued.
+// A permission that is taken away shows by its name, and nobody runs into that again and again;
+// when it is back, what waited is issued.
 func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	d := startReady(t, ca)
 	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
@@ -116,7 +117,8 @@ func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
-// A key of its own in the token signs the head of the journal now and then, and its checkpoints verify.
+// A key of its own in the token signs the head of the journal now and then, and its checkpoints
+// verify.
 func TestCheckpointsAreSigned(t *testing.T) {
 	dir := t.TempDir()
 	public := filepath.Join(dir, "checkpoint.pub")
@@ -175,9 +177,9 @@ func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
 	}
 }
 
-// A kill between the publication and its line, and then the request is deleted: the client has that very
-// certificate, so the journal does not call it an orphan, and its pod is listed when it ends. Once more
-// the same request, as when etcd is restored, would be given the same certificate.
+// A kill between the publication and its line, and then the request is deleted: the client has that
+// very certificate, so the journal does not call it an orphan, and its pod is listed when it ends.
+// Once more the same request, as when etcd is restored, would be given the same certificate.
 func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	env := []string{"STATE_DIR=" + state}
@@ -212,7 +214,8 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	}
 }
 
-// cutBehindSigned leaves a journal as a kill does behind the line with the certificate of a request.
+// cutBehindSigned leaves a journal as a kill does behind the line with the certificate of a
+// request.
 func cutBehindSigned(t *testing.T, path, uid string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -228,7 +231,8 @@ func cutBehindSigned(t *testing.T, path, uid string) {
 	t.Fatalf("there is no certificate of %s in %s", uid, path)
 }
 
-// Two on one node do not write one journal: the second stands by, not ready, until the first has ended.
+// Two on one node do not write one journal: the second stands by, not ready, until the first has
+// ended.
 func TestJournalIsForOne(t *testing.T) {
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state")}
 	first, err := shared.Run(t.Context(), ca, env...)

@@ -324,7 +324,8 @@ func requireNoEvent(t *testing.T, request string) {
 	}
 }
 
-// The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and it goes on with v1.
+// The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and it goes on
+// with v1.
 func TestV1beta1Disappears(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)

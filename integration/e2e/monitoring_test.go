@@ -18,8 +18,8 @@ func healsOwn(metrics string) string {
 	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_heal_.*\n`).FindAllString(metrics, -1), "")
 }
 
-// Every metric that an alert, the dashboard or the manual names is there, the manual names all, and they are named as
-// Prometheus wants.
+// Every metric that an alert, the dashboard or the manual names is there, the manual names all, and
+// they are named as Prometheus wants.
 func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	const manual = "docs/operate.md"
 	d := startReady(t, ca)

@@ -52,8 +52,8 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 	}
 }
 
-// timesEach is how often each pod makes its request again: often enough to meet every part of a turn, or as often
-// as the environment says.
+// timesEach is how often each pod makes its request again: often enough to meet every part of a
+// turn, or as often as the environment says.
 func timesEach(t *testing.T) int {
 	t.Helper()
 	text := cmp.Or(os.Getenv("RACE_TIMES"), "50")

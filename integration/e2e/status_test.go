@@ -63,8 +63,8 @@ var (
 	inBed = look{"phone-dark", 360, true}
 )
 
-// faintTexts are those whose colour, as the browser shows it, has a contrast with what is behind it that is less than
-// 4.5:1 (WCAG 2.2, 1.4.3).
+// faintTexts are those whose colour, as the browser shows it, has a contrast with what is behind it
+// that is less than 4.5:1 (WCAG 2.2, 1.4.3).
 const faintTexts = `(() => {
 	const parse = c => c.match(/[\d.]+/g).map(Number);
 	const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;

@@ -10,7 +10,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// The supervisor hears that hsm-signer serves, how the token stands, signs of life all the while, and the end.
+// The supervisor hears that hsm-signer serves, how the token stands, signs of life all the while,
+// and the end.
 func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})

@@ -18,7 +18,8 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// A station is hsm-signer with a token of its own, behind a shim, and a CA that its ceremony made there.
+// A station is hsm-signer with a token of its own, behind a shim, and a CA that its ceremony made
+// there.
 type station struct {
 	token *tokens.Token
 	shim  *pkcs11shim.Shim
@@ -87,8 +88,8 @@ func (s *station) losses() []loss {
 	return all
 }
 
-// On every kind of token the ceremony makes a CA, check passes, and one process outlives the loss of the token
-// while requests come in: each gets one certificate, and the journal verifies.
+// On every kind of token the ceremony makes a CA, check passes, and one process outlives the loss
+// of the token while requests come in: each gets one certificate, and the journal verifies.
 func TestEveryKindOfToken(t *testing.T) {
 	for _, kind := range tokens.All() {
 		t.Run(kind.Name, func(t *testing.T) {

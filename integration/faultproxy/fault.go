@@ -10,44 +10,48 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// A Fault is what becomes of one call, in the place of its being passed on; forward passes it on.
+// A Fault handles one call. forward passes the call on to the API server.
 type Fault func(w http.ResponseWriter, r *http.Request, forward http.Handler)
 
-// Answer answers with that HTTP status, in the form that the API server has, and passes nothing on.
+// Answer answers with that HTTP status, in the API server's format, and does not pass the call on.
 func Answer(code int) Fault {
 	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		w.Header().Set("Content-Type", "application/json")
 		if code == http.StatusTooManyRequests {
-			w.Header().Set("Retry-After", "1") // seconds, as the API server's flow control says
+			w.Header().Set("Retry-After", "1") // seconds, as the API server's flow control sends
 		}
 		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(status(code)) // a caller that has gone needs no answer
+		_ = json.NewEncoder(w).Encode(status(code)) // an error means that the client has gone
 	}
 }
 
 func status(code int) *metav1.Status {
 	reasons := map[int]metav1.StatusReason{
-		http.StatusConflict: metav1.StatusReasonConflict, http.StatusGone: metav1.StatusReasonExpired,
-		http.StatusTooManyRequests: metav1.StatusReasonTooManyRequests, http.StatusInternalServerError: metav1.StatusReasonInternalError,
-		http.StatusServiceUnavailable: metav1.StatusReasonServiceUnavailable,
+		http.StatusConflict:            metav1.StatusReasonConflict,
+		http.StatusGone:                metav1.StatusReasonExpired,
+		http.StatusTooManyRequests:     metav1.StatusReasonTooManyRequests,
+		http.StatusInternalServerError: metav1.StatusReasonInternalError,
+		http.StatusServiceUnavailable:  metav1.StatusReasonServiceUnavailable,
 	}
 	return &metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
-		Status:   metav1.StatusFailure, Code: int32(code), Reason: reasons[code], Message: "the weather is bad",
+		Status:   metav1.StatusFailure, Code: int32(code), Reason: reasons[code], Message: "injected fault",
 	}
 }
 
-// Expire lets a watch begin, and tells at once that its resourceVersion is too old (410 Gone).
+// Expire accepts a watch, and reports in its first event that its resourceVersion is too old (410
+// Gone).
 func Expire(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{"type": "ERROR", "object": status(http.StatusGone)}) // a caller that has gone needs no answer
+	event := map[string]any{"type": "ERROR", "object": status(http.StatusGone)}
+	_ = json.NewEncoder(w).Encode(event) // an error means that the client has gone
 }
 
-// Reset ends the call without an answer before it is passed on.
+// Reset closes the connection without passing the call on.
 func Reset(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
 
-// LoseAnswer passes the call on, and ends it without an answer when it is done: what was to be written is
-// written, and who wrote it does not hear of it. The function is told the HTTP status that was lost.
+// LoseAnswer passes the call on and drops the answer: the API server commits the write, and the
+// client does not learn that. It calls lost with the HTTP status.
 func LoseAnswer(lost func(code int)) Fault {
 	return func(_ http.ResponseWriter, r *http.Request, forward http.Handler) {
 		answer := httptest.NewRecorder()
@@ -57,7 +61,7 @@ func LoseAnswer(lost func(code int)) Fault {
 	}
 }
 
-// Before calls the function, and then ends the call without passing it on.
+// Before calls the function and then closes the connection without passing the call on.
 func Before(do func()) Fault {
 	return func(http.ResponseWriter, *http.Request, http.Handler) {
 		do()
@@ -65,8 +69,9 @@ func Before(do func()) Fault {
 	}
 }
 
-// Some lets that share of all calls, 0 to 1, meet one of the faults, at random.
-func Some(share float64, faults ...Fault) Sky {
+// Some returns a Selector that injects one of the faults, chosen at random, into that share of the
+// calls (0 to 1).
+func Some(share float64, faults ...Fault) Selector {
 	return func(*http.Request) Fault {
 		if rand.Float64() >= share {
 			return nil
@@ -75,13 +80,14 @@ func Some(share float64, faults ...Fault) Sky {
 	}
 }
 
-// IsWatch tells whether the call is a watch.
+// IsWatch reports whether the call is a watch.
 func IsWatch(r *http.Request) bool {
 	return r.Method == http.MethodGet && r.URL.Query().Get("watch") == "true"
 }
 
-// Writes tells whether the call updates that subresource of a certificate request, such as approval or
-// status.
+// Writes reports whether the call updates this subresource of a certificate request, such as
+// approval or status.
 func Writes(r *http.Request, subresource string) bool {
-	return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/certificatesigningrequests/") && strings.HasSuffix(r.URL.Path, "/"+subresource)
+	return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/certificatesigningrequests/") &&
+		strings.HasSuffix(r.URL.Path, "/"+subresource)
 }

@@ -20,7 +20,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// A server counts what reaches it: a watch goes on for ever, everything else is answered at once.
+// A server counts the calls that reach it. A watch never ends; other calls are answered
+// immediately.
 type server struct {
 	*httptest.Server
 	reached atomic.Int64
@@ -46,7 +47,7 @@ func (s *server) config() *rest.Config {
 	return &rest.Config{Host: s.URL, BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
 }
 
-// get returns the first line of what is answered, after its status.
+// get returns the status and the first line of the answer.
 func get(ctx context.Context, config *rest.Config, method, path string) (string, error) {
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
@@ -82,9 +83,9 @@ func TestProxy(t *testing.T) {
 		fault                    faultproxy.Fault
 		reaches                  int64
 	}{
-		{"clear weather", http.MethodGet, "/", hello, nil, 1},
-		{"an answer", http.MethodGet, "/", `429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the weather is bad","reason":"TooManyRequests","code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
-		{"an expired watch", http.MethodGet, watching, `200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the weather is bad","reason":"Expired","code":410},"type":"ERROR"}`, faultproxy.Expire, 0},
+		{"no fault", http.MethodGet, "/", hello, nil, 1},
+		{"an answer", http.MethodGet, "/", `429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"TooManyRequests","code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
+		{"an expired watch", http.MethodGet, watching, `200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"Expired","code":410},"type":"ERROR"}`, faultproxy.Expire, 0},
 		{"a reset", http.MethodPut, approval, "", faultproxy.Reset, 0},
 		{"a lost answer", http.MethodPut, approval, "", faultproxy.LoseAnswer(func(code int) { lost = code }), 1},
 		{"a call before which something is done", http.MethodPut, approval, "", faultproxy.Before(func() { lost++ }), 0},
@@ -102,9 +103,9 @@ func TestProxy(t *testing.T) {
 }
 
 func TestProxyGivesACallItsShareOfFaults(t *testing.T) {
-	sky, faults := faultproxy.Some(0.3, faultproxy.Reset), 0
+	selector, faults := faultproxy.Some(0.3, faultproxy.Reset), 0
 	for range 10_000 {
-		if sky(nil) != nil {
+		if selector(nil) != nil {
 			faults++
 		}
 	}
@@ -132,7 +133,7 @@ func TestProxyCutsWatches(t *testing.T) {
 		t.Errorf("%d watches were cut; want 1", n)
 	}
 	if _, err := reader.ReadString('\n'); err == nil {
-		t.Error("the watch goes on")
+		t.Error("the watch continues")
 	}
 }
 

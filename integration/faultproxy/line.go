@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// A Line carries the bytes of connections to the API server and back, and knows nothing of what they are.
+// A Line carries the bytes of connections to the API server without interpreting them.
 type Line struct {
 	listener net.Listener
 	to       string // HOST:PORT
@@ -25,7 +25,7 @@ type Line struct {
 	delay time.Duration
 }
 
-// NewLine starts a Line to the API server that the config names.
+// NewLine starts a Line to the API server of the config.
 func NewLine(upstream *rest.Config) (*Line, error) {
 	target, err := url.Parse(upstream.Host)
 	if err != nil {
@@ -35,39 +35,42 @@ func NewLine(upstream *rest.Config) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Line{listener: listener, to: target.Host, conns: map[net.Conn]bool{}, clear: make(chan struct{}), ended: make(chan struct{})}
+	l := &Line{
+		listener: listener, to: target.Host, conns: map[net.Conn]bool{},
+		clear: make(chan struct{}), ended: make(chan struct{}),
+	}
 	close(l.clear)
 	l.group.Go(l.accept)
 	return l, nil
 }
 
-// Config is the same way to the API server as another, through the Line.
+// Config returns the client configuration with the Line as its server.
 func (l *Line) Config(direct *rest.Config) *rest.Config {
 	through := rest.CopyConfig(direct)
-	through.Host = "https://" + l.listener.Addr().String() // 127.0.0.1, which the server's certificate is for too
+	through.Host = "https://" + l.listener.Addr().String() // the server's certificate is valid for 127.0.0.1
 	return through
 }
 
-// Delay lets each piece of data wait so long before it is passed on; 0 ends that.
+// Delay delays each piece of data by d before it is passed on; 0 ends that.
 func (l *Line) Delay(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.delay = d
 }
 
-// Partition lets no byte pass any more, in either direction, until Heal. Connections stay, and new ones
-// are accepted: nobody is told.
+// Partition stops all bytes, in both directions, until Heal. Connections stay open and new ones are
+// accepted, so neither side sees an error.
 func (l *Line) Partition() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
 	case <-l.clear:
 		l.clear = make(chan struct{})
-	default: // it is partitioned already
+	default: // already partitioned
 	}
 }
 
-// Heal ends a partition: what waits is passed on.
+// Heal ends a partition and passes the waiting bytes on.
 func (l *Line) Heal() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -78,7 +81,7 @@ func (l *Line) Heal() {
 	}
 }
 
-// Reset ends all connections by a TCP reset, and returns how many there were, two for each caller.
+// Reset closes all connections with a TCP reset, and returns their number: two for each client.
 func (l *Line) Reset() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -92,7 +95,7 @@ func (l *Line) Reset() int {
 	return n
 }
 
-// Close ends the Line and waits for that.
+// Close stops the Line and waits until it has stopped.
 func (l *Line) Close() error {
 	close(l.ended)
 	err := l.listener.Close()
@@ -105,13 +108,14 @@ func (l *Line) accept() {
 	for {
 		near, err := l.listener.Accept()
 		if err != nil {
-			return // it was closed
+			return // the listener is closed
 		}
 		l.group.Go(func() { l.carry(near) })
 	}
 }
 
-// carry connects a caller with the API server, when there is no partition, until one of them ends.
+// carry connects a client with the API server, once there is no partition, until one of them
+// closes.
 func (l *Line) carry(near net.Conn) {
 	if !l.keep(near) {
 		return
@@ -151,7 +155,7 @@ func (l *Line) drop(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// pass waits until bytes may pass; false: the Line has ended.
+// pass waits until bytes may pass. It returns false if the Line has ended.
 func (l *Line) pass() bool {
 	l.mu.Lock()
 	clear, delay := l.clear, l.delay
@@ -172,7 +176,7 @@ func (l *Line) pass() bool {
 	}
 }
 
-// copy carries one direction, and ends the other with it.
+// copy carries one direction. When it ends it closes the other direction too.
 func (l *Line) copy(to, from net.Conn) {
 	defer func() { _ = errors.Join(to.Close(), from.Close()) }()
 	data := make([]byte, 32<<10)
@@ -187,7 +191,7 @@ func (l *Line) copy(to, from net.Conn) {
 			if !errors.Is(err, io.EOF) {
 				return
 			}
-			l.pass() // also the end of a connection is not told through a partition
+			l.pass() // a partition hides the end of a connection too
 			return
 		}
 	}

@@ -1,12 +1,12 @@
-// Package faultproxy is bad weather between a client and the API server.
+// Package faultproxy injects faults between a client and the API server.
 //
-// Duty: two ways to the API server through which things go wrong when a test says so. A Line carries bytes
-// and knows nothing of them: it delays, resets, and is partitioned. A Proxy understands HTTP: it sees each
-// call, and answers, loses, or passes it on.
+// Duty: a Line carries bytes without interpreting them; it delays them, resets connections, and
+// partitions the network. A Proxy understands HTTP: for each call it answers itself, loses the
+// answer, or passes the call on.
 //
-// Contract: both listen on 127.0.0.1 only and end with Close. In clear weather, which is how they
-// start, every call is passed on unchanged, with the caller's own credentials. What is changed holds
-// for the calls, or bytes, that come after it.
+// Contract: both listen on 127.0.0.1 only and end with Close. Until a test injects a fault they
+// pass every call on unchanged, with the caller's own credentials. A change applies to later calls,
+// or bytes, only.
 package faultproxy
 
 import (
@@ -23,22 +23,22 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// A Sky decides what becomes of each call; nil, and a nil Fault, let it pass. It is called from many
-// goroutines at once.
-type Sky func(r *http.Request) Fault
+// A Selector chooses the fault of each call. A nil Selector, or a nil Fault, passes the call on. A
+// Selector must be safe for concurrent use.
+type Selector func(r *http.Request) Fault
 
-// A Proxy is a reverse proxy before the API server, with TLS and HTTP/2 as that has them.
+// A Proxy is a reverse proxy before the API server, which like that speaks TLS and HTTP/2.
 type Proxy struct {
-	server  *httptest.Server
-	forward http.Handler
-	sky     atomic.Pointer[Sky]
-	calls   atomic.Int64
+	server   *httptest.Server
+	forward  http.Handler
+	selector atomic.Pointer[Selector]
+	calls    atomic.Int64
 
 	mu      sync.Mutex
 	watches map[int64]context.CancelFunc // by the number of the call
 }
 
-// NewProxy starts a Proxy before the API server that the config names; its credentials are not used.
+// NewProxy starts a Proxy before the API server of the config, whose credentials are not used.
 func NewProxy(upstream *rest.Config) (*Proxy, error) {
 	target, err := url.Parse(upstream.Host)
 	if err != nil {
@@ -46,13 +46,13 @@ func NewProxy(upstream *rest.Config) (*Proxy, error) {
 	}
 	transport, err := rest.TransportFor(rest.AnonymousClientConfig(upstream))
 	if err != nil {
-		return nil, fmt.Errorf("way to the API server: %w", err)
+		return nil, fmt.Errorf("transport to the API server: %w", err)
 	}
 	p := &Proxy{watches: map[int64]context.CancelFunc{}}
 	p.forward = &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport:     transport,
-		FlushInterval: -1, // the events of a watch, as they come
+		FlushInterval: -1, // pass the events of a watch on immediately
 		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
 	p.server = httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
@@ -61,26 +61,29 @@ func NewProxy(upstream *rest.Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Close ends the Proxy, its watches first.
+// Close ends the watches and the Proxy.
 func (p *Proxy) Close() {
 	p.CutWatches()
 	p.server.CloseClientConnections()
 	p.server.Close()
 }
 
-// Config is the way through the Proxy of whoever has the token.
+// Config returns the client configuration of the token's owner for the Proxy.
 func (p *Proxy) Config(token string) *rest.Config {
 	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.server.Certificate().Raw})
-	return &rest.Config{Host: p.server.URL, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: authority}, QPS: -1}
+	return &rest.Config{
+		Host: p.server.URL, BearerToken: token, QPS: -1,
+		TLSClientConfig: rest.TLSClientConfig{CAData: authority},
+	}
 }
 
-// Set changes the weather; nil clears it.
-func (p *Proxy) Set(sky Sky) { p.sky.Store(&sky) }
+// Set replaces the Selector; nil injects no faults.
+func (p *Proxy) Set(selector Selector) { p.selector.Store(&selector) }
 
-// Calls is how many calls have come so far, whatever became of them.
+// Calls returns the number of calls so far, whatever their fault.
 func (p *Proxy) Calls() int { return int(p.calls.Load()) }
 
-// CutWatches ends all watches that are open, in the midst of their stream, and returns how many there were.
+// CutWatches ends all open watches in the middle of their streams, and returns their number.
 func (p *Proxy) CutWatches() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,8 +101,8 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 		defer p.watched(number, cut)()
 		r = r.WithContext(ctx)
 	}
-	if sky := p.sky.Load(); sky != nil && *sky != nil {
-		if fault := (*sky)(r); fault != nil {
+	if selector := p.selector.Load(); selector != nil && *selector != nil {
+		if fault := (*selector)(r); fault != nil {
 			fault(w, r, forward)
 			return
 		}
@@ -107,7 +110,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	forward.ServeHTTP(w, r)
 }
 
-// watched keeps what cuts a watch until the function that it returns is called.
+// watched stores the function that ends a watch, until the caller calls ended.
 func (p *Proxy) watched(number int64, cut context.CancelFunc) (ended func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

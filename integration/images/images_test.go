@@ -1,8 +1,9 @@
-// Package images_test builds the container images with the Docker engine of this machine, runs them as hardened as
-// they should be, runs docker-compose.yml, and runs the systemd unit on a machine whose first process is systemd.
+// Package images_test builds the container images with the Docker engine of this machine, runs them
+// as hardened as they should be, runs docker-compose.yml, and runs the systemd unit on a machine
+// whose first process is systemd.
 //
-// Where there is no Docker engine nothing of this can be run, and each test says so and what it would have
-// expected.
+// Where there is no Docker engine nothing of this can be run, and each test says so and what it
+// would have expected.
 package images_test
 
 import (
@@ -25,7 +26,8 @@ const (
 	image = "hsm-signer-test"
 )
 
-// needsEngine skips where there is no Docker engine: the one condition under which these tests do not run.
+// needsEngine skips where there is no Docker engine: the one condition under which these tests do
+// not run.
 func needsEngine(t *testing.T, expectation string) {
 	t.Helper()
 	_ = os.Getenv("SOURCES") // see sources.sh
@@ -85,7 +87,8 @@ func TestImageRunsHardened(t *testing.T) {
 	}
 }
 
-// The key is in a token of the host, behind p11-kit's server; the container has a socket and no more.
+// The key is in a token of the host, behind p11-kit's server; the container has a socket and no
+// more.
 func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	needsEngine(t, "make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image+"-p11-kit", "PACKAGES=p11-kit-modules")
@@ -128,8 +131,8 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-// make compose ends as the demo does, and what it leaves is there when it is run again: the CA, and the journal, in
-// which the second run's certificates follow on those of the first.
+// make compose ends as the demo does, and what it leaves is there when it is run again: the CA, and
+// the journal, in which the second run's certificates follow on those of the first.
 func composeEndsLikeTheDemoAndKeepsItsState(t *testing.T, c compose) {
 	t.Cleanup(func() {
 		if out, err := c.try(context.WithoutCancel(t.Context()), "down", "--volumes", "--timeout=5"); err != nil {
@@ -139,7 +142,7 @@ func composeEndsLikeTheDemoAndKeepsItsState(t *testing.T, c compose) {
 	var cas, journals [2]string
 	for i := range cas {
 		out := run(t, c.env, "make", "compose")
-		for _, want := range []string{"WHO", "calico-system/calico-typha", "Denied", "All went as it should: every component has its certificate"} {
+		for _, want := range []string{"WHO", "calico-system/calico-typha", "Denied", "Success: every component has its certificate"} {
 			if !strings.Contains(out, want) {
 				t.Fatalf("run %d of make compose lacks %q:\n%s", i+1, want, out)
 			}

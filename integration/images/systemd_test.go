@@ -28,8 +28,8 @@ WatchdogSec=5
 RestartSec=100ms
 `
 
-// docs/systemd.md as it stands there makes, on a machine with systemd, a service that issues certificates; and the
-// unit does what that page says.
+// docs/systemd.md as it stands there makes, on a machine with systemd, a service that issues
+// certificates; and the unit does what that page says.
 func TestUnit(t *testing.T) {
 	needsEngine(t, "docs/systemd.md, typed on a machine whose first process is systemd, makes a service that issues certificates, is watched, and is not restarted after a wrong PIN")
 	m := newMachine(t)
@@ -66,7 +66,8 @@ func manual(t *testing.T) string {
 	return script.String()
 }
 
-// doesNotShowThePIN looks where other users of the machine could see it, and where it would outlive the process.
+// doesNotShowThePIN looks where other users of the machine could see it, and where it would outlive
+// the process.
 func doesNotShowThePIN(t *testing.T, m *machine) {
 	shown := m.shell(`
 pin=$(cat /etc/hsm-signer/pin)
@@ -85,8 +86,9 @@ set -a; . /etc/hsm-signer/environment; set +a
 export PKCS11_PIN_FILE=/etc/hsm-signer/pin KUBECONFIG=/etc/hsm-signer/kubeconfig
 `
 
-// The user is one that the unit alone has: what it makes is that user's, and so is what root made for it. Commands that
-// root gives beside it and that only look leave nothing there; what others leave is given to the unit.
+// The user is one that the unit alone has: what it makes is that user's, and so is what root made
+// for it. Commands that root gives beside it and that only look leave nothing there; what others
+// leave is given to the unit.
 func ownsItsState(t *testing.T, m *machine) {
 	const others = "find /var/lib/private/hsm-signer ! -uid $(systemctl show --value --property UID hsm-signer)"
 	m.shell(byHand + "hsm-signer check; hsm-signer audit verify")
@@ -168,8 +170,8 @@ func isNotRestartedAfterAWrongPIN(t *testing.T, m *machine) {
 	m.certificate(t)
 }
 
-// A machine is a container whose first process is systemd. It is in the network of its host, where a cluster's API
-// server is.
+// A machine is a container whose first process is systemd. It is in the network of its host, where
+// a cluster's API server is.
 type machine struct {
 	t       *testing.T
 	name    string

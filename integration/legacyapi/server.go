@@ -2,14 +2,14 @@
 // requests. It serves the storage of certificates.k8s.io/v1 as v1beta1 and hides v1, as Kubernetes
 // before 1.19 did. With Before118 requests have no signer names either.
 //
-// A Server is a reverse proxy on 127.0.0.1 over plain HTTP. It passes on the callers' bearer tokens,
-// so the real API server authenticates and authorizes them. Requests for other resources pass
-// unchanged; discovery is answered in the old form.
+// A Server is a reverse proxy on 127.0.0.1 over plain HTTP. It passes on the callers' bearer
+// tokens, so the real API server authenticates and authorizes them. Requests for other resources
+// pass unchanged; discovery is answered in the old form.
 //
 // Watches behave as on old servers too. Kubernetes 1.21 refuses a watch that asks for a bookmark at
-// the end of the initial events. Before 1.18 a server ignores that parameter, so a client that waits
-// for the bookmark waits forever. What v1 forbids and v1beta1 allowed (a request without usages, a
-// second certificate in place of the first) stays forbidden.
+// the end of the initial events. Before 1.18 a server ignores that parameter, so a client that
+// waits for the bookmark waits forever. What v1 forbids and v1beta1 allowed (a request without
+// usages, a second certificate in place of the first) stays forbidden.
 package legacyapi
 
 import (

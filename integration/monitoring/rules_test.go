@@ -1,5 +1,5 @@
-// Package monitoring_test puts the alerts before Prometheus' own engine: each fires when it should, and not
-// otherwise, and each has its section in the runbook.
+// Package monitoring_test puts the alerts before Prometheus' own engine: each fires when it should,
+// and not otherwise, and each has its section in the runbook.
 package monitoring_test
 
 import (
@@ -54,8 +54,8 @@ func readRules(t *testing.T) (all []monitoringv1.Rule) {
 // day is in seconds.
 const day = 86400
 
-// cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it fires,
-// and with which it does not.
+// cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it
+// fires, and with which it does not.
 var cases = map[string]struct{ fires, quiet []string }{
 	"HSMSignerDown":             {[]string{`up 1x120`, `hsm_signer_leading 0x120`}, []string{`hsm_signer_ready{part="token"} 0x120`, `hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
 	"HSMSignerNoLeader":         {[]string{`hsm_signer_leading{instance="a"} 0x120`}, []string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
@@ -133,8 +133,8 @@ func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
 	}
 }
 
-// fires has Prometheus evaluate the alert each minute for two hours, or for a day and two hours when it looks a day back, and tells
-// whether it ever fires.
+// fires has Prometheus evaluate the alert each minute for two hours, or for a day and two hours
+// when it looks a day back, and tells whether it ever fires.
 func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	t.Helper()
 	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")

@@ -19,7 +19,7 @@ import (
 	"hsm-signer/integration/pkcs11shim"
 )
 
-// A line is one of the journal, as an auditor reads it who has no hsm-signer.
+// A line is a line of the journal as an auditor without hsm-signer reads it.
 type line struct {
 	Seq         int
 	Time        time.Time
@@ -53,19 +53,19 @@ func (s *signer) journal(t *testing.T) []line {
 	return lines
 }
 
-// An account holds what the token has signed against the journal.
+// An account compares the token's signatures with the journal.
 type account struct {
-	signatures   int // that the token made with the CA's key, all in all
-	probes       int // of them over the fixed text
-	probeLines   int // in the journal
-	again        int // of them over a certificate that was signed before: the same bytes
-	unaccounted  int // of them over what is not in the journal
+	signatures   int // all signatures with the CA's key
+	probes       int // signatures over the fixed text
+	probeLines   int // test signatures in the journal
+	again        int // signatures over bytes of a certificate that were signed before
+	unaccounted  int // signatures over bytes that are not in the journal
 	intents      int
 	orphans      int
 	certificates map[string][][]byte // DER, by the UID of the request
 }
 
-// most is the greatest number of certificates that one request has.
+// most returns the largest number of certificates that one request has.
 func (a *account) most() int {
 	most := 0
 	for _, certificates := range a.certificates {
@@ -74,7 +74,7 @@ func (a *account) most() int {
 	return most
 }
 
-// account counts, and has "audit verify" look at the journal.
+// account counts, and verifies the journal with "audit verify".
 func (s *signer) account(t *testing.T) *account {
 	t.Helper()
 	stdout, stderr, code := s.Command(t.Context(), s.ca, s.env, "audit", "verify")
@@ -89,10 +89,10 @@ func (s *signer) account(t *testing.T) *account {
 	return a
 }
 
-// probe is what test signatures are over.
+// probe is the digest of the text that test signatures are over.
 var probe = sha256.Sum256([]byte("hsm-signer: test signature"))
 
-// read takes note of the journal and returns the digests of all that was to be signed.
+// read counts the journal's lines and returns the digests of all intents.
 func (a *account) read(lines []line) (known map[[sha256.Size]byte]bool) {
 	known = map[[sha256.Size]byte]bool{}
 	for _, l := range lines {
@@ -111,11 +111,11 @@ func (a *account) read(lines []line) (known map[[sha256.Size]byte]bool) {
 	return known
 }
 
-// count compares each signature, by the digest that was signed, with the journal.
+// count compares the digest of each signature with the journal.
 func (a *account) count(calls pkcs11shim.Calls, known map[[sha256.Size]byte]bool) {
 	seen := map[[sha256.Size]byte]bool{}
 	for _, call := range calls.Of(pkcs11shim.Sign).With(pkcs11.CKR_OK) {
-		if call.Signed == nil { // it asked how long a signature will be
+		if call.Signed == nil { // a call for the length of the signature
 			continue
 		}
 		a.signatures++
@@ -132,15 +132,15 @@ func (a *account) count(calls pkcs11shim.Calls, known map[[sha256.Size]byte]bool
 	}
 }
 
-// requireWhole requires what holds in any weather: every signature is in the journal, test signatures too, no request has two
-// certificates, and each of the crowd has in the cluster the one that the journal has.
-func (a *account) requireWhole(t *testing.T, c *crowd) {
+// requireWhole requires what holds under any fault. Every signature is in the journal, also test
+// signatures. No request has two certificates, and the cluster has those of the journal.
+func (a *account) requireWhole(t *testing.T, c *batch) {
 	t.Helper()
 	if a.unaccounted > 0 {
-		t.Errorf("%d of %d signatures are of nothing that is in the journal", a.unaccounted, a.signatures)
+		t.Errorf("%d of %d signatures are not in the journal", a.unaccounted, a.signatures)
 	}
 	if a.probes > a.probeLines {
-		t.Errorf("%d test signatures, and %d lines of such in the journal", a.probes, a.probeLines)
+		t.Errorf("%d test signatures, but %d in the journal", a.probes, a.probeLines)
 	}
 	if a.most() > 1 {
 		t.Errorf("a request has %d certificates in the journal", a.most())
@@ -149,13 +149,15 @@ func (a *account) requireWhole(t *testing.T, c *crowd) {
 	must.OK(t, err)
 	for uid, csr := range now {
 		if made := a.certificates[string(uid)]; len(made) != 1 || !isOneOf(csr, made) {
-			t.Errorf("%s: its certificate is not the one that the journal has, of %d", csr.Name, len(made))
+			t.Errorf("%s: its certificate is none of the %d in the journal", csr.Name, len(made))
 		}
 	}
 }
 
-// isOneOf tells whether the certificate of the request is one of these.
+// isOneOf reports whether the certificate of the request is one of these.
 func isOneOf(csr *certificatesv1.CertificateSigningRequest, made [][]byte) bool {
 	block, _ := pem.Decode(csr.Status.Certificate)
-	return block != nil && slices.ContainsFunc(made, func(der []byte) bool { return bytes.Equal(der, block.Bytes) })
+	return block != nil && slices.ContainsFunc(made, func(der []byte) bool {
+		return bytes.Equal(der, block.Bytes)
+	})
 }

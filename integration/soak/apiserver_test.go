@@ -16,14 +16,14 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// The API server takes a write, and hsm-signer does not hear of it.
+// The API server commits a write, and the answer does not reach hsm-signer.
 func TestAnswerIsLost(t *testing.T) {
 	writes := of(20, 200)
-	r := begin(t, 3, "the answer dropped after a committed write, 200 times: of each approval and of each certificate the first",
-		"signed again 0")
+	r := begin(t, 3, "the answer dropped after a committed write, 200 times: "+
+		"of each approval and of each certificate the first", "signed again 0")
 	p, through := shared.proxied(t)
 	s := shared.signer(t, through)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	var lost atomic.Int64
 	var met sync.Map // paths
 	dropped := faultproxy.LoseAnswer(func(code int) {
@@ -32,7 +32,8 @@ func TestAnswerIsLost(t *testing.T) {
 		}
 	})
 	p.Set(func(request *http.Request) faultproxy.Fault {
-		if _, again := met.LoadOrStore(request.URL.Path, true); !again && (faultproxy.Writes(request, "approval") || faultproxy.Writes(request, "status")) {
+		writes := faultproxy.Writes(request, "approval") || faultproxy.Writes(request, "status")
+		if _, again := met.LoadOrStore(request.URL.Path, true); !again && writes {
 			return dropped
 		}
 		return nil
@@ -44,31 +45,32 @@ func TestAnswerIsLost(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.again > 0 || a.intents != c.size() || int(lost.Load()) != writes {
-		t.Errorf("%d signatures over what was signed before, %d intents for %d requests; %d answers were lost, and %d should have been", a.again, a.intents, c.size(), lost.Load(), writes)
+		t.Errorf("%d signatures over what was signed before, %d intents for %d requests; %d answers lost, want %d",
+			a.again, a.intents, c.size(), lost.Load(), writes)
 	}
 	r.measured("%d answers lost, %d requests", lost.Load(), c.size())
 	r.measured("signed again %d", a.again+a.intents-c.size())
 	r.measured("all issued after %s", seconds(took))
 }
 
-// A storm is weather that lasts a while, while requests come in, and then ends.
+// A storm is a fault that lasts while requests arrive.
 type storm struct {
 	name string
-	// rages until the context ends, and then clears up.
-	rages func(ctx context.Context, t *testing.T, p *faultproxy.Proxy)
+	// inject injects the fault until the context ends.
+	inject func(ctx context.Context, t *testing.T, p *faultproxy.Proxy)
 }
 
-// under has a sky while the context lasts.
-func under(sky faultproxy.Sky) func(context.Context, *testing.T, *faultproxy.Proxy) {
+// under injects the selected faults.
+func under(selector faultproxy.Selector) func(context.Context, *testing.T, *faultproxy.Proxy) {
 	return func(ctx context.Context, _ *testing.T, p *faultproxy.Proxy) {
-		p.Set(sky)
+		p.Set(selector)
 		<-ctx.Done()
 		p.Set(nil)
 	}
 }
 
-// failing is the sky under which 30 % of all calls fail, in each way that calls fail.
-func failing() faultproxy.Sky {
+// failing makes 30 % of all calls fail, in each way in which calls fail.
+func failing() faultproxy.Selector {
 	any := []faultproxy.Fault{
 		faultproxy.Answer(http.StatusTooManyRequests), faultproxy.Answer(http.StatusInternalServerError),
 		faultproxy.Answer(http.StatusServiceUnavailable), faultproxy.Reset, faultproxy.LoseAnswer(func(int) {}),
@@ -78,15 +80,15 @@ func failing() faultproxy.Sky {
 		switch {
 		case r.Method == http.MethodPut:
 			return writes(r)
-		case faultproxy.IsWatch(r): // has no end at which its answer could be lost
+		case faultproxy.IsWatch(r): // its answer has no end and so cannot be lost
 			return faultproxy.Some(0.3, any[:4]...)(r)
 		}
 		return all(r)
 	}
 }
 
-// expiring answers every list and watch that goes on from somewhere that this is gone: a list in the HTTP status, a
-// watch in its first event.
+// expiring answers 410 Gone to every list and watch that has a resourceVersion: to a list in the
+// HTTP status, to a watch in its first event.
 func expiring(r *http.Request) faultproxy.Fault {
 	switch {
 	case faultproxy.IsWatch(r) && r.URL.Query().Get("resourceVersion") != "":
@@ -97,7 +99,7 @@ func expiring(r *http.Request) faultproxy.Fault {
 	return nil
 }
 
-// cutting cuts all watches each second.
+// cutting ends all watches each second.
 func cutting(ctx context.Context, _ *testing.T, p *faultproxy.Proxy) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -114,13 +116,15 @@ func cutting(ctx context.Context, _ *testing.T, p *faultproxy.Proxy) {
 var storms = []storm{
 	{"30 % of API calls fail (429, 500, 503, 409, reset, answer lost)", under(failing())},
 	{"the watch cut each second", cutting},
-	{"410 Gone to every list and watch that goes on, and the watch cut", func(ctx context.Context, t *testing.T, p *faultproxy.Proxy) {
-		p.CutWatches()
-		under(expiring)(ctx, t, p)
-	}},
+	{"410 Gone to every list and watch that goes on, and the watch cut", expireWatches},
 }
 
-// What is asked while the weather is bad is issued soon after it is well.
+func expireWatches(ctx context.Context, t *testing.T, p *faultproxy.Proxy) {
+	p.CutWatches()
+	under(expiring)(ctx, t, p)
+}
+
+// Requests that arrive during a storm are issued soon after it.
 func TestStorms(t *testing.T) {
 	for i, storm := range storms {
 		t.Run(storm.name, func(t *testing.T) {
@@ -128,11 +132,14 @@ func TestStorms(t *testing.T) {
 			p, through := shared.proxied(t)
 			s := shared.signer(t, through)
 			d := s.startReady(t)
-			c := shared.newCrowd(t)
+			c := shared.newBatch(t)
 			stopAsking := c.keepAsking(t, 5)
-			ctx, cancel := context.WithTimeout(t.Context(), of(5*time.Second, time.Minute))
-			defer cancel()
-			storm.rages(ctx, t, p)
+			ctx, cancel := context.WithCancel(t.Context())
+			var group sync.WaitGroup
+			group.Go(func() { storm.inject(ctx, t, p) })
+			c.waitForSize(t, of(25, 300)) // 300 at 5 a second take a minute
+			cancel()
+			group.Wait()
 			stopAsking()
 			r.settle(t, s, c)
 			stop(t, d)
@@ -140,8 +147,8 @@ func TestStorms(t *testing.T) {
 	}
 }
 
-// settle waits until all are issued, now that the weather is well, and takes the account.
-func (r *row) settle(t *testing.T, s *signer, c *crowd) {
+// settle waits until all requests are issued, now that the fault is over, and counts.
+func (r *row) settle(t *testing.T, s *signer, c *batch) {
 	t.Helper()
 	before, err := c.lost(t.Context())
 	must.OK(t, err)
@@ -159,8 +166,8 @@ func TestAPIServerIsGone(t *testing.T) {
 	r := begin(t, 8, "the API server stopped for a minute, with requests in work and open", "all issued within 30 s after it is well")
 	s := shared.signer(t)
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
-	must.OK(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it goes on
+	c := shared.newBatch(t)
+	must.OK(t, syscall.Kill(d.PID(), syscall.SIGSTOP)) // so that all are open when it continues
 	c.ask(t, of(20, 100))
 	must.OK(t, syscall.Kill(d.PID(), syscall.SIGCONT))
 	open := c.size()
@@ -171,29 +178,33 @@ func TestAPIServerIsGone(t *testing.T) {
 	})
 	must.OK(t, shared.Cluster.StopAPIServer())
 	r.measured("%d open just before it was stopped", open)
-	goesOn(t, of(3*time.Second, time.Minute))
+	must.OK(t, d.WaitNotReady(t.Context(), "[-] requests"))
+	hold(t, time.Minute)
 	must.OK(t, shared.Cluster.StartAPIServer(context.Background()))
 	r.settle(t, s, c)
 	must.OK(t, d.WaitReady(t.Context()))
 	stop(t, d)
 }
 
-// The node is cut off from the API server, and nobody is told.
+// The node is cut off from the API server without any error on the connection.
 func TestPartition(t *testing.T) {
-	r := begin(t, 9, "no byte passes between hsm-signer and the API server for a minute; then the connections are reset; then each piece of data takes 100 ms",
+	r := begin(t, 9, "no byte passes between hsm-signer and the API server for a minute; "+
+		"then the connections are reset; then each piece of data takes 100 ms",
 		"all issued within 30 s after it is well")
 	line, err := faultproxy.NewLine(shared.Cluster.Config())
 	must.OK(t, err)
 	t.Cleanup(func() { must.OK(t, line.Close()) })
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	must.OK(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config { return line.Config(shared.Cluster.ConfigFor(token)) }))
+	must.OK(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config {
+		return line.Config(shared.Cluster.ConfigFor(token))
+	}))
 	s := shared.signer(t, "KUBECONFIG="+kubeconfig)
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	stopAsking := c.keepAsking(t, 5)
-	goesOn(t, time.Second)
+	c.waitForSize(t, 5)
 	line.Partition()
-	goesOn(t, of(3*time.Second, time.Minute))
+	c.waitForSize(t, c.size()+of(15, 300)) // at 5 a second
 	line.Heal()
 	stopAsking()
 	r.settle(t, s, c)

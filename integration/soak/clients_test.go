@@ -13,20 +13,20 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// An interruption is what happens to hsm-signer in the middle of clients.
+// An interruption happens to hsm-signer when half of the clients watch.
 type interruption struct {
 	name string
-	// start starts what answers the clients, and returns what happens in their middle.
-	start func(t *testing.T, s *stage) (middle func())
+	// start starts the signer, and returns the function that interrupts it.
+	start func(t *testing.T, s *fixture) (middle func())
 }
 
-// The first is none.
+// The first of the interruptions is none.
 var interruptions = []interruption{
-	{"nothing", func(t *testing.T, s *stage) func() {
+	{"nothing", func(t *testing.T, s *fixture) func() {
 		s.signer(t).startReady(t)
 		return func() {}
 	}},
-	{"kill -9", func(t *testing.T, s *stage) func() {
+	{"kill -9", func(t *testing.T, s *fixture) func() {
 		one := s.signer(t)
 		first := one.startReady(t)
 		return func() {
@@ -34,7 +34,7 @@ var interruptions = []interruption{
 			one.startReady(t)
 		}
 	}},
-	{"leader change", func(t *testing.T, s *stage) func() {
+	{"leader change", func(t *testing.T, s *fixture) func() {
 		p := newPair(t, s)
 		leader := p.leader(t)
 		return func() {
@@ -44,19 +44,22 @@ var interruptions = []interruption{
 	}},
 }
 
-// Clients like Calico's ask, and in their middle hsm-signer is killed, or the leader changes. Those
-// that arrive within a second lose some of their watches without any signer, so the figure is what
-// an interruption adds; those that arrive one by one must lose none.
+// Clients like Calico's request certificates. When half of them watch, hsm-signer is killed or the
+// leader changes. Clients that arrive within a second lose some of their watches even without a
+// signer, so the figure is what an interruption adds. Clients that arrive one by one must lose
+// none.
 func TestClients(t *testing.T) {
 	clients, rounds := of(20, 300), of(1, 3)
-	r := begin(t, 24, "300 clients, 15 ms per event, on a fresh API server: 20 a second, and within a second; in their middle kill -9, or the leader is killed",
-		"lost at 20 a second 0; within a second: added by an interruption, median ≤ 6 or within the spread of the runs without one; every request issued")
+	r := begin(t, 24, "300 clients, 15 ms per event, on a fresh API server: 20 a second, and within a second; "+
+		"in their middle kill -9, or the leader is killed",
+		"lost at 20 a second 0; within a second: added by an interruption, median ≤ 6 or within the spread of "+
+			"the runs without one; every request issued")
 	within := map[string][]float64{}
 	for round := range rounds {
 		for _, i := range interruptions {
 			lost := i.lost(t, clients, time.Second/time.Duration(clients))
 			within[i.name] = append(within[i.name], float64(lost))
-			if round > 0 || !full { // so few clients are no more within a second
+			if round > 0 || !full { // the short form has too few clients for another rate
 				continue
 			}
 			lost = i.lost(t, clients, time.Second/20)
@@ -70,19 +73,19 @@ func TestClients(t *testing.T) {
 		for round, lost := range within[i.name] {
 			added = append(added, lost-calm[round])
 		}
-		r.measured("%d within a second, %s: lost %v, without it %v; added %v", clients, i.name, within[i.name], calm, added)
+		r.measured("%d within a second, %s: lost %v, without it %v; added %v",
+			clients, i.name, within[i.name], calm, added)
 		slices.Sort(added)
 		r.must(added[len(added)/2] <= max(6, slices.Max(calm)-slices.Min(calm)))
 	}
 }
 
-// lost has clients ask, with the interruption when half of them watch, and returns how many were
-// lost. Every request must get its certificate, and every client that is lost must have had its
-// watch closed by the API server.
+// lost runs clients with the interruption, and returns how many were lost. Every request must get
+// its certificate. The API server must have closed the watch of every lost client.
 func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost int) {
 	t.Helper()
 	t.Run(fmt.Sprintf("%s/every %s", i.name, every), func(t *testing.T) {
-		s := ownStage(t)
+		s := ownFixture(t)
 		pods, err := s.LoadPods(t.Context(), node(), clients)
 		must.OK(t, err)
 		middle := i.start(t, s)
@@ -98,8 +101,8 @@ func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost
 	return lost
 }
 
-// askAmid has the pods' clients ask, and does something when half of them watch.
-func askAmid(t *testing.T, s *stage, pods []load.Pod, every time.Duration, middle func()) load.Report {
+// askAmid runs the pods' clients, and calls middle when half of them watch.
+func askAmid(t *testing.T, s *fixture, pods []load.Pod, every time.Duration, middle func()) load.Report {
 	t.Helper()
 	done, watching := make(chan load.Report, 1), make(chan struct{}, len(pods))
 	plan := load.Plan{PerEvent: 15 * time.Millisecond, Every: every}
@@ -123,8 +126,9 @@ func askAmid(t *testing.T, s *stage, pods []load.Pod, every time.Duration, middl
 	return <-done
 }
 
-// requireAllIssued waits until so many requests, which are all that there are, have certificates.
-func (s *stage) requireAllIssued(t *testing.T, requests int) {
+// requireAllIssued waits until all requests of the cluster, which must be this many, have
+// certificates.
+func (s *fixture) requireAllIssued(t *testing.T, requests int) {
 	t.Helper()
 	must.Eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
 		list, err := s.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})

@@ -19,7 +19,7 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// smallDisk mounts a disk of that size, in the memory, until the end of the test.
+// smallDisk mounts a file system of that size in memory until the end of the test.
 func smallDisk(t *testing.T, size string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -27,20 +27,22 @@ func smallDisk(t *testing.T, size string) (dir string) {
 	return dir
 }
 
-// mounted says what to do when that could not be done, and takes the disk away when the test ends.
+// mounted fails the test with a hint if the mount failed, and unmounts when the test ends.
 func mounted(t *testing.T, dir string, err error) {
 	t.Helper()
 	if err != nil {
-		t.Fatalf("mount a small disk: %v; run the tests as root, or as the root of a namespace: unshare --user --map-root-user --mount make test", err)
+		t.Fatalf("mount a small disk: %v; run the tests as root, or as root of a namespace: "+
+			"unshare --user --map-root-user --mount make test", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) { // EINVAL: it is not mounted
+		err := syscall.Unmount(dir, syscall.MNT_DETACH)
+		if err != nil && !errors.Is(err, syscall.EINVAL) { // EINVAL: not mounted
 			t.Error(err)
 		}
 	})
 }
 
-// fill leaves no byte of the disk and returns what frees it again.
+// fill fills the disk to the last byte and returns a function that frees it.
 func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
 	path := filepath.Join(dir, "filler")
@@ -57,25 +59,27 @@ func fill(t *testing.T, dir string) (free func()) {
 	return func() { must.OK(t, os.Remove(path)) }
 }
 
-// requireNothingSigned has a request made while the journal is not well, and requires that it stays as it is, and
-// that no certificate is signed.
-func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *crowd, words string) {
+// requireNothingSigned creates a request while the journal cannot be written. It requires that the
+// request stays unchanged and that no certificate is signed.
+func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *batch, words string) {
 	t.Helper()
 	must.OK(t, d.WaitNotReady(t.Context(), words))
 	before := s.certificatesSigned(t)
 	csr, err := c.askOne(t.Context())
 	must.OK(t, err)
-	must.Eventually(t, "the log to tell of the fault", func(context.Context) (bool, error) {
+	must.Eventually(t, "the log to report the fault", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), fmt.Sprintf(`"request":%q`, csr.Name)), nil
 	})
 	now, err := c.admin.CertificatesV1().CertificateSigningRequests().Get(t.Context(), csr.Name, metav1.GetOptions{})
 	must.OK(t, err)
-	if after := s.certificatesSigned(t); after != before || len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
-		t.Errorf("while the journal says %q: %d certificates were signed; the request has %d conditions", words, after-before, len(now.Status.Conditions))
+	after := s.certificatesSigned(t)
+	if after != before || len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
+		t.Errorf("while the journal reports %q: %d certificates were signed; the request has %d conditions",
+			words, after-before, len(now.Status.Conditions))
 	}
 }
 
-// certificatesSigned counts the signatures that are no test.
+// certificatesSigned counts the signatures that are not test signatures.
 func (s *signer) certificatesSigned(t *testing.T) int {
 	t.Helper()
 	calls, err := s.shim.Calls()
@@ -87,11 +91,11 @@ func (s *signer) certificatesSigned(t *testing.T) int {
 
 func TestDiskIsFull(t *testing.T) {
 	r := begin(t, 11, "the state directory's disk full under load, then freed", "no signature while it cannot write; recovers")
-	disk := smallDisk(t, "6m") // of which 4 MiB are set aside
+	disk := smallDisk(t, "6m") // hsm-signer reserves 4 MiB of them
 	s := shared.signer(t, "STATE_DIR="+filepath.Join(disk, "state"))
 	s.state = filepath.Join(disk, "state")
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
@@ -99,7 +103,7 @@ func TestDiskIsFull(t *testing.T) {
 	}()
 	free := fill(t, disk)
 	<-asked
-	for i := 0; !notReady(t, d, "disk is full") && i < 20; i++ { // there may be a little room still, in a page that is not full
+	for i := 0; !notReady(t, d, "disk is full") && i < 20; i++ { // a page may still have a little room
 		c.ask(t, 10)
 	}
 	s.requireNothingSigned(t, d, c, "[-] journal: the journal's disk is full")
@@ -121,10 +125,11 @@ func notReady(t *testing.T, d *testenv.Daemon, words string) bool {
 	return !ready && strings.Contains(body, words)
 }
 
-// A disk becomes read-only, as ext4 makes it after an error. The kernel lets nobody write any more, and an
-// administrator looks at it and mounts it anew.
+// A disk becomes read-only, as ext4 makes it after an error. An administrator checks it and mounts
+// it again.
 func TestDiskIsReadOnly(t *testing.T) {
-	r := begin(t, 12, "the state directory's disk becomes read-only (ext4 after an error), is checked and mounted anew", "no signature while it cannot write; recovers")
+	r := begin(t, 12, "the state directory's disk becomes read-only (ext4 after an error), is checked and "+
+		"mounted again", "no signature while it cannot write; recovers")
 	image, disk := filepath.Join(t.TempDir(), "image"), t.TempDir()
 	must.OK(t, os.WriteFile(image, nil, 0o600))
 	must.OK(t, os.Truncate(image, 32<<20))
@@ -137,7 +142,7 @@ func TestDiskIsReadOnly(t *testing.T) {
 	s := shared.signer(t, "STATE_DIR="+filepath.Join(disk, "state"))
 	s.state = filepath.Join(disk, "state")
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	c.ask(t, of(10, 100))
 	c.waitForAll(t) // ext4 may answer this sync and lose the line: see docs/failure-modes.md
 	shell(t, "mount", "-o", "remount,abort", disk)
@@ -145,7 +150,8 @@ func TestDiskIsReadOnly(t *testing.T) {
 	s.requireNothingSigned(t, d, c, "[-] journal:")
 	must.OK(t, d.Kill())
 	shell(t, "umount", disk)
-	if out, err := exec.CommandContext(t.Context(), "e2fsck", "-p", image).CombinedOutput(); err != nil && !strings.Contains(err.Error(), "exit status 1") { // 1: mended
+	out, err = exec.CommandContext(t.Context(), "e2fsck", "-p", image).CombinedOutput()
+	if err != nil && !strings.Contains(err.Error(), "exit status 1") { // 1: errors were corrected
 		t.Fatalf("e2fsck: %v: %s", err, out)
 	}
 	shell(t, "mount", "-o", "loop", image, disk)
@@ -155,22 +161,23 @@ func TestDiskIsReadOnly(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	r.measured("signed while it was read-only 0; /readyz named the journal")
-	r.measured("all %d issued %s after the next start; most certificates for one UID %d; audit verify: exit code 0", c.size(), seconds(took), a.most())
+	r.measured("all %d issued %s after the next start; most certificates for one UID %d; audit verify: exit code 0",
+		c.size(), seconds(took), a.most())
 }
 
 func shell(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v: %s; the test needs root, and the packages e2fsprogs and mount", name, args, err, out)
+		t.Fatalf("%s %v: %v: %s; the test needs root and the packages e2fsprogs and mount", name, args, err, out)
 	}
 }
 
-// The last line is torn, as a power cut leaves it.
+// The last line is incomplete, as after a power failure.
 func TestLastLineIsTorn(t *testing.T) {
 	r := begin(t, 13, "the journal's last line torn", "recovers; says so")
 	s := shared.signer(t)
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	c.ask(t, 10)
 	c.waitForAll(t)
 	must.OK(t, d.Kill())
@@ -183,12 +190,13 @@ func TestLastLineIsTorn(t *testing.T) {
 	c.ask(t, 5)
 	c.waitForAll(t)
 	if !strings.Contains(d.Log(), "unfinished line, which was moved away") {
-		t.Errorf("the log does not tell of it")
+		t.Error("the log does not report the incomplete line")
 	}
 	stop(t, d)
 	a := s.account(t)
 	a.requireWhole(t, c)
-	r.measured("line %d (%s) torn, moved away and said; %d requests, all issued; most certificates for one UID %d; audit verify: exit code 0", last.Seq, last.Kind, c.size(), a.most())
+	r.measured("line %d (%s) torn, moved away and logged; %d requests, all issued; "+
+		"most certificates for one UID %d; audit verify: exit code 0", last.Seq, last.Kind, c.size(), a.most())
 }
 
 func (s *signer) firstFile() string { return filepath.Join(s.state, "journal-00000001.jsonl") }
@@ -200,12 +208,13 @@ func (s *signer) readFile(t *testing.T) []byte {
 	return text
 }
 
-// One byte in the middle was changed: somebody was there.
+// Somebody has changed one byte in the middle of the journal.
 func TestByteIsChanged(t *testing.T) {
-	r := begin(t, 14, "one byte changed in the middle of the journal", "no signature; verify names the line; recovers when the byte is what it was")
+	r := begin(t, 14, "one byte changed in the middle of the journal",
+		"no signature; verify names the line; recovers when the byte is what it was")
 	s := shared.signer(t)
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	c.ask(t, 10)
 	c.waitForAll(t)
 	stop(t, d)
@@ -230,15 +239,15 @@ func TestByteIsChanged(t *testing.T) {
 	r.measured("signed meanwhile 0; all issued %s after the byte was put back", seconds(took))
 }
 
-// next is the line after: a change shows in the line itself when it is no JSON any more, else in the hash that the
-// next one has of it.
+// next returns the next line's number. A change shows in the changed line if that is no longer
+// JSON, otherwise in the next line, which has its hash.
 func next(where string) string {
 	var n int
 	_, _ = fmt.Sscanf(where, "line %d", &n)
 	return fmt.Sprintf("line %d", n+1)
 }
 
-// Many are refused, on a small disk: those that are not, are issued.
+// Many refusals on a small disk do not keep hsm-signer from issuing.
 func TestRefusalsOnASmallDisk(t *testing.T) {
 	refusals := of(200, 10_000)
 	r := begin(t, 15, "10,000 refused requests with a small disk (16 MiB)", "issuing goes on")
@@ -246,10 +255,10 @@ func TestRefusalsOnASmallDisk(t *testing.T) {
 	s := shared.signer(t, "STATE_DIR="+filepath.Join(disk, "state"))
 	s.state = filepath.Join(disk, "state")
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	hostile := shared.newHostiles(t)
 	const parts = 10
-	for range parts { // the good ones among them, and behind them
+	for range parts { // with the good ones between the hostile ones
 		hostile.ask(t, refusals/parts)
 		c.ask(t, of(2, 40))
 	}
@@ -268,7 +277,7 @@ func TestRefusalsOnASmallDisk(t *testing.T) {
 	r.measured("log of refusals %.1f MiB", float64(size)/(1<<20))
 }
 
-// waitForDenials waits until all are denied and returns how many that are.
+// waitForDenials waits until every request is denied, and returns their number.
 func (h *hostiles) waitForDenials(t *testing.T) int {
 	t.Helper()
 	denied := 0

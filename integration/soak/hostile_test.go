@@ -19,17 +19,17 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// hostiles are requests of which each must be refused.
-type hostiles struct{ *crowd }
+// hostiles is a batch in which each request must be refused.
+type hostiles struct{ *batch }
 
-func (s *stage) newHostiles(t *testing.T) hostiles {
+func (s *fixture) newHostiles(t *testing.T) hostiles {
 	t.Helper()
-	h := hostiles{s.newCrowd(t)}
+	h := hostiles{s.newBatch(t)}
 	h.spoil = spoiled
 	return h
 }
 
-// spoiled are, in turn, the ways of asking for what is not one's own, and of asking for too much.
+// spoiled returns, in turn, each kind of request for another's names or for too much.
 func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 	switch number % 5 {
 	case 0:
@@ -55,16 +55,16 @@ func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.Certific
 	return csr, nil
 }
 
-// Hostile requests come ten times as often as good ones.
+// Hostile requests arrive ten times as often as good ones.
 func TestHostilesBesideGoodOnes(t *testing.T) {
 	r := begin(t, 18, "50 hostile requests a second beside 5 good ones, for two minutes", "every good one issued; p99 reported")
 	s := shared.signer(t)
 	d := s.startReady(t)
-	good, bad := shared.newCrowd(t), shared.newHostiles(t)
+	good, bad := shared.newBatch(t), shared.newHostiles(t)
 	w := watchCertificates(t, good)
 	began := time.Now()
 	stopBad, stopGood := bad.keepAsking(t, 50), good.keepAsking(t, 5)
-	goesOn(t, of(5*time.Second, 2*time.Minute))
+	good.waitForSize(t, of(25, 600)) // 600 at 5 a second take two minutes
 	stopGood()
 	stopBad()
 	lasted := time.Since(began).Seconds()
@@ -78,7 +78,7 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	r.measured("from the request to the certificate: p50 %s, p99 %s, most %s", percentile(latencies, 50), percentile(latencies, 99), percentile(latencies, 100))
 }
 
-// percentile is in milliseconds; the latencies are sorted.
+// percentile formats a percentile of the sorted latencies.
 func percentile(latencies []time.Duration, percent int) string {
 	if len(latencies) == 0 {
 		return "none"
@@ -86,11 +86,11 @@ func percentile(latencies []time.Duration, percent int) string {
 	return fmt.Sprintf("%d ms", latencies[(len(latencies)-1)*percent/100].Milliseconds())
 }
 
-// megabyte is text that the API server takes before a PKCS#10 in PEM.
+// megabyte is text that the API server accepts before a PKCS#10 in PEM.
 var megabyte = bytes.Repeat([]byte("nothing to see here, move along\n"), 1<<15)
 
-// oversized makes requests of 1 MB for a signer: every second one is text around a good request, the others
-// ask for very many names.
+// oversized changes requests to 1 MB, for this signer name: every second one is a good request
+// after text, the others are for very many names.
 func oversized(signerName string) func(int, *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 	return func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 		asking.SignerName = signerName
@@ -107,22 +107,22 @@ func oversized(signerName string) func(int, *calico.InitContainer) (*certificate
 	}
 }
 
-// longNamed makes good requests with a name of 400 KiB.
+// longNamed returns good requests with a name of 400 KiB.
 func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 	csr, err := asking.Object()
 	if err == nil {
-		csr.Name = fmt.Sprintf("%d-%s", number, strings.Repeat("x", 400<<10)) // etcd takes the name thrice, and 1.5 MB in all
+		csr.Name = fmt.Sprintf("%d-%s", number, strings.Repeat("x", 400<<10)) // etcd stores the name three times, and 1.5 MB in all
 	}
 	return csr, err
 }
 
-// Requests of 1 MB, of our own and of others, half of them there before hsm-signer starts.
+// Half of the requests of 1 MB, for this signer and for another, exist before hsm-signer starts.
 func TestMemory(t *testing.T) {
 	foreign, ours := of(50, 500), of(20, 200)
 	r := begin(t, 17, "500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, half of them there before the start", "peak memory ≤ 256 MiB")
-	own := ownStage(t)
+	own := ownFixture(t)
 	s := own.signer(t)
-	others, bad, long, good := own.newCrowd(t), hostiles{own.newCrowd(t)}, own.newCrowd(t), own.newCrowd(t)
+	others, bad, long, good := own.newBatch(t), hostiles{own.newBatch(t)}, own.newBatch(t), own.newBatch(t)
 	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"), oversized(testenv.SignerName), longNamed
 	ask := func() {
 		others.ask(t, foreign/2)
@@ -133,14 +133,14 @@ func TestMemory(t *testing.T) {
 	d := s.startReady(t)
 	ask()
 	if long.size() == 0 {
-		t.Error("the API server takes no long name")
+		t.Error("the API server accepts no long name")
 	}
 	good.ask(t, 10)
 	good.waitForAll(t)
 	denied := bad.waitForDenials(t)
 	peak := peakMemory(t, d)
 	stop(t, d)
-	d = s.startReady(t) // among all that are there now
+	d = s.startReady(t) // with all of these requests in the cluster
 	good.ask(t, 10)
 	good.waitForAll(t)
 	again := peakMemory(t, d)
@@ -153,7 +153,7 @@ func TestMemory(t *testing.T) {
 	r.measured("peak of the memory (VmHWM) %d MiB; %d MiB after a start among all of them", peak, again)
 }
 
-// peakMemory is the greatest resident size that the process has had, in MiB.
+// peakMemory returns the largest resident size that the process has had, in MiB.
 func peakMemory(t *testing.T, d *testenv.Daemon) int {
 	t.Helper()
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "status"))

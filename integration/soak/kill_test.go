@@ -1,12 +1,14 @@
 package soak
 
 import (
+	"context"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"hsm-signer/integration/faultproxy"
 	"hsm-signer/integration/must"
@@ -14,18 +16,18 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// Killed at random, in its start too, while requests come in.
+// hsm-signer is killed at random, also during its start, while requests arrive.
 func TestKilledAtRandom(t *testing.T) {
 	kills, requests := of(8, 200), of(160, 5000)
 	r := begin(t, 1, "kill -9, 200 times at random during 5,000 requests, restarted each time",
 		"lost 0; certificates per UID ≤ 1; every C_Sign in the shim's log accounted for in the journal; orphans 0")
 	s := shared.signer(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	var group sync.WaitGroup
 	for range kills {
 		d := s.start(t)
 		group.Go(func() { c.ask(t, requests/kills) })
-		goesOn(t, rand.N(1500*time.Millisecond))
+		waitForLines(t, d, rand.N(linesOfRun))
 		must.OK(t, d.Kill())
 	}
 	group.Wait()
@@ -45,20 +47,33 @@ func TestKilledAtRandom(t *testing.T) {
 	r.measured("all issued %s after the last start", seconds(took))
 }
 
+// linesOfRun is the number of log lines that hsm-signer writes at least while it starts and serves
+// the requests of one run of TestKilledAtRandom.
+const linesOfRun = 24
+
+// waitForLines waits until hsm-signer has logged this many lines.
+func waitForLines(t *testing.T, d *testenv.Daemon, lines int) {
+	t.Helper()
+	must.Eventually(t, fmt.Sprintf("%d lines in the log", lines), func(context.Context) (bool, error) {
+		return strings.Count(d.Log(), "\n") >= lines, nil
+	})
+}
+
 func (r *row) measuredSignatures(a *account) {
-	r.measured("C_Sign %d: %d of certificates (%d intents in the journal; the same bytes signed again %d times), %d of the test signature (%d lines in the journal); not in the journal %d",
+	r.measured("C_Sign %d: %d of certificates (%d intents in the journal; the same bytes signed again "+
+		"%d times), %d of the test signature (%d lines in the journal); not in the journal %d",
 		a.signatures, a.signatures-a.probes, a.intents, a.again, a.probes, a.probeLines, a.unaccounted)
 }
 
-// A point is one in the code at which the process is killed, without a hook in it: where it calls the token, or the
-// API server.
+// A point is a place in the code at which the process is killed: a call of the token or of the API
+// server, so the code needs no hook.
 type point struct {
 	name string
-	// set has the process killed there.
+	// set arranges that the process is killed there.
 	set func(t *testing.T, s *signer, p *faultproxy.Proxy, kill func())
 }
 
-// once calls the function the first time only.
+// once returns a function that calls do on its first call only.
 func once(do func()) func() {
 	var first sync.Once
 	return func() { first.Do(do) }
@@ -68,8 +83,8 @@ func atCall(rule pkcs11shim.Rule) func(*testing.T, *signer, *faultproxy.Proxy, f
 	return func(t *testing.T, s *signer, _ *faultproxy.Proxy, _ func()) { must.OK(t, s.shim.Rules(rule)) }
 }
 
-// atWrite has the process killed when it writes that subresource: before the API server gets it, or when it has
-// taken it and the answer is not yet known.
+// atWrite kills the process when it writes that subresource: before the API server gets the call,
+// or after it has committed the write and before the answer arrives.
 func atWrite(subresource string, taken bool) func(*testing.T, *signer, *faultproxy.Proxy, func()) {
 	return func(_ *testing.T, _ *signer, p *faultproxy.Proxy, kill func()) {
 		kill = once(kill)
@@ -89,25 +104,26 @@ func atWrite(subresource string, taken bool) func(*testing.T, *signer, *faultpro
 var points = []point{
 	{"before the approval is written", atWrite("approval", false)},
 	{"after the approval is written", atWrite("approval", true)},
-	// Each signature is two calls: the first asks how long it will be.
+	// Each signature takes two calls: the first one returns its length.
 	{"before C_Sign: with the intent in the journal", atCall(pkcs11shim.Kill(pkcs11shim.Sign).From(2))},
 	{"after C_Sign: signed, and nobody was told", atCall(pkcs11shim.KillAfter(pkcs11shim.Sign).From(2))},
 	{"before the certificate is published: with the certificate in the journal", atWrite("status", false)},
 	{"after the certificate is published: and nobody was told", atWrite("status", true)},
 }
 
-// Killed at each of the points between two steps of a turn.
+// hsm-signer is killed at each point between two steps of a sync.
 func TestKilledAtEachPoint(t *testing.T) {
 	times := of(1, 20)
-	r := begin(t, 2, "kill -9 at each point between two steps of a turn: before and after the approval, the signature, the publication, 20 times each",
+	r := begin(t, 2, "kill -9 at each point between two steps of a sync: "+
+		"before and after the approval, the signature, the publication, 20 times each",
 		"as above, and the bytes of an intent are the only ones that are ever signed again")
 	p, through := shared.proxied(t)
 	s := shared.signer(t, through)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	for _, point := range points {
 		for range times {
 			d := s.startReady(t)
-			c.waitForAll(t) // so that nothing else is in work
+			c.waitForAll(t) // so that hsm-signer works on nothing else
 			point.set(t, s, p, func() {
 				if err := d.Kill(); err != nil {
 					t.Error(err)
@@ -116,7 +132,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 			_, err := c.askOne(t.Context())
 			must.OK(t, err)
 			waitForDeath(t, d, point.name)
-			c.ask(t, 2) // and some that come while nobody is there
+			c.ask(t, 2) // while no hsm-signer runs
 			p.Set(nil)
 			must.OK(t, s.shim.Rules())
 		}
@@ -127,7 +143,8 @@ func TestKilledAtEachPoint(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.orphans > 0 || a.again != times {
-		t.Errorf("%d orphans; %d times the bytes of an intent were signed again, and it was killed %d times between the signature and the journal", a.orphans, a.again, times)
+		t.Errorf("%d orphans; bytes of an intent were signed again %d times, and hsm-signer was killed %d times "+
+			"between the signature and the journal", a.orphans, a.again, times)
 	}
 	r.measured("%d kills at %d points, %d requests", times*len(points), len(points), c.size())
 	r.measured("lost %d", c.size()-len(a.certificates))
@@ -139,13 +156,13 @@ func TestKilledAtEachPoint(t *testing.T) {
 func waitForDeath(t *testing.T, d *testenv.Daemon, at string) {
 	t.Helper()
 	if code, err := d.Wait(); err != nil || code != -1 { // by a signal
-		t.Fatalf("it was not killed %s: exit code %d, %v", at, code, err)
+		t.Fatalf("hsm-signer was not killed %s: exit code %d, %v", at, code, err)
 	}
 }
 
-// proxied puts a proxy before the API server until the end of the test, and returns the environment with which
-// hsm-signer takes that way.
-func (s *stage) proxied(t *testing.T) (*faultproxy.Proxy, string) {
+// proxied starts a proxy before the API server, which runs until the end of the test, and returns
+// the environment with which hsm-signer uses it.
+func (s *fixture) proxied(t *testing.T) (*faultproxy.Proxy, string) {
 	t.Helper()
 	p, err := faultproxy.NewProxy(s.Cluster.Config())
 	must.OK(t, err)

@@ -17,23 +17,23 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// A pair is two that stand for election, each with a journal of its own, as on two nodes.
+// A pair is two signers that stand for election, each with its own journal, as on two nodes.
 type pair struct {
 	signers [2]*signer
 	daemons [2]*testenv.Daemon
-	ran     [2][]*testenv.Daemon // all that there were
+	ran     [2][]*testenv.Daemon // all processes so far
 
 	mu     sync.Mutex
 	reigns []reign
 }
 
-// A reign begins when the API server has taken the lease's new holder.
+// A reign starts when the API server stores a new holder of the lease.
 type reign struct {
 	holder string
 	from   time.Time
 }
 
-func newPair(t *testing.T, s *stage) *pair {
+func newPair(t *testing.T, s *fixture) *pair {
 	t.Helper()
 	p := &pair{}
 	for i := range p.signers {
@@ -47,15 +47,15 @@ func newPair(t *testing.T, s *stage) *pair {
 
 const leaseNamespace = "hsm-signer"
 
-// start starts one of them, which is ready also while it stands by.
+// start starts one of the two, which is ready even while it stands by.
 func (p *pair) start(t *testing.T, i int) {
 	t.Helper()
 	p.daemons[i] = p.signers[i].startReady(t)
 	p.ran[i] = append(p.ran[i], p.daemons[i])
 }
 
-// watchLease takes note of each reign.
-func (p *pair) watchLease(t *testing.T, s *stage) {
+// watchLease records each reign.
+func (p *pair) watchLease(t *testing.T, s *fixture) {
 	t.Helper()
 	w, err := s.Cluster.Client().CoordinationV1().Leases(leaseNamespace).Watch(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
@@ -75,10 +75,10 @@ func (p *pair) watchLease(t *testing.T, s *stage) {
 	}()
 }
 
-// leadsAs finds in a log as whom a process has led.
+// leadsAs finds the identity of a leader in its log.
 var leadsAs = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
 
-// identities are those as which a signer's processes have led.
+// identities returns the identities with which a signer's processes have led.
 func (p *pair) identities(i int) map[string]bool {
 	all := map[string]bool{}
 	for _, d := range p.ran[i] {
@@ -89,7 +89,7 @@ func (p *pair) identities(i int) map[string]bool {
 	return all
 }
 
-// holder is who held the lease last at that time.
+// holder returns the last holder of the lease at that time.
 func (p *pair) holder(at time.Time) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,20 +122,21 @@ func (p *pair) leader(t *testing.T) int {
 	return leader
 }
 
-// takeover waits until the other leads, and returns since when.
+// takeover waits until the other one leads, and returns the time.
 func (p *pair) takeover(t *testing.T, from int) time.Time {
 	t.Helper()
 	must.Eventually(t, "the other to lead", func(ctx context.Context) (bool, error) { return leads(ctx, p.daemons[1-from]), nil })
 	return time.Now()
 }
 
-// Leaders are stopped and go on, are killed, and are asked to end.
+// Leaders are stopped and continued, killed, and terminated.
 func TestLeaders(t *testing.T) {
 	pauses, kills, stops := of(1, 20), of(1, 5), of(1, 5)
-	r := begin(t, 10, "the leader stopped with SIGSTOP for 30 s and continued, 20 times; kill -9, 5 times; SIGTERM, 5 times; while 5 requests a second come in",
+	r := begin(t, 10, "the leader stopped with SIGSTOP for 30 s and continued, 20 times; kill -9, 5 times; "+
+		"SIGTERM, 5 times; while 5 requests a second come in",
 		"second certificates for one UID 0; takeover ≤ 20 s after a kill, ≤ 3 s after SIGTERM")
 	p := newPair(t, shared)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	w := watchCertificates(t, c)
 	p.leader(t)
 	stopAsking := c.keepAsking(t, 5)
@@ -167,16 +168,17 @@ func TestLeaders(t *testing.T) {
 	p.account(t, r, c)
 }
 
-// pause stops the leader for 30 s, or in the short form until the other leads, and lets it go on.
+// pause stops the leader for 30 s, or in the short form until the other one leads, and continues
+// it.
 func (p *pair) pause(t *testing.T) time.Duration {
 	t.Helper()
 	leader := p.leader(t)
 	began := time.Now()
 	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGSTOP))
 	since := p.takeover(t, leader)
-	goesOn(t, of(time.Second, 30*time.Second-since.Sub(began)))
+	hold(t, 30*time.Second-since.Sub(began))
 	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGCONT))
-	must.Eventually(t, "the one of before to know", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the former leader to stand by", func(ctx context.Context) (bool, error) {
 		ready, _, err := p.daemons[leader].Readyz(ctx)
 		return err == nil && ready && !leads(ctx, p.daemons[leader]), nil
 	})
@@ -206,9 +208,10 @@ func (p *pair) terminate(t *testing.T) time.Duration {
 	return took
 }
 
-// account counts in both journals: what one has begun while the other led, and which requests have a certificate in
-// both. Such a one was signed by the leader of before and not published; nobody has it.
-func (p *pair) account(t *testing.T, r *row, c *crowd) {
+// account counts in both journals: the intents that one signer wrote while the other one led, and
+// the requests that have a certificate in both. The former leader signed such a certificate and did
+// not publish it, so no client has it.
+func (p *pair) account(t *testing.T, r *row, c *batch) {
 	t.Helper()
 	begun, both, unaccounted, unpublished := 0, 0, 0, 0
 	accounts := [2]*account{p.signers[0].account(t), p.signers[1].account(t)}
@@ -233,21 +236,23 @@ func (p *pair) account(t *testing.T, r *row, c *crowd) {
 		}
 	}
 	if begun > 0 || unaccounted > 0 || unpublished > 0 || accounts[0].most() > 1 || accounts[1].most() > 1 {
-		t.Errorf("%d were begun by one while the other led; %d signatures are in no journal; %d certificates in the cluster are in no journal; most certificates for one UID %d and %d",
+		t.Errorf("%d intents of one while the other led; %d signatures are in no journal; "+
+			"%d certificates in the cluster are in no journal; most certificates for one UID %d and %d",
 			begun, unaccounted, unpublished, accounts[0].most(), accounts[1].most())
 	}
 	r.measured("begun by one while the other led %d", begun)
 	r.measured("most certificates for one UID in a journal %d", max(accounts[0].most(), accounts[1].most()))
-	r.measured("UIDs with a certificate in both journals, of which one is published, %d; orphans %d", both, accounts[0].orphans+accounts[1].orphans)
+	r.measured("UIDs with a certificate in both journals, of which one is published, %d; orphans %d",
+		both, accounts[0].orphans+accounts[1].orphans)
 	r.measured("signatures in no journal %d", unaccounted)
 }
 
-// Somebody writes to the lease that a holder nobody knows has it for 68 years.
+// The lease is patched: an unknown holder has it for 68 years.
 func TestLeaseOfAnUnknownHolder(t *testing.T) {
 	times := of(1, 5)
 	r := begin(t, 20, "the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
 	p := newPair(t, shared)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	var after []time.Duration
 	for range times {
 		p.leader(t)

@@ -18,22 +18,24 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// Requests of 1.4 MB, and requests so near to etcd's limit that no answer can be written to them.
+// Some requests have 1.4 MB, others are so close to etcd's limit that no answer fits into the
+// object.
 func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	each := of(6, 60)
-	r := begin(t, 21, "60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry would take; then good ones",
+	r := begin(t, 21, "60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry "+
+		"would take; then good ones",
 		"120 recorded refusals; failed writes 0, faults 0, one event each; good ones issued")
-	own := ownStage(t)
+	own := ownFixture(t)
 	s := own.signer(t)
-	good, bad := own.newCrowd(t), own.newCrowd(t)
+	good, bad := own.newBatch(t), own.newBatch(t)
 	asking := bad.pod.InitContainer(node())
-	asking.SecretName = "crowd-001"
+	asking.SecretName = "batch-001"
 	template, err := asking.Object()
 	must.OK(t, err)
 	longest, err := bad.pod.LongestRequest(t.Context(), template)
 	must.OK(t, err)
 	bad.spoil = func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
-		asking.SecretName = fmt.Sprintf("crowd-%03d", number)
+		asking.SecretName = fmt.Sprintf("batch-%03d", number)
 		csr, err := asking.Object()
 		if err == nil && number <= each {
 			testenv.Pad(csr, 1_400_000)
@@ -46,7 +48,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	d := s.startReady(t)
 	bad.ask(t, each)
 	if bad.size() != 2*each {
-		t.Errorf("the API server took %d of %d requests", bad.size(), 2*each)
+		t.Errorf("the API server accepted %d of %d requests", bad.size(), 2*each)
 	}
 	recorded := func() int {
 		text, err := os.ReadFile(filepath.Join(s.state, "refusals.log"))
@@ -55,8 +57,10 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		}
 		return strings.Count(string(text), "\n")
 	}
-	must.Eventually(t, "every refusal to be recorded", func(context.Context) (bool, error) { return recorded() >= 2*each, nil })
-	goesOn(t, of(2*time.Second, 20*time.Second)) // the longest wait between two tries is 8 s
+	must.Eventually(t, "every refusal to be recorded", func(context.Context) (bool, error) {
+		return recorded() >= 2*each, nil
+	})
+	hold(t, 20*time.Second) // the longest pause between two tries is 8 s
 	good.ask(t, 10)
 	good.waitForAll(t)
 	metrics := d.Metrics(t.Context())
@@ -66,8 +70,11 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	if n := recorded(); n != 2*each {
 		t.Errorf("%d refusals are recorded for %d requests", n, 2*each)
 	}
-	failed := regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="(put|post|patch)"\}.*`).FindAllString(metrics, -1)
-	if len(failed) > 0 || !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") || !strings.Contains(metrics, fmt.Sprintf("\nhsm_signer_refusals_total %d\n", 2*each)) {
+	failedWrite := regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="(put|post|patch)"\}.*`)
+	failed := failedWrite.FindAllString(metrics, -1)
+	refusals := fmt.Sprintf("\nhsm_signer_refusals_total %d\n", 2*each)
+	if len(failed) > 0 || !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") ||
+		!strings.Contains(metrics, refusals) {
 		t.Errorf("failed writes %v; the metrics:\n%s", failed, metrics)
 	}
 	events, err := own.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
@@ -87,7 +94,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 			denied++
 		}
 	}
-	r.measured("%d requests, the longest spec.request that etcd stores has %d bytes; %d refusals recorded, %d of them denied, the others left alone", bad.size(), longest, recorded(), denied)
+	r.measured("%d requests, the longest spec.request that etcd stores has %d bytes; %d refusals recorded, "+
+		"%d of them denied, the others left alone", bad.size(), longest, recorded(), denied)
 	r.measured("failed writes %d, faults 0, events %d", len(failed), times)
 	r.measured("%d good ones issued afterwards", good.size())
 }

@@ -47,7 +47,7 @@ func TestSlowReaders(t *testing.T) {
 	end()
 	group.Wait()
 	peak := peakMemory(t, d)
-	good := shared.newCrowd(t)
+	good := shared.newBatch(t)
 	good.ask(t, 10)
 	good.waitForAll(t)
 	stop(t, d)

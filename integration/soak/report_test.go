@@ -19,7 +19,7 @@ const (
 	reportFile  = "report.md"
 )
 
-// A row is one of the report: what was done, what must be, and what was measured.
+// A row of the report says what was done, what must hold, and what was measured.
 type row struct {
 	Number   int       `json:"row"`
 	Test     string    `json:"test"`
@@ -32,13 +32,15 @@ type row struct {
 	late     bool
 }
 
-// begin begins a row, which is written when the test ends: so a soak that is cut off leaves what it has.
+// begin starts a row. It is written when the test ends, so an interrupted soak keeps its finished
+// rows.
 func begin(t *testing.T, number int, did, must string) *row {
 	t.Helper()
 	r := &row{Number: number, Test: t.Name(), Did: did, Must: must}
 	began := time.Now()
 	t.Cleanup(func() {
-		r.Held, r.Ended, r.Took = !t.Failed() && !r.late, time.Now().UTC().Truncate(time.Second), time.Since(began).Round(time.Second).String()
+		r.Held, r.Took = !t.Failed() && !r.late, time.Since(began).Round(time.Second).String()
+		r.Ended = time.Now().UTC().Truncate(time.Second)
 		t.Logf("%s\nmust be: %s\nmeasured: %s", r.Did, r.Must, strings.Join(r.Measured, "; "))
 		if !full {
 			return
@@ -55,17 +57,17 @@ func (r *row) measured(format string, args ...any) {
 	r.Measured = append(r.Measured, fmt.Sprintf(format, args...))
 }
 
-// within has the report say that the row does not hold when something took longer than its deadline. The test does not
-// fail for that: how long things take is the machine's affair, too.
+// within makes the report say "not held" if something took longer than its deadline. The test does
+// not fail: durations depend on the machine too.
 func (r *row) within(took, deadline time.Duration) {
 	r.late = r.late || took > deadline
 }
 
-// must has the report say that the row does not hold unless a figure is as it must be. The test does
-// not fail for that: how much a machine bears is its own affair, too.
+// must makes the report say "not held" unless the condition holds. The test does not fail:
+// throughput depends on the machine too.
 func (r *row) must(holds bool) { r.late = r.late || !holds }
 
-// write puts the row into the report, in the place of what an earlier run has measured.
+// write writes the row to the report, instead of the row of an earlier run.
 func (r *row) write() error {
 	var rows []*row
 	text, err := os.ReadFile(resultsFile)
@@ -87,7 +89,7 @@ func (r *row) write() error {
 	)
 }
 
-// render is the report for people.
+// render returns the report for people.
 func render(rows []*row) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# The soak
@@ -109,10 +111,10 @@ hsm-signer as a process of its own, on %d processors (%s/%s) that all of them sh
 	return b.String()
 }
 
-// seconds is a duration as the report has it.
+// seconds formats a duration for the report.
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 
-// longest is the longest of them; 0 when there is none.
+// longest returns the longest duration, or 0 if there is none.
 func longest(all []time.Duration) time.Duration {
 	if len(all) == 0 {
 		return 0

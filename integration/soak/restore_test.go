@@ -8,15 +8,15 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// The cluster is set back to before certificates were issued, and the journal is not: the requests come again, and
-// get what they had.
+// etcd is restored to a time before certificates were issued, and the journal is not. The requests
+// are open again and get the same certificates.
 func TestEtcdIsRestored(t *testing.T) {
 	requests := of(10, 100)
 	r := begin(t, 16, "etcd restored to before 100 issuances, with the same journal, while hsm-signer runs; then again while it does not",
 		"no UID gets a second, different certificate")
-	own := ownStage(t)
+	own := ownFixture(t)
 	s := own.signer(t)
-	c := own.newCrowd(t)
+	c := own.newBatch(t)
 	c.ask(t, requests)
 	restore, err := own.Cluster.Backup(context.Background())
 	must.OK(t, err)
@@ -41,14 +41,15 @@ func TestEtcdIsRestored(t *testing.T) {
 			different++
 		}
 	}
-	late := own.newCrowd(t)
-	late.ask(t, 3) // what is new is served too
+	late := own.newBatch(t)
+	late.ask(t, 3) // new requests are served too
 	late.waitForAll(t)
 	stop(t, d)
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if different > 0 || a.again > 0 || len(open) != requests {
-		t.Errorf("%d requests have another certificate than before, %d were signed again; %d of %d were open when etcd was set back", different, a.again, len(open), requests)
+		t.Errorf("%d requests have another certificate than before, %d were signed again; "+
+			"%d of %d were open after the restore", different, a.again, len(open), requests)
 	}
 	r.measured("%d issued, set back twice, %d open each time", requests, len(open))
 	r.measured("a second, different certificate %d; signed again %d", different, a.again)

@@ -1,11 +1,11 @@
-// Package soak holds hsm-signer out into bad weather: it is killed, cut off, stopped and filled up while requests
-// come in, and afterwards all is counted. Nothing may be lost, nothing issued twice, and nothing signed that is not
-// in the journal.
+// Package soak tests hsm-signer under faults: it is killed, cut off, stopped and its disk is filled
+// while requests arrive. Afterwards each test counts signatures, journal lines and certificates.
+// Nothing may be lost, nothing issued twice, and nothing signed that is not in the journal.
 //
-// Each row of the report is a test, with the real API server and etcd, and SoftHSM behind a shim that
-// writes down what is signed. "go test" runs each in a short form; with SOAK=full (make soak) the numbers are those
-// of the report, which is then written: results.json, and report.md for people. The deadlines of the report are
-// measured, and what does not come at all ends the test long after them.
+// Each row of the report is a test with a real API server and etcd, and SoftHSM behind a shim that
+// logs every signature. "go test" runs each test in a short form. With SOAK=full (make soak) the
+// tests use the numbers of the report and write it: results.json, and report.md for people. The
+// deadlines in the report are measured, not asserted.
 package soak
 
 import (
@@ -22,10 +22,10 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// full tells whether the numbers are those of the report.
+// full reports whether the tests use the numbers of the report.
 var full = os.Getenv("SOAK") == "full"
 
-// of chooses a number by the form.
+// of returns the number for the short or the full form.
 func of[T any](short, inFull T) T {
 	if full {
 		return inFull
@@ -33,15 +33,16 @@ func of[T any](short, inFull T) T {
 	return short
 }
 
-// The parts that most tests share: those that would leave the cluster large, or set it back, have one of their own.
-var shared *stage
+// shared is the fixture of most tests. Tests that fill or restore the cluster have one of their
+// own.
+var shared *fixture
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	ctx := context.Background()
 	var err error
-	if shared, err = newStage(ctx, ""); err != nil {
+	if shared, err = newFixture(ctx, ""); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -49,56 +50,56 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// A stage is a cluster, and a token with a CA's key.
-type stage struct {
+// A fixture is a cluster, and a token with a CA key.
+type fixture struct {
 	*testenv.Env
 	ca  testenv.CA
 	dir string
 }
 
-func newStage(ctx context.Context, binary string) (*stage, error) {
+func newFixture(ctx context.Context, binary string) (*fixture, error) {
 	dir, err := os.MkdirTemp("", "hsm-signer-soak-")
 	if err != nil {
 		return nil, err
 	}
-	b, err := testenv.New(ctx, testenv.Options{Dir: dir, Binary: binary, Progress: os.Stderr})
+	env, err := testenv.New(ctx, testenv.Options{Dir: dir, Binary: binary, Progress: os.Stderr})
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Env: b, dir: dir}
-	if s.ca, _, err = b.CreateCA(ctx, "ecdsa-p256"); err != nil {
+	s := &fixture{Env: env, dir: dir}
+	if s.ca, _, err = env.CreateCA(ctx, "ecdsa-p256"); err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *stage) close() {
+func (s *fixture) close() {
 	if err := s.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
-	_ = os.RemoveAll(s.dir) // it is in the directory for temporary files
+	_ = os.RemoveAll(s.dir) // in the directory for temporary files
 }
 
-// ownStage is one for this test alone.
-func ownStage(t *testing.T) *stage {
+// ownFixture returns a fixture for this test alone.
+func ownFixture(t *testing.T) *fixture {
 	t.Helper()
-	s, err := newStage(context.WithoutCancel(t.Context()), shared.Binary())
+	s, err := newFixture(context.WithoutCancel(t.Context()), shared.Binary())
 	must.OK(t, err)
 	t.Cleanup(s.close)
 	return s
 }
 
-// A signer is hsm-signer with a journal of its own, behind a shim, with room in its budget. It is run any number of
-// times.
+// A signer is an hsm-signer with its own journal, a shim before the token, and a large budget. A
+// test may run it several times.
 type signer struct {
-	*stage
+	*fixture
 	shim  *pkcs11shim.Shim
 	state string
 	env   []string
 }
 
-func (s *stage) signer(t *testing.T, env ...string) *signer {
+func (s *fixture) signer(t *testing.T, env ...string) *signer {
 	t.Helper()
 	dir := t.TempDir()
 	before, err := pkcs11shim.New(t.Context(), dir, s.Token.Module)
@@ -109,13 +110,13 @@ func (s *stage) signer(t *testing.T, env ...string) *signer {
 	}
 	policy := filepath.Join(dir, "policy.yaml")
 	must.OK(t, os.WriteFile(policy, []byte(text+"\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"), 0o600))
-	made := &signer{stage: s, shim: before, state: filepath.Join(dir, "state")}
+	made := &signer{fixture: s, shim: before, state: filepath.Join(dir, "state")}
 	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, "POLICY_FILE="+policy, "STATE_DIR="+made.state)
 	made.env = append(made.env, env...)
 	return made
 }
 
-// start runs it until the end of the test at most, however that comes.
+// start runs the signer. It ends with the test at the latest.
 func (s *signer) start(t *testing.T) *testenv.Daemon {
 	t.Helper()
 	d, err := s.Run(context.WithoutCancel(t.Context()), s.ca, s.env...)
@@ -124,7 +125,7 @@ func (s *signer) start(t *testing.T) *testenv.Daemon {
 		if t.Failed() {
 			t.Logf("the log of hsm-signer %d ends:\n%s", d.PID(), tail(d.Log()))
 		}
-		_ = d.Kill() // mostly it has ended
+		_ = d.Kill() // in most tests it has ended
 	})
 	return d
 }
@@ -136,7 +137,7 @@ func (s *signer) startReady(t *testing.T) *testenv.Daemon {
 	return d
 }
 
-// stop ends it as a supervisor does.
+// stop stops hsm-signer as a supervisor does.
 func stop(t *testing.T, d *testenv.Daemon) {
 	t.Helper()
 	if code, err := d.Stop(); err != nil || code != 0 {
@@ -144,17 +145,22 @@ func stop(t *testing.T, d *testenv.Daemon) {
 	}
 }
 
-// tail is the end of a long text.
+// tail returns the end of a long text.
 func tail(text string) string { return text[max(0, len(text)-1500):] }
 
-// node is the component that most requests are of.
+// node is the component that makes most requests.
 func node() calico.Component { return calico.OpenSource("cluster.local")[0] }
 
-// patience ends the wait for what does not come: long after any deadline of the report.
+// patience limits waits that only a broken hsm-signer does not end.
 const patience = 5 * time.Minute
 
-// goesOn lets time pass in which things happen, or until the test ends.
-func goesOn(t *testing.T, d time.Duration) {
+// hold keeps a fault in place for as long as the row of the report says. The short form does not
+// wait: there the visible effect of the fault is enough.
+func hold(t *testing.T, d time.Duration) {
+	t.Helper()
+	if !full {
+		return
+	}
 	select {
 	case <-time.After(d):
 	case <-t.Context().Done():

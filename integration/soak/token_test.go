@@ -25,7 +25,7 @@ var passing = []pkcs11shim.Rule{
 
 const faultEvery = 400 * time.Millisecond
 
-// keepFailing makes one call fail every 0.4 s until the returned function is called.
+// keepFailing makes one call fail every 0.4 s until the caller calls stop.
 func (s *signer) keepFailing(t *testing.T) (stop func() (faults int)) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
@@ -53,7 +53,7 @@ func (s *signer) keepFailing(t *testing.T) (stop func() (faults int)) {
 	}
 }
 
-// A token in which a call fails every 0.4 s goes on signing.
+// A token in which a call fails every 0.4 s continues to sign.
 func TestUnreliableToken(t *testing.T) {
 	const deadline = time.Minute
 	r := begin(t, 23, "one fault of the token every 0.4 s, in turn CKR_DEVICE_ERROR (twice), CKR_SESSION_HANDLE_INVALID, "+
@@ -61,7 +61,7 @@ func TestUnreliableToken(t *testing.T) {
 		"all issued within 60 s; lost 0; certificates per UID ≤ 1")
 	s := shared.signer(t)
 	d := s.startReady(t)
-	c := shared.newCrowd(t)
+	c := shared.newBatch(t)
 	stopFailing := s.keepFailing(t)
 	began := time.Now()
 	c.ask(t, of(60, 1000))

@@ -17,29 +17,32 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// A witness watches the requests of a crowd, and takes note of when each has its certificate, and of any that gets another
-// one. When its watch is cut it goes on, and what it has missed counts as late.
+// A witness watches the requests of a batch. It records when each has its certificate, and counts
+// the requests that get another one. A certificate that it misses while its watch restarts counts
+// as late.
 type witness struct {
-	crowd  *crowd
+	batch  *batch
 	cancel context.CancelFunc
 	group  wait.Group
 
 	mu      sync.Mutex
 	seen    map[types.UID]certified
-	another int // certificates that took the place of one
+	another int // certificates that replaced another
 }
 
-// certified is the certificate that a request had first, and when that was seen.
+// certified is the first certificate of a request, and when the witness saw it.
 type certified struct {
 	at    time.Time
 	chain []byte
 }
 
-func watchCertificates(t *testing.T, c *crowd) *witness {
+func watchCertificates(t *testing.T, c *batch) *witness {
 	t.Helper()
-	w := &witness{crowd: c, seen: map[types.UID]certified{}}
+	w := &witness{batch: c, seen: map[types.UID]certified{}}
 	informer := informers.NewSharedInformerFactory(c.admin, 0).Certificates().V1().CertificateSigningRequests().Informer()
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: w.note, UpdateFunc: func(_, after any) { w.note(after) }})
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: w.note, UpdateFunc: func(_, after any) { w.note(after) },
+	})
 	must.OK(t, err)
 	var ctx context.Context
 	ctx, w.cancel = context.WithCancel(t.Context())
@@ -62,13 +65,13 @@ func (w *witness) note(object any) {
 	}
 }
 
-// end ends the watch when it has seen a certificate of each request.
+// end ends the watch once it has seen a certificate of each request.
 func (w *witness) end(t *testing.T) {
 	t.Helper()
-	must.Eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
+	must.Eventually(t, "the watch to show all certificates", func(context.Context) (bool, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		for uid := range w.crowd.asked {
+		for uid := range w.batch.asked {
 			if _, is := w.seen[uid]; !is {
 				return false, nil
 			}
@@ -79,10 +82,10 @@ func (w *witness) end(t *testing.T) {
 	w.group.Wait()
 }
 
-// latencies are from the request to the certificate, the shortest first.
+// latencies returns the times from request to certificate, the shortest first.
 func (w *witness) latencies() []time.Duration {
 	var all []time.Duration
-	for uid, made := range w.crowd.asked {
+	for uid, made := range w.batch.asked {
 		all = append(all, w.seen[uid].at.Sub(made.at))
 	}
 	slices.Sort(all)

@@ -18,7 +18,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// The files of a cluster's directory.
+// The files in the directory of a cluster.
 const (
 	portFile       = "port"
 	tokenFile      = "admin.token"
@@ -29,8 +29,8 @@ const (
 	kubeconfigFile = "kubeconfig"
 )
 
-// makeSecrets makes the admin's token and the key that signs service accounts'
-// tokens, unless the directory has them already.
+// makeSecrets creates the admin's token and the key that signs the tokens of service accounts,
+// unless the directory has them.
 func makeSecrets(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, accountKeyFile)); err == nil {
 		return nil
@@ -45,15 +45,16 @@ func makeSecrets(dir string) error {
 	}
 	token := rand.Text()
 	users := fmt.Sprintf("%s,admin,admin,system:masters\n", token)
-	// The key last: it says that all are there.
+	accountKey := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+	// The key is last: if it exists, all files exist.
 	return errors.Join(
 		os.WriteFile(filepath.Join(dir, tokenFile), []byte(token), 0o600),
 		os.WriteFile(filepath.Join(dir, tokensFile), []byte(users), 0o600),
-		os.WriteFile(filepath.Join(dir, accountKeyFile), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600),
+		os.WriteFile(filepath.Join(dir, accountKeyFile), accountKey, 0o600),
 	)
 }
 
-// host is the URL of the API server.
+// host returns the URL of the API server.
 func (c *Cluster) host() (string, error) {
 	if c.url != "" {
 		return c.url, nil
@@ -62,7 +63,7 @@ func (c *Cluster) host() (string, error) {
 	return "https://127.0.0.1:" + strings.TrimSpace(string(port)), err
 }
 
-// adminConfig is the admin's way to the API server.
+// adminConfig returns the admin's client configuration.
 func (c *Cluster) adminConfig() (*rest.Config, error) {
 	host, err := c.host()
 	if err != nil {
@@ -72,7 +73,7 @@ func (c *Cluster) adminConfig() (*rest.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The file ends with the certificate of the CA that signed the first.
+	// The last certificate in the file is that of the CA.
 	ca, err := os.ReadFile(filepath.Join(c.dir, servingFile))
 	if err != nil {
 		return nil, err
@@ -85,17 +86,17 @@ func (c *Cluster) adminConfig() (*rest.Config, error) {
 	}, nil
 }
 
-// Config is the admin's way to the API server, with no limit of its own on the
-// rate of requests. It is the caller's to change.
+// Config returns a copy of the admin's client configuration, without a limit on the rate of
+// requests.
 func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.admin) }
 
-// Client is the admin's client.
+// Client returns the admin's client.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
-// Kubeconfig is the path of the admin's kubeconfig file.
+// Kubeconfig returns the path of the admin's kubeconfig file.
 func (c *Cluster) Kubeconfig() string { return filepath.Join(c.dir, kubeconfigFile) }
 
-// ConfigFor is the way to the API server of whoever has the token.
+// ConfigFor returns the client configuration of the token's owner.
 func (c *Cluster) ConfigFor(token string) *rest.Config {
 	config := rest.AnonymousClientConfig(c.admin)
 	config.BearerToken = token
@@ -103,7 +104,7 @@ func (c *Cluster) ConfigFor(token string) *rest.Config {
 	return config
 }
 
-// WriteKubeconfig writes a kubeconfig file that only its owner may read.
+// WriteKubeconfig writes a kubeconfig file that only the file's owner may read.
 func WriteKubeconfig(path string, config *rest.Config) error {
 	kubeconfig := clientcmdapi.Config{
 		Clusters: map[string]*clientcmdapi.Cluster{"testenv": {

@@ -8,16 +8,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// attachTimeout bounds how long an API server that someone else starts is waited for.
+// attachTimeout limits the wait for an API server that another program starts.
 const attachTimeout = 3 * time.Minute
 
-// MakeSecrets writes into dir what an API server is started with so that Attach knows its way in:
+// MakeSecrets writes the files that an API server needs so that Attach can connect to it:
 // tokens.csv with the admin's token (--token-auth-file), and service-account.key
-// (--service-account-key-file, --service-account-signing-key-file). What is there stays.
+// (--service-account-key-file, --service-account-signing-key-file). Existing files stay.
 func MakeSecrets(dir string) error { return makeSecrets(dir) }
 
-// Attach waits for an API server that someone else runs, at that URL, with the secrets in dir and its
-// --cert-dir in dir/certs. Of the Cluster only the methods that go through the API may be called.
+// Attach waits for the API server at the URL, which another program runs with the secrets in dir
+// and with --cert-dir=dir/certs. The caller may only use methods of the Cluster that call the API.
 func Attach(ctx context.Context, dir, url string) (*Cluster, error) {
 	c := in(dir)
 	c.url = url
@@ -27,7 +27,7 @@ func Attach(ctx context.Context, dir, url string) (*Cluster, error) {
 		return last == nil, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("the API server at %s with the secrets of %s does not get ready: %w", url, dir, last)
+		return nil, fmt.Errorf("the API server at %s with the secrets in %s is not ready: %w", url, dir, last)
 	}
 	return c, nil
 }

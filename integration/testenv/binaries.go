@@ -18,8 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// AssetsVariable names a directory that already holds kube-apiserver, etcd and kubectl,
-// as the envtest tools of controller-runtime lay it out.
+// AssetsVariable names a directory with kube-apiserver, etcd and kubectl, as for the envtest
+// package of controller-runtime.
 const AssetsVariable = "KUBEBUILDER_ASSETS"
 
 const (
@@ -30,22 +30,21 @@ const (
 	etcdModule        = "go.etcd.io/etcd/server/v3"
 	versionPackage    = "k8s.io/component-base/version"
 	lockPollInterval  = 200 * time.Millisecond
-	buildEnvironment  = "GOWORK=off" // the versions are those of this module's go.mod, whatever surrounds it
+	buildEnvironment  = "GOWORK=off" // only this module's go.mod chooses the versions
 	firstBuildMessage = "the first time takes about 6 minutes on two cores"
 )
 
-// Bin holds the paths of the servers' binaries, and of kubectl, which the manuals use.
+// Bin has the paths of the servers' binaries, and of kubectl for the manuals.
 type Bin struct {
 	APIServer string
 	Etcd      string
 	Kubectl   string
 }
 
-// Binaries finds kube-apiserver, etcd and kubectl: in the directory that
-// KUBEBUILDER_ASSETS names, or else in the user's cache, where it builds them
-// first if need be, in the versions that this module's go.mod pins. Of several
-// processes that ask at once, one builds and the others wait. What takes long
-// is told to progress, which may be nil.
+// Binaries returns the paths of kube-apiserver, etcd and kubectl: in the directory of
+// KUBEBUILDER_ASSETS, or in the user's cache. If the cache lacks them Binaries builds the versions
+// in this module's go.mod; of several processes one builds and the others wait. progress, if not
+// nil, receives a line for each slow step.
 func Binaries(ctx context.Context, progress io.Writer) (Bin, error) {
 	if dir := os.Getenv(AssetsVariable); dir != "" {
 		return assets(dir)
@@ -57,7 +56,8 @@ func Binaries(ctx context.Context, progress io.Writer) (Bin, error) {
 	if bin := binIn(b.target); bin.missing() == nil {
 		return bin, nil
 	}
-	stop := ticker(progress, fmt.Sprintf("building kube-apiserver and kubectl %s, and etcd %s (%s)", b.kubernetes, b.etcd, firstBuildMessage))
+	stop := ticker(progress, fmt.Sprintf("building kube-apiserver and kubectl %s, and etcd %s (%s)",
+		b.kubernetes, b.etcd, firstBuildMessage))
 	defer stop()
 	return b.once(ctx)
 }
@@ -65,16 +65,21 @@ func Binaries(ctx context.Context, progress io.Writer) (Bin, error) {
 func assets(dir string) (Bin, error) {
 	bin := binIn(dir)
 	if err := bin.missing(); err != nil {
-		return Bin{}, fmt.Errorf("%s is set to %s, which lacks a binary: %w; put it there, or unset the variable to have it built", AssetsVariable, dir, err)
+		return Bin{}, fmt.Errorf("%s is set to %s, which lacks a binary: %w; copy it there, or unset the variable",
+			AssetsVariable, dir, err)
 	}
 	return bin, nil
 }
 
 func binIn(dir string) Bin {
-	return Bin{APIServer: filepath.Join(dir, "kube-apiserver"), Etcd: filepath.Join(dir, "etcd"), Kubectl: filepath.Join(dir, "kubectl")}
+	return Bin{
+		APIServer: filepath.Join(dir, "kube-apiserver"),
+		Etcd:      filepath.Join(dir, "etcd"),
+		Kubectl:   filepath.Join(dir, "kubectl"),
+	}
 }
 
-// missing is the error of the first binary that is not there.
+// missing returns an error if a binary does not exist.
 func (b Bin) missing() error {
 	for _, path := range []string{b.APIServer, b.Etcd, b.Kubectl} {
 		if _, err := os.Stat(path); err != nil {
@@ -84,8 +89,7 @@ func (b Bin) missing() error {
 	return nil
 }
 
-// serverBuild is one set of versions and flags, and the directory that its binaries
-// belong in.
+// A serverBuild is a set of versions and flags, and the directory of its binaries.
 type serverBuild struct {
 	module     string // directory of this module
 	kubernetes string
@@ -117,20 +121,21 @@ func newBuild(ctx context.Context) (*serverBuild, error) {
 	}
 	b.ldflags = versionFlags(b.kubernetes)
 	hash := sha256.Sum256([]byte(b.ldflags))
-	b.target = filepath.Join(cache, "hsm-signer", fmt.Sprintf("kubernetes-%s-etcd-%s-%s-%x", b.kubernetes, b.etcd, goVersion, hash[:4]))
+	b.target = filepath.Join(cache, "hsm-signer",
+		fmt.Sprintf("kubernetes-%s-etcd-%s-%s-%x", b.kubernetes, b.etcd, goVersion, hash[:4]))
 	return b, nil
 }
 
-// versionFlags are the linker's flags that make a server say its version: a
-// Kubernetes server without one takes itself for v0.0.0 and turns off what is
-// newer than that.
+// versionFlags returns the linker flags that set a server's version. A Kubernetes server without
+// them has version v0.0.0 and disables every newer feature.
 func versionFlags(version string) string {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
-	return fmt.Sprintf("-s -w -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s", versionPackage, version, major, minor)
+	return fmt.Sprintf("-s -w -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s",
+		versionPackage, version, major, minor)
 }
 
-// once builds what is missing, under a lock that other processes wait for.
+// once builds the binaries under a lock, unless another process has built them.
 func (b *serverBuild) once(ctx context.Context) (Bin, error) {
 	if err := os.MkdirAll(filepath.Dir(b.target), 0o755); err != nil {
 		return Bin{}, fmt.Errorf("directory for the servers' binaries: %w", err)
@@ -142,7 +147,7 @@ func (b *serverBuild) once(ctx context.Context) (Bin, error) {
 	defer lock.Close()
 	bin := binIn(b.target)
 	if bin.missing() == nil {
-		return bin, nil // another process has built it meanwhile
+		return bin, nil // another process has built them
 	}
 	temp, err := os.MkdirTemp(filepath.Dir(b.target), "building-")
 	if err != nil {
@@ -153,13 +158,16 @@ func (b *serverBuild) once(ctx context.Context) (Bin, error) {
 		return Bin{}, err
 	}
 	if err := errors.Join(os.Chmod(temp, 0o755), os.RemoveAll(b.target), os.Rename(temp, b.target)); err != nil {
-		return Bin{}, fmt.Errorf("putting the servers' binaries in place: %w", err)
+		return Bin{}, fmt.Errorf("install the servers' binaries: %w", err)
 	}
 	return bin, nil
 }
 
 func (b *serverBuild) compile(ctx context.Context, out Bin) error {
-	for path, pkg := range map[string]string{out.APIServer: apiserverPackage, out.Etcd: etcdModule, out.Kubectl: kubectlPackage} {
+	packages := map[string]string{
+		out.APIServer: apiserverPackage, out.Etcd: etcdModule, out.Kubectl: kubectlPackage,
+	}
+	for path, pkg := range packages {
 		if _, err := goOutput(ctx, b.module, "build", "-o", path, "-ldflags", b.ldflags, pkg); err != nil {
 			return err
 		}
@@ -167,8 +175,8 @@ func (b *serverBuild) compile(ctx context.Context, out Bin) error {
 	return nil
 }
 
-// moduleDir is the directory of this module's go.mod: where this file was
-// compiled from, or else what the go command says of the working directory.
+// moduleDir returns the directory of this module's go.mod: that of this source file, or else that
+// of the module of the working directory.
 func moduleDir(ctx context.Context) (string, error) {
 	if _, file, _, ok := runtime.Caller(0); ok {
 		dir := filepath.Dir(filepath.Dir(file))
@@ -178,12 +186,13 @@ func moduleDir(ctx context.Context) (string, error) {
 	}
 	dir, err := goOutput(ctx, "", "list", "-m", "-f", "{{.Dir}}", modulePath)
 	if err != nil {
-		return "", fmt.Errorf("the sources of module %s are not to be found (run in its directory, or set %s): %w", modulePath, AssetsVariable, err)
+		return "", fmt.Errorf("cannot find the sources of module %s: %w; run in its directory, or set %s",
+			modulePath, err, AssetsVariable)
 	}
 	return dir, nil
 }
 
-// goOutput runs the go command, which dies with ctx, and answers what it said.
+// goOutput runs the go command, which ends with ctx, and returns its output.
 func goOutput(ctx context.Context, dir string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "go", args...)
@@ -197,14 +206,14 @@ func goOutput(ctx context.Context, dir string, args ...string) (string, error) {
 		return "", fmt.Errorf("go %s: %w", args[0], context.Cause(ctx))
 	}
 	if err != nil {
-		return "", fmt.Errorf("go %s in %s: %w: %s", strings.Join(args, " "), dir, err, bytes.TrimSpace(stderr.Bytes()))
+		return "", fmt.Errorf("go %s in %s: %w: %s",
+			strings.Join(args, " "), dir, err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }
 
-// lockFile opens path and takes its lock, which is held until every copy of the
-// file is closed, here and in child processes. It does not wait: when someone
-// has the lock, the error is syscall.EWOULDBLOCK.
+// lockFile opens the file and locks it until every copy of the descriptor is closed, also in child
+// processes. It does not wait: if another process has the lock, the error is syscall.EWOULDBLOCK.
 func lockFile(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -228,7 +237,7 @@ func waitForLock(ctx context.Context, path string) (*os.File, error) {
 		return err == nil, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("waiting for another process that builds the servers: %w", err)
+		return nil, fmt.Errorf("wait for another process that builds the servers: %w", err)
 	}
 	return lock, nil
 }

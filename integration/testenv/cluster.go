@@ -24,34 +24,31 @@ const (
 	portTries    = 5
 	etcdDir      = "etcd" // of etcd's data
 
-	// The servers' working directory is the cluster's, and this address is
-	// relative to it: no port, no limit on the length of the directory's name,
-	// and nobody else on the machine can connect.
+	// The servers run in the directory of the cluster, and this address is relative to it: it needs
+	// no port, its length does not depend on the directory, and other users cannot connect.
 	etcdURL     = "unix://etcd.sock"
 	etcdPeerURL = "unix://etcd-peer.sock"
 )
 
-// ClusterOptions say what Cluster to start. The zero ClusterOptions are a fresh one in a
-// temporary directory.
+// ClusterOptions configure StartCluster. The zero value is a new cluster in a temporary directory.
 type ClusterOptions struct {
-	// Dir keeps the cluster's state. A cluster started in the directory of an
-	// earlier one is the same: its data, its keys, its CA and, where it is still
-	// free, its port. Empty means a temporary directory, removed by Stop.
+	// Dir holds the state of the cluster. A cluster in the directory of an earlier one has the same
+	// data, keys, CA and, if it is free, port. Empty: a temporary directory, which Stop removes.
 	Dir string
-	// APIServerArgs are added to the API server's, e.g. "--feature-gates=…".
+	// APIServerArgs are more arguments of the API server, such as "--feature-gates=…".
 	APIServerArgs []string
-	// Detach lets the servers outlive the process and the context that started
-	// them. A cluster that runs in Dir already is then taken over as it is.
+	// Detach lets the servers outlive the process and the context that started them. If a cluster
+	// runs in Dir, StartCluster then returns that one.
 	Detach bool
-	// Progress is told of what takes long; nil for nobody.
+	// Progress, if not nil, receives a line for each slow step.
 	Progress io.Writer
 }
 
-// Cluster is an API server with its etcd, running.
+// A Cluster is a running API server with its etcd.
 type Cluster struct {
 	options   ClusterOptions
 	dir       string
-	url       string // of an API server that someone else runs; empty: on 127.0.0.1
+	url       string // of an API server that another program runs; empty: on 127.0.0.1
 	bin       Bin
 	etcd      process
 	apiserver process
@@ -59,8 +56,8 @@ type Cluster struct {
 	client    kubernetes.Interface
 }
 
-// StartCluster starts a cluster and waits until it is ready. Unless it is detached it
-// ends with ctx, so ctx must not be one with a deadline meant for the start.
+// StartCluster starts a cluster and waits until it is ready. Unless it is detached the cluster ends
+// with ctx, so ctx must not have a deadline for the start alone.
 func StartCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	bin, err := Binaries(ctx, o.Progress)
 	if err != nil {
@@ -78,8 +75,7 @@ func StartCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	return c, nil
 }
 
-// giveUp ends what a start that failed has started, and nothing that ran
-// already.
+// giveUp stops the servers that a failed start has started, and no others.
 func (c *Cluster) giveUp() error {
 	var err error
 	for _, p := range []*process{&c.apiserver, &c.etcd} {
@@ -90,7 +86,7 @@ func (c *Cluster) giveUp() error {
 	return errors.Join(err, c.clean())
 }
 
-// StopCluster stops the cluster that runs in dir, whoever started it. Its state stays.
+// StopCluster stops the cluster in dir, whichever process started it. Its state stays.
 func StopCluster(dir string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -144,8 +140,8 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 		"--initial-cluster=testenv="+etcdPeerURL)
 }
 
-// StartAPIServer starts the API server, on the port it had before, and waits
-// until it is ready. Like the cluster's it lasts no longer than ctx.
+// StartAPIServer starts the API server on its former port, and waits until it is ready. The API
+// server ends with ctx.
 func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if c.options.Detach && c.apiserver.running() {
 		return c.waitUntilReady(ctx)
@@ -155,7 +151,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		// Someone may have taken the port in the moment since it was chosen.
+		// Another process may have taken the port since it was chosen.
 		if try == portTries || !strings.Contains(c.apiserver.lastWords(), "address already in use") {
 			return err
 		}
@@ -187,11 +183,11 @@ func (c *Cluster) startAPIServerOnce(ctx context.Context) error {
 	return nil
 }
 
-// choosePort is the cluster's last port, if there is one and it is free, or
-// else any that is; it writes down which. Once clients know the port it stays.
+// choosePort returns and stores the cluster's last port or, if that is not free, another one. Once
+// clients know the port it does not change.
 func (c *Cluster) choosePort() (int, error) {
 	file := filepath.Join(c.dir, portFile)
-	last, _ := os.ReadFile(file) // none is any
+	last, _ := os.ReadFile(file) // without a file any port will do
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", string(last)))
 	if err != nil && c.admin == nil {
 		listener, err = net.Listen("tcp", "127.0.0.1:0")
@@ -209,20 +205,21 @@ func (c *Cluster) waitUntilReady(ctx context.Context) error {
 	err := wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true, func(ctx context.Context) (bool, error) {
 		for _, p := range []*process{&c.etcd, &c.apiserver} {
 			if !p.running() {
-				return false, fmt.Errorf("%s has ended; its log %s ends:\n%s", p.name, p.logFile(), p.lastWords())
+				return false, fmt.Errorf("%s has exited; its log %s ends:\n%s", p.name, p.logFile(), p.lastWords())
 			}
 		}
 		last = c.ready(ctx)
 		return last == nil, nil
 	})
 	if wait.Interrupted(err) {
-		return fmt.Errorf("the API server does not get ready: %w; its log is %s", errors.Join(err, last), c.apiserver.logFile())
+		return fmt.Errorf("the API server is not ready: %w; its log is %s",
+			errors.Join(err, last), c.apiserver.logFile())
 	}
 	return err
 }
 
-// ready asks the API server whether it is ready, and learns how to speak to it
-// first: it makes its serving certificate when it starts for the first time.
+// ready returns an error unless the API server is ready. It reads the client configuration first:
+// the API server creates its serving certificate on its first start.
 func (c *Cluster) ready(ctx context.Context) error {
 	admin, err := c.adminConfig()
 	if err != nil {
@@ -238,14 +235,13 @@ func (c *Cluster) ready(ctx context.Context) error {
 	if c.admin == nil {
 		c.admin, c.client = admin, client
 	}
-	if c.url != "" { // the directory is someone else's
+	if c.url != "" { // the directory belongs to another program
 		return nil
 	}
 	return WriteKubeconfig(c.Kubeconfig(), admin)
 }
 
-// Stop ends the servers, and removes a temporary directory. A cluster that has
-// stopped can be stopped again.
+// Stop stops the servers and removes a temporary directory. It may be called again.
 func (c *Cluster) Stop() error {
 	return errors.Join(c.apiserver.kill(), c.etcd.kill(), c.clean())
 }
@@ -258,9 +254,9 @@ func (c *Cluster) clean() error {
 	return os.RemoveAll(c.dir)
 }
 
-// Backup stops the servers, copies what etcd holds, and starts them again. What it returns sets the cluster back
-// to that copy, in the same way: as an administrator does with a snapshot of etcd. The servers last no longer
-// than ctx.
+// Backup stops the servers, copies the data of etcd, and starts them again. The returned function
+// restores the copy in the same way, as an administrator restores a snapshot of etcd. The servers
+// end with ctx.
 func (c *Cluster) Backup(ctx context.Context) (restore func() error, err error) {
 	data, copied := filepath.Join(c.dir, etcdDir), filepath.Join(c.dir, etcdDir+".backup")
 	if err := c.whileStopped(ctx, func() error {
@@ -279,7 +275,7 @@ func (c *Cluster) Backup(ctx context.Context) (restore func() error, err error) 
 	}, nil
 }
 
-// whileStopped does something between a stop and a start of the servers.
+// whileStopped stops the servers, calls do, and starts them again.
 func (c *Cluster) whileStopped(ctx context.Context, do func() error) error {
 	if err := errors.Join(c.apiserver.kill(), c.etcd.kill()); err != nil {
 		return err
@@ -293,15 +289,14 @@ func (c *Cluster) whileStopped(ctx context.Context, do func() error) error {
 	return c.StartAPIServer(ctx)
 }
 
-// StopAPIServer kills the API server; etcd keeps the data.
+// StopAPIServer kills the API server. etcd keeps the data.
 func (c *Cluster) StopAPIServer() error { return c.apiserver.kill() }
 
-// PauseAPIServer lets the API server hang: connections stay, answers do not
-// come.
+// PauseAPIServer makes the API server hang: connections stay open without answers.
 func (c *Cluster) PauseAPIServer() error { return c.apiserver.signal(syscall.SIGSTOP) }
 
 // ResumeAPIServer ends a pause.
 func (c *Cluster) ResumeAPIServer() error { return c.apiserver.signal(syscall.SIGCONT) }
 
-// Dir is where the cluster keeps its state and its logs.
+// Dir returns the directory of the cluster's state and logs.
 func (c *Cluster) Dir() string { return c.dir }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,7 +22,7 @@ import (
 const (
 	poll     = 20 * time.Millisecond
 	patience = 30 * time.Second
-	ending   = 2 * time.Minute // a module that hangs is given more than a minute
+	ending   = 2 * time.Minute // hsm-signer waits more than a minute for a hanging module
 )
 
 // A Daemon is "hsm-signer run", or "hsm-signer heal", as a process.
@@ -32,13 +33,38 @@ type Daemon struct {
 	ended   <-chan struct{}
 }
 
-// Run starts hsm-signer and waits until it listens; see [Daemon.WaitReady]. The
-// environment is added to the one that is right.
+// Run starts hsm-signer and waits until it listens; see [Daemon.WaitReady]. Variables in env have
+// precedence.
 func (e *Env) Run(ctx context.Context, ca CA, env ...string) (*Daemon, error) {
 	return e.start(ctx, "run", e.environment(ca, env))
 }
 
-// start starts a command of hsm-signer that serves, and waits until it listens.
+// healer is the service account of deploy/components/heal.
+const healer = "hsm-signer-heal"
+
+// Heal starts "hsm-signer heal" with the rights of deploy/components/heal, and waits until it
+// listens. Variables in env have precedence.
+func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
+	if err := e.Cluster.EnsureNamespace(ctx, "calico-system"); err != nil {
+		return nil, err
+	}
+	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "components", "heal", "rbac.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Cluster.Apply(ctx, manifests); err != nil {
+		return nil, fmt.Errorf("apply the component heal: %w", err)
+	}
+	kubeconfig := filepath.Join(e.dir, healer+".kubeconfig")
+	if err := e.kubeconfigOf(ctx, healer, kubeconfig, e.Cluster.ConfigFor); err != nil {
+		return nil, err
+	}
+	own := append(os.Environ(), "SIGNER_NAME="+SignerName, "KUBECONFIG="+kubeconfig,
+		"LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
+	return e.start(ctx, "heal", append(own, env...))
+}
+
+// start starts a serving command of hsm-signer, and waits until it listens.
 func (e *Env) start(ctx context.Context, command string, env []string) (*Daemon, error) {
 	d := &Daemon{cmd: exec.CommandContext(ctx, e.binary, command)}
 	d.cmd.Env = env
@@ -55,23 +81,23 @@ func (e *Env) start(ctx context.Context, command string, env []string) (*Daemon,
 	return d, nil
 }
 
-// findAddress waits for the log line that says where it listens.
+// findAddress waits for the log line with the listening address.
 func (d *Daemon) findAddress(ctx context.Context) (err error) {
 	d.address, err = d.logged(ctx, "listening")
 	return err
 }
 
-// StatusPage waits until the status page is listened on, and returns its URL.
+// StatusPage waits until the status page is served, and returns its URL.
 func (d *Daemon) StatusPage(ctx context.Context) (string, error) {
 	address, err := d.logged(ctx, "the status page is there")
 	return "http://" + address + "/", err
 }
 
-// logged waits for the log line that has this message and an address, and returns that.
+// logged waits for the log line with this message, and returns the address in it.
 func (d *Daemon) logged(ctx context.Context, message string) (address string, err error) {
 	err = wait.PollUntilContextTimeout(ctx, poll, patience, true, func(context.Context) (bool, error) {
 		if !d.Running() {
-			return false, errors.New("it has ended")
+			return false, errors.New("it has exited")
 		}
 		for line := range strings.SplitSeq(d.log.String(), "\n") {
 			var entry struct {
@@ -90,7 +116,7 @@ func (d *Daemon) logged(ctx context.Context, message string) (address string, er
 	return address, nil
 }
 
-// Running tells whether the process lives.
+// Running reports whether the process runs.
 func (d *Daemon) Running() bool {
 	select {
 	case <-d.ended:
@@ -100,7 +126,7 @@ func (d *Daemon) Running() bool {
 	}
 }
 
-// Readyz returns what /readyz answers.
+// Readyz returns the answer of /readyz.
 func (d *Daemon) Readyz(ctx context.Context) (ready bool, body string, err error) {
 	return d.get(ctx, "/readyz")
 }
@@ -119,7 +145,7 @@ func (d *Daemon) get(ctx context.Context, path string) (ok bool, body string, er
 	return response.StatusCode == http.StatusOK, string(text), err
 }
 
-// Metrics returns what /metrics says, or why it does not.
+// Metrics returns the text of /metrics, or the error of the call.
 func (d *Daemon) Metrics(ctx context.Context) string {
 	_, body, err := d.get(ctx, "/metrics")
 	if err != nil {
@@ -128,10 +154,10 @@ func (d *Daemon) Metrics(ctx context.Context) string {
 	return body
 }
 
-// WaitReady waits until /readyz says that all is well.
+// WaitReady waits until /readyz reports that hsm-signer is ready.
 func (d *Daemon) WaitReady(ctx context.Context) error { return d.waitReadyz(ctx, true, "") }
 
-// WaitNotReady waits until /readyz says that it is not ready, with these words.
+// WaitNotReady waits until /readyz reports that hsm-signer is not ready, with these words.
 func (d *Daemon) WaitNotReady(ctx context.Context, words string) error {
 	return d.waitReadyz(ctx, false, words)
 }
@@ -140,19 +166,19 @@ func (d *Daemon) waitReadyz(ctx context.Context, want bool, words string) error 
 	var last string
 	err := wait.PollUntilContextTimeout(ctx, poll, patience, true, func(ctx context.Context) (bool, error) {
 		if !d.Running() {
-			return false, errors.New("it has ended")
+			return false, errors.New("it has exited")
 		}
 		ready, body, err := d.Readyz(ctx)
 		last = body
 		return err == nil && ready == want && strings.Contains(body, words), nil
 	})
 	if err != nil {
-		return fmt.Errorf("/readyz of hsm-signer is not ready=%t %q: %w; it says %q; its log:\n%s", want, words, err, last, d.Log())
+		return fmt.Errorf("waiting for ready=%t %q in /readyz of hsm-signer: %w; last answer %q; its log:\n%s", want, words, err, last, d.Log())
 	}
 	return nil
 }
 
-// Stop asks the process to end, as a supervisor does, and returns its exit code.
+// Stop interrupts the process, as a supervisor does, and returns its exit code.
 func (d *Daemon) Stop() (int, error) {
 	if err := d.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return -1, err
@@ -160,7 +186,7 @@ func (d *Daemon) Stop() (int, error) {
 	return d.Wait()
 }
 
-// Kill ends the process without asking.
+// Kill kills the process.
 func (d *Daemon) Kill() error {
 	if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -169,17 +195,17 @@ func (d *Daemon) Kill() error {
 	return nil
 }
 
-// Wait waits for the end of the process and returns its exit code.
+// Wait waits until the process exits, and returns its exit code.
 func (d *Daemon) Wait() (int, error) {
 	select {
 	case <-d.ended:
 		return d.cmd.ProcessState.ExitCode(), nil
 	case <-time.After(ending):
-		return -1, errors.Join(fmt.Errorf("hsm-signer did not end within %s; its log:\n%s", ending, d.Log()), d.Kill())
+		return -1, errors.Join(fmt.Errorf("hsm-signer did not exit within %s; its log:\n%s", ending, d.Log()), d.Kill())
 	}
 }
 
-// DumpedCore tells whether the process ended and left a core behind.
+// DumpedCore reports whether the process has written a core dump.
 func (d *Daemon) DumpedCore() bool {
 	status, ok := d.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	return ok && status.CoreDump()
@@ -188,16 +214,16 @@ func (d *Daemon) DumpedCore() bool {
 // Signal sends a signal to the process.
 func (d *Daemon) Signal(signal os.Signal) error { return d.cmd.Process.Signal(signal) }
 
-// PID is the process's.
+// PID returns the process ID.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
-// Address is where the health endpoints listen, HOST:PORT.
+// Address returns the HOST:PORT of the health endpoints.
 func (d *Daemon) Address() string { return d.address }
 
-// Log is what the process has written so far.
+// Log returns the output of the process so far.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// log keeps what a process writes.
+// log keeps the output of a process.
 type log struct {
 	mu   sync.Mutex
 	text bytes.Buffer

@@ -1,17 +1,18 @@
 // Package testenv runs hsm-signer on real parts for tests, the demonstration and the benchmarks: a
-// kube-apiserver with its etcd, PKCS#11 tokens of SoftHSM, and hsm-signer as a separate process with
-// only the rights of deploy/base/rbac.yaml. Everything runs on this machine and listens on 127.0.0.1.
+// kube-apiserver with its etcd, PKCS#11 tokens of SoftHSM, and hsm-signer as a separate process
+// with only the rights of deploy/base/rbac.yaml. Everything runs on this machine and listens on
+// 127.0.0.1.
 //
 // An Env has all of these parts. A Cluster is the API server alone. There are no controllers, no
-// scheduler and no kubelet: methods of Cluster and Env create nodes, running pods with addresses and
-// tokens bound to pods through the API.
+// scheduler and no kubelet: methods of Cluster and Env create nodes, running pods with addresses
+// and tokens bound to pods through the API.
 //
-// A Cluster stops with Stop, with the context that it was started with and, on Linux, with the process
-// that started it, so no server outlives its test. A Daemon stops with its context. If this machine
-// lacks something that a test needs, the error says what to install; nothing is skipped.
+// A Cluster stops with Stop, with the context that it was started with and, on Linux, with the
+// process that started it, so no server outlives its test. A Daemon stops with its context. If this
+// machine lacks something that a test needs, the error says what to install; nothing is skipped.
 //
-// The methods of a Cluster that stop, start, pause and resume servers must not be called concurrently
-// with each other. All others are safe for concurrent use.
+// The methods of a Cluster that stop, start, pause and resume servers must not be called
+// concurrently with each other. All others are safe for concurrent use.
 package testenv
 
 import (
@@ -54,12 +55,12 @@ type Env struct {
 	dir        string
 	binary     string
 	kubeconfig string       // of hsm-signer's service account
-	states     atomic.Int64 // directories of journals: each process has its own
+	states     atomic.Int64 // number of directories for journals: each process has one
 	pods       atomic.Int64
 	addresses  atomic.Uint32
 }
 
-// New builds hsm-signer, starts a cluster, gives hsm-signer its rights there, and makes a token.
+// New builds hsm-signer, creates a token, starts a cluster and gives hsm-signer its rights.
 func New(ctx context.Context, o Options) (*Env, error) {
 	e := &Env{dir: o.Dir, binary: o.Binary, kubeconfig: filepath.Join(o.Dir, "kubeconfig")}
 	if err := e.set(ctx, o.Progress); err != nil {
@@ -84,12 +85,12 @@ func (e *Env) set(ctx context.Context, progress io.Writer) (err error) {
 	return e.authorize(ctx)
 }
 
-// Build builds the hsm-signer of this working tree.
+// Build builds the hsm-signer of this repository.
 func Build(ctx context.Context, binary string) error {
 	return goBuild(ctx, root(), "./cmd/hsm-signer", binary)
 }
 
-// BuildClient builds the program that a [load.Processes] runs.
+// BuildClient builds the program for [load.Processes].
 func BuildClient(ctx context.Context, binary string) error {
 	return goBuild(ctx, filepath.Join(root(), "integration"), "./cmd/calicoclient", binary)
 }
@@ -103,7 +104,7 @@ func goBuild(ctx context.Context, module, program, binary string) error {
 	return nil
 }
 
-// root is the product's directory, which this file is two below.
+// root returns the root of the repository.
 func root() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..")
@@ -124,8 +125,8 @@ func (e *Env) authorize(ctx context.Context) error {
 	return e.KubeconfigVia(ctx, e.kubeconfig, e.Cluster.ConfigFor)
 }
 
-// KubeconfigVia writes a kubeconfig file with which hsm-signer, as its own service
-// account, takes another way to the API server: config is that of whoever has the token.
+// KubeconfigVia writes a kubeconfig file with which hsm-signer's service account uses another path
+// to the API server: config returns the client configuration of the token's owner.
 func (e *Env) KubeconfigVia(ctx context.Context, path string, config func(token string) *rest.Config) error {
 	return e.kubeconfigOf(ctx, serviceAccount, path, config)
 }
@@ -139,10 +140,10 @@ func (e *Env) kubeconfigOf(ctx context.Context, account, path string, config fun
 	return WriteKubeconfig(path, config(token))
 }
 
-// Binary is the path of hsm-signer.
+// Binary returns the path of hsm-signer.
 func (e *Env) Binary() string { return e.binary }
 
-// Close ends the cluster.
+// Close stops the cluster.
 func (e *Env) Close() error {
 	if e.Cluster == nil {
 		return nil
@@ -150,26 +151,26 @@ func (e *Env) Close() error {
 	return e.Cluster.Stop()
 }
 
-// A CA is one whose key is in the token.
+// A CA has its key in the token.
 type CA struct {
 	KeyLabel string
 	CertFile string // PEM
 }
 
-// CreateCA has the ceremony make a CA with a key of that type, which is its label
-// too. The output is what the ceremony printed.
+// CreateCA creates a CA with "hsm-signer ca create", and returns what that printed. The key type is
+// also the label of the key.
 func (e *Env) CreateCA(ctx context.Context, keyType string) (ca CA, output string, err error) {
 	ca = CA{KeyLabel: keyType, CertFile: filepath.Join(e.dir, keyType+".crt")}
-	stdout, stderr, code := e.Command(ctx, ca, nil, "ca", "create", "--key-type", keyType, "--subject", "CN=Calico CA,O=Example", "--out", ca.CertFile)
+	stdout, stderr, code := e.Command(ctx, ca, nil, "ca", "create", "--key-type", keyType,
+		"--subject", "CN=Calico CA,O=Example", "--out", ca.CertFile)
 	if code != 0 {
 		return ca, "", fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code, stderr)
 	}
 	return ca, stdout, nil
 }
 
-// Command runs hsm-signer once and returns what it printed and its exit code.
-// The environment is added to the one that is right. A command that does not end
-// is killed, which is the exit code -1; the ceremony may take minutes.
+// Command runs a command of hsm-signer, and returns its output and exit code. Variables in env have
+// precedence. A command that takes too long is killed and has the exit code -1.
 func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) (stdout, stderr string, code int) {
 	ctx, cancel := context.WithTimeout(ctx, patienceWith(args))
 	defer cancel()
@@ -183,9 +184,8 @@ func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) 
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// patienceWith is how long a command may take. Only making keys is slow: SoftHSM
-// looks for the primes of an RSA-8192 key for half a minute, and with bad luck for
-// several times that.
+// patienceWith returns how long a command may take. Only the creation of keys is slow: SoftHSM
+// needs half a minute or several times that for an RSA-8192 key.
 func patienceWith(args []string) time.Duration {
 	if len(args) > 0 && args[0] == "ca" {
 		return 4 * time.Minute
@@ -193,7 +193,7 @@ func patienceWith(args []string) time.Duration {
 	return patience
 }
 
-// Environ returns the environment that is right for this CA, apart from the PIN.
+// Environ returns the environment variables for this CA, without the PIN.
 func (e *Env) Environ(ca CA) []string {
 	return []string{
 		e.Token.Env(),
@@ -206,9 +206,11 @@ func (e *Env) Environ(ca CA) []string {
 	}
 }
 
-// environment is the whole environment of a process; later entries win.
+// environment returns the whole environment of a process. Later variables have precedence.
 func (e *Env) environment(ca CA, more []string) []string {
 	env := append(os.Environ(), e.Environ(ca)...)
-	env = append(env, "STATE_DIR="+filepath.Join(e.dir, fmt.Sprintf("state-%d", e.states.Add(1))), "PKCS11_PIN="+e.Token.PIN, "LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
+	state := filepath.Join(e.dir, fmt.Sprintf("state-%d", e.states.Add(1)))
+	env = append(env, "STATE_DIR="+state, "PKCS11_PIN="+e.Token.PIN,
+		"LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
 	return append(env, more...)
 }

@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -14,8 +13,8 @@ import (
 // EtcdLimit is etcd's default for --max-request-bytes.
 const EtcdLimit = 1536 << 10
 
-// Pad puts text before the PEM block of a request, so that spec.request has so many bytes. The API
-// server takes that.
+// Pad adds text before the PEM block of a request until spec.request has this size. The API server
+// accepts that.
 func Pad(csr *certificatesv1.CertificateSigningRequest, size int) {
 	const line = "nothing to see here, move along\n"
 	need := max(0, size-len(csr.Spec.Request))
@@ -26,21 +25,22 @@ func Pad(csr *certificatesv1.CertificateSigningRequest, size int) {
 	csr.Spec.Request = slices.Concat(text, csr.Spec.Request)
 }
 
-// PadLabels gives a request labels of about so many bytes; the API server writes down as much
-// again, namely who set them.
+// PadLabels adds labels of about this size to a request. The API server stores their names a second
+// time, in managedFields.
 func PadLabels(csr *certificatesv1.CertificateSigningRequest, size int) {
 	const value = 63
 	if csr.Labels == nil {
 		csr.Labels = map[string]string{}
 	}
 	for n := 0; n < size; n += 320 {
-		key := fmt.Sprintf("%s/%063d", string(bytes.Repeat([]byte("p"), 63))+"."+strings.Repeat("q", 63)+"."+strings.Repeat("r", 60), n)
+		prefix := strings.Repeat("p", 63) + "." + strings.Repeat("q", 63) + "." + strings.Repeat("r", 60)
+		key := fmt.Sprintf("%s/%063d", prefix, n)
 		csr.Labels[key] = strings.Repeat("v", value)
 	}
 }
 
-// LongestRequest finds by trying how many bytes of spec.request the API server and etcd store at
-// most in such an object. What it creates, with another signer name of the same length, it deletes.
+// LongestRequest finds the largest spec.request that the API server and etcd store in such an
+// object. It creates and deletes requests with another signer name of the same length.
 func (p Pod) LongestRequest(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (int, error) {
 	requests := p.Client.CertificatesV1().CertificateSigningRequests()
 	stored := func(size int) (bool, error) {

@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// Main runs a command of that name until it returns; an interrupt ends its context. An error is printed, and makes the exit
-// code 1.
+// Main runs the command. An interrupt cancels its context. If the command returns an error, Main
+// prints it after the name and exits with 1.
 func Main(name string, run func(ctx context.Context, args []string) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

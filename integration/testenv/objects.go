@@ -29,32 +29,30 @@ const (
 	defaultNode   = "node-1"
 	nodeIP        = "192.0.2.1" // of the addresses reserved for documentation
 	manager       = "testenv"
-	tokenLifetime = 30 * 24 * time.Hour // nobody renews tokens here as a kubelet does
+	tokenLifetime = 30 * 24 * time.Hour // no kubelet renews the tokens
 )
 
-// PodSpec says what pod to make. Namespace, service account and node are made
-// with it where they are missing.
+// PodSpec describes a pod. Its namespace, service account and node are created if they are missing.
 type PodSpec struct {
 	Namespace      string
 	Name           string
 	ServiceAccount string   // default "default"
 	Node           string   // default "node-1"
-	IPs            []string // none: the pod stays Pending, as before it has a network
+	IPs            []string // without any the pod is pending, as before it has a network
 	HostNetwork    bool
-	// InitContainers are names. Once the pod has IPs, the first one runs and the others wait, as
-	// the main container does: the pod is Pending. None: the main container runs.
+	// InitContainers are names. If there are any, and the pod has IPs, the first one runs and the
+	// other containers wait, so the pod is pending. Without them the main container runs.
 	InitContainers []string
 }
 
-// EnsureNamespace makes the namespace unless it is there.
+// EnsureNamespace creates the namespace unless it exists.
 func (c *Cluster) EnsureNamespace(ctx context.Context, name string) error {
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	_, err := c.client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{})
 	return unlessThere(err)
 }
 
-// EnsureServiceAccount makes the service account, and its namespace, unless
-// they are there.
+// EnsureServiceAccount creates the service account and its namespace unless they exist.
 func (c *Cluster) EnsureServiceAccount(ctx context.Context, namespace, name string) error {
 	if err := c.EnsureNamespace(ctx, namespace); err != nil {
 		return err
@@ -64,15 +62,15 @@ func (c *Cluster) EnsureServiceAccount(ctx context.Context, namespace, name stri
 	return unlessThere(err)
 }
 
-// EnsureNode makes a node of that name unless it is there.
+// EnsureNode creates the node unless it exists.
 func (c *Cluster) EnsureNode(ctx context.Context, name string) error {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	_, err := c.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
 	return unlessThere(err)
 }
 
-// Pod makes a pod and says of it what its kubelet would: bound to its node and,
-// once it has IPs, running with them, or initializing if it has init containers.
+// Pod creates a pod on its node, and writes the status that its kubelet would write: with IPs the
+// pod runs, or initializes if it has init containers.
 func (c *Cluster) Pod(ctx context.Context, spec PodSpec) (*corev1.Pod, error) {
 	spec.ServiceAccount = cmp.Or(spec.ServiceAccount, "default")
 	spec.Node = cmp.Or(spec.Node, defaultNode)
@@ -103,7 +101,7 @@ func (c *Cluster) Pod(ctx context.Context, spec PodSpec) (*corev1.Pod, error) {
 	return c.setIPs(ctx, pod, spec.IPs...)
 }
 
-// containers returns containers of these names, of an image that does not exist.
+// containers returns containers with these names. Their images do not exist.
 func containers(names ...string) (all []corev1.Container) {
 	for _, name := range names {
 		all = append(all, corev1.Container{Name: name, Image: "none.invalid/" + name})
@@ -130,14 +128,14 @@ func initialize(pod *corev1.Pod) {
 	}
 }
 
-// RunPod says that the pod runs and has these IPs.
+// RunPod writes the status of a running pod with these IPs.
 func (c *Cluster) RunPod(ctx context.Context, pod *corev1.Pod, ips ...string) (*corev1.Pod, error) {
 	pod = pod.DeepCopy()
 	pod.Status.Phase = corev1.PodRunning
 	return c.setIPs(ctx, pod, ips...)
 }
 
-// setIPs gives the pod these IPs and writes its status.
+// setIPs writes the status of the pod with these IPs.
 func (c *Cluster) setIPs(ctx context.Context, pod *corev1.Pod, ips ...string) (*corev1.Pod, error) {
 	pod.Status.PodIP = ips[0]
 	pod.Status.PodIPs = nil
@@ -152,30 +150,31 @@ func (c *Cluster) setIPs(ctx context.Context, pod *corev1.Pod, ips ...string) (*
 	return c.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
 }
 
-// DeletePod deletes the pod at once: there is no kubelet to wait for.
+// DeletePod deletes the pod immediately, since no kubelet has to stop it.
 func (c *Cluster) DeletePod(ctx context.Context, pod *corev1.Pod) error {
 	options := metav1.NewDeleteOptions(0)
 	options.Preconditions = metav1.NewUIDPreconditions(string(pod.UID))
 	return c.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *options)
 }
 
-// TokenFor is the token that a kubelet would give the pod: of its service
-// account, and bound to it, so that the API server tells what it asks for from
-// what others of the same account ask for.
+// TokenFor returns the token that a kubelet would give the pod: a token of its service account that
+// is bound to the pod, so that the API server knows which pod of the account makes a request.
 func (c *Cluster) TokenFor(ctx context.Context, pod *corev1.Pod) (string, error) {
 	return c.token(ctx, pod.Namespace, pod.Spec.ServiceAccountName, &authenticationv1.BoundObjectReference{
 		APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID,
 	})
 }
 
-// UnboundToken is a token of the service account that is bound to no pod.
+// UnboundToken returns a token of the service account that is not bound to a pod.
 func (c *Cluster) UnboundToken(ctx context.Context, namespace, account string) (string, error) {
 	return c.token(ctx, namespace, account, nil)
 }
 
 func (c *Cluster) token(ctx context.Context, namespace, account string, bound *authenticationv1.BoundObjectReference) (string, error) {
 	lifetime := int64(tokenLifetime.Seconds())
-	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound, ExpirationSeconds: &lifetime}}
+	request := &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound, ExpirationSeconds: &lifetime},
+	}
 	answer, err := c.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("token of service account %s/%s: %w", namespace, account, err)
@@ -186,8 +185,8 @@ func (c *Cluster) token(ctx context.Context, namespace, account string, bound *a
 // RequesterRole is the ClusterRole, and its binding, of AllowRequests.
 const RequesterRole = "testenv:certificate-requester"
 
-// AllowRequests lets every service account create, see and delete certificate
-// requests, as Calico's operator does for each of its own.
+// AllowRequests allows every service account to create, read and delete certificate requests, as
+// Calico's operator does for its service accounts.
 func (c *Cluster) AllowRequests(ctx context.Context) error {
 	name := metav1.ObjectMeta{Name: RequesterRole}
 	_, err := c.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
@@ -209,13 +208,13 @@ func (c *Cluster) AllowRequests(ctx context.Context) error {
 	return unlessThere(err)
 }
 
-// ForbidRequests takes back what AllowRequests gave.
+// ForbidRequests undoes AllowRequests.
 func (c *Cluster) ForbidRequests(ctx context.Context) error {
 	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, RequesterRole, metav1.DeleteOptions{})
 }
 
-// Apply applies every object of a YAML stream, in its order, as kubectl's
-// server-side apply does. A field that the API does not know is an error.
+// Apply applies every object of a YAML stream in order, like kubectl apply --server-side. An
+// unknown field is an error.
 func (c *Cluster) Apply(ctx context.Context, manifests []byte) error {
 	objects, err := decodeManifests(manifests)
 	if err != nil {
@@ -255,8 +254,7 @@ func apply(ctx context.Context, client dynamic.Interface, mapper meta.RESTMapper
 	return err
 }
 
-// decodeManifests splits a YAML stream into its objects; empty documents are
-// none.
+// decodeManifests returns the objects of a YAML stream. It skips empty documents.
 func decodeManifests(manifests []byte) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(manifests)))

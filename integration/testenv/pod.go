@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -55,8 +56,8 @@ func (e *Env) NewPod(ctx context.Context, c calico.Component, ips ...string) (Po
 	return e.newPod(ctx, c, PodSpec{IPs: ips})
 }
 
-// NewInitPod creates a pod of the component whose init container runs, as a Calico pod does while it
-// requests its certificate.
+// NewInitPod creates a pod of the component whose init container runs, as a Calico pod does while
+// it requests its certificate.
 func (e *Env) NewInitPod(ctx context.Context, c calico.Component) (Pod, error) {
 	return e.newPod(ctx, c, PodSpec{
 		IPs:            []string{e.NextIP()},
@@ -96,12 +97,49 @@ func (e *Env) loadPod(ctx context.Context, c calico.Component) (load.Pod, error)
 	return load.Pod{Asking: pod.InitContainer(c), Config: pod.Config}, nil
 }
 
-// EndInit writes the pod's status as its kubelet does when the init container has exited with 0: with
-// files the main container runs, without them it has crashed.
+// EndInit writes the pod's status as its kubelet does when the init container has exited with 0:
+// with files the main container runs, without them it has crashed.
 func (e *Env) EndInit(ctx context.Context, pod *corev1.Pod, files bool) error {
-	status := afterInit(pod, files, metav1.Now())
+	return e.EndInitAt(ctx, pod, files, time.Now())
+}
+
+// EndInitAt is EndInit with the time at which the containers changed.
+func (e *Env) EndInitAt(ctx context.Context, pod *corev1.Pod, files bool, at time.Time) error {
+	status := afterInit(pod, files, metav1.NewTime(at))
 	_, err := e.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status, metav1.UpdateOptions{})
 	return err
+}
+
+// afterInit returns the pod with the status that its kubelet writes once its init container has
+// exited with 0: with files its main container runs, without them it has crashed.
+func afterInit(pod *corev1.Pod, files bool, now metav1.Time) *corev1.Pod {
+	pod = pod.DeepCopy()
+	pod.ResourceVersion = "" // nobody else writes the status
+	pod.Status.Phase = corev1.PodRunning
+	for i := range pod.Status.InitContainerStatuses {
+		status := &pod.Status.InitContainerStatuses[i]
+		began := now
+		if status.State.Running != nil {
+			began = status.State.Running.StartedAt
+		}
+		status.Ready = true
+		status.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+			Reason: "Completed", StartedAt: began, FinishedAt: now,
+		}}
+	}
+	for i := range pod.Status.ContainerStatuses {
+		status := &pod.Status.ContainerStatuses[i]
+		if files {
+			status.Ready = true
+			status.State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}
+			continue
+		}
+		status.State.Waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}
+		status.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{
+			Reason: "Error", ExitCode: 1, StartedAt: now, FinishedAt: now,
+		}
+	}
+	return pod
 }
 
 // NextIP returns an address that no other pod has.
@@ -110,7 +148,8 @@ func (e *Env) NextIP() string {
 	return netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)}).String()
 }
 
-// InitContainer returns the init container of the pod that requests a certificate for its P-256 key.
+// InitContainer returns the init container of the pod that requests a certificate for its P-256
+// key.
 func (p Pod) InitContainer(c calico.Component) calico.InitContainer {
 	return calico.InitContainer{
 		Component: c, Pod: p.Pod, SignerName: SignerName,

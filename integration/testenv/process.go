@@ -22,14 +22,12 @@ const (
 	logTail     = 2000
 )
 
-// Spawn starts a command that the kernel kills when this process ends, however that
-// ends, unless the command has attributes of its own. The channel is closed when the
-// command has ended and was waited for.
+// Spawn starts a command that the kernel kills when this process ends in any way, unless the
+// command has SysProcAttr. The channel is closed once the command has exited and was waited for.
 //
-// It starts on a thread that does nothing else and lives as long as the
-// command: the kernel sends a child its death signal when the thread that
-// started it ends, not when the process does, and the Go runtime ends threads
-// as it pleases unless a goroutine is locked to them.
+// A goroutine that is locked to its thread starts the command and waits for it. The kernel sends
+// the death signal when the thread that started the child ends, not when the process ends, and the
+// Go runtime may end any other thread.
 func Spawn(cmd *exec.Cmd) (<-chan struct{}, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = dieWithParent()
@@ -43,34 +41,32 @@ func Spawn(cmd *exec.Cmd) (<-chan struct{}, error) {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // how it ended is in its ProcessState and in its log
+			_ = cmd.Wait() // the result is in ProcessState and in the log
 		}
 	}()
 	return ended, <-started
 }
 
-// process is one server of a cluster. Its pid file is locked by the server
-// itself, through a descriptor that it inherits, for as long as it lives: so
-// whether it runs, and under which pid, can be told without error by any
-// program, also after the one that started it has died.
+// A process is a server of a cluster. The server holds the lock of its pid file, through an
+// inherited descriptor, as long as it runs. So any program can find out reliably whether it runs
+// and under which pid, even after the program that started it has exited.
 type process struct {
-	name string // of its pid file and its log too
+	name string // also of its pid file and its log
 	dir  string // its working directory
 
-	// reaped is closed when the child has been waited for. It is nil for a
-	// server that another program started.
+	// reaped is closed once the child has been waited for. It is nil if another program started the
+	// server.
 	reaped <-chan struct{}
 }
 
 func (p *process) pidFile() string { return filepath.Join(p.dir, p.name+".pid") }
 func (p *process) logFile() string { return filepath.Join(p.dir, p.name+".log") }
 
-// start starts the server. When detach is false it dies with ctx, and with the
-// process that started it.
+// start starts the server. Unless detach is set, the server ends with ctx and with this process.
 func (p *process) start(ctx context.Context, detach bool, binary string, args ...string) error {
 	pidFile, err := lockFile(p.pidFile())
 	if err != nil {
-		return fmt.Errorf("%s may run already: %w", p.name, err)
+		return fmt.Errorf("%s may already run: %w", p.name, err)
 	}
 	defer pidFile.Close()
 	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
@@ -97,10 +93,10 @@ func (p *process) start(ctx context.Context, detach bool, binary string, args ..
 	return nil
 }
 
-// running tells whether the server lives.
+// running reports whether the server runs.
 func (p *process) running() bool {
-	// A child forked while the file is open here would hold the lock until it
-	// has begun its own program.
+	// A child that is forked while the file is open would hold the lock until it executes its
+	// program.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	file, err := lockFile(p.pidFile())
@@ -110,7 +106,7 @@ func (p *process) running() bool {
 	return errors.Is(err, syscall.EWOULDBLOCK)
 }
 
-// signal sends the server a signal. It is an error if it does not run.
+// signal sends the server a signal. It returns an error if the server does not run.
 func (p *process) signal(signal syscall.Signal) error {
 	if !p.running() {
 		return fmt.Errorf("%s is not running; its log is %s", p.name, p.logFile())
@@ -129,9 +125,8 @@ func (p *process) signal(signal syscall.Signal) error {
 	return nil
 }
 
-// kill ends the server, if it runs, and waits for its end. It kills without
-// asking: the API server keeps no state, and what etcd has acknowledged is with
-// the kernel already.
+// kill kills the server, if it runs, and waits until it has exited. No data is lost: the API server
+// has no state, and the kernel has everything that etcd has acknowledged.
 func (p *process) kill() error {
 	if !p.running() {
 		return nil
@@ -143,7 +138,7 @@ func (p *process) kill() error {
 		return !p.running(), nil
 	})
 	if err != nil {
-		return fmt.Errorf("%s did not end within %s of being killed: %w", p.name, exitTimeout, err)
+		return fmt.Errorf("%s did not exit within %s after SIGKILL: %w", p.name, exitTimeout, err)
 	}
 	if p.reaped != nil {
 		<-p.reaped
@@ -151,7 +146,7 @@ func (p *process) kill() error {
 	return nil
 }
 
-// lastWords is the end of the server's log.
+// lastWords returns the end of the server's log.
 func (p *process) lastWords() string {
 	log, err := os.ReadFile(p.logFile())
 	if err != nil {

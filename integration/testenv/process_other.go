@@ -4,6 +4,6 @@ package testenv
 
 import "syscall"
 
-// dieWithParent gives a child a process group of its own (see process_linux.go). Only Linux
-// can kill it when the program that started it dies: elsewhere it then stays.
+// dieWithParent gives a child its own process group (see process_linux.go). Only Linux can kill the
+// child when its parent dies.
 func dieWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

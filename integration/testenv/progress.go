@@ -13,9 +13,8 @@ const (
 	updateEvery = time.Second
 )
 
-// ticker tells w that what is being done, and for how long already: every few
-// seconds a line, or on a terminal one line that is kept up to date. The
-// function it returns ends that and waits for the end.
+// ticker writes to w what is being done, and for how long: a line every few seconds or, on a
+// terminal, one line that it updates. The caller calls stop, which waits for the last line.
 func ticker(w io.Writer, what string) (stop func()) {
 	if w == nil {
 		return func() {}

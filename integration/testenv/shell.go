@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 )
 
-// Shell runs a script in a directory, with hsm-signer on the PATH and the environment that is
-// right for this CA, the given one added. It ends at the first command that fails.
+// Shell runs a script in a directory with hsm-signer on the PATH and the environment for this CA.
+// Variables in env have precedence. The script ends at the first command that fails.
 func (e *Env) Shell(ctx context.Context, ca CA, env []string, dir, script string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patienceWith([]string{"ca"}))
 	defer cancel()

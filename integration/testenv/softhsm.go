@@ -9,8 +9,7 @@ import (
 	"path/filepath"
 )
 
-// SoftHSMVariable names the configuration file that the SoftHSM module reads
-// when it is loaded.
+// SoftHSMVariable names the configuration file that the SoftHSM module reads when it is loaded.
 const SoftHSMVariable = "SOFTHSM2_CONF"
 
 const (
@@ -18,8 +17,8 @@ const (
 	softhsmHint = "run `make setup`, or install the package softhsm2"
 )
 
-// SoftHSM is a real PKCS#11 token in software, in a directory of its own. Who
-// loads Module must have SOFTHSM2_CONF set to Conf.
+// A SoftHSM is a PKCS#11 token in software, in its own directory. A process that loads Module must
+// set SOFTHSM2_CONF to Conf.
 type SoftHSM struct {
 	Module string // path of the PKCS#11 library
 	Conf   string // value of SOFTHSM2_CONF
@@ -30,8 +29,8 @@ type SoftHSM struct {
 	dir string
 }
 
-// NewSoftHSM makes a token with that label in dir, which is made if need be and
-// stays the caller's to remove.
+// NewSoftHSM creates a token with that label in dir, and creates dir if it is missing. The caller
+// removes dir.
 func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 	module, err := softhsmModule()
 	if err != nil {
@@ -41,7 +40,10 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &SoftHSM{Module: module, Conf: filepath.Join(dir, "softhsm2.conf"), Label: label, PIN: "7341-user", SOPIN: "9852-officer", dir: dir}
+	t := &SoftHSM{
+		Module: module, Conf: filepath.Join(dir, "softhsm2.conf"), Label: label,
+		PIN: "7341-user", SOPIN: "9852-officer", dir: dir,
+	}
 	if err := os.MkdirAll(t.Tokens(), 0o700); err != nil {
 		return nil, fmt.Errorf("directory of token %q: %w", label, err)
 	}
@@ -49,27 +51,28 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 	if err := os.WriteFile(t.Conf, []byte(conf), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of token %q: %w", label, err)
 	}
-	cmd := exec.CommandContext(ctx, softhsmTool, "--init-token", "--free", "--label", label, "--pin", t.PIN, "--so-pin", t.SOPIN)
+	cmd := exec.CommandContext(ctx, softhsmTool,
+		"--init-token", "--free", "--label", label, "--pin", t.PIN, "--so-pin", t.SOPIN)
 	cmd.Env = append(os.Environ(), t.Env())
 	if output, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%s could not make token %q: %w: %s", softhsmTool, label, err, output)
+		return nil, fmt.Errorf("%s cannot create token %q: %w: %s", softhsmTool, label, err, output)
 	}
 	return t, nil
 }
 
-// Env is the environment variable with which the module finds the token.
+// Env returns the environment variable with which the module finds the token.
 func (t *SoftHSM) Env() string { return SoftHSMVariable + "=" + t.Conf }
 
-// MoveAway takes the token's files away, as if it had been unplugged.
+// MoveAway moves the token's files away, as if the token were unplugged.
 func (t *SoftHSM) MoveAway() error { return os.Rename(t.Tokens(), t.Tokens()+".away") }
 
-// MoveBack brings back what MoveAway took.
+// MoveBack undoes MoveAway.
 func (t *SoftHSM) MoveBack() error { return os.Rename(t.Tokens()+".away", t.Tokens()) }
 
-// Tokens is the directory that the token's files are in.
+// Tokens returns the directory of the token's files.
 func (t *SoftHSM) Tokens() string { return filepath.Join(t.dir, "tokens") }
 
-// softhsmModule finds the library where the distributions put it.
+// softhsmModule returns the path of the library in one of the distributions' directories.
 func softhsmModule() (string, error) {
 	if _, err := exec.LookPath(softhsmTool); err != nil {
 		return "", fmt.Errorf("SoftHSM is missing (%w): %s", err, softhsmHint)
@@ -89,5 +92,5 @@ func softhsmModule() (string, error) {
 			return found[0], nil
 		}
 	}
-	return "", errors.New("the library libsofthsm2.so of SoftHSM is not where distributions put it: " + softhsmHint)
+	return "", errors.New("no directory of a distribution has libsofthsm2.so, the library of SoftHSM: " + softhsmHint)
 }

@@ -79,8 +79,8 @@ func client(ctx context.Context, dir, url, ca string) error {
 	defer os.RemoveAll(temp)
 	out := demo.NewScreen(os.Stdout)
 	out.Step("Pods ask: each open-source component of Calico, and impostors")
-	place := demo.Place{Cluster: cluster, SignerName: signerName, CACert: ca, Dir: temp}
-	outcomes, err := place.AskAll(ctx)
+	d := demo.Demo{Cluster: cluster, SignerName: signerName, CACert: ca, Dir: temp}
+	outcomes, err := d.AskAll(ctx)
 	if err != nil {
 		return err
 	}

@@ -28,14 +28,14 @@ func run(ctx context.Context, _ []string) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	out.Step("A real API server and etcd, and a SoftHSM token")
-	b, err := testenv.New(ctx, testenv.Options{Dir: dir, Progress: os.Stderr})
+	env, err := testenv.New(ctx, testenv.Options{Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.Close()) }()
-	out.Print("API server at " + b.Cluster.Config().Host + "; token \"" + b.Token.Label + "\" behind " + b.Token.Module)
+	defer func() { err = errors.Join(err, env.Close()) }()
+	out.Print("API server at " + env.Cluster.Config().Host + "; token \"" + env.Token.Label + "\" behind " + env.Token.Module)
 
-	d, ca, err := serve(ctx, out, b)
+	d, ca, err := serve(ctx, out, env)
 	if err != nil {
 		return err
 	}
@@ -45,36 +45,36 @@ func run(ctx context.Context, _ []string) (err error) {
 	}()
 
 	out.Step("Pods ask: each open-source component of Calico, and impostors")
-	place := demo.Place{Cluster: b.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: dir}
-	outcomes, err := place.AskAll(ctx)
+	shown := demo.Demo{Cluster: env.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: dir}
+	outcomes, err := shown.AskAll(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; the log of hsm-signer:\n%s", err, d.Log())
 	}
 	out.Table(outcomes)
 	if keep {
-		lookAround(ctx, out, b, ca, d)
+		lookAround(ctx, out, env, ca, d)
 	}
 	return demo.Judge(out, outcomes)
 }
 
 // serve has the ceremony make a CA, checks every precondition and starts the daemon.
-func serve(ctx context.Context, out *demo.Screen, b *testenv.Env) (*testenv.Daemon, testenv.CA, error) {
+func serve(ctx context.Context, out *demo.Screen, env *testenv.Env) (*testenv.Daemon, testenv.CA, error) {
 	out.Step("hsm-signer ca create: the key is made in the token and never leaves it")
-	ca, text, err := b.CreateCA(ctx, "ecdsa-p256")
+	ca, text, err := env.CreateCA(ctx, "ecdsa-p256")
 	if err != nil {
 		return nil, ca, err
 	}
 	out.Print(text)
 
 	out.Step("hsm-signer check: every precondition, with the rights of deploy/base/rbac.yaml")
-	text, stderr, code := b.Command(ctx, ca, nil, "check")
+	text, stderr, code := env.Command(ctx, ca, nil, "check")
 	out.Print(text)
 	if code != 0 {
 		return nil, ca, fmt.Errorf("hsm-signer check: exit code %d: %s", code, stderr)
 	}
 
 	out.Step("hsm-signer run")
-	d, err := b.Run(ctx, ca)
+	d, err := env.Run(ctx, ca)
 	if err != nil {
 		return nil, ca, err
 	}
@@ -87,9 +87,9 @@ func serve(ctx context.Context, out *demo.Screen, b *testenv.Env) (*testenv.Daem
 }
 
 // lookAround says how, and waits to be interrupted.
-func lookAround(ctx context.Context, out *demo.Screen, b *testenv.Env, ca testenv.CA, d *testenv.Daemon) {
+func lookAround(ctx context.Context, out *demo.Screen, env *testenv.Env, ca testenv.CA, d *testenv.Daemon) {
 	out.Step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another terminal:")
-	out.Print("export KUBECONFIG=" + b.Cluster.Kubeconfig() + `
+	out.Print("export KUBECONFIG=" + env.Cluster.Kubeconfig() + `
 kubectl get csr                      # who asked, and what came of it
 kubectl describe csr NAME            # the conditions and the events
 kubectl get events --field-selector involvedObject.kind=CertificateSigningRequest

@@ -15,16 +15,16 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// The product is the module in the directory above. What go test keeps of earlier runs does
-// not depend on it: only with -count=1 is it the product of now that is looked at.
+// The product is the module in the parent directory. The result cache of go test does not see
+// changes in it, so run these tests with -count=1.
 const (
 	product     = "hsm-signer"
 	productRoot = ".."
 )
 
-// rooms are the product's, each with those that it may import. An inner room is
-// of the room that it is in.
-var rooms = map[string][]string{
+// layers are the product's top directories, each with the layers that it may import. A package
+// below a directory belongs to its layer.
+var layers = map[string][]string{
 	"policy": nil,
 	"issuer": {"policy"},
 	"hsm":    nil,
@@ -32,9 +32,8 @@ var rooms = map[string][]string{
 	"cmd":    {"policy", "issuer", "hsm", "kube"},
 }
 
-// innerRooms are those of the command, each with the rooms, and the inner ones, that it may import: the page only shows
-// what it is given.
-var innerRooms = map[string][]string{
+// innerPackages are packages of the command with the packages of the product that each may import.
+var innerPackages = map[string][]string{
 	product + "/cmd/hsm-signer/internal/status":      nil,
 	product + "/cmd/hsm-signer/internal/trustedfile": nil,
 	product + "/cmd/hsm-signer/internal/listener":    nil,
@@ -43,7 +42,7 @@ var innerRooms = map[string][]string{
 	product + "/cmd/hsm-signer/heal":                 {product + "/cmd/hsm-signer/stuck", product + "/kube"},
 }
 
-// libraries are those that not every room may know, with the rooms that may.
+// libraries are libraries that only some layers may use, with these layers.
 var libraries = map[string][]string{
 	"github.com/eclipse-keypont/crypto11": {"hsm"},
 	"github.com/miekg/pkcs11":             {"hsm"},
@@ -52,31 +51,31 @@ var libraries = map[string][]string{
 	"sigs.k8s.io":                         {"kube", "cmd"},
 }
 
-// wires is the room that has the others put in: what it is built from is theirs
-// too, and only what it imports itself is its own.
+// wires is the layer that connects the others. It depends on all their libraries, so only its own
+// imports count.
 const wires = "cmd"
 
-// inputAndOutput is what a room that does none does not import itself.
+// inputAndOutput are the packages that a layer without input and output must not import.
 var inputAndOutput = []string{"os", "os/exec", "io/ioutil", "syscall", "net", "net/http", "net/rpc", "net/smtp"}
 
-// servers are too heavy for the product; the tests alone need them.
+// servers are modules that only the tests need, since they are too large for the product.
 var servers = []string{"k8s.io/kubernetes", "go.etcd.io"}
 
-// A goPackage is one of the product's, without its tests.
+// A goPackage is a package of the product, without its tests.
 type goPackage struct {
 	ImportPath string
 	Doc        string   // first sentence of its comment
 	Imports    []string // by the package itself
-	Deps       []string // all that it is built from
+	Deps       []string // all packages that it depends on
 }
 
-// room is the room that the package is in.
-func (p goPackage) room() string {
-	room, _, _ := strings.Cut(strings.TrimPrefix(p.ImportPath, product+"/"), "/")
-	return room
+// layer returns the layer of the package.
+func (p goPackage) layer() string {
+	layer, _, _ := strings.Cut(strings.TrimPrefix(p.ImportPath, product+"/"), "/")
+	return layer
 }
 
-// helpsTests tells whether the package is there for tests alone.
+// helpsTests reports whether only tests may import the package.
 func (p goPackage) helpsTests() bool { return slices.Contains(p.Imports, "testing") }
 
 var listed = sync.OnceValues(list)
@@ -121,44 +120,44 @@ func packages(t *testing.T) []goPackage {
 	return all
 }
 
-// within tells whether an import path is root or below it.
+// within reports whether an import path is root or below it.
 func within(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }
 
-// A room that nobody drew has no arrows that could be held, and one that is not
-// there holds them all.
-func TestHouseHasTheRoomsThatWereDrawn(t *testing.T) {
+// Every package belongs to a layer, and every layer has packages.
+func TestImportsLayersAreComplete(t *testing.T) {
 	found := map[string]bool{}
 	for _, p := range packages(t) {
-		found[p.room()] = true
-		if _, drawn := rooms[p.room()]; !drawn {
-			t.Errorf("%s is in no room: say in rooms what %q may import", p.ImportPath, p.room())
+		found[p.layer()] = true
+		if _, known := layers[p.layer()]; !known {
+			t.Errorf("%s is in no layer: add %q to layers, with what it may import", p.ImportPath, p.layer())
 		}
 	}
-	for room := range rooms {
-		if !found[room] {
-			t.Errorf("the room %s is empty", room)
+	for layer := range layers {
+		if !found[layer] {
+			t.Errorf("the layer %s has no packages", layer)
 		}
 	}
 }
 
-func TestHouseRoomsImportOnlyThoseTheyMay(t *testing.T) {
+func TestImportsBetweenLayers(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, path := range p.Imports {
 			if !within(path, product) {
 				continue
 			}
-			room := goPackage{ImportPath: path}.room()
-			if room != p.room() && !slices.Contains(rooms[p.room()], room) {
-				t.Errorf("%s imports %s; of the other rooms %s may import %q", p.ImportPath, path, p.room(), rooms[p.room()])
+			layer := goPackage{ImportPath: path}.layer()
+			if layer != p.layer() && !slices.Contains(layers[p.layer()], layer) {
+				t.Errorf("%s imports %s; of the other layers %s may import %q",
+					p.ImportPath, path, p.layer(), layers[p.layer()])
 			}
 		}
 	}
 }
 
-func TestHouseInnerRoomsImportOnlyThoseTheyMay(t *testing.T) {
+func TestImportsOfInnerPackages(t *testing.T) {
 	found := 0
 	for _, p := range packages(t) {
-		allowed, inner := innerRooms[p.ImportPath]
+		allowed, inner := innerPackages[p.ImportPath]
 		if !inner {
 			continue
 		}
@@ -169,30 +168,30 @@ func TestHouseInnerRoomsImportOnlyThoseTheyMay(t *testing.T) {
 			}
 		}
 	}
-	if found != len(innerRooms) {
-		t.Errorf("%d of %d inner rooms are there", found, len(innerRooms))
+	if found != len(innerPackages) {
+		t.Errorf("%d of %d inner packages exist", found, len(innerPackages))
 	}
 }
 
-// Nothing that a room is built from may bring in a library that is not the room's.
-func TestHouseLibrariesStayInTheirRooms(t *testing.T) {
+// No dependency of a layer may bring in a library of another layer.
+func TestImportsOfLibraries(t *testing.T) {
 	for _, p := range packages(t) {
-		paths, how := p.Deps, "is built from"
-		if p.room() == wires {
+		paths, how := p.Deps, "depends on"
+		if p.layer() == wires {
 			paths, how = p.Imports, "imports"
 		}
 		for library, owners := range libraries {
 			inside := func(path string) bool { return within(path, library) }
-			if i := slices.IndexFunc(paths, inside); i >= 0 && !slices.Contains(owners, p.room()) {
-				t.Errorf("%s %s %s; %s is for %q alone", p.ImportPath, how, paths[i], library, owners)
+			if i := slices.IndexFunc(paths, inside); i >= 0 && !slices.Contains(owners, p.layer()) {
+				t.Errorf("%s %s %s; only %q may use %s", p.ImportPath, how, paths[i], owners, library)
 			}
 		}
 	}
 }
 
-func TestHousePolicyDoesNoInputOrOutput(t *testing.T) {
+func TestImportsOfPolicyDoNoInputOrOutput(t *testing.T) {
 	for _, p := range packages(t) {
-		if p.room() != "policy" || p.helpsTests() {
+		if p.layer() != "policy" || p.helpsTests() {
 			continue
 		}
 		for _, path := range p.Imports {
@@ -203,7 +202,7 @@ func TestHousePolicyDoesNoInputOrOutput(t *testing.T) {
 	}
 }
 
-func TestHouseKeepsTestHelpersOut(t *testing.T) {
+func TestImportsOfTestHelpers(t *testing.T) {
 	helpers := map[string]bool{}
 	for _, p := range packages(t) {
 		helpers[p.ImportPath] = p.helpsTests()
@@ -211,13 +210,13 @@ func TestHouseKeepsTestHelpersOut(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, path := range p.Imports {
 			if helpers[path] && !p.helpsTests() {
-				t.Errorf("%s imports %s, which is for tests alone", p.ImportPath, path)
+				t.Errorf("%s imports %s, which is only for tests", p.ImportPath, path)
 			}
 		}
 	}
 }
 
-func TestHousePackagesHaveComments(t *testing.T) {
+func TestImportsHavePackageComments(t *testing.T) {
 	for _, p := range packages(t) {
 		if p.Doc == "" {
 			t.Errorf("%s has no package comment", p.ImportPath)
@@ -225,13 +224,13 @@ func TestHousePackagesHaveComments(t *testing.T) {
 	}
 }
 
-func TestHouseProductRequiresNoServers(t *testing.T) {
+func TestImportsNoServers(t *testing.T) {
 	out, err := run("go", "mod", "edit", "-json")
 	must.OK(t, err)
 	var file struct{ Require []struct{ Path string } }
 	must.OK(t, json.Unmarshal(out, &file))
 	if len(file.Require) == 0 {
-		t.Error("go.mod requires nothing at all")
+		t.Error("go.mod requires no modules")
 	}
 	for _, required := range file.Require {
 		for _, server := range servers {

@@ -17,7 +17,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// An arm is what answers the requests of one run: nothing, or hsm-signer with these settings.
+// An arm of a comparison answers the requests of one run: hsm-signer with these settings, or
+// nothing.
 type arm struct {
 	name   string
 	signer bool
@@ -32,10 +33,10 @@ var (
 	paced     = arm{"paced", true, nil}
 )
 
-// programs are the paths of what the runs start.
+// programs are the paths of the programs that the runs start.
 type programs struct{ signer, client string }
 
-// buildPrograms builds them, for as long as the benchmark lasts.
+// buildPrograms builds the programs in a directory that lasts as long as the benchmark.
 func buildPrograms(b *testing.B) programs {
 	b.Helper()
 	dir := b.TempDir()
@@ -45,15 +46,15 @@ func buildPrograms(b *testing.B) programs {
 	return p
 }
 
-// A place is a fresh API server with its etcd, a token with a CA, and a journal.
-type place struct {
+// A fixture is a fresh API server with its etcd, a token with a CA, and a journal.
+type fixture struct {
 	*testenv.Env
 	ca    testenv.CA
 	state string
 }
 
-// place starts one. The caller closes it.
-func (p programs) place(b *testing.B) *place {
+// fixture starts a fixture. The caller closes it.
+func (p programs) fixture(b *testing.B) *fixture {
 	b.Helper()
 	options := testenv.Options{Dir: b.TempDir(), Binary: p.signer, Progress: os.Stderr}
 	made, err := testenv.New(b.Context(), options)
@@ -62,30 +63,30 @@ func (p programs) place(b *testing.B) *place {
 	if err != nil {
 		b.Fatal(errors.Join(err, made.Close()))
 	}
-	return &place{made, ca, filepath.Join(b.TempDir(), "state")}
+	return &fixture{made, ca, filepath.Join(b.TempDir(), "state")}
 }
 
-func (p *place) close(b *testing.B) {
+func (f *fixture) close(b *testing.B) {
 	b.Helper()
-	must.OK(b, p.Close())
+	must.OK(b, f.Close())
 }
 
-// start runs the arm's hsm-signer until it is ready, with a budget that nothing here exceeds. The
-// function that it returns stops it.
-func (p *place) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, stop func()) {
+// start starts the arm's hsm-signer, with a budget that no benchmark exceeds, and waits until it is
+// ready. The caller stops it.
+func (f *fixture) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, stop func()) {
 	b.Helper()
 	if !a.signer {
 		return nil, func() {}
 	}
-	policy, stderr, code := p.Command(b.Context(), p.ca, nil, "policy", "show", "calico")
+	policy, stderr, code := f.Command(b.Context(), f.ca, nil, "policy", "show", "calico")
 	if code != 0 {
 		b.Fatalf("policy show: exit code %d: %s", code, stderr)
 	}
 	file := filepath.Join(b.TempDir(), "policy.yaml")
 	policy += "\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"
 	must.OK(b, os.WriteFile(file, []byte(policy), 0o600))
-	env = slices.Concat([]string{"POLICY_FILE=" + file, "STATE_DIR=" + p.state}, a.env, env)
-	d, err := p.Run(b.Context(), p.ca, env...)
+	env = slices.Concat([]string{"POLICY_FILE=" + file, "STATE_DIR=" + f.state}, a.env, env)
+	d, err := f.Run(b.Context(), f.ca, env...)
 	must.OK(b, err)
 	must.OK(b, d.WaitReady(b.Context()))
 	return d, func() {
@@ -97,10 +98,10 @@ func (p *place) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, st
 
 func tail(text string) string { return text[max(0, len(text)-2000):] }
 
-// node is the component whose pods ask: one runs on each node.
+// node is the component whose pods request certificates. One runs on each node.
 func node() calico.Component { return calico.OpenSource("cluster.local")[0] }
 
-// clients has so many clients ask as the plan says, on a fresh API server.
+// clients runs this many clients on a fresh API server, as the plan says.
 func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) load.Report {
 	b.Helper()
 	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
@@ -109,7 +110,7 @@ func (p programs) clients(b *testing.B, a arm, count int, plan load.Plan) load.R
 	})
 }
 
-// processes has so many clients ask at once, each a process with 10m of CPU, on a fresh API server.
+// processes runs this many clients at once on a fresh API server, each a process with 10m of CPU.
 func (p programs) processes(b *testing.B, a arm, count int) load.Report {
 	b.Helper()
 	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
@@ -120,16 +121,16 @@ func (p programs) processes(b *testing.B, a arm, count int) load.Report {
 	})
 }
 
-// ended is what a kubelet does when a client has ended.
+// ended is called when a client has ended, as its kubelet would notice.
 type ended = func(i int, outcome load.Outcome, issued bool)
 
-// onFreshServer makes the pods, starts what answers them, and has them ask. A client that could not
-// ask at all spoils the run.
+// onFreshServer creates the pods, starts the arm, and runs the clients. A client that could not
+// create its request fails the benchmark.
 func (p programs) onFreshServer(
 	b *testing.B, a arm, count int, ask func(pods []load.Pod, kubelet ended) load.Report,
 ) load.Report {
 	b.Helper()
-	fresh := p.place(b)
+	fresh := p.fixture(b)
 	defer fresh.close(b)
 	pods, err := fresh.LoadPods(b.Context(), node(), count)
 	must.OK(b, err)
@@ -145,20 +146,20 @@ func (p programs) onFreshServer(
 	return report
 }
 
-// kubelet writes the status of a pod whose client has ended with 0. Otherwise a signer that looks at
-// the pod of an open request would believe for ever that a lost client still waits.
-func (p *place) kubelet(b *testing.B, pods []load.Pod) ended {
+// kubelet writes the status of a pod whose client has exited with 0. Otherwise a signer that reads
+// the pod of an open request would assume that a lost client still waits.
+func (f *fixture) kubelet(b *testing.B, pods []load.Pod) ended {
 	return func(i int, outcome load.Outcome, issued bool) {
 		if outcome != load.Succeeded && outcome != load.Lost {
 			return
 		}
-		if err := p.EndInit(b.Context(), pods[i].Asking.Pod, issued); err != nil {
+		if err := f.EndInit(b.Context(), pods[i].Asking.Pod, issued); err != nil {
 			b.Error(err)
 		}
 	}
 }
 
-// pairs is how many pairs of runs, or single runs, a benchmark makes.
+// pairs returns the number of pairs of runs, or of single runs, of a benchmark.
 func pairs(b *testing.B) int {
 	b.Helper()
 	n, err := strconv.Atoi(cmp.Or(os.Getenv("PAIRS"), "9"))
@@ -168,13 +169,13 @@ func pairs(b *testing.B) int {
 	return n
 }
 
-// longRuns is how many runs a benchmark makes whose runs take many minutes each.
+// longRuns returns the number of runs of a benchmark whose runs take many minutes.
 func longRuns(b *testing.B) int {
 	b.Helper()
 	return min(pairs(b), 3)
 }
 
-// usualPerEvent is how long a client needs for an event unless PER_EVENT says otherwise.
+// usualPerEvent is the time that a client needs for an event, unless PER_EVENT is set.
 const usualPerEvent = 15 * time.Millisecond
 
 func perEvent(b *testing.B) time.Duration {
@@ -186,7 +187,7 @@ func perEvent(b *testing.B) time.Duration {
 	return d
 }
 
-// inPairs has both arms measured in turns, each first in every second pair, and prints each pair.
+// inPairs measures both arms alternately, each first in every second pair, and prints each pair.
 // keep adds the values of a pair to the series.
 func inPairs[T any](b *testing.B, one, other arm, measure func(arm) T, keep func(one, other T)) {
 	b.Helper()

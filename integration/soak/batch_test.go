@@ -21,26 +21,26 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// A crowd is requests, all of one pod, and good ones unless they are spoilt. It asks the API server itself,
-// whatever stands before that of the signer.
-type crowd struct {
+// A batch is a set of requests of one pod, valid ones unless spoil changes them. It talks to the
+// API server directly, even if the signer talks to it through a proxy.
+type batch struct {
 	pod   testenv.Pod
 	admin kubernetes.Interface
-	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) // makes the object
+	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) // returns the object to create
 
 	mu     sync.Mutex
 	number int
 	asked  map[types.UID]asked
 }
 
-// An asked request is one that was made.
+// An asked request was created.
 type asked struct {
 	name string
 	at   time.Time
 }
 
-// newCrowd makes the pod. Its requests are deleted when the test ends.
-func (s *stage) newCrowd(t *testing.T) *crowd {
+// newBatch creates the pod. Its requests are deleted when the test ends.
+func (s *fixture) newBatch(t *testing.T) *batch {
 	t.Helper()
 	pod, err := s.NewPod(t.Context(), node(), s.NextIP())
 	must.OK(t, err)
@@ -54,22 +54,22 @@ func (s *stage) newCrowd(t *testing.T) *crowd {
 			t.Error(err)
 		}
 	})
-	return &crowd{pod: pod, admin: admin, asked: map[types.UID]asked{}, spoil: good}
+	return &batch{pod: pod, admin: admin, asked: map[types.UID]asked{}, spoil: good}
 }
 
-// good spoils nothing.
+// good changes nothing.
 func good(_ int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 	return asking.Object()
 }
 
-// askOne makes a request.
-func (c *crowd) askOne(ctx context.Context) (*certificatesv1.CertificateSigningRequest, error) {
+// askOne creates a request.
+func (c *batch) askOne(ctx context.Context) (*certificatesv1.CertificateSigningRequest, error) {
 	asking := c.pod.InitContainer(node())
 	c.mu.Lock()
 	c.number++
 	number := c.number
 	c.mu.Unlock()
-	asking.SecretName = fmt.Sprintf("crowd-%d", number)
+	asking.SecretName = fmt.Sprintf("batch-%d", number)
 	csr, err := c.spoil(number, &asking)
 	if err != nil {
 		return nil, err
@@ -84,8 +84,8 @@ func (c *crowd) askOne(ctx context.Context) (*certificatesv1.CertificateSigningR
 	return csr, err
 }
 
-// ask makes so many requests, several at a time.
-func (c *crowd) ask(t *testing.T, requests int) {
+// ask creates this many requests, several at a time.
+func (c *batch) ask(t *testing.T, requests int) {
 	const askers = 8
 	numbers := make(chan int)
 	var group sync.WaitGroup
@@ -103,20 +103,19 @@ func (c *crowd) ask(t *testing.T, requests int) {
 	group.Wait()
 }
 
-// try makes a request. One that the API server had no time for was not made, or is not known to have been, and
-// does not count.
-func (c *crowd) try(t *testing.T) {
+// try creates a request. It does not count if the API server was too busy: it may or may not exist.
+func (c *batch) try(t *testing.T) {
 	_, err := c.askOne(t.Context())
 	switch {
 	case apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsInternalError(err):
-		t.Logf("not made: %v", err)
+		t.Logf("not created: %v", err)
 	case err != nil:
 		t.Error(err)
 	}
 }
 
-// keepAsking makes requests at that pace until the function that it returns is called.
-func (c *crowd) keepAsking(t *testing.T, perSecond int) (stop func()) {
+// keepAsking creates requests at this rate until the caller calls stop.
+func (c *batch) keepAsking(t *testing.T, perSecond int) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -128,7 +127,7 @@ func (c *crowd) keepAsking(t *testing.T, perSecond int) (stop func()) {
 				return
 			case <-ticker.C:
 			}
-			group.Go(func() { c.try(t) }) // so that a slow one is in nobody's way
+			group.Go(func() { c.try(t) }) // so that a slow request delays no other
 		}
 	})
 	return func() {
@@ -137,15 +136,23 @@ func (c *crowd) keepAsking(t *testing.T, perSecond int) (stop func()) {
 	}
 }
 
-// size is how many requests were made.
-func (c *crowd) size() int {
+// waitForSize waits until this many requests were created.
+func (c *batch) waitForSize(t *testing.T, requests int) {
+	t.Helper()
+	must.Eventually(t, fmt.Sprintf("%d requests", requests), func(context.Context) (bool, error) {
+		return c.size() >= requests, nil
+	})
+}
+
+// size returns how many requests were created.
+func (c *batch) size() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.asked)
 }
 
-// requests are those of the crowd as they are now, by UID.
-func (c *crowd) requests(ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
+// requests returns the requests of the batch as they are now, by UID.
+func (c *batch) requests(ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
 	list, err := c.admin.CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
@@ -161,8 +168,8 @@ func (c *crowd) requests(ctx context.Context) (map[types.UID]*certificatesv1.Cer
 	return ours, nil
 }
 
-// lost are the names of those that have no certificate, or no approval.
-func (c *crowd) lost(ctx context.Context) ([]string, error) {
+// lost returns the names of the requests that have no certificate or no approval.
+func (c *batch) lost(ctx context.Context) ([]string, error) {
 	now, err := c.requests(ctx)
 	if err != nil {
 		return nil, err
@@ -188,9 +195,9 @@ func has(csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.Requ
 	return false
 }
 
-// waitForAll waits until every request has its certificate, and returns how long that took. It gives up when none was
-// issued for a long time.
-func (c *crowd) waitForAll(t *testing.T) time.Duration {
+// waitForAll waits until every request has its certificate, and returns how long that took. It
+// gives up if no certificate is issued for a long time.
+func (c *batch) waitForAll(t *testing.T) time.Duration {
 	t.Helper()
 	began := time.Now()
 	least, since := c.size()+1, began
