@@ -20,11 +20,13 @@ func build(t *testing.T, settings ...string) (binary string) {
 	_ = os.Getenv("SOURCES") // see sources.sh
 	dir := t.TempDir()
 	for _, name := range sources {
-		if out, err := exec.CommandContext(t.Context(), "cp", "-R", filepath.Join(productRoot, name), dir).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "cp", "-R",
+			filepath.Join(productRoot, name), dir).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), "make", append([]string{"build", "RELEASE=v0.0.0-test", "COMMIT=0123abc"}, settings...)...)
+	cmd := exec.CommandContext(t.Context(), "make",
+		append([]string{"build", "RELEASE=v0.0.0-test", "COMMIT=0123abc"}, settings...)...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make build: %v: %s", err, out)
@@ -60,8 +62,10 @@ func TestBuildIsReproducible(t *testing.T) {
 
 // GOFIPS140 chooses Go's FIPS 140-3 module, and version says which it is and that it is on.
 func TestBuildWithTheFIPSModule(t *testing.T) {
-	out, err := exec.CommandContext(t.Context(), build(t, "GOFIPS140=v1.0.0"), "version").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "FIPS 140-3: module v1.0.0") || !strings.Contains(string(out), ", mode on") {
+	out, err := exec.CommandContext(t.Context(), build(t, "GOFIPS140=v1.0.0"),
+		"version").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "FIPS 140-3: module v1.0.0") ||
+		!strings.Contains(string(out), ", mode on") {
 		t.Errorf("version says %q, %v", out, err)
 	}
 }

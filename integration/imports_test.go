@@ -37,9 +37,15 @@ var innerPackages = map[string][]string{
 	product + "/cmd/hsm-signer/internal/status":      nil,
 	product + "/cmd/hsm-signer/internal/trustedfile": nil,
 	product + "/cmd/hsm-signer/internal/listener":    nil,
-	product + "/cmd/hsm-signer/internal/expiry":      {product + "/policy", product + "/issuer/journal", product + "/kube"},
-	product + "/cmd/hsm-signer/stuck":                {product + "/policy", product + "/issuer/journal", product + "/kube"},
-	product + "/cmd/hsm-signer/heal":                 {product + "/cmd/hsm-signer/stuck", product + "/kube"},
+	product +
+		"/cmd/hsm-signer/internal/expiry": {product + "/policy", product + "/issuer/journal",
+		product + "/kube"},
+	product +
+		"/cmd/hsm-signer/stuck": {product + "/policy", product + "/issuer/journal",
+		product + "/kube"},
+	product +
+		"/cmd/hsm-signer/heal": {product + "/cmd/hsm-signer/stuck", product +
+		"/kube"},
 }
 
 // libraries are libraries that only some layers may use, with these layers.
@@ -56,7 +62,8 @@ var libraries = map[string][]string{
 const wires = "cmd"
 
 // inputAndOutput are the packages that a layer without input and output must not import.
-var inputAndOutput = []string{"os", "os/exec", "io/ioutil", "syscall", "net", "net/http", "net/rpc", "net/smtp"}
+var inputAndOutput = []string{"os", "os/exec", "io/ioutil", "syscall", "net", "net/http", "net/rpc",
+	"net/smtp"}
 
 // servers are modules that only the tests need, since they are too large for the product.
 var servers = []string{"k8s.io/kubernetes", "go.etcd.io"}
@@ -129,7 +136,8 @@ func TestImportsLayersAreComplete(t *testing.T) {
 	for _, p := range packages(t) {
 		found[p.layer()] = true
 		if _, known := layers[p.layer()]; !known {
-			t.Errorf("%s is in no layer: add %q to layers, with what it may import", p.ImportPath, p.layer())
+			t.Errorf("%s is in no layer: add %q to layers, with what it may import", p.ImportPath,
+				p.layer())
 		}
 	}
 	for layer := range layers {
@@ -183,7 +191,8 @@ func TestImportsOfLibraries(t *testing.T) {
 		for library, owners := range libraries {
 			inside := func(path string) bool { return within(path, library) }
 			if i := slices.IndexFunc(paths, inside); i >= 0 && !slices.Contains(owners, p.layer()) {
-				t.Errorf("%s %s %s; only %q may use %s", p.ImportPath, how, paths[i], owners, library)
+				t.Errorf("%s %s %s; only %q may use %s", p.ImportPath, how, paths[i], owners,
+					library)
 			}
 		}
 	}

@@ -73,7 +73,8 @@ func TestProseOfStringLiterals(t *testing.T) {
 	left := map[string]int{}
 	for _, p := range packages(t) {
 		dir := filepath.Join(productRoot, strings.TrimPrefix(p.ImportPath, product))
-		exempt := slices.IndexFunc(notPlainYet, func(root string) bool { return within(p.ImportPath, root) })
+		exempt := slices.IndexFunc(notPlainYet,
+			func(root string) bool { return within(p.ImportPath, root) })
 		for _, literal := range literals(t, dir) {
 			for _, rule := range rules {
 				words := rule.pattern.FindString(literal.text)

@@ -12,7 +12,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// refused.md names tests for every class of request that is refused, and every test that it names exists.
+// refused.md names tests for every class of request that is refused, and every test that it names
+// exists.
 func TestEveryRefusalHasItsTest(t *testing.T) {
 	page, err := os.ReadFile("refused.md")
 	must.OK(t, err)
@@ -20,7 +21,8 @@ func TestEveryRefusalHasItsTest(t *testing.T) {
 	classes, seen := 0, map[string]bool{}
 	for line := range strings.Lines(string(page)) {
 		cells := strings.Split(line, "|")
-		if len(cells) != 4 || strings.HasPrefix(line, "|---") || strings.TrimSpace(cells[2]) == "Tests" {
+		if len(cells) != 4 || strings.HasPrefix(line, "|---") ||
+			strings.TrimSpace(cells[2]) == "Tests" {
 			continue
 		}
 		classes++

@@ -43,7 +43,8 @@ func TestReleasesArePinned(t *testing.T) {
 		{"v1.2.3-dirty", "golang:1.26", "debian:12", "", 0, ""},
 		{"", "golang:1.26", "debian:12", "", 0, ""},
 	} {
-		code, out := script(t, []string{"UNPINNED=" + c.unpinned}, "images/pinned.sh", c.release, c.build, c.runtime)
+		code, out := script(t, []string{"UNPINNED=" + c.unpinned}, "images/pinned.sh", c.release,
+			c.build, c.runtime)
 		if code != c.code || !strings.Contains(out, c.want) || c.want == "" && out != "" {
 			t.Errorf("%q from %s and %s: exit code %d; %s", c.release, c.build, c.runtime, code, out)
 		}
@@ -78,9 +79,12 @@ func TestVulnerabilityScan(t *testing.T) {
 	} {
 		text := "#!/bin/sh\ncat <<'END'\n" + c.output + "\nEND\nexit " + c.exit + "\n"
 		must.OK(t, os.WriteFile(scan, []byte(text), 0o700))
-		code, out := script(t, []string{"VULNCHECK=" + c.required}, "vulnerabilities.sh", "sh "+scan)
-		if code != c.code || !strings.Contains(out, c.want) || c.want != "NOT CHECKED" && strings.Contains(out, "NOT CHECKED") {
-			t.Errorf("%q with exit status %s, VULNCHECK=%q: exit code %d; %s", c.output, c.exit, c.required, code, out)
+		code, out := script(t, []string{"VULNCHECK=" + c.required}, "vulnerabilities.sh",
+			"sh "+scan)
+		if code != c.code || !strings.Contains(out, c.want) || c.want != "NOT CHECKED" &&
+			strings.Contains(out, "NOT CHECKED") {
+			t.Errorf("%q with exit status %s, VULNCHECK=%q: exit code %d; %s", c.output, c.exit,
+				c.required, code, out)
 		}
 	}
 }

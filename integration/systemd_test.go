@@ -20,13 +20,16 @@ func TestUnitIsValid(t *testing.T) {
 	for _, dir := range []string{units, filepath.Join(root, "usr/local/bin")} {
 		must.OK(t, os.MkdirAll(dir, 0o755))
 	}
-	if err := os.CopyFS(filepath.Join(root, "usr/lib/systemd/system"), os.DirFS("/usr/lib/systemd/system")); err != nil {
+	if err := os.CopyFS(filepath.Join(root, "usr/lib/systemd/system"),
+		os.DirFS("/usr/lib/systemd/system")); err != nil {
 		t.Fatalf("systemd's own units (make setup installs systemd): %v", err)
 	}
-	must.OK(t, os.WriteFile(filepath.Join(root, "usr/local/bin/hsm-signer"), []byte("#!/bin/sh\n"), 0o755))
+	must.OK(t,
+		os.WriteFile(filepath.Join(root, "usr/local/bin/hsm-signer"), []byte("#!/bin/sh\n"), 0o755))
 	must.OK(t, os.CopyFS(units, os.DirFS(filepath.Join(productRoot, "deploy/systemd"))))
 	// What it does not understand it only warns of.
-	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--root="+root, unit).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--root="+root,
+		unit).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v: %s", err, out)
 	}
@@ -37,7 +40,8 @@ func TestUnitIsValid(t *testing.T) {
 const mostExposure = 1.2
 
 func TestUnitIsSandboxed(t *testing.T) {
-	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "security", "--offline=true", "--no-pager", filepath.Join(productRoot, "deploy/systemd", unit)).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "security", "--offline=true",
+		"--no-pager", filepath.Join(productRoot, "deploy/systemd", unit)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("systemd-analyze security: %v: %s", err, out)
 	}
@@ -46,7 +50,8 @@ func TestUnitIsSandboxed(t *testing.T) {
 		t.Fatalf("systemd-analyze security says no level: %s", out)
 	}
 	t.Logf("%s", overall[0])
-	if exposure, err := strconv.ParseFloat(string(overall[1]), 64); err != nil || exposure > mostExposure {
+	if exposure, err := strconv.ParseFloat(string(overall[1]), 64); err != nil ||
+		exposure > mostExposure {
 		t.Errorf("the exposure is %s, %v; it was %.1f:\n%s", overall[1], err, mostExposure, out)
 	}
 }

@@ -54,7 +54,8 @@ func BenchmarkSigner(b *testing.B) {
 				module := token.Module
 				if delay > 0 {
 					module = s.Module
-					must.OK(b, errors.Join(s.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)), s.Forget()))
+					must.OK(b,
+						errors.Join(s.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)), s.Forget()))
 				}
 				compare(b, token, s, module, public.(*ecdsa.PublicKey), callers, delay)
 			})
@@ -70,7 +71,8 @@ const rounds = 5
 type speed struct{ perSecond, calls float64 } // calls for one signature
 
 // compare measures both signers alternately, with this many callers.
-func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, public *ecdsa.PublicKey, callers int, delay time.Duration) {
+func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string,
+	public *ecdsa.PublicKey, callers int, delay time.Duration) {
 	b.Helper()
 	signatures := b.N
 	if delay == 0 {
@@ -83,7 +85,8 @@ func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module strin
 	}
 	var signer, bare []speed
 	for range rounds {
-		signer = append(signer, of(product(b, token, s, module, public, callers, signatures, digest[:])))
+		signer = append(signer,
+			of(product(b, token, s, module, public, callers, signatures, digest[:])))
 		bare = append(bare, of(bareLoop(b, token, s, module, callers, signatures, digest[:])))
 	}
 	recordSpeeds(b, signer, bare, fmt.Sprintf("callers_%d_delay_%s", callers, delay), delay > 0)
@@ -114,7 +117,8 @@ func recordSpeeds(b *testing.B, signer, bare []speed, key string, counted bool) 
 }
 
 // product signs with the product's signer, and returns the time and the number of calls.
-func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
+func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string,
+	public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	key, err := hsm.NewKey(hsm.Config{
 		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
@@ -156,7 +160,8 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 }
 
 // bareLoop signs with the two calls and nothing else.
-func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, callers, signatures int, digest []byte) (time.Duration, int) {
+func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, callers,
+	signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	p := pkcs11.New(module)
 	must.OK(b, p.Initialize())
@@ -170,7 +175,10 @@ func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module stri
 		must.OK(b, err)
 	}
 	must.OK(b, p.Login(sessions[0], pkcs11.CKU_USER, token.PIN))
-	must.OK(b, p.FindObjectsInit(sessions[0], []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
+	must.OK(b,
+		p.FindObjectsInit(sessions[0],
+			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
+				pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
 	keys, _, err := p.FindObjects(sessions[0], 1)
 	must.OK(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}
@@ -190,7 +198,8 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 	slots, err := p.GetSlotList(true)
 	must.OK(b, err)
 	for _, slot := range slots {
-		if info, err := p.GetTokenInfo(slot); err == nil && strings.TrimRight(info.Label, " \x00") == label {
+		if info, err := p.GetTokenInfo(slot); err == nil &&
+			strings.TrimRight(info.Label, " \x00") == label {
 			return slot
 		}
 	}

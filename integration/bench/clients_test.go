@@ -31,7 +31,8 @@ func BenchmarkClients(b *testing.B) {
 		{"1000_lost", p.benchmarkThousand},
 		{"300_unhealed", p.benchmarkHealed},
 		{"pacing_cost", func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost", false) }},
-		{"pacing_with_clients", func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost_clients", true) }},
+		{"pacing_with_clients",
+			func(b *testing.B) { p.benchmarkPacing(b, "pacing_cost_clients", true) }},
 		{"beside_6000", p.benchmarkBesideFinished},
 	} {
 		b.Run(part.name, func(b *testing.B) {
@@ -214,7 +215,8 @@ func (f *fixture) oneClient(b *testing.B) float64 {
 // allowCleanUp gives hsm-signer the right to delete requests.
 func (f *fixture) allowCleanUp(b *testing.B) {
 	b.Helper()
-	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "clean-up", "role.yaml"))
+	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "clean-up",
+		"role.yaml"))
 	must.OK(b, err)
 	must.OK(b, f.Cluster.Apply(b.Context(), role))
 }
@@ -223,9 +225,11 @@ func (f *fixture) allowCleanUp(b *testing.B) {
 func (f *fixture) waitUntilDeleted(b *testing.B, left int) {
 	b.Helper()
 	began := time.Now()
-	poll(b, time.Second, "finished requests to be deleted", func(ctx context.Context) (bool, error) {
-		count, err := f.requests(ctx)
-		return err == nil && count <= left, nil
-	})
-	fmt.Fprintf(os.Stderr, "%s: deleted within %s\n", b.Name(), time.Since(began).Round(time.Second))
+	poll(b, time.Second, "finished requests to be deleted",
+		func(ctx context.Context) (bool, error) {
+			count, err := f.requests(ctx)
+			return err == nil && count <= left, nil
+		})
+	fmt.Fprintf(os.Stderr, "%s: deleted within %s\n", b.Name(),
+		time.Since(began).Round(time.Second))
 }

@@ -91,7 +91,8 @@ func (f *fixture) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, 
 	must.OK(b, d.WaitReady(b.Context()))
 	return d, func() {
 		if code, err := d.Stop(); err != nil || code != 0 {
-			b.Fatalf("hsm-signer ended with code %d, %v; its log ends:\n%s", code, err, tail(d.Log()))
+			b.Fatalf("hsm-signer ended with code %d, %v; its log ends:\n%s", code, err,
+				tail(d.Log()))
 		}
 	}
 }

@@ -54,7 +54,8 @@ func (f *fixture) storm(b *testing.B, d *testenv.Daemon, requests int, initializ
 }
 
 // prepare creates the pods, with or without running init containers, and returns their requests.
-func (f *fixture) prepare(ctx context.Context, requests int, initialize bool) ([]preparedRequest, error) {
+func (f *fixture) prepare(ctx context.Context, requests int, initialize bool) ([]preparedRequest,
+	error) {
 	var all []preparedRequest
 	for i := range requests {
 		var pod testenv.Pod

@@ -30,7 +30,8 @@ const (
 	unreliableRuns     = 5
 	unreliableRequests = 60
 	unreliableCallers  = 8
-	baseLosses         = 2 // percent of C_Sign that lose the session, where C_OpenSession or C_Login fails
+	// percent of C_Sign that lose the session, where C_OpenSession or C_Login fails
+	baseLosses = 2
 )
 
 var unreliableRates = []uint{1, 5, 20}
@@ -72,23 +73,30 @@ type randomFault struct {
 }
 
 func randomFaults() []randomFault {
-	lossy := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_SESSION_HANDLE_INVALID).Percent(baseLosses, 7)}
+	lossy := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign,
+		pkcs11.CKR_SESSION_HANDLE_INVALID).Percent(baseLosses, 7)}
 	var all []randomFault
 	for _, code := range signCodes {
-		all = append(all, randomFault{"C_SignInit, C_Sign: " + codeName(code), []string{pkcs11shim.SignInit, pkcs11shim.Sign}, code, nil})
+		all = append(all,
+			randomFault{"C_SignInit, C_Sign: " + codeName(code),
+				[]string{pkcs11shim.SignInit, pkcs11shim.Sign}, code, nil})
 	}
 	all = append(all, randomFault{"sessions lost, nothing else", nil, 0, lossy})
 	for _, code := range openCodes {
-		all = append(all, randomFault{"C_OpenSession: " + codeName(code), []string{pkcs11shim.OpenSession}, code, lossy})
+		all = append(all,
+			randomFault{"C_OpenSession: " + codeName(code), []string{pkcs11shim.OpenSession}, code,
+				lossy})
 	}
 	for _, code := range loginCodes {
-		all = append(all, randomFault{"C_Login: " + codeName(code), []string{pkcs11shim.Login}, code, lossy})
+		all = append(all,
+			randomFault{"C_Login: " + codeName(code), []string{pkcs11shim.Login}, code, lossy})
 	}
 	return all
 }
 
 func codeName(code uint) string {
-	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
+	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(),
+		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
 // rules are those of one run.
@@ -116,7 +124,8 @@ func (r flakyRun) perSecond() float64 { return float64(r.requests) / r.took.Seco
 // cell is the speed relative to that without faults, and reconnections and logins for 100 requests.
 func (r flakyRun) cell(healthy flakyRun) string {
 	per100 := func(n int64) float64 { return 100 * float64(n) / float64(r.requests) }
-	return fmt.Sprintf("%.1f %%, %.0f, %.0f", 100*r.perSecond()/healthy.perSecond(), per100(r.connections), per100(r.logins))
+	return fmt.Sprintf("%.1f %%, %.0f, %.0f", 100*r.perSecond()/healthy.perSecond(),
+		per100(r.connections), per100(r.logins))
 }
 
 // A flaky token is SoftHSM behind a shim that makes calls fail at random.
@@ -171,15 +180,17 @@ func ask(ctx context.Context, key *hsm.Key) (retries, lost int64, took time.Dura
 	for range unreliableCallers {
 		group.Go(func() {
 			for left.Add(-1) >= 0 {
-				backoff := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Steps: 6, Cap: 8 * time.Second}
+				backoff := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Steps: 6,
+					Cap: 8 * time.Second}
 				limited, cancel := context.WithTimeout(ctx, 2*time.Minute)
-				err := backoff.DelayFunc().Until(limited, true, true, func(ctx context.Context) (bool, error) {
-					_, err := key.Signer(ctx).Sign(nil, digest[:], crypto.SHA256)
-					if err != nil {
-						again.Add(1)
-					}
-					return err == nil, nil
-				})
+				err := backoff.DelayFunc().Until(limited, true, true,
+					func(ctx context.Context) (bool, error) {
+						_, err := key.Signer(ctx).Sign(nil, digest[:], crypto.SHA256)
+						if err != nil {
+							again.Add(1)
+						}
+						return err == nil, nil
+					})
 				cancel()
 				if err != nil {
 					without.Add(1)

@@ -49,9 +49,12 @@ type Component struct {
 func OpenSource(clusterDomain string) []Component {
 	const namespace = "calico-system"
 	return []Component{
-		{Namespace: namespace, ServiceAccount: "calico-node", SecretName: "node-certs", App: "calico-node", DNSNames: []string{"typha-client"}},
-		{Namespace: namespace, ServiceAccount: "calico-typha", SecretName: "typha-certs", App: "calico-typha", DNSNames: []string{"typha-server"}},
-		{Namespace: namespace, ServiceAccount: "calico-apiserver", SecretName: "calico-apiserver-certs", App: "calico-apiserver", DNSNames: ServiceNames("calico-api", namespace, clusterDomain)},
+		{Namespace: namespace, ServiceAccount: "calico-node", SecretName: "node-certs",
+			App: "calico-node", DNSNames: []string{"typha-client"}},
+		{Namespace: namespace, ServiceAccount: "calico-typha", SecretName: "typha-certs",
+			App: "calico-typha", DNSNames: []string{"typha-server"}},
+		{Namespace: namespace, ServiceAccount: "calico-apiserver",
+			SecretName: "calico-apiserver-certs", App: "calico-apiserver", DNSNames: ServiceNames("calico-api", namespace, clusterDomain)},
 	}
 }
 
@@ -78,7 +81,8 @@ type Refused struct {
 
 // Error says which request was refused, how and why.
 func (r *Refused) Error() string {
-	return fmt.Sprintf("certificate request %s is %s: %s: %s", r.Name, r.Condition.Type, r.Condition.Reason, r.Condition.Message)
+	return fmt.Sprintf("certificate request %s is %s: %s: %s", r.Name, r.Condition.Type,
+		r.Condition.Reason, r.Condition.Message)
 }
 
 // Name is the request's.
@@ -87,7 +91,8 @@ func (i InitContainer) Name() string { return i.SecretName + ":" + i.Pod.Name }
 // Run submits the request and waits for its end, with client having the pod's
 // credentials. It returns the request as it ended; if that was not with a
 // certificate the error is a *Refused.
-func (i InitContainer) Run(ctx context.Context, client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {
+func (i InitContainer) Run(ctx context.Context,
+	client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {
 	request, err := i.Submit(ctx, client)
 	if err != nil {
 		return nil, err
@@ -97,7 +102,8 @@ func (i InitContainer) Run(ctx context.Context, client kubernetes.Interface) (*c
 
 // Submit creates the request, in the place of an earlier one of the same name:
 // that one's key was lost with the container that made it.
-func (i InitContainer) Submit(ctx context.Context, client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {
+func (i InitContainer) Submit(ctx context.Context,
+	client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {
 	request, err := i.Object()
 	if err != nil {
 		return nil, err
@@ -110,7 +116,8 @@ func (i InitContainer) Submit(ctx context.Context, client kubernetes.Interface) 
 	return created, err
 }
 
-func replace(ctx context.Context, requests certificatesclient.CertificateSigningRequestInterface, request *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+func replace(ctx context.Context, requests certificatesclient.CertificateSigningRequestInterface,
+	request *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
 	if err := requests.Delete(ctx, request.Name, metav1.DeleteOptions{}); err != nil {
 		return nil, err
 	}
@@ -175,7 +182,8 @@ func (i InitContainer) PKCS10() ([]byte, error) {
 func extensions() []pkix.Extension {
 	return []pkix.Extension{
 		{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x00}},
-		{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Critical: true, Value: []byte{0x03, 0x02, 0x03, 0xa8}},
+		{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Critical: true,
+			Value: []byte{0x03, 0x02, 0x03, 0xa8}},
 		{Id: asn1.ObjectIdentifier{2, 5, 29, 37}, Value: []byte{
 			0x30, 0x14,
 			0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01,
@@ -187,10 +195,12 @@ func extensions() []pkix.Extension {
 // Wait waits until the request of that name has ended. Like the original it
 // watches all requests, gives up after Timeout, and is done when one object has
 // both a certificate and the approval. The watch begins with what is there already.
-func Wait(ctx context.Context, client kubernetes.Interface, name string) (*certificatesv1.CertificateSigningRequest, error) {
+func Wait(ctx context.Context, client kubernetes.Interface,
+	name string) (*certificatesv1.CertificateSigningRequest, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
-	watcher, err := client.CertificatesV1().CertificateSigningRequests().Watch(ctx, metav1.ListOptions{})
+	watcher, err := client.CertificatesV1().CertificateSigningRequests().Watch(ctx,
+		metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("watch certificate requests: %w", err)
 	}
@@ -198,7 +208,8 @@ func Wait(ctx context.Context, client kubernetes.Interface, name string) (*certi
 	var last *certificatesv1.CertificateSigningRequest
 	for event := range watcher.ResultChan() {
 		if event.Type == watch.Error {
-			return last, fmt.Errorf("watch of certificate requests: %w", apierrors.FromObject(event.Object))
+			return last, fmt.Errorf("watch of certificate requests: %w",
+				apierrors.FromObject(event.Object))
 		}
 		request, ok := event.Object.(*certificatesv1.CertificateSigningRequest)
 		if !ok || request.Name != name || event.Type == watch.Deleted {
@@ -210,7 +221,8 @@ func Wait(ctx context.Context, client kubernetes.Interface, name string) (*certi
 		}
 	}
 	if ctx.Err() != nil {
-		return last, fmt.Errorf("certificate request %s has not ended: %w", name, context.Cause(ctx))
+		return last, fmt.Errorf("certificate request %s has not ended: %w", name,
+			context.Cause(ctx))
 	}
 	return last, fmt.Errorf("certificate request %s has not ended, and the server closed the watch", name)
 }

@@ -25,8 +25,9 @@ func typha(t *testing.T, keyAlgorithm, signatureAlgorithm string) calico.InitCon
 	key, err := calico.NewKey(keyAlgorithm)
 	must.OK(t, err)
 	return calico.InitContainer{
-		Component:          calico.OpenSource("cluster.local")[1],
-		Pod:                &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-0"}, Status: corev1.PodStatus{PodIP: "10.0.0.7"}},
+		Component: calico.OpenSource("cluster.local")[1],
+		Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-0"},
+			Status: corev1.PodStatus{PodIP: "10.0.0.7"}},
 		SignerName:         "example.com/calico",
 		Key:                key,
 		SignatureAlgorithm: signatureAlgorithm,
@@ -54,7 +55,8 @@ func TestRequestIsCalicos(t *testing.T) {
 			"X509v3 Extended Key Usage: TLS Web Server Authentication, TLS Web Client Authentication ",
 	} {
 		// Versions of openssl differ in the spaces around the equals sign.
-		if !strings.Contains(strings.ReplaceAll(text, " = ", "="), strings.ReplaceAll(want, " = ", "=")) {
+		if !strings.Contains(strings.ReplaceAll(text, " = ", "="),
+			strings.ReplaceAll(want, " = ", "=")) {
 			t.Errorf("request lacks %q:\n%s", want, output)
 		}
 	}
@@ -71,9 +73,11 @@ func TestEveryMatchingPairOfAlgorithms(t *testing.T) {
 			i := typha(t, "ECDSAWithCurve256", signatureAlgorithm)
 			i.Key = key
 			pkcs10, err := i.PKCS10()
-			match := strings.HasPrefix(keyAlgorithm, "ECDSA") == strings.HasPrefix(signatureAlgorithm, "ECDSA")
+			match := strings.HasPrefix(keyAlgorithm,
+				"ECDSA") == strings.HasPrefix(signatureAlgorithm, "ECDSA")
 			if (err == nil) != match {
-				t.Errorf("%s with %s: %v, want possible %t", keyAlgorithm, signatureAlgorithm, err, match)
+				t.Errorf("%s with %s: %v, want possible %t", keyAlgorithm, signatureAlgorithm, err,
+					match)
 			}
 			if err != nil {
 				continue
@@ -81,7 +85,8 @@ func TestEveryMatchingPairOfAlgorithms(t *testing.T) {
 			block, _ := pem.Decode(pkcs10)
 			parsed, err := x509.ParseCertificateRequest(block.Bytes)
 			if err != nil || parsed.CheckSignature() != nil {
-				t.Errorf("%s with %s: %v, %v", keyAlgorithm, signatureAlgorithm, err, parsed.CheckSignature())
+				t.Errorf("%s with %s: %v, %v", keyAlgorithm, signatureAlgorithm, err,
+					parsed.CheckSignature())
 			}
 		}
 	}
@@ -95,7 +100,8 @@ func TestUnknownKeyAlgorithm(t *testing.T) {
 
 func TestWait(t *testing.T) {
 	condition := func(kind certificatesv1.RequestConditionType) []certificatesv1.CertificateSigningRequestCondition {
-		return []certificatesv1.CertificateSigningRequestCondition{{Type: kind, Status: corev1.ConditionTrue, Reason: "Because"}}
+		return []certificatesv1.CertificateSigningRequestCondition{{Type: kind,
+			Status: corev1.ConditionTrue, Reason: "Because"}}
 	}
 	certificate := []byte("certificate")
 	pending := certificatesv1.CertificateSigningRequestStatus{}
@@ -103,10 +109,13 @@ func TestWait(t *testing.T) {
 		seen    []certificatesv1.CertificateSigningRequestStatus
 		refused bool
 	}{
-		"approved, then issued": {seen: []certificatesv1.CertificateSigningRequestStatus{pending, {Conditions: condition("Approved")}, {Conditions: condition("Approved"), Certificate: certificate}}},
+		"approved, then issued": {seen: []certificatesv1.CertificateSigningRequestStatus{pending,
+			{Conditions: condition("Approved")}, {Conditions: condition("Approved"),
+				Certificate: certificate}}},
 		"issued, then approved": {seen: []certificatesv1.CertificateSigningRequestStatus{{Certificate: certificate}, {Conditions: condition("Approved"), Certificate: certificate}}},
-		"denied":                {seen: []certificatesv1.CertificateSigningRequestStatus{pending, {Conditions: condition("Denied")}}, refused: true},
-		"failed":                {seen: []certificatesv1.CertificateSigningRequestStatus{{Conditions: condition("Failed")}}, refused: true},
+		"denied": {seen: []certificatesv1.CertificateSigningRequestStatus{pending,
+			{Conditions: condition("Denied")}}, refused: true},
+		"failed": {seen: []certificatesv1.CertificateSigningRequestStatus{{Conditions: condition("Failed")}}, refused: true},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -116,7 +125,8 @@ func TestWait(t *testing.T) {
 				watcher.Modify(object("mine", status))
 			}
 			client := fake.NewClientset()
-			client.PrependWatchReactor("certificatesigningrequests", clienttesting.DefaultWatchReactor(watcher, nil))
+			client.PrependWatchReactor("certificatesigningrequests",
+				clienttesting.DefaultWatchReactor(watcher, nil))
 			got, err := calico.Wait(t.Context(), client, "mine")
 			var refused *calico.Refused
 			if errors.As(err, &refused) != c.refused || (err != nil && !c.refused) {
@@ -130,5 +140,6 @@ func TestWait(t *testing.T) {
 }
 
 func object(name string, status certificatesv1.CertificateSigningRequestStatus) runtime.Object {
-	return &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: status}
+	return &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: name},
+		Status: status}
 }

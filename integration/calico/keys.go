@@ -10,11 +10,13 @@ import (
 	"fmt"
 )
 
-// KeyAlgorithms and SignatureAlgorithms are Calico's names, its default first. A key and a signature
-// algorithm match if both are RSA or both are ECDSA.
+// KeyAlgorithms and SignatureAlgorithms are Calico's names, its default first. A key and a
+// signature algorithm match if both are RSA or both are ECDSA.
 var (
-	KeyAlgorithms       = []string{"RSAWithSize2048", "RSAWithSize4096", "RSAWithSize8192", "ECDSAWithCurve256", "ECDSAWithCurve384", "ECDSAWithCurve521"}
-	SignatureAlgorithms = []string{"SHA256WithRSA", "SHA384WithRSA", "SHA512WithRSA", "ECDSAWithSHA256", "ECDSAWithSHA384", "ECDSAWithSHA512"}
+	KeyAlgorithms = []string{"RSAWithSize2048", "RSAWithSize4096", "RSAWithSize8192",
+		"ECDSAWithCurve256", "ECDSAWithCurve384", "ECDSAWithCurve521"}
+	SignatureAlgorithms = []string{"SHA256WithRSA", "SHA384WithRSA", "SHA512WithRSA",
+		"ECDSAWithSHA256", "ECDSAWithSHA384", "ECDSAWithSHA512"}
 )
 
 // NewKey makes a key of the algorithm with that name; "" is Calico's default. RSA keys of 8192 bits
@@ -34,7 +36,8 @@ func NewKey(algorithm string) (crypto.Signer, error) {
 	case "ECDSAWithCurve521":
 		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	}
-	return nil, fmt.Errorf("%q is no key algorithm of Calico's: it has %q", algorithm, KeyAlgorithms)
+	return nil, fmt.Errorf("%q is no key algorithm of Calico's: it has %q", algorithm,
+		KeyAlgorithms)
 }
 
 func signatureAlgorithm(name string) (x509.SignatureAlgorithm, error) {
@@ -52,7 +55,8 @@ func signatureAlgorithm(name string) (x509.SignatureAlgorithm, error) {
 	case "ECDSAWithSHA512":
 		return x509.ECDSAWithSHA512, nil
 	}
-	return 0, fmt.Errorf("%q is no signature algorithm of Calico's: it has %q", name, SignatureAlgorithms)
+	return 0, fmt.Errorf("%q is no signature algorithm of Calico's: it has %q", name,
+		SignatureAlgorithms)
 }
 
 // NewP256Key makes an ECDSA key on the curve P-256, which is the fastest to make.

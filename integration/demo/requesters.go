@@ -62,8 +62,10 @@ func requesters() []requester {
 		csr.Spec.Request = append(csr.Spec.Request, csr.Spec.Request...)
 	}
 	return append(all,
-		requester{who: node, asks: typha, twist: "another component's name", want: "NameNotAllowed"},
-		requester{who: stranger, asks: typha, twist: "no component of Calico", want: "RequesterNotAllowed"},
+		requester{who: node, asks: typha, twist: "another component's name",
+			want: "NameNotAllowed"},
+		requester{who: stranger, asks: typha, twist: "no component of Calico",
+			want: "RequesterNotAllowed"},
 		requester{
 			who: node, asks: node, twist: "the IP of another pod", ip: "10.65.9.9", want: "NameNotAllowed",
 		},
@@ -119,7 +121,8 @@ func (r requester) ask(ctx context.Context, d Demo, number int) (Outcome, error)
 	if r.change != nil {
 		r.change(csr)
 	}
-	if _, err := pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr, metav1.CreateOptions{}); err != nil {
+	if _, err := pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr,
+		metav1.CreateOptions{}); err != nil {
 		return Outcome{}, err
 	}
 	answered, err := calico.Wait(ctx, pod.Client, csr.Name)
@@ -127,7 +130,8 @@ func (r requester) ask(ctx context.Context, d Demo, number int) (Outcome, error)
 }
 
 // pod creates the requester's pod, with a name that no pod had before.
-func (r requester) pod(ctx context.Context, cluster *testenv.Cluster, number int) (testenv.Pod, error) {
+func (r requester) pod(ctx context.Context, cluster *testenv.Cluster, number int) (testenv.Pod,
+	error) {
 	pod, err := cluster.NewPod(ctx, testenv.PodSpec{
 		Namespace: r.who.Namespace, ServiceAccount: r.who.ServiceAccount,
 		Name: fmt.Sprintf("%s-%s", r.who.ServiceAccount, strings.ToLower(rand.Text()[:5])),
@@ -147,7 +151,8 @@ func (r requester) pod(ctx context.Context, cluster *testenv.Cluster, number int
 func (r requester) outcome(
 	ctx context.Context, d Demo, csr *certificatesv1.CertificateSigningRequest, err error,
 ) (Outcome, error) {
-	o := Outcome{who: r.who.Namespace + "/" + r.who.ServiceAccount, asked: r.asks.DNSNames[0], twist: r.twist}
+	o := Outcome{who: r.who.Namespace + "/" + r.who.ServiceAccount, asked: r.asks.DNSNames[0],
+		twist: r.twist}
 	var refused *calico.Refused
 	switch {
 	case errors.As(err, &refused):
@@ -166,7 +171,8 @@ func (r requester) outcome(
 		return o, err
 	}
 	o.result = "certificate"
-	o.why = fmt.Sprintf("%s; %v; until %s", cert.SignatureAlgorithm, cert.IPAddresses, cert.NotAfter.Format("2006-01-02"))
+	o.why = fmt.Sprintf("%s; %v; until %s", cert.SignatureAlgorithm, cert.IPAddresses,
+		cert.NotAfter.Format("2006-01-02"))
 	return o, d.verify(ctx, csr)
 }
 
@@ -184,7 +190,8 @@ func (d Demo) verify(ctx context.Context, csr *certificatesv1.CertificateSigning
 	if err := os.WriteFile(file, csr.Status.Certificate, 0o600); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, "openssl", "verify", "-x509_strict", "-CAfile", d.CACert, "-untrusted", file, file).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "openssl", "verify", "-x509_strict", "-CAfile", d.CACert,
+		"-untrusted", file, file).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("openssl verify: %w: %s", err, out)
 	}
@@ -202,6 +209,7 @@ func Judge(out *Screen, outcomes []Outcome) error {
 	if len(wrong) > 0 {
 		return errors.New("wrong answers:\n  " + strings.Join(wrong, "\n  "))
 	}
-	out.Step("Success: every component has its certificate, openssl verifies each, every impostor was denied")
+	out.Step("Success: every component has its certificate, openssl verifies each, every " +
+		"impostor was denied")
 	return nil
 }

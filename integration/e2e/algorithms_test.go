@@ -33,7 +33,8 @@ var byName = map[string]x509.SignatureAlgorithm{
 
 // What each kind of CA key can sign with.
 var (
-	withRSA   = []string{"SHA256WithRSA", "SHA384WithRSA", "SHA512WithRSA", "SHA256WithRSAPSS", "SHA384WithRSAPSS", "SHA512WithRSAPSS"}
+	withRSA = []string{"SHA256WithRSA", "SHA384WithRSA", "SHA512WithRSA", "SHA256WithRSAPSS",
+		"SHA384WithRSAPSS", "SHA512WithRSAPSS"}
 	withECDSA = []string{"ECDSAWithSHA256", "ECDSAWithSHA384", "ECDSAWithSHA512"}
 )
 
@@ -94,15 +95,21 @@ func (passed *table) testRequester(t *testing.T, key string) {
 
 // testAuthority runs hsm-signer with SIGNATURE_ALGORITHM, or without one if it is "", and has
 // an RSA key and an ECDSA key certified.
-func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA, signature, expected string) {
+func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA, signature,
+	expected string) {
 	name, env := signature, []string{"SIGNATURE_ALGORITHM=" + signature}
 	if signature == "" {
 		name, env = "default", nil
 	}
 	ok := t.Run(name, func(t *testing.T) {
 		d := startReady(t, made, env...)
-		t.Run("RSAWithSize2048", func(t *testing.T) { certify(t, made, expected, "RSAWithSize2048", "SHA256WithRSA") })
-		t.Run("ECDSAWithCurve256", func(t *testing.T) { certify(t, made, expected, "ECDSAWithCurve256", "ECDSAWithSHA256") })
+		t.Run("RSAWithSize2048",
+			func(t *testing.T) { certify(t, made, expected, "RSAWithSize2048", "SHA256WithRSA") })
+		t.Run("ECDSAWithCurve256",
+			func(t *testing.T) {
+				certify(t, made, expected, "ECDSAWithCurve256",
+					"ECDSAWithSHA256")
+			})
 		if t.Failed() {
 			t.Logf("the log of hsm-signer:\n%s", d.Log())
 		}
@@ -115,8 +122,10 @@ func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA
 }
 
 func TestAlgorithmThatTheKeyCannotUse(t *testing.T) {
-	_, stderr, code := shared.Command(t.Context(), ca, []string{"SIGNATURE_ALGORITHM=SHA256WithRSA"}, "run")
-	if code != 4 || !strings.Contains(stderr, "SIGNATURE_ALGORITHM: ") || !strings.Contains(stderr, "cannot sign with SHA256WithRSA") {
+	_, stderr, code := shared.Command(t.Context(), ca,
+		[]string{"SIGNATURE_ALGORITHM=SHA256WithRSA"}, "run")
+	if code != 4 || !strings.Contains(stderr, "SIGNATURE_ALGORITHM: ") ||
+		!strings.Contains(stderr, "cannot sign with SHA256WithRSA") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
@@ -185,7 +194,8 @@ func requireUsagesOf(t *testing.T, cert *x509.Certificate) {
 	if cert.KeyUsage != want {
 		t.Errorf("keyUsage is %b, want %b", cert.KeyUsage, want)
 	}
-	if !slices.Equal(cert.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
+	if !slices.Equal(cert.ExtKeyUsage,
+		[]x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
 		t.Errorf("extKeyUsage is %v", cert.ExtKeyUsage)
 	}
 }
@@ -199,8 +209,10 @@ func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	if !roots.AppendCertsFromPEM(root) {
 		t.Fatalf("%s holds no certificate", ca.CertFile)
 	}
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		options := x509.VerifyOptions{Roots: roots, DNSName: cert.DNSNames[0], KeyUsages: []x509.ExtKeyUsage{usage}}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
+		x509.ExtKeyUsageClientAuth} {
+		options := x509.VerifyOptions{Roots: roots, DNSName: cert.DNSNames[0],
+			KeyUsages: []x509.ExtKeyUsage{usage}}
 		if _, err := cert.Verify(options); err != nil {
 			t.Errorf("crypto/x509: %v", err)
 		}
@@ -238,10 +250,13 @@ func startCeremonies(t *testing.T) map[string]*ceremony {
 // hold makes the CA. Its key has a label that no other test's has, nor an earlier run's.
 func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
 	defer close(c.done)
-	c.ca = testenv.CA{KeyLabel: filepath.Base(filepath.Dir(dir)) + "-" + keyType, CertFile: filepath.Join(dir, keyType+".crt")}
-	_, stderr, code := shared.Command(ctx, c.ca, nil, "ca", "create", "--key-type", keyType, "--subject", "CN=Calico CA "+keyType, "--out", c.ca.CertFile)
+	c.ca = testenv.CA{KeyLabel: filepath.Base(filepath.Dir(dir)) + "-" + keyType,
+		CertFile: filepath.Join(dir, keyType+".crt")}
+	_, stderr, code := shared.Command(ctx, c.ca, nil, "ca", "create", "--key-type", keyType,
+		"--subject", "CN=Calico CA "+keyType, "--out", c.ca.CertFile)
 	if code != 0 {
-		c.err = fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code, stderr)
+		c.err = fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code,
+			stderr)
 	}
 }
 

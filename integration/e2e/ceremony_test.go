@@ -30,11 +30,13 @@ func TestCeremonyManual(t *testing.T) {
 	dir := t.TempDir()
 	pin := filepath.Join(dir, "pin")
 	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o400))
-	out, err := shared.Shell(t.Context(), testenv.CA{KeyLabel: label(t)}, []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + pin}, dir, script.String())
+	out, err := shared.Shell(t.Context(), testenv.CA{KeyLabel: label(t)},
+		[]string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + pin}, dir, script.String())
 	if err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}
-	for _, want := range []string{"CA created", "Request created", "CA imported", "signed.crt: OK", "spec:\n  certificateManagement:"} {
+	for _, want := range []string{"CA created", "Request created", "CA imported", "signed.crt: OK",
+		"spec:\n  certificateManagement:"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%q is missing in:\n%s", want, out)
 		}
@@ -42,7 +44,8 @@ func TestCeremonyManual(t *testing.T) {
 	for _, name := range []string{"ceremony.txt", "request.txt"} {
 		requireFingerprints(t, filepath.Join(dir, name), string(out))
 	}
-	issuing := testenv.CA{KeyLabel: "calico-issuing-ca", CertFile: filepath.Join(dir, "issuing-ca.crt")}
+	issuing := testenv.CA{KeyLabel: "calico-issuing-ca",
+		CertFile: filepath.Join(dir, "issuing-ca.crt")}
 	requireWorks(t, issuing, 2)
 }
 
@@ -87,7 +90,8 @@ func requireWorks(t *testing.T, ca testenv.CA, length int) {
 func TestCeremonyWithEd25519(t *testing.T) {
 	made := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
 	requireCommand(t, made, "ca", "create", "--key-type", "ed25519", "--out", made.CertFile)
-	out, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", made.CertFile, "-noout", "-text").Output()
+	out, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", made.CertFile, "-noout",
+		"-text").Output()
 	must.OK(t, err)
 	if strings.Count(string(out), "ED25519") < 2 {
 		t.Errorf("not an Ed25519 CA:\n%s", out)
@@ -110,7 +114,8 @@ func requireRefusal(t *testing.T, ca testenv.CA, want int, words string, args ..
 	t.Helper()
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
 	if code != want || !strings.Contains(stderr, words) {
-		t.Errorf("%v: exit code %d, want %d; %s%s; want %q", args, code, want, stdout, stderr, words)
+		t.Errorf("%v: exit code %d, want %d; %s%s; want %q", args, code, want, stdout, stderr,
+			words)
 	}
 }
 
@@ -121,16 +126,22 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	made := testenv.CA{KeyLabel: label(t), CertFile: file("first.crt")}
 	requireCommand(t, made, "ca", "create", "--key-type", "rsa-2048", "--out", made.CertFile)
 	requireRefusal(t, made, 4, "holds a key labelled", "ca", "create", "--out", file("no.crt"))
-	requireRefusal(t, made, 4, "is of type rsa-2048, not ecdsa-p256", "ca", "create", "--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
-	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "there is no private key", "ca", "create", "--use-existing-key", "--out", file("no.crt"))
-	must.OK(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600)) // and no word on the type
-	requireCommand(t, made, "ca", "create", "--use-existing-key", "--profile", file("ca.yaml"), "--csr", "--out", file("ca.csr"))
-	requireCommand(t, made, "ca", "create", "--use-existing-key", "--subject", "CN=second", "--out", file("second.crt"), "--transcript", file("second.txt"))
+	requireRefusal(t, made, 4, "is of type rsa-2048, not ecdsa-p256", "ca", "create",
+		"--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
+	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "there is no private key", "ca", "create",
+		"--use-existing-key", "--out", file("no.crt"))
+	// and no word on the type
+	must.OK(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600))
+	requireCommand(t, made, "ca", "create", "--use-existing-key", "--profile", file("ca.yaml"),
+		"--csr", "--out", file("ca.csr"))
+	requireCommand(t, made, "ca", "create", "--use-existing-key", "--subject", "CN=second", "--out",
+		file("second.crt"), "--transcript", file("second.txt"))
 	requireKeyOf(t, file("ca.csr"), "req", file("first.crt"))
 	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
 	transcript, err := os.ReadFile(file("second.txt"))
 	must.OK(t, err)
-	if text := string(transcript); !strings.Contains(text, "another tool made it") || !strings.Contains(text, "CKA_NEVER_EXTRACTABLE  1\n") {
+	if text := string(transcript); !strings.Contains(text, "another tool made it") ||
+		!strings.Contains(text, "CKA_NEVER_EXTRACTABLE  1\n") {
 		t.Errorf("transcript:\n%s", text)
 	}
 	if _, err := os.Stat(file("no.crt")); err == nil {
@@ -142,9 +153,11 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 // the other.
 func requireKeyOf(t *testing.T, file, kind, cert string) {
 	t.Helper()
-	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout", "-pubkey").Output()
+	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout",
+		"-pubkey").Output()
 	must.OK(t, err)
-	other, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", cert, "-noout", "-pubkey").Output()
+	other, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", cert, "-noout",
+		"-pubkey").Output()
 	must.OK(t, err)
 	if len(one) == 0 || !bytes.Equal(one, other) {
 		t.Errorf("%s is for the key\n%s%s is for\n%s", file, one, cert, other)
@@ -154,11 +167,13 @@ func requireKeyOf(t *testing.T, file, kind, cert string) {
 func TestCeremonyRefusesAKeyThatCouldLeave(t *testing.T) {
 	imported := importKey(t, label(t))
 	out := filepath.Join(t.TempDir(), "ca.crt")
-	requireRefusal(t, imported, 4, "could leave the token", "ca", "create", "--use-existing-key", "--out", out)
+	requireRefusal(t, imported, 4, "could leave the token", "ca", "create", "--use-existing-key",
+		"--out", out)
 	if _, err := os.Stat(out); err == nil {
 		t.Error("it was certified")
 	}
-	if text := requireCommand(t, imported, "ca", "show"); !strings.Contains(text, "CKA_NEVER_EXTRACTABLE  0 (should be 1)") {
+	if text := requireCommand(t, imported, "ca", "show"); !strings.Contains(text,
+		"CKA_NEVER_EXTRACTABLE  0 (should be 1)") {
 		t.Errorf("ca show does not say so:\n%s", text)
 	}
 }
@@ -168,10 +183,13 @@ func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
 	defer logIn(t)
 	out := filepath.Join(t.TempDir(), "new")
 	for _, args := range [][]string{
-		{"ca", "create", "--out", out}, {"ca", "create", "--use-existing-key", "--out", out}, {"ca", "import", "--cert", ca.CertFile, "--out", out}, {"ca", "show"},
+		{"ca", "create", "--out", out}, {"ca", "create", "--use-existing-key", "--out", out}, {"ca",
+			"import", "--cert", ca.CertFile, "--out", out}, {"ca", "show"},
 	} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, args...)
-		if code != 3 || strings.Count(stderr, "the PIN is wrong") != 1 || strings.Contains(stdout+stderr, wrong) {
+		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong},
+			args...)
+		if code != 3 || strings.Count(stderr, "the PIN is wrong") != 1 ||
+			strings.Contains(stdout+stderr, wrong) {
 			t.Errorf("%v: exit code %d: %s%s", args, code, stdout, stderr)
 		}
 	}
@@ -183,7 +201,8 @@ type offlineRoot struct{ dir string }
 func newOfflineRoot(t *testing.T, constraints string) offlineRoot {
 	t.Helper()
 	r := offlineRoot{t.TempDir()}
-	r.openssl(t, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "root.key", "-out", "root.crt",
+	r.openssl(t, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+		"-keyout", "root.key", "-out", "root.crt",
 		"-subj", "/CN=root", "-days", "30", "-addext", "basicConstraints=critical,"+constraints, "-addext", "keyUsage=critical,keyCertSign")
 	return r
 }
@@ -202,7 +221,9 @@ func (r offlineRoot) openssl(t *testing.T, args ...string) {
 func (r offlineRoot) sign(t *testing.T, request, extensions string, args ...string) string {
 	t.Helper()
 	must.OK(t, os.WriteFile(filepath.Join(r.dir, "ext"), []byte(extensions), 0o600))
-	r.openssl(t, append([]string{"x509", "-req", "-in", request, "-CA", "root.crt", "-CAkey", "root.key", "-set_serial", "7", "-extfile", "ext", "-out", "signed.crt"}, args...)...)
+	r.openssl(t,
+		append([]string{"x509", "-req", "-in", request, "-CA", "root.crt", "-CAkey", "root.key",
+			"-set_serial", "7", "-extfile", "ext", "-out", "signed.crt"}, args...)...)
 	signed, err := os.ReadFile(filepath.Join(r.dir, "signed.crt"))
 	must.OK(t, err)
 	root, err := os.ReadFile(filepath.Join(r.dir, "root.crt"))
@@ -214,7 +235,8 @@ func (r offlineRoot) sign(t *testing.T, request, extensions string, args ...stri
 
 const (
 	identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-	goodCA      = identifiers + "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n"
+	goodCA      = identifiers +
+		"basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n"
 )
 
 // What a root may get wrong is refused, and nothing is written.
@@ -228,8 +250,12 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 		words, chain string
 	}{
 		{"is not a CA's", root.sign(t, request, identifiers)},
-		{"keyCertSign", root.sign(t, request, identifiers+"basicConstraints=critical,CA:TRUE\nkeyUsage=digitalSignature\n")},
-		{"no subjectKeyIdentifier", root.sign(t, request, "subjectKeyIdentifier=none\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n")},
+		{"keyCertSign",
+			root.sign(t, request,
+				identifiers+"basicConstraints=critical,CA:TRUE\nkeyUsage=digitalSignature\n")},
+		{"no subjectKeyIdentifier",
+			root.sign(t, request,
+				"subjectKeyIdentifier=none\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n")},
 		{"expired", root.sign(t, request, goodCA, "-days", "-1")},
 		{"SHA1", root.sign(t, request, goodCA, "-sha1")},
 		{"allows a path length of 0", narrow.sign(t, request, goodCA)},
@@ -237,8 +263,10 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 		requireRefusal(t, asking, 2, c.words, "ca", "import", "--cert", c.chain)
 	}
 	good := root.sign(t, request, goodCA)
-	requireRefusal(t, asking, 2, "the chain is not complete", "ca", "import", "--cert", filepath.Join(root.dir, "signed.crt"))
-	requireRefusal(t, ca, 2, "no certificate in the file is for the key", "ca", "import", "--cert", good, "--out", out)
+	requireRefusal(t, asking, 2, "the chain is not complete", "ca", "import", "--cert",
+		filepath.Join(root.dir, "signed.crt"))
+	requireRefusal(t, ca, 2, "no certificate in the file is for the key", "ca", "import", "--cert",
+		good, "--out", out)
 	if _, err := os.Stat(out); err == nil {
 		t.Fatal("what was refused was written")
 	}
@@ -260,10 +288,12 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 		}
 		PEM string
 	}
-	must.OK(t, json.Unmarshal([]byte(requireCommand(t, ca, "ca", "show", "--output", "json")), &shown))
+	must.OK(t,
+		json.Unmarshal([]byte(requireCommand(t, ca, "ca", "show", "--output", "json")), &shown))
 	file, err := os.ReadFile(ca.CertFile)
 	must.OK(t, err)
-	if len(shown.Certificates) != 1 || shown.PEM != string(file) || shown.Key.Type != "ecdsa-p256" || shown.Key.Token.Label != shared.Token.Label {
+	if len(shown.Certificates) != 1 || shown.PEM != string(file) ||
+		shown.Key.Type != "ecdsa-p256" || shown.Key.Token.Label != shared.Token.Label {
 		t.Errorf("%+v", shown)
 	}
 	for _, a := range shown.Key.Attributes {
@@ -274,7 +304,8 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 	other := testenv.CA{KeyLabel: label(t), CertFile: ca.CertFile}
 	requireCommand(t, other, "ca", "create", "--out", filepath.Join(t.TempDir(), "ca.crt"))
 	stdout, stderr, code := shared.Command(t.Context(), other, nil, "ca", "show")
-	if code != 4 || !strings.Contains(stderr, "is not the key of the CA certificate") || !strings.Contains(stdout, "-----BEGIN CERTIFICATE-----") {
+	if code != 4 || !strings.Contains(stderr, "is not the key of the CA certificate") ||
+		!strings.Contains(stdout, "-----BEGIN CERTIFICATE-----") {
 		t.Errorf("a certificate for another key: exit code %d: %s%s", code, stdout, stderr)
 	}
 }

@@ -28,15 +28,17 @@ func allRequests() certificatesclient.CertificateSigningRequestInterface {
 
 // answered has the cluster's admin answer a request: with a certificate and an approval, or without
 // a certificate and with a denial. It returns the name of the request.
-func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest, certificate []byte) string {
+func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
+	certificate []byte) string {
 	t.Helper()
 	kind := certificatesv1.CertificateApproved
 	if certificate == nil {
 		kind = certificatesv1.CertificateDenied
 	}
-	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: kind, Status: corev1.ConditionTrue, Reason: "Admin",
-	})
+	csr.Status.Conditions = append(csr.Status.Conditions,
+		certificatesv1.CertificateSigningRequestCondition{
+			Type: kind, Status: corev1.ConditionTrue, Reason: "Admin",
+		})
 	csr, err := allRequests().UpdateApproval(t.Context(), csr.Name, csr, metav1.UpdateOptions{})
 	must.OK(t, err)
 	if certificate != nil {
@@ -156,7 +158,8 @@ func requireJournal(t *testing.T, env []string, requests ...string) {
 	if stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify"); code != 0 {
 		t.Errorf("audit verify: exit code %d: %s%s", code, stdout, stderr)
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list", "--output", "json")
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list", "--output",
+		"json")
 	if code != 0 || strings.Count(stdout, `"state":"published"`) != len(requests) {
 		t.Errorf("audit list: exit code %d: %s%s", code, stdout, stderr)
 	}
@@ -172,7 +175,10 @@ func requireJournal(t *testing.T, env []string, requests ...string) {
 func TestMissingRightToDeleteIsReported(t *testing.T) {
 	// What every service account may do here would hide what hsm-signer's may not.
 	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
-	t.Cleanup(func() { must.OK(t, shared.Cluster.AllowRequests(context.WithoutCancel(t.Context()))) })
+	t.Cleanup(func() {
+		must.OK(t,
+			shared.Cluster.AllowRequests(context.WithoutCancel(t.Context())))
+	})
 	allowPodsAlone(t)
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), "DELETE_FINISHED_AFTER=90s"}
 	requireNamed(t, env, "delete certificatesigningrequests")
@@ -189,7 +195,8 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 	t.Cleanup(func() { kubectl(t, "delete", "-f", "../../deploy/components/clean-up/role.yaml") })
 	must.Eventually(t, "check to pass", func(ctx context.Context) (bool, error) {
 		stdout, _, code := shared.Command(ctx, ca, env, "check")
-		return code == 0 && strings.Contains(stdout, "ok       may delete certificatesigningrequests"), nil
+		return code == 0 &&
+			strings.Contains(stdout, "ok       may delete certificatesigningrequests"), nil
 	})
 }
 
@@ -199,12 +206,16 @@ func allowPodsAlone(t *testing.T) {
 	node, bindings := components()[0], shared.Cluster.Client().RbacV1().ClusterRoleBindings()
 	_, err := bindings.Create(t.Context(), &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "pods-alone"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: testenv.RequesterRole},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: node.Namespace, Name: node.ServiceAccount}},
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole",
+			Name: testenv.RequesterRole},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: node.Namespace,
+			Name: node.ServiceAccount}},
 	}, metav1.CreateOptions{})
 	must.OK(t, err)
 	t.Cleanup(func() {
-		must.OK(t, bindings.Delete(context.WithoutCancel(t.Context()), "pods-alone", metav1.DeleteOptions{}))
+		must.OK(t,
+			bindings.Delete(context.WithoutCancel(t.Context()), "pods-alone",
+				metav1.DeleteOptions{}))
 	})
 }
 
@@ -216,7 +227,8 @@ func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	must.OK(t, err)
 	requireMetric(t, d, fmt.Sprintf("hsm_signer_requests_in_cluster %d", len(all.Items)))
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check")
-	want := regexp.MustCompile(fmt.Sprintf(`(?m)^(ok|warning) +requests in the cluster +%d\b`, len(all.Items)))
+	want := regexp.MustCompile(fmt.Sprintf(`(?m)^(ok|warning) +requests in the cluster +%d\b`,
+		len(all.Items)))
 	if code != 0 || !want.MatchString(stdout) {
 		t.Errorf("exit code %d; want %s:\n%s%s", code, want, stdout, stderr)
 	}
@@ -224,7 +236,8 @@ func TestRequestsInTheClusterAreCounted(t *testing.T) {
 
 // withCleanUp takes the component into the overlay.
 func withCleanUp(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/clean-up\n", 1)
+	return strings.Replace(kustomization, "components:\n",
+		"components:\n  - ../../components/clean-up\n", 1)
 }
 
 // An overlay with the component has the setting and the right, and one without it has neither.
@@ -235,7 +248,8 @@ func TestCleanUpIsAComponent(t *testing.T) {
 			count int
 		}{{asItIs, 0}, {withCleanUp, 1}} {
 			text, _ := kubectl(t, "kustomize", deployment(t, overlay, c.edit))
-			for _, words := range []string{"DELETE_FINISHED_AFTER: 5m\n", "  - certificatesigningrequests\n  verbs:\n  - delete\n"} {
+			for _, words := range []string{"DELETE_FINISHED_AFTER: 5m\n",
+				"  - certificatesigningrequests\n  verbs:\n  - delete\n"} {
 				if n := strings.Count(text, words); n != c.count {
 					t.Errorf("%s: %q is there %d times; want %d", overlay, words, n, c.count)
 				}

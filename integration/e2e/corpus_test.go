@@ -25,14 +25,17 @@ import (
 func TestHostileRequests(t *testing.T) {
 	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
 	must.OK(t, err)
-	startReady(t, ca, withPolicy(t, string(everything)+"\nbudget: {total: 10000, perServiceAccount: 100%, perPod: 10000}\n"))
+	startReady(t, ca,
+		withPolicy(t,
+			string(everything)+"\nbudget: {total: 10000, perServiceAccount: 100%, perPod: 10000}\n"))
 	p := newPod(t, components()[0], nextIP())
 	samples := hostile.Samples(t)
 	admitted := map[string]hostile.Sample{}
 	outcomes := map[string]int{}
 	for i, s := range samples {
 		name := fmt.Sprintf("sample-%d", i)
-		if _, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(s, name), metav1.CreateOptions{}); err != nil {
+		if _, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(),
+			object(s, name), metav1.CreateOptions{}); err != nil {
 			outcomes[s.Verdict+": not admitted by the API server"]++
 			if s.Verdict == hostile.Accept {
 				t.Errorf("%s: not admitted: %v", s.Name, err)
@@ -58,10 +61,12 @@ func TestExaminedWithinTheBudgetAlone(t *testing.T) {
 	startReady(t, ca, withPolicy(t, string(everything)+"\nbudget: {perPod: 1}\n"))
 	p := newPod(t, components()[0], nextIP())
 	prime := hostile.Sample{PEM: pkcs10test.PrimeModulus(t)}
-	if err := submit(t, p, object(prime, "prime-1")); err == nil || !strings.Contains(err.Error(), "its modulus is a prime") {
+	if err := submit(t, p, object(prime, "prime-1")); err == nil ||
+		!strings.Contains(err.Error(), "its modulus is a prime") {
 		t.Errorf("%v", err)
 	}
-	_, err = p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), object(prime, "prime-2"), metav1.CreateOptions{})
+	_, err = p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(),
+		object(prime, "prime-2"), metav1.CreateOptions{})
 	must.OK(t, err)
 	requireEvent(t, "prime-2", "OverBudget")
 	if now := get(t, "prime-2"); len(now.Status.Conditions) > 0 {
@@ -84,19 +89,22 @@ func object(s hostile.Sample, name string) *certificatesv1.CertificateSigningReq
 }
 
 // waitForAll waits until each of the requests has ended.
-func waitForAll(t *testing.T, requests map[string]hostile.Sample) map[string]*certificatesv1.CertificateSigningRequest {
+func waitForAll(t *testing.T,
+	requests map[string]hostile.Sample) map[string]*certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	ended := map[string]*certificatesv1.CertificateSigningRequest{}
 	must.Eventually(t, "every request to end", func(ctx context.Context) (bool, error) {
-		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx,
+			metav1.ListOptions{})
 		if err != nil {
 			return false, err
 		}
 		for i := range list.Items {
 			csr := &list.Items[i]
-			denied := slices.ContainsFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
-				return c.Type == certificatesv1.CertificateDenied
-			})
+			denied := slices.ContainsFunc(csr.Status.Conditions,
+				func(c certificatesv1.CertificateSigningRequestCondition) bool {
+					return c.Type == certificatesv1.CertificateDenied
+				})
 			if _, ours := requests[csr.Name]; ours && (denied || len(csr.Status.Certificate) > 0) {
 				ended[csr.Name] = csr
 			}
@@ -114,7 +122,8 @@ func judge(t *testing.T, s hostile.Sample, csr *certificatesv1.CertificateSignin
 		if s.Verdict == hostile.Accept {
 			t.Errorf("%s: refused: %s", s.Name, condition.Message)
 		}
-		if strings.ContainsFunc(condition.Message, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		if strings.ContainsFunc(condition.Message,
+			func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			t.Errorf("%s: a condition that could break a terminal: %q", s.Name, condition.Message)
 		}
 		return "refused"

@@ -66,19 +66,22 @@ func asItIs(kustomization string) string { return kustomization }
 
 // withHostNetwork takes the component into the overlay.
 func withHostNetwork(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/host-network\n", 1)
+	return strings.Replace(kustomization, "components:\n",
+		"components:\n  - ../../components/host-network\n", 1)
 }
 
 // Every overlay is taken by the API server, in a dry run and for good, and the pod that comes of it
 // is one that the namespace's Pod Security standard admits, without a warning.
 func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
 	for overlay := range overlays {
-		for kind, edit := range map[string]func(string) string{"": asItIs, " with the node's network": withHostNetwork} {
+		for kind, edit := range map[string]func(string) string{"": asItIs,
+			" with the node's network": withHostNetwork} {
 			t.Run(overlay+kind, func(t *testing.T) {
 				defer clearVolumes(t)
 				dir := deployment(t, overlay, edit)
 				for _, how := range []string{"--dry-run=server", "--dry-run=none"} {
-					_, warnings := kubectl(t, "apply", "--server-side", "--force-conflicts", "-k", dir, how)
+					_, warnings := kubectl(t, "apply", "--server-side", "--force-conflicts", "-k",
+						dir, how)
 					if warnings != "" && kind == "" {
 						t.Errorf("kubectl apply %s: %s", how, warnings)
 					}
@@ -99,14 +102,18 @@ func clearVolumes(t *testing.T) {
 	for _, v := range volumes.Items {
 		v.Finalizers = nil
 		_, err := api.PersistentVolumes().Update(ctx, &v, metav1.UpdateOptions{})
-		must.OK(t, errors.Join(err, api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{})))
+		must.OK(t,
+			errors.Join(err, api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{})))
 	}
 	claims, err := api.PersistentVolumeClaims("hsm-signer").List(ctx, metav1.ListOptions{})
 	must.OK(t, err)
 	for _, c := range claims.Items {
 		c.Finalizers = nil
 		_, err := api.PersistentVolumeClaims("hsm-signer").Update(ctx, &c, metav1.UpdateOptions{})
-		must.OK(t, errors.Join(err, api.PersistentVolumeClaims("hsm-signer").Delete(ctx, c.Name, metav1.DeleteOptions{})))
+		must.OK(t,
+			errors.Join(err,
+				api.PersistentVolumeClaims("hsm-signer").Delete(ctx, c.Name,
+					metav1.DeleteOptions{})))
 	}
 }
 
@@ -114,7 +121,8 @@ func clearVolumes(t *testing.T) {
 func requireAdmitted(t *testing.T) {
 	t.Helper()
 	api := shared.Cluster.Client()
-	set, err := api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	set, err := api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer",
+		metav1.GetOptions{})
 	must.OK(t, err)
 	pod := podOf(set)
 	made, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{})
@@ -129,23 +137,27 @@ func requireAdmitted(t *testing.T) {
 		return
 	}
 	pod.Spec.SecurityContext.RunAsNonRoot = new(bool)
-	if _, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), "restricted") {
+	if _, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod,
+		metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), "restricted") {
 		t.Errorf("a pod that may run as root: %v", err)
 	}
 }
 
 func podOf(set *appsv1.StatefulSet) *corev1.Pod {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-0", Labels: set.Spec.Template.Labels}, Spec: *set.Spec.Template.Spec.DeepCopy()}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-0",
+		Labels: set.Spec.Template.Labels}, Spec: *set.Spec.Template.Spec.DeepCopy()}
 	for _, claim := range set.Spec.VolumeClaimTemplates {
 		source := corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + pod.Name}}
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: claim.Name, VolumeSource: source})
+		pod.Spec.Volumes = append(pod.Spec.Volumes,
+			corev1.Volume{Name: claim.Name, VolumeSource: source})
 	}
 	return pod
 }
 
 // withPodsOfPolicy takes the component into the overlay.
 func withPodsOfPolicy(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/pods-of-policy\n", 1)
+	return strings.Replace(kustomization, "components:\n",
+		"components:\n  - ../../components/pods-of-policy\n", 1)
 }
 
 // With the component hsm-signer may read the pods of the policy's namespaces and no others, and
@@ -172,11 +184,13 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 		base, err := os.ReadFile("../../deploy/base/rbac.yaml")
 		must.OK(t, errors.Join(err, shared.Cluster.Apply(context.WithoutCancel(t.Context()), base)))
 	})
-	for namespace, want := range map[string]bool{node.Namespace: true, "default": false, "": false} {
+	for namespace, want := range map[string]bool{node.Namespace: true, "default": false,
+		"": false} {
 		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
 			Spec: authorizationv1.SubjectAccessReviewSpec{
-				User:               "system:serviceaccount:hsm-signer:hsm-signer",
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "pods", Namespace: namespace},
+				User: "system:serviceaccount:hsm-signer:hsm-signer",
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get",
+					Resource: "pods", Namespace: namespace},
 			},
 		}, metav1.CreateOptions{})
 		must.OK(t, err)
@@ -188,7 +202,8 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	p := newPod(t, node, nextIP())
 	requireCertificate(t, p, p.InitContainer(node))
 	stdout, _, _ := shared.Command(t.Context(), ca, nil, "check")
-	if strings.Contains(stdout, "failed   may get pods") || !strings.Contains(stdout, "warning  may get pods in calico-apiserver") {
+	if strings.Contains(stdout, "failed   may get pods") ||
+		!strings.Contains(stdout, "warning  may get pods in calico-apiserver") {
 		t.Errorf("check says: %s", stdout)
 	}
 }
@@ -204,7 +219,9 @@ func TestMonitoringIsAComponent(t *testing.T) {
 		without, _ := kubectl(t, "kustomize", deployment(t, overlay, asItIs))
 		with, _ := kubectl(t, "kustomize", deployment(t, overlay, withMonitoring))
 		for _, object := range strings.Split(with, "\n---\n") {
-			if !strings.Contains(without, strings.TrimSpace(object)) != (strings.Contains(object, "kind: PodMonitor") || strings.Contains(object, "kind: PrometheusRule")) {
+			if !strings.Contains(without,
+				strings.TrimSpace(object)) != (strings.Contains(object, "kind: PodMonitor") ||
+				strings.Contains(object, "kind: PrometheusRule")) {
 				t.Errorf("%s: with the component it has:\n%s", overlay, object)
 			}
 		}
@@ -218,10 +235,12 @@ func TestMonitoringIsAComponent(t *testing.T) {
 func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	for overlay := range overlays {
 		dir := deployment(t, overlay, func(k string) string {
-			return strings.Replace(k, "SIGNER_NAME=example.com/calico", "SIGNER_NAME=pki.example.org/mine", 1)
+			return strings.Replace(k, "SIGNER_NAME=example.com/calico",
+				"SIGNER_NAME=pki.example.org/mine", 1)
 		})
 		text, _ := kubectl(t, "kustomize", dir)
-		for _, want := range []string{"  resourceNames:\n  - pki.example.org/mine\n", "SIGNER_NAME: pki.example.org/mine\n", "  resourceNames:\n  - hsm-signer\n"} {
+		for _, want := range []string{"  resourceNames:\n  - pki.example.org/mine\n",
+			"SIGNER_NAME: pki.example.org/mine\n", "  resourceNames:\n  - hsm-signer\n"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s lacks %q", overlay, want)
 			}
@@ -235,7 +254,8 @@ func TestOverlaySaysItsNamesOnce(t *testing.T) {
 // With nothing but the rights of its service account, as the overlay gives them, hsm-signer passes
 // the demo; and check names each permission that is taken away.
 func TestRightsOfTheOverlaySuffice(t *testing.T) {
-	kubectl(t, "apply", "--server-side", "--force-conflicts", "-k", deployment(t, "softhsm", asItIs))
+	kubectl(t, "apply", "--server-side", "--force-conflicts", "-k",
+		deployment(t, "softhsm", asItIs))
 	lease := []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
 	requireCheckPasses(t, lease)
 	startReady(t, ca, lease...)
@@ -308,21 +328,25 @@ func roles(t *testing.T) []role {
 	api := shared.Cluster.Client().RbacV1()
 	cluster, err := api.ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
 	must.OK(t, err)
-	all := []role{{rules: cluster.Rules, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
-		changed := cluster.DeepCopy()
-		changed.Rules, changed.ResourceVersion = rules, ""
-		_, err := api.ClusterRoles().Update(ctx, changed, metav1.UpdateOptions{})
-		return err
-	}}}
-	for name, namespace := range map[string]string{"hsm-signer-lease": "hsm-signer", "hsm-signer-events": metav1.NamespaceDefault} {
+	all := []role{{rules: cluster.Rules,
+		write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+			changed := cluster.DeepCopy()
+			changed.Rules, changed.ResourceVersion = rules, ""
+			_, err := api.ClusterRoles().Update(ctx, changed, metav1.UpdateOptions{})
+			return err
+		}}}
+	for name, namespace := range map[string]string{"hsm-signer-lease": "hsm-signer",
+		"hsm-signer-events": metav1.NamespaceDefault} {
 		namespaced, err := api.Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
 		must.OK(t, err)
-		all = append(all, role{rules: namespaced.Rules, where: " in " + namespace, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
-			changed := namespaced.DeepCopy()
-			changed.Rules, changed.ResourceVersion = rules, ""
-			_, err := api.Roles(namespace).Update(ctx, changed, metav1.UpdateOptions{})
-			return err
-		}})
+		all = append(all,
+			role{rules: namespaced.Rules, where: " in " + namespace,
+				write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+					changed := namespaced.DeepCopy()
+					changed.Rules, changed.ResourceVersion = rules, ""
+					_, err := api.Roles(namespace).Update(ctx, changed, metav1.UpdateOptions{})
+					return err
+				}})
 	}
 	return all
 }

@@ -107,7 +107,8 @@ func newPod(t *testing.T, c calico.Component, ips ...string) testenv.Pod {
 }
 
 // requireCertificate has the pod request its certificate and checks it.
-func requireCertificate(t *testing.T, p testenv.Pod, asking calico.InitContainer) *x509.Certificate {
+func requireCertificate(t *testing.T, p testenv.Pod,
+	asking calico.InitContainer) *x509.Certificate {
 	t.Helper()
 	csr, err := asking.Run(t.Context(), p.Client)
 	must.OK(t, err)
@@ -115,7 +116,8 @@ func requireCertificate(t *testing.T, p testenv.Pod, asking calico.InitContainer
 }
 
 // requireIssued checks the certificate as the CA's users would.
-func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest, asking calico.InitContainer) *x509.Certificate {
+func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
+	asking calico.InitContainer) *x509.Certificate {
 	t.Helper()
 	block, rest := pem.Decode(csr.Status.Certificate)
 	if block == nil || len(rest) > 0 {
@@ -123,10 +125,12 @@ func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest, 
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	must.OK(t, err)
-	if key, ok := asking.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !key.Equal(cert.PublicKey) {
+	if key, ok := asking.Key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok ||
+		!key.Equal(cert.PublicKey) {
 		t.Errorf("%s: the certificate is for another key", csr.Name)
 	}
-	if !slices.Equal(cert.DNSNames, asking.DNSNames) || len(cert.IPAddresses) != 1 || cert.IPAddresses[0].String() != asking.Pod.Status.PodIP {
+	if !slices.Equal(cert.DNSNames, asking.DNSNames) || len(cert.IPAddresses) != 1 ||
+		cert.IPAddresses[0].String() != asking.Pod.Status.PodIP {
 		t.Errorf("%s: certified are %v and %v", csr.Name, cert.DNSNames, cert.IPAddresses)
 	}
 	if cert.Subject.String() != "CN="+asking.DNSNames[0] {
@@ -139,21 +143,27 @@ func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest, 
 func requireOpenSSL(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tls.crt")
-	must.OK(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o600))
-	out, err := exec.CommandContext(t.Context(), "openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", ca.CertFile, file).CombinedOutput()
+	must.OK(t,
+		os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
+			0o600))
+	out, err := exec.CommandContext(t.Context(), "openssl", "verify", "-x509_strict", "-purpose",
+		"sslserver", "-CAfile", ca.CertFile, file).CombinedOutput()
 	if err != nil {
 		t.Errorf("openssl verify: %v: %s", err, out)
 	}
 }
 
-func requireRefused(t *testing.T, err error, kind certificatesv1.RequestConditionType, reason, words string) {
+func requireRefused(t *testing.T, err error, kind certificatesv1.RequestConditionType, reason,
+	words string) {
 	t.Helper()
 	var refused *calico.Refused
 	if !errors.As(err, &refused) {
 		t.Fatalf("not refused: %v", err)
 	}
-	if c := refused.Condition; c.Type != kind || c.Reason != reason || !strings.Contains(c.Message, words) {
-		t.Errorf("%s, reason %s: %s; want %s, %s and %q", c.Type, c.Reason, c.Message, kind, reason, words)
+	if c := refused.Condition; c.Type != kind || c.Reason != reason ||
+		!strings.Contains(c.Message, words) {
+		t.Errorf("%s, reason %s: %s; want %s, %s and %q", c.Type, c.Reason, c.Message, kind, reason,
+			words)
 	}
 }
 
@@ -172,7 +182,8 @@ func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
 				continue
 			}
 			_, err := asking.Run(t.Context(), p.Client)
-			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", whose.DNSNames[0])
+			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed",
+				whose.DNSNames[0])
 		}
 	}
 }
@@ -181,9 +192,11 @@ func TestImpostorsAreDenied(t *testing.T) {
 	startReady(t, ca)
 	node, typha := components()[0], components()[1]
 
-	stranger := newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
+	stranger := newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"},
+		nextIP())
 	_, err := stranger.InitContainer(typha).Run(t.Context(), stranger.Client)
-	requireRefused(t, err, certificatesv1.CertificateDenied, "RequesterNotAllowed", "default/default")
+	requireRefused(t, err, certificatesv1.CertificateDenied, "RequesterNotAllowed",
+		"default/default")
 
 	p := newPod(t, node, nextIP())
 	other := newPod(t, node, nextIP())
@@ -203,12 +216,14 @@ func TestImpostorsAreDenied(t *testing.T) {
 	must.OK(t, err)
 	csr.Name += "-usages"
 	csr.Spec.Usages = append(csr.Spec.Usages, certificatesv1.UsageCertSign)
-	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "UsageNotAllowed", "cert sign")
+	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "UsageNotAllowed",
+		"cert sign")
 
 	csr.Name += "-blocks"
 	csr.Spec.Usages = csr.Spec.Usages[:5]
 	csr.Spec.Request = slices.Concat(csr.Spec.Request, []byte("x"))
-	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "InvalidRequest", "exactly one block")
+	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "InvalidRequest",
+		"exactly one block")
 
 	// After all that the daemon goes on.
 	requireCertificate(t, p, p.InitContainer(node))
@@ -218,7 +233,8 @@ func TestImpostorsAreDenied(t *testing.T) {
 // submit creates the request as the pod and returns how it was refused.
 func submit(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningRequest) error {
 	t.Helper()
-	_, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
+	_, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr,
+		metav1.CreateOptions{})
 	must.OK(t, err)
 	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
 	return err
@@ -227,8 +243,11 @@ func submit(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningR
 func requireEvent(t *testing.T, request, reason string) {
 	t.Helper()
 	must.Eventually(t, "an event "+reason+" on "+request, func(ctx context.Context) (bool, error) {
-		events, err := shared.Cluster.Client().CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
-		return err == nil && slices.ContainsFunc(events.Items, func(e corev1.Event) bool { return e.Reason == reason }), err
+		events, err := shared.Cluster.Client().CoreV1().Events("default").List(ctx,
+			metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
+		return err == nil &&
+			slices.ContainsFunc(events.Items,
+				func(e corev1.Event) bool { return e.Reason == reason }), err
 	})
 }
 
@@ -272,7 +291,8 @@ func TestNameIsUsedAgain(t *testing.T) {
 	first := requireCertificate(t, p, p.InitContainer(typha))
 	asking := p.InitContainer(typha)
 	asking.Key = calico.NewP256Key()
-	if second := requireCertificate(t, p, asking); second.SerialNumber.Cmp(first.SerialNumber) == 0 {
+	if second := requireCertificate(t, p,
+		asking); second.SerialNumber.Cmp(first.SerialNumber) == 0 {
 		t.Error("two certificates have one serial number")
 	}
 }
@@ -320,8 +340,12 @@ subjects: [{kind: ServiceAccount, namespace: `+node.Namespace+`, name: `+node.Se
 `)))
 	t.Cleanup(func() {
 		roles := shared.Cluster.Client().RbacV1()
-		must.OK(t, roles.ClusterRoleBindings().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
-		must.OK(t, roles.ClusterRoles().Delete(context.Background(), "approves-itself", metav1.DeleteOptions{}))
+		must.OK(t,
+			roles.ClusterRoleBindings().Delete(context.Background(), "approves-itself",
+				metav1.DeleteOptions{}))
+		must.OK(t,
+			roles.ClusterRoles().Delete(context.Background(), "approves-itself",
+				metav1.DeleteOptions{}))
 	})
 	for _, mode := range []string{"true", "false"} {
 		t.Run("APPROVE="+mode, func(t *testing.T) { ownApprovalOfWhatIsRefused(t, mode) })
@@ -336,7 +360,8 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 	must.OK(t, err)
 	approveWith(t, p.Client, bad.Name)
 	state := filepath.Join(t.TempDir(), "state")
-	d := startReady(t, ca, "APPROVE="+mode, "STATE_DIR="+state) // now, so that the approval comes first
+	// now, so that the approval comes first
+	d := startReady(t, ca, "APPROVE="+mode, "STATE_DIR="+state)
 	_, err = calico.Wait(t.Context(), p.Client, bad.Name)
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
 	if now := get(t, bad.Name); len(now.Status.Certificate) > 0 || len(now.Status.Conditions) != 2 {
@@ -344,7 +369,8 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 	}
 	requireEvent(t, bad.Name, "NameNotAllowed")
 	must.Eventually(t, "the refusal to be recorded", func(context.Context) (bool, error) {
-		text, _ := os.ReadFile(filepath.Join(state, journal.RefusalsLog)) // it is made with the first refusal
+		// it is made with the first refusal
+		text, _ := os.ReadFile(filepath.Join(state, journal.RefusalsLog))
 		return strings.Contains(string(text), string(bad.UID)), nil
 	})
 	if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
@@ -357,7 +383,8 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 func TestWhatTheCADoesNotPermitIsRefused(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	narrow := testenv.CA{KeyLabel: "narrow", CertFile: filepath.Join(t.TempDir(), "narrow.crt")}
-	_, stderr, code := shared.Command(t.Context(), narrow, nil, "ca", "create", "--subject", "CN=Narrow CA",
+	_, stderr, code := shared.Command(t.Context(), narrow, nil, "ca", "create", "--subject",
+		"CN=Narrow CA",
 		"--permit-dns", node.DNSNames[0], "--out", narrow.CertFile)
 	if code != 0 {
 		t.Fatalf("ca create: exit code %d: %s", code, stderr)
@@ -398,10 +425,12 @@ func approve(t *testing.T, name string) {
 func approveWith(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
 	csr := get(t, name)
-	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", Message: "for a test",
-	})
-	_, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
+	csr.Status.Conditions = append(csr.Status.Conditions,
+		certificatesv1.CertificateSigningRequestCondition{
+			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", Message: "for a test",
+		})
+	_, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name,
+		csr, metav1.UpdateOptions{})
 	must.OK(t, err)
 }
 
@@ -409,7 +438,8 @@ func approveWith(t *testing.T, client kubernetes.Interface, name string) {
 func TestShadowTouchesNothing(t *testing.T) {
 	const lease = "of-a-shadow"
 	state := filepath.Join(t.TempDir(), "state")
-	d := startReady(t, testenv.CA{}, "STATE_DIR="+state, "APPROVE=shadow", "PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=",
+	d := startReady(t, testenv.CA{}, "STATE_DIR="+state, "APPROVE=shadow", "PKCS11_MODULE=",
+		"PKCS11_TOKEN_LABEL=", "PKCS11_PIN=", "CA_KEY_LABEL=", "CA_CERT_FILE=",
 		"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer", "LEASE_NAME="+lease)
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
@@ -419,24 +449,29 @@ func TestShadowTouchesNothing(t *testing.T) {
 		must.OK(t, err)
 		made = append(made, csr)
 	}
-	must.Eventually(t, "the verdicts in the log", func(context.Context) (bool, error) { // among those on what other tests have left
+	// among those on what other tests have left
+	must.Eventually(t, "the verdicts in the log", func(context.Context) (bool, error) {
 		log := d.Log()
-		return says(log, "shadow: would grant", made[0]) && says(log, "shadow: would refuse", made[1]), nil
+		return says(log, "shadow: would grant", made[0]) &&
+			says(log, "shadow: would refuse", made[1]), nil
 	})
-	if metrics := d.Metrics(t.Context()); !strings.Contains(metrics, `hsm_signer_decisions_total{reason="",rule="calico-node",verdict="granted"}`) {
+	if metrics := d.Metrics(t.Context()); !strings.Contains(metrics,
+		`hsm_signer_decisions_total{reason="",rule="calico-node",verdict="granted"}`) {
 		t.Errorf("the verdicts are not counted:\n%s", metrics)
 	}
 	for _, csr := range made {
 		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
 			t.Errorf("%s was touched: %v", csr.Name, now.Status)
 		}
-		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
+		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
+			metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
 		must.OK(t, err)
 		if len(events.Items) > 0 {
 			t.Errorf("%s has events: %v", csr.Name, events.Items)
 		}
 	}
-	if _, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(t.Context(), lease, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(t.Context(),
+		lease, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("it has taken a lease: %v", err)
 	}
 	if code, err := d.Stop(); err != nil || code != 0 {
@@ -448,7 +483,8 @@ func TestShadowTouchesNothing(t *testing.T) {
 // says tells whether a line of the log says this of the request.
 func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bool {
 	for line := range strings.Lines(log) {
-		if strings.Contains(line, fmt.Sprintf(`"@message":%q`, message)) && strings.Contains(line, string(csr.UID)) {
+		if strings.Contains(line, fmt.Sprintf(`"@message":%q`, message)) &&
+			strings.Contains(line, string(csr.UID)) {
 			return true
 		}
 	}
@@ -465,11 +501,13 @@ func requireVerdicts(t *testing.T, log string, made []*certificatesv1.Certificat
 	for line := range strings.Lines(string(text)) {
 		var d journal.Decision
 		must.OK(t, json.Unmarshal([]byte(line), &d))
-		if !slices.ContainsFunc(made, func(csr *certificatesv1.CertificateSigningRequest) bool { return string(csr.UID) == d.UID }) {
+		if !slices.ContainsFunc(made,
+			func(csr *certificatesv1.CertificateSigningRequest) bool { return string(csr.UID) == d.UID }) {
 			continue // an earlier test's, which may be unreadable
 		}
 		verdicts[d.UID] = d.Verdict
-		if len(d.RequestSHA256) != 64 || len(d.PolicyHash) != 64 || d.Verdict == "refused" && len(d.Reasons) == 0 || d.Verdict == "granted" && len(d.Names) == 0 {
+		if len(d.RequestSHA256) != 64 || len(d.PolicyHash) != 64 || d.Verdict == "refused" &&
+			len(d.Reasons) == 0 || d.Verdict == "granted" && len(d.Names) == 0 {
 			t.Errorf("incomplete: %s", line)
 		}
 	}
@@ -494,14 +532,18 @@ func TestOverBudgetWaits(t *testing.T) {
 		t.Fatalf("it was decided: %v", now.Status.Conditions)
 	}
 	other := newPod(t, node, nextIP())
-	requireCertificate(t, other, other.InitContainer(node)) // of the same service account, in another pod
-	if log := d.Log(); !strings.Contains(log, `the budget of pod \"`+string(p.UID)+`\", 1 certificates in an hour`) {
+	// of the same service account, in another pod
+	requireCertificate(t, other, other.InitContainer(node))
+	if log := d.Log(); !strings.Contains(log,
+		`the budget of pod \"`+string(p.UID)+`\", 1 certificates in an hour`) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	file, _ := strings.CutPrefix(env, "POLICY_FILE=")
 	text, err := os.ReadFile(file)
 	must.OK(t, err)
-	must.OK(t, os.WriteFile(file, []byte(strings.Replace(string(text), "perPod: 1", "perPod: 2", 1)), 0o600))
+	must.OK(t,
+		os.WriteFile(file, []byte(strings.Replace(string(text), "perPod: 1", "perPod: 2", 1)),
+			0o600))
 	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
 	must.OK(t, err)
 	requireIssued(t, csr, second)

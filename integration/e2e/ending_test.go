@@ -31,7 +31,8 @@ func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	t.Helper()
 	made := newPod(t, c, nextIP())
 	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
-	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(), made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(),
+		made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	must.OK(t, err)
 	return owned
 }
@@ -41,12 +42,16 @@ func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
 	t.Helper()
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), namespace))
 	controls, labels := true, map[string]string{"app": name}
-	_, err := shared.Cluster.Client().AppsV1().ReplicaSets(namespace).Create(t.Context(), &appsv1.ReplicaSet{
-		ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: deployment, UID: "1", Controller: &controls}}},
-		Spec: appsv1.ReplicaSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{
-			ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "none.invalid/main"}}},
-		}},
-	}, metav1.CreateOptions{})
+	_, err := shared.Cluster.Client().AppsV1().ReplicaSets(namespace).Create(t.Context(),
+		&appsv1.ReplicaSet{
+			ObjectMeta: metav1.ObjectMeta{Name: name,
+				OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment",
+					Name: deployment, UID: "1", Controller: &controls}}},
+			Spec: appsv1.ReplicaSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels},
+				Template: corev1.PodTemplateSpec{
+					ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "none.invalid/main"}}},
+				}},
+		}, metav1.CreateOptions{})
 	must.OK(t, err)
 }
 
@@ -84,7 +89,8 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 		signed, err := journal.NewSigned(uid, der, authority)
 		must.OK(t, err)
 		for _, e := range []journal.Entry{
-			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name, Signer: "example.com/calico", Requester: requesterOf(c.pod), Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()}, Serial: number, TBS: cert.RawTBSCertificate},
+			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name,
+				Signer: "example.com/calico", Requester: requesterOf(c.pod), Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()}, Serial: number, TBS: cert.RawTBSCertificate},
 			signed,
 			journal.Published{UID: uid, Serial: number},
 		} {
@@ -113,8 +119,10 @@ func requesterOf(pod *corev1.Pod) policy.Requester {
 	namespace, account := pod.Namespace, pod.Spec.ServiceAccountName
 	return policy.Requester{
 		Username: "system:serviceaccount:" + namespace + ":" + account,
-		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
-		Extra:    map[string][]string{"authentication.kubernetes.io/pod-name": {pod.Name}, "authentication.kubernetes.io/pod-uid": {string(pod.UID)}},
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace,
+			"system:authenticated"},
+		Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {pod.Name},
+			"authentication.kubernetes.io/pod-uid": {string(pod.UID)}},
 	}
 }
 
@@ -128,7 +136,9 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	ownedReplicaSet(t, typha.Namespace, set, "calico-typha")
 	gone = ownedPod(t, node, "DaemonSet", "calico-node")
 	zero := int64(0)
-	must.OK(t, shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+	must.OK(t,
+		shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name,
+			metav1.DeleteOptions{GracePeriodSeconds: &zero}))
 	renewed := ownedPod(t, node, "DaemonSet", "calico-node")
 	return journalOf(t,
 		formerCertificate{node, renewed, 3 * day},
@@ -146,26 +156,32 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 	dir, gone := formerly(t)
 	for _, expiring := range []string{"30d", "soon"} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir, "--expiring", expiring)
+		stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir,
+			"--expiring", expiring)
 		for want, times := range map[string]int{
 			" (lives)": 3, "ENDED": 1, gone.Name: 0, "not known": 0,
 			"Restart them now:\n  kubectl -n calico-system rollout restart daemonset/calico-node\n":  1,
 			"before they end:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
 		} {
 			if code != 0 || strings.Count(stdout, want) != times {
-				t.Errorf("%s: exit code %d: %q is not there %d times: %s%s", expiring, code, want, times, stdout, stderr)
+				t.Errorf("%s: exit code %d: %q is not there %d times: %s%s", expiring, code, want,
+					times, stdout, stderr)
 			}
 		}
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit", "list", dir, "--expiring", "30d", "--output", "json")
-	if n := strings.Count(stdout, `"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 || strings.Contains(stdout, "lives") || !strings.Contains(stderr, "is not known") {
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit",
+		"list", dir, "--expiring", "30d", "--output", "json")
+	if n := strings.Count(stdout,
+		`"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 ||
+		strings.Contains(stdout, "lives") || !strings.Contains(stderr, "is not known") {
 		t.Errorf("exit code %d, %d pods: %s%s", code, n, stdout, stderr)
 	}
 	var first struct {
 		NotAfter time.Time
 		Ended    bool
 	}
-	if line, _, _ := strings.Cut(stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil || !first.Ended || !first.NotAfter.Before(time.Now()) {
+	if line, _, _ := strings.Cut(stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil ||
+		!first.Ended || !first.NotAfter.Before(time.Now()) {
 		t.Errorf("what has ended does not come first, with its time in RFC 3339: %s", line)
 	}
 }

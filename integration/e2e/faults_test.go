@@ -104,8 +104,10 @@ func TestStopsThoughTheAPIServerHangs(t *testing.T) {
 	t.Cleanup(server.Close)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	must.OK(t, shared.KubeconfigVia(t.Context(), kubeconfig, func(token string) *rest.Config {
-		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-		return &rest.Config{Host: server.URL, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
+		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: server.Certificate().Raw})
+		return &rest.Config{Host: server.URL, BearerToken: token,
+			TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
 	}))
 	start(t, ca, "KUBECONFIG="+kubeconfig) // and at the end of the test it must stop with 0
 	select {
@@ -118,7 +120,8 @@ func TestStopsThoughTheAPIServerHangs(t *testing.T) {
 func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 	const wrong = "0000-canary"
 	for _, command := range []string{"check", "run"} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong}, command)
+		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong},
+			command)
 		if code != 3 || !strings.Contains(stdout+stderr, "the PIN is wrong") {
 			t.Errorf("%s: exit code %d:\n%s%s", command, code, stdout, stderr)
 		}
@@ -141,8 +144,11 @@ func TestPINThatNobodyCanType(t *testing.T) {
 		{"PKCS11_PIN", []string{"PKCS11_PIN=0000-canary\n"}},
 		{"PKCS11_PIN_FILE", []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + file}},
 	} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), "run")
-		if code != 4 || !strings.Contains(stderr, c.variable+": the ") || !strings.Contains(stderr, "the PIN has a control character in it") || strings.Contains(stdout+stderr, "canary") {
+		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...),
+			"run")
+		if code != 4 || !strings.Contains(stderr, c.variable+": the ") ||
+			!strings.Contains(stderr, "the PIN has a control character in it") ||
+			strings.Contains(stdout+stderr, "canary") {
 			t.Errorf("%s: exit code %d: %s%s", c.variable, code, stdout, stderr)
 		}
 	}
@@ -179,7 +185,8 @@ func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
 }
 
 func TestFlagWinsOverVariable(t *testing.T) {
-	_, stderr, code := shared.Command(t.Context(), ca, []string{"LOG_LEVEL=info"}, "run", "--log-level", "loud")
+	_, stderr, code := shared.Command(t.Context(), ca, []string{"LOG_LEVEL=info"}, "run",
+		"--log-level", "loud")
 	if code != 4 || !strings.Contains(stderr, `"loud" is not one of`) {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
@@ -220,16 +227,19 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	must.OK(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
 	must.OK(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
 	must.OK(t, os.Chmod(dir, 0o777))
-	must.OK(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
+	must.OK(t,
+		os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
 	must.OK(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
 	must.OK(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
 	for mount, want := range map[string]string{
-		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1", // it was read
+		// it was read
+		`mount --bind -o ro "$1" "$1" && mount -o remount,bind,ro "$1"`: "version: must be 1",
 		`mount --bind "$1" "$1"`: "can be replaced by everyone",
 	} {
 		// A root directory of its own: each directory on the path must belong to root, and for a
 		// user who is not root the machine's belong to nobody there.
-		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
+		inside := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user",
+			"--mount", "sh", "-ec",
 			mount+`; mount -t tmpfs tmpfs "$2"; cd "$2"
 			for d in bin lib lib64 usr etc; do [ ! -e /$d ] || { mkdir $d; mount --rbind /$d $d; }; done
 			mkdir policy; mount --rbind "$1" policy; cp "$0" hsm-signer; exec chroot . /hsm-signer check`,
@@ -246,7 +256,8 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 func TestPolicyIsReloaded(t *testing.T) {
 	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
 	file := filepath.Join(t.TempDir(), "policy.yaml")
-	must.OK(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
+	must.OK(t,
+		os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
 	d := startReady(t, ca, "POLICY_FILE="+file)
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -268,7 +279,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 
 func TestUnknownVariableIsWarnedOf(t *testing.T) {
 	d := startReady(t, ca, "PKCS11_TOKEN_LABLE=ca", "SOME_PKCS11_THING=1")
-	if log := d.Log(); !strings.Contains(log, `"nearest":"PKCS11_TOKEN_LABEL"`) || strings.Contains(log, "SOME_PKCS11_THING") {
+	if log := d.Log(); !strings.Contains(log, `"nearest":"PKCS11_TOKEN_LABEL"`) ||
+		strings.Contains(log, "SOME_PKCS11_THING") {
 		t.Errorf("log:\n%s", log)
 	}
 }
@@ -291,8 +303,10 @@ func TestCheckPasses(t *testing.T) {
 }
 
 func TestCheckNamesAMissingPermission(t *testing.T) {
-	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"}, "check")
-	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") || !strings.Contains(stdout, "deploy/base/rbac.yaml") {
+	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"},
+		"check")
+	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") ||
+		!strings.Contains(stdout, "deploy/base/rbac.yaml") {
 		t.Errorf("exit code %d:\n%s", code, stdout)
 	}
 }
@@ -303,14 +317,20 @@ func TestCheckNamesAMissingNamespace(t *testing.T) {
 	text, _ := policy.BuiltIn("calico")
 	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
 	// That of a rule for an earlier Calico need not be there: it is noted, with the remedy.
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG=" + shared.Cluster.Kubeconfig()}, "check")
-	if code != 0 || !strings.Contains(stdout, "note     namespaces of the policy           calico-apiserver does not exist") ||
-		!strings.Contains(stdout, "kubectl create namespace calico-apiserver\n") || !strings.Contains(stdout, "\nsummary: ") {
+	stdout, stderr, code := shared.Command(t.Context(), ca,
+		[]string{"KUBECONFIG=" + shared.Cluster.Kubeconfig()}, "check")
+	if code != 0 ||
+		!strings.Contains(stdout,
+			"note     namespaces of the policy           calico-apiserver does not exist") ||
+		!strings.Contains(stdout, "kubectl create namespace calico-apiserver\n") ||
+		!strings.Contains(stdout, "\nsummary: ") {
 		t.Errorf("exit code %d:\n%s%s", code, stdout, stderr)
 	}
 	for kubeconfig, want := range map[string][]string{
-		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n", "warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
-		"":                          {"skipped  namespaces of the policy           may not be read: calico-system, nowhere;"},
+		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n",
+			"warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
+		"": {"skipped  namespaces of the policy           may not be " +
+			"read: calico-system, nowhere;"},
 	} {
 		env := []string{missing}
 		if kubeconfig != "" {
@@ -331,7 +351,8 @@ func TestExplainLive(t *testing.T) {
 	p := newPod(t, node, nextIP())
 	csr, err := p.InitContainer(node).Submit(t.Context(), p.Client)
 	must.OK(t, err)
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "explain", "--live", csr.Name)
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "explain", "--live",
+		csr.Name)
 	if code != 0 || !strings.Contains(stdout, "granted by rule calico-node") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
@@ -348,7 +369,8 @@ func TestCeremonyOverwritesNothing(t *testing.T) {
 	if code == 0 || !strings.Contains(stderr, "holds a key labelled") {
 		t.Errorf("a second key with the label: exit code %d: %s", code, stderr)
 	}
-	_, stderr, code = shared.Command(t.Context(), testenv.CA{KeyLabel: "new"}, nil, "ca", "create", "--out", ca.CertFile)
+	_, stderr, code = shared.Command(t.Context(), testenv.CA{KeyLabel: "new"}, nil, "ca", "create",
+		"--out", ca.CertFile)
 	if code != 4 || !strings.Contains(stderr, "exists already") {
 		t.Errorf("a second certificate: exit code %d: %s", code, stderr)
 	}
@@ -372,11 +394,15 @@ func TestStopsCleanly(t *testing.T) {
 func TestKeyThatCanLeaveIsRefused(t *testing.T) {
 	extractable := importKey(t, "imported")
 	_, stderr, code := shared.Command(t.Context(), extractable, nil, "run")
-	if code != 4 || !strings.Contains(stderr, "could leave the token") || !strings.Contains(stderr, "CKA_NEVER_EXTRACTABLE=0") {
+	if code != 4 || !strings.Contains(stderr, "could leave the token") ||
+		!strings.Contains(stderr, "CKA_NEVER_EXTRACTABLE=0") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
-	stdout, _, code := shared.Command(t.Context(), extractable, []string{"ALLOW_EXTRACTABLE_KEY=true"}, "check", "--output", "json")
-	if code != 0 || !strings.Contains(stdout, `{"check":"key cannot leave","result":"warning","detail":"IT CAN`) {
+	stdout, _, code := shared.Command(t.Context(), extractable,
+		[]string{"ALLOW_EXTRACTABLE_KEY=true"}, "check", "--output", "json")
+	if code != 0 ||
+		!strings.Contains(stdout,
+			`{"check":"key cannot leave","result":"warning","detail":"IT CAN`) {
 		t.Errorf("check: exit code %d: %s", code, stdout)
 	}
 	d := startReady(t, extractable, "ALLOW_EXTRACTABLE_KEY=true")
@@ -391,10 +417,12 @@ func importKey(t *testing.T, label string) testenv.CA {
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	for _, args := range [][]string{
-		{"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", file("key"), "-out", file("crt"),
+		{"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+			"-nodes", "-keyout", file("key"), "-out", file("crt"),
 			"-subj", "/CN=imported", "-days", "1", "-addext", "keyUsage=critical,keyCertSign", "-addext", "basicConstraints=critical,CA:TRUE"},
 		{"openssl", "pkcs8", "-topk8", "-nocrypt", "-in", file("key"), "-out", file("p8")},
-		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label, "--id", fmt.Sprintf("e1%04x", numbers.Add(1)), "--pin", shared.Token.PIN},
+		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label,
+			"--id", fmt.Sprintf("e1%04x", numbers.Add(1)), "--pin", shared.Token.PIN},
 	} {
 		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), shared.Token.Env())

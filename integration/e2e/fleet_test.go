@@ -36,7 +36,8 @@ func TestLostClientsAreHealed(t *testing.T) {
 	must.OK(t, err)
 	f.Backdate = 2 * time.Minute
 	watching := make(chan struct{}, 10*pods)
-	plan := load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour, Watching: func() { watching <- struct{}{} }}
+	plan := load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour,
+		Watching: func() { watching <- struct{}{} }}
 	for i := range f.Pods {
 		f.Pods[i].Config = proxy.Config(f.Pods[i].Config.BearerToken)
 	}
@@ -53,7 +54,8 @@ func TestLostClientsAreHealed(t *testing.T) {
 	}
 	proxy.CutWatches()
 	startReady(t, ca)
-	if err := <-done; err != nil || report.Lost != pods || report.Detected != pods || report.Deleted != pods || report.Unserved != 0 {
+	if err := <-done; err != nil || report.Lost != pods || report.Detected != pods ||
+		report.Deleted != pods || report.Unserved != 0 {
 		t.Errorf("%v, %v; the log of heal:\n%s", report, err, healer.Log())
 	}
 }

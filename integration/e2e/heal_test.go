@@ -38,7 +38,8 @@ type podPlayed struct {
 func ago(d time.Duration) metav1.Time { return metav1.NewTime(time.Now().Add(-d)) }
 
 func endedAgo(code int32, d time.Duration) corev1.ContainerState {
-	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, StartedAt: ago(d + time.Second), FinishedAt: ago(d)}}
+	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code,
+		StartedAt: ago(d + time.Second), FinishedAt: ago(d)}}
 }
 
 func waitingFor(reason string) corev1.ContainerState {
@@ -67,8 +68,12 @@ func inits(state corev1.ContainerState) func(*podPlayed) {
 func sidecar(started bool, state corev1.ContainerState) func(*podPlayed) {
 	return func(p *podPlayed) {
 		always := corev1.ContainerRestartPolicyAlways
-		p.pod.Spec.InitContainers = append(p.pod.Spec.InitContainers, corev1.Container{Name: "sidecar", Image: "none.invalid/sidecar", RestartPolicy: &always})
-		p.status.InitContainerStatuses = append(p.status.InitContainerStatuses, corev1.ContainerStatus{Name: "sidecar", Started: &started, Ready: started, State: state})
+		p.pod.Spec.InitContainers = append(p.pod.Spec.InitContainers,
+			corev1.Container{Name: "sidecar", Image: "none.invalid/sidecar",
+				RestartPolicy: &always})
+		p.status.InitContainerStatuses = append(p.status.InitContainerStatuses,
+			corev1.ContainerStatus{Name: "sidecar", Started: &started, Ready: started,
+				State: state})
 	}
 }
 
@@ -82,22 +87,32 @@ const longAgo = 10 * time.Minute
 // podStates are pods in every state. All but one have had a request answered.
 var podStates = []podState{
 	{name: "crash-loop", stuck: true, deleted: true},
-	{name: "ended-with-error", stuck: true, deleted: true, edit: mains(endedAgo(1, longAgo), endedAgo(0, longAgo))},
-	{name: "container-creating", stuck: true, deleted: true, edit: mains(waitingFor("ContainerCreating"), waitingFor("ContainerCreating"))},
-	{name: "phase-pending", stuck: true, deleted: true, edit: func(p *podPlayed) { p.status.Phase = corev1.PodPending }},
+	{name: "ended-with-error", stuck: true, deleted: true,
+		edit: mains(endedAgo(1, longAgo), endedAgo(0, longAgo))},
+	{name: "container-creating", stuck: true, deleted: true,
+		edit: mains(waitingFor("ContainerCreating"), waitingFor("ContainerCreating"))},
+	{name: "phase-pending", stuck: true, deleted: true,
+		edit: func(p *podPlayed) { p.status.Phase = corev1.PodPending }},
 	{name: "sidecar-runs", stuck: true, deleted: true, edit: sidecar(true, runningNow())},
-	{name: "sidecar-crashes", stuck: true, deleted: true, edit: sidecar(false, waitingFor("CrashLoopBackOff"))},
+	{name: "sidecar-crashes", stuck: true, deleted: true,
+		edit: sidecar(false, waitingFor("CrashLoopBackOff"))},
 	{name: "weak-1", stuck: true, deleted: true, edit: sameOwnerAndNode, approved: longAgo},
 	{name: "weak-2", stuck: true, edit: sameOwnerAndNode, approved: longAgo},
 	{name: "no-owner", stuck: true, edit: func(p *podPlayed) { p.pod.OwnerReferences = nil }},
 
 	{name: "not-answered", noRequest: true},
 	{name: "ready", edit: mains(runningNow(), runningNow())},
-	{name: "running-not-ready", edit: func(p *podPlayed) { p.status.ContainerStatuses[0].State = runningNow() }},
+	{name: "running-not-ready",
+		edit: func(p *podPlayed) { p.status.ContainerStatuses[0].State = runningNow() }},
 	{name: "one-of-two-runs", edit: mains(waitingFor("CrashLoopBackOff"), runningNow())},
-	{name: "one-of-two-ready", edit: func(p *podPlayed) { p.status.ContainerStatuses[1].Ready = true }},
+	{name: "one-of-two-ready",
+		edit: func(p *podPlayed) { p.status.ContainerStatuses[1].Ready = true }},
 	{name: "all-completed", edit: mains(endedAgo(0, longAgo), endedAgo(0, longAgo))},
-	{name: "ran-lately", edit: func(p *podPlayed) { p.status.ContainerStatuses[0].LastTerminationState = endedAgo(1, -time.Hour) }},
+	{name: "ran-lately",
+		edit: func(p *podPlayed) {
+			p.status.ContainerStatuses[0].LastTerminationState = endedAgo(1,
+				-time.Hour)
+		}},
 	{name: "initialized-lately", edit: inits(endedAgo(0, -time.Hour))},
 	{name: "init-runs", edit: inits(runningNow())},
 	{name: "init-failed", edit: inits(endedAgo(1, longAgo))},
@@ -105,19 +120,24 @@ var podStates = []podState{
 	{name: "sidecar-starts", edit: sidecar(false, runningNow())},
 	{name: "succeeded", edit: func(p *podPlayed) { p.status.Phase = corev1.PodSucceeded }},
 	{name: "evicted", edit: func(p *podPlayed) { p.status.Phase = corev1.PodFailed }},
-	{name: "mirror", edit: func(p *podPlayed) { p.pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"} }},
+	{name: "mirror",
+		edit: func(p *podPlayed) { p.pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"} }},
 }
 
 // played makes the pod, initializing, as it is when it asks.
 func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.Pod) {
 	t.Helper()
-	container := func(name string) corev1.Container { return corev1.Container{Name: name, Image: "none.invalid/" + name} }
+	container := func(name string) corev1.Container {
+		return corev1.Container{Name: name,
+			Image: "none.invalid/" + name}
+	}
 	controls, node := true, "node-of-"+s.name
 	p := &podPlayed{
 		pod: &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", s.name, numbers.Add(1)), OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: "apps/v1", Kind: "DaemonSet", Name: c.ServiceAccount, UID: types.UID("owner-of-" + s.name), Controller: &controls,
-			}}},
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", s.name, numbers.Add(1)),
+				OwnerReferences: []metav1.OwnerReference{{
+					APIVersion: "apps/v1", Kind: "DaemonSet", Name: c.ServiceAccount, UID: types.UID("owner-of-" + s.name), Controller: &controls,
+				}}},
 			Spec: corev1.PodSpec{
 				ServiceAccountName: c.ServiceAccount, NodeName: node,
 				InitContainers: []corev1.Container{container("certificate"), container("install")},
@@ -127,11 +147,14 @@ func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.
 		status: corev1.PodStatus{
 			Phase: corev1.PodRunning, PodIP: nextIP(),
 			InitContainerStatuses: []corev1.ContainerStatus{
-				{Name: "certificate", State: endedAgo(0, 2*time.Minute)}, {Name: "install", State: endedAgo(0, 2*time.Minute)},
+				{Name: "certificate", State: endedAgo(0, 2*time.Minute)}, {Name: "install",
+					State: endedAgo(0, 2*time.Minute)},
 			},
 			ContainerStatuses: []corev1.ContainerStatus{
-				{Name: "main", State: waitingFor("CrashLoopBackOff"), LastTerminationState: endedAgo(1, 90*time.Second)},
-				{Name: "second", State: waitingFor("CrashLoopBackOff"), LastTerminationState: endedAgo(1, 90*time.Second)},
+				{Name: "main", State: waitingFor("CrashLoopBackOff"),
+					LastTerminationState: endedAgo(1, 90*time.Second)},
+				{Name: "second", State: waitingFor("CrashLoopBackOff"),
+					LastTerminationState: endedAgo(1, 90*time.Second)},
 			},
 		},
 	}
@@ -164,7 +187,8 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 		must.OK(t, err)
 	}
 	made.Status = p.status
-	made, err := shared.Cluster.Client().CoreV1().Pods(c.Namespace).UpdateStatus(t.Context(), made, metav1.UpdateOptions{})
+	made, err := shared.Cluster.Client().CoreV1().Pods(c.Namespace).UpdateStatus(t.Context(), made,
+		metav1.UpdateOptions{})
 	must.OK(t, err)
 	return made
 }
@@ -174,9 +198,10 @@ func approveAt(t *testing.T, name string, at metav1.Time) {
 	t.Helper()
 	api := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
 	csr := get(t, name)
-	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", LastUpdateTime: at,
-	})
+	csr.Status.Conditions = append(csr.Status.Conditions,
+		certificatesv1.CertificateSigningRequestCondition{
+			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", LastUpdateTime: at,
+		})
 	_, err := api.UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
 	must.OK(t, err)
 }
@@ -200,17 +225,22 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	}
 	deleting := podState{name: "deleting"}.make(t, node) // it stays, since there is no kubelet
 	t.Cleanup(func() { _ = shared.Cluster.DeletePod(context.WithoutCancel(t.Context()), deleting) })
-	must.OK(t, shared.Cluster.Client().CoreV1().Pods(node.Namespace).Delete(t.Context(), deleting.Name, metav1.DeleteOptions{}))
+	must.OK(t,
+		shared.Cluster.Client().CoreV1().Pods(node.Namespace).Delete(t.Context(), deleting.Name,
+			metav1.DeleteOptions{}))
 
 	requireListed(t, state, byName)
 	must.Eventually(t, "the metric to count them", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), fmt.Sprintf("\nhsm_signer_stuck_pods %d\n", stuck)), nil
+		return strings.Contains(d.Metrics(ctx),
+			fmt.Sprintf("\nhsm_signer_stuck_pods %d\n", stuck)), nil
 	})
 	healer := startHealer(t)
 	must.Eventually(t, "heal to have deleted what it may", func(ctx context.Context) (bool, error) {
-		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods 2\n"), nil // weak-2 and no-owner
+		// weak-2 and no-owner
+		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods 2\n"), nil
 	})
-	pods, err := shared.Cluster.Client().CoreV1().Pods(node.Namespace).List(t.Context(), metav1.ListOptions{})
+	pods, err := shared.Cluster.Client().CoreV1().Pods(node.Namespace).List(t.Context(),
+		metav1.ListOptions{})
 	must.OK(t, err)
 	for _, pod := range pods.Items {
 		s, ours := byName[pod.Name]
@@ -222,7 +252,9 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 		}
 	}
 	requireHealEvents(t, node.Namespace, byName)
-	if metrics := healer.Metrics(t.Context()); !strings.Contains(metrics, `deleted_pods_total{evidence="strong"} 6`) || !strings.Contains(metrics, `deleted_pods_total{evidence="weak"} 1`) {
+	if metrics := healer.Metrics(t.Context()); !strings.Contains(metrics,
+		`deleted_pods_total{evidence="strong"} 6`) ||
+		!strings.Contains(metrics, `deleted_pods_total{evidence="weak"} 1`) {
 		t.Errorf("heal counts otherwise:\n%s", metrics)
 	}
 }
@@ -236,11 +268,13 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 	}
 	for name, s := range byName {
 		command := "\n  kubectl -n calico-system delete pod " + name + "\n"
-		if strings.Contains(text, command) != s.stuck || strings.Contains(text, name+"  ") != s.stuck {
+		if strings.Contains(text, command) != s.stuck ||
+			strings.Contains(text, name+"  ") != s.stuck {
 			t.Errorf("%s: stuck is %t, and the list is:\n%s", s.name, s.stuck, text)
 		}
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", state, "--stuck", "--output", "json")
+	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", state, "--stuck",
+		"--output", "json")
 	var listed []string
 	for line := range strings.Lines(stdout) {
 		var view struct {
@@ -248,7 +282,8 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 		}
 		must.OK(t, json.Unmarshal([]byte(line), &view))
 		listed = append(listed, view.Pod.Name)
-		if !byName[view.Pod.Name].stuck || view.Pod.Evidence == "" || !strings.HasSuffix(view.Pod.Restart, "delete pod "+view.Pod.Name) {
+		if !byName[view.Pod.Name].stuck || view.Pod.Evidence == "" ||
+			!strings.HasSuffix(view.Pod.Restart, "delete pod "+view.Pod.Name) {
 			t.Errorf("listed is %s", line)
 		}
 	}
@@ -271,13 +306,15 @@ func requireHealEvents(t *testing.T, namespace string, byName map[string]podStat
 		}
 	}
 	must.Eventually(t, "the events", func(ctx context.Context) (bool, error) {
-		events, err := shared.Cluster.Client().CoreV1().Events(namespace).List(ctx, metav1.ListOptions{})
+		events, err := shared.Cluster.Client().CoreV1().Events(namespace).List(ctx,
+			metav1.ListOptions{})
 		if err != nil {
 			return false, err
 		}
 		got := map[string]string{}
 		for _, event := range events.Items {
-			if _, ours := byName[event.InvolvedObject.Name]; ours && event.Source.Component == "hsm-signer-heal" {
+			if _, ours := byName[event.InvolvedObject.Name]; ours &&
+				event.Source.Component == "hsm-signer-heal" {
 				got[event.InvolvedObject.Name] = event.Reason
 			}
 		}
@@ -292,10 +329,14 @@ func requireHealEvents(t *testing.T, namespace string, byName map[string]podStat
 
 // heal is not to be near the token.
 func TestHealDoesNotStartWithAPIN(t *testing.T) {
-	for _, variable := range []string{"PKCS11_PIN=1234", "PKCS11_PIN_FILE=/pin", "PKCS11_URI=pkcs11:?pin-value=1234"} {
+	for _, variable := range []string{"PKCS11_PIN=1234", "PKCS11_PIN_FILE=/pin",
+		"PKCS11_URI=pkcs11:?pin-value=1234"} {
 		name, _, _ := strings.Cut(variable, "=")
-		_, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=", variable}, "heal")
-		if code != 4 || !strings.Contains(stderr, "needs no token") || strings.Contains(stderr, "1234") || name != "PKCS11_URI" && !strings.Contains(stderr, name+": is set") {
+		_, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=", variable},
+			"heal")
+		if code != 4 || !strings.Contains(stderr, "needs no token") ||
+			strings.Contains(stderr, "1234") || name != "PKCS11_URI" &&
+			!strings.Contains(stderr, name+": is set") {
 			t.Errorf("%s: exit code %d: %s", name, code, stderr)
 		}
 	}

@@ -14,7 +14,8 @@ import (
 
 // withHeal takes the component into the overlay.
 func withHeal(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../components/heal\n", 1)
+	return strings.Replace(kustomization, "components:\n",
+		"components:\n  - ../../components/heal\n", 1)
 }
 
 // Every overlay with the component is taken by the API server, and the pod that comes of it is
@@ -23,10 +24,12 @@ func withHeal(kustomization string) string {
 func TestHealIsAComponent(t *testing.T) {
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	for overlay := range overlays {
-		for kind, edit := range map[string]func(string) string{"": withHeal, " with the node's network": func(k string) string { return withHeal(withHostNetwork(k)) }} {
+		for kind, edit := range map[string]func(string) string{"": withHeal,
+			" with the node's network": func(k string) string { return withHeal(withHostNetwork(k)) }} {
 			t.Run(overlay+kind, func(t *testing.T) {
 				defer clearVolumes(t)
-				_, warnings := kubectl(t, "apply", "--server-side", "--force-conflicts", "-k", deployment(t, overlay, edit))
+				_, warnings := kubectl(t, "apply", "--server-side", "--force-conflicts", "-k",
+					deployment(t, overlay, edit))
 				if warnings != "" && kind == "" {
 					t.Errorf("kubectl apply: %s", warnings)
 				}
@@ -41,11 +44,13 @@ func TestHealIsAComponent(t *testing.T) {
 func requireHealPod(t *testing.T, made *appsv1.Deployment, hostNetwork bool) {
 	t.Helper()
 	spec := made.Spec.Template.Spec
-	if *made.Spec.Replicas != 1 || made.Spec.Strategy.Type != appsv1.RecreateDeploymentStrategyType {
+	if *made.Spec.Replicas != 1 ||
+		made.Spec.Strategy.Type != appsv1.RecreateDeploymentStrategyType {
 		t.Errorf("%d replicas, strategy %s", *made.Spec.Replicas, made.Spec.Strategy.Type)
 	}
 	if len(spec.Volumes) > 0 || len(spec.Containers[0].EnvFrom) > 0 {
-		t.Errorf("it has the volumes %v and the variables of %v", spec.Volumes, spec.Containers[0].EnvFrom)
+		t.Errorf("it has the volumes %v and the variables of %v", spec.Volumes,
+			spec.Containers[0].EnvFrom)
 	}
 	for _, variable := range spec.Containers[0].Env {
 		if strings.HasPrefix(variable.Name, "PKCS11") || strings.Contains(variable.Name, "STATE") {
@@ -56,7 +61,8 @@ func requireHealPod(t *testing.T, made *appsv1.Deployment, hostNetwork bool) {
 		t.Errorf("the network of its node: %t", spec.HostNetwork)
 	}
 	pods := shared.Cluster.Client().CoreV1().Pods("hsm-signer")
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "hsm-signer-heal-0", Labels: made.Spec.Template.Labels}, Spec: spec}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "hsm-signer-heal-0",
+		Labels: made.Spec.Template.Labels}, Spec: spec}
 	created, err := pods.Create(t.Context(), pod, metav1.CreateOptions{})
 	must.OK(t, err)
 	must.OK(t, shared.Cluster.DeletePod(t.Context(), created))
@@ -88,8 +94,9 @@ func TestRightsOfHeal(t *testing.T) {
 	} {
 		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
 			Spec: authorizationv1.SubjectAccessReviewSpec{
-				User:               "system:serviceaccount:hsm-signer:hsm-signer-heal",
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb, Group: c.group, Resource: c.resource, Namespace: c.namespace},
+				User: "system:serviceaccount:hsm-signer:hsm-signer-heal",
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb,
+					Group: c.group, Resource: c.resource, Namespace: c.namespace},
 			},
 		}, metav1.CreateOptions{})
 		must.OK(t, err)

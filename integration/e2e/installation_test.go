@@ -42,7 +42,8 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 	})
 	must.Eventually(t, "the kind to be served", func(ctx context.Context) (bool, error) {
 		err := client.Get().AbsPath("/apis/operator.tigera.io/v1/installations/default").Do(ctx).Error()
-		return apierrors.IsNotFound(err) && strings.Contains(err.Error(), "\"default\" not found"), nil
+		return apierrors.IsNotFound(err) &&
+			strings.Contains(err.Error(), "\"default\" not found"), nil
 	})
 	text, err := os.ReadFile(ca.CertFile)
 	must.OK(t, err)
@@ -56,21 +57,31 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		words string
 	}{
 		{"{}", 0, "Calico does not ask yet"},
-		{management("example.com/calico", "ECDSAWithCurve256", "ECDSAWithSHA256", append(foreign, text...)), 0, "names the signer example.com/calico and the CA"},
-		{management("example.com/calcio", "ECDSAWithCurve256", "ECDSAWithSHA256", text), 2, `signerName is "example.com/calcio"`},
-		{management("example.com/calico", "ECDSAWithCurve256", "", text), 2, "Calico's pods fail before they ask"},
-		{management("example.com/calico", "RSAWithSize8192", "", text), 0, "keyAlgorithm is RSAWithSize8192: Calico's init containers have 10m of CPU and 90 seconds, and in a trial 0 of 5"},
-		{management("example.com/calico", "RSAWithSize4096", "", text), 0, "in a trial 3 of 5 were done in time"},
-		{management("example.com/calico", "", "", foreign), 2, "caCert holds neither the CA certificate"},
+		{management("example.com/calico", "ECDSAWithCurve256", "ECDSAWithSHA256",
+			append(foreign, text...)), 0, "names the signer example.com/calico and the CA"},
+		{management("example.com/calcio", "ECDSAWithCurve256", "ECDSAWithSHA256", text), 2,
+			`signerName is "example.com/calcio"`},
+		{management("example.com/calico", "ECDSAWithCurve256", "", text), 2,
+			"Calico's pods fail before they ask"},
+		{management("example.com/calico", "RSAWithSize8192", "", text), 0,
+			"keyAlgorithm is RSAWithSize8192: Calico's init containers have 10m of CPU and 90 seconds, and in a trial 0 of 5"},
+		{management("example.com/calico", "RSAWithSize4096", "", text), 0,
+			"in a trial 3 of 5 were done in time"},
+		{management("example.com/calico", "", "", foreign), 2,
+			"caCert holds neither the CA certificate"},
 		{management("example.com/calico", "", "", nil), 2, "caCert: there is no certificate"},
 	} {
-		must.OK(t, shared.Cluster.Apply(t.Context(), []byte("apiVersion: operator.tigera.io/v1\nkind: Installation\nmetadata: {name: default}\nspec: "+c.spec+"\n")))
+		must.OK(t,
+			shared.Cluster.Apply(t.Context(),
+				[]byte("apiVersion: operator.tigera.io/v1\nkind: Installation\nmetadata: {name: "+
+					"default}\nspec: "+c.spec+"\n")))
 		requireCheck(t, c.code, c.words)
 	}
 }
 
 func management(signer, key, signature string, authority []byte) string {
-	return fmt.Sprintf("{certificateManagement: {signerName: %q, keyAlgorithm: %q, signatureAlgorithm: %q, caCert: %q}}",
+	return fmt.Sprintf("{certificateManagement: {signerName: %q, keyAlgorithm: %q, "+
+		"signatureAlgorithm: %q, caCert: %q}}",
 		signer, key, signature, base64.StdEncoding.EncodeToString(authority))
 }
 

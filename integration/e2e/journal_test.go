@@ -39,15 +39,18 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 			t.Errorf("it ended with code %d, %v", code, err)
 		}
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output", "json")
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output",
+		"json")
 	var summary journal.Summary
 	if err := json.Unmarshal([]byte(stdout), &summary); err != nil || code != 0 {
 		t.Fatalf("exit code %d: %s%s: %v", code, stdout, stderr, err)
 	}
 	calls, err := s.Calls()
 	must.OK(t, err)
-	if n := calls.Count(pkcs11shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes || summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
-		t.Errorf("the token signed %d times; the journal has %d certificates and %d test signatures", n, summary.Counts.Signed, summary.Counts.Probes)
+	if n := calls.Count(pkcs11shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes ||
+		summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
+		t.Errorf("the token signed %d times; the journal has %d certificates and %d test "+
+			"signatures", n, summary.Counts.Signed, summary.Counts.Probes)
 	}
 }
 
@@ -66,7 +69,9 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	if after := foreign(t, d, before); after != before+1 {
 		t.Errorf("%d certificates are foreign, and %d were before", after, before)
 	}
-	must.OK(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+	must.OK(t,
+		shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(),
+			csr.Name, metav1.DeleteOptions{}))
 }
 
 // foreign is how many foreign certificates the metric says there are, as soon as it says another
@@ -74,15 +79,16 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 	t.Helper()
 	said := regexp.MustCompile(`hsm_signer_certificates_in_cluster{origin="foreign"} (\d+)`)
-	must.Eventually(t, "the metric of foreign certificates", func(ctx context.Context) (bool, error) {
-		found := said.FindStringSubmatch(d.Metrics(ctx))
-		if found == nil {
-			return false, nil
-		}
-		var err error
-		n, err = strconv.Atoi(found[1])
-		return n != other, err
-	})
+	must.Eventually(t, "the metric of foreign certificates",
+		func(ctx context.Context) (bool, error) {
+			found := said.FindStringSubmatch(d.Metrics(ctx))
+			if found == nil {
+				return false, nil
+			}
+			var err error
+			n, err = strconv.Atoi(found[1])
+			return n != other, err
+		})
 	return n
 }
 
@@ -94,7 +100,8 @@ func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	whole, err := roles.Get(t.Context(), "hsm-signer", metav1.GetOptions{})
 	must.OK(t, err)
 	without := whole.DeepCopy()
-	without.Rules = slices.DeleteFunc(without.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods") })
+	without.Rules = slices.DeleteFunc(without.Rules,
+		func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods") })
 	_, err = roles.Update(t.Context(), without, metav1.UpdateOptions{})
 	must.OK(t, err)
 	back := func() {
@@ -123,19 +130,24 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	dir := t.TempDir()
 	public := filepath.Join(dir, "checkpoint.pub")
 	env := []string{"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=checkpoints"}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "ca", "create-checkpoint-key", "--out", public)
+	stdout, stderr, code := shared.Command(t.Context(), ca, env, "ca", "create-checkpoint-key",
+		"--out", public)
 	if code != 0 || !strings.Contains(stdout, "Key for checkpoints created") {
 		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
 	}
 	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
-	requireCheckpointKey(t, env, 0, "ok       checkpoint key                     a test signature of the private key labelled \"checkpoints\" verifies")
-	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2, "failed   checkpoint key                     there is no private key labelled \"away\"")
-	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2, "failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" is not the key of the public one")
+	requireCheckpointKey(t, env, 0,
+		"ok       checkpoint key                     a test signature of the private key labelled \"checkpoints\" verifies")
+	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2,
+		"failed   checkpoint key                     there is no private key labelled \"away\"")
+	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2,
+		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" is not the key of the public one")
 	d := startReady(t, ca, env...)
 	must.Eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
 		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil
 	})
-	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify", "--checkpoint-key", public)
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify",
+		"--checkpoint-key", public)
 	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
@@ -153,7 +165,8 @@ func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 	must.OK(t, err)
 	dir := t.TempDir()
 	public := filepath.Join(dir, "checkpoint.pub")
-	must.OK(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
+	must.OK(t,
+		os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
 	env := []string{
 		"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=" + imported.KeyLabel,
 		"CHECKPOINT_PUBLIC_KEY_FILE=" + public,
@@ -195,16 +208,21 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 		t.Fatalf("it ended with code %d, %v", code, err)
 	}
 	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
-	must.OK(t, shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
+	must.OK(t,
+		shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(),
+			csr.Name, metav1.DeleteOptions{}))
 	d = startReady(t, ca, env...)
 	must.Eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), `hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
+		return strings.Contains(d.Metrics(ctx),
+			`hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
 	})
 	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list")
-	if code != 0 || !strings.Contains(stdout, "unconfirmed") || strings.Contains(stdout, "orphaned") {
+	if code != 0 || !strings.Contains(stdout, "unconfirmed") ||
+		strings.Contains(stdout, "orphaned") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
-	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "list", "--expiring", "400d")
+	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "list", "--expiring",
+		"400d")
 	if code != 0 || !strings.Contains(stdout, csr.Name) {
 		t.Errorf("not listed as expiring: exit code %d: %s%s", code, stdout, stderr)
 	}

@@ -58,7 +58,8 @@ func TestOneOfManyLeads(t *testing.T) {
 	waitLeads(t, first)
 	second := one(t)
 	ask(t)
-	must.Eventually(t, "the leader's log to say that it issued", func(context.Context) (bool, error) { return issuedBy(first) > 0, nil })
+	must.Eventually(t, "the leader's log to say that it issued",
+		func(context.Context) (bool, error) { return issuedBy(first) > 0, nil })
 	if n := issuedBy(second); n != 0 {
 		t.Errorf("the other issued %d certificates too", n)
 	}
@@ -81,15 +82,17 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 	waitLeads(t, first)
 	s.issue(t)
 	var head string
-	must.Eventually(t, "the lease to be a witness of the certificate", func(ctx context.Context) (bool, error) {
-		lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx, string(s), metav1.GetOptions{})
-		if err != nil {
-			return false, err
-		}
-		before := head
-		head = lease.Annotations["hsm-signer/journal-head"]
-		return before != "" && head != before, nil
-	})
+	must.Eventually(t, "the lease to be a witness of the certificate",
+		func(ctx context.Context) (bool, error) {
+			lease, err := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer").Get(ctx,
+				string(s), metav1.GetOptions{})
+			if err != nil {
+				return false, err
+			}
+			before := head
+			head = lease.Annotations["hsm-signer/journal-head"]
+			return before != "" && head != before, nil
+		})
 	requireWitnessed(t, state, head)
 	second := one(t, s.env()...)
 	must.OK(t, first.Kill())
@@ -100,11 +103,13 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 // requireWitnessed requires that the journal has the head, and that it would show if it had not.
 func requireWitnessed(t *testing.T, state, head string) {
 	t.Helper()
-	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify", "--witness", head); code != 0 {
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify",
+		"--witness", head); code != 0 {
 		t.Errorf("the witness %s: exit code %d: %s%s", head, code, stdout, stderr)
 	}
 	_, sum, _ := strings.Cut(head, ":")
-	if _, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify", "--witness", "9999:"+sum); code != 2 || !strings.Contains(stderr, "the end was cut off") {
+	if _, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify",
+		"--witness", "9999:"+sum); code != 2 || !strings.Contains(stderr, "the end was cut off") {
 		t.Errorf("a witness of what is not there: exit code %d: %s", code, stderr)
 	}
 }
@@ -118,7 +123,9 @@ func TestOneJournalForMany(t *testing.T) {
 	first := one(t, s.env(state)...)
 	waitLeads(t, first)
 	second := one(t, s.env(state)...)
-	if _, body, err := second.Readyz(t.Context()); err != nil || !strings.Contains(body, "stands by: the journal is in use") || !strings.Contains(body, "token ok: the token is logged in to") {
+	if _, body, err := second.Readyz(t.Context()); err != nil ||
+		!strings.Contains(body, "stands by: the journal is in use") ||
+		!strings.Contains(body, "token ok: the token is logged in to") {
 		t.Errorf("%v: %s", err, body)
 	}
 	must.OK(t, first.Kill())
@@ -172,7 +179,8 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	must.OK(t, err)
 	t.Cleanup(func() { _ = cut.Kill() })
 	must.OK(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))
-	if metrics := cut.Metrics(t.Context()); !strings.Contains(metrics, "hsm_signer_journal_rolled_back 1") {
+	if metrics := cut.Metrics(t.Context()); !strings.Contains(metrics,
+		"hsm_signer_journal_rolled_back 1") {
 		t.Error("the metric does not say so")
 	}
 	second := one(t)
@@ -181,12 +189,14 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	_, body, err := cut.Readyz(t.Context())
 	must.OK(t, err)
 	missing := regexp.MustCompile(`\d+:[0-9a-f]{64}`).FindString(body)
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "accept-rollback", "--head", missing)
+	stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit",
+		"accept-rollback", "--head", missing)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
 	}
 	must.OK(t, cut.WaitReady(t.Context()))
-	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify"); code != 0 || !strings.Contains(stdout, "1 times somebody accepted") {
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit",
+		"verify"); code != 0 || !strings.Contains(stdout, "1 times somebody accepted") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
 }

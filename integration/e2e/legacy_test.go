@@ -55,7 +55,8 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 
 // encrypted puts TLS before a way that has none, until the end of the test: with a kubeconfig
 // file client-go sends no token in the clear.
-func encrypted(t *testing.T, config func(token string) *rest.Config) func(token string) *rest.Config {
+func encrypted(t *testing.T,
+	config func(token string) *rest.Config) func(token string) *rest.Config {
 	t.Helper()
 	plain, err := url.Parse(config("").Host)
 	must.OK(t, err)
@@ -64,7 +65,8 @@ func encrypted(t *testing.T, config func(token string) *rest.Config) func(token 
 	return func(token string) *rest.Config {
 		c := config(token)
 		c.Host = server.URL
-		c.CAData = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+		c.CAData = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: server.Certificate().Raw})
 		return c
 	}
 }
@@ -72,13 +74,16 @@ func encrypted(t *testing.T, config func(token string) *rest.Config) func(token 
 func deleteRequests(t *testing.T) {
 	t.Helper()
 	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
-	must.OK(t, requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}))
+	must.OK(t,
+		requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
+			metav1.ListOptions{}))
 }
 
 // start runs hsm-signer on the old cluster until the end of the test.
 func (o oldCluster) start(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
-	return start(t, ca, append([]string{"KUBECONFIG=" + o.kubeconfig, "POLICY_FILE=calico-legacy"}, env...)...)
+	return start(t, ca,
+		append([]string{"KUBECONFIG=" + o.kubeconfig, "POLICY_FILE=calico-legacy"}, env...)...)
 }
 
 func (o oldCluster) startReady(t *testing.T, env ...string) *testenv.Daemon {
@@ -91,7 +96,9 @@ func (o oldCluster) startReady(t *testing.T, env ...string) *testenv.Daemon {
 // newPod makes a running pod, with a token that does not name it.
 func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) testenv.Pod {
 	t.Helper()
-	spec := testenv.PodSpec{Namespace: c.Namespace, Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount, numbers.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
+	spec := testenv.PodSpec{Namespace: c.Namespace,
+		Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount,
+			numbers.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
 	made, err := shared.Cluster.Pod(t.Context(), spec)
 	must.OK(t, err)
 	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
@@ -102,7 +109,8 @@ func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) testenv.
 }
 
 // submitOld hands in the request as v1beta1. An empty signer name is left out.
-func submitOld(t *testing.T, client kubernetes.Interface, request *certificatesv1.CertificateSigningRequest) *certificatesv1beta1.CertificateSigningRequest {
+func submitOld(t *testing.T, client kubernetes.Interface,
+	request *certificatesv1.CertificateSigningRequest) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	text, err := json.Marshal(request)
 	must.OK(t, err)
@@ -111,13 +119,15 @@ func submitOld(t *testing.T, client kubernetes.Interface, request *certificatesv
 	if request.Spec.SignerName == "" {
 		old.Spec.SignerName = nil
 	}
-	old, err = client.CertificatesV1beta1().CertificateSigningRequests().Create(t.Context(), old, metav1.CreateOptions{})
+	old, err = client.CertificatesV1beta1().CertificateSigningRequests().Create(t.Context(), old,
+		metav1.CreateOptions{})
 	must.OK(t, err)
 	return old
 }
 
 // askOld submits the request of the init container as v1beta1.
-func askOld(t *testing.T, p testenv.Pod, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
+func askOld(t *testing.T, p testenv.Pod,
+	asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	request, err := asking.Object()
 	must.OK(t, err)
@@ -138,7 +148,8 @@ func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking cali
 	csr, err := end(t, name)
 	must.OK(t, err)
 	requireOpenSSL(t, ca, requireIssued(t, csr, asking))
-	old, err := p.Client.CertificatesV1beta1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
+	old, err := p.Client.CertificatesV1beta1().CertificateSigningRequests().Get(t.Context(), name,
+		metav1.GetOptions{})
 	must.OK(t, err)
 	if !slices.Equal(old.Status.Certificate, csr.Status.Certificate) {
 		t.Errorf("%s: the pod reads %q", name, old.Status.Certificate)
@@ -148,7 +159,8 @@ func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking cali
 // requireUntouched requires that the request is as it was made.
 func requireUntouched(t *testing.T, made *certificatesv1beta1.CertificateSigningRequest) {
 	t.Helper()
-	if now := get(t, made.Name); now.UID != made.UID || now.ResourceVersion != made.ResourceVersion {
+	if now := get(t, made.Name); now.UID != made.UID ||
+		now.ResourceVersion != made.ResourceVersion {
 		t.Errorf("the request %s of %s was touched: %v", now.Name, now.Spec.Username, now.Status)
 	}
 }
@@ -166,7 +178,8 @@ func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
 				continue
 			}
 			_, err := end(t, made.Name)
-			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", whose.DNSNames[0])
+			requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed",
+				whose.DNSNames[0])
 		}
 	}
 	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1beta1"`) {
@@ -186,7 +199,8 @@ func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 	made := askOld(t, asker, asking)
 	ip := other.Status.PodIP
 	must.Eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), "a live pod of the service account calico-system/calico-node with the IP address "+ip), nil
+		return strings.Contains(d.Log(),
+			"a live pod of the service account calico-system/calico-node with the IP address "+ip), nil
 	})
 	// Made later, and done.
 	p := old.newPod(t, node, nextIP())
@@ -218,7 +232,8 @@ func before118(t *testing.T) oldCluster {
 }
 
 // askUnset hands in what the init container asks for, without a signer name.
-func askUnset(t *testing.T, p testenv.Pod, asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
+func askUnset(t *testing.T, p testenv.Pod,
+	asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	asking.SignerName = ""
 	return askOld(t, p, asking)
@@ -229,8 +244,10 @@ func askUnset(t *testing.T, p testenv.Pod, asking calico.InitContainer) *certifi
 // deny, and those of all others someone else's.
 func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 	old := before118(t)
-	d := old.startReady(t, "UNSET_SIGNER_NAME=accept", "WORKERS=1") // so that who asks later is served later
-	strangers := []*certificatesv1beta1.CertificateSigningRequest{old.askAsKubelet(t), old.askAsDefault(t)}
+	// so that who asks later is served later
+	d := old.startReady(t, "UNSET_SIGNER_NAME=accept", "WORKERS=1")
+	strangers := []*certificatesv1beta1.CertificateSigningRequest{old.askAsKubelet(t),
+		old.askAsDefault(t)}
 
 	node, typha := components()[0], components()[1]
 	impostor := old.newPod(t, node, nextIP())
@@ -279,10 +296,12 @@ func TestCheckBefore118(t *testing.T) {
 		"ignore": {2, "set UNSET_SIGNER_NAME=accept"},
 		"accept": {0, "ok       API version                        certificates.k8s.io/v1beta1\n"},
 	} {
-		env := []string{"KUBECONFIG=" + old.kubeconfig, "POLICY_FILE=calico-legacy", "UNSET_SIGNER_NAME=" + setting}
+		env := []string{"KUBECONFIG=" + old.kubeconfig, "POLICY_FILE=calico-legacy",
+			"UNSET_SIGNER_NAME=" + setting}
 		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
 		if code != c.code || !strings.Contains(stdout, c.words) {
-			t.Errorf("%s: exit code %d; want %d and %q:\n%s%s", setting, code, c.code, c.words, stdout, stderr)
+			t.Errorf("%s: exit code %d; want %d and %q:\n%s%s", setting, code, c.code, c.words,
+				stdout, stderr)
 		}
 	}
 }
@@ -291,9 +310,11 @@ func TestCheckBefore118(t *testing.T) {
 // the API server.
 func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
-	node := calico.Component{SecretName: "csr", DNSNames: []string{"node-1"}, CommonName: "system:node:node-1"}
+	node := calico.Component{SecretName: "csr", DNSNames: []string{"node-1"},
+		CommonName: "system:node:node-1"}
 	config := o.api.Config(shared.Cluster.Config().BearerToken)
-	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1", Groups: []string{"system:nodes"}}
+	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1",
+		Groups: []string{"system:nodes"}}
 	kubelet, err := testenv.PodWith(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: nextIP()},
 	}, config)
@@ -317,7 +338,8 @@ func (o oldCluster) askAsDefault(t *testing.T) *certificatesv1beta1.CertificateS
 
 func requireNoEvent(t *testing.T, request string) {
 	t.Helper()
-	events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
+	events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
+		metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
 	must.OK(t, err)
 	for _, e := range events.Items {
 		t.Errorf("there is an event on %s: %s: %s", request, e.Reason, e.Message)
@@ -343,7 +365,8 @@ func TestV1beta1Disappears(t *testing.T) {
 	must.OK(t, err)
 	requireIssued(t, csr, asking)
 	must.OK(t, d.WaitReady(t.Context()))
-	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) || strings.Contains(log, `"@level":"error"`) {
+	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) ||
+		strings.Contains(log, `"@level":"error"`) {
 		t.Errorf("it did not go on with v1, or there were faults:\n%s", log)
 	}
 }

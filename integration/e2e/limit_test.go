@@ -43,10 +43,12 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	testenv.PadLabels(granted, 816_000)
 	made := create(t, p, granted)
 	t.Logf("with labels it has %d bytes", made.Size())
-	must.Eventually(t, "the one with room for that to be denied", func(context.Context) (bool, error) {
-		c := get(t, granted.Name).Status.Conditions
-		return len(c) == 1 && c[0].Type == certificatesv1.CertificateDenied && c[0].Reason == "ObjectTooLarge", nil
-	})
+	must.Eventually(t, "the one with room for that to be denied",
+		func(context.Context) (bool, error) {
+			c := get(t, granted.Name).Status.Conditions
+			return len(c) == 1 && c[0].Type == certificatesv1.CertificateDenied &&
+				c[0].Reason == "ObjectTooLarge", nil
+		})
 	must.Eventually(t, "the others to be recorded", func(context.Context) (bool, error) {
 		text, err := os.ReadFile(filepath.Join(state, journal.RefusalsLog))
 		for _, csr := range full {
@@ -61,16 +63,19 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
 			t.Errorf("%s was written to: %v", csr.Name, now.Status)
 		}
-		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
+		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
+			metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
 		must.OK(t, err)
 		for _, event := range events.Items {
 			if event.Count > 1 || len(events.Items) > 1 {
-				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events.Items), event.Count, event.Reason)
+				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events.Items),
+					event.Count, event.Reason)
 			}
 		}
 	}
 	metrics := d.Metrics(t.Context())
-	if !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") || regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="put"\}`).MatchString(metrics) {
+	if !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") ||
+		regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="put"\}`).MatchString(metrics) {
 		t.Errorf("there were faults, or writes that failed:\n%s", metrics)
 	}
 	if !strings.Contains(metrics, fmt.Sprintf("\nhsm_signer_refusals_total %d\n", len(full)+1)) {
@@ -79,12 +84,15 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 }
 
 // create has the pod create the request, which is deleted at the end of the test.
-func create(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
+func create(t *testing.T, p testenv.Pod,
+	csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	made, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr, metav1.CreateOptions{})
+	made, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr,
+		metav1.CreateOptions{})
 	must.OK(t, err)
 	t.Cleanup(func() {
-		_ = p.Client.CertificatesV1().CertificateSigningRequests().Delete(context.Background(), made.Name, metav1.DeleteOptions{})
+		_ = p.Client.CertificatesV1().CertificateSigningRequests().Delete(context.Background(),
+			made.Name, metav1.DeleteOptions{})
 	})
 	return made
 }

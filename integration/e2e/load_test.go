@@ -25,7 +25,8 @@ func TestLoadIsServed(t *testing.T) {
 	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
 	must.OK(t, err)
 	report := load.Run(t.Context(), pods, patientClient)
-	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 || report.Max < report.P99 {
+	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 ||
+		report.Max < report.P99 {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}
 }
@@ -64,7 +65,8 @@ func TestLoadStartsLateClientsAgain(t *testing.T) {
 	}
 	startReady(t, ca)
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
-		t.Errorf("the requests of earlier attempts are there: %s; errors: %v", report, report.Errors)
+		t.Errorf("the requests of earlier attempts are there: %s; errors: %v", report,
+			report.Errors)
 	}
 }
 
@@ -146,14 +148,16 @@ func requireServedAmid(t *testing.T, clients int, middle func()) {
 	select {
 	case <-half:
 	case report := <-done:
-		t.Fatalf("the clients ended before half of them watched: %s; errors: %v", report, report.Errors)
+		t.Fatalf("the clients ended before half of them watched: %s; errors: %v", report,
+			report.Errors)
 	}
 	middle()
 	report := <-done
 	after, err := load.Terminated(t.Context(), shared.Cluster.Client())
 	must.OK(t, err)
 	if report.Succeeded+report.Lost != clients || report.Lost > after-before {
-		t.Errorf("%s; the API server closed %d watches; errors: %v", report, after-before, report.Errors)
+		t.Errorf("%s; the API server closed %d watches; errors: %v", report, after-before,
+			report.Errors)
 	}
 	for _, pod := range pods {
 		waitIssued(t, pod.Asking.Name())
@@ -178,7 +182,8 @@ func TestAnswerRate(t *testing.T) {
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}
-	if shown := d.Metrics(t.Context()); !strings.Contains(shown, `hsm_signer_answer_rate{reason="fixed"} 20`) {
+	if shown := d.Metrics(t.Context()); !strings.Contains(shown,
+		`hsm_signer_answer_rate{reason="fixed"} 20`) {
 		t.Errorf("the metrics do not show the rate:\n%s", shown)
 	}
 }

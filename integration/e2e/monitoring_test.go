@@ -28,7 +28,8 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	p := newPod(t, node, nextIP())
 	requireCertificate(t, p, p.InitContainer(node))
 	must.Eventually(t, "the certificates to be counted", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster") && strings.Contains(d.Metrics(ctx), "\nhsm_signer_stuck_pods"), nil
+		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster") &&
+			strings.Contains(d.Metrics(ctx), "\nhsm_signer_stuck_pods"), nil
 	})
 	metrics := d.Metrics(t.Context())
 	healer := startHealer(t)
@@ -36,13 +37,16 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods"), nil
 	})
 	metrics += healsOwn(healer.Metrics(t.Context()))
-	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml", "deploy/monitoring/dashboard.json", manual} {
+	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml",
+		"deploy/monitoring/dashboard.json", manual} {
 		text, err := os.ReadFile("../../" + file)
 		must.OK(t, err)
 		names := regexp.MustCompile(`\bhsm_signer_[a-z0-9_]+`).FindAllString(string(text), -1)
 		slices.Sort(names)
 		for _, name := range slices.Compact(names) {
-			if !strings.Contains(metrics, "\n"+name+"{") && !strings.Contains(metrics, "\n"+name+" ") && !strings.Contains(metrics, "# TYPE "+name+" ") && name != "hsm_signer_" {
+			if !strings.Contains(metrics, "\n"+name+"{") &&
+				!strings.Contains(metrics, "\n"+name+" ") &&
+				!strings.Contains(metrics, "# TYPE "+name+" ") && name != "hsm_signer_" {
 				t.Errorf("%s asks for %s, which is not there", file, name)
 			}
 		}
@@ -59,7 +63,8 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	for _, problem := range problems {
 		t.Errorf("%s: %s", problem.Metric, problem.Text)
 	}
-	if series := regexp.MustCompile(`(?m)^hsm_signer_`).FindAllStringIndex(metrics, -1); len(series) > 200 {
+	if series := regexp.MustCompile(`(?m)^hsm_signer_`).FindAllStringIndex(metrics,
+		-1); len(series) > 200 {
 		t.Errorf("there are %d series", len(series))
 	}
 }

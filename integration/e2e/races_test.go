@@ -46,7 +46,8 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 	}
 	group.Wait()
 	certificates, approvals := seen.end(t)
-	t.Logf("%d times made again: %d certificates and %d approvals landed, each on its own request", pods*times, certificates, approvals)
+	t.Logf("%d times made again: %d certificates and %d approvals landed, each on its own request",
+		pods*times, certificates, approvals)
 	if approvals < pods || certificates < pods {
 		t.Error("too few to have shown anything")
 	}
@@ -135,7 +136,8 @@ func (w *witness) end(t *testing.T) (certificates, approvals int) {
 // newer tells whether any of the requests is later than what the watch told last.
 func newer(requests []certificatesv1.CertificateSigningRequest, last string) bool {
 	for i := range requests {
-		if version := requests[i].ResourceVersion; len(version) > len(last) || len(version) == len(last) && version > last {
+		if version := requests[i].ResourceVersion; len(version) > len(last) ||
+			len(version) == len(last) && version > last {
 			return true
 		}
 	}

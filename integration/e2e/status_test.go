@@ -34,13 +34,15 @@ func newBrowser(t *testing.T) *browser {
 	t.Helper()
 	b := &browser{}
 	listen := chromedp.WithListener(func(event any) {
-		if entry, ok := event.(*log.EventEntryAdded); ok && !strings.HasSuffix(entry.Entry.URL, "/favicon.ico") {
+		if entry, ok := event.(*log.EventEntryAdded); ok &&
+			!strings.HasSuffix(entry.Entry.URL, "/favicon.ico") {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.complain = append(b.complain, entry.Entry.Text)
 		}
 	})
-	noSandbox := chromedp.WithAllocatorOptions(chromedp.NoSandbox) // root's browser has none, and the page is ours
+	// root's browser has none, and the page is ours
+	noSandbox := chromedp.WithAllocatorOptions(chromedp.NoSandbox)
 	var cancel context.CancelFunc
 	b.ctx, cancel = chromedp.NewContext(t.Context(), noSandbox, listen)
 	t.Cleanup(cancel)
@@ -92,14 +94,17 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	scheme := map[bool]string{false: "light", true: "dark"}[l.dark]
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
-	_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+	_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia,
+		emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
 	must.OK(t, err)
 	must.OK(t, chromedp.Do(ctx, chromedp.EmulateViewport(l.width, 800), chromedp.Navigate(b.page)))
 	text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
 	must.OK(t, err)
-	wide, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
+	wide, err := chromedp.Run(ctx,
+		chromedp.Evaluate[bool](`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
 	must.OK(t, err)
-	background, err := chromedp.Run(ctx, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
+	background, err := chromedp.Run(ctx,
+		chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
 	must.OK(t, err)
 	faint, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](faintTexts))
 	must.OK(t, err)
@@ -132,7 +137,8 @@ func (b *browser) show(t *testing.T, d *testenv.Daemon, what string, words ...st
 }
 
 // showTo requires these words on the page of a daemon, looked at in these ways.
-func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []look, words ...string) {
+func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []look,
+	words ...string) {
 	t.Helper()
 	var err error
 	b.page, err = d.StatusPage(t.Context())
@@ -162,11 +168,14 @@ func TestStatusPageInABrowser(t *testing.T) {
 				requireCertificate(t, p, p.InitContainer(c))
 			}
 		}
-		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9", "issued by rule calico-typha", "refused", `"typha-server"`, "system:serviceaccount:calico-system:calico-node")
+		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9",
+			"issued by rule calico-typha", "refused", `"typha-server"`, "system:serviceaccount:calico-system:calico-node")
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
-		must.OK(t, d.WaitNotReady(t.Context(), "[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
+		must.OK(t,
+			d.WaitNotReady(t.Context(),
+				"[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
 	})
 	t.Run("shadow", func(t *testing.T) {
@@ -179,18 +188,27 @@ func TestStatusPageInABrowser(t *testing.T) {
 		leader := identity.FindStringSubmatch(first.Log())[1]
 		b.showTo(t, first, "leader", []look{desk}, "this one\n"+leader)
 		second := one(t)
-		must.Eventually(t, "it to see who leads", func(context.Context) (bool, error) { return strings.Contains(second.Log(), `"`+leader+`"`), nil })
-		b.showTo(t, second, "standby", []look{desk, inBed}, "another one leads", "another one; this one stands by\n"+leader)
+		must.Eventually(t, "it to see who leads",
+			func(context.Context) (bool,
+				error) {
+				return strings.Contains(second.Log(), `"`+leader+`"`), nil
+			})
+		b.showTo(t, second, "standby", []look{desk, inBed}, "another one leads",
+			"another one; this one stands by\n"+leader)
 	})
 	t.Run("ending", func(t *testing.T) {
 		dir, gone := formerly(t)
 		d := startReady(t, ca, "STATE_DIR="+dir)
 		must.Eventually(t, "the pods to be known", func(ctx context.Context) (bool, error) {
 			metrics := d.Metrics(ctx)
-			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") && strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
-				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) && strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
+			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") &&
+				strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
+				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) &&
+				strings.Contains(metrics,
+					`hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
 		})
-		b.show(t, d, "ending", "something needs you", "ended 3 hours ago", "1 of 2 dark: calico-system/", "kubectl -n calico-system rollout restart daemonset/calico-node",
+		b.show(t, d, "ending", "something needs you", "ended 3 hours ago",
+			"1 of 2 dark: calico-system/", "kubectl -n calico-system rollout restart daemonset/calico-node",
 			"kubectl -n calico-system rollout restart deployment/calico-typha", "in 20 days")
 		if text := b.see(t, "ending", desk); strings.Contains(text, gone.Name) {
 			t.Errorf("a pod that is gone is named:\n%s", text)
@@ -204,7 +222,8 @@ func askInVain(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	p := newPod(t, node, nextIP())
 	asking := p.InitContainer(node)
-	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d", numbers.Add(1))
+	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d",
+		numbers.Add(1))
 	if _, err := asking.Run(t.Context(), p.Client); err == nil {
 		t.Error("it got another's name")
 	}
@@ -214,7 +233,8 @@ func askInVain(t *testing.T) {
 func TestStatusPageIsForItsOwnNamesAlone(t *testing.T) {
 	page, err := startReady(t, ca).StatusPage(t.Context())
 	must.OK(t, err)
-	for host, want := range map[string]int{"localhost": http.StatusOK, "evil.example": http.StatusMisdirectedRequest} {
+	for host, want := range map[string]int{"localhost": http.StatusOK,
+		"evil.example": http.StatusMisdirectedRequest} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
 		must.OK(t, err)
 		request.Host = host

@@ -40,19 +40,23 @@ func TestManyAskAtOnce(t *testing.T) {
 
 	serials := map[string]bool{}
 	must.Eventually(t, "everyone to have a certificate", func(ctx context.Context) (bool, error) {
-		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx,
+			metav1.ListOptions{})
 		if err != nil {
 			return false, err
 		}
 		clear(serials)
 		for i := range list.Items {
-			if csr := &list.Items[i]; strings.HasPrefix(csr.Name, "storm-") && len(csr.Status.Certificate) > 0 {
+			if csr := &list.Items[i]; strings.HasPrefix(csr.Name, "storm-") &&
+				len(csr.Status.Certificate) > 0 {
 				serials[requireIssued(t, csr, p.InitContainer(node)).SerialNumber.String()] = true
 			}
 		}
 		return len(serials) == requests, nil
 	})
-	if log := d.Log(); strings.Count(log, `"@message":"issued"`) != requests || strings.Contains(log, `"@level":"error"`) {
-		t.Errorf("%d times issued for %d requests; the log:\n%s", strings.Count(log, `"@message":"issued"`), requests, log)
+	if log := d.Log(); strings.Count(log, `"@message":"issued"`) != requests ||
+		strings.Contains(log, `"@level":"error"`) {
+		t.Errorf("%d times issued for %d requests; the log:\n%s",
+			strings.Count(log, `"@message":"issued"`), requests, log)
 	}
 }

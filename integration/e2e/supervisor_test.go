@@ -48,7 +48,8 @@ func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 // With Go's FIPS 140-3 module on, all that the main job needs is allowed.
 func TestCertificateInFIPSMode(t *testing.T) {
 	env := "GODEBUG=fips140=on"
-	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{env}, "version"); code != 0 || !strings.Contains(stdout, ", mode on") {
+	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{env},
+		"version"); code != 0 || !strings.Contains(stdout, ", mode on") {
 		t.Fatalf("version: exit code %d: %s%s", code, stdout, stderr)
 	}
 	startReady(t, ca, env)

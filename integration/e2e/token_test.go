@@ -52,7 +52,8 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	s, env := behindShim(t)
 	pin := filepath.Join(t.TempDir(), "pin")
 	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o600))
-	env = append(env, "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
+	env = append(env, "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin,
+		"STATE_DIR="+filepath.Join(t.TempDir(), "state"))
 	for range restarts {
 		d, err := shared.Run(t.Context(), ca, env...)
 		must.OK(t, err)
@@ -74,9 +75,11 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	must.OK(t, err)
 	wrong := calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
 	if starts != 1 || len(wrong) != 1 || calls.Count(pkcs11shim.Login) != restarts+1 {
-		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want one in one", calls.Count(pkcs11shim.Login), len(wrong), starts)
+		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want "+
+			"one in one", calls.Count(pkcs11shim.Login), len(wrong), starts)
 	}
-	t.Logf("%d restarts after crashes; then C_Login with the wrong PIN: %d, starts with it: %d", restarts, len(wrong), starts)
+	t.Logf("%d restarts after crashes; then C_Login with the wrong PIN: %d, starts with it: %d",
+		restarts, len(wrong), starts)
 }
 
 // In a pod, which would be started again whatever its exit code, a refused PIN leaves the process
@@ -86,7 +89,9 @@ func TestRefusedPINInAPod(t *testing.T) {
 	s, env := behindShim(t)
 	pin := filepath.Join(t.TempDir(), "pin")
 	must.OK(t, os.WriteFile(pin, []byte(wrong), 0o600))
-	d := start(t, ca, append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=1", "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
+	d := start(t, ca,
+		append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=1", "PKCS11_PIN=",
+			"PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
 	must.OK(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -113,7 +118,8 @@ func TestRefusedPINInAPod(t *testing.T) {
 func TestCrashWritesNoCore(t *testing.T) {
 	var limit syscall.Rlimit
 	must.OK(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
-	must.OK(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
+	must.OK(t,
+		syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
 	defer func() { must.OK(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &limit)) }()
 	other := exec.CommandContext(t.Context(), "sh", "-c", "kill -ABRT $$")
 	other.Dir = t.TempDir()
@@ -125,9 +131,11 @@ func TestCrashWritesNoCore(t *testing.T) {
 	_, err = d.Wait()
 	must.OK(t, err)
 	if d.DumpedCore() || strings.Contains(d.Log(), shared.Token.PIN) {
-		t.Errorf("it wrote a core: %t; or its last words hold the PIN:\n%s", d.DumpedCore(), d.Log())
+		t.Errorf("it wrote a core: %t; or its last words hold the PIN:\n%s", d.DumpedCore(),
+			d.Log())
 	}
-	t.Logf("another process that crashes writes a core here: %t; hsm-signer: %t", other.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), d.DumpedCore())
+	t.Logf("another process that crashes writes a core here: %t; hsm-signer: %t",
+		other.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), d.DumpedCore())
 }
 
 // A token that hangs costs nothing but time: requests stay pending, /readyz says why, and all are
@@ -135,7 +143,8 @@ func TestCrashWritesNoCore(t *testing.T) {
 func TestTokenHangsAndGoesOn(t *testing.T) {
 	s, env := behindShim(t)
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
-	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
+	must.OK(t,
+		s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
 	must.OK(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -172,16 +181,19 @@ func TestTokenHangsForGood(t *testing.T) {
 // A URI takes the place of the variables; a PIN in it is gone from the environment.
 func TestURINamesAll(t *testing.T) {
 	without := []string{"PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "CA_KEY_LABEL=", "PKCS11_PIN="}
-	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" + ca.KeyLabel + ";type=private?module-path=" + shared.Token.Module
+	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" +
+		ca.KeyLabel + ";type=private?module-path=" + shared.Token.Module
 	d := startReady(t, ca, append(without, "PKCS11_URI="+uri+"&pin-value="+shared.Token.PIN)...)
 	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "environ"))
 	must.OK(t, err)
-	if !strings.Contains(string(environ), "PKCS11_URI=pkcs11:") || strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
+	if !strings.Contains(string(environ), "PKCS11_URI=pkcs11:") ||
+		strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
 		t.Error("the environment or the log holds the PIN, or the environment no URI")
 	}
 	pin := filepath.Join(t.TempDir(), "pin")
 	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o400))
-	stdout, stderr, code := shared.Command(t.Context(), ca, without, "check", "--pkcs11-uri", uri+"&pin-source=file:"+pin)
+	stdout, stderr, code := shared.Command(t.Context(), ca, without, "check", "--pkcs11-uri",
+		uri+"&pin-source=file:"+pin)
 	if code != 0 {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
@@ -194,16 +206,21 @@ func TestURIFaults(t *testing.T) {
 		env, args []string
 		want      string
 	}{
-		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_TOKEN_LABEL: is set, and PKCS11_URI says the same"},
+		{[]string{"PKCS11_URI=" + uri}, nil,
+			"PKCS11_TOKEN_LABEL: is set, and PKCS11_URI says the same"},
 		{[]string{"PKCS11_URI=" + uri}, nil, "CA_KEY_LABEL: is set, and PKCS11_URI says the same"},
 		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_PIN: is set, and so is"},
 		{nil, []string{"--pkcs11-uri", uri}, "--pkcs11-uri: holds a pin-value"},
-		{[]string{"PKCS11_URI=pkcs11:token=ca;type=public"}, nil, "PKCS11_URI: the PKCS#11 URI names an object of the type public"},
+		{[]string{"PKCS11_URI=pkcs11:token=ca;type=public"}, nil,
+			"PKCS11_URI: the PKCS#11 URI names an object of the type public"},
 		{[]string{"PKCS11_URI=pkcs11:tokn=ca"}, nil, "PKCS11_URI: "},
-		{[]string{"PKCS11_URI=pkcs11:token=ca?module-name=nowhere"}, nil, "module-name: there is no such module"},
+		{[]string{"PKCS11_URI=pkcs11:token=ca?module-name=nowhere"}, nil,
+			"module-name: there is no such module"},
 	} {
-		_, stderr, code := shared.Command(t.Context(), ca, c.env, append([]string{"check"}, c.args...)...)
-		if code != 4 || !strings.Contains(stderr, c.want) || strings.Contains(stderr, "0000-canary") {
+		_, stderr, code := shared.Command(t.Context(), ca, c.env,
+			append([]string{"check"}, c.args...)...)
+		if code != 4 || !strings.Contains(stderr, c.want) ||
+			strings.Contains(stderr, "0000-canary") {
 			t.Errorf("%v %v: exit code %d: %s; want %q", c.env, c.args, code, stderr, c.want)
 		}
 	}
@@ -217,9 +234,11 @@ func TestPINIsInNoFault(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	for _, rules := range [][]pkcs11shim.Rule{
-		{pkcs11shim.LoseSessions(pkcs11shim.SignInit), pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_DEVICE_ERROR).Times(1)},
+		{pkcs11shim.LoseSessions(pkcs11shim.SignInit),
+			pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_DEVICE_ERROR).Times(1)},
 		{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_GENERAL_ERROR).Times(3)},
-		{pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.Fail(pkcs11shim.FindObjects, pkcs11.CKR_VENDOR_DEFINED).Times(1)},
+		{pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1),
+			pkcs11shim.Fail(pkcs11shim.FindObjects, pkcs11.CKR_VENDOR_DEFINED).Times(1)},
 	} {
 		must.OK(t, s.Rules(rules...))
 		asking := p.InitContainer(node)
@@ -235,7 +254,8 @@ func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 	t.Helper()
 	_, ready, err := d.Readyz(t.Context())
 	must.OK(t, err)
-	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(),
+		metav1.ListOptions{})
 	must.OK(t, err)
 	requests, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
@@ -298,9 +318,11 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 		{nil, []string{"--try-pin"}, 0, 2, "warning  PIN state "},
 		{nil, nil, 0, 3, "the token accepts the PIN"},
 	} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...), append([]string{"check"}, c.args...)...)
+		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...),
+			append([]string{"check"}, c.args...)...)
 		if code != c.code || logins(t, s) != c.logins || !strings.Contains(stdout, c.want) {
-			t.Errorf("check %d: exit code %d and %d calls of C_Login so far, want %d and %d, and %q:\n%s%s", i+1, code, logins(t, s), c.code, c.logins, c.want, stdout, stderr)
+			t.Errorf("check %d: exit code %d and %d calls of C_Login so far, want %d and %d, and "+
+				"%q:\n%s%s", i+1, code, logins(t, s), c.code, c.logins, c.want, stdout, stderr)
 		}
 	}
 }
@@ -308,7 +330,8 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 // check goes through the token in the order in which one would ask, says where it ends and what to
 // do, and does not look at what comes after.
 func TestCheckAsksInOrder(t *testing.T) {
-	steps := []string{"module", "token", "PIN state", "login", "key", "key cannot leave", "key is the CA's"}
+	steps := []string{"module", "token", "PIN state", "login", "key", "key cannot leave",
+		"key is the CA's"}
 	s, env := behindShim(t)
 	imported := importKey(t, label(t))
 	other := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
@@ -320,28 +343,38 @@ func TestCheckAsksInOrder(t *testing.T) {
 		rule pkcs11shim.Rule
 		want string
 	}{
-		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, pkcs11shim.ReportSessions(0), "install the library of your HSM, or correct PKCS11_MODULE"},
-		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, pkcs11shim.ReportSessions(0), "labelled \"nobody\" not found: the module shows token in slot "},
-		{ca, nil, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY), "log in by hand with the right PIN first"},
-		{ca, []string{"PKCS11_PIN=0000-wrong"}, pkcs11shim.ReportSessions(0), "the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
+		{ca, []string{"PKCS11_MODULE=/nowhere.so"}, pkcs11shim.ReportSessions(0),
+			"install the library of your HSM, or correct PKCS11_MODULE"},
+		{ca, []string{"PKCS11_TOKEN_LABEL=nobody"}, pkcs11shim.ReportSessions(0),
+			"labelled \"nobody\" not found: the module shows token in slot "},
+		{ca, nil, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY),
+			"log in by hand with the right PIN first"},
+		{ca, []string{"PKCS11_PIN=0000-wrong"}, pkcs11shim.ReportSessions(0),
+			"the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
 		{with("nobody"), nil, pkcs11shim.ReportSessions(0), "it holds the key labelled "},
-		{imported, nil, pkcs11shim.ReportSessions(0), "Make a key in the token with \"hsm-signer ca create\""},
-		{with(other.KeyLabel), nil, pkcs11shim.ReportSessions(0), "Name the key and the certificate that belong together"},
+		{imported, nil, pkcs11shim.ReportSessions(0),
+			"Make a key in the token with \"hsm-signer ca create\""},
+		{with(other.KeyLabel), nil, pkcs11shim.ReportSessions(0),
+			"Name the key and the certificate that belong together"},
 	} {
 		must.OK(t, s.Rules(c.rule))
-		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...), "check", "--output", "json")
+		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...),
+			"check", "--output", "json")
 		if steps[i] == "login" {
 			logIn(t)
 		}
-		if want := map[bool]int{true: 3, false: 2}[steps[i] == "PIN state" || steps[i] == "login"]; code != want {
+		if want := map[bool]int{true: 3, false: 2}[steps[i] == "PIN state" ||
+			steps[i] == "login"]; code != want {
 			t.Errorf("%s: exit code %d, want %d", steps[i], code, want)
 		}
 		for n, line := range strings.SplitN(stdout, "\n", len(steps)+1)[:len(steps)] {
-			want := fmt.Sprintf(`{"check":%q,"result":%q`, steps[n], map[bool]string{true: "ok", false: "skipped"}[n < i])
+			want := fmt.Sprintf(`{"check":%q,"result":%q`, steps[n],
+				map[bool]string{true: "ok", false: "skipped"}[n < i])
 			if n == i {
 				want = fmt.Sprintf(`{"check":%q,"result":"failed"`, steps[n])
 				var text struct{ Detail string }
-				if err := json.Unmarshal([]byte(line), &text); err != nil || !strings.Contains(text.Detail, c.want) {
+				if err := json.Unmarshal([]byte(line), &text); err != nil ||
+					!strings.Contains(text.Detail, c.want) {
 					t.Errorf("%s: %s; want %q", steps[i], line, c.want)
 				}
 			}

@@ -35,10 +35,14 @@ func newStation(t *testing.T, kind tokens.Kind) *station {
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
 	must.OK(t, err)
 	dir := t.TempDir()
-	return &station{token: token, shim: s, ca: testenv.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
-		"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" + token.PIN,
-		"STATE_DIR=" + filepath.Join(dir, "state"), withBudget(t, "{perPod: 1000}"),
-	})}
+	return &station{token: token, shim: s,
+		ca: testenv.CA{KeyLabel: "ca",
+			CertFile: filepath.Join(dir,
+				"ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
+			"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" +
+				token.PIN,
+			"STATE_DIR=" + filepath.Join(dir, "state"), withBudget(t, "{perPod: 1000}"),
+		})}
 }
 
 // command requires exit code 0, and returns what was printed.
@@ -59,7 +63,8 @@ func (s *station) requireKey(t *testing.T) {
 	if len(shown.Key.ID) != 16 {
 		t.Errorf("the key's id is %q, and not 8 random bytes", shown.Key.ID)
 	}
-	if calls := s.calls(t); calls.Count("C_GenerateKeyPair") == 0 || calls.Count("C_DestroyObject") > 0 {
+	if calls := s.calls(t); calls.Count("C_GenerateKeyPair") == 0 ||
+		calls.Count("C_DestroyObject") > 0 {
 		t.Errorf("a key was made and none deleted:\n%s", calls)
 	}
 }
@@ -80,10 +85,13 @@ type loss struct {
 // losses are those that make a process begin anew with this token.
 func (s *station) losses() []loss {
 	nothing := func(context.Context) error { return nil }
-	device := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)}
-	all := []loss{{device, nothing, nothing}, {[]pkcs11shim.Rule{pkcs11shim.CloseSessions(pkcs11shim.SignInit)}, nothing, nothing}}
+	device := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign,
+		pkcs11.CKR_DEVICE_REMOVED).Times(1)}
+	all := []loss{{device, nothing, nothing},
+		{[]pkcs11shim.Rule{pkcs11shim.CloseSessions(pkcs11shim.SignInit)}, nothing, nothing}}
 	if s.token.HasDaemon() {
-		all = append(all, loss{device, func(context.Context) error { return s.token.Kill() }, s.token.Start})
+		all = append(all,
+			loss{device, func(context.Context) error { return s.token.Kill() }, s.token.Start})
 	}
 	return all
 }
@@ -94,12 +102,15 @@ func TestEveryKindOfToken(t *testing.T) {
 	for _, kind := range tokens.All() {
 		t.Run(kind.Name, func(t *testing.T) {
 			s := newStation(t, kind)
-			s.command(t, "ca", "create", "--key-type", s.token.Can.KeyTypes[0], "--out", s.ca.CertFile)
+			s.command(t, "ca", "create", "--key-type", s.token.Can.KeyTypes[0], "--out",
+				s.ca.CertFile)
 			checked := s.command(t, "check")
 			s.requireKey(t)
 			d := startReady(t, s.ca, s.env...)
-			if checks, logs := strings.Contains(checked, "warning  key cannot leave "), strings.Contains(d.Log(), "CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local || logs == s.token.Can.Local {
-				t.Errorf("an attribute that is not as it should be: check warns %t, the log %t", checks, logs)
+			if checks, logs := strings.Contains(checked,
+				"warning  key cannot leave "), strings.Contains(d.Log(), "CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local || logs == s.token.Can.Local {
+				t.Errorf("an attribute that is not as it should be: check warns %t, the log %t",
+					checks, logs)
 			}
 			node := components()[0]
 			p := newPod(t, node, nextIP())
@@ -131,7 +142,8 @@ func TestEveryKindOfToken(t *testing.T) {
 				t.Errorf("the module was not initialised anew:\n%s", calls)
 			}
 			s.command(t, "audit", "verify")
-			if n := strings.Count(s.command(t, "audit", "list", "--output", "json"), "\n"); n != requests {
+			if n := strings.Count(s.command(t, "audit", "list", "--output", "json"),
+				"\n"); n != requests {
 				t.Errorf("%d certificates for %d requests", n, requests)
 			}
 		})

@@ -88,6 +88,7 @@ func IsWatch(r *http.Request) bool {
 // Writes reports whether the call updates this subresource of a certificate request, such as
 // approval or status.
 func Writes(r *http.Request, subresource string) bool {
-	return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/certificatesigningrequests/") &&
+	return r.Method == http.MethodPut &&
+		strings.Contains(r.URL.Path, "/certificatesigningrequests/") &&
 		strings.HasSuffix(r.URL.Path, "/"+subresource)
 }

@@ -44,7 +44,8 @@ func newServer(t *testing.T) *server {
 
 func (s *server) config() *rest.Config {
 	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-	return &rest.Config{Host: s.URL, BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
+	return &rest.Config{Host: s.URL, BearerToken: "secret",
+		TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
 }
 
 // get returns the status and the first line of the answer.
@@ -84,17 +85,22 @@ func TestProxy(t *testing.T) {
 		reaches                  int64
 	}{
 		{"no fault", http.MethodGet, "/", hello, nil, 1},
-		{"an answer", http.MethodGet, "/", `429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"TooManyRequests","code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
-		{"an expired watch", http.MethodGet, watching, `200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"Expired","code":410},"type":"ERROR"}`, faultproxy.Expire, 0},
+		{"an answer", http.MethodGet, "/",
+			`429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"TooManyRequests","code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
+		{"an expired watch", http.MethodGet, watching,
+			`200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"Expired","code":410},"type":"ERROR"}`, faultproxy.Expire, 0},
 		{"a reset", http.MethodPut, approval, "", faultproxy.Reset, 0},
-		{"a lost answer", http.MethodPut, approval, "", faultproxy.LoseAnswer(func(code int) { lost = code }), 1},
-		{"a call before which something is done", http.MethodPut, approval, "", faultproxy.Before(func() { lost++ }), 0},
+		{"a lost answer", http.MethodPut, approval, "",
+			faultproxy.LoseAnswer(func(code int) { lost = code }), 1},
+		{"a call before which something is done", http.MethodPut, approval, "",
+			faultproxy.Before(func() { lost++ }), 0},
 	} {
 		before := s.reached.Load()
 		p.Set(func(*http.Request) faultproxy.Fault { return c.fault })
 		got, err := get(t.Context(), p.Config("secret"), c.method, c.path)
 		if got != c.want || (err != nil) != (c.want == "") || s.reached.Load()-before != c.reaches {
-			t.Errorf("%s: %q, %v, and the server was reached %d times; want %q", c.name, got, err, s.reached.Load()-before, c.want)
+			t.Errorf("%s: %q, %v, and the server was reached %d times; want %q", c.name, got, err,
+				s.reached.Load()-before, c.want)
 		}
 	}
 	if lost != http.StatusOK+1 {
@@ -159,7 +165,8 @@ func TestLine(t *testing.T) {
 	requireHello()
 	l.Delay(0)
 	l.Partition()
-	if got, err := ask(100 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) && !os.IsTimeout(err) {
+	if got, err := ask(100 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) &&
+		!os.IsTimeout(err) {
 		t.Errorf("through a partition: %q, %v", got, err)
 	}
 	l.Heal()

@@ -47,7 +47,8 @@ func NewLine(upstream *rest.Config) (*Line, error) {
 // Config returns the client configuration with the Line as its server.
 func (l *Line) Config(direct *rest.Config) *rest.Config {
 	through := rest.CopyConfig(direct)
-	through.Host = "https://" + l.listener.Addr().String() // the server's certificate is valid for 127.0.0.1
+	// the server's certificate is valid for 127.0.0.1
+	through.Host = "https://" + l.listener.Addr().String()
 	return through
 }
 

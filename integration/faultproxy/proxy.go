@@ -53,7 +53,10 @@ func NewProxy(upstream *rest.Config) (*Proxy, error) {
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport:     transport,
 		FlushInterval: -1, // pass the events of a watch on immediately
-		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ErrorHandler: func(http.ResponseWriter, *http.Request,
+			error) {
+			panic(http.ErrAbortHandler)
+		},
 	}
 	p.server = httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
 	p.server.EnableHTTP2 = true
@@ -70,7 +73,8 @@ func (p *Proxy) Close() {
 
 // Config returns the client configuration of the token's owner for the Proxy.
 func (p *Proxy) Config(token string) *rest.Config {
-	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.server.Certificate().Raw})
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: p.server.Certificate().Raw})
 	return &rest.Config{
 		Host: p.server.URL, BearerToken: token, QPS: -1,
 		TLSClientConfig: rest.TLSClientConfig{CAData: authority},

@@ -116,7 +116,8 @@ func (f *Fleet) client() typedcorev1.PodInterface {
 func (f *Fleet) adopt(ctx context.Context, pod *load.Pod, m *member) error {
 	patch := fmt.Sprintf(`{"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet",
 		"name": %q, "uid": %q, "controller": true}]}}`, f.component.ServiceAccount, m.owner)
-	owned, err := f.client().Patch(ctx, pod.Asking.Pod.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	owned, err := f.client().Patch(ctx, pod.Asking.Pod.Name, types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{})
 	if err != nil {
 		return err
 	}
@@ -211,7 +212,8 @@ func (f *Fleet) ended(ctx context.Context, pod *corev1.Pod, outcome load.Outcome
 	case ctx.Err() != nil:
 		return
 	case outcome == load.Broken:
-		f.failed(ctx, fmt.Errorf("the client of %s could not reach the API server, or was refused", pod.Name))
+		f.failed(ctx,
+			fmt.Errorf("the client of %s could not reach the API server, or was refused", pod.Name))
 		return
 	}
 	f.note(pod.UID, issued)

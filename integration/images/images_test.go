@@ -31,8 +31,10 @@ const (
 func needsEngine(t *testing.T, expectation string) {
 	t.Helper()
 	_ = os.Getenv("SOURCES") // see sources.sh
-	if out, err := exec.CommandContext(t.Context(), "docker", "version").CombinedOutput(); err != nil {
-		t.Skipf("there is no Docker engine here, and so this was not seen: %s (%v: %s)", expectation, err, out)
+	if out, err := exec.CommandContext(t.Context(), "docker",
+		"version").CombinedOutput(); err != nil {
+		t.Skipf("there is no Docker engine here, and so this was not seen: %s (%v: %s)",
+			expectation, err, out)
 	}
 }
 
@@ -51,7 +53,8 @@ func try(ctx context.Context, env []string, name string, args ...string) (string
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %s: %w:\n%s%s", name, strings.Join(args, " "), err, out.String(), errs.String())
+		return out.String(), fmt.Errorf("%s %s: %w:\n%s%s", name, strings.Join(args, " "), err,
+			out.String(), errs.String())
 	}
 	return out.String(), nil
 }
@@ -64,13 +67,16 @@ func warm(t *testing.T) string {
 }
 
 // hardened are the options of docker run under which the image must work.
-var hardened = []string{"run", "--rm", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"}
+var hardened = []string{"run", "--rm", "--read-only", "--cap-drop=ALL",
+	"--security-opt=no-new-privileges", "--network=none"}
 
 func TestImageRunsHardened(t *testing.T) {
-	needsEngine(t, "make image builds an image that runs as 65532, read-only, without capabilities, and says its commit")
+	needsEngine(t,
+		"make image builds an image that runs as 65532, read-only, without capabilities, and says its commit")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
 	out := run(t, nil, "docker", append(hardened, image, "version")...)
-	if !strings.Contains(out, "hsm-signer v0.0.0-test\ncommit 0123abc\ngo1.") || !strings.Contains(out, "FIPS 140-3: module latest, mode off") {
+	if !strings.Contains(out, "hsm-signer v0.0.0-test\ncommit 0123abc\ngo1.") ||
+		!strings.Contains(out, "FIPS 140-3: module latest, mode off") {
 		t.Errorf("version says %q", out)
 	}
 	var config []struct {
@@ -82,7 +88,8 @@ func TestImageRunsHardened(t *testing.T) {
 	}
 	must.OK(t, json.Unmarshal([]byte(run(t, nil, "docker", "image", "inspect", image)), &config))
 	c := config[0].Config
-	if _, ok := c.Volumes["/var/lib/hsm-signer"]; c.User != "65532:65532" || !ok || c.Entrypoint[0] != "/usr/local/bin/hsm-signer" {
+	if _, ok := c.Volumes["/var/lib/hsm-signer"]; c.User != "65532:65532" || !ok ||
+		c.Entrypoint[0] != "/usr/local/bin/hsm-signer" {
 		t.Errorf("the image's configuration is %+v", c)
 	}
 }
@@ -90,7 +97,8 @@ func TestImageRunsHardened(t *testing.T) {
 // The key is in a token of the host, behind p11-kit's server; the container has a socket and no
 // more.
 func TestImageReachesATokenThroughP11Kit(t *testing.T) {
-	needsEngine(t, "make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
+	needsEngine(t,
+		"make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image+"-p11-kit", "PACKAGES=p11-kit-modules")
 	token, err := tokens.NewP11Kit(t.Context())
 	must.OK(t, err)
@@ -107,14 +115,16 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	if !strings.Contains(out, "CKA_EXTRACTABLE") {
 		t.Errorf("ca create says %q", out)
 	}
-	if text, err := os.ReadFile(filepath.Join(dir, "ca.crt")); err != nil || !strings.HasPrefix(string(text), "-----BEGIN CERTIFICATE") {
+	if text, err := os.ReadFile(filepath.Join(dir, "ca.crt")); err != nil ||
+		!strings.HasPrefix(string(text), "-----BEGIN CERTIFICATE") {
 		t.Errorf("the CA's certificate: %v, %q", err, text)
 	}
 }
 
 // Each compose that is here is tried: Docker's plugin, and docker-compose.
 func TestCompose(t *testing.T) {
-	needsEngine(t, "make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
+	needsEngine(t,
+		"make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
 	setting, tried := warm(t), 0
 	for n, command := range []string{"docker compose", "docker-compose"} {
 		words := strings.Fields(command)
@@ -123,11 +133,15 @@ func TestCompose(t *testing.T) {
 		}
 		tried++
 		t.Run(command, func(t *testing.T) {
-			composeEndsLikeTheDemoAndKeepsItsState(t, compose{words, []string{setting, "COMPOSE=" + command, fmt.Sprintf("COMPOSE_PROJECT_NAME=hsm-signer-test-%d-%d", os.Getpid(), n)}})
+			composeEndsLikeTheDemoAndKeepsItsState(t,
+				compose{words,
+					[]string{setting, "COMPOSE=" + command,
+						fmt.Sprintf("COMPOSE_PROJECT_NAME=hsm-signer-test-%d-%d", os.Getpid(), n)}})
 		})
 	}
 	if tried == 0 {
-		t.Error("there is a Docker engine, and neither docker compose nor docker-compose: install one of them")
+		t.Error("there is a Docker engine, and neither docker compose nor docker-compose: " +
+			"install one of them")
 	}
 }
 
@@ -135,14 +149,16 @@ func TestCompose(t *testing.T) {
 // the journal, in which the second run's certificates follow on those of the first.
 func composeEndsLikeTheDemoAndKeepsItsState(t *testing.T, c compose) {
 	t.Cleanup(func() {
-		if out, err := c.try(context.WithoutCancel(t.Context()), "down", "--volumes", "--timeout=5"); err != nil {
+		if out, err := c.try(context.WithoutCancel(t.Context()), "down", "--volumes",
+			"--timeout=5"); err != nil {
 			t.Error(err, out)
 		}
 	})
 	var cas, journals [2]string
 	for i := range cas {
 		out := run(t, c.env, "make", "compose")
-		for _, want := range []string{"WHO", "calico-system/calico-typha", "Denied", "Success: every component has its certificate"} {
+		for _, want := range []string{"WHO", "calico-system/calico-typha", "Denied",
+			"Success: every component has its certificate"} {
 			if !strings.Contains(out, want) {
 				t.Fatalf("run %d of make compose lacks %q:\n%s", i+1, want, out)
 			}
@@ -155,7 +171,8 @@ func composeEndsLikeTheDemoAndKeepsItsState(t *testing.T, c compose) {
 		t.Errorf("the CA was %q and is %q", cas[0], cas[1])
 	}
 	published := func(journal string) int { return strings.Count(journal, `"kind":"published"`) }
-	if n := published(journals[0]); n == 0 || !strings.HasPrefix(journals[1], journals[0]) || published(journals[1]) != 2*n {
+	if n := published(journals[0]); n == 0 || !strings.HasPrefix(journals[1], journals[0]) ||
+		published(journals[1]) != 2*n {
 		t.Errorf("the journal was\n%s\nand is\n%s", journals[0], journals[1])
 	}
 	if running, err := c.try(t.Context(), "top"); err != nil || strings.TrimSpace(running) != "" {
@@ -173,7 +190,9 @@ func (c compose) try(ctx context.Context, args ...string) (string, error) {
 // inSigner runs a program in a container like hsm-signer's.
 func (c compose) inSigner(t *testing.T, program string, args ...string) string {
 	t.Helper()
-	out, err := c.try(t.Context(), append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"}, args...)...)
+	out, err := c.try(t.Context(),
+		append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"},
+			args...)...)
 	must.OK(t, err)
 	return out
 }

@@ -31,9 +31,11 @@ RestartSec=100ms
 // docs/systemd.md as it stands there makes, on a machine with systemd, a service that issues
 // certificates; and the unit does what that page says.
 func TestUnit(t *testing.T) {
-	needsEngine(t, "docs/systemd.md, typed on a machine whose first process is systemd, makes a service that issues certificates, is watched, and is not restarted after a wrong PIN")
+	needsEngine(t,
+		"docs/systemd.md, typed on a machine whose first process is systemd, makes a service that issues certificates, is watched, and is not restarted after a wrong PIN")
 	m := newMachine(t)
-	m.shell("mkdir /etc/systemd/system/hsm-signer.service.d; cat >/etc/systemd/system/hsm-signer.service.d/test.conf <<END\n" + settings + "END")
+	m.shell("mkdir /etc/systemd/system/hsm-signer.service.d; cat " +
+		">/etc/systemd/system/hsm-signer.service.d/test.conf <<END\n" + settings + "END")
 	m.shell(manual(t))
 	m.until("StatusText=ready")
 	for _, step := range []struct {
@@ -95,7 +97,8 @@ func ownsItsState(t *testing.T, m *machine) {
 	if left := m.shell(others); left != "" {
 		t.Errorf("what looks leaves files of its own: %s", left)
 	}
-	m.shell(byHand + "hsm-signer ca create-checkpoint-key --checkpoint-key-label checkpoints --out /root/checkpoint.pub")
+	m.shell(byHand +
+		"hsm-signer ca create-checkpoint-key --checkpoint-key-label checkpoints --out /root/checkpoint.pub")
 	if left := m.shell(others); left == "" {
 		t.Error("a new key is the unit's by itself: docs/systemd.md need not speak of it")
 	}
@@ -124,10 +127,12 @@ func losesNothingInARestart(t *testing.T, m *machine) {
 	m.shell("systemctl restart hsm-signer")
 	close(restarted)
 	asking.Wait()
-	if log := m.journal(); strings.Contains(log, "hsm-signer.service: Failed") || !strings.Contains(log, "hsm-signer.service: Deactivated successfully.") {
+	if log := m.journal(); strings.Contains(log, "hsm-signer.service: Failed") ||
+		!strings.Contains(log, "hsm-signer.service: Deactivated successfully.") {
 		t.Errorf("it did not end well:\n%s", log)
 	}
-	if out := m.shell(byHand + "hsm-signer audit verify"); !strings.Contains(out, fmt.Sprintf("requests         %d, of which %[1]d are published,", m.pods.Load())) {
+	if out := m.shell(byHand + "hsm-signer audit verify"); !strings.Contains(out,
+		fmt.Sprintf("requests         %d, of which %[1]d are published,", m.pods.Load())) {
 		t.Errorf("%d pods asked, and the journal says\n%s", m.pods.Load(), out)
 	}
 }
@@ -156,14 +161,16 @@ systemctl show --property ActiveState hsm-signer`)
 func isWatched(t *testing.T, m *machine) {
 	m.shell("kill -STOP $(systemctl show --value --property MainPID hsm-signer)")
 	m.until("NRestarts=1", "ActiveState=active", "StatusText=ready")
-	if log := m.journal(); !strings.Contains(log, "hsm-signer.service: Failed with result 'watchdog'.") {
+	if log := m.journal(); !strings.Contains(log,
+		"hsm-signer.service: Failed with result 'watchdog'.") {
 		t.Errorf("it was not the watchdog:\n%s", log)
 	}
 	m.certificate(t)
 }
 
 func isNotRestartedAfterAWrongPIN(t *testing.T, m *machine) {
-	m.shell("cp --preserve /etc/hsm-signer/pin /root/pin; echo wrong >/etc/hsm-signer/pin; systemctl restart hsm-signer || true")
+	m.shell("cp --preserve /etc/hsm-signer/pin /root/pin; echo wrong >/etc/hsm-signer/pin; " +
+		"systemctl restart hsm-signer || true")
 	m.until("ActiveState=failed", "SubState=failed", "ExecMainStatus=3", "NRestarts=0")
 	m.shell("cp --preserve /root/pin /etc/hsm-signer/pin; systemctl start hsm-signer")
 	m.until("StatusText=ready")
@@ -188,20 +195,25 @@ func (m machine) in(t *testing.T) *machine {
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
-	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f", "integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
+	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f",
+		"integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
 	bin, err := testenv.Binaries(t.Context(), os.Stderr)
 	must.OK(t, err)
 	cluster := newCluster(t)
 	product, err := filepath.Abs(root)
 	must.OK(t, err)
-	m := &machine{t: t, name: fmt.Sprintf("hsm-signer-systemd-%d", os.Getpid()), cluster: cluster, pods: new(atomic.Int64)}
+	m := &machine{t: t, name: fmt.Sprintf("hsm-signer-systemd-%d", os.Getpid()), cluster: cluster,
+		pods: new(atomic.Int64)}
 	t.Cleanup(func() {
-		_, _ = try(context.WithoutCancel(t.Context()), nil, "docker", "rm", "--force", "--volumes", m.name)
+		_, _ = try(context.WithoutCancel(t.Context()), nil, "docker", "rm", "--force", "--volumes",
+			m.name)
 	})
-	run(t, nil, "docker", "run", "--detach", "--name", m.name, "--network=host", "--cgroupns=private",
+	run(t, nil, "docker", "run", "--detach", "--name", m.name, "--network=host",
+		"--cgroupns=private",
 		"--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined",
 		"--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp",
-		"-v", filepath.Join(product, "README.md")+":/src/README.md:ro", "-v", filepath.Join(product, "docs")+":/src/docs:ro", "-v", filepath.Join(product, "deploy")+":/src/deploy:ro",
+		"-v", filepath.Join(product, "README.md")+":/src/README.md:ro", "-v", filepath.Join(product,
+			"docs")+":/src/docs:ro", "-v", filepath.Join(product, "deploy")+":/src/deploy:ro",
 		"-v", bin.Kubectl+":/usr/local/bin/kubectl:ro", "-v", cluster.Kubeconfig()+":/root/.kube/config:ro", image+"-systemd")
 	m.poll(func() error {
 		_, err := m.try("systemctl is-system-running --wait")
@@ -254,10 +266,11 @@ func (m *machine) until(properties ...string) {
 func (m *machine) poll(see func() error) {
 	m.t.Helper()
 	var last error
-	err := wait.PollUntilContextTimeout(m.t.Context(), 200*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
-		last = see()
-		return last == nil, nil
-	})
+	err := wait.PollUntilContextTimeout(m.t.Context(), 200*time.Millisecond, 2*time.Minute, true,
+		func(context.Context) (bool, error) {
+			last = see()
+			return last == nil, nil
+		})
 	if err != nil {
 		log, _ := try(m.t.Context(), nil, "docker", "logs", m.name)
 		m.t.Fatalf("%v: %v\n%s", err, last, log)
@@ -273,7 +286,8 @@ func (m *machine) journal() string {
 func (m *machine) certificate(t *testing.T) {
 	n := m.pods.Add(1)
 	name, ip := fmt.Sprintf("typha-%d", n), netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)})
-	if err := m.ask(t.Context(), calico.OpenSource("cluster.local")[1], name, ip.String()); err != nil {
+	if err := m.ask(t.Context(), calico.OpenSource("cluster.local")[1], name,
+		ip.String()); err != nil {
 		t.Errorf("%s: %v", name, err)
 	}
 }

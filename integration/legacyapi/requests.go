@@ -54,7 +54,8 @@ func (s *Server) refuse(r *http.Request) *apierrors.StatusError {
 		return nil
 	}
 	if isTrue(query.Get("watch")) && query.Get("resourceVersionMatch") != "" {
-		invalid := apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", nil)
+		invalid := apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName,
+			Kind: "ListOptions"}, "", nil)
 		invalid.ErrStatus.Message += "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch"
 		return invalid
 	}
@@ -85,7 +86,8 @@ func (s *Server) convertBody(r *http.Request) error {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	object := map[string]any{}
-	if err := json.Unmarshal(body, &object); err == nil { // a JSON patch is an array and has no version
+	// a JSON patch is an array and has no version
+	if err := json.Unmarshal(body, &object); err == nil {
 		s.convert(object)
 		if body, err = json.Marshal(object); err != nil {
 			return err
@@ -117,18 +119,21 @@ func (s *Server) convert(object map[string]any) {
 	if object["kind"] != "CertificateSigningRequest" {
 		return
 	}
-	if name, _, _ := unstructured.NestedString(object, "spec", "signerName"); name == "" && s.options.Before118 {
+	if name, _, _ := unstructured.NestedString(object, "spec", "signerName"); name == "" &&
+		s.options.Before118 {
 		// An error means that there is no spec, and so nothing to name.
 		_ = unstructured.SetNestedField(object, s.options.SignerName, "spec", "signerName")
 	}
 	conditions, _, _ := unstructured.NestedSlice(object, "status", "conditions")
 	for _, condition := range conditions {
-		if condition, ok := condition.(map[string]any); ok && (condition["status"] == nil || condition["status"] == "") {
+		if condition, ok := condition.(map[string]any); ok &&
+			(condition["status"] == nil || condition["status"] == "") {
 			condition["status"] = string(metav1.ConditionTrue)
 		}
 	}
 	if len(conditions) > 0 {
-		_ = unstructured.SetNestedSlice(object, conditions, "status", "conditions") // where they were found
+		// where they were found
+		_ = unstructured.SetNestedSlice(object, conditions, "status", "conditions")
 	}
 }
 

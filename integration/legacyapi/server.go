@@ -52,7 +52,8 @@ type Server struct {
 // Start starts a Server, which runs until Close.
 func Start(o Options) (*Server, error) {
 	if o.Before118 && o.SignerName == "" {
-		return nil, errors.New("Options.Before118 needs Options.SignerName, which requests are stored with")
+		return nil, errors.New("Options.Before118 needs Options.SignerName, which requests are " +
+			"stored with")
 	}
 	upstream, err := url.Parse(o.Upstream.Host)
 	if err != nil {

@@ -38,7 +38,8 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	var err error
-	cluster, err = testenv.StartCluster(context.Background(), testenv.ClusterOptions{Progress: os.Stderr})
+	cluster, err = testenv.StartCluster(context.Background(),
+		testenv.ClusterOptions{Progress: os.Stderr})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -66,7 +67,9 @@ func TestDiscovery(t *testing.T) {
 	groups, lists, err := client.ServerGroupsAndResources()
 	must.OK(t, err)
 	for _, group := range groups {
-		if group.Name == "certificates.k8s.io" && (len(group.Versions) != 1 || group.Versions[0].Version != "v1beta1" || group.PreferredVersion.Version != "v1beta1") {
+		if group.Name == "certificates.k8s.io" &&
+			(len(group.Versions) != 1 || group.Versions[0].Version != "v1beta1" ||
+				group.PreferredVersion.Version != "v1beta1") {
 			t.Errorf("versions of certificates.k8s.io are %v, want v1beta1 alone", group.Versions)
 		}
 	}
@@ -92,15 +95,18 @@ func TestDiscovery(t *testing.T) {
 
 func TestEverythingElsePasses(t *testing.T) {
 	client := kubernetes.NewForConfigOrDie(serve(t, legacyapi.Options{}))
-	if _, err := client.CoreV1().Namespaces().Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
+	if _, err := client.CoreV1().Namespaces().Get(t.Context(), "default",
+		metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
-	if _, err := client.CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := client.CertificatesV1().CertificateSigningRequests().List(t.Context(),
+		metav1.ListOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("list of v1: %v, want not found", err)
 	}
 	stranger := serve(t, legacyapi.Options{})
 	stranger.BearerToken = "nobody's"
-	if _, err := kubernetes.NewForConfigOrDie(stranger).CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+	if _, err := kubernetes.NewForConfigOrDie(stranger).CoreV1().Namespaces().List(t.Context(),
+		metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
 		t.Errorf("with a wrong token: %v, want unauthorized", err)
 	}
 }
@@ -108,14 +114,16 @@ func TestEverythingElsePasses(t *testing.T) {
 // TestLifeOfRequest takes a request from its creation to its certificate as an
 // informer sees it, in both encodings of bodies.
 func TestLifeOfRequest(t *testing.T) {
-	for _, contentType := range []string{"application/json", "application/vnd.kubernetes.protobuf"} {
+	for _, contentType := range []string{"application/json",
+		"application/vnd.kubernetes.protobuf"} {
 		t.Run(contentType, func(t *testing.T) {
 			config := serve(t, legacyapi.Options{})
 			config.ContentType = contentType
 			client := kubernetes.NewForConfigOrDie(config)
-			informer := informersv1beta1.NewFilteredCertificateSigningRequestInformer(client, 0, nil, func(o *metav1.ListOptions) {
-				o.FieldSelector = "spec.signerName=" + signerName
-			})
+			informer := informersv1beta1.NewFilteredCertificateSigningRequestInformer(client, 0,
+				nil, func(o *metav1.ListOptions) {
+					o.FieldSelector = "spec.signerName=" + signerName
+				})
 			live(t, client, observe(t, informer), signerName)
 		})
 	}
@@ -132,23 +140,29 @@ func TestLifeOfRequestBefore118(t *testing.T) {
 	client := kubernetes.NewForConfigOrDie(config)
 	requests := client.CertificatesV1beta1().CertificateSigningRequests()
 	lists := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object,
+			error) {
 			return requests.List(ctx, o)
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface,
+			error) {
 			return requests.Watch(ctx, o)
 		},
 	}, listing{})
-	informer := cache.NewSharedIndexInformer(lists, &certificatesv1beta1.CertificateSigningRequest{}, 0, nil)
+	informer := cache.NewSharedIndexInformer(lists,
+		&certificatesv1beta1.CertificateSigningRequest{}, 0, nil)
 	live(t, client, observe(t, informer), "")
-	if _, err := requests.List(t.Context(), metav1.ListOptions{FieldSelector: "spec.signerName=" + signerName}); !apierrors.IsBadRequest(err) {
+	if _, err := requests.List(t.Context(),
+		metav1.ListOptions{FieldSelector: "spec.signerName=" +
+			signerName}); !apierrors.IsBadRequest(err) {
 		t.Errorf("list by signer name: %v, want bad request", err)
 	}
 }
 
 // live creates a request without a signer name if it is "", and with it
 // otherwise, approves it and gives it a certificate.
-func live(t *testing.T, client kubernetes.Interface, seen <-chan *certificatesv1beta1.CertificateSigningRequest, signer string) {
+func live(t *testing.T, client kubernetes.Interface,
+	seen <-chan *certificatesv1beta1.CertificateSigningRequest, signer string) {
 	t.Helper()
 	ctx := t.Context()
 	requests := client.CertificatesV1beta1().CertificateSigningRequests()
@@ -158,7 +172,8 @@ func live(t *testing.T, client kubernetes.Interface, seen <-chan *certificatesv1
 	}
 	request, err := requests.Create(ctx, request, metav1.CreateOptions{})
 	must.OK(t, err)
-	stored, err := cluster.Client().CertificatesV1().CertificateSigningRequests().Get(ctx, request.Name, metav1.GetOptions{})
+	stored, err := cluster.Client().CertificatesV1().CertificateSigningRequests().Get(ctx,
+		request.Name, metav1.GetOptions{})
 	if err != nil || stored.Spec.SignerName != signerName {
 		t.Fatalf("stored with signer name %q, %v; want %q", stored.Spec.SignerName, err, signerName)
 	}
@@ -170,15 +185,19 @@ func live(t *testing.T, client kubernetes.Interface, seen <-chan *certificatesv1
 	request, err = requests.UpdateApproval(ctx, request, metav1.UpdateOptions{})
 	must.OK(t, err)
 	await(t, seen, "is approved", func(r *certificatesv1beta1.CertificateSigningRequest) bool {
-		return len(r.Status.Conditions) == 1 && r.Status.Conditions[0].Status == corev1.ConditionTrue
+		return len(r.Status.Conditions) == 1 &&
+			r.Status.Conditions[0].Status == corev1.ConditionTrue
 	})
 
 	request.Status.Certificate = newCertificate(t)
 	_, err = requests.UpdateStatus(ctx, request, metav1.UpdateOptions{})
 	must.OK(t, err)
-	await(t, seen, "is issued", func(r *certificatesv1beta1.CertificateSigningRequest) bool { return len(r.Status.Certificate) > 0 })
+	await(t, seen, "is issued",
+		func(r *certificatesv1beta1.CertificateSigningRequest) bool { return len(r.Status.Certificate) > 0 })
 
-	must.OK(t, requests.Delete(ctx, request.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(request.UID))}))
+	must.OK(t,
+		requests.Delete(ctx, request.Name,
+			metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(request.UID))}))
 	list, err := requests.List(ctx, metav1.ListOptions{})
 	if err != nil || len(list.Items) != 0 {
 		t.Errorf("after its deletion the list has %d requests, %v", len(list.Items), err)
@@ -187,11 +206,13 @@ func live(t *testing.T, client kubernetes.Interface, seen <-chan *certificatesv1
 
 // observe runs an informer of v1beta1 for as long as the test, and gives out
 // what it sees.
-func observe(t *testing.T, informer cache.SharedIndexInformer) <-chan *certificatesv1beta1.CertificateSigningRequest {
+func observe(t *testing.T,
+	informer cache.SharedIndexInformer) <-chan *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	seen := make(chan *certificatesv1beta1.CertificateSigningRequest, 100)
 	send := func(object any) { seen <- object.(*certificatesv1beta1.CertificateSigningRequest) }
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: send, UpdateFunc: func(_, object any) { send(object) }})
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: send,
+		UpdateFunc: func(_, object any) { send(object) }})
 	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -208,7 +229,8 @@ func observe(t *testing.T, informer cache.SharedIndexInformer) <-chan *certifica
 	return seen
 }
 
-func await(t *testing.T, seen <-chan *certificatesv1beta1.CertificateSigningRequest, what string, is func(*certificatesv1beta1.CertificateSigningRequest) bool) {
+func await(t *testing.T, seen <-chan *certificatesv1beta1.CertificateSigningRequest, what string,
+	is func(*certificatesv1beta1.CertificateSigningRequest) bool) {
 	t.Helper()
 	late := time.After(10 * time.Second)
 	var last *certificatesv1beta1.CertificateSigningRequest
@@ -227,8 +249,9 @@ func await(t *testing.T, seen <-chan *certificatesv1beta1.CertificateSigningRequ
 func newRequest(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	request := calico.InitContainer{
-		Component:          calico.OpenSource("cluster.local")[0],
-		Pod:                &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-node-abcde"}, Status: corev1.PodStatus{PodIP: "10.0.0.7"}},
+		Component: calico.OpenSource("cluster.local")[0],
+		Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-node-abcde"},
+			Status: corev1.PodStatus{PodIP: "10.0.0.7"}},
 		Key:                calico.NewP256Key(),
 		SignatureAlgorithm: "ECDSAWithSHA256",
 	}
@@ -238,7 +261,8 @@ func newRequest(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 		ObjectMeta: metav1.ObjectMeta{Name: request.Name()},
 		Spec: certificatesv1beta1.CertificateSigningRequestSpec{
 			Request: pkcs10,
-			Usages:  []certificatesv1beta1.KeyUsage{certificatesv1beta1.UsageDigitalSignature, certificatesv1beta1.UsageServerAuth},
+			Usages: []certificatesv1beta1.KeyUsage{certificatesv1beta1.UsageDigitalSignature,
+				certificatesv1beta1.UsageServerAuth},
 		},
 	}
 }

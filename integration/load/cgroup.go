@@ -57,7 +57,8 @@ func parseMounts(mounts string) (found hierarchy, err error) {
 		}
 	}
 	if found.mount == "" {
-		return found, errors.New("no control groups are mounted; mount cgroup v1 with cpu, or cgroup v2")
+		return found, errors.New("no control groups are mounted; mount cgroup v1 with cpu, or " +
+			"cgroup v2")
 	}
 	return found, nil
 }
@@ -70,8 +71,10 @@ func (h hierarchy) limited(milliCPU int) (cgroup, error) {
 		return "", fmt.Errorf("control group for a client: %w; run as root", err)
 	}
 	for _, setting := range h.settings(milliCPU) {
-		if err := os.WriteFile(filepath.Join(group, setting[0]), []byte(setting[1]), 0); err != nil {
-			return "", fmt.Errorf("limit the CPU of a client: %w", errors.Join(err, os.Remove(group)))
+		if err := os.WriteFile(filepath.Join(group, setting[0]), []byte(setting[1]),
+			0); err != nil {
+			return "", fmt.Errorf("limit the CPU of a client: %w",
+				errors.Join(err, os.Remove(group)))
 		}
 	}
 	return cgroup(group), nil

@@ -18,7 +18,8 @@ func TestParseMounts(t *testing.T) {
 		want   hierarchy
 	}{
 		{root + v1memory + v1cpuset + v1cpu, hierarchy{mount: "/sys/fs/cgroup/cpu,cpuacct"}},
-		{root + v2 + v1cpu, hierarchy{mount: "/sys/fs/cgroup/cpu,cpuacct"}}, // v1 has the controller
+		// v1 has the controller
+		{root + v2 + v1cpu, hierarchy{mount: "/sys/fs/cgroup/cpu,cpuacct"}},
 		{root + v1memory + v2, hierarchy{mount: "/sys/fs/cgroup/unified", unified: true}},
 	} {
 		if got, err := parseMounts(test.mounts); err != nil || got != test.want {
@@ -33,7 +34,8 @@ func TestParseMounts(t *testing.T) {
 // 10m of CPU are 1 ms in 100 ms, in either version.
 func TestSettingsOfACgroup(t *testing.T) {
 	v1, v2 := hierarchy{}.settings(10), hierarchy{unified: true}.settings(10)
-	if !slices.Equal(v1, [][2]string{{"cpu.cfs_period_us", "100000"}, {"cpu.cfs_quota_us", "1000"}}) {
+	if !slices.Equal(v1,
+		[][2]string{{"cpu.cfs_period_us", "100000"}, {"cpu.cfs_quota_us", "1000"}}) {
 		t.Errorf("cgroup v1: %q", v1)
 	}
 	if !slices.Equal(v2, [][2]string{{"cpu.max", "1000 100000"}}) {

@@ -129,7 +129,8 @@ func retryAfter(response *http.Response) (pause time.Duration, asked bool) {
 	return time.Duration(seconds) * time.Second, err == nil
 }
 
-func (c *client) doOnce(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+func (c *client) doOnce(ctx context.Context, method, path string, body []byte) (*http.Response,
+	error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.host+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -193,7 +194,8 @@ func issued(event []byte, name string) bool {
 		Type   watch.EventType
 		Object certificatesv1.CertificateSigningRequest
 	}
-	if json.Unmarshal(event, &seen) != nil || seen.Object.Name != name || seen.Type == watch.Deleted {
+	if json.Unmarshal(event, &seen) != nil || seen.Object.Name != name ||
+		seen.Type == watch.Deleted {
 		return false
 	}
 	return isIssued(&seen.Object)

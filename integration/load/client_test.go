@@ -34,7 +34,8 @@ func TestClientRepeatsWhatABusyServerRefuses(t *testing.T) {
 		c := &client{host: server.URL, http: server.Client()}
 		code, err := c.call(t.Context(), http.MethodPost, "/", nil)
 		server.Close()
-		if code != test.want || calls != test.calls || (err == nil) != (code == http.StatusCreated) {
+		if code != test.want || calls != test.calls ||
+			(err == nil) != (code == http.StatusCreated) {
 			t.Errorf("%+v: status %d after %d calls, %v", test, code, calls, err)
 		}
 	}

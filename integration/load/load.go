@@ -90,7 +90,8 @@ type Report struct {
 
 // String returns the report as one line.
 func (r Report) String() string {
-	return fmt.Sprintf("succeeded %d, lost %d, late %d, broken %d, issued %d; p50 %s, p99 %s, max %s",
+	return fmt.Sprintf("succeeded %d, lost %d, late %d, broken %d, issued %d; p50 %s, p99 "+
+		"%s, max %s",
 		r.Succeeded, r.Lost, r.Late, r.Broken, r.Issued,
 		r.P50.Round(time.Millisecond), r.P99.Round(time.Millisecond), r.Max.Round(time.Millisecond))
 }

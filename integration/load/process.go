@@ -99,7 +99,8 @@ func (p Processes) runOne(ctx context.Context, pod Pod, group cgroup) (Outcome, 
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, p.Binary)
 	if group != "" {
-		const enter = `echo 0 >"$0" && exec "$1"` // the shell enters the group, and becomes the client
+		// the shell enters the group, and becomes the client
+		const enter = `echo 0 >"$0" && exec "$1"`
 		cmd = exec.CommandContext(ctx, "sh", "-c", enter, group.processes(), p.Binary)
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(task), &stdout, &stderr

@@ -1,5 +1,5 @@
-// Package manual_test holds the manuals to what they say: what a page tells its reader to type is run,
-// or said to be not run; and what it refers to is there.
+// Package manual_test holds the manuals to what they say: what a page tells its reader to type is
+// run, or said to be not run; and what it refers to is there.
 package manual_test
 
 import (
@@ -22,16 +22,16 @@ import (
 // root is the repository, two above this package.
 const root = "../.."
 
-// run are the pages whose blocks for a shell (```sh) are run: the first by this package, the others by the tests
-// named here.
+// run are the pages whose blocks for a shell (```sh) are run: the first by this package, the others
+// by the tests named here.
 var run = map[string]string{
 	"docs/try.md":      "TestTry",
 	"docs/ceremony.md": "TestCeremonyManual",
 	"docs/systemd.md":  "TestUnit",
 }
 
-// The page is typed as it stands there, on a machine that has what "make setup" installs. Before its end
-// the commands of other pages are given.
+// The page is typed as it stands there, on a machine that has what "make setup" installs. Before
+// its end the commands of other pages are given.
 func TestTry(t *testing.T) {
 	here, err := filepath.Abs(filepath.Join(root, "bin"))
 	must.OK(t, err)
@@ -50,15 +50,16 @@ func TestTry(t *testing.T) {
 }
 
 var (
-	// looked are the pages whose commands that only look are given on the cluster of docs/try.md, once its requests are
-	// served.
+	// looked are the pages whose commands that only look are given on the cluster of docs/try.md,
+	// once its requests are served.
 	looked = []string{"docs/runbook.md", "docs/operate.md"}
 	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
-	// needsMore are the commands that change something, or that need what is not there: hsm-signer in a pod, with a lease
-	// and an overlay; Calico; a policy's tests.
+	// needsMore are the commands that change something, or that need what is not there: hsm-signer
+	// in a pod, with a lease and an overlay; Calico; a policy's tests.
 	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|test|accept-rollback)( |$)`)
 	// placeholders stand for what is there on that cluster.
-	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1", `SERIAL\|REQUEST`, "typha-certs:typha-1", " DIR", ` "$STATE_DIR"`,
+	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1", `SERIAL\|REQUEST`,
+		"typha-certs:typha-1", " DIR", ` "$STATE_DIR"`,
 		"SEQ:SHA256", `$(hsm-signer audit verify --output json | jq -r '"\(.head.seq):\(.head.sha256)"')`)
 )
 
@@ -68,7 +69,8 @@ func looking(t *testing.T) string {
 	var commands []string
 	for _, page := range looked {
 		for _, span := range spans.FindAllSubmatch(fenced.ReplaceAll(read(t, page), nil), -1) {
-			if command := string(span[1]); !needsMore.MatchString(command) && !slices.Contains(commands, command) {
+			if command := string(span[1]); !needsMore.MatchString(command) &&
+				!slices.Contains(commands, command) {
 				commands = append(commands, command)
 			}
 		}
@@ -79,8 +81,8 @@ func looking(t *testing.T) string {
 	return placeholders.Replace(strings.Join(commands, "\n") + "\n")
 }
 
-// shell runs a script in the repository with the environment added, and returns what it printed. What it has left in
-// the background ends with it.
+// shell runs a script in the repository with the environment added, and returns what it printed.
+// What it has left in the background ends with it.
 func shell(t *testing.T, script string, env ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -152,7 +154,8 @@ func pages(t *testing.T) []string {
 // command is a line that begins as one that is typed.
 var command = regexp.MustCompile(`(?m)^[ \t]*(kubectl|hsm-signer|bin/hsm-signer|make|systemctl|docker|docker-compose|softhsm2-util|openssl|curl|jq|pkcs11-tool|journalctl) `)
 
-// A block for a shell is on a page that a test runs. Any other that holds commands comes after the words "not run".
+// A block for a shell is on a page that a test runs. Any other that holds commands comes after the
+// words "not run".
 func TestWhatIsTypedIsRunOrSaidNotToBe(t *testing.T) {
 	notRun := regexp.MustCompile(`(?i)not\*? run|未运行`)
 	for _, page := range pages(t) {
@@ -205,7 +208,8 @@ func anchors(t *testing.T, page string) (all []string) {
 	return all
 }
 
-// The README says the same in each language: its sections are as many, and it refers to the same pages and files.
+// The README says the same in each language: its sections are as many, and it refers to the same
+// pages and files.
 func TestReadmes(t *testing.T) {
 	refersTo := func(page string) (targets []string) {
 		for _, found := range link.FindAllSubmatch(read(t, page), -1) {

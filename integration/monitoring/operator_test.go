@@ -51,10 +51,13 @@ func requireFinds(t *testing.T, file string, maker podMaker) {
 	var monitor monitoringv1.PodMonitor
 	read(t, file, &monitor)
 	pod := maker.Spec.Template
-	if monitor.APIVersion != operatorAPI || monitor.Kind != "PodMonitor" || monitor.Namespace != maker.Metadata.Namespace {
+	if monitor.APIVersion != operatorAPI || monitor.Kind != "PodMonitor" ||
+		monitor.Namespace != maker.Metadata.Namespace {
 		t.Errorf("a %s %s in %s", monitor.APIVersion, monitor.Kind, monitor.Namespace)
 	}
-	if selected := monitor.Spec.Selector; len(selected.MatchLabels) == 0 || len(selected.MatchExpressions) > 0 || !maps.Equal(selected.MatchLabels, pod.Metadata.Labels) {
+	if selected := monitor.Spec.Selector; len(selected.MatchLabels) == 0 ||
+		len(selected.MatchExpressions) > 0 ||
+		!maps.Equal(selected.MatchLabels, pod.Metadata.Labels) {
 		t.Errorf("%s selects %v; the pods have %v", file, selected, pod.Metadata.Labels)
 	}
 	if len(monitor.Spec.PodMetricsEndpoints) != 1 {
@@ -62,7 +65,10 @@ func requireFinds(t *testing.T, file string, maker podMaker) {
 	}
 	endpoint := monitor.Spec.PodMetricsEndpoints[0]
 	ports := pod.Spec.Containers[0].Ports
-	if endpoint.Port == nil || !slices.ContainsFunc(ports, func(p struct{ Name string }) bool { return p.Name == *endpoint.Port }) || endpoint.Path != "/metrics" {
+	if endpoint.Port == nil ||
+		!slices.ContainsFunc(ports,
+			func(p struct{ Name string }) bool { return p.Name == *endpoint.Port }) ||
+		endpoint.Path != "/metrics" {
 		t.Errorf("%s scrapes %+v; the pod has the ports %v", file, endpoint, ports)
 	}
 }

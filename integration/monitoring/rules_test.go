@@ -57,50 +57,85 @@ const day = 86400
 // cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it
 // fires, and with which it does not.
 var cases = map[string]struct{ fires, quiet []string }{
-	"HSMSignerDown":             {[]string{`up 1x120`, `hsm_signer_leading 0x120`}, []string{`hsm_signer_ready{part="token"} 0x120`, `hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
-	"HSMSignerNoLeader":         {[]string{`hsm_signer_leading{instance="a"} 0x120`}, []string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
-	"HSMSignerNotReady":         {[]string{`hsm_signer_ready{part="requests"} 0x120`, `hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
-	"HSMSignerTokenUnavailable": {[]string{`hsm_signer_ready{part="token"} 0x120`}, []string{`hsm_signer_ready{part="token"} 1x120`, `hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
-	"HSMSignerTokenHangs":       {[]string{`hsm_signer_token_calls_hanging 2x120`}, []string{`hsm_signer_token_calls_hanging 0x120`}},
-	"HSMSignerTokenFlaps":       {[]string{`hsm_signer_token_connections_total 0+1x120`}, []string{`hsm_signer_token_connections_total 1x60 2x60`}},
+	"HSMSignerDown": {[]string{`up 1x120`, `hsm_signer_leading 0x120`},
+		[]string{`hsm_signer_ready{part="token"} 0x120`,
+			`hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
+	"HSMSignerNoLeader": {[]string{`hsm_signer_leading{instance="a"} 0x120`},
+		[]string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
+	"HSMSignerNotReady": {[]string{`hsm_signer_ready{part="requests"} 0x120`,
+		`hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
+	"HSMSignerTokenUnavailable": {[]string{`hsm_signer_ready{part="token"} 0x120`},
+		[]string{`hsm_signer_ready{part="token"} 1x120`,
+			`hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
+	"HSMSignerTokenHangs": {[]string{`hsm_signer_token_calls_hanging 2x120`},
+		[]string{`hsm_signer_token_calls_hanging 0x120`}},
+	"HSMSignerTokenFlaps": {[]string{`hsm_signer_token_connections_total 0+1x120`},
+		[]string{`hsm_signer_token_connections_total 1x60 2x60`}},
 	"HSMSignerJournalRolledBack": {
-		[]string{`hsm_signer_journal_rolled_back 0x60 1x60`, `hsm_signer_journal_rollback_suspected 0x60 1x60`},
-		[]string{`hsm_signer_journal_rolled_back 0x120`, `hsm_signer_journal_rollback_suspected 0x120`},
+		[]string{`hsm_signer_journal_rolled_back 0x60 1x60`,
+			`hsm_signer_journal_rollback_suspected 0x60 1x60`},
+		[]string{`hsm_signer_journal_rolled_back 0x120`,
+			`hsm_signer_journal_rollback_suspected 0x120`},
 	},
-	"HSMSignerJournalNotWritable": {[]string{`hsm_signer_ready{part="journal"} 0x120`}, []string{`hsm_signer_ready{part="journal"} 1x120`}},
+	"HSMSignerJournalNotWritable": {[]string{`hsm_signer_ready{part="journal"} 0x120`},
+		[]string{`hsm_signer_ready{part="journal"} 1x120`}},
 	"HSMSignerJournalNearLimit": {
-		[]string{"hsm_signer_journal_requests 81x120\n  hsm_signer_journal_requests_limit 100x120", "hsm_signer_journal_unpublished 9x120\n  hsm_signer_journal_unpublished_limit 10x120"},
-		[]string{"hsm_signer_journal_requests 79x120\n  hsm_signer_journal_requests_limit 100x120", "hsm_signer_journal_unpublished 1x50 9x5 1x60\n  hsm_signer_journal_unpublished_limit 10x120"},
+		[]string{"hsm_signer_journal_requests 81x120\n  hsm_signer_journal_requests_limit 100x120",
+			"hsm_signer_journal_unpublished 9x120\n  hsm_signer_journal_unpublished_limit 10x120"},
+		[]string{"hsm_signer_journal_requests 79x120\n  hsm_signer_journal_requests_limit 100x120",
+			"hsm_signer_journal_unpublished 1x50 9x5 1x60\n  hsm_signer_journal_unpublished_limit 10x120"},
 	},
-	"HSMSignerFaults": {[]string{`hsm_signer_faults_total 0+2x120`}, []string{`hsm_signer_faults_total 0x60 3x60`}},
+	"HSMSignerFaults": {[]string{`hsm_signer_faults_total 0+2x120`},
+		[]string{`hsm_signer_faults_total 0x60 3x60`}},
 	"HSMSignerSlow": {
-		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"45\"} 0x120\n  hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
-		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120", `hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
+		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"45\"} 0x120\n  " +
+			"hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
+		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  " +
+			"hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120", `hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
 	},
 	"HSMSignerManyRequests": {
-		[]string{`hsm_signer_requests_in_cluster 2001x120`, `hsm_signer_requests_in_cluster 0x60 6000x60`},
-		[]string{`hsm_signer_requests_in_cluster 2000x120`, `hsm_signer_requests_in_cluster 0x60 6000x9 0x60`, `hsm_signer_requests_in_cluster 6000x5 _x115`},
+		[]string{`hsm_signer_requests_in_cluster 2001x120`,
+			`hsm_signer_requests_in_cluster 0x60 6000x60`},
+		[]string{`hsm_signer_requests_in_cluster 2000x120`,
+			`hsm_signer_requests_in_cluster 0x60 6000x9 0x60`, `hsm_signer_requests_in_cluster 6000x5 _x115`},
 	},
 	"HSMSignerPodsStuck": {
-		[]string{`hsm_signer_stuck_pods 2x120`, `hsm_signer_stuck_pods 0x50 1x3 0x1 1x3 0x1 1x3 0x1 1x3 0x60`},                      // the second runs for a moment in between
-		[]string{`hsm_signer_stuck_pods 0x120`, `hsm_signer_stuck_pods 0x50 1x1 0x60`, `hsm_signer_stuck_pods 0x50 1x1 stale _x60`}, // healed
+		// the second runs for a moment in between
+		[]string{`hsm_signer_stuck_pods 2x120`,
+			`hsm_signer_stuck_pods 0x50 1x3 0x1 1x3 0x1 1x3 0x1 1x3 0x60`},
+		// healed
+		[]string{`hsm_signer_stuck_pods 0x120`, `hsm_signer_stuck_pods 0x50 1x1 0x60`,
+			`hsm_signer_stuck_pods 0x50 1x1 stale _x60`},
 	},
-	"HSMSignerOverBudget":           {[]string{`hsm_signer_over_budget_total 0+1x120`}, []string{`hsm_signer_over_budget_total 5x120`}},
-	"HSMSignerManyRefused":          {[]string{`hsm_signer_refusals_total 0+1x120`, `hsm_signer_refusals_total 0x60 50x60`}, []string{`hsm_signer_refusals_total 0x60 3x60`}},
+	"HSMSignerOverBudget": {[]string{`hsm_signer_over_budget_total 0+1x120`},
+		[]string{`hsm_signer_over_budget_total 5x120`}},
+	"HSMSignerManyRefused": {[]string{`hsm_signer_refusals_total 0+1x120`,
+		`hsm_signer_refusals_total 0x60 50x60`}, []string{`hsm_signer_refusals_total 0x60 3x60`}},
 	"HSMSignerRefusedAgainAndAgain": {[]string{`hsm_signer_refusals_total 0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x50`}, []string{`hsm_signer_refusals_total 0x60 9x60`, `hsm_signer_refusals_total 7x120`}},
-	"HSMSignerReplicaGone":          {[]string{`hsm_signer_ready{part="token",instance="a"} 1x100`}, []string{`hsm_signer_ready{part="token",instance="a"} 1x1700`, `hsm_signer_ready{part="token",instance="a"} 1x60 _x10 1x1700`}},
-	"HSMSignerPolicyFileRefused":    {[]string{`hsm_signer_policy_file_refused 1x120`}, []string{`hsm_signer_policy_file_refused 0x120`}},
+	"HSMSignerReplicaGone": {[]string{`hsm_signer_ready{part="token",instance="a"} 1x100`},
+		[]string{`hsm_signer_ready{part="token",instance="a"} 1x1700`,
+			`hsm_signer_ready{part="token",instance="a"} 1x60 _x10 1x1700`}},
+	"HSMSignerPolicyFileRefused": {[]string{`hsm_signer_policy_file_refused 1x120`},
+		[]string{`hsm_signer_policy_file_refused 0x120`}},
 	"HSMSignerForeignCertificate": {
-		[]string{`hsm_signer_certificates_in_cluster{origin="foreign"} 0x60 1x60`, `hsm_signer_certificates_in_cluster{origin="unrecorded"} 1x120`},
-		[]string{`hsm_signer_certificates_in_cluster{origin="own"} 7x120`, `hsm_signer_certificates_in_cluster{origin="another_journal"} 7x120`, `hsm_signer_certificates_in_cluster{origin="foreign"} 0x120`},
+		[]string{`hsm_signer_certificates_in_cluster{origin="foreign"} 0x60 1x60`,
+			`hsm_signer_certificates_in_cluster{origin="unrecorded"} 1x120`},
+		[]string{`hsm_signer_certificates_in_cluster{origin="own"} 7x120`,
+			`hsm_signer_certificates_in_cluster{origin="another_journal"} 7x120`, `hsm_signer_certificates_in_cluster{origin="foreign"} 0x120`},
 	},
-	"HSMSignerExtractableKeyAllowed": {[]string{`hsm_signer_extractable_key_allowed 1x120`}, []string{`hsm_signer_extractable_key_allowed 0x120`}},
-	"HSMSignerCAExpiring":            {notAfter(80 * day), notAfter(100 * day)},
-	"HSMSignerCAEnds":                {append(notAfter(10*day), notAfter(60)...), notAfter(80 * day)},
-	"HSMSignerCAFileRefused":         {[]string{`hsm_signer_ca_file_refused 1x120`}, []string{`hsm_signer_ca_file_refused 0x120`}},
-	"HSMSignerPodsExpiring":          {[]string{`hsm_signer_expiring_pods 3x120`}, []string{`hsm_signer_expiring_pods 0x120`, `hsm_signer_expiring_pods 0x50 3x10 0x60`}},
-	"HSMSignerPodsExpired":           {[]string{`hsm_signer_expired_pods 1x120`}, []string{`hsm_signer_expired_pods 0x120`}},
-	"HSMSignerExpiryUnknown":         {[]string{`hsm_signer_expiry_unknown 1x120`}, []string{`hsm_signer_expiry_unknown 0x120`}},
+	"HSMSignerExtractableKeyAllowed": {[]string{`hsm_signer_extractable_key_allowed 1x120`},
+		[]string{`hsm_signer_extractable_key_allowed 0x120`}},
+	"HSMSignerCAExpiring": {notAfter(80 * day), notAfter(100 * day)},
+	"HSMSignerCAEnds": {append(notAfter(10*day), notAfter(60)...),
+		notAfter(80 * day)},
+	"HSMSignerCAFileRefused": {[]string{`hsm_signer_ca_file_refused 1x120`},
+		[]string{`hsm_signer_ca_file_refused 0x120`}},
+	"HSMSignerPodsExpiring": {[]string{`hsm_signer_expiring_pods 3x120`},
+		[]string{`hsm_signer_expiring_pods 0x120`, `hsm_signer_expiring_pods 0x50 3x10 0x60`}},
+	"HSMSignerPodsExpired": {[]string{`hsm_signer_expired_pods 1x120`},
+		[]string{`hsm_signer_expired_pods 0x120`}},
+	"HSMSignerExpiryUnknown": {[]string{`hsm_signer_expiry_unknown 1x120`},
+		[]string{`hsm_signer_expiry_unknown 0x120`}},
 }
 
 func notAfter(seconds int) []string {
@@ -113,7 +148,8 @@ func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
 		names = append(names, r.Alert)
 		c := cases[r.Alert]
 		if len(c.fires) == 0 || len(c.quiet) == 0 {
-			t.Errorf("%s: there is no case in which it fires, or none in which it does not", r.Alert)
+			t.Errorf("%s: there is no case in which it fires, or none in which it does not",
+				r.Alert)
 		}
 		for _, series := range c.fires {
 			if !fires(t, r, series) {
@@ -147,14 +183,16 @@ func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	if err != nil {
 		t.Fatalf("%s: %v", r.Alert, err)
 	}
-	alert := rules.NewAlertingRule(r.Alert, expr, time.Duration(hold), 0, labels.FromMap(r.Labels), labels.FromMap(r.Annotations), labels.EmptyLabels(), "", true, promslog.NewNopLogger())
+	alert := rules.NewAlertingRule(r.Alert, expr, time.Duration(hold), 0, labels.FromMap(r.Labels),
+		labels.FromMap(r.Annotations), labels.EmptyLabels(), "", true, promslog.NewNopLogger())
 	minutes := 121
 	if strings.Contains(r.Expr.String(), "offset 1d") {
 		minutes += 24 * 60
 	}
 	fired := false
 	for minute := range minutes {
-		if _, err := alert.Eval(t.Context(), 0, time.Unix(int64(minute)*60, 0), rules.EngineQueryFunc(engine, storage), nil, 0); err != nil {
+		if _, err := alert.Eval(t.Context(), 0, time.Unix(int64(minute)*60, 0),
+			rules.EngineQueryFunc(engine, storage), nil, 0); err != nil {
 			t.Fatalf("%s: %v", r.Alert, err)
 		}
 		for _, active := range alert.ActiveAlerts() {
@@ -170,7 +208,8 @@ func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 // requireText requires annotations whose templates were filled in.
 func requireText(t *testing.T, alert string, annotations labels.Labels) {
 	t.Helper()
-	if summary := annotations.Get("summary"); summary == "" || strings.Contains(summary, "error") || strings.Contains(summary, "{{") {
+	if summary := annotations.Get("summary"); summary == "" || strings.Contains(summary, "error") ||
+		strings.Contains(summary, "{{") {
 		t.Errorf("%s: the summary is %q", alert, summary)
 	}
 }

@@ -23,7 +23,9 @@ type Call struct {
 	Result   uint     // CKR code; of no meaning while it hangs
 	Hanging  bool     // it has not come back
 	Did      []string // what the shim did, by the rules' names for it
-	Signed   []byte   // what Sign was to sign, a digest mostly; nil when it only asks for the length, or for more than 128 bytes
+	// what Sign was to sign, a digest mostly; nil when it only asks for the length, or for more
+	// than 128 bytes
+	Signed []byte
 }
 
 // String is the call as a test's message shows it.
@@ -32,7 +34,8 @@ func (c Call) String() string {
 	if !c.Hanging {
 		result = pkcs11.Error(c.Result).Error()
 	}
-	return fmt.Sprintf("%d %d %s: %s %s", c.PID, c.Number, c.Function, result, strings.Join(c.Did, ","))
+	return fmt.Sprintf("%d %d %s: %s %s", c.PID, c.Number, c.Function, result,
+		strings.Join(c.Did, ","))
 }
 
 // Calls are calls in the order in which they ended.
@@ -62,7 +65,8 @@ func (c Calls) Hanging() Calls {
 func (c Calls) Under(r Rule) Calls {
 	action, _, _ := strings.Cut(r.action, " ")
 	return c.filter(func(call Call) bool {
-		return (r.function == Any || r.function == call.Function) && slices.Contains(call.Did, action)
+		return (r.function == Any || r.function == call.Function) &&
+			slices.Contains(call.Did, action)
 	})
 }
 
@@ -127,7 +131,8 @@ func parseCall(line string) (Call, error) {
 	if words[5] != "-" {
 		call.Did = strings.Split(words[5], ",")
 	}
-	if _, err := fmt.Sscan(strings.Join(words[:3], " "), &call.Number, &call.PID, &call.Thread); err != nil {
+	if _, err := fmt.Sscan(strings.Join(words[:3], " "), &call.Number, &call.PID,
+		&call.Thread); err != nil {
 		return Call{}, fmt.Errorf("%q is no call: %w", line, err)
 	}
 	if words[6] != "-" {
@@ -160,10 +165,11 @@ const (
 // become so in two minutes is an error.
 func (s *Shim) WaitFor(ctx context.Context, wanted func(Calls) bool) (Calls, error) {
 	var calls Calls
-	err := wait.PollUntilContextTimeout(ctx, pollEvery, patience, true, func(context.Context) (_ bool, err error) {
-		calls, err = s.Calls()
-		return err == nil && wanted(calls), err
-	})
+	err := wait.PollUntilContextTimeout(ctx, pollEvery, patience, true,
+		func(context.Context) (_ bool, err error) {
+			calls, err = s.Calls()
+			return err == nil && wanted(calls), err
+		})
 	if err != nil {
 		return calls, fmt.Errorf("waiting for calls: %w; so far:\n%s", err, calls)
 	}

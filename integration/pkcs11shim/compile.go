@@ -28,7 +28,8 @@ func compile(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("no cache directory for the shim: %w; set HOME", err)
 	}
-	hash := sha256.Sum256([]byte(runtime.GOARCH + source + strings.Join(append(flags, libraries...), " ")))
+	hash := sha256.Sum256([]byte(runtime.GOARCH + source +
+		strings.Join(append(flags, libraries...), " ")))
 	library := filepath.Join(cache, "hsm-signer", fmt.Sprintf("shim-%x.so", hash[:8]))
 	if _, err := os.Stat(library); err == nil {
 		return library, nil

@@ -47,7 +47,8 @@ func newApplication(t *testing.T) *application {
 	for _, variable := range s.Env() {
 		setenv(t, variable)
 	}
-	a := &application{shim: s, token: token, public: map[string]*ecdsa.PublicKey{}, private: map[string]pkcs11.ObjectHandle{}}
+	a := &application{shim: s, token: token, public: map[string]*ecdsa.PublicKey{},
+		private: map[string]pkcs11.ObjectHandle{}}
 	a.module = pkcs11.New(s.Module)
 	if a.module == nil {
 		t.Fatal("the shim cannot be loaded")
@@ -79,12 +80,16 @@ func (a *application) generate(t *testing.T, label string) {
 	t.Helper()
 	p256, err := asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7})
 	must.OK(t, err)
-	both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
-	public, private, err := a.module.GenerateKeyPair(a.session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
-		append(both, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256)), append(both, pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
+	both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
+	public, private, err := a.module.GenerateKeyPair(a.session,
+		[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+		append(both, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256)), append(both,
+			pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
 	must.OK(t, err)
 	a.private[label] = private
-	values, err := a.module.GetAttributeValue(a.session, public, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)})
+	values, err := a.module.GetAttributeValue(a.session, public,
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)})
 	must.OK(t, err)
 	var point []byte
 	_, err = asn1.Unmarshal(values[0].Value, &point)
@@ -95,7 +100,8 @@ func (a *application) generate(t *testing.T, label string) {
 
 // sign signs and says with which key: the label, or the error's text.
 func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle) string {
-	if err := a.module.SignInit(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, key); err != nil {
+	if err := a.module.SignInit(session,
+		[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, key); err != nil {
 		return name(err)
 	}
 	raw, err := a.module.Sign(session, digest[:])
@@ -113,7 +119,8 @@ func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle
 
 // find is the private key with that label; it says so with an error if there is none.
 func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
-	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
 	if err := a.module.FindObjectsInit(a.session, template); err != nil {
 		return 0, err
 	}
@@ -132,7 +139,8 @@ func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
 
 func (a *application) label(t *testing.T, key pkcs11.ObjectHandle) string {
 	t.Helper()
-	values, err := a.module.GetAttributeValue(a.session, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
+	values, err := a.module.GetAttributeValue(a.session, key,
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
 	must.OK(t, err)
 	return string(values[0].Value)
 }

@@ -25,8 +25,10 @@ func TestWithoutRulesNothingChanges(t *testing.T) {
 		t.Errorf("signed with %s", got)
 	}
 	calls := a.calls(t)
-	if calls.Count(pkcs11shim.SignInit) != 1 || calls.Count(pkcs11shim.Sign) != 2 || len(calls) != 3 {
-		t.Errorf("want one C_SignInit and two C_Sign (the first asks for the length), got:\n%s", calls)
+	if calls.Count(pkcs11shim.SignInit) != 1 || calls.Count(pkcs11shim.Sign) != 2 ||
+		len(calls) != 3 {
+		t.Errorf("want one C_SignInit and two C_Sign (the first asks for the length), got:\n%s",
+			calls)
 	}
 	if len(calls.With(pkcs11.CKR_OK)) != 3 || len(calls.By(os.Getpid())) != 3 {
 		t.Errorf("want all of this process and all well:\n%s", calls)
@@ -40,7 +42,9 @@ func TestAnswersOfTheModuleAreWrittenDown(t *testing.T) {
 		t.Errorf("second login: %v", err)
 	}
 	calls := a.calls(t)
-	if len(calls) != 1 || len(calls.Of(pkcs11shim.Login).With(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) != 1 || calls[0].Did != nil {
+	if len(calls) != 1 ||
+		len(calls.Of(pkcs11shim.Login).With(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) != 1 ||
+		calls[0].Did != nil {
 		t.Errorf("want one C_Login with the module's own answer:\n%s", calls)
 	}
 }
@@ -50,7 +54,8 @@ func TestPercent(t *testing.T) {
 	a := newApplication(t)
 	const calls = 500
 	fallsOn := func(percent, seed uint) (numbers []int) {
-		a.rules(t, pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_DEVICE_ERROR).Percent(percent, seed))
+		a.rules(t,
+			pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_DEVICE_ERROR).Percent(percent, seed))
 		for i := range calls {
 			if a.sign(a.session, a.private[first]) != first {
 				numbers = append(numbers, i)
@@ -59,7 +64,8 @@ func TestPercent(t *testing.T) {
 		return numbers
 	}
 	for _, percent := range []int{1, 5, 20} {
-		one, again, other := fallsOn(uint(percent), 1), fallsOn(uint(percent), 1), fallsOn(uint(percent), 2)
+		one, again, other := fallsOn(uint(percent), 1), fallsOn(uint(percent),
+			1), fallsOn(uint(percent), 2)
 		if want := calls * percent / 100; len(one) < want/4 || len(one) > 3*want {
 			t.Errorf("%d %%: %d of %d calls", percent, len(one), calls)
 		}
@@ -72,7 +78,8 @@ func TestPercent(t *testing.T) {
 // Every CKR code of the ladder comes as it was asked for, at the calls that were asked for.
 func TestFailFromAndTimes(t *testing.T) {
 	a := newApplication(t)
-	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID} {
+	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID,
+		pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID} {
 		a.rules(t, pkcs11shim.Fail(pkcs11shim.SignInit, code).From(2).Times(2))
 		var got []string
 		for range 5 {
@@ -100,11 +107,13 @@ func TestFailBeforeAndAfter(t *testing.T) {
 	a := newApplication(t)
 	const active, failed = "CKR_OPERATION_ACTIVE", "CKR_FUNCTION_FAILED"
 	a.rules(t, pkcs11shim.FailAfter(pkcs11shim.Sign, pkcs11.CKR_FUNCTION_FAILED).From(2).Times(1))
-	if got := []string{a.sign(a.session, a.private[first]), a.sign(a.session, a.private[first])}; !slices.Equal(got, []string{failed, first}) {
+	if got := []string{a.sign(a.session, a.private[first]),
+		a.sign(a.session, a.private[first])}; !slices.Equal(got, []string{failed, first}) {
 		t.Errorf("failed after: %v", got)
 	}
 	a.rules(t, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_FUNCTION_FAILED).From(2).Times(1))
-	if got := []string{a.sign(a.session, a.private[first]), a.sign(a.session, a.private[first])}; !slices.Equal(got, []string{failed, active}) {
+	if got := []string{a.sign(a.session, a.private[first]),
+		a.sign(a.session, a.private[first])}; !slices.Equal(got, []string{failed, active}) {
 		t.Errorf("failed before: %v", got)
 	}
 	calls := a.calls(t).With(pkcs11.CKR_FUNCTION_FAILED)
@@ -115,7 +124,8 @@ func TestFailBeforeAndAfter(t *testing.T) {
 
 func TestDelay(t *testing.T) {
 	a := newApplication(t)
-	a.rules(t, pkcs11shim.Delay(pkcs11shim.SignInit, 20*time.Millisecond).Times(1), pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_DEVICE_MEMORY).Times(1))
+	a.rules(t, pkcs11shim.Delay(pkcs11shim.SignInit, 20*time.Millisecond).Times(1),
+		pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_DEVICE_MEMORY).Times(1))
 	got := []string{a.sign(a.session, a.private[first]), a.sign(a.session, a.private[first])}
 	if want := []string{"CKR_DEVICE_MEMORY", first}; !slices.Equal(got, want) {
 		t.Errorf("signatures are %v, want %v", got, want)
@@ -135,7 +145,8 @@ func TestHang(t *testing.T) {
 	must.OK(t, err)
 	done := make(chan string, 1)
 	go func() { done <- a.sign(a.session, a.private[first]) }()
-	_, err = a.shim.WaitFor(t.Context(), func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 })
+	_, err = a.shim.WaitFor(t.Context(),
+		func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 })
 	must.OK(t, err)
 	if got := a.sign(other, a.private[second]); got != second {
 		t.Errorf("on another session meanwhile: %s", got)
@@ -234,12 +245,15 @@ func TestTokenInfo(t *testing.T) {
 	must.OK(t, err)
 	for _, most := range []uint{2, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown} {
 		a.rules(t, pkcs11shim.ReportSessions(most))
-		if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.MaxSessionCount != most || info.Label != before.Label {
-			t.Errorf("%d sessions on %q, %v; want %d on %q", info.MaxSessionCount, info.Label, err, most, before.Label)
+		if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.MaxSessionCount != most ||
+			info.Label != before.Label {
+			t.Errorf("%d sessions on %q, %v; want %d on %q", info.MaxSessionCount, info.Label, err,
+				most, before.Label)
 		}
 	}
 	a.rules(t, pkcs11shim.AddTokenFlags(pkcs11.CKF_USER_PIN_FINAL_TRY))
-	if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.Flags != before.Flags|pkcs11.CKF_USER_PIN_FINAL_TRY {
+	if info, err := a.module.GetTokenInfo(a.slot); err != nil ||
+		info.Flags != before.Flags|pkcs11.CKF_USER_PIN_FINAL_TRY {
 		t.Errorf("flags are %#x, %v", info.Flags, err)
 	}
 }
@@ -275,7 +289,9 @@ func TestFindAtMost(t *testing.T) {
 	a := newApplication(t)
 	for most, want := range map[uint][]int{0: {0, 0}, 1: {1, 1, 0}, 2: {2, 0}, 3: {2, 0}} {
 		a.rules(t, pkcs11shim.FindAtMost(most))
-		must.OK(t, a.module.FindObjectsInit(a.session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
+		must.OK(t,
+			a.module.FindObjectsInit(a.session,
+				[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
 		for i, n := range want {
 			if found, _, err := a.module.FindObjects(a.session, 8); err != nil || len(found) != n {
 				t.Errorf("at most %d: batch %d has %d, %v; want %d", most, i, len(found), err, n)
@@ -297,9 +313,11 @@ func TestRulesThatCannotBeRead(t *testing.T) {
 			rules = path
 		}
 	}
-	for _, text := range []string{"nonsense", "1 0 C_Typo fail 5", "1 0 C_Sign typo 5", "1 0 C_Sign fail five", "1 0 C_Sign fail", "1 0 C_FindObjects swap x", strings.Repeat("1 0 C_Sign hang\n", 65)} {
+	for _, text := range []string{"nonsense", "1 0 C_Typo fail 5", "1 0 C_Sign typo 5",
+		"1 0 C_Sign fail five", "1 0 C_Sign fail", "1 0 C_FindObjects swap x", strings.Repeat("1 0 C_Sign hang\n", 65)} {
 		must.OK(t, os.WriteFile(rules, []byte(text+"\n"), 0o600))
-		if _, err := a.module.GetSlotList(true); err == nil || !strings.Contains(err.Error(), "80005110") {
+		if _, err := a.module.GetSlotList(true); err == nil ||
+			!strings.Contains(err.Error(), "80005110") {
 			t.Errorf("%.20q: %v", text, err)
 		}
 	}
@@ -313,7 +331,9 @@ func TestRulesThatCannotBeRead(t *testing.T) {
 func TestThreads(t *testing.T) {
 	a := newApplication(t)
 	const threads, each, fails = 16, 40, 7
-	a.rules(t, pkcs11shim.Fail(pkcs11shim.OpenSession, pkcs11.CKR_DEVICE_ERROR).From(100).Times(fails), pkcs11shim.LoseSessions(pkcs11shim.OpenSession).From(200).Times(50))
+	a.rules(t,
+		pkcs11shim.Fail(pkcs11shim.OpenSession,
+			pkcs11.CKR_DEVICE_ERROR).From(100).Times(fails), pkcs11shim.LoseSessions(pkcs11shim.OpenSession).From(200).Times(50))
 	var failed [threads]int
 	var all sync.WaitGroup
 	for i := range threads {
@@ -336,7 +356,8 @@ func TestThreads(t *testing.T) {
 		sum += n
 	}
 	calls := a.calls(t)
-	if opened := calls.Of(pkcs11shim.OpenSession); sum != fails || len(opened) != threads*each || len(opened.With(pkcs11.CKR_DEVICE_ERROR)) != fails {
+	if opened := calls.Of(pkcs11shim.OpenSession); sum != fails || len(opened) != threads*each ||
+		len(opened.With(pkcs11.CKR_DEVICE_ERROR)) != fails {
 		t.Errorf("%d calls failed of %d; want %d of %d", sum, len(opened), fails, threads*each)
 	}
 	seen := map[uint64]bool{}
@@ -388,7 +409,8 @@ func TestProcessesShareTheLog(t *testing.T) {
 	}
 	calls := a.calls(t)
 	for _, command := range commands {
-		if own := calls.By(command.Process.Pid); own.Count(pkcs11shim.Login) != 1 || own.Count(pkcs11shim.Initialize) != 1 {
+		if own := calls.By(command.Process.Pid); own.Count(pkcs11shim.Login) != 1 ||
+			own.Count(pkcs11shim.Initialize) != 1 {
 			t.Errorf("want one C_Initialize and one C_Login of each process:\n%s", own)
 		}
 	}
@@ -409,7 +431,8 @@ func TestKill(t *testing.T) {
 		command := exec.Command(os.Args[0])
 		command.Env = append(os.Environ(), childVariable+"="+a.shim.Module)
 		out, err := command.CombinedOutput()
-		if status, is := command.ProcessState.Sys().(syscall.WaitStatus); !is || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+		if status, is := command.ProcessState.Sys().(syscall.WaitStatus); !is ||
+			!status.Signaled() || status.Signal() != syscall.SIGKILL {
 			t.Errorf("%s: the process was not killed: %v: %s", c.rule, err, out)
 		}
 		if calls := a.calls(t); len(calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)) != c.want || calls.Count(pkcs11shim.OpenSession) != 1 {
@@ -428,7 +451,8 @@ func TestWhatIsSignedIsWrittenDown(t *testing.T) {
 }
 
 func TestModuleThatIsNotThere(t *testing.T) {
-	if _, err := pkcs11shim.New(t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "none.so")); err == nil {
+	if _, err := pkcs11shim.New(t.Context(), t.TempDir(),
+		filepath.Join(t.TempDir(), "none.so")); err == nil {
 		t.Error("a shim stands before a module that is not there")
 	}
 }

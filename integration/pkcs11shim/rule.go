@@ -52,8 +52,8 @@ func Fail(function string, code uint) Rule { return newRule(function, "fail %#x"
 // done and its answer lost.
 func FailAfter(function string, code uint) Rule { return newRule(function, "failafter %#x", code) }
 
-// Kill kills the process, as kill -9 does, in the place of the call. The module is not called, and the
-// call is in no log.
+// Kill kills the process, as kill -9 does, in the place of the call. The module is not called, and
+// the call is in no log.
 func Kill(function string) Rule { return newRule(function, "kill") }
 
 // KillAfter calls the module, and kills the process before it hears what came of it.
@@ -93,8 +93,8 @@ func ReportSessions(most uint) Rule { return newRule(GetTokenInfo, "sessions %d"
 // AddTokenFlags has the token show these flags besides its own, such as CKF_USER_PIN_FINAL_TRY.
 func AddTokenFlags(flags uint) Rule { return newRule(GetTokenInfo, "flags %#x", flags) }
 
-// FindAtMost has FindObjects find no more than so many objects at once, of those that there are; 0: none, as a token whose
-// keys are away.
+// FindAtMost has FindObjects find no more than so many objects at once, of those that there are; 0:
+// none, as a token whose keys are away.
 func FindAtMost(most uint) Rule { return newRule(FindObjects, "find %d", most) }
 
 // PadWithNUL has the token end its texts with NULs instead of blanks, as C does.

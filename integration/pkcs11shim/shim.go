@@ -60,7 +60,8 @@ func New(ctx context.Context, dir, real string) (*Shim, error) {
 
 // Env is the environment with which the shim finds the real module, its rules and its log.
 func (s *Shim) Env() []string {
-	return []string{moduleVariable + "=" + s.Real, rulesVariable + "=" + s.rulesFile(), logVariable + "=" + s.logFile()}
+	return []string{moduleVariable + "=" + s.Real, rulesVariable + "=" + s.rulesFile(),
+		logVariable + "=" + s.logFile()}
 }
 
 // Rules puts these rules in the place of all others; without any, the shim does nothing

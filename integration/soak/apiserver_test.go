@@ -45,7 +45,8 @@ func TestAnswerIsLost(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.again > 0 || a.intents != c.size() || int(lost.Load()) != writes {
-		t.Errorf("%d signatures over what was signed before, %d intents for %d requests; %d answers lost, want %d",
+		t.Errorf("%d signatures over what was signed before, %d intents for %d requests; %d "+
+			"answers lost, want %d",
 			a.again, a.intents, c.size(), lost.Load(), writes)
 	}
 	r.measured("%d answers lost, %d requests", lost.Load(), c.size())
@@ -75,7 +76,8 @@ func failing() faultproxy.Selector {
 		faultproxy.Answer(http.StatusTooManyRequests), faultproxy.Answer(http.StatusInternalServerError),
 		faultproxy.Answer(http.StatusServiceUnavailable), faultproxy.Reset, faultproxy.LoseAnswer(func(int) {}),
 	}
-	all, writes := faultproxy.Some(0.3, any...), faultproxy.Some(0.3, append(any, faultproxy.Answer(http.StatusConflict))...)
+	all, writes := faultproxy.Some(0.3, any...), faultproxy.Some(0.3,
+		append(any, faultproxy.Answer(http.StatusConflict))...)
 	return func(r *http.Request) faultproxy.Fault {
 		switch {
 		case r.Method == http.MethodPut:
@@ -128,7 +130,8 @@ func expireWatches(ctx context.Context, t *testing.T, p *faultproxy.Proxy) {
 func TestStorms(t *testing.T) {
 	for i, storm := range storms {
 		t.Run(storm.name, func(t *testing.T) {
-			r := begin(t, 4+i, storm.name+", for a minute, while 5 requests a second come in", "all issued within 30 s after it is well")
+			r := begin(t, 4+i, storm.name+", for a minute, while 5 requests a second come in",
+				"all issued within 30 s after it is well")
 			p, through := shared.proxied(t)
 			s := shared.signer(t, through)
 			d := s.startReady(t)
@@ -163,7 +166,8 @@ func (r *row) settle(t *testing.T, s *signer, c *batch) {
 
 // The API server is gone for a minute.
 func TestAPIServerIsGone(t *testing.T) {
-	r := begin(t, 8, "the API server stopped for a minute, with requests in work and open", "all issued within 30 s after it is well")
+	r := begin(t, 8, "the API server stopped for a minute, with requests in work and open",
+		"all issued within 30 s after it is well")
 	s := shared.signer(t)
 	d := s.startReady(t)
 	c := shared.newBatch(t)

@@ -26,7 +26,9 @@ import (
 type batch struct {
 	pod   testenv.Pod
 	admin kubernetes.Interface
-	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) // returns the object to create
+	// returns the object to create
+	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest,
+		error)
 
 	mu     sync.Mutex
 	number int
@@ -50,7 +52,8 @@ func (s *fixture) newBatch(t *testing.T) *batch {
 	must.OK(t, err)
 	t.Cleanup(func() {
 		requests := admin.CertificatesV1().CertificateSigningRequests()
-		if err := requests.DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		if err := requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
+			metav1.ListOptions{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -75,7 +78,8 @@ func (c *batch) askOne(ctx context.Context) (*certificatesv1.CertificateSigningR
 		return nil, err
 	}
 	at := time.Now()
-	csr, err = c.pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr, metav1.CreateOptions{})
+	csr, err = c.pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr,
+		metav1.CreateOptions{})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
@@ -107,7 +111,8 @@ func (c *batch) ask(t *testing.T, requests int) {
 func (c *batch) try(t *testing.T) {
 	_, err := c.askOne(t.Context())
 	switch {
-	case apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsInternalError(err):
+	case apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsInternalError(err):
 		t.Logf("not created: %v", err)
 	case err != nil:
 		t.Error(err)
@@ -153,7 +158,8 @@ func (c *batch) size() int {
 
 // requests returns the requests of the batch as they are now, by UID.
 func (c *batch) requests(ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
-	list, err := c.admin.CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+	list, err := c.admin.CertificatesV1().CertificateSigningRequests().List(ctx,
+		metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -179,14 +185,16 @@ func (c *batch) lost(ctx context.Context) ([]string, error) {
 	c.mu.Unlock()
 	var lost []string
 	for uid, made := range all {
-		if csr := now[uid]; csr == nil || len(csr.Status.Certificate) == 0 || !has(csr, certificatesv1.CertificateApproved) {
+		if csr := now[uid]; csr == nil || len(csr.Status.Certificate) == 0 ||
+			!has(csr, certificatesv1.CertificateApproved) {
 			lost = append(lost, made.name)
 		}
 	}
 	return lost, nil
 }
 
-func has(csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.RequestConditionType) bool {
+func has(csr *certificatesv1.CertificateSigningRequest,
+	kind certificatesv1.RequestConditionType) bool {
 	for _, c := range csr.Status.Conditions {
 		if c.Type == kind && c.Status == corev1.ConditionTrue {
 			return true
@@ -202,21 +210,23 @@ func (c *batch) waitForAll(t *testing.T) time.Duration {
 	began := time.Now()
 	least, since := c.size()+1, began
 	var lost []string
-	err := wait.PollUntilContextCancel(t.Context(), 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
-		now, err := c.lost(ctx)
-		if err != nil {
-			now = lost // the API server may be away for a moment
-		}
-		if lost = now; err == nil && len(lost) < least {
-			least, since = len(lost), time.Now()
-		}
-		if time.Since(since) > patience {
-			return false, fmt.Errorf("none was issued for %s", patience)
-		}
-		return err == nil && len(lost) == 0, nil
-	})
+	err := wait.PollUntilContextCancel(t.Context(), 200*time.Millisecond, true,
+		func(ctx context.Context) (bool, error) {
+			now, err := c.lost(ctx)
+			if err != nil {
+				now = lost // the API server may be away for a moment
+			}
+			if lost = now; err == nil && len(lost) < least {
+				least, since = len(lost), time.Now()
+			}
+			if time.Since(since) > patience {
+				return false, fmt.Errorf("none was issued for %s", patience)
+			}
+			return err == nil && len(lost) == 0, nil
+		})
 	if err != nil {
-		t.Errorf("%d of %d requests are lost, such as %v: %v", len(lost), c.size(), lost[:min(len(lost), 5)], err)
+		t.Errorf("%d of %d requests are lost, such as %v: %v", len(lost), c.size(),
+			lost[:min(len(lost), 5)], err)
 	}
 	return time.Since(began)
 }

@@ -50,8 +50,9 @@ var interruptions = []interruption{
 // none.
 func TestClients(t *testing.T) {
 	clients, rounds := of(20, 300), of(1, 3)
-	r := begin(t, 24, "300 clients, 15 ms per event, on a fresh API server: 20 a second, and within a second; "+
-		"in their middle kill -9, or the leader is killed",
+	r := begin(t, 24,
+		"300 clients, 15 ms per event, on a fresh API server: 20 a second, and within a second; "+
+			"in their middle kill -9, or the leader is killed",
 		"lost at 20 a second 0; within a second: added by an interruption, median ≤ 6 or within the spread of "+
 			"the runs without one; every request issued")
 	within := map[string][]float64{}
@@ -93,7 +94,8 @@ func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost
 		closed, err := load.Terminated(t.Context(), s.Cluster.Client())
 		must.OK(t, err)
 		if lost = report.Lost; report.Broken > 0 || lost > closed {
-			t.Errorf("%s; the API server closed %d watches; errors: %v", report, closed, report.Errors)
+			t.Errorf("%s; the API server closed %d watches; errors: %v", report, closed,
+				report.Errors)
 		}
 		t.Logf("%s; the API server closed %d watches", report, closed)
 		s.requireAllIssued(t, clients)
@@ -102,7 +104,8 @@ func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost
 }
 
 // askAmid runs the pods' clients, and calls middle when half of them watch.
-func askAmid(t *testing.T, s *fixture, pods []load.Pod, every time.Duration, middle func()) load.Report {
+func askAmid(t *testing.T, s *fixture, pods []load.Pod, every time.Duration,
+	middle func()) load.Report {
 	t.Helper()
 	done, watching := make(chan load.Report, 1), make(chan struct{}, len(pods))
 	plan := load.Plan{PerEvent: 15 * time.Millisecond, Every: every}
@@ -131,7 +134,8 @@ func askAmid(t *testing.T, s *fixture, pods []load.Pod, every time.Duration, mid
 func (s *fixture) requireAllIssued(t *testing.T, requests int) {
 	t.Helper()
 	must.Eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
-		list, err := s.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+		list, err := s.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx,
+			metav1.ListOptions{})
 		if err != nil {
 			return false, err
 		}

@@ -70,11 +70,13 @@ func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *batch,
 	must.Eventually(t, "the log to report the fault", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(), fmt.Sprintf(`"request":%q`, csr.Name)), nil
 	})
-	now, err := c.admin.CertificatesV1().CertificateSigningRequests().Get(t.Context(), csr.Name, metav1.GetOptions{})
+	now, err := c.admin.CertificatesV1().CertificateSigningRequests().Get(t.Context(), csr.Name,
+		metav1.GetOptions{})
 	must.OK(t, err)
 	after := s.certificatesSigned(t)
 	if after != before || len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
-		t.Errorf("while the journal reports %q: %d certificates were signed; the request has %d conditions",
+		t.Errorf("while the journal reports %q: %d certificates were signed; the request has %d "+
+			"conditions",
 			words, after-before, len(now.Status.Conditions))
 	}
 }
@@ -90,7 +92,8 @@ func (s *signer) certificatesSigned(t *testing.T) int {
 }
 
 func TestDiskIsFull(t *testing.T) {
-	r := begin(t, 11, "the state directory's disk full under load, then freed", "no signature while it cannot write; recovers")
+	r := begin(t, 11, "the state directory's disk full under load, then freed",
+		"no signature while it cannot write; recovers")
 	disk := smallDisk(t, "6m") // hsm-signer reserves 4 MiB of them
 	s := shared.signer(t, "STATE_DIR="+filepath.Join(disk, "state"))
 	s.state = filepath.Join(disk, "state")
@@ -103,7 +106,8 @@ func TestDiskIsFull(t *testing.T) {
 	}()
 	free := fill(t, disk)
 	<-asked
-	for i := 0; !notReady(t, d, "disk is full") && i < 20; i++ { // a page may still have a little room
+	// a page may still have a little room
+	for i := 0; !notReady(t, d, "disk is full") && i < 20; i++ {
 		c.ask(t, 10)
 	}
 	s.requireNothingSigned(t, d, c, "[-] journal: the journal's disk is full")
@@ -115,7 +119,8 @@ func TestDiskIsFull(t *testing.T) {
 	stop(t, d)
 	s.account(t).requireWhole(t, c)
 	r.measured("full with %d requests, %d of them open; signed then 0", c.size(), len(open))
-	r.measured("all issued %s after there was room, by itself; audit verify: exit code 0", seconds(took))
+	r.measured("all issued %s after there was room, by itself; audit verify: exit code 0",
+		seconds(took))
 }
 
 func notReady(t *testing.T, d *testenv.Daemon, words string) bool {
@@ -128,13 +133,15 @@ func notReady(t *testing.T, d *testenv.Daemon, words string) bool {
 // A disk becomes read-only, as ext4 makes it after an error. An administrator checks it and mounts
 // it again.
 func TestDiskIsReadOnly(t *testing.T) {
-	r := begin(t, 12, "the state directory's disk becomes read-only (ext4 after an error), is checked and "+
-		"mounted again", "no signature while it cannot write; recovers")
+	r := begin(t, 12,
+		"the state directory's disk becomes read-only (ext4 after an error), is checked and "+
+			"mounted again", "no signature while it cannot write; recovers")
 	image, disk := filepath.Join(t.TempDir(), "image"), t.TempDir()
 	must.OK(t, os.WriteFile(image, nil, 0o600))
 	must.OK(t, os.Truncate(image, 32<<20))
 	shell(t, "mkfs.ext4", "-q", image)
-	out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", image, disk).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", image,
+		disk).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
 	}
@@ -161,14 +168,16 @@ func TestDiskIsReadOnly(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	r.measured("signed while it was read-only 0; /readyz named the journal")
-	r.measured("all %d issued %s after the next start; most certificates for one UID %d; audit verify: exit code 0",
+	r.measured("all %d issued %s after the next start; most certificates for one UID %d; audit "+
+		"verify: exit code 0",
 		c.size(), seconds(took), a.most())
 }
 
 func shell(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v: %s; the test needs root and the packages e2fsprogs and mount", name, args, err, out)
+		t.Fatalf("%s %v: %v: %s; the test needs root and the packages e2fsprogs and mount", name,
+			args, err, out)
 	}
 }
 
@@ -281,21 +290,22 @@ func TestRefusalsOnASmallDisk(t *testing.T) {
 func (h *hostiles) waitForDenials(t *testing.T) int {
 	t.Helper()
 	denied := 0
-	must.Eventually(t, "every hostile request to be denied", func(ctx context.Context) (bool, error) {
-		now, err := h.requests(ctx)
-		if err != nil {
-			return false, err
-		}
-		denied = 0
-		for _, csr := range now {
-			if has(csr, certificatesv1.CertificateDenied) {
-				denied++
+	must.Eventually(t, "every hostile request to be denied",
+		func(ctx context.Context) (bool, error) {
+			now, err := h.requests(ctx)
+			if err != nil {
+				return false, err
 			}
-			if len(csr.Status.Certificate) > 0 {
-				return false, fmt.Errorf("%s has a certificate", csr.Name)
+			denied = 0
+			for _, csr := range now {
+				if has(csr, certificatesv1.CertificateDenied) {
+					denied++
+				}
+				if len(csr.Status.Certificate) > 0 {
+					return false, fmt.Errorf("%s has a certificate", csr.Name)
+				}
 			}
-		}
-		return denied == h.size(), nil
-	})
+			return denied == h.size(), nil
+		})
 	return denied
 }

@@ -30,7 +30,8 @@ func (s *fixture) newHostiles(t *testing.T) hostiles {
 }
 
 // spoiled returns, in turn, each kind of request for another's names or for too much.
-func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest,
+	error) {
 	switch number % 5 {
 	case 0:
 		asking.DNSNames = []string{"typha-server"}
@@ -57,7 +58,8 @@ func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.Certific
 
 // Hostile requests arrive ten times as often as good ones.
 func TestHostilesBesideGoodOnes(t *testing.T) {
-	r := begin(t, 18, "50 hostile requests a second beside 5 good ones, for two minutes", "every good one issued; p99 reported")
+	r := begin(t, 18, "50 hostile requests a second beside 5 good ones, for two minutes",
+		"every good one issued; p99 reported")
 	s := shared.signer(t)
 	d := s.startReady(t)
 	good, bad := shared.newBatch(t), shared.newHostiles(t)
@@ -74,8 +76,10 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	denied := bad.waitForDenials(t)
 	stop(t, d)
 	s.account(t).requireWhole(t, good)
-	r.measured("%d hostile (%.0f a second), all refused; %d good (%.1f a second), lost %d", denied, float64(denied)/lasted, good.size(), float64(good.size())/lasted, good.size()-len(latencies))
-	r.measured("from the request to the certificate: p50 %s, p99 %s, most %s", percentile(latencies, 50), percentile(latencies, 99), percentile(latencies, 100))
+	r.measured("%d hostile (%.0f a second), all refused; %d good (%.1f a second), lost %d", denied,
+		float64(denied)/lasted, good.size(), float64(good.size())/lasted, good.size()-len(latencies))
+	r.measured("from the request to the certificate: p50 %s, p99 %s, most %s",
+		percentile(latencies, 50), percentile(latencies, 99), percentile(latencies, 100))
 }
 
 // percentile formats a percentile of the sorted latencies.
@@ -91,12 +95,15 @@ var megabyte = bytes.Repeat([]byte("nothing to see here, move along\n"), 1<<15)
 
 // oversized changes requests to 1 MB, for this signer name: every second one is a good request
 // after text, the others are for very many names.
-func oversized(signerName string) func(int, *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
-	return func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+func oversized(signerName string) func(int,
+	*calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	return func(number int,
+		asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 		asking.SignerName = signerName
 		if number%2 == 0 {
 			for i := range 22_000 {
-				asking.DNSNames = append(asking.DNSNames, fmt.Sprintf("a-name-of-thirty-bytes-%05d.com", i))
+				asking.DNSNames = append(asking.DNSNames,
+					fmt.Sprintf("a-name-of-thirty-bytes-%05d.com", i))
 			}
 		}
 		csr, err := asking.Object()
@@ -108,10 +115,12 @@ func oversized(signerName string) func(int, *calico.InitContainer) (*certificate
 }
 
 // longNamed returns good requests with a name of 400 KiB.
-func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest,
+	error) {
 	csr, err := asking.Object()
 	if err == nil {
-		csr.Name = fmt.Sprintf("%d-%s", number, strings.Repeat("x", 400<<10)) // etcd stores the name three times, and 1.5 MB in all
+		// etcd stores the name three times, and 1.5 MB in all
+		csr.Name = fmt.Sprintf("%d-%s", number, strings.Repeat("x", 400<<10))
 	}
 	return csr, err
 }
@@ -119,7 +128,8 @@ func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.Certif
 // Half of the requests of 1 MB, for this signer and for another, exist before hsm-signer starts.
 func TestMemory(t *testing.T) {
 	foreign, ours := of(50, 500), of(20, 200)
-	r := begin(t, 17, "500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, half of them there before the start", "peak memory ≤ 256 MiB")
+	r := begin(t, 17,
+		"500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, half of them there before the start", "peak memory ≤ 256 MiB")
 	own := ownFixture(t)
 	s := own.signer(t)
 	others, bad, long, good := own.newBatch(t), hostiles{own.newBatch(t)}, own.newBatch(t), own.newBatch(t)
@@ -149,8 +159,10 @@ func TestMemory(t *testing.T) {
 	if most := max(peak, again); most > 256 {
 		t.Errorf("the peak of the memory is %d MiB", most)
 	}
-	r.measured("%d foreign, %d of our own refused, %d with a long name left alone; %d good ones issued", others.size(), denied, long.size(), good.size())
-	r.measured("peak of the memory (VmHWM) %d MiB; %d MiB after a start among all of them", peak, again)
+	r.measured("%d foreign, %d of our own refused, %d with a long name left alone; %d good "+
+		"ones issued", others.size(), denied, long.size(), good.size())
+	r.measured("peak of the memory (VmHWM) %d MiB; %d MiB after a start among all of them", peak,
+		again)
 }
 
 // peakMemory returns the largest resident size that the process has had, in MiB.

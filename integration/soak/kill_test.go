@@ -37,7 +37,8 @@ func TestKilledAtRandom(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.orphans > 0 || len(a.certificates) != c.size() {
-		t.Errorf("%d orphans, and %d requests with a certificate of %d", a.orphans, len(a.certificates), c.size())
+		t.Errorf("%d orphans, and %d requests with a certificate of %d", a.orphans,
+			len(a.certificates), c.size())
 	}
 	r.measured("%d kills, %d requests", kills, c.size())
 	r.measured("lost %d", c.size()-len(a.certificates))
@@ -54,13 +55,15 @@ const linesOfRun = 24
 // waitForLines waits until hsm-signer has logged this many lines.
 func waitForLines(t *testing.T, d *testenv.Daemon, lines int) {
 	t.Helper()
-	must.Eventually(t, fmt.Sprintf("%d lines in the log", lines), func(context.Context) (bool, error) {
-		return strings.Count(d.Log(), "\n") >= lines, nil
-	})
+	must.Eventually(t, fmt.Sprintf("%d lines in the log", lines),
+		func(context.Context) (bool, error) {
+			return strings.Count(d.Log(), "\n") >= lines, nil
+		})
 }
 
 func (r *row) measuredSignatures(a *account) {
-	r.measured("C_Sign %d: %d of certificates (%d intents in the journal; the same bytes signed again "+
+	r.measured("C_Sign %d: %d of certificates (%d intents in the journal; the same bytes "+
+		"signed again "+
 		"%d times), %d of the test signature (%d lines in the journal); not in the journal %d",
 		a.signatures, a.signatures-a.probes, a.intents, a.again, a.probes, a.probeLines, a.unaccounted)
 }
@@ -80,7 +83,10 @@ func once(do func()) func() {
 }
 
 func atCall(rule pkcs11shim.Rule) func(*testing.T, *signer, *faultproxy.Proxy, func()) {
-	return func(t *testing.T, s *signer, _ *faultproxy.Proxy, _ func()) { must.OK(t, s.shim.Rules(rule)) }
+	return func(t *testing.T, s *signer, _ *faultproxy.Proxy,
+		_ func()) {
+		must.OK(t, s.shim.Rules(rule))
+	}
 }
 
 // atWrite kills the process when it writes that subresource: before the API server gets the call,
@@ -105,9 +111,12 @@ var points = []point{
 	{"before the approval is written", atWrite("approval", false)},
 	{"after the approval is written", atWrite("approval", true)},
 	// Each signature takes two calls: the first one returns its length.
-	{"before C_Sign: with the intent in the journal", atCall(pkcs11shim.Kill(pkcs11shim.Sign).From(2))},
-	{"after C_Sign: signed, and nobody was told", atCall(pkcs11shim.KillAfter(pkcs11shim.Sign).From(2))},
-	{"before the certificate is published: with the certificate in the journal", atWrite("status", false)},
+	{"before C_Sign: with the intent in the journal",
+		atCall(pkcs11shim.Kill(pkcs11shim.Sign).From(2))},
+	{"after C_Sign: signed, and nobody was told",
+		atCall(pkcs11shim.KillAfter(pkcs11shim.Sign).From(2))},
+	{"before the certificate is published: with the certificate in the journal",
+		atWrite("status", false)},
 	{"after the certificate is published: and nobody was told", atWrite("status", true)},
 }
 
@@ -143,7 +152,8 @@ func TestKilledAtEachPoint(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.orphans > 0 || a.again != times {
-		t.Errorf("%d orphans; bytes of an intent were signed again %d times, and hsm-signer was killed %d times "+
+		t.Errorf("%d orphans; bytes of an intent were signed again %d times, and hsm-signer was "+
+			"killed %d times "+
 			"between the signature and the journal", a.orphans, a.again, times)
 	}
 	r.measured("%d kills at %d points, %d requests", times*len(points), len(points), c.size())

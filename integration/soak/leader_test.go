@@ -57,17 +57,21 @@ func (p *pair) start(t *testing.T, i int) {
 // watchLease records each reign.
 func (p *pair) watchLease(t *testing.T, s *fixture) {
 	t.Helper()
-	w, err := s.Cluster.Client().CoordinationV1().Leases(leaseNamespace).Watch(t.Context(), metav1.ListOptions{})
+	w, err := s.Cluster.Client().CoordinationV1().Leases(leaseNamespace).Watch(t.Context(),
+		metav1.ListOptions{})
 	must.OK(t, err)
 	t.Cleanup(w.Stop)
 	go func() {
 		for event := range w.ResultChan() {
 			lease, is := event.Object.(*coordinationv1.Lease)
-			if !is || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.AcquireTime == nil {
+			if !is || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" ||
+				lease.Spec.AcquireTime == nil {
 				continue
 			}
 			p.mu.Lock()
-			if next := (reign{*lease.Spec.HolderIdentity, lease.Spec.AcquireTime.Time}); len(p.reigns) == 0 || p.reigns[len(p.reigns)-1] != next {
+			if next := (reign{*lease.Spec.HolderIdentity,
+				lease.Spec.AcquireTime.Time}); len(p.reigns) == 0 ||
+				p.reigns[len(p.reigns)-1] != next {
 				p.reigns = append(p.reigns, next)
 			}
 			p.mu.Unlock()
@@ -125,15 +129,17 @@ func (p *pair) leader(t *testing.T) int {
 // takeover waits until the other one leads, and returns the time.
 func (p *pair) takeover(t *testing.T, from int) time.Time {
 	t.Helper()
-	must.Eventually(t, "the other to lead", func(ctx context.Context) (bool, error) { return leads(ctx, p.daemons[1-from]), nil })
+	must.Eventually(t, "the other to lead",
+		func(ctx context.Context) (bool, error) { return leads(ctx, p.daemons[1-from]), nil })
 	return time.Now()
 }
 
 // Leaders are stopped and continued, killed, and terminated.
 func TestLeaders(t *testing.T) {
 	pauses, kills, stops := of(1, 20), of(1, 5), of(1, 5)
-	r := begin(t, 10, "the leader stopped with SIGSTOP for 30 s and continued, 20 times; kill -9, 5 times; "+
-		"SIGTERM, 5 times; while 5 requests a second come in",
+	r := begin(t, 10,
+		"the leader stopped with SIGSTOP for 30 s and continued, 20 times; kill -9, 5 times; "+
+			"SIGTERM, 5 times; while 5 requests a second come in",
 		"second certificates for one UID 0; takeover ≤ 20 s after a kill, ≤ 3 s after SIGTERM")
 	p := newPair(t, shared)
 	c := shared.newBatch(t)
@@ -157,7 +163,8 @@ func TestLeaders(t *testing.T) {
 		stop(t, d)
 	}
 	r.measured("%d requests, all issued %s after the last came", c.size(), seconds(took))
-	r.measured("takeover: %s at most after SIGSTOP (%d), %s after kill -9 (%d), %s after SIGTERM (%d)",
+	r.measured("takeover: %s at most after SIGSTOP (%d), %s after kill -9 (%d), %s after "+
+		"SIGTERM (%d)",
 		seconds(longest(afterPause)), pauses, seconds(longest(afterKill)), kills, seconds(longest(afterTerm)), stops)
 	r.within(longest(afterKill), 20*time.Second)
 	r.within(longest(afterTerm), 3*time.Second)
@@ -235,14 +242,17 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 			unpublished++
 		}
 	}
-	if begun > 0 || unaccounted > 0 || unpublished > 0 || accounts[0].most() > 1 || accounts[1].most() > 1 {
+	if begun > 0 || unaccounted > 0 || unpublished > 0 || accounts[0].most() > 1 ||
+		accounts[1].most() > 1 {
 		t.Errorf("%d intents of one while the other led; %d signatures are in no journal; "+
 			"%d certificates in the cluster are in no journal; most certificates for one UID %d and %d",
 			begun, unaccounted, unpublished, accounts[0].most(), accounts[1].most())
 	}
 	r.measured("begun by one while the other led %d", begun)
-	r.measured("most certificates for one UID in a journal %d", max(accounts[0].most(), accounts[1].most()))
-	r.measured("UIDs with a certificate in both journals, of which one is published, %d; orphans %d",
+	r.measured("most certificates for one UID in a journal %d",
+		max(accounts[0].most(), accounts[1].most()))
+	r.measured("UIDs with a certificate in both journals, of which one is published, %d; "+
+		"orphans %d",
 		both, accounts[0].orphans+accounts[1].orphans)
 	r.measured("signatures in no journal %d", unaccounted)
 }
@@ -250,7 +260,8 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 // The lease is patched: an unknown holder has it for 68 years.
 func TestLeaseOfAnUnknownHolder(t *testing.T) {
 	times := of(1, 5)
-	r := begin(t, 20, "the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
+	r := begin(t, 20,
+		"the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
 	p := newPair(t, shared)
 	c := shared.newBatch(t)
 	var after []time.Duration
@@ -263,7 +274,8 @@ func TestLeaseOfAnUnknownHolder(t *testing.T) {
 		began := time.Now()
 		must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 			lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
-			return err == nil && *lease.Spec.HolderIdentity != "nobody" && (leads(ctx, p.daemons[0]) || leads(ctx, p.daemons[1])), nil
+			return err == nil && *lease.Spec.HolderIdentity != "nobody" &&
+				(leads(ctx, p.daemons[0]) || leads(ctx, p.daemons[1])), nil
 		})
 		after = append(after, time.Since(began))
 		c.ask(t, 2)
@@ -272,6 +284,7 @@ func TestLeaseOfAnUnknownHolder(t *testing.T) {
 	for _, d := range p.daemons {
 		stop(t, d)
 	}
-	r.measured("%d writes; a replica led %s after one at most; %d requests asked for afterwards, all issued", times, seconds(longest(after)), c.size())
+	r.measured("%d writes; a replica led %s after one at most; %d requests asked for afterwards, "+
+		"all issued", times, seconds(longest(after)), c.size())
 	r.within(longest(after), 20*time.Second)
 }

@@ -22,8 +22,9 @@ import (
 // object.
 func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	each := of(6, 60)
-	r := begin(t, 21, "60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry "+
-		"would take; then good ones",
+	r := begin(t, 21,
+		"60 requests of 1.4 MB and 60 within 300 bytes of etcd's limit; then as long as a retry "+
+			"would take; then good ones",
 		"120 recorded refusals; failed writes 0, faults 0, one event each; good ones issued")
 	own := ownFixture(t)
 	s := own.signer(t)
@@ -34,7 +35,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	must.OK(t, err)
 	longest, err := bad.pod.LongestRequest(t.Context(), template)
 	must.OK(t, err)
-	bad.spoil = func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+	bad.spoil = func(number int,
+		asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 		asking.SecretName = fmt.Sprintf("batch-%03d", number)
 		csr, err := asking.Object()
 		if err == nil && number <= each {
@@ -77,7 +79,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		!strings.Contains(metrics, refusals) {
 		t.Errorf("failed writes %v; the metrics:\n%s", failed, metrics)
 	}
-	events, err := own.Cluster.Client().CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+	events, err := own.Cluster.Client().CoreV1().Events("default").List(t.Context(),
+		metav1.ListOptions{})
 	must.OK(t, err)
 	times := 0
 	for _, event := range events.Items {
@@ -94,7 +97,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 			denied++
 		}
 	}
-	r.measured("%d requests, the longest spec.request that etcd stores has %d bytes; %d refusals recorded, "+
+	r.measured("%d requests, the longest spec.request that etcd stores has %d bytes; %d refusals "+
+		"recorded, "+
 		"%d of them denied, the others left alone", bad.size(), longest, recorded(), denied)
 	r.measured("failed writes %d, faults 0, events %d", len(failed), times)
 	r.measured("%d good ones issued afterwards", good.size())

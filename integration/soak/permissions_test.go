@@ -36,7 +36,8 @@ func (p permission) without(rules []rbacv1.PolicyRule) []rbacv1.PolicyRule {
 			one := *rule.DeepCopy()
 			one.Resources = []string{resource}
 			if resource == p.resource {
-				one.Verbs = slices.DeleteFunc(one.Verbs, func(verb string) bool { return verb == p.verb })
+				one.Verbs = slices.DeleteFunc(one.Verbs,
+					func(verb string) bool { return verb == p.verb })
 			}
 			if len(one.Verbs) > 0 {
 				kept = append(kept, one)
@@ -67,10 +68,12 @@ func permissionsOf(namespace, role string, rules []rbacv1.PolicyRule) []permissi
 // permissions returns the permissions that hsm-signer needs.
 func permissions(t *testing.T, client kubernetes.Interface) []permission {
 	t.Helper()
-	cluster, err := client.RbacV1().ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
+	cluster, err := client.RbacV1().ClusterRoles().Get(t.Context(), "hsm-signer",
+		metav1.GetOptions{})
 	must.OK(t, err)
 	all := permissionsOf("", cluster.Name, cluster.Rules)
-	for namespace, name := range map[string]string{"hsm-signer": "hsm-signer-lease", "default": "hsm-signer-events"} {
+	for namespace, name := range map[string]string{"hsm-signer": "hsm-signer-lease",
+		"default": "hsm-signer-events"} {
 		role, err := client.RbacV1().Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
 		must.OK(t, err)
 		all = append(all, permissionsOf(namespace, name, role.Rules)...)
@@ -138,7 +141,8 @@ func TestPermissionsAreTakenAway(t *testing.T) {
 	if busiest > hot {
 		t.Errorf("%.0f calls a second without %s", busiest, busiestWithout)
 	}
-	r.measured("%d permissions, each named by /readyz while it was missing; ready again when it was back", len(all))
+	r.measured("%d permissions, each named by /readyz while it was missing; ready again when "+
+		"it was back", len(all))
 	r.measured("at most %.1f API calls a second meanwhile, with two open requests (without %q)",
 		busiest, busiestWithout)
 	r.measured("%d requests, all issued afterwards, none refused", c.size())
@@ -184,7 +188,8 @@ func requireNoneRefused(t *testing.T, c *batch) {
 	must.OK(t, err)
 	var refused []string
 	for _, csr := range now {
-		if has(csr, certificatesv1.CertificateDenied) || has(csr, certificatesv1.CertificateFailed) {
+		if has(csr, certificatesv1.CertificateDenied) ||
+			has(csr, certificatesv1.CertificateFailed) {
 			refused = append(refused, csr.Name)
 		}
 	}

@@ -23,7 +23,8 @@ const maxResident = 128
 // the kubelet's probes come from too.
 func TestSlowReaders(t *testing.T) {
 	readers := of(300, 3000)
-	r := begin(t, 22, "3,000 callers ask for /metrics, /readyz and the status page over and over, and read a byte a second, for a minute",
+	r := begin(t, 22,
+		"3,000 callers ask for /metrics, /readyz and the status page over and over, and read a byte a second, for a minute",
 		"peak memory < 128 MiB; /livez within 1 s")
 	s := shared.signer(t, "STATUS_ADDRESS=127.0.0.1:0")
 	d := s.startReady(t)
@@ -35,7 +36,8 @@ func TestSlowReaders(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range readers {
 		target := []struct{ address, path string }{
-			{health, "/metrics"}, {health, "/readyz"}, {strings.Trim(strings.TrimPrefix(page, "http://"), "/"), "/"},
+			{health, "/metrics"}, {health,
+				"/readyz"}, {strings.Trim(strings.TrimPrefix(page, "http://"), "/"), "/"},
 		}[i%3]
 		group.Go(func() {
 			for ctx.Err() == nil {
@@ -59,8 +61,10 @@ func TestSlowReaders(t *testing.T) {
 		t.Errorf("the peak of the memory is %d MiB", peak)
 	}
 	r.within(longest(took), time.Second)
-	r.measured("%d callers; peak of the memory (VmHWM) %d MiB, %d MiB before", readers, peak, before)
-	r.measured("%d probes of /livez, each on a new connection: %d failed, slowest %d ms", len(took)+failed, failed, longest(took).Milliseconds())
+	r.measured("%d callers; peak of the memory (VmHWM) %d MiB, %d MiB before", readers, peak,
+		before)
+	r.measured("%d probes of /livez, each on a new connection: %d failed, slowest %d ms",
+		len(took)+failed, failed, longest(took).Milliseconds())
 }
 
 // readSlowly sends one request and reads a byte of the response each second, until the server
@@ -84,23 +88,25 @@ func readSlowly(ctx context.Context, address, path string) {
 
 // probeLivez asks for /livez as a kubelet does, each time on a new connection, and returns how long
 // the answers took and how many did not come.
-func probeLivez(t *testing.T, address string, lasting time.Duration) (took []time.Duration, failed int) {
+func probeLivez(t *testing.T, address string, lasting time.Duration) (took []time.Duration,
+	failed int) {
 	t.Helper()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	ctx, cancel := context.WithTimeout(t.Context(), lasting)
 	defer cancel()
-	_ = wait.PollUntilContextCancel(ctx, 100*time.Millisecond, true, func(context.Context) (bool, error) {
-		began := time.Now()
-		response, err := client.Get("http://" + address + "/livez")
-		if err == nil {
-			_ = response.Body.Close()
-		}
-		if err != nil || response.StatusCode != http.StatusOK {
-			failed++
+	_ = wait.PollUntilContextCancel(ctx, 100*time.Millisecond, true,
+		func(context.Context) (bool, error) {
+			began := time.Now()
+			response, err := client.Get("http://" + address + "/livez")
+			if err == nil {
+				_ = response.Body.Close()
+			}
+			if err != nil || response.StatusCode != http.StatusOK {
+				failed++
+				return false, nil
+			}
+			took = append(took, time.Since(began))
 			return false, nil
-		}
-		took = append(took, time.Since(began))
-		return false, nil
-	})
+		})
 	return took, failed
 }

@@ -106,7 +106,8 @@ hsm-signer as a process of its own, on %d processors (%s/%s) that all of them sh
 		if !r.Held {
 			verdict = "**NOT HELD**"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s; %s, %s |\n", r.Did, r.Must, strings.Join(r.Measured, "<br>"), verdict, r.Took, r.Ended.Format(time.DateOnly))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s; %s, %s |\n", r.Did, r.Must,
+			strings.Join(r.Measured, "<br>"), verdict, r.Took, r.Ended.Format(time.DateOnly))
 	}
 	return b.String()
 }

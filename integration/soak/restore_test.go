@@ -12,7 +12,8 @@ import (
 // are open again and get the same certificates.
 func TestEtcdIsRestored(t *testing.T) {
 	requests := of(10, 100)
-	r := begin(t, 16, "etcd restored to before 100 issuances, with the same journal, while hsm-signer runs; then again while it does not",
+	r := begin(t, 16,
+		"etcd restored to before 100 issuances, with the same journal, while hsm-signer runs; then again while it does not",
 		"no UID gets a second, different certificate")
 	own := ownFixture(t)
 	s := own.signer(t)
@@ -37,7 +38,8 @@ func TestEtcdIsRestored(t *testing.T) {
 	must.OK(t, err)
 	different := 0
 	for uid, csr := range first {
-		if now := again[uid]; now == nil || !bytes.Equal(csr.Status.Certificate, now.Status.Certificate) {
+		if now := again[uid]; now == nil ||
+			!bytes.Equal(csr.Status.Certificate, now.Status.Certificate) {
 			different++
 		}
 	}

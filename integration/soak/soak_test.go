@@ -109,9 +109,13 @@ func (s *fixture) signer(t *testing.T, env ...string) *signer {
 		t.Fatalf("policy show: exit code %d: %s", code, stderr)
 	}
 	policy := filepath.Join(dir, "policy.yaml")
-	must.OK(t, os.WriteFile(policy, []byte(text+"\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"), 0o600))
+	must.OK(t,
+		os.WriteFile(policy,
+			[]byte(text+"\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: "+
+				"1000000}\n"), 0o600))
 	made := &signer{fixture: s, shim: before, state: filepath.Join(dir, "state")}
-	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, "POLICY_FILE="+policy, "STATE_DIR="+made.state)
+	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, "POLICY_FILE="+policy,
+		"STATE_DIR="+made.state)
 	made.env = append(made.env, env...)
 	return made
 }

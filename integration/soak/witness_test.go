@@ -39,7 +39,8 @@ type certified struct {
 func watchCertificates(t *testing.T, c *batch) *witness {
 	t.Helper()
 	w := &witness{batch: c, seen: map[types.UID]certified{}}
-	informer := informers.NewSharedInformerFactory(c.admin, 0).Certificates().V1().CertificateSigningRequests().Informer()
+	informer := informers.NewSharedInformerFactory(c.admin,
+		0).Certificates().V1().CertificateSigningRequests().Informer()
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: w.note, UpdateFunc: func(_, after any) { w.note(after) },
 	})

@@ -116,7 +116,8 @@ func WriteKubeconfig(path string, config *rest.Config) error {
 			ClientCertificateData: config.CertData,
 			ClientKeyData:         config.KeyData,
 		}},
-		Contexts:       map[string]*clientcmdapi.Context{"testenv": {Cluster: "testenv", AuthInfo: "user"}},
+		Contexts: map[string]*clientcmdapi.Context{"testenv": {Cluster: "testenv",
+			AuthInfo: "user"}},
 		CurrentContext: "testenv",
 	}
 	if err := clientcmd.WriteToFile(kubeconfig, path); err != nil {

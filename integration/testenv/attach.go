@@ -22,12 +22,14 @@ func Attach(ctx context.Context, dir, url string) (*Cluster, error) {
 	c := in(dir)
 	c.url = url
 	var last error
-	err := wait.PollUntilContextTimeout(ctx, readyPoll, attachTimeout, true, func(ctx context.Context) (bool, error) {
-		last = c.ready(ctx)
-		return last == nil, nil
-	})
+	err := wait.PollUntilContextTimeout(ctx, readyPoll, attachTimeout, true,
+		func(ctx context.Context) (bool, error) {
+			last = c.ready(ctx)
+			return last == nil, nil
+		})
 	if err != nil {
-		return nil, fmt.Errorf("the API server at %s with the secrets in %s is not ready: %w", url, dir, last)
+		return nil, fmt.Errorf("the API server at %s with the secrets in %s is not ready: %w", url,
+			dir, last)
 	}
 	return c, nil
 }

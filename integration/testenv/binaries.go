@@ -65,7 +65,8 @@ func Binaries(ctx context.Context, progress io.Writer) (Bin, error) {
 func assets(dir string) (Bin, error) {
 	bin := binIn(dir)
 	if err := bin.missing(); err != nil {
-		return Bin{}, fmt.Errorf("%s is set to %s, which lacks a binary: %w; copy it there, or unset the variable",
+		return Bin{}, fmt.Errorf("%s is set to %s, which lacks a binary: %w; copy it there, or "+
+			"unset the variable",
 			AssetsVariable, dir, err)
 	}
 	return bin, nil
@@ -103,7 +104,8 @@ func newBuild(ctx context.Context) (*serverBuild, error) {
 	if err != nil {
 		return nil, err
 	}
-	versions, err := goOutput(ctx, module, "list", "-m", "-f", "{{.Version}}", kubernetesModule, etcdModule)
+	versions, err := goOutput(ctx, module, "list", "-m", "-f", "{{.Version}}", kubernetesModule,
+		etcdModule)
 	if err != nil {
 		return nil, err
 	}
@@ -113,11 +115,13 @@ func newBuild(ctx context.Context) (*serverBuild, error) {
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return nil, fmt.Errorf("no cache directory for the servers' binaries: %w; set HOME or %s", err, AssetsVariable)
+		return nil, fmt.Errorf("no cache directory for the servers' binaries: %w; set HOME or %s",
+			err, AssetsVariable)
 	}
 	b := &serverBuild{module: module}
 	if _, err := fmt.Sscan(versions, &b.kubernetes, &b.etcd); err != nil {
-		return nil, fmt.Errorf("versions of kubernetes and etcd in %s: %w", filepath.Join(module, "go.mod"), err)
+		return nil, fmt.Errorf("versions of kubernetes and etcd in %s: %w",
+			filepath.Join(module, "go.mod"), err)
 	}
 	b.ldflags = versionFlags(b.kubernetes)
 	hash := sha256.Sum256([]byte(b.ldflags))
@@ -131,7 +135,8 @@ func newBuild(ctx context.Context) (*serverBuild, error) {
 func versionFlags(version string) string {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
-	return fmt.Sprintf("-s -w -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s",
+	return fmt.Sprintf("-s -w -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X "+
+		"%[1]s.gitMinor=%[4]s",
 		versionPackage, version, major, minor)
 }
 
@@ -157,7 +162,8 @@ func (b *serverBuild) once(ctx context.Context) (Bin, error) {
 	if err := b.compile(ctx, binIn(temp)); err != nil {
 		return Bin{}, err
 	}
-	if err := errors.Join(os.Chmod(temp, 0o755), os.RemoveAll(b.target), os.Rename(temp, b.target)); err != nil {
+	if err := errors.Join(os.Chmod(temp, 0o755), os.RemoveAll(b.target),
+		os.Rename(temp, b.target)); err != nil {
 		return Bin{}, fmt.Errorf("install the servers' binaries: %w", err)
 	}
 	return bin, nil
@@ -168,7 +174,8 @@ func (b *serverBuild) compile(ctx context.Context, out Bin) error {
 		out.APIServer: apiserverPackage, out.Etcd: etcdModule, out.Kubectl: kubectlPackage,
 	}
 	for path, pkg := range packages {
-		if _, err := goOutput(ctx, b.module, "build", "-o", path, "-ldflags", b.ldflags, pkg); err != nil {
+		if _, err := goOutput(ctx, b.module, "build", "-o", path, "-ldflags", b.ldflags,
+			pkg); err != nil {
 			return err
 		}
 	}
@@ -186,7 +193,8 @@ func moduleDir(ctx context.Context) (string, error) {
 	}
 	dir, err := goOutput(ctx, "", "list", "-m", "-f", "{{.Dir}}", modulePath)
 	if err != nil {
-		return "", fmt.Errorf("cannot find the sources of module %s: %w; run in its directory, or set %s",
+		return "", fmt.Errorf("cannot find the sources of module %s: %w; run in its directory, "+
+			"or set %s",
 			modulePath, err, AssetsVariable)
 	}
 	return dir, nil
@@ -228,14 +236,15 @@ func lockFile(path string) (*os.File, error) {
 
 func waitForLock(ctx context.Context, path string) (*os.File, error) {
 	var lock *os.File
-	err := wait.PollUntilContextCancel(ctx, lockPollInterval, true, func(context.Context) (bool, error) {
-		var err error
-		lock, err = lockFile(path)
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return false, nil
-		}
-		return err == nil, err
-	})
+	err := wait.PollUntilContextCancel(ctx, lockPollInterval, true,
+		func(context.Context) (bool, error) {
+			var err error
+			lock, err = lockFile(path)
+			if errors.Is(err, syscall.EWOULDBLOCK) {
+				return false, nil
+			}
+			return err == nil, err
+		})
 	if err != nil {
 		return nil, fmt.Errorf("wait for another process that builds the servers: %w", err)
 	}

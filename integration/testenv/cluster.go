@@ -152,7 +152,8 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 			return nil
 		}
 		// Another process may have taken the port since it was chosen.
-		if try == portTries || !strings.Contains(c.apiserver.lastWords(), "address already in use") {
+		if try == portTries ||
+			!strings.Contains(c.apiserver.lastWords(), "address already in use") {
 			return err
 		}
 	}
@@ -171,7 +172,8 @@ func (c *Cluster) startAPIServerOnce(ctx context.Context) error {
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction", "--disable-admission-plugins=ServiceAccount",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file=" + accountKeyFile, "--service-account-signing-key-file=" + accountKeyFile,
+		"--service-account-key-file=" + accountKeyFile, "--service-account-signing-key-file=" +
+			accountKeyFile,
 		"--service-cluster-ip-range=10.96.0.0/16", "--allow-privileged",
 	}, c.options.APIServerArgs...)
 	if err := c.apiserver.start(ctx, c.options.Detach, c.bin.APIServer, args...); err != nil {
@@ -202,15 +204,18 @@ func (c *Cluster) choosePort() (int, error) {
 
 func (c *Cluster) waitUntilReady(ctx context.Context) error {
 	var last error
-	err := wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true, func(ctx context.Context) (bool, error) {
-		for _, p := range []*process{&c.etcd, &c.apiserver} {
-			if !p.running() {
-				return false, fmt.Errorf("%s has exited; its log %s ends:\n%s", p.name, p.logFile(), p.lastWords())
+	err := wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true,
+		func(ctx context.Context) (bool, error) {
+			for _, p := range []*process{&c.etcd, &c.apiserver} {
+				if !p.running() {
+					return false, fmt.Errorf("%s has exited; its log %s ends:\n%s", p.name,
+						p.logFile(),
+						p.lastWords())
+				}
 			}
-		}
-		last = c.ready(ctx)
-		return last == nil, nil
-	})
+			last = c.ready(ctx)
+			return last == nil, nil
+		})
 	if wait.Interrupted(err) {
 		return fmt.Errorf("the API server is not ready: %w; its log is %s",
 			errors.Join(err, last), c.apiserver.logFile())

@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	var err error
-	cluster, err = testenv.StartCluster(context.Background(), testenv.ClusterOptions{Progress: os.Stderr})
+	cluster, err = testenv.StartCluster(context.Background(),
+		testenv.ClusterOptions{Progress: os.Stderr})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -51,9 +52,12 @@ func run(m *testing.M) int {
 
 func TestTokenOfPodNamesThePod(t *testing.T) {
 	ctx := t.Context()
-	pod, err := cluster.Pod(ctx, testenv.PodSpec{Namespace: "calico-system", Name: "calico-typha-0", ServiceAccount: "calico-typha", Node: "worker", IPs: []string{"10.0.0.7", "fd00::7"}})
+	pod, err := cluster.Pod(ctx,
+		testenv.PodSpec{Namespace: "calico-system", Name: "calico-typha-0",
+			ServiceAccount: "calico-typha", Node: "worker", IPs: []string{"10.0.0.7", "fd00::7"}})
 	must.OK(t, err)
-	if pod.Status.Phase != corev1.PodRunning || pod.Status.PodIP != "10.0.0.7" || len(pod.Status.PodIPs) != 2 {
+	if pod.Status.Phase != corev1.PodRunning || pod.Status.PodIP != "10.0.0.7" ||
+		len(pod.Status.PodIPs) != 2 {
 		t.Fatalf("pod's status is %+v, want running with both addresses", pod.Status)
 	}
 	token, err := cluster.TokenFor(ctx, pod)
@@ -62,8 +66,10 @@ func TestTokenOfPodNamesThePod(t *testing.T) {
 	if got, want := request.Spec.Username, "system:serviceaccount:calico-system:calico-typha"; got != want {
 		t.Errorf("username is %q, want %q", got, want)
 	}
-	for key, want := range map[string]string{"pod-name": pod.Name, "pod-uid": string(pod.UID), "node-name": "worker"} {
-		if got := request.Spec.Extra["authentication.kubernetes.io/"+key]; len(got) != 1 || got[0] != want {
+	for key, want := range map[string]string{"pod-name": pod.Name, "pod-uid": string(pod.UID),
+		"node-name": "worker"} {
+		if got := request.Spec.Extra["authentication.kubernetes.io/"+key]; len(got) != 1 ||
+			got[0] != want {
 			t.Errorf("extra %s is %v, want %s", key, got, want)
 		}
 	}
@@ -73,16 +79,19 @@ func TestUnboundTokenNamesNoPod(t *testing.T) {
 	must.OK(t, cluster.EnsureServiceAccount(t.Context(), "calico-system", "intruder"))
 	token, err := cluster.UnboundToken(t.Context(), "calico-system", "intruder")
 	must.OK(t, err)
-	pretended := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-1"}, Status: corev1.PodStatus{PodIP: "10.0.0.9"}}
+	pretended := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-1"},
+		Status: corev1.PodStatus{PodIP: "10.0.0.9"}}
 	for key := range ask(t, token, pretended).Spec.Extra {
-		if strings.HasPrefix(key, "authentication.kubernetes.io/pod") || strings.HasPrefix(key, "authentication.kubernetes.io/node") {
+		if strings.HasPrefix(key, "authentication.kubernetes.io/pod") ||
+			strings.HasPrefix(key, "authentication.kubernetes.io/node") {
 			t.Errorf("extra has %s, want none of a pod", key)
 		}
 	}
 }
 
 func TestPodWithoutNetworkIsPending(t *testing.T) {
-	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pending", Name: "a", HostNetwork: true})
+	pod, err := cluster.Pod(t.Context(),
+		testenv.PodSpec{Namespace: "pending", Name: "a", HostNetwork: true})
 	must.OK(t, err)
 	if pod.Status.Phase != corev1.PodPending || pod.Status.PodIP != "" {
 		t.Fatalf("pod's status is %+v, want pending without address", pod.Status)
@@ -93,7 +102,8 @@ func TestPodWithoutNetworkIsPending(t *testing.T) {
 		t.Errorf("host IP is %q, want the pod's, which is on its node's network", pod.Status.HostIP)
 	}
 	must.OK(t, cluster.DeletePod(t.Context(), pod))
-	if _, err := cluster.Client().CoreV1().Pods("pending").Get(t.Context(), "a", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := cluster.Client().CoreV1().Pods("pending").Get(t.Context(), "a",
+		metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("after its deletion the pod is still there: %v", err)
 	}
 }
@@ -110,7 +120,8 @@ func TestPodWithInitContainersIsPending(t *testing.T) {
 		t.Fatalf("pod's status is %+v, want pending with an address and three containers", status)
 	}
 	first, second, main := status.InitContainerStatuses[0], status.InitContainerStatuses[1], status.ContainerStatuses[0]
-	if first.Name != "certs" || first.State.Running == nil || second.State.Waiting == nil || main.State.Waiting == nil {
+	if first.Name != "certs" || first.State.Running == nil || second.State.Waiting == nil ||
+		main.State.Waiting == nil {
 		t.Errorf("containers are %+v, %+v and %+v, want the first one alone running", first, second, main)
 	}
 }
@@ -130,13 +141,15 @@ data: {key: %s}
 `
 	for _, value := range []string{"first", "second"} {
 		must.OK(t, cluster.Apply(t.Context(), fmt.Appendf(nil, manifests, value)))
-		got, err := cluster.Client().CoreV1().ConfigMaps("applied").Get(t.Context(), "a", metav1.GetOptions{})
+		got, err := cluster.Client().CoreV1().ConfigMaps("applied").Get(t.Context(), "a",
+			metav1.GetOptions{})
 		must.OK(t, err)
 		if got.Data["key"] != value {
 			t.Errorf("key is %q, want %q", got.Data["key"], value)
 		}
 	}
-	if err := cluster.Apply(t.Context(), []byte("{apiVersion: v1, kind: Namespace, metadata: {name: b}, typo: 1}")); err == nil {
+	if err := cluster.Apply(t.Context(),
+		[]byte("{apiVersion: v1, kind: Namespace, metadata: {name: b}, typo: 1}")); err == nil {
 		t.Error("a field that does not exist was taken")
 	}
 }
@@ -187,7 +200,8 @@ func TestSameDirectoryIsSameCluster(t *testing.T) {
 	again, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir})
 	must.OK(t, err)
 	defer again.Stop()
-	if _, err := first.Client().CoreV1().Namespaces().Get(t.Context(), "kept", metav1.GetOptions{}); err != nil {
+	if _, err := first.Client().CoreV1().Namespaces().Get(t.Context(), "kept",
+		metav1.GetOptions{}); err != nil {
 		t.Errorf("the first cluster's client does not find its namespace in the second: %v", err)
 	}
 	if _, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir}); err == nil {
@@ -221,7 +235,8 @@ func TestKubeconfig(t *testing.T) {
 const orphanVariable = "TESTENV_ORPHAN"
 
 func orphan() int {
-	if _, err := testenv.StartCluster(context.Background(), testenv.ClusterOptions{Dir: os.Getenv(orphanVariable)}); err != nil {
+	if _, err := testenv.StartCluster(context.Background(),
+		testenv.ClusterOptions{Dir: os.Getenv(orphanVariable)}); err != nil {
 		fmt.Println(err)
 		return 1
 	}
@@ -253,13 +268,15 @@ func TestNothingOutlivesItsProcess(t *testing.T) {
 func waitUntilGone(t *testing.T, dir string) {
 	t.Helper()
 	var last error
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 20*time.Second, true, func(context.Context) (bool, error) {
-		var fresh *testenv.Cluster
-		if fresh, last = testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir}); last != nil {
-			return false, nil
-		}
-		return true, fresh.Stop()
-	})
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 20*time.Second, true,
+		func(context.Context) (bool, error) {
+			var fresh *testenv.Cluster
+			if fresh, last = testenv.StartCluster(t.Context(),
+				testenv.ClusterOptions{Dir: dir}); last != nil {
+				return false, nil
+			}
+			return true, fresh.Stop()
+		})
 	if err != nil {
 		t.Fatalf("servers are left in %s: %v", dir, errors.Join(err, last))
 	}
@@ -319,7 +336,9 @@ func ask(t *testing.T, token string, pod *corev1.Pod) *certificatesv1.Certificat
 // TestRefusalReachesCalico denies a request while its pod waits, and another
 // that takes its place.
 func TestRefusalReachesCalico(t *testing.T) {
-	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "calico-system", Name: "refused", ServiceAccount: "calico-typha", IPs: []string{"10.0.0.8"}})
+	pod, err := cluster.Pod(t.Context(),
+		testenv.PodSpec{Namespace: "calico-system", Name: "refused", ServiceAccount: "calico-typha",
+			IPs: []string{"10.0.0.8"}})
 	must.OK(t, err)
 	token, err := cluster.TokenFor(t.Context(), pod)
 	must.OK(t, err)
@@ -327,7 +346,8 @@ func TestRefusalReachesCalico(t *testing.T) {
 	earlier := ask(t, token, pod)
 	later := ask(t, token, pod)
 	if earlier.Name != later.Name || earlier.UID == later.UID {
-		t.Errorf("the later request is %s (%s), want another of the earlier's name %s (%s)", later.Name, later.UID, earlier.Name, earlier.UID)
+		t.Errorf("the later request is %s (%s), want another of the earlier's name %s (%s)",
+			later.Name, later.UID, earlier.Name, earlier.UID)
 	}
 	var waiting sync.WaitGroup
 	waiting.Go(func() {

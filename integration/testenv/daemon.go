@@ -48,7 +48,8 @@ func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 	if err := e.Cluster.EnsureNamespace(ctx, "calico-system"); err != nil {
 		return nil, err
 	}
-	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "components", "heal", "rbac.yaml"))
+	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "components", "heal",
+		"rbac.yaml"))
 	if err != nil {
 		return nil, err
 	}
@@ -95,21 +96,22 @@ func (d *Daemon) StatusPage(ctx context.Context) (string, error) {
 
 // logged waits for the log line with this message, and returns the address in it.
 func (d *Daemon) logged(ctx context.Context, message string) (address string, err error) {
-	err = wait.PollUntilContextTimeout(ctx, poll, patience, true, func(context.Context) (bool, error) {
-		if !d.Running() {
-			return false, errors.New("it has exited")
-		}
-		for line := range strings.SplitSeq(d.log.String(), "\n") {
-			var entry struct {
-				Message string `json:"@message"`
-				Address string `json:"address"`
+	err = wait.PollUntilContextTimeout(ctx, poll, patience, true,
+		func(context.Context) (bool, error) {
+			if !d.Running() {
+				return false, errors.New("it has exited")
 			}
-			if json.Unmarshal([]byte(line), &entry) == nil && entry.Message == message {
-				address = entry.Address
+			for line := range strings.SplitSeq(d.log.String(), "\n") {
+				var entry struct {
+					Message string `json:"@message"`
+					Address string `json:"address"`
+				}
+				if json.Unmarshal([]byte(line), &entry) == nil && entry.Message == message {
+					address = entry.Address
+				}
 			}
-		}
-		return address != "", nil
-	})
+			return address != "", nil
+		})
 	if err != nil {
 		return "", fmt.Errorf("hsm-signer does not log %q: %w; its log:\n%s", message, err, d.Log())
 	}
@@ -164,16 +166,18 @@ func (d *Daemon) WaitNotReady(ctx context.Context, words string) error {
 
 func (d *Daemon) waitReadyz(ctx context.Context, want bool, words string) error {
 	var last string
-	err := wait.PollUntilContextTimeout(ctx, poll, patience, true, func(ctx context.Context) (bool, error) {
-		if !d.Running() {
-			return false, errors.New("it has exited")
-		}
-		ready, body, err := d.Readyz(ctx)
-		last = body
-		return err == nil && ready == want && strings.Contains(body, words), nil
-	})
+	err := wait.PollUntilContextTimeout(ctx, poll, patience, true,
+		func(ctx context.Context) (bool, error) {
+			if !d.Running() {
+				return false, errors.New("it has exited")
+			}
+			ready, body, err := d.Readyz(ctx)
+			last = body
+			return err == nil && ready == want && strings.Contains(body, words), nil
+		})
 	if err != nil {
-		return fmt.Errorf("waiting for ready=%t %q in /readyz of hsm-signer: %w; last answer %q; its log:\n%s", want, words, err, last, d.Log())
+		return fmt.Errorf("waiting for ready=%t %q in /readyz of hsm-signer: %w; last answer %q; "+
+			"its log:\n%s", want, words, err, last, d.Log())
 	}
 	return nil
 }
@@ -201,7 +205,8 @@ func (d *Daemon) Wait() (int, error) {
 	case <-d.ended:
 		return d.cmd.ProcessState.ExitCode(), nil
 	case <-time.After(ending):
-		return -1, errors.Join(fmt.Errorf("hsm-signer did not exit within %s; its log:\n%s", ending, d.Log()), d.Kill())
+		return -1, errors.Join(fmt.Errorf("hsm-signer did not exit within %s; its log:\n%s", ending,
+			d.Log()), d.Kill())
 	}
 }
 

@@ -127,12 +127,14 @@ func (e *Env) authorize(ctx context.Context) error {
 
 // KubeconfigVia writes a kubeconfig file with which hsm-signer's service account uses another path
 // to the API server: config returns the client configuration of the token's owner.
-func (e *Env) KubeconfigVia(ctx context.Context, path string, config func(token string) *rest.Config) error {
+func (e *Env) KubeconfigVia(ctx context.Context, path string,
+	config func(token string) *rest.Config) error {
 	return e.kubeconfigOf(ctx, serviceAccount, path, config)
 }
 
 // kubeconfigOf writes the kubeconfig file of a service account in hsm-signer's namespace.
-func (e *Env) kubeconfigOf(ctx context.Context, account, path string, config func(token string) *rest.Config) error {
+func (e *Env) kubeconfigOf(ctx context.Context, account, path string,
+	config func(token string) *rest.Config) error {
 	token, err := e.Cluster.UnboundToken(ctx, serviceAccount, account)
 	if err != nil {
 		return err
@@ -164,14 +166,16 @@ func (e *Env) CreateCA(ctx context.Context, keyType string) (ca CA, output strin
 	stdout, stderr, code := e.Command(ctx, ca, nil, "ca", "create", "--key-type", keyType,
 		"--subject", "CN=Calico CA,O=Example", "--out", ca.CertFile)
 	if code != 0 {
-		return ca, "", fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code, stderr)
+		return ca, "", fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType,
+			code, stderr)
 	}
 	return ca, stdout, nil
 }
 
 // Command runs a command of hsm-signer, and returns its output and exit code. Variables in env have
 // precedence. A command that takes too long is killed and has the exit code -1.
-func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) (stdout, stderr string, code int) {
+func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) (stdout,
+	stderr string, code int) {
 	ctx, cancel := context.WithTimeout(ctx, patienceWith(args))
 	defer cancel()
 	var out, errs bytes.Buffer

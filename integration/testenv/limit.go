@@ -33,7 +33,8 @@ func PadLabels(csr *certificatesv1.CertificateSigningRequest, size int) {
 		csr.Labels = map[string]string{}
 	}
 	for n := 0; n < size; n += 320 {
-		prefix := strings.Repeat("p", 63) + "." + strings.Repeat("q", 63) + "." + strings.Repeat("r", 60)
+		prefix := strings.Repeat("p", 63) + "." + strings.Repeat("q", 63) + "." +
+			strings.Repeat("r", 60)
 		key := fmt.Sprintf("%s/%063d", prefix, n)
 		csr.Labels[key] = strings.Repeat("v", value)
 	}
@@ -41,11 +42,13 @@ func PadLabels(csr *certificatesv1.CertificateSigningRequest, size int) {
 
 // LongestRequest finds the largest spec.request that the API server and etcd store in such an
 // object. It creates and deletes requests with another signer name of the same length.
-func (p Pod) LongestRequest(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (int, error) {
+func (p Pod) LongestRequest(ctx context.Context,
+	csr *certificatesv1.CertificateSigningRequest) (int, error) {
 	requests := p.Client.CertificatesV1().CertificateSigningRequests()
 	stored := func(size int) (bool, error) {
 		padded := csr.DeepCopy()
-		padded.Spec.SignerName = "example.com/" + strings.Repeat("x", len(SignerName)-len("example.com/"))
+		padded.Spec.SignerName = "example.com/" +
+			strings.Repeat("x", len(SignerName)-len("example.com/"))
 		Pad(padded, size)
 		made, err := requests.Create(ctx, padded, metav1.CreateOptions{})
 		if err != nil {

@@ -58,7 +58,8 @@ func (c *Cluster) EnsureServiceAccount(ctx context.Context, namespace, name stri
 		return err
 	}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	_, err := c.client.CoreV1().ServiceAccounts(namespace).Create(ctx, account, metav1.CreateOptions{})
+	_, err := c.client.CoreV1().ServiceAccounts(namespace).Create(ctx, account,
+		metav1.CreateOptions{})
 	return unlessThere(err)
 }
 
@@ -160,9 +161,10 @@ func (c *Cluster) DeletePod(ctx context.Context, pod *corev1.Pod) error {
 // TokenFor returns the token that a kubelet would give the pod: a token of its service account that
 // is bound to the pod, so that the API server knows which pod of the account makes a request.
 func (c *Cluster) TokenFor(ctx context.Context, pod *corev1.Pod) (string, error) {
-	return c.token(ctx, pod.Namespace, pod.Spec.ServiceAccountName, &authenticationv1.BoundObjectReference{
-		APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID,
-	})
+	return c.token(ctx, pod.Namespace, pod.Spec.ServiceAccountName,
+		&authenticationv1.BoundObjectReference{
+			APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID,
+		})
 }
 
 // UnboundToken returns a token of the service account that is not bound to a pod.
@@ -170,12 +172,15 @@ func (c *Cluster) UnboundToken(ctx context.Context, namespace, account string) (
 	return c.token(ctx, namespace, account, nil)
 }
 
-func (c *Cluster) token(ctx context.Context, namespace, account string, bound *authenticationv1.BoundObjectReference) (string, error) {
+func (c *Cluster) token(ctx context.Context, namespace, account string,
+	bound *authenticationv1.BoundObjectReference) (string, error) {
 	lifetime := int64(tokenLifetime.Seconds())
 	request := &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound, ExpirationSeconds: &lifetime},
+		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound,
+			ExpirationSeconds: &lifetime},
 	}
-	answer, err := c.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
+	answer, err := c.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request,
+		metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("token of service account %s/%s: %w", namespace, account, err)
 	}
@@ -202,15 +207,18 @@ func (c *Cluster) AllowRequests(ctx context.Context) error {
 	}
 	_, err = c.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: name,
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: RequesterRole},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:serviceaccounts"}},
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole",
+			Name: RequesterRole},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind,
+			Name: "system:serviceaccounts"}},
 	}, metav1.CreateOptions{})
 	return unlessThere(err)
 }
 
 // ForbidRequests undoes AllowRequests.
 func (c *Cluster) ForbidRequests(ctx context.Context) error {
-	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, RequesterRole, metav1.DeleteOptions{})
+	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, RequesterRole,
+		metav1.DeleteOptions{})
 }
 
 // Apply applies every object of a YAML stream in order, like kubectl apply --server-side. An
@@ -227,13 +235,15 @@ func (c *Cluster) Apply(ctx context.Context, manifests []byte) error {
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(c.client.Discovery()))
 	for _, object := range objects {
 		if err := apply(ctx, client, mapper, object); err != nil {
-			return fmt.Errorf("apply %s %s/%s: %w", object.GetKind(), object.GetNamespace(), object.GetName(), err)
+			return fmt.Errorf("apply %s %s/%s: %w", object.GetKind(), object.GetNamespace(),
+				object.GetName(), err)
 		}
 	}
 	return nil
 }
 
-func apply(ctx context.Context, client dynamic.Interface, mapper meta.RESTMapper, object *unstructured.Unstructured) error {
+func apply(ctx context.Context, client dynamic.Interface, mapper meta.RESTMapper,
+	object *unstructured.Unstructured) error {
 	kind := object.GroupVersionKind()
 	mapping, err := mapper.RESTMapping(kind.GroupKind(), kind.Version)
 	if err != nil {
@@ -245,7 +255,8 @@ func apply(ctx context.Context, client dynamic.Interface, mapper meta.RESTMapper
 	}
 	var resource dynamic.ResourceInterface = client.Resource(mapping.Resource)
 	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
-		resource = client.Resource(mapping.Resource).Namespace(cmp.Or(object.GetNamespace(), metav1.NamespaceDefault))
+		resource = client.Resource(mapping.Resource).Namespace(cmp.Or(object.GetNamespace(),
+			metav1.NamespaceDefault))
 	}
 	force := true
 	_, err = resource.Patch(ctx, object.GetName(), types.ApplyPatchType, body, metav1.PatchOptions{

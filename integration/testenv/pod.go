@@ -60,8 +60,9 @@ func (e *Env) NewPod(ctx context.Context, c calico.Component, ips ...string) (Po
 // it requests its certificate.
 func (e *Env) NewInitPod(ctx context.Context, c calico.Component) (Pod, error) {
 	return e.newPod(ctx, c, PodSpec{
-		IPs:            []string{e.NextIP()},
-		InitContainers: []string{c.SecretName + "-key-cert-provisioner"}, // as Calico's operator names it
+		IPs: []string{e.NextIP()},
+		// as Calico's operator names it
+		InitContainers: []string{c.SecretName + "-key-cert-provisioner"},
 	})
 }
 
@@ -106,7 +107,8 @@ func (e *Env) EndInit(ctx context.Context, pod *corev1.Pod, files bool) error {
 // EndInitAt is EndInit with the time at which the containers changed.
 func (e *Env) EndInitAt(ctx context.Context, pod *corev1.Pod, files bool, at time.Time) error {
 	status := afterInit(pod, files, metav1.NewTime(at))
-	_, err := e.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status, metav1.UpdateOptions{})
+	_, err := e.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status,
+		metav1.UpdateOptions{})
 	return err
 }
 

@@ -87,7 +87,8 @@ func (p *process) start(ctx context.Context, detach bool, binary string, args ..
 	if p.reaped, err = Spawn(cmd); err != nil {
 		return fmt.Errorf("start %s (%s): %w", p.name, binary, err)
 	}
-	if err := errors.Join(pidFile.Truncate(0), writeAt(pidFile, strconv.Itoa(cmd.Process.Pid))); err != nil {
+	if err := errors.Join(pidFile.Truncate(0),
+		writeAt(pidFile, strconv.Itoa(cmd.Process.Pid))); err != nil {
 		return fmt.Errorf("pid file of %s: %w", p.name, errors.Join(err, cmd.Process.Kill()))
 	}
 	return nil
@@ -134,9 +135,10 @@ func (p *process) kill() error {
 	if err := p.signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	err := wait.PollUntilContextTimeout(context.Background(), exitPoll, exitTimeout, true, func(context.Context) (bool, error) {
-		return !p.running(), nil
-	})
+	err := wait.PollUntilContextTimeout(context.Background(), exitPoll, exitTimeout, true,
+		func(context.Context) (bool, error) {
+			return !p.running(), nil
+		})
 	if err != nil {
 		return fmt.Errorf("%s did not exit within %s after SIGKILL: %w", p.name, exitTimeout, err)
 	}

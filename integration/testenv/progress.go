@@ -35,7 +35,8 @@ func ticker(w io.Writer, what string) (stop func()) {
 			case <-tick.C:
 				fmt.Fprintf(w, format, what, time.Since(started).Round(time.Second))
 			case <-quit:
-				fmt.Fprintf(w, "\r%s: ended after %s\n", what, time.Since(started).Round(time.Second))
+				fmt.Fprintf(w, "\r%s: ended after %s\n", what,
+					time.Since(started).Round(time.Second))
 				return
 			}
 		}

@@ -47,7 +47,8 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 	if err := os.MkdirAll(t.Tokens(), 0o700); err != nil {
 		return nil, fmt.Errorf("directory of token %q: %w", label, err)
 	}
-	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", t.Tokens())
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level "+
+		"= ERROR\n", t.Tokens())
 	if err := os.WriteFile(t.Conf, []byte(conf), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of token %q: %w", label, err)
 	}
@@ -92,5 +93,6 @@ func softhsmModule() (string, error) {
 			return found[0], nil
 		}
 	}
-	return "", errors.New("no directory of a distribution has libsofthsm2.so, the library of SoftHSM: " + softhsmHint)
+	return "", errors.New("no directory of a distribution has libsofthsm2.so, the library of " +
+		"SoftHSM: " + softhsmHint)
 }

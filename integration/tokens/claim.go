@@ -25,15 +25,17 @@ func (t *Token) claim(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	err = wait.PollUntilContextTimeout(ctx, claimPoll, claimTimeout, true, func(context.Context) (bool, error) {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return false, nil
-		}
-		return err == nil, err
-	})
+	err = wait.PollUntilContextTimeout(ctx, claimPoll, claimTimeout, true,
+		func(context.Context) (bool, error) {
+			err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+			if errors.Is(err, syscall.EWOULDBLOCK) {
+				return false, nil
+			}
+			return err == nil, err
+		})
 	if err != nil {
-		return errors.Join(fmt.Errorf("another test has %s (lock %s): %w", name, path, err), file.Close())
+		return errors.Join(fmt.Errorf("another test has %s (lock %s): %w", name, path, err),
+			file.Close())
 	}
 	t.undo = append(t.undo, file.Close)
 	return nil

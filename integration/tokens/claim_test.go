@@ -42,10 +42,11 @@ func TestReplacedFilesComeBack(t *testing.T) {
 func TestFailureLeavesNothing(t *testing.T) {
 	var dir string
 	wrong := errors.New("wrong")
-	_, err := newToken(t.Context(), &Token{Name: "none"}, func(_ context.Context, token *Token) error {
-		dir = token.dir
-		return wrong
-	})
+	_, err := newToken(t.Context(), &Token{Name: "none"},
+		func(_ context.Context, token *Token) error {
+			dir = token.dir
+			return wrong
+		})
 	if !errors.Is(err, wrong) {
 		t.Errorf("the error is %v", err)
 	}

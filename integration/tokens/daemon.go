@@ -30,7 +30,8 @@ type daemon struct {
 	args  []string // the command
 	env   []string // besides this process's
 	ready func(context.Context) bool
-	clean func() error // removes what a killed one leaves behind and the next one minds; nil: nothing
+	// removes what a killed one leaves behind and the next one minds; nil: nothing
+	clean func() error
 
 	log   string
 	cmd   *exec.Cmd
@@ -58,14 +59,16 @@ func (d *daemon) start(ctx context.Context) error {
 	if d.ended, err = testenv.Spawn(d.cmd); err != nil {
 		return fmt.Errorf("start %s: %w; run `make setup`", d.name, err)
 	}
-	err = wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true, func(ctx context.Context) (bool, error) {
-		if !d.runs() {
-			return false, errors.New("it has ended")
-		}
-		return d.ready(ctx), nil
-	})
+	err = wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true,
+		func(ctx context.Context) (bool, error) {
+			if !d.runs() {
+				return false, errors.New("it has ended")
+			}
+			return d.ready(ctx), nil
+		})
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s is not ready: %w: %s", d.name, err, d.lastWords()), d.kill())
+		return errors.Join(fmt.Errorf("%s is not ready: %w: %s", d.name, err, d.lastWords()),
+			d.kill())
 	}
 	return nil
 }
@@ -87,7 +90,8 @@ func (d *daemon) signal(signal syscall.Signal) error {
 	if !d.runs() {
 		return fmt.Errorf("%s does not run", d.name)
 	}
-	if err := syscall.Kill(-d.cmd.Process.Pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := syscall.Kill(-d.cmd.Process.Pid, signal); err != nil &&
+		!errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("signal %s to %s: %w", signal, d.name, err)
 	}
 	return nil
@@ -114,7 +118,9 @@ func (d *daemon) stop() error {
 	select {
 	case <-d.ended:
 	case <-time.After(stopTimeout):
-		err = errors.Join(err, fmt.Errorf("%s does not end within %s: %s", d.name, stopTimeout, d.lastWords()), d.kill())
+		err = errors.Join(err,
+			fmt.Errorf("%s does not end within %s: %s", d.name, stopTimeout,
+				d.lastWords()), d.kill())
 	}
 	return err
 }
@@ -149,10 +155,12 @@ func listens(sockets ...string) func(context.Context) bool {
 		if err != nil {
 			return false
 		}
-		const flags, path, accepts = 3, 7, "00010000" // unix(7), include/uapi/linux/net.h: __SO_ACCEPTCON
+		// unix(7), include/uapi/linux/net.h: __SO_ACCEPTCON
+		const flags, path, accepts = 3, 7, "00010000"
 		open := 0
 		for line := range strings.Lines(string(table)) {
-			if words := strings.Fields(line); len(words) > path && words[flags] == accepts && slices.Contains(sockets, words[path]) {
+			if words := strings.Fields(line); len(words) > path && words[flags] == accepts &&
+				slices.Contains(sockets, words[path]) {
 				open++
 			}
 		}

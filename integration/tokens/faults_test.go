@@ -93,7 +93,8 @@ const (
 func inProcess(t *testing.T, kind string, results *table) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "table.json")
-	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFaults$", "-test.v", "-test.timeout=30m")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFaults$", "-test.v",
+		"-test.timeout=30m")
 	child.Env = append(os.Environ(), kindVariable+"="+kind, tableVariable+"="+file)
 	var out bytes.Buffer
 	child.Stdout, child.Stderr = &out, &out
@@ -137,7 +138,9 @@ var ladder = []struct {
 	attempts, logins, initialised int
 	codes                         []uint
 }{
-	{2, 0, 0, []uint{pkcs11.CKR_DATA_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED}},
+	{2, 0, 0,
+		[]uint{pkcs11.CKR_DATA_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID,
+			pkcs11.CKR_FUNCTION_NOT_SUPPORTED}},
 	{1, 0, 0, []uint{
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED, pkcs11.CKR_BUFFER_TOO_SMALL,
 		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED,
@@ -158,15 +161,23 @@ var places = []struct {
 	name string
 	rule func(code uint) pkcs11shim.Rule
 }{
-	{"before C_SignInit", func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.SignInit, code) }},
-	{"after C_SignInit", func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.SignInit, code) }},
-	{"before C_Sign", func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.Sign, code) }},
-	{"after C_Sign", func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.Sign, code).From(2) }},
+	{"before C_SignInit",
+		func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.SignInit, code) }},
+	{"after C_SignInit",
+		func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.SignInit, code) }},
+	{"before C_Sign",
+		func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.Sign, code) }},
+	{"after C_Sign",
+		func(code uint) pkcs11shim.Rule {
+			return pkcs11shim.FailAfter(pkcs11shim.Sign,
+				code).From(2)
+		}},
 }
 
 // nameOf is a code's name in the standard.
 func nameOf(code uint) string {
-	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
+	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(),
+		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
 // everyRung is a code that comes once: no request fails for it, but for those that mean that the
@@ -178,8 +189,11 @@ func everyRung(tr *trial) {
 				fault := nameOf(code) + " " + place.name
 				o := tr.befall(fault, nil, place.rule(code).Times(1))
 				n := tr.calls().Count(pkcs11shim.Initialize)
-				if tr.ownFaults(1) == 0 && (o.attempts != rung.attempts || o.logins != rung.logins || n != rung.initialised) {
-					tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; want %d, %d and %d; the last error: %v",
+				if tr.ownFaults(1) == 0 &&
+					(o.attempts != rung.attempts || o.logins != rung.logins ||
+						n != rung.initialised) {
+					tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; "+
+						"want %d, %d and %d; the last error: %v",
 						fault, o.attempts, o.logins, n, rung.attempts, rung.logins, rung.initialised, o.last)
 				}
 			}
@@ -199,7 +213,8 @@ var lost = pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)
 // everyCallOfTheWayBack is a second fault, on the way out of the first.
 func everyCallOfTheWayBack(tr *trial) {
 	for _, function := range someOf(tr, wayBack) {
-		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost, pkcs11shim.Fail(function, pkcs11.CKR_DEVICE_ERROR).Times(1))
+		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost,
+			pkcs11shim.Fail(function, pkcs11.CKR_DEVICE_ERROR).Times(1))
 	}
 	forget, name := pkcs11shim.LoseSessions, "all sessions, logins and handles forgotten"
 	if tr.token.Can.FinalizedOnce {
@@ -211,8 +226,10 @@ func everyCallOfTheWayBack(tr *trial) {
 
 // lasting are faults that come more than once, or stay until the key was looked up again.
 func lasting(tr *trial) {
-	tr.befall("three CKR_DEVICE_ERROR in a row", nil, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
-	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
+	tr.befall("three CKR_DEVICE_ERROR in a row", nil,
+		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
+	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE,
+		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
 		tr.befall(nameOf(code)+", until the key was looked up again", func() error {
 			return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
 		}, pkcs11shim.Fail(pkcs11shim.SignInit, code))
@@ -225,7 +242,8 @@ func (tr *trial) impatient() {
 	tr.quiet(pkcs11shim.Delay(pkcs11shim.Sign, 300*time.Millisecond))
 	ctx, cancel := context.WithTimeout(tr.t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := tr.key.Load().Signer(ctx).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256); err == nil {
+	if _, err := tr.key.Load().Signer(ctx).Sign(nil, make([]byte, crypto.SHA256.Size()),
+		crypto.SHA256); err == nil {
 		tr.t.Error("the impatient caller has a signature")
 	}
 	if o := tr.storm(nil); o.attempts > 1 || tr.calls().Count(pkcs11shim.Login) > 0 {
@@ -235,12 +253,14 @@ func (tr *trial) impatient() {
 
 // keySwapped is another key that comes to stand behind the handle, or behind what is found.
 func keySwapped(tr *trial) {
-	tr.befall("another key under the handle, once", nil, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
+	tr.befall("another key under the handle, once", nil,
+		pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
 	tr.befall("another key under the handle, until the key was looked up again", func() error {
 		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
 	}, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
 	tr.befall("another key found in its place, once", nil,
-		pkcs11shim.SwapKey(pkcs11shim.FindObjects, "other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
+		pkcs11shim.SwapKey(pkcs11shim.FindObjects,
+			"other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
 }
 
 // keyAway is a key that is not there for a while, to which a module that lists its keys when it is
@@ -285,10 +305,13 @@ func (tr *trial) abandoned() (heal func() error) {
 // fails.
 func fewSessions(tr *trial) {
 	for _, limit := range []uint{1, 2, 16} {
-		says := map[uint]string{limit: "reports it", pkcs11shim.SessionsUnlimited: "reports no limit", pkcs11shim.SessionsUnknown: "reports nothing"}
-		for _, said := range someOf(tr, []uint{limit, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown}) {
+		says := map[uint]string{limit: "reports it",
+			pkcs11shim.SessionsUnlimited: "reports no limit", pkcs11shim.SessionsUnknown: "reports nothing"}
+		for _, said := range someOf(tr,
+			[]uint{limit, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown}) {
 			fault := fmt.Sprintf("sessions: %d in all, and the token %s", limit, says[said])
-			o := tr.befallAtStart(fault, nil, pkcs11shim.LimitSessions(limit), pkcs11shim.ReportSessions(said))
+			o := tr.befallAtStart(fault, nil, pkcs11shim.LimitSessions(limit),
+				pkcs11shim.ReportSessions(said))
 			// Each costs a login at most.
 			own := tr.ownFaults(len(tr.calls().With(pkcs11.CKR_SESSION_COUNT)))
 			if o.attempts > 1 || o.logins > 1+own {
@@ -308,10 +331,12 @@ func daemonGone(tr *trial) {
 		{"its daemon killed, and started again when it was missed", tr.token.Kill, func() error {
 			return errors.Join(tr.until(func() bool { return tr.key.Load().Ready(tr.t.Context()) != nil }), tr.token.Start(tr.t.Context()))
 		}},
-		{"its daemon restarted under load", nil, func() error { return tr.token.Restart(tr.t.Context()) }},
-		{"its daemon stopped (SIGSTOP), and continued when a call hung", tr.token.Pause, func() error {
-			return errors.Join(tr.abandoned()(), tr.token.Continue())
-		}},
+		{"its daemon restarted under load", nil,
+			func() error { return tr.token.Restart(tr.t.Context()) }},
+		{"its daemon stopped (SIGSTOP), and continued when a call hung", tr.token.Pause,
+			func() error {
+				return errors.Join(tr.abandoned()(), tr.token.Continue())
+			}},
 	} {
 		if !tr.token.HasDaemon() {
 			if err := tr.token.Kill(); !errors.Is(err, tokens.ErrNoDaemon) {
@@ -337,7 +362,8 @@ func filesGone(tr *trial) {
 	must.OK(tr.t, tr.token.MoveAway())
 	tr.befall("the token's files moved away and back", func() error {
 		begun := tr.until(func() bool {
-			return tr.key.Load().Ready(tr.t.Context()) != nil || tr.key.Load().Stats().Connections > before
+			return tr.key.Load().Ready(tr.t.Context()) != nil ||
+				tr.key.Load().Stats().Connections > before
 		})
 		return errors.Join(begun, tr.token.MoveBack())
 	}, lost)
@@ -357,11 +383,13 @@ func pinRefused(tr *trial) {
 func pinRefusedLate(tr *trial) {
 	tr.key.Load().Close()
 	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
-	tr.pinFault("wrong PIN that is refused too late, until its source has the right one", func() error {
-		return tr.until(func() bool {
-			return len(tr.calls().Of(pkcs11shim.Login).Hanging()) > 0 && tr.key.Load().Stats().Abandoned > 0
-		})
-	}, pkcs11shim.Hang(pkcs11shim.Login))
+	tr.pinFault("wrong PIN that is refused too late, until its source has the right one",
+		func() error {
+			return tr.until(func() bool {
+				return len(tr.calls().Of(pkcs11shim.Login).Hanging()) > 0 &&
+					tr.key.Load().Stats().Abandoned > 0
+			})
+		}, pkcs11shim.Hang(pkcs11shim.Login))
 }
 
 // pinFault begins with a PIN that the token refuses, and then there is the right one. It first
@@ -385,7 +413,8 @@ func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11sh
 func (tr *trial) requireRefusals(fault string, want int) {
 	tr.t.Helper()
 	logins := tr.calls().Of(pkcs11shim.Login)
-	if n := len(logins.With(pkcs11.CKR_PIN_INCORRECT)) + len(logins.With(pkcs11.CKR_PIN_LOCKED)); n != want {
+	if n := len(logins.With(pkcs11.CKR_PIN_INCORRECT)) +
+		len(logins.With(pkcs11.CKR_PIN_LOCKED)); n != want {
 		tr.t.Errorf("%s: %d calls of C_Login were refused, want %d\n%s", fault, n, want, tr.calls())
 	}
 }
@@ -393,7 +422,10 @@ func (tr *trial) requireRefusals(fault string, want int) {
 // refused waits until the PIN is refused, and looks whether it stays so for longer than the first
 // wait between attempts.
 func (tr *trial) refused() error {
-	err := tr.until(func() bool { return errors.Is(tr.key.Load().Ready(tr.t.Context()), hsm.ErrPIN) })
+	err := tr.until(func() bool {
+		return errors.Is(tr.key.Load().Ready(tr.t.Context()),
+			hsm.ErrPIN)
+	})
 	looks := 0
 	return errors.Join(err, tr.until(func() bool {
 		if err := tr.key.Load().Ready(tr.t.Context()); !errors.Is(err, hsm.ErrPIN) {
@@ -412,8 +444,10 @@ func (tr *trial) pinChanged() {
 	must.OK(tr.t, tr.key.Load().Ready(tr.t.Context()))
 	changePIN(tr.t, tr.token, fresh)
 	tr.quiet()
-	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 || tr.calls().Count(pkcs11shim.Login) > 0 {
-		tr.t.Errorf("%s: what was logged in did not go on: %+v; the last error: %v\n%s", fault, o, o.last, tr.calls())
+	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 ||
+		tr.calls().Count(pkcs11shim.Login) > 0 {
+		tr.t.Errorf("%s: what was logged in did not go on: %+v; the last error: %v\n%s", fault, o,
+			o.last, tr.calls())
 	}
 	heal, refusals := tr.refused, 1
 	if tr.token.Can.KnowsOldPIN {
@@ -458,7 +492,8 @@ func (tr *trial) pinLocked() {
 // the right PIN.
 func (tr *trial) finalTry() {
 	const fault = "one try of the PIN left, until somebody logged in"
-	final := slices.IndexFunc(tr.token.Can.WrongPINs, func(a tokens.Answer) bool { return a.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 })
+	final := slices.IndexFunc(tr.token.Can.WrongPINs,
+		func(a tokens.Answer) bool { return a.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 })
 	if final < 0 {
 		tr.results.note(fault, tr.token.Name, "does not say")
 		return

@@ -25,11 +25,13 @@ var directories = []string{
 // find finds a library; it is of that package of Debian's.
 func find(library, debian string) (string, error) {
 	for _, directory := range directories {
-		if found, err := filepath.Glob(filepath.Join(directory, library)); err == nil && len(found) > 0 {
+		if found, err := filepath.Glob(filepath.Join(directory, library)); err == nil &&
+			len(found) > 0 {
 			return found[0], nil
 		}
 	}
-	return "", fmt.Errorf("%s is not where distributions put it: run `make setup`, or install the package %s", library, debian)
+	return "", fmt.Errorf("%s is not where distributions put it: run `make setup`, or install "+
+		"the package %s", library, debian)
 }
 
 // program finds a program that may be one of root's.

@@ -24,11 +24,13 @@ type keyKind struct {
 
 func kindOf(keyType string) (keyKind, error) {
 	rsa := func(bits int) (keyKind, error) {
-		return keyKind{pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, bits), nil}, nil
+		return keyKind{pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN,
+			pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, bits), nil}, nil
 	}
 	ec := func(curve elliptic.Curve, oid ...int) (keyKind, error) {
 		der, err := asn1.Marshal(asn1.ObjectIdentifier(oid))
-		return keyKind{pkcs11.CKM_EC_KEY_PAIR_GEN, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, der), curve}, err
+		return keyKind{pkcs11.CKM_EC_KEY_PAIR_GEN, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, der),
+			curve}, err
 	}
 	switch keyType {
 	case "ecdsa-p256":
@@ -69,7 +71,8 @@ func (t *Token) Generate(keyType, label string, id []byte) (_ crypto.PublicKey, 
 		return nil, err
 	}
 	public, private := t.attributes(kind, label, id)
-	handle, _, err := module.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(kind.mechanism, nil)}, public, private)
+	handle, _, err := module.GenerateKeyPair(session,
+		[]*pkcs11.Mechanism{pkcs11.NewMechanism(kind.mechanism, nil)}, public, private)
 	if err != nil {
 		return nil, fmt.Errorf("make a key of type %s: %w", keyType, err)
 	}
@@ -98,16 +101,19 @@ func (t *Token) login(module *pkcs11.Ctx) (pkcs11.SessionHandle, error) {
 
 // attributes are those that the ceremony asks for, apart from what the kind of token
 // does not let one say.
-func (t *Token) attributes(kind keyKind, label string, id []byte) (public, private []*pkcs11.Attribute) {
+func (t *Token) attributes(kind keyKind, label string, id []byte) (public,
+	private []*pkcs11.Attribute) {
 	a := pkcs11.NewAttribute
-	both := []*pkcs11.Attribute{a(pkcs11.CKA_TOKEN, true), a(pkcs11.CKA_LABEL, label), a(pkcs11.CKA_ID, id)}
+	both := []*pkcs11.Attribute{a(pkcs11.CKA_TOKEN, true), a(pkcs11.CKA_LABEL, label),
+		a(pkcs11.CKA_ID, id)}
 	public = append(slices.Clone(both), kind.attribute,
 		a(pkcs11.CKA_VERIFY, true), a(pkcs11.CKA_ENCRYPT, false), a(pkcs11.CKA_WRAP, false))
 	if kind.curve == nil {
 		public = append(public, a(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}))
 	}
 	private = append(slices.Clone(both),
-		a(pkcs11.CKA_PRIVATE, true), a(pkcs11.CKA_SENSITIVE, true), a(pkcs11.CKA_EXTRACTABLE, false), a(pkcs11.CKA_SIGN, true),
+		a(pkcs11.CKA_PRIVATE, true), a(pkcs11.CKA_SENSITIVE, true), a(pkcs11.CKA_EXTRACTABLE,
+			false), a(pkcs11.CKA_SIGN, true),
 		a(pkcs11.CKA_DECRYPT, false), a(pkcs11.CKA_UNWRAP, false), a(pkcs11.CKA_DERIVE, false))
 	unsaid := func(a *pkcs11.Attribute) bool { return slices.Contains(t.Can.Unsaid, a.Type) }
 	return slices.DeleteFunc(public, unsaid), slices.DeleteFunc(private, unsaid)
@@ -116,9 +122,11 @@ func (t *Token) attributes(kind keyKind, label string, id []byte) (public, priva
 // errPoint says that the token made a key, and that its public half cannot be read.
 var errPoint = errors.New("CKA_EC_POINT is no octet string in DER")
 
-func publicKey(module *pkcs11.Ctx, session pkcs11.SessionHandle, handle pkcs11.ObjectHandle, kind keyKind) (crypto.PublicKey, error) {
+func publicKey(module *pkcs11.Ctx, session pkcs11.SessionHandle, handle pkcs11.ObjectHandle,
+	kind keyKind) (crypto.PublicKey, error) {
 	read := func(attribute uint) ([]byte, error) {
-		values, err := module.GetAttributeValue(session, handle, []*pkcs11.Attribute{pkcs11.NewAttribute(attribute, nil)})
+		values, err := module.GetAttributeValue(session, handle,
+			[]*pkcs11.Attribute{pkcs11.NewAttribute(attribute, nil)})
 		if err != nil {
 			return nil, fmt.Errorf("read the public key: %w", err)
 		}

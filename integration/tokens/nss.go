@@ -45,7 +45,8 @@ func setNSS(ctx context.Context, t *Token) (err error) {
 	if err := command(ctx, t.Env, "certutil", "-N", "-d", "sql:"+database, "-f", pin); err != nil {
 		return err
 	}
-	return t.configureP11Kit(fmt.Sprintf("module: %s\nx-init-reserved: configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags=\n", library, database))
+	return t.configureP11Kit(fmt.Sprintf("module: %s\nx-init-reserved: configdir='sql:%s' "+
+		"certPrefix='' keyPrefix='' secmod='secmod.db' flags=\n", library, database))
 }
 
 // configureP11Kit has p11-kit's proxy show the tokens of that module alone. For root that
@@ -56,7 +57,8 @@ func (t *Token) configureP11Kit(module string) error {
 		config = t.path("pkcs11")
 		t.Env = append(t.Env, "XDG_CONFIG_HOME="+t.dir)
 	}
-	files := map[string]string{"pkcs11.conf": "user-config: only\n", "modules/hsm-signer-nss.module": module}
+	files := map[string]string{"pkcs11.conf": "user-config: only\n",
+		"modules/hsm-signer-nss.module": module}
 	others, err := filepath.Glob("/usr/share/p11-kit/modules/*.module")
 	if err != nil {
 		return err

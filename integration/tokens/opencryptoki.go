@@ -29,13 +29,15 @@ func NewOpencryptoki(ctx context.Context) (*Token, error) {
 	const low, final, locked = pkcs11.CKF_USER_PIN_COUNT_LOW, pkcs11.CKF_USER_PIN_FINAL_TRY, pkcs11.CKF_USER_PIN_LOCKED
 	t := &Token{Name: "opencryptoki", Label: label, PIN: "7341user", Can: Capabilities{
 		KeyTypes: []string{"rsa-2048", "rsa-3072", "rsa-4096"},
-		Refuses:  map[string]string{"ecdsa-p256": "CKR_MECHANISM_INVALID", "ecdsa-p384": "CKR_MECHANISM_INVALID", "ecdsa-p521": "CKR_MECHANISM_INVALID"},
-		Local:    true, FinalizedOnce: true,
+		Refuses: map[string]string{"ecdsa-p256": "CKR_MECHANISM_INVALID",
+			"ecdsa-p384": "CKR_MECHANISM_INVALID", "ecdsa-p521": "CKR_MECHANISM_INVALID"},
+		Local: true, FinalizedOnce: true,
 		WrongPINs: []Answer{
 			{pkcs11.CKR_PIN_INCORRECT, low}, {pkcs11.CKR_PIN_INCORRECT, final},
 			{pkcs11.CKR_PIN_INCORRECT, locked}, {pkcs11.CKR_PIN_LOCKED, locked},
 		},
-		Sessions: ^uint(0) - 1, Lost: &Loss{Sign: pkcs11.CKR_OK, OpenSession: pkcs11.CKR_OK, Initialize: pkcs11.CKR_FUNCTION_FAILED},
+		Sessions: ^uint(0) - 1, Lost: &Loss{Sign: pkcs11.CKR_OK, OpenSession: pkcs11.CKR_OK,
+			Initialize: pkcs11.CKR_FUNCTION_FAILED},
 	}}
 	return newToken(ctx, t, setOpencryptoki)
 }
@@ -45,7 +47,8 @@ func setOpencryptoki(ctx context.Context, t *Token) (err error) {
 		return err
 	}
 	if os.Getuid() != 0 {
-		return errors.New("opencryptoki's daemon needs root: run the tests as root, in a container for instance")
+		return errors.New("opencryptoki's daemon needs root: run the tests as root, in a " +
+			"container for instance")
 	}
 	if err := t.claim(ctx, "opencryptoki"); err != nil {
 		return err
@@ -67,8 +70,10 @@ func setOpencryptoki(ctx context.Context, t *Token) (err error) {
 	keepLibitm()
 	t.unlock = func(ctx context.Context) error {
 		slot := strconv.Itoa(ockSlot)
-		return errors.Join(command(ctx, nil, program("pkcsconf"), "-c", slot, "-u", "-S", ockSOPIN, "-n", t.PIN),
-			command(ctx, nil, program("pkcsconf"), "-c", slot, "-p", "-U", t.PIN, "-n", t.PIN)) // which forgets that one try was left
+		return errors.Join(command(ctx, nil, program("pkcsconf"), "-c", slot, "-u", "-S", ockSOPIN,
+			"-n", t.PIN),
+			// which forgets that one try was left
+			command(ctx, nil, program("pkcsconf"), "-c", slot, "-p", "-U", t.PIN, "-n", t.PIN))
 	}
 	return t.initialize(ockSlot, ockSOPIN)
 }
@@ -91,7 +96,8 @@ func (t *Token) replaceOpencryptoki() error {
 		return err
 	}
 	err := t.replace(ockConfig, func() error {
-		text := fmt.Sprintf("version opencryptoki-3.1\n\nslot %d\n{\nstdll = libpkcs11_sw.so\n}\n", ockSlot)
+		text := fmt.Sprintf("version opencryptoki-3.1\n\nslot %d\n{\nstdll = libpkcs11_sw.so\n}\n",
+			ockSlot)
 		return os.WriteFile(ockConfig, []byte(text), 0o644)
 	})
 	if err != nil {

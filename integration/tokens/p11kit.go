@@ -28,10 +28,12 @@ func setP11Kit(ctx context.Context, t *Token) (err error) {
 		return err
 	}
 	socket := t.path("socket")
-	t.PIN, t.Env, t.files = soft.PIN, []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + socket}, soft.Tokens()
+	t.PIN, t.Env, t.files = soft.PIN, []string{"P11_KIT_SERVER_ADDRESS=unix:path=" +
+		socket}, soft.Tokens()
 	return t.run(ctx, &daemon{
-		name:  "p11-kit-server",
-		args:  []string{"p11-kit", "server", "--foreground", "--name", socket, "--provider", soft.Module, "pkcs11:token=" + label},
+		name: "p11-kit-server",
+		args: []string{"p11-kit", "server", "--foreground", "--name", socket, "--provider",
+			soft.Module, "pkcs11:token=" + label},
 		env:   []string{soft.Env()},
 		ready: listens(socket),
 		clean: func() error { return removeFiles(socket) },

@@ -48,12 +48,18 @@ func TestCeremony(t *testing.T) {
 		for _, keyType := range token.Can.KeyTypes {
 			c := config(token, "ca")
 			c.Key = hsm.KeyID{Label: "ceremony-" + keyType}
-			made := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Generate(t.Context(), keyType) })
-			found := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
+			made := hold(t, c,
+				func(c *hsm.Ceremony) (hsm.KeyPair,
+					error) {
+					return c.Generate(t.Context(), keyType)
+				})
+			found := hold(t, c,
+				func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
 			if made.Type != keyType || !reflect.DeepEqual(made, found) {
 				t.Errorf("made was %+v, and found %+v", made, found)
 			}
-			decrypts := made.Uses[slices.IndexFunc(made.Uses, func(a hsm.Attribute) bool { return a.Name == "CKA_DECRYPT" })]
+			decrypts := made.Uses[slices.IndexFunc(made.Uses,
+				func(a hsm.Attribute) bool { return a.Name == "CKA_DECRYPT" })]
 			if decrypts.Is != slices.Contains(token.Can.Unsaid, pkcs11.CKA_DECRYPT) {
 				t.Errorf("%s: may decrypt: %t", keyType, decrypts.Is)
 			}
@@ -80,7 +86,8 @@ func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 			must.OK(t, err)
 			_, err = ceremony.Generate(t.Context(), keyType)
 			ceremony.Close()
-			if err == nil || !strings.Contains(err.Error(), "hoose another --key-type") && !strings.Contains(err.Error(), "The token holds a key") {
+			if err == nil || !strings.Contains(err.Error(), "hoose another --key-type") &&
+				!strings.Contains(err.Error(), "The token holds a key") {
 				t.Errorf("%s: %v", keyType, err)
 			}
 		}

@@ -18,7 +18,8 @@ func quirky(t *testing.T, keyType string) (*pkcs11shim.Shim, hsm.Config, crypto.
 	t.Helper()
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
 	c := config(token, "ca")
-	pair := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Generate(t.Context(), keyType) })
+	pair := hold(t, c,
+		func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Generate(t.Context(), keyType) })
 	s := behind(t, token)
 	c.Module, c.Key = s.Module, pair.ID
 	return s, c, pair.Public
@@ -38,7 +39,8 @@ func TestTextsThatEndWithNUL(t *testing.T) {
 	for _, rule := range []pkcs11shim.Rule{pkcs11shim.PadWithNUL(), pkcs11shim.PadWithRubbish()} {
 		must.OK(t, s.Rules(rule))
 		for _, padding := range []string{"", "%00%00", "%20%20", "%00%23%23"} {
-			uri, err := hsm.ParseURI("pkcs11:model=SoftHSM%20v2" + padding + ";token=" + c.Token.Label + padding)
+			uri, err := hsm.ParseURI("pkcs11:model=SoftHSM%20v2" + padding + ";token=" +
+				c.Token.Label + padding)
 			must.OK(t, err)
 			c.Token = hsm.TokenID{Label: uri.Token, Model: uri.Model}
 			must.OK(t, newKey(t, c, public).Ready(t.Context()))
@@ -65,7 +67,8 @@ func TestSignaturesInTheWrongForm(t *testing.T) {
 		key := newKey(t, c, public)
 		steps := hsm.Check(t.Context(), c, public, hsm.CheckOptions{})
 		for _, err := range []error{key.Ready(t.Context()), steps[len(steps)-1].Err} {
-			if !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), q.says) || strings.Contains(err.Error(), "is not the key of") {
+			if !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), q.says) ||
+				strings.Contains(err.Error(), "is not the key of") {
 				t.Errorf("%s, %s: %v; want %q", q.keyType, q.rule, err, q.says)
 			}
 		}
@@ -93,7 +96,8 @@ func TestPointsOfModules(t *testing.T) {
 		s, c, public := quirky(t, keyType)
 		for _, rule := range []pkcs11shim.Rule{pkcs11shim.BarePoint(), pkcs11shim.PointInBits()} {
 			must.OK(t, s.Rules(rule))
-			pair := hold(t, c, func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
+			pair := hold(t, c,
+				func(c *hsm.Ceremony) (hsm.KeyPair, error) { return c.Existing(t.Context(), nil) })
 			if !reflect.DeepEqual(pair.Public, public) {
 				t.Errorf("%s, %s: read %v", keyType, rule, pair.Public)
 			}

@@ -12,13 +12,15 @@ import (
 const label = "ca"
 
 // allKeyTypes are those of the ceremony, apart from RSA-8192, which takes minutes.
-var allKeyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072", "rsa-4096"}
+var allKeyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072",
+	"rsa-4096"}
 
 // neverLocks is of a token that takes wrong PINs without end and shows nothing of them.
 var neverLocks = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT}}
 
 // softHSMShowsTries is SoftHSM: it never locks, and shows that a wrong PIN was tried.
-var softHSMShowsTries = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT, Flags: pkcs11.CKF_USER_PIN_COUNT_LOW}}
+var softHSMShowsTries = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT,
+	Flags: pkcs11.CKF_USER_PIN_COUNT_LOW}}
 
 // NewSoftHSM makes a token in files that the module reads in the application's own process.
 func NewSoftHSM(ctx context.Context) (*Token, error) {

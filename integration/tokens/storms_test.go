@@ -69,13 +69,16 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr.storm(nil) // earns all the credit there is
 	tr.quiet(lost, pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
 	begun := time.Now()
-	tr.ask(50, func() bool { return tr.calls().Count(pkcs11shim.GetTokenInfo) >= mostCredit+4*connectionsAtOnce })
+	tr.ask(50,
+		func() bool { return tr.calls().Count(pkcs11shim.GetTokenInfo) >= mostCredit+4*connectionsAtOnce })
 	probes, calls := tr.calls().Count(pkcs11shim.GetTokenInfo), tr.calls()
 	most := mostCredit + connectionsAtOnce*attemptsWithin(begun)
-	if probes > most || calls.Count(pkcs11shim.Initialize) > most || calls.Count(pkcs11shim.Login) > 0 {
+	if probes > most || calls.Count(pkcs11shim.Initialize) > most ||
+		calls.Count(pkcs11shim.Login) > 0 {
 		t.Errorf("%d probes, want %d at most:\n%s", probes, most, calls)
 	}
-	t.Logf("50 callers, %s: %d probes, %d calls of PKCS#11", time.Since(begun).Round(100*time.Millisecond), probes, len(calls))
+	t.Logf("50 callers, %s: %d probes, %d calls of PKCS#11",
+		time.Since(begun).Round(100*time.Millisecond), probes, len(calls))
 }
 
 // Fifty requests that wait for a token that hangs leave as many calls hanging as one does.
@@ -99,7 +102,8 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login))
 	tr.open()
 	must.OK(t, tr.until(func() bool {
-		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) && tr.calls().Count(pkcs11shim.OpenSession) >= 4
+		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) &&
+			tr.calls().Count(pkcs11shim.OpenSession) >= 4
 	}))
 	if made, counted := tr.calls().Count(pkcs11shim.Login), tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
 		t.Errorf("C_Login was called %d times, and counted %d times", made, counted)
@@ -115,7 +119,8 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	const each = 3 // the test signature calls C_Sign twice, and the caller's third call fails
 	var rules []pkcs11shim.Rule
 	for n := uint(1); n < 60*each; n += each {
-		rules = append(rules, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).From(n).Times(1))
+		rules = append(rules,
+			pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).From(n).Times(1))
 	}
 	tr.quiet(rules...)
 	begun, looks := time.Now(), 0
@@ -138,7 +143,8 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 		code  uint
 		again bool
 	}{
-		{pkcs11.CKR_FUNCTION_FAILED, false}, {pkcs11.CKR_GENERAL_ERROR, false}, {pkcs11.CKR_VENDOR_DEFINED + 1, false},
+		{pkcs11.CKR_FUNCTION_FAILED, false}, {pkcs11.CKR_GENERAL_ERROR,
+			false}, {pkcs11.CKR_VENDOR_DEFINED + 1, false},
 		{pkcs11.CKR_DEVICE_ERROR, true},
 	} {
 		tr.key.Load().Close()
@@ -146,14 +152,17 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 		tr.open()
 		looks := 0
 		must.OK(t, tr.until(func() bool {
-			if err := tr.key.Load().Ready(t.Context()); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), nameOf(c.code)) && c.code < pkcs11.CKR_VENDOR_DEFINED {
+			if err := tr.key.Load().Ready(t.Context()); !errors.Is(err, hsm.ErrUnavailable) ||
+				!strings.Contains(err.Error(), nameOf(c.code)) &&
+					c.code < pkcs11.CKR_VENDOR_DEFINED {
 				t.Errorf("%s: %v", nameOf(c.code), err)
 			}
 			looks++
 			return looks == 40
 		}))
 		if n := tr.calls().Count(pkcs11shim.Login); (n > 1) != c.again {
-			t.Errorf("%s: C_Login was called %d times, want it again: %t", nameOf(c.code), n, c.again)
+			t.Errorf("%s: C_Login was called %d times, want it again: %t", nameOf(c.code), n,
+				c.again)
 		}
 	}
 }
@@ -162,12 +171,14 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
-	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login), pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR))
+	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login),
+		pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR))
 	tr.open()
 	must.OK(t, tr.shim.Rules(pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR)))
 	says := func() bool {
 		err := tr.key.Load().Ready(t.Context())
-		return errors.Is(err, hsm.ErrUnavailable) && strings.Contains(err.Error(), "CKR_GENERAL_ERROR")
+		return errors.Is(err, hsm.ErrUnavailable) &&
+			strings.Contains(err.Error(), "CKR_GENERAL_ERROR")
 	}
 	must.OK(t, tr.until(says))
 	looks := 0
@@ -185,7 +196,8 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 	c := config(tr.token, "ca")
 	c.Module = tr.shim.Module
 	for _, step := range hsm.Check(t.Context(), c, tr.public, hsm.CheckOptions{}) {
-		if want := step.Name == "login"; step.Warning != want || want && !strings.Contains(step.Detail, "DID NOT CHECK THE PIN") {
+		if want := step.Name == "login"; step.Warning != want || want &&
+			!strings.Contains(step.Detail, "DID NOT CHECK THE PIN") {
 			t.Errorf("%s: warns %t: %s", step.Name, step.Warning, step.Detail)
 		}
 	}
@@ -202,7 +214,9 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 		c := config(tr.token, "ca")
 		c.Module = tr.shim.Module
 		err := newKey(t, c, tr.public).Look(t.Context())
-		if !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), "there is more than one private key labelled") || strings.Count(err.Error(), "the key labelled") != 3 {
+		if !errors.Is(err, hsm.ErrKey) ||
+			!strings.Contains(err.Error(), "there is more than one private key labelled") ||
+			strings.Count(err.Error(), "the key labelled") != 3 {
 			t.Errorf("found %d at a time: %v", most, err)
 		}
 	}
@@ -211,7 +225,8 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 // Where the slot is named no other is asked, which may be out of order; and one that is not there
 // is told of with those that are.
 func TestNamedSlotAloneIsAsked(t *testing.T) {
-	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM}) // it has a slot without a token too
+	// it has a slot without a token too
+	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
 	public := generateRSA(t, token, "ca")
 	a := newApplication(t, token)
 	slot := a.slot
@@ -225,7 +240,9 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 	key.Close()
 	nowhere := slot + 4711
 	c.Token.Slot = &nowhere
-	if err := newKey(t, c, public).Look(t.Context()); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), fmt.Sprintf("the module shows tokens in the slots [%d ", slot)) {
+	if err := newKey(t, c, public).Look(t.Context()); !errors.Is(err, hsm.ErrUnavailable) ||
+		!strings.Contains(err.Error(),
+			fmt.Sprintf("the module shows tokens in the slots [%d ", slot)) {
 		t.Errorf("a slot that is not there: %v", err)
 	}
 }
@@ -235,7 +252,8 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 func TestPINThatExpiresInUse(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.quiet(pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
-	must.OK(t, tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
+	must.OK(t,
+		tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
 	must.OK(t, tr.refused())
 	if n := tr.calls().Count(pkcs11shim.Login); n != 0 {
 		t.Errorf("C_Login was called %d times:\n%s", n, tr.calls())
@@ -260,7 +278,8 @@ func TestErrorsTellTheWay(t *testing.T) {
 			tr.key.Load().Close()
 			tr.quiet(pkcs11shim.Fail(function, code))
 			tr.open()
-			if err := tr.key.Load().Ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pkcs11: ") {
+			if err := tr.key.Load().Ready(t.Context()); err == nil ||
+				!strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pkcs11: ") {
 				t.Errorf("%s answers %#x: %v; want %q", function, code, err, want)
 			}
 		}

@@ -44,7 +44,8 @@ func (b *table) add(fault, token string, o outcome) {
 	case o.restarted:
 		recovered = "after a restart"
 	}
-	b.note(fault, token, fmt.Sprintf("%s, %d, %d, %d, %d", recovered, o.attempts, o.logins, o.lost, o.wrong))
+	b.note(fault, token,
+		fmt.Sprintf("%s, %d, %d, %d, %d", recovered, o.attempts, o.logins, o.lost, o.wrong))
 }
 
 // note sets the text of a cell.
@@ -64,7 +65,8 @@ func (b *table) describe(token, module string) {
 // String returns a line for each fault, with a column for each kind of token.
 func (b *table) String() string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "recovered, attempts of the slowest request, calls of C_Login, requests lost, signatures with a wrong key\n%-78s", "")
+	fmt.Fprintf(&text,
+		"recovered, attempts of the slowest request, calls of C_Login, requests lost, signatures with a wrong key\n%-78s", "")
 	for _, kind := range tokens.All() {
 		fmt.Fprintf(&text, " %-16s", kind.Name)
 	}
@@ -74,7 +76,8 @@ func (b *table) String() string {
 			fmt.Fprintf(&text, " %-16s", b.Cells[row][kind.Name])
 		}
 	}
-	fmt.Fprintf(&text, "\n%d requests, %d lost, %d signatures with a wrong key", b.Requests, b.Lost, b.Wrong)
+	fmt.Fprintf(&text, "\n%d requests, %d lost, %d signatures with a wrong key", b.Requests, b.Lost,
+		b.Wrong)
 	return text.String()
 }
 

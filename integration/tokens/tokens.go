@@ -53,8 +53,8 @@ type Capabilities struct {
 	// any more; what follows is as the last.
 	WrongPINs []Answer
 
-	// KnowsOldPIN tells whether the module goes by the PIN as it was when it was initialised, though another
-	// process has changed it meanwhile.
+	// KnowsOldPIN tells whether the module goes by the PIN as it was when it was initialised,
+	// though another process has changed it meanwhile.
 	KnowsOldPIN bool
 
 	// FinalizedOnce tells whether C_Finalize does harm when it is called again without the module
@@ -89,7 +89,8 @@ type Answer struct {
 // CKR codes. That the daemon is there again changes nothing until the application has called
 // C_Finalize and loaded the module again; then all is well.
 type Loss struct {
-	Sign        uint // C_SignInit, or else C_Sign, on a session that was open; CKR_OK: the daemon is not needed
+	// C_SignInit, or else C_Sign, on a session that was open; CKR_OK: the daemon is not needed
+	Sign        uint
 	OpenSession uint
 	Initialize  uint // C_Initialize while the daemon is not there
 }
@@ -172,8 +173,8 @@ func (t *Token) MoveBack() error {
 
 func (t *Token) away() string { return t.files + ".away" }
 
-// Unlock sets the count of wrong PINs back, as the security officer does. The PIN stays. Nobody may be
-// logged in.
+// Unlock sets the count of wrong PINs back, as the security officer does. The PIN stays. Nobody may
+// be logged in.
 func (t *Token) Unlock(ctx context.Context) error {
 	if t.unlock == nil {
 		return nil // it does not count
@@ -196,7 +197,8 @@ func (t *Token) Close() error {
 // newToken makes the directory of a token, and the token in it with set. What set has
 // begun is undone when it fails. The directory's path is short, because sockets in it
 // must have short names.
-func newToken(ctx context.Context, t *Token, set func(context.Context, *Token) error) (*Token, error) {
+func newToken(ctx context.Context, t *Token, set func(context.Context, *Token) error) (*Token,
+	error) {
 	dir, err := os.MkdirTemp("", "token-")
 	if err != nil {
 		return nil, fmt.Errorf("directory of token %s: %w", t.Name, err)

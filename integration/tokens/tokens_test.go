@@ -21,7 +21,8 @@ import (
 const pinFlags = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY | pkcs11.CKF_USER_PIN_LOCKED
 
 // keyTypes are those that every token is asked for; RSA-8192 takes minutes where it is made.
-var keyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072", "rsa-4096"}
+var keyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072",
+	"rsa-4096"}
 
 // forEach runs a test with a fresh token of each kind.
 func forEach(t *testing.T, test func(*testing.T, *tokens.Token)) {
@@ -54,7 +55,8 @@ func setenv(t *testing.T, variable string) {
 
 // config is the product's, for a key of that label.
 func config(token *tokens.Token, key string) hsm.Config {
-	return hsm.Config{Module: token.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: key}}
+	return hsm.Config{Module: token.Module, Token: hsm.TokenID{Label: token.Label},
+		PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: key}}
 }
 
 // code is the CKR code in an error, or CKR_OK.
@@ -77,7 +79,8 @@ func TestKeys(t *testing.T) {
 			t.Run(keyType, func(t *testing.T) {
 				public, err := token.Generate(keyType, keyType, []byte{1})
 				if !token.Can.Makes(keyType) {
-					if want := token.Can.Refuses[keyType]; want == "" || err == nil || !strings.Contains(err.Error(), want) {
+					if want := token.Can.Refuses[keyType]; want == "" || err == nil ||
+						!strings.Contains(err.Error(), want) {
 						t.Errorf("refused with %v, want %q", err, want)
 					}
 					return
@@ -124,7 +127,8 @@ func requireSignatures(t *testing.T, key *hsm.Key, public crypto.PublicKey) {
 			t.Error("the ECDSA signature does not verify")
 		}
 	case *rsa.PublicKey:
-		if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:], sign(crypto.SHA256)); err != nil {
+		if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:],
+			sign(crypto.SHA256)); err != nil {
 			t.Errorf("PKCS#1 v1.5: %v", err)
 		}
 		pss := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
@@ -190,12 +194,14 @@ func TestWrongPIN(t *testing.T) {
 		a := newApplication(t, token)
 		session := a.open(t)
 		// What the last answer says must be true twice.
-		for _, want := range append(token.Can.WrongPINs, token.Can.WrongPINs[len(token.Can.WrongPINs)-1]) {
+		for _, want := range append(token.Can.WrongPINs,
+			token.Can.WrongPINs[len(token.Can.WrongPINs)-1]) {
 			got := code(t, a.Login(session, pkcs11.CKU_USER, "00000000"))
 			info, err := a.GetTokenInfo(a.slot)
 			must.OK(t, err)
 			if got != want.Code || info.Flags&pinFlags != want.Flags {
-				t.Errorf("%v and flags %#x, want %v and %#x", pkcs11.Error(got), info.Flags&pinFlags, pkcs11.Error(want.Code), want.Flags)
+				t.Errorf("%v and flags %#x, want %v and %#x", pkcs11.Error(got),
+					info.Flags&pinFlags, pkcs11.Error(want.Code), want.Flags)
 			}
 		}
 		want := uint(pkcs11.CKR_OK)
@@ -212,7 +218,8 @@ func TestSessions(t *testing.T) {
 		info, err := a.GetTokenInfo(a.slot)
 		must.OK(t, err)
 		if info.MaxSessionCount != token.Can.Sessions {
-			t.Errorf("it says that it allows %d sessions, want %d", info.MaxSessionCount, token.Can.Sessions)
+			t.Errorf("it says that it allows %d sessions, want %d", info.MaxSessionCount,
+				token.Can.Sessions)
 		}
 		const many = 1100
 		opened := 0
@@ -224,8 +231,10 @@ func TestSessions(t *testing.T) {
 		switch {
 		case !token.Can.Limited && opened != many:
 			t.Errorf("it refuses session %d: %v", opened+1, err)
-		case token.Can.Limited && (opened != int(token.Can.Sessions) || code(t, err) != pkcs11.CKR_SESSION_COUNT):
-			t.Errorf("it opened %d sessions, then %v; want CKR_SESSION_COUNT after %d", opened, err, token.Can.Sessions)
+		case token.Can.Limited &&
+			(opened != int(token.Can.Sessions) || code(t, err) != pkcs11.CKR_SESSION_COUNT):
+			t.Errorf("it opened %d sessions, then %v; want CKR_SESSION_COUNT after %d", opened, err,
+				token.Can.Sessions)
 		}
 	})
 }
@@ -243,7 +252,9 @@ func (a *application) loggedIn(t *testing.T) (pkcs11.SessionHandle, pkcs11.Objec
 	t.Helper()
 	session := a.open(t)
 	must.OK(t, a.Login(session, pkcs11.CKU_USER, a.token.PIN))
-	must.OK(t, a.FindObjectsInit(session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
+	must.OK(t,
+		a.FindObjectsInit(session,
+			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}))
 	keys, _, err := a.FindObjects(session, 2)
 	must.OK(t, errors.Join(err, a.FindObjectsFinal(session)))
 	if len(keys) != 1 {
@@ -253,7 +264,8 @@ func (a *application) loggedIn(t *testing.T) (pkcs11.SessionHandle, pkcs11.Objec
 }
 
 func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
-	if err := a.SignInit(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}, key); err != nil {
+	if err := a.SignInit(session,
+		[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}, key); err != nil {
 		return err
 	}
 	_, err := a.Sign(session, []byte("to be signed"))

@@ -19,13 +19,16 @@ import (
 func NewTPM(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "tpm", Label: label, PIN: "7341-user", Can: Capabilities{
 		KeyTypes: []string{"ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072"},
-		Refuses:  map[string]string{"ecdsa-p521": errPoint.Error(), "rsa-4096": "CKR_ATTRIBUTE_VALUE_INVALID"},
-		Unsaid:   []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, // else it answers CKR_GENERAL_ERROR
-		Local:    true,
+		Refuses: map[string]string{"ecdsa-p521": errPoint.Error(),
+			"rsa-4096": "CKR_ATTRIBUTE_VALUE_INVALID"},
+		// else it answers CKR_GENERAL_ERROR
+		Unsaid: []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT},
+		Local:  true,
 		WrongPINs: []Answer{
 			{Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_LOCKED},
 		},
-		Sessions: 1024, Limited: true, Lost: &Loss{Sign: pkcs11.CKR_GENERAL_ERROR, OpenSession: pkcs11.CKR_OK, Initialize: pkcs11.CKR_GENERAL_ERROR},
+		Sessions: 1024, Limited: true, Lost: &Loss{Sign: pkcs11.CKR_GENERAL_ERROR,
+			OpenSession: pkcs11.CKR_OK, Initialize: pkcs11.CKR_GENERAL_ERROR},
 	}}
 	return newToken(ctx, t, setTPM)
 }
@@ -40,7 +43,8 @@ func setTPM(ctx context.Context, t *Token) (err error) {
 	}
 	name := "com.intel.tss2.Tabrmd.Test" + rand.Text()
 	tcti := "tabrmd:bus_name=" + name + ",bus_type=session"
-	t.Env = []string{"DBUS_SESSION_BUS_ADDRESS=" + bus, "TPM2_PKCS11_TCTI=" + tcti, "TPM2_PKCS11_STORE=" + t.dir, "TPM2_PKCS11_LOG_LEVEL=0", "TSS2_LOG=all+none"}
+	t.Env = []string{"DBUS_SESSION_BUS_ADDRESS=" + bus, "TPM2_PKCS11_TCTI=" + tcti,
+		"TPM2_PKCS11_STORE=" + t.dir, "TPM2_PKCS11_LOG_LEVEL=0", "TSS2_LOG=all+none"}
 	if err := t.runTPM(ctx, bus, name); err != nil {
 		return err
 	}
@@ -52,7 +56,8 @@ func setTPM(ctx context.Context, t *Token) (err error) {
 	if err := command(ctx, tools, "tpm2_ptool", "init"); err != nil {
 		return err
 	}
-	return command(ctx, tools, "tpm2_ptool", "addtoken", "--pid=1", "--label="+t.Label, "--sopin=9852-officer", "--userpin="+t.PIN)
+	return command(ctx, tools, "tpm2_ptool", "addtoken", "--pid=1", "--label="+t.Label,
+		"--sopin=9852-officer", "--userpin="+t.PIN)
 }
 
 // runTPM starts the TPM, and the resource manager under that name on the bus.
@@ -60,8 +65,10 @@ func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 	socket := t.path("tpm")
 	err := t.run(ctx, &daemon{
 		name: "swtpm",
-		args: []string{"swtpm", "socket", "--tpm2", "--tpmstate", "dir=" + t.dir, "--flags", "not-need-init,startup-clear",
-			"--server", "type=unixio,path=" + socket, "--ctrl", "type=unixio,path=" + socket + ".ctrl"},
+		args: []string{"swtpm", "socket", "--tpm2", "--tpmstate", "dir=" + t.dir, "--flags",
+			"not-need-init,startup-clear",
+			"--server", "type=unixio,path=" + socket, "--ctrl", "type=unixio,path=" + socket +
+				".ctrl"},
 		ready: listens(socket, socket+".ctrl"),
 		clean: func() error { return removeFiles(socket, socket+".ctrl") },
 	})
@@ -70,8 +77,9 @@ func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 	}
 	env := []string{"DBUS_SESSION_BUS_ADDRESS=" + bus}
 	return t.run(ctx, &daemon{
-		name:  "tpm2-abrmd",
-		args:  []string{program("tpm2-abrmd"), "--session", "--allow-root", "--dbus-name=" + name, "--tcti=swtpm:path=" + socket},
+		name: "tpm2-abrmd",
+		args: []string{program("tpm2-abrmd"), "--session", "--allow-root", "--dbus-name=" + name,
+			"--tcti=swtpm:path=" + socket},
 		env:   env,
 		ready: func(ctx context.Context) bool { return onBus(ctx, env, name) },
 	})
@@ -79,14 +87,16 @@ func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 
 // onBus tells whether someone has that name on the bus.
 func onBus(ctx context.Context, env []string, name string) bool {
-	return command(ctx, env, "dbus-send", "--session", "--print-reply", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.GetNameOwner", "string:"+name) == nil
+	return command(ctx, env, "dbus-send", "--session", "--print-reply",
+		"--dest=org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.GetNameOwner", "string:"+name) == nil
 }
 
 // messageBus starts a D-Bus of this process's own, once, and returns its address. It ends
 // with the process and not before: GLib, which the module uses, ends a process whose bus
 // goes away.
 var messageBus = sync.OnceValues(func() (string, error) {
-	cmd := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address=1", "--address=unix:abstract=hsm-signer-"+rand.Text())
+	cmd := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address=1",
+		"--address=unix:abstract=hsm-signer-"+rand.Text())
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return "", err

@@ -57,8 +57,11 @@ func newTrial(t *testing.T, token *tokens.Token, results *table) *trial {
 	must.OK(t, err)
 	a.unload()
 	maker := strings.TrimRight(info.ManufacturerID, " \x00")
-	results.describe(token.Name, fmt.Sprintf("%s by %s, version %d.%d", strings.TrimRight(info.LibraryDescription, " \x00"), maker, info.LibraryVersion.Major, info.LibraryVersion.Minor))
-	return &trial{token: token, maker: maker, shim: behind(t, token), public: public, results: results, pin: &pinSource{pin: hsm.PIN(token.PIN)}}
+	results.describe(token.Name,
+		fmt.Sprintf("%s by %s, version %d.%d", strings.TrimRight(info.LibraryDescription, " \x00"),
+			maker, info.LibraryVersion.Major, info.LibraryVersion.Minor))
+	return &trial{token: token, maker: maker, shim: behind(t, token), public: public,
+		results: results, pin: &pinSource{pin: hsm.PIN(token.PIN)}}
 }
 
 // A pinSource has a PIN that changes.
@@ -87,7 +90,8 @@ func (tr *trial) open() {
 	key, err := hsm.NewKey(c, tr.public)
 	must.OK(tr.t, err)
 	tr.key.Store(key)
-	if err := key.Ready(tr.t.Context()); err != nil && !errors.Is(err, hsm.ErrPIN) && !errors.Is(err, hsm.ErrUnavailable) {
+	if err := key.Ready(tr.t.Context()); err != nil && !errors.Is(err, hsm.ErrPIN) &&
+		!errors.Is(err, hsm.ErrUnavailable) {
 		tr.t.Error(err)
 	}
 }
@@ -114,7 +118,8 @@ func (tr *trial) calls() pkcs11shim.Calls {
 
 // until waits for something, and ends with an error when it does not come.
 func (tr *trial) until(what func() bool) error {
-	return wait.PollUntilContextTimeout(tr.t.Context(), retryEvery, retryFor, true, func(context.Context) (bool, error) { return what(), nil })
+	return wait.PollUntilContextTimeout(tr.t.Context(), retryEvery, retryFor, true,
+		func(context.Context) (bool, error) { return what(), nil })
 }
 
 // quiet waits until nothing hangs any more, which would keep the module from being finalised, and
@@ -272,7 +277,8 @@ func changePIN(t *testing.T, token *tokens.Token, fresh string) {
 		}
 		session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		must.OK(t, err)
-		if err := module.Login(session, pkcs11.CKU_USER, token.PIN); code(t, err) != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
+		if err := module.Login(session, pkcs11.CKU_USER, token.PIN); code(t,
+			err) != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
 			must.OK(t, err)
 		}
 		must.OK(t, module.SetPIN(session, token.PIN, fresh))

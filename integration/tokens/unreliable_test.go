@@ -29,7 +29,8 @@ func passing() []pkcs11shim.Rule {
 func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 	tr := aTrial(t, patient)
 	sign := func() error {
-		_, err := tr.key.Load().Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()), crypto.SHA256)
+		_, err := tr.key.Load().Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()),
+			crypto.SHA256)
 		return err
 	}
 	for _, rule := range passing()[1:] {
@@ -38,7 +39,8 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 		must.OK(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
 		signs := func() bool {
 			err := sign()
-			if err != nil && len(tr.calls()) > 0 { // the fault has come, and the next attempt meets another
+			// the fault has come, and the next attempt meets another
+			if err != nil && len(tr.calls()) > 0 {
 				must.OK(t, errors.Join(tr.shim.Forget(), tr.shim.Rules(rule)))
 			}
 			return err == nil
@@ -70,7 +72,8 @@ func TestUnreliableToken(t *testing.T) {
 	}
 	o := tr.storm(func() error { return tr.until(func() bool { return len(tr.calls()) > every*len(rules) }) })
 	stats := tr.key.Load().Stats()
-	t.Logf("%d requests, %d faults, %d connections, %d logins", o.requests, fell(), stats.Connections, stats.Logins)
+	t.Logf("%d requests, %d faults, %d connections, %d logins", o.requests, fell(),
+		stats.Connections, stats.Logins)
 	failedLogins := len(tr.calls().Of(pkcs11shim.Login)) - len(tr.calls().Of(pkcs11shim.Login).With(pkcs11.CKR_OK))
 	if o.lost > 0 || o.wrong > 0 || o.attempts > mostTries && failedLogins == 0 {
 		t.Errorf("%d failed logins, %+v; the last error: %v", failedLogins, o, o.last)
@@ -80,7 +83,8 @@ func TestUnreliableToken(t *testing.T) {
 // A login that may have failed for the PIN is made once, however often the token has signed before.
 func TestCreditDoesNotPayForLogins(t *testing.T) {
 	tr := aTrial(t, patient)
-	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_LOCKED} {
+	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_PIN_INCORRECT,
+		pkcs11.CKR_PIN_LOCKED} {
 		tr.quiet()
 		for range 4 {
 			tr.storm(nil)

@@ -30,7 +30,8 @@ func run(ctx context.Context, args []string) error {
 		return errors.New(usage)
 	}
 	flags := flag.NewFlagSet("cluster "+args[0], flag.ContinueOnError)
-	dir := flags.String("dir", "", "directory of the cluster's state (default .cluster of the repository)")
+	dir := flags.String("dir", "",
+		"directory of the cluster's state (default .cluster of the repository)")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -57,7 +58,8 @@ func run(ctx context.Context, args []string) error {
 // use it, and nothing else, on standard output: its kubeconfig, and where there is
 // no kubectl the one that was built.
 func up(ctx context.Context, dir string) error {
-	cluster, err := testenv.StartCluster(ctx, testenv.ClusterOptions{Dir: dir, Detach: true, Progress: os.Stderr})
+	cluster, err := testenv.StartCluster(ctx,
+		testenv.ClusterOptions{Dir: dir, Detach: true, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}

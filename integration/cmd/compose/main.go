@@ -1,5 +1,5 @@
-// Command compose is what docker-compose.yml needs beside hsm-signer: it makes the secrets of the API
-// server, gives hsm-signer its rights there, and is the pods that ask.
+// Command compose is what docker-compose.yml needs beside hsm-signer: it makes the secrets of the
+// API server, gives hsm-signer its rights there, and is the pods that ask.
 //
 //	compose secrets DIR                     make what the API server is started with
 //	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's kubeconfig
@@ -25,7 +25,8 @@ const (
 	serviceAccount = "hsm-signer"         // and its namespace, which are in RBAC too
 )
 
-var errUsage = errors.New("usage: compose secrets DIR | authorize DIR URL RBAC FILE | client DIR URL CA | binaries OUT")
+var errUsage = errors.New("usage: compose secrets DIR | authorize DIR URL RBAC FILE | client DIR " +
+	"URL CA | binaries OUT")
 
 func main() { testenv.Main("compose", run) }
 
@@ -99,7 +100,8 @@ func binaries(ctx context.Context, out string) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(out, filepath.Base(path)), content, 0o755); err != nil {
+		if err := os.WriteFile(filepath.Join(out, filepath.Base(path)), content,
+			0o755); err != nil {
 			return err
 		}
 	}

@@ -33,7 +33,8 @@ func run(ctx context.Context, _ []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, env.Close()) }()
-	out.Print("API server at " + env.Cluster.Config().Host + "; token \"" + env.Token.Label + "\" behind " + env.Token.Module)
+	out.Print("API server at " + env.Cluster.Config().Host + "; token \"" + env.Token.Label +
+		"\" behind " + env.Token.Module)
 
 	d, ca, err := serve(ctx, out, env)
 	if err != nil {
@@ -45,7 +46,8 @@ func run(ctx context.Context, _ []string) (err error) {
 	}()
 
 	out.Step("Pods ask: each open-source component of Calico, and impostors")
-	shown := demo.Demo{Cluster: env.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: dir}
+	shown := demo.Demo{Cluster: env.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile,
+		Dir: dir}
 	outcomes, err := shown.AskAll(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; the log of hsm-signer:\n%s", err, d.Log())
@@ -58,7 +60,8 @@ func run(ctx context.Context, _ []string) (err error) {
 }
 
 // serve has the ceremony make a CA, checks every precondition and starts the daemon.
-func serve(ctx context.Context, out *demo.Screen, env *testenv.Env) (*testenv.Daemon, testenv.CA, error) {
+func serve(ctx context.Context, out *demo.Screen, env *testenv.Env) (*testenv.Daemon, testenv.CA,
+	error) {
 	out.Step("hsm-signer ca create: the key is made in the token and never leaves it")
 	ca, text, err := env.CreateCA(ctx, "ecdsa-p256")
 	if err != nil {
@@ -87,8 +90,10 @@ func serve(ctx context.Context, out *demo.Screen, env *testenv.Env) (*testenv.Da
 }
 
 // lookAround says how, and waits to be interrupted.
-func lookAround(ctx context.Context, out *demo.Screen, env *testenv.Env, ca testenv.CA, d *testenv.Daemon) {
-	out.Step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another terminal:")
+func lookAround(ctx context.Context, out *demo.Screen, env *testenv.Env, ca testenv.CA,
+	d *testenv.Daemon) {
+	out.Step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another " +
+		"terminal:")
 	out.Print("export KUBECONFIG=" + env.Cluster.Kubeconfig() + `
 kubectl get csr                      # who asked, and what came of it
 kubectl describe csr NAME            # the conditions and the events
