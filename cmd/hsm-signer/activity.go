@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/kube"
 )
 
@@ -28,7 +29,7 @@ type activity struct {
 // Ended notes how a sync ended. A request has one entry, with what came of it last.
 func (a *activity) Ended(o kube.Outcome) {
 	for _, text := range []*string{&o.Name, &o.Requester, &o.Reason} {
-		*text = onOneLine((*text)[:min(len(*text), longestText)])
+		*text = terminal.OneLine((*text)[:min(len(*text), longestText)])
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/issuer"
 )
 
@@ -19,7 +20,7 @@ type caReloader struct {
 func newCAReloader(file string, current func() *issuer.CA, replace func(*issuer.CA) error, m *metrics, logger hclog.Logger) *caReloader {
 	r := &caReloader{current: current, replace: replace}
 	r.watchedFile = watchedFile[*issuer.CA]{
-		path: file, read: func() ([]byte, error) { return caRules.Read(file) }, parse: issuer.ParseCA, take: r.use,
+		path: file, read: func() ([]byte, error) { return config.CARules.Read(file) }, parse: issuer.ParseCA, take: r.use,
 		name: "the file of the CA's certificate", stays: "the certificate before it stays in use", reason: "CARefused",
 		logger: logger, refused: m.caFileRefused,
 	}

@@ -16,13 +16,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/issuer"
 )
 
 // A CA's certificate that was renewed is taken up; what the issuer does not take, and what is no certificate, is
 // refused, visibly, and the one before it stays.
 func TestCertificateOfTheCAIsReloaded(t *testing.T) {
-	ca := newSoftCA(t)
+	ca := fixture.NewCA(t)
 	file := filepath.Join(t.TempDir(), "ca.crt")
 	write := func(der []byte) {
 		t.Helper()
@@ -30,8 +31,8 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(ca.cert.Raw)
-	current, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw}))
+	write(ca.Certificate.Raw)
+	current, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +40,7 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	var taken []*issuer.CA
 	var events []string
 	replace := func(fresh *issuer.CA) error {
-		if err := fresh.Matches(ca.key.Public()); err != nil {
+		if err := fresh.Matches(ca.Key.Public()); err != nil {
 			return errors.New("another key")
 		}
 		taken, current = append(taken, fresh), fresh
@@ -53,10 +54,10 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	if looks(); len(taken) > 0 || log.Len() > 0 {
 		t.Errorf("the certificate in use was taken up again: %s", &log)
 	}
-	renewed := makeCertificate(t, &x509.Certificate{
+	renewed := fixture.Certify(t, &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Test CA"}, NotAfter: time.Now().Add(48 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
-	}, nil, ca.key.Public(), ca.key)
+	}, nil, ca.Key.Public(), ca.Key)
 	write(renewed.Raw)
 	if r.look(); len(taken) > 0 {
 		t.Error("it was taken up at the first look, while it may still be written")
@@ -64,7 +65,7 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	if looks(); len(taken) != 1 || !taken[0].Certificate().Equal(renewed) || r.state() != "" {
 		t.Errorf("%d were taken up; state: %s", len(taken), r.state())
 	}
-	write(newSoftCA(t).cert.Raw)
+	write(fixture.NewCA(t).Certificate.Raw)
 	if looks(); len(taken) != 1 || !refused() || !strings.Contains(r.state(), "another key") {
 		t.Errorf("another CA: state: %s", r.state())
 	}

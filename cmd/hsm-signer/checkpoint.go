@@ -9,22 +9,11 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
 )
-
-// checkpoints is what the configuration says of them.
-type checkpoints struct {
-	key           hsm.KeyID
-	publicKeyFile string
-	interval      time.Duration
-}
-
-// wanted tells whether checkpoints are to be made.
-func (c checkpoints) wanted() bool {
-	return c.key.Label != "" || len(c.key.ID) > 0 || c.publicKeyFile != ""
-}
 
 // A checkpointer has a key of its own sign the head of the journal now and then.
 type checkpointer struct {
@@ -38,34 +27,8 @@ type checkpointer struct {
 	after journal.Head // of the last checkpoint itself
 }
 
-// loadCheckpoints returns what makes checkpoints, or nil where none are wanted.
-func (c *config) loadCheckpoints(p *parts, faults *configFaults) *checkpointer {
-	if !c.checkpoints.wanted() {
-		return nil
-	}
-	if c.checkpoints.key.Label == "" && len(c.checkpoints.key.ID) == 0 {
-		faults.missing("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID, and CHECKPOINT_PUBLIC_KEY_FILE is: one of them must name the key", "CHECKPOINT_KEY_ID")
-		return nil
-	}
-	if c.checkpoints.publicKeyFile == "" {
-		faults.addf("CHECKPOINT_PUBLIC_KEY_FILE", "is not set: name the file that \"hsm-signer ca create-checkpoint-key\" has made")
-		return nil
-	}
-	public, err := readPublicKey(c.checkpoints.publicKeyFile)
-	if err != nil {
-		faults.add("CHECKPOINT_PUBLIC_KEY_FILE", err)
-		return nil
-	}
-	if p.ca.Matches(public) == nil {
-		faults.addf("CHECKPOINT_KEY_LABEL", "is the CA's key: checkpoints need one of their own")
-		return nil
-	}
-	key, err := p.key.Other(c.checkpoints.key, public)
-	if err != nil {
-		faults.add("CHECKPOINT_PUBLIC_KEY_FILE", err)
-		return nil
-	}
-	return &checkpointer{journal: p.journal, key: key, public: public, sign: key.Sign, interval: c.checkpoints.interval, logger: hclog.NewNullLogger()}
+func newCheckpointer(j *keptJournal, key *hsm.OtherKey, public crypto.PublicKey, interval time.Duration) *checkpointer {
+	return &checkpointer{journal: j, key: key, public: public, sign: key.Sign, interval: interval, logger: hclog.NewNullLogger()}
 }
 
 // checkpointRetry is the longest time to the next try after a checkpoint that could not be made.
@@ -114,7 +77,7 @@ func (c *checkpointer) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key, err := keyFingerprint(c.public)
+	key, err := fingerprint.OfKey(c.public)
 	if err != nil {
 		return err
 	}
@@ -142,15 +105,4 @@ func (c *checkpointer) signText(ctx context.Context, text []byte) (x509.Signatur
 	}
 	signature, err := c.sign(ctx, text, opts)
 	return algorithm, signature, err
-}
-
-func readCheckpointKeyID(c *config, v string) (err error) {
-	c.checkpoints.key.ID, err = parseKeyID(v)
-	return err
-}
-
-// publicKeyPEM is the public key in PEM.
-func publicKeyPEM(public crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(public)
-	return encodeBlock("PUBLIC KEY", der), err
 }

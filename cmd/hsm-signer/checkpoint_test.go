@@ -7,7 +7,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +20,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/audit"
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/issuer/journal"
 )
 
@@ -29,10 +33,11 @@ func softCheckpoints(t *testing.T, j *journal.Journal) (c *checkpointer, public 
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := publicKeyPEM(key.Public())
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 	public = filepath.Join(t.TempDir(), "checkpoint.pub")
 	if err := os.WriteFile(public, text, 0o600); err != nil {
 		t.Fatal(err)
@@ -50,11 +55,11 @@ func softCheckpoints(t *testing.T, j *journal.Journal) (c *checkpointer, public 
 // Checkpoints verify with their key, and with no other; none is made when there is nothing new.
 func TestCheckpoints(t *testing.T) {
 	dir := t.TempDir()
-	ca := newSoftCA(t)
-	j := ca.openJournal(t, dir)
+	ca := fixture.NewCA(t)
+	j := ca.OpenJournal(t, dir)
 	c, public := softCheckpoints(t, j)
 	for i := range 3 {
-		ca.issue(t, j, string(rune('a'+i)), time.Hour)
+		ca.Issue(t, j, string(rune('a'+i)), time.Hour)
 		for range 2 {
 			if err := c.make(t.Context()); err != nil {
 				t.Fatal(err)
@@ -65,7 +70,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("%d checkpoints; want one for each change", n)
 	}
 	last := j.Summary().Head.Seq - 1
-	ca.issue(t, j, "d", time.Hour)
+	ca.Issue(t, j, "d", time.Hour)
 	fault := errors.New("the token is gone")
 	c.sign = func(context.Context, []byte, crypto.SignerOpts) ([]byte, error) { return nil, fault }
 	if err := c.make(t.Context()); !errors.Is(err, fault) || j.Summary().Counts.Checkpoints != 3 {
@@ -90,14 +95,14 @@ func TestCheckpoints(t *testing.T) {
 // they are missing, for another chain, or too old.
 func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 	dir := t.TempDir()
-	ca := newSoftCA(t)
-	j := ca.openJournal(t, dir)
+	ca := fixture.NewCA(t)
+	j := ca.OpenJournal(t, dir)
 	c, public := softCheckpoints(t, j)
-	ca.issue(t, j, "a", time.Hour)
+	ca.Issue(t, j, "a", time.Hour)
 	if err := c.make(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ca.issue(t, j, "b", time.Hour)
+	ca.Issue(t, j, "b", time.Hour)
 	c.finish()
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -115,11 +120,11 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 		text  []byte
 		words string // of the fault; empty: there is none
 	}{
-		"nothing changed":                    {rechain(t, text, same), ""},
-		"orphaned":                           {rechain(t, text, orphaned("b")), "the checkpoint is for line 8"},
-		"orphaned, and checkpoints removed":  {rechain(t, rechain(t, text, orphaned("b")), withoutCheckpoints), "no checkpoint covers any of its lines"},
-		"checkpoints removed":                {rechain(t, text, withoutCheckpoints), "no checkpoint covers any of its lines"},
-		"orphaned, and last checkpoint gone": {rechain(t, text[:lastCheckpoint], orphaned("b")), ""}, // but see below
+		"nothing changed":                    {fixture.Rechain(t, text, same), ""},
+		"orphaned":                           {fixture.Rechain(t, text, fixture.Orphaned("b")), "the checkpoint is for line 8"},
+		"orphaned, and checkpoints removed":  {fixture.Rechain(t, fixture.Rechain(t, text, fixture.Orphaned("b")), fixture.WithoutCheckpoints), "no checkpoint covers any of its lines"},
+		"checkpoints removed":                {fixture.Rechain(t, text, fixture.WithoutCheckpoints), "no checkpoint covers any of its lines"},
+		"orphaned, and last checkpoint gone": {fixture.Rechain(t, text[:lastCheckpoint], fixture.Orphaned("b")), ""}, // but see below
 	} {
 		if err := os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), c.text, 0o600); err != nil {
 			t.Fatal(err)
@@ -134,7 +139,7 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 		if err := os.WriteFile(path, c.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := byHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public); (err != nil) != (c.words != "") {
+		if out, err := fixture.VerifyByHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public); (err != nil) != (c.words != "") {
 			t.Errorf("%s, by hand: %v: %s", name, err, out)
 		}
 	}
@@ -145,7 +150,7 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for limit, wrong := range map[string]bool{"3600": false, "-1": true} {
-		if out, err := byHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public, "MAX_UNVOUCHED="+limit); (err != nil) != wrong {
+		if out, err := fixture.VerifyByHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public, "MAX_UNVOUCHED="+limit); (err != nil) != wrong {
 			t.Errorf("by hand, at most %s seconds: %v: %s", limit, err, out)
 		}
 	}
@@ -154,14 +159,14 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &summary); err != nil || summary.Unvouched != 3 {
 		t.Fatalf("%v: %s", err, out)
 	}
-	verify := auditVerify{checkpointKey: public, limit: 2 * time.Hour}
+	verify := audit.AuditVerify{CheckpointKey: public, Limit: 2 * time.Hour}
 	for later, wrong := range map[time.Duration]bool{time.Hour: false, 3 * time.Hour: true} {
-		if err := verify.vouched(summary, summary.VouchedAt.Add(later)); (err != nil) != wrong {
+		if err := verify.Vouched(summary, summary.VouchedAt.Add(later)); (err != nil) != wrong {
 			t.Errorf("after %s: %v", later, err)
 		}
 	}
 	summary.Unvouched = 0 // nothing but checkpoints follows: hsm-signer has ended, or the journal is in the archive
-	if err := verify.vouched(summary, summary.VouchedAt.Add(time.Hour*24*365)); err != nil {
+	if err := verify.Vouched(summary, summary.VouchedAt.Add(time.Hour*24*365)); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,55 +1,19 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/policy"
 )
-
-// What docs/policy.md shows is right: each policy in it can be read, and its cases pass with the first.
-func TestPoliciesOfTheManual(t *testing.T) {
-	manual, err := os.ReadFile("../../docs/policy.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var policies []*policy.Policy
-	passed := 0
-	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(manual, -1) {
-		switch text := string(block[1]); {
-		case strings.HasPrefix(text, "version: 1"):
-			p, err := policy.Parse(block[1], policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-			if err != nil {
-				t.Fatalf("%v in\n%s", err, text)
-			}
-			policies = append(policies, p)
-		case strings.HasPrefix(text, "cases:"):
-			dir := t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, "cases.yaml"), block[1], 0o600); err != nil {
-				t.Fatal(err)
-			}
-			var out bytes.Buffer
-			if err := testPolicy(policies[0], []string{dir}, "text", &out); err != nil {
-				t.Errorf("%v:\n%s", err, &out)
-			}
-			passed += strings.Count(out.String(), "ok ")
-		}
-	}
-	if len(policies) != 2 || passed != 2 {
-		t.Errorf("%d policies and %d cases that pass; the manual has 2 of each", len(policies), passed)
-	}
-	if p := policies[1].Budget(); p.String() != policies[0].Budget().String() {
-		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p, policies[0].Budget())
-	}
-}
 
 // The manual lists every reason of a denial, and no other.
 func TestReasonsOfTheManual(t *testing.T) {
@@ -77,7 +41,7 @@ var readmes = []string{"../../README.md", "../../README.zh-CN.md"}
 
 // The README, in each language, lists every variable, and no other, with the default that it has.
 func TestConfigurationOfTheManual(t *testing.T) {
-	settings := slices.Concat(serviceSettings, tokenSettings, logSettings)
+	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	for _, readme := range readmes {
 		manual, err := os.ReadFile(readme)
 		if err != nil {
@@ -89,16 +53,16 @@ func TestConfigurationOfTheManual(t *testing.T) {
 				defaults[variable[1]] = row[2]
 			}
 		}
-		if _, listed := defaults[pinVariable]; !listed || len(defaults) != len(settings)+1 {
-			t.Errorf("%s lists %d variables; there are %s and %d others", readme, len(defaults), pinVariable, len(settings))
+		if _, listed := defaults[pin.Variable]; !listed || len(defaults) != len(settings)+1 {
+			t.Errorf("%s lists %d variables; there are %s and %d others", readme, len(defaults), pin.Variable, len(settings))
 		}
 		for _, s := range settings {
-			fallback := s.fallback
-			if s.env == "PKCS11_MAX_SESSIONS" { // 0: what the token allows, and at most this
+			fallback := s.Fallback
+			if s.Env == "PKCS11_MAX_SESSIONS" { // 0: what the token allows, and at most this
 				fallback = "16"
 			}
-			if shown, listed := defaults[s.env]; !listed || !strings.Contains(shown, fallback) {
-				t.Errorf("%s says that the default of %s is %q; it is %q", readme, s.env, shown, fallback)
+			if shown, listed := defaults[s.Env]; !listed || !strings.Contains(shown, fallback) {
+				t.Errorf("%s says that the default of %s is %q; it is %q", readme, s.Env, shown, fallback)
 			}
 		}
 	}
@@ -121,7 +85,7 @@ func TestCommandsOfTheManuals(t *testing.T) {
 		typed := line.FindAllStringSubmatch(strings.Join(fenced.FindAllString(string(manual), -1), "\n"), -1)
 		for _, found := range append(typed, span.FindAllStringSubmatch(fenced.ReplaceAllString(string(manual), ""), -1)...) {
 			seen++
-			command, rest, err := newRootCommand(io.Discard).Find(strings.Fields(found[1]))
+			command, rest, err := preparedRoot().Find(strings.Fields(found[1]))
 			if err != nil || command.Runnable() && command.HasSubCommands() && len(rest) > 0 {
 				t.Errorf("%s: there is no command %q: %v", page, found[1], err)
 				continue
@@ -140,13 +104,13 @@ func TestCommandsOfTheManuals(t *testing.T) {
 
 // The README and the help say the same of the exit codes, all of which have a meaning.
 func TestExitCodesOfTheManual(t *testing.T) {
-	help := strings.Join(strings.Fields(newRootCommand(io.Discard).Long), " ")
+	help := strings.Join(strings.Fields(preparedRoot().Long), " ")
 	manual, err := os.ReadFile(readmes[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	readme := strings.Join(strings.Fields(string(manual)), " ")
-	for code, meaning := range map[int]string{0: "done", exitFault: "fault", exitRefused: "refused, or a check failed", exitPIN: "PIN refused or locked", exitConfig: "configuration"} {
+	for code, meaning := range map[int]string{0: "done", exit.Fault: "fault", exit.Refused: "refused, or a check failed", exit.PIN: "PIN refused or locked", exit.Config: "configuration"} {
 		if want := fmt.Sprintf("%d %s", code, meaning); !strings.Contains(help, want) || !strings.Contains(readme, want) {
 			t.Errorf("%q is not in both the help and the README", want)
 		}

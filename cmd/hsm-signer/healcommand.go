@@ -13,12 +13,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/heal"
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
+	"hsm-signer/cmd/hsm-signer/internal/logging"
+	"hsm-signer/cmd/hsm-signer/internal/pin"
 )
 
 func newHealCommand() *cobra.Command {
-	settings := slices.Concat(settingsNamed("SIGNER_NAME", "POLICY_FILE", "CLUSTER_DOMAIN",
-		"CERTIFICATE_LIFETIME", "KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), logSettings)
+	settings := slices.Concat(config.Named("SIGNER_NAME", "POLICY_FILE", "CLUSTER_DOMAIN",
+		"CERTIFICATE_LIFETIME", "KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), config.LogSettings)
 	command := &cobra.Command{
 		Use:   "heal",
 		Short: "Delete pods that are stuck without their certificate, so that they ask again",
@@ -40,15 +44,15 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 		Example: `  hsm-signer heal --signer-name example.com/calico --kubeconfig heal-kubeconfig`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, faults := readConfig(cmd, settings)
-			healer := c.loadHealer(faults)
-			if err := faults.err(); err != nil {
+			c, faults := config.Read(cmd, settings)
+			healer := loadHealer(c, faults)
+			if err := faults.Err(); err != nil {
 				return err
 			}
-			return runHealer(cmd.Context(), c, healer, newLogger(c, cmd.ErrOrStderr()))
+			return runHealer(cmd.Context(), c, healer, logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr()))
 		},
 	}
-	addFlags(command, settings)
+	config.AddFlags(command, settings)
 	return command
 }
 
@@ -57,44 +61,44 @@ var errNearToken = errors.New("is set: heal needs no token, and must not have it
 
 // loadHealer returns what is healed, without a logger and an observer. It adds what is wrong to the
 // faults.
-func (c *config) loadHealer(faults *configFaults) heal.Config {
-	pin, err := takePIN()
-	if pin != "" {
+func loadHealer(c *config.Config, faults *config.Faults) heal.Config {
+	given, err := pin.Take()
+	if given != "" {
 		err = errNearToken
 	}
-	faults.add(pinVariable, err)
-	for _, variable := range []string{"PKCS11_PIN_FILE", uriVariable} {
+	faults.Add(pin.Variable, err)
+	for _, variable := range []string{"PKCS11_PIN_FILE", pin.URIVariable} {
 		if os.Getenv(variable) != "" {
-			faults.add(variable, errNearToken)
+			faults.Add(variable, errNearToken)
 		}
 	}
-	if len(c.signerNames) == 0 {
-		faults.missing("SIGNER_NAME", "is not set: name the signer whose requests heal reads, such as example.com/calico")
+	if len(c.SignerNames) == 0 {
+		faults.Missing("SIGNER_NAME", "is not set: name the signer whose requests heal reads, such as example.com/calico")
 	}
-	client, _ := c.loadClient(faults, nil)
-	return heal.Config{Client: client, SignerNames: c.signerNames, Namespaces: c.healedNamespaces(faults)}
+	client, _ := c.LoadClient(faults, nil)
+	return heal.Config{Client: client, SignerNames: c.SignerNames, Namespaces: healedNamespaces(c, faults)}
 }
 
 // healedNamespaces returns the namespaces in which pods may ask by the policy.
-func (c *config) healedNamespaces(faults *configFaults) []string {
-	p := c.loadPolicy(faults)
+func healedNamespaces(c *config.Config, faults *config.Faults) []string {
+	p := c.LoadPolicy(faults)
 	if p == nil {
 		return nil
 	}
 	namespaces, bounded := p.PodNamespaces()
 	if !bounded {
-		faults.addf("POLICY_FILE", "%s: a rule names service accounts of any namespace, and heal deletes pods "+
-			"only in namespaces that are written out: give heal such a policy, for example calico", c.policyFile)
+		faults.Addf("POLICY_FILE", "%s: a rule names service accounts of any namespace, and heal deletes pods "+
+			"only in namespaces that are written out: give heal such a policy, for example calico", c.PolicyFile)
 	}
 	return namespaces
 }
 
 // runHealer heals, and serves LISTEN_ADDRESS, until the context ends.
-func runHealer(ctx context.Context, c *config, healing heal.Config, logger hclog.Logger) error {
-	logger.Info("starting to heal", "version", version(), "signers", healing.SignerNames,
+func runHealer(ctx context.Context, c *config.Config, healing heal.Config, logger hclog.Logger) error {
+	logger.Info("starting to heal", "version", buildinfo.Version(), "signers", healing.SignerNames,
 		"namespaces", healing.Namespaces)
-	c.statusAddress = noStatus
-	open, err := c.listen(ctx)
+	c.StatusAddress = config.NoStatus
+	open, err := listen(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -103,7 +107,7 @@ func runHealer(ctx context.Context, c *config, healing heal.Config, logger hclog
 	healing.Observer, healing.Logger = counts, logger.Named("heal")
 	healer := heal.New(healing)
 	served := endpoint{
-		"LISTEN_ADDRESS", open["LISTEN_ADDRESS"], c.healthHosts(), healHandler(healer, counts), "listening", func() {},
+		"LISTEN_ADDRESS", open["LISTEN_ADDRESS"], healthHosts(c), healHandler(healer, counts), "listening", func() {},
 	}
 	serve := func(ctx context.Context) error { return served.serve(ctx, logger.Named("health")) }
 	return runAll(ctx, healer.Run, serve)

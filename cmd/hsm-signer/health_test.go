@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
@@ -26,7 +27,7 @@ func newTestHealth(t *testing.T) *health {
 	h.permits = func() error { return nil }
 	h.journal = func() error { return nil }
 	h.leads = func() bool { return true }
-	ca, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: newSoftCA(t).cert.Raw}))
+	ca, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: fixture.NewCA(t).Certificate.Raw}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
@@ -27,13 +28,13 @@ func scrape(m *metrics) string {
 
 // Who keeps the metrics has the head of the journal, in a number of series that does not grow.
 func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
-	ca := newSoftCA(t)
-	j := ca.openJournal(t, t.TempDir())
+	ca := fixture.NewCA(t)
+	j := ca.OpenJournal(t, t.TempDir())
 	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)}
 	m := newMetrics()
 	m.registry.MustRegister(journalMetrics{kept})
 	for uid := range 3 {
-		ca.issue(t, j, strconv.Itoa(uid), time.Hour)
+		ca.Issue(t, j, strconv.Itoa(uid), time.Hour)
 		text := scrape(m)
 		series := regexp.MustCompile(`hsm_signer_journal_head_sha256\{word="(\d)"\} (\S+)`).FindAllStringSubmatch(text, -1)
 		if len(series) != 8 {
@@ -71,7 +72,7 @@ func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 // headByHand has the manual's block read the head from the metrics.
 func headByHand(t *testing.T, metrics string) string {
 	t.Helper()
-	for _, block := range manualBlocks(t) {
+	for _, block := range fixture.VerifyScript(t) {
 		if strings.Contains(block, "head_of()") {
 			cmd := exec.Command("bash", "-euo", "pipefail", "-c", block+"\nhead_of")
 			cmd.Stdin = strings.NewReader(metrics)

@@ -5,17 +5,22 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/internal/cli"
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/explain"
+	"hsm-signer/cmd/hsm-signer/internal/policytest"
+	"hsm-signer/cmd/hsm-signer/internal/validate"
 	"hsm-signer/policy"
 )
 
 func newPolicyCommand() *cobra.Command {
 	command := &cobra.Command{Use: "policy", Short: "Show, validate, test and explain policies"}
-	command.AddCommand(newPolicyShowCommand(), newPolicyExplainCommand(), newPolicyTestCommand(), newPolicyValidateCommand())
+	command.AddCommand(newPolicyShowCommand(), explain.NewCommand(), policytest.NewCommand(), validate.NewCommand())
 	return command
 }
 
 func newPolicyShowCommand() *cobra.Command {
-	settings := settingsNamed("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
+	settings := config.Named("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
 	command := &cobra.Command{
 		Use:   "show [" + strings.Join(policy.BuiltInNames(), "|") + "|FILE]",
 		Short: "Print the policy in force, a built-in one, or one in a file",
@@ -25,25 +30,25 @@ mistakes is not printed: the mistakes are, and the exit code is 4.`,
   hsm-signer policy show calico > mine.yaml      # edit it, then name it in POLICY_FILE
   hsm-signer policy show mine.yaml`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: completeFiles,
+		ValidArgsFunction: cli.CompletePolicies,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, faults := readConfig(cmd, settings)
+			c, faults := config.Read(cmd, settings)
 			source := "POLICY_FILE"
 			if len(args) == 1 { // nothing is signed by it, so anybody may own it
-				source, c.policyFile, c.anyPolicy = "FILE", args[0], true
+				source, c.PolicyFile, c.AnyPolicy = "FILE", args[0], true
 			}
-			text, err := c.readPolicy()
+			text, err := c.ReadPolicy()
 			if err == nil {
-				_, err = c.parsePolicy(text, nil)
+				_, err = c.ParsePolicy(text, nil)
 			}
-			faults.add(source, err)
-			if err := faults.err(); err != nil {
+			faults.Add(source, err)
+			if err := faults.Err(); err != nil {
 				return err
 			}
 			_, err = cmd.OutOrStdout().Write(text)
 			return err
 		},
 	}
-	addFlags(command, settings)
+	config.AddFlags(command, settings)
 	return command
 }

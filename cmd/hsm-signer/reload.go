@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
@@ -13,17 +14,17 @@ import (
 // A policyReloader puts a changed policy file in force.
 type policyReloader struct {
 	watchedFile[*policy.Policy]
-	config  *config
+	config  *config.Config
 	current *policy.Current
 	ca      func() *issuer.CA
 	metrics *metrics
 	changed func() // another policy is in force
 }
 
-func newPolicyReloader(c *config, current *policy.Current, ca func() *issuer.CA, m *metrics, logger hclog.Logger) *policyReloader {
+func newPolicyReloader(c *config.Config, current *policy.Current, ca func() *issuer.CA, m *metrics, logger hclog.Logger) *policyReloader {
 	r := &policyReloader{config: c, current: current, ca: ca, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
-		path: c.policyFile, read: c.readPolicySources, parse: c.parsePolicySources, take: r.enforce,
+		path: c.PolicyFile, read: c.ReadPolicySources, parse: c.ParsePolicySources, take: r.enforce,
 		name: "the policy file", stays: "the policy before it stays in force", reason: "PolicyRefused",
 		logger: logger, refused: m.policyFileRefused,
 	}
@@ -32,7 +33,7 @@ func newPolicyReloader(c *config, current *policy.Current, ca func() *issuer.CA,
 
 // watch looks at the files until the context ends. A built-in policy without blocked keys does not change.
 func (r *policyReloader) watch(ctx context.Context) error {
-	if _, builtIn := policy.BuiltIn(r.config.policyFile); builtIn && r.config.blockedKeysFile == "" {
+	if _, builtIn := policy.BuiltIn(r.config.PolicyFile); builtIn && r.config.BlockedKeysFile == "" {
 		<-ctx.Done()
 		return nil
 	}
@@ -42,7 +43,7 @@ func (r *policyReloader) watch(ctx context.Context) error {
 // enforce puts another policy in force.
 func (r *policyReloader) enforce(fresh *policy.Policy) error {
 	if fresh.Hash() != r.current.Policy().Hash() {
-		warnings, err := lintRules(r.ca(), fresh)
+		warnings, err := config.LintRules(r.ca(), fresh)
 		if err != nil {
 			return err
 		}
@@ -71,4 +72,24 @@ func (r *policyReloader) state() string {
 		text += fmt.Sprintf("; but the file as it is now is refused: %v", err)
 	}
 	return text
+}
+
+// currentCA returns what returns the CA that certificates are issued under now, or would be. The parts
+// are nil in a shadow.
+func currentCA(s *config.Service, p *parts) func() *issuer.CA {
+	if p != nil {
+		return p.issuer.CA
+	}
+	return func() *issuer.CA { return s.CA }
+}
+
+// replaceCA returns what replaces the CA, unless it could issue nothing of a rule of the policy in
+// force.
+func (p *parts) replaceCA(current *policy.Current) func(*issuer.CA) error {
+	return func(ca *issuer.CA) error {
+		if _, err := config.LintRules(ca, current.Policy()); err != nil {
+			return err
+		}
+		return p.issuer.Replace(ca)
+	}
 }

@@ -11,8 +11,12 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
+	"hsm-signer/cmd/hsm-signer/internal/logging"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
@@ -21,7 +25,7 @@ import (
 )
 
 func newRunCommand() *cobra.Command {
-	settings := slices.Concat(serviceSettings, tokenSettings, logSettings)
+	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	command := &cobra.Command{
 		Use:   "run",
 		Short: "Serve certificate requests",
@@ -34,50 +38,57 @@ pending and /readyz says what is missing.`,
   APPROVE=shadow hsm-signer run      # tries a policy on production and touches nothing`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, faults := readConfig(cmd, settings)
-			p := c.loadParts(faults)
-			if err := faults.err(); err != nil {
+			c, faults := config.Read(cmd, settings)
+			counts := newMetrics()
+			s := c.LoadService(faults, counts.countCalls)
+			if err := faults.Err(); err != nil {
 				return err
 			}
-			logger := newLogger(c, cmd.ErrOrStderr())
-			warnUnknown(logger, os.Environ())
-			return run(cmd.Context(), c, p, logger)
+			logger := logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr())
+			config.WarnUnknown(logger, os.Environ())
+			return run(cmd.Context(), s, counts, logger)
 		},
 	}
-	addFlags(command, settings)
+	config.AddFlags(command, settings)
 	return command
 }
 
 // run serves until the context ends, or until it is clear that only a human can help.
-func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
-	for _, text := range c.warnings {
+func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.Logger) error {
+	c := s.Config
+	for _, text := range c.Warnings {
 		logger.Warn("a file is accepted that should not be", "warning", text)
 	}
-	logger.Info("starting", "version", version(), "signers", c.signerNames, "policy", c.policyFile, "policyHash", p.policy.Hash(), "approve", c.mode)
-	open, err := c.listen(ctx)
+	logger.Info("starting", "version", buildinfo.Version(), "signers", c.SignerNames, "policy", c.PolicyFile, "policyHash", s.Policy.Hash(), "approve", c.Mode)
+	open, err := listen(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer open.close()
-	current := policy.NewCurrent(p.policy)
-	counts, lately := p.metrics, &activity{}
-	counts.policyInForce(p.policy)
-	warnings, err := lintRules(p.ca, p.policy)
+	var p *parts
+	if c.Mode != kube.Shadow {
+		if p, err = newParts(s, counts); err != nil {
+			return err
+		}
+	}
+	current, lately := policy.NewCurrent(s.Policy), &activity{}
+	counts.policyInForce(s.Policy)
+	warnings, err := config.LintRules(s.CA, s.Policy)
 	if err != nil {
 		return err
 	}
 	logWarnings(logger, warnings)
-	reload := newPolicyReloader(c, current, p.currentCA, counts, logger.Named("policy"))
+	reload := newPolicyReloader(c, current, currentCA(s, p), counts, logger.Named("policy"))
 	serving := kube.Config{
-		Client: p.client, SignerNames: c.signerNames, AcceptUnset: c.acceptUnset, Mode: c.mode, Lease: p.lease,
-		PodNamespaces: func() []string { return podNamespaces(current.Policy()) },
-		Workers:       c.workers, Pace: c.pace, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
+		Client: s.Client, SignerNames: c.SignerNames, AcceptUnset: c.AcceptUnset, Mode: c.Mode, Lease: s.Lease,
+		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
+		Workers:       c.Workers, Pace: c.Pace, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
 	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refusal, started: time.Now()}
 	var background []func(context.Context) error
 	var ca *caReloader
-	if c.mode != kube.Shadow {
+	if c.Mode != kube.Shadow {
 		defer p.key.Close()
 		p.witness.logger = logger.Named("journal")
 		defer p.witness.finish()
@@ -86,31 +97,31 @@ func run(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
 			defer p.checkpoints.finish()
 		}
 		p.journal.logger = logger.Named("journal")
-		if err := startSigning(ctx, c, p, logger); err != nil {
+		if err := startSigning(ctx, s, p, logger); err != nil {
 			return err
 		}
-		ca = newCAReloader(c.caCertFile, p.issuer.CA, p.replaceCA(current), counts, logger.Named("ca"))
-		health.watchSigning(p, ca, c.inPod)
-		counts.watchSigning(p, c.token.AllowExtractable)
+		ca = newCAReloader(c.CACertFile, p.issuer.CA, p.replaceCA(current), counts, logger.Named("ca"))
+		health.watchSigning(p, ca, s.Lease != nil, c.InPod)
+		counts.watchSigning(p, c.Token.AllowExtractable)
 		serving.Issuer, serving.Recorder = kubeIssuer{p.issuer}, p.journal
-		serving.DeleteFinishedAfter, serving.Answers = c.deleteFinishedAfter, answers{p.issuer, p.journal}
+		serving.DeleteFinishedAfter, serving.Answers = c.DeleteFinishedAfter, answers{p.issuer, p.journal}
 		serving.Fit, serving.Says, serving.Hears = health.fit, p.witness.annotations, p.witness.hears
 		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
-		page.expiry = expiry.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("expiry"))
+		page.expiry = expiry.NewWatch(c.StateDir, p.journal.state, s.Client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
-		page.stuck = stuck.NewWatch(c.stateDir, p.journal.state, p.client, logger.Named("stuck"))
+		page.stuck = stuck.NewWatch(c.StateDir, p.journal.state, s.Client, logger.Named("stuck"))
 		counts.registry.MustRegister(stuckCollector{page.stuck.Report})
 		serving.Observer = answerObserver{serving.Observer, page.stuck}
 		background = append(p.watches(logger), ca.watch, page.expiry.Run, page.stuck.Run)
 	} else {
-		log, err := openShadowLog(c.stateDir)
+		log, err := openShadowLog(c.StateDir)
 		if err != nil {
 			return err
 		}
 		defer log.Close()
-		serving.Recorder, serving.Decider = log, judgement{current, p.ca}
-		if c.caCertFile == "" {
-			logger.Warn(withoutCA)
+		serving.Recorder, serving.Decider = log, judge.Judge{Decider: current, Ca: s.CA}
+		if c.CACertFile == "" {
+			logger.Warn(judge.WithoutCA)
 		}
 	}
 	controller := kube.New(serving)
@@ -137,13 +148,13 @@ func (p *parts) watches(logger hclog.Logger) []func(context.Context) error {
 }
 
 // endpoints serve what is listened on: an address for probes and scrapers, and one for people.
-func endpoints(c *config, open listeners, health *health, page *statusPage,
+func endpoints(c *config.Config, open listeners, health *health, page *statusPage,
 	logger hclog.Logger) []func(context.Context) error {
-	all := []endpoint{health.endpoint(open["LISTEN_ADDRESS"], c.healthHosts())}
+	all := []endpoint{health.endpoint(open["LISTEN_ADDRESS"], healthHosts(c))}
 	if opened := open["STATUS_ADDRESS"]; opened != nil {
 		handler := listener.DefaultInFlight.Guard(status.Handler(page.page))
 		all = append(all, endpoint{
-			"STATUS_ADDRESS", opened, c.statusHosts(), handler, "the status page is there", func() {},
+			"STATUS_ADDRESS", opened, statusHosts(c), handler, "the status page is there", func() {},
 		})
 	}
 	var functions []func(context.Context) error
@@ -155,14 +166,14 @@ func endpoints(c *config, open listeners, health *health, page *statusPage,
 
 // startSigning tries the token once. What only a human can mend ends the process; a
 // token that is not there is waited for.
-func startSigning(ctx context.Context, c *config, p *parts, logger hclog.Logger) error {
-	ca := p.ca.Certificate()
-	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.token.Token.String(), "key", c.token.Key.String())
+func startSigning(ctx context.Context, c *config.Service, p *parts, logger hclog.Logger) error {
+	ca := c.CA.Certificate()
+	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.Token.Token.String(), "key", c.Token.Key.String())
 	err := p.key.Look(ctx)
-	if errors.Is(err, hsm.ErrPIN) && !c.inPod || errors.Is(err, hsm.ErrKey) {
+	if errors.Is(err, hsm.ErrPIN) && !c.InPod || errors.Is(err, hsm.ErrKey) {
 		return err
 	}
-	if c.token.AllowExtractable {
+	if c.Token.AllowExtractable {
 		logger.Warn("ALLOW_EXTRACTABLE_KEY is set: the CA's key need not be one that cannot leave its token; this is for trials only")
 	}
 	return nil

@@ -13,8 +13,8 @@ import (
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
-	"k8s.io/apimachinery/pkg/util/validation"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
 
@@ -47,12 +47,12 @@ type listeners map[string]net.Listener
 
 // listen opens every address, before anything else starts. An address that cannot be opened is a
 // fault of the configuration; all are reported.
-func (c *config) listen(ctx context.Context) (listeners, error) {
-	all, faults := listeners{}, &configFaults{}
+func listen(ctx context.Context, c *config.Config) (listeners, error) {
+	all, faults := listeners{}, &config.Faults{}
 	for variable, address := range map[string]string{
-		"LISTEN_ADDRESS": c.listenAddress, "STATUS_ADDRESS": c.statusAddress,
+		"LISTEN_ADDRESS": c.ListenAddress, "STATUS_ADDRESS": c.StatusAddress,
 	} {
-		if variable == "STATUS_ADDRESS" && address == noStatus {
+		if variable == "STATUS_ADDRESS" && address == config.NoStatus {
 			continue
 		}
 		opened, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
@@ -60,13 +60,13 @@ func (c *config) listen(ctx context.Context) (listeners, error) {
 			err = errInUse(address)
 		}
 		if err != nil {
-			faults.add(variable, err)
+			faults.Add(variable, err)
 			continue
 		}
 		all[variable] = opened
 	}
 	slices.Sort(*faults)
-	if err := faults.err(); err != nil {
+	if err := faults.Err(); err != nil {
 		all.close()
 		return nil, err
 	}
@@ -96,27 +96,27 @@ const serviceName = "hsm-signer"
 
 // healthHosts are the names by which probes and scrapers reach LISTEN_ADDRESS: any IP address, which
 // includes the pod's, the Service's names, this machine's, and those of ALLOWED_HOSTS.
-func (c *config) healthHosts() listener.Hosts {
+func healthHosts(c *config.Config) listener.Hosts {
 	hosts := listener.Hosts{}
-	if namespace, err := os.ReadFile(namespaceFile); err == nil && c.inPod {
-		hosts = listener.ServiceHosts(serviceName, strings.TrimSpace(string(namespace)), c.clusterDomain)
+	if namespace, err := os.ReadFile(config.NamespaceFile); err == nil && c.InPod {
+		hosts = listener.ServiceHosts(serviceName, strings.TrimSpace(string(namespace)), c.ClusterDomain)
 	}
 	if name, err := os.Hostname(); err == nil {
 		hosts.Names = append(hosts.Names, name)
 	}
-	hosts.Names = append(append(hosts.Names, hostOf(c.listenAddress)), c.allowedHosts...)
+	hosts.Names = append(append(hosts.Names, hostOf(c.ListenAddress)), c.AllowedHosts...)
 	hosts.Addresses = listener.AnyAddress
 	return hosts
 }
 
 // statusHosts are the names by which browsers reach STATUS_ADDRESS: loopback addresses, the address
 // that it is listened on (any, where that is every address), and the names of ALLOWED_HOSTS.
-func (c *config) statusHosts() listener.Hosts {
-	own := hostOf(c.statusAddress)
+func statusHosts(c *config.Config) listener.Hosts {
+	own := hostOf(c.StatusAddress)
 	listens, err := netip.ParseAddr(own)
 	every := own == "" || err == nil && listens.IsUnspecified()
 	return listener.Hosts{
-		Names:     append([]string{own}, c.allowedHosts...),
+		Names:     append([]string{own}, c.AllowedHosts...),
 		Addresses: func(ip netip.Addr) bool { return ip.IsLoopback() || every || err == nil && ip == listens },
 	}
 }
@@ -124,15 +124,4 @@ func (c *config) statusHosts() listener.Hosts {
 func hostOf(address string) string {
 	host, _, _ := net.SplitHostPort(address) // it was checked when it was read
 	return host
-}
-
-func readAllowedHosts(c *config, v string) error {
-	for name := range strings.SplitSeq(v, ",") {
-		name = strings.TrimSpace(name)
-		if len(validation.IsDNS1123Subdomain(strings.ToLower(name))) > 0 {
-			return fmt.Errorf("%q is not a host name, such as hsm-signer.example.com, without a port", name)
-		}
-		c.allowedHosts = append(c.allowedHosts, name)
-	}
-	return nil
 }

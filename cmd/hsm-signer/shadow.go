@@ -1,11 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
+	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )
@@ -16,7 +15,7 @@ type shadowLog struct{ *journal.Decisions }
 // openShadowLog makes the state directory when there is none.
 func openShadowLog(dir string) (shadowLog, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return shadowLog{}, &exitError{exitConfig, fmt.Errorf("STATE_DIR: %w; name a directory that hsm-signer may write: a shadow keeps its decisions there", err)}
+		return shadowLog{}, exit.With(exit.Config, fmt.Errorf("STATE_DIR: %w; name a directory that hsm-signer may write: a shadow keeps its decisions there", err))
 	}
 	return shadowLog{journal.OpenDecisions(dir, journal.ShadowLog, 0)}, nil
 }
@@ -24,18 +23,6 @@ func openShadowLog(dir string) (shadowLog, error) {
 // Decided writes the verdict down.
 func (l shadowLog) Decided(s policy.Submission, verdict policy.Verdict) {
 	l.Record(decision(s, verdict))
-}
-
-// errNotOwn: who tries a policy must not be near to what the one that signs keeps.
-var errNotOwn = errors.New("holds the journal of one that signs: name a directory of its own for a shadow")
-
-// requireOwn answers nil when no one that signs keeps its journal in the directory.
-func requireOwn(dir string) error {
-	files, err := filepath.Glob(filepath.Join(dir, "journal-*.jsonl"))
-	if err == nil && len(files) > 0 {
-		err = fmt.Errorf("%s %w", dir, errNotOwn)
-	}
-	return err
 }
 
 // decision is the verdict for a log.

@@ -7,7 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
@@ -20,7 +23,7 @@ const caWarning = 90 * 24 * time.Hour
 
 // A statusPage gathers what the status page shows.
 type statusPage struct {
-	config   *config
+	config   *config.Config
 	health   *health
 	activity *activity
 	expiry   *expiry.Watch       // nil in a shadow
@@ -48,8 +51,8 @@ func (s *statusPage) page() status.Page {
 	now := time.Now()
 	recent, issued := s.activity.last(now)
 	p := status.Page{
-		Now: now, Started: s.started, Version: "hsm-signer " + version(),
-		Signers: s.config.signerNames, Mode: string(s.config.mode), Parts: s.shownParts(),
+		Now: now, Started: s.started, Version: "hsm-signer " + buildinfo.Version(),
+		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
 		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Pace: paceInWords(s.pace()), Policy: s.health.policy(), Issued: issued,
 	}
 	for _, outcome := range recent {
@@ -62,7 +65,7 @@ func (s *statusPage) page() status.Page {
 		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
 	p.Hints = append(p.Hints, s.cleanUpHints()...)
-	if s.config.mode != kube.Shadow {
+	if s.config.Mode != kube.Shadow {
 		s.addSigning(&p)
 	}
 	return p
@@ -71,13 +74,13 @@ func (s *statusPage) page() status.Page {
 // addSigning adds what only those who sign have.
 func (s *statusPage) addSigning(p *status.Page) {
 	cert := s.health.ca().Certificate()
-	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter, SHA256: fingerprint(cert.Raw)}
-	p.Token = s.config.token.Token.String() + ", " + s.config.token.Key.String()
+	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter, SHA256: fingerprint.Of(cert.Raw)}
+	p.Token = s.config.Token.Token.String() + ", " + s.config.Token.Key.String()
 	p.Sessions = sessionsOf(s.sessions())
 	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
 		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
 	}
-	if s.config.token.AllowExtractable {
+	if s.config.Token.AllowExtractable {
 		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that can leave its token. For trials only.")
 	}
 	p.Hints = append(p.Hints, stuckHints(s.stuck.Report())...)

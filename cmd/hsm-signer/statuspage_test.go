@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/stuck"
 	"hsm-signer/hsm"
@@ -24,7 +25,7 @@ func newTestPage(t *testing.T) *statusPage {
 	h.token = func(context.Context) error { return nil }
 	h.note(nil)
 	return &statusPage{
-		config: &config{mode: kube.Approve, signerNames: []string{"example.com/calico"}}, health: h, activity: &activity{},
+		config: &config.Config{Mode: kube.Approve, SignerNames: []string{"example.com/calico"}}, health: h, activity: &activity{},
 		expiry:   expiry.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil, h.logger),
 		stuck:    stuck.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil, h.logger),
 		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
@@ -49,7 +50,7 @@ func TestStatusPageOfOneThatStandsBy(t *testing.T) {
 // A shadow has no token, no CA and no journal, and no one tells it who leads.
 func TestStatusPageOfAShadow(t *testing.T) {
 	s := newTestPage(t)
-	s.config.mode = kube.Shadow
+	s.config.Mode = kube.Shadow
 	s.expiry, s.sessions, s.health.ca, s.health.token, s.health.journal = nil, nil, nil, nil, nil
 	s.activity.Ended(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue, At: time.Now()})
 	p := s.page()

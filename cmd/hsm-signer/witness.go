@@ -17,6 +17,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/rollback"
 	"hsm-signer/issuer/journal"
 )
 
@@ -382,15 +383,12 @@ func replaceFile(path string, value any) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// acceptFile is how "audit accept-rollback" tells a process that has the journal open.
-const acceptFile = "accept-rollback"
-
 // accept takes up what a person has accepted: the journal records it, and goes on.
 func (w *witness) accept(ctx context.Context) {
 	w.journal.mu.Lock()
 	j := w.journal.open
 	w.journal.mu.Unlock()
-	path := filepath.Join(w.journal.dir, acceptFile)
+	path := filepath.Join(w.journal.dir, rollback.File)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || j == nil {
 		return
@@ -400,7 +398,7 @@ func (w *witness) accept(ctx context.Context) {
 		head, err = journal.ParseHead(strings.TrimSpace(string(text)))
 	}
 	if err == nil {
-		err = recordRollback(ctx, j, head)
+		err = rollback.Record(ctx, j, head)
 	}
 	if err := errors.Join(err, os.Remove(path)); err != nil {
 		w.logger.Error("what \"audit accept-rollback\" accepts is not taken up: give the command again", "file", path, "error", err)

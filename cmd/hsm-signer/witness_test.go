@@ -14,13 +14,15 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/cmd/hsm-signer/internal/rollback"
 	"hsm-signer/issuer/journal"
 )
 
 // reopened opens the journal in DIR/state as "run" does, with its witness.
-func (ca softCA) reopened(t *testing.T, dir, file string) (*keptJournal, *witness, error) {
+func reopened(t *testing.T, ca fixture.CA, dir, file string) (*keptJournal, *witness, error) {
 	t.Helper()
-	k := newKeptJournal(filepath.Join(dir, "state"), journal.Options{CA: ca.cert})
+	k := newKeptJournal(filepath.Join(dir, "state"), journal.Options{CA: ca.Certificate})
 	w := newWitness(k, file)
 	_, err := k.get()
 	t.Cleanup(func() {
@@ -53,13 +55,13 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 			if by == "file" {
 				file = filepath.Join(t.TempDir(), "witness")
 			}
-			ca := newSoftCA(t)
-			ca.openJournal(t, dir).Close()
-			k, w, err := ca.reopened(t, dir, file)
+			ca := fixture.NewCA(t)
+			ca.OpenJournal(t, dir).Close()
+			k, w, err := reopened(t, ca, dir, file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			ca.issue(t, k.open, "a", time.Hour)
+			ca.Issue(t, k.open, "a", time.Hour)
 			lease := w.annotations()
 			if by == "lease of an earlier version" {
 				maps.DeleteFunc(lease, func(name, _ string) bool { return strings.HasPrefix(name, annotationPrefix) })
@@ -68,7 +70,7 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 			k.close()
 			w.finish()
 			look := func() (*keptJournal, *witness) {
-				k, w, err := ca.reopened(t, dir, file)
+				k, w, err := reopened(t, ca, dir, file)
 				if err == nil && by != "file" {
 					err = w.hears(lease)
 				}
@@ -130,7 +132,7 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 // While hsm-signer does not run, the command itself records what is accepted; what is not missing
 // cannot be accepted.
 func TestAcceptRollbackWhileNothingRuns(t *testing.T) {
-	dir := madeJournal(t, time.Hour)
+	dir := fixture.Journal(t, time.Hour)
 	state := filepath.Join(dir, "state")
 	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
 	head := fmt.Sprintf("99:%064d", 7)
@@ -161,9 +163,9 @@ func TestAcceptRollbackWhileNothingRuns(t *testing.T) {
 // Where there is a key for checkpoints, what it has not signed raises the alert and stops nothing.
 func TestOnlyASignedWitnessStops(t *testing.T) {
 	dir := t.TempDir()
-	ca := newSoftCA(t)
-	ca.openJournal(t, dir).Close()
-	k, w, err := ca.reopened(t, dir, "")
+	ca := fixture.NewCA(t)
+	ca.OpenJournal(t, dir).Close()
+	k, w, err := reopened(t, ca, dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,9 +222,9 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 // STATE_DIR that was emptied shows.
 func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	dir := t.TempDir()
-	ca := newSoftCA(t)
-	ca.openJournal(t, dir).Close()
-	k, w, err := ca.reopened(t, dir, "")
+	ca := fixture.NewCA(t)
+	ca.OpenJournal(t, dir).Close()
+	k, w, err := reopened(t, ca, dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,14 +256,14 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
 		t.Fatal(err)
 	}
-	k, w, err = ca.reopened(t, dir, "")
+	k, w, err = reopened(t, ca, dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := w.hears(lease); err != nil || k.state() != nil || w.suspicion() == nil || !strings.Contains(w.suspicion().Error(), string(former)) {
 		t.Errorf("STATE_DIR is another: %v; suspected: %v", err, w.suspicion())
 	}
-	if err := handOver(filepath.Join(k.dir, acceptFile), head.String()); err != nil {
+	if err := rollback.HandOver(k.dir, head); err != nil {
 		t.Fatal(err)
 	}
 	w.accept(t.Context())
@@ -274,24 +276,24 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 // of once.
 func TestWitnessFile(t *testing.T) {
 	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "witness")
-	ca := newSoftCA(t)
-	ca.openJournal(t, dir).Close()
+	ca := fixture.NewCA(t)
+	ca.OpenJournal(t, dir).Close()
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := ca.reopened(t, dir, file); err == nil || !strings.Contains(err.Error(), "WITNESS_FILE") {
+	if _, _, err := reopened(t, ca, dir, file); err == nil || !strings.Contains(err.Error(), "WITNESS_FILE") {
 		t.Errorf("a damaged file: %v", err)
 	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	k, w, err := ca.reopened(t, dir, file)
+	k, w, err := reopened(t, ca, dir, file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, uid := range []string{"", "a"} {
 		if uid != "" {
-			ca.issue(t, k.open, uid, time.Hour)
+			ca.Issue(t, k.open, uid, time.Hour)
 		}
 		w.save()
 		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), k.open.Head().String()) {
@@ -304,7 +306,7 @@ func TestWitnessFile(t *testing.T) {
 	var log bytes.Buffer
 	w.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
 	w.file = filepath.Join(dir, "nowhere", "witness")
-	ca.issue(t, k.open, "b", time.Hour)
+	ca.Issue(t, k.open, "b", time.Hour)
 	w.save()
 	w.save()
 	if strings.Count(log.String(), "cannot be written") != 1 {

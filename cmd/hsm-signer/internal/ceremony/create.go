@@ -1,0 +1,238 @@
+package ceremony
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
+	"hsm-signer/cmd/hsm-signer/internal/terminal"
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+)
+
+// caRequest is what the user wants of a new CA.
+type caRequest struct {
+	keyType     string // empty: whatever the key is that is there
+	profile     issuer.CAProfile
+	request     bool // a request for an offline root, not a self-signed certificate
+	existingKey bool
+	out         string
+	transcript  string // optional
+}
+
+func newCACreateCommand() *cobra.Command {
+	var want caRequest
+	var flags profileFlags
+	command := &cobra.Command{
+		Use:   "create",
+		Short: "Make a key in the token, and a self-signed CA certificate or a request for one",
+		Long: `Has the token make a key that never leaves it (sensitive, not extractable), and
+signs a CA certificate with it, or with --csr a request that an offline root is to sign
+(see: ca import). The token and the key are named by the same variables as for "run".
+
+What the certificate is to hold is said by flags or in a YAML file, and flags win:
+
+  subject: CN=Calico CA,O=Example
+  keyType: ecdsa-p384
+  lifetime: 87600h
+  pathLength: 0
+  nameConstraints:                # optional
+    permitted:
+      dnsDomains: [example.com]   # with all below it
+      ipRanges: [10.0.0.0/8]
+    excluded:
+      dnsDomains: [kubernetes.default.svc]
+
+Nothing is overwritten or deleted: neither a key of that label or id nor a file.`,
+		Example: `  hsm-signer ca create --key-type ecdsa-p384 --subject "CN=Calico CA,O=Example" --out ca.crt
+  hsm-signer ca create --profile ca.yaml --csr --out ca.csr --transcript ceremony.txt`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, faults := config.Read(cmd, config.TokenSettings)
+			c.RequireToken(faults)
+			c.RequireKey(faults)
+			want.check(cmd, &flags, faults)
+			if err := faults.Err(); err != nil {
+				return err
+			}
+			var made bytes.Buffer
+			var err error
+			terminal.ShowProgress(cmd.ErrOrStderr(), "the token makes a key and signs with it; an RSA key of 8192 bits may take minutes", func() {
+				err = createCA(cmd.Context(), c, want, &made)
+			})
+			_, printed := made.WriteTo(cmd.OutOrStdout())
+			return errors.Join(err, printed)
+		},
+	}
+	config.AddFlags(command, config.TokenSettings)
+	flags.add(command)
+	command.Flags().BoolVar(&want.request, "csr", false, "make a request for an offline root to sign, in the place of a self-signed certificate")
+	command.Flags().BoolVar(&want.existingKey, "use-existing-key", false, "make no key: use the one that another tool made in the token")
+	command.Flags().StringVar(&want.out, "out", "", "file for the certificate or the request; it must not exist yet (default ca.crt or ca.csr)")
+	command.Flags().StringVar(&want.transcript, "transcript", "", "file for a transcript of the ceremony, for two people to sign; it must not exist yet")
+	return command
+}
+
+// check reads the profile and looks at the files before anything is made.
+func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *config.Faults) {
+	p := flags.read(cmd, faults)
+	before := len(*faults)
+	r.profile = p.check(faults)
+	if len(*faults) == before {
+		faults.Add(p.Subject.where, r.profile.Check())
+	}
+	if r.keyType = p.KeyType.value; r.existingKey && p.KeyType.byDefault {
+		r.keyType = ""
+	}
+	if r.request && cmd.Flags().Changed("lifetime") {
+		faults.Addf("--lifetime", "is not for a request (--csr): the root decides on the lifetime")
+	}
+	r.out = cmp.Or(r.out, map[bool]string{true: "ca.csr", false: "ca.crt"}[r.request])
+	requireNew("--out", r.out, faults)
+	if r.transcript != "" {
+		requireNew("--transcript", r.transcript, faults)
+	}
+	if r.transcript == r.out {
+		faults.Addf("--transcript", "is the same file as --out")
+	}
+}
+
+// A ceremony is what was done, and what the transcript tells.
+type ceremony struct {
+	want  caRequest
+	pair  hsm.KeyPair
+	token hsm.Token
+	proof hsm.Proof
+	begun time.Time
+	text  []byte // PEM: the certificate or the request
+	facts certificateFacts
+}
+
+func createCA(ctx context.Context, c *config.Config, want caRequest, out io.Writer) error {
+	done := ceremony{want: want, begun: time.Now()}
+	var err error
+	if want.existingKey {
+		done.pair, done.token, err = existingKey(ctx, c, nil)
+	} else {
+		done.pair, done.token, err = newKey(ctx, c, want.keyType)
+	}
+	if err != nil {
+		return err
+	}
+	if want.keyType != "" && want.keyType != done.pair.Type {
+		return fmt.Errorf("the private %s is of type %s, not %s (--key-type): %w", done.pair.ID, done.pair.Type, want.keyType, hsm.ErrKey)
+	}
+	if err := done.certify(ctx, c); err != nil {
+		return done.orphaned(fmt.Errorf("%s could not be made: %w", done.what(), err))
+	}
+	if err := writeNew(want.out, done.text); err != nil {
+		return done.orphaned(fmt.Errorf("%s could not be written: %w; here it is, to be saved by hand:\n%s", done.what(), err, done.text))
+	}
+	return done.report(out)
+}
+
+// newKey has the token make a key.
+func newKey(ctx context.Context, c *config.Config, keyType string) (hsm.KeyPair, hsm.Token, error) {
+	ceremony, err := hsm.OpenCeremony(ctx, c.Token)
+	if err != nil {
+		return hsm.KeyPair{}, hsm.Token{}, err
+	}
+	defer ceremony.Close()
+	token := ceremony.Token()
+	pair, err := ceremony.Generate(ctx, keyType)
+	return pair, token, err
+}
+
+// certify makes a test signature and then the certificate or the request.
+func (d *ceremony) certify(ctx context.Context, c *config.Config) error {
+	key, err := keyOf(c, d.pair)
+	if err != nil {
+		return err
+	}
+	defer key.Close()
+	if d.proof, err = key.Proof(ctx); err != nil {
+		return err
+	}
+	sign := issuer.SelfSign
+	if d.want.request {
+		sign = issuer.Request
+	}
+	if d.text, err = sign(d.want.profile, key.Signer(ctx)); err != nil {
+		return err
+	}
+	return d.describe()
+}
+
+// describe reads what was made.
+func (d *ceremony) describe() error {
+	if !d.want.request {
+		chain, err := issuer.ReadChain(d.text)
+		if err != nil {
+			return err
+		}
+		d.facts = factsOf(chain[0])
+		return chain.Check(d.pair.Public, time.Now())
+	}
+	block, _ := pem.Decode(d.text)
+	public, err := fingerprint.OfKey(d.pair.Public)
+	d.facts = certificateFacts{
+		Subject: d.want.profile.Subject.String(), Constraints: d.want.profile.Constraints.String(),
+		SHA256: fingerprint.Of(block.Bytes), PublicKey: public,
+	}
+	return err
+}
+
+// orphaned says what to do about a key that was made for nothing.
+func (d *ceremony) orphaned(err error) error {
+	if d.want.existingKey {
+		return err
+	}
+	return fmt.Errorf("the private %s was made, but %w. Nothing uses that key: go on with it and --use-existing-key, or choose another CA_KEY_LABEL", d.pair.ID, err)
+}
+
+// what is the thing that was made.
+func (d *ceremony) what() string {
+	if d.want.request {
+		return "the request for its certificate"
+	}
+	return "its certificate"
+}
+
+// report prints what was made and writes the transcript.
+func (d *ceremony) report(out io.Writer) error {
+	var err error
+	if d.want.transcript != "" {
+		if err = writeNew(d.want.transcript, d.transcribe()); err != nil {
+			err = fmt.Errorf("all was made, but the transcript could not be written: %w; here it is, to be saved by hand:\n%s", err, d.transcribe())
+		}
+	}
+	title := "CA created"
+	if d.want.request {
+		title = "Request created; have the root sign it, then: hsm-signer ca import"
+	}
+	_, printed := fmt.Fprintf(out, "%s\n  file           %s\n%s  key            %s (%s), in the token labelled %q, serial number %s\n%s%s",
+		title, d.want.out, d.madeLines(), d.pair.ID, d.pair.Type, d.token.Label, d.token.Serial,
+		attributeLines(d.proof.Attributes), attributeLines(d.pair.Uses))
+	return errors.Join(err, printed)
+}
+
+// madeLines prints the certificate or the request.
+func (d *ceremony) madeLines() string {
+	if !d.want.request {
+		return d.facts.lines()
+	}
+	return fmt.Sprintf(`  subject        %s
+  constraints    %s, as requested
+  SHA-256        %s
+  public key     %s (SHA-256)
+`, d.facts.Subject, d.facts.Constraints, d.facts.SHA256, d.facts.PublicKey)
+}

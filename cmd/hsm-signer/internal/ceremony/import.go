@@ -1,0 +1,79 @@
+package ceremony
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/issuer"
+)
+
+func newCAImportCommand() *cobra.Command {
+	var file, out string
+	settings := slices.Concat(config.Named("CA_CERT_FILE"), config.TokenSettings)
+	command := &cobra.Command{
+		Use:   "import",
+		Short: "Take the CA certificate that an offline root signed",
+		Long: `Reads the certificate that a root issued on the request of "ca create --csr", followed
+by those that certify it, up to the root. It requires that the certificate is for the key in
+the token, which makes a test signature; that it is a CA's, may sign certificates, and is valid
+now; that each certificate is certified by the next, with path lengths that allow it; and that
+none but the root is signed over SHA-1, and none over MD5. Then it writes the file for CA_CERT_FILE. Nothing is written
+into the token. Exit code 2 when the certificate will not do.`,
+		Example: `  cat signed.crt root.crt > chain.crt
+  hsm-signer ca import --cert chain.crt --out ca.crt`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, faults := config.Read(cmd, settings)
+			c.RequireToken(faults)
+			c.RequireKey(faults)
+			out = cmp.Or(out, c.CACertFile, "ca.crt")
+			requireNew("--out", out, faults)
+			var chain issuer.Chain
+			if file == "" {
+				faults.Addf("--cert", "is not set: name the file with the certificate that the root signed, and its chain")
+			} else {
+				chain = config.ReadChain("--cert", file, faults)
+			}
+			if err := faults.Err(); err != nil {
+				return err
+			}
+			return importCA(cmd.Context(), c, chain, out, cmd.OutOrStdout())
+		},
+	}
+	config.AddFlags(command, settings)
+	command.Flags().StringVar(&file, "cert", "", "PEM file: the certificate that the root signed first, then its chain up to the root")
+	command.Flags().StringVar(&out, "out", "", "file to write; it must not exist yet (default CA_CERT_FILE, or ca.crt)")
+	return command
+}
+
+func importCA(ctx context.Context, c *config.Config, chain issuer.Chain, out string, stdout io.Writer) error {
+	pair, _, err := existingKey(ctx, c, chain[0].PublicKey)
+	if err != nil {
+		return err
+	}
+	if err := chain.Check(pair.Public, time.Now()); err != nil {
+		return exit.With(exit.Refused, fmt.Errorf("the certificate will not do, and nothing was written:\n%w", err))
+	}
+	key, err := keyOf(c, pair)
+	if err != nil {
+		return err
+	}
+	defer key.Close()
+	if err := key.Ready(ctx); err != nil {
+		return err
+	}
+	if err := writeNew(out, chain.PEM()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "CA imported\n  file           %s, with %d certificate(s)\n%s  key            %s (%s); a test signature verifies with the certificate\n",
+		out, len(chain), factsOf(chain[0]).lines(), pair.ID, pair.Type)
+	return err
+}

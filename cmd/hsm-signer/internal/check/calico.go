@@ -1,0 +1,120 @@
+package check
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/issuer"
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+)
+
+// installationPath is where Calico's operator keeps its only Installation.
+const installationPath = "/apis/operator.tigera.io/v1/installations/default"
+
+// certificateManagement is what Calico's Installation says of certificates (operator.tigera.io/v1).
+type certificateManagement struct {
+	CACert             []byte `json:"caCert"` // PEM, what its pods trust
+	SignerName         string `json:"signerName"`
+	KeyAlgorithm       string `json:"keyAlgorithm"`
+	SignatureAlgorithm string `json:"signatureAlgorithm"`
+}
+
+// checkInstallation looks whether Calico names this signer and this CA. It needs "get" of installations,
+// which is the only use of that permission.
+func checkInstallation(ctx context.Context, s *config.Service, report reporter) {
+	const name = "Calico's Installation"
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	text, err := s.Client.Discovery().RESTClient().Get().AbsPath(installationPath).SetHeader("Accept", "application/json").DoRaw(ctx)
+	var installation struct {
+		Spec struct {
+			CertificateManagement *certificateManagement `json:"certificateManagement"`
+		} `json:"spec"`
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		report(name, "there is none in this cluster (operator.tigera.io, default)", errUnread)
+		return
+	case apierrors.IsForbidden(err):
+		report(name, "may not be read; to have it checked, allow \"get installations.operator.tigera.io\", as deploy/base/rbac.yaml does", errUnread)
+		return
+	case err == nil:
+		err = json.Unmarshal(text, &installation)
+	}
+	m := installation.Spec.CertificateManagement
+	switch {
+	case err != nil:
+		report(name, "", fmt.Errorf("read it: %w", err))
+	case m == nil:
+		report(name, "has no certificateManagement: Calico does not ask yet; \"hsm-signer ca show\" prints what to put there", errWarning)
+	default:
+		report(name, fmt.Sprintf("names the signer %s and the CA", m.SignerName), errors.Join(m.checkSigner(s.SignerNames), m.checkAlgorithms(), m.checkCA(s)))
+		if slow := m.slowKey(); slow != "" {
+			report(name, slow, errWarning)
+		}
+	}
+}
+
+// keysInTime is how many of five init containers of Calico's made a key of that algorithm in time,
+// where not all did.
+var keysInTime = map[string]int{"RSAWithSize4096": 3, "RSAWithSize8192": 0}
+
+// slowKey says what is wrong with a key that takes too long to make, or nothing.
+func (m *certificateManagement) slowKey() string {
+	n, slow := keysInTime[m.KeyAlgorithm]
+	if !slow {
+		return ""
+	}
+	return fmt.Sprintf("spec.certificateManagement.keyAlgorithm is %s: Calico's init containers have 10m of CPU and 90 seconds, "+
+		"and in a trial %d of 5 were done in time; use ECDSAWithCurve256 with ECDSAWithSHA256", m.KeyAlgorithm, n)
+}
+
+// earlierRelease ends the names of built-in rules for earlier releases of Calico.
+var earlierRelease = regexp.MustCompile(`-[0-9]+\.[0-9]+$`)
+
+// forEarlierCalico reports whether all the rules are built-in ones for earlier releases of Calico.
+func forEarlierCalico(policyFile string, rules []string) bool {
+	_, builtIn := policy.BuiltIn(policyFile)
+	return builtIn && !slices.ContainsFunc(rules, func(rule string) bool { return !earlierRelease.MatchString(rule) })
+}
+
+func (m *certificateManagement) checkSigner(served []string) error {
+	if slices.Contains(served, m.SignerName) {
+		return nil
+	}
+	return fmt.Errorf("spec.certificateManagement.signerName is %q, and SIGNER_NAME is %s: nobody answers Calico's requests; make them the same", m.SignerName, strings.Join(served, ","))
+}
+
+// checkAlgorithms refuses pairs with which Calico's init container fails before it asks: a key of one kind
+// and a signature of another. The API takes them.
+func (m *certificateManagement) checkAlgorithms() error {
+	if strings.HasPrefix(m.KeyAlgorithm, "ECDSA") == strings.HasPrefix(m.SignatureAlgorithm, "ECDSA") {
+		return nil
+	}
+	return fmt.Errorf("spec.certificateManagement: a key of %q cannot sign with %q (empty is RSA): Calico's pods fail before they ask; use ECDSAWithCurve256 with ECDSAWithSHA256",
+		m.KeyAlgorithm, m.SignatureAlgorithm)
+}
+
+// checkCA requires that who trusts what is in caCert trusts what is issued here.
+func (m *certificateManagement) checkCA(s *config.Service) error {
+	if s.Mode == kube.Shadow {
+		return nil // it has no CA
+	}
+	trusted, err := issuer.ReadChain(m.CACert)
+	if err != nil {
+		return fmt.Errorf("spec.certificateManagement.caCert: %w", err)
+	}
+	if !s.CA.AnchoredIn(trusted) {
+		return fmt.Errorf("spec.certificateManagement.caCert holds neither the CA certificate in CA_CERT_FILE nor one above it: Calico's pods would not trust each other; \"hsm-signer ca show\" prints what to put there")
+	}
+	return nil
+}

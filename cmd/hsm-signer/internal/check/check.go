@@ -1,0 +1,321 @@
+// Package check holds the "check" command: it checks every precondition of "run", says what to do about
+// each failure, and changes nothing.
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/logging"
+	"hsm-signer/cmd/hsm-signer/internal/terminal"
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+)
+
+// A checkLine is one precondition, as it is printed.
+type checkLine struct {
+	Check  string `json:"check"`
+	Result string `json:"result"` // ok, note, warning, failed or skipped
+	Detail string `json:"detail,omitempty"`
+}
+
+func NewCommand() *cobra.Command {
+	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
+	var output string
+	var tryPIN bool
+	command := &cobra.Command{
+		Use:   "check",
+		Short: "Check every precondition of \"run\", one line each",
+		Long: `Checks everything that "run" needs, and says what to do about each failure. It changes nothing.
+It tries the PIN once, and not at all if the token reports a wrong try since the last login:
+tokens lock after a few. --try-pin tries it all the same.
+
+Each line begins with its result:
+  ok       it holds
+  note     it holds; there is something to know
+  warning  it holds, but look at it
+  failed   it does not hold; "run" would not work, or not for all requests
+  skipped  not checked: an earlier check failed, or a permission is missing
+
+The last line counts the results. With --output json there is no such line: each line is one
+check, {"check","result","detail"}.
+
+Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
+		Example: `  hsm-signer check
+  hsm-signer check --output json | jq -r 'select(.result == "failed") | .check + ": " + .detail'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, faults := config.Read(cmd, settings)
+			faults.RequireOutput(output)
+			c.ForOwner = true
+			s := c.LoadService(faults, nil)
+			if err := faults.Err(); err != nil {
+				return err
+			}
+			c.LogLevel = max(c.LogLevel, hclog.Warn) // the lines below say the rest
+			logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr())
+			return check(cmd.Context(), s, tryPIN, newCheckPrinter(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
+		},
+	}
+	config.AddFlags(command, settings)
+	command.Flags().StringVarP(&output, "output", "o", "text", "text or json, one line each")
+	command.Flags().BoolVar(&tryPIN, "try-pin", false, "try the PIN although a wrong one was tried after the last login")
+	return command
+}
+
+// check goes through the preconditions and prints each as soon as it is known.
+func check(ctx context.Context, s *config.Service, tryPIN bool, printer *checkPrinter, errs io.Writer) error {
+	var failed, pin bool
+	report := func(name, detail string, err error) {
+		line := lineOf(name, detail, err)
+		failed = failed || line.Result == "failed" || errors.Is(err, errSkipped)
+		pin = pin || errors.Is(err, hsm.ErrPIN)
+		printer.line(line)
+	}
+	if s.Mode != kube.Shadow {
+		checkToken(ctx, s, tryPIN, report, errs)
+		checkCA(s.CA, report)
+	}
+	checkState(s.Config, report)
+	checkFiles(s.Config, report)
+	checkCluster(ctx, s, report)
+	checkPolicy(s.CA, s.Policy, report)
+	printer.summary()
+	switch {
+	case pin:
+		return exit.With(exit.PIN, errors.New("the PIN will not do: correct it before you try again, since tokens lock after a few tries"))
+	case failed:
+		return exit.With(exit.Refused, errors.New("not every precondition holds"))
+	}
+	return nil
+}
+
+// errSkipped stands for a precondition that was not looked at, since an earlier one does not hold.
+var errSkipped = errors.New("not looked at: what comes before does not hold")
+
+// errUnread marks what may not be looked at, and need not be.
+var errUnread = errors.New("not read")
+
+// errWarning marks what holds and yet must not go unseen.
+var errWarning = errors.New("warning")
+
+// errNote marks what is worth knowing, and is no reason for concern.
+var errNote = errors.New("note")
+
+type reporter func(name, detail string, err error)
+
+func checkToken(ctx context.Context, s *config.Service, tryPIN bool, report reporter, errs io.Writer) {
+	options := hsm.CheckOptions{TryPIN: tryPIN, OtherAs: "checkpoint key"}
+	key, err := s.Key(nil) // nothing is recorded: a process that runs may have the journal open
+	if err == nil {
+		options.Other, err = s.CheckpointKey(key)
+	}
+	if err != nil { // a fault of the configuration, where it was loaded
+		report("token", "", err)
+		return
+	}
+	var steps []hsm.Step
+	terminal.ShowProgress(errs, "asking the token", func() {
+		steps = hsm.Check(ctx, s.Token, s.CA.Certificate().PublicKey, options)
+	})
+	for _, step := range steps {
+		switch {
+		case step.Skipped:
+			step.Err = errSkipped
+		case step.Warning:
+			step.Err = errWarning
+		}
+		report(step.Name, step.Detail, step.Err)
+	}
+}
+
+// checkCA looks at the dates; that the certificate is a CA's was checked when it
+// was loaded.
+func checkCA(ca *issuer.CA, report reporter) {
+	const name = "CA certificate"
+	cert := ca.Certificate()
+	report(name, fmt.Sprintf("%s, valid until %s", cert.Subject, terminal.LocalTime(cert.NotAfter)), ca.ValidAt(time.Now()))
+	if !ca.HasRoot() {
+		report(name, "the root is not in CA_CERT_FILE, so the chain was verified up to its last certificate only: append the root, which is never sent", errWarning)
+	}
+}
+
+// serverTimeout bounds the questions of one kind to the API server.
+const serverTimeout = 10 * time.Second
+
+func checkCluster(ctx context.Context, s *config.Service, report reporter) {
+	versionCtx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	server, err := s.Client.Discovery().ServerVersionWithContext(versionCtx)
+	if err != nil {
+		report("API server", "", fmt.Errorf("%s does not answer: %w; see KUBECONFIG", s.Server, err))
+		return
+	}
+	report("API server", s.Server+", Kubernetes "+server.GitVersion, nil)
+	api, err := kube.APIVersion(ctx, s.Client)
+	if err == nil {
+		err = kube.CheckSignerNames(ctx, s.Client, s.SignerNames, s.AcceptUnset)
+	}
+	report("API version", api, err)
+	checkPermissions(ctx, s, report)
+	checkRequests(ctx, s, report)
+	checkInstallation(ctx, s, report)
+	checkNamespaces(ctx, s, report)
+}
+
+// checkPermissions asks the API server for each permission that "run" uses.
+func checkPermissions(ctx context.Context, s *config.Service, report reporter) {
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	for _, permission := range s.Permissions() {
+		lacking, err := permission.Missing(ctx, s.Client)
+		all := len(lacking) == 1 && lacking[0].String() == permission.String()
+		switch {
+		case err != nil || len(lacking) == 0:
+			report("may "+permission.String(), "", err)
+		case all:
+			report("may "+permission.String(), "", fmt.Errorf("not allowed: grant it to the service account, as %s does", permission.Manifest()))
+		}
+		for _, in := range lacking {
+			if !all {
+				report("may "+in.String(), "not allowed there, but in other namespaces of the policy: requests from there cannot be served; bind the ClusterRole hsm-signer-pods there, as deploy/components/pods-of-policy does, unless the namespace does not exist", errWarning)
+			}
+		}
+	}
+}
+
+// checkNamespaces looks whether the namespaces that the policy's rules write out are there. It needs "get" of namespaces,
+// which is the only use of that permission.
+func checkNamespaces(ctx context.Context, s *config.Service, report reporter) {
+	const name = "namespaces of the policy"
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	rules := s.Policy.Namespaces()
+	var there, unread, missing []string
+	for _, namespace := range slices.Sorted(maps.Keys(rules)) {
+		_, err := s.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		switch {
+		case apierrors.IsForbidden(err):
+			unread = append(unread, namespace)
+		case apierrors.IsNotFound(err):
+			missing = append(missing, namespace)
+		case err != nil:
+			report(name, "", fmt.Errorf("read the namespace %s: %w", namespace, err))
+		default:
+			there = append(there, namespace)
+		}
+	}
+	for _, namespace := range missing {
+		if len(there) > 0 && forEarlierCalico(s.PolicyFile, rules[namespace]) {
+			report(name, fmt.Sprintf("%s does not exist, which is right unless your Calico is an earlier release: "+
+				"keep others from making it, and with it asking by the rule %s, with: kubectl create namespace %s",
+				namespace, strings.Join(rules[namespace], ", "), namespace), errNote)
+			continue
+		}
+		report(name, fmt.Sprintf("%s does not exist, and whoever may make it gets what the rules %s grant: make it yourself, empty, or take them out", namespace, strings.Join(rules[namespace], ", ")), errWarning)
+	}
+	if len(there) > 0 {
+		report(name, strings.Join(there, ", "), nil)
+	}
+	if len(unread) > 0 {
+		report(name, fmt.Sprintf("may not be read: %s; see that each is there (kubectl get namespaces), since whoever may make one gets what its rules grant, or allow \"get namespaces\" to have it checked", strings.Join(unread, ", ")), errUnread)
+	}
+}
+
+// checkPolicy says what is in force, and loudly what is as wide as it can be.
+func checkPolicy(ca *issuer.CA, p *policy.Policy, report reporter) {
+	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()), nil)
+	warnings, err := config.LintRules(ca, p)
+	if err != nil { // a fault of the configuration, where it was loaded
+		report("policy", "", err)
+	}
+	for _, warning := range warnings {
+		report("policy", warning, errWarning)
+	}
+}
+
+func lineOf(name, detail string, err error) checkLine {
+	switch {
+	case errors.Is(err, errNote):
+		return checkLine{Check: name, Result: "note", Detail: detail}
+	case errors.Is(err, errWarning):
+		return checkLine{Check: name, Result: "warning", Detail: detail}
+	case errors.Is(err, errUnread):
+		return checkLine{Check: name, Result: "skipped", Detail: detail}
+	case errors.Is(err, errSkipped):
+		return checkLine{Check: name, Result: "skipped", Detail: err.Error()}
+	case err != nil:
+		return checkLine{Check: name, Result: "failed", Detail: err.Error()}
+	}
+	return checkLine{Check: name, Result: "ok", Detail: detail}
+}
+
+// A checkPrinter prints the lines, and in text a summary of them.
+type checkPrinter struct {
+	out   io.Writer
+	json  bool
+	count map[string]int // by result
+}
+
+func newCheckPrinter(output string, out io.Writer) *checkPrinter {
+	return &checkPrinter{out, output == "json", map[string]int{}}
+}
+
+func (p *checkPrinter) line(line checkLine) {
+	p.count[line.Result]++
+	if p.json {
+		_ = terminal.PrintJSON(p.out, line)
+		return
+	}
+	text := fmt.Sprintf("%-8s %-34s %s", line.Result, line.Check, line.Detail)
+	fmt.Fprintln(p.out, terminal.Escape(strings.TrimRight(text, " ")))
+}
+
+// summary counts the lines. In JSON there is none: every line there has the same shape.
+func (p *checkPrinter) summary() {
+	if p.json {
+		return
+	}
+	text := fmt.Sprintf("%d ok, %d failed", p.count["ok"], p.count["failed"])
+	for _, c := range []struct{ result, thing string }{{"warning", "warning"}, {"note", "note"}} {
+		if n := p.count[c.result]; n > 0 {
+			text += ", " + terminal.Plural(n, c.thing)
+		}
+	}
+	if n := p.count["skipped"]; n > 0 {
+		text += fmt.Sprintf(", %d skipped", n)
+	}
+	fmt.Fprintf(p.out, "\nsummary: %s\n", text)
+}
+
+// checkRequests counts the requests in the cluster.
+func checkRequests(ctx context.Context, s *config.Service, report reporter) {
+	const name = "requests in the cluster"
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	n, err := kube.CountRequests(ctx, s.Client)
+	switch crowded := config.AdviseCleanUp(n); {
+	case err != nil:
+		detail := fmt.Sprintf("not known, and thousands would slow clients down: %v", err)
+		report(name, detail, errUnread)
+	case crowded != "":
+		report(name, crowded, errWarning)
+	default:
+		report(name, fmt.Sprintf("%d, of all signers", n), nil)
+	}
+}

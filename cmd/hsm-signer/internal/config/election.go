@@ -1,0 +1,60 @@
+package config
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"hsm-signer/kube"
+)
+
+// NamespaceFile holds the namespace of the pod that this runs in.
+const NamespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// election is what the configuration says of it.
+type election struct {
+	wanted          string // true, false, or empty: true in a pod
+	namespace, name string
+}
+
+// requireLease fills in what was left open, and answers nil where there is no election.
+func (c *Config) requireLease(faults *Faults) *kube.Lease {
+	e := c.election
+	if c.Mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" || e.wanted == "" && !c.inServedCluster() {
+		return nil
+	}
+	if e.namespace == "" {
+		text, err := os.ReadFile(NamespaceFile)
+		if err != nil {
+			faults.Missing("LEASE_NAMESPACE", "is not set, and this is no pod, whose own would be taken: name a namespace in which hsm-signer may keep a lease, or set LEADER_ELECT=false")
+		}
+		e.namespace = strings.TrimSpace(string(text))
+	}
+	host, err := os.Hostname()
+	faults.Add("LEADER_ELECT", err)
+	return &kube.Lease{Namespace: e.namespace, Name: e.name, Identity: host + "_" + rand.Text()[:8]}
+}
+
+func readElection(c *Config, v string) error {
+	c.election.wanted = v
+	return oneOf(v, "true", "false")
+}
+
+func readLeaseNamespace(c *Config, v string) error {
+	if len(validation.IsDNS1123Label(v)) > 0 {
+		return fmt.Errorf("%q is not the name of a namespace", v)
+	}
+	c.election.namespace = v
+	return nil
+}
+
+func readLeaseName(c *Config, v string) error {
+	if len(validation.IsDNS1123Subdomain(v)) > 0 {
+		return fmt.Errorf("%q is not the name of a lease, such as hsm-signer", v)
+	}
+	c.election.name = v
+	return nil
+}

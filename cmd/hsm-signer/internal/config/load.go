@@ -1,0 +1,174 @@
+package config
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/transport"
+
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/issuer"
+	"hsm-signer/policy"
+)
+
+// errUnsetNeedsUnbound is why some policies do not fit UNSET_SIGNER_NAME=accept: every request of
+// such a cluster would be denied for good.
+var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters before 1.18, whose tokens name no pod; " +
+	"but every rule of the policy wants them to (pod: bound): use calico-legacy, or pod: address")
+
+// LoadPolicy returns the policy, and adds what is wrong with it to the faults.
+func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
+	var blocked *policy.BlockedKeys
+	keys, err := c.readBlockedKeys()
+	if err == nil {
+		blocked, err = c.parseBlockedKeys(keys)
+	}
+	faults.Add("BLOCKED_KEYS_FILE", err)
+	text, err := c.ReadPolicy()
+	if err != nil {
+		faults.Add("POLICY_FILE", err)
+		return nil
+	}
+	p, err := c.ParsePolicy(text, blocked)
+	// The policy is judged by these; where one is wrong, so may be what is found.
+	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME") {
+		faults.Add("POLICY_FILE", err)
+	}
+	return p
+}
+
+// ReadPolicy returns the text of the policy.
+func (c *Config) ReadPolicy() ([]byte, error) {
+	if text, builtIn := policy.BuiltIn(c.PolicyFile); builtIn {
+		return text, nil
+	}
+	return readPolicyFile(c.PolicyFile, c.AnyPolicy)
+}
+
+// ParsePolicy parses the text of a policy. It returns an error if the policy does not fit the rest of
+// the configuration.
+func (c *Config) ParsePolicy(text []byte, blocked *policy.BlockedKeys) (*policy.Policy, error) {
+	p, err := policy.Parse(text, policy.Options{
+		ClusterDomain: c.ClusterDomain, MaxLifetime: c.Lifetime,
+		ForbiddenAddresses: c.serviceAddresses(), BlockedKeys: blocked,
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", c.PolicyFile, err)
+	case c.AcceptUnset && !p.TakesUnboundTokens():
+		return nil, errUnsetNeedsUnbound
+	}
+	return p, nil
+}
+
+// serviceAddresses are the ClusterIP of Service default/kubernetes, where it is known without asking for
+// a right: kubelet writes it into the environment of every container. KUBERNETES_SERVICE_HOST is not
+// taken for it: manifests replace that by the address of a control-plane node, which is a pod's own on
+// the network of that node.
+func (c *Config) serviceAddresses() []netip.Addr {
+	address, err := netip.ParseAddr(os.Getenv("KUBERNETES_PORT_443_TCP_ADDR"))
+	if !c.inServedCluster() || err != nil {
+		return nil
+	}
+	return []netip.Addr{address.Unmap()}
+}
+
+// LoadCA returns the CA of CA_CERT_FILE, which must be set.
+func (c *Config) LoadCA(faults *Faults) *issuer.CA {
+	if c.CACertFile == "" {
+		faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate; \"hsm-signer ca create\" makes one")
+		return nil
+	}
+	text, err := CARules.Read(c.CACertFile)
+	if err != nil {
+		faults.Add("CA_CERT_FILE", err)
+		return nil
+	}
+	ca, err := issuer.ParseCA(text)
+	if err != nil {
+		faults.Addf("CA_CERT_FILE", "%s: %v", c.CACertFile, err)
+		return nil
+	}
+	return ca
+}
+
+// LoadOptionalCA returns the CA of CA_CERT_FILE, or a generic one if that is not set.
+func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
+	if c.CACertFile != "" {
+		return c.LoadCA(faults)
+	}
+	ca, err := issuer.GenericCA()
+	faults.Add("CA_CERT_FILE", err)
+	return ca
+}
+
+// CheckRules adds a fault for each rule of which the CA can issue nothing. It does nothing if the
+// policy or the CA could not be loaded.
+func (c *Config) CheckRules(p *policy.Policy, ca *issuer.CA, faults *Faults) {
+	if p != nil && ca != nil {
+		_, err := LintRules(ca, p)
+		faults.Add("POLICY_FILE", err)
+	}
+}
+
+// LintRules returns the warnings about a policy under a CA, and an error if the CA can issue
+// nothing of a rule.
+func LintRules(ca *issuer.CA, p *policy.Policy) (warnings []string, err error) {
+	warnings, err = issuer.LintRules(ca, p.Offers())
+	return append(p.Warnings(), warnings...), err
+}
+
+// ReadChain reads a file of certificates, the CA's first. variable names the file in faults.
+func ReadChain(variable, path string, faults *Faults) issuer.Chain {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		faults.Add(variable, err)
+		return nil
+	}
+	chain, err := issuer.ReadChain(text)
+	if err != nil {
+		faults.Addf(variable, "%s: %v", path, err)
+	}
+	return chain
+}
+
+// ReadPublicKey reads a PEM file with one public key.
+func ReadPublicKey(path string) (crypto.PublicKey, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("%s holds no PEM block of the type PUBLIC KEY", path)
+	}
+	return x509.ParsePKIXPublicKey(block.Bytes)
+}
+
+// LoadClient returns the client of the API server, and the server's address. The client does not limit
+// its own rate: the server's flow control and WORKERS do. Every call goes through what wrap returns,
+// unless wrap is nil.
+func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*kubernetes.Clientset, string) {
+	kubeConfig, err := c.clientConfig()
+	if err != nil {
+		faults.Add("KUBECONFIG", err)
+		return nil, ""
+	}
+	kubeConfig.QPS = -1
+	kubeConfig.UserAgent = "hsm-signer/" + buildinfo.Version()
+	kubeConfig.ContentType = "application/vnd.kubernetes.protobuf"
+	kubeConfig.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	kubeConfig.Wrap(wrap)
+	client, err := kubernetes.NewForConfig(kubeConfig)
+	if err != nil {
+		faults.Add("KUBECONFIG", err)
+		return nil, ""
+	}
+	return client, kubeConfig.Host
+}

@@ -1,0 +1,156 @@
+package config
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/transport"
+
+	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+)
+
+// A Service is what the configuration of "run" names, loaded and checked. It has not been in touch
+// with the token or the API server yet.
+type Service struct {
+	*Config
+	Policy           *policy.Policy
+	CA               *issuer.CA       // with APPROVE=shadow and no CA_CERT_FILE, one without constraints
+	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
+	Lease            *kube.Lease      // nil: no election
+	Client           *kubernetes.Clientset
+	Server           string // the API server's address
+}
+
+// LoadService loads everything and adds what is wrong to the faults. Every call to the API server goes
+// through what wrap returns, unless wrap is nil.
+func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Service {
+	s := &Service{Config: c, Policy: c.LoadPolicy(faults)}
+	if c.AcceptUnset && c.Mode == kube.Wait {
+		faults.Addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the controller manager signs "+
+			"whatever is approved, so the certificate must come before the approval; let hsm-signer approve")
+	}
+	if len(c.SignerNames) == 0 {
+		faults.Missing("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; "+
+			"it is what Calico's Installation names as signerName")
+	}
+	c.checkCleanUp(faults)
+	c.ResolveStateDir(faults)
+	switch {
+	case faults.has("APPROVE"): // so whether a token is needed is not known
+		s.CA = c.LoadOptionalCA(faults)
+	case c.Mode == kube.Shadow:
+		_, err := pin.Take() // there is no use for it
+		faults.Add("PKCS11_PIN", err)
+		faults.Add("STATE_DIR", RequireOwn(c.StateDir))
+		s.CA = c.LoadOptionalCA(faults)
+	default:
+		s.loadSigning(faults)
+	}
+	c.CheckRules(s.Policy, s.CA, faults)
+	s.Lease = c.requireLease(faults)
+	s.Client, s.Server = c.LoadClient(faults, wrap)
+	return s
+}
+
+// loadSigning loads what only a process that signs needs: the CA, and what names the keys in the token.
+func (s *Service) loadSigning(faults *Faults) {
+	s.RequireToken(faults)
+	s.RequireKey(faults)
+	if s.CA = s.LoadCA(faults); s.CA == nil {
+		return
+	}
+	s.Token.Signature = issuer.SignerOpts(s.Algorithm, s.CA.Certificate().PublicKey)
+	key, err := s.Key(nil)
+	if err != nil {
+		faults.Add("CA_CERT_FILE", err)
+		return
+	}
+	_, err = issuer.New(s.CA, key, s.Algorithm, nil) // signs nothing: only checks
+	faults.Add("SIGNATURE_ALGORITHM", err)
+	s.loadCheckpointKey(faults)
+	if _, err := s.CheckpointKey(key); err != nil {
+		faults.Add("CHECKPOINT_PUBLIC_KEY_FILE", err)
+	}
+}
+
+// loadCheckpointKey reads the public half of the checkpoint key, if checkpoints are wanted.
+func (s *Service) loadCheckpointKey(faults *Faults) {
+	want := s.Checkpoints
+	if !want.wanted() {
+		return
+	}
+	if want.Key.Label == "" && len(want.Key.ID) == 0 {
+		faults.Missing("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID, and CHECKPOINT_PUBLIC_KEY_FILE is: "+
+			"one of them must name the key", "CHECKPOINT_KEY_ID")
+		return
+	}
+	if want.publicKeyFile == "" {
+		faults.Addf("CHECKPOINT_PUBLIC_KEY_FILE",
+			"is not set: name the file that \"hsm-signer ca create-checkpoint-key\" has made")
+		return
+	}
+	public, err := ReadPublicKey(want.publicKeyFile)
+	switch {
+	case err != nil:
+		faults.Add("CHECKPOINT_PUBLIC_KEY_FILE", err)
+	case s.CA.Matches(public) == nil:
+		faults.Addf("CHECKPOINT_KEY_LABEL", "is the CA's key: checkpoints need one of their own")
+	default:
+		s.CheckpointPublic = public
+	}
+}
+
+// Key returns the CA's key, which is not in touch with the token yet. It calls record before each test
+// signature, unless record is nil.
+func (s *Service) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.Key, error) {
+	token := s.Token
+	token.BeforeProbe = record
+	return hsm.NewKey(token, s.CA.Certificate().PublicKey)
+}
+
+// CheckpointKey returns the checkpoint key, which uses the connection of the CA's key. It is nil if
+// there are no checkpoints.
+func (s *Service) CheckpointKey(key *hsm.Key) (*hsm.OtherKey, error) {
+	if s.CheckpointPublic == nil {
+		return nil, nil
+	}
+	return key.Other(s.Checkpoints.Key, s.CheckpointPublic)
+}
+
+// ErrNotOwn is why a shadow does not start in the STATE_DIR of a process that signs.
+var ErrNotOwn = errors.New("holds the journal of one that signs: name a directory of its own for a shadow")
+
+// RequireOwn returns an error if the directory holds a journal.
+func RequireOwn(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "journal-*.jsonl"))
+	if err == nil && len(files) > 0 {
+		err = fmt.Errorf("%s %w", dir, ErrNotOwn)
+	}
+	return err
+}
+
+// Permissions lists what "run" needs.
+func (s *Service) Permissions() []kube.Permission {
+	all := kube.Permissions(s.SignerNames, s.Mode, s.Lease, PodNamespaces(s.Policy))
+	if s.DeleteFinishedAfter > 0 {
+		all = append(all, kube.CleanUpPermission())
+	}
+	return all
+}
+
+// PodNamespaces are the namespaces in which a policy needs pods to be read; nil: in all.
+func PodNamespaces(p *policy.Policy) []string {
+	namespaces, bounded := p.PodNamespaces()
+	if !bounded {
+		return nil
+	}
+	return namespaces
+}

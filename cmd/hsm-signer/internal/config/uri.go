@@ -1,0 +1,87 @@
+package config
+
+import (
+	"errors"
+	"path/filepath"
+
+	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/hsm"
+)
+
+const uriFlag = "pkcs11-uri"
+
+// readURI takes what the URI says of the token, the key, the module and the PIN. What is also said
+// elsewhere is found by checkURI.
+func readURI(c *Config, v string) error {
+	uri, err := hsm.ParseURI(v)
+	if err != nil {
+		return err
+	}
+	c.uri = &uri
+	return uri.CheckKey()
+}
+
+// applyURI takes over what the URI names. It stands in the place of the variables that name the same,
+// so each is said once.
+func (c *Config) applyURI(faults *Faults, fromFlag bool) {
+	if c.uri == nil {
+		return
+	}
+	u, t := c.uri, &c.Token
+	twice := func(variable string, set bool) {
+		if set {
+			faults.Addf(variable, "is set, and PKCS11_URI says the same: say it once")
+		}
+	}
+	twice("PKCS11_SLOT", t.Token.Slot != nil)
+	twice("PKCS11_TOKEN_LABEL", t.Token.Label != "")
+	twice("PKCS11_TOKEN_SERIAL", t.Token.Serial != "")
+	twice("CA_KEY_LABEL", t.Key.Label != "" && (u.Object != "" || len(u.ID) > 0))
+	twice("CA_KEY_ID", len(t.Key.ID) > 0 && (u.Object != "" || len(u.ID) > 0))
+	twice("PKCS11_MODULE", t.Module != "" && (u.ModulePath != "" || u.ModuleName != ""))
+	twice("PKCS11_PIN_FILE", t.PIN != nil && (u.PINSource != "" || u.PINValue != ""))
+	if fromFlag && u.PINValue != "" {
+		faults.Addf("--"+uriFlag, "holds a pin-value, and everybody on this machine sees the flags of a process: use pin-source")
+	}
+	c.takeURI(faults)
+}
+
+func (c *Config) takeURI(faults *Faults) {
+	u, t := c.uri, &c.Token
+	t.Token = hsm.TokenID{
+		Slot: u.SlotID, Label: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer, Model: u.Model,
+		SlotDescription: u.SlotDescription, SlotManufacturer: u.SlotManufacturer,
+	}
+	t.Library = hsm.LibraryID{Manufacturer: u.LibraryManufacturer, Description: u.LibraryDescription, Version: u.LibraryVersion}
+	if u.Object != "" || len(u.ID) > 0 {
+		t.Key = hsm.KeyID{Label: u.Object, ID: u.ID}
+	}
+	switch {
+	case u.ModulePath != "":
+		t.Module = u.ModulePath
+	case u.ModuleName != "":
+		faults.Add(pin.URIVariable, c.findModule(u.ModuleName))
+	}
+	switch {
+	case u.PINValue != "":
+		t.PIN = u.PINValue.Fixed()
+	case u.PINSource != "":
+		faults.Add(pin.URIVariable, readPINFile(c, u.PINSource))
+	}
+}
+
+// modulePlaces are where distributions keep PKCS#11 modules.
+var modulePlaces = []string{"/usr/lib/*/pkcs11/", "/usr/lib64/pkcs11/", "/usr/lib/pkcs11/", "/usr/lib/*/", "/usr/lib64/", "/usr/lib/", "/usr/lib/softhsm/"}
+
+// findModule finds the module of that name (RFC 7512, section 2.3: without path, prefix or suffix).
+func (c *Config) findModule(name string) error {
+	for _, place := range modulePlaces {
+		for _, file := range []string{name + ".so", "lib" + name + ".so"} {
+			if found, err := filepath.Glob(place + file); err == nil && len(found) > 0 {
+				c.Token.Module = found[0]
+				return nil
+			}
+		}
+	}
+	return errors.New("module-name: there is no such module where modules are kept; name its path by module-path or PKCS11_MODULE")
+}

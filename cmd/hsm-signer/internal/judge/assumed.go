@@ -1,0 +1,46 @@
+package judge
+
+import (
+	"strings"
+	"time"
+
+	"hsm-signer/policy"
+)
+
+// AssumedUID is that of a pod of which none was said.
+const AssumedUID = "assumed"
+
+// WithPod returns the request of a requester whose token is bound to a live pod of its service account,
+// and the facts that a look-up of this pod would find.
+func WithPod(s policy.Submission, pod policy.Pod) (*policy.Request, policy.Facts) {
+	s.Requester = s.Requester.Bound(pod)
+	account, _ := s.Requester.ServiceAccount()
+	pod.Namespace, pod.ServiceAccount = account.Namespace, account.Name
+	request := policy.NewRequest(s)
+	query, _ := request.PodQuery()
+	return request, query.Found(pod)
+}
+
+// WithoutPod returns the request, and the facts of a look-up that finds no pod.
+func WithoutPod(s policy.Submission) (*policy.Request, policy.Facts) {
+	request := policy.NewRequest(s)
+	query, _ := request.PodQuery()
+	return request, query.Found()
+}
+
+// CalicoUsages are what Calico's pods ask for. They are assumed where nothing says otherwise.
+var CalicoUsages = []string{"server auth", "client auth", "digital signature", "key agreement", "key encipherment"}
+
+// AssumedAge is that of a request that is not in the cluster: no grace for what is new applies any
+// more, and facts are still waited for.
+const AssumedAge = time.Minute
+
+// GroupsOf are the groups that the API server gives every user, and every service account.
+func GroupsOf(username string) []string {
+	groups := []string{"system:authenticated"}
+	if rest, ok := strings.CutPrefix(username, "system:serviceaccount:"); ok {
+		namespace, _, _ := strings.Cut(rest, ":")
+		groups = append(groups, "system:serviceaccounts", "system:serviceaccounts:"+namespace)
+	}
+	return groups
+}

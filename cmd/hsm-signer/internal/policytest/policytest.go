@@ -1,0 +1,252 @@
+// Package policytest holds "policy test", which runs a user's own test cases against a policy.
+package policytest
+
+import (
+	"cmp"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
+	"hsm-signer/kube"
+	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10"
+	"hsm-signer/policy/strictyaml"
+)
+
+// A testFile holds cases of a user's own policy tests. docs/policy.md explains it.
+type testFile struct {
+	Cases []testCase `yaml:"cases"`
+}
+
+// A testCase is who asks for what, and what must come of it.
+type testCase struct {
+	Name        string              `yaml:"name"`
+	Signer      string              `yaml:"signer"`      // optional: the signer name that is asked
+	As          string              `yaml:"as"`          // username; a service account's groups are added
+	Groups      []string            `yaml:"groups"`      // more groups
+	Extra       map[string][]string `yaml:"extra"`       // optional: what the API server says of the requester beside its pod
+	Pod         *testPod            `yaml:"pod"`         // optional: the live pod that the token is bound to
+	CommonName  string              `yaml:"commonName"`  // optional: the first of the DNS names
+	DNSNames    []string            `yaml:"dnsNames"`    //
+	IPAddresses []netip.Addr        `yaml:"ipAddresses"` //
+	URIs        []string            `yaml:"uris"`
+	Emails      []string            `yaml:"emailAddresses"`
+	Key         string              `yaml:"key"`      // optional: ecdsa-p256
+	Usages      []string            `yaml:"usages"`   // optional: those that Calico asks for
+	Lifetime    string              `yaml:"lifetime"` // optional: none is asked for
+	Expect      string              `yaml:"expect"`   // granted, refused or waiting
+	Rule        string              `yaml:"rule"`     // optional: the rule that grants
+	Reason      string              `yaml:"reason"`   // optional: the reason of the denial
+}
+
+type testPod struct {
+	Name        string       `yaml:"name"`
+	Node        string       `yaml:"node"`        // optional
+	IPAddresses []netip.Addr `yaml:"ipAddresses"` // optional: none yet
+	HostNetwork bool         `yaml:"hostNetwork"` // optional
+}
+
+func NewCommand() *cobra.Command {
+	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
+	var policyFile, output string
+	command := &cobra.Command{
+		Use:   "test [DIR|FILE…]",
+		Short: "Run your own tests of a policy",
+		Long: `Runs test cases against a policy: who requests what, and the expected verdict. Cases are read
+from the files, and from every *.yaml and *.yml file in the directories, except policies. Without
+arguments it runs the cases in the current directory. docs/policy.md shows how to write cases.
+
+With CA_CERT_FILE the CA's constraints are checked too; without it, a note on standard error says
+that they were not.
+
+Output: text; json, one line for each case: {"file","case","result","message"} with the
+result "passed", "failed" or "fault"; or junit, one XML report, for Jenkins and GitLab.
+Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
+		Example: `  hsm-signer policy test tests/ --policy mine.yaml
+  hsm-signer policy test tests/ --policy mine.yaml --output junit > report.xml`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, faults := config.Read(cmd, settings)
+			c.PolicyFile, c.AnyPolicy = cmp.Or(policyFile, c.PolicyFile), true
+			decider := judge.New(c, c.LoadPolicy(faults), faults, cmd.ErrOrStderr())
+			faults.RequireOutput(output, "junit")
+			if len(args) == 0 {
+				args = testFilesHere(faults)
+			}
+			if err := faults.Err(); err != nil {
+				return err
+			}
+			return testPolicy(decider, args, output, cmd.OutOrStdout())
+		},
+	}
+	config.AddFlags(command, settings)
+	command.Flags().StringVar(&policyFile, "policy", "", "the same as --policy-file")
+	command.Flags().StringVarP(&output, "output", "o", "text", "text, json (one line for each case) or junit")
+	_ = command.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "junit"}, cobra.ShellCompDirectiveDefault))
+	return command
+}
+
+// testPolicy runs every case in the files and directories. No case at all is a fault: nothing was
+// tested.
+func testPolicy(d kube.Decider, places []string, output string, out io.Writer) error {
+	files, err := testFilesIn(places)
+	if err != nil {
+		return err
+	}
+	keys := testKeys{}
+	var results []caseResult
+	for _, file := range files {
+		cases, err := readTestFile(file)
+		if err != nil {
+			results = append(results, caseResult{File: file, Result: caseFault, Message: err.Error()})
+		}
+		for _, c := range cases {
+			started := time.Now()
+			difference, err := c.run(d, keys)
+			r := caseResult{File: file, Case: c.Name, Result: casePassed, Message: difference}
+			switch r.took = time.Since(started); {
+			case err != nil:
+				r.Result, r.Message = caseFault, err.Error()
+			case difference != "":
+				r.Result = caseFailed
+			}
+			results = append(results, r)
+		}
+	}
+	return errors.Join(printResults(results, output, out), outcomeOf(results, places))
+}
+
+func readTestFile(name string) ([]testCase, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var file testFile
+	if err := strictyaml.Decode(text, &file); err != nil {
+		return nil, err
+	}
+	for i, c := range file.Cases {
+		if c.Name == "" || c.Expect != "granted" && c.Expect != "refused" && c.Expect != "waiting" {
+			return nil, fmt.Errorf("cases[%d] (%q): needs a name, and \"expect\", which is granted, refused or waiting", i, c.Name)
+		}
+		if c.Rule != "" && c.Expect != "granted" || c.Reason != "" && c.Expect != "refused" {
+			return nil, fmt.Errorf("cases[%d] (%q): \"rule\" is of what is granted, \"reason\" of what is refused", i, c.Name)
+		}
+	}
+	return file.Cases, nil
+}
+
+// run returns how the outcome differs from what is expected, or nothing.
+func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err error) {
+	request, facts, err := c.request(keys)
+	if err != nil {
+		return "", err
+	}
+	switch v := d.Decide(request, facts).(type) {
+	case *policy.Grant:
+		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
+			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil
+		}
+	case *policy.Refusal:
+		if c.Expect != "refused" || c.Reason != "" && c.Reason != string(v.Code()) {
+			return fmt.Sprintf("refused (%s): %s; and it must be %s", v.Code(), v, c.expectation()), nil
+		}
+	case *policy.Waiting:
+		if c.Expect != "waiting" {
+			return fmt.Sprintf("waiting for %s, and it must be %s", v.Missing, c.expectation()), nil
+		}
+	}
+	return "", nil
+}
+
+func (c testCase) expectation() string {
+	if detail := cmp.Or(c.Rule, c.Reason); detail != "" {
+		return c.Expect + " (" + detail + ")"
+	}
+	return c.Expect
+}
+
+// request returns what the case requests, and the facts that it states.
+func (c testCase) request(keys testKeys) (*policy.Request, policy.Facts, error) {
+	pkcs, err := c.pkcs10(keys)
+	if err != nil {
+		return nil, policy.Facts{}, err
+	}
+	submission := policy.Submission{
+		PEM: pkcs, Age: judge.AssumedAge, SignerName: c.Signer,
+		Requester: policy.Requester{Username: c.As, Groups: append(judge.GroupsOf(c.As), c.Groups...), Extra: c.Extra},
+	}
+	if c.Lifetime != "" {
+		if submission.Lifetime, err = policy.ParseDuration(c.Lifetime); err != nil {
+			return nil, policy.Facts{}, err
+		}
+	}
+	if c.Usages == nil {
+		c.Usages = judge.CalicoUsages
+	}
+	for _, usage := range c.Usages {
+		submission.Usages = append(submission.Usages, policy.Usage(usage))
+	}
+	if c.Pod == nil {
+		request, facts := judge.WithoutPod(submission)
+		return request, facts, nil
+	}
+	request, facts := judge.WithPod(submission, policy.Pod{
+		Name: c.Pod.Name, UID: judge.AssumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses, HostNetwork: c.Pod.HostNetwork,
+	})
+	return request, facts, nil
+}
+
+func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
+	key, err := keys.get(pkcs10.KeyType(cmp.Or(c.Key, string(pkcs10.ECDSAP256))))
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.CertificateRequest{DNSNames: c.DNSNames, EmailAddresses: c.Emails, Subject: pkix.Name{CommonName: c.CommonName}}
+	if c.CommonName == "" && len(c.DNSNames) > 0 {
+		template.Subject.CommonName = c.DNSNames[0]
+	}
+	for _, text := range c.URIs {
+		uri, err := url.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		template.URIs = append(template.URIs, uri)
+	}
+	for _, ip := range c.IPAddresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// testKeys makes a key of each type once.
+type testKeys map[pkcs10.KeyType]crypto.Signer
+
+func (k testKeys) get(kind pkcs10.KeyType) (key crypto.Signer, err error) {
+	if key := k[kind]; key != nil {
+		return key, nil
+	}
+	if key, err = kind.Generate(); err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	k[kind] = key
+	return key, nil
+}

@@ -1,0 +1,78 @@
+// Package terminal writes for people and for programs that read JSON: it escapes what could control a
+// terminal, and shows colours and progress only where a person can see them.
+package terminal
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// Is tells whether someone may be reading along.
+func Is(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+// TakesControls tells whether control sequences may be written: to terminals that know any.
+func TakesControls(w io.Writer) bool { return Is(w) && os.Getenv("TERM") != "dumb" }
+
+// WantsColor tells whether text may be coloured: where control sequences may be written, unless NO_COLOR is set and not
+// empty, whatever it says (https://no-color.org).
+func WantsColor(w io.Writer) bool { return TakesControls(w) && os.Getenv("NO_COLOR") == "" }
+
+// LocalTime is how people read a time: in their own zone, which it names by its distance from UTC.
+func LocalTime(t time.Time) string { return t.Local().Format(time.RFC3339) }
+
+const (
+	EraseLine  = "\r\x1b[K"
+	QuietFor   = 2 * time.Second // how long a command may take before it says how far it is
+	progressAt = time.Second     // each that often
+)
+
+// ShowProgress does what takes a while, and tells those who may be reading along that it goes on.
+func ShowProgress(w io.Writer, what string, do func()) {
+	if !TakesControls(w) {
+		do()
+		return
+	}
+	ticker := time.NewTicker(progressAt)
+	defer ticker.Stop()
+	progress(w, what, ticker.C, do)
+}
+
+// progress writes a line at each tick after the first while, and erases it in the end.
+func progress(w io.Writer, what string, ticks <-chan time.Time, do func()) {
+	began := time.Now()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		do()
+	}()
+	shown := false
+	for {
+		select {
+		case <-done:
+			if shown {
+				fmt.Fprint(w, EraseLine)
+			}
+			return
+		case now := <-ticks:
+			if passed := now.Sub(began); passed >= QuietFor {
+				fmt.Fprintf(w, "%s%s … %s", EraseLine, what, passed.Round(time.Second))
+				shown = true
+			}
+		}
+	}
+}
+
+// Plural is a number of things.
+func Plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
