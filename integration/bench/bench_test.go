@@ -121,7 +121,8 @@ func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module strin
 	public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
 	b.Helper()
 	key, err := hsm.NewKey(hsm.Config{
-		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
+		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
+		Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
 	}, public)
 	must.OK(b, err)
 	defer key.Close()

@@ -54,7 +54,8 @@ func OpenSource(clusterDomain string) []Component {
 		{Namespace: namespace, ServiceAccount: "calico-typha", SecretName: "typha-certs",
 			App: "calico-typha", DNSNames: []string{"typha-server"}},
 		{Namespace: namespace, ServiceAccount: "calico-apiserver",
-			SecretName: "calico-apiserver-certs", App: "calico-apiserver", DNSNames: ServiceNames("calico-api", namespace, clusterDomain)},
+			SecretName: "calico-apiserver-certs", App: "calico-apiserver",
+			DNSNames: ServiceNames("calico-api", namespace, clusterDomain)},
 	}
 }
 
@@ -161,7 +162,8 @@ func (i InitContainer) PKCS10() ([]byte, error) {
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{
-			Country: []string{"US"}, Province: []string{"California"}, Locality: []string{"San Francisco"},
+			Country: []string{"US"}, Province: []string{"California"},
+			Locality:     []string{"San Francisco"},
 			Organization: []string{"Tigera"}, OrganizationalUnit: []string{"Engineering"},
 			CommonName: commonName,
 		},

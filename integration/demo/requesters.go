@@ -67,13 +67,16 @@ func requesters() []requester {
 		requester{who: stranger, asks: typha, twist: "no component of Calico",
 			want: "RequesterNotAllowed"},
 		requester{
-			who: node, asks: node, twist: "the IP of another pod", ip: "10.65.9.9", want: "NameNotAllowed",
+			who: node, asks: node, twist: "the IP of another pod", ip: "10.65.9.9",
+			want: "NameNotAllowed",
 		},
 		requester{
-			who: typha, asks: typha, twist: "a token that names no pod", unbound: true, want: "PodNotVerified",
+			who: typha, asks: typha, twist: "a token that names no pod", unbound: true,
+			want: "PodNotVerified",
 		},
 		requester{
-			who: typha, asks: typha, twist: "the usage cert sign", want: "UsageNotAllowed", change: addCertSign,
+			who: typha, asks: typha, twist: "the usage cert sign", want: "UsageNotAllowed",
+			change: addCertSign,
 		},
 		requester{
 			who: typha, asks: typha, twist: "a second request hidden behind the first",
@@ -135,7 +138,7 @@ func (r requester) pod(ctx context.Context, cluster *testenv.Cluster, number int
 	pod, err := cluster.NewPod(ctx, testenv.PodSpec{
 		Namespace: r.who.Namespace, ServiceAccount: r.who.ServiceAccount,
 		Name: fmt.Sprintf("%s-%s", r.who.ServiceAccount, strings.ToLower(rand.Text()[:5])),
-		IPs:  []string{fmt.Sprintf("10.65.0.%d", number+10)},
+		IPs:  []string{fmt.Sprintf("10.66.0.%d", number+1)},
 	})
 	if err != nil || !r.unbound {
 		return pod, err

@@ -21,14 +21,17 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// patience ends the wait for a certificate that does not come.
+// patience limits the wait for a certificate.
 const patience = 30 * time.Second
 
-// byName are the signature algorithms by the names that users give them.
+// byName maps Calico's names of signature algorithms to those of crypto/x509.
 var byName = map[string]x509.SignatureAlgorithm{
-	"SHA256WithRSA": x509.SHA256WithRSA, "SHA384WithRSA": x509.SHA384WithRSA, "SHA512WithRSA": x509.SHA512WithRSA,
-	"SHA256WithRSAPSS": x509.SHA256WithRSAPSS, "SHA384WithRSAPSS": x509.SHA384WithRSAPSS, "SHA512WithRSAPSS": x509.SHA512WithRSAPSS,
-	"ECDSAWithSHA256": x509.ECDSAWithSHA256, "ECDSAWithSHA384": x509.ECDSAWithSHA384, "ECDSAWithSHA512": x509.ECDSAWithSHA512,
+	"SHA256WithRSA": x509.SHA256WithRSA, "SHA384WithRSA": x509.SHA384WithRSA,
+	"SHA512WithRSA":    x509.SHA512WithRSA,
+	"SHA256WithRSAPSS": x509.SHA256WithRSAPSS, "SHA384WithRSAPSS": x509.SHA384WithRSAPSS,
+	"SHA512WithRSAPSS": x509.SHA512WithRSAPSS,
+	"ECDSAWithSHA256":  x509.ECDSAWithSHA256, "ECDSAWithSHA384": x509.ECDSAWithSHA384,
+	"ECDSAWithSHA512": x509.ECDSAWithSHA512,
 }
 
 // What each kind of CA key can sign with.
@@ -38,8 +41,8 @@ var (
 	withECDSA = []string{"ECDSAWithSHA256", "ECDSAWithSHA384", "ECDSAWithSHA512"}
 )
 
-// authorities are the CA keys, the slowest to make last; usual is what each signs
-// with where nothing else is said.
+// authorities are the CA keys; the slowest to create are last. usual is the default signature
+// algorithm of each.
 var authorities = []struct {
 	keyType, usual string
 	algorithms     []string
@@ -53,9 +56,8 @@ var authorities = []struct {
 	{"rsa-8192", "SHA256WithRSA", withRSA},
 }
 
-// Every key that Calico makes, with every signature of the request that it can make, gets
-// its certificate; and every CA key signs in every way that it can, for an RSA key
-// and for an ECDSA key.
+// Every key that Calico makes gets its certificate, with every signature algorithm of its request.
+// Every CA key signs with every algorithm that it supports, for an RSA key and for an ECDSA key.
 func TestAlgorithms(t *testing.T) {
 	ceremonies := startCeremonies(t)
 	var passed table
@@ -79,8 +81,7 @@ func TestAlgorithms(t *testing.T) {
 	})
 }
 
-// testRequester has the key certified by the CA that is there already, with each signature
-// of the request.
+// testRequester certifies the key with the shared CA, with each signature algorithm of the request.
 func (passed *table) testRequester(t *testing.T, key string) {
 	for _, signature := range calico.SignatureAlgorithms {
 		if strings.HasPrefix(key, "RSA") != strings.HasSuffix(signature, "RSA") {
@@ -93,8 +94,8 @@ func (passed *table) testRequester(t *testing.T, key string) {
 	}
 }
 
-// testAuthority runs hsm-signer with SIGNATURE_ALGORITHM, or without one if it is "", and has
-// an RSA key and an ECDSA key certified.
+// testAuthority runs hsm-signer with this SIGNATURE_ALGORITHM, or without one if it is "", and
+// certifies an RSA key and an ECDSA key.
 func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA, signature,
 	expected string) {
 	name, env := signature, []string{"SIGNATURE_ALGORITHM=" + signature}
@@ -130,8 +131,8 @@ func TestAlgorithmThatTheKeyCannotUse(t *testing.T) {
 	}
 }
 
-// certify has a key certified by a running hsm-signer, as Calico's node would, and looks at
-// the certificate; expected is how that must be signed.
+// certify has a running hsm-signer certify a key, as for Calico's node, and checks the certificate.
+// expected is the signature algorithm of the certificate.
 func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string) {
 	t.Helper()
 	node := components()[0]
@@ -154,13 +155,13 @@ func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string
 	requireOpenSSL(t, ca, cert)
 }
 
-// A table is what passed, in the order in which it did.
+// A table lists the successful cases in order.
 type table struct {
 	keys  []string
 	cells map[string][]string // by key
 }
 
-// add adds what passed.
+// add adds a successful case.
 func (passed *table) add(ok bool, key, cell string) {
 	if !ok {
 		return
@@ -174,7 +175,7 @@ func (passed *table) add(ok bool, key, cell string) {
 	passed.cells[key] = append(passed.cells[key], cell)
 }
 
-// String has a line for each key.
+// String returns a line for each key.
 func (passed *table) String() string {
 	var b strings.Builder
 	for _, key := range passed.keys {
@@ -183,8 +184,8 @@ func (passed *table) String() string {
 	return b.String()
 }
 
-// requireUsagesOf requires the usages that Calico asks for, without the one that a
-// key of this type cannot serve.
+// requireUsagesOf requires the usages that Calico requests, without the one that a key of this type
+// cannot serve.
 func requireUsagesOf(t *testing.T, cert *x509.Certificate) {
 	t.Helper()
 	want := x509.KeyUsageDigitalSignature | x509.KeyUsageKeyAgreement
@@ -200,7 +201,7 @@ func requireUsagesOf(t *testing.T, cert *x509.Certificate) {
 	}
 }
 
-// requireVerified has crypto/x509 verify the chain, for both ends of a connection.
+// requireVerified verifies the chain with crypto/x509, for both ends of a connection.
 func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	t.Helper()
 	root, err := os.ReadFile(ca.CertFile)
@@ -219,14 +220,14 @@ func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	}
 }
 
-// A ceremony makes a CA while other work is done.
+// A ceremony creates a CA in the background.
 type ceremony struct {
 	ca   testenv.CA
 	err  error
 	done chan struct{}
 }
 
-// startCeremonies makes a CA of each type, one after the other. They end with the test.
+// startCeremonies creates a CA of each type, one after the other. They end with the test.
 func startCeremonies(t *testing.T) map[string]*ceremony {
 	t.Helper()
 	all := map[string]*ceremony{}
@@ -247,7 +248,7 @@ func startCeremonies(t *testing.T) map[string]*ceremony {
 	return all
 }
 
-// hold makes the CA. Its key has a label that no other test's has, nor an earlier run's.
+// hold creates the CA. No other test, and no earlier run, has a key with this label.
 func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
 	defer close(c.done)
 	c.ca = testenv.CA{KeyLabel: filepath.Base(filepath.Dir(dir)) + "-" + keyType,
@@ -260,7 +261,7 @@ func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
 	}
 }
 
-// wait returns the CA when it is made.
+// wait waits until the CA exists, and returns it.
 func (c *ceremony) wait(t *testing.T) testenv.CA {
 	t.Helper()
 	<-c.done
@@ -268,8 +269,8 @@ func (c *ceremony) wait(t *testing.T) testenv.CA {
 	return c.ca
 }
 
-// cachedKey is a requester's key for tests. Some take most of a minute to make, so they
-// are kept between runs, in the user's cache.
+// cachedKey returns a requester's key. Some keys take most of a minute to create, so the user's
+// cache keeps them.
 func cachedKey(t *testing.T, algorithm string) crypto.Signer {
 	t.Helper()
 	cache, err := os.UserCacheDir()
@@ -304,8 +305,8 @@ func readKey(file string) (crypto.Signer, error) {
 	return key, nil
 }
 
-// writeKey writes a file that only its owner may read. Whoever reads it meanwhile sees all of
-// it or nothing.
+// writeKey writes a file that only its owner may read. A concurrent reader sees the whole file or
+// none.
 func writeKey(file string, key crypto.Signer) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -328,7 +329,7 @@ func writeKey(file string, key crypto.Signer) error {
 	return nil
 }
 
-// nameOf is Calico's name for the algorithm of a key.
+// nameOf returns Calico's name for the algorithm of a key.
 func nameOf(public crypto.PublicKey) string {
 	switch key := public.(type) {
 	case *rsa.PublicKey:

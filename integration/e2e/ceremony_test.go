@@ -18,8 +18,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// The manual of the ceremony is right: its commands are run as they stand there, and the CA that an
-// offline root certified in it issues.
+// The manual of the ceremony is right: its commands work as written, and the CA that an offline
+// root certifies in it issues certificates.
 func TestCeremonyManual(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/ceremony.md")
 	must.OK(t, err)
@@ -49,10 +49,10 @@ func TestCeremonyManual(t *testing.T) {
 	requireWorks(t, issuing, 2)
 }
 
-// label is one that no other test's key has.
+// label returns a label that no key of another test has.
 func label(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), numbers.Add(1)) }
 
-// requireFingerprints requires those of the transcript to be among what sha256sum printed.
+// requireFingerprints requires the fingerprints of the transcript in the output of sha256sum.
 func requireFingerprints(t *testing.T, transcript, printed string) {
 	t.Helper()
 	text, err := os.ReadFile(transcript)
@@ -66,8 +66,8 @@ func requireFingerprints(t *testing.T, transcript, printed string) {
 	}
 }
 
-// requireWorks requires check to pass with the CA, and run to issue a chain of that many
-// certificates, which openssl verifies.
+// requireWorks requires that check passes with the CA, and that run issues a chain of this length,
+// which openssl verifies.
 func requireWorks(t *testing.T, ca testenv.CA, length int) {
 	t.Helper()
 	if stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check"); code != 0 {
@@ -99,7 +99,7 @@ func TestCeremonyWithEd25519(t *testing.T) {
 	requireWorks(t, made, 1)
 }
 
-// requireCommand requires exit code 0 and returns what was printed.
+// requireCommand requires exit code 0 and returns the output.
 func requireCommand(t *testing.T, ca testenv.CA, args ...string) string {
 	t.Helper()
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
@@ -109,7 +109,7 @@ func requireCommand(t *testing.T, ca testenv.CA, args ...string) string {
 	return stdout
 }
 
-// requireRefusal requires the exit code and words on stderr.
+// requireRefusal requires this exit code and these words on stderr.
 func requireRefusal(t *testing.T, ca testenv.CA, want int, words string, args ...string) {
 	t.Helper()
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
@@ -119,7 +119,7 @@ func requireRefusal(t *testing.T, ca testenv.CA, want int, words string, args ..
 	}
 }
 
-// A key that is there already is certified as often as one likes, and never made again.
+// An existing key can be certified any number of times, and is never created again.
 func TestCeremonyWithAnExistingKey(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -149,8 +149,8 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	}
 }
 
-// requireKeyOf requires what openssl reads from one file to be for the key of the certificate in
-// the other.
+// requireKeyOf requires that the key in one file, as openssl reads it, is the key of the
+// certificate in the other.
 func requireKeyOf(t *testing.T, file, kind, cert string) {
 	t.Helper()
 	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout",
@@ -195,7 +195,7 @@ func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
 	}
 }
 
-// An offlineRoot is openssl with a root's key in files.
+// An offlineRoot is openssl with the key of a root in files.
 type offlineRoot struct{ dir string }
 
 func newOfflineRoot(t *testing.T, constraints string) offlineRoot {
@@ -239,7 +239,7 @@ const (
 		"basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n"
 )
 
-// What a root may get wrong is refused, and nothing is written.
+// Every mistake of a root is refused, and nothing is written.
 func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 	dir := t.TempDir()
 	request, out := filepath.Join(dir, "ca.csr"), filepath.Join(dir, "ca.crt")
@@ -274,7 +274,7 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 	requireRefusal(t, asking, 4, "exists already", "ca", "import", "--cert", good)
 }
 
-// ca show for programs.
+// ca show has an output for programs.
 func TestCeremonyShowsTheCA(t *testing.T) {
 	var shown struct {
 		Certificates []struct{ Subject, SHA256 string }

@@ -170,7 +170,7 @@ func requireJournal(t *testing.T, env []string, requests ...string) {
 	}
 }
 
-// Without the right to delete requests, check and the daemon name it and its manifest, and
+// Without the right to delete requests, check and the daemon name the right and its manifest, and
 // certificates are issued. With the component's manifest check passes.
 func TestMissingRightToDeleteIsReported(t *testing.T) {
 	// What every service account may do here would hide what hsm-signer's may not.
@@ -200,7 +200,8 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 	})
 }
 
-// allowPodsAlone lets the pods of the first component make requests, until the end of the test.
+// allowPodsAlone allows only the pods of the first component to create requests, until the end of
+// the test.
 func allowPodsAlone(t *testing.T) {
 	t.Helper()
 	node, bindings := components()[0], shared.Cluster.Client().RbacV1().ClusterRoleBindings()
@@ -219,7 +220,7 @@ func allowPodsAlone(t *testing.T) {
 	})
 }
 
-// The metric and check count the requests of all signers, as many as a list has.
+// The metric and check count the requests of all signers.
 func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	ownSigner("another").submit(t)
 	d := startReady(t, ca)
@@ -234,13 +235,13 @@ func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	}
 }
 
-// withCleanUp takes the component into the overlay.
+// withCleanUp adds the component to the overlay.
 func withCleanUp(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n",
 		"components:\n  - ../../components/clean-up\n", 1)
 }
 
-// An overlay with the component has the setting and the right, and one without it has neither.
+// An overlay with the component has the setting and the right. An overlay without it has neither.
 func TestCleanUpIsAComponent(t *testing.T) {
 	for overlay := range overlays {
 		for _, c := range []struct {

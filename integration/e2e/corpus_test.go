@@ -19,9 +19,9 @@ import (
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
-// Under a policy that allows every requester, usage and key, and every name that a pattern may, and
-// through the real API server: what must be refused is, what is harmless gets its certificate, and
-// nothing reaches a certificate that was not checked.
+// The policy allows every requester, usage and key, and every name that a pattern may match. Still
+// every hostile request is refused through the real API server, every harmless one gets its
+// certificate, and no certificate has anything unchecked.
 func TestHostileRequests(t *testing.T) {
 	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
 	must.OK(t, err)
@@ -53,8 +53,8 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-// What costs to find out is paid for from the budget, which a refusal counts in too: who has none
-// left gets no look at its key.
+// Expensive checks count against the budget, and so do refusals. Without budget the key is not
+// checked.
 func TestExaminedWithinTheBudgetAlone(t *testing.T) {
 	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
 	must.OK(t, err)
@@ -88,7 +88,7 @@ func object(s hostile.Sample, name string) *certificatesv1.CertificateSigningReq
 	}
 }
 
-// waitForAll waits until each of the requests has ended.
+// waitForAll waits until each request has ended.
 func waitForAll(t *testing.T,
 	requests map[string]hostile.Sample) map[string]*certificatesv1.CertificateSigningRequest {
 	t.Helper()
@@ -114,7 +114,7 @@ func waitForAll(t *testing.T,
 	return ended
 }
 
-// judge compares what came of the sample with what it is owed.
+// judge compares the answer to the sample with the right one.
 func judge(t *testing.T, s hostile.Sample, csr *certificatesv1.CertificateSigningRequest) string {
 	t.Helper()
 	if len(csr.Status.Certificate) == 0 {

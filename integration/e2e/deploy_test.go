@@ -22,7 +22,7 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// overlays are those of deploy/overlays, with what their users put beside them.
+// overlays are those of deploy/overlays, with the files that users add to them.
 var overlays = map[string]map[string]string{
 	"softhsm":     nil,
 	"network-hsm": {"ca.crt": "a certificate", "client.conf": "server = 192.0.2.10"},
@@ -45,8 +45,8 @@ func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
 	return out.String(), errs.String()
 }
 
-// deployment copies deploy, with the files that users add to the overlay, and returns the overlay's
-// directory.
+// deployment copies deploy, with the files that users add to the overlay, and returns the directory
+// of the overlay.
 func deployment(t *testing.T, overlay string, edit func(kustomization string) string) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "deploy")
@@ -64,14 +64,14 @@ func deployment(t *testing.T, overlay string, edit func(kustomization string) st
 
 func asItIs(kustomization string) string { return kustomization }
 
-// withHostNetwork takes the component into the overlay.
+// withHostNetwork adds the component to the overlay.
 func withHostNetwork(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n",
 		"components:\n  - ../../components/host-network\n", 1)
 }
 
-// Every overlay is taken by the API server, in a dry run and for good, and the pod that comes of it
-// is one that the namespace's Pod Security standard admits, without a warning.
+// The API server accepts every overlay, in a dry run and then permanently. The namespace's Pod
+// Security standard admits the pod without a warning.
 func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
 	for overlay := range overlays {
 		for kind, edit := range map[string]func(string) string{"": asItIs,
@@ -92,8 +92,8 @@ func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
 	}
 }
 
-// clearVolumes removes the volumes, of which another overlay has others by the same names. Nobody
-// but this test waits for their finalizers here.
+// clearVolumes removes the volumes: another overlay has different ones with the same names. No
+// controller removes their finalizers here.
 func clearVolumes(t *testing.T) {
 	t.Helper()
 	ctx, api := context.WithoutCancel(t.Context()), shared.Cluster.Client().CoreV1()
@@ -117,7 +117,7 @@ func clearVolumes(t *testing.T) {
 	}
 }
 
-// requireAdmitted makes the StatefulSet's pod, as its controller would: there is none here.
+// requireAdmitted creates the StatefulSet's pod, as its controller would.
 func requireAdmitted(t *testing.T) {
 	t.Helper()
 	api := shared.Cluster.Client()
@@ -154,14 +154,14 @@ func podOf(set *appsv1.StatefulSet) *corev1.Pod {
 	return pod
 }
 
-// withPodsOfPolicy takes the component into the overlay.
+// withPodsOfPolicy adds the component to the overlay.
 func withPodsOfPolicy(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n",
 		"components:\n  - ../../components/pods-of-policy\n", 1)
 }
 
-// With the component hsm-signer may read the pods of the policy's namespaces and no others, and
-// that is enough for it to be ready, for "check", and to issue.
+// With the component hsm-signer may read pods only in the policy's namespaces. That is enough to be
+// ready, to pass check, and to issue.
 func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	node := components()[0]
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), node.Namespace))
@@ -208,12 +208,12 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	}
 }
 
-// withMonitoring takes the component into the overlay.
+// withMonitoring adds the component to the overlay.
 func withMonitoring(kustomization string) string {
 	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../monitoring\n", 1)
 }
 
-// An overlay with the component has what Prometheus' operator needs, and is otherwise the same.
+// An overlay with the component has the objects of Prometheus' operator, and is otherwise the same.
 func TestMonitoringIsAComponent(t *testing.T) {
 	for overlay := range overlays {
 		without, _ := kubectl(t, "kustomize", deployment(t, overlay, asItIs))
@@ -231,7 +231,7 @@ func TestMonitoringIsAComponent(t *testing.T) {
 	}
 }
 
-// The signer name is said once, and the lease that hsm-signer may use is the one that it asks for.
+// The signer name is written once. hsm-signer uses the lease that its role names.
 func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	for overlay := range overlays {
 		dir := deployment(t, overlay, func(k string) string {
@@ -251,8 +251,8 @@ func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	}
 }
 
-// With nothing but the rights of its service account, as the overlay gives them, hsm-signer passes
-// the demo; and check names each permission that is taken away.
+// hsm-signer passes the demonstration with only the rights that the overlay gives its service
+// account. check names each permission that is removed.
 func TestRightsOfTheOverlaySuffice(t *testing.T) {
 	kubectl(t, "apply", "--server-side", "--force-conflicts", "-k",
 		deployment(t, "softhsm", asItIs))
@@ -260,7 +260,8 @@ func TestRightsOfTheOverlaySuffice(t *testing.T) {
 	requireCheckPasses(t, lease)
 	startReady(t, ca, lease...)
 	d := demo.Demo{
-		Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile, Dir: t.TempDir(),
+		Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile,
+		Dir: t.TempDir(),
 	}
 	outcomes, err := d.AskAll(t.Context())
 	must.OK(t, err)
@@ -284,7 +285,7 @@ func TestRightsOfTheOverlaySuffice(t *testing.T) {
 	}
 }
 
-// optional are the permissions without which everything works, and less is told.
+// optional are the permissions that hsm-signer does not need. With them it reports more.
 var optional = map[string]bool{"get replicasets": true, "get installations default": true}
 
 func requireCheckPasses(t *testing.T, env []string) {
@@ -294,8 +295,7 @@ func requireCheckPasses(t *testing.T, env []string) {
 	}
 }
 
-// requireNamed waits until check, asked as the service account, says that this and nothing else is
-// not allowed.
+// requireNamed waits until check reports this permission, and no other, as missing.
 func requireNamed(t *testing.T, env []string, permission string) {
 	t.Helper()
 	want := "may " + permission
@@ -316,7 +316,7 @@ func requireNamed(t *testing.T, env []string, permission string) {
 	})
 }
 
-// A role is one of those that the overlay made, with a way to change its rules.
+// A role is one of the roles of the overlay, with a function that writes its rules.
 type role struct {
 	rules []rbacv1.PolicyRule
 	write func(context.Context, []rbacv1.PolicyRule) error
@@ -374,7 +374,7 @@ func (r role) permissions() []permission {
 	return all
 }
 
-// without takes one permission away and leaves the others of its rule.
+// without removes one permission and keeps the others of its rule.
 func (r role) without(t *testing.T, p permission) {
 	t.Helper()
 	var rules []rbacv1.PolicyRule

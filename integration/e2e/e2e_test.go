@@ -76,7 +76,7 @@ func startReady(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 	return d
 }
 
-// withPolicy says that the text is the policy.
+// withPolicy returns the setting for a policy with this text.
 func withPolicy(t *testing.T, text string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "policy.yaml")
@@ -84,7 +84,7 @@ func withPolicy(t *testing.T, text string) string {
 	return "POLICY_FILE=" + file
 }
 
-// withBudget says that the policy is Calico's, with another budget.
+// withBudget returns the setting for Calico's policy with another budget.
 func withBudget(t *testing.T, budget string) string {
 	t.Helper()
 	text, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
@@ -94,7 +94,7 @@ func withBudget(t *testing.T, budget string) string {
 	return withPolicy(t, text+"\nbudget: "+budget+"\n")
 }
 
-// numbers make names of one use.
+// numbers makes names unique.
 var numbers atomic.Uint32
 
 func nextIP() string { return shared.NextIP() }
@@ -115,7 +115,7 @@ func requireCertificate(t *testing.T, p testenv.Pod,
 	return requireIssued(t, csr, asking)
 }
 
-// requireIssued checks the certificate as the CA's users would.
+// requireIssued checks the certificate.
 func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
 	asking calico.InitContainer) *x509.Certificate {
 	t.Helper()
@@ -139,7 +139,7 @@ func requireIssued(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
 	return cert
 }
 
-// requireOpenSSL has openssl verify the chain.
+// requireOpenSSL verifies the chain with openssl.
 func requireOpenSSL(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tls.crt")
@@ -167,10 +167,10 @@ func requireRefused(t *testing.T, err error, kind certificatesv1.RequestConditio
 	}
 }
 
-// components are Calico's open-source ones.
+// components returns Calico's open-source components.
 func components() []calico.Component { return calico.OpenSource("cluster.local") }
 
-// Each service account asks for the names of each component: it gets its own, and no other's.
+// Each service account requests the names of each component. It gets its own, and no others.
 func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
 	startReady(t, ca)
 	for _, who := range components() {
@@ -259,7 +259,7 @@ func get(t *testing.T, name string) *certificatesv1.CertificateSigningRequest {
 	return csr
 }
 
-// A pod that is there before its IP waits and then gets its certificate.
+// A request of a pod without an IP address stays open until the pod has one.
 func TestPodWithoutAnAddressIsWaitedFor(t *testing.T) {
 	d := startReady(t, ca)
 	node := components()[0]
@@ -283,7 +283,7 @@ func TestPodWithoutAnAddressIsWaitedFor(t *testing.T) {
 	requireIssued(t, csr, asking)
 }
 
-// A pod that crashed asks again under the same name, with a new key.
+// A pod that crashed sends a request with the same name and a new key.
 func TestNameIsUsedAgain(t *testing.T) {
 	startReady(t, ca)
 	typha := components()[1]
@@ -297,7 +297,7 @@ func TestNameIsUsedAgain(t *testing.T) {
 	}
 }
 
-// With APPROVE=false someone else approves; that is no way round the policy.
+// With APPROVE=false another approver approves. That does not bypass the policy.
 func TestAnothersApproval(t *testing.T) {
 	startReady(t, ca, "APPROVE=false")
 	node, typha := components()[0], components()[1]
@@ -320,8 +320,8 @@ func TestAnothersApproval(t *testing.T) {
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
 }
 
-// A requester may be allowed to approve, and so approve its own request. That is no way round the
-// policy either: an approval cannot be taken back, so the request fails.
+// A requester with the right to approve may approve its own request. That does not bypass the
+// policy either: an approval cannot be withdrawn, so the request fails.
 func TestOwnApprovalOfWhatIsRefused(t *testing.T) {
 	node := components()[0]
 	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(`
@@ -378,8 +378,8 @@ func ownApprovalOfWhatIsRefused(t *testing.T, mode string) {
 	}
 }
 
-// A name that a rule grants and the CA's name constraints rule out is a refusal: Denied, or Failed
-// when somebody has approved the request. It is no fault, and nothing is retried.
+// A name that a rule grants but the CA's name constraints exclude is refused: Denied, or Failed if
+// the request is approved. It is not a fault, and nothing is retried.
 func TestWhatTheCADoesNotPermitIsRefused(t *testing.T) {
 	node, typha := components()[0], components()[1]
 	narrow := testenv.CA{KeyLabel: "narrow", CertFile: filepath.Join(t.TempDir(), "narrow.crt")}
@@ -427,14 +427,16 @@ func approveWith(t *testing.T, client kubernetes.Interface, name string) {
 	csr := get(t, name)
 	csr.Status.Conditions = append(csr.Status.Conditions,
 		certificatesv1.CertificateSigningRequestCondition{
-			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", Message: "for a test",
+			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
+			Reason: "ApprovedByTest", Message: "for a test",
 		})
 	_, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name,
 		csr, metav1.UpdateOptions{})
 	must.OK(t, err)
 }
 
-// A shadow decides and says so, needs neither token nor CA, takes no lease, and writes nothing.
+// A shadow decides and reports it. It needs neither token nor CA, takes no lease, and writes
+// nothing.
 func TestShadowTouchesNothing(t *testing.T) {
 	const lease = "of-a-shadow"
 	state := filepath.Join(t.TempDir(), "state")
@@ -480,7 +482,7 @@ func TestShadowTouchesNothing(t *testing.T) {
 	requireVerdicts(t, filepath.Join(state, journal.ShadowLog), made)
 }
 
-// says tells whether a line of the log says this of the request.
+// says reports whether a line of the log has this message about the request.
 func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bool {
 	for line := range strings.Lines(log) {
 		if strings.Contains(line, fmt.Sprintf(`"@message":%q`, message)) &&
@@ -491,8 +493,8 @@ func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bo
 	return false
 }
 
-// requireVerdicts requires that the log has the first request as granted, the second as refused,
-// and each with what an auditor finds it again by.
+// requireVerdicts requires that the log has the first request as granted and the second as refused,
+// each with the data by which an auditor finds it.
 func requireVerdicts(t *testing.T, log string, made []*certificatesv1.CertificateSigningRequest) {
 	t.Helper()
 	text, err := os.ReadFile(log)
@@ -516,7 +518,7 @@ func requireVerdicts(t *testing.T, log string, made []*certificatesv1.Certificat
 	}
 }
 
-// What is over budget stays as it is and says so, and is issued when there is room.
+// A request over the budget stays open, the log reports it, and it is issued once there is room.
 func TestOverBudgetWaits(t *testing.T) {
 	env := withBudget(t, "{perPod: 1}")
 	d := startReady(t, ca, env)
@@ -549,7 +551,7 @@ func TestOverBudgetWaits(t *testing.T) {
 	requireIssued(t, csr, second)
 }
 
-// Requests of other signers are nobody's business here.
+// Requests of other signers are ignored.
 func TestForeignRequestIsLeftAlone(t *testing.T) {
 	startReady(t, ca)
 	node := components()[0]
@@ -565,7 +567,7 @@ func TestForeignRequestIsLeftAlone(t *testing.T) {
 	}
 }
 
-// What was asked for while nobody was there is answered when somebody is.
+// Requests from before the start are served after it.
 func TestBacklogIsServedAtStart(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())

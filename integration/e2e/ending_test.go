@@ -26,7 +26,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// ownedPod is a live pod of a component that has an owner.
+// ownedPod returns a running pod of a component with an owner.
 func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	t.Helper()
 	made := newPod(t, c, nextIP())
@@ -37,7 +37,7 @@ func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	return owned
 }
 
-// ownedReplicaSet makes the ReplicaSet of a Deployment.
+// ownedReplicaSet creates the ReplicaSet of a Deployment.
 func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
 	t.Helper()
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), namespace))
@@ -49,21 +49,23 @@ func ownedReplicaSet(t *testing.T, namespace, name, deployment string) {
 					Name: deployment, UID: "1", Controller: &controls}}},
 			Spec: appsv1.ReplicaSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels},
 				Template: corev1.PodTemplateSpec{
-					ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "none.invalid/main"}}},
+					ObjectMeta: metav1.ObjectMeta{Labels: labels},
+					Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main",
+						Image: "none.invalid/main"}}},
 				}},
 		}, metav1.CreateOptions{})
 	must.OK(t, err)
 }
 
-// A formerCertificate is one that was issued long ago, as far as the journal tells.
+// A formerCertificate was issued long ago, according to the journal.
 type formerCertificate struct {
 	component calico.Component
 	pod       *corev1.Pod
 	left      time.Duration
 }
 
-// journalOf writes a journal in which these were issued; nothing else can make certificates that
-// are old.
+// journalOf writes a journal with these certificates. There is no other way to have old
+// certificates.
 func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	t.Helper()
 	text, err := os.ReadFile(ca.CertFile)
@@ -90,7 +92,9 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 		must.OK(t, err)
 		for _, e := range []journal.Entry{
 			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name,
-				Signer: "example.com/calico", Requester: requesterOf(c.pod), Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()}, Serial: number, TBS: cert.RawTBSCertificate},
+				Signer: "example.com/calico", Requester: requesterOf(c.pod),
+				Rule: c.component.ServiceAccount, Names: []string{cert.Subject.String()},
+				Serial: number, TBS: cert.RawTBSCertificate},
 			signed,
 			journal.Published{UID: uid, Serial: number},
 		} {
@@ -101,20 +105,21 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	return dir
 }
 
-// caSigner signs with the CA's key, as nobody but hsm-signer should.
+// caSigner signs with the CA's key, which only hsm-signer should do.
 func caSigner(t *testing.T, authority *x509.Certificate) crypto.Signer {
 	t.Helper()
 	name, value, _ := strings.Cut(shared.Token.Env(), "=")
 	t.Setenv(name, value)
 	key, err := hsm.NewKey(hsm.Config{
-		Module: shared.Token.Module, Token: hsm.TokenID{Label: shared.Token.Label}, PIN: hsm.PIN(shared.Token.PIN).Fixed(), Key: hsm.KeyID{Label: ca.KeyLabel},
+		Module: shared.Token.Module, Token: hsm.TokenID{Label: shared.Token.Label},
+		PIN: hsm.PIN(shared.Token.PIN).Fixed(), Key: hsm.KeyID{Label: ca.KeyLabel},
 	}, authority.PublicKey)
 	must.OK(t, err)
 	t.Cleanup(key.Close)
 	return key.Signer(t.Context())
 }
 
-// requesterOf is the pod's service account, as the API server authenticates it.
+// requesterOf returns the pod's service account as the API server authenticates it.
 func requesterOf(pod *corev1.Pod) policy.Requester {
 	namespace, account := pod.Namespace, pod.Spec.ServiceAccountName
 	return policy.Requester{
@@ -126,8 +131,9 @@ func requesterOf(pod *corev1.Pod) policy.Requester {
 	}
 }
 
-// formerly are pods whose certificates end: two of a DaemonSet, of which one is dark already, and
-// one of a Deployment; one that was deleted since; and one that has a newer certificate.
+// formerly returns the journal of pods whose certificates expire: two of a DaemonSet, one of them
+// already expired, and one of a Deployment. One more pod was deleted, and another has a newer
+// certificate.
 func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	t.Helper()
 	const day = 24 * time.Hour
@@ -151,8 +157,9 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	), gone
 }
 
-// audit list names the pods that live and will outlive their certificates, or have, and the
-// commands that restart them; where the cluster cannot be read, all that may be such pods.
+// audit list names the running pods that outlive their certificates, or have outlived them, and the
+// commands that restart them. If the cluster cannot be read it lists all pods that may be among
+// them.
 func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 	dir, gone := formerly(t)
 	for _, expiring := range []string{"30d", "soon"} {

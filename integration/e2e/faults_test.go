@@ -23,7 +23,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// While the token is gone requests stay pending, not approved; when it is back they are served.
+// Without the token requests stay pending and unapproved. They are served when it is back.
 func TestTokenGoneAndBack(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -54,7 +54,7 @@ func TestTokenGoneAndBack(t *testing.T) {
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
-// A token that is not there at the start is waited for.
+// hsm-signer waits for a token that is missing at the start.
 func TestTokenComesAfterTheStart(t *testing.T) {
 	must.OK(t, shared.Token.MoveAway())
 	d := start(t, ca)
@@ -64,7 +64,7 @@ func TestTokenComesAfterTheStart(t *testing.T) {
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
-// An API server that is not there at the start is waited for.
+// hsm-signer waits for an API server that is missing at the start.
 func TestAPIServerComesAfterTheStart(t *testing.T) {
 	must.OK(t, shared.Cluster.StopAPIServer())
 	d := start(t, ca)
@@ -77,7 +77,7 @@ func TestAPIServerComesAfterTheStart(t *testing.T) {
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
-// An API server that goes away and comes back is watched again.
+// hsm-signer watches again after an outage of the API server.
 func TestAPIServerGoneAndBack(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -90,8 +90,9 @@ func TestAPIServerGoneAndBack(t *testing.T) {
 	requireCertificate(t, p, p.InitContainer(node))
 }
 
-// An API server that takes requests and never answers keeps nobody from stopping. No real one does
-// that on demand: a paused one does not even shake hands, which the client gives up by itself.
+// An API server that accepts requests and never answers does not keep hsm-signer from stopping. No
+// real one does that on demand: a paused one does not finish the TLS handshake, and the client
+// gives up by itself.
 func TestStopsThoughTheAPIServerHangs(t *testing.T) {
 	asked := make(chan struct{}, 1)
 	server := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -132,7 +133,7 @@ func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 	logIn(t)
 }
 
-// A PIN that nobody can type is a fault of the configuration, and the token does not get to see it.
+// A PIN with control characters is a configuration error, and the token does not see it.
 func TestPINThatNobodyCanType(t *testing.T) {
 	s, env := behindShim(t)
 	file := filepath.Join(t.TempDir(), "pin")
@@ -163,19 +164,23 @@ func TestPINFromFile(t *testing.T) {
 	startReady(t, ca, "PKCS11_PIN=", "PKCS11_PIN_FILE="+file)
 }
 
-// All that is wrong comes in one message, each fault with its variable.
+// One message has every configuration error with its variable.
 func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
 	_, stderr, code := shared.Command(t.Context(), ca, []string{
-		"SIGNER_NAME=kubernetes.io/kubelet-serving,nonsense", "PKCS11_SLOT=first", "PKCS11_PIN=", "PKCS11_MODULE=", "CA_KEY_ID=xyz",
+		"SIGNER_NAME=kubernetes.io/kubelet-serving,nonsense", "PKCS11_SLOT=first", "PKCS11_PIN=",
+		"PKCS11_MODULE=", "CA_KEY_ID=xyz",
 		"CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere", "CERTIFICATE_LIFETIME=1s", "WORKERS=0",
-		"KUBECONFIG=/nowhere", "LOG_LEVEL=loud", "UNSET_SIGNER_NAME=perhaps", "SIGNATURE_ALGORITHM=MD5",
+		"KUBECONFIG=/nowhere", "LOG_LEVEL=loud", "UNSET_SIGNER_NAME=perhaps",
+		"SIGNATURE_ALGORITHM=MD5",
 	}, "run")
 	if code != 4 {
 		t.Errorf("exit code %d", code)
 	}
 	for _, variable := range []string{
-		"SIGNER_NAME: \"kubernetes.io/kubelet-serving\" is reserved", "\"nonsense\" is not a signer name", "PKCS11_SLOT:", "PKCS11_PIN_FILE:", "PKCS11_MODULE:",
-		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "CERTIFICATE_LIFETIME:", "WORKERS:", "KUBECONFIG:", "LOG_LEVEL:",
+		"SIGNER_NAME: \"kubernetes.io/kubelet-serving\" is reserved",
+		"\"nonsense\" is not a signer name", "PKCS11_SLOT:", "PKCS11_PIN_FILE:", "PKCS11_MODULE:",
+		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "CERTIFICATE_LIFETIME:", "WORKERS:",
+		"KUBECONFIG:", "LOG_LEVEL:",
 		"UNSET_SIGNER_NAME:", "SIGNATURE_ALGORITHM:",
 	} {
 		if !strings.Contains(stderr, variable) {
@@ -220,8 +225,8 @@ func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
 	}
 }
 
-// The directory of a ConfigMap's files is open to everybody, and mounted read-only; its files are
-// links into another.
+// The directory of a ConfigMap is writable by everyone and mounted read-only. Its files are links
+// into another directory.
 func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	dir := t.TempDir()
 	must.OK(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
@@ -252,7 +257,7 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	}
 }
 
-// A changed policy comes into force without a restart; a bad one does not.
+// A changed policy takes effect without a restart; an invalid one does not.
 func TestPolicyIsReloaded(t *testing.T) {
 	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
 	file := filepath.Join(t.TempDir(), "policy.yaml")
@@ -285,16 +290,19 @@ func TestUnknownVariableIsWarnedOf(t *testing.T) {
 	}
 }
 
-// check passes with the rights of deploy/base/rbac.yaml, and client-go's lines come
-// through the one logger.
+// check passes with the rights of deploy/base/rbac.yaml, and the one logger prints client-go's
+// lines.
 func TestCheckPasses(t *testing.T) {
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check", "--output", "json")
 	if code != 0 {
 		t.Fatalf("exit code %d: %s\n%s", code, stderr, stdout)
 	}
 	for _, want := range []string{
-		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`, `"key is the CA's"`, `"CA certificate"`, `"state directory"`, `"API server"`, `"API version"`,
-		`"may update certificatesigningrequests/approval"`, `"may sign signers example.com/calico"`, `"policy"`,
+		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`,
+		`"key is the CA's"`, `"CA certificate"`, `"state directory"`, `"API server"`,
+		`"API version"`,
+		`"may update certificatesigningrequests/approval"`, `"may sign signers example.com/calico"`,
+		`"policy"`,
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("%s is missing in:\n%s", want, stdout)
@@ -311,7 +319,7 @@ func TestCheckNamesAMissingPermission(t *testing.T) {
 	}
 }
 
-// check tells of namespaces that the policy speaks of and that are not there, when it may see them.
+// check reports namespaces that the policy names and that do not exist, if it may read them.
 func TestCheckNamesAMissingNamespace(t *testing.T) {
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	text, _ := policy.BuiltIn("calico")
@@ -328,7 +336,8 @@ func TestCheckNamesAMissingNamespace(t *testing.T) {
 	}
 	for kubeconfig, want := range map[string][]string{
 		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n",
-			"warning  namespaces of the policy           nowhere does not exist", "the rules calico-apiserver-3.30 grant"},
+			"warning  namespaces of the policy           nowhere does not exist",
+			"the rules calico-apiserver-3.30 grant"},
 		"": {"skipped  namespaces of the policy           may not be " +
 			"read: calico-system, nowhere;"},
 	} {
@@ -345,7 +354,7 @@ func TestCheckNamesAMissingNamespace(t *testing.T) {
 	}
 }
 
-// explain --live gives the verdict on a request in the cluster and changes nothing.
+// explain --live prints the verdict on a request in the cluster and changes nothing.
 func TestExplainLive(t *testing.T) {
 	node := components()[0]
 	p := newPod(t, node, nextIP())
@@ -379,7 +388,7 @@ func TestCeremonyOverwritesNothing(t *testing.T) {
 	}
 }
 
-// A stop waits for what is in work, and ends with 0.
+// hsm-signer finishes its work before it stops, and exits with 0.
 func TestStopsCleanly(t *testing.T) {
 	d, err := shared.Run(context.WithoutCancel(t.Context()), ca)
 	must.OK(t, err)
@@ -389,8 +398,8 @@ func TestStopsCleanly(t *testing.T) {
 	}
 }
 
-// A key that can leave its token does not start, says why, and starts with
-// ALLOW_EXTRACTABLE_KEY, loudly.
+// hsm-signer does not start with a key that can leave its token. With ALLOW_EXTRACTABLE_KEY it
+// starts with a warning.
 func TestKeyThatCanLeaveIsRefused(t *testing.T) {
 	extractable := importKey(t, "imported")
 	_, stderr, code := shared.Command(t.Context(), extractable, nil, "run")
@@ -419,7 +428,8 @@ func importKey(t *testing.T, label string) testenv.CA {
 	for _, args := range [][]string{
 		{"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
 			"-nodes", "-keyout", file("key"), "-out", file("crt"),
-			"-subj", "/CN=imported", "-days", "1", "-addext", "keyUsage=critical,keyCertSign", "-addext", "basicConstraints=critical,CA:TRUE"},
+			"-subj", "/CN=imported", "-days", "1", "-addext", "keyUsage=critical,keyCertSign",
+			"-addext", "basicConstraints=critical,CA:TRUE"},
 		{"openssl", "pkcs8", "-topk8", "-nocrypt", "-in", file("key"), "-out", file("p8")},
 		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label,
 			"--id", fmt.Sprintf("e1%04x", numbers.Add(1)), "--pin", shared.Token.PIN},

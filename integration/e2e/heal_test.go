@@ -136,7 +136,8 @@ func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.
 		pod: &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", s.name, numbers.Add(1)),
 				OwnerReferences: []metav1.OwnerReference{{
-					APIVersion: "apps/v1", Kind: "DaemonSet", Name: c.ServiceAccount, UID: types.UID("owner-of-" + s.name), Controller: &controls,
+					APIVersion: "apps/v1", Kind: "DaemonSet", Name: c.ServiceAccount,
+					UID: types.UID("owner-of-" + s.name), Controller: &controls,
 				}}},
 			Spec: corev1.PodSpec{
 				ServiceAccountName: c.ServiceAccount, NodeName: node,
@@ -200,7 +201,8 @@ func approveAt(t *testing.T, name string, at metav1.Time) {
 	csr := get(t, name)
 	csr.Status.Conditions = append(csr.Status.Conditions,
 		certificatesv1.CertificateSigningRequestCondition{
-			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "ApprovedByTest", LastUpdateTime: at,
+			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
+			Reason: "ApprovedByTest", LastUpdateTime: at,
 		})
 	_, err := api.UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
 	must.OK(t, err)

@@ -24,7 +24,7 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// Each signature that the token made is in the journal: certificates and test signatures.
+// Each signature of the token is in the journal: certificates and test signatures.
 func TestEachSignatureIsInTheJournal(t *testing.T) {
 	s, env := behindShim(t)
 	env = append(env, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
@@ -54,7 +54,7 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 	}
 }
 
-// A certificate on a request of ours that was not made here is noticed, and told of.
+// hsm-signer reports a certificate on one of its requests that it did not issue.
 func TestForeignCertificateIsNoticed(t *testing.T) {
 	d := startReady(t, ca, "APPROVE=false")
 	before := foreign(t, d, -1) // other tests have left certificates of other CAs
@@ -74,8 +74,8 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 			csr.Name, metav1.DeleteOptions{}))
 }
 
-// foreign is how many foreign certificates the metric says there are, as soon as it says another
-// number.
+// foreign returns the number of foreign certificates in the metric, once it differs from the given
+// one.
 func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 	t.Helper()
 	said := regexp.MustCompile(`hsm_signer_certificates_in_cluster{origin="foreign"} (\d+)`)
@@ -92,8 +92,8 @@ func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 	return n
 }
 
-// A permission that is taken away shows by its name, and nobody runs into that again and again;
-// when it is back, what waited is issued.
+// hsm-signer names a permission that is removed, and does not keep running into it. When it is back
+// the waiting requests are issued.
 func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	d := startReady(t, ca)
 	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
@@ -124,7 +124,7 @@ func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
-// A key of its own in the token signs the head of the journal now and then, and its checkpoints
+// A separate key in the token signs the head of the journal periodically, and its checkpoints
 // verify.
 func TestCheckpointsAreSigned(t *testing.T) {
 	dir := t.TempDir()
@@ -153,7 +153,7 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	}
 }
 
-// A checkpoint key that can leave the token is used, and run and check say that it can.
+// A checkpoint key that can leave the token is used. run and check warn about it.
 func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 	imported := importKey(t, "imported-checkpoints")
 	text, err := os.ReadFile(imported.CertFile)
@@ -181,7 +181,7 @@ func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 	}
 }
 
-// requireCheckpointKey requires that check says that of the key.
+// requireCheckpointKey requires this line about the key in the output of check.
 func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
 	t.Helper()
 	stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
@@ -190,9 +190,10 @@ func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
 	}
 }
 
-// A kill between the publication and its line, and then the request is deleted: the client has that
-// very certificate, so the journal does not call it an orphan, and its pod is listed when it ends.
-// Once more the same request, as when etcd is restored, would be given the same certificate.
+// hsm-signer is killed between the publication and its line in the journal, and then the request is
+// deleted. The client has this certificate, so the journal does not call it an orphan, and its pod
+// is listed when it expires. The same request, as after a restore of etcd, would get the same
+// certificate.
 func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	env := []string{"STATE_DIR=" + state}
@@ -232,8 +233,8 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	}
 }
 
-// cutBehindSigned leaves a journal as a kill does behind the line with the certificate of a
-// request.
+// cutBehindSigned truncates a journal after the line with the certificate of a request, as a kill
+// would.
 func cutBehindSigned(t *testing.T, path, uid string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -249,8 +250,8 @@ func cutBehindSigned(t *testing.T, path, uid string) {
 	t.Fatalf("there is no certificate of %s in %s", uid, path)
 }
 
-// Two on one node do not write one journal: the second stands by, not ready, until the first has
-// ended.
+// Two processes on one node do not write one journal: the second stands by, not ready, until the
+// first has exited.
 func TestJournalIsForOne(t *testing.T) {
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state")}
 	first, err := shared.Run(t.Context(), ca, env...)

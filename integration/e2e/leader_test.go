@@ -16,10 +16,10 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// electing is the environment of one of many.
+// electing is the environment of a candidate for leadership.
 var electing = []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
 
-// one starts one of many, which ends with the test whatever becomes of it.
+// one starts a candidate, which stops with the test at the latest.
 func one(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Run(t.Context(), ca, append(env, electing...)...)
@@ -41,7 +41,7 @@ func waitLeads(t *testing.T, d *testenv.Daemon) {
 	})
 }
 
-// ask has a new pod ask, and requires that it gets its certificate.
+// ask has a new pod request its certificate, and requires that it gets one.
 func ask(t *testing.T) {
 	t.Helper()
 	p := newPod(t, components()[0], nextIP())
@@ -50,8 +50,8 @@ func ask(t *testing.T) {
 
 func issuedBy(d *testenv.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
 
-// One leads, the other stands by, ready; when the first stops, it has given the lease up. What the
-// lease said last of its journal is a witness of that.
+// One candidate leads, the other stands by and is ready. When the first stops it releases the
+// lease. The last journal head in the lease is a witness of its journal.
 func TestOneOfManyLeads(t *testing.T) {
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
 	first := one(t, state)
@@ -73,7 +73,7 @@ func TestOneOfManyLeads(t *testing.T) {
 	ask(t)
 }
 
-// A leader that is killed is followed by the other.
+// The other candidate follows a leader that is killed.
 func TestKilledLeaderIsFollowed(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "killed-leader")
@@ -100,7 +100,8 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 	s.issue(t)
 }
 
-// requireWitnessed requires that the journal has the head, and that it would show if it had not.
+// requireWitnessed requires that the journal has the head, and that audit verify reports a head
+// that it does not have.
 func requireWitnessed(t *testing.T, state, head string) {
 	t.Helper()
 	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify",
@@ -114,8 +115,8 @@ func requireWitnessed(t *testing.T, state, head string) {
 	}
 }
 
-// Two of many with one directory for the journal: the one that has it leads, the other stands by,
-// ready, and leads when it gets it.
+// Two candidates share the directory of the journal. The one that has the journal leads. The other
+// stands by, ready, and leads when it gets the journal.
 func TestOneJournalForMany(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "one-journal")
@@ -133,8 +134,8 @@ func TestOneJournalForMany(t *testing.T) {
 	s.issue(t)
 }
 
-// One write to the lease keeps nobody from leading: not a duration of 68 years in the name of a
-// holder that is not there, nor a number of transitions that cannot be counted up.
+// A write to the lease keeps nobody from leading: neither a duration of 68 years for a holder that
+// does not exist, nor a number of transitions that cannot be incremented.
 func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "absent-holder")
@@ -160,8 +161,8 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	s.issue(t)
 }
 
-// A leader whose journal was cut by one line that the lease has seen signs nothing; another leads;
-// and what a person accepts is recorded.
+// A leader whose journal lacks one line that the lease has seen signs nothing, and another one
+// leads. The acceptance by a person is recorded.
 func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	state := "STATE_DIR=" + dir

@@ -26,16 +26,15 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// An oldCluster is the shared one as Kubernetes had it once: certificate requests
-// are v1beta1, and tokens name no pod.
+// An oldCluster is the shared cluster as an old Kubernetes: certificate requests are v1beta1, and
+// tokens name no pod.
 type oldCluster struct {
 	api        *legacyapi.Server
 	kubeconfig string // of hsm-signer's service account
 }
 
-// newOldCluster makes the shared cluster look old until the end of the test. What
-// others have asked for is taken away, before and after: where there are no signer names,
-// all requests look alike.
+// newOldCluster makes the shared cluster look old until the end of the test. It deletes all
+// requests before and after: without signer names all requests look alike.
 func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	t.Helper()
 	o.Upstream = shared.Cluster.Config()
@@ -53,8 +52,8 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	return old
 }
 
-// encrypted puts TLS before a way that has none, until the end of the test: with a kubeconfig
-// file client-go sends no token in the clear.
+// encrypted adds TLS to a plain HTTP server until the end of the test: with a kubeconfig file
+// client-go does not send a token unencrypted.
 func encrypted(t *testing.T,
 	config func(token string) *rest.Config) func(token string) *rest.Config {
 	t.Helper()
@@ -93,7 +92,7 @@ func (o oldCluster) startReady(t *testing.T, env ...string) *testenv.Daemon {
 	return d
 }
 
-// newPod makes a running pod, with a token that does not name it.
+// newPod creates a running pod with a token that does not name it.
 func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) testenv.Pod {
 	t.Helper()
 	spec := testenv.PodSpec{Namespace: c.Namespace,
@@ -108,7 +107,7 @@ func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) testenv.
 	return p
 }
 
-// submitOld hands in the request as v1beta1. An empty signer name is left out.
+// submitOld submits the request as v1beta1. An empty signer name is left out.
 func submitOld(t *testing.T, client kubernetes.Interface,
 	request *certificatesv1.CertificateSigningRequest) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
@@ -142,7 +141,7 @@ func end(t *testing.T, name string) (*certificatesv1.CertificateSigningRequest, 
 	return calico.Wait(ctx, shared.Cluster.Client(), name)
 }
 
-// requireOldCertificate waits until the pod reads its certificate, as v1beta1.
+// requireOldCertificate waits until the pod can read its certificate as v1beta1.
 func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking calico.InitContainer) {
 	t.Helper()
 	csr, err := end(t, name)
@@ -156,7 +155,7 @@ func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking cali
 	}
 }
 
-// requireUntouched requires that the request is as it was made.
+// requireUntouched requires that the request is unchanged.
 func requireUntouched(t *testing.T, made *certificatesv1beta1.CertificateSigningRequest) {
 	t.Helper()
 	if now := get(t, made.Name); now.UID != made.UID ||
@@ -187,7 +186,7 @@ func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
 	}
 }
 
-// An address proves nothing unless a live pod of the requester's own service account has it.
+// An address is only accepted if a running pod of the requester's own service account has it.
 func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
@@ -224,14 +223,14 @@ func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
 	requireUntouched(t, made)
 }
 
-// before118 is a cluster without signer names. What it stores has the one that
-// hsm-signer may sign for, since the real server behind it asks for one.
+// before118 returns a cluster without signer names. It stores requests with the signer name that
+// hsm-signer serves, since the real server needs one.
 func before118(t *testing.T) oldCluster {
 	t.Helper()
 	return newOldCluster(t, legacyapi.Options{Before118: true, SignerName: testenv.SignerName})
 }
 
-// askUnset hands in what the init container asks for, without a signer name.
+// askUnset submits the request of the init container without a signer name.
 func askUnset(t *testing.T, p testenv.Pod,
 	asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
@@ -239,9 +238,8 @@ func askUnset(t *testing.T, p testenv.Pod,
 	return askOld(t, p, asking)
 }
 
-// Before 1.18 all signers share the requests without a signer name. With
-// UNSET_SIGNER_NAME=accept those of Calico's service accounts are ours, to grant or to
-// deny, and those of all others someone else's.
+// Before 1.18 all signers share the requests without a signer name. With UNSET_SIGNER_NAME=accept
+// hsm-signer grants or denies those of Calico's service accounts, and ignores all others.
 func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 	old := before118(t)
 	// so that who asks later is served later
@@ -268,8 +266,8 @@ func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 	}
 }
 
-// Without it nothing is touched. Such a server cannot select by signer name, so hsm-signer is
-// not ready, and says why.
+// Without the setting nothing is changed. Such a server cannot select by signer name, so hsm-signer
+// is not ready, and reports why.
 func TestBefore118UnsetSignerNameIsIgnored(t *testing.T) {
 	old := before118(t)
 	p := old.newPod(t, components()[0], nextIP())
@@ -286,7 +284,7 @@ func TestBefore118UnsetSignerNameIsIgnored(t *testing.T) {
 	}
 }
 
-// check fails where run would never become ready, and passes where it would.
+// check fails if run would never become ready, and passes otherwise.
 func TestCheckBefore118(t *testing.T) {
 	old := before118(t)
 	for setting, c := range map[string]struct {
@@ -306,8 +304,7 @@ func TestCheckBefore118(t *testing.T) {
 	}
 }
 
-// askAsKubelet asks for what kubelets ask for: the certificate with which they are clients of
-// the API server.
+// askAsKubelet submits the request of a kubelet for its client certificate.
 func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	node := calico.Component{SecretName: "csr", DNSNames: []string{"node-1"},
@@ -324,12 +321,14 @@ func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateS
 	request, err := asking.Object()
 	must.OK(t, err)
 	request.Spec.Usages = []certificatesv1.KeyUsage{
-		certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment, certificatesv1.UsageClientAuth,
+		certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment,
+		certificatesv1.UsageClientAuth,
 	}
 	return submitOld(t, kubelet.Client, request)
 }
 
-// askAsDefault asks, as a service account that is not Calico's, for a name of Calico's.
+// askAsDefault submits a request for one of Calico's names as a service account that is not
+// Calico's.
 func (o oldCluster) askAsDefault(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	p := o.newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
@@ -346,8 +345,8 @@ func requireNoEvent(t *testing.T, request string) {
 	}
 }
 
-// The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and it goes on
-// with v1.
+// The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and hsm-signer
+// continues with v1.
 func TestV1beta1Disappears(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)

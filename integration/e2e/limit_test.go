@@ -17,8 +17,8 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// Requests that nothing can be added to are refused once, and are no faults. What the policy would
-// grant is refused for its size before it is approved, and denied while that fits.
+// A request that leaves no room for an answer is refused once, and is not a fault. A request that
+// the policy grants is refused for its size before it is approved, and denied if the denial fits.
 func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	d := startReady(t, ca, "STATE_DIR="+state)
@@ -83,7 +83,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	}
 }
 
-// create has the pod create the request, which is deleted at the end of the test.
+// create creates the request as the pod, and deletes it at the end of the test.
 func create(t *testing.T, p testenv.Pod,
 	csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()

@@ -16,10 +16,10 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// patientClient is a plan under which only a signer that answers nothing makes a client late.
+// patientClient is a plan with which a client is only late if the signer does not answer.
 var patientClient = load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour}
 
-// Pods that start at once all get their certificates, and each client keeps the 90 seconds.
+// Pods that start at once all get their certificates, each within 90 seconds.
 func TestLoadIsServed(t *testing.T) {
 	startReady(t, ca)
 	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
@@ -31,7 +31,8 @@ func TestLoadIsServed(t *testing.T) {
 	}
 }
 
-// A client whose watch ends early is lost: it ends well and has no files. It does not ask again.
+// A client whose watch ends early is lost: it exits with success and has no files. It does not try
+// again.
 func TestLoadCountsLostClients(t *testing.T) {
 	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
 	must.OK(t, err)
@@ -54,8 +55,8 @@ func TestLoadCountsLostClients(t *testing.T) {
 	}
 }
 
-// A client that nobody answers is late. Its next attempt replaces the request, whose key is lost,
-// by one of the same name.
+// A client without an answer is late. Its next attempt replaces the request, whose key is lost, by
+// one with the same name.
 func TestLoadStartsLateClientsAgain(t *testing.T) {
 	pods, err := shared.LoadPods(t.Context(), components()[0], 2)
 	must.OK(t, err)
@@ -70,7 +71,7 @@ func TestLoadStartsLateClientsAgain(t *testing.T) {
 	}
 }
 
-// Clients in processes of their own get their certificates too.
+// Clients in separate processes get their certificates too.
 func TestLoadOfProcessesIsServed(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "calicoclient")
 	must.OK(t, testenv.BuildClient(t.Context(), binary))
@@ -84,9 +85,9 @@ func TestLoadOfProcessesIsServed(t *testing.T) {
 	}
 }
 
-// Clients ask within a second, and hsm-signer is killed, or the leader changes, in the middle of
-// them. Every request gets its certificate, and no client ends without files whose watch the API
-// server has left open.
+// Clients send their requests within a second. When half of them watch, hsm-signer is killed or the
+// leader changes. Every request gets its certificate, and no client ends without files unless the
+// API server closed its watch.
 func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
 	for _, test := range []struct {
@@ -118,7 +119,7 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 	}
 }
 
-// startMortal runs hsm-signer until it is ready; it may be killed.
+// startMortal runs hsm-signer, which the test may kill, until it is ready.
 func startMortal(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Run(t.Context(), ca, env...)
@@ -128,7 +129,7 @@ func startMortal(t *testing.T, env ...string) *testenv.Daemon {
 	return d
 }
 
-// requireServedAmid has clients ask within a second and does something when half of them watch.
+// requireServedAmid starts clients within a second, and calls middle when half of them watch.
 func requireServedAmid(t *testing.T, clients int, middle func()) {
 	t.Helper()
 	pods, err := shared.LoadPods(t.Context(), components()[0], clients)
@@ -164,7 +165,7 @@ func requireServedAmid(t *testing.T, clients int, middle func()) {
 	}
 }
 
-// waitIssued waits until the request of that name has its certificate.
+// waitIssued waits until the request with this name has its certificate.
 func waitIssued(t *testing.T, name string) {
 	t.Helper()
 	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
@@ -174,7 +175,7 @@ func waitIssued(t *testing.T, name string) {
 	})
 }
 
-// A fixed rate serves everybody too, and the metrics show it.
+// A fixed rate serves all clients too, and the metrics show it.
 func TestAnswerRate(t *testing.T) {
 	d := startReady(t, ca, "ANSWER_RATE=20")
 	pods, err := shared.LoadPods(t.Context(), components()[0], 10)

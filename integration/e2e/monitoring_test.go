@@ -13,13 +13,13 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// healsOwn are the metrics that only heal has.
+// healsOwn returns the metrics that only heal has.
 func healsOwn(metrics string) string {
 	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_heal_.*\n`).FindAllString(metrics, -1), "")
 }
 
-// Every metric that an alert, the dashboard or the manual names is there, the manual names all, and
-// they are named as Prometheus wants.
+// Every metric in an alert, the dashboard or the manual exists, the manual has all of them, and
+// their names follow Prometheus' conventions.
 func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	const manual = "docs/operate.md"
 	d := startReady(t, ca)

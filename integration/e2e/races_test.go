@@ -19,8 +19,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// Requests are deleted and made again under their name, with another key, while the one before is
-// in work: whatever lands on a request at any time is its own.
+// Requests are deleted and created again with the same name and another key while hsm-signer works
+// on the former one. Everything that it writes to a request belongs to that request.
 func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 	const pods = 4
 	times := timesEach(t)
@@ -53,8 +53,8 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 	}
 }
 
-// timesEach is how often each pod makes its request again: often enough to meet every part of a
-// turn, or as often as the environment says.
+// timesEach returns how often each pod creates its request again: often enough to hit every part of
+// a sync, or as RACE_TIMES says.
 func timesEach(t *testing.T) int {
 	t.Helper()
 	text := cmp.Or(os.Getenv("RACE_TIMES"), "50")
@@ -65,7 +65,7 @@ func timesEach(t *testing.T) int {
 	return times
 }
 
-// A witness keeps every state of every request that the API server tells of.
+// A witness keeps every state of every request in the watch.
 type witness struct {
 	keys   sync.Map // of calico.InitContainer, by UID
 	watch  watch.Interface
@@ -94,14 +94,14 @@ func watchRequests(t *testing.T) *witness {
 
 func (w *witness) made(uid types.UID, asking calico.InitContainer) { w.keys.Store(uid, asking) }
 
-// finish waits for the certificate of the last request of that name.
+// finish waits for the certificate of the last request with this name.
 func (w *witness) finish(t *testing.T, name string, p testenv.Pod) {
 	if _, err := calico.Wait(t.Context(), p.Client, name); err != nil {
 		t.Error(err)
 	}
 }
 
-// end looks at every state, and returns how many requests were seen with a certificate and with an
+// end checks every state, and returns how many requests had a certificate and how many had an
 // approval.
 func (w *witness) end(t *testing.T) (certificates, approvals int) {
 	t.Helper()
@@ -133,7 +133,7 @@ func (w *witness) end(t *testing.T) (certificates, approvals int) {
 	return len(certified), len(approved)
 }
 
-// newer tells whether any of the requests is later than what the watch told last.
+// newer reports whether any of the requests is newer than the last one in the watch.
 func newer(requests []certificatesv1.CertificateSigningRequest, last string) bool {
 	for i := range requests {
 		if version := requests[i].ResourceVersion; len(version) > len(last) ||

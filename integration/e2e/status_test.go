@@ -21,7 +21,7 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// A browser is a real one, without a window, in which one page is open.
+// A browser is a headless browser with one open page.
 type browser struct {
 	ctx  context.Context
 	page string
@@ -51,7 +51,7 @@ func newBrowser(t *testing.T) *browser {
 	return b
 }
 
-// A look is how the page is looked at.
+// A look is a way to display the page.
 type look struct {
 	name  string
 	width int64
@@ -65,8 +65,8 @@ var (
 	inBed = look{"phone-dark", 360, true}
 )
 
-// faintTexts are those whose colour, as the browser shows it, has a contrast with what is behind it
-// that is less than 4.5:1 (WCAG 2.2, 1.4.3).
+// faintTexts returns the texts whose displayed colour has a contrast below 4.5:1 with its
+// background (WCAG 2.2, 1.4.3).
 const faintTexts = `(() => {
 	const parse = c => c.match(/[\d.]+/g).map(Number);
 	const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
@@ -88,7 +88,7 @@ const faintTexts = `(() => {
 	return faint;
 })()`
 
-// see opens the page, requires that it fits, and takes a picture of it, which SCREENSHOTS keeps.
+// see opens the page, requires that it fits, and takes a screenshot, which SCREENSHOTS keeps.
 func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	t.Helper()
 	scheme := map[bool]string{false: "light", true: "dark"}[l.dark]
@@ -130,13 +130,13 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	return text
 }
 
-// show requires these words on the page of a daemon, however it is looked at.
+// show requires these words on the page of a daemon, in every look.
 func (b *browser) show(t *testing.T, d *testenv.Daemon, what string, words ...string) {
 	t.Helper()
 	b.showTo(t, d, what, []look{desk, night, phone, inBed}, words...)
 }
 
-// showTo requires these words on the page of a daemon, looked at in these ways.
+// showTo requires these words on the page of a daemon, in these looks.
 func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []look,
 	words ...string) {
 	t.Helper()
@@ -153,7 +153,7 @@ func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []l
 	}
 }
 
-// identity is that of who leads, in its own log.
+// identity finds the leader's identity in its log.
 var identity = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
 
 func TestStatusPageInABrowser(t *testing.T) {
@@ -175,7 +175,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
 		must.OK(t,
 			d.WaitNotReady(t.Context(),
-				"[+] requests ok\n[+] permissions ok\n[-] token: the token labelled"))
+				"[+] requests ok\n[+] permissions ok\n[-] token: token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
 	})
 	t.Run("shadow", func(t *testing.T) {
@@ -208,7 +208,8 @@ func TestStatusPageInABrowser(t *testing.T) {
 					`hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
 		})
 		b.show(t, d, "ending", "something needs you", "ended 3 hours ago",
-			"1 of 2 dark: calico-system/", "kubectl -n calico-system rollout restart daemonset/calico-node",
+			"1 of 2 dark: calico-system/",
+			"kubectl -n calico-system rollout restart daemonset/calico-node",
 			"kubectl -n calico-system rollout restart deployment/calico-typha", "in 20 days")
 		if text := b.see(t, "ending", desk); strings.Contains(text, gone.Name) {
 			t.Errorf("a pod that is gone is named:\n%s", text)
@@ -216,7 +217,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 	})
 }
 
-// askInVain has a pod ask for another's name.
+// askInVain has a pod request another component's name.
 func askInVain(t *testing.T) {
 	t.Helper()
 	node, typha := components()[0], components()[1]
@@ -229,7 +230,7 @@ func askInVain(t *testing.T) {
 	}
 }
 
-// A hostile site can have its own name lead to this machine; the browser then sends that name.
+// A hostile site can resolve its own name to this machine. The browser then sends that name.
 func TestStatusPageIsForItsOwnNamesAlone(t *testing.T) {
 	page, err := startReady(t, ca).StatusPage(t.Context())
 	must.OK(t, err)

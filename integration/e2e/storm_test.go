@@ -12,8 +12,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// Many ask at once: everyone gets a certificate, no two have a serial number in
-// common, and nothing is signed more than once.
+// Many pods send requests at once. Each gets a certificate, no two serial numbers are equal, and
+// nothing is signed twice.
 func TestManyAskAtOnce(t *testing.T) {
 	const requests, askers = 300, 8
 	d := startReady(t, ca, withBudget(t, "{perPod: 1000}"))

@@ -10,8 +10,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// The supervisor hears that hsm-signer serves, how the token stands, signs of life all the while,
-// and the end.
+// hsm-signer notifies the supervisor when it serves, how the token is, that it is alive, and when
+// it stops.
 func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
@@ -45,7 +45,7 @@ func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 	hear("STOPPING=1")
 }
 
-// With Go's FIPS 140-3 module on, all that the main job needs is allowed.
+// The main job works with Go's FIPS 140-3 module.
 func TestCertificateInFIPSMode(t *testing.T) {
 	env := "GODEBUG=fips140=on"
 	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{env},

@@ -39,8 +39,8 @@ func logins(t *testing.T, s *pkcs11shim.Shim) int {
 	return calls.Count(pkcs11shim.Login)
 }
 
-// A supervisor that follows deploy/systemd/hsm-signer.service starts a process again that crashes,
-// ten times here. When the PIN has become wrong meanwhile, it is tried exactly once.
+// A supervisor that follows deploy/systemd/hsm-signer.service restarts a process that crashes, ten
+// times here. If the PIN has become wrong, it is tried exactly once.
 func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	const restarts = 10
 	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "hsm-signer.service"))
@@ -82,8 +82,8 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 		restarts, len(wrong), starts)
 }
 
-// In a pod, which would be started again whatever its exit code, a refused PIN leaves the process
-// up, not ready; the PIN is not tried again until its file holds another.
+// In a pod, which would be restarted after any exit code, the process keeps running after a refused
+// PIN and is not ready. It does not try the PIN again until the file has another one.
 func TestRefusedPINInAPod(t *testing.T) {
 	const wrong = "0000-canary"
 	s, env := behindShim(t)
@@ -114,7 +114,8 @@ func TestRefusedPINInAPod(t *testing.T) {
 	}
 }
 
-// A process that crashes writes no core, in which the PIN would be, even where it may.
+// A process that crashes writes no core dump, which would have the PIN, even if the limits allow
+// one.
 func TestCrashWritesNoCore(t *testing.T) {
 	var limit syscall.Rlimit
 	must.OK(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
@@ -138,8 +139,8 @@ func TestCrashWritesNoCore(t *testing.T) {
 		other.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), d.DumpedCore())
 }
 
-// A token that hangs costs nothing but time: requests stay pending, /readyz says why, and all are
-// answered when it goes on.
+// While the token hangs requests stay pending and /readyz gives the reason. All are answered when
+// the token continues.
 func TestTokenHangsAndGoesOn(t *testing.T) {
 	s, env := behindShim(t)
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
@@ -162,7 +163,7 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 	requireIssued(t, csr, asking)
 }
 
-// A module that hangs for good ends the process, so that a supervisor may start another.
+// If the module hangs permanently the process exits, so that a supervisor can start another one.
 func TestTokenHangsForGood(t *testing.T) {
 	t.Parallel()
 	signer := newOwnSigner(t, "hangs-for-good")
@@ -178,7 +179,7 @@ func TestTokenHangsForGood(t *testing.T) {
 	}
 }
 
-// A URI takes the place of the variables; a PIN in it is gone from the environment.
+// A URI replaces the variables. A PIN in it is removed from the environment.
 func TestURINamesAll(t *testing.T) {
 	without := []string{"PKCS11_MODULE=", "PKCS11_TOKEN_LABEL=", "CA_KEY_LABEL=", "PKCS11_PIN="}
 	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" +
@@ -199,7 +200,7 @@ func TestURINamesAll(t *testing.T) {
 	}
 }
 
-// What a URI names is named by nothing else, and a flag holds no PIN.
+// A setting in the URI must not be set elsewhere, and a flag must not have a PIN.
 func TestURIFaults(t *testing.T) {
 	uri := "pkcs11:token=ca;object=a?module-path=/nowhere.so&pin-value=0000-canary"
 	for _, c := range []struct {
@@ -277,8 +278,8 @@ func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 	}
 }
 
-// requireNotInFiles requires that none of the files below the directory holds the PIN, and that
-// there are some.
+// requireNotInFiles requires that no file below the directory has the PIN, and that there are
+// files.
 func requireNotInFiles(t *testing.T, dir, pin string) {
 	t.Helper()
 	files := 0
@@ -297,15 +298,14 @@ func requireNotInFiles(t *testing.T, dir, pin string) {
 	}
 }
 
-// logIn has the token forget that a wrong PIN was tried, of which it would tell the tests that
-// come.
+// logIn makes the token forget a wrong PIN, which its flags would report to later tests.
 func logIn(t *testing.T) {
 	t.Helper()
 	requireCommand(t, ca, "check", "--try-pin")
 }
 
-// check does not try a PIN, not even the right one, while the token tells of a wrong one, unless it
-// is asked to.
+// While the token reports a wrong PIN, check tries no PIN unless it is asked to, not even the right
+// one.
 func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 	s, env := behindShim(t)
 	for i, c := range []struct {
@@ -327,8 +327,8 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 	}
 }
 
-// check goes through the token in the order in which one would ask, says where it ends and what to
-// do, and does not look at what comes after.
+// check goes through the token step by step, reports the first failure with its remedy, and skips
+// the later steps.
 func TestCheckAsksInOrder(t *testing.T) {
 	steps := []string{"module", "token", "PIN state", "login", "key", "key cannot leave",
 		"key is the CA's"}

@@ -18,8 +18,7 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// A station is hsm-signer with a token of its own, behind a shim, and a CA that its ceremony made
-// there.
+// A station is hsm-signer with its own token behind a shim, and a CA in that token.
 type station struct {
 	token *tokens.Token
 	shim  *pkcs11shim.Shim
@@ -45,7 +44,7 @@ func newStation(t *testing.T, kind tokens.Kind) *station {
 		})}
 }
 
-// command requires exit code 0, and returns what was printed.
+// command requires exit code 0, and returns the output.
 func (s *station) command(t *testing.T, args ...string) string {
 	t.Helper()
 	stdout, stderr, code := shared.Command(t.Context(), s.ca, s.env, args...)
@@ -55,7 +54,7 @@ func (s *station) command(t *testing.T, args ...string) string {
 	return stdout
 }
 
-// requireKey requires that the key that was made has an id, and that nothing was deleted.
+// requireKey requires that the new key has an id, and that nothing was deleted.
 func (s *station) requireKey(t *testing.T) {
 	t.Helper()
 	var shown struct{ Key struct{ ID string } }
@@ -76,13 +75,13 @@ func (s *station) calls(t *testing.T) pkcs11shim.Calls {
 	return calls
 }
 
-// A loss is of the token, between begin and end.
+// A loss makes the token unavailable between begin and end.
 type loss struct {
 	rules      []pkcs11shim.Rule
 	begin, end func(context.Context) error
 }
 
-// losses are those that make a process begin anew with this token.
+// losses returns the losses after which a process connects to this token again.
 func (s *station) losses() []loss {
 	nothing := func(context.Context) error { return nil }
 	device := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign,
@@ -96,8 +95,8 @@ func (s *station) losses() []loss {
 	return all
 }
 
-// On every kind of token the ceremony makes a CA, check passes, and one process outlives the loss
-// of the token while requests come in: each gets one certificate, and the journal verifies.
+// On every kind of token the ceremony creates a CA and check passes. One process survives the loss
+// of the token under load: each request gets one certificate, and the journal verifies.
 func TestEveryKindOfToken(t *testing.T) {
 	for _, kind := range tokens.All() {
 		t.Run(kind.Name, func(t *testing.T) {

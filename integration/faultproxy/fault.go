@@ -35,7 +35,8 @@ func status(code int) *metav1.Status {
 	}
 	return &metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
-		Status:   metav1.StatusFailure, Code: int32(code), Reason: reasons[code], Message: "injected fault",
+		Status:   metav1.StatusFailure, Code: int32(code), Reason: reasons[code],
+		Message: "injected fault",
 	}
 }
 

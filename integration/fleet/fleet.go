@@ -84,7 +84,8 @@ type Report struct {
 // String returns the report as one line.
 func (r Report) String() string {
 	return fmt.Sprintf("first pods: %v; lost %d, found %d within %s, deleted %d within %s; "+
-		"without a certificate %d after %s", r.First, r.Lost, r.Detected, r.Detection.Round(time.Second), r.Deleted, r.Deletion.Round(time.Second),
+		"without a certificate %d after %s", r.First, r.Lost, r.Detected,
+		r.Detection.Round(time.Second), r.Deleted, r.Deletion.Round(time.Second),
 		r.Unserved, r.Took.Round(time.Second))
 }
 

@@ -109,7 +109,8 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 		"-v", socket+":/run/hsm/p11.sock", "-v", dir+":/out",
 		"-e", "P11_KIT_SERVER_ADDRESS=unix:path=/run/hsm/p11.sock",
 		"-e", "PKCS11_MODULE=/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so",
-		"-e", "PKCS11_TOKEN_LABEL="+token.Label, "-e", "PKCS11_PIN="+token.PIN, "-e", "CA_KEY_LABEL=calico-ca",
+		"-e", "PKCS11_TOKEN_LABEL="+token.Label, "-e", "PKCS11_PIN="+token.PIN, "-e",
+		"CA_KEY_LABEL=calico-ca",
 		image+"-p11-kit", "ca", "create", "--out", "/out/ca.crt")
 	out := run(t, nil, "docker", args...)
 	if !strings.Contains(out, "CKA_EXTRACTABLE") {

@@ -210,7 +210,8 @@ func newMachine(t *testing.T) *machine {
 	})
 	run(t, nil, "docker", "run", "--detach", "--name", m.name, "--network=host",
 		"--cgroupns=private",
-		"--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined",
+		"--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--security-opt=seccomp=unconfined",
+		"--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined",
 		"--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp",
 		"-v", filepath.Join(product, "README.md")+":/src/README.md:ro", "-v", filepath.Join(product,
 			"docs")+":/src/docs:ro", "-v", filepath.Join(product, "deploy")+":/src/deploy:ro",

@@ -91,13 +91,15 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"45\"} 0x120\n  " +
 			"hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  " +
-			"hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120", `hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
+			"hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120",
+			`hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
 	},
 	"HSMSignerManyRequests": {
 		[]string{`hsm_signer_requests_in_cluster 2001x120`,
 			`hsm_signer_requests_in_cluster 0x60 6000x60`},
 		[]string{`hsm_signer_requests_in_cluster 2000x120`,
-			`hsm_signer_requests_in_cluster 0x60 6000x9 0x60`, `hsm_signer_requests_in_cluster 6000x5 _x115`},
+			`hsm_signer_requests_in_cluster 0x60 6000x9 0x60`,
+			`hsm_signer_requests_in_cluster 6000x5 _x115`},
 	},
 	"HSMSignerPodsStuck": {
 		// the second runs for a moment in between
@@ -121,7 +123,8 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{`hsm_signer_certificates_in_cluster{origin="foreign"} 0x60 1x60`,
 			`hsm_signer_certificates_in_cluster{origin="unrecorded"} 1x120`},
 		[]string{`hsm_signer_certificates_in_cluster{origin="own"} 7x120`,
-			`hsm_signer_certificates_in_cluster{origin="another_journal"} 7x120`, `hsm_signer_certificates_in_cluster{origin="foreign"} 0x120`},
+			`hsm_signer_certificates_in_cluster{origin="another_journal"} 7x120`,
+			`hsm_signer_certificates_in_cluster{origin="foreign"} 0x120`},
 	},
 	"HSMSignerExtractableKeyAllowed": {[]string{`hsm_signer_extractable_key_allowed 1x120`},
 		[]string{`hsm_signer_extractable_key_allowed 0x120`}},

@@ -14,21 +14,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// A Call is one call of the application.
+// A Call is a call of the application.
 type Call struct {
-	Number   uint64 // in its process, in the order in which calls began
+	Number   uint64 // in its process, in the order in which calls started
 	PID      int
 	Thread   int
 	Function string
-	Result   uint     // CKR code; of no meaning while it hangs
-	Hanging  bool     // it has not come back
-	Did      []string // what the shim did, by the rules' names for it
+	Result   uint     // CKR code; meaningless while the call hangs
+	Hanging  bool     // it has not returned
+	Did      []string // the actions of the rules that took effect
 	// what Sign was to sign, a digest mostly; nil when it only asks for the length, or for more
 	// than 128 bytes
 	Signed []byte
 }
 
-// String is the call as a test's message shows it.
+// String returns the call for a test's message.
 func (c Call) String() string {
 	result := "hanging"
 	if !c.Hanging {
@@ -38,30 +38,30 @@ func (c Call) String() string {
 		strings.Join(c.Did, ","))
 }
 
-// Calls are calls in the order in which they ended.
+// Calls are calls in the order in which they returned.
 type Calls []Call
 
-// Of are the calls of one function.
+// Of returns the calls of one function.
 func (c Calls) Of(function string) Calls {
 	return c.filter(func(call Call) bool { return call.Function == function })
 }
 
-// By are the calls of one process.
+// By returns the calls of one process.
 func (c Calls) By(pid int) Calls {
 	return c.filter(func(call Call) bool { return call.PID == pid })
 }
 
-// With are the calls that have come back with that CKR code.
+// With returns the calls that returned this CKR code.
 func (c Calls) With(code uint) Calls {
 	return c.filter(func(call Call) bool { return !call.Hanging && call.Result == code })
 }
 
-// Hanging are the calls that have not come back, by rules of the kind Hang.
+// Hanging returns the calls that have not returned because of a Hang rule.
 func (c Calls) Hanging() Calls {
 	return c.filter(func(call Call) bool { return call.Hanging })
 }
 
-// Under are the calls on which the rule, or another of its kind, took effect.
+// Under returns the calls on which this rule, or another of its kind, took effect.
 func (c Calls) Under(r Rule) Calls {
 	action, _, _ := strings.Cut(r.action, " ")
 	return c.filter(func(call Call) bool {
@@ -70,10 +70,10 @@ func (c Calls) Under(r Rule) Calls {
 	})
 }
 
-// Count is how often the function was called.
+// Count returns the number of calls of the function.
 func (c Calls) Count(function string) int { return len(c.Of(function)) }
 
-// String has a line for each call.
+// String returns a line for each call.
 func (c Calls) String() string {
 	var lines strings.Builder
 	for _, call := range c {
@@ -92,7 +92,7 @@ func (c Calls) filter(keep func(Call) bool) Calls {
 	return kept
 }
 
-// Calls reads the log: the calls of all processes since the last Forget.
+// Calls returns the logged calls of all processes since the last Forget.
 func (s *Shim) Calls() (Calls, error) {
 	text, err := os.ReadFile(s.logFile())
 	if err != nil {
@@ -125,7 +125,7 @@ func (s *Shim) Calls() (Calls, error) {
 func parseCall(line string) (Call, error) {
 	words := strings.Fields(line)
 	if len(words) != 7 || !strings.HasSuffix(line, "\n") {
-		return Call{}, fmt.Errorf("%q is no call", line)
+		return Call{}, fmt.Errorf("%q is not a call", line)
 	}
 	call := Call{Function: words[3], Hanging: words[4] == "hanging"}
 	if words[5] != "-" {
@@ -133,12 +133,12 @@ func parseCall(line string) (Call, error) {
 	}
 	if _, err := fmt.Sscan(strings.Join(words[:3], " "), &call.Number, &call.PID,
 		&call.Thread); err != nil {
-		return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+		return Call{}, fmt.Errorf("%q is not a call: %w", line, err)
 	}
 	if words[6] != "-" {
 		signed, err := hex.DecodeString(words[6])
 		if err != nil {
-			return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+			return Call{}, fmt.Errorf("%q is not a call: %w", line, err)
 		}
 		call.Signed = signed
 	}
@@ -147,7 +147,7 @@ func parseCall(line string) (Call, error) {
 	}
 	result, err := strconv.ParseUint(words[4], 0, 64)
 	if err != nil {
-		return Call{}, fmt.Errorf("%q is no call: %w", line, err)
+		return Call{}, fmt.Errorf("%q is not a call: %w", line, err)
 	}
 	call.Result = uint(result)
 	return call, nil
@@ -161,8 +161,8 @@ const (
 	patience  = 2 * time.Minute
 )
 
-// WaitFor waits until the calls are as wanted, and returns them. That they do not
-// become so in two minutes is an error.
+// WaitFor waits until wanted returns true for the logged calls, and returns them. After two minutes
+// it returns an error.
 func (s *Shim) WaitFor(ctx context.Context, wanted func(Calls) bool) (Calls, error) {
 	var calls Calls
 	err := wait.PollUntilContextTimeout(ctx, pollEvery, patience, true,

@@ -16,13 +16,13 @@ import (
 //go:embed module/shim.c
 var source string
 
-// flags are the compiler's. The library is never unloaded, because calls may hang in it.
+// flags are the flags of the compiler. The library is never unloaded, because calls may hang in it.
 var flags = []string{"-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wl,-z,nodelete"}
 
 var libraries = []string{"-ldl", "-lpthread"}
 
-// compile returns the path of the library, which it compiles first when it is not in the
-// cache. Several processes may do so at once: each puts the same in place.
+// compile returns the path of the library, and compiles it unless the cache has it. Concurrent
+// processes install identical files.
 func compile(ctx context.Context) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {

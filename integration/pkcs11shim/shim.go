@@ -1,15 +1,13 @@
-// Package pkcs11shim puts faults between an application and a PKCS#11 module.
+// Package pkcs11shim injects faults between an application and a PKCS#11 module.
 //
-// Duty: a module of its own, in C, that loads the real one, hands its calls on,
-// writes down each, and answers, waits or lies where rules say so. The rules may be
-// changed while the application runs.
+// Duty: a module in C that loads the real one, passes calls on and logs each. Rules make calls
+// fail, wait or return wrong results. Tests may change the rules while the application runs.
 //
-// Contract: an application that loads Module with the variables of Env in its
-// environment talks to the real module, whose own variables it needs as before.
-// With no rules the shim changes no answer. Rules and counts of calls are those of
-// each process; the log is that of all. A process may use several shims one after
-// another: which one is asked of the environment when the module is loaded.
-// Of all arguments only what C_Sign is to sign is written down, so the log holds no PIN.
+// Contract: an application that loads Module with the variables of Env talks to the real module. It
+// needs the real module's own variables as before. Without rules the shim changes no answer. Each
+// process has its own rules and counts of calls; the log is shared. A process may use several shims
+// one after another: the environment at the time of loading decides. Of all arguments the shim logs
+// only the data that C_Sign signs, so the log has no PIN.
 package pkcs11shim
 
 import (
@@ -21,14 +19,14 @@ import (
 	"strings"
 )
 
-// The variables of the environment that the module in C reads.
+// The environment variables of the module in C.
 const (
 	moduleVariable = "HSM_SHIM_MODULE"
 	rulesVariable  = "HSM_SHIM_RULES"
 	logVariable    = "HSM_SHIM_LOG"
 )
 
-// A Shim stands before one module, with rules and a log of its own.
+// A Shim is a shim before one module, with its own rules and log.
 type Shim struct {
 	Module string // path of the library that the application must load
 	Real   string // path of the library behind it
@@ -36,9 +34,8 @@ type Shim struct {
 	dir string
 }
 
-// New returns a shim before the module real, without rules. Its files are in dir, which
-// must exist and stays the caller's to remove. The library is compiled when it is not in
-// the user's cache yet.
+// New returns a shim without rules before the module real. Its files are in dir, which must exist
+// and which the caller removes. New compiles the library unless the user's cache has it.
 func New(ctx context.Context, dir, real string) (*Shim, error) {
 	if _, err := os.Stat(real); err != nil {
 		return nil, fmt.Errorf("module behind the shim: %w", err)
@@ -58,14 +55,14 @@ func New(ctx context.Context, dir, real string) (*Shim, error) {
 	return s, nil
 }
 
-// Env is the environment with which the shim finds the real module, its rules and its log.
+// Env returns the environment with which the shim finds the real module, its rules and its log.
 func (s *Shim) Env() []string {
 	return []string{moduleVariable + "=" + s.Real, rulesVariable + "=" + s.rulesFile(),
 		logVariable + "=" + s.logFile()}
 }
 
-// Rules puts these rules in the place of all others; without any, the shim does nothing
-// any more. They hold from the next call of each process on, and count calls from there.
+// Rules replaces all rules; without arguments the shim does nothing. The rules apply from the next
+// call of each process, and count calls from there.
 func (s *Shim) Rules(rules ...Rule) error {
 	if len(rules) > maxRules {
 		return fmt.Errorf("%d rules; the shim takes %d", len(rules), maxRules)

@@ -73,8 +73,10 @@ func under(selector faultproxy.Selector) func(context.Context, *testing.T, *faul
 // failing makes 30 % of all calls fail, in each way in which calls fail.
 func failing() faultproxy.Selector {
 	any := []faultproxy.Fault{
-		faultproxy.Answer(http.StatusTooManyRequests), faultproxy.Answer(http.StatusInternalServerError),
-		faultproxy.Answer(http.StatusServiceUnavailable), faultproxy.Reset, faultproxy.LoseAnswer(func(int) {}),
+		faultproxy.Answer(http.StatusTooManyRequests),
+		faultproxy.Answer(http.StatusInternalServerError),
+		faultproxy.Answer(http.StatusServiceUnavailable), faultproxy.Reset,
+		faultproxy.LoseAnswer(func(int) {}),
 	}
 	all, writes := faultproxy.Some(0.3, any...), faultproxy.Some(0.3,
 		append(any, faultproxy.Answer(http.StatusConflict))...)

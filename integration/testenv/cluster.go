@@ -166,7 +166,8 @@ func (c *Cluster) startAPIServerOnce(ctx context.Context) error {
 	}
 	args := append([]string{
 		"--etcd-servers=" + etcdURL,
-		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
+		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1",
+		"--endpoint-reconciler-type=none",
 		"--secure-port=" + strconv.Itoa(port), "--cert-dir=" + certDir,
 		"--token-auth-file=" + tokensFile,
 		"--authorization-mode=Node,RBAC",

@@ -111,7 +111,8 @@ func TestPodWithoutNetworkIsPending(t *testing.T) {
 // A pod that initializes has its IPs before its main container runs.
 func TestPodWithInitContainersIsPending(t *testing.T) {
 	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{
-		Namespace: "pending", Name: "b", IPs: []string{"10.0.0.8"}, InitContainers: []string{"certs", "more"},
+		Namespace: "pending", Name: "b", IPs: []string{"10.0.0.8"},
+		InitContainers: []string{"certs", "more"},
 	})
 	must.OK(t, err)
 	status := pod.Status
@@ -318,7 +319,8 @@ func typhaRequest(t *testing.T, pod *corev1.Pod) calico.InitContainer {
 	t.Helper()
 	return calico.InitContainer{
 		Component: calico.OpenSource("cluster.local")[1], Pod: pod,
-		SignerName: "example.com/test", Key: calico.NewP256Key(), SignatureAlgorithm: "ECDSAWithSHA256",
+		SignerName: "example.com/test", Key: calico.NewP256Key(),
+		SignatureAlgorithm: "ECDSAWithSHA256",
 	}
 }
 

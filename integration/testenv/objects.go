@@ -12,6 +12,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
@@ -26,6 +28,8 @@ import (
 )
 
 const (
+	allServiceAccounts = "system:serviceaccounts" // the group of all service accounts
+
 	defaultNode   = "node-1"
 	nodeIP        = "192.0.2.1" // of the addresses reserved for documentation
 	manager       = "testenv"
@@ -191,7 +195,7 @@ func (c *Cluster) token(ctx context.Context, namespace, account string,
 const RequesterRole = "testenv:certificate-requester"
 
 // AllowRequests allows every service account to create, read and delete certificate requests, as
-// Calico's operator does for its service accounts.
+// Calico's operator does for its service accounts. The rights are in effect when it returns.
 func (c *Cluster) AllowRequests(ctx context.Context) error {
 	name := metav1.ObjectMeta{Name: RequesterRole}
 	_, err := c.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
@@ -207,18 +211,47 @@ func (c *Cluster) AllowRequests(ctx context.Context) error {
 	}
 	_, err = c.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: name,
-		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole",
-			Name: RequesterRole},
-		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind,
-			Name: "system:serviceaccounts"}},
+		RoleRef: rbacv1.RoleRef{
+			APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: RequesterRole,
+		},
+		Subjects: []rbacv1.Subject{{
+			APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: allServiceAccounts,
+		}},
 	}, metav1.CreateOptions{})
-	return unlessThere(err)
+	if err := unlessThere(err); err != nil {
+		return err
+	}
+	return c.waitForRequests(ctx, true)
 }
 
-// ForbidRequests undoes AllowRequests.
+// ForbidRequests undoes AllowRequests. The rights have ended when it returns.
 func (c *Cluster) ForbidRequests(ctx context.Context) error {
-	return c.client.RbacV1().ClusterRoleBindings().Delete(ctx, RequesterRole,
-		metav1.DeleteOptions{})
+	bindings := c.client.RbacV1().ClusterRoleBindings()
+	if err := bindings.Delete(ctx, RequesterRole, metav1.DeleteOptions{}); err != nil {
+		return err
+	}
+	return c.waitForRequests(ctx, false)
+}
+
+// waitForRequests waits until service accounts may, or may not, create certificate requests: the
+// API server applies changes of roles with a delay.
+func (c *Cluster) waitForRequests(ctx context.Context, allowed bool) error {
+	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User: "testenv", Groups: []string{allServiceAccounts},
+		ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Group: "certificates.k8s.io", Resource: "certificatesigningrequests", Verb: "create",
+		},
+	}}
+	reviews := c.client.AuthorizationV1().SubjectAccessReviews()
+	err := wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true,
+		func(ctx context.Context) (bool, error) {
+			answer, err := reviews.Create(ctx, review, metav1.CreateOptions{})
+			return err == nil && answer.Status.Allowed == allowed, err
+		})
+	if err != nil {
+		return fmt.Errorf("wait until service accounts may create requests (%t): %w", allowed, err)
+	}
+	return nil
 }
 
 // Apply applies every object of a YAML stream in order, like kubectl apply --server-side. An

@@ -17,8 +17,8 @@ const (
 	claimTimeout = 10 * time.Minute
 )
 
-// claim waits until nobody else on this machine has what the name stands for, and keeps
-// it for the token until it is closed.
+// claim waits until no other test on this machine uses the named resource, and reserves it until
+// the token is closed.
 func (t *Token) claim(ctx context.Context, name string) error {
 	path := filepath.Join(os.TempDir(), "hsm-signer-"+name+".lock")
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -41,14 +41,13 @@ func (t *Token) claim(ctx context.Context, name string) error {
 	return nil
 }
 
-// replace puts something of ours in the place of a file or directory of the system's until
-// the token is closed. What was there waits under another name, also when this
-// process dies: then the next token finds it there.
+// replace replaces a file or directory of the system until the token is closed. The original waits
+// under another name. If this process dies, the next token restores it.
 func (t *Token) replace(path string, put func() error) error {
 	saved, nothing := path+".hsm-signer-saved", path+".hsm-signer-nothing"
 	restore := func() error {
 		if !isThere(saved) && !isThere(nothing) {
-			return nil // it was never replaced
+			return nil // nothing was replaced
 		}
 		if err := os.RemoveAll(path); err != nil {
 			return err

@@ -23,8 +23,8 @@ const (
 	logTail      = 2000
 )
 
-// A daemon is a process that a token depends on. It leads a process group, so that
-// its children share its fate.
+// A daemon is a process that a token needs. It leads a process group, so that signals reach its
+// children too.
 type daemon struct {
 	name  string
 	args  []string // the command
@@ -38,7 +38,7 @@ type daemon struct {
 	ended <-chan struct{}
 }
 
-// start starts the daemon, unless it runs, and waits until it is ready.
+// start starts the daemon unless it runs, and waits until it is ready.
 func (d *daemon) start(ctx context.Context) error {
 	if d.runs() {
 		return nil
@@ -62,7 +62,7 @@ func (d *daemon) start(ctx context.Context) error {
 	err = wait.PollUntilContextTimeout(ctx, readyPoll, readyTimeout, true,
 		func(ctx context.Context) (bool, error) {
 			if !d.runs() {
-				return false, errors.New("it has ended")
+				return false, errors.New("it has exited")
 			}
 			return d.ready(ctx), nil
 		})
@@ -109,7 +109,7 @@ func (d *daemon) kill() error {
 	return err
 }
 
-// stop has the daemon end by itself, and kills it when it does not.
+// stop terminates the daemon, and kills it if it does not exit.
 func (d *daemon) stop() error {
 	if !d.runs() {
 		return nil
@@ -119,13 +119,13 @@ func (d *daemon) stop() error {
 	case <-d.ended:
 	case <-time.After(stopTimeout):
 		err = errors.Join(err,
-			fmt.Errorf("%s does not end within %s: %s", d.name, stopTimeout,
+			fmt.Errorf("%s did not exit within %s: %s", d.name, stopTimeout,
 				d.lastWords()), d.kill())
 	}
 	return err
 }
 
-// lastWords is the end of the daemon's log.
+// lastWords returns the end of the daemon's log.
 func (d *daemon) lastWords() string {
 	log, err := os.ReadFile(d.log)
 	if err != nil {
@@ -134,7 +134,7 @@ func (d *daemon) lastWords() string {
 	return strings.TrimSpace(string(log[max(0, len(log)-logTail):]))
 }
 
-// command runs a command to its end with variables besides this process's.
+// command runs a command with more variables than this process has.
 func command(ctx context.Context, env []string, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -147,8 +147,8 @@ func command(ctx context.Context, env []string, name string, args ...string) err
 	return nil
 }
 
-// listens is ready when someone takes connections at all these sockets. It asks the kernel:
-// not every daemon bears a connection without a word.
+// listens returns a function that reports whether some process listens on all of these sockets. It
+// reads the kernel's table: some daemons fail when a connection closes without a request.
 func listens(sockets ...string) func(context.Context) bool {
 	return func(context.Context) bool {
 		table, err := os.ReadFile("/proc/net/unix")

@@ -142,17 +142,23 @@ var ladder = []struct {
 		[]uint{pkcs11.CKR_DATA_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID,
 			pkcs11.CKR_FUNCTION_NOT_SUPPORTED}},
 	{1, 0, 0, []uint{
-		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED, pkcs11.CKR_BUFFER_TOO_SMALL,
-		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED,
+		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED,
+		pkcs11.CKR_FUNCTION_CANCELED, pkcs11.CKR_BUFFER_TOO_SMALL,
+		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_HOST_MEMORY,
+		pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED,
 		pkcs11.CKR_VENDOR_DEFINED + 1,
 	}},
 	{1, 1, 0, []uint{
-		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT, pkcs11.CKR_USER_NOT_LOGGED_IN,
-		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE,
-		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
+		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT,
+		pkcs11.CKR_USER_NOT_LOGGED_IN,
+		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID,
+		pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE,
+		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_MECHANISM_INVALID,
+		pkcs11.CKR_DATA_LEN_RANGE,
 	}},
 	{1, 1, 1, []uint{
-		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
 	}},
 }
 
@@ -203,8 +209,10 @@ func everyRung(tr *trial) {
 
 // wayBack are the calls that lead from a connection that was lost to the next.
 var wayBack = []string{
-	pkcs11shim.Login, pkcs11shim.Initialize, pkcs11shim.FindObjects, pkcs11shim.GetInfo, pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo, pkcs11shim.GetSlotInfo, pkcs11shim.OpenSession,
-	pkcs11shim.FindObjectsInit, pkcs11shim.FindObjectsFinal, pkcs11shim.GetAttributeValue, pkcs11shim.CloseSession, pkcs11shim.Finalize,
+	pkcs11shim.Login, pkcs11shim.Initialize, pkcs11shim.FindObjects, pkcs11shim.GetInfo,
+	pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo, pkcs11shim.GetSlotInfo, pkcs11shim.OpenSession,
+	pkcs11shim.FindObjectsInit, pkcs11shim.FindObjectsFinal, pkcs11shim.GetAttributeValue,
+	pkcs11shim.CloseSession, pkcs11shim.Finalize,
 }
 
 // lost makes the product go the whole way back, once.

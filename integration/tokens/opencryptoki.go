@@ -11,7 +11,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Where opencryptoki's daemon keeps its things; it cannot be told to keep them elsewhere.
+// The paths of opencryptoki's daemon, which cannot be configured.
 const (
 	ockConfig = "/etc/opencryptoki/opencryptoki.conf"
 	ockToken  = "/var/lib/opencryptoki/swtok"
@@ -23,8 +23,7 @@ const (
 	ockSOPIN  = "87654321" // of a token that is not initialised yet
 )
 
-// NewOpencryptoki makes a token of opencryptoki's soft token, which has a daemon. It
-// needs root.
+// NewOpencryptoki creates a soft token of opencryptoki, which has a daemon. It needs root.
 func NewOpencryptoki(ctx context.Context) (*Token, error) {
 	const low, final, locked = pkcs11.CKF_USER_PIN_COUNT_LOW, pkcs11.CKF_USER_PIN_FINAL_TRY, pkcs11.CKF_USER_PIN_LOCKED
 	t := &Token{Name: "opencryptoki", Label: label, PIN: "7341user", Can: Capabilities{
@@ -78,7 +77,7 @@ func setOpencryptoki(ctx context.Context, t *Token) (err error) {
 	return t.initialize(ockSlot, ockSOPIN)
 }
 
-// runningPkcsslotd looks for a daemon that is not ours.
+// runningPkcsslotd finds a daemon that another program started.
 func runningPkcsslotd() (pid string, runs bool) {
 	text, err := os.ReadFile(ockPID)
 	if err != nil {
@@ -89,7 +88,7 @@ func runningPkcsslotd() (pid string, runs bool) {
 	return pid, err == nil && strings.TrimSpace(string(name)) == "pkcsslotd"
 }
 
-// replaceOpencryptoki gives the daemon a configuration and a token's directory of our own.
+// replaceOpencryptoki replaces the daemon's configuration and the directory of its token.
 func (t *Token) replaceOpencryptoki() error {
 	t.undo = append(t.undo, func() error { return removeFiles(ockSocket, ockPID, ockShared) })
 	if err := removeFiles(ockShared); err != nil {
@@ -112,8 +111,8 @@ func (t *Token) replaceOpencryptoki() error {
 	return t.replace(ockToken, func() error { return os.MkdirAll(ockToken+"/TOK_OBJ", 0o770) })
 }
 
-// initialize initialises the token in a slot as its security officer would: a new PIN of
-// the officer's, and the user's.
+// initialize initializes the token in a slot as its security officer: it sets the officer's and the
+// user's PIN.
 func (t *Token) initialize(slot uint, soPIN string) (err error) {
 	module := pkcs11.New(t.Module)
 	if module == nil {

@@ -14,7 +14,10 @@ import (
 // reaches through a socket: so it has a process of its own, as a network HSM has.
 func NewP11Kit(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "p11-kit", Label: label, Can: Capabilities{
-		KeyTypes: allKeyTypes, Local: true, KnowsOldPIN: true, WrongPINs: softHSMShowsTries, Sessions: 0, Lost: &Loss{Sign: pkcs11.CKR_DEVICE_ERROR, OpenSession: pkcs11.CKR_DEVICE_ERROR, Initialize: pkcs11.CKR_OK},
+		KeyTypes: allKeyTypes, Local: true, KnowsOldPIN: true, WrongPINs: softHSMShowsTries,
+		Sessions: 0,
+		Lost: &Loss{Sign: pkcs11.CKR_DEVICE_ERROR, OpenSession: pkcs11.CKR_DEVICE_ERROR,
+			Initialize: pkcs11.CKR_OK},
 	}}
 	return newToken(ctx, t, setP11Kit)
 }

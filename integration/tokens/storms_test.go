@@ -267,11 +267,12 @@ func TestPINThatExpiresInUse(t *testing.T) {
 func TestErrorsTellTheWay(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, function := range []string{
-		pkcs11shim.Initialize, pkcs11shim.GetInfo, pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo, pkcs11shim.OpenSession, pkcs11shim.Login, pkcs11shim.FindObjectsInit,
+		pkcs11shim.Initialize, pkcs11shim.GetInfo, pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo,
+		pkcs11shim.OpenSession, pkcs11shim.Login, pkcs11shim.FindObjectsInit,
 		pkcs11shim.FindObjects, pkcs11shim.GetAttributeValue, pkcs11shim.SignInit, pkcs11shim.Sign,
 	} {
 		for code, want := range map[uint]string{
-			pkcs11.CKR_HOST_MEMORY:         " (CKR_HOST_MEMORY): give the process more memory",
+			pkcs11.CKR_HOST_MEMORY:         " (CKR_HOST_MEMORY): raise the memory limit of the process",
 			pkcs11.CKR_VENDOR_DEFINED + 1:  " (code 0x80000001): look it up in the vendor's manual",
 			pkcs11.CKR_WRAPPED_KEY_INVALID: " (CKR_WRAPPED_KEY_INVALID): ",
 		} {

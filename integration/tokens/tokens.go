@@ -1,15 +1,15 @@
-// Package tokens makes real PKCS#11 tokens to test with.
+// Package tokens creates PKCS#11 tokens for tests.
 //
-// Duty: of each kind of token a fresh one, with a user PIN and no keys, together with
-// what is known of the kind: which keys it makes, when it locks, what its module does
-// when its daemon dies. Who loads Module with the variables of Env in the environment
-// finds the token under Label.
+// Duty: a constructor for each kind of token returns a new token with a user PIN and no keys. The
+// token comes with the properties of its kind: which keys it makes, when it locks, and what its
+// module does when its daemon dies. A process that loads Module with the variables in Env finds the
+// token by Label.
 //
-// Contract: a token is there when its constructor returns, and gone without a trace
-// after Close; its daemons end with this process at the latest. Two tokens do not meet,
-// but for those that insist on the system's own directories: of these there is one at
-// a time on a machine, and another waits for its turn. What cannot be made is an error
-// that says what is missing, never a token that does less.
+// Contract: a token exists when its constructor returns, and is gone without a trace after Close.
+// Its daemons end with this process at the latest. Tokens are independent, except for kinds that
+// need the system's own directories: only one of these exists at a time, and the next constructor
+// waits. A constructor that cannot create its token returns an error that says what is missing,
+// never a token that does less.
 package tokens
 
 import (
@@ -21,7 +21,7 @@ import (
 	"slices"
 )
 
-// A Token is one token, and what its kind can do.
+// A Token is a token with the properties of its kind.
 type Token struct {
 	Name   string   // of the kind
 	Module string   // path of the PKCS#11 library
@@ -31,63 +31,61 @@ type Token struct {
 	Can    Capabilities
 
 	dir     string
-	files   string    // that the token is in
+	files   string    // directory or file with the token's data
 	daemons []*daemon // in the order in which they start
 	unlock  func(context.Context) error
 	undo    []func() error
 }
 
-// Capabilities are what a kind of token can do and how it behaves: the expectations of
-// the tests.
+// Capabilities describe what a kind of token can do and how it behaves. The tests expect this.
 type Capabilities struct {
-	// KeyTypes are those that it makes, by the names that the ceremony has for them.
+	// KeyTypes are the types of key that it makes, by their names in "ca create".
 	KeyTypes []string
-	// Refuses has what is in the error when it is to make a key of any other type.
+	// Refuses has a part of the error for each other type of key.
 	Refuses map[string]string
-	// Unsaid are attributes of a new key that it does not let one say.
+	// Unsaid are attributes that it does not accept for a new key.
 	Unsaid []uint
-	// Local tells whether it says of keys that it made itself that it did (CKA_LOCAL).
+	// Local reports whether it sets CKA_LOCAL for keys that it made itself.
 	Local bool
 
-	// WrongPINs are its answers to wrong PINs one after another, until nothing changes
-	// any more; what follows is as the last.
+	// WrongPINs are its answers to successive wrong PINs, until nothing changes any more. All
+	// further answers equal the last one.
 	WrongPINs []Answer
 
-	// KnowsOldPIN tells whether the module goes by the PIN as it was when it was initialised,
-	// though another process has changed it meanwhile.
+	// KnowsOldPIN reports whether the module keeps accepting the PIN from its initialization after
+	// another process has changed it.
 	KnowsOldPIN bool
 
-	// FinalizedOnce tells whether C_Finalize does harm when it is called again without the module
-	// having been unloaded meanwhile.
+	// FinalizedOnce reports whether a second C_Finalize does harm unless the module was unloaded in
+	// between.
 	FinalizedOnce bool
 
-	// Sessions is the greatest number that it says it allows: 0 is no limit, and all
-	// ones is not known.
+	// Sessions is the maximum number of sessions that it reports: 0 means no limit, all ones means
+	// unknown.
 	Sessions uint
-	// Limited tells whether it refuses to open more than Sessions.
+	// Limited reports whether it refuses to open more than Sessions.
 	Limited bool
 
-	// Lost is what its module does when its daemon died; nil where there is none.
+	// Lost is what its module does after its daemon died; nil if there is no daemon.
 	Lost *Loss
 }
 
-// Makes tells whether the token makes keys of that type.
+// Makes reports whether the token makes keys of that type.
 func (c Capabilities) Makes(keyType string) bool { return slices.Contains(c.KeyTypes, keyType) }
 
-// Locks tells whether wrong PINs lock the token.
+// Locks reports whether wrong PINs lock the token.
 func (c Capabilities) Locks() bool {
 	return len(c.WrongPINs) > 1
 }
 
-// An Answer is what a token says to a wrong PIN.
+// An Answer is the answer of a token to a wrong PIN.
 type Answer struct {
 	Code  uint // CKR, of C_Login
 	Flags uint // of CKF_USER_PIN_…, in C_GetTokenInfo after it
 }
 
-// A Loss is what a module answers to an application that uses it when its daemon dies, as
-// CKR codes. That the daemon is there again changes nothing until the application has called
-// C_Finalize and loaded the module again; then all is well.
+// A Loss has the CKR codes that a module returns to an application after its daemon died. A restart
+// of the daemon changes nothing until the application calls C_Finalize and loads the module again.
 type Loss struct {
 	// C_SignInit, or else C_Sign, on a session that was open; CKR_OK: the daemon is not needed
 	Sign        uint
@@ -95,13 +93,13 @@ type Loss struct {
 	Initialize  uint // C_Initialize while the daemon is not there
 }
 
-// A Kind is a way to make tokens.
+// A Kind is a kind of token with its constructor.
 type Kind struct {
 	Name string
 	New  func(context.Context) (*Token, error)
 }
 
-// All are the kinds of token that there are.
+// All returns every kind of token.
 func All() []Kind {
 	return []Kind{
 		{"softhsm", NewSoftHSM},
@@ -112,25 +110,25 @@ func All() []Kind {
 	}
 }
 
-// ErrNoDaemon says that a token has no daemon that could be stopped.
+// ErrNoDaemon is returned for a token without a daemon.
 var ErrNoDaemon = errors.New("the token has no daemon")
 
-// HasDaemon tells whether the token depends on a process of its own.
+// HasDaemon reports whether the token depends on a process of its own.
 func (t *Token) HasDaemon() bool { return len(t.daemons) > 0 }
 
-// Kill ends the daemon without its having a say, and waits for its end.
+// Kill kills the daemon and waits until it has exited.
 func (t *Token) Kill() error { return t.each((*daemon).kill) }
 
-// Stop has the daemon end, and waits for its end.
+// Stop terminates the daemon and waits until it has exited.
 func (t *Token) Stop() error { return t.each((*daemon).stop) }
 
-// Pause has the daemon hang.
+// Pause makes the daemon hang.
 func (t *Token) Pause() error { return t.each((*daemon).pause) }
 
 // Continue ends a Pause.
 func (t *Token) Continue() error { return t.each((*daemon).proceed) }
 
-// each does something to the daemons, the last one first.
+// each calls do for each daemon, the last one first.
 func (t *Token) each(do func(*daemon) error) error {
 	if !t.HasDaemon() {
 		return fmt.Errorf("%s: %w", t.Name, ErrNoDaemon)
@@ -163,26 +161,26 @@ func (t *Token) Restart(ctx context.Context) error {
 	return t.Start(ctx)
 }
 
-// MoveAway takes the token's files away, as if it had been unplugged.
+// MoveAway moves the token's files away, as if the token were unplugged.
 func (t *Token) MoveAway() error { return os.Rename(t.files, t.away()) }
 
-// MoveBack brings back what MoveAway took, in the place of what has come to be there meanwhile.
+// MoveBack undoes MoveAway. It removes files that were created in between.
 func (t *Token) MoveBack() error {
 	return errors.Join(os.RemoveAll(t.files), os.Rename(t.away(), t.files))
 }
 
 func (t *Token) away() string { return t.files + ".away" }
 
-// Unlock sets the count of wrong PINs back, as the security officer does. The PIN stays. Nobody may
-// be logged in.
+// Unlock resets the count of wrong PINs, as the security officer does. The PIN stays the same.
+// Nobody may be logged in.
 func (t *Token) Unlock(ctx context.Context) error {
 	if t.unlock == nil {
-		return nil // it does not count
+		return nil // it does not count wrong PINs
 	}
 	return t.unlock(ctx)
 }
 
-// Close ends the daemon and removes all that was made.
+// Close stops the daemon and removes everything that the token created.
 func (t *Token) Close() error {
 	var errs []error
 	if t.HasDaemon() {
@@ -194,9 +192,8 @@ func (t *Token) Close() error {
 	return errors.Join(errs...)
 }
 
-// newToken makes the directory of a token, and the token in it with set. What set has
-// begun is undone when it fails. The directory's path is short, because sockets in it
-// must have short names.
+// newToken creates the directory of a token, and the token in it with set. If set fails newToken
+// undoes its work. The path is short, because the paths of sockets in it are limited.
 func newToken(ctx context.Context, t *Token, set func(context.Context, *Token) error) (*Token,
 	error) {
 	dir, err := os.MkdirTemp("", "token-")
@@ -211,7 +208,7 @@ func newToken(ctx context.Context, t *Token, set func(context.Context, *Token) e
 	return t, nil
 }
 
-// path is that of a file of the token.
+// path returns the path of a file of the token.
 func (t *Token) path(name string) string { return filepath.Join(t.dir, name) }
 
 // run starts a daemon of the token and waits until it is ready.

@@ -14,8 +14,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// NewTPM makes a token in a TPM 2.0: tpm2-pkcs11 on a resource manager, tpm2-abrmd, on a
-// TPM in software, swtpm. The daemon is both: killed, the TPM has lost its power.
+// NewTPM creates a token in a TPM 2.0: tpm2-pkcs11 over the resource manager tpm2-abrmd over the
+// software TPM swtpm. The daemon is both processes: when it is killed, the TPM loses its power.
 func NewTPM(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "tpm", Label: label, PIN: "7341-user", Can: Capabilities{
 		KeyTypes: []string{"ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072"},
@@ -25,7 +25,8 @@ func NewTPM(ctx context.Context) (*Token, error) {
 		Unsaid: []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT},
 		Local:  true,
 		WrongPINs: []Answer{
-			{Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_LOCKED},
+			{Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_INCORRECT},
+			{Code: pkcs11.CKR_PIN_INCORRECT}, {Code: pkcs11.CKR_PIN_LOCKED},
 		},
 		Sessions: 1024, Limited: true, Lost: &Loss{Sign: pkcs11.CKR_GENERAL_ERROR,
 			OpenSession: pkcs11.CKR_OK, Initialize: pkcs11.CKR_GENERAL_ERROR},
@@ -60,7 +61,7 @@ func setTPM(ctx context.Context, t *Token) (err error) {
 		"--sopin=9852-officer", "--userpin="+t.PIN)
 }
 
-// runTPM starts the TPM, and the resource manager under that name on the bus.
+// runTPM starts the TPM, and the resource manager with this name on the bus.
 func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 	socket := t.path("tpm")
 	err := t.run(ctx, &daemon{
@@ -85,15 +86,14 @@ func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 	})
 }
 
-// onBus tells whether someone has that name on the bus.
+// onBus reports whether the name is taken on the bus.
 func onBus(ctx context.Context, env []string, name string) bool {
 	return command(ctx, env, "dbus-send", "--session", "--print-reply",
 		"--dest=org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.GetNameOwner", "string:"+name) == nil
 }
 
-// messageBus starts a D-Bus of this process's own, once, and returns its address. It ends
-// with the process and not before: GLib, which the module uses, ends a process whose bus
-// goes away.
+// messageBus starts a D-Bus for this process, once, and returns its address. It lasts as long as
+// the process: GLib, which the module uses, ends a process whose bus closes.
 var messageBus = sync.OnceValues(func() (string, error) {
 	cmd := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address=1",
 		"--address=unix:abstract=hsm-signer-"+rand.Text())
