@@ -43,7 +43,7 @@ func TestEveryRefusalHasItsTest(t *testing.T) {
 	}
 }
 
-// exists tells whether one of the files has the test and, behind a slash, the name of its case.
+// exists reports whether one of the files has the test and, behind a slash, the name of its case.
 func exists(name string, files []string) bool {
 	test, part, _ := strings.Cut(name, "/")
 	for _, text := range files {

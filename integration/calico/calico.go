@@ -3,7 +3,7 @@
 // key-cert-provisioner, which makes the request, hands it in with its pod's own
 // credentials and waits for the certificate.
 //
-// What goes to the API server is what Calico sends, to the byte but for keys
+// What goes to the API server is what Calico sends, to the byte except for keys
 // and signatures. What differs is for the sake of tests: the key is given, since
 // some take a minute to make, and a refusal is an error at once, where
 // the original waits out its timer.
@@ -101,7 +101,7 @@ func (i InitContainer) Run(ctx context.Context,
 	return Wait(ctx, client, request.Name)
 }
 
-// Submit creates the request, in the place of an earlier one of the same name:
+// Submit creates the request, instead of an earlier one of the same name:
 // that one's key was lost with the container that made it.
 func (i InitContainer) Submit(ctx context.Context,
 	client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {

@@ -225,7 +225,7 @@ func TestImpostorsAreDenied(t *testing.T) {
 	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "InvalidRequest",
 		"exactly one block")
 
-	// After all that the daemon goes on.
+	// After all that the daemon continues.
 	requireCertificate(t, p, p.InitContainer(node))
 	requireEvent(t, csr.Name, "InvalidRequest")
 }

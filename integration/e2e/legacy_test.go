@@ -242,7 +242,7 @@ func askUnset(t *testing.T, p testenv.Pod,
 // hsm-signer grants or denies those of Calico's service accounts, and ignores all others.
 func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 	old := before118(t)
-	// so that who asks later is served later
+	// so that later requesters are served later
 	d := old.startReady(t, "UNSET_SIGNER_NAME=accept", "WORKERS=1")
 	strangers := []*certificatesv1beta1.CertificateSigningRequest{old.askAsKubelet(t),
 		old.askAsDefault(t)}

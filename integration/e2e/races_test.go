@@ -34,7 +34,7 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 			for range times {
 				asking := p.InitContainer(node)
 				asking.Key = calico.NewP256Key()
-				made, err := asking.Submit(t.Context(), p.Client) // in the place of the one before
+				made, err := asking.Submit(t.Context(), p.Client) // instead of the one before
 				if err != nil {
 					t.Error(err)
 					return

@@ -13,7 +13,7 @@ import (
 // A Fault handles one call. forward passes the call on to the API server.
 type Fault func(w http.ResponseWriter, r *http.Request, forward http.Handler)
 
-// Answer answers with that HTTP status, in the API server's format, and does not pass the call on.
+// Answer returns that HTTP status, in the API server's format, and does not pass the call on.
 func Answer(code int) Fault {
 	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		w.Header().Set("Content-Type", "application/json")

@@ -2,7 +2,7 @@
 // as hardened as they should be, runs docker-compose.yml, and runs the systemd unit on a machine
 // whose first process is systemd.
 //
-// Where there is no Docker engine nothing of this can be run, and each test says so and what it
+// Where there is no Docker engine nothing of this can be run, and each test reports that and what it
 // would have expected.
 package images_test
 

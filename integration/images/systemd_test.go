@@ -89,7 +89,7 @@ export PKCS11_PIN_FILE=/etc/hsm-signer/pin KUBECONFIG=/etc/hsm-signer/kubeconfig
 `
 
 // The user is one that the unit alone has: what it makes is that user's, and so is what root made
-// for it. Commands that root gives beside it and that only look leave nothing there; what others
+// for it. Commands that root runs and that only look leave nothing there; what others
 // leave is given to the unit.
 func ownsItsState(t *testing.T, m *machine) {
 	const others = "find /var/lib/private/hsm-signer ! -uid $(systemctl show --value --property UID hsm-signer)"

@@ -44,14 +44,14 @@ type Plan struct {
 	Attempts int
 	// Timeout ends one attempt; zero means [calico.Timeout].
 	Timeout time.Duration
-	// Watching is called each time a client's watch has begun; nil: nobody wants to know.
+	// Watching is called each time a client's watch has started, if it is not nil.
 	Watching func()
 	// Ended is called when the client of pods[i] has ended, after its last attempt; nil: nobody
 	// wants to know.
 	Ended func(i int, outcome Outcome, issued bool)
 }
 
-// An Outcome is what became of one pod.
+// An Outcome is the result for one pod.
 type Outcome int
 
 // Every Outcome there is.

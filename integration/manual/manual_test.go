@@ -54,7 +54,7 @@ var (
 	// once its requests are served.
 	looked = []string{"docs/runbook.md", "docs/operate.md"}
 	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
-	// needsMore are the commands that change something, or that need what is not there: hsm-signer
+	// needsMore are the commands that change something, or that need what is missing here: hsm-signer
 	// in a pod, with a lease and an overlay; Calico; a policy's tests.
 	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|test|accept-rollback)( |$)`)
 	// placeholders stand for what is there on that cluster.

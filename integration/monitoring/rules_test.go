@@ -173,7 +173,7 @@ func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
 }
 
 // fires has Prometheus evaluate the alert each minute for two hours, or for a day and two hours
-// when it looks a day back, and tells whether it ever fires.
+// when it looks a day back, and reports whether it ever fires.
 func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	t.Helper()
 	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")

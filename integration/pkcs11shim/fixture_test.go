@@ -117,7 +117,7 @@ func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle
 	return "a key that nobody knows"
 }
 
-// find is the private key with that label; it says so with an error if there is none.
+// find is the private key with that label; it fails the test if there is none.
 func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}

@@ -419,7 +419,7 @@ func TestProcessesShareTheLog(t *testing.T) {
 	}
 }
 
-// A process is killed in the place of the call, or when the module has done it.
+// A process is killed instead of the call, or when the module has done it.
 func TestKill(t *testing.T) {
 	a := newApplication(t)
 	for _, c := range []struct {

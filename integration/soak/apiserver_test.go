@@ -120,7 +120,7 @@ func cutting(ctx context.Context, _ *testing.T, p *faultproxy.Proxy) {
 var storms = []storm{
 	{"30 % of API calls fail (429, 500, 503, 409, reset, answer lost)", under(failing())},
 	{"the watch cut each second", cutting},
-	{"410 Gone to every list and watch that goes on, and the watch cut", expireWatches},
+	{"410 Gone to every continued list and watch, and the watch cut", expireWatches},
 }
 
 func expireWatches(ctx context.Context, t *testing.T, p *faultproxy.Proxy) {

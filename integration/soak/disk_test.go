@@ -183,7 +183,7 @@ func shell(t *testing.T, name string, args ...string) {
 
 // The last line is incomplete, as after a power failure.
 func TestLastLineIsTorn(t *testing.T) {
-	r := begin(t, 13, "the journal's last line torn", "recovers; says so")
+	r := begin(t, 13, "the journal's last line torn", "recovers; reports it")
 	s := shared.signer(t)
 	d := s.startReady(t)
 	c := shared.newBatch(t)
@@ -259,7 +259,7 @@ func next(where string) string {
 // Many refusals on a small disk do not keep hsm-signer from issuing.
 func TestRefusalsOnASmallDisk(t *testing.T) {
 	refusals := of(200, 10_000)
-	r := begin(t, 15, "10,000 refused requests with a small disk (16 MiB)", "issuing goes on")
+	r := begin(t, 15, "10,000 refused requests with a small disk (16 MiB)", "issuing continues")
 	disk := smallDisk(t, "16m")
 	s := shared.signer(t, "STATE_DIR="+filepath.Join(disk, "state"))
 	s.state = filepath.Join(disk, "state")

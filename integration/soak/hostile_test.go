@@ -58,7 +58,7 @@ func spoiled(number int, asking *calico.InitContainer) (*certificatesv1.Certific
 
 // Hostile requests arrive ten times as often as good ones.
 func TestHostilesBesideGoodOnes(t *testing.T) {
-	r := begin(t, 18, "50 hostile requests a second beside 5 good ones, for two minutes",
+	r := begin(t, 18, "50 hostile requests a second and 5 good ones, for two minutes",
 		"every good one issued; p99 reported")
 	s := shared.signer(t)
 	d := s.startReady(t)

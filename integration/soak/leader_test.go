@@ -248,7 +248,7 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 			"%d certificates in the cluster are in no journal; most certificates for one UID %d and %d",
 			begun, unaccounted, unpublished, accounts[0].most(), accounts[1].most())
 	}
-	r.measured("begun by one while the other led %d", begun)
+	r.measured("started by one while the other led %d", begun)
 	r.measured("most certificates for one UID in a journal %d",
 		max(accounts[0].most(), accounts[1].most()))
 	r.measured("UIDs with a certificate in both journals, of which one is published, %d; "+

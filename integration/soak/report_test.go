@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// The files of the report, beside this one.
+// The files of the report, in this directory.
 const (
 	resultsFile = "results.json"
 	reportFile  = "report.md"

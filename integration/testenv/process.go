@@ -23,7 +23,7 @@ const (
 )
 
 // Spawn starts a command that the kernel kills when this process ends in any way, unless the
-// command has SysProcAttr. The channel is closed once the command has exited and was waited for.
+// command has SysProcAttr. The channel is closed once the command has exited and Wait has returned.
 //
 // A goroutine that is locked to its thread starts the command and waits for it. The kernel sends
 // the death signal when the thread that started the child ends, not when the process ends, and the

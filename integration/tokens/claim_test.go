@@ -10,7 +10,7 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// What a token puts in the place of the system's goes with it, also when the process that
+// What a token puts instead of the system's goes with it, also when the process that
 // put it there was killed.
 func TestReplacedFilesComeBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "configuration")

@@ -29,7 +29,7 @@ import (
 // every token; otherwise some befall SoftHSM alone.
 const faultsVariable = "FAULTS"
 
-// patient is the longest wait for a call where no call hangs for good: longer than any call takes
+// patient is the longest wait for a call where no call hangs permanently: longer than any call takes
 // on a busy machine. Only a call that is to be given up needs a short one.
 const patient = time.Minute
 
@@ -186,7 +186,7 @@ func nameOf(code uint) string {
 		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
-// everyRung is a code that comes once: no request fails for it, but for those that mean that the
+// everyRung is a code that comes once: no request fails for it, except for those that mean that the
 // token does not want what it was asked, whose next turn succeeds.
 func everyRung(tr *trial) {
 	for _, rung := range ladder {
@@ -271,7 +271,7 @@ func keySwapped(tr *trial) {
 			"other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
 }
 
-// keyAway is a key that is not there for a while, to which a module that lists its keys when it is
+// keyAway is a key that is missing for a while, to which a module that lists its keys when it is
 // initialised is blind for longer.
 func keyAway(tr *trial) {
 	tr.befall("the key missing until the module is initialised again", func() error {
@@ -357,14 +357,14 @@ func daemonGone(tr *trial) {
 			must.OK(tr.t, fault.begin())
 		}
 		var rules []pkcs11shim.Rule
-		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only who begins anew misses its daemon
+		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only a new process misses its daemon
 			rules = []pkcs11shim.Rule{lost}
 		}
 		tr.befall(fault.name, fault.heal, rules...)
 	}
 }
 
-// filesGone is a token whose files are taken away and come back, while it is connected to anew.
+// filesGone is a token whose files are taken away and come back, while hsm connects to it again.
 func filesGone(tr *trial) {
 	before := tr.key.Load().Stats().Connections
 	must.OK(tr.t, tr.token.MoveAway())
@@ -446,7 +446,7 @@ func (tr *trial) refused() error {
 
 // pinChanged is a PIN that is changed on the token while the key is in use: what is logged in goes
 // on. After a fault that costs the login the old PIN is tried once, and the new one when the source
-// has it, with a module that was initialised anew: some go by the old one until then.
+// has it, with a module that was initialised again: some go by the old one until then.
 func (tr *trial) pinChanged() {
 	const fault, fresh = "PIN changed on the token, login lost, then changed in its source", "86420864"
 	must.OK(tr.t, tr.key.Load().Ready(tr.t.Context()))

@@ -14,7 +14,7 @@ import (
 )
 
 // Each test signature is announced before it is made, and what may not be announced is not made:
-// then the key is at hand, and signs nothing.
+// then the token holds the key, and signs nothing.
 func TestTestSignaturesAreAnnounced(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		public := generateRSA(t, token, "ca")

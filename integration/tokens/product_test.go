@@ -42,7 +42,7 @@ func calls(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 }
 
 // The ceremony makes a key of each type that the token has; it signs, and cannot leave. Where the
-// token takes no word on decrypting, the key may decrypt too, and the ceremony says so.
+// token takes no word on decrypting, the key may decrypt too, and the ceremony reports it.
 func TestCeremony(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		for _, keyType := range token.Can.KeyTypes {
@@ -78,7 +78,7 @@ func TestCeremony(t *testing.T) {
 	})
 }
 
-// A token that has no such keys says so, and what it made of one all the same.
+// A token that has no such keys reports that, and what it made of one anyway.
 func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		for keyType := range token.Can.Refuses {

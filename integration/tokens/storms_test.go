@@ -35,7 +35,7 @@ func attemptsWithin(begun time.Time) int {
 	return 2 + int(math.Log2(1+time.Since(begun).Seconds()/0.5))
 }
 
-// ask has so many callers ask again and again until stop says so.
+// ask has so many callers ask again and again until stop returns true.
 func (tr *trial) ask(callers int, stop func() bool) {
 	tr.t.Helper()
 	ctx, cancel := context.WithCancel(tr.t.Context())
@@ -222,8 +222,8 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	}
 }
 
-// Where the slot is named no other is asked, which may be out of order; and one that is not there
-// is told of with those that are.
+// Where the slot is named no other is asked, which may be broken; and one that is missing
+// is reported with those that exist.
 func TestNamedSlotAloneIsAsked(t *testing.T) {
 	// it has a slot without a token too
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})

@@ -90,7 +90,7 @@ type Loss struct {
 	// C_SignInit, or else C_Sign, on a session that was open; CKR_OK: the daemon is not needed
 	Sign        uint
 	OpenSession uint
-	Initialize  uint // C_Initialize while the daemon is not there
+	Initialize  uint // C_Initialize without the daemon
 }
 
 // A Kind is a kind of token with its constructor.

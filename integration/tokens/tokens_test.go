@@ -17,7 +17,7 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// pinFlags are the flags that tell of wrong PINs.
+// pinFlags are the flags that report wrong PINs.
 const pinFlags = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY | pkcs11.CKF_USER_PIN_LOCKED
 
 // keyTypes are those that every token is asked for; RSA-8192 takes minutes where it is made.

@@ -154,7 +154,7 @@ func (tr *trial) befallAtStart(fault string, heal func() error, rules ...pkcs11s
 	return tr.measure(fault, heal)
 }
 
-// measure lets requests come in and puts down what came of them.
+// measure lets requests come in and records their results.
 func (tr *trial) measure(fault string, heal func() error) outcome {
 	tr.t.Helper()
 	tr.restarted = false
@@ -168,14 +168,14 @@ func (tr *trial) measure(fault string, heal func() error) outcome {
 	return o
 }
 
-// ownFaults is how many calls failed beside those that were made to: some tokens have faults of
-// their own under load.
+// ownFaults is how many calls failed in addition to those that were made to: some tokens have
+// faults of their own under load.
 func (tr *trial) ownFaults(made int) int {
 	calls := tr.calls()
 	return len(calls) - len(calls.With(pkcs11.CKR_OK)) - made
 }
 
-// An outcome is what came of the requests that met a fault.
+// An outcome is the result of the requests that met a fault.
 type outcome struct {
 	requests, attempts, logins, lost, wrong int // attempts of the slowest
 	restarted                               bool
@@ -257,7 +257,7 @@ func verifies(public crypto.PublicKey, digest, signature []byte) bool {
 	return false
 }
 
-// changePIN sets another PIN in a session beside the product's. Of most modules there is one in a
+// changePIN sets another PIN in a session next to the product's. Of most modules there is one in a
 // process, which the product has initialised and logged in to; p11-kit's each have another for each
 // who loads them.
 func changePIN(t *testing.T, token *tokens.Token, fresh string) {

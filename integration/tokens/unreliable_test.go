@@ -24,7 +24,7 @@ func passing() []pkcs11shim.Rule {
 	return append(rules, pkcs11shim.CloseSessions(pkcs11shim.Any))
 }
 
-// A token that was away, and in which the first call after each wait fails, is found again: one
+// A token that was missing, and in which the first call after each wait fails, is found again: one
 // fault does not end an attempt to connect.
 func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 	tr := aTrial(t, patient)

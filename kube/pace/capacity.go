@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// The unit of work is a send: one event to one client. An API server with 100 to 300 watches bears
-// about 20,000 a second on two cores that it shares with etcd and the clients.
+// The unit of work is a send: one event to one client. An API server with 100 to 300 watches
+// sustains about 20,000 a second on two cores that it shares with etcd and the clients.
 const (
 	firstSends = 8_000                 // a second, to begin with
 	mostSends  = 128_000               // a second

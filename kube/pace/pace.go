@@ -133,7 +133,7 @@ func (p *Pacer[K]) Admit(key K) bool {
 }
 
 // Watched notes whether a client watches for the answer to the request, and how long the API server
-// took to say so. It reports whether the request may still be answered now; see [Pacer.Admit].
+// took to report that. It reports whether the request may still be answered now; see [Pacer.Admit].
 func (p *Pacer[K]) Watched(key K, by bool, took time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -453,7 +453,7 @@ func next(digit byte) byte {
 }
 
 // For a key of small order a signature is found without any private key, which Go's verification takes;
-// so it proves nothing of who asks.
+// so it proves nothing about the requester.
 func TestEd25519KeysOfSmallOrderAreRefused(t *testing.T) {
 	ed := tlv(sequenceOf, tlv(oid, unhex("2b6570")))
 	for _, text := range smallOrder {

@@ -114,7 +114,7 @@ func readExtensionRequest(a attribute, r *Request, found *faults) {
 	}
 }
 
-// readExtension looks at one extension. Only the names go on from here; the
+// readExtension checks one extension. Only the names go on from here; the
 // others are hints that must at least be harmless.
 func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 	switch oid {
@@ -136,7 +136,7 @@ func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 }
 
 // checkBasicConstraints knows the two ways in which clients write CA:FALSE: left
-// out, as DER has it, and said outright.
+// out, as DER has it, and explicit.
 func checkBasicConstraints(der []byte, found *faults) {
 	leftOut, saidOutright := []byte{0x30, 0x00}, []byte{0x30, 0x03, 0x01, 0x01, 0x00}
 	if !bytes.Equal(der, leftOut) && !bytes.Equal(der, saidOutright) {

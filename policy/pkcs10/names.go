@@ -46,7 +46,7 @@ func readNames(der []byte, r *Request, found *faults) {
 	}
 }
 
-// repeats tells whether any of the values is there twice.
+// repeats reports whether any of the values is there twice.
 func repeats[T comparable](values []T) bool {
 	seen := make(map[T]bool, len(values))
 	for _, value := range values {

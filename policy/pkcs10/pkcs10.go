@@ -27,7 +27,7 @@ import (
 	"unicode/utf8"
 )
 
-// Limits on what is looked at. They come before the loops that they bound.
+// Limits on what is read. They come before the loops that they bound.
 const (
 	MaxPEM        = 16 << 10 // bytes of PEM; an RSA-8192 request with 100 names fits twice
 	MaxNames      = 100      // subject alternative names
@@ -66,7 +66,7 @@ func (f *faults) add(field, format string, args ...any) bool {
 	return false
 }
 
-// Parse reads one PEM-encoded request. It answers nil when what is there cannot
+// Parse reads one PEM-encoded request. It returns nil if what is there cannot
 // be read as a request at all, and then with at least one fault.
 func Parse(text []byte) (*Request, []Fault) {
 	var found faults
@@ -94,9 +94,9 @@ func Parse(text []byte) (*Request, []Fault) {
 	return r, found
 }
 
-// decodePEM returns the DER of the only block in text. The block must be just what RFC 7468, section 3,
-// calls strict, but for the length of its lines: no headers, nothing behind it, and base64 of which every
-// bit is the DER's. Text may stand before it; see [checkPreface].
+// decodePEM returns the DER of the only block in text. The block must be just what RFC 7468,
+// section 3, calls strict, except for the length of its lines: no headers, nothing behind it, and
+// base64 of which every bit is the DER's. Text may stand before it; see [checkPreface].
 func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	const field = "request"
 	const begin, end = "-----BEGIN " + pemType + "-----", "-----END " + pemType + "-----"
@@ -124,9 +124,10 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	return der, true
 }
 
-// checkPreface returns what is wrong with the text before the PEM block, or nothing. RFC 7468, section 5.2, allows
-// such text, GnuTLS writes it, and the API server accepts it. Nothing reads it, so it changes nothing. But every
-// reader of PEM must find the same block: the text holds no boundary of another one, and the block begins a line.
+// checkPreface returns what is wrong with the text before the PEM block, or nothing. RFC 7468,
+// section 5.2, allows such text, GnuTLS writes it, and the API server accepts it. Nothing reads it,
+// so it changes nothing. But every reader of PEM must find the same block: the text holds no
+// boundary of another one, and the block begins a line.
 func checkPreface(text []byte) string {
 	isControl := func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' }
 	switch {
@@ -182,7 +183,7 @@ func checkSignature(csr *x509.CertificateRequest, found *faults) {
 	}
 }
 
-// wholeBytes tells whether the outer signature fills the last byte of its BIT STRING, which
+// wholeBytes reports whether the outer signature fills the last byte of its BIT STRING, which
 // encoding/asn1 would shift to its place otherwise.
 func wholeBytes(der []byte) bool {
 	var bits asn1.BitString

@@ -262,7 +262,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// requireCheap bounds what reading the request allocates by its length: no part of it is looked at
+// requireCheap bounds what reading the request allocates by its length: no part of it is read
 // more than a few times, whatever it is made of.
 func requireCheap(t *testing.T, der []byte) {
 	t.Helper()

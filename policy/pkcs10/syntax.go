@@ -43,7 +43,7 @@ func CheckDNSName(name string) string {
 	return ""
 }
 
-// CheckPresentedDNSName is [CheckDNSName], and also takes a wildcard in the place of the whole
+// CheckPresentedDNSName is [CheckDNSName], and also takes a wildcard instead of the whole
 // first label, over at least two labels more (RFC 9525, section 6.3).
 func CheckPresentedDNSName(name string) string {
 	rest, wildcard := strings.CutPrefix(name, "*.")

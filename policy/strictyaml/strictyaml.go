@@ -18,7 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Why a text is refused, beside [Mistakes].
+// Why a text is refused, in addition to [Mistakes].
 var (
 	ErrEmpty     = errors.New("it is empty")
 	ErrDocuments = errors.New("it holds more than one YAML document; write one")

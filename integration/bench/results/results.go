@@ -1,6 +1,6 @@
 // Package results keeps the figures of benchmarks in one JSON file.
 //
-// Duty: turn what was measured into figures, and write them beside those of earlier runs.
+// Duty: turn what was measured into figures, and add them to those of earlier runs.
 //
 // Contract: the file is an object with one line for each key, sorted. A run replaces the keys that
 // it measured and no other, so a part of the benchmarks can be run alone.

@@ -1,5 +1,5 @@
-// Command compose is what docker-compose.yml needs beside hsm-signer: it makes the secrets of the
-// API server, gives hsm-signer its rights there, and is the pods that ask.
+// Command compose is what docker-compose.yml needs in addition to hsm-signer: it makes the secrets
+// of the API server, gives hsm-signer its rights there, and is the pods that ask.
 //
 //	compose secrets DIR                     make what the API server is started with
 //	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's kubeconfig

@@ -1,19 +1,19 @@
 // Package debian knows RSA keys of Debian's faulty generator (CVE-2008-0166).
 //
-// Duty: tell whether a modulus is one of those that the openssl command of Debian and of what descends
-// from it (OpenSSL 0.9.8c-1 to 0.9.8g-8, September 2006 to May 2008) could make: its random numbers
-// depended on little more than the process id.
+// Duty: report whether a modulus is one of those that the openssl command of Debian and of what
+// descends from it (OpenSSL 0.9.8c-1 to 0.9.8g-8, September 2006 to May 2008) could make: its
+// random numbers depended on little more than the process id.
 //
 // Known are the keys of 2048 bits that "openssl genrsa" and "openssl req" made,
 //   - in every process from 0 to 32767,
 //   - on amd64 and i386,
-//   - when the file ~/.rnd was there (rnd), could not be read (noreadrnd), or was not there (nornd).
-//     Debian 4.0, with 0.9.8c, took a file that was not there for one that it could not read.
+//   - when the file ~/.rnd was there (rnd), could not be read (noreadrnd), or did not exist (nornd).
+//     Debian 4.0, with 0.9.8c, took a missing file for one that it could not read.
 //
 // Not known are ECDSA keys; RSA keys of other sizes, of other machines (those of powerpc, hppa and
-// sparc the generator can make), of higher process ids and of the option -rand; and those of programs
-// that drew random numbers before, or in other portions. ssh-keygen is one of them, but its keys had
-// the public exponent 35.
+// sparc the generator can make), of higher process ids and of the option -rand; and those of
+// programs that drew random numbers before, or in other portions. ssh-keygen is one of them, but
+// its keys had the public exponent 35.
 //
 // Contract: [Weak] does no I/O, and looks into the lists where they lie in the program. It never
 // fails to name a known key. It names another one with a probability of less than 2^-46: there are
@@ -59,14 +59,14 @@ var lists = []struct{ variant, prints string }{
 // FingerprintSize is the length of a fingerprint in bytes.
 const FingerprintSize = 8
 
-// Fingerprint is what a list holds of a modulus: the beginning of the SHA-256 of its bytes, of which
-// the most significant one comes first and is not zero.
+// Fingerprint is what a list holds of a modulus: the beginning of the SHA-256 of its bytes, of
+// which the most significant one comes first and is not zero.
 func Fingerprint(modulus *big.Int) string {
 	sum := sha256.Sum256(modulus.Bytes())
 	return string(sum[:FingerprintSize])
 }
 
-// Weak tells whether a modulus is a known one of the faulty generator.
+// Weak reports whether a modulus is a known one of the faulty generator.
 func Weak(modulus *big.Int) bool {
 	wanted := Fingerprint(modulus)
 	for _, list := range lists {

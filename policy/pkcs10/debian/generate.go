@@ -4,8 +4,9 @@
 //
 //	go run generate.go rsa2048-amd64-nornd ...
 //
-// One of RSA-2048 takes about half an hour of one processor. What is done is kept beside the list, in
-// a file that ends in .part, in the order of the processes; if that is there, generate goes on with it.
+// One of RSA-2048 takes about half an hour of one processor. What is done is kept next to the list,
+// in a file that ends in .part, in the order of the processes; if that exists, generate continues
+// with it.
 package main
 
 import (
@@ -87,7 +88,8 @@ func collect(v generator.Variant, bits int, part string) error {
 	for process := done; process < generator.Processes; process++ {
 		p, q := v.Primes(process, bits)
 		entry := []byte(debian.Fingerprint(new(big.Int).Mul(p, q)))
-		// At its place, so that one that was half written when generate was stopped is written again.
+		// At its place, so that one that was half written when generate was stopped is written
+		// again.
 		if _, err := file.WriteAt(entry, int64(process*debian.FingerprintSize)); err != nil {
 			return err
 		}

@@ -21,7 +21,7 @@ import (
 // because others list it.
 const Processes = 1 << 15
 
-// A Variant is what a faulty key depends on beside the process id and its own size.
+// A Variant is what a faulty key depends on in addition to the process id and its own size.
 type Variant struct {
 	Name    string
 	machine machine
@@ -52,8 +52,8 @@ var seeds = []struct {
 	name string
 	seed func(*random)
 }{
-	{"noreadrnd", func(r *random) { r.add(r.machine.stat); r.poll() }}, // cannot be read; with 0.9.8c also: is not there
-	{"nornd", func(r *random) { r.poll() }},                            // is not there
+	{"noreadrnd", func(r *random) { r.add(r.machine.stat); r.poll() }}, // unreadable; with 0.9.8c also missing
+	{"nornd", func(r *random) { r.poll() }},                            // is missing
 	{"rnd", func(r *random) { r.add(r.machine.stat); r.add(randomFile) }},
 }
 

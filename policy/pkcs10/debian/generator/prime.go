@@ -87,7 +87,7 @@ func (s *search) candidate() *big.Int {
 	return n.Add(n, new(big.Int).SetUint64(up))
 }
 
-// divided tells whether a small prime divides the number up above the one that was drawn, or its
+// divided reports whether a small prime divides the number up above the one that was drawn, or its
 // predecessor.
 func (s *search) divided(up uint64) bool {
 	for i, p := range smallPrimes() {

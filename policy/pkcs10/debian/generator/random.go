@@ -115,7 +115,7 @@ func (r *random) appendCounts(draws, blocks uint64) {
 	}
 }
 
-// mix puts bytes into the pool, as a circle of filled bytes, and returns where it goes on.
+// mix puts bytes into the pool, as a circle of filled bytes, and returns where it continues.
 func (r *random) mix(bytes []byte, at, filled int) int {
 	for _, b := range bytes {
 		r.pool[at] ^= b
