@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A Budget bounds how many certificates are issued in an hour, so that nobody spends the HSM of all.
-// It is counted by request: looking at one again costs nothing.
+// A Budget bounds how many certificates are issued in an hour, so that nobody spends the HSM of
+// all. It is counted by request: looking at one again costs nothing.
 type Budget struct {
 	Total     int // for all together
 	Namespace int // for one namespace
@@ -37,7 +37,8 @@ var defaultBudget = Budget{Total: 40_000, Share: 50, Pod: 20}
 const (
 	// defaultNamespace is what one namespace may have, in percent of the total.
 	defaultNamespace = 80
-	// defaultReserve is what the rules without a reserve of their own share as one, in percent of the total.
+	// defaultReserve is what the rules without a reserve of their own share as one, in percent of
+	// the total.
 	defaultReserve = 10
 )
 
@@ -150,7 +151,7 @@ func (b *Budget) compileRules(rules []rule, texts []fileRule, found *problems) {
 	}
 }
 
-// most returns how many certificates those of whom the rule speaks may have together, and false where
+// most returns how many certificates the rule's requesters may have together, and false where
 // that is not bounded.
 func (f from) most(b Budget) (int, bool) {
 	wild := slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.Namespace == "*" || a.Name == "*" })

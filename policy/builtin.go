@@ -45,7 +45,7 @@ func BuiltIn(name string) ([]byte, bool) {
 
 // BuiltInNames lists the built-in policies: "calico" for the open-source components and
 // "calico-enterprise" for all, on clusters whose tokens name their pod (Kubernetes 1.22 and later);
-// "calico-legacy" for the open-source components on older clusters. Enterprise is
-// apart since it speaks of namespaces that open-source clusters do not have: who could make one of
-// those would be given its names ([Policy.Namespaces] lists them).
+// "calico-legacy" for the open-source components on older clusters. Enterprise is apart since it
+// names namespaces that open-source clusters do not have: anyone who could make one of those would
+// be given its names ([Policy.Namespaces] lists them).
 func BuiltInNames() []string { return []string{"calico", "calico-enterprise", "calico-legacy"} }

@@ -47,7 +47,8 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 	return rules, budget
 }
 
-// compileReserved returns the groups that no kept subject may hold, beside the built-in ones.
+// compileReserved returns the groups that no kept subject may hold, in addition to the built-in
+// ones.
 func compileReserved(groups []line[string], found *problems) []string {
 	var all []string
 	for _, group := range groups {
@@ -107,7 +108,8 @@ type compiler struct {
 	found *problems
 }
 
-// wrong notes a mistake in a field of the rule; at 0, it stands where the rule has its name, or begins.
+// wrong notes a mistake in a field of the rule; at 0, it stands where the rule has its name, or
+// begins.
 func (c *compiler) wrong(at int, field, format string, args ...any) {
 	detail := field + ": " + fmt.Sprintf(format, args...)
 	if at > 0 && c.found.repeats(at, detail) {
@@ -279,7 +281,7 @@ func compileWords[T ~string](c *compiler, field string, texts []line[string], kn
 	return words
 }
 
-// compileLifetimes returns the longest lifetime, and the one for who asks for none.
+// compileLifetimes returns the longest lifetime, and the one for requests without one.
 func (c *compiler) compileLifetimes() (most, byDefault time.Duration) {
 	most = min(c.MaxLifetime, c.compileLifetime("grant.maxLifetime", c.Grant.MaxLifetime, c.MaxLifetime))
 	byDefault = c.compileLifetime("grant.defaultLifetime", c.Grant.DefaultLifetime, most)

@@ -17,7 +17,7 @@ import (
 type condition struct {
 	text     string
 	message  string
-	constant bool // it looks at nothing
+	constant bool // it depends on nothing
 	program  cel.Program
 }
 

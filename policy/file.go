@@ -129,7 +129,7 @@ func (p *problems) add(at int, format string, args ...any) {
 	p.all = append(p.all, message)
 }
 
-// repeats tells whether the same was noted of the same line before.
+// repeats reports whether the same was noted of the same line before.
 func (p *problems) repeats(at int, detail string) bool {
 	key := fmt.Sprint(at, detail)
 	before := p.seen[key]
@@ -155,8 +155,9 @@ func (m Mistakes) Error() string {
 	return fmt.Sprintf("the policy has %d mistake(s):\n  %s", len(m), strings.Join(m, "\n  "))
 }
 
-// checkValues finds keys and entries without a value, and empty lists: what was emptied by mistake must not be taken
-// for what was never said. Where users are emptied, a rule would speak of all in its groups.
+// checkValues finds keys and entries without a value, and empty lists: what was emptied by mistake
+// must not be taken for what was never said. Where users are emptied, a rule would apply to all in
+// its groups.
 func (p *problems) checkValues(node *yaml.Node) {
 	inMapping := node.Kind == yaml.MappingNode
 	for i, child := range node.Content {
@@ -211,8 +212,8 @@ func (f *file) findRules(tree *yaml.Node) {
 	}
 }
 
-// decode decodes the text into the file and collects every mistake. An error says that the text cannot
-// be decoded at all.
+// decode decodes the text into the file and collects every mistake. An error says that the text
+// cannot be decoded at all.
 func (p *problems) decode(text []byte, into *file) error {
 	err := strictyaml.Decode(text, into)
 	var mistakes strictyaml.Mistakes

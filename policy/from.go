@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// from says whom a rule speaks of: anyone in one of the accounts or users, or anyone at
-// all where the rule names groups alone; and in one of the groups where it names any, and with one
-// of the values of each extra.
+// from says to which requesters a rule applies: anyone in one of the accounts or users, or anyone
+// at all where the rule names groups alone; and in one of the groups where it names any, and with
+// one of the values of each extra.
 type from struct {
 	accounts []ServiceAccount // "*" stands for any namespace, or for any name
 	users    []string         // a "*" at the end stands for any ending
@@ -50,12 +50,12 @@ func (f from) extraAppliesTo(r *Request) bool {
 	return true
 }
 
-// anyOf tells whether any of the wanted values is there.
+// anyOf reports whether any of the wanted values is there.
 func anyOf(wanted, there []string) bool {
 	return slices.ContainsFunc(wanted, func(w string) bool { return slices.Contains(there, w) })
 }
 
-// matches tells whether a, in which "*" stands for any, names the account.
+// matches reports whether a, in which "*" stands for any, names the account.
 func (a ServiceAccount) matches(account ServiceAccount) bool {
 	return (a.Namespace == "*" || a.Namespace == account.Namespace) && (a.Name == "*" || a.Name == account.Name)
 }
@@ -65,7 +65,7 @@ func matchesUser(want, username string) bool {
 	return want == username || open && strings.HasPrefix(username, prefix)
 }
 
-// describe lists whom the rule speaks of.
+// describe lists the rule's requesters.
 func (f from) describe() []string {
 	all := slices.Concat(texts(f.accounts), f.users)
 	for _, group := range f.groups {

@@ -86,8 +86,8 @@ func (g *Grant) InForce() error {
 	return nil
 }
 
-// CheckKey makes the expensive checks of the requester's key, and returns a refusal if one fails. Make
-// them only when there is room in the budget: they cost up to a hundred signatures.
+// CheckKey makes the expensive checks of the requester's key, and returns a refusal if one fails.
+// Make them only when there is room in the budget: they cost up to a hundred signatures.
 func (g *Grant) CheckKey() *Refusal {
 	fault, weak := pkcs10.CheckKey(g.publicKey)
 	if !weak {
@@ -117,7 +117,7 @@ func (g *Grant) Rule() string { return g.rule }
 // PolicyHash is the [Policy.Hash] of the policy that grants.
 func (g *Grant) PolicyHash() string { return g.redemption.policy.hash }
 
-// Budget is the one of the policy that grants.
+// Budget is that of the policy that grants.
 func (g *Grant) Budget() Budget { return g.redemption.policy.budget }
 
 // Spender is who the certificate is counted for.

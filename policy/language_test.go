@@ -44,7 +44,7 @@ func TestLanguage(t *testing.T) {
 	}
 	for _, c := range []struct {
 		namespace, account, name string
-		ip                       string // beside the pod's own
+		ip                       string // in addition to the pod's own
 		granted                  bool
 	}{
 		{"a", "web", "x.web.example.com", "", true},

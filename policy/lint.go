@@ -49,7 +49,8 @@ type impossible struct {
 	key   pkcs10.KeyType
 }
 
-// unservable lists the combinations of extended key usage and key that the rule's key usages rule out.
+// unservable lists the combinations of extended key usage and key that the rule's key usages rule
+// out.
 func (u *rule) unservable() []impossible {
 	var all []impossible
 	for _, key := range u.keys {
@@ -97,20 +98,21 @@ func (c *compiler) checkUsers(u *rule) {
 	}
 }
 
-// mayBeServiceAccounts tells whether a service account could be among those whom a rule speaks of.
+// mayBeServiceAccounts reports whether a service account could be among a rule's requesters.
 func (f from) mayBeServiceAccounts() bool {
 	return len(f.accounts) > 0 || len(f.users) == 0 || slices.ContainsFunc(f.users, mayBeServiceAccount)
 }
 
-// mayBeServiceAccount tells whether an entry of users matches any service account.
+// mayBeServiceAccount reports whether an entry of users matches any service account.
 func mayBeServiceAccount(user string) bool {
 	prefix, open := strings.CutSuffix(user, "*")
 	return strings.HasPrefix(user, serviceAccountPrefix) || open && strings.HasPrefix(serviceAccountPrefix, prefix)
 }
 
-// anyInGroups tells whether anybody whom the accounts and users of a rule name could be in one of its groups. The
-// API server puts every service account into three groups and others into none of these but the first:
-// system:authenticated, system:serviceaccounts and system:serviceaccounts:NAMESPACE.
+// anyInGroups reports whether anybody whom the accounts and users of a rule name could be in one of
+// its groups. The API server puts every service account into three groups and others into none of
+// these but the first: system:authenticated, system:serviceaccounts and
+// system:serviceaccounts:NAMESPACE.
 func (f from) anyInGroups() bool {
 	if len(f.groups) == 0 || len(f.accounts)+len(f.users) == 0 {
 		return true
@@ -212,15 +214,15 @@ func (u *rule) warnOfNames() (all []string) {
 	return all
 }
 
-// manyNamespaces tells whether a rule speaks of service accounts in more than one namespace.
+// manyNamespaces reports whether a rule names service accounts in more than one namespace.
 func (f from) manyNamespaces() bool {
 	return len(f.accounts) == 0 || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {
 		return a.Namespace == "*" || a.Namespace != f.accounts[0].Namespace
 	})
 }
 
-// Namespaces are those of the service accounts that rules write out, each with the names of its rules. Whoever may make
-// one that is not there gets what those rules grant.
+// Namespaces are those of the service accounts that rules write out, each with the names of its
+// rules. Whoever may make a missing one gets what those rules grant.
 func (p *Policy) Namespaces() map[string][]string {
 	rules := map[string][]string{}
 	for _, r := range p.rules {
@@ -254,7 +256,7 @@ func (f from) namespaces() []string {
 	return slices.Compact(all)
 }
 
-// anyone returns what in a rule speaks of everybody, or of every service account, or nothing.
+// anyone returns what in a rule applies to everybody, or of every service account, or nothing.
 func (f from) anyone() string {
 	if len(f.groups) > 0 && !slices.ContainsFunc(f.groups, everybodysGroup) || len(f.extra) > 0 {
 		return ""
@@ -273,7 +275,7 @@ func (f from) anyone() string {
 	return ""
 }
 
-// everybodysGroup tells whether everybody, or every service account, is in the group.
+// everybodysGroup reports whether everybody, or every service account, is in the group.
 func everybodysGroup(group string) bool {
 	return slices.Contains([]string{"system:authenticated", "system:unauthenticated", allAccountsGroup}, group)
 }
@@ -293,7 +295,7 @@ func (u *rule) anyName(clusterDomain string) string {
 	return ""
 }
 
-// wide tells whether a pattern leaves hardly a label fixed, or none but those of all services.
+// wide reports whether a pattern leaves hardly a label fixed, or none but those of all services.
 func (p pattern) wide(clusterDomain string) bool {
 	var fixed []string
 	for label := range strings.SplitSeq(string(p), ".") {

@@ -11,11 +11,11 @@ import (
 
 // A nameSource is an entry of a rule's list of names.
 type nameSource interface {
-	// allows tells whether the requester may have the name.
+	// allows reports whether the requester may have the name.
 	allows(name string, requester ServiceAccount) bool
 	// describe lists the names, for an operator.
 	describe(requester ServiceAccount) []string
-	// derives tells whether the names depend on the requester, and so may be shown to it.
+	// derives reports whether the names depend on the requester, and so may be shown to it.
 	derives() bool
 }
 
@@ -58,9 +58,9 @@ const (
 )
 
 // checkText says what is wrong with a text, of which check knows the syntax. A placeholder fills
-// all between two separators, so that no value of it reaches into another's: in a URI, where the name of a
-// service account may have dots, between two slashes; and there it stands in the path, not in the host,
-// which is a DNS name.
+// all between two separators, so that no value of it reaches into another's: in a URI, where the
+// name of a service account may have dots, between two slashes; and there it stands in the path,
+// not in the host, which is a DNS name.
 func checkText(t text, check func(string) string) string {
 	separators, plain := "./@", string(t)
 	if _, rest, isURI := strings.Cut(plain, "://"); isURI {
@@ -130,13 +130,13 @@ func (p pattern) allows(name string, _ ServiceAccount) bool {
 	return slices.EqualFunc(want, labels, func(w, label string) bool { return w == "*" || w == label })
 }
 
-// isReserved tells whether a name is one that must be written out: the API server's own (the
+// isReserved reports whether a name is one that must be written out: the API server's own (the
 // service kubernetes in the namespace default), a wildcard over it, and this host's.
 func isReserved(name string) bool {
 	return isAPIServers(name) || name == "localhost" || strings.HasSuffix(name, ".localhost") || name == "localhost.localdomain" // RFC 6761, section 6.3
 }
 
-// isAPIServers tells whether a name is the API server's own, or a wildcard over it.
+// isAPIServers reports whether a name is the API server's own, or a wildcard over it.
 func isAPIServers(name string) bool {
 	if rest, wildcard := strings.CutPrefix(name, "*."); wildcard {
 		name = "kubernetes." + rest
@@ -179,8 +179,8 @@ func describeAll(sources []nameSource, requester ServiceAccount) []string {
 	return all
 }
 
-// ownNames says, for the requester, which names are derived from itself, and nothing when there are none.
-// What else the rule allows is not for it to read.
+// ownNames says, for the requester, which names are derived from itself, and nothing when there are
+// none. What else the rule allows is not for it to read.
 func ownNames(sources []nameSource, requester ServiceAccount) string {
 	const most = 8
 	own := describeAll(slices.DeleteFunc(slices.Clone(sources), func(s nameSource) bool { return !s.derives() }), requester)
@@ -202,19 +202,19 @@ type addresses struct {
 	forbidden []netip.Addr // known to be something else's, and so no pod's
 }
 
-// allow tells whether the rule itself names the address. Special ones it must name outright.
+// allow reports whether the rule itself names the address. It must name special ones explicitly.
 func (a addresses) allow(ip netip.Addr) bool {
 	return slices.Contains(a.literals, ip) ||
 		!a.isForbidden(ip) && !isForFutureUse(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// isForbidden reports whether no pod may have the address: a special one, or one that is known to be
-// something else's.
+// isForbidden reports whether no pod may have the address: a special one, or one that is known to
+// be something else's.
 func (a addresses) isForbidden(ip netip.Addr) bool {
 	return isSpecial(ip) || slices.Contains(a.forbidden, ip)
 }
 
-// any tells whether there is any address that could be allowed.
+// any reports whether there is any address that could be allowed.
 func (a addresses) any() bool { return a.pod || len(a.literals)+len(a.patterns) > 0 }
 
 func (a addresses) describe(pod *Pod) []string {
@@ -243,12 +243,12 @@ func isSpecial(ip netip.Addr) bool {
 
 var special = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "255.255.255.255/32",
 	"::/128", "::1/128", "fe80::/10", "ff00::/8", // RFC 6890, RFC 4291
-	// Metadata and credential services: Alibaba, Azure; AWS (all of its local services), Google, Linode,
-	// Oracle (169.254.0.0/16 within IPv6), Scaleway.
+	// Metadata and credential services: Alibaba, Azure; AWS (all of its local services), Google,
+	// Linode, Oracle (169.254.0.0/16 within IPv6), Scaleway.
 	"100.100.100.200/32", "168.63.129.16/32",
 	"fd00:ec2::/32", "fd20:ce::254/128", "fd00:a9fe:a9fe::1/128", "fd00:c1::a9fe:0/112", "fd00:42::42/128",
-	// IPv4 within IPv6: compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052, RFC 8215),
-	// Teredo (RFC 4380), 6to4 (RFC 3056).
+	// IPv4 within IPv6: compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052,
+	// RFC 8215), Teredo (RFC 4380), 6to4 (RFC 3056).
 	"::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
 
 // isISATAP reports whether the interface identifier holds an IPv4 address, under whatever prefix
@@ -258,12 +258,13 @@ func isISATAP(ip netip.Addr) bool {
 	return ip.Is6() && b[8]&^0x02 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
 }
 
-// isForFutureUse tells whether an address is of those that were reserved, and that some clouds give to pods all the same.
+// isForFutureUse reports whether an address is of those that were reserved, and that some clouds
+// give to pods anyway.
 func isForFutureUse(ip netip.Addr) bool { return within(futureUse, netip.PrefixFrom(ip, ip.BitLen())) }
 
 var futureUse = prefixes("240.0.0.0/4") // RFC 1112, section 4
 
-// within tells whether one of the prefixes holds all of the other.
+// within reports whether one of the prefixes holds all of the other.
 func within(outer []netip.Prefix, inner netip.Prefix) bool {
 	return slices.ContainsFunc(outer, func(p netip.Prefix) bool { return p.Bits() <= inner.Bits() && p.Contains(inner.Addr()) })
 }

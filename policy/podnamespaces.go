@@ -19,7 +19,7 @@ func (p *Policy) PodNamespaces() (namespaces []string, bounded bool) {
 	return slices.Compact(namespaces), true
 }
 
-// boundsNamespaces reports whether every service account that the rule speaks of is in a namespace
+// boundsNamespaces reports whether every service account that the rule names is in a namespace
 // that it writes out.
 func (f from) boundsNamespaces() bool {
 	if len(f.accounts)+len(f.users) == 0 { // one of the groups is enough

@@ -9,7 +9,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// Where pods must be read follows from whom the rules speak of.
+// The rules' requesters decide where pods must be read.
 func TestPodNamespaces(t *testing.T) {
 	for from, want := range map[string][]string{
 		`{serviceAccounts: [b/x, a/y, a/z]}`:                                                {"a", "b"},

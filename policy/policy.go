@@ -37,14 +37,14 @@ type Policy struct {
 	withdrawn     atomic.Bool
 }
 
-// Options are what rules depend on beside their own text.
+// Options are what rules depend on in addition to their own text.
 type Options struct {
 	// ClusterDomain ends the names of services: "cluster.local".
 	ClusterDomain string
 	// MaxLifetime is the longest that any certificate is granted for.
 	MaxLifetime time.Duration
-	// ForbiddenAddresses are certified for no pod, whatever its status says, and match no prefix. A rule
-	// that writes one out grants it.
+	// ForbiddenAddresses are certified for no pod, whatever its status says, and match no prefix. A
+	// rule that writes one out grants it.
 	ForbiddenAddresses []netip.Addr
 	// BlockedKeys are granted nothing; nil blocks none.
 	BlockedKeys *BlockedKeys
@@ -72,10 +72,10 @@ func (p *Policy) Rules() []string {
 // void from now on.
 func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 
-// Decide answers whether the request may have its certificate. It is granted if one rule grants all of
-// it; otherwise the answer holds every reason of the rule that came nearest. The facts must be those
-// of [Request.PodQuery]: without them the answer is [*Waiting], never a refusal because of the pod.
-// Decide does not make the expensive checks of the key: see [Grant.CheckKey].
+// Decide answers whether the request may have its certificate. It is granted if one rule grants all
+// of it; otherwise the answer holds every reason of the rule that came nearest. The facts must be
+// those of [Request.PodQuery]: without them the answer is [*Waiting], never a refusal because of
+// the pod. Decide does not make the expensive checks of the key: see [Grant.CheckKey].
 func (p *Policy) Decide(r *Request, facts Facts) Verdict {
 	if !p.appliesTo(r) { // nothing is parsed, so that refusing costs little
 		return &Refusal{PolicyHash: p.hash, Reasons: []Reason{p.unknownRequester(r)}}
@@ -112,8 +112,8 @@ func invalid(fault pkcs10.Fault) Reason {
 	return Reason{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message}
 }
 
-// judge judges the request by every rule that applies to its requester, at least one, and returns the
-// best finding: granted, then waiting, then the refusal with the fewest reasons.
+// judge judges the request by every rule that applies to its requester, at least one, and returns
+// the best finding: granted, then waiting, then the refusal with the fewest reasons.
 func (p *Policy) judge(r *Request, facts Facts) finding {
 	var best *finding
 	for i := range p.rules {
@@ -128,8 +128,8 @@ func (p *Policy) judge(r *Request, facts Facts) finding {
 	return *best
 }
 
-// Knows reports whether a rule applies to the requester. If none does, [Policy.Decide] refuses whatever
-// the request holds, and no pod needs to be looked up.
+// Knows reports whether a rule applies to the requester. If none does, [Policy.Decide] refuses
+// whatever the request holds, and no pod needs to be looked up.
 func (p *Policy) Knows(requester Requester) bool {
 	return p.appliesTo(&Request{Submission: Submission{Requester: requester}})
 }
@@ -148,13 +148,13 @@ func (p *Policy) unknownRequester(r *Request) Reason {
 	}
 }
 
-// TakesUnboundTokens tells whether a rule takes tokens that name no pod, as those of
+// TakesUnboundTokens reports whether a rule takes tokens that name no pod, as those of
 // clusters before Kubernetes 1.22 are.
 func (p *Policy) TakesUnboundTokens() bool {
 	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.pod != podBound })
 }
 
-// requesters lists those whom the rules speak of.
+// requesters lists the rules' requesters.
 func (p *Policy) requesters() []string {
 	var all []string
 	for _, r := range p.rules {

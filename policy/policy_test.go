@@ -37,7 +37,7 @@ type asker struct {
 	extra              map[string][]string
 }
 
-// newAsker asks for the names with the IP of its pod, which is as it should be.
+// newAsker asks for the names with the IP of its pod, which is as expected.
 func newAsker(namespace, account string, names ...string) asker {
 	return asker{
 		namespace: namespace, account: account, cn: names[0], dns: names, ips: []netip.Addr{podIP}, usages: calicoUsages, age: time.Minute,
@@ -430,7 +430,7 @@ func TestServiceAccountNeedsItsGroups(t *testing.T) {
 	requireRefusal(t, builtIn(t, "calico").Decide(r, facts), policy.RequesterNotAllowed, "system:serviceaccount:calico-system:calico-node")
 }
 
-// Whether anyone speaks of the requester does not depend on what it sends.
+// Whether a rule names the requester does not depend on what it sends.
 func TestStrangerIsAStrangerWhateverItSends(t *testing.T) {
 	good := pkcs10test.Request{DNSNames: []string{"typha-client"}, IPs: []netip.Addr{podIP}}.PEM(t)
 	for _, pem := range []string{"", "nonsense", "-----BEGIN NEW CERTIFICATE REQUEST-----", string(good)} {
@@ -441,7 +441,7 @@ func TestStrangerIsAStrangerWhateverItSends(t *testing.T) {
 	}
 }
 
-// Whatever a requester sends of whom no rule speaks, it costs no more than a look at the requester.
+// Whatever a requester that no rule names sends, it costs no more than a look at the requester.
 func TestNothingOfAStrangerIsParsed(t *testing.T) {
 	p := builtIn(t, "calico")
 	known, stranger := newAsker("calico-system", "calico-node", "typha-client"), newAsker("calico-system", "stranger", "typha-client")
@@ -480,7 +480,8 @@ func TestAllReasonsAreCollected(t *testing.T) {
 	}
 }
 
-// Nobody looks for the pod of a request that is refused for what it is, so nothing is said of that pod.
+// Nobody looks for the pod of a request that is refused for what it is, so nothing is said of that
+// pod.
 func TestNothingIsSaidOfAPodThatNobodyLookedFor(t *testing.T) {
 	a := newAsker("calico-system", "calico-node", "*.evil", "typha-server")
 	a.pod = nil
@@ -542,7 +543,8 @@ func TestRequesterIsNotToldWhatOthersMayHave(t *testing.T) {
 	}
 }
 
-// What the requester reads are its own derived names, once, and what else the rule allows is not among them.
+// What the requester reads are its own derived names, once, and what else the rule allows is not
+// among them.
 func TestRequesterIsToldItsOwnNames(t *testing.T) {
 	a := newAsker("shop", "till", "x.example.com", "y.example.com")
 	a.ips = []netip.Addr{otherIP}
@@ -566,7 +568,7 @@ func TestRequesterIsToldItsOwnNames(t *testing.T) {
 	}
 }
 
-// What is allowed beside is for the log, also of keys and usages.
+// What else is allowed is for the log, also of keys and usages.
 func TestKeyThatTheRuleDoesNotAllow(t *testing.T) {
 	a := newAsker("shop", "till", "till.shop.example.com")
 	_, key, err := ed25519.GenerateKey(rand.Reader)
@@ -584,7 +586,7 @@ func TestMissingFactsAreWaitedFor(t *testing.T) {
 	p := builtIn(t, "calico")
 	noIP := newAsker("calico-system", "calico-node", "typha-client")
 	noIP.pod.IPs = nil
-	oldIP := newAsker("calico-system", "calico-node", "typha-client") // its sandbox was made anew
+	oldIP := newAsker("calico-system", "calico-node", "typha-client") // its sandbox was recreated
 	oldIP.pod.IPs, oldIP.age = []netip.Addr{otherIP}, time.Second
 	for _, a := range []asker{noIP, oldIP} {
 		v, ok := p.Decide(a.request(t)).(*policy.Waiting)
@@ -596,7 +598,7 @@ func TestMissingFactsAreWaitedFor(t *testing.T) {
 	wrong := noIP
 	wrong.dns = []string{"typha-server"}
 	requireRefusal(t, p.Decide(wrong.request(t)), policy.NameNotAllowed, "typha-server")
-	// Nobody waits for ever, and not at all for a pod that was there before its token.
+	// Nobody waits forever, and not at all for a pod that was there before its token.
 	noIP.age = time.Hour
 	requireRefusal(t, p.Decide(noIP.request(t)), policy.PodNotVerified, "minutes: the IP address")
 	gone := newAsker("calico-system", "calico-node", "typha-client")

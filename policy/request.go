@@ -12,7 +12,7 @@ import (
 )
 
 // A Submission is a certificate request as the API server holds it. What the
-// requester can write freely beside the request itself decides nothing: its labels and
+// requester can write freely next to the request itself decides nothing: its labels and
 // annotations are not part of it, and its name is for the record alone.
 type Submission struct {
 	UID        string // of the API object
@@ -36,8 +36,8 @@ type Request struct {
 	faults []pkcs10.Fault
 }
 
-// NewRequest returns the request of a submission. It parses nothing yet: parsing is expensive, and is
-// done only if a rule applies to the requester.
+// NewRequest returns the request of a submission. It parses nothing yet: parsing is expensive, and
+// is done only if a rule applies to the requester.
 func NewRequest(s Submission) *Request { return &Request{Submission: s} }
 
 // parse parses the PKCS#10 request, once. Its faults become reasons of the verdict.
@@ -57,7 +57,8 @@ func (r *Request) sha256() string {
 	return hex.EncodeToString(r.asked.SHA256[:])
 }
 
-// publicKeySHA256 is of the key's SubjectPublicKeyInfo in DER, in lower-case hex; empty when the request could not be read.
+// publicKeySHA256 is of the key's SubjectPublicKeyInfo in DER, in lower-case hex; empty when the
+// request could not be read.
 func (r *Request) publicKeySHA256() string {
 	if r.asked == nil {
 		return ""
@@ -65,8 +66,8 @@ func (r *Request) publicKeySHA256() string {
 	return hex.EncodeToString(r.asked.KeySHA256[:])
 }
 
-// A Requester is who made the request, as the API server authenticated it
-// (spec.username, uid, groups and extra, which no client can set). The journal records it in this form.
+// A Requester is who made the request, as the API server authenticated it (spec.username, uid,
+// groups and extra, which no client can set). The journal records it in this form.
 type Requester struct {
 	Username string              `json:"username"`
 	UID      string              `json:"uid,omitempty"`
@@ -98,8 +99,8 @@ var (
 // serviceAccountPrefix begins the username of every service account, and of no one else.
 const serviceAccountPrefix = "system:serviceaccount:"
 
-// allAccountsGroup is the group of every service account; with a colon and a namespace behind it, of those of the
-// namespace.
+// allAccountsGroup is the group of every service account; with a colon and a namespace behind it,
+// of those of the namespace.
 const allAccountsGroup = "system:serviceaccounts"
 
 // ServiceAccount derives the service account from the username and requires the groups
@@ -118,8 +119,8 @@ func (r Requester) ServiceAccount() (ServiceAccount, bool) {
 	return ServiceAccount{namespace, name}, true
 }
 
-// Bound returns the requester with a token that is bound to the pod, and says which node that is on where it is on
-// one; it is for explaining what would be answered.
+// Bound returns the requester with a token that is bound to the pod, and says which node that is on
+// where it is on one; it is for explaining what would be answered.
 func (r Requester) Bound(pod Pod) Requester {
 	extra := maps.Clone(r.Extra)
 	if extra == nil {
@@ -133,8 +134,8 @@ func (r Requester) Bound(pod Pod) Requester {
 	return r
 }
 
-// BoundPod returns the name and the UID of the pod that the requester's token is bound to, and false when
-// it names none.
+// BoundPod returns the name and the UID of the pod that the requester's token is bound to, and
+// false when it names none.
 func (r Requester) BoundPod() (name, uid string, ok bool) {
 	pod, ok := r.pod()
 	return pod.name, pod.uid, ok

@@ -223,7 +223,7 @@ func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 	}
 }
 
-// addressGrace is for pods whose sandbox was made anew, as after the reboot of
+// addressGrace is for pods whose sandbox was recreated, as after the reboot of
 // their node: kubelet tells the container its new address a moment before it tells the API
 // server.
 const addressGrace = 10 * time.Second

@@ -9,8 +9,8 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// judgeSubject judges what would be kept of the subject beside the common name. Where it is rebuilt,
-// nothing is.
+// judgeSubject judges what would be kept of the subject in addition to the common name. Where it is
+// rebuilt, nothing is.
 func (u *rule) judgeSubject(r *Request, f *finding) {
 	if !u.keepSubject {
 		return
@@ -38,7 +38,8 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 	}
 }
 
-// mostOf returns how many characters an attribute may have: the upper bounds of RFC 5280, appendix A.1.
+// mostOf returns how many characters an attribute may have: the upper bounds of RFC 5280, appendix
+// A.1.
 func mostOf(attribute string) int {
 	switch attribute {
 	case "postalCode":
@@ -49,8 +50,8 @@ func mostOf(attribute string) int {
 	return 64
 }
 
-// builtInGroups are the groups that Kubernetes and kubeadm bind to roles, as patterns. An API server
-// that trusts the CA for clients takes each organisation of a certificate for a group.
+// builtInGroups are the groups that Kubernetes and kubeadm bind to roles, as patterns. An API
+// server that trusts the CA for clients takes each organisation of a certificate for a group.
 var builtInGroups = []string{"system:*", "kubeadm:*"}
 
 // reservesGroup reports whether a kept subject must not hold the value. It ignores case and blanks

@@ -27,7 +27,7 @@ func Usages() []Usage {
 	return []Usage{DigitalSignature, ContentCommitment, KeyEncipherment, DataEncipherment, KeyAgreement, ServerAuth, ClientAuth}
 }
 
-// isKeyUsage tells whether a usage is one of the extension keyUsage, not of extKeyUsage.
+// isKeyUsage reports whether a usage is one of the extension keyUsage, not of extKeyUsage.
 func isKeyUsage(u Usage) bool { return u != ServerAuth && u != ClientAuth }
 
 // fitUsages leaves out the usages that a key of this type cannot serve: only RSA
@@ -51,8 +51,8 @@ func fitUsages(asked []Usage, key pkcs10.KeyType) []Usage {
 	return fitting
 }
 
-// servedBy lists for an extended key usage the key usages of which it needs one. OpenSSL requires the
-// same of a certificate for that purpose.
+// servedBy lists for an extended key usage the key usages of which it needs one. OpenSSL requires
+// the same of a certificate for that purpose.
 var servedBy = map[Usage][]Usage{
 	ServerAuth: {DigitalSignature, KeyEncipherment, KeyAgreement},
 	ClientAuth: {DigitalSignature, KeyAgreement},

@@ -62,7 +62,7 @@ func (r Reason) sentence() string { return "rule " + r.Rule + ": " + r.Field + "
 type Refusal struct {
 	Reasons       []Reason
 	PolicyHash    string // the [Policy.Hash] of the policy that refuses
-	RequestSHA256 string // of the PKCS#10 request in DER, hex; empty if it cannot be read, or no rule speaks of the requester
+	RequestSHA256 string // of the DER request, hex; empty if unreadable, or no rule names the requester
 }
 
 // TooLarge refuses a request whose API object has no room for an answer.
@@ -117,8 +117,8 @@ func join(reasons []Reason, sentence func(Reason) string, most int) string {
 	return text.String()
 }
 
-// Waiting says that a fact or room in a budget is missing and may still come: the request stays open
-// and is tried again.
+// Waiting says that a fact or room in a budget is missing and may still come: the request stays
+// open and is tried again.
 type Waiting struct {
 	Rule    string      // the rule that would grant; empty if no rule was judged
 	Missing string      // what is missing; safe to show
