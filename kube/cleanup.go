@@ -104,7 +104,7 @@ func (c *Controller) mayCleanUp() error {
 			return err
 		}
 	}
-	return errors.Join(c.leader.fence(), c.Ready(), c.permits.mayCleanUp())
+	return errors.Join(c.election.Fence(), c.Ready(), c.permits.mayCleanUp())
 }
 
 // deleteFinished deletes the request, unless it has changed or is gone.
@@ -113,7 +113,7 @@ func (c *Controller) deleteFinished(
 ) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
-	ctx, done, err := c.leader.acting(ctx)
+	ctx, done, err := c.election.Acting(ctx)
 	if err != nil {
 		return nil // another controller goes on
 	}
@@ -128,9 +128,7 @@ func (c *Controller) deleteFinished(
 		c.permits.suspect(err)
 		return fmt.Errorf("delete a finished request: %w", err)
 	}
-	c.Observer.Deleted()
-	c.Logger.Info("deleted a finished request", "request", csr.Name, "uid", csr.UID,
-		"signer", csr.Spec.SignerName)
+	c.sinks.Report(Deletion{Name: csr.Name, UID: string(csr.UID), Signer: csr.Spec.SignerName})
 	return nil
 }
 

@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/kube/lease"
 )
 
 const keep = 5 * time.Minute // of the tests' requests
@@ -141,7 +143,7 @@ func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
 	if got, want := c.after(3*keep), []string{"denied", "failed", "issued"}; !slices.Equal(got, want) {
 		t.Errorf("deleted %q; want %q", got, want)
 	}
-	if n := c.Observer.(*counting).deleted; n != 3 || c.CleanUpFault() != nil {
+	if n := c.Sinks[0].(*counting).deleted; n != 3 || c.CleanUpFault() != nil {
 		t.Errorf("%d were counted; %v", n, c.CleanUpFault())
 	}
 }
@@ -197,7 +199,7 @@ func TestTimeCountsFromTheAnswer(t *testing.T) {
 // Who does not lead, cannot sign, does not see all requests or may not delete deletes nothing.
 func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 	for name, hinder := range map[string]func(c *cleaning){
-		"does not lead":  func(c *cleaning) { c.leader = &leader{} },
+		"does not lead":  func(c *cleaning) { c.election = lease.New(lease.Lease{}, nil, candidate{c.Controller}, c.Logger) },
 		"is not fit":     func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
 		"does not watch": func(c *cleaning) { c.watching("", errStarting) },
 		"has not listed": func(c *cleaning) { c.requests.Load().synced[0] = func() bool { return false } },
@@ -256,8 +258,8 @@ func TestDeletionFails(t *testing.T) {
 	}
 	c.server.fails = apierrors.NewConflict(resource, "issued", nil)
 	c.after(2 * keep)
-	if err := c.CleanUpFault(); err != nil || c.Observer.(*counting).deleted != 0 {
-		t.Errorf("after a conflict: %v, %d deleted", err, c.Observer.(*counting).deleted)
+	if err := c.CleanUpFault(); err != nil || c.Sinks[0].(*counting).deleted != 0 {
+		t.Errorf("after a conflict: %v, %d deleted", err, c.Sinks[0].(*counting).deleted)
 	}
 }
 

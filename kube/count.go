@@ -59,9 +59,9 @@ func (r *requests) count(ctx context.Context) (int, error) {
 func (c *Controller) countRequests(ctx context.Context) {
 	var counted time.Time // zero: the number is not known
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
-		if c.leader.fence() != nil {
+		if c.election.Fence() != nil {
 			counted = time.Time{}
-			c.Observer.Requests(0, false)
+			c.sinks.Report(RequestCount{})
 			return
 		}
 		if counted.IsZero() || time.Since(counted) >= countInterval {
@@ -78,5 +78,5 @@ func (c *Controller) countOnce(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		c.Logger.Warn("the number of requests in the cluster is not known", "error", err)
 	}
-	c.Observer.Requests(n, err == nil)
+	c.sinks.Report(RequestCount{Requests: n, Known: err == nil})
 }

@@ -28,9 +28,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
+	"hsm-signer/kube/apifault"
+	"hsm-signer/kube/lease"
 	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
 )
@@ -72,28 +73,6 @@ type Prepared interface {
 	Issue(ctx context.Context) ([]byte, error)
 }
 
-// An Observer is told what happens, to count it. Its methods return at once.
-type Observer interface {
-	Decided(verdict policy.Verdict) // on a request that is served, each time that it is looked at
-	OverBudget()                    // a request waits, each time that it is looked at
-	Fault()                         // a sync ended with one
-	// A certificate was published, so long after the request was made.
-	Issued(grant *policy.Grant, after time.Duration)
-	NewLeader() // another controller has come to lead, or this one
-	// Certificates are on requests of our signers, so many of each origin. Only who leads knows; nil: it is not known now.
-	Certificates(origins map[Origin]int)
-	// The cluster has so many requests, of all signers. Only the leader knows; else known is false.
-	Requests(n int, known bool)
-	Deleted()      // a finished request was
-	Ended(Outcome) // a sync ended, unless there was nothing to do
-}
-
-// A Recorder writes down what was decided and is not in the issuer's journal: each refusal, once the API server has it, and in a
-// shadow every verdict.
-type Recorder interface {
-	Decided(s policy.Submission, verdict policy.Verdict)
-}
-
 // A Mode says what a Controller does with a verdict.
 type Mode string
 
@@ -112,7 +91,7 @@ type Config struct {
 	SignerNames []string
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
 	Mode        Mode
-	Lease       *Lease // nil: there is no other controller. A shadow has none
+	Lease       *lease.Lease // nil: there is no other controller. A shadow has none
 	// Fit answers nil while this controller could serve requests if it led. One that could not does not stand for
 	// election, and one that leads gives the lease up when that lasts. nil: it is always fit.
 	Fit func() error
@@ -128,8 +107,7 @@ type Config struct {
 	Pace          pace.Options
 	Decider       Decider
 	Issuer        Issuer
-	Observer      Observer
-	Recorder      Recorder
+	Sinks         []Sink // receive what the controller reports
 	Logger        hclog.Logger
 	// DeleteFinishedAfter is how long a finished request of our signers is kept before it is
 	// deleted; 0: it is left to Kubernetes. Else Answers is set.
@@ -140,19 +118,20 @@ type Config struct {
 // A Controller serves certificate requests.
 type Controller struct {
 	Config
-	broadcaster record.EventBroadcaster
-	events      record.EventRecorder
-	queue       workqueue.TypedRateLimitingInterface[key]
-	pacer       *pace.Pacer[key]
-	leader      *leader                  // nil without a lease
-	requests    atomic.Pointer[requests] // nil until the API was found
+	sinks    sinks // those of Config, the log and the Events
+	events   *eventSink
+	queue    workqueue.TypedRateLimitingInterface[key]
+	pacer    *pace.Pacer[key]
+	election *lease.Election          // nil without a lease
+	requests atomic.Pointer[requests] // nil until the API was found
 
 	permits *permits
 	cleaner *cleaner
-	large   chan struct{}       // of size 1: held by the sync of a request that is read whole
-	known   atomic.Int64        // requests of our signers, done ones too
-	ignored ignored             // requests that cannot be written
-	origins map[types.UID]known // of the certificates at the last look; reconcile's alone
+	large   chan struct{} // of size 1: held by the sync of a request that is read whole
+	known   atomic.Int64  // requests of our signers, done ones too
+	ignored ignored       // requests that cannot be written
+	// certificates are those at the last look; only reconcile uses them.
+	certificates map[types.UID]known
 
 	mu      sync.Mutex
 	watches map[string]error // by selector: why it is not watched; nil when it is
@@ -177,15 +156,15 @@ var (
 
 // New returns a controller; [Controller.Run] starts it.
 func New(c Config) *Controller {
-	broadcaster, events := newEvents(c.Mode)
+	events := newEventSink(c.Mode)
 	controller := &Controller{
-		Config:      c,
-		broadcaster: broadcaster,
-		events:      events,
-		watches:     map[string]error{"": errStarting},
-		permits:     newPermits(c.Client),
-		cleaner:     newCleaner(c.DeleteFinishedAfter, c.Answers),
-		large:       make(chan struct{}, 1),
+		Config:  c,
+		events:  events,
+		sinks:   append(sinks{logSink{c.Logger}, events}, c.Sinks...),
+		watches: map[string]error{"": errStarting},
+		permits: newPermits(c.Client),
+		cleaner: newCleaner(c.DeleteFinishedAfter, c.Answers),
+		large:   make(chan struct{}, 1),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
@@ -193,17 +172,17 @@ func New(c Config) *Controller {
 	}
 	controller.pacer = pace.New(c.Pace, controller.queue.Add)
 	if c.Lease != nil {
-		controller.leader = &leader{lease: *c.Lease, client: c.Client, logger: c.Logger, fit: c.Fit, says: c.Says, hears: c.Hears, begin: controller.LookAgain, failed: controller.permits.suspect, observer: c.Observer}
+		controller.election = lease.New(*c.Lease, c.Client, candidate{controller}, c.Logger)
 	}
 	return controller
 }
 
-// Leads tells whether this controller is the one that acts.
-func (c *Controller) Leads() bool { return c.Mode != Shadow && c.leader.fence() == nil }
+// Leads reports whether this controller is the one that acts.
+func (c *Controller) Leads() bool { return c.Mode != Shadow && c.election.Fence() == nil }
 
 // Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
 // election.
-func (c *Controller) Leader() string { return c.leader.holder() }
+func (c *Controller) Leader() string { return c.election.Holder() }
 
 // Pace returns how fast answers are written, and why.
 func (c *Controller) Pace() pace.State { return c.pacer.State() }
@@ -237,7 +216,7 @@ func (c *Controller) watching(selector string, err error) {
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the mirrors also when Run ends by itself
-	defer c.startEvents()()
+	defer c.events.start(c.Client, c.Mode)()
 
 	api, err := c.findAPI(ctx)
 	if err != nil {
@@ -284,12 +263,12 @@ func (c *Controller) workUntil(ctx context.Context) {
 // startElection takes part in the election, if there is one, and returns what ends that and gives the
 // lease up: to be called when all work is done.
 func (c *Controller) startElection() (stop func()) {
-	if c.leader == nil {
+	if c.election == nil {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var group wait.Group
-	group.StartWithContext(ctx, c.leader.elect)
+	group.StartWithContext(ctx, c.election.Run)
 	return func() {
 		cancel()
 		group.Wait()
@@ -491,7 +470,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 		return
 	}
 	csr := c.requests.Load().cached(item)
-	if csr == nil || c.leader.fence() != nil || c.permits.idle() {
+	if csr == nil || c.election.Fence() != nil || c.permits.idle() {
 		c.pacer.Tried(item)
 		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
@@ -505,31 +484,59 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if c.Mode == Shadow {
 		syncOne = c.shadow
 	}
-	err, over := syncOne(syncCtx, csr), (*overBudget)(nil)
+	result, verdict, err := syncOne(syncCtx, csr)
 	c.permits.suspect(err)
 	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered
 	}
+	if isFault(err) {
+		result = ResultFault
+	}
+	c.report(csr, result, verdict, err)
 	if err == nil {
 		c.queue.Forget(item)
 		c.pacer.Gone(item)
 		return
 	}
 	c.pacer.Tried(item)
-	switch {
-	case errors.As(err, &over):
-		c.waitsForBudget(csr, over.waiting)
+	c.retry(csr, item, result, verdict, err)
+}
+
+// isFault reports whether the error of a sync is more than a reason to look again.
+func isFault(err error) bool {
+	return err != nil && !errors.Is(err, lease.ErrNotLeading) && !errors.Is(err, errLookAgain) && !apifault.VersionGone(err)
+}
+
+// retry puts a request that is not finished into the queue again.
+func (c *Controller) retry(csr *certificatesv1.CertificateSigningRequest, item key, result Result, verdict policy.Verdict, err error) {
+	switch waiting, _ := verdict.(*policy.Waiting); {
+	case result == ResultOverBudget && waiting != nil:
 		c.queue.Forget(item)
-		c.queue.AddAfter(item, budgetWait(over.waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
-	case errors.Is(err, errNotLeading):
+		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
+	case errors.Is(err, lease.ErrNotLeading):
 		c.Logger.Warn("the lease was lost during a sync; another controller goes on", "request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)
-	case errors.Is(err, errLookAgain) || versionGone(err):
-		c.queue.AddRateLimited(item)
 	default:
-		c.fault(csr, err)
 		c.queue.AddRateLimited(item)
 	}
+}
+
+// report reports how a sync ended, unless there is nothing to tell.
+func (c *Controller) report(csr *certificatesv1.CertificateSigningRequest, result Result, verdict policy.Verdict, err error) {
+	if result == resultNone {
+		return
+	}
+	now := time.Now()
+	outcome := Outcome{
+		At: now, Result: result, Object: *referenceTo(csr), Name: csr.Name, UID: string(csr.UID),
+		Signer: csr.Spec.SignerName, Requester: csr.Spec.Username,
+		Verdict: verdict, Rule: ruleOf(verdict), Reason: reasonOf(verdict),
+		Age: max(0, now.Sub(csr.CreationTimestamp.Time)),
+	}
+	if result == ResultFault {
+		outcome.Reason = err.Error()
+	}
+	c.sinks.Report(outcome)
 }
 
 // budgetWait returns how long a request waits that is over budget: until there is room, but at least

@@ -6,6 +6,8 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/kube/lease"
 )
 
 // A Permission is one thing that a [Controller] must be allowed to do.
@@ -17,7 +19,7 @@ type Permission struct {
 
 // Permissions lists what a controller of these signer names needs in a mode, and with a lease. Pods are
 // read in these namespaces; nil: in all.
-func Permissions(signerNames []string, mode Mode, lease *Lease, podNamespaces []string) []Permission {
+func Permissions(signerNames []string, mode Mode, of *lease.Lease, podNamespaces []string) []Permission {
 	const group, requests = "certificates.k8s.io", "certificatesigningrequests"
 	var all []Permission
 	add := func(a authorizationv1.ResourceAttributes) { all = append(all, Permission{attributes: a}) }
@@ -37,13 +39,13 @@ func Permissions(signerNames []string, mode Mode, lease *Lease, podNamespaces []
 	for _, verb := range []string{"create", "patch"} {
 		add(authorizationv1.ResourceAttributes{Verb: verb, Resource: "events", Namespace: eventNamespace})
 	}
-	if lease != nil {
+	if of != nil {
 		for _, verb := range []string{"get", "create", "update"} {
-			name := lease.Name
+			name := of.Name
 			if verb == "create" { // which knows no name
 				name = ""
 			}
-			add(authorizationv1.ResourceAttributes{Verb: verb, Group: "coordination.k8s.io", Resource: "leases", Namespace: lease.Namespace, Name: name})
+			add(authorizationv1.ResourceAttributes{Verb: verb, Group: "coordination.k8s.io", Resource: "leases", Namespace: of.Namespace, Name: name})
 		}
 	}
 	if mode == Wait {

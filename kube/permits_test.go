@@ -9,6 +9,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"hsm-signer/kube/lease"
 )
 
 // Every permission that is taken away shows by its name; without one that is needed for it nothing is done, and
@@ -16,7 +18,7 @@ import (
 func TestEachMissingPermissionShows(t *testing.T) {
 	c, add := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
 	add("waiting", "")
-	c.Lease = &Lease{Namespace: "n", Name: "l"}
+	c.Lease = &lease.Lease{Namespace: "n", Name: "l"}
 	missing := ""
 	c.permits.ask = func(_ context.Context, p Permission) (bool, error) { return p.String() != missing, nil }
 	for _, permission := range Permissions(c.SignerNames, c.Mode, c.Lease, nil) {

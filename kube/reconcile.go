@@ -37,7 +37,7 @@ func (c *Controller) reconcile(ctx context.Context) {
 func (c *Controller) reconcileOnce(ctx context.Context) (looked bool) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
 	if !c.requests.Load().whole() {
-		c.Observer.Certificates(nil)
+		c.sinks.Report(Census{})
 		return false
 	}
 	all := c.requests.Load().all()
@@ -49,11 +49,11 @@ func (c *Controller) reconcileOnce(ctx context.Context) (looked bool) {
 			c.Logger.Error("what became of a request could not be noted", "request", begun.Name, "uid", begun.UID, "error", err)
 		}
 	}
-	if c.leader.fence() != nil {
-		c.Observer.Certificates(nil)
+	if c.election.Fence() != nil {
+		c.sinks.Report(Census{})
 		return true
 	}
-	c.lookAtCertificates(all)
+	c.countCertificates(all)
 	return true
 }
 
@@ -83,7 +83,7 @@ func (c *Controller) resolve(ctx context.Context, begun policy.Submission, csr *
 	case stateOf(csr) == done:
 		return c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
 	}
-	if c.leader.fence() == nil { // else the leader takes it up
+	if c.election.Fence() == nil { // else the leader takes it up
 		c.enqueue(csr)
 	}
 	return nil

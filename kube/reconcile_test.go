@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -16,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"hsm-signer/kube/lease"
 	"hsm-signer/policy"
 )
 
@@ -63,26 +63,25 @@ func (r *remembering) Unconfirmed(_ context.Context, uid, why string) error {
 	return nil
 }
 
-// counting counts nothing but certificates and deletions.
+// counting keeps the last census and counts deletions.
 type counting struct {
-	origins map[Origin]int
-	deleted int
+	certificates map[Issuance]int
+	deleted      int
 }
 
-func (*counting) Decided(policy.Verdict)                {}
-func (*counting) Issued(*policy.Grant, time.Duration)   {}
-func (*counting) OverBudget()                           {}
-func (*counting) Fault()                                {}
-func (*counting) NewLeader()                            {}
-func (*counting) Ended(Outcome)                         {}
-func (*counting) Requests(int, bool)                    {}
-func (o *counting) Deleted()                            { o.deleted++ }
-func (o *counting) Certificates(origins map[Origin]int) { o.origins = origins }
+func (o *counting) Report(r Report) {
+	switch r := r.(type) {
+	case Census:
+		o.certificates = r.Certificates
+	case Deletion:
+		o.deleted++
+	}
+}
 
 // withStore returns a controller and what adds requests to its store, by UID.
 func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition)) {
 	t.Helper()
-	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer, Observer: &counting{}, Logger: hclog.NewNullLogger()})
+	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer, Sinks: []Sink{&counting{}}, Logger: hclog.NewNullLogger()})
 	c.Mode = Approve
 	store := cache.NewStore(cache.MetaNamespaceKeyFunc)
 	c.requests.Store(&requests{stores: []cache.Store{store}, synced: []cache.InformerSynced{synced}})
@@ -99,19 +98,19 @@ func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, fu
 	}
 }
 
-// Each certificate in the cluster is told apart by its origin; of one that ought not to be there is one event,
+// Each certificate in the cluster is told apart by who issued it; of one that ought not to be there is one event,
 // however often it is looked at.
-func TestOriginsOfCertificates(t *testing.T) {
+func TestIssuanceOfCertificates(t *testing.T) {
 	c, add := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
 	events := record.NewFakeRecorder(16)
-	c.events = events
+	c.events.recorder = events
 	for _, certificate := range []string{"own", "another", "unrecorded", "foreign", "unreadable", ""} {
 		add("with "+certificate, certificate)
 	}
-	want := map[Origin]int{Own: 1, Elsewhere: 1, Unrecorded: 1, Foreign: 1}
+	want := map[Issuance]int{Own: 1, OtherJournal: 1, Unrecorded: 1, Foreign: 1}
 	for range 3 {
 		c.reconcileOnce(t.Context())
-		if got := c.Observer.(*counting).origins; !maps.Equal(got, want) {
+		if got := c.Sinks[0].(*counting).certificates; !maps.Equal(got, want) {
 			t.Errorf("%v; want %v", got, want)
 		}
 	}
@@ -167,7 +166,7 @@ func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 		issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
 	}
 	c, add := withStore(t, issuer, func() bool { return true })
-	c.leader = &leader{}
+	c.election = lease.New(lease.Lease{}, nil, candidate{c}, c.Logger)
 	c.requests.Load().requestClient = having{}
 	add("taken", "own")
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))

@@ -17,6 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/kube/apifault"
 )
 
 // requestClient is what the loop needs of a version of the
@@ -169,18 +171,12 @@ func (r *requests) cached(k key) *certificatesv1.CertificateSigningRequest {
 	return nil
 }
 
-// versionGone reports whether the API server does not know the version of the API that it was asked
-// by. That says nothing of the object.
-func versionGone(err error) bool {
-	return apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
-}
-
 // fresh reads the request from the API server itself. It answers errLookAgain when
 // it is gone or another has its name.
 func (r *requests) fresh(ctx context.Context, old *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
 	csr, err := r.Get(ctx, old.Name, metav1.GetOptions{})
 	switch {
-	case versionGone(err):
+	case apifault.VersionGone(err):
 		return nil, fmt.Errorf("read the request again: %w", err)
 	case apierrors.IsNotFound(err) || err == nil && csr.UID != old.UID:
 		return nil, errLookAgain

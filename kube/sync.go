@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"hsm-signer/kube/apifault"
 	"hsm-signer/policy"
 )
 
@@ -67,58 +68,47 @@ func (c *Controller) servesName(signer string) bool {
 	return slices.Contains(c.SignerNames, signer)
 }
 
-// sync takes one request as far as it goes. The object is the store's and is not
-// changed.
-func (c *Controller) sync(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+// sync takes one request as far as it goes, and returns how far that was, with the last verdict. The
+// object is the store's and is not changed.
+func (c *Controller) sync(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (Result, policy.Verdict, error) {
 	if c.ignored.has(csr) {
-		return nil
+		return resultNone, nil, nil
 	}
 	release, err := c.takeLarge(csr)
 	if err != nil {
-		return err
+		return resultNone, nil, err
 	}
 	defer release()
 	was := stateOf(csr)
 	if was == approved || cut(csr) {
 		// What the cache shows may be long done, have been made again, or not be all.
 		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
-			return err
+			return resultNone, nil, err
 		}
 		was = stateOf(csr)
 	}
 	if was == done || !c.serves(csr) || was == pending && c.Mode == Wait {
-		return nil // nothing to do, or someone else's approval will come as an update
+		return resultNone, nil, nil // nothing to do, or someone else's approval will come as an update
 	}
 	verdict, pods, err := decide(ctx, c.Client, c.Decider, csr)
 	if err != nil {
-		return err
+		return resultNone, nil, err
 	}
 	if !c.pacer.Watched(key{csr.Name, csr.UID}, pods.initializing, pods.took) {
-		return errPaced
+		return resultNone, verdict, errPaced
 	}
-	if refusal, ok := verdict.(*policy.Refusal); ok {
-		switch {
-		case notOurs(csr, refusal):
-			return nil
-		case !hasRoom(csr, roomForRefusal):
-			if c.leaveAlone(csr, refusal) {
-				c.Observer.Decided(refusal)
-			}
-			return nil
-		}
-	}
-	c.Observer.Decided(verdict)
 	switch v := verdict.(type) {
 	case *policy.Grant:
 		return c.granted(ctx, csr, was, v)
 	case *policy.Refusal:
-		return c.refused(ctx, csr, was, v)
+		if notOurs(csr, v) {
+			return resultNone, v, nil
+		}
+		return c.refuse(ctx, csr, was, v)
 	case *policy.Waiting:
-		c.Logger.Info("waiting for a fact", "request", csr.Name, "uid", csr.UID, "rule", v.Rule, "missing", v.Missing)
-		c.ended(csr, ResultWaiting, v.Rule, v.Missing)
-		return errLookAgain
+		return ResultWaiting, v, errLookAgain
 	}
-	return fmt.Errorf("the policy gave no verdict (%T)", verdict)
+	return resultNone, verdict, fmt.Errorf("the policy gave no verdict (%T)", verdict)
 }
 
 // takeLarge waits for no other sync: it returns errLookAgain while one reads a large request whole
@@ -135,41 +125,35 @@ func (c *Controller) takeLarge(csr *certificatesv1.CertificateSigningRequest) (r
 	}
 }
 
-// shadow decides on a request and says what would have come of it.
-func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+// shadow decides on a request, and returns what would have come of it.
+func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (Result, policy.Verdict, error) {
 	release, err := c.takeLarge(csr)
 	if err != nil {
-		return err
+		return resultNone, nil, err
 	}
 	defer release()
 	if cut(csr) { // its size is part of the verdict
 		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
-			return err
+			return resultNone, nil, err
 		}
 	}
 	verdict, _, err := decide(ctx, c.Client, c.Decider, csr)
 	if err != nil {
-		return err
+		return resultNone, nil, err
 	}
-	if refusal, ok := verdict.(*policy.Refusal); ok && notOurs(csr, refusal) {
-		return nil
-	}
-	c.Observer.Decided(verdict)
-	c.Recorder.Decided(Submission(csr), verdict)
-	c.endedShadow(csr, verdict)
-	log := c.Logger.With("request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
 	switch v := verdict.(type) {
 	case *policy.Grant:
-		log.Info("shadow: would grant", "rule", v.Rule(), "names", v.Names())
+		return ResultWouldIssue, v, nil
 	case *policy.Refusal:
-		log.Warn("shadow: would refuse", "reasons", v.String())
-	case *policy.Waiting:
-		if stateOf(csr) == pending {
-			return errLookAgain
+		if notOurs(csr, v) {
+			return resultNone, v, nil
 		}
-		log.Info("shadow: would wait", "rule", v.Rule, "missing", v.Missing)
+		return ResultWouldDeny, v, nil
 	}
-	return nil
+	if stateOf(csr) == pending {
+		err = errLookAgain
+	}
+	return ResultWaiting, verdict, err
 }
 
 // decide gathers the facts and asks for the verdict. It also returns what it read of pods.
@@ -233,35 +217,33 @@ func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 
 // granted prepares the certificate, and then approves, issues and publishes. Nothing is approved that
 // cannot be signed now.
-func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) error {
+func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (Result, policy.Verdict, error) {
 	prepared, instead, err := c.Issuer.Prepare(ctx, grant)
 	if err != nil {
-		return fmt.Errorf("cannot sign now: %w", err)
+		return resultNone, grant, fmt.Errorf("cannot sign now: %w", err)
 	}
 	switch v := instead.(type) {
 	case *policy.Refusal:
-		c.Observer.Decided(v)
-		return c.refusedAfterGrant(ctx, csr, was, v)
+		return c.refuseGranted(ctx, csr, was, v)
 	case *policy.Waiting:
-		return &overBudget{v}
+		return ResultOverBudget, v, errLookAgain
 	}
-	err = c.serveGranted(ctx, csr, was, grant, prepared)
-	if tooLarge(err) {
+	if was == pending && csr.Spec.SignerName == "" {
+		err = c.publishFirst(ctx, csr, grant, prepared)
+	} else {
+		err = c.approveFirst(ctx, csr, was, grant, prepared)
+	}
+	switch {
+	case apifault.TooLarge(err):
 		return c.answerTooLarge(ctx, csr, grant)
+	case err != nil:
+		return resultNone, grant, err
 	}
-	return err
+	return ResultIssued, grant, nil
 }
 
-// overBudget ends a sync whose request waits for room in a budget.
-type overBudget struct{ waiting *policy.Waiting }
-
-func (o *overBudget) Error() string { return o.waiting.Missing }
-
-// serveGranted approves, issues and publishes.
-func (c *Controller) serveGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant, prepared Prepared) (err error) {
-	if was == pending && csr.Spec.SignerName == "" {
-		return c.publishFirst(ctx, csr, grant, prepared)
-	}
+// approveFirst approves a request that nobody has approved, and then issues.
+func (c *Controller) approveFirst(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant, prepared Prepared) (err error) {
 	if was == pending {
 		if csr, err = c.approve(ctx, csr, grant); err != nil {
 			return err
@@ -285,7 +267,7 @@ func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.Certi
 }
 
 func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
-	ctx, cancel, err := c.leader.acting(ctx)
+	ctx, cancel, err := c.election.Acting(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +282,7 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 // issue has the prepared certificate signed and writes it to the object that was decided on, and to no
 // other.
 func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, prepared Prepared) (*certificatesv1.CertificateSigningRequest, error) {
-	ctx, cancel, err := c.leader.acting(ctx) // what is signed and written is so before another may lead
+	ctx, cancel, err := c.election.Acting(ctx) // what is signed and written is so before another may lead
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +294,7 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	case err != nil:
 		return nil, fmt.Errorf("issue: %w", err)
 	}
-	if err := c.leader.fence(); err != nil {
+	if err := c.election.Fence(); err != nil {
 		return nil, err
 	}
 	csr = csr.DeepCopy()
@@ -324,35 +306,36 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	if err := c.Issuer.Published(ctx, grant.RequestUID()); err != nil {
 		c.Logger.Error("the certificate is published, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
 	}
-	c.Observer.Issued(grant, time.Since(csr.CreationTimestamp.Time))
-	c.ended(csr, ResultIssued, grant.Rule(), "")
-	c.Logger.Info("issued", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
-		"requester", csr.Spec.Username, "rule", grant.Rule(), "names", grant.Names())
 	return updated, nil
 }
 
-// notOurs tells whether the request is another signer's: before 1.18 all share the unset name.
+// notOurs reports whether the request is another signer's: before 1.18 all share the unset name.
 func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal) bool {
 	return csr.Spec.SignerName == "" && refusal.UnknownRequester()
 }
 
-// refusedAfterGrant ends a request that the policy grants and that can never be issued. If the journal
+// refuseGranted refuses a request that the policy grants and that can never be issued. If the journal
 // has an earlier certificate for it, the condition comes first and then the line that nobody will take
 // that certificate.
-func (c *Controller) refusedAfterGrant(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
-	err := c.refused(ctx, csr, was, refusal)
-	if err != nil || refusal.Code() != policy.FormerCertificate {
-		return err
+func (c *Controller) refuseGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) (Result, policy.Verdict, error) {
+	result, verdict, err := c.refuse(ctx, csr, was, refusal)
+	if err == nil && refusal.Code() == policy.FormerCertificate {
+		c.orphan(ctx, csr, refusal.Reasons[0].Message)
 	}
-	if err := c.Issuer.Orphaned(ctx, string(csr.UID), refusal.Reasons[0].Message); err != nil {
+	return result, verdict, err
+}
+
+// orphan records that a refused request will not take its certificate. If that fails, the next
+// reconciliation records it.
+func (c *Controller) orphan(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, why string) {
+	if err := c.Issuer.Orphaned(ctx, string(csr.UID), why); err != nil {
 		c.Logger.Error("the request is refused, but the journal could not record that its certificate is given up", "request", csr.Name, "uid", csr.UID, "error", err)
 	}
-	return nil
 }
 
 // finish denies a pending request, and fails one that is approved, which cannot be taken back.
 func (c *Controller) finish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, reason, message string) error {
-	ctx, cancel, err := c.leader.acting(ctx)
+	ctx, cancel, err := c.election.Acting(ctx)
 	if err != nil {
 		return err
 	}
@@ -369,23 +352,20 @@ func (c *Controller) finish(ctx context.Context, csr *certificatesv1.Certificate
 	return written("write the refusal", err)
 }
 
-// refused denies a pending request, and fails one that someone else has approved:
-// an approval is no way round the policy.
-func (c *Controller) refused(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) error {
+// refuse denies a pending request, and fails one that someone else has approved: an approval is no way
+// round the policy.
+func (c *Controller) refuse(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) (Result, policy.Verdict, error) {
+	if !hasRoom(csr, roomForRefusal) {
+		return c.ignore(csr, refusal)
+	}
 	err := c.finish(ctx, csr, was, string(refusal.Code()), refusal.Message())
 	switch {
-	case tooLarge(err):
-		c.leaveAlone(csr, refusal)
-		return nil
+	case apifault.TooLarge(err):
+		return c.ignore(csr, refusal)
 	case err != nil:
-		return err
+		return resultNone, refusal, err
 	}
-	c.Recorder.Decided(Submission(csr), refusal)
-	c.ended(csr, ResultRefused, refusal.Rule(), refusal.String())
-	c.Logger.Warn("refused", "request", csr.Name, "uid", csr.UID, "signer", csr.Spec.SignerName,
-		"requester", csr.Spec.Username, "reasons", refusal.String())
-	c.events.Event(csr, corev1.EventTypeWarning, string(refusal.Code()), refusal.Message())
-	return nil
+	return ResultRefused, refusal, nil
 }
 
 // written turns the error of a guarded write into that of a sync: a conflict and a

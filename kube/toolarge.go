@@ -2,15 +2,10 @@ package kube
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
-	"strings"
 	"sync"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"hsm-signer/policy"
@@ -50,17 +45,6 @@ func sizeFault(csr *certificatesv1.CertificateSigningRequest) string {
 		storedSize(csr), mostStored, roomForAnswer)
 }
 
-// tooLarge reports whether the API server or etcd refused a write because of its size, which no
-// retry changes.
-func tooLarge(err error) bool {
-	if apierrors.IsRequestEntityTooLargeError(err) {
-		return true
-	}
-	status := apierrors.APIStatus(nil)
-	return errors.As(err, &status) && status.Status().Code == http.StatusInternalServerError &&
-		strings.Contains(status.Status().Message, "etcdserver: request is too large")
-}
-
 // refusedForSize is the verdict on a granted request whose answer did not fit.
 func refusedForSize(grant *policy.Grant) *policy.Refusal {
 	refusal := policy.TooLarge("cannot hold the answer: the API server says that it would be too large")
@@ -70,35 +54,30 @@ func refusedForSize(grant *policy.Grant) *policy.Refusal {
 
 // answerTooLarge ends a granted request whose approval or certificate did not fit. A shorter answer
 // may fit: that it is refused.
-func (c *Controller) answerTooLarge(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) error {
+func (c *Controller) answerTooLarge(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (Result, policy.Verdict, error) {
 	csr, err := c.requests.Load().fresh(ctx, csr) // it may have been approved in this sync
 	if err != nil {
-		return err
+		return resultNone, grant, err
 	}
 	was := stateOf(csr)
 	if was == done { // the next reconciliation records it
-		return nil
+		return resultNone, grant, nil
 	}
-	refusal := refusedForSize(grant)
-	c.Observer.Decided(refusal)
-	if err := c.refused(ctx, csr, was, refusal); err != nil {
-		return err
+	result, verdict, err := c.refuse(ctx, csr, was, refusedForSize(grant))
+	if err == nil {
+		c.orphan(ctx, csr, "the request is too large to take it")
 	}
-	return c.Issuer.Orphaned(ctx, string(csr.UID), "the request is too large to take it")
+	return result, verdict, err
 }
 
-// leaveAlone records a refusal that cannot be written to its object, once for each object. The
-// object is not tried again unless it changes.
-func (c *Controller) leaveAlone(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal) (first bool) {
+// ignore remembers a refusal that cannot be written to its object, and reports it once. The object is
+// not tried again unless it changes.
+func (c *Controller) ignore(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal) (Result, policy.Verdict, error) {
 	if !c.ignored.add(csr.UID, csr.ResourceVersion) {
-		return false
+		return resultNone, refusal, nil
 	}
-	c.Recorder.Decided(Submission(csr), refusal)
-	c.ended(csr, ResultRefused, refusal.Rule(), refusal.String())
-	c.Logger.Warn("refused, and the request is left alone: it is too large to be written", "request", csr.Name, "uid", csr.UID,
-		"signer", csr.Spec.SignerName, "requester", csr.Spec.Username, "bytes", storedSize(csr), "reasons", refusal.String())
-	c.events.Event(csr, corev1.EventTypeWarning, string(refusal.Code()), refusal.Message())
-	return true
+	c.Logger.Warn("a request is too large to be written, and is left alone", "request", csr.Name, "uid", csr.UID, "bytes", storedSize(csr))
+	return ResultRefused, refusal, nil
 }
 
 // ignored remembers objects that cannot be written, the latest mostIgnored of them. Its zero value

@@ -51,19 +51,25 @@ func (s *storing) update(subresource string, csr *certificatesv1.CertificateSign
 	return csr, nil
 }
 
-// ledger keeps what a controller reports.
-type ledger struct {
-	counting
-	verdicts, recorded []policy.Verdict
-	faults             int
+// outcomes keeps the outcomes that a controller reports.
+type outcomes struct{ all []Outcome }
+
+func (o *outcomes) Report(r Report) {
+	if outcome, is := r.(Outcome); is {
+		o.all = append(o.all, outcome)
+	}
 }
 
-func (l *ledger) Decided(v policy.Verdict) { l.verdicts = append(l.verdicts, v) }
-func (l *ledger) Fault()                   { l.faults++ }
-
-type records struct{ *ledger }
-
-func (r records) Decided(_ policy.Submission, v policy.Verdict) { r.recorded = append(r.recorded, v) }
+// count returns how many outcomes have the result.
+func (o *outcomes) count(result Result) int {
+	n := 0
+	for _, outcome := range o.all {
+		if outcome.Result == result {
+			n++
+		}
+	}
+	return n
+}
 
 const trusting = `
 version: 1
@@ -126,8 +132,9 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			kept, events := &ledger{}, record.NewFakeRecorder(16)
-			controller.Decider, controller.Observer, controller.Recorder, controller.events = p, kept, records{kept}, events
+			kept, events := &outcomes{}, record.NewFakeRecorder(16)
+			controller.Decider, controller.events.recorder = p, events
+			controller.sinks = sinks{kept, controller.events}
 			server := &storing{csr: granted(t, c.labels), refuse: c.refuse}
 			api := controller.requests.Load()
 			api.requestClient = server
@@ -143,11 +150,14 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			}
 			look()
 			look()
-			if server.writes != c.writes || kept.faults != 0 || controller.queue.NumRequeues(key{"n", "u"}) != 0 {
-				t.Errorf("%d writes (want %d), %d faults, %d retries", server.writes, c.writes, kept.faults, controller.queue.NumRequeues(key{"n", "u"}))
+			if server.writes != c.writes || kept.count(ResultFault) != 0 || controller.queue.NumRequeues(key{"n", "u"}) != 0 {
+				t.Errorf("%d writes (want %d), %d faults, %d retries", server.writes, c.writes, kept.count(ResultFault), controller.queue.NumRequeues(key{"n", "u"}))
 			}
-			if want := map[bool]int{true: 1}[c.refused]; len(kept.recorded) != want || len(events.Events) != want || refusals(kept.verdicts) != want {
-				t.Errorf("%d recorded, %d events, %d counted; want %d of each", len(kept.recorded), len(events.Events), refusals(kept.verdicts), want)
+			if want := map[bool]int{true: 1}[c.refused]; kept.count(ResultRefused) != want || len(events.Events) != want || tooLargeIn(kept.all) != want {
+				t.Errorf("%d refused, %d events, %d too large; want %d of each", kept.count(ResultRefused), len(events.Events), tooLargeIn(kept.all), want)
+			}
+			if want := map[bool]int{true: 1}[!c.refused]; kept.count(ResultIssued) != want || len(kept.all) != 1 {
+				t.Errorf("%d issued, want %d; of %d outcomes", kept.count(ResultIssued), want, len(kept.all))
 			}
 			if issuer.told["u"] != c.told {
 				t.Errorf("the issuer was told %q; want %q", issuer.told["u"], c.told)
@@ -167,28 +177,15 @@ func certificateIsTooLarge() func(string) error {
 	}
 }
 
-func refusals(verdicts []policy.Verdict) int {
+// tooLargeIn counts the refusals of objects that are too large.
+func tooLargeIn(all []Outcome) int {
 	n := 0
-	for _, v := range verdicts {
-		if refusal, is := v.(*policy.Refusal); is && refusal.Code() == policy.ObjectTooLarge {
+	for _, outcome := range all {
+		if refusal, is := outcome.Verdict.(*policy.Refusal); is && refusal.Code() == policy.ObjectTooLarge {
 			n++
 		}
 	}
 	return n
-}
-
-// Other errors of a write stay faults, also one that the API server calls invalid.
-func TestOtherErrorsAreNotTooLarge(t *testing.T) {
-	for _, err := range []error{
-		apierrors.NewInvalid(certificatesv1.Kind("CertificateSigningRequest"), "request is too large", nil),
-		apierrors.NewInternalError(errors.New("etcdserver: request timed out")),
-		apierrors.NewBadRequest("etcdserver: request is too large"),
-		errors.New("etcdserver: request is too large"),
-	} {
-		if tooLarge(fmt.Errorf("approve: %w", err)) {
-			t.Errorf("%v", err)
-		}
-	}
 }
 
 // What is remembered is bounded, and an object that has changed is looked at again.

@@ -15,24 +15,38 @@ const (
 	longestText  = 600 // bytes of one text of an outcome
 )
 
-// activity remembers what happened lately, for the status page. It is safe for concurrent use.
+// activity remembers what a controller reported lately, for the status page. It is safe for concurrent
+// use.
 type activity struct {
 	mu     sync.Mutex
 	recent []kube.Outcome // the latest last
 	issued [minutesKept]int
 	minute int64 // since 1970, of the last entry
 
-	origins  map[kube.Origin]int // of the certificates in the cluster; nil: not known
-	requests int                 // in the cluster; 0: not known
+	certificates map[kube.Issuance]int // in the cluster; nil: not known
+	requests     int                   // in the cluster; 0: not known
 }
 
-// Ended notes how a sync ended. A request has one entry, with what came of it last.
-func (a *activity) Ended(o kube.Outcome) {
+// Report is [kube.Sink]'s.
+func (a *activity) Report(r kube.Report) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch r := r.(type) {
+	case kube.Outcome:
+		a.add(r)
+	case kube.Census:
+		a.certificates = r.Certificates
+	case kube.RequestCount:
+		a.requests = r.Requests
+	}
+}
+
+// add keeps an outcome: a request has one entry, with its last. The caller must hold mu.
+func (a *activity) add(o kube.Outcome) {
 	for _, text := range []*string{&o.Name, &o.Requester, &o.Reason} {
 		*text = terminal.OneLine((*text)[:min(len(*text), longestText)])
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	o.Verdict = nil // it holds the whole request
 	a.recent = slices.DeleteFunc(a.recent, func(before kube.Outcome) bool { return before.UID == o.UID })
 	a.recent = append(a.recent, o)
 	a.recent = a.recent[max(0, len(a.recent)-outcomesKept):]
@@ -64,28 +78,17 @@ func (a *activity) last(now time.Time) ([]kube.Outcome, []int) {
 	return recent, slices.Clone(a.issued[:])
 }
 
-// Certificates notes how many certificates there are of each origin.
-func (a *activity) Certificates(origins map[kube.Origin]int) {
+// unexpected is the number of certificates on requests of our signers that were made neither here nor
+// by the CA for another journal.
+func (a *activity) unexpected() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.origins = origins
+	return a.certificates[kube.Foreign] + a.certificates[kube.Unrecorded]
 }
 
-// strange is the number of certificates on requests of our signers that were not made here, nor by the CA for another journal.
-func (a *activity) strange() int {
+// requestCount is the number of requests in the cluster; 0 if it is not known.
+func (a *activity) requestCount() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.origins[kube.Foreign] + a.origins[kube.Unrecorded]
-}
-
-// observers are all that a controller tells what happens.
-type observers struct {
-	*metrics
-	*activity
-}
-
-// Certificates tells both how many certificates there are of each origin.
-func (o observers) Certificates(origins map[kube.Origin]int) {
-	o.metrics.Certificates(origins)
-	o.activity.Certificates(origins)
+	return a.requests
 }

@@ -13,10 +13,10 @@ func TestActivityKeepsTheLast(t *testing.T) {
 	var a activity
 	begin := time.Unix(6000, 0)
 	for n := range 60 {
-		a.Ended(kube.Outcome{UID: fmt.Sprint(n), Result: kube.ResultIssued, At: begin.Add(time.Duration(n) * time.Second)})
+		a.Report(kube.Outcome{UID: fmt.Sprint(n), Result: kube.ResultIssued, At: begin.Add(time.Duration(n) * time.Second)})
 	}
-	a.Ended(kube.Outcome{UID: "waits", Result: kube.ResultWaiting, At: begin.Add(time.Minute)})
-	a.Ended(kube.Outcome{UID: "waits", Result: kube.ResultRefused, At: begin.Add(2 * time.Minute), Reason: "a\x1b[1m\u202eb" + strings.Repeat("x", 9999)})
+	a.Report(kube.Outcome{UID: "waits", Result: kube.ResultWaiting, At: begin.Add(time.Minute)})
+	a.Report(kube.Outcome{UID: "waits", Result: kube.ResultRefused, At: begin.Add(2 * time.Minute), Reason: "a\x1b[1m\u202eb" + strings.Repeat("x", 9999)})
 	recent, issued := a.last(begin.Add(2 * time.Minute))
 	if len(recent) != outcomesKept || recent[0].Result != kube.ResultRefused || recent[1].UID != "59" {
 		t.Errorf("%d outcomes; the last are %+v", len(recent), recent[:2])

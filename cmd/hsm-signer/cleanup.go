@@ -32,29 +32,6 @@ func (a answers) Refused(uids []string) (map[string]bool, error) {
 	return refused, nil
 }
 
-// Requests tells both how many requests the cluster has.
-func (o observers) Requests(n int, known bool) {
-	o.metrics.Requests(n, known)
-	o.activity.Requests(n, known)
-}
-
-// Requests notes how many requests the cluster has; 0 if that is not known.
-func (a *activity) Requests(n int, known bool) {
-	if !known {
-		n = 0
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.requests = n
-}
-
-// requestCount is the number of requests in the cluster; 0 if it is not known.
-func (a *activity) requestCount() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.requests
-}
-
 // cleanUpHints are what the status page says of finished requests.
 func (s *statusPage) cleanUpHints() (hints []string) {
 	if crowded := config.AdviseCleanUp(s.activity.requestCount()); crowded != "" {

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"hsm-signer/issuer"
-	"hsm-signer/policy"
+	"hsm-signer/kube"
 )
 
 // issuerMetrics are of the certificates that are issued, and of the CA that issues them.
@@ -35,10 +33,12 @@ func newIssuerMetrics(register promauto.Factory) issuerMetrics {
 	}
 }
 
-// Issued counts a certificate that was published so long after the request was made.
-func (m issuerMetrics) Issued(grant *policy.Grant, after time.Duration) {
-	m.issued.WithLabelValues(grant.Rule()).Inc()
-	m.requests.Observe(after.Seconds())
+// count counts a certificate that was published.
+func (m issuerMetrics) count(o kube.Outcome) {
+	if o.Result == kube.ResultIssued {
+		m.issued.WithLabelValues(o.Rule).Inc()
+		m.requests.Observe(o.Age.Seconds())
+	}
 }
 
 // caFileRefused notes whether the file of the CA's certificate as it is now is refused.

@@ -12,7 +12,7 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
-	"hsm-signer/policy"
+	"hsm-signer/kube"
 )
 
 // journalInterval is the time between two looks at a journal that cannot be opened or written.
@@ -268,9 +268,13 @@ func (k *keptJournal) close() {
 	}
 }
 
-// Decided writes a refusal into a log beside the journal; it is in nobody's way when it cannot.
-func (k *keptJournal) Decided(s policy.Submission, verdict policy.Verdict) {
+// Report is [kube.Sink]'s: it records each refusal in a log beside the journal.
+func (k *keptJournal) Report(r kube.Report) {
+	o, is := r.(kube.Outcome)
+	if !is || o.Result != kube.ResultRefused {
+		return
+	}
 	if _, err := k.get(); err == nil {
-		k.refusals.Record(decision(s, verdict))
+		k.refusals.Record(decision(o))
 	}
 }

@@ -50,34 +50,37 @@ func newKubeMetrics(register promauto.Factory) kubeMetrics {
 	}
 }
 
-// Fault counts a sync that ended with a fault.
-func (m kubeMetrics) Fault() { m.faults.Inc() }
+// report counts and shows what is reported of the cluster.
+func (m kubeMetrics) report(r kube.Report) {
+	switch r := r.(type) {
+	case kube.Outcome:
+		if r.Result == kube.ResultFault {
+			m.faults.Inc()
+		}
+	case kube.LeaderChange:
+		m.leaders.Inc()
+	case kube.Census:
+		m.census(r)
+	case kube.RequestCount:
+		m.requests.Reset() // a 0 would say that all is well
+		if r.Known {
+			m.requests.WithLabelValues().Set(float64(r.Requests))
+		}
+	case kube.Deletion:
+		m.deleted.Inc()
+	}
+}
 
-// NewLeader counts a change of the one that leads.
-func (m kubeMetrics) NewLeader() { m.leaders.Inc() }
-
-// Certificates notes how many certificates there are of each origin.
-func (m kubeMetrics) Certificates(origins map[kube.Origin]int) {
-	if origins == nil { // a 0 here would say that all is well
+// census shows how many certificates there are of each issuance.
+func (m kubeMetrics) census(r kube.Census) {
+	if r.Certificates == nil { // a 0 would say that all is well
 		m.inCluster.Reset()
 		return
 	}
-	for _, origin := range []kube.Origin{kube.Own, kube.Elsewhere, kube.Unrecorded, kube.Foreign} {
-		m.inCluster.WithLabelValues(string(origin)).Set(float64(origins[origin]))
+	for _, issuance := range []kube.Issuance{kube.Own, kube.OtherJournal, kube.Unrecorded, kube.Foreign} {
+		m.inCluster.WithLabelValues(string(issuance)).Set(float64(r.Certificates[issuance]))
 	}
 }
-
-// Requests notes how many requests the cluster has.
-func (m kubeMetrics) Requests(n int, known bool) {
-	if !known { // a 0 here would say that all is well
-		m.requests.Reset()
-		return
-	}
-	m.requests.WithLabelValues().Set(float64(n))
-}
-
-// Deleted counts a finished request that was deleted.
-func (m kubeMetrics) Deleted() { m.deleted.Inc() }
 
 // watchController has shown at each scrape how the controller stands.
 func (m *metrics) watchController(c *kube.Controller) {

@@ -7,10 +7,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"hsm-signer/kube"
 )
 
-// metrics counts what happens, for Prometheus, room by room. Every label has few values: rules and reasons come
-// from the policy and from this program, never from a requester.
+// metrics counts what happens, for Prometheus, package by package. Every label has few values: rules
+// and reasons come from the policy and from this program, never from a requester.
 type metrics struct {
 	registry *prometheus.Registry
 	policyMetrics
@@ -24,6 +26,15 @@ func newMetrics() *metrics {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	register := promauto.With(registry)
 	return &metrics{registry, newPolicyMetrics(register), newIssuerMetrics(register), newTokenMetrics(register), newKubeMetrics(register)}
+}
+
+// Report is [kube.Sink]'s.
+func (m *metrics) Report(r kube.Report) {
+	m.kubeMetrics.report(r)
+	if o, is := r.(kube.Outcome); is {
+		m.policyMetrics.count(o)
+		m.issuerMetrics.count(o)
+	}
 }
 
 // watchSigning has shown at each scrape how token, CA and journal stand.

@@ -123,15 +123,15 @@ func TestOriginsThatAreNotKnownAreNotShown(t *testing.T) {
 	m := newMetrics()
 	const name = "hsm_signer_certificates_in_cluster{"
 	for _, step := range []struct {
-		origins map[kube.Origin]int
+		origins map[kube.Issuance]int
 		want    string
 	}{
 		{nil, ""},
-		{map[kube.Origin]int{}, `origin="foreign"} 0`},
-		{map[kube.Origin]int{kube.Foreign: 2}, `origin="foreign"} 2`},
+		{map[kube.Issuance]int{}, `origin="foreign"} 0`},
+		{map[kube.Issuance]int{kube.Foreign: 2}, `origin="foreign"} 2`},
 		{nil, ""},
 	} {
-		m.Certificates(step.origins)
+		m.Report(kube.Census{Certificates: step.origins})
 		if text := scrape(m); strings.Contains(text, name) != (step.want != "") || step.want != "" && !strings.Contains(text, name+step.want) {
 			t.Errorf("%v: %s", step.origins, text)
 		}

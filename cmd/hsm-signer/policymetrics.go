@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
@@ -41,21 +42,23 @@ func newPolicyMetrics(register promauto.Factory) policyMetrics {
 	}
 }
 
-// Decided counts a verdict.
-func (m policyMetrics) Decided(verdict policy.Verdict) {
-	switch v := verdict.(type) {
+// count counts the verdict of an outcome. A request that waits for room in a budget was granted.
+func (m policyMetrics) count(o kube.Outcome) {
+	switch v := o.Verdict.(type) {
 	case *policy.Grant:
 		m.decisions.WithLabelValues("granted", v.Rule(), "").Inc()
 	case *policy.Refusal:
 		m.refusals.Inc()
 		m.decisions.WithLabelValues("refused", v.Rule(), string(v.Code())).Inc()
 	case *policy.Waiting:
-		m.decisions.WithLabelValues("waiting", v.Rule, "").Inc()
+		verdict := "waiting"
+		if v.Budget != nil {
+			verdict = "granted"
+			m.overBudget.Inc()
+		}
+		m.decisions.WithLabelValues(verdict, v.Rule, "").Inc()
 	}
 }
-
-// OverBudget counts a look at a request that waits for room in a budget.
-func (m policyMetrics) OverBudget() { m.overBudget.Inc() }
 
 // policyInForce notes which policy that is.
 func (m policyMetrics) policyInForce(p *policy.Policy) {

@@ -82,7 +82,7 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 	serving := kube.Config{
 		Client: s.Client, SignerNames: c.SignerNames, AcceptUnset: c.AcceptUnset, Mode: c.Mode, Lease: s.Lease,
 		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
-		Workers:       c.Workers, Pace: c.Pace, Decider: current, Observer: observers{counts, lately}, Logger: logger.Named("kube"),
+		Workers:       c.Workers, Pace: c.Pace, Decider: current, Sinks: []kube.Sink{counts, lately}, Logger: logger.Named("kube"),
 	}
 	health := newHealth(reload.state, counts.handler(), logger.Named("health"))
 	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refusal, started: time.Now()}
@@ -103,7 +103,7 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 		ca = newCAReloader(c.CACertFile, p.issuer.CA, p.replaceCA(current), counts, logger.Named("ca"))
 		health.watchSigning(p, ca, s.Lease != nil, c.InPod)
 		counts.watchSigning(p, c.Token.AllowExtractable)
-		serving.Issuer, serving.Recorder = kubeIssuer{p.issuer}, p.journal
+		serving.Issuer = kubeIssuer{p.issuer}
 		serving.DeleteFinishedAfter, serving.Answers = c.DeleteFinishedAfter, answers{p.issuer, p.journal}
 		serving.Fit, serving.Says, serving.Hears = health.fit, p.witness.annotations, p.witness.hears
 		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
@@ -111,7 +111,7 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
 		page.stuck = stuck.NewWatch(c.StateDir, p.journal.state, s.Client, logger.Named("stuck"))
 		counts.registry.MustRegister(stuckCollector{page.stuck.Report})
-		serving.Observer = answerObserver{serving.Observer, page.stuck}
+		serving.Sinks = append(serving.Sinks, p.journal, answeredSink{page.stuck})
 		background = append(p.watches(logger), ca.watch, page.expiry.Run, page.stuck.Run)
 	} else {
 		log, err := openShadowLog(c.StateDir)
@@ -119,7 +119,7 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 			return err
 		}
 		defer log.Close()
-		serving.Recorder, serving.Decider = log, judge.Judge{Decider: current, Ca: s.CA}
+		serving.Sinks, serving.Decider = append(serving.Sinks, log), judge.Judge{Decider: current, Ca: s.CA}
 		if c.CACertFile == "" {
 			logger.Warn(judge.WithoutCA)
 		}

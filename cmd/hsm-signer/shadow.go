@@ -6,6 +6,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
@@ -20,15 +21,17 @@ func openShadowLog(dir string) (shadowLog, error) {
 	return shadowLog{journal.OpenDecisions(dir, journal.ShadowLog, 0)}, nil
 }
 
-// Decided writes the verdict down.
-func (l shadowLog) Decided(s policy.Submission, verdict policy.Verdict) {
-	l.Record(decision(s, verdict))
+// Report is [kube.Sink]'s: it records every verdict.
+func (l shadowLog) Report(r kube.Report) {
+	if o, is := r.(kube.Outcome); is && o.Verdict != nil {
+		l.Record(decision(o))
+	}
 }
 
-// decision is the verdict for a log.
-func decision(s policy.Submission, verdict policy.Verdict) journal.Decision {
-	d := journal.Decision{UID: s.UID, Name: s.Name, Signer: s.SignerName, Username: s.Requester.Username}
-	switch v := verdict.(type) {
+// decision is the verdict of an outcome, for a log.
+func decision(o kube.Outcome) journal.Decision {
+	d := journal.Decision{UID: o.UID, Name: o.Name, Signer: o.Signer, Username: o.Requester}
+	switch v := o.Verdict.(type) {
 	case *policy.Grant:
 		d.Verdict, d.Rule, d.Names, d.PolicyHash, d.RequestSHA256 = "granted", v.Rule(), v.Names(), v.PolicyHash(), v.RequestSHA256()
 	case *policy.Waiting:

@@ -61,7 +61,7 @@ func (s *statusPage) page() status.Page {
 	if err := s.fault(); err != nil {
 		p.Hints = append(p.Hints, fmt.Sprintf("The policy file is refused, and the policy before it stays in force: %v", err))
 	}
-	if n := s.activity.strange(); n > 0 {
+	if n := s.activity.unexpected(); n > 0 {
 		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
 	p.Hints = append(p.Hints, s.cleanUpHints()...)

@@ -52,7 +52,7 @@ func TestStatusPageOfAShadow(t *testing.T) {
 	s := newTestPage(t)
 	s.config.Mode = kube.Shadow
 	s.expiry, s.sessions, s.health.ca, s.health.token, s.health.journal = nil, nil, nil, nil, nil
-	s.activity.Ended(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue, At: time.Now()})
+	s.activity.Report(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue, At: time.Now()})
 	p := s.page()
 	if p.CA != nil || p.Token != "" || p.Sessions != "" || p.Mode != "shadow" || len(p.Decisions) != 1 || !p.Decisions[0].Good {
 		t.Errorf("%+v", p)
@@ -68,14 +68,15 @@ func TestStatusPageOfAShadow(t *testing.T) {
 func TestStrangeCertificatesAreAHint(t *testing.T) {
 	s := newTestPage(t)
 	m := newMetrics()
-	all := observers{m, s.activity}
 	for _, step := range []struct {
-		origins map[kube.Origin]int
+		origins map[kube.Issuance]int
 		hint    bool
 	}{
-		{nil, false}, {map[kube.Origin]int{kube.Own: 2, kube.Elsewhere: 1}, false}, {map[kube.Origin]int{kube.Foreign: 1}, true}, {map[kube.Origin]int{kube.Unrecorded: 1}, true}, {nil, false},
+		{nil, false}, {map[kube.Issuance]int{kube.Own: 2, kube.OtherJournal: 1}, false}, {map[kube.Issuance]int{kube.Foreign: 1}, true}, {map[kube.Issuance]int{kube.Unrecorded: 1}, true}, {nil, false},
 	} {
-		all.Certificates(step.origins)
+		for _, sink := range []kube.Sink{m, s.activity} {
+			sink.Report(kube.Census{Certificates: step.origins})
+		}
 		hints := strings.Join(s.page().Hints, "\n")
 		if strings.Contains(hints, "HSMSignerForeignCertificate") != step.hint || strings.Contains(scrape(m), "hsm_signer_certificates_in_cluster{") != (step.origins != nil) {
 			t.Errorf("%v: %q", step.origins, hints)
@@ -87,7 +88,6 @@ func TestStrangeCertificatesAreAHint(t *testing.T) {
 // While the number is not known, the metric is absent.
 func TestManyRequestsAreAHint(t *testing.T) {
 	s, m := newTestPage(t), newMetrics()
-	all := observers{m, s.activity}
 	for _, step := range []struct {
 		n      int
 		known  bool
@@ -100,7 +100,9 @@ func TestManyRequestsAreAHint(t *testing.T) {
 			"all of them first, which may take 90 of its 90 seconds", "hsm_signer_requests_in_cluster 6001\n"},
 		{0, false, "", ""},
 	} {
-		all.Requests(step.n, step.known)
+		for _, sink := range []kube.Sink{m, s.activity} {
+			sink.Report(kube.RequestCount{Requests: step.n, Known: step.known})
+		}
 		hints, metrics := strings.Join(s.cleanUpHints(), "\n"), scrape(m)
 		if !strings.HasPrefix(hints, step.hint) || (hints == "") != (step.hint == "") {
 			t.Errorf("%+v: %q", step, hints)

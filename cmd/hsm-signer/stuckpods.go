@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -12,16 +11,15 @@ import (
 	"hsm-signer/policy"
 )
 
-// answerObserver has the watch for stuck pods know what was issued.
-type answerObserver struct {
-	kube.Observer
-	stuck *stuck.Watch
-}
+// answeredSink has the watch for stuck pods know what was issued.
+type answeredSink struct{ stuck *stuck.Watch }
 
-// Issued tells of a certificate that was published.
-func (o answerObserver) Issued(grant *policy.Grant, after time.Duration) {
-	o.Observer.Issued(grant, after)
-	o.stuck.Answered(grant.Requester(), grant.RequestUID(), time.Now().Add(-after))
+// Report is [kube.Sink]'s.
+func (s answeredSink) Report(r kube.Report) {
+	o, isOutcome := r.(kube.Outcome)
+	if grant, granted := o.Verdict.(*policy.Grant); isOutcome && granted && o.Result == kube.ResultIssued {
+		s.stuck.Answered(grant.Requester(), o.UID, o.At.Add(-o.Age))
+	}
 }
 
 // stuckCollector makes a metric of the last report.

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"hsm-signer/kube"
+	"hsm-signer/kube/lease"
 )
 
 // NamespaceFile holds the namespace of the pod that this runs in.
@@ -21,7 +22,7 @@ type election struct {
 }
 
 // requireLease fills in what was left open, and answers nil where there is no election.
-func (c *Config) requireLease(faults *Faults) *kube.Lease {
+func (c *Config) requireLease(faults *Faults) *lease.Lease {
 	e := c.election
 	if c.Mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" || e.wanted == "" && !c.inServedCluster() {
 		return nil
@@ -35,7 +36,7 @@ func (c *Config) requireLease(faults *Faults) *kube.Lease {
 	}
 	host, err := os.Hostname()
 	faults.Add("LEADER_ELECT", err)
-	return &kube.Lease{Namespace: e.namespace, Name: e.name, Identity: host + "_" + rand.Text()[:8]}
+	return &lease.Lease{Namespace: e.namespace, Name: e.name, Identity: host + "_" + rand.Text()[:8]}
 }
 
 func readElection(c *Config, v string) error {

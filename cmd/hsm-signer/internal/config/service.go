@@ -14,6 +14,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
+	"hsm-signer/kube/lease"
 	"hsm-signer/policy"
 )
 
@@ -24,7 +25,7 @@ type Service struct {
 	Policy           *policy.Policy
 	CA               *issuer.CA       // with APPROVE=shadow and no CA_CERT_FILE, one without constraints
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
-	Lease            *kube.Lease      // nil: no election
+	Lease            *lease.Lease     // nil: no election
 	Client           *kubernetes.Clientset
 	Server           string // the API server's address
 }

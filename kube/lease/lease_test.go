@@ -1,4 +1,4 @@
-package kube
+package lease
 
 import (
 	"context"
@@ -10,14 +10,40 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
+
+// candidate is fit unless fit says otherwise.
+type candidate struct {
+	fit     func() error
+	says    map[string]string
+	heard   map[string]string
+	refuses error
+	leads   int // how often it was told that it leads
+}
+
+func (c *candidate) Fit() error {
+	if c.fit == nil {
+		return nil
+	}
+	return c.fit()
+}
+
+func (c *candidate) Annotations() map[string]string { return c.says }
+
+func (c *candidate) Heard(annotations map[string]string) error {
+	c.heard = annotations
+	return c.refuses
+}
+
+func (c *candidate) Leads()         { c.leads++ }
+func (c *candidate) Failed(error)   {}
+func (c *candidate) Changed(string) {}
 
 // The lease's age counts by both clocks.
 func TestFence(t *testing.T) {
@@ -33,12 +59,12 @@ func TestFence(t *testing.T) {
 		"by the wall clock, too long ago":  {now.Round(0).Add(-renewDeadline), false},
 		"by the wall clock, in the future": {now.Round(0).Add(time.Minute), false}, // it was set back
 	} {
-		l := &leader{renewed: c.renewed}
-		if err := l.fence(); (err == nil) != c.leads || err != nil && !errors.Is(err, errNotLeading) {
+		l := &Election{renewed: c.renewed}
+		if err := l.Fence(); (err == nil) != c.leads || err != nil && !errors.Is(err, ErrNotLeading) {
 			t.Errorf("renewed %s: %v", name, err)
 		}
 	}
-	if err := (*leader)(nil).fence(); err != nil {
+	if err := (*Election)(nil).Fence(); err != nil {
 		t.Errorf("without an election: %v", err)
 	}
 }
@@ -46,14 +72,14 @@ func TestFence(t *testing.T) {
 // What is begun ends, at the latest, when the lease is too old, and at once when it is given up.
 func TestActsEndWithTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &leader{begin: func() {}}
-		if _, _, err := l.acting(t.Context()); !errors.Is(err, errNotLeading) {
+		l := &Election{candidate: &candidate{}}
+		if _, _, err := l.Acting(t.Context()); !errors.Is(err, ErrNotLeading) {
 			t.Errorf("before it leads: %v", err)
 		}
 		for _, givesUp := range []bool{false, true} {
 			began := time.Now()
 			l.note(began)
-			ctx, cancel, err := l.acting(t.Context())
+			ctx, cancel, err := l.Acting(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,12 +98,12 @@ func TestActsEndWithTheLease(t *testing.T) {
 
 // Whatever was left to another is taken up again: also when the lease was never lost, and too old for a moment.
 func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
-	begun := 0
-	l := &leader{begin: func() { begun++ }}
+	c := &candidate{}
+	l := &Election{candidate: c}
 	for _, step := range []struct {
 		renewed time.Time
 		leads   bool
-		begun   int
+		told    int
 	}{
 		{time.Time{}, false, 0},
 		{time.Now(), true, 1},                   // it was elected
@@ -88,8 +114,8 @@ func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 		{time.Now(), true, 3},
 		{time.Time{}, false, 3}, // another leads
 	} {
-		if l.note(step.renewed); (l.fence() == nil) != step.leads || begun != step.begun {
-			t.Errorf("renewed %s: leads %t, began %d times; want %+v", step.renewed, l.fence() == nil, begun, step)
+		if l.note(step.renewed); (l.Fence() == nil) != step.leads || c.leads != step.told {
+			t.Errorf("renewed %s: leads %t, was told %d times; want %+v", step.renewed, l.Fence() == nil, c.leads, step)
 		}
 	}
 }
@@ -98,62 +124,36 @@ func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 func TestOnlyWhoIsFitStands(t *testing.T) {
 	asked, fit := make(chan struct{}), errors.New("no token")
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &leader{logger: hclog.NewNullLogger(), fit: func() error {
+	l := &Election{logger: hclog.NewNullLogger(), candidate: &candidate{fit: func() error {
 		select {
 		case asked <- struct{}{}:
 		case <-ctx.Done():
 		}
 		return fit
-	}} // it has no client: standing for election would panic
+	}}} // it has no client: standing for election would panic
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		l.elect(ctx)
+		l.Run(ctx)
 	}()
 	<-asked
 	<-asked
 	cancel()
 	<-ended
 	fit = nil
-	l.elect(ctx)
-}
-
-// hanging is an API server that answers nobody before they give up.
-type hanging struct{ requestClient }
-
-func (hanging) Get(ctx context.Context, _ string, _ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
-	<-ctx.Done()
-	return nil, ctx.Err()
-}
-
-// What is in work when the process is asked to end is finished, but not waited for longer than a supervisor waits.
-func TestStopWaitsForAWhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c, add := withStore(t, &remembering{}, func() bool { return true })
-		defer c.broadcaster.Shutdown()
-		c.requests.Load().requestClient = hanging{}
-		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read anew
-		c.queue.Add(key{"u", "u"})
-		ctx, cancel := context.WithCancel(t.Context())
-		began := time.Now()
-		time.AfterFunc(time.Second, cancel)
-		c.workUntil(ctx)
-		if took := time.Since(began); took != time.Second+drainTimeout {
-			t.Errorf("it took %s", took)
-		}
-	})
+	l.Run(ctx)
 }
 
 // A leader that stays unfit gives the lease up, and one that is unfit for a moment does not.
 func TestUnfitLeaderResigns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began, wellAgain := time.Now(), 10*time.Second
-		l := &leader{logger: hclog.NewNullLogger(), fit: func() error {
+		l := &Election{logger: hclog.NewNullLogger(), candidate: &candidate{fit: func() error {
 			if since := time.Since(began); since < wellAgain || since > time.Minute {
 				return errors.New("the disk is full")
 			}
 			return nil
-		}}
+		}}}
 		resigned := time.Duration(0)
 		l.watchFit(t.Context(), func() { resigned = time.Since(began) })
 		if resigned < time.Minute || resigned > time.Minute+unfitAfter+2*retryPeriod {
@@ -205,7 +205,7 @@ type fullLease struct {
 
 func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease, _ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
 	if len(lease.Labels) > 0 || len(lease.OwnerReferences) > 0 || len(lease.Finalizers) > 0 {
-		return nil, errEtcd
+		return nil, apierrors.NewInternalError(errors.New("etcdserver: request is too large"))
 	}
 	return lease, nil
 }
@@ -213,7 +213,7 @@ func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease, _ metav1
 // A lease that was filled up is emptied of what others wrote, and keeps what hsm-signer writes.
 func TestLeaseThatWasFilledUp(t *testing.T) {
 	says := map[string]string{"hsm-signer/journal": "j"}
-	a := annotatedLease{fullLease{}, func() map[string]string { return says }, nil}
+	a := annotatedLease{fullLease{}, &candidate{says: says}}
 	for _, meta := range []metav1.ObjectMeta{{Labels: map[string]string{"a": "b"}}, {OwnerReferences: []metav1.OwnerReference{{Name: "o"}}}, {Finalizers: []string{"f"}}, {}} {
 		updated, err := a.Update(t.Context(), &coordinationv1.Lease{ObjectMeta: meta}, metav1.UpdateOptions{})
 		if err != nil || !maps.Equal(updated.Annotations, says) {
@@ -224,25 +224,21 @@ func TestLeaseThatWasFilledUp(t *testing.T) {
 
 // What the lease says is shown before it can be taken, and what is said of others stays.
 func TestAnnotationsOfTheLease(t *testing.T) {
-	var heard map[string]string
-	var refuse error
+	c := &candidate{says: map[string]string{"ours": "2", "old": ""}}
 	client := fake.NewClientset(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "n", Name: "l", Annotations: map[string]string{"of/another": "1", "old": "1", "empty": ""},
 	}})
-	leases := annotatedLeases{
-		client.CoordinationV1(), func() map[string]string { return map[string]string{"ours": "2", "old": ""} },
-		func(all map[string]string) error { heard = all; return refuse },
-	}.Leases("n")
+	leases := annotatedLeases{client.CoordinationV1(), c}.Leases("n")
 	lease, err := leases.Get(t.Context(), "l", metav1.GetOptions{})
-	if err != nil || heard["of/another"] != "1" {
-		t.Fatalf("%v; it was shown %v", err, heard)
+	if err != nil || c.heard["of/another"] != "1" {
+		t.Fatalf("%v; it was shown %v", err, c.heard)
 	}
 	lease, err = leases.Update(t.Context(), lease, metav1.UpdateOptions{})
 	if want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}; err != nil || !maps.Equal(lease.Annotations, want) {
 		t.Errorf("%v: %v; want %v", err, lease.Annotations, want)
 	}
-	refuse = errors.New("the journal was rolled back")
-	if _, err := leases.Get(t.Context(), "l", metav1.GetOptions{}); !errors.Is(err, refuse) {
+	c.refuses = errors.New("the journal was rolled back")
+	if _, err := leases.Get(t.Context(), "l", metav1.GetOptions{}); !errors.Is(err, c.refuses) {
 		t.Errorf("the lease can be taken: %v", err)
 	}
 }

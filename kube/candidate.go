@@ -1,0 +1,37 @@
+package kube
+
+// candidate is a controller as it stands for election; see [lease.Candidate].
+type candidate struct{ *Controller }
+
+// Fit returns nil while the controller could serve requests if it led.
+func (c candidate) Fit() error {
+	if c.Config.Fit == nil {
+		return nil
+	}
+	return c.Config.Fit()
+}
+
+// Annotations returns what each write of the lease says beside who leads.
+func (c candidate) Annotations() map[string]string {
+	if c.Says == nil {
+		return nil
+	}
+	return c.Says()
+}
+
+// Heard is shown the annotations of the lease.
+func (c candidate) Heard(annotations map[string]string) error {
+	if c.Hears == nil {
+		return nil
+	}
+	return c.Hears(annotations)
+}
+
+// Leads takes up what may have been left to another.
+func (c candidate) Leads() { c.LookAgain() }
+
+// Failed has the permissions looked at, if that is why the lease could not be written.
+func (c candidate) Failed(err error) { c.permits.suspect(err) }
+
+// Changed reports who leads.
+func (c candidate) Changed(identity string) { c.sinks.Report(LeaderChange{Identity: identity}) }

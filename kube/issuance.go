@@ -1,0 +1,81 @@
+package kube
+
+import (
+	"bytes"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// An Issuance says who issued the certificate on a request of ours.
+type Issuance string
+
+// Every Issuance there is.
+const (
+	Own          Issuance = "own"             // this issuer, and it is recorded
+	OtherJournal Issuance = "another_journal" // the CA, for a former journal or for that of another controller
+	Unrecorded   Issuance = "unrecorded"      // the CA, with one of our serial numbers, and there is no record of it
+	Foreign      Issuance = "foreign"         // not the CA
+)
+
+// known is the certificate of a request, and who issued it.
+type known struct {
+	chain    []byte
+	issuance Issuance
+}
+
+// issuanceOf finds out where the certificate of a request comes from.
+func (c *Controller) issuanceOf(csr *certificatesv1.CertificateSigningRequest) (Issuance, error) {
+	made, err := c.Issuer.Made(string(csr.UID), csr.Status.Certificate)
+	if err != nil || made {
+		return Own, err
+	}
+	switch byCA, ours := c.Issuer.Signed(csr.Status.Certificate); {
+	case !byCA:
+		return Foreign, nil
+	case ours:
+		return Unrecorded, nil
+	}
+	return OtherJournal, nil
+}
+
+// countCertificates finds out who issued each certificate on a request of ours, once for each, and
+// reports the numbers. It warns of certificates that ought not to be there.
+func (c *Controller) countCertificates(all map[types.UID]*certificatesv1.CertificateSigningRequest) {
+	before, counts := c.certificates, map[Issuance]int{}
+	c.certificates = make(map[types.UID]known, len(before))
+	for uid, csr := range all {
+		chain := csr.Status.Certificate
+		if len(chain) == 0 || csr.Spec.SignerName == "" || !c.serves(csr) { // without a signer name it may be anyone's
+			continue
+		}
+		now, was := before[uid]
+		if !was || !bytes.Equal(now.chain, chain) {
+			issuance, err := c.issuanceOf(csr)
+			if err != nil {
+				c.Logger.Warn("it is not known who issued a certificate; it is looked at again", "request", csr.Name, "uid", csr.UID, "error", err)
+				continue
+			}
+			now = known{chain, issuance}
+			c.warnUnexpected(csr, issuance)
+		}
+		c.certificates[uid] = now
+		counts[now.issuance]++
+	}
+	c.sinks.Report(Census{counts})
+}
+
+// warnUnexpected warns of a certificate that ought not to be on a request of ours.
+func (c *Controller) warnUnexpected(csr *certificatesv1.CertificateSigningRequest, issuance Issuance) {
+	object := referenceTo(csr)
+	switch issuance {
+	case Foreign:
+		c.Logger.Error("a request has a certificate that the CA has not signed: who else may update certificatesigningrequests/status, and sign for this signer?", "request", csr.Name, "uid", csr.UID)
+		c.events.warn(object, "ForeignCertificate", "the certificate of this request was not made by this signer")
+	case Unrecorded:
+		c.Logger.Error("a request has a certificate that the CA has signed, with a serial number of this journal, which does not have it: the journal was cut or set back, or the CA's key was used without it", "request", csr.Name, "uid", csr.UID)
+		c.events.warn(object, "UnrecordedCertificate", "the certificate of this request is signed by the CA, and the journal does not have it")
+	case OtherJournal:
+		c.Logger.Info("a request has a certificate that the CA has signed for another journal", "request", csr.Name, "uid", csr.UID)
+	}
+}

@@ -1,0 +1,303 @@
+// Package lease elects the one of many controllers that acts, and fences its acts.
+//
+// Duty: take part in an election by a Lease object, say who leads, and end what is in work when the lease
+// may have passed to another.
+//
+// Contract: client-go promises no fencing: a process that was stopped and goes on believes for a moment
+// that it still leads. So each act asks [Election.Fence] or [Election.Acting], which judge the age of
+// the lease by both the monotonic clock, which a suspended machine may stop, and the wall clock, which
+// may be set. A nil [Election] is one without other candidates: it always leads.
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// A Lease names the object by which one of many controllers is the one that leads: the others watch
+// and wait.
+type Lease struct {
+	Namespace, Name string
+	Identity        string // of this controller among them
+}
+
+// Times of the election. client-go's usual ones with a shorter retry: a lease that nobody renews any
+// more is taken over within 20 s, one that was given up within 3 s.
+const (
+	leaseDuration = 15 * time.Second // how long others wait since they last saw it renewed
+	renewDeadline = 10 * time.Second // how long the leader acts since it last began to renew it
+	retryPeriod   = time.Second
+)
+
+// ErrNotLeading says that another controller must act.
+var ErrNotLeading = errors.New("another controller leads")
+
+// A Candidate stands for election.
+type Candidate interface {
+	// Fit returns nil while the candidate could serve if it led. One that could not does not stand for
+	// election, and one that leads gives the lease up when that lasts.
+	Fit() error
+	// Annotations returns what each write of the lease says beside who leads. An empty value removes an
+	// annotation; those that are not named stay as they are.
+	Annotations() map[string]string
+	// Heard is shown the annotations of the lease each time it is read. On an error the candidate does
+	// not take the lease.
+	Heard(annotations map[string]string) error
+	// Leads is called when the candidate leads, and [Election.Fence] has said before that it does not:
+	// somebody may have left work to another.
+	Leads()
+	// Failed is called when the lease could not be written.
+	Failed(err error)
+	// Changed is called when another candidate has come to lead, or this one.
+	Changed(identity string)
+}
+
+// An Election is one candidate's part in it. It is safe for concurrent use.
+type Election struct {
+	lease     Lease
+	client    kubernetes.Interface
+	candidate Candidate
+	logger    hclog.Logger
+	elector   atomic.Pointer[leaderelection.LeaderElector] // nil while it does not stand
+
+	mu      sync.Mutex
+	renewed time.Time       // when the last renewal that succeeded started; zero: it does not lead
+	term    context.Context // while it leads; ends when it gives the lease up
+	endTerm context.CancelFunc
+	said    bool // that it does not lead, since then
+}
+
+// New returns an election; [Election.Run] takes part in it.
+func New(l Lease, client kubernetes.Interface, candidate Candidate, logger hclog.Logger) *Election {
+	return &Election{lease: l, client: client, candidate: candidate, logger: logger}
+}
+
+// Acting returns a context that ends when this controller may act no more, or [ErrNotLeading].
+func (e *Election) Acting(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if e == nil {
+		ctx, cancel := context.WithCancel(ctx)
+		return ctx, cancel, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.leads(); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithDeadline(ctx, e.renewed.Add(renewDeadline))
+	given := context.AfterFunc(e.term, cancel)
+	return ctx, func() { given(); cancel() }, nil
+}
+
+// Fence returns nil while this controller leads.
+func (e *Election) Fence() error {
+	if e == nil {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.leads()
+}
+
+// leads returns nil or ErrNotLeading. The caller must hold mu.
+func (e *Election) leads() error {
+	now := time.Now()
+	byWall := now.Round(0).Sub(e.renewed.Round(0)) // Round strips the monotonic reading
+	if e.renewed.IsZero() || now.Sub(e.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
+		e.said = true
+		return ErrNotLeading
+	}
+	return nil
+}
+
+// Holder is the identity of the controller that leads, as the lease said when it was last read. It is
+// empty if that is not known: nobody leads, this controller does not stand for election, or it has lost
+// the lease.
+func (e *Election) Holder() string {
+	if e == nil {
+		return ""
+	}
+	elector := e.elector.Load()
+	if elector == nil || elector.IsLeader() && e.Fence() != nil {
+		return ""
+	}
+	return elector.GetLeader()
+}
+
+// unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes costs less than
+// another leader.
+const unfitAfter = 15 * time.Second
+
+// Run takes part in the election, while the candidate is fit, until the context ends; then it gives the
+// lease up.
+func (e *Election) Run(ctx context.Context) {
+	for ctx.Err() == nil && e.waitFit(ctx) {
+		standing, resign := context.WithCancel(ctx)
+		var group wait.Group
+		group.StartWithContext(standing, func(ctx context.Context) { e.watchFit(ctx, resign) })
+		e.stand(standing)
+		resign()
+		group.Wait()
+	}
+}
+
+// waitFit waits until this controller is fit. It returns false if the context has ended.
+func (e *Election) waitFit(ctx context.Context) bool {
+	fit := func(context.Context) (bool, error) { return e.candidate.Fit() == nil, nil }
+	return wait.PollUntilContextCancel(ctx, retryPeriod, true, fit) == nil
+}
+
+// watchFit gives the lease up when this controller has been unfit for a while.
+func (e *Election) watchFit(ctx context.Context, resign func()) {
+	well := time.Now()
+	_ = wait.PollUntilContextCancel(ctx, retryPeriod, true, func(context.Context) (bool, error) {
+		err := e.candidate.Fit()
+		if err == nil {
+			well = time.Now()
+		}
+		if time.Since(well) < unfitAfter {
+			return false, nil
+		}
+		e.logger.Warn("this controller cannot serve requests, and lets another lead", "lease", e.lease.Name, "error", err)
+		resign()
+		return true, nil
+	})
+}
+
+// stand stands for election, and leads, until the context ends.
+func (e *Election) stand(ctx context.Context) {
+	for ctx.Err() == nil {
+		e.standOnce(ctx)
+	}
+}
+
+// standOnce ends when the lease is lost, or another holds it that this controller held: client-go would
+// try for the rest of its deadline to renew it, and only then begin to count how old the other's is.
+func (e *Election) standOnce(ctx context.Context) {
+	ctx, lost := context.WithCancel(ctx)
+	defer lost()
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &watchedLock{Interface: e.lock(), election: e, lost: lost}, Name: e.lease.Name, ReleaseOnCancel: true,
+		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(context.Context) {
+				e.logger.Info("this controller leads", "lease", e.lease.Name, "identity", e.lease.Identity)
+			},
+			OnStoppedLeading: func() { e.note(time.Time{}) },
+			OnNewLeader: func(identity string) {
+				if identity == "" {
+					e.logger.Info("the lease was given up", "lease", e.lease.Name)
+					return
+				}
+				e.logger.Info("a controller leads", "lease", e.lease.Name, "identity", identity)
+				e.candidate.Changed(identity)
+			},
+		},
+	})
+	if err != nil { // its times are constants, and its lock is ours
+		e.logger.Error("no election", "error", err)
+		return
+	}
+	e.elector.Store(elector)
+	defer e.elector.Store(nil)
+	elector.Run(ctx)
+}
+
+func (e *Election) lock() resourcelock.Interface {
+	return &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: e.lease.Namespace, Name: e.lease.Name},
+		Client:     annotatedLeases{e.client.CoordinationV1(), e.candidate},
+		LockConfig: resourcelock.ResourceLockConfig{Identity: e.lease.Identity},
+	}
+}
+
+// note keeps the time of a renewal, or, with a zero time, that this controller does not lead. The
+// election does not tell of a lease that was too old for a moment and then renewed, as when the clock is
+// set or this process stood still: what was left to another meanwhile is taken up all the same.
+func (e *Election) note(renewed time.Time) {
+	e.mu.Lock()
+	e.renewed = renewed
+	starts := e.said && !renewed.IsZero()
+	e.said = e.said && !starts
+	switch {
+	case renewed.IsZero() && e.endTerm != nil:
+		e.endTerm()
+		e.endTerm = nil
+	case !renewed.IsZero() && e.endTerm == nil:
+		e.term, e.endTerm = context.WithCancel(context.Background())
+	}
+	e.mu.Unlock()
+	if starts {
+		e.candidate.Leads()
+	}
+}
+
+// A watchedLock tells the election of each renewal: the time before it was asked for, since others count
+// from when they see it, which is later.
+type watchedLock struct {
+	resourcelock.Interface
+	election *Election
+	lost     func() // another holds the lease that was held
+	held     bool   // by this controller, since it stands; of one goroutine
+}
+
+// Get reads the lease, and of it only what this controller honours.
+func (w *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := w.Interface.Get(ctx)
+	if err == nil {
+		honour(record)
+	}
+	if err == nil && w.held && record.HolderIdentity != w.Identity() {
+		w.lost()
+	}
+	return record, raw, err
+}
+
+// honour replaces what one write to the lease could stop every controller with. All controllers hold
+// the lease for leaseDuration: with a longer one nobody would take over from a holder that does not
+// exist; with a shorter one somebody would take over from a leader that still acts. client-go adds one
+// to the number of transitions, which the API server refuses beyond 32 bits.
+func honour(record *resourcelock.LeaderElectionRecord) {
+	if record.HolderIdentity != "" {
+		record.LeaseDurationSeconds = int(leaseDuration / time.Second)
+	}
+	if record.LeaderTransitions < 0 || record.LeaderTransitions >= math.MaxInt32 {
+		record.LeaderTransitions = 0
+	}
+}
+
+// Create makes the lease, held by this controller.
+func (w *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	return w.write(record, func() error { return w.Interface.Create(ctx, record) })
+}
+
+// Update takes, renews or gives up the lease.
+func (w *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	return w.write(record, func() error { return w.Interface.Update(ctx, record) })
+}
+
+func (w *watchedLock) write(record resourcelock.LeaderElectionRecord, write func() error) error {
+	started := time.Now()
+	if record.HolderIdentity != w.Identity() {
+		w.election.note(time.Time{}) // it is given up: nothing more is done from here on
+		return write()
+	}
+	if err := write(); err != nil {
+		w.election.candidate.Failed(err)
+		return fmt.Errorf("lease: %w", err)
+	}
+	w.held = true
+	w.election.note(started)
+	return nil
+}
