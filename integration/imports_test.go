@@ -32,8 +32,16 @@ var layers = map[string][]string{
 	"cmd":    {"policy", "issuer", "hsm", "kube"},
 }
 
-// innerPackages are packages of the command with the packages of the product that each may import.
+// innerPackages are packages inside others, each with the packages of the product that it may import:
+// the status page only shows what it is given, and the parts of the controller do not know the
+// controller.
 var innerPackages = map[string][]string{
+	product + "/policy/strictyaml": nil,
+	product + "/kube/apifault":     nil,
+	product + "/kube/pace":         nil,
+	product + "/kube/lease":        {product + "/kube/apifault"},
+	product + "/kube/access":       {product + "/kube/lease"},
+
 	product + "/cmd/hsm-signer/internal/status":      nil,
 	product + "/cmd/hsm-signer/internal/trustedfile": nil,
 	product + "/cmd/hsm-signer/internal/listener":    nil,

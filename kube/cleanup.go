@@ -104,7 +104,7 @@ func (c *Controller) mayCleanUp() error {
 			return err
 		}
 	}
-	return errors.Join(c.election.Fence(), c.Ready(), c.permits.mayCleanUp())
+	return errors.Join(c.election.Fence(), c.Ready(), c.access.MayDelete())
 }
 
 // deleteFinished deletes the request, unless it has changed or is gone.
@@ -125,7 +125,7 @@ func (c *Controller) deleteFinished(
 	case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
 		return nil
 	case err != nil:
-		c.permits.suspect(err)
+		c.access.Recheck(err)
 		return fmt.Errorf("delete a finished request: %w", err)
 	}
 	c.sinks.Report(Deletion{Name: csr.Name, UID: string(csr.UID), Signer: csr.Spec.SignerName})
@@ -138,7 +138,7 @@ func (c *Controller) CleanUpFault() error {
 	if c.DeleteFinishedAfter == 0 {
 		return nil
 	}
-	return errors.Join(c.permits.mayCleanUp(), c.cleaner.lastFault())
+	return errors.Join(c.access.MayDelete(), c.cleaner.lastFault())
 }
 
 // An answer is how a request ended.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"hsm-signer/kube/access"
 	"hsm-signer/kube/lease"
 )
 
@@ -222,26 +224,58 @@ func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 // request from being answered.
 func TestMissingPermissionToDelete(t *testing.T) {
 	c := newCleaning(t)
-	c.permits.ask = func(_ context.Context, p Permission) (bool, error) { return !p.optional(), nil }
-	c.lookAtPermits(t.Context())
+	c.access = access.NewWatch(&allBut{"delete certificatesigningrequests"}, accessUser{c.Controller}, c.Logger)
+	c.access.Look(t.Context())
 	const want = "may not delete certificatesigningrequests: " +
 		"grant it to the service account, as deploy/components/clean-up does"
 	if err := c.CleanUpFault(); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
-	if err := c.Permitted(); err != nil || c.permits.idle() {
-		t.Errorf("%v; idle: %t", err, c.permits.idle())
+	if err := c.Permitted(); err != nil || c.access.Blocked() {
+		t.Errorf("%v; blocked: %t", err, c.access.Blocked())
 	}
 	c.DeleteFinishedAfter = 0
-	c.lookAtPermits(t.Context())
-	if err := c.CleanUpFault(); err != nil || len(c.permits.missing) > 0 {
-		t.Errorf("not wanted: %v; missing %v", err, c.permits.missing)
+	c.access.Look(t.Context())
+	if err := errors.Join(c.CleanUpFault(), c.access.MayDelete()); err != nil {
+		t.Errorf("not wanted: %v", err)
 	}
 }
 
-// A deletion that fails is reported until one succeeds, has the permissions looked at if it was
-// forbidden, and is not tried again and again. A request that has changed, or is gone, is no
-// failure.
+// looked counts looks at the permissions.
+type looked struct{ deletions int }
+
+func (l *looked) Allowed(_ context.Context, p access.Permission) (bool, error) {
+	if strings.HasPrefix(p.String(), "delete ") {
+		l.deletions++
+	}
+	return true, nil
+}
+
+// A deletion that is forbidden has the permissions looked at, at once and not only in their turn.
+func TestForbiddenDeletionIsRechecked(t *testing.T) {
+	resource := schema.GroupResource{Resource: "certificatesigningrequests"}
+	for want, fault := range map[int]error{1: errors.New("a fault"), 2: apierrors.NewForbidden(resource, "issued", nil)} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCleaning(t)
+			defer c.events.broadcaster.Shutdown()
+			defer c.queue.ShutDown()
+			looks := &looked{}
+			c.access = access.NewWatch(looks, accessUser{c.Controller}, c.Logger)
+			c.add("issued", "own", approval)
+			c.server.fails = fault
+			c.after(keep + quietTime)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			c.access.Run(ctx)
+			if looks.deletions != want {
+				t.Errorf("%v: %d looks; want %d", fault, looks.deletions, want)
+			}
+		})
+	}
+}
+
+// A deletion that fails is reported until one succeeds, and is not tried again and again. A request that
+// has changed, or is gone, is no failure.
 func TestDeletionFails(t *testing.T) {
 	resource := schema.GroupResource{Resource: "certificatesigningrequests"}
 	forbidden := apierrors.NewForbidden(resource, "issued", errors.New("a webhook says no"))
@@ -249,8 +283,8 @@ func TestDeletionFails(t *testing.T) {
 	c.add("issued", "own", approval)
 	c.server.fails = forbidden
 	c.after(keep + quietTime)
-	if err := c.CleanUpFault(); err == nil || !errors.Is(err, forbidden) || len(c.permits.suspected) != 1 {
-		t.Errorf("%v; %d looks at the permissions", err, len(c.permits.suspected))
+	if err := c.CleanUpFault(); err == nil || !errors.Is(err, forbidden) {
+		t.Errorf("%v", err)
 	}
 	c.server.fails = nil
 	if got := c.after(keep - quietTime - time.Second); len(got) > 0 {

@@ -12,10 +12,6 @@ import (
 	"hsm-signer/policy"
 )
 
-// eventNamespace is where the API server keeps events on objects without a namespace, such as
-// certificate requests.
-const eventNamespace = metav1.NamespaceDefault
-
 // component is the source that Events name.
 const component = "hsm-signer"
 

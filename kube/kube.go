@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
+	"hsm-signer/kube/access"
 	"hsm-signer/kube/apifault"
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/pace"
@@ -125,7 +126,7 @@ type Controller struct {
 	election *lease.Election          // nil without a lease
 	requests atomic.Pointer[requests] // nil until the API was found
 
-	permits *permits
+	access  *access.Watch
 	cleaner *cleaner
 	large   chan struct{} // of size 1: held by the sync of a request that is read whole
 	known   atomic.Int64  // requests of our signers, done ones too
@@ -162,7 +163,6 @@ func New(c Config) *Controller {
 		events:  events,
 		sinks:   append(sinks{logSink{c.Logger}, events}, c.Sinks...),
 		watches: map[string]error{"": errStarting},
-		permits: newPermits(c.Client),
 		cleaner: newCleaner(c.DeleteFinishedAfter, c.Answers),
 		large:   make(chan struct{}, 1),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
@@ -170,6 +170,7 @@ func New(c Config) *Controller {
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
 		),
 	}
+	controller.access = access.NewWatch(access.Reviews{Client: c.Client}, accessUser{controller}, c.Logger)
 	controller.pacer = pace.New(c.Pace, controller.queue.Add)
 	if c.Lease != nil {
 		controller.election = lease.New(*c.Lease, c.Client, candidate{controller}, c.Logger)
@@ -190,7 +191,11 @@ func (c *Controller) Pace() pace.State { return c.pacer.State() }
 // Queued is the number of requests that wait for a worker.
 func (c *Controller) Queued() int { return c.queue.Len() }
 
-// Ready answers nil while requests are being watched, and otherwise why not.
+// Permitted returns nil while no permission is known to be missing that requests need; see also
+// [Controller.CleanUpFault].
+func (c *Controller) Permitted() error { return c.access.Permitted() }
+
+// Ready returns nil while requests are being watched, and otherwise why not.
 func (c *Controller) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -228,7 +233,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	group.StartWithContext(ctx, func(ctx context.Context) { c.keepWatching(ctx, api, sync.OnceFunc(func() { close(started) })) })
 	<-started
 	if c.Mode != Shadow {
-		group.StartWithContext(ctx, c.watchPermits)
+		group.StartWithContext(ctx, c.access.Run)
 	}
 	defer c.startElection()()
 	if c.Issuer != nil {
@@ -470,7 +475,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 		return
 	}
 	csr := c.requests.Load().cached(item)
-	if csr == nil || c.election.Fence() != nil || c.permits.idle() {
+	if csr == nil || c.election.Fence() != nil || c.access.Blocked() {
 		c.pacer.Tried(item)
 		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
@@ -485,7 +490,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 		syncOne = c.shadow
 	}
 	result, verdict, err := syncOne(syncCtx, csr)
-	c.permits.suspect(err)
+	c.access.Recheck(err)
 	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered
 	}

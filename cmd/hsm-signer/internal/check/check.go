@@ -24,6 +24,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
+	"hsm-signer/kube/access"
 	"hsm-signer/policy"
 )
 
@@ -183,7 +184,7 @@ func checkPermissions(ctx context.Context, s *config.Service, report reporter) {
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	for _, permission := range s.Permissions() {
-		lacking, err := permission.Missing(ctx, s.Client)
+		lacking, err := permission.Missing(ctx, access.Reviews{Client: s.Client})
 		all := len(lacking) == 1 && lacking[0].String() == permission.String()
 		switch {
 		case err != nil || len(lacking) == 0:

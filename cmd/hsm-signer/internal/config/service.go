@@ -14,6 +14,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
+	"hsm-signer/kube/access"
 	"hsm-signer/kube/lease"
 	"hsm-signer/policy"
 )
@@ -139,12 +140,12 @@ func RequireOwn(dir string) error {
 }
 
 // Permissions lists what "run" needs.
-func (s *Service) Permissions() []kube.Permission {
-	all := kube.Permissions(s.SignerNames, s.Mode, s.Lease, PodNamespaces(s.Policy))
-	if s.DeleteFinishedAfter > 0 {
-		all = append(all, kube.CleanUpPermission())
-	}
-	return all
+func (s *Service) Permissions() []access.Permission {
+	return access.Use{
+		SignerNames: s.SignerNames, PodNamespaces: PodNamespaces(s.Policy),
+		Answers: s.Mode != kube.Shadow, Approves: s.Mode == kube.Approve,
+		Lease: s.Lease, Deletes: s.DeleteFinishedAfter > 0,
+	}.Permissions()
 }
 
 // PodNamespaces are the namespaces in which a policy needs pods to be read; nil: in all.

@@ -1,5 +1,7 @@
 package kube
 
+import "hsm-signer/kube/access"
+
 // candidate is a controller as it stands for election; see [lease.Candidate].
 type candidate struct{ *Controller }
 
@@ -31,7 +33,25 @@ func (c candidate) Heard(annotations map[string]string) error {
 func (c candidate) Leads() { c.LookAgain() }
 
 // Failed has the permissions looked at, if that is why the lease could not be written.
-func (c candidate) Failed(err error) { c.permits.suspect(err) }
+func (c candidate) Failed(err error) { c.access.Recheck(err) }
 
 // Changed reports who leads.
 func (c candidate) Changed(identity string) { c.sinks.Report(LeaderChange{Identity: identity}) }
+
+// accessUser is a controller as its permissions are watched; see [access.Controller].
+type accessUser struct{ *Controller }
+
+// Use returns what the controller does.
+func (u accessUser) Use() access.Use {
+	use := access.Use{
+		SignerNames: u.SignerNames, Answers: u.Mode != Shadow, Approves: u.Mode == Approve,
+		Lease: u.Lease, Deletes: u.DeleteFinishedAfter > 0,
+	}
+	if u.PodNamespaces != nil {
+		use.PodNamespaces = u.PodNamespaces()
+	}
+	return use
+}
+
+// Unblocked takes all requests up again.
+func (u accessUser) Unblocked() { u.LookAgain() }

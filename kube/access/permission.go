@@ -1,0 +1,193 @@
+// Package access knows what a controller must be allowed to do, and what it lacks of that.
+//
+// Duty: list the permissions that a use needs, ask the API server which of them are missing, and watch
+// that while a controller runs.
+//
+// Contract: nothing is tried to find out whether it is permitted; the API server is asked by
+// SelfSubjectAccessReviews. What it does not answer leaves things as they are.
+package access
+
+import (
+	"context"
+	"strings"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/kube/lease"
+)
+
+// EventNamespace is where the API server keeps Events on objects without a namespace, such as
+// certificate requests.
+const EventNamespace = metav1.NamespaceDefault
+
+const (
+	group    = "certificates.k8s.io"
+	requests = "certificatesigningrequests"
+)
+
+// A Use says what a controller does, and so what it needs.
+type Use struct {
+	SignerNames   []string
+	PodNamespaces []string     // in which pods are read; nil: in all
+	Answers       bool         // it writes certificates and refusals; a shadow does not
+	Approves      bool         // it approves what it grants
+	Lease         *lease.Lease // nil: there is no election
+	Deletes       bool         // it deletes finished requests
+}
+
+// A Permission is one thing that a controller must be allowed to do.
+type Permission struct {
+	attributes authorizationv1.ResourceAttributes
+	// within are namespaces in which it is enough to have the permission; empty: it is needed in all.
+	within []string
+}
+
+// Permissions lists what the use needs.
+func (u Use) Permissions() []Permission {
+	all := u.reads()
+	if u.Answers {
+		all = append(all, u.writes()...)
+	}
+	if u.Answers && u.Approves {
+		all = append(all, permission("update", group, requests+"/approval"))
+		all = append(all, u.ofSigners("approve")...)
+	}
+	if u.Deletes {
+		all = append(all, deletion)
+	}
+	return all
+}
+
+func (u Use) reads() []Permission {
+	var all []Permission
+	for _, verb := range []string{"get", "list", "watch"} {
+		all = append(all, permission(verb, group, requests))
+	}
+	for _, verb := range []string{"get", "list"} {
+		pods := permission(verb, "", "pods")
+		pods.within = u.PodNamespaces
+		all = append(all, pods)
+	}
+	return all
+}
+
+func (u Use) writes() []Permission {
+	all := append([]Permission{permission("update", group, requests+"/status")}, u.ofSigners("sign")...)
+	for _, verb := range []string{"create", "patch"} {
+		events := permission(verb, "", "events")
+		events.attributes.Namespace = EventNamespace
+		all = append(all, events)
+	}
+	if u.Lease == nil {
+		return all
+	}
+	for _, verb := range []string{"get", "create", "update"} {
+		p := permission(verb, "coordination.k8s.io", "leases")
+		p.attributes.Namespace = u.Lease.Namespace
+		if verb != "create" { // which knows no name
+			p.attributes.Name = u.Lease.Name
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// ofSigners returns the permission to do something in the name of each signer.
+func (u Use) ofSigners(verb string) []Permission {
+	var all []Permission
+	for _, name := range u.SignerNames {
+		p := permission(verb, group, "signers")
+		p.attributes.Name = name
+		all = append(all, p)
+	}
+	return all
+}
+
+// permission returns one on a resource, or, with a slash, on a subresource.
+func permission(verb, group, resource string) Permission {
+	resource, subresource, _ := strings.Cut(resource, "/")
+	return Permission{attributes: authorizationv1.ResourceAttributes{
+		Verb: verb, Group: group, Resource: resource, Subresource: subresource,
+	}}
+}
+
+// deletion is the permission to delete finished requests. RBAC cannot restrict it to a signer's.
+var deletion = permission("delete", group, requests)
+
+// optional reports whether requests are answered without the permission as well as with it.
+func (p Permission) optional() bool { return p.attributes == deletion.attributes }
+
+// needed reports whether no request can be answered without the permission. Events are not needed for
+// that, and without the lease there is nothing to do anyway.
+func (p Permission) needed() bool {
+	return p.attributes.Resource != "events" && p.attributes.Resource != "leases" && !p.optional()
+}
+
+// Manifest is the file or directory of this project that grants the permission.
+func (p Permission) Manifest() string {
+	if p.optional() {
+		return "deploy/components/clean-up"
+	}
+	return "deploy/base/rbac.yaml"
+}
+
+// String says the permission the way kubectl auth can-i takes it.
+func (p Permission) String() string {
+	s := p.attributes.Verb + " " + p.attributes.Resource
+	if p.attributes.Subresource != "" {
+		s += "/" + p.attributes.Subresource
+	}
+	if p.attributes.Name != "" {
+		s += " " + p.attributes.Name
+	}
+	if p.attributes.Namespace != "" {
+		s += " in " + p.attributes.Namespace
+	}
+	return s
+}
+
+// A Reviewer says what is permitted. [Reviews] is one.
+type Reviewer interface {
+	Allowed(ctx context.Context, p Permission) (bool, error)
+}
+
+// Reviews asks the API server by SelfSubjectAccessReviews.
+type Reviews struct{ Client kubernetes.Interface }
+
+// Allowed is [Reviewer]'s.
+func (r Reviews) Allowed(ctx context.Context, p Permission) (bool, error) {
+	review := &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &p.attributes},
+	}
+	answer, err := r.Client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
+	if err != nil {
+		return false, err
+	}
+	return answer.Status.Allowed, nil
+}
+
+// Missing returns what is lacking of the permission: nothing, all of it, or the permission in some of
+// the namespaces where it is enough.
+func (p Permission) Missing(ctx context.Context, r Reviewer) ([]Permission, error) {
+	if allowed, err := r.Allowed(ctx, p); err != nil || allowed {
+		return nil, err
+	}
+	var missing []Permission
+	for _, namespace := range p.within {
+		in := Permission{attributes: p.attributes}
+		in.attributes.Namespace = namespace
+		allowed, err := r.Allowed(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		if !allowed {
+			missing = append(missing, in)
+		}
+	}
+	if len(missing) == len(p.within) { // it was granted nowhere
+		return []Permission{p}, nil
+	}
+	return missing, nil
+}
