@@ -116,7 +116,7 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	start := func() (*spender, *journal.Journal) {
+	start := func() (*spender, *journal.Writer) {
 		t.Helper()
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
 		if err != nil {

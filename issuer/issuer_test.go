@@ -97,7 +97,7 @@ func (c aCA) issuer(t testing.TB) *Issuer {
 }
 
 // newJournal is a journal of the CA's, that ends with the test.
-func newJournal(t testing.TB, ca *CA) *journal.Journal {
+func newJournal(t testing.TB, ca *CA) *journal.Writer {
 	t.Helper()
 	j, err := journal.Open(t.TempDir(), journal.Options{Version: "test", CA: ca.Certificate()})
 	if err != nil {

@@ -305,7 +305,7 @@ func TestUnconfirmed(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
 	a := asking{t, made.issuer(t), pkcs10test.NewKey(t)}
 	dir, ca := t.TempDir(), a.issuer.CA()
-	start := func() *journal.Journal {
+	start := func() *journal.Writer {
 		t.Helper()
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
 		if err != nil {
@@ -363,7 +363,7 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
 	a := asking{t, made.issuer(t), pkcs10test.NewKey(t)}
 	dir, ca := t.TempDir(), a.issuer.CA()
-	start := func() *journal.Journal {
+	start := func() *journal.Writer {
 		t.Helper()
 		options := journal.Options{Version: "test", CA: ca.Certificate(), FileSize: 1} // only what is unfinished stays in memory
 		j, err := journal.Open(dir, options)

@@ -222,7 +222,7 @@ func TestReservesOutliveARestart(t *testing.T) {
 	}
 	dir := t.TempDir()
 	p := parsePolicy(t, strings.Replace(small, "limit: 5, perNamespace: 3", "limit: 10", 1))
-	start := func() (*Issuer, *journal.Journal) {
+	start := func() (*Issuer, *journal.Writer) {
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
 		if err != nil {
 			t.Fatal(err)

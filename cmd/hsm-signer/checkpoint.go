@@ -17,7 +17,7 @@ import (
 
 // A checkpointer has a key of its own sign the head of the journal now and then.
 type checkpointer struct {
-	journal  *keptJournal
+	journal  openJournal
 	key      *hsm.OtherKey
 	public   crypto.PublicKey
 	sign     func(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
@@ -27,8 +27,11 @@ type checkpointer struct {
 	after journal.Head // of the last checkpoint itself
 }
 
-func newCheckpointer(j *keptJournal, key *hsm.OtherKey, public crypto.PublicKey, interval time.Duration) *checkpointer {
-	return &checkpointer{journal: j, key: key, public: public, sign: key.Sign, interval: interval, logger: hclog.NewNullLogger()}
+// An openJournal has the writer of a journal; nil while it is not open.
+type openJournal interface{ Writer() *journal.Writer }
+
+func newCheckpointer(j openJournal, key *hsm.OtherKey, public crypto.PublicKey, interval time.Duration, logger hclog.Logger) *checkpointer {
+	return &checkpointer{journal: j, key: key, public: public, sign: key.Sign, interval: interval, logger: logger}
 }
 
 // checkpointRetry is the longest time to the next try after a checkpoint that could not be made.
@@ -69,10 +72,11 @@ func (c *checkpointer) finish() {
 
 // make signs the head of the journal, unless that is the last checkpoint itself, or the journal is not open.
 func (c *checkpointer) make(ctx context.Context) error {
-	summary, _, open := c.journal.summary()
-	if !open || summary.Head == c.after || c.journal.rolledBack() != nil {
+	w := c.journal.Writer()
+	if w == nil || w.Head() == c.after || w.RolledBack() != nil {
 		return nil
 	}
+	summary := w.Summary()
 	algorithm, signature, err := c.signText(ctx, journal.CheckpointText(summary.Journal, summary.Head))
 	if err != nil {
 		return err
@@ -81,14 +85,14 @@ func (c *checkpointer) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = c.journal.Append(ctx, journal.Checkpoint{
+	err = w.Append(ctx, journal.Checkpoint{
 		HeadSeq: summary.Head.Seq, HeadSHA256: summary.Head.SHA256, KeySHA256: key, Algorithm: algorithm.String(), Signature: signature,
 	})
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if after, _, _ := c.journal.summary(); after.Head.Seq == summary.Head.Seq+1 {
-		c.after = after.Head
+	if after := w.Head(); after.Seq == summary.Head.Seq+1 {
+		c.after = after
 	}
 	c.logger.Info("a checkpoint of the journal was signed", "head", summary.Head.String())
 	return nil

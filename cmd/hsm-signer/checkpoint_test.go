@@ -25,9 +25,14 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
+// openWriter is a journal that is open.
+type openWriter struct{ writer *journal.Writer }
+
+func (o openWriter) Writer() *journal.Writer { return o.writer }
+
 // softCheckpoints makes checkpoints of the journal with a key in memory, and writes its public half to a
 // file.
-func softCheckpoints(t *testing.T, j *journal.Journal) (c *checkpointer, public string) {
+func softCheckpoints(t *testing.T, j *journal.Writer) (c *checkpointer, public string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -42,10 +47,8 @@ func softCheckpoints(t *testing.T, j *journal.Journal) (c *checkpointer, public 
 	if err := os.WriteFile(public, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	logger := hclog.NewNullLogger()
-	refusals := journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)
 	return &checkpointer{
-		journal: &keptJournal{logger: logger, open: j, refusals: refusals}, public: key.Public(), logger: logger,
+		journal: openWriter{j}, public: key.Public(), logger: hclog.NewNullLogger(),
 		sign: func(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 			return key.Sign(rand.Reader, digest, opts)
 		},

@@ -8,8 +8,8 @@ import (
 
 // answers knows which answers to requests are on the disk.
 type answers struct {
-	issuer  *issuer.Issuer
-	journal *keptJournal
+	issuer *issuer.Issuer
+	dir    string // of the journal
 }
 
 // Delivered reports whether the journal has the certificate as published.
@@ -20,7 +20,7 @@ func (a answers) Delivered(uid string, chain []byte) (bool, error) {
 // Refused returns those of the requests that are in the refusal log, and for which the journal has
 // no certificate and expects none.
 func (a answers) Refused(uids []string) (map[string]bool, error) {
-	refused, err := journal.Logged(a.journal.dir, journal.RefusalsLog, uids)
+	refused, err := journal.Logged(a.dir, journal.RefusalsLog, uids)
 	if err != nil {
 		return nil, err
 	}

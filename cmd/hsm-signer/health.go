@@ -51,10 +51,10 @@ func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) 
 
 // watchSigning has token, CA and journal looked at.
 func (h *health) watchSigning(p *parts, file *caReloader, standby, restarted bool) {
-	h.token, h.again = h.tellOnce(p.key.Look, p.toldKeys()), p.journal.opened // from when it is open test signatures may be made
+	h.token, h.again = h.tellOnce(p.key.Look, p.toldKeys()), p.journal.Opened() // from when it is open test signatures may be made
 	h.ca, h.caFile = p.issuer.CA, file.state
-	h.journal, h.standby = p.journal.state, standby
-	h.restarted, h.suspicion = restarted, p.journal.suspected
+	h.journal, h.standby = p.journal.State, standby
+	h.restarted, h.suspicion = restarted, p.witness.suspicion
 }
 
 // A toldKey is a key whose attributes are logged once.

@@ -14,7 +14,10 @@ import (
 // The head of its chain is among that, so that who keeps metrics is a witness of it. A hash in a label
 // would be a new series with each line; as eight numbers of 32 bits, which a float holds exactly, it is
 // always the same eight.
-type journalMetrics struct{ journal *keptJournal }
+type journalMetrics struct {
+	journal *journal.Journal
+	witness *witness
+}
 
 var (
 	journalReady = prometheus.NewDesc("hsm_signer_journal_ready",
@@ -57,24 +60,23 @@ func (m journalMetrics) Collect(all chan<- prometheus.Metric) {
 	count := func(desc *prometheus.Desc, value int64, labels ...string) {
 		all <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value), labels...)
 	}
-	gauge(journalReady, number(m.journal.state() == nil))
-	s, dropped, open := m.journal.summary()
-	if !open {
+	gauge(journalReady, number(m.journal.State() == nil))
+	w := m.journal.Writer()
+	if w == nil {
 		return
 	}
+	s, used := w.Summary(), w.Usage()
 	for kind, n := range s.Counts.ByKind() {
 		count(journalLines, int64(n), string(kind))
 	}
-	count(refusalsDropped, dropped)
+	count(refusalsDropped, m.journal.RefusalsDropped())
 	gauge(journalUnpublished, float64(s.Unfinished))
-	if used, open := m.journal.usage(); open {
-		gauge(journalUnpublishedLimit, float64(used.MaxUnfinished))
-		gauge(journalRequests, float64(used.Requests))
-		gauge(journalRequestsLimit, float64(used.MaxRequests))
-	}
+	gauge(journalUnpublishedLimit, float64(used.MaxUnfinished))
+	gauge(journalRequests, float64(used.Requests))
+	gauge(journalRequestsLimit, float64(used.MaxRequests))
 	gauge(journalHeadSeq, float64(s.Head.Seq), string(s.Journal))
-	gauge(journalRolledBack, number(m.journal.rolledBack() != nil))
-	gauge(journalSuspected, number(m.journal.suspected() != nil))
+	gauge(journalRolledBack, number(w.RolledBack() != nil))
+	gauge(journalSuspected, number(m.witness.suspicion() != nil))
 	for word, value := range headWords(s.Head) {
 		gauge(journalHeadHash, float64(value), strconv.Itoa(word))
 	}

@@ -42,7 +42,7 @@ func (m *metrics) watchSigning(p *parts, extractable bool) {
 	m.gauge("hsm_signer_extractable_key_allowed", "1 when ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that can leave its token; else 0.", func() float64 { return number(extractable) })
 	m.watchToken(p.key.Stats)
 	m.watchCA(p.issuer.CA)
-	m.registry.MustRegister(journalMetrics{p.journal})
+	m.registry.MustRegister(journalMetrics{p.journal, p.witness})
 }
 
 // gauge has a value shown at each scrape.

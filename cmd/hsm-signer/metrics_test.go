@@ -12,11 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/hsm"
-	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
 )
 
@@ -29,10 +26,9 @@ func scrape(m *metrics) string {
 // Who keeps the metrics has the head of the journal, in a number of series that does not grow.
 func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 	ca := fixture.NewCA(t)
-	j := ca.OpenJournal(t, t.TempDir())
-	kept := &keptJournal{logger: hclog.NewNullLogger(), open: j, refusals: journal.OpenDecisions(t.TempDir(), journal.RefusalsLog, 0)}
-	m := newMetrics()
-	m.registry.MustRegister(journalMetrics{kept})
+	k := reopen(t, ca, t.TempDir(), "")
+	j, m := k.Writer(), newMetrics()
+	m.registry.MustRegister(journalMetrics{k.Journal, k.witness})
 	for uid := range 3 {
 		ca.Issue(t, j, strconv.Itoa(uid), time.Hour)
 		text := scrape(m)

@@ -67,7 +67,7 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 	defer open.close()
 	var p *parts
 	if c.Mode != kube.Shadow {
-		if p, err = newParts(s, counts); err != nil {
+		if p, err = newParts(s, counts, logger.Named("journal")); err != nil {
 			return err
 		}
 	}
@@ -90,13 +90,11 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 	var ca *caReloader
 	if c.Mode != kube.Shadow {
 		defer p.key.Close()
-		p.witness.logger = logger.Named("journal")
 		defer p.witness.finish()
-		defer p.journal.close()
+		defer start(p.journal.Run)() // until everything that writes to it has ended
 		if p.checkpoints != nil {
 			defer p.checkpoints.finish()
 		}
-		p.journal.logger = logger.Named("journal")
 		if err := startSigning(ctx, s, p, logger); err != nil {
 			return err
 		}
@@ -104,15 +102,15 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 		health.watchSigning(p, ca, s.Lease != nil, c.InPod)
 		counts.watchSigning(p, c.Token.AllowExtractable)
 		serving.Issuer = kubeIssuer{p.issuer}
-		serving.DeleteFinishedAfter, serving.Answers = c.DeleteFinishedAfter, answers{p.issuer, p.journal}
+		serving.DeleteFinishedAfter, serving.Answers = c.DeleteFinishedAfter, answers{p.issuer, c.StateDir}
 		serving.Fit, serving.Says, serving.Hears = health.fit, p.witness.annotations, p.witness.hears
 		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
-		page.expiry = expiry.NewWatch(c.StateDir, p.journal.state, s.Client, logger.Named("expiry"))
+		page.expiry = expiry.NewWatch(c.StateDir, p.journal.State, s.Client, logger.Named("expiry"))
 		counts.registry.MustRegister(expiryCollector{page.expiry.Report})
-		page.stuck = stuck.NewWatch(c.StateDir, p.journal.state, s.Client, logger.Named("stuck"))
+		page.stuck = stuck.NewWatch(c.StateDir, p.journal.State, s.Client, logger.Named("stuck"))
 		counts.registry.MustRegister(stuckCollector{page.stuck.Report})
-		serving.Sinks = append(serving.Sinks, p.journal, answeredSink{page.stuck})
-		background = append(p.watches(logger), ca.watch, page.expiry.Run, page.stuck.Run)
+		serving.Sinks = append(serving.Sinks, refusalSink{p.journal}, answeredSink{page.stuck})
+		background = append(p.watches(), ca.watch, page.expiry.Run, page.stuck.Run)
 	} else {
 		log, err := openShadowLog(c.StateDir)
 		if err != nil {
@@ -137,14 +135,28 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 	return runAll(ctx, append(background, endpoints(c, open, health, page, logger.Named("http"))...)...)
 }
 
-// watches look after the journal.
-func (p *parts) watches(logger hclog.Logger) []func(context.Context) error {
-	all := []func(context.Context) error{p.journal.watch, p.witness.watch}
+// watches are what keeps the head of the journal.
+func (p *parts) watches() []func(context.Context) error {
+	all := []func(context.Context) error{p.witness.watch}
 	if p.checkpoints != nil {
-		p.checkpoints.logger = logger.Named("journal")
 		all = append(all, p.checkpoints.watch)
 	}
 	return all
+}
+
+// start runs the function in the background. The function that it returns ends the context of that, and
+// waits for it.
+func start(run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = run(ctx) // it has logged what is wrong
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // endpoints serve what is listened on: an address for probes and scrapers, and one for people.

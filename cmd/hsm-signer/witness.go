@@ -53,13 +53,14 @@ type signedHead struct {
 // A witness compares the journal with what the lease and WITNESS_FILE have kept of it, and tells
 // them its head. A nil key signs nothing: then every witness is believed.
 type witness struct {
-	journal *keptJournal
-	place   string
-	file    string // WITNESS_FILE; empty: there is none
-	key     *checkpointer
-	logger  hclog.Logger
+	dir    string // of the journal
+	place  string
+	file   string // WITNESS_FILE; empty: there is none
+	key    *checkpointer
+	logger hclog.Logger
 
 	mu       sync.Mutex
+	journal  *journal.Writer              // nil until it is open
 	compared map[journal.Head]bool        // that the journal contains
 	others   map[string]witnessRecord     // by annotation, as the lease last had them
 	kept     map[journal.ID]witnessRecord // as WITNESS_FILE has them
@@ -71,19 +72,35 @@ type witness struct {
 	failed   bool         // WITNESS_FILE could not be written, which the log says
 }
 
-func newWitness(k *keptJournal, file string) *witness {
+func newWitness(dir, file string, logger hclog.Logger) *witness {
 	host, _ := os.Hostname() // it only tells places apart
-	w := &witness{
-		journal: k, place: host + ":" + k.dir, file: file, logger: hclog.NewNullLogger(),
+	return &witness{
+		dir: dir, place: host + ":" + dir, file: file, logger: logger,
 		compared: map[journal.Head]bool{}, others: map[string]witnessRecord{}, kept: map[journal.ID]witnessRecord{},
 	}
-	k.compare, k.suspicion = w.opened, w.suspicion
-	return w
 }
 
-// opened compares a journal that was just opened with WITNESS_FILE. It returns an error if the file
+// Opened compares a journal that was just opened with WITNESS_FILE. It returns an error if the file
 // cannot be read: the journal is not used then.
-func (w *witness) opened(j *journal.Journal) error {
+func (w *witness) Opened(j *journal.Writer) error {
+	if err := w.compareFile(j); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.journal = j
+	return nil
+}
+
+// writer returns the journal; nil if it is not open yet.
+func (w *witness) writer() *journal.Writer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.journal
+}
+
+// compareFile compares a journal with WITNESS_FILE.
+func (w *witness) compareFile(j *journal.Writer) error {
 	if w.file == "" {
 		return nil
 	}
@@ -107,11 +124,9 @@ func (w *witness) opened(j *journal.Journal) error {
 
 // hears compares the journal with what the lease says. An error keeps this process from leading.
 func (w *witness) hears(annotations map[string]string) error {
-	w.journal.mu.Lock()
-	j := w.journal.open
-	w.journal.mu.Unlock()
+	j := w.writer()
 	if j == nil {
-		return errOpening
+		return errors.New("the journal is not open yet")
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -141,7 +156,7 @@ func (w *witness) hears(annotations map[string]string) error {
 }
 
 // look compares the journal with the records of one witness. The caller must hold mu.
-func (w *witness) look(j *journal.Journal, by string, records map[journal.ID]witnessRecord) error {
+func (w *witness) look(j *journal.Writer, by string, records map[journal.ID]witnessRecord) error {
 	for id, r := range records {
 		if head, err := journal.ParseHead(r.Head); err == nil && id != j.ID() && r.Place == w.place {
 			w.replaced(j, by, string(id), head)
@@ -169,7 +184,7 @@ func (w *witness) look(j *journal.Journal, by string, records map[journal.ID]wit
 
 // missing reports whether the journal does not have a head that a witness says. Faults of the disk
 // are errors.
-func (w *witness) missing(j *journal.Journal, text string) (journal.Head, bool, error) {
+func (w *witness) missing(j *journal.Writer, text string) (journal.Head, bool, error) {
 	head, err := journal.ParseHead(text)
 	if text == "" || err != nil || w.compared[head] {
 		return head, false, nil
@@ -188,7 +203,7 @@ func (w *witness) missing(j *journal.Journal, text string) (journal.Head, bool, 
 }
 
 // believe stops the journal if it does not have the head. The caller must hold mu.
-func (w *witness) believe(j *journal.Journal, by, text string) error {
+func (w *witness) believe(j *journal.Writer, by, text string) error {
 	head, missing, err := w.missing(j, text)
 	if missing {
 		first := j.RolledBack() == nil
@@ -201,7 +216,7 @@ func (w *witness) believe(j *journal.Journal, by, text string) error {
 
 // doubt records a head that the journal does not have, and that nobody has signed. The caller
 // must hold mu.
-func (w *witness) doubt(j *journal.Journal, by, text string) error {
+func (w *witness) doubt(j *journal.Writer, by, text string) error {
 	head, missing, err := w.missing(j, text)
 	if missing && head != w.disputed {
 		w.disputed = head
@@ -212,7 +227,7 @@ func (w *witness) doubt(j *journal.Journal, by, text string) error {
 }
 
 // replaced records that this place had another journal. The caller must hold mu.
-func (w *witness) replaced(j *journal.Journal, by, id string, head journal.Head) {
+func (w *witness) replaced(j *journal.Writer, by, id string, head journal.Head) {
 	if w.former == "" && !j.Accepted(head) {
 		w.former, w.lost = id, head
 		w.logger.Error("THE JOURNAL OF THIS PLACE IS ANOTHER ONE than a witness knows: STATE_DIR was emptied or replaced",
@@ -268,9 +283,7 @@ func oldest[K cmp.Ordered](records map[K]witnessRecord, n int) []K {
 
 // record is what a witness is told now. It returns false if there is nothing to tell.
 func (w *witness) record() (journal.ID, witnessRecord, bool) {
-	w.journal.mu.Lock()
-	j := w.journal.open
-	w.journal.mu.Unlock()
+	j := w.writer()
 	if j == nil || j.RolledBack() != nil {
 		return "", witnessRecord{}, false
 	}
@@ -385,10 +398,8 @@ func replaceFile(path string, value any) error {
 
 // accept takes up what a person has accepted: the journal records it, and goes on.
 func (w *witness) accept(ctx context.Context) {
-	w.journal.mu.Lock()
-	j := w.journal.open
-	w.journal.mu.Unlock()
-	path := filepath.Join(w.journal.dir, rollback.File)
+	j := w.writer()
+	path := filepath.Join(w.dir, rollback.File)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || j == nil {
 		return

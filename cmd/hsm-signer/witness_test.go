@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,21 +17,27 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/rollback"
+	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
 )
 
-// reopened opens the journal in DIR/state as "run" does, with its witness.
-func reopened(t *testing.T, ca fixture.CA, dir, file string) (*keptJournal, *witness, error) {
+// A reopened journal is one that runs, with its witness.
+type reopened struct {
+	*journal.Journal
+	*witness
+	stop func()
+}
+
+// reopen has the journal in DIR/state run as "run" does.
+func reopen(t *testing.T, ca fixture.CA, dir, file string) reopened {
 	t.Helper()
-	k := newKeptJournal(filepath.Join(dir, "state"), journal.Options{CA: ca.Certificate})
-	w := newWitness(k, file)
-	_, err := k.get()
-	t.Cleanup(func() {
-		if !errors.Is(k.state(), journal.ErrClosed) {
-			k.close()
-		}
-	})
-	return k, w, err
+	state, logger := filepath.Join(dir, "state"), hclog.NewNullLogger()
+	w := newWitness(state, file, logger)
+	j := journal.New(state, journal.Options{CA: ca.Certificate}, w, logger)
+	r := reopened{j, w, start(j.Run)}
+	t.Cleanup(r.stop)
+	<-j.Opened()
+	return r
 }
 
 // cutLine removes the last line of the journal.
@@ -57,53 +64,47 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 			}
 			ca := fixture.NewCA(t)
 			ca.OpenJournal(t, dir).Close()
-			k, w, err := reopened(t, ca, dir, file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ca.Issue(t, k.open, "a", time.Hour)
-			lease := w.annotations()
+			k := reopen(t, ca, dir, file)
+			ca.Issue(t, k.Writer(), "a", time.Hour)
+			lease := k.annotations()
 			if by == "lease of an earlier version" {
 				maps.DeleteFunc(lease, func(name, _ string) bool { return strings.HasPrefix(name, annotationPrefix) })
 			}
-			seen := k.open.Head()
-			k.close()
-			w.finish()
-			look := func() (*keptJournal, *witness) {
-				k, w, err := reopened(t, ca, dir, file)
-				if err == nil && by != "file" {
-					err = w.hears(lease)
+			seen := k.Writer().Head()
+			k.stop()
+			k.finish()
+			look := func() reopened {
+				k := reopen(t, ca, dir, file)
+				if by != "file" {
+					if err := k.hears(lease); err != nil && !errors.Is(err, journal.ErrRolledBack) {
+						t.Fatal(err)
+					}
 				}
-				if err != nil && !errors.Is(err, journal.ErrRolledBack) {
-					t.Fatal(err)
-				}
-				return k, w
+				return k
 			}
-			if k, _ := look(); k.state() != nil {
-				t.Errorf("nothing was cut: %v", k.state())
-			} else {
-				k.close()
+			if k = look(); k.State() != nil {
+				t.Errorf("nothing was cut: %v", k.State())
 			}
+			k.stop()
 			cutLine(t, dir) // it says that the journal was opened
-			if k, _ := look(); k.state() != nil {
-				t.Errorf("only what no witness knows was cut: %v", k.state())
-			} else {
-				k.close()
+			if k = look(); k.State() != nil {
+				t.Errorf("only what no witness knows was cut: %v", k.State())
 			}
+			k.stop()
 			cutLine(t, dir)
 			cutLine(t, dir) // which the witness has seen
-			k, w = look()
-			if err := k.state(); !errors.Is(err, journal.ErrRolledBack) || !strings.Contains(err.Error(), seen.String()) {
+			k = look()
+			if err := k.State(); !errors.Is(err, journal.ErrRolledBack) || !strings.Contains(err.Error(), seen.String()) {
 				t.Fatalf("after a cut: %v", err)
 			}
-			if said := w.annotations(); said != nil {
+			if said := k.annotations(); said != nil {
 				t.Errorf("the witness is told another head: %v", said)
 			}
-			h := &health{journal: k.state, suspicion: k.suspected}
+			h := &health{journal: k.State, suspicion: k.suspicion}
 			if p := h.journalPart(); p.err == nil || !strings.Contains(p.err.Error(), "accept-rollback") {
 				t.Errorf("%+v", p)
 			}
-			ready := func() error { return k.probe(t.Context(), journal.ProbeReady) }
+			ready := func() error { return recordProbes(k.Journal)(t.Context(), hsm.ProbeReady) }
 			if err := ready(); !errors.Is(err, journal.ErrRolledBack) {
 				t.Errorf("a test signature: %v", err)
 			}
@@ -112,14 +113,14 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 			if code != 0 || !strings.Contains(out, "hsm-signer runs") {
 				t.Fatalf("exit code %d: %s%s", code, out, stderr)
 			}
-			w.accept(t.Context())
-			if err := errors.Join(k.state(), ready()); err != nil || !k.open.Accepted(seen) {
+			k.accept(t.Context())
+			if err := errors.Join(k.State(), ready()); err != nil || !k.Writer().Accepted(seen) {
 				t.Errorf("after it was accepted: %v", err)
 			}
-			w.accept(t.Context()) // there is nothing more
-			k.close()
-			if k, _ := look(); k.state() != nil {
-				t.Errorf("accepted, and started again: %v", k.state())
+			k.accept(t.Context()) // there is nothing more
+			k.stop()
+			if k = look(); k.State() != nil {
+				t.Errorf("accepted, and started again: %v", k.State())
 			}
 			out, stderr, code = command(t, "audit", "verify", filepath.Join(dir, "state"))
 			if code != 0 || !strings.Contains(out, "1 times somebody accepted") {
@@ -165,15 +166,12 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 	dir := t.TempDir()
 	ca := fixture.NewCA(t)
 	ca.OpenJournal(t, dir).Close()
-	k, w, err := reopened(t, ca, dir, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.key, _ = softCheckpoints(t, k.open)
-	w.sign(t.Context())
-	name := annotationPrefix + string(k.open.ID())
-	said := w.annotations()
-	if err := errors.Join(w.hears(said), w.suspicion()); err != nil || w.signed == nil {
+	k := reopen(t, ca, dir, "")
+	k.key, _ = softCheckpoints(t, k.Writer())
+	k.sign(t.Context())
+	name := annotationPrefix + string(k.Writer().ID())
+	said := k.annotations()
+	if err := errors.Join(k.hears(said), k.suspicion()); err != nil || k.signed == nil {
 		t.Fatalf("what it has said itself: %v", err)
 	}
 	forge := func(change func(*witnessRecord)) map[string]string {
@@ -193,28 +191,28 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 		"a later head":                  forge(func(r *witnessRecord) { r.Head = later }),
 		"with another head's signature": forge(func(r *witnessRecord) { r.Head, r.Signed.Head = later, later }),
 		"with no signature":             forge(func(r *witnessRecord) { r.Head, r.Signed = later, nil }),
-		"of an earlier version":         {annotationJournal: string(k.open.ID()), annotationHead: later},
+		"of an earlier version":         {annotationJournal: string(k.Writer().ID()), annotationHead: later},
 	} {
-		w.disputed = journal.Head{}
-		if err := w.hears(lease); err != nil || k.state() != nil || w.suspicion() == nil {
-			t.Errorf("%s: %v, %v; suspected: %v", what, err, k.state(), w.suspicion())
+		k.disputed = journal.Head{}
+		if err := k.hears(lease); err != nil || k.State() != nil || k.suspicion() == nil {
+			t.Errorf("%s: %v, %v; suspected: %v", what, err, k.State(), k.suspicion())
 		}
-		if !strings.Contains(w.annotations()[name], `"disputed":"`+later) {
-			t.Errorf("%s: the witness forgets it: %s", what, w.annotations()[name])
+		if !strings.Contains(k.annotations()[name], `"disputed":"`+later) {
+			t.Errorf("%s: the witness forgets it: %s", what, k.annotations()[name])
 		}
 	}
-	h := &health{journal: k.state, suspicion: k.suspected}
+	h := &health{journal: k.State, suspicion: k.suspicion}
 	if p := h.journalPart(); p.err != nil || !strings.Contains(p.note, later) {
 		t.Errorf("%+v", p)
 	}
 	lost := journal.Head{Seq: 99, SHA256: journal.Hash{7}}
-	algorithm, signature, err := w.key.signText(t.Context(), journal.WitnessText(k.open.ID(), lost))
+	algorithm, signature, err := k.key.signText(t.Context(), journal.WitnessText(k.Writer().ID(), lost))
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease := forge(func(r *witnessRecord) { r.Signed = &signedHead{lost.String(), algorithm.String(), signature} })
-	if err := w.hears(lease); !errors.Is(err, journal.ErrRolledBack) || !errors.Is(k.state(), journal.ErrRolledBack) {
-		t.Errorf("a signed head: %v, %v", err, k.state())
+	if err := k.hears(lease); !errors.Is(err, journal.ErrRolledBack) || !errors.Is(k.State(), journal.ErrRolledBack) {
+		t.Errorf("a signed head: %v, %v", err, k.State())
 	}
 }
 
@@ -224,10 +222,7 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	dir := t.TempDir()
 	ca := fixture.NewCA(t)
 	ca.OpenJournal(t, dir).Close()
-	k, w, err := reopened(t, ca, dir, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	k := reopen(t, ca, dir, "")
 	lease := map[string]string{"of/another": "stays"}
 	began := time.Now()
 	for i := range maxWitnessed + 3 {
@@ -237,37 +232,34 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 		}
 		lease[fmt.Sprintf("%s%08x", annotationPrefix, i+1)] = string(text)
 	}
-	if err := errors.Join(w.hears(lease), w.suspicion()); err != nil {
+	if err := errors.Join(k.hears(lease), k.suspicion()); err != nil {
 		t.Fatal(err)
 	}
-	said := w.annotations()
+	said := k.annotations()
 	for i := range maxWitnessed + 3 {
 		if value, gone := said[fmt.Sprintf("%s%08x", annotationPrefix, i+1)]; gone != (i < 4) || value != "" {
 			t.Errorf("journal %d gives way: %t", i+1, gone)
 		}
 	}
-	if said[annotationPrefix+string(k.open.ID())] == "" || said[annotationJournal] != string(k.open.ID()) || said["of/another"] != "" {
+	if said[annotationPrefix+string(k.Writer().ID())] == "" || said[annotationJournal] != string(k.Writer().ID()) || said["of/another"] != "" {
 		t.Errorf("%v", said)
 	}
-	former := k.open.ID()
-	head := k.open.Head()
+	former := k.Writer().ID()
+	head := k.Writer().Head()
 	maps.Copy(lease, said)
-	k.close()
+	k.stop()
 	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
 		t.Fatal(err)
 	}
-	k, w, err = reopened(t, ca, dir, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.hears(lease); err != nil || k.state() != nil || w.suspicion() == nil || !strings.Contains(w.suspicion().Error(), string(former)) {
-		t.Errorf("STATE_DIR is another: %v; suspected: %v", err, w.suspicion())
+	k = reopen(t, ca, dir, "")
+	if err := k.hears(lease); err != nil || k.State() != nil || k.suspicion() == nil || !strings.Contains(k.suspicion().Error(), string(former)) {
+		t.Errorf("STATE_DIR is another: %v; suspected: %v", err, k.suspicion())
 	}
 	if err := rollback.HandOver(k.dir, head); err != nil {
 		t.Fatal(err)
 	}
-	w.accept(t.Context())
-	if err := errors.Join(w.hears(lease), w.suspicion()); err != nil {
+	k.accept(t.Context())
+	if err := errors.Join(k.hears(lease), k.suspicion()); err != nil {
 		t.Errorf("accepted: %v", err)
 	}
 }
@@ -281,22 +273,23 @@ func TestWitnessFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := reopened(t, ca, dir, file); err == nil || !strings.Contains(err.Error(), "WITNESS_FILE") {
+	damaged := journal.New(filepath.Join(dir, "state"), journal.Options{CA: ca.Certificate},
+		newWitness(filepath.Join(dir, "state"), file, hclog.NewNullLogger()), hclog.NewNullLogger())
+	once, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := errors.Join(damaged.Run(once), damaged.State()); err == nil || !strings.Contains(err.Error(), "WITNESS_FILE") {
 		t.Errorf("a damaged file: %v", err)
 	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	k, w, err := reopened(t, ca, dir, file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k := reopen(t, ca, dir, file)
 	for _, uid := range []string{"", "a"} {
 		if uid != "" {
-			ca.Issue(t, k.open, uid, time.Hour)
+			ca.Issue(t, k.Writer(), uid, time.Hour)
 		}
-		w.save()
-		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), k.open.Head().String()) {
+		k.save()
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), k.Writer().Head().String()) {
 			t.Errorf("%v: %s", err, text)
 		}
 	}
@@ -304,11 +297,11 @@ func TestWitnessFile(t *testing.T) {
 		t.Errorf("%v: %v", left, err)
 	}
 	var log bytes.Buffer
-	w.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
-	w.file = filepath.Join(dir, "nowhere", "witness")
-	ca.Issue(t, k.open, "b", time.Hour)
-	w.save()
-	w.save()
+	k.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
+	k.file = filepath.Join(dir, "nowhere", "witness")
+	ca.Issue(t, k.Writer(), "b", time.Hour)
+	k.save()
+	k.save()
 	if strings.Count(log.String(), "cannot be written") != 1 {
 		t.Errorf("%s", &log)
 	}

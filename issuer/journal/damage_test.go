@@ -454,7 +454,7 @@ func TestAnOldCheckpointIsRefused(t *testing.T) {
 		if n == most {
 			put(t, j, check) // the last that is taken
 		}
-		if _, err := j.Start(Probe{ProbeReady, ""}); err != nil {
+		if _, err := j.start(Probe{ProbeReady, ""}); err != nil {
 			t.Fatal(err)
 		}
 	}

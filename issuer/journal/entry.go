@@ -77,7 +77,7 @@ type Intent struct {
 	Anew bool `json:"anew,omitempty"`
 }
 
-// Signed is the certificate that came of an intent. [Journal.Append] takes only what [NewSigned] made.
+// Signed is the certificate that came of an intent. [Writer.Append] takes only what [NewSigned] made.
 type Signed struct {
 	UID         string `json:"uid"`
 	Serial      string `json:"serial"`
@@ -87,7 +87,7 @@ type Signed struct {
 }
 
 // NewSigned verifies that the CA has signed the certificate in DER, and returns the line that records
-// it for the request. A new signature is verified here and nowhere else. [Journal.Append] compares its
+// it for the request. A new signature is verified here and nowhere else. [Writer.Append] compares its
 // bytes with those of the intent.
 func NewSigned(uid string, der []byte, ca *x509.Certificate) (Signed, error) {
 	cert, err := checkSignature(der, []*x509.Certificate{ca})

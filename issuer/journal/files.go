@@ -118,7 +118,7 @@ func writeHolder(lock *os.File, o Options) error {
 }
 
 // holdsLock answers nil when the lock is held, or could be taken again, and is on the file that others would lock.
-func (j *Journal) holdsLock() error {
+func (j *Writer) holdsLock() error {
 	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err = fmt.Errorf("%w: the system has given the lock that this process held to another", ErrLocked)

@@ -4,17 +4,19 @@
 // sign, has signed, and of what became of it; answer for each request what is known of it; and let
 // an auditor verify all of it.
 //
-// Contract: what [Journal.Append] answered nil for is on the disk, synced, and stays in its place in
-// the chain: each line holds the SHA-256 of the one before. An intent, with the whole to-be-signed
-// certificate, comes before the signature; a certificate is taken only for its intent and with the same
-// bytes. One request has one certificate. After a failed write or sync nothing more is taken
-// ([ErrBroken]) until [Journal.Reopen] has verified the end of the journal through a new
+// Contract: a [Journal] exists from the start of the process and looks after itself: [Journal.Run] opens
+// it, tries again while that fails, and closes it. An open journal is a [Writer]. A line for which
+// [Writer.Append] returned nil is on the disk, synced, and stays in its place in the chain: each line
+// holds the SHA-256 of the one before. An intent, with the whole to-be-signed certificate, comes before
+// the signature; a certificate is taken only for its intent, with the same bytes, and after its
+// signature was verified ([NewSigned]). One request has one certificate. After a failed write or sync
+// nothing more is taken ([ErrBroken]) until the end of the journal was verified through a new
 // descriptor; the failed one is never used again. What the disk holds that is not a journal's is an
-// error that names file and line ([*Fault]), except for an unfinished end, as a power cut leaves it: that is
-// moved into a file of its own, and [Journal.Repaired] and the journal itself tell of it.
+// error that names file and line ([*Fault]), except for an unfinished end, as a power cut leaves it: that
+// is moved into a file of its own, and [Writer.Repaired] and the journal itself tell of it.
 //
-// The hash chain shows changes only to who knows a later line's hash: give [Journal.Head] to witnesses
-// that the node's owner cannot change. The bytes of an intent that is read back come from the
+// The hash chain makes tampering detectable only to someone who has a later hash: give [Writer.Head] to
+// witnesses that the node's owner cannot change. The bytes of an intent that is read back come from the
 // disk: compare them with a grant before they are signed.
 //
 // The package knows neither keys nor Kubernetes; it reads and writes one directory.
@@ -36,7 +38,7 @@ import (
 
 // Why a line is not taken. Nothing may be signed on any error.
 var (
-	// ErrBroken says that a write or a sync has failed; [Journal.Reopen] may mend it.
+	// ErrBroken says that a write or a sync has failed; [Writer.Ready] may repair it.
 	ErrBroken = errors.New("the journal cannot be written")
 	// ErrFull says that the disk has no room for new requests. What is begun can still be finished.
 	ErrFull = errors.New("the journal's disk is full: make room in STATE_DIR")
@@ -83,10 +85,10 @@ const (
 	DefaultMaxUnfinished = 10_000
 )
 
-// retryInterval is the time between two tries of [Journal.Ready] to reopen a broken journal.
+// retryInterval is the time between two tries of [Writer.Ready] to reopen a broken journal.
 const retryInterval = time.Second
 
-// patience is how long the disk may take before [Journal.Ready] says [ErrSlow].
+// patience is how long the disk may take before [Writer.Ready] says [ErrSlow].
 const patience = 5 * time.Second
 
 func (o Options) withDefaults() (Options, error) {
@@ -116,8 +118,8 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// A Journal is open for writing. It is safe for concurrent use.
-type Journal struct {
+// A Writer is a journal that is open for writing. It is safe for concurrent use.
+type Writer struct {
 	dir     string
 	options Options
 	lock    *os.File
@@ -163,7 +165,7 @@ type Journal struct {
 // lines, and writes one that says who has opened it. It fails with [ErrLocked] when another process
 // has the journal open, and with a [*Fault] when a line is wrong. A disk that is full or read-only is an
 // error: try again later.
-func Open(dir string, o Options) (*Journal, error) {
+func Open(dir string, o Options) (*Writer, error) {
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, err
@@ -175,7 +177,7 @@ func Open(dir string, o Options) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{dir: dir, options: o, lock: lock, done: make(chan struct{}), rechecked: make(chan struct{}), busy: map[key]bool{}}
+	j := &Writer{dir: dir, options: o, lock: lock, done: make(chan struct{}), rechecked: make(chan struct{}), busy: map[key]bool{}}
 	j.wake = sync.NewCond(&j.mu)
 	taken, err := j.load()
 	if err != nil {
@@ -193,7 +195,7 @@ func Open(dir string, o Options) (*Journal, error) {
 
 // load reads what is there, repairs an unfinished end, and writes the first line of this process. It
 // returns the indexes of the files that it has not read.
-func (j *Journal) load() ([]*segment, error) {
+func (j *Writer) load() ([]*segment, error) {
 	j.ledger = newLedger()
 	j.ledger.older = func(k key) (finished, bool, error) { return findSealed(j.dir, j.segments, k) }
 	l := &loader{journal: j, since: j.options.now().Add(-RecentWindow)}
@@ -220,7 +222,7 @@ func (j *Journal) load() ([]*segment, error) {
 
 // begin opens the file anew, cuts it behind the last synced line, and writes and syncs the lines and the
 // one that says who has opened the journal.
-func (j *Journal) begin(lines []byte, opened Opened) error {
+func (j *Writer) begin(lines []byte, opened Opened) error {
 	var err error
 	path := filePath(j.dir, j.number)
 	if j.file, err = j.options.openFile(path); err != nil {
@@ -258,7 +260,7 @@ func (j *Journal) begin(lines []byte, opened Opened) error {
 }
 
 // Close writes what is in the queue, and ends. Lines that come later answer [ErrClosed].
-func (j *Journal) Close() error {
+func (j *Writer) Close() error {
 	j.mu.Lock()
 	already := j.closed
 	j.closed = true
@@ -280,9 +282,9 @@ func (j *Journal) Close() error {
 }
 
 // ID is the journal's own, which its serial numbers begin with.
-func (j *Journal) ID() ID { return j.id }
+func (j *Writer) ID() ID { return j.id }
 
-// RecentWindow is how far back [Journal.Recent] reaches from when the journal was opened.
+// RecentWindow is how far back [Writer.Recent] reaches from when the journal was opened.
 const RecentWindow = time.Hour
 
 // Recent is an intent that was there already when the journal was opened.
@@ -294,25 +296,25 @@ type Recent struct {
 }
 
 // Recent lists the intents that were written in the hour before the journal was opened, in their order.
-func (j *Journal) Recent() []Recent { return j.recent }
+func (j *Writer) Recent() []Recent { return j.recent }
 
 // Repaired tells what was found behind the last whole line when the journal was last opened or reopened, and
 // where it was moved; nil when there was nothing. It is to be logged.
-func (j *Journal) Repaired() *Repair {
+func (j *Writer) Repaired() *Repair {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.repair
 }
 
 // Head is the last line that is on the disk, for a witness to keep.
-func (j *Journal) Head() Head {
+func (j *Writer) Head() Head {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.synced.head
 }
 
 // Summary is what is on the disk; nothing is said of torn bytes.
-func (j *Journal) Summary() Summary {
+func (j *Writer) Summary() Summary {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return Summary{Journal: j.id, Head: j.synced.head, Files: int(j.number), Counts: j.ledger.counts, Unfinished: len(j.ledger.open)}
@@ -321,7 +323,7 @@ func (j *Journal) Summary() Summary {
 // Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs. A broken
 // journal is reopened, at most once a second, and on a full disk it is looked whether there is room again: so
 // it goes on by itself when it is asked now and then.
-func (j *Journal) Ready() error {
+func (j *Writer) Ready() error {
 	err := j.State()
 	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrSlow) || !j.io.TryLock() { // a write, or another Ready, will find out
 		return err
@@ -342,7 +344,7 @@ func (j *Journal) Ready() error {
 }
 
 // State answers nil when the journal takes a new request, as far as is known: it touches no disk, and waits for nothing.
-func (j *Journal) State() error {
+func (j *Writer) State() error {
 	now := j.options.now()
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -363,14 +365,14 @@ type Usage struct {
 }
 
 // Usage says how much of its limits the journal has used. It waits for no disk.
-func (j *Journal) Usage() Usage {
+func (j *Writer) Usage() Usage {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.usage()
 }
 
 // usage is Usage. The caller holds mu.
-func (j *Journal) usage() Usage {
+func (j *Writer) usage() Usage {
 	return Usage{
 		Requests: j.ledger.counts.Intents + j.intents, MaxRequests: j.options.MaxRequests,
 		Unfinished: len(j.ledger.open) + j.intents, MaxUnfinished: j.options.MaxUnfinished,
@@ -391,7 +393,7 @@ func (u Usage) limit() error {
 }
 
 // work notes that the disk has something to do, until the function that it returns is called. io is held.
-func (j *Journal) work() (done func()) {
+func (j *Writer) work() (done func()) {
 	note := func(t time.Time) {
 		j.mu.Lock()
 		defer j.mu.Unlock()
@@ -403,7 +405,7 @@ func (j *Journal) work() (done func()) {
 
 // Lookup tells what the journal knows of a request; its state is [Unknown] when that is nothing. The
 // certificate of a finished request is read from the disk, and compared with the hash of its line.
-func (j *Journal) Lookup(uid string) (Record, error) {
+func (j *Writer) Lookup(uid string) (Record, error) {
 	k := keyOf(uid)
 	j.mu.Lock()
 	record, segments := j.ledger.open[k], j.segments
@@ -427,7 +429,7 @@ func (j *Journal) Lookup(uid string) (Record, error) {
 }
 
 // Unpublished returns what is neither published nor orphaned, in the order of the intents.
-func (j *Journal) Unpublished() []Record {
+func (j *Writer) Unpublished() []Record {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.ledger.unfinished()

@@ -81,7 +81,7 @@ func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration)
 	}, signed, Published{uid, text}
 }
 
-func open(t testing.TB, dir string, o Options) *Journal {
+func open(t testing.TB, dir string, o Options) *Writer {
 	t.Helper()
 	j, err := Open(dir, o)
 	if err != nil {
@@ -95,14 +95,14 @@ func open(t testing.TB, dir string, o Options) *Journal {
 	return j
 }
 
-func closeNow(t testing.TB, j *Journal) {
+func closeNow(t testing.TB, j *Writer) {
 	t.Helper()
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func put(t testing.TB, j *Journal, entries ...Entry) {
+func put(t testing.TB, j *Writer, entries ...Entry) {
 	t.Helper()
 	for _, e := range entries {
 		if err := j.Append(t.Context(), e); err != nil {
@@ -112,7 +112,7 @@ func put(t testing.TB, j *Journal, entries ...Entry) {
 }
 
 // issue puts whole lives of certificates into the journal.
-func issue(t testing.TB, ca *testCA, j *Journal, uids ...string) {
+func issue(t testing.TB, ca *testCA, j *Writer, uids ...string) {
 	t.Helper()
 	for _, uid := range uids {
 		intent, signed, published := ca.lines(t, j.ID(), uid, time.Hour)
@@ -120,7 +120,7 @@ func issue(t testing.TB, ca *testCA, j *Journal, uids ...string) {
 	}
 }
 
-func look(t testing.TB, j *Journal, uid string, want State) Record {
+func look(t testing.TB, j *Writer, uid string, want State) Record {
 	t.Helper()
 	r, err := j.Lookup(uid)
 	if err != nil || r.State != want {
@@ -371,10 +371,10 @@ func TestWritersShareASync(t *testing.T) {
 		intent, _, _ := ca.lines(t, j.ID(), fmt.Sprint(i), time.Hour)
 		started.Add(1)
 		ended.Go(func() {
-			p, err := j.Start(intent)
+			p, err := j.start(intent)
 			started.Done()
 			if err == nil {
-				err = p.Wait(t.Context())
+				err = p.wait(t.Context())
 			}
 			if err != nil {
 				t.Error(err)
@@ -392,6 +392,14 @@ func TestWritersShareASync(t *testing.T) {
 	}
 }
 
+// reopenNow is what Ready does for a broken journal, without the pause between two tries.
+func (j *Writer) reopenNow() error {
+	j.io.Lock()
+	defer j.io.Unlock()
+	defer j.work()()
+	return j.reopen()
+}
+
 func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 	ca := newCA(t)
 	gate := make(chan struct{})
@@ -403,7 +411,7 @@ func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 		return f.Sync()
 	}})})
 	intent, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
-	p, err := j.Start(intent)
+	p, err := j.start(intent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +420,7 @@ func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 	}
 	look(t, j, "one", Unknown) // what is not on the disk is not known
 	close(gate)
-	if err := p.Wait(t.Context()); err != nil {
+	if err := p.wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	look(t, j, "one", Intended)
@@ -579,7 +587,7 @@ func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
 			return f.Sync()
 		}}),
 	})
-	p, err := j.Start(Probe{ProbeReady, ""})
+	p, err := j.start(Probe{ProbeReady, ""})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -593,7 +601,7 @@ func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := p.Wait(ctx); !errors.Is(err, context.Canceled) {
+	if err := p.wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if head := j.Head(); head.Seq != 1 {
@@ -601,7 +609,7 @@ func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
 	}
 	look(t, j, "one", Unknown)
 	close(gate)
-	if err := p.Wait(t.Context()); err != nil {
+	if err := p.wait(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if err := j.Ready(); err != nil {
@@ -647,12 +655,12 @@ func TestAFailedDescriptorIsNotUsedAgain(t *testing.T) {
 			if j.Head() != head || opened != 1 {
 				t.Errorf("the head has moved, or the file was opened %d times", opened)
 			}
-			if err := j.Reopen(); !errors.Is(err, ErrBroken) {
+			if err := j.reopenNow(); !errors.Is(err, ErrBroken) {
 				t.Errorf("reopened, though it fails as before: %v", err)
 			}
 			look(t, j, "before", IsPublished)
 			bad.Store(false)
-			if err := j.Reopen(); err != nil {
+			if err := j.reopenNow(); err != nil {
 				t.Fatal(err)
 			}
 			if name == "sync" {

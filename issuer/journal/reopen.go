@@ -9,20 +9,12 @@ import (
 	"path/filepath"
 )
 
-// Reopen mends a broken journal: through new descriptors it verifies that the last synced line is in its
-// place, writes the whole lines behind it again (the system may have forgotten that they are not
-// on the disk), moves an unfinished end away, and writes a line that says so. It answers nil when the journal
-// takes lines again. Lines that were answered with [ErrBroken] may be in the journal afterwards:
-// [Journal.Lookup] tells.
-func (j *Journal) Reopen() error {
-	j.io.Lock()
-	defer j.io.Unlock()
-	defer j.work()()
-	return j.reopen()
-}
-
-// reopen is Reopen with io held.
-func (j *Journal) reopen() error {
+// reopen repairs a broken journal: through new descriptors it verifies that the last synced line is in
+// its place, writes the whole lines after it again (the system may have forgotten that they are not on
+// the disk), moves an unfinished end away, and writes a line that says so. It returns nil if the journal
+// takes lines again. Lines that failed with [ErrBroken] may be in the journal afterwards:
+// [Writer.Lookup] tells. The caller must hold io.
+func (j *Writer) reopen() error {
 	j.mu.Lock()
 	broken, closed := j.broken, j.closed
 	j.mu.Unlock()
@@ -42,7 +34,7 @@ func (j *Journal) reopen() error {
 	return nil
 }
 
-func (j *Journal) resume(broken error) error {
+func (j *Writer) resume(broken error) error {
 	if err := j.holdsLock(); err != nil {
 		return err
 	}
@@ -69,7 +61,7 @@ func (j *Journal) resume(broken error) error {
 }
 
 // moveTorn moves away what is neither synced nor, behind that, whole lines.
-func (j *Journal) moveTorn(whole int64, torn []byte) error {
+func (j *Writer) moveTorn(whole int64, torn []byte) error {
 	if len(torn) == 0 {
 		return nil
 	}
@@ -84,7 +76,7 @@ func (j *Journal) moveTorn(whole int64, torn []byte) error {
 }
 
 // readBehind verifies the last synced line and returns what is behind it.
-func (j *Journal) readBehind() ([]byte, error) {
+func (j *Writer) readBehind() ([]byte, error) {
 	path := filePath(j.dir, j.number)
 	f, err := openPlain(path, os.O_RDONLY)
 	if err != nil {
@@ -103,7 +95,7 @@ func (j *Journal) readBehind() ([]byte, error) {
 }
 
 // split divides what is behind the synced lines into whole lines of the chain, and the rest.
-func (j *Journal) split(rest []byte) (lines, torn []byte) {
+func (j *Writer) split(rest []byte) (lines, torn []byte) {
 	e := &end{chain: j.synced}
 	for torn = rest; len(torn) > 0; {
 		raw := firstLine(torn)
@@ -126,7 +118,7 @@ func firstLine(text []byte) []byte {
 }
 
 // queueAgain puts whole lines that follow the synced ones into the batch.
-func (j *Journal) queueAgain(b *batch, lines []byte) (Head, error) {
+func (j *Writer) queueAgain(b *batch, lines []byte) (Head, error) {
 	head := j.synced.head
 	for len(lines) > 0 {
 		raw := firstLine(lines)

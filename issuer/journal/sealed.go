@@ -15,7 +15,7 @@ import (
 // A loader reads the journal when it is opened. Sealed files that have an index are taken as it
 // says; those with lines of the last hour are read all the same.
 type loader struct {
-	journal *Journal
+	journal *Writer
 	since   time.Time
 	taken   []*segment // without reading the file
 	last    *segment   // the one that was taken just now; nil: the file before was read
@@ -76,12 +76,12 @@ func (l *loader) sealed(e *end) error {
 }
 
 // add takes an index. Who has the former slice may go on using it.
-func (j *Journal) add(s *segment) {
+func (j *Writer) add(s *segment) {
 	j.segments = append(slices.Clip(j.segments), s)
 }
 
 // sealedHead is the last line of the last sealed file.
-func (j *Journal) sealedHead() Head {
+func (j *Writer) sealedHead() Head {
 	if n := len(j.segments); n > 0 {
 		return j.segments[n-1].After
 	}
@@ -89,7 +89,7 @@ func (j *Journal) sealedHead() Head {
 }
 
 // passAgain fills in what the chain has passed of late, from the sealed files.
-func (j *Journal) passAgain(c *chain) error {
+func (j *Writer) passAgain(c *chain) error {
 	window := uint64(len(c.recent))
 	for _, s := range slices.Backward(j.segments) {
 		if s.After.Seq+window <= c.head.Seq {
@@ -110,7 +110,7 @@ func (j *Journal) passAgain(c *chain) error {
 
 // seal makes the index of a file that was just completed, and drops what it holds from memory. io
 // is held, so that no line is applied meanwhile.
-func (j *Journal) seal(number uint32, size, last int64) {
+func (j *Writer) seal(number uint32, size, last int64) {
 	j.mu.Lock()
 	entries := map[key]finished{}
 	for k, f := range j.ledger.index {
@@ -135,7 +135,7 @@ func (j *Journal) seal(number uint32, size, last int64) {
 
 // recall brings into memory what the sealed files know of a request. The caller holds mu, which is
 // released while the disk is read.
-func (j *Journal) recall(uid string) error {
+func (j *Writer) recall(uid string) error {
 	k := keyOf(uid)
 	for uid != "" && !j.ledger.remembers(k) {
 		segments := j.segments
@@ -161,7 +161,7 @@ func (j *Journal) recall(uid string) error {
 const recheckShare = 3
 
 // recheck reads the sealed files that were taken as their indexes say, until the context ends.
-func (j *Journal) recheck(ctx context.Context, taken []*segment) {
+func (j *Writer) recheck(ctx context.Context, taken []*segment) {
 	defer close(j.rechecked)
 	for _, s := range taken {
 		began := time.Now()
@@ -184,7 +184,7 @@ func (j *Journal) recheck(ctx context.Context, taken []*segment) {
 
 // damage notes that the disk does not hold any more what was written: nothing more is signed. Other
 // errors may pass.
-func (j *Journal) damage(err error) {
+func (j *Writer) damage(err error) {
 	var fault *Fault
 	if !errors.As(err, &fault) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EIO) {
 		return

@@ -60,7 +60,7 @@ func newHistory(t testing.TB, ca *testCA) history {
 }
 
 // require requires that the journal knows each request.
-func (h history) require(t testing.TB, j *Journal) {
+func (h history) require(t testing.TB, j *Writer) {
 	t.Helper()
 	unfinished := 0
 	for uid, state := range h.states {

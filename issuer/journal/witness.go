@@ -15,7 +15,7 @@ var ErrRolledBack = errors.New("the journal was rolled back")
 
 // Contains reports whether the head is a line of this journal. It reads the disk for a line that is
 // not one of the last ones.
-func (j *Journal) Contains(head Head) (bool, error) {
+func (j *Writer) Contains(head Head) (bool, error) {
 	j.mu.Lock()
 	last, recent, number := j.synced.head, j.synced.passed(head), j.number
 	j.mu.Unlock()
@@ -64,7 +64,7 @@ func hashInFile(path string, seq uint64) (sum Hash, found bool, err error) {
 
 // Witnessed compares the journal with a head that a witness has kept. It returns an error that
 // wraps [ErrRolledBack] if the journal does not contain the head, and nobody has accepted that.
-func (j *Journal) Witnessed(head Head) error {
+func (j *Writer) Witnessed(head Head) error {
 	contains, err := j.Contains(head)
 	if err != nil || contains || j.Accepted(head) {
 		return err
@@ -78,16 +78,16 @@ func lost(head, last Head) error {
 }
 
 // Accepted reports whether a [Rollback] of this head is in the journal.
-func (j *Journal) Accepted(head Head) bool {
+func (j *Writer) Accepted(head Head) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.Contains(j.ledger.accepted, head)
 }
 
-// RollBack stops the journal because of a head that [Journal.Witnessed] does not find: it takes no
+// RollBack stops the journal because of a head that [Writer.Witnessed] does not find: it takes no
 // intent, no probe and no checkpoint until it has a [Rollback] of this head. Requests that have an
 // intent can still be finished.
-func (j *Journal) RollBack(head Head) {
+func (j *Writer) RollBack(head Head) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if !slices.Contains(j.lost, head) {
@@ -96,15 +96,15 @@ func (j *Journal) RollBack(head Head) {
 }
 
 // RolledBack returns an error that wraps [ErrRolledBack] while the journal is stopped by
-// [Journal.RollBack].
-func (j *Journal) RolledBack() error {
+// [Writer.RollBack].
+func (j *Writer) RolledBack() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.rolledBack()
 }
 
 // rolledBack is RolledBack. The caller must hold mu.
-func (j *Journal) rolledBack() error {
+func (j *Writer) rolledBack() error {
 	for _, head := range j.lost {
 		if !slices.Contains(j.ledger.accepted, head) {
 			return lost(head, j.synced.head)

@@ -53,7 +53,7 @@ func TestARolledBackJournalStops(t *testing.T) {
 	if err := j.Witnessed(seen); !errors.Is(err, ErrRolledBack) {
 		t.Errorf("another head: %v", err)
 	}
-	stopped := func(j *Journal) {
+	stopped := func(j *Writer) {
 		t.Helper()
 		other, _, _ := ca.lines(t, j.ID(), "three", time.Hour)
 		head := j.Head()

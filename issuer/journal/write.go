@@ -50,53 +50,50 @@ func (b *batch) push(line Line, raw []byte) Head {
 	return Head{line.Seq, q.sum}
 }
 
-// Pending is a line that is on its way to the disk.
-type Pending struct{ batch *batch }
-
-// Wait answers nil when the line is on the disk. When the context ends first, the line may or may not
-// get there: [Journal.Lookup] tells, later.
-func (p Pending) Wait(ctx context.Context) error {
+// wait returns nil if the batch is on the disk. When the context ends first, its lines may or may not
+// get there: [Writer.Lookup] tells, later.
+func (b *batch) wait(ctx context.Context) error {
 	select {
-	case <-p.batch.done:
-		return p.batch.err
+	case <-b.done:
+		return b.err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the journal: %w", context.Cause(ctx))
 	}
 }
 
-// Append writes a line and answers nil when it is on the disk, synced. Callers at the same time share one
-// sync. It fails with [ErrBroken], [ErrFull], [ErrClosed], [ErrBusy], [ErrConflict] or [ErrTooMany], and when
-// the context ends first (see [Pending.Wait]).
-func (j *Journal) Append(ctx context.Context, e Entry) error {
-	p, err := j.Start(e)
+// Append writes a line and returns nil if it is on the disk, synced. Callers at the same time share one
+// sync. It fails with [ErrBroken], [ErrFull], [ErrClosed], [ErrBusy], [ErrConflict] or [ErrTooMany], and
+// when the context ends first: then [Writer.Lookup] tells, later, whether the line got there.
+func (j *Writer) Append(ctx context.Context, e Entry) error {
+	b, err := j.start(e)
 	if err != nil {
 		return err
 	}
-	return p.Wait(ctx)
+	return b.wait(ctx)
 }
 
-// Start is [Journal.Append] without the wait, so that other work can be done meanwhile.
-func (j *Journal) Start(e Entry) (Pending, error) {
+// start puts a line into a batch, and does not wait for the disk.
+func (j *Writer) start(e Entry) (*batch, error) {
 	if err := j.acceptable(e); err != nil {
-		return Pending{}, err
+		return nil, err
 	}
 	e, err := readable(e)
 	if err != nil {
-		return Pending{}, err
+		return nil, err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.recall(requestOf(e)); err != nil {
-		return Pending{}, err
+		return nil, err
 	}
 	now := j.options.now()
 	if err := j.admit(e); err != nil {
-		return Pending{}, err
+		return nil, err
 	}
 	b := j.openBatch()
 	head, err := b.add(j.next, now, e)
 	if err != nil {
-		return Pending{}, err
+		return nil, err
 	}
 	j.next = head
 	if len(b.lines) == 1 {
@@ -109,11 +106,11 @@ func (j *Journal) Start(e Entry) (Pending, error) {
 		j.intents++
 	}
 	j.wake.Signal()
-	return Pending{b}, nil
+	return b, nil
 }
 
 // openBatch returns the batch that takes lines now; when it is new, it is not in the queue yet.
-func (j *Journal) openBatch() *batch {
+func (j *Writer) openBatch() *batch {
 	if n := len(j.queue); n > 0 && len(j.queue[n-1].bytes) < maxBatch {
 		return j.queue[n-1]
 	}
@@ -121,7 +118,7 @@ func (j *Journal) openBatch() *batch {
 }
 
 // acceptable answers nil when the entry can be taken, as far as it alone tells.
-func (j *Journal) acceptable(e Entry) error {
+func (j *Writer) acceptable(e Entry) error {
 	if _, is := e.(Opened); is {
 		return fmt.Errorf("%w: only the journal itself writes lines of the kind %s", ErrConflict, KindOpened)
 	}
@@ -142,7 +139,7 @@ func (s Signed) isVerifiedBy(ca *x509.Certificate) bool {
 }
 
 // admit answers nil when the entry can be taken now.
-func (j *Journal) admit(e Entry) error {
+func (j *Writer) admit(e Entry) error {
 	uid := requestOf(e)
 	switch {
 	case j.closed:
@@ -171,7 +168,7 @@ func (j *Journal) admit(e Entry) error {
 }
 
 // write brings one batch after another to the disk, until the journal is closed.
-func (j *Journal) write() {
+func (j *Writer) write() {
 	defer close(j.done)
 	for {
 		b := j.nextBatch()
@@ -184,7 +181,7 @@ func (j *Journal) write() {
 }
 
 // bring brings a batch to the disk, or breaks the journal.
-func (j *Journal) bring(b *batch) {
+func (j *Writer) bring(b *batch) {
 	j.io.Lock()
 	defer j.io.Unlock()
 	defer j.work()()
@@ -200,7 +197,7 @@ func (j *Journal) bring(b *batch) {
 }
 
 // nextBatch waits for a batch and closes it to further lines; nil when the journal is closed.
-func (j *Journal) nextBatch() *batch {
+func (j *Writer) nextBatch() *batch {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for len(j.queue) == 0 && !j.closed {
@@ -215,7 +212,7 @@ func (j *Journal) nextBatch() *batch {
 }
 
 // writeBatch writes and syncs. full says that there is no room for more requests.
-func (j *Journal) writeBatch(b *batch) (full, err error) {
+func (j *Writer) writeBatch(b *batch) (full, err error) {
 	if err := j.alone(); err != nil {
 		return nil, err
 	}
@@ -230,7 +227,7 @@ func (j *Journal) writeBatch(b *batch) (full, err error) {
 
 // alone answers nil when nothing shows that another process writes this journal: a lock is lost when its file is replaced, and
 // a network's file system may forget it. io is held.
-func (j *Journal) alone() error {
+func (j *Writer) alone() error {
 	if err := j.holdsLock(); err != nil {
 		return err
 	}
@@ -242,7 +239,7 @@ func (j *Journal) alone() error {
 }
 
 // commit takes the lines of a batch that is on the disk. io and mu are held.
-func (j *Journal) commit(b *batch) error {
+func (j *Writer) commit(b *batch) error {
 	for _, q := range b.lines {
 		if err := j.ledger.apply(q.line, place{j.number, uint32(j.size)}, q.sum); err != nil {
 			return err
@@ -261,7 +258,7 @@ func (j *Journal) commit(b *batch) error {
 }
 
 // fail breaks the journal: this batch and all that wait behind it. mu is held.
-func (j *Journal) fail(b *batch, cause error) {
+func (j *Writer) fail(b *batch, cause error) {
 	j.broken = fmt.Errorf("%w: %s: %w", ErrBroken, filepath.Base(filePath("", j.number)), cause)
 	b.err = j.broken
 	for _, waiting := range j.queue {
@@ -274,7 +271,7 @@ func (j *Journal) fail(b *batch, cause error) {
 
 // rotate begins a new file when the present one is large enough. Without room for one it goes on with
 // the present one.
-func (j *Journal) rotate() error {
+func (j *Writer) rotate() error {
 	if j.size < j.options.FileSize || j.number == math.MaxUint32 {
 		return nil
 	}
@@ -304,7 +301,7 @@ func (j *Journal) rotate() error {
 
 // reserveFrom keeps space set aside on the disk behind the lines, so that what is begun can be finished
 // when nothing else fits any more. io is held. The error is [ErrFull].
-func (j *Journal) reserveFrom(size int64) error {
+func (j *Writer) reserveFrom(size int64) error {
 	if j.allocated-size >= j.options.Reserve {
 		return nil
 	}

@@ -16,7 +16,7 @@ import (
 const File = "accept-rollback"
 
 // Record records that a head is missing, once. It returns an error if it is not missing.
-func Record(ctx context.Context, j *journal.Journal, head journal.Head) error {
+func Record(ctx context.Context, j *journal.Writer, head journal.Head) error {
 	if contains, err := j.Contains(head); err != nil || contains {
 		return errors.Join(err, fmt.Errorf("the journal %s has the line %s: there is nothing to accept", j.ID(), head))
 	}
