@@ -87,8 +87,8 @@ func (c *Controller) servedRequests(api *requests) []*certificatesv1.Certificate
 	var served []*certificatesv1.CertificateSigningRequest
 	for _, store := range api.stores {
 		for _, object := range store.List() {
-			csr, ok := object.(*certificatesv1.CertificateSigningRequest)
-			if ok && csr.Spec.SignerName != "" && c.serves(csr) {
+			csr := requestIn(object)
+			if csr != nil && csr.Spec.SignerName != "" && c.serves(csr) {
 				served = append(served, csr)
 			}
 		}

@@ -205,7 +205,10 @@ func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 		"is not fit":     func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
 		"does not watch": func(c *cleaning) { c.watching("", errStarting) },
 		"has not listed": func(c *cleaning) { c.requests.Load().synced[0] = func() bool { return false } },
-		"may not delete": func(c *cleaning) { c.notePermits([]Permission{CleanUpPermission()}) },
+		"may not delete": func(c *cleaning) {
+			c.access = access.NewWatch(&allBut{"delete certificatesigningrequests"}, accessUser{c.Controller}, c.Logger)
+			c.access.Look(c.t.Context())
+		},
 		"has no journal": func(c *cleaning) { c.record.fault = errors.New("the journal cannot be read") },
 	} {
 		t.Run(name, func(t *testing.T) {

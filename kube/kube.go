@@ -220,7 +220,7 @@ func (c *Controller) watching(selector string, err error) {
 // and returns. An API server that cannot be reached is tried again and again.
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the mirrors also when Run ends by itself
+	defer cancel() // ends the watches also when Run ends by itself
 	defer c.events.start(c.Client, c.Mode)()
 
 	api, err := c.findAPI(ctx)
@@ -237,7 +237,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	defer c.startElection()()
 	if c.Issuer != nil {
-		group.StartWithContext(ctx, c.reconcile)
+		group.StartWithContext(ctx, c.reconcileJournal)
 		group.StartWithContext(ctx, c.countRequests)
 		group.StartWithContext(ctx, c.cleanUp)
 	}
@@ -335,7 +335,7 @@ func (c *Controller) watchWhileServed(ctx context.Context, api *requests, starte
 	<-ctx.Done()
 }
 
-// watch starts a mirror for each signer name. What the queue holds comes from them. It calls gone when
+// watch starts a store for each signer name. What the queue holds comes from them. It calls gone when
 // the API server does not serve this version of the API.
 func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
 	selectors := make([]string, 0, len(c.SignerNames))
@@ -355,15 +355,15 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 	c.mu.Unlock()
 	var reflectors []*cache.Reflector
 	for _, selector := range selectors {
-		lw := api.listerWatcher(selector, c.listSlim, func(err error) {
+		lw := api.listerWatcher(selector, c.listTrimmed, func(err error) {
 			c.watching(selector, explainWatch(selector, api, err))
 			if apierrors.IsNotFound(err) {
 				gone()
 			}
 		})
-		mirror, reflector := c.newMirror(lw)
-		api.stores = append(api.stores, mirror)
-		api.synced = append(api.synced, mirror.Synced)
+		store, reflector := c.newStore(lw)
+		api.stores = append(api.stores, store)
+		api.synced = append(api.synced, store.Synced)
 		reflectors = append(reflectors, reflector)
 	}
 	c.requests.Store(api) // before the first request is queued, which is looked up there
@@ -386,8 +386,8 @@ func explainWatch(selector string, api *requests, err error) error {
 // added takes up a request that is new here.
 func (c *Controller) added(object any) {
 	c.known.Add(1)
-	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
-	if ok && c.Mode == Shadow && c.serves(csr) {
+	csr := requestIn(object)
+	if csr != nil && c.Mode == Shadow && c.serves(csr) {
 		c.queue.Add(key{csr.Name, csr.UID}) // once, wherever it stands
 	}
 	c.enqueue(object)
@@ -418,7 +418,7 @@ func (c *Controller) LookAgain() {
 }
 
 func uidOf(object any) types.UID {
-	if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok {
+	if csr := requestIn(object); csr != nil {
 		return csr.UID
 	}
 	return ""
@@ -426,8 +426,8 @@ func uidOf(object any) types.UID {
 
 // enqueue takes up a request that is ours and not yet done.
 func (c *Controller) enqueue(object any) {
-	csr, ok := object.(*certificatesv1.CertificateSigningRequest)
-	if !ok || c.Mode == Shadow || !c.serves(csr) {
+	csr := requestIn(object)
+	if csr == nil || c.Mode == Shadow || !c.serves(csr) {
 		return
 	}
 	item := key{csr.Name, csr.UID}
@@ -442,7 +442,7 @@ func (c *Controller) enqueue(object any) {
 // deleted forgets a request that is gone.
 func (c *Controller) deleted(object any) {
 	c.known.Add(-1)
-	if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok {
+	if csr := requestIn(object); csr != nil {
 		c.pacer.Gone(key{csr.Name, csr.UID})
 	}
 }
@@ -474,8 +474,8 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if ctx.Err() != nil {
 		return
 	}
-	csr := c.requests.Load().cached(item)
-	if csr == nil || c.election.Fence() != nil || c.access.Blocked() {
+	request := c.requests.Load().cached(item)
+	if request == nil || c.election.Fence() != nil || c.access.Blocked() {
 		c.pacer.Tried(item)
 		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
 		return
@@ -489,7 +489,8 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if c.Mode == Shadow {
 		syncOne = c.shadow
 	}
-	result, verdict, err := syncOne(syncCtx, csr)
+	csr := request.CertificateSigningRequest
+	result, verdict, err := syncOne(syncCtx, request)
 	c.access.Recheck(err)
 	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered

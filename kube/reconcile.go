@@ -22,19 +22,19 @@ const reconcileInterval = 10 * time.Second
 // its certificate may be deleted at any moment, and then nobody can say whether it did.
 const firstReconcileInterval = time.Second
 
-// reconcile finds out what became of what was begun: a request may have been deleted, or have taken its
-// certificate just before this process was killed.
-func (c *Controller) reconcile(ctx context.Context) {
+// reconcileJournal finds out what became of what is unfinished in the journal: a request may have been
+// deleted, or have taken its certificate just before this process was killed.
+func (c *Controller) reconcileJournal(ctx context.Context) {
 	err := wait.PollUntilContextCancel(ctx, firstReconcileInterval, true,
-		func(ctx context.Context) (bool, error) { return c.reconcileOnce(ctx), nil })
+		func(ctx context.Context) (bool, error) { return c.reconcileJournalOnce(ctx), nil })
 	if err == nil {
-		wait.UntilWithContext(ctx, func(ctx context.Context) { c.reconcileOnce(ctx) }, reconcileInterval)
+		wait.UntilWithContext(ctx, func(ctx context.Context) { c.reconcileJournalOnce(ctx) }, reconcileInterval)
 	}
 }
 
-// reconcileOnce reports whether it could look. A controller that does not lead looks too: its
+// reconcileJournalOnce reports whether it could look. A controller that does not lead looks too: its
 // journal is its own, and no other controller can say what became of what is in it.
-func (c *Controller) reconcileOnce(ctx context.Context) (looked bool) {
+func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
 	if !c.requests.Load().whole() {
 		c.sinks.Report(Census{})
@@ -57,7 +57,7 @@ func (c *Controller) reconcileOnce(ctx context.Context) (looked bool) {
 	return true
 }
 
-// resolve notes what became of what was begun; csr is nil when the mirror does not have it.
+// resolve notes what became of what was begun; csr is nil if the store does not have it.
 func (c *Controller) resolve(ctx context.Context, begun policy.Submission, csr *certificatesv1.CertificateSigningRequest) error {
 	uid := begun.UID
 	if csr == nil { // which the API server alone knows for sure
@@ -99,7 +99,7 @@ func (r *requests) all() map[types.UID]*certificatesv1.CertificateSigningRequest
 	all := map[types.UID]*certificatesv1.CertificateSigningRequest{}
 	for _, store := range r.stores {
 		for _, object := range store.List() {
-			if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok {
+			if csr := requestIn(object); csr != nil {
 				all[csr.UID] = csr
 			}
 		}

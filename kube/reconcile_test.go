@@ -87,11 +87,11 @@ func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, fu
 	c.requests.Store(&requests{stores: []cache.Store{store}, synced: []cache.InformerSynced{synced}})
 	return c, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition) {
 		t.Helper()
-		err := store.Add(&certificatesv1.CertificateSigningRequest{
+		err := store.Add(&stored{CertificateSigningRequest: &certificatesv1.CertificateSigningRequest{
 			ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)},
 			Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
 			Status:     certificatesv1.CertificateSigningRequestStatus{Certificate: []byte(certificate), Conditions: conditions},
-		})
+		}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestIssuanceOfCertificates(t *testing.T) {
 	}
 	want := map[Issuance]int{Own: 1, OtherJournal: 1, Unrecorded: 1, Foreign: 1}
 	for range 3 {
-		c.reconcileOnce(t.Context())
+		c.reconcileJournalOnce(t.Context())
 		if got := c.Sinks[0].(*counting).certificates; !maps.Equal(got, want) {
 			t.Errorf("%v; want %v", got, want)
 		}
@@ -118,7 +118,7 @@ func TestIssuanceOfCertificates(t *testing.T) {
 		t.Errorf("%d events; want one for each of two certificates", n)
 	}
 	add("with own", "foreign") // v1beta1 lets it be replaced
-	c.reconcileOnce(t.Context())
+	c.reconcileJournalOnce(t.Context())
 	if n := len(events.Events); n != 3 {
 		t.Errorf("%d events after a certificate was replaced", n)
 	}
@@ -126,7 +126,7 @@ func TestIssuanceOfCertificates(t *testing.T) {
 
 func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	issuer := &remembering{told: map[string]string{}}
-	for _, uid := range []string{"gone", "made again", "not mirrored yet", "taken", "foreign", "denied", "waiting", "unknown"} {
+	for _, uid := range []string{"gone", "made again", "not in the store yet", "taken", "foreign", "denied", "waiting", "unknown"} {
 		issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
 	}
 	issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: "not watched", Name: "not watched", SignerName: "example.com/former"})
@@ -138,14 +138,14 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	add("denied", "", condition(certificatesv1.CertificateDenied, corev1.ConditionTrue))
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 
-	c.requests.Load().requestClient = having{uids: map[string]types.UID{"made again": "of another", "not mirrored yet": "not mirrored yet"}}
+	c.requests.Load().requestClient = having{uids: map[string]types.UID{"made again": "of another", "not in the store yet": "not in the store yet"}}
 
-	c.reconcileOnce(t.Context())
+	c.reconcileJournalOnce(t.Context())
 	if len(issuer.told) > 0 {
 		t.Errorf("told %v before all requests are known", issuer.told)
 	}
 	complete = true
-	c.reconcileOnce(t.Context())
+	c.reconcileJournalOnce(t.Context())
 	want := map[string]string{
 		"gone":       "unconfirmed: the request is gone",
 		"made again": "unconfirmed: the request is gone",
@@ -170,7 +170,7 @@ func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 	c.requests.Load().requestClient = having{}
 	add("taken", "own")
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
-	if !c.reconcileOnce(t.Context()) {
+	if !c.reconcileJournalOnce(t.Context()) {
 		t.Error("it has not looked")
 	}
 	want := map[string]string{"gone": "unconfirmed: the request is gone", "taken": "published"}

@@ -10,6 +10,7 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -147,7 +148,7 @@ func (r *requests) listerWatcher(selector string, list listFunc, observe func(er
 }
 
 // A listFunc lists requests.
-type listFunc func(ctx context.Context, r *requests, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error)
+type listFunc func(ctx context.Context, r *requests, o metav1.ListOptions) (*metainternalversion.List, error)
 
 // listFirst keeps client-go from asking for the initial state by a watch, which servers with
 // v1beta1 do not know and do not refuse.
@@ -156,16 +157,15 @@ type listFirst struct{ *cache.ListWatch }
 // IsWatchListSemanticsUnSupported is client-go's name for that.
 func (listFirst) IsWatchListSemanticsUnSupported() bool { return true }
 
-// cached returns the request as it was last seen, or nil when it is gone or
-// another has its name.
-func (r *requests) cached(k key) *certificatesv1.CertificateSigningRequest {
+// cached returns the request as it was last seen, or nil if it is gone or another has its name.
+func (r *requests) cached(k key) *stored {
 	for _, store := range r.stores {
 		object, found, err := store.GetByKey(k.name)
 		if err != nil || !found {
 			continue
 		}
-		if csr, ok := object.(*certificatesv1.CertificateSigningRequest); ok && csr.UID == k.uid {
-			return csr
+		if request, ok := object.(*stored); ok && request.UID == k.uid {
+			return request
 		}
 	}
 	return nil

@@ -7,8 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
@@ -26,8 +26,8 @@ func (watched) Watch(context.Context, metav1.ListOptions) (watch.Interface, erro
 // yet to come is silent.
 func TestAllIsListedAnewAfterAWatchThatWasCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		list := func(context.Context, *requests, metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
-			return &certificatesv1.CertificateSigningRequestList{}, nil
+		list := func(context.Context, *requests, metav1.ListOptions) (*metainternalversion.List, error) {
+			return &metainternalversion.List{}, nil
 		}
 		api := &requests{requestClient: watched{}}
 		lw := api.listerWatcher("", list, func(error) {}).(*cache.ListWatch)

@@ -70,17 +70,18 @@ func (c *Controller) servesName(signer string) bool {
 
 // sync takes one request as far as it goes, and returns how far that was, with the last verdict. The
 // object is the store's and is not changed.
-func (c *Controller) sync(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (Result, policy.Verdict, error) {
+func (c *Controller) sync(ctx context.Context, request *stored) (Result, policy.Verdict, error) {
+	csr := request.CertificateSigningRequest
 	if c.ignored.has(csr) {
 		return resultNone, nil, nil
 	}
-	release, err := c.takeLarge(csr)
+	release, err := c.takeLarge(request)
 	if err != nil {
 		return resultNone, nil, err
 	}
 	defer release()
 	was := stateOf(csr)
-	if was == approved || cut(csr) {
+	if was == approved || request.truncated {
 		// What the cache shows may be long done, have been made again, or not be all.
 		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
 			return resultNone, nil, err
@@ -113,8 +114,8 @@ func (c *Controller) sync(ctx context.Context, csr *certificatesv1.CertificateSi
 
 // takeLarge waits for no other sync: it returns errLookAgain while one reads a large request whole
 // and this one must do so too. Release ends the caller's own.
-func (c *Controller) takeLarge(csr *certificatesv1.CertificateSigningRequest) (release func(), err error) {
-	if !cut(csr) {
+func (c *Controller) takeLarge(request *stored) (release func(), err error) {
+	if !request.truncated {
 		return func() {}, nil
 	}
 	select {
@@ -126,13 +127,14 @@ func (c *Controller) takeLarge(csr *certificatesv1.CertificateSigningRequest) (r
 }
 
 // shadow decides on a request, and returns what would have come of it.
-func (c *Controller) shadow(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (Result, policy.Verdict, error) {
-	release, err := c.takeLarge(csr)
+func (c *Controller) shadow(ctx context.Context, request *stored) (Result, policy.Verdict, error) {
+	csr := request.CertificateSigningRequest
+	release, err := c.takeLarge(request)
 	if err != nil {
 		return resultNone, nil, err
 	}
 	defer release()
-	if cut(csr) { // its size is part of the verdict
+	if request.truncated { // its size is part of the verdict
 		if csr, err = c.requests.Load().fresh(ctx, csr); err != nil {
 			return resultNone, nil, err
 		}

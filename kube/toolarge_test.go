@@ -139,9 +139,9 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			api := controller.requests.Load()
 			api.requestClient = server
 			look := func() {
-				slim, err := controller.slim(server.csr.DeepCopy())
+				trimmed, err := controller.trim(server.csr.DeepCopy())
 				if err == nil {
-					err = api.stores[0].Update(slim)
+					err = api.stores[0].Update(trimmed)
 				}
 				if err != nil {
 					t.Fatal(err)

@@ -10,19 +10,19 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// telling returns a mirror, and what it has told: "+name" of what is new, "name" of what has changed, with the version.
-func telling() (*mirror, *[]string) {
+// telling returns a store, and what it has told: "+name" of what is new, "name" of what has changed, with the version.
+func telling() (*store, *[]string) {
 	var told []string
 	say := func(mark string, object any) {
 		csr := object.(*certificatesv1.CertificateSigningRequest)
 		told = append(told, mark+csr.Name+"@"+csr.ResourceVersion)
 	}
-	return &mirror{
+	return &store{
 		Store: cache.NewStore(cache.MetaNamespaceKeyFunc),
-		slim: func(object any) (any, error) {
+		trim: func(object any) (any, error) {
 			csr := object.(*certificatesv1.CertificateSigningRequest).DeepCopy()
 			if csr.Name == "bad" {
-				return nil, errors.New("not to be made slim")
+				return nil, errors.New("not to be trimmed")
 			}
 			csr.Labels = nil
 			return csr, nil
@@ -39,8 +39,8 @@ func named(name, version string) *certificatesv1.CertificateSigningRequest {
 	return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) { r.Name, r.ResourceVersion = name, version })
 }
 
-// Whatever comes is kept slim and told of: new, or changed; and what a list no longer has is gone.
-func TestMirrorKeepsAndTells(t *testing.T) {
+// Whatever comes is trimmed, kept and told of: new, or changed; and what a list no longer has is gone.
+func TestStoreKeepsAndTells(t *testing.T) {
 	m, told := telling()
 	for _, step := range []struct {
 		do   func() error
@@ -69,14 +69,14 @@ func TestMirrorKeepsAndTells(t *testing.T) {
 		}
 		for _, object := range m.List() {
 			if csr := object.(*certificatesv1.CertificateSigningRequest); csr.Labels != nil {
-				t.Errorf("%s is not slim", csr.Name)
+				t.Errorf("%s is not trimmed", csr.Name)
 			}
 		}
 	}
 }
 
 // Nothing may be taken for gone before there was a whole list; and one that fails changes nothing.
-func TestMirrorIsWholeAfterItsFirstList(t *testing.T) {
+func TestStoreIsWholeAfterItsFirstList(t *testing.T) {
 	m, told := telling()
 	if err := m.Add(named("a", "1")); err != nil || m.Synced() {
 		t.Errorf("whole after one object: %t, %v", m.Synced(), err)
@@ -90,7 +90,7 @@ func TestMirrorIsWholeAfterItsFirstList(t *testing.T) {
 }
 
 // However long an API server was away, it is tried again within 12 seconds: a pod's init container gives up after 90.
-func TestMirrorIsNeverSlowToTryAgain(t *testing.T) {
+func TestStoreIsNeverSlowToTryAgain(t *testing.T) {
 	delay := watchBackoff().DelayFunc()
 	for range 1000 {
 		if d := delay(); d < firstRetry || d > lastRetry*3/2 {

@@ -28,7 +28,7 @@ func request(signer string, change func(*certificatesv1.CertificateSigningReques
 	return csr
 }
 
-// Whatever a requester puts into a request, what is kept of it is small, and what a turn needs of it is there.
+// Whatever a requester puts into a request, what is kept of it is small, and what a sync needs of it is there.
 func TestOnlyWhatIsNeededIsKept(t *testing.T) {
 	c := &Controller{Config: Config{SignerNames: []string{"example.com/a"}, Mode: Approve}}
 	big := strings.Repeat("x", megabyte)
@@ -47,14 +47,16 @@ func TestOnlyWhatIsNeededIsKept(t *testing.T) {
 		}),
 	} {
 		was, inMeta := stateOf(csr), name == "annotations" || name == "labels" || name == "finalizers"
+		kept := any(csr)
 		for range 2 {
-			kept, err := c.slim(csr)
-			if err != nil {
+			var err error
+			if kept, err = c.trim(kept); err != nil {
 				t.Fatal(err)
 			}
-			csr = kept.(*certificatesv1.CertificateSigningRequest)
-			if csr.Size() > 2*pkcs10.MaxPEM || csr.Name != "n" || csr.UID != "u" || csr.ResourceVersion != "7" || stateOf(csr) != was || cut(csr) != inMeta {
-				t.Errorf("%s: %d bytes are kept; cut: %t; %+v", name, csr.Size(), cut(csr), csr.ObjectMeta)
+			csr = requestIn(kept)
+			truncated := kept.(*stored).truncated
+			if csr.Size() > 2*pkcs10.MaxPEM || csr.Name != "n" || csr.UID != "u" || csr.ResourceVersion != "7" || stateOf(csr) != was || truncated != inMeta {
+				t.Errorf("%s: %d bytes are kept; truncated: %t; %+v", name, csr.Size(), truncated, csr.ObjectMeta)
 			}
 		}
 		if name == "request" && !(len(csr.Spec.Request) > pkcs10.MaxPEM && bytes.HasPrefix([]byte(big), csr.Spec.Request) && csr.Labels["a"] == "b") {
@@ -62,7 +64,7 @@ func TestOnlyWhatIsNeededIsKept(t *testing.T) {
 		}
 	}
 	small, want := request("example.com/a", nil), request("example.com/a", nil)
-	if kept, err := c.slim(small); err != nil || !reflect.DeepEqual(kept, want) {
+	if kept, err := c.trim(small); err != nil || !reflect.DeepEqual(kept, &stored{CertificateSigningRequest: want}) {
 		t.Errorf("an ordinary request was changed: %+v, %v", kept, err)
 	}
 }
@@ -74,13 +76,13 @@ func TestLongNameIsLeftAlone(t *testing.T) {
 		long := func() *certificatesv1.CertificateSigningRequest {
 			return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) { r.Name = strings.Repeat("x", megabyte) })
 		}
-		m, _ := c.newMirror(nil)
+		m, _ := c.newStore(nil)
 		m.added, m.updated, m.deleted = func(any) {}, func(any, any) {}, func(any) {}
 		if err := errors.Join(m.Add(long()), m.Update(long())); err != nil {
 			t.Fatal(err)
 		}
 		kept := m.List()
-		if len(kept) != 1 || kept[0].(*certificatesv1.CertificateSigningRequest).Size() > 1<<10 || c.serves(kept[0].(*certificatesv1.CertificateSigningRequest)) {
+		if len(kept) != 1 || requestIn(kept[0]).Size() > 1<<10 || c.serves(requestIn(kept[0])) {
 			t.Errorf("%s: %d are kept: %.300v", mode, len(kept), kept)
 		}
 		if err := m.Delete(long()); err != nil || len(m.List()) > 0 {
