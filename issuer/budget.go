@@ -10,8 +10,8 @@ import (
 )
 
 // A budget counts what was issued in the last hour, or is about to be, against the limits of the
-// policy that grants. It is safe for concurrent use. It lives in memory, and begins with what the journal
-// knows of the last hour, so that a restart gives nobody another hour's worth.
+// policy that grants. It is safe for concurrent use. It lives in memory, and begins with what the
+// journal knows of the last hour, so that a restart gives nobody another hour's worth.
 type budget struct {
 	recall  sync.Once
 	mu      sync.Mutex
@@ -57,8 +57,8 @@ func (b *budget) begin(recent []journal.Recent, now time.Time) {
 	})
 }
 
-// reserve counts the grant's certificate, once for each request however often it is called. It returns
-// the budget that is spent, or nil.
+// reserve counts the grant's certificate, once for each request however often it is called. It
+// returns the budget that is spent, or nil.
 func (b *budget) reserve(g *policy.Grant, now time.Time) *policy.OverBudget {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -81,8 +81,8 @@ func (b *budget) reserve(g *policy.Grant, now time.Time) *policy.OverBudget {
 	return nil
 }
 
-// spent returns the budget of the requester's own, or of its rule, that is spent, or nil. The caller
-// must hold mu.
+// spent returns the budget of the requester's own, or of its rule, that is spent, or nil. The
+// caller must hold mu.
 func (b *budget) spent(e entry, spender policy.Spender, limits policy.Budget) *policy.OverBudget {
 	rule, quote := limits.Rule(e.rule), pkcs10.Quote
 	switch {
@@ -135,8 +135,8 @@ func (b *budget) count(e entry, by int) {
 	}
 }
 
-// over returns a budget that is spent until the oldest of the entries that count for it is forgotten.
-// The caller must hold mu.
+// over returns a budget that is spent until the oldest of the entries that count for it is
+// forgotten. The caller must hold mu.
 func (b *budget) over(whose string, limit int, counts func(entry) bool) *policy.OverBudget {
 	for _, e := range b.entries {
 		if counts(e) {

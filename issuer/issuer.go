@@ -1,8 +1,8 @@
 // Package issuer issues.
 //
-// Duty: turn a [policy.Grant] into a certificate, in two steps. [Issuer.Prepare] does everything that
-// precedes the signature; [Prepared.Issue] writes the intent, has the CA's key sign it, verifies the
-// signature, records it, and returns the certificate with its chain.
+// Duty: turn a [policy.Grant] into a certificate, in two steps. [Issuer.Prepare] does everything
+// that precedes the signature; [Prepared.Issue] writes the intent, has the CA's key sign it,
+// verifies the signature, records it, and returns the certificate with its chain.
 //
 // Contract: nothing is signed without a grant that was spent for it, nor before the same bytes were
 // linted with a throwaway key and written to the journal. What a certificate holds comes from the
@@ -75,8 +75,8 @@ func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm, j Journal) (*Issuer
 // CA is the one that certificates are issued under now.
 func (i *Issuer) CA() *CA { return i.authority.Load() }
 
-// Replace has certificates issued under another certificate of the same CA, of the same key and name, such as one that
-// is valid for longer, or has another chain.
+// Replace has certificates issued under another certificate of the same CA, of the same key and
+// name, such as one that is valid for longer, or has another chain.
 func (i *Issuer) Replace(ca *CA) error {
 	if err := ca.Matches(i.key.Public()); err != nil {
 		return err
@@ -101,8 +101,8 @@ func (i *Issuer) ready(ctx context.Context, ca *CA) error {
 	return i.key.Ready(ctx)
 }
 
-// newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default algorithm of
-// the CA's key. Without the CA's dates in the way, it is valid from now on.
+// newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default
+// algorithm of the CA's key. Without the CA's dates in the way, it is valid from now on.
 func newTemplate(ca *CA, g *policy.Grant, serial *big.Int, now time.Time) (*x509.Certificate, error) {
 	keyID, err := keyIdentifier(g.PublicKey())
 	if err != nil {

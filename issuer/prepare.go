@@ -44,9 +44,11 @@ type preparation struct {
 //     issued, or [*policy.Waiting] if a budget is spent;
 //   - an error: a fault that may pass. Decide again, and try again with the new grant.
 //
-// If the journal has the request already, the same certificate is prepared again. If that certificate
-// no longer fits the grant, the refusal has the code [policy.FormerCertificate].
-func (i *Issuer) Prepare(ctx context.Context, grant *policy.Grant) (*Prepared, policy.Verdict, error) {
+// If the journal has the request already, the same certificate is prepared again. If that
+// certificate no longer fits the grant, the refusal has the code [policy.FormerCertificate].
+func (i *Issuer) Prepare(
+	ctx context.Context, grant *policy.Grant,
+) (*Prepared, policy.Verdict, error) {
 	if err := grant.Redeem(); err != nil {
 		return nil, nil, err
 	}
@@ -74,12 +76,15 @@ func (i *Issuer) Prepare(ctx context.Context, grant *policy.Grant) (*Prepared, p
 	case refusal != nil:
 		return nil, refusal, nil
 	}
-	return &Prepared{&preparation{issuer: i, ca: ca, grant: grant, linted: linted, record: record}}, nil, nil
+	once := &preparation{issuer: i, ca: ca, grant: grant, linted: linted, record: record}
+	return &Prepared{once}, nil, nil
 }
 
-// lint makes the certificate with the throwaway key: the one that the journal has, or else a new one.
-// It returns a refusal if it can never be issued.
-func (i *Issuer) lint(ca *CA, grant *policy.Grant, record journal.Record) (*certificate, *policy.Refusal, error) {
+// lint makes the certificate with the throwaway key: the one that the journal has, or else a new
+// one. It returns a refusal if it can never be issued.
+func (i *Issuer) lint(
+	ca *CA, grant *policy.Grant, record journal.Record,
+) (*certificate, *policy.Refusal, error) {
 	if record.State != journal.Unknown {
 		return i.lintFormer(ca, grant, record)
 	}
@@ -96,10 +101,12 @@ func (i *Issuer) lint(ca *CA, grant *policy.Grant, record journal.Record) (*cert
 	return linted, refusalOf(grant, findings), nil
 }
 
-// lintFormer makes the certificate that the journal has for the request, and requires the same bytes:
-// those of the journal come from a disk. It compares the lifetime without the clock, which may have
-// been set.
-func (i *Issuer) lintFormer(ca *CA, grant *policy.Grant, record journal.Record) (*certificate, *policy.Refusal, error) {
+// lintFormer makes the certificate that the journal has for the request, and requires the same
+// bytes: those of the journal come from a disk. It compares the lifetime without the clock, which
+// may have been set.
+func (i *Issuer) lintFormer(
+	ca *CA, grant *policy.Grant, record journal.Record,
+) (*certificate, *policy.Refusal, error) {
 	if record.State == journal.IsOrphaned && record.Certificate == nil {
 		return nil, formerCertificate(grant, "was given up before it was signed"), nil
 	}
@@ -109,9 +116,11 @@ func (i *Issuer) lintFormer(ca *CA, grant *policy.Grant, record journal.Record) 
 	}
 	switch lifetime := former.NotAfter.Sub(former.NotBefore); {
 	case lifetime > grant.Lifetime()+Backdate:
-		return nil, formerCertificate(grant, "is valid for %s, and %s is granted now", lifetime, grant.Lifetime()), nil
+		return nil, formerCertificate(grant, "is valid for %s, and %s is granted now",
+			lifetime, grant.Lifetime()), nil
 	case !i.now().Before(former.NotAfter):
-		return nil, formerCertificate(grant, "has expired at %s", former.NotAfter.Format(time.RFC3339)), nil
+		expired := former.NotAfter.Format(time.RFC3339)
+		return nil, formerCertificate(grant, "has expired at %s", expired), nil
 	}
 	template, err := newTemplate(ca, grant, former.SerialNumber, i.now())
 	if err != nil {
@@ -122,7 +131,8 @@ func (i *Issuer) lintFormer(ca *CA, grant *policy.Grant, record journal.Record) 
 	again, findings := ca.linter.issue(template, grant.PublicKey())
 	switch {
 	case len(findings) > 0:
-		return nil, formerCertificate(grant, "can no longer be issued: %s", refusalOf(grant, findings).Message()), nil
+		why := refusalOf(grant, findings).Message()
+		return nil, formerCertificate(grant, "can no longer be issued: %s", why), nil
 	case !bytes.Equal(again.TBS.FullBytes, record.Intent.TBS):
 		return nil, formerCertificate(grant, "is not the one that is granted now"), nil
 	}
@@ -135,16 +145,17 @@ func formerCertificate(grant *policy.Grant, format string, args ...any) *policy.
 		PolicyHash: grant.PolicyHash(), RequestSHA256: grant.RequestSHA256(),
 		Reasons: []policy.Reason{{
 			Code: policy.FormerCertificate, Rule: grant.Rule(), Field: fieldRequest,
-			Message: "has an earlier certificate, which " + fmt.Sprintf(format, args...) + "; create a new request",
+			Message: "has an earlier certificate, which " + fmt.Sprintf(format, args...) +
+				"; create a new request",
 		}},
 	}
 }
 
-// Issue signs the prepared certificate and returns it with its chain in PEM, leaf first, without the
-// root. It writes the intent, has the CA's key sign exactly those bytes, verifies the signature and
-// records the certificate. Nothing is signed if the policy or the CA was replaced meanwhile
-// ([policy.ErrGrantStale]), the context has ended, or the journal is not ready. If the journal has the
-// certificate already, Issue returns that. An error is a fault that may pass: prepare again.
+// Issue signs the prepared certificate and returns it with its chain in PEM, leaf first, without
+// the root. It writes the intent, has the CA's key sign exactly those bytes, verifies the signature
+// and records the certificate. Nothing is signed if the policy or the CA was replaced meanwhile
+// ([policy.ErrGrantStale]), the context has ended, or the journal is not ready. If the journal has
+// the certificate already, Issue returns that. An error is a fault that may pass: prepare again.
 func (p *Prepared) Issue(ctx context.Context) ([]byte, error) {
 	if p == nil || p.once == nil {
 		return nil, ErrNotPrepared
@@ -173,7 +184,8 @@ func (p *preparation) issue(ctx context.Context) ([]byte, error) {
 	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	if err := p.issuer.journal.Append(writing, signed); err != nil {
-		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published before it is written", err, uid)
+		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published before it is "+
+			"written", err, uid)
 	}
 	return p.ca.chainOf(signed.Certificate), nil
 }
@@ -252,8 +264,8 @@ func (p *preparation) sign(ctx context.Context) (journal.Signed, error) {
 // writeTimeout bounds the wait for the journal's disk after a signature.
 const writeTimeout = 30 * time.Second
 
-// inTime returns nil until the context's deadline. A context may not know yet that it has ended: this
-// process may have stood still.
+// inTime returns nil until the context's deadline. A context may not know yet that it has ended:
+// this process may have stood still.
 func inTime(ctx context.Context) error {
 	if deadline, bounded := ctx.Deadline(); bounded && !time.Now().Before(deadline) {
 		return context.DeadlineExceeded

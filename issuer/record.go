@@ -76,8 +76,8 @@ func (i *Issuer) NeverIssued(uid string) (bool, error) {
 	return record.State == journal.Unknown || record.State == journal.IsOrphaned, nil
 }
 
-// Signed tells whether the CA has signed the first certificate in PEM, and whether its serial number is one of
-// this journal's.
+// Signed tells whether the CA has signed the first certificate in PEM, and whether its serial
+// number is one of this journal's.
 func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 	block, _ := pem.Decode(chain)
 	if block == nil {
@@ -91,8 +91,9 @@ func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 	return true, i.journal.ID().Carries(journal.FormatSerial(cert.SerialNumber))
 }
 
-// Orphaned writes that the request will not take its certificate any more, unless that, or what became of it,
-// is known already. While the certificate is being signed it writes nothing: ask again.
+// Orphaned writes that the request will not take its certificate any more, unless that, or what
+// became of it, is known already. While the certificate is being signed it writes nothing: ask
+// again.
 func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
 	if _, busy := i.signing.Load(uid); busy {
 		return nil

@@ -25,15 +25,18 @@ type eventSink struct {
 func newEventSink(mode Mode) *eventSink {
 	broadcaster := record.NewBroadcaster()
 	if mode == Shadow {
-		return &eventSink{broadcaster, &record.FakeRecorder{}} // client-go's name for a recorder that does nothing
+		// FakeRecorder is client-go's name for a recorder that does nothing.
+		return &eventSink{broadcaster, &record.FakeRecorder{}}
 	}
-	return &eventSink{broadcaster, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})}
+	source := corev1.EventSource{Component: component}
+	return &eventSink{broadcaster, broadcaster.NewRecorder(scheme.Scheme, source)}
 }
 
 // start starts to send Events and returns a function that ends that.
 func (s *eventSink) start(client kubernetes.Interface, mode Mode) (stop func()) {
 	if mode != Shadow {
-		s.broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events(metav1.NamespaceAll)})
+		all := client.CoreV1().Events(metav1.NamespaceAll)
+		s.broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: all})
 	}
 	return s.broadcaster.Shutdown
 }
@@ -60,11 +63,13 @@ func (s *eventSink) Report(r Report) {
 	}
 }
 
-// Warn sends an Event about each signer as a whole. There is no such object; the reference is what the
-// permissions of signers call it (certificates.k8s.io, signers).
+// Warn sends an Event about each signer as a whole. There is no such object; the reference is what
+// the permissions of signers call it (certificates.k8s.io, signers).
 func (c *Controller) Warn(reason, message string) {
 	for _, name := range c.SignerNames {
-		signer := &corev1.ObjectReference{APIVersion: certificatesv1.SchemeGroupVersion.String(), Kind: "Signer", Name: name}
+		signer := &corev1.ObjectReference{
+			APIVersion: certificatesv1.SchemeGroupVersion.String(), Kind: "Signer", Name: name,
+		}
 		c.events.warn(signer, reason, message)
 	}
 }

@@ -12,10 +12,14 @@ type Issuance string
 
 // Every Issuance there is.
 const (
-	Own          Issuance = "own"             // this issuer, and it is recorded
-	OtherJournal Issuance = "another_journal" // the CA, for a former journal or for that of another controller
-	Unrecorded   Issuance = "unrecorded"      // the CA, with one of our serial numbers, and there is no record of it
-	Foreign      Issuance = "foreign"         // not the CA
+	// Own is by this issuer, and recorded.
+	Own Issuance = "own"
+	// OtherJournal is by the CA, for a former journal or for that of another controller.
+	OtherJournal Issuance = "another_journal"
+	// Unrecorded is by the CA, with one of our serial numbers, and there is no record of it.
+	Unrecorded Issuance = "unrecorded"
+	// Foreign is not by the CA.
+	Foreign Issuance = "foreign"
 )
 
 // known is the certificate of a request, and who issued it.
@@ -41,19 +45,22 @@ func (c *Controller) issuanceOf(csr *certificatesv1.CertificateSigningRequest) (
 
 // countCertificates finds out who issued each certificate on a request of ours, once for each, and
 // reports the numbers. It warns of certificates that ought not to be there.
-func (c *Controller) countCertificates(all map[types.UID]*certificatesv1.CertificateSigningRequest) {
+func (c *Controller) countCertificates(
+	all map[types.UID]*certificatesv1.CertificateSigningRequest,
+) {
 	before, counts := c.certificates, map[Issuance]int{}
 	c.certificates = make(map[types.UID]known, len(before))
 	for uid, csr := range all {
 		chain := csr.Status.Certificate
-		if len(chain) == 0 || csr.Spec.SignerName == "" || !c.serves(csr) { // without a signer name it may be anyone's
-			continue
+		if len(chain) == 0 || csr.Spec.SignerName == "" || !c.serves(csr) {
+			continue // without a signer name it may be anyone's
 		}
 		now, was := before[uid]
 		if !was || !bytes.Equal(now.chain, chain) {
 			issuance, err := c.issuanceOf(csr)
 			if err != nil {
-				c.Logger.Warn("it is not known who issued a certificate; it is looked at again", "request", csr.Name, "uid", csr.UID, "error", err)
+				c.Logger.Warn("it is not known who issued a certificate; it is looked at again",
+					"request", csr.Name, "uid", csr.UID, "error", err)
 				continue
 			}
 			now = known{chain, issuance}
@@ -66,16 +73,23 @@ func (c *Controller) countCertificates(all map[types.UID]*certificatesv1.Certifi
 }
 
 // warnUnexpected warns of a certificate that ought not to be on a request of ours.
-func (c *Controller) warnUnexpected(csr *certificatesv1.CertificateSigningRequest, issuance Issuance) {
-	object := referenceTo(csr)
+func (c *Controller) warnUnexpected(
+	csr *certificatesv1.CertificateSigningRequest, issuance Issuance,
+) {
+	object, log := referenceTo(csr), c.Logger.With("request", csr.Name, "uid", csr.UID)
 	switch issuance {
 	case Foreign:
-		c.Logger.Error("a request has a certificate that the CA has not signed: who else may update certificatesigningrequests/status, and sign for this signer?", "request", csr.Name, "uid", csr.UID)
-		c.events.warn(object, "ForeignCertificate", "the certificate of this request was not made by this signer")
+		log.Error("a request has a certificate that the CA has not signed: who else may update " +
+			"certificatesigningrequests/status, and sign for this signer?")
+		c.events.warn(object, "ForeignCertificate",
+			"the certificate of this request was not made by this signer")
 	case Unrecorded:
-		c.Logger.Error("a request has a certificate that the CA has signed, with a serial number of this journal, which does not have it: the journal was cut or set back, or the CA's key was used without it", "request", csr.Name, "uid", csr.UID)
-		c.events.warn(object, "UnrecordedCertificate", "the certificate of this request is signed by the CA, and the journal does not have it")
+		log.Error("a request has a certificate that the CA has signed, with a serial number of this " +
+			"journal, which does not have it: the journal was cut or set back, or the CA's key was " +
+			"used without it")
+		c.events.warn(object, "UnrecordedCertificate",
+			"the certificate of this request is signed by the CA, and the journal does not have it")
 	case OtherJournal:
-		c.Logger.Info("a request has a certificate that the CA has signed for another journal", "request", csr.Name, "uid", csr.UID)
+		log.Info("a request has a certificate that the CA has signed for another journal")
 	}
 }

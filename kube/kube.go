@@ -37,7 +37,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// A Decider answers whether a request may have its certificate.
+// A Decider decides whether a request may have its certificate.
 type Decider interface {
 	// Knows reports whether any request of the requester may be granted.
 	Knows(requester policy.Requester) bool
@@ -50,27 +50,27 @@ type Issuer interface {
 	// certificate; a verdict that takes the grant's place, [*policy.Refusal] or [*policy.Waiting]; and
 	// an error: the certificate cannot be issued now.
 	Prepare(ctx context.Context, grant *policy.Grant) (Prepared, policy.Verdict, error)
-	// Published notes that the API server took the request's certificate.
+	// Published records that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
-	// Unfinished lists the requests for which something was begun a while ago of which it is not known what became: UID,
-	// name and signer name of each.
+	// Unfinished returns the requests that were started a while ago and have not ended, as far as is
+	// known: UID, name and signer name of each.
 	Unfinished() []policy.Submission
-	// Made tells whether the certificate in PEM is the one that was made for the request.
+	// Made reports whether the certificate in PEM is the one that was made for the request.
 	Made(uid string, chain []byte) (bool, error)
-	// Signed tells whether the CA has signed the certificate in PEM, and whether it has a serial number as they are
-	// given here, and nowhere else.
+	// Signed reports whether the CA has signed the certificate in PEM, and whether its serial number
+	// is one of this issuer's.
 	Signed(chain []byte) (byCA, ours bool)
-	// Orphaned notes that the request will not take its certificate any more; nothing while that is being made.
+	// Orphaned records that the request will not take its certificate. It does nothing while the
+	// certificate is being signed.
 	Orphaned(ctx context.Context, uid, why string) error
-	// Unconfirmed notes that nobody can find out any more whether the request took its
-	// certificate.
+	// Unconfirmed records that nobody can find out any more whether the request took its certificate.
 	Unconfirmed(ctx context.Context, uid, why string) error
 }
 
 // A Prepared is a certificate that only needs to be signed.
 type Prepared interface {
-	// Issue signs it, once, and returns it with its chain in PEM. An error is a fault that may pass; it
-	// is [policy.ErrGrantStale] if the policy or the CA was replaced since it was prepared.
+	// Issue signs it, once, and returns it with its chain in PEM. An error is a fault that may pass;
+	// it is [policy.ErrGrantStale] if the policy or the CA was replaced since it was prepared.
 	Issue(ctx context.Context) ([]byte, error)
 }
 
@@ -93,16 +93,16 @@ type Config struct {
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
 	Mode        Mode
 	Lease       *lease.Lease // nil: there is no other controller. A shadow has none
-	// Fit answers nil while this controller could serve requests if it led. One that could not does not stand for
-	// election, and one that leads gives the lease up when that lasts. nil: it is always fit.
+	// Fit returns nil while this controller could serve requests if it led: see [lease.Candidate]. If
+	// it is nil, the controller is always fit.
 	Fit func() error
-	// Says is what each write of the lease says beside who leads: annotations of it.
-	// An empty value takes an annotation away; those that are not named stay as they are.
+	// Says returns annotations for each write of the lease. An empty value removes one; those that are
+	// not named stay as they are.
 	Says func() map[string]string
-	// Hears is shown the annotations of the lease each time it is read. On an error this controller does not
-	// take the lease. nil: nobody is.
+	// Hears is called with the annotations of the lease each time it is read. On an error this
+	// controller does not take the lease.
 	Hears func(annotations map[string]string) error
-	// PodNamespaces are the namespaces in which pods are read; nil, or a nil answer: in all.
+	// PodNamespaces returns the namespaces in which pods are read; nil means all.
 	PodNamespaces func() []string
 	Workers       int // requests in work at once
 	Pace          pace.Options
@@ -170,7 +170,8 @@ func New(c Config) *Controller {
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},
 		),
 	}
-	controller.access = access.NewWatch(access.Reviews{Client: c.Client}, accessUser{controller}, c.Logger)
+	reviews := access.Reviews{Client: c.Client}
+	controller.access = access.NewWatch(reviews, accessUser{controller}, c.Logger)
 	controller.pacer = pace.New(c.Pace, controller.queue.Add)
 	if c.Lease != nil {
 		controller.election = lease.New(*c.Lease, c.Client, candidate{controller}, c.Logger)
@@ -181,8 +182,8 @@ func New(c Config) *Controller {
 // Leads reports whether this controller is the one that acts.
 func (c *Controller) Leads() bool { return c.Mode != Shadow && c.election.Fence() == nil }
 
-// Leader is the identity of the controller that leads, as the lease says; empty when that is not known, and without an
-// election.
+// Leader is the identity of the controller that leads, as the lease says; empty when that is not
+// known, and without an election.
 func (c *Controller) Leader() string { return c.election.Holder() }
 
 // Pace returns how fast answers are written, and why.
@@ -230,7 +231,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	var group wait.Group
 	defer group.Wait()
 	started := make(chan struct{})
-	group.StartWithContext(ctx, func(ctx context.Context) { c.keepWatching(ctx, api, sync.OnceFunc(func() { close(started) })) })
+	group.StartWithContext(ctx, func(ctx context.Context) {
+		c.keepWatching(ctx, api, sync.OnceFunc(func() { close(started) }))
+	})
 	<-started
 	if c.Mode != Shadow {
 		group.StartWithContext(ctx, c.access.Run)
@@ -246,8 +249,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-// drainTimeout bounds what is still in work when the context has ended: a supervisor kills after a while, Kubernetes after 30
-// seconds unless told otherwise.
+// drainTimeout bounds what is still in work when the context has ended: a supervisor kills after a
+// while, Kubernetes after 30 seconds unless told otherwise.
 const drainTimeout = 20 * time.Second
 
 // workUntil has the workers work until the context ends, and waits for them.
@@ -265,8 +268,8 @@ func (c *Controller) workUntil(ctx context.Context) {
 	workers.Wait()
 }
 
-// startElection takes part in the election, if there is one, and returns what ends that and gives the
-// lease up: to be called when all work is done.
+// startElection takes part in the election, if there is one, and returns what ends that and gives
+// the lease up: to be called when all work is done.
 func (c *Controller) startElection() (stop func()) {
 	if c.election == nil {
 		return func() {}
@@ -304,8 +307,8 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 const rediscoverAfter = time.Second
 
 // keepWatching watches requests until the context ends. It calls started as soon as requests are
-// known. When the API server stops serving the version of the API in use, as v1beta1 from Kubernetes
-// 1.22 on, another version is looked for.
+// known. When the API server stops serving the version of the API in use, as v1beta1 from
+// Kubernetes 1.22 on, another version is looked for.
 func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
 	for {
 		c.Logger.Info("watching certificate requests", "api", api.version, "signers", c.SignerNames)
@@ -315,7 +318,8 @@ func (c *Controller) keepWatching(ctx context.Context, api *requests, started fu
 			return
 		case <-time.After(rediscoverAfter):
 		}
-		c.Logger.Warn("the API server no longer serves this version of the API; looking for another", "api", api.version)
+		c.Logger.Warn("the API server no longer serves this version of the API; looking for another",
+			"api", api.version)
 		var err error
 		if api, err = c.findAPI(ctx); err != nil {
 			return // the context has ended
@@ -335,8 +339,8 @@ func (c *Controller) watchWhileServed(ctx context.Context, api *requests, starte
 	<-ctx.Done()
 }
 
-// watch starts a store for each signer name. What the queue holds comes from them. It calls gone when
-// the API server does not serve this version of the API.
+// watch starts a store for each signer name. What the queue holds comes from them. It calls gone
+// when the API server does not serve this version of the API.
 func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
 	selectors := make([]string, 0, len(c.SignerNames))
 	for _, name := range c.SignerNames {
@@ -378,7 +382,8 @@ func explainWatch(selector string, api *requests, err error) error {
 	case err == nil:
 		return nil
 	case api.legacy && apierrors.IsBadRequest(err):
-		return fmt.Errorf("watch certificate requests (%s): %w: servers before Kubernetes 1.18 know no signer names; if this is one, set UNSET_SIGNER_NAME=accept", selector, err)
+		return fmt.Errorf("watch certificate requests (%s): %w: servers before Kubernetes 1.18 know no "+
+			"signer names; if this is one, set UNSET_SIGNER_NAME=accept", selector, err)
 	}
 	return fmt.Errorf("watch certificate requests (%s): %w", cmp.Or(selector, "all of them"), err)
 }
@@ -456,7 +461,8 @@ func clientOf(csr *certificatesv1.CertificateSigningRequest) string {
 	return string(csr.UID)
 }
 
-// work takes requests from the queue until it shuts down. What has begun ends with the context of syncs.
+// work takes requests from the queue until it shuts down. What has begun ends with the context of
+// syncs.
 func (c *Controller) work(ctx, syncs context.Context) {
 	for {
 		item, shutdown := c.queue.Get()
@@ -477,7 +483,9 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	request := c.requests.Load().cached(item)
 	if request == nil || c.election.Fence() != nil || c.access.Blocked() {
 		c.pacer.Tried(item)
-		c.queue.Forget(item) // it was deleted, or is another controller's, or nothing may be done: who leads, and may, looks at all
+		// It was deleted, or is another controller's, or nothing may be done: a controller that leads, and
+		// may, looks at all.
+		c.queue.Forget(item)
 		return
 	}
 	if !c.pacer.Admit(item) {
@@ -510,17 +518,22 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 
 // isFault reports whether the error of a sync is more than a reason to look again.
 func isFault(err error) bool {
-	return err != nil && !errors.Is(err, lease.ErrNotLeading) && !errors.Is(err, errLookAgain) && !apifault.VersionGone(err)
+	return err != nil && !errors.Is(err, lease.ErrNotLeading) && !errors.Is(err, errLookAgain) &&
+		!apifault.VersionGone(err)
 }
 
 // retry puts a request that is not finished into the queue again.
-func (c *Controller) retry(csr *certificatesv1.CertificateSigningRequest, item key, result Result, verdict policy.Verdict, err error) {
+func (c *Controller) retry(
+	csr *certificatesv1.CertificateSigningRequest, item key, result Result,
+	verdict policy.Verdict, err error,
+) {
 	switch waiting, _ := verdict.(*policy.Waiting); {
 	case result == ResultOverBudget && waiting != nil:
 		c.queue.Forget(item)
 		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
 	case errors.Is(err, lease.ErrNotLeading):
-		c.Logger.Warn("the lease was lost during a sync; another controller goes on", "request", csr.Name, "uid", csr.UID)
+		c.Logger.Warn("the lease was lost during a sync; another controller goes on",
+			"request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)
 	default:
 		c.queue.AddRateLimited(item)
@@ -528,7 +541,10 @@ func (c *Controller) retry(csr *certificatesv1.CertificateSigningRequest, item k
 }
 
 // report reports how a sync ended, unless there is nothing to tell.
-func (c *Controller) report(csr *certificatesv1.CertificateSigningRequest, result Result, verdict policy.Verdict, err error) {
+func (c *Controller) report(
+	csr *certificatesv1.CertificateSigningRequest, result Result, verdict policy.Verdict,
+	err error,
+) {
 	if result == resultNone {
 		return
 	}
@@ -545,9 +561,9 @@ func (c *Controller) report(csr *certificatesv1.CertificateSigningRequest, resul
 	c.sinks.Report(outcome)
 }
 
-// budgetWait returns how long a request waits that is over budget: until there is room, but at least
-// a while, since room for one is soon there where many wait; the longer, the older it is; and not all
-// at the same time. A change of the policy ends the wait.
+// budgetWait returns how long a request waits that is over budget: until there is room, but at
+// least a while, since room for one is soon there where many wait; the longer, the older it is; and
+// not all at the same time. A change of the policy ends the wait.
 func budgetWait(until time.Time, age time.Duration) time.Duration {
 	const least, most = 20 * time.Second, 5 * time.Minute
 	return wait.Jitter(min(max(time.Until(until), age/4, least), most), 0.25)

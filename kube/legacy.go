@@ -20,12 +20,16 @@ type legacyClient struct {
 	client certificatesclient.CertificateSigningRequestInterface
 }
 
-func (l legacyClient) Get(ctx context.Context, name string, o metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (l legacyClient) Get(
+	ctx context.Context, name string, o metav1.GetOptions,
+) (*certificatesv1.CertificateSigningRequest, error) {
 	old, err := l.client.Get(ctx, name, o)
 	return upgrade[certificatesv1.CertificateSigningRequest](old, err)
 }
 
-func (l legacyClient) List(ctx context.Context, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
+func (l legacyClient) List(
+	ctx context.Context, o metav1.ListOptions,
+) (*certificatesv1.CertificateSigningRequestList, error) {
 	old, err := l.client.List(ctx, o)
 	return upgrade[certificatesv1.CertificateSigningRequestList](old, err)
 }
@@ -47,7 +51,10 @@ func (l legacyClient) Watch(ctx context.Context, o metav1.ListOptions) (watch.In
 	}), nil
 }
 
-func (l legacyClient) UpdateApproval(ctx context.Context, _ string, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (l legacyClient) UpdateApproval(
+	ctx context.Context, _ string, csr *certificatesv1.CertificateSigningRequest,
+	o metav1.UpdateOptions,
+) (*certificatesv1.CertificateSigningRequest, error) {
 	old, err := downgrade(csr)
 	if err == nil {
 		old, err = l.client.UpdateApproval(ctx, old, o)
@@ -55,7 +62,9 @@ func (l legacyClient) UpdateApproval(ctx context.Context, _ string, csr *certifi
 	return upgrade[certificatesv1.CertificateSigningRequest](old, err)
 }
 
-func (l legacyClient) UpdateStatus(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (l legacyClient) UpdateStatus(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions,
+) (*certificatesv1.CertificateSigningRequest, error) {
 	old, err := downgrade(csr)
 	if err == nil {
 		old, err = l.client.UpdateStatus(ctx, old, o)
@@ -76,7 +85,9 @@ func upgrade[T any](old any, err error) (*T, error) {
 	return upgraded, rewrite(old, upgraded)
 }
 
-func downgrade(csr *certificatesv1.CertificateSigningRequest) (*certificatesv1beta1.CertificateSigningRequest, error) {
+func downgrade(
+	csr *certificatesv1.CertificateSigningRequest,
+) (*certificatesv1beta1.CertificateSigningRequest, error) {
 	old := &certificatesv1beta1.CertificateSigningRequest{}
 	err := rewrite(csr, old)
 	if csr.Spec.SignerName == "" {

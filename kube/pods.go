@@ -60,8 +60,8 @@ func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQue
 	return list.Items, nil
 }
 
-// isInitializing reports whether an init container of the pod has not ended well yet. A sidecar only
-// has to start.
+// isInitializing reports whether an init container of the pod has not ended well yet. A sidecar
+// only has to start.
 func isInitializing(pod *corev1.Pod) bool {
 	done := 0
 	for _, status := range pod.Status.InitContainerStatuses {

@@ -22,18 +22,19 @@ const reconcileInterval = 10 * time.Second
 // its certificate may be deleted at any moment, and then nobody can say whether it did.
 const firstReconcileInterval = time.Second
 
-// reconcileJournal finds out what became of what is unfinished in the journal: a request may have been
-// deleted, or have taken its certificate just before this process was killed.
+// reconcileJournal finds out what became of what is unfinished in the journal: a request may have
+// been deleted, or have taken its certificate just before this process was killed.
 func (c *Controller) reconcileJournal(ctx context.Context) {
 	err := wait.PollUntilContextCancel(ctx, firstReconcileInterval, true,
 		func(ctx context.Context) (bool, error) { return c.reconcileJournalOnce(ctx), nil })
 	if err == nil {
-		wait.UntilWithContext(ctx, func(ctx context.Context) { c.reconcileJournalOnce(ctx) }, reconcileInterval)
+		again := func(ctx context.Context) { c.reconcileJournalOnce(ctx) }
+		wait.UntilWithContext(ctx, again, reconcileInterval)
 	}
 }
 
-// reconcileJournalOnce reports whether it could look. A controller that does not lead looks too: its
-// journal is its own, and no other controller can say what became of what is in it.
+// reconcileJournalOnce reports whether it could look. A controller that does not lead looks too:
+// its journal is its own, and no other controller can say what became of what is in it.
 func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
 	if !c.requests.Load().whole() {
@@ -46,7 +47,8 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 			continue // it may be there, and nobody watches it
 		}
 		if err := c.resolve(ctx, begun, all[types.UID(begun.UID)]); err != nil {
-			c.Logger.Error("what became of a request could not be noted", "request", begun.Name, "uid", begun.UID, "error", err)
+			c.Logger.Error("the journal could not record what became of a request",
+				"request", begun.Name, "uid", begun.UID, "error", err)
 		}
 	}
 	if c.election.Fence() != nil {
@@ -58,11 +60,15 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 }
 
 // resolve notes what became of what was begun; csr is nil if the store does not have it.
-func (c *Controller) resolve(ctx context.Context, begun policy.Submission, csr *certificatesv1.CertificateSigningRequest) error {
+func (c *Controller) resolve(
+	ctx context.Context, begun policy.Submission, csr *certificatesv1.CertificateSigningRequest,
+) error {
 	uid := begun.UID
 	if csr == nil { // which the API server alone knows for sure
 		var err error
-		csr, err = c.requests.Load().fresh(ctx, &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: begun.Name, UID: types.UID(uid)}})
+		csr, err = c.requests.Load().fresh(ctx, &certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{Name: begun.Name, UID: types.UID(uid)},
+		})
 		switch {
 		case errors.Is(err, errLookAgain):
 			return c.Issuer.Unconfirmed(ctx, uid, "the request is gone")

@@ -47,8 +47,8 @@ const (
 	resultNone Result = "" // there is nothing to tell
 )
 
-// An Outcome is how one sync of a request ended. Name is the requester's to choose, and so is part of
-// Reason.
+// An Outcome is how one sync of a request ended. Name is the requester's to choose, and so is part
+// of Reason.
 type Outcome struct {
 	At        time.Time
 	Result    Result
@@ -65,11 +65,12 @@ type Outcome struct {
 // A LeaderChange says that another controller has come to lead, or this one.
 type LeaderChange struct{ Identity string }
 
-// A Census counts the certificates on requests of our signers by their issuance. Only the leader knows
-// it; nil means that it is not known now.
+// A Census counts the certificates on requests of our signers by their issuance. Only the leader
+// knows it; nil means that it is not known now.
 type Census struct{ Certificates map[Issuance]int }
 
-// A RequestCount is the number of requests in the cluster, of all signers. Only the leader knows it.
+// A RequestCount is the number of requests in the cluster, of all signers. Only the leader knows
+// it.
 type RequestCount struct {
 	Requests int
 	Known    bool

@@ -87,7 +87,9 @@ func APIVersion(ctx context.Context, client kubernetes.Interface) (string, error
 // CheckSignerNames returns an error if a controller could not watch the requests of the signer
 // names: API servers before Kubernetes 1.18 know none, so all requests must be watched (see
 // [Config.AcceptUnset]). It tries what the controller does, whatever version the server says it is.
-func CheckSignerNames(ctx context.Context, client kubernetes.Interface, names []string, acceptUnset bool) error {
+func CheckSignerNames(
+	ctx context.Context, client kubernetes.Interface, names []string, acceptUnset bool,
+) error {
 	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
 	defer cancel()
 	api, err := discover(ctx, client)
@@ -109,10 +111,11 @@ func signerSelector(name string) string {
 	return fields.OneTermEqualSelector("spec.signerName", name).String()
 }
 
-// listerWatcher lists, by the function, and watches what matches the field selector, and tells
-// the observer how each attempt went; nil means that a watch was established. A watch that has ended before
-// its time is not gone on with: etcd may have been set back while the API server was away, and a watch from a version that is yet to come
-// shows nothing, and no error. So all is listed anew.
+// listerWatcher lists, by the function, and watches what matches the field selector, and tells the
+// observer how each attempt went; nil means that a watch was established. A watch that has ended
+// before its time is not gone on with: etcd may have been set back while the API server was away,
+// and a watch from a version that is yet to come shows nothing, and no error. So all is listed
+// anew.
 func (r *requests) listerWatcher(selector string, list listFunc, observe func(error)) cache.ListerWatcher {
 	var ends atomic.Pointer[time.Time] // when the last watch is to end; nil: there was none since all was listed
 	lw := &cache.ListWatch{
@@ -173,7 +176,9 @@ func (r *requests) cached(k key) *stored {
 
 // fresh reads the request from the API server itself. It answers errLookAgain when
 // it is gone or another has its name.
-func (r *requests) fresh(ctx context.Context, old *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+func (r *requests) fresh(
+	ctx context.Context, old *certificatesv1.CertificateSigningRequest,
+) (*certificatesv1.CertificateSigningRequest, error) {
 	csr, err := r.Get(ctx, old.Name, metav1.GetOptions{})
 	switch {
 	case apifault.VersionGone(err):

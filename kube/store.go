@@ -11,9 +11,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// A store holds what the API server has of a selector, and tells what is new and what has changed. It is
-// what a [cache.Reflector] writes to; client-go's informers would do, but wait for up to a minute after
-// the API server has been away for a while, and their wait cannot be set.
+// A store holds what the API server has of a selector, and tells what is new and what has changed.
+// It is what a [cache.Reflector] writes to; client-go's informers would do, but wait for up to a
+// minute after the API server has been away for a while, and their wait cannot be set.
 type store struct {
 	cache.Store
 	trim    cache.TransformFunc

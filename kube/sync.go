@@ -68,8 +68,8 @@ func (c *Controller) servesName(signer string) bool {
 	return slices.Contains(c.SignerNames, signer)
 }
 
-// sync takes one request as far as it goes, and returns how far that was, with the last verdict. The
-// object is the store's and is not changed.
+// sync takes one request as far as it goes, and returns how far that was, with the last verdict.
+// The object is the store's and is not changed.
 func (c *Controller) sync(ctx context.Context, request *stored) (Result, policy.Verdict, error) {
 	csr := request.CertificateSigningRequest
 	if c.ignored.has(csr) {
@@ -176,7 +176,9 @@ func decide(ctx context.Context, client kubernetes.Interface, decider Decider,
 
 // Judge gives the verdict on the request of that name as it is now, and writes
 // nothing.
-func Judge(ctx context.Context, client kubernetes.Interface, decider Decider, name string) (policy.Verdict, error) {
+func Judge(
+	ctx context.Context, client kubernetes.Interface, decider Decider, name string,
+) (policy.Verdict, error) {
 	api, err := discover(ctx, client)
 	if err != nil {
 		return nil, err
@@ -217,9 +219,12 @@ func Submission(csr *certificatesv1.CertificateSigningRequest) policy.Submission
 	return s
 }
 
-// granted prepares the certificate, and then approves, issues and publishes. Nothing is approved that
-// cannot be signed now.
-func (c *Controller) granted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant) (Result, policy.Verdict, error) {
+// granted prepares the certificate, and then approves, issues and publishes. Nothing is approved
+// that cannot be signed now.
+func (c *Controller) granted(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state,
+	grant *policy.Grant,
+) (Result, policy.Verdict, error) {
 	prepared, instead, err := c.Issuer.Prepare(ctx, grant)
 	if err != nil {
 		return resultNone, grant, fmt.Errorf("cannot sign now: %w", err)
@@ -245,7 +250,10 @@ func (c *Controller) granted(ctx context.Context, csr *certificatesv1.Certificat
 }
 
 // approveFirst approves a request that nobody has approved, and then issues.
-func (c *Controller) approveFirst(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, grant *policy.Grant, prepared Prepared) (err error) {
+func (c *Controller) approveFirst(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state,
+	grant *policy.Grant, prepared Prepared,
+) (err error) {
 	if was == pending {
 		if csr, err = c.approve(ctx, csr, grant); err != nil {
 			return err
@@ -258,7 +266,10 @@ func (c *Controller) approveFirst(ctx context.Context, csr *certificatesv1.Certi
 // publishFirst serves a request without a signer name the other way round: before Kubernetes
 // 1.18 the controller manager signs whatever is approved and has no
 // certificate yet, with the cluster's own CA and the requester's own subject.
-func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, prepared Prepared) (err error) {
+func (c *Controller) publishFirst(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant,
+	prepared Prepared,
+) (err error) {
 	if len(csr.Status.Certificate) == 0 {
 		if csr, err = c.issue(ctx, csr, grant, prepared); err != nil {
 			return err
@@ -268,7 +279,9 @@ func (c *Controller) publishFirst(ctx context.Context, csr *certificatesv1.Certi
 	return err
 }
 
-func (c *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (*certificatesv1.CertificateSigningRequest, error) {
+func (c *Controller) approve(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant,
+) (*certificatesv1.CertificateSigningRequest, error) {
 	ctx, cancel, err := c.election.Acting(ctx)
 	if err != nil {
 		return nil, err
@@ -281,10 +294,14 @@ func (c *Controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 	return updated, written("approve", err)
 }
 
-// issue has the prepared certificate signed and writes it to the object that was decided on, and to no
-// other.
-func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant, prepared Prepared) (*certificatesv1.CertificateSigningRequest, error) {
-	ctx, cancel, err := c.election.Acting(ctx) // what is signed and written is so before another may lead
+// issue has the prepared certificate signed and writes it to the object that was decided on, and to
+// no other.
+func (c *Controller) issue(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant,
+	prepared Prepared,
+) (*certificatesv1.CertificateSigningRequest, error) {
+	// What is signed and written is so before another controller may lead.
+	ctx, cancel, err := c.election.Acting(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -306,7 +323,8 @@ func (c *Controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 		return nil, written("publish the certificate", err)
 	}
 	if err := c.Issuer.Published(ctx, grant.RequestUID()); err != nil {
-		c.Logger.Error("the certificate is published, but that could not be noted", "request", csr.Name, "uid", csr.UID, "error", err)
+		c.Logger.Error("the certificate is published, but the journal could not record that",
+			"request", csr.Name, "uid", csr.UID, "error", err)
 	}
 	return updated, nil
 }
@@ -316,10 +334,13 @@ func notOurs(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refu
 	return csr.Spec.SignerName == "" && refusal.UnknownRequester()
 }
 
-// refuseGranted refuses a request that the policy grants and that can never be issued. If the journal
-// has an earlier certificate for it, the condition comes first and then the line that nobody will take
-// that certificate.
-func (c *Controller) refuseGranted(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) (Result, policy.Verdict, error) {
+// refuseGranted refuses a request that the policy grants and that can never be issued. If the
+// journal has an earlier certificate for it, the condition comes first and then the line that
+// nobody will take that certificate.
+func (c *Controller) refuseGranted(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state,
+	refusal *policy.Refusal,
+) (Result, policy.Verdict, error) {
 	result, verdict, err := c.refuse(ctx, csr, was, refusal)
 	if err == nil && refusal.Code() == policy.FormerCertificate {
 		c.orphan(ctx, csr, refusal.Reasons[0].Message)
@@ -329,14 +350,20 @@ func (c *Controller) refuseGranted(ctx context.Context, csr *certificatesv1.Cert
 
 // orphan records that a refused request will not take its certificate. If that fails, the next
 // reconciliation records it.
-func (c *Controller) orphan(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, why string) {
+func (c *Controller) orphan(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, why string,
+) {
 	if err := c.Issuer.Orphaned(ctx, string(csr.UID), why); err != nil {
-		c.Logger.Error("the request is refused, but the journal could not record that its certificate is given up", "request", csr.Name, "uid", csr.UID, "error", err)
+		c.Logger.Error("the request is refused, but the journal could not record that its certificate is given up",
+			"request", csr.Name, "uid", csr.UID, "error", err)
 	}
 }
 
 // finish denies a pending request, and fails one that is approved, which cannot be taken back.
-func (c *Controller) finish(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, reason, message string) error {
+func (c *Controller) finish(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, reason,
+	message string,
+) error {
 	ctx, cancel, err := c.election.Acting(ctx)
 	if err != nil {
 		return err
@@ -354,9 +381,12 @@ func (c *Controller) finish(ctx context.Context, csr *certificatesv1.Certificate
 	return written("write the refusal", err)
 }
 
-// refuse denies a pending request, and fails one that someone else has approved: an approval is no way
-// round the policy.
-func (c *Controller) refuse(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state, refusal *policy.Refusal) (Result, policy.Verdict, error) {
+// refuse denies a pending request, and fails one that someone else has approved: an approval is no
+// way round the policy.
+func (c *Controller) refuse(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, was state,
+	refusal *policy.Refusal,
+) (Result, policy.Verdict, error) {
 	if !hasRoom(csr, roomForRefusal) {
 		return c.ignore(csr, refusal)
 	}
@@ -382,9 +412,13 @@ func written(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-func setCondition(csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.RequestConditionType, reason, message string) {
+func setCondition(
+	csr *certificatesv1.CertificateSigningRequest, kind certificatesv1.RequestConditionType,
+	reason, message string,
+) {
 	now := metav1.Now()
 	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: kind, Status: corev1.ConditionTrue, Reason: reason, Message: message, LastUpdateTime: now, LastTransitionTime: now,
+		Type: kind, Status: corev1.ConditionTrue, Reason: reason, Message: message,
+		LastUpdateTime: now, LastTransitionTime: now,
 	})
 }

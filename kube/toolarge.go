@@ -54,7 +54,9 @@ func refusedForSize(grant *policy.Grant) *policy.Refusal {
 
 // answerTooLarge ends a granted request whose approval or certificate did not fit. A shorter answer
 // may fit: that it is refused.
-func (c *Controller) answerTooLarge(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant) (Result, policy.Verdict, error) {
+func (c *Controller) answerTooLarge(
+	ctx context.Context, csr *certificatesv1.CertificateSigningRequest, grant *policy.Grant,
+) (Result, policy.Verdict, error) {
 	csr, err := c.requests.Load().fresh(ctx, csr) // it may have been approved in this sync
 	if err != nil {
 		return resultNone, grant, err
@@ -70,13 +72,16 @@ func (c *Controller) answerTooLarge(ctx context.Context, csr *certificatesv1.Cer
 	return result, verdict, err
 }
 
-// ignore remembers a refusal that cannot be written to its object, and reports it once. The object is
-// not tried again unless it changes.
-func (c *Controller) ignore(csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal) (Result, policy.Verdict, error) {
+// ignore remembers a refusal that cannot be written to its object, and reports it once. The object
+// is not tried again unless it changes.
+func (c *Controller) ignore(
+	csr *certificatesv1.CertificateSigningRequest, refusal *policy.Refusal,
+) (Result, policy.Verdict, error) {
 	if !c.ignored.add(csr.UID, csr.ResourceVersion) {
 		return resultNone, refusal, nil
 	}
-	c.Logger.Warn("a request is too large to be written, and is left alone", "request", csr.Name, "uid", csr.UID, "bytes", storedSize(csr))
+	c.Logger.Warn("a request is too large to be written, and is left alone",
+		"request", csr.Name, "uid", csr.UID, "bytes", storedSize(csr))
 	return ResultRefused, refusal, nil
 }
 

@@ -13,8 +13,8 @@ type Pod struct {
 	Deleting             bool // it has a deletion timestamp
 }
 
-// A PodQuery selects the pods that a decision depends on: the one called Name, or, if Name is empty,
-// all pods of the service account that have the IP address.
+// A PodQuery selects the pods that a decision depends on: the one called Name, or, if Name is
+// empty, all pods of the service account that have the IP address.
 type PodQuery struct {
 	Namespace      string
 	Name           string
@@ -50,8 +50,8 @@ type Facts struct {
 	pods  []Pod
 }
 
-// Found returns the facts of a look-up: the pods that the query selects, none if there are none. They
-// must have been read after the request was.
+// Found returns the facts of a look-up: the pods that the query selects, none if there are none.
+// They must have been read after the request was.
 func (q PodQuery) Found(pods ...Pod) Facts { return Facts{query: q, pods: pods} }
 
 // answer reports whether the facts are what the request's query found, or the request has no query.

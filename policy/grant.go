@@ -144,16 +144,6 @@ func (g *Grant) Names() []string {
 	return all
 }
 
-// CommonName is that of the subject; it may be empty.
-func (g *Grant) CommonName() string {
-	for _, a := range g.subject {
-		if a.Name == "CN" {
-			return a.Value
-		}
-	}
-	return ""
-}
-
 // DNSNames are the DNS names to certify.
 func (g *Grant) DNSNames() []string { return slices.Clone(g.dnsNames) }
 

@@ -77,7 +77,8 @@ type Intent struct {
 	Anew bool `json:"anew,omitempty"`
 }
 
-// Signed is the certificate that came of an intent. [Writer.Append] takes only what [NewSigned] made.
+// Signed is the certificate that came of an intent. [Writer.Append] takes only what [NewSigned]
+// made.
 type Signed struct {
 	UID         string `json:"uid"`
 	Serial      string `json:"serial"`
@@ -86,9 +87,9 @@ type Signed struct {
 	verifiedBy *x509.Certificate // the CA whose signature was verified; nil if none was
 }
 
-// NewSigned verifies that the CA has signed the certificate in DER, and returns the line that records
-// it for the request. A new signature is verified here and nowhere else. [Writer.Append] compares its
-// bytes with those of the intent.
+// NewSigned verifies that the CA has signed the certificate in DER, and returns the line that
+// records it for the request. A new signature is verified here and nowhere else. [Writer.Append]
+// compares its bytes with those of the intent.
 func NewSigned(uid string, der []byte, ca *x509.Certificate) (Signed, error) {
 	cert, err := checkSignature(der, []*x509.Certificate{ca})
 	if err != nil {
@@ -97,15 +98,15 @@ func NewSigned(uid string, der []byte, ca *x509.Certificate) (Signed, error) {
 	return Signed{UID: uid, Serial: FormatSerial(cert.SerialNumber), Certificate: der, verifiedBy: ca}, nil
 }
 
-// Published says that the API server took the certificate. It may be said again when the API server took
-// it again.
+// Published says that the API server took the certificate. It may be said again when the API server
+// took it again.
 type Published struct {
 	UID    string `json:"uid"`
 	Serial string `json:"serial"`
 }
 
-// Orphaned says that an intent will not be signed, or a certificate not be published, and why. If the
-// request comes back, a certificate can be published all the same.
+// Orphaned says that an intent will not be signed, or a certificate not be published, and why. If
+// the request comes back, a certificate can be published all the same.
 type Orphaned struct {
 	UID    string `json:"uid"`
 	Serial string `json:"serial"`
@@ -150,7 +151,8 @@ type Checkpoint struct {
 	Signature  []byte `json:"signature"` // over [CheckpointText]
 }
 
-// A Rollback says that a person accepted that the journal does not have a line which a witness has seen.
+// A Rollback says that a person accepted that the journal does not have a line which a witness has
+// seen.
 type Rollback struct {
 	HeadSeq    uint64 `json:"headSeq"`
 	HeadSHA256 Hash   `json:"headSHA256"`
@@ -290,8 +292,8 @@ func readable(e Entry) (Entry, error) {
 	return decodeEntry(string(e.Kind()), body)
 }
 
-// An ID is a journal's own: eight hexadecimal digits, random, of which the first byte is between 01 and 7f.
-// The serial numbers of the journal begin with it.
+// An ID is a journal's own: eight hexadecimal digits, random, of which the first byte is between 01
+// and 7f. The serial numbers of the journal begin with it.
 type ID string
 
 func (id ID) check() error {

@@ -4,20 +4,21 @@
 // sign, has signed, and of what became of it; answer for each request what is known of it; and let
 // an auditor verify all of it.
 //
-// Contract: a [Journal] exists from the start of the process and looks after itself: [Journal.Run] opens
-// it, tries again while that fails, and closes it. An open journal is a [Writer]. A line for which
-// [Writer.Append] returned nil is on the disk, synced, and stays in its place in the chain: each line
-// holds the SHA-256 of the one before. An intent, with the whole to-be-signed certificate, comes before
-// the signature; a certificate is taken only for its intent, with the same bytes, and after its
-// signature was verified ([NewSigned]). One request has one certificate. After a failed write or sync
-// nothing more is taken ([ErrBroken]) until the end of the journal was verified through a new
-// descriptor; the failed one is never used again. What the disk holds that is not a journal's is an
-// error that names file and line ([*Fault]), except for an unfinished end, as a power cut leaves it: that
-// is moved into a file of its own, and [Writer.Repaired] and the journal itself tell of it.
+// Contract: a [Journal] exists from the start of the process and looks after itself: [Journal.Run]
+// opens it, tries again while that fails, and closes it. An open journal is a [Writer]. A line for
+// which [Writer.Append] returned nil is on the disk, synced, and stays in its place in the chain:
+// each line holds the SHA-256 of the one before. An intent, with the whole to-be-signed
+// certificate, comes before the signature; a certificate is taken only for its intent, with the
+// same bytes, and after its signature was verified ([NewSigned]). One request has one certificate.
+// After a failed write or sync nothing more is taken ([ErrBroken]) until the end of the journal was
+// verified through a new descriptor; the failed one is never used again. What the disk holds that
+// is not a journal's is an error that names file and line ([*Fault]), except for an unfinished end,
+// as a power cut leaves it: that is moved into a file of its own, and [Writer.Repaired] and the
+// journal itself tell of it.
 //
-// The hash chain makes tampering detectable only to someone who has a later hash: give [Writer.Head] to
-// witnesses that the node's owner cannot change. The bytes of an intent that is read back come from the
-// disk: compare them with a grant before they are signed.
+// The hash chain makes tampering detectable only to someone who has a later hash: give
+// [Writer.Head] to witnesses that the node's owner cannot change. The bytes of an intent that is
+// read back come from the disk: compare them with a grant before they are signed.
 //
 // The package knows neither keys nor Kubernetes; it reads and writes one directory.
 package journal
@@ -131,7 +132,8 @@ type Writer struct {
 	stop      context.CancelFunc // ends the recheck of sealed files
 	rechecked chan struct{}      // closed when that has ended
 
-	// io is held while the file is used; it is taken before mu, and mu is not held while the disk works.
+	// io is held while the file is used; it is taken before mu, and mu is not held while the disk
+	// works.
 	io        sync.Mutex
 	file      file
 	allocated int64   // bytes of the file that the disk has set aside
@@ -161,10 +163,10 @@ type Writer struct {
 	closed   bool
 }
 
-// Open opens the journal in a directory and makes both where there is none. It reads and verifies all
-// lines, and writes one that says who has opened it. It fails with [ErrLocked] when another process
-// has the journal open, and with a [*Fault] when a line is wrong. A disk that is full or read-only is an
-// error: try again later.
+// Open opens the journal in a directory and makes both where there is none. It reads and verifies
+// all lines, and writes one that says who has opened it. It fails with [ErrLocked] when another
+// process has the journal open, and with a [*Fault] when a line is wrong. A disk that is full or
+// read-only is an error: try again later.
 func Open(dir string, o Options) (*Writer, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -193,8 +195,8 @@ func Open(dir string, o Options) (*Writer, error) {
 	return j, nil
 }
 
-// load reads what is there, repairs an unfinished end, and writes the first line of this process. It
-// returns the indexes of the files that it has not read.
+// load reads what is there, repairs an unfinished end, and writes the first line of this process.
+// It returns the indexes of the files that it has not read.
 func (j *Writer) load() ([]*segment, error) {
 	j.ledger = newLedger()
 	j.ledger.older = func(k key) (finished, bool, error) { return findSealed(j.dir, j.segments, k) }
@@ -220,8 +222,8 @@ func (j *Writer) load() ([]*segment, error) {
 	return l.taken, j.begin(nil, Opened{Repaired: j.repair})
 }
 
-// begin opens the file anew, cuts it behind the last synced line, and writes and syncs the lines and the
-// one that says who has opened the journal.
+// begin opens the file anew, cuts it behind the last synced line, and writes and syncs the lines
+// and the one that says who has opened the journal.
 func (j *Writer) begin(lines []byte, opened Opened) error {
 	var err error
 	path := filePath(j.dir, j.number)
@@ -295,11 +297,12 @@ type Recent struct {
 	Requester policy.Requester
 }
 
-// Recent lists the intents that were written in the hour before the journal was opened, in their order.
+// Recent lists the intents that were written in the hour before the journal was opened, in their
+// order.
 func (j *Writer) Recent() []Recent { return j.recent }
 
-// Repaired tells what was found behind the last whole line when the journal was last opened or reopened, and
-// where it was moved; nil when there was nothing. It is to be logged.
+// Repaired tells what was found behind the last whole line when the journal was last opened or
+// reopened, and where it was moved; nil when there was nothing. It is to be logged.
 func (j *Writer) Repaired() *Repair {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -320,9 +323,9 @@ func (j *Writer) Summary() Summary {
 	return Summary{Journal: j.id, Head: j.synced.head, Files: int(j.number), Counts: j.ledger.counts, Unfinished: len(j.ledger.open)}
 }
 
-// Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs. A broken
-// journal is reopened, at most once a second, and on a full disk it is looked whether there is room again: so
-// it goes on by itself when it is asked now and then.
+// Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs.
+// A broken journal is reopened, at most once a second, and on a full disk it is looked whether
+// there is room again: so it goes on by itself when it is asked now and then.
 func (j *Writer) Ready() error {
 	err := j.State()
 	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrSlow) || !j.io.TryLock() { // a write, or another Ready, will find out
@@ -343,7 +346,8 @@ func (j *Writer) Ready() error {
 	return j.reopen()
 }
 
-// State answers nil when the journal takes a new request, as far as is known: it touches no disk, and waits for nothing.
+// State answers nil when the journal takes a new request, as far as is known: it touches no disk,
+// and waits for nothing.
 func (j *Writer) State() error {
 	now := j.options.now()
 	j.mu.Lock()
@@ -392,7 +396,8 @@ func (u Usage) limit() error {
 	return nil
 }
 
-// work notes that the disk has something to do, until the function that it returns is called. io is held.
+// work notes that the disk has something to do, until the function that it returns is called. io is
+// held.
 func (j *Writer) work() (done func()) {
 	note := func(t time.Time) {
 		j.mu.Lock()
@@ -403,8 +408,9 @@ func (j *Writer) work() (done func()) {
 	return func() { note(time.Time{}) }
 }
 
-// Lookup tells what the journal knows of a request; its state is [Unknown] when that is nothing. The
-// certificate of a finished request is read from the disk, and compared with the hash of its line.
+// Lookup tells what the journal knows of a request; its state is [Unknown] when that is nothing.
+// The certificate of a finished request is read from the disk, and compared with the hash of its
+// line.
 func (j *Writer) Lookup(uid string) (Record, error) {
 	k := keyOf(uid)
 	j.mu.Lock()

@@ -35,8 +35,9 @@ type Logger interface {
 }
 
 // A Journal is the journal in a directory, whether or not it can be opened now: another process may
-// have it open until it ends, and a disk may be full or missing. [Journal.Run] opens it, tries again
-// while that fails, and closes it; nothing else waits for that. It is safe for concurrent use.
+// have it open until it ends, and a disk may be full or missing. [Journal.Run] opens it, tries
+// again while that fails, and closes it; nothing else waits for that. It is safe for concurrent
+// use.
 type Journal struct {
 	dir     string
 	options Options
@@ -61,8 +62,8 @@ func New(dir string, o Options, witness Witness, logger Logger) *Journal {
 	}
 }
 
-// Run looks after the journal until the context ends, and then closes it: end it after everything that
-// writes to the journal.
+// Run looks after the journal until the context ends, and then closes it: end it after everything
+// that writes to the journal.
 func (j *Journal) Run(ctx context.Context) error {
 	defer j.close()
 	ticker := time.NewTicker(runInterval)
@@ -77,8 +78,8 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 }
 
-// look opens the journal if it is not open, and otherwise finds out whether it can be written. It logs
-// each change, and the head from time to time: whoever keeps the log is a witness then.
+// look opens the journal if it is not open, and otherwise finds out whether it can be written. It
+// logs each change, and the head from time to time: whoever keeps the log is a witness then.
 func (j *Journal) look() {
 	w := j.Writer()
 	if w == nil {
@@ -213,7 +214,8 @@ func (j *Journal) Lookup(uid string) (Record, error) {
 	return w.Lookup(uid)
 }
 
-// Unpublished returns what is neither published nor orphaned; nothing while the journal is not open.
+// Unpublished returns what is neither published nor orphaned; nothing while the journal is not
+// open.
 func (j *Journal) Unpublished() []Record {
 	if w := j.Writer(); w != nil {
 		return w.Unpublished()
@@ -221,7 +223,8 @@ func (j *Journal) Unpublished() []Record {
 	return nil
 }
 
-// Recent returns the intents of the hour before the journal was opened; nothing while it is not open.
+// Recent returns the intents of the hour before the journal was opened; nothing while it is not
+// open.
 func (j *Journal) Recent() []Recent {
 	if w := j.Writer(); w != nil {
 		return w.Recent()
@@ -238,8 +241,8 @@ func (j *Journal) Append(ctx context.Context, e Entry) error {
 	return w.Append(ctx, e)
 }
 
-// Refused records a refusal in the log beside the journal. While the journal is not open, nothing is
-// refused.
+// Refused records a refusal in the log beside the journal. While the journal is not open, nothing
+// is refused.
 func (j *Journal) Refused(d Decision) {
 	if j.Writer() != nil {
 		j.refusals.Record(d)

@@ -50,8 +50,8 @@ func (b *batch) push(line Line, raw []byte) Head {
 	return Head{line.Seq, q.sum}
 }
 
-// wait returns nil if the batch is on the disk. When the context ends first, its lines may or may not
-// get there: [Writer.Lookup] tells, later.
+// wait returns nil if the batch is on the disk. When the context ends first, its lines may or may
+// not get there: [Writer.Lookup] tells, later.
 func (b *batch) wait(ctx context.Context) error {
 	select {
 	case <-b.done:
@@ -61,9 +61,10 @@ func (b *batch) wait(ctx context.Context) error {
 	}
 }
 
-// Append writes a line and returns nil if it is on the disk, synced. Callers at the same time share one
-// sync. It fails with [ErrBroken], [ErrFull], [ErrClosed], [ErrBusy], [ErrConflict] or [ErrTooMany], and
-// when the context ends first: then [Writer.Lookup] tells, later, whether the line got there.
+// Append writes a line and returns nil if it is on the disk, synced. Callers at the same time share
+// one sync. It fails with [ErrBroken], [ErrFull], [ErrClosed], [ErrBusy], [ErrConflict] or
+// [ErrTooMany], and when the context ends first: then [Writer.Lookup] tells, later, whether the
+// line got there.
 func (j *Writer) Append(ctx context.Context, e Entry) error {
 	b, err := j.start(e)
 	if err != nil {
@@ -158,7 +159,8 @@ func (j *Writer) admit(e Entry) error {
 	case Probe:
 		return errors.Join(j.damaged, j.rolledBack(), j.full)
 	case Checkpoint:
-		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left for them.
+		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left
+		// for them.
 		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
 			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
 		}
@@ -225,8 +227,8 @@ func (j *Writer) writeBatch(b *batch) (full, err error) {
 	return j.reserveFrom(j.size + int64(len(b.bytes))), nil
 }
 
-// alone answers nil when nothing shows that another process writes this journal: a lock is lost when its file is replaced, and
-// a network's file system may forget it. io is held.
+// alone answers nil when nothing shows that another process writes this journal: a lock is lost
+// when its file is replaced, and a network's file system may forget it. io is held.
 func (j *Writer) alone() error {
 	if err := j.holdsLock(); err != nil {
 		return err
@@ -269,8 +271,8 @@ func (j *Writer) fail(b *batch, cause error) {
 	clear(j.busy)
 }
 
-// rotate begins a new file when the present one is large enough. Without room for one it goes on with
-// the present one.
+// rotate begins a new file when the present one is large enough. Without room for one it goes on
+// with the present one.
 func (j *Writer) rotate() error {
 	if j.size < j.options.FileSize || j.number == math.MaxUint32 {
 		return nil
@@ -299,8 +301,8 @@ func (j *Writer) rotate() error {
 	return nil
 }
 
-// reserveFrom keeps space set aside on the disk behind the lines, so that what is begun can be finished
-// when nothing else fits any more. io is held. The error is [ErrFull].
+// reserveFrom keeps space set aside on the disk behind the lines, so that what is begun can be
+// finished when nothing else fits any more. io is held. The error is [ErrFull].
 func (j *Writer) reserveFrom(size int64) error {
 	if j.allocated-size >= j.options.Reserve {
 		return nil

@@ -1,7 +1,7 @@
 // Package access knows what a controller must be allowed to do, and what it lacks of that.
 //
-// Duty: list the permissions that a use needs, ask the API server which of them are missing, and watch
-// that while a controller runs.
+// Duty: list the permissions that a use needs, ask the API server which of them are missing, and
+// watch that while a controller runs.
 //
 // Contract: nothing is tried to find out whether it is permitted; the API server is asked by
 // SelfSubjectAccessReviews. What it does not answer leaves things as they are.
@@ -119,8 +119,8 @@ var deletion = permission("delete", group, requests)
 // optional reports whether requests are answered without the permission as well as with it.
 func (p Permission) optional() bool { return p.attributes == deletion.attributes }
 
-// needed reports whether no request can be answered without the permission. Events are not needed for
-// that, and without the lease there is nothing to do anyway.
+// needed reports whether no request can be answered without the permission. Events are not needed
+// for that, and without the lease there is nothing to do anyway.
 func (p Permission) needed() bool {
 	return p.attributes.Resource != "events" && p.attributes.Resource != "leases" && !p.optional()
 }
@@ -168,8 +168,8 @@ func (r Reviews) Allowed(ctx context.Context, p Permission) (bool, error) {
 	return answer.Status.Allowed, nil
 }
 
-// Missing returns what is lacking of the permission: nothing, all of it, or the permission in some of
-// the namespaces where it is enough.
+// Missing returns what is lacking of the permission: nothing, all of it, or the permission in some
+// of the namespaces where it is enough.
 func (p Permission) Missing(ctx context.Context, r Reviewer) ([]Permission, error) {
 	if allowed, err := r.Allowed(ctx, p); err != nil || allowed {
 		return nil, err

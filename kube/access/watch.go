@@ -28,9 +28,9 @@ type Controller interface {
 	Unblocked()
 }
 
-// A Watch knows which permissions are missing. It asks for them from time to time, and as soon as the
-// API server has forbidden something: so a permission that was taken away shows, whichever it is, and
-// while it is missing nobody runs into it again and again. It is safe for concurrent use.
+// A Watch knows which permissions are missing. It asks for them from time to time, and as soon as
+// the API server has forbidden something: so a permission that was taken away shows, whichever it
+// is, and while it is missing nobody runs into it again and again. It is safe for concurrent use.
 type Watch struct {
 	reviewer   Reviewer
 	controller Controller
@@ -57,7 +57,8 @@ func (w *Watch) Recheck(err error) {
 	}
 }
 
-// Blocked reports whether a permission is known to be missing without which no request can be answered.
+// Blocked reports whether a permission is known to be missing without which no request can be
+// answered.
 func (w *Watch) Blocked() bool { return w.lacking(Permission.needed) != nil }
 
 // Permitted returns nil while no permission is known to be missing that requests need; see also
@@ -69,7 +70,8 @@ func (w *Watch) Permitted() error {
 // MayDelete returns nil while the permission to delete requests is not known to be missing.
 func (w *Watch) MayDelete() error { return w.lacking(Permission.optional) }
 
-// lacking returns an error that names the missing permissions of that kind, or nil if there are none.
+// lacking returns an error that names the missing permissions of that kind, or nil if there are
+// none.
 func (w *Watch) lacking(kind func(Permission) bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -122,8 +124,8 @@ func (w *Watch) Look(ctx context.Context) {
 			}
 			return
 		}
-		// Where it is there in one namespace, another may lack it because it does not exist, as one that a
-		// rule names for another release of Calico. A request from there meets the fault.
+		// Where it is there in one namespace, another may lack it because it does not exist, as one that
+		// a rule names for another release of Calico. A request from there meets the fault.
 		if len(lacking) == 1 && lacking[0].attributes == permission.attributes {
 			missing = append(missing, permission)
 		}
@@ -131,7 +133,8 @@ func (w *Watch) Look(ctx context.Context) {
 	w.note(missing)
 }
 
-// note keeps what is missing, logs each change, and tells the controller when nothing blocks it any more.
+// note keeps what is missing, logs each change, and tells the controller when nothing blocks it any
+// more.
 func (w *Watch) note(missing []Permission) {
 	before, wasBlocked, mayDelete := w.Permitted(), w.Blocked(), w.MayDelete() == nil
 	w.mu.Lock()

@@ -12,8 +12,8 @@ import (
 	"hsm-signer/kube/apifault"
 )
 
-// annotatedLeases adds the candidate's annotations to each write of a lease, and shows it those that are
-// read.
+// annotatedLeases adds the candidate's annotations to each write of a lease, and shows it those
+// that are read.
 type annotatedLeases struct {
 	coordinationclient.LeasesGetter
 	candidate Candidate
@@ -30,7 +30,9 @@ type annotatedLease struct {
 }
 
 // Get reads the lease, and shows its annotations.
-func (a annotatedLease) Get(ctx context.Context, name string, o metav1.GetOptions) (*coordinationv1.Lease, error) {
+func (a annotatedLease) Get(
+	ctx context.Context, name string, o metav1.GetOptions,
+) (*coordinationv1.Lease, error) {
 	lease, err := a.LeaseInterface.Get(ctx, name, o)
 	if err != nil {
 		return lease, err
@@ -42,13 +44,17 @@ func (a annotatedLease) Get(ctx context.Context, name string, o metav1.GetOption
 }
 
 // Create makes the lease, with the annotations.
-func (a annotatedLease) Create(ctx context.Context, lease *coordinationv1.Lease, o metav1.CreateOptions) (*coordinationv1.Lease, error) {
+func (a annotatedLease) Create(
+	ctx context.Context, lease *coordinationv1.Lease, o metav1.CreateOptions,
+) (*coordinationv1.Lease, error) {
 	a.annotate(lease)
 	return a.LeaseInterface.Create(ctx, lease, o)
 }
 
 // Update writes the lease, with the annotations.
-func (a annotatedLease) Update(ctx context.Context, lease *coordinationv1.Lease, o metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+func (a annotatedLease) Update(
+	ctx context.Context, lease *coordinationv1.Lease, o metav1.UpdateOptions,
+) (*coordinationv1.Lease, error) {
 	a.annotate(lease)
 	updated, err := a.LeaseInterface.Update(ctx, lease, o)
 	if apifault.TooLarge(err) { // somebody has filled it up, so that nobody could lead

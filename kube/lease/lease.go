@@ -1,12 +1,12 @@
 // Package lease elects the one of many controllers that acts, and fences its acts.
 //
-// Duty: take part in an election by a Lease object, say who leads, and end what is in work when the lease
-// may have passed to another.
+// Duty: take part in an election by a Lease object, say who leads, and end what is in work when the
+// lease may have passed to another.
 //
-// Contract: client-go promises no fencing: a process that was stopped and goes on believes for a moment
-// that it still leads. So each act asks [Election.Fence] or [Election.Acting], which judge the age of
-// the lease by both the monotonic clock, which a suspended machine may stop, and the wall clock, which
-// may be set. A nil [Election] is one without other candidates: it always leads.
+// Contract: client-go promises no fencing: a process that was stopped and goes on believes for a
+// moment that it still leads. So each act asks [Election.Fence] or [Election.Acting], which judge
+// the age of the lease by both the monotonic clock, which a suspended machine may stop, and the
+// wall clock, which may be set. A nil [Election] is one without other candidates: it always leads.
 package lease
 
 import (
@@ -33,8 +33,8 @@ type Lease struct {
 	Identity        string // of this controller among them
 }
 
-// Times of the election. client-go's usual ones with a shorter retry: a lease that nobody renews any
-// more is taken over within 20 s, one that was given up within 3 s.
+// Times of the election. client-go's usual ones with a shorter retry: a lease that nobody renews
+// any more is taken over within 20 s, one that was given up within 3 s.
 const (
 	leaseDuration = 15 * time.Second // how long others wait since they last saw it renewed
 	renewDeadline = 10 * time.Second // how long the leader acts since it last began to renew it
@@ -49,8 +49,8 @@ type Candidate interface {
 	// Fit returns nil while the candidate could serve if it led. One that could not does not stand for
 	// election, and one that leads gives the lease up when that lasts.
 	Fit() error
-	// Annotations returns what each write of the lease says beside who leads. An empty value removes an
-	// annotation; those that are not named stay as they are.
+	// Annotations returns what each write of the lease says beside who leads. An empty value removes
+	// an annotation; those that are not named stay as they are.
 	Annotations() map[string]string
 	// Heard is shown the annotations of the lease each time it is read. On an error the candidate does
 	// not take the lease.
@@ -114,16 +114,17 @@ func (e *Election) Fence() error {
 func (e *Election) leads() error {
 	now := time.Now()
 	byWall := now.Round(0).Sub(e.renewed.Round(0)) // Round strips the monotonic reading
-	if e.renewed.IsZero() || now.Sub(e.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0 {
+	tooOld := now.Sub(e.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0
+	if e.renewed.IsZero() || tooOld {
 		e.said = true
 		return ErrNotLeading
 	}
 	return nil
 }
 
-// Holder is the identity of the controller that leads, as the lease said when it was last read. It is
-// empty if that is not known: nobody leads, this controller does not stand for election, or it has lost
-// the lease.
+// Holder is the identity of the controller that leads, as the lease said when it was last read. It
+// is empty if that is not known: nobody leads, this controller does not stand for election, or it
+// has lost the lease.
 func (e *Election) Holder() string {
 	if e == nil {
 		return ""
@@ -135,12 +136,12 @@ func (e *Election) Holder() string {
 	return elector.GetLeader()
 }
 
-// unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes costs less than
-// another leader.
+// unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes
+// costs less than another leader.
 const unfitAfter = 15 * time.Second
 
-// Run takes part in the election, while the candidate is fit, until the context ends; then it gives the
-// lease up.
+// Run takes part in the election, while the candidate is fit, until the context ends; then it gives
+// the lease up.
 func (e *Election) Run(ctx context.Context) {
 	for ctx.Err() == nil && e.waitFit(ctx) {
 		standing, resign := context.WithCancel(ctx)
@@ -169,7 +170,8 @@ func (e *Election) watchFit(ctx context.Context, resign func()) {
 		if time.Since(well) < unfitAfter {
 			return false, nil
 		}
-		e.logger.Warn("this controller cannot serve requests, and lets another lead", "lease", e.lease.Name, "error", err)
+		e.logger.Warn("this controller cannot serve requests, and lets another lead",
+			"lease", e.lease.Name, "error", err)
 		resign()
 		return true, nil
 	})
@@ -182,14 +184,16 @@ func (e *Election) stand(ctx context.Context) {
 	}
 }
 
-// standOnce ends when the lease is lost, or another holds it that this controller held: client-go would
-// try for the rest of its deadline to renew it, and only then begin to count how old the other's is.
+// standOnce ends when the lease is lost, or another holds it that this controller held: client-go
+// would try for the rest of its deadline to renew it, and only then begin to count how old the
+// other's is.
 func (e *Election) standOnce(ctx context.Context) {
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &watchedLock{Interface: e.lock(), election: e, lost: lost}, Name: e.lease.Name, ReleaseOnCancel: true,
-		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+		Lock: &watchedLock{Interface: e.lock(), election: e, lost: lost}, Name: e.lease.Name,
+		ReleaseOnCancel: true,
+		LeaseDuration:   leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) {
 				e.logger.Info("this controller leads", "lease", e.lease.Name, "identity", e.lease.Identity)
@@ -223,8 +227,9 @@ func (e *Election) lock() resourcelock.Interface {
 }
 
 // note keeps the time of a renewal, or, with a zero time, that this controller does not lead. The
-// election does not tell of a lease that was too old for a moment and then renewed, as when the clock is
-// set or this process stood still: what was left to another meanwhile is taken up all the same.
+// election does not tell of a lease that was too old for a moment and then renewed, as when the
+// clock is set or this process stood still: what was left to another meanwhile is taken up all the
+// same.
 func (e *Election) note(renewed time.Time) {
 	e.mu.Lock()
 	e.renewed = renewed
@@ -243,8 +248,8 @@ func (e *Election) note(renewed time.Time) {
 	}
 }
 
-// A watchedLock tells the election of each renewal: the time before it was asked for, since others count
-// from when they see it, which is later.
+// A watchedLock tells the election of each renewal: the time before it was asked for, since others
+// count from when they see it, which is later.
 type watchedLock struct {
 	resourcelock.Interface
 	election *Election
@@ -264,10 +269,10 @@ func (w *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionReco
 	return record, raw, err
 }
 
-// honour replaces what one write to the lease could stop every controller with. All controllers hold
-// the lease for leaseDuration: with a longer one nobody would take over from a holder that does not
-// exist; with a shorter one somebody would take over from a leader that still acts. client-go adds one
-// to the number of transitions, which the API server refuses beyond 32 bits.
+// honour replaces what one write to the lease could stop every controller with. All controllers
+// hold the lease for leaseDuration: with a longer one nobody would take over from a holder that
+// does not exist; with a shorter one somebody would take over from a leader that still acts.
+// client-go adds one to the number of transitions, which the API server refuses beyond 32 bits.
 func honour(record *resourcelock.LeaderElectionRecord) {
 	if record.HolderIdentity != "" {
 		record.LeaseDurationSeconds = int(leaseDuration / time.Second)

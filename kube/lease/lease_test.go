@@ -96,7 +96,8 @@ func TestActsEndWithTheLease(t *testing.T) {
 	})
 }
 
-// Whatever was left to another is taken up again: also when the lease was never lost, and too old for a moment.
+// Whatever was left to another is taken up again: also when the lease was never lost, and too old
+// for a moment.
 func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 	c := &candidate{}
 	l := &Election{candidate: c}
@@ -173,8 +174,8 @@ func (r recordLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []
 	return &record, nil, nil
 }
 
-// Whatever somebody writes to the lease, a holder is waited for as long as every controller leads, and
-// the number of transitions stays one that the API server takes.
+// Whatever somebody writes to the lease, a holder is waited for as long as every controller leads,
+// and the number of transitions stays one that the API server takes.
 func TestOnlyOurOwnTimesAreHonoured(t *testing.T) {
 	const ours = int(leaseDuration / time.Second)
 	for _, c := range []struct {
