@@ -41,6 +41,7 @@ var innerPackages = map[string][]string{
 	product + "/kube/pace":         nil,
 	product + "/kube/lease":        {product + "/kube/apifault"},
 	product + "/kube/access":       {product + "/kube/lease"},
+	product + "/kube/csr":          nil,
 
 	product + "/cmd/hsm-signer/internal/status":      nil,
 	product + "/cmd/hsm-signer/internal/trustedfile": nil,

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"hsm-signer/kube/access"
+	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 )
 
@@ -46,7 +47,7 @@ func (o *onRecord) Refused(uids []string) (map[string]bool, error) {
 
 // deleting is an API server that deletes what it is asked to, or fails with an error.
 type deleting struct {
-	requestClient
+	csr.Client
 	deleted []string
 	fails   error
 }
@@ -78,7 +79,7 @@ func newCleaning(t *testing.T) *cleaning {
 	c.Controller, c.add = withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
 	c.watches = nil
 	c.DeleteFinishedAfter, c.Answers = keep, c.record
-	c.requests.Load().requestClient = c.server
+	c.requests.Load().Client = c.server
 	c.cleaner = newCleaner(keep, c.record)
 	c.cleaner.now = func() time.Time { return c.clock }
 	return c
@@ -318,7 +319,7 @@ func TestRefusalLogIsReadSeldom(t *testing.T) {
 
 // pages is an API server that answers a list with one page.
 type pages struct {
-	requestClient
+	csr.Client
 	page certificatesv1.CertificateSigningRequestList
 	err  error
 }
@@ -348,7 +349,7 @@ func TestRequestsAreCounted(t *testing.T) {
 		page := pages{err: c.fault}
 		page.page.Items = make([]certificatesv1.CertificateSigningRequest, c.items)
 		page.page.ListMeta = c.meta
-		n, err := (&requests{requestClient: page}).count(t.Context())
+		n, err := (&csr.API{Client: page}).Count(t.Context())
 		if n != c.want || (err == nil) != c.ok {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}

@@ -2,13 +2,9 @@ package kube
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/kube/pace"
 )
@@ -30,30 +26,6 @@ const (
 	leadInterval = 2 * time.Second
 )
 
-// CountRequests returns the number of certificate requests in the cluster, of all signers.
-func CountRequests(ctx context.Context, client kubernetes.Interface) (int, error) {
-	api, err := discover(ctx, client)
-	if err != nil {
-		return 0, err
-	}
-	return api.count(ctx)
-}
-
-// count asks the API server for one request, and how many more there are.
-func (r *requests) count(ctx context.Context) (int, error) {
-	page, err := r.List(ctx, metav1.ListOptions{Limit: 1})
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("count the certificate requests: %w", err)
-	case page.Continue == "":
-		return len(page.Items), nil
-	case page.RemainingItemCount == nil:
-		return 0, errors.New("count the certificate requests: " +
-			"the API server does not say how many there are")
-	}
-	return len(page.Items) + int(*page.RemainingItemCount), nil
-}
-
 // countRequests counts the requests in the cluster until the context ends, while this controller
 // leads.
 func (c *Controller) countRequests(ctx context.Context) {
@@ -74,7 +46,7 @@ func (c *Controller) countRequests(ctx context.Context) {
 func (c *Controller) countOnce(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
-	n, err := c.requests.Load().count(limited)
+	n, err := c.requests.Load().Count(limited)
 	if err != nil && ctx.Err() == nil {
 		c.Logger.Warn("the number of requests in the cluster is not known", "error", err)
 	}

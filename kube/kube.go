@@ -13,7 +13,6 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +31,7 @@ import (
 
 	"hsm-signer/kube/access"
 	"hsm-signer/kube/apifault"
+	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
@@ -288,9 +288,9 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.2, Steps: 8, Cap: lastRetry}
 	delay := backoff.DelayFunc()
 	for {
-		api, err := discover(ctx, c.Client)
+		api, err := csr.Discover(ctx, c.Client)
 		if err == nil {
-			return api, nil
+			return &requests{API: api}, nil
 		}
 		c.watching("", fmt.Errorf("find the certificates API: %w", err))
 		c.Logger.Warn("the API server does not answer as it should; trying again", "error", err)
@@ -311,7 +311,7 @@ const rediscoverAfter = time.Second
 // Kubernetes 1.22 on, another version is looked for.
 func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
 	for {
-		c.Logger.Info("watching certificate requests", "api", api.version, "signers", c.SignerNames)
+		c.Logger.Info("watching certificate requests", "api", api.Version, "signers", c.SignerNames)
 		c.watchWhileServed(ctx, api, started)
 		select {
 		case <-ctx.Done():
@@ -319,7 +319,7 @@ func (c *Controller) keepWatching(ctx context.Context, api *requests, started fu
 		case <-time.After(rediscoverAfter):
 		}
 		c.Logger.Warn("the API server no longer serves this version of the API; looking for another",
-			"api", api.version)
+			"api", api.Version)
 		var err error
 		if api, err = c.findAPI(ctx); err != nil {
 			return // the context has ended
@@ -344,9 +344,9 @@ func (c *Controller) watchWhileServed(ctx context.Context, api *requests, starte
 func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
 	selectors := make([]string, 0, len(c.SignerNames))
 	for _, name := range c.SignerNames {
-		selectors = append(selectors, signerSelector(name))
+		selectors = append(selectors, csr.SignerSelector(name))
 	}
-	if c.AcceptUnset && api.legacy {
+	if c.AcceptUnset && api.Legacy {
 		// A server before 1.18 knows no such selector, and requests without a
 		// signer name match none: watch everything and sort it out here.
 		selectors = []string{""}
@@ -359,8 +359,8 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 	c.mu.Unlock()
 	var reflectors []*cache.Reflector
 	for _, selector := range selectors {
-		lw := api.listerWatcher(selector, c.listTrimmed, func(err error) {
-			c.watching(selector, explainWatch(selector, api, err))
+		lw := api.ListerWatcher(selector, c.listTrimmed, func(err error) {
+			c.watching(selector, api.ExplainWatch(selector, err))
 			if apierrors.IsNotFound(err) {
 				gone()
 			}
@@ -374,18 +374,6 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 	for _, reflector := range reflectors {
 		group.StartWithContext(ctx, reflector.RunWithContext)
 	}
-}
-
-// explainWatch says what an error of a watch means for the operator.
-func explainWatch(selector string, api *requests, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case api.legacy && apierrors.IsBadRequest(err):
-		return fmt.Errorf("watch certificate requests (%s): %w: servers before Kubernetes 1.18 know no "+
-			"signer names; if this is one, set UNSET_SIGNER_NAME=accept", selector, err)
-	}
-	return fmt.Errorf("watch certificate requests (%s): %w", cmp.Or(selector, "all of them"), err)
 }
 
 // added takes up a request that is new here.

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 	"hsm-signer/policy"
 )
@@ -84,7 +85,7 @@ func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, fu
 	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer, Sinks: []Sink{&counting{}}, Logger: hclog.NewNullLogger()})
 	c.Mode = Approve
 	store := cache.NewStore(cache.MetaNamespaceKeyFunc)
-	c.requests.Store(&requests{stores: []cache.Store{store}, synced: []cache.InformerSynced{synced}})
+	c.requests.Store(&requests{API: &csr.API{}, stores: []cache.Store{store}, synced: []cache.InformerSynced{synced}})
 	return c, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition) {
 		t.Helper()
 		err := store.Add(&stored{CertificateSigningRequest: &certificatesv1.CertificateSigningRequest{
@@ -138,7 +139,7 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	add("denied", "", condition(certificatesv1.CertificateDenied, corev1.ConditionTrue))
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 
-	c.requests.Load().requestClient = having{uids: map[string]types.UID{"made again": "of another", "not in the store yet": "not in the store yet"}}
+	c.requests.Load().Client = having{uids: map[string]types.UID{"made again": "of another", "not in the store yet": "not in the store yet"}}
 
 	c.reconcileJournalOnce(t.Context())
 	if len(issuer.told) > 0 {
@@ -167,7 +168,7 @@ func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 	}
 	c, add := withStore(t, issuer, func() bool { return true })
 	c.election = lease.New(lease.Lease{}, nil, candidate{c}, c.Logger)
-	c.requests.Load().requestClient = having{}
+	c.requests.Load().Client = having{}
 	add("taken", "own")
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 	if !c.reconcileJournalOnce(t.Context()) {
@@ -181,7 +182,7 @@ func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 
 // having is an API server that has these requests: the UID of each, by its name.
 type having struct {
-	requestClient
+	csr.Client
 	uids map[string]types.UID
 }
 

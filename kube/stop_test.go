@@ -9,10 +9,12 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/kube/csr"
 )
 
 // hanging is an API server that answers nobody before they give up.
-type hanging struct{ requestClient }
+type hanging struct{ csr.Client }
 
 func (hanging) Get(ctx context.Context, _ string, _ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
 	<-ctx.Done()
@@ -24,7 +26,7 @@ func TestStopWaitsForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, add := withStore(t, &remembering{}, func() bool { return true })
 		defer c.events.broadcaster.Shutdown()
-		c.requests.Load().requestClient = hanging{}
+		c.requests.Load().Client = hanging{}
 		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read anew
 		c.queue.Add(key{"u", "u"})
 		ctx, cancel := context.WithCancel(t.Context())

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/kube/apifault"
+	"hsm-signer/kube/csr"
 	"hsm-signer/policy"
 )
 
@@ -179,15 +180,15 @@ func decide(ctx context.Context, client kubernetes.Interface, decider Decider,
 func Judge(
 	ctx context.Context, client kubernetes.Interface, decider Decider, name string,
 ) (policy.Verdict, error) {
-	api, err := discover(ctx, client)
+	api, err := csr.Discover(ctx, client)
 	if err != nil {
 		return nil, err
 	}
-	csr, err := api.Get(ctx, name, metav1.GetOptions{})
+	request, err := api.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
-	verdict, _, err := decide(ctx, client, decider, csr)
+	verdict, _, err := decide(ctx, client, decider, request)
 	return verdict, err
 }
 

@@ -19,12 +19,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 
+	"hsm-signer/kube/csr"
 	"hsm-signer/policy"
 )
 
 // storing is an API server with one request. It refuses writes as refuse says.
 type storing struct {
-	requestClient
+	csr.Client
 	csr    *certificatesv1.CertificateSigningRequest
 	refuse func(subresource string) error
 	writes int
@@ -137,7 +138,7 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			controller.sinks = sinks{kept, controller.events}
 			server := &storing{csr: granted(t, c.labels), refuse: c.refuse}
 			api := controller.requests.Load()
-			api.requestClient = server
+			api.Client = server
 			look := func() {
 				trimmed, err := controller.trim(server.csr.DeepCopy())
 				if err == nil {

@@ -8,6 +8,7 @@ import (
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"hsm-signer/kube/csr"
 	"hsm-signer/policy/pkcs10"
 )
 
@@ -101,7 +102,7 @@ func (c *Controller) ignoreName(
 
 // listTrimmed lists page by page, so that no more than one page is in memory as it came.
 func (c *Controller) listTrimmed(
-	ctx context.Context, api *requests, o metav1.ListOptions,
+	ctx context.Context, api *csr.API, o metav1.ListOptions,
 ) (*metainternalversion.List, error) {
 	// Without a version: a cache would answer with all at once.
 	o.ResourceVersion, o.ResourceVersionMatch, o.Limit = "", "", listPage

@@ -25,6 +25,7 @@ import (
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/access"
+	"hsm-signer/kube/csr"
 	"hsm-signer/policy"
 )
 
@@ -168,9 +169,9 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 		return
 	}
 	report("API server", s.Server+", Kubernetes "+server.GitVersion, nil)
-	api, err := kube.APIVersion(ctx, s.Client)
+	api, err := csr.Version(ctx, s.Client)
 	if err == nil {
-		err = kube.CheckSignerNames(ctx, s.Client, s.SignerNames, s.AcceptUnset)
+		err = csr.CheckSignerNames(ctx, s.Client, s.SignerNames, s.AcceptUnset)
 	}
 	report("API version", api, err)
 	checkPermissions(ctx, s, report)
@@ -309,7 +310,7 @@ func checkRequests(ctx context.Context, s *config.Service, report reporter) {
 	const name = "requests in the cluster"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	n, err := kube.CountRequests(ctx, s.Client)
+	n, err := csr.Count(ctx, s.Client)
 	switch crowded := config.AdviseCleanUp(n); {
 	case err != nil:
 		detail := fmt.Sprintf("not known, and thousands would slow clients down: %v", err)

@@ -1,4 +1,4 @@
-package kube
+package csr
 
 import (
 	"context"
@@ -15,22 +15,22 @@ import (
 )
 
 // watched is an API server of which each watch is established.
-type watched struct{ requestClient }
+type watched struct{ Client }
 
 // Watch establishes a watch.
 func (watched) Watch(context.Context, metav1.ListOptions) (watch.Interface, error) {
 	return watch.NewEmptyWatch(), nil
 }
 
-// After a watch has ended before its time nothing goes on from where it was: etcd may have been set back, and a watch from a version that is
-// yet to come is silent.
+// After a watch has ended before its time nothing goes on from where it was: etcd may have been set
+// back, and a watch from a version that is yet to come is silent.
 func TestAllIsListedAnewAfterAWatchThatWasCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		list := func(context.Context, *requests, metav1.ListOptions) (*metainternalversion.List, error) {
+		list := func(context.Context, *API, metav1.ListOptions) (*metainternalversion.List, error) {
 			return &metainternalversion.List{}, nil
 		}
-		api := &requests{requestClient: watched{}}
-		lw := api.listerWatcher("", list, func(error) {}).(*cache.ListWatch)
+		api := &API{Client: watched{}}
+		lw := api.ListerWatcher("", list, func(error) {}).(*cache.ListWatch)
 		const lasts = 300 // seconds
 		watching := func(version string) error {
 			_, err := lw.WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: version, TimeoutSeconds: new(int64(lasts))})
