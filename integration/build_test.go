@@ -11,7 +11,7 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// sources are what the product is built from.
+// sources are the files that the product is built from.
 var sources = []string{"Makefile", "go.mod", "go.sum", "cmd", "hsm", "issuer", "kube", "policy"}
 
 // build runs "make build" in a copy of the product's sources and returns the binary.
@@ -41,8 +41,8 @@ func digest(t *testing.T, file string) [sha256.Size]byte {
 	return sha256.Sum256(content)
 }
 
-// The same sources give the same bytes: elsewhere, with nothing compiled before, for another user,
-// in another zone.
+// The same sources give the same binary: in another directory, with an empty cache, for another
+// user, in another time zone.
 func TestBuildIsReproducible(t *testing.T) {
 	first := digest(t, build(t))
 	modules, err := exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE").Output()
@@ -60,7 +60,7 @@ func TestBuildIsReproducible(t *testing.T) {
 	}
 }
 
-// GOFIPS140 chooses Go's FIPS 140-3 module, and version says which it is and that it is on.
+// GOFIPS140 selects Go's FIPS 140-3 module, and version reports it.
 func TestBuildWithTheFIPSModule(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), build(t, "GOFIPS140=v1.0.0"),
 		"version").CombinedOutput()

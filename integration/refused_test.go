@@ -43,7 +43,7 @@ func TestEveryRefusalHasItsTest(t *testing.T) {
 	}
 }
 
-// exists reports whether one of the files has the test and, behind a slash, the name of its case.
+// exists reports whether one of the files has the test and, after a slash, the name of its case.
 func exists(name string, files []string) bool {
 	test, part, _ := strings.Cut(name, "/")
 	for _, text := range files {
@@ -54,7 +54,7 @@ func exists(name string, files []string) bool {
 	return false
 }
 
-// testFiles are the texts of the repository's tests.
+// testFiles returns the contents of the repository's tests.
 func testFiles(t *testing.T) (texts []string) {
 	t.Helper()
 	err := filepath.WalkDir(productRoot, func(path string, _ fs.DirEntry, err error) error {

@@ -11,7 +11,7 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// script runs one of the product's scripts and returns its exit code and all that it prints.
+// script runs one of the scripts and returns its exit code and output.
 func script(t *testing.T, env []string, name string, args ...string) (code int, output string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "sh", append([]string{name}, args...)...)
@@ -24,7 +24,7 @@ func script(t *testing.T, env []string, name string, args ...string) (code int, 
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// A release is built from base images that are pinned by digest alone.
+// A release is only built from base images with a digest.
 func TestReleasesArePinned(t *testing.T) {
 	pinned := "debian:bookworm-slim@sha256:" + strings.Repeat("0a", 32)
 	for _, c := range []struct {
@@ -59,7 +59,7 @@ func TestReleasesArePinned(t *testing.T) {
 	}
 }
 
-// A scan for vulnerabilities that could not run is not taken for one that found nothing.
+// A vulnerability scan that could not run is not reported as a success.
 func TestVulnerabilityScan(t *testing.T) {
 	scan := filepath.Join(t.TempDir(), "govulncheck")
 	for _, c := range []struct {

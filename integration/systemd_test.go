@@ -13,7 +13,7 @@ import (
 
 const unit = "hsm-signer.service"
 
-// systemd does not object to the unit, on a machine that has systemd's own units and hsm-signer.
+// systemd accepts the unit on a machine with systemd's own units and hsm-signer.
 func TestUnitIsValid(t *testing.T) {
 	root := t.TempDir()
 	units := filepath.Join(root, "etc/systemd/system")
@@ -35,8 +35,8 @@ func TestUnitIsValid(t *testing.T) {
 	}
 }
 
-// mostExposure is how exposed the unit may be by systemd's own count, of 10: it needs the network,
-// and a socket to its supervisor.
+// mostExposure is the limit for systemd's exposure level of the unit, out of 10. It needs the
+// network, and a socket to its supervisor.
 const mostExposure = 1.2
 
 func TestUnitIsSandboxed(t *testing.T) {

@@ -178,7 +178,7 @@ func (p programs) benchmarkPacing(b *testing.B, key string, initialize bool) {
 	})
 }
 
-// One new client and 6,000 finished requests, and then after hsm-signer has deleted them. The
+// One new client with 6,000 finished requests, and then after hsm-signer has deleted them. The
 // client's timer is off: it runs out before the first of the two succeeds.
 func (p programs) benchmarkBesideFinished(b *testing.B) {
 	s := newSeries(perEvent(b))

@@ -23,7 +23,7 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// unreliableVariable names the page that the table of random faults is written to.
+// unreliableVariable names the page for the table of random faults.
 const unreliableVariable = "UNRELIABLE"
 
 const (
@@ -36,7 +36,7 @@ const (
 
 var unreliableRates = []uint{1, 5, 20}
 
-// signCodes are what C_SignInit and C_Sign may answer: each rung of the ladder, and no code of a
+// signCodes are codes that C_SignInit and C_Sign may return: each recovery step, and no code of a
 // PIN.
 var signCodes = []uint{
 	pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_FUNCTION_CANCELED,
@@ -53,7 +53,7 @@ var signCodes = []uint{
 	pkcs11.CKR_DATA_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
 }
 
-// openCodes are what C_OpenSession may answer.
+// openCodes are codes that C_OpenSession may return.
 var openCodes = []uint{
 	pkcs11.CKR_SESSION_COUNT, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY,
 	pkcs11.CKR_DEVICE_REMOVED,
@@ -63,7 +63,7 @@ var openCodes = []uint{
 	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
 }
 
-// loginCodes are what C_Login may answer that cannot mean a wrong PIN.
+// loginCodes are codes of C_Login that cannot mean a wrong PIN.
 var loginCodes = []uint{
 	pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED,
 	pkcs11.CKR_HOST_MEMORY,
@@ -71,7 +71,8 @@ var loginCodes = []uint{
 	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
 }
 
-// A randomFault is a row: what fails, and what else is broken meanwhile.
+// A randomFault is a row of the table: the failing functions, and the faults that occur in all of
+// its runs.
 type randomFault struct {
 	name      string
 	functions []string
@@ -106,7 +107,7 @@ func codeName(code uint) string {
 		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
-// rules are those of one run.
+// rules returns the rules of one run.
 func (f randomFault) rules(percent, seed uint) []pkcs11shim.Rule {
 	rules := append([]pkcs11shim.Rule(nil), f.base...)
 	for i, function := range f.functions {
@@ -115,7 +116,7 @@ func (f randomFault) rules(percent, seed uint) []pkcs11shim.Rule {
 	return rules
 }
 
-// A flakyRun is what was measured in one or more runs.
+// A flakyRun has the measurements of one or more runs.
 type flakyRun struct {
 	requests, retries, connections, logins, lost int64
 	took                                         time.Duration
@@ -128,7 +129,8 @@ func (r *flakyRun) add(o flakyRun) {
 
 func (r flakyRun) perSecond() float64 { return float64(r.requests) / r.took.Seconds() }
 
-// cell is the speed relative to that without faults, and reconnections and logins for 100 requests.
+// cell returns the speed relative to that without faults, and reconnections and logins per 100
+// requests.
 func (r flakyRun) cell(healthy flakyRun) string {
 	per100 := func(n int64) float64 { return 100 * float64(n) / float64(r.requests) }
 	return fmt.Sprintf("%.1f %%, %.0f, %.0f", 100*r.perSecond()/healthy.perSecond(),
@@ -159,7 +161,7 @@ func newFlaky(b *testing.B) *flaky {
 	}}
 }
 
-// run signs with these rules in force from when the key has connected.
+// run signs with these rules, which apply once the key has connected.
 func (f *flaky) run(b *testing.B, rules []pkcs11shim.Rule) flakyRun {
 	b.Helper()
 	must.OK(b, f.shim.Rules())
@@ -177,7 +179,7 @@ func (f *flaky) run(b *testing.B, rules []pkcs11shim.Rule) flakyRun {
 	return r
 }
 
-// ask has callers ask for the signatures, each again until it has one, as the controller does.
+// ask runs callers, each of which retries its signature until it succeeds, as the controller does.
 func ask(ctx context.Context, key *hsm.Key) (retries, lost int64, took time.Duration) {
 	var left, again, without atomic.Int64
 	left.Store(unreliableRequests)
@@ -210,7 +212,7 @@ func ask(ctx context.Context, key *hsm.Key) (retries, lost int64, took time.Dura
 }
 
 // BenchmarkUnreliableToken signs while calls fail at random. It runs once, whatever b.N is: each
-// row has runs of its own.
+// row has its own runs.
 func BenchmarkUnreliableToken(b *testing.B) {
 	file := os.Getenv(unreliableVariable)
 	f := newFlaky(b)

@@ -1,12 +1,10 @@
-// Package calico asks for certificates as Calico's pods do: a Component is who
-// asks and for what names, and an InitContainer is one run of the container
-// key-cert-provisioner, which makes the request, hands it in with its pod's own
-// credentials and waits for the certificate.
+// Package calico requests certificates as Calico's pods do. A Component requests a certificate for
+// some names. An InitContainer is one run of the container key-cert-provisioner, which creates the
+// request with its pod's credentials and waits for the certificate.
 //
-// What goes to the API server is what Calico sends, to the byte except for keys
-// and signatures. What differs is for the sake of tests: the key is given, since
-// some take a minute to make, and a refusal is an error at once, where
-// the original waits out its timer.
+// The API server gets the same bytes as from Calico, except for keys and signatures. Two things
+// differ for the tests: the key is given, since some keys take a minute to create, and a refusal is
+// an error immediately, while the original waits for its timer.
 package calico
 
 import (
@@ -30,11 +28,11 @@ import (
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 )
 
-// Timeout is how long the original waits for its certificate, including the
-// time that it takes to make its key, before its pod fails and starts over.
+// Timeout is how long the original waits for its certificate, including the creation of its key,
+// before its pod fails and starts again.
 const Timeout = 90 * time.Second
 
-// Component is what one of Calico's components asks for.
+// A Component of Calico requests a certificate for these names.
 type Component struct {
 	Namespace      string
 	ServiceAccount string
@@ -44,8 +42,7 @@ type Component struct {
 	DNSNames       []string
 }
 
-// OpenSource are the components of open source Calico that ask for
-// certificates.
+// OpenSource returns the components of open source Calico that request certificates.
 func OpenSource(clusterDomain string) []Component {
 	const namespace = "calico-system"
 	return []Component{
@@ -59,13 +56,13 @@ func OpenSource(clusterDomain string) []Component {
 	}
 }
 
-// ServiceNames are the DNS names of a service, shortest first.
+// ServiceNames returns the DNS names of a service, the shortest first.
 func ServiceNames(service, namespace, clusterDomain string) []string {
 	qualified := service + "." + namespace
 	return []string{service, qualified, qualified + ".svc", qualified + ".svc." + clusterDomain}
 }
 
-// InitContainer is one run of key-cert-provisioner in a pod.
+// An InitContainer is one run of key-cert-provisioner in a pod.
 type InitContainer struct {
 	Component
 	Pod                *corev1.Pod
@@ -74,24 +71,23 @@ type InitContainer struct {
 	SignatureAlgorithm string // of the request, by Calico's name for it
 }
 
-// Refused is the error of a request that ended in Denied or Failed.
+// Refused is the error of a request that was denied or failed.
 type Refused struct {
 	Name      string
 	Condition certificatesv1.CertificateSigningRequestCondition
 }
 
-// Error says which request was refused, how and why.
+// Error returns the name of the request, its condition and the reason.
 func (r *Refused) Error() string {
 	return fmt.Sprintf("certificate request %s is %s: %s: %s", r.Name, r.Condition.Type,
 		r.Condition.Reason, r.Condition.Message)
 }
 
-// Name is the request's.
+// Name returns the name of the request.
 func (i InitContainer) Name() string { return i.SecretName + ":" + i.Pod.Name }
 
-// Run submits the request and waits for its end, with client having the pod's
-// credentials. It returns the request as it ended; if that was not with a
-// certificate the error is a *Refused.
+// Run submits the request and waits for its end. The client must have the pod's credentials. If the
+// request ends without a certificate the error is a *Refused.
 func (i InitContainer) Run(ctx context.Context,
 	client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {
 	request, err := i.Submit(ctx, client)
@@ -101,8 +97,8 @@ func (i InitContainer) Run(ctx context.Context,
 	return Wait(ctx, client, request.Name)
 }
 
-// Submit creates the request, instead of an earlier one of the same name:
-// that one's key was lost with the container that made it.
+// Submit creates the request, and replaces an earlier one with the same name: the key of that one
+// was lost with its container.
 func (i InitContainer) Submit(ctx context.Context,
 	client kubernetes.Interface) (*certificatesv1.CertificateSigningRequest, error) {
 	request, err := i.Object()
@@ -125,7 +121,7 @@ func replace(ctx context.Context, requests certificatesclient.CertificateSigning
 	return requests.Create(ctx, request, metav1.CreateOptions{})
 }
 
-// Object is the request as it is created.
+// Object returns the request to create.
 func (i InitContainer) Object() (*certificatesv1.CertificateSigningRequest, error) {
 	pkcs10, err := i.PKCS10()
 	if err != nil {
@@ -150,7 +146,7 @@ func (i InitContainer) Object() (*certificatesv1.CertificateSigningRequest, erro
 	}, nil
 }
 
-// PKCS10 is the PEM of what is asked for.
+// PKCS10 returns the PKCS#10 request in PEM.
 func (i InitContainer) PKCS10() ([]byte, error) {
 	commonName := i.CommonName
 	if commonName == "" && len(i.DNSNames) > 0 {
@@ -178,9 +174,9 @@ func (i InitContainer) PKCS10() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
 }
 
-// extensions are those that Calico asks for after the names: basicConstraints
-// of no CA; keyUsage of digitalSignature, keyEncipherment and keyAgreement;
-// extKeyUsage of serverAuth and clientAuth.
+// extensions returns the extensions that Calico requests after the names: basicConstraints without
+// CA; keyUsage with digitalSignature, keyEncipherment and keyAgreement; extKeyUsage with serverAuth
+// and clientAuth.
 func extensions() []pkix.Extension {
 	return []pkix.Extension{
 		{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x00}},
@@ -194,9 +190,9 @@ func extensions() []pkix.Extension {
 	}
 }
 
-// Wait waits until the request of that name has ended. Like the original it
-// watches all requests, gives up after Timeout, and is done when one object has
-// both a certificate and the approval. The watch begins with what is there already.
+// Wait waits until the request with this name has ended. Like the original it watches all requests
+// from the existing ones on, gives up after Timeout, and ends when an object has both a certificate
+// and the approval.
 func Wait(ctx context.Context, client kubernetes.Interface,
 	name string) (*certificatesv1.CertificateSigningRequest, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)

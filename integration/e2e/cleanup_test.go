@@ -252,7 +252,7 @@ func TestCleanUpIsAComponent(t *testing.T) {
 			for _, words := range []string{"DELETE_FINISHED_AFTER: 5m\n",
 				"  - certificatesigningrequests\n  verbs:\n  - delete\n"} {
 				if n := strings.Count(text, words); n != c.count {
-					t.Errorf("%s: %q is there %d times; want %d", overlay, words, n, c.count)
+					t.Errorf("%s: %q occurs %d times; want %d", overlay, words, n, c.count)
 				}
 			}
 		}

@@ -28,7 +28,7 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// The parts that every test shares. Each test runs its own hsm-signer, one at a time.
+// All tests share these. Each test runs its own hsm-signer, one at a time.
 var (
 	shared *testenv.Env
 	ca     testenv.CA
@@ -225,7 +225,7 @@ func TestImpostorsAreDenied(t *testing.T) {
 	requireRefused(t, submit(t, p, csr), certificatesv1.CertificateDenied, "InvalidRequest",
 		"exactly one block")
 
-	// After all that the daemon continues.
+	// The daemon still works.
 	requireCertificate(t, p, p.InitContainer(node))
 	requireEvent(t, csr.Name, "InvalidRequest")
 }
@@ -477,7 +477,7 @@ func TestShadowTouchesNothing(t *testing.T) {
 		t.Errorf("it has taken a lease: %v", err)
 	}
 	if code, err := d.Stop(); err != nil || code != 0 {
-		t.Errorf("it ended with code %d, %v", code, err)
+		t.Errorf("hsm-signer ended with code %d, %v", code, err)
 	}
 	requireVerdicts(t, filepath.Join(state, journal.ShadowLog), made)
 }

@@ -171,7 +171,7 @@ func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 			"before they end:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
 		} {
 			if code != 0 || strings.Count(stdout, want) != times {
-				t.Errorf("%s: exit code %d: %q is not there %d times: %s%s", expiring, code, want,
+				t.Errorf("%s: exit code %d: %q does not occur %d times: %s%s", expiring, code, want,
 					times, stdout, stderr)
 			}
 		}

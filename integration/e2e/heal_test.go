@@ -19,7 +19,7 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// A podState is a pod of Calico's as its kubelet and its controller would have left it.
+// A podState is a Calico pod in the state in which its kubelet and its controller left it.
 type podState struct {
 	name      string
 	stuck     bool
@@ -29,7 +29,7 @@ type podState struct {
 	noRequest bool
 }
 
-// A podPlayed is a pod before it is made, and the status that it is given later.
+// A podPlayed is a pod before its creation, and its later status.
 type podPlayed struct {
 	pod    *corev1.Pod
 	status corev1.PodStatus
@@ -50,7 +50,7 @@ func runningNow() corev1.ContainerState {
 	return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: ago(0)}}
 }
 
-// mains gives both main containers these states.
+// mains sets the states of both main containers.
 func mains(first, second corev1.ContainerState) func(*podPlayed) {
 	return func(p *podPlayed) {
 		for i, state := range []corev1.ContainerState{first, second} {
@@ -59,12 +59,12 @@ func mains(first, second corev1.ContainerState) func(*podPlayed) {
 	}
 }
 
-// inits gives the second init container this state.
+// inits sets the state of the second init container.
 func inits(state corev1.ContainerState) func(*podPlayed) {
 	return func(p *podPlayed) { p.status.InitContainerStatuses[1].State = state }
 }
 
-// sidecar adds one with this status.
+// sidecar adds a sidecar with this status.
 func sidecar(started bool, state corev1.ContainerState) func(*podPlayed) {
 	return func(p *podPlayed) {
 		always := corev1.ContainerRestartPolicyAlways
@@ -77,14 +77,14 @@ func sidecar(started bool, state corev1.ContainerState) func(*podPlayed) {
 	}
 }
 
-// sameOwnerAndNode gives the pod the owner and the node that others with this edit have.
+// sameOwnerAndNode gives all pods with this edit the same owner and node.
 func sameOwnerAndNode(p *podPlayed) {
 	p.pod.OwnerReferences[0].UID, p.pod.Spec.NodeName = "owner-of-two", "node-of-two"
 }
 
 const longAgo = 10 * time.Minute
 
-// podStates are pods in every state. All but one have had a request answered.
+// podStates are pods in every state. All but one have an answered request.
 var podStates = []podState{
 	{name: "crash-loop", stuck: true, deleted: true},
 	{name: "ended-with-error", stuck: true, deleted: true,
@@ -124,7 +124,7 @@ var podStates = []podState{
 		edit: func(p *podPlayed) { p.pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"} }},
 }
 
-// played makes the pod, initializing, as it is when it asks.
+// played creates the pod, which initializes, as it is when it sends its request.
 func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.Pod) {
 	t.Helper()
 	container := func(name string) corev1.Container {
@@ -174,7 +174,7 @@ func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.
 	return p, made
 }
 
-// make makes the pod, has its request answered, and gives it its status.
+// make creates the pod, has its request answered, and writes its status.
 func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 	t.Helper()
 	p, made := s.played(t, c)
@@ -194,7 +194,7 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 	return made
 }
 
-// approveAt approves a request, as if that had been done at a time.
+// approveAt approves a request with this time of approval.
 func approveAt(t *testing.T, name string, at metav1.Time) {
 	t.Helper()
 	api := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
@@ -208,9 +208,8 @@ func approveAt(t *testing.T, name string, at metav1.Time) {
 	must.OK(t, err)
 }
 
-// heal deletes the pods that are stuck, and no others: whatever runs, is ready, starts, has
-// finished, is being deleted, mirrors a static pod, or that no controller makes again. The metric
-// and audit list know the stuck ones too.
+// heal deletes only stuck pods: no pod that runs, is ready, starts, has finished, is being deleted,
+// mirrors a static pod, or has no controller. The metric and audit list show the stuck pods too.
 func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	node := components()[0]
 	state := filepath.Join(t.TempDir(), "state")
@@ -261,7 +260,7 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	}
 }
 
-// requireListed requires that audit list --stuck has the stuck pods and no others.
+// requireListed requires that audit list --stuck lists the stuck pods and no others.
 func requireListed(t *testing.T, state string, byName map[string]podState) {
 	t.Helper()
 	text, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", state, "--stuck")
@@ -294,8 +293,7 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 	}
 }
 
-// requireHealEvents requires an event on each stuck pod that was deleted, and on the one without an
-// owner.
+// requireHealEvents requires an event on each deleted pod, and on the one without an owner.
 func requireHealEvents(t *testing.T, namespace string, byName map[string]podState) {
 	t.Helper()
 	want := map[string]string{}
@@ -329,7 +327,7 @@ func requireHealEvents(t *testing.T, namespace string, byName map[string]podStat
 	})
 }
 
-// heal is not to be near the token.
+// heal refuses to run with a PIN.
 func TestHealDoesNotStartWithAPIN(t *testing.T) {
 	for _, variable := range []string{"PKCS11_PIN=1234", "PKCS11_PIN_FILE=/pin",
 		"PKCS11_URI=pkcs11:?pin-value=1234"} {

@@ -36,7 +36,7 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 			ask(t)
 		}
 		if code, err := d.Stop(); err != nil || code != 0 {
-			t.Errorf("it ended with code %d, %v", code, err)
+			t.Errorf("hsm-signer ended with code %d, %v", code, err)
 		}
 	}
 	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output",
@@ -177,7 +177,7 @@ func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 		return strings.Contains(d.Log(), "THE CHECKPOINT KEY CAN LEAVE ITS TOKEN"), nil
 	})
 	if strings.Contains(d.Log(), "THE CA'S KEY CAN LEAVE") {
-		t.Errorf("the log says so of the CA's key:\n%s", d.Log())
+		t.Errorf("the log has the warning for the CA's key:\n%s", d.Log())
 	}
 }
 
@@ -206,7 +206,7 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	must.OK(t, err)
 	requireIssued(t, csr, asking)
 	if code, err := d.Stop(); err != nil || code != 0 {
-		t.Fatalf("it ended with code %d, %v", code, err)
+		t.Fatalf("hsm-signer ended with code %d, %v", code, err)
 	}
 	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
 	must.OK(t,
@@ -263,6 +263,6 @@ func TestJournalIsForOne(t *testing.T) {
 	must.OK(t, first.Kill())
 	must.OK(t, second.WaitReady(t.Context()))
 	if code, err := second.Stop(); err != nil || code != 0 {
-		t.Errorf("it ended with code %d, %v", code, err)
+		t.Errorf("hsm-signer ended with code %d, %v", code, err)
 	}
 }

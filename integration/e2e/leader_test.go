@@ -111,7 +111,7 @@ func requireWitnessed(t *testing.T, state, head string) {
 	_, sum, _ := strings.Cut(head, ":")
 	if _, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify",
 		"--witness", "9999:"+sum); code != 2 || !strings.Contains(stderr, "the end was cut off") {
-		t.Errorf("a witness of what is not there: exit code %d: %s", code, stderr)
+		t.Errorf("a witness of a missing head: exit code %d: %s", code, stderr)
 	}
 }
 
@@ -126,7 +126,7 @@ func TestOneJournalForMany(t *testing.T) {
 	second := one(t, s.env(state)...)
 	if _, body, err := second.Readyz(t.Context()); err != nil ||
 		!strings.Contains(body, "stands by: the journal is in use") ||
-		!strings.Contains(body, "token ok: the token is logged in to") {
+		!strings.Contains(body, "token ok: logged in to the token") {
 		t.Errorf("%v: %s", err, body)
 	}
 	must.OK(t, first.Kill())
@@ -170,7 +170,7 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	waitLeads(t, first)
 	ask(t)
 	if code, err := first.Stop(); err != nil || code != 0 {
-		t.Fatalf("it ended with code %d, %v", code, err)
+		t.Fatalf("hsm-signer ended with code %d, %v", code, err)
 	}
 	path := filepath.Join(dir, "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)

@@ -201,7 +201,7 @@ func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 		return strings.Contains(d.Log(),
 			"a live pod of the service account calico-system/calico-node with the IP address "+ip), nil
 	})
-	// Made later, and done.
+	// This request is newer, and is served.
 	p := old.newPod(t, node, nextIP())
 	later := p.InitContainer(node)
 	requireOldCertificate(t, p, askOld(t, p, later).Name, later)
@@ -219,7 +219,7 @@ func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
 	foreign.SignerName, foreign.SecretName = "example.com/other", "foreign"
 	made := askOld(t, p, foreign)
 	own := p.InitContainer(components()[0])
-	requireOldCertificate(t, p, askOld(t, p, own).Name, own) // made later, and done
+	requireOldCertificate(t, p, askOld(t, p, own).Name, own) // newer, and served
 	requireUntouched(t, made)
 }
 
@@ -242,7 +242,7 @@ func askUnset(t *testing.T, p testenv.Pod,
 // hsm-signer grants or denies those of Calico's service accounts, and ignores all others.
 func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 	old := before118(t)
-	// so that later requesters are served later
+	// so that requests are served in order
 	d := old.startReady(t, "UNSET_SIGNER_NAME=accept", "WORKERS=1")
 	strangers := []*certificatesv1beta1.CertificateSigningRequest{old.askAsKubelet(t),
 		old.askAsDefault(t)}
@@ -366,6 +366,6 @@ func TestV1beta1Disappears(t *testing.T) {
 	must.OK(t, d.WaitReady(t.Context()))
 	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) ||
 		strings.Contains(log, `"@level":"error"`) {
-		t.Errorf("it did not go on with v1, or there were faults:\n%s", log)
+		t.Errorf("it did not continue with v1, or there were faults:\n%s", log)
 	}
 }

@@ -62,7 +62,7 @@ func TestLoadStartsLateClientsAgain(t *testing.T) {
 	must.OK(t, err)
 	plan := load.Plan{Attempts: 2, Timeout: time.Second}
 	if report := load.Run(t.Context(), pods, plan); report.Late != len(pods) || report.Issued != 0 {
-		t.Fatalf("nobody answers: %s; errors: %v", report, report.Errors)
+		t.Fatalf("without a signer: %s; errors: %v", report, report.Errors)
 	}
 	startReady(t, ca)
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {

@@ -47,7 +47,7 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 			if !strings.Contains(metrics, "\n"+name+"{") &&
 				!strings.Contains(metrics, "\n"+name+" ") &&
 				!strings.Contains(metrics, "# TYPE "+name+" ") && name != "hsm_signer_" {
-				t.Errorf("%s asks for %s, which is not there", file, name)
+				t.Errorf("%s queries %s, which does not exist", file, name)
 			}
 		}
 	}

@@ -34,7 +34,7 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 			for range times {
 				asking := p.InitContainer(node)
 				asking.Key = calico.NewP256Key()
-				made, err := asking.Submit(t.Context(), p.Client) // instead of the one before
+				made, err := asking.Submit(t.Context(), p.Client) // replaces the former one
 				if err != nil {
 					t.Error(err)
 					return
@@ -107,7 +107,7 @@ func (w *witness) end(t *testing.T) (certificates, approvals int) {
 	t.Helper()
 	list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
-	must.Eventually(t, "the watch to have told all", func(context.Context) (bool, error) {
+	must.Eventually(t, "the watch to show all states", func(context.Context) (bool, error) {
 		last := w.last.Load()
 		return last != nil && !newer(list.Items, *last), nil
 	})

@@ -174,7 +174,7 @@ func TestTokenHangsForGood(t *testing.T) {
 	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
 	code, err := d.Wait()
 	must.OK(t, err)
-	if code != 1 || !strings.Contains(d.Log(), "attempts to go on without the") {
+	if code != 1 || !strings.Contains(d.Log(), "attempts to connect without") {
 		t.Errorf("exit code %d; log:\n%s", code, d.Log())
 	}
 }
@@ -314,7 +314,7 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 		want         string
 	}{
 		{[]string{"PKCS11_PIN=0000-wrong"}, nil, 3, 1, "the PIN is wrong (CKR_PIN_INCORRECT)"},
-		{nil, nil, 3, 1, "have it tried here all the same (--try-pin)"},
+		{nil, nil, 3, 1, "try it here with --try-pin"},
 		{nil, []string{"--try-pin"}, 0, 2, "warning  PIN state "},
 		{nil, nil, 0, 3, "the token accepts the PIN"},
 	} {

@@ -138,7 +138,7 @@ func TestEveryKindOfToken(t *testing.T) {
 				}
 			}
 			if calls := s.calls(t).By(d.PID()); calls.Count(pkcs11shim.Initialize) < 2 {
-				t.Errorf("the module was not initialised anew:\n%s", calls)
+				t.Errorf("the module was not initialized again:\n%s", calls)
 			}
 			s.command(t, "audit", "verify")
 			if n := strings.Count(s.command(t, "audit", "list", "--output", "json"),

@@ -1,9 +1,7 @@
-// Package images_test builds the container images with the Docker engine of this machine, runs them
-// as hardened as they should be, runs docker-compose.yml, and runs the systemd unit on a machine
-// whose first process is systemd.
-//
-// Where there is no Docker engine nothing of this can be run, and each test reports that and what it
-// would have expected.
+// Package images_test builds the container images with the Docker engine of this machine. It runs
+// them hardened, runs docker-compose.yml, and runs the systemd unit on a machine whose first
+// process is systemd. Without a Docker engine each test is skipped and says what it would have
+// checked.
 package images_test
 
 import (
@@ -26,8 +24,7 @@ const (
 	image = "hsm-signer-test"
 )
 
-// needsEngine skips where there is no Docker engine: the one condition under which these tests do
-// not run.
+// needsEngine skips the test without a Docker engine, the only reason not to run these tests.
 func needsEngine(t *testing.T, expectation string) {
 	t.Helper()
 	_ = os.Getenv("SOURCES") // see sources.sh
@@ -38,7 +35,8 @@ func needsEngine(t *testing.T, expectation string) {
 	}
 }
 
-// run runs a command in the product's directory and returns what it prints; it must end well.
+// run runs a command in the root of the repository and returns its output. The command must exit
+// with 0.
 func run(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
 	out, err := try(t.Context(), env, name, args...)
@@ -59,14 +57,14 @@ func try(ctx context.Context, env []string, name string, args ...string) (string
 	return out.String(), nil
 }
 
-// warm is the setting with which images are built from modules that are compiled already.
+// warm returns the setting for building images from compiled modules.
 func warm(t *testing.T) string {
 	t.Helper()
 	run(t, nil, "integration/images/stand-ins.sh")
 	return "BUILD_IMAGE=" + strings.TrimSpace(run(t, nil, "integration/images/warm.sh"))
 }
 
-// hardened are the options of docker run under which the image must work.
+// hardened are options of docker run under which the image must work.
 var hardened = []string{"run", "--rm", "--read-only", "--cap-drop=ALL",
 	"--security-opt=no-new-privileges", "--network=none"}
 
@@ -94,8 +92,7 @@ func TestImageRunsHardened(t *testing.T) {
 	}
 }
 
-// The key is in a token of the host, behind p11-kit's server; the container has a socket and no
-// more.
+// The key is in a token of the host, behind p11-kit's server. The container has only a socket.
 func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	needsEngine(t,
 		"make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
@@ -122,7 +119,7 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	}
 }
 
-// Each compose that is here is tried: Docker's plugin, and docker-compose.
+// The test tries every compose on this machine: Docker's plugin, and docker-compose.
 func TestCompose(t *testing.T) {
 	needsEngine(t,
 		"make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
@@ -146,8 +143,8 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-// make compose ends as the demo does, and what it leaves is there when it is run again: the CA, and
-// the journal, in which the second run's certificates follow on those of the first.
+// make compose ends like the demonstration. Another run finds its CA and its journal, in which the
+// new certificates follow those of the first run.
 func composeEndsLikeTheDemoAndKeepsItsState(t *testing.T, c compose) {
 	t.Cleanup(func() {
 		if out, err := c.try(context.WithoutCancel(t.Context()), "down", "--volumes",
@@ -188,7 +185,7 @@ func (c compose) try(ctx context.Context, args ...string) (string, error) {
 	return try(ctx, c.env, c.command[0], slices.Concat(c.command[1:], args)...)
 }
 
-// inSigner runs a program in a container like hsm-signer's.
+// inSigner runs a program in a container like that of hsm-signer.
 func (c compose) inSigner(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := c.try(t.Context(),

@@ -21,15 +21,15 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// settings are the test's own: addresses that nobody else has, and less patience.
+// settings are for the test: free addresses, and shorter timeouts.
 const settings = `[Service]
 Environment=LISTEN_ADDRESS=127.0.0.1:0 STATUS_ADDRESS=127.0.0.1:0
 WatchdogSec=5
 RestartSec=100ms
 `
 
-// docs/systemd.md as it stands there makes, on a machine with systemd, a service that issues
-// certificates; and the unit does what that page says.
+// On a machine with systemd, docs/systemd.md as written makes a service that issues certificates.
+// The unit does what the page says.
 func TestUnit(t *testing.T) {
 	needsEngine(t,
 		"docs/systemd.md, typed on a machine whose first process is systemd, makes a service that issues certificates, is watched, and is not restarted after a wrong PIN")
@@ -56,7 +56,7 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// manual is what docs/systemd.md has its reader type.
+// manual returns the commands of docs/systemd.md.
 func manual(t *testing.T) string {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join(root, "docs/systemd.md"))
@@ -68,8 +68,8 @@ func manual(t *testing.T) string {
 	return script.String()
 }
 
-// doesNotShowThePIN looks where other users of the machine could see it, and where it would outlive
-// the process.
+// doesNotShowThePIN searches for the PIN where other users of the machine can read it, and where it
+// would outlive the process.
 func doesNotShowThePIN(t *testing.T, m *machine) {
 	shown := m.shell(`
 pin=$(cat /etc/hsm-signer/pin)
@@ -82,15 +82,15 @@ journalctl --output json --no-pager | grep --fixed-strings -- "$pin" || true`)
 	}
 }
 
-// byHand is how docs/systemd.md has root give commands of hsm-signer's.
+// byHand is how root runs commands of hsm-signer according to docs/systemd.md.
 const byHand = `
 set -a; . /etc/hsm-signer/environment; set +a
 export PKCS11_PIN_FILE=/etc/hsm-signer/pin KUBECONFIG=/etc/hsm-signer/kubeconfig
 `
 
-// The user is one that the unit alone has: what it makes is that user's, and so is what root made
-// for it. Commands that root runs and that only look leave nothing there; what others
-// leave is given to the unit.
+// The unit has a dynamic user, who owns its files and the files that root created for it. Read-only
+// commands of root leave nothing in its directory. Files that other commands leave are given to the
+// unit.
 func ownsItsState(t *testing.T, m *machine) {
 	const others = "find /var/lib/private/hsm-signer ! -uid $(systemctl show --value --property UID hsm-signer)"
 	m.shell(byHand + "hsm-signer check; hsm-signer audit verify")
@@ -108,7 +108,7 @@ func ownsItsState(t *testing.T, m *machine) {
 	}
 }
 
-// Pods ask one after the other before it, during it and after it.
+// Pods send requests one after the other before, during and after the restart.
 func losesNothingInARestart(t *testing.T, m *machine) {
 	var asking sync.WaitGroup
 	restarted := make(chan struct{})
@@ -137,8 +137,7 @@ func losesNothingInARestart(t *testing.T, m *machine) {
 	}
 }
 
-// The module reads its configuration from a pipe for a while, so that the process runs and does not
-// serve yet.
+// The module reads its configuration from a pipe, so for a while the process runs without serving.
 func isActiveWhenItServes(t *testing.T, m *machine) {
 	out := m.shell(`
 cd /etc/hsm-signer
@@ -177,8 +176,8 @@ func isNotRestartedAfterAWrongPIN(t *testing.T, m *machine) {
 	m.certificate(t)
 }
 
-// A machine is a container whose first process is systemd. It is in the network of its host, where
-// a cluster's API server is.
+// A machine is a container whose first process is systemd. It uses the network of the host, where
+// the API server of a cluster listens.
 type machine struct {
 	t       *testing.T
 	name    string
@@ -236,7 +235,7 @@ func (m *machine) try(script string) (string, error) {
 	return try(m.t.Context(), nil, "docker", "exec", m.name, "sh", "-euc", script)
 }
 
-// shell runs a script on the machine, as root, and returns what it prints; it must end well.
+// shell runs a script on the machine as root and returns its output. The script must exit with 0.
 func (m *machine) shell(script string) string {
 	m.t.Helper()
 	out, err := m.try(script)
@@ -263,7 +262,7 @@ func (m *machine) until(properties ...string) {
 	})
 }
 
-// poll waits until there is no error.
+// poll waits until the function returns no error.
 func (m *machine) poll(see func() error) {
 	m.t.Helper()
 	var last error
@@ -278,12 +277,12 @@ func (m *machine) poll(see func() error) {
 	}
 }
 
-// journal is what systemd keeps of the unit and of what it says.
+// journal returns systemd's log of the unit.
 func (m *machine) journal() string {
 	return m.shell("journalctl --no-pager --unit hsm-signer --output cat")
 }
 
-// certificate has a pod of Typha's ask for its certificate, and get it.
+// certificate has a pod of Typha request its certificate.
 func (m *machine) certificate(t *testing.T) {
 	n := m.pods.Add(1)
 	name, ip := fmt.Sprintf("typha-%d", n), netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)})

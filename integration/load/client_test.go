@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// A client repeats what a busy API server does not take, and gives up after ten times.
+// A client repeats a request that a busy API server refuses, up to ten times.
 func TestClientRepeatsWhatABusyServerRefuses(t *testing.T) {
 	for _, test := range []struct {
 		refusals, code int

@@ -1,14 +1,14 @@
-// Package load asks for certificates as the pods of a whole cluster do at once.
+// Package load runs many clients that request certificates, like the pods of a whole cluster.
 //
-// Duty: run many clients that behave like Calico's init container, at a rate or all together, and
-// report the outcome of each. What matters is the pod, not the request: a client whose watch the
-// API server closes ends with success and without files, and its pod stays broken.
+// Duty: run clients that behave like Calico's init container, at a rate or all at once, and report
+// the outcome of each. The pod matters, not the request: a client whose watch the API server closes
+// exits with success and without files, and its pod stays broken.
 //
-// Contract: a client does what Calico's does, as far as an API server and a signer can see. It has
-// its own connection, speaks JSON, creates its request, then watches every request of the cluster
-// without a selector, and gives up after 90 seconds. It spends a set time on each event by
-// sleeping, so that hundreds of clients leave the machine to what is measured. It differs in this:
-// its key is given, and it decodes no event but its own.
+// Contract: to an API server and a signer a client looks like Calico's. It has its own connection,
+// speaks JSON, creates its request, watches every request of the cluster without a selector, and
+// gives up after 90 seconds. It sleeps for a set time on each event, so that hundreds of clients
+// leave the machine to the measured programs. It differs from Calico's client in two ways: its key
+// is given, and it decodes no event but its own.
 package load
 
 import (
@@ -24,13 +24,13 @@ import (
 	"hsm-signer/integration/calico"
 )
 
-// A Pod is one that asks for a certificate.
+// A Pod requests a certificate.
 type Pod struct {
 	Asking calico.InitContainer
 	Config *rest.Config // the pod's own way to the API server
 }
 
-// A Plan says how the pods ask.
+// A Plan says how the clients run.
 type Plan struct {
 	// PerEvent is how long a client needs for each event of its watch. With 10m of CPU Calico's
 	// needs between 3 and 15 ms.
@@ -44,17 +44,16 @@ type Plan struct {
 	Attempts int
 	// Timeout ends one attempt; zero means [calico.Timeout].
 	Timeout time.Duration
-	// Watching is called each time a client's watch has started, if it is not nil.
+	// Watching, if not nil, is called each time a client's watch has started.
 	Watching func()
-	// Ended is called when the client of pods[i] has ended, after its last attempt; nil: nobody
-	// wants to know.
+	// Ended, if not nil, is called after the last attempt of the client of pods[i].
 	Ended func(i int, outcome Outcome, issued bool)
 }
 
-// An Outcome is the result for one pod.
+// An Outcome is the outcome of one pod.
 type Outcome int
 
-// Every Outcome there is.
+// All outcomes.
 const (
 	Succeeded Outcome = iota // it has its certificate within the first attempt's timeout
 	Lost                     // its watch ended early: the container ended well, without files
@@ -62,7 +61,7 @@ const (
 	Broken                   // the API server refused a call, or could not be reached
 )
 
-// outcomes are their names.
+// outcomes are the names of the outcomes.
 var outcomes = []string{Succeeded: "succeeded", Lost: "lost", Late: "late", Broken: "broken"}
 
 // String returns the outcome's name.
@@ -96,7 +95,7 @@ func (r Report) String() string {
 		r.P50.Round(time.Millisecond), r.P99.Round(time.Millisecond), r.Max.Round(time.Millisecond))
 }
 
-// Run has each pod ask, as the plan says, and returns when all have ended.
+// Run runs a client for each pod, as the plan says, and returns when all have ended.
 func Run(ctx context.Context, pods []Pod, plan Plan) Report {
 	results := make([]result, len(pods))
 	slots := make(chan struct{}, max(1, slotsOf(plan, len(pods))))
@@ -130,7 +129,7 @@ func slotsOf(plan Plan, pods int) int {
 // until waits until that time, or until the context ends.
 func until(ctx context.Context, at time.Time) error { return spend(ctx, time.Until(at)) }
 
-// A result is one pod's.
+// A result is the result of one pod.
 type result struct {
 	outcome Outcome
 	issued  bool
@@ -138,7 +137,7 @@ type result struct {
 	err     error
 }
 
-// ask runs the pod's client, and again while it runs into its timer and has attempts left.
+// ask runs the pod's client, and again if its timer expires and attempts are left.
 func (p Pod) ask(ctx context.Context, plan Plan) (r result) {
 	for attempt := range max(1, plan.Attempts) {
 		began := time.Now()
@@ -201,7 +200,7 @@ func report(results []result) (r Report) {
 	return r
 }
 
-// quantile returns the smallest of the sorted times that so many percent do not exceed.
+// quantile returns the smallest of the sorted times that this percentage does not exceed.
 func quantile(sorted []time.Duration, percent int) time.Duration {
 	return sorted[(len(sorted)*percent+99)/100-1]
 }

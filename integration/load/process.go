@@ -29,7 +29,7 @@ type Processes struct {
 	// MilliCPU limits each process, in thousandths of a CPU, by a control group of its own; that
 	// needs root. Zero sets no limit.
 	MilliCPU int
-	// Ended is called when the process of pods[i] has ended; nil: nobody wants to know.
+	// Ended, if not nil, is called when the process of pods[i] has ended.
 	Ended func(i int, outcome Outcome, issued bool)
 }
 

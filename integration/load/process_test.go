@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// asked is the request of the tests' task.
+// asked returns the request of the tests' task.
 func asked() *certificatesv1.CertificateSigningRequest {
 	return &certificatesv1.CertificateSigningRequest{
 		TypeMeta: metav1.TypeMeta{
@@ -23,8 +23,8 @@ func asked() *certificatesv1.CertificateSigningRequest {
 	}
 }
 
-// serve is an API server that takes each request and answers a watch with these versions of it.
-// Then it ends the watch, or leaves it open.
+// serve starts an API server that accepts each request and answers a watch with these versions of
+// it. Then it closes the watch, or keeps it open.
 func serve(t *testing.T, ends bool, versions ...*certificatesv1.CertificateSigningRequest) Task {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -45,7 +45,7 @@ func serve(t *testing.T, ends bool, versions ...*certificatesv1.CertificateSigni
 	return Task{Host: server.URL, Request: asked(), Timeout: time.Minute}
 }
 
-// A process says what Calico's client would have come to.
+// The outcome of a process is that of Calico's client.
 func TestOutcomesOfATask(t *testing.T) {
 	approved, issued, other := asked(), asked(), asked()
 	approved.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{

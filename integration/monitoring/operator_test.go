@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// podMaker is what a PodMonitor must agree with.
+// podMaker is the object whose pods a PodMonitor must select.
 type podMaker struct {
 	Kind     string
 	Metadata struct{ Namespace string }
@@ -27,7 +27,7 @@ type podMaker struct {
 	}
 }
 
-// Each PodMonitor finds the pods that it is for, and the port of theirs that has /metrics.
+// Each PodMonitor selects its pods and their port with /metrics.
 func TestPodMonitorsFindThePods(t *testing.T) {
 	for monitor, pods := range map[string]struct{ file, kind string }{
 		"podmonitor.yaml":      {"base/statefulset.yaml", "StatefulSet"},
@@ -73,7 +73,7 @@ func requireFinds(t *testing.T, file string, maker podMaker) {
 	}
 }
 
-// What the manual says makes an address of the runbook in each alert.
+// The command in the manual sets the address of the runbook in each alert.
 func TestRunbookGetsAnAddress(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/operate.md")
 	if err != nil {

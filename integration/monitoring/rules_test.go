@@ -26,7 +26,7 @@ const (
 	operatorAPI = "monitoring.coreos.com/v1"
 )
 
-// read reads an object of Prometheus' operator, in which it must know every field.
+// read reads an object of Prometheus' operator. Unknown fields are errors.
 func read(t *testing.T, file string, object any) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -54,8 +54,8 @@ func readRules(t *testing.T) (all []monitoringv1.Rule) {
 // day is in seconds.
 const day = 86400
 
-// cases are, for each alert, what is scraped each minute for two hours, from 1970 on: with which it
-// fires, and with which it does not.
+// cases has, for each alert, series that are scraped each minute for two hours from 1970 on: those
+// with which the alert fires, and those with which it does not.
 var cases = map[string]struct{ fires, quiet []string }{
 	"HSMSignerDown": {[]string{`up 1x120`, `hsm_signer_leading 0x120`},
 		[]string{`hsm_signer_ready{part="token"} 0x120`,
@@ -172,8 +172,8 @@ func TestEachAlertFiresWhenItShouldAlone(t *testing.T) {
 	}
 }
 
-// fires has Prometheus evaluate the alert each minute for two hours, or for a day and two hours
-// when it looks a day back, and reports whether it ever fires.
+// fires evaluates the alert with Prometheus each minute for two hours, or for a day and two hours
+// if the alert looks back a day, and reports whether it ever fires.
 func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	t.Helper()
 	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")
@@ -208,7 +208,7 @@ func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	return fired
 }
 
-// requireText requires annotations whose templates were filled in.
+// requireText requires annotations with filled templates.
 func requireText(t *testing.T, alert string, annotations labels.Labels) {
 	t.Helper()
 	if summary := annotations.Get("summary"); summary == "" || strings.Contains(summary, "error") ||

@@ -18,7 +18,7 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// An application is this process as a user of the shim over SoftHSM, logged in, with two keys.
+// An application is this process with the shim over SoftHSM, logged in, with two keys.
 type application struct {
 	shim    *pkcs11shim.Shim
 	token   *testenv.SoftHSM
@@ -98,7 +98,7 @@ func (a *application) generate(t *testing.T, label string) {
 	must.OK(t, err)
 }
 
-// sign signs and says with which key: the label, or the error's text.
+// sign signs, and returns the label of the key or the error's text.
 func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle) string {
 	if err := a.module.SignInit(session,
 		[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, key); err != nil {
@@ -117,7 +117,7 @@ func (a *application) sign(session pkcs11.SessionHandle, key pkcs11.ObjectHandle
 	return "a key that nobody knows"
 }
 
-// find is the private key with that label; it fails the test if there is none.
+// find returns the private key with this label, or an error if there is none.
 func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
@@ -157,7 +157,7 @@ func (a *application) calls(t *testing.T) pkcs11shim.Calls {
 	return calls
 }
 
-// name is the name of the CKR code alone.
+// name returns the name of the CKR code.
 func name(err error) string {
 	if err == nil {
 		return "CKR_OK"
@@ -172,7 +172,7 @@ func setenv(t *testing.T, variable string) {
 	t.Setenv(name, value)
 }
 
-// childVariable makes this test program sign once and end, as another process.
+// childVariable makes this test program sign once and exit.
 const childVariable = "SHIM_TEST_CHILD"
 
 func TestMain(m *testing.M) {

@@ -49,7 +49,8 @@ func TestAnswersOfTheModuleAreWrittenDown(t *testing.T) {
 	}
 }
 
-// A rule with a percentage falls on about as many calls, and on the same ones when it is set again.
+// A rule with a percentage applies to about this share of calls, and to the same calls when it is
+// set again.
 func TestPercent(t *testing.T) {
 	a := newApplication(t)
 	const calls = 500
@@ -75,7 +76,7 @@ func TestPercent(t *testing.T) {
 	}
 }
 
-// Every CKR code of the ladder comes as it was asked for, at the calls that were asked for.
+// Every CKR code of the recovery steps is returned by the chosen calls.
 func TestFailFromAndTimes(t *testing.T) {
 	a := newApplication(t)
 	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID,
@@ -93,7 +94,7 @@ func TestFailFromAndTimes(t *testing.T) {
 	a.rules(t, pkcs11shim.Fail(pkcs11shim.Any, pkcs11.CKR_GENERAL_ERROR))
 	for range 3 {
 		if _, err := a.find(first); name(err) != "CKR_GENERAL_ERROR" {
-			t.Errorf("with a rule for any function and for ever: %v", err)
+			t.Errorf("with a permanent rule for any function: %v", err)
 		}
 	}
 	a.rules(t)
@@ -102,7 +103,7 @@ func TestFailFromAndTimes(t *testing.T) {
 	}
 }
 
-// What fails before the module was called has left its operation active; what fails after has not.
+// A failure before the call leaves the operation active, a failure after it does not.
 func TestFailBeforeAndAfter(t *testing.T) {
 	a := newApplication(t)
 	const active, failed = "CKR_OPERATION_ACTIVE", "CKR_FUNCTION_FAILED"
@@ -136,7 +137,7 @@ func TestDelay(t *testing.T) {
 	}
 }
 
-// A call hangs until its rule is gone, and others do not.
+// A call hangs until its rule is removed. Other calls do not hang.
 func TestHang(t *testing.T) {
 	a := newApplication(t)
 	hang := pkcs11shim.Hang(pkcs11shim.Sign).Times(1)
@@ -225,7 +226,7 @@ func TestLimitSessions(t *testing.T) {
 	}
 	must.OK(t, a.module.CloseSession(opened[0]))
 	if opened, _ := open(5); len(opened) != 1 {
-		t.Errorf("opened %d in the place of one", len(opened))
+		t.Errorf("opened %d instead of one", len(opened))
 	}
 	must.OK(t, a.module.CloseAllSessions(a.slot))
 	if opened, _ := open(5); len(opened) != 3 {
@@ -280,11 +281,11 @@ func TestSwapKey(t *testing.T) {
 	}
 	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.SignInit, "none"))
 	if got := a.sign(a.session, a.private[first]); got != "CKR_GENERAL_ERROR" {
-		t.Errorf("in the place of the key one that is not there: %s", got)
+		t.Errorf("instead of the key a missing one: %s", got)
 	}
 }
 
-// Objects are found in batches as small as the rule says, and none is lost for it.
+// Objects are found in batches of the size in the rule, and none is lost.
 func TestFindAtMost(t *testing.T) {
 	a := newApplication(t)
 	for most, want := range map[uint][]int{0: {0, 0}, 1: {1, 1, 0}, 2: {2, 0}, 3: {2, 0}} {
@@ -304,7 +305,7 @@ func TestFindAtMost(t *testing.T) {
 	}
 }
 
-// A mistake in the rules shows in every call.
+// An error in the rules shows in every call.
 func TestRulesThatCannotBeRead(t *testing.T) {
 	a := newApplication(t)
 	rules := ""
@@ -327,7 +328,7 @@ func TestRulesThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// Calls of many threads are counted one by one, also while sessions are lost under them.
+// Calls of many threads are counted one by one, even while sessions are lost.
 func TestThreads(t *testing.T) {
 	a := newApplication(t)
 	const threads, each, fails = 16, 40, 7
@@ -369,7 +370,7 @@ func TestThreads(t *testing.T) {
 	}
 }
 
-// child signs once and ends with 0; every process has its own count of calls.
+// child signs once and exits with 0. Every process has its own count of calls.
 func child() int {
 	module := pkcs11.New(os.Getenv(childVariable))
 	if module == nil || module.Initialize() != nil {
@@ -419,7 +420,7 @@ func TestProcessesShareTheLog(t *testing.T) {
 	}
 }
 
-// A process is killed instead of the call, or when the module has done it.
+// A process is killed instead of the call, or after the module has done it.
 func TestKill(t *testing.T) {
 	a := newApplication(t)
 	for _, c := range []struct {
@@ -453,13 +454,13 @@ func TestWhatIsSignedIsWrittenDown(t *testing.T) {
 func TestModuleThatIsNotThere(t *testing.T) {
 	if _, err := pkcs11shim.New(t.Context(), t.TempDir(),
 		filepath.Join(t.TempDir(), "none.so")); err == nil {
-		t.Error("a shim stands before a module that is not there")
+		t.Error("a shim was created before a missing module")
 	}
 }
 
 func TestTooManyRules(t *testing.T) {
 	a := newApplication(t)
 	if err := a.shim.Rules(make([]pkcs11shim.Rule, 65)...); err == nil {
-		t.Error("more rules were taken than the module reads")
+		t.Error("more rules were accepted than the module reads")
 	}
 }

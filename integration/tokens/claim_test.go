@@ -10,8 +10,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// What a token puts instead of the system's goes with it, also when the process that
-// put it there was killed.
+// Files of the system that a token replaces are restored, even if the process that replaced them
+// was killed.
 func TestReplacedFilesComeBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "configuration")
 	put := func(text string) func() error {
@@ -38,7 +38,7 @@ func TestReplacedFilesComeBack(t *testing.T) {
 	}
 }
 
-// A token that cannot be made leaves nothing behind.
+// A failed constructor leaves nothing behind.
 func TestFailureLeavesNothing(t *testing.T) {
 	var dir string
 	wrong := errors.New("wrong")
@@ -55,7 +55,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 	}
 }
 
-// Another token that needs the same waits for its turn.
+// A second token that needs the same resource waits.
 func TestClaimIsForOne(t *testing.T) {
 	const name = "test-of-claims"
 	t.Cleanup(func() { os.Remove(filepath.Join(os.TempDir(), "hsm-signer-"+name+".lock")) })

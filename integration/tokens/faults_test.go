@@ -25,15 +25,15 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// faultsVariable names the file that the table of faults is written to. Then every fault befalls
-// every token; otherwise some befall SoftHSM alone.
+// faultsVariable names the file for the table of faults. If it is set every fault occurs on every
+// token. Otherwise some faults occur on SoftHSM alone.
 const faultsVariable = "FAULTS"
 
-// patient is the longest wait for a call where no call hangs permanently: longer than any call takes
-// on a busy machine. Only a call that is to be given up needs a short one.
+// patient is the timeout of calls if no call hangs permanently. It is longer than any call takes on
+// a busy machine. Only a call that must be abandoned needs a short timeout.
 const patient = time.Minute
 
-// faults befall one token after another, in this order.
+// faults occur on each token in this order.
 var faults = []struct {
 	name    string
 	timeout time.Duration
@@ -53,11 +53,12 @@ var faults = []struct {
 	{"late", 2 * time.Second, pinRefusedLate},
 }
 
-// Whatever befalls a token, its key signs again by itself: no request is lost, and no signature of
-// another key gets out. Where a human must help first, the token is not asked again and again
-// meanwhile.
+// After every fault the key signs again by itself. No request is lost, and no signature of another
+// key is returned. If an administrator must help first, the token is not asked repeatedly until
+// then.
 //
-// Modules find their tokens through environment variables, so each kind of token has a process.
+// Modules find their tokens through environment variables, so each kind of token has its own
+// process.
 func TestFaults(t *testing.T) {
 	if kind := os.Getenv(kindVariable); kind != "" {
 		faultsOf(t, kind)
@@ -89,7 +90,7 @@ const (
 	tableVariable = "TOKENS_TEST_TABLE"
 )
 
-// inProcess runs faultsOf in a process of its own, and reads its results.
+// inProcess runs faultsOf in its own process, and reads the results.
 func inProcess(t *testing.T, kind string, results *table) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "table.json")
@@ -108,7 +109,7 @@ func inProcess(t *testing.T, kind string, results *table) {
 	must.OK(t, json.Unmarshal(text, results))
 }
 
-// faultsOf brings every fault about on a token of the kind, and writes the table.
+// faultsOf causes every fault on a token of this kind, and writes the table.
 func faultsOf(t *testing.T, name string) {
 	kinds := tokens.All()
 	i := slices.IndexFunc(kinds, func(k tokens.Kind) bool { return k.Name == name })
@@ -132,8 +133,8 @@ func faultsOf(t *testing.T, name string) {
 	must.OK(t, errors.Join(err, os.WriteFile(os.Getenv(tableVariable), text, 0o600)))
 }
 
-// ladder are codes of every rung, one that no standard knows among them, by what the way out of
-// each costs: attempts, and calls of C_Login and C_Initialize.
+// ladder has return codes of every recovery step, one of them unknown to the standard, with the
+// cost of recovery: attempts, and calls of C_Login and C_Initialize.
 var ladder = []struct {
 	attempts, logins, initialised int
 	codes                         []uint
@@ -162,7 +163,8 @@ var ladder = []struct {
 	}},
 }
 
-// places are where a code may come: miekg's Sign calls C_Sign twice, and asks for the length first.
+// places are the places in which a code may occur. miekg's Sign calls C_Sign twice: the first call
+// returns the length.
 var places = []struct {
 	name string
 	rule func(code uint) pkcs11shim.Rule
@@ -180,14 +182,14 @@ var places = []struct {
 		}},
 }
 
-// nameOf is a code's name in the standard.
+// nameOf returns a code's name in the standard.
 func nameOf(code uint) string {
 	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(),
 		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
-// everyRung is a code that comes once: no request fails for it, except for those that mean that the
-// token does not want what it was asked, whose next turn succeeds.
+// everyRung injects each code once. No request fails, except for codes that mean that the token
+// rejects the data: then the next sync succeeds.
 func everyRung(tr *trial) {
 	for _, rung := range ladder {
 		for _, code := range someOf(tr, rung.codes) {
@@ -207,7 +209,7 @@ func everyRung(tr *trial) {
 	}
 }
 
-// wayBack are the calls that lead from a connection that was lost to the next.
+// wayBack are the calls that reconnect after a lost connection.
 var wayBack = []string{
 	pkcs11shim.Login, pkcs11shim.Initialize, pkcs11shim.FindObjects, pkcs11shim.GetInfo,
 	pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo, pkcs11shim.GetSlotInfo, pkcs11shim.OpenSession,
@@ -215,10 +217,10 @@ var wayBack = []string{
 	pkcs11shim.CloseSession, pkcs11shim.Finalize,
 }
 
-// lost makes the product go the whole way back, once.
+// lost makes the product reconnect, once.
 var lost = pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)
 
-// everyCallOfTheWayBack is a second fault, on the way out of the first.
+// everyCallOfTheWayBack injects a second fault during the recovery from the first.
 func everyCallOfTheWayBack(tr *trial) {
 	for _, function := range someOf(tr, wayBack) {
 		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost,
@@ -232,7 +234,7 @@ func everyCallOfTheWayBack(tr *trial) {
 	tr.befall(name+", during a signature", nil, forget(pkcs11shim.Sign))
 }
 
-// lasting are faults that come more than once, or stay until the key was looked up again.
+// lasting injects faults that occur several times, or last until the key was looked up again.
 func lasting(tr *trial) {
 	tr.befall("three CKR_DEVICE_ERROR in a row", nil,
 		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
@@ -245,7 +247,8 @@ func lasting(tr *trial) {
 	tr.impatient()
 }
 
-// impatient is a caller that cannot wait, which does not cost the others their connection.
+// impatient is a caller with a short deadline, which does not cost the other callers their
+// connection.
 func (tr *trial) impatient() {
 	tr.quiet(pkcs11shim.Delay(pkcs11shim.Sign, 300*time.Millisecond))
 	ctx, cancel := context.WithTimeout(tr.t.Context(), 50*time.Millisecond)
@@ -259,7 +262,7 @@ func (tr *trial) impatient() {
 	}
 }
 
-// keySwapped is another key that comes to stand behind the handle, or behind what is found.
+// keySwapped puts another key under the handle, or among the objects that are found.
 func keySwapped(tr *trial) {
 	tr.befall("another key under the handle, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
@@ -271,16 +274,15 @@ func keySwapped(tr *trial) {
 			"other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
 }
 
-// keyAway is a key that is missing for a while, to which a module that lists its keys when it is
-// initialised is blind for longer.
+// keyAway removes the key for a while. A module that lists its keys when it is initialized does not
+// see it for longer.
 func keyAway(tr *trial) {
 	tr.befall("the key missing until the module is initialised again", func() error {
 		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.Initialize) > 0 }), tr.shim.Rules())
 	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.FindAtMost(0))
 }
 
-// hangOfEveryCall is a call that hangs until it was abandoned, on the way to a signature or back to
-// one.
+// hangOfEveryCall makes each call of a signature or of a reconnection hang until it is abandoned.
 func hangOfEveryCall(tr *trial) {
 	for _, function := range []string{pkcs11shim.SignInit, pkcs11shim.Sign} {
 		tr.befall("hang in "+function, tr.abandoned(), pkcs11shim.Hang(function))
@@ -290,7 +292,7 @@ func hangOfEveryCall(tr *trial) {
 	}
 }
 
-// slow is a token far away, of which each call comes back in time, and all together take many times
+// slow is a distant token: each call returns in time, but all calls of a connection take many times
 // as long. It costs no second login.
 func slow(tr *trial) {
 	const fault = "each call takes a twelfth of the longest wait for one"
@@ -300,8 +302,8 @@ func slow(tr *trial) {
 	}
 }
 
-// abandoned ends a fault once another call was abandoned than those so far, by taking the rules
-// away.
+// abandoned returns a function that waits until one more call is abandoned, and then removes the
+// rules.
 func (tr *trial) abandoned() (heal func() error) {
 	before := tr.key.Load().Stats().Abandoned
 	return func() error {
@@ -309,8 +311,8 @@ func (tr *trial) abandoned() (heal func() error) {
 	}
 }
 
-// fewSessions is a token with few sessions, whatever it says of them: requests wait, and none
-// fails.
+// fewSessions limits the sessions of a token, whatever the token reports about them. Requests wait,
+// and none fails.
 func fewSessions(tr *trial) {
 	for _, limit := range []uint{1, 2, 16} {
 		says := map[uint]string{limit: "reports it",
@@ -329,7 +331,7 @@ func fewSessions(tr *trial) {
 	}
 }
 
-// daemonGone is a daemon that is killed, restarted or stopped while requests come in.
+// daemonGone kills, restarts or stops the daemon under load.
 func daemonGone(tr *trial) {
 	for _, fault := range []struct {
 		name  string
@@ -357,14 +359,14 @@ func daemonGone(tr *trial) {
 			must.OK(tr.t, fault.begin())
 		}
 		var rules []pkcs11shim.Rule
-		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only a new process misses its daemon
+		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only a new connection needs the daemon
 			rules = []pkcs11shim.Rule{lost}
 		}
 		tr.befall(fault.name, fault.heal, rules...)
 	}
 }
 
-// filesGone is a token whose files are taken away and come back, while hsm connects to it again.
+// filesGone moves the token's files away and back during a reconnection.
 func filesGone(tr *trial) {
 	before := tr.key.Load().Stats().Connections
 	must.OK(tr.t, tr.token.MoveAway())
@@ -377,7 +379,8 @@ func filesGone(tr *trial) {
 	}, lost)
 }
 
-// pinRefused is a PIN that will not do: it is tried once, and then waited for another.
+// pinRefused is a PIN that the token refuses. It is tried once. Then the product waits for another
+// PIN.
 func pinRefused(tr *trial) {
 	tr.key.Load().Close()
 	must.OK(tr.t, tr.token.Unlock(tr.t.Context())) // a TPM that was killed counts that too
@@ -387,7 +390,7 @@ func pinRefused(tr *trial) {
 	tr.finalTry()
 }
 
-// pinRefusedLate is a wrong PIN that the token refuses after the login was given up.
+// pinRefusedLate is a wrong PIN that the token refuses after the login was abandoned.
 func pinRefusedLate(tr *trial) {
 	tr.key.Load().Close()
 	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
@@ -400,8 +403,8 @@ func pinRefusedLate(tr *trial) {
 		}, pkcs11shim.Hang(pkcs11shim.Login))
 }
 
-// pinFault begins with a PIN that the token refuses, and then there is the right one. It first
-// waits until the fault is under way.
+// pinFault starts with a PIN that the token refuses, waits until the fault is in progress, and then
+// provides the right PIN.
 func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11shim.Rule) {
 	tr.pin.set("00000000")
 	tr.befallAtStart(fault, func() error {
@@ -417,7 +420,7 @@ func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11sh
 	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
 }
 
-// requireRefusals requires that the token refused so many calls of C_Login for the PIN.
+// requireRefusals requires that the token refused this many calls of C_Login because of the PIN.
 func (tr *trial) requireRefusals(fault string, want int) {
 	tr.t.Helper()
 	logins := tr.calls().Of(pkcs11shim.Login)
@@ -427,8 +430,8 @@ func (tr *trial) requireRefusals(fault string, want int) {
 	}
 }
 
-// refused waits until the PIN is refused, and looks whether it stays so for longer than the first
-// wait between attempts.
+// refused waits until the PIN is refused, and checks that it stays refused for longer than the
+// first pause between attempts.
 func (tr *trial) refused() error {
 	err := tr.until(func() bool {
 		return errors.Is(tr.key.Load().Ready(tr.t.Context()),
@@ -444,9 +447,9 @@ func (tr *trial) refused() error {
 	}))
 }
 
-// pinChanged is a PIN that is changed on the token while the key is in use: what is logged in goes
-// on. After a fault that costs the login the old PIN is tried once, and the new one when the source
-// has it, with a module that was initialised again: some go by the old one until then.
+// pinChanged changes the PIN on the token while the key is in use. Existing logins continue. After
+// a fault that costs the login, the old PIN is tried once, and the new one as soon as the source
+// has it. For that the module is initialized again: some keep the old PIN until then.
 func (tr *trial) pinChanged() {
 	const fault, fresh = "PIN changed on the token, login lost, then changed in its source", "86420864"
 	must.OK(tr.t, tr.key.Load().Ready(tr.t.Context()))
@@ -454,7 +457,7 @@ func (tr *trial) pinChanged() {
 	tr.quiet()
 	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 ||
 		tr.calls().Count(pkcs11shim.Login) > 0 {
-		tr.t.Errorf("%s: what was logged in did not go on: %+v; the last error: %v\n%s", fault, o,
+		tr.t.Errorf("%s: the existing login did not continue: %+v; the last error: %v\n%s", fault, o,
 			o.last, tr.calls())
 	}
 	heal, refusals := tr.refused, 1
@@ -474,8 +477,8 @@ func (tr *trial) pinChanged() {
 	must.OK(tr.t, tr.token.Unlock(tr.t.Context()))
 }
 
-// pinLocked is a token that somebody locked: it is not asked for a login where its flags show that,
-// and once where they do not. It signs when it is unlocked, by itself or after a restart.
+// pinLocked locks the token. The product does not try a login if the flags show the lock, and tries
+// once if they do not. The token signs after it is unlocked, by itself or after a restart.
 func (tr *trial) pinLocked() {
 	const fault = "PIN locked, until the security officer unlocked it"
 	if !tr.token.Can.Locks() {
@@ -496,8 +499,7 @@ func (tr *trial) pinLocked() {
 	tr.requireRefusals(fault, map[bool]int{true: 0, false: 1}[shows])
 }
 
-// finalTry is a token that allows one more try, which is not the product's to use up, not even with
-// the right PIN.
+// finalTry leaves one try of the PIN, which the product must not use, not even with the right PIN.
 func (tr *trial) finalTry() {
 	const fault = "one try of the PIN left, until somebody logged in"
 	final := slices.IndexFunc(tr.token.Can.WrongPINs,
@@ -518,13 +520,13 @@ func (tr *trial) finalTry() {
 	tr.requireRefusals(fault, 0)
 }
 
-// wrongPINs tries so many of them, as another application.
+// wrongPINs tries this many wrong PINs as another application.
 func (tr *trial) wrongPINs(n int) {
 	a := newApplication(tr.t, tr.token)
 	session := a.open(tr.t)
 	for range n {
 		if err := a.Login(session, pkcs11.CKU_USER, "00000000"); err == nil {
-			tr.t.Error("a wrong PIN was taken")
+			tr.t.Error("a wrong PIN was accepted")
 		}
 	}
 	a.unload()

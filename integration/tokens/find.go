@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 )
 
-// directories are those where distributions put libraries of PKCS#11.
+// directories are the distributions' directories for PKCS#11 libraries.
 var directories = []string{
 	"/usr/lib/*/pkcs11",  // Debian, multiarch
 	"/usr/lib/*",         // Debian, multiarch
@@ -22,7 +22,7 @@ var directories = []string{
 	"/usr/lib/*/softhsm", // Debian, multiarch
 }
 
-// find finds a library; it is of that package of Debian's.
+// find finds a library. The Debian package is for the error.
 func find(library, debian string) (string, error) {
 	for _, directory := range directories {
 		if found, err := filepath.Glob(filepath.Join(directory, library)); err == nil &&
@@ -34,7 +34,7 @@ func find(library, debian string) (string, error) {
 		"the package %s", library, debian)
 }
 
-// program finds a program that may be one of root's.
+// program finds a program, also in the directories of root.
 func program(name string) string {
 	if _, err := exec.LookPath(name); err != nil {
 		return "/usr/sbin/" + name

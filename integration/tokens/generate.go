@@ -15,7 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A keyKind is what a type of key is made with.
+// A keyKind has the parameters of a type of key.
 type keyKind struct {
 	mechanism uint
 	attribute *pkcs11.Attribute
@@ -49,9 +49,9 @@ func kindOf(keyType string) (keyKind, error) {
 	return keyKind{}, fmt.Errorf("%q is no type of key", keyType)
 }
 
-// Generate has the token make a key with the attributes that hsm-signer wants, and
-// returns its public half. It loads the module into this process, whose environment must
-// have Env, and which must not use the module otherwise meanwhile.
+// Generate creates a key with the attributes that hsm-signer requires, and returns its public key.
+// It loads the module into this process, which must have the variables in Env and must not use the
+// module at the same time.
 func (t *Token) Generate(keyType, label string, id []byte) (_ crypto.PublicKey, err error) {
 	kind, err := kindOf(keyType)
 	if err != nil {
@@ -79,7 +79,7 @@ func (t *Token) Generate(keyType, label string, id []byte) (_ crypto.PublicKey, 
 	return publicKey(module, session, handle, kind)
 }
 
-// login opens a session that may write, and logs in.
+// login opens a read-write session and logs in.
 func (t *Token) login(module *pkcs11.Ctx) (pkcs11.SessionHandle, error) {
 	slots, err := module.GetSlotList(true)
 	if err != nil {
@@ -99,8 +99,8 @@ func (t *Token) login(module *pkcs11.Ctx) (pkcs11.SessionHandle, error) {
 	return 0, fmt.Errorf("none of %d tokens is labelled %q", len(slots), t.Label)
 }
 
-// attributes are those that the ceremony asks for, apart from what the kind of token
-// does not let one say.
+// attributes returns the attributes that the ceremony sets, without those that this kind of token
+// does not accept.
 func (t *Token) attributes(kind keyKind, label string, id []byte) (public,
 	private []*pkcs11.Attribute) {
 	a := pkcs11.NewAttribute
@@ -119,7 +119,7 @@ func (t *Token) attributes(kind keyKind, label string, id []byte) (public,
 	return slices.DeleteFunc(public, unsaid), slices.DeleteFunc(private, unsaid)
 }
 
-// errPoint says that the token made a key, and that its public half cannot be read.
+// errPoint means that the token created a key whose public key cannot be read.
 var errPoint = errors.New("CKA_EC_POINT is no octet string in DER")
 
 func publicKey(module *pkcs11.Ctx, session pkcs11.SessionHandle, handle pkcs11.ObjectHandle,

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// NewNSS makes a token of NSS, behind p11-kit's proxy: NSS must be given its directory
-// when it is initialised, which the proxy does and an ordinary application does not.
+// NewNSS creates a token of NSS behind p11-kit's proxy. NSS needs its directory when it is
+// initialized; the proxy passes it, an ordinary application does not.
 func NewNSS(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "nss", Label: "NSS Certificate DB", PIN: "7341-user", Can: Capabilities{
 		KeyTypes: allKeyTypes, WrongPINs: neverLocks, Sessions: 0,
@@ -49,8 +49,8 @@ func setNSS(ctx context.Context, t *Token) (err error) {
 		"certPrefix='' keyPrefix='' secmod='secmod.db' flags=\n", library, database))
 }
 
-// configureP11Kit has p11-kit's proxy show the tokens of that module alone. For root that
-// is possible only in the system's own directory, because p11-kit does not read root's.
+// configureP11Kit makes p11-kit's proxy show only the tokens of this module. For root only the
+// system's directory can do that, because p11-kit does not read root's own.
 func (t *Token) configureP11Kit(module string) error {
 	config := "/etc/pkcs11"
 	if os.Getuid() != 0 {

@@ -10,8 +10,8 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// NewP11Kit makes a token of SoftHSM behind p11-kit's server, which the client's module
-// reaches through a socket: so it has a process of its own, as a network HSM has.
+// NewP11Kit creates a token of SoftHSM behind p11-kit's server, which the client module reaches
+// through a socket. So the token has its own process, like a network HSM.
 func NewP11Kit(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "p11-kit", Label: label, Can: Capabilities{
 		KeyTypes: allKeyTypes, Local: true, KnowsOldPIN: true, WrongPINs: softHSMShowsTries,
@@ -43,7 +43,7 @@ func setP11Kit(ctx context.Context, t *Token) (err error) {
 	})
 }
 
-// removeFiles removes files that may not be there.
+// removeFiles removes files that may be missing.
 func removeFiles(paths ...string) error {
 	var errs []error
 	for _, path := range paths {

@@ -13,8 +13,8 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// Each test signature is announced before it is made, and what may not be announced is not made:
-// then the token holds the key, and signs nothing.
+// Each test signature is recorded before it is made. If it cannot be recorded it is not made: then
+// the key is available, and signs nothing.
 func TestTestSignaturesAreAnnounced(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		public := generateRSA(t, token, "ca")
@@ -53,7 +53,7 @@ func TestTestSignaturesAreAnnounced(t *testing.T) {
 			t.Errorf("%d signatures; announced were %v, before which there were %v", n, announced,
 				before)
 		}
-		for range 20 { // who asks all the time has nothing signed
+		for range 20 { // a poller gets no signature
 			must.OK(t, key.Look(t.Context()))
 		}
 		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 2 {

@@ -15,7 +15,7 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// behind puts a shim before the token, for the product to load in its place.
+// behind puts a shim before the token, which the product loads instead.
 func behind(t *testing.T, token *tokens.Token) *pkcs11shim.Shim {
 	t.Helper()
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
@@ -41,8 +41,9 @@ func calls(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 	return calls
 }
 
-// The ceremony makes a key of each type that the token has; it signs, and cannot leave. Where the
-// token takes no word on decrypting, the key may decrypt too, and the ceremony reports it.
+// The ceremony creates a key of each type that the token supports. The key signs, and cannot leave
+// the token. If the token does not accept CKA_DECRYPT the key may decrypt too, and the ceremony
+// reports that.
 func TestCeremony(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		for _, keyType := range token.Can.KeyTypes {
@@ -78,7 +79,8 @@ func TestCeremony(t *testing.T) {
 	})
 }
 
-// A token that has no such keys reports that, and what it made of one anyway.
+// If the token does not support a type of key the ceremony reports that, and the key that exists
+// anyway.
 func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		for keyType := range token.Can.Refuses {
@@ -94,7 +96,7 @@ func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 	})
 }
 
-// hold opens a ceremony for one thing.
+// hold opens a ceremony for one action.
 func hold(t *testing.T, c hsm.Config, do func(*hsm.Ceremony) (hsm.KeyPair, error)) hsm.KeyPair {
 	t.Helper()
 	ceremony, err := hsm.OpenCeremony(t.Context(), c)

@@ -13,7 +13,7 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// quirky is a fresh SoftHSM token with a key, behind a shim.
+// quirky returns a new SoftHSM token with a key, behind a shim.
 func quirky(t *testing.T, keyType string) (*pkcs11shim.Shim, hsm.Config, crypto.PublicKey) {
 	t.Helper()
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
@@ -33,7 +33,7 @@ func requireUnder(t *testing.T, s *pkcs11shim.Shim, rule pkcs11shim.Rule) {
 	}
 }
 
-// Some modules end the texts of a token with NULs, and p11tool writes those into its URIs.
+// Some modules pad a token's texts with NULs, and p11tool writes these into its URIs.
 func TestTextsThatEndWithNUL(t *testing.T) {
 	s, c, public := quirky(t, "ecdsa-p256")
 	for _, rule := range []pkcs11shim.Rule{pkcs11shim.PadWithNUL(), pkcs11shim.PadWithRubbish()} {
@@ -49,7 +49,7 @@ func TestTextsThatEndWithNUL(t *testing.T) {
 	}
 }
 
-// A signature in the wrong form is reported as that, and not as another key's.
+// A signature in the wrong form is reported as such, and not as another key's.
 func TestSignaturesInTheWrongForm(t *testing.T) {
 	for _, q := range []struct {
 		keyType, says string
@@ -77,7 +77,7 @@ func TestSignaturesInTheWrongForm(t *testing.T) {
 	}
 }
 
-// One signature in the wrong form costs another try: some modules drop leading zeros.
+// A single signature in the wrong form causes another try: some modules drop leading zeros.
 func TestOneSignatureInTheWrongForm(t *testing.T) {
 	s, c, public := quirky(t, "ecdsa-p256")
 	key := newKey(t, c, public)
@@ -90,7 +90,7 @@ func TestOneSignatureInTheWrongForm(t *testing.T) {
 	}
 }
 
-// A public key is read however the module wraps its point.
+// A public key is readable in each encoding of its point that modules use.
 func TestPointsOfModules(t *testing.T) {
 	for _, keyType := range []string{"ed25519", "ecdsa-p256", "ecdsa-p521"} {
 		s, c, public := quirky(t, keyType)

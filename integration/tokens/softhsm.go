@@ -8,21 +8,21 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// label is that of every token that can choose it.
+// label is the label of every token that can choose it.
 const label = "ca"
 
-// allKeyTypes are those of the ceremony, apart from RSA-8192, which takes minutes.
+// allKeyTypes are the ceremony's types without RSA-8192, which takes minutes.
 var allKeyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072",
 	"rsa-4096"}
 
-// neverLocks is of a token that takes wrong PINs without end and shows nothing of them.
+// neverLocks is a token that accepts any number of wrong PINs and does not show them.
 var neverLocks = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT}}
 
-// softHSMShowsTries is SoftHSM: it never locks, and shows that a wrong PIN was tried.
+// softHSMShowsTries is SoftHSM, which never locks, and shows that a wrong PIN was tried.
 var softHSMShowsTries = []Answer{{Code: pkcs11.CKR_PIN_INCORRECT,
 	Flags: pkcs11.CKF_USER_PIN_COUNT_LOW}}
 
-// NewSoftHSM makes a token in files that the module reads in the application's own process.
+// NewSoftHSM creates a token in files that the module reads in the application's own process.
 func NewSoftHSM(ctx context.Context) (*Token, error) {
 	t := &Token{Name: "softhsm", Label: label, Can: Capabilities{
 		KeyTypes: allKeyTypes, Local: true, WrongPINs: softHSMShowsTries, Sessions: 0,

@@ -18,7 +18,8 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// aTrial is one on SoftHSM, which answers for all: what is counted here is what the product does.
+// aTrial returns a trial on SoftHSM. These tests count the calls of the product, so one kind of
+// token is enough.
 func aTrial(t *testing.T, timeout time.Duration) *trial {
 	t.Helper()
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
@@ -29,13 +30,13 @@ func aTrial(t *testing.T, timeout time.Duration) *trial {
 	return tr
 }
 
-// attemptsWithin is how many attempts fit into the time since then when each waits twice as long as
-// the one before, beginning with half a second; and one more, whose wait is not over.
+// attemptsWithin returns how many attempts fit into the time since then, if the pauses start at
+// half a second and double. It counts one more, whose pause is not over.
 func attemptsWithin(begun time.Time) int {
 	return 2 + int(math.Log2(1+time.Since(begun).Seconds()/0.5))
 }
 
-// ask has so many callers ask again and again until stop returns true.
+// ask runs callers that sign repeatedly until stop returns true.
 func (tr *trial) ask(callers int, stop func() bool) {
 	tr.t.Helper()
 	ctx, cancel := context.WithCancel(tr.t.Context())
@@ -62,8 +63,8 @@ const (
 	mostCredit        = 8
 )
 
-// Fifty requests that wait for a dead token cost it what one costs: a probe at a time, each later
-// than the one before.
+// Fifty requests that wait for a dead token cost as much as one: a single probe at a time, with
+// growing pauses.
 func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.storm(nil) // earns all the credit there is
@@ -81,7 +82,7 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 		time.Since(begun).Round(100*time.Millisecond), probes, len(calls))
 }
 
-// Fifty requests that wait for a token that hangs leave as many calls hanging as one does.
+// Fifty requests that wait for a hanging token leave as many hanging calls as one.
 func TestHangingTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.quiet(lost, pkcs11shim.Hang(pkcs11shim.GetTokenInfo))
@@ -95,7 +96,7 @@ func TestHangingTokenIsProbedOnce(t *testing.T) {
 	tr.quiet()
 }
 
-// A login that hangs is not made a second time, and counts as one, however often one tries.
+// A hanging login is not repeated, and counts as one, however many requests there are.
 func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
@@ -112,8 +113,7 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 	tr.quiet()
 }
 
-// A token that lets itself be connected to, and then signs for nobody, is not logged in to again
-// and again.
+// A token that accepts connections and then signs nothing is not logged in to repeatedly.
 func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	tr := aTrial(t, patient)
 	const each = 3 // the test signature calls C_Sign twice, and the caller's third call fails
@@ -135,8 +135,8 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 	}
 }
 
-// A login that fails without a reason may have been a wrong PIN, so it is not tried again soon; one
-// that fails for the device is.
+// A login that fails without a reason may have had a wrong PIN, so it is not repeated soon. One
+// that fails because of the device is.
 func TestLoginThatFailsWithoutAReason(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, c := range []struct {
@@ -167,7 +167,7 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 	}
 }
 
-// Nor is one that fails so when nobody waits for it any more.
+// A login that fails in this way after it was abandoned is not repeated soon either.
 func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
@@ -188,7 +188,7 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 	}
 }
 
-// check warns where the PIN was not looked at.
+// check warns if it could not verify the PIN.
 func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.key.Load().Close()
@@ -203,7 +203,7 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 	}
 }
 
-// One key must match, also where the module finds one at a time.
+// One key must match, even if the module returns one object at a time.
 func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.key.Load().Close()
@@ -222,8 +222,8 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	}
 }
 
-// Where the slot is named no other is asked, which may be broken; and one that is missing
-// is reported with those that exist.
+// If a slot is named no other slot is asked, since it may be broken. If the named slot is missing
+// the error lists those that exist.
 func TestNamedSlotAloneIsAsked(t *testing.T) {
 	// it has a slot without a token too
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
@@ -243,12 +243,12 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 	if err := newKey(t, c, public).Look(t.Context()); !errors.Is(err, hsm.ErrUnavailable) ||
 		!strings.Contains(err.Error(),
 			fmt.Sprintf("the module shows tokens in the slots [%d ", slot)) {
-		t.Errorf("a slot that is not there: %v", err)
+		t.Errorf("a missing slot: %v", err)
 	}
 }
 
-// A PIN that has expired may show itself as late as at a signature. It is a PIN's fault there too,
-// and costs no login.
+// A PIN that has expired may cause an error as late as at a signature. That is a PIN error too, and
+// costs no login.
 func TestPINThatExpiresInUse(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.quiet(pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
@@ -262,8 +262,8 @@ func TestPINThatExpiresInUse(t *testing.T) {
 	requireSignatures(t, tr.key.Load(), tr.public)
 }
 
-// Whatever fails on the way to a signature, the error has the code's name, what it means and what
-// to do.
+// Whatever fails during a signature, the error has the name of the code, its meaning and the
+// remedy.
 func TestErrorsTellTheWay(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, function := range []string{

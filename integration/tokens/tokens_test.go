@@ -20,18 +20,19 @@ import (
 // pinFlags are the flags that report wrong PINs.
 const pinFlags = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY | pkcs11.CKF_USER_PIN_LOCKED
 
-// keyTypes are those that every token is asked for; RSA-8192 takes minutes where it is made.
+// keyTypes are the types of key that every token is asked for. RSA-8192 takes minutes on tokens
+// that support it.
 var keyTypes = []string{"ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "rsa-2048", "rsa-3072",
 	"rsa-4096"}
 
-// forEach runs a test with a fresh token of each kind.
+// forEach runs a test with a new token of each kind.
 func forEach(t *testing.T, test func(*testing.T, *tokens.Token)) {
 	for _, kind := range tokens.All() {
 		t.Run(kind.Name, func(t *testing.T) { test(t, fresh(t, kind)) })
 	}
 }
 
-// fresh makes a token that this process can reach, and that ends with the test.
+// fresh returns a token that this process can reach until the end of the test.
 func fresh(t *testing.T, kind tokens.Kind) *tokens.Token {
 	t.Helper()
 	token, err := kind.New(t.Context())
@@ -53,13 +54,13 @@ func setenv(t *testing.T, variable string) {
 	t.Setenv(name, value)
 }
 
-// config is the product's, for a key of that label.
+// config returns the product's configuration for a key with this label.
 func config(token *tokens.Token, key string) hsm.Config {
 	return hsm.Config{Module: token.Module, Token: hsm.TokenID{Label: token.Label},
 		PIN: hsm.PIN(token.PIN).Fixed(), Key: hsm.KeyID{Label: key}}
 }
 
-// code is the CKR code in an error, or CKR_OK.
+// code returns the CKR code in an error, or CKR_OK.
 func code(t *testing.T, err error) uint {
 	t.Helper()
 	var ckr pkcs11.Error
@@ -96,8 +97,8 @@ func TestKeys(t *testing.T) {
 	})
 }
 
-// requireProof requires the attributes that say that the key cannot leave, and CKA_LOCAL
-// as the kind of token has it.
+// requireProof requires the attributes of a key that cannot leave the token, and CKA_LOCAL as its
+// kind of token sets it.
 func requireProof(t *testing.T, token *tokens.Token, key *hsm.Key) {
 	t.Helper()
 	proof, err := key.Proof(t.Context())
@@ -112,7 +113,7 @@ func requireProof(t *testing.T, token *tokens.Token, key *hsm.Key) {
 	}
 }
 
-// requireSignatures requires a signature that verifies, of every form that certificates have.
+// requireSignatures requires a valid signature of every form that certificates use.
 func requireSignatures(t *testing.T, key *hsm.Key, public crypto.PublicKey) {
 	t.Helper()
 	digest := sha256.Sum256([]byte("to be signed"))
@@ -140,7 +141,7 @@ func requireSignatures(t *testing.T, key *hsm.Key, public crypto.PublicKey) {
 	}
 }
 
-// An application talks to a token by itself, without the product.
+// An application uses a token without the product.
 type application struct {
 	*pkcs11.Ctx
 	token *tokens.Token
@@ -165,7 +166,7 @@ func newApplication(t *testing.T, token *tokens.Token) *application {
 	return a
 }
 
-// load loads and initialises the module; the error is C_Initialize's.
+// load loads and initializes the module. It returns the error of C_Initialize.
 func (a *application) load(t *testing.T) error {
 	t.Helper()
 	if a.Ctx = pkcs11.New(a.token.Module); a.Ctx == nil {
@@ -239,7 +240,7 @@ func TestSessions(t *testing.T) {
 	})
 }
 
-// generateRSA has the token make a key of the one type that every kind of token makes.
+// generateRSA creates a key of the one type that every kind of token supports.
 func generateRSA(t *testing.T, token *tokens.Token, label string) crypto.PublicKey {
 	t.Helper()
 	public, err := token.Generate("rsa-2048", label, []byte{1})
@@ -247,7 +248,7 @@ func generateRSA(t *testing.T, token *tokens.Token, label string) crypto.PublicK
 	return public
 }
 
-// loggedIn opens a session that is logged in, and finds the one private key.
+// loggedIn opens a session, logs in, and finds the only private key.
 func (a *application) loggedIn(t *testing.T) (pkcs11.SessionHandle, pkcs11.ObjectHandle) {
 	t.Helper()
 	session := a.open(t)
@@ -280,12 +281,12 @@ func requireCode(t *testing.T, what string, err error, want uint) {
 	}
 }
 
-// What an application meets whose daemon dies and comes back.
+// An application sees these errors when the token's daemon dies and comes back.
 func TestDaemonDies(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		if token.Can.Lost == nil {
 			if err := token.Kill(); !errors.Is(err, tokens.ErrNoDaemon) {
-				t.Errorf("killing a daemon that is not there: %v", err)
+				t.Errorf("killing a missing daemon: %v", err)
 			}
 			return
 		}
@@ -314,7 +315,7 @@ func TestDaemonDies(t *testing.T) {
 	})
 }
 
-// An application whose daemon hangs waits for it, and nothing is lost.
+// An application waits for a hanging daemon, and nothing is lost.
 func TestDaemonHangs(t *testing.T) {
 	forEach(t, func(t *testing.T, token *tokens.Token) {
 		if token.Can.Lost == nil {

@@ -30,8 +30,8 @@ const (
 	callers    = 8
 )
 
-// A trial is the key "ca" on one token behind a shim, which faults befall one after another. The
-// token holds the key "other" too.
+// A trial is the key "ca" on one token behind a shim, on which faults occur one after another. The
+// token has the key "other" too.
 type trial struct {
 	t       *testing.T
 	token   *tokens.Token
@@ -64,7 +64,7 @@ func newTrial(t *testing.T, token *tokens.Token, results *table) *trial {
 		results: results, pin: &pinSource{pin: hsm.PIN(token.PIN)}}
 }
 
-// A pinSource has a PIN that changes.
+// A pinSource is a source of a PIN that changes.
 type pinSource struct {
 	mu  sync.Mutex
 	pin hsm.PIN
@@ -82,7 +82,7 @@ func (s *pinSource) get() (hsm.PIN, error) {
 	return s.pin, nil
 }
 
-// open makes the key, as a process that starts. It connects when it can.
+// open opens the key, as a process does when it starts. The key connects once it can.
 func (tr *trial) open() {
 	tr.t.Helper()
 	c := config(tr.token, "ca")
@@ -96,14 +96,14 @@ func (tr *trial) open() {
 	}
 }
 
-// restart ends the key and makes another, as a supervisor does with a process.
+// restart closes the key and opens another, as a supervisor restarts a process.
 func (tr *trial) restart() {
 	tr.restarted = true
 	tr.key.Load().Close()
 	tr.open()
 }
 
-// someOf is all, or where not every fault befalls every token the first.
+// someOf returns all values or, unless every fault occurs on every token, the first two.
 func someOf[T any](tr *trial, all []T) []T {
 	if tr.token.Name == "softhsm" || os.Getenv(faultsVariable) != "" {
 		return all
@@ -116,22 +116,22 @@ func (tr *trial) calls() pkcs11shim.Calls {
 	return calls(tr.t, tr.shim)
 }
 
-// until waits for something, and ends with an error when it does not come.
+// until waits until what returns true, and returns an error if that takes too long.
 func (tr *trial) until(what func() bool) error {
 	return wait.PollUntilContextTimeout(tr.t.Context(), retryEvery, retryFor, true,
 		func(context.Context) (bool, error) { return what(), nil })
 }
 
-// quiet waits until nothing hangs any more, which would keep the module from being finalised, and
-// puts the rules in force.
+// quiet waits until no call hangs, which would keep the module from being finalized, and then sets
+// the rules.
 func (tr *trial) quiet(rules ...pkcs11shim.Rule) {
 	tr.t.Helper()
 	must.OK(tr.t, tr.until(func() bool { return tr.key.Load().Stats().Hanging == 0 }))
 	must.OK(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
 }
 
-// befall lets requests come in while a fault is there, has heal end it when it has shown itself,
-// and requires that it came, and that every request gets its signature.
+// befall causes a fault under load and calls heal, which ends the fault once it has taken effect.
+// It requires that every rule took effect, and that every request gets its signature.
 func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.quiet(rules...)
@@ -144,8 +144,8 @@ func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rul
 	return o
 }
 
-// befallAtStart is befall with a fault that is there before the key is opened, and may not show
-// itself.
+// befallAtStart is befall for a fault that exists before the key is opened, and that may have no
+// effect.
 func (tr *trial) befallAtStart(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.key.Load().Close()
@@ -154,7 +154,7 @@ func (tr *trial) befallAtStart(fault string, heal func() error, rules ...pkcs11s
 	return tr.measure(fault, heal)
 }
 
-// measure lets requests come in and records their results.
+// measure runs requests and records their outcome.
 func (tr *trial) measure(fault string, heal func() error) outcome {
 	tr.t.Helper()
 	tr.restarted = false
@@ -168,22 +168,23 @@ func (tr *trial) measure(fault string, heal func() error) outcome {
 	return o
 }
 
-// ownFaults is how many calls failed in addition to those that were made to: some tokens have
+// ownFaults returns how many calls failed in addition to the injected faults: some tokens have
 // faults of their own under load.
 func (tr *trial) ownFaults(made int) int {
 	calls := tr.calls()
 	return len(calls) - len(calls.With(pkcs11.CKR_OK)) - made
 }
 
-// An outcome is the result of the requests that met a fault.
+// An outcome is the outcome of the requests during a fault.
 type outcome struct {
 	requests, attempts, logins, lost, wrong int // attempts of the slowest
 	restarted                               bool
 	last                                    error
 }
 
-// storm makes requests at once, each tried again until it is signed, as the controller does: one of
-// each caller, or one after another until the fault is over and one more.
+// storm runs concurrent requests, each retried until it is signed, as the controller does. Without
+// heal each caller makes one request. Otherwise the callers continue until heal has returned, and
+// make one more.
 func (tr *trial) storm(heal func() error) (o outcome) {
 	ctx, cancel := context.WithTimeout(tr.t.Context(), retryFor)
 	defer cancel()
@@ -224,7 +225,7 @@ func (o outcome) and(one outcome) outcome {
 	}
 }
 
-// request asks for one signature until it comes.
+// request retries one signature until it succeeds.
 func (tr *trial) request(ctx context.Context, i int) outcome {
 	o := outcome{requests: 1}
 	digest := sha256.Sum256(fmt.Appendf(nil, "request %d", i))
@@ -257,9 +258,9 @@ func verifies(public crypto.PublicKey, digest, signature []byte) bool {
 	return false
 }
 
-// changePIN sets another PIN in a session next to the product's. Of most modules there is one in a
-// process, which the product has initialised and logged in to; p11-kit's each have another for each
-// who loads them.
+// changePIN changes the PIN in a session of its own. Most modules exist once in a process, and the
+// product has initialized this one and logged in. p11-kit's modules have a separate state for each
+// user of the library.
 func changePIN(t *testing.T, token *tokens.Token, fresh string) {
 	t.Helper()
 	module := pkcs11.New(token.Module)

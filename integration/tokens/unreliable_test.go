@@ -12,7 +12,7 @@ import (
 	"hsm-signer/integration/pkcs11shim"
 )
 
-// passing are faults that hit one call, of any function, after which calls succeed again.
+// passing returns rules that make one call fail, of any function. Later calls succeed.
 func passing() []pkcs11shim.Rule {
 	var rules []pkcs11shim.Rule
 	for _, code := range []uint{
@@ -24,8 +24,8 @@ func passing() []pkcs11shim.Rule {
 	return append(rules, pkcs11shim.CloseSessions(pkcs11shim.Any))
 }
 
-// A token that was missing, and in which the first call after each wait fails, is found again: one
-// fault does not end an attempt to connect.
+// A token was unavailable, and the first call after each pause fails. The product finds the token
+// again: one fault does not end an attempt to connect.
 func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 	tr := aTrial(t, patient)
 	sign := func() error {
@@ -55,8 +55,8 @@ func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
 // six faults. A connection takes a dozen calls, so occasionally a request meets six in a row.
 const mostTries = 3
 
-// Faults that each hit one call of forty lose no request, and hardly ever cost one more than
-// another try on the spot. What a fault of C_Login costs has tests of its own.
+// If one call of forty fails no request is lost, and nearly all succeed with an immediate retry.
+// Faults of C_Login have their own tests.
 func TestUnreliableToken(t *testing.T) {
 	tr := aTrial(t, patient)
 	const every, rounds = 40, 8
@@ -80,7 +80,8 @@ func TestUnreliableToken(t *testing.T) {
 	}
 }
 
-// A login that may have failed for the PIN is made once, however often the token has signed before.
+// A login that may have failed because of the PIN is tried once, however often the token has signed
+// before.
 func TestCreditDoesNotPayForLogins(t *testing.T) {
 	tr := aTrial(t, patient)
 	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_PIN_INCORRECT,

@@ -1,6 +1,6 @@
 // Package results keeps the figures of benchmarks in one JSON file.
 //
-// Duty: turn what was measured into figures, and add them to those of earlier runs.
+// Duty: turn what was measured into figures, and write them into the file of earlier runs.
 //
 // Contract: the file is an object with one line for each key, sorted. A run replaces the keys that
 // it measured and no other, so a part of the benchmarks can be run alone.
@@ -19,10 +19,10 @@ import (
 	"strconv"
 )
 
-// digits is how many significant digits of a value are kept.
+// digits is the number of significant digits of a value.
 const digits = 4
 
-// A Figure says what the runs of one benchmark measured.
+// A Figure has the measurements of the runs of one benchmark.
 type Figure struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
@@ -89,7 +89,7 @@ func render(all map[string]Figure) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// replace puts the text in place of the file at once, so that a run that is cut off leaves either.
+// replace replaces the file atomically, so that an interrupted run leaves the old or the new file.
 func replace(path string, text []byte) error {
 	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {

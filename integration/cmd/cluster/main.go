@@ -54,9 +54,8 @@ func run(ctx context.Context, args []string) error {
 	return fmt.Errorf("unknown command %q; %s", args[0], usage)
 }
 
-// up starts the cluster in dir unless it runs, and prints what a shell needs to
-// use it, and nothing else, on standard output: its kubeconfig, and where there is
-// no kubectl the one that was built.
+// up starts the cluster in dir unless it runs. It prints only shell commands on standard output:
+// the kubeconfig, and the PATH of the built kubectl if there is no other.
 func up(ctx context.Context, dir string) error {
 	cluster, err := testenv.StartCluster(ctx,
 		testenv.ClusterOptions{Dir: dir, Detach: true, Progress: os.Stderr})
@@ -75,8 +74,8 @@ func up(ctx context.Context, dir string) error {
 	return nil
 }
 
-// repository is the nearest directory, from the working directory upwards, that
-// holds this module in integration.
+// repository returns the nearest parent of the working directory that has this module in
+// integration.
 func repository() (string, error) {
 	start, err := os.Getwd()
 	if err != nil {

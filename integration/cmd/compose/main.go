@@ -1,10 +1,10 @@
-// Command compose is what docker-compose.yml needs in addition to hsm-signer: it makes the secrets
-// of the API server, gives hsm-signer its rights there, and is the pods that ask.
+// Command compose does what docker-compose.yml needs in addition to hsm-signer: it creates the secrets
+// of the API server, gives hsm-signer its rights, and runs the pods that request certificates.
 //
-//	compose secrets DIR                     make what the API server is started with
+//	compose secrets DIR                     create the files that the API server needs
 //	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's kubeconfig
-//	compose client DIR URL CA               let pods and impostors ask; exit 0 when all went as it should
-//	compose binaries OUT                    put kube-apiserver and etcd into the directory OUT
+//	compose client DIR URL CA               run pods and impostors; exit 0 if all answers are right
+//	compose binaries OUT                    copy kube-apiserver and etcd into the directory OUT
 //
 // DIR is the API server's directory, URL where it listens, CA the file with the CA's certificate.
 package main
@@ -44,7 +44,7 @@ func run(ctx context.Context, args []string) error {
 	return errUsage
 }
 
-// authorize gives hsm-signer its rights, and Calico's pods theirs.
+// authorize gives hsm-signer and Calico's pods their rights.
 func authorize(ctx context.Context, dir, url, rbac, kubeconfig string) error {
 	cluster, err := testenv.Attach(ctx, dir, url)
 	if err != nil {
@@ -67,7 +67,7 @@ func authorize(ctx context.Context, dir, url, rbac, kubeconfig string) error {
 	return testenv.WriteKubeconfig(kubeconfig, cluster.ConfigFor(token))
 }
 
-// client lets everyone ask.
+// client runs all requesters.
 func client(ctx context.Context, dir, url, ca string) error {
 	cluster, err := testenv.Attach(ctx, dir, url)
 	if err != nil {
@@ -89,7 +89,7 @@ func client(ctx context.Context, dir, url, ca string) error {
 	return demo.Judge(out, outcomes)
 }
 
-// binaries builds the servers, where they are not built yet, and copies them.
+// binaries copies the servers, and builds them if they are missing.
 func binaries(ctx context.Context, out string) error {
 	bin, err := testenv.Binaries(ctx, os.Stderr)
 	if err != nil {

@@ -1,9 +1,9 @@
-// Command demo shows hsm-signer's main job on real parts, all of them on this
-// machine: an API server with its etcd, a SoftHSM token, pods of Calico's
-// service accounts that ask as Calico's init container does, and impostors.
+// Command demo shows hsm-signer's main job on this machine: a real API server with its etcd, a
+// SoftHSM token, pods of Calico's service accounts that request certificates like Calico's init
+// container, and impostors.
 //
-// It ends with 0 only when everyone got what they should. With KEEP=1 it goes
-// on until it is interrupted, and says how to look around.
+// It exits with 0 only if every requester got the right answer. With KEEP=1 it continues until it
+// is interrupted, and prints commands for looking around.
 package main
 
 import (
@@ -59,7 +59,7 @@ func run(ctx context.Context, _ []string) (err error) {
 	return demo.Judge(out, outcomes)
 }
 
-// serve has the ceremony make a CA, checks every precondition and starts the daemon.
+// serve creates a CA, checks every precondition and starts the daemon.
 func serve(ctx context.Context, out *demo.Screen, env *testenv.Env) (*testenv.Daemon, testenv.CA,
 	error) {
 	out.Step("hsm-signer ca create: the key is made in the token and never leaves it")
@@ -89,7 +89,7 @@ func serve(ctx context.Context, out *demo.Screen, env *testenv.Env) (*testenv.Da
 	return d, ca, nil
 }
 
-// lookAround says how, and waits to be interrupted.
+// lookAround prints commands for another terminal, and waits for an interrupt.
 func lookAround(ctx context.Context, out *demo.Screen, env *testenv.Env, ca testenv.CA,
 	d *testenv.Daemon) {
 	out.Step("KEEP=1: everything goes on until you press Ctrl-C. To look around, in another " +
