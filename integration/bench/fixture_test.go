@@ -78,26 +78,14 @@ func (f *fixture) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, 
 	if !a.signer {
 		return nil, func() {}
 	}
-	policy, stderr, code := f.Command(b.Context(), f.ca, nil, "policy", "show", "calico")
-	if code != 0 {
-		b.Fatalf("policy show: exit code %d: %s", code, stderr)
-	}
-	file := filepath.Join(b.TempDir(), "policy.yaml")
-	policy += "\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: 1000000}\n"
-	must.OK(b, os.WriteFile(file, []byte(policy), 0o600))
-	env = slices.Concat([]string{"POLICY_FILE=" + file, "STATE_DIR=" + f.state}, a.env, env)
-	d, err := f.Run(b.Context(), f.ca, env...)
+	policy, err := f.WithBudget(b.Context(), f.ca, testenv.LargeBudget)
+	must.OK(b, err)
+	env = slices.Concat([]string{policy, "STATE_DIR=" + f.state}, a.env, env)
+	d, err = f.Run(b.Context(), f.ca, env...)
 	must.OK(b, err)
 	must.OK(b, d.WaitReady(b.Context()))
-	return d, func() {
-		if code, err := d.Stop(); err != nil || code != 0 {
-			b.Fatalf("hsm-signer ended with code %d, %v; its log ends:\n%s", code, err,
-				tail(d.Log()))
-		}
-	}
+	return d, func() { must.OK(b, d.Shutdown()) }
 }
-
-func tail(text string) string { return text[max(0, len(text)-2000):] }
 
 // node is the component whose pods request certificates. One runs on each node.
 func node() calico.Component { return calico.OpenSource("cluster.local")[0] }

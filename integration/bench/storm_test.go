@@ -41,7 +41,7 @@ func (f *fixture) storm(b *testing.B, d *testenv.Daemon, requests int, initializ
 	asking.SetLimit(stormAskers)
 	for _, q := range prepared {
 		asking.Go(func() error {
-			requests := q.pod.Client.CertificatesV1().CertificateSigningRequests()
+			requests := q.pod.Requests()
 			_, err := requests.Create(ctx, q.request, metav1.CreateOptions{})
 			return err
 		})
@@ -96,7 +96,7 @@ func issued(ctx context.Context, d *testenv.Daemon) (total int) {
 
 // requests returns how many certificate requests the API server holds.
 func (f *fixture) requests(ctx context.Context) (int, error) {
-	requests := f.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	requests := f.Cluster.Requests()
 	list, err := requests.List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
 		return 0, err

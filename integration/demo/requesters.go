@@ -124,7 +124,7 @@ func (r requester) ask(ctx context.Context, d Demo, number int) (Outcome, error)
 	if r.change != nil {
 		r.change(csr)
 	}
-	if _, err := pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr,
+	if _, err := pod.Requests().Create(ctx, csr,
 		metav1.CreateOptions{}); err != nil {
 		return Outcome{}, err
 	}

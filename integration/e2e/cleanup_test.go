@@ -15,16 +15,11 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
-
-func allRequests() certificatesclient.CertificateSigningRequestInterface {
-	return shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
-}
 
 // answered has the cluster's admin answer a request: with a certificate and an approval, or without
 // a certificate and with a denial. It returns the name of the request.
@@ -39,11 +34,12 @@ func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
 		certificatesv1.CertificateSigningRequestCondition{
 			Type: kind, Status: corev1.ConditionTrue, Reason: "Admin",
 		})
-	csr, err := allRequests().UpdateApproval(t.Context(), csr.Name, csr, metav1.UpdateOptions{})
+	csr, err := shared.Cluster.Requests().UpdateApproval(t.Context(), csr.Name, csr,
+		metav1.UpdateOptions{})
 	must.OK(t, err)
 	if certificate != nil {
 		csr.Status.Certificate = certificate
-		_, err = allRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
+		_, err = shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
 		must.OK(t, err)
 	}
 	return csr.Name
@@ -63,9 +59,7 @@ func keptRequests(t *testing.T, s ownSigner) map[string]string {
 	must.OK(t, err)
 	must.OK(t, former.WaitReady(t.Context()))
 	kept["another journal's"] = s.issue(t)
-	if code, err := former.Stop(); err != nil || code != 0 {
-		t.Fatalf("hsm-signer ended with code %d, %v", code, err)
-	}
+	must.OK(t, former.Shutdown())
 	return kept
 }
 
@@ -105,7 +99,7 @@ func requireDeleted(t *testing.T, names ...string) {
 }
 
 func isThere(ctx context.Context, name string) (bool, error) {
-	_, err := allRequests().Get(ctx, name, metav1.GetOptions{})
+	_, err := shared.Cluster.Requests().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
@@ -130,7 +124,7 @@ func TestFinishedRequestsAreDeleted(t *testing.T) {
 	for _, name := range finished {
 		get(t, name) // fails the test if the request was deleted while the other one is open
 	}
-	must.OK(t, allRequests().Delete(t.Context(), open, metav1.DeleteOptions{}))
+	must.OK(t, shared.Cluster.Requests().Delete(t.Context(), open, metav1.DeleteOptions{}))
 	requireDeleted(t, finished...)
 	for what, name := range kept {
 		if there, err := isThere(t.Context(), name); err != nil || !there {
@@ -224,7 +218,7 @@ func allowPodsAlone(t *testing.T) {
 func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	ownSigner("another").submit(t)
 	d := startReady(t, ca)
-	all, err := allRequests().List(t.Context(), metav1.ListOptions{})
+	all, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
 	requireMetric(t, d, fmt.Sprintf("hsm_signer_requests_in_cluster %d", len(all.Items)))
 	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check")

@@ -34,7 +34,7 @@ func TestHostileRequests(t *testing.T) {
 	outcomes := map[string]int{}
 	for i, s := range samples {
 		name := fmt.Sprintf("sample-%d", i)
-		if _, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(),
+		if _, err := p.Requests().Create(t.Context(),
 			object(s, name), metav1.CreateOptions{}); err != nil {
 			outcomes[s.Verdict+": not admitted by the API server"]++
 			if s.Verdict == hostile.Accept {
@@ -65,7 +65,7 @@ func TestExaminedWithinTheBudgetAlone(t *testing.T) {
 		!strings.Contains(err.Error(), "its modulus is a prime") {
 		t.Errorf("%v", err)
 	}
-	_, err = p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(),
+	_, err = p.Requests().Create(t.Context(),
 		object(prime, "prime-2"), metav1.CreateOptions{})
 	must.OK(t, err)
 	requireEvent(t, "prime-2", "OverBudget")
@@ -94,7 +94,7 @@ func waitForAll(t *testing.T,
 	t.Helper()
 	ended := map[string]*certificatesv1.CertificateSigningRequest{}
 	must.Eventually(t, "every request to end", func(ctx context.Context) (bool, error) {
-		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx,
+		list, err := shared.Cluster.Requests().List(ctx,
 			metav1.ListOptions{})
 		if err != nil {
 			return false, err

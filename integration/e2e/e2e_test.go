@@ -61,11 +61,7 @@ func start(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Run(context.WithoutCancel(t.Context()), ca, env...)
 	must.OK(t, err)
-	t.Cleanup(func() {
-		if code, err := d.Stop(); err != nil || code != 0 {
-			t.Errorf("hsm-signer ended with code %d, %v; its log:\n%s", code, err, d.Log())
-		}
-	})
+	t.Cleanup(func() { must.OK(t, d.Shutdown()) })
 	return d
 }
 
@@ -87,11 +83,9 @@ func withPolicy(t *testing.T, text string) string {
 // withBudget returns the setting for Calico's policy with another budget.
 func withBudget(t *testing.T, budget string) string {
 	t.Helper()
-	text, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
-	if code != 0 {
-		t.Fatalf("policy show: exit code %d: %s", code, stderr)
-	}
-	return withPolicy(t, text+"\nbudget: "+budget+"\n")
+	setting, err := shared.WithBudget(t.Context(), ca, budget)
+	must.OK(t, err)
+	return setting
 }
 
 // numbers makes names unique.
@@ -233,7 +227,7 @@ func TestImpostorsAreDenied(t *testing.T) {
 // submit creates the request as the pod and returns how it was refused.
 func submit(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningRequest) error {
 	t.Helper()
-	_, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr,
+	_, err := p.Requests().Create(t.Context(), csr,
 		metav1.CreateOptions{})
 	must.OK(t, err)
 	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
@@ -254,7 +248,7 @@ func requireEvent(t *testing.T, request, reason string) {
 // get returns the request as it is now.
 func get(t *testing.T, name string) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	csr, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Get(t.Context(), name, metav1.GetOptions{})
+	csr, err := shared.Cluster.Requests().Get(t.Context(), name, metav1.GetOptions{})
 	must.OK(t, err)
 	return csr
 }
@@ -476,9 +470,7 @@ func TestShadowTouchesNothing(t *testing.T) {
 		lease, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("it has taken a lease: %v", err)
 	}
-	if code, err := d.Stop(); err != nil || code != 0 {
-		t.Errorf("hsm-signer ended with code %d, %v", code, err)
-	}
+	must.OK(t, d.Shutdown())
 	requireVerdicts(t, filepath.Join(state, journal.ShadowLog), made)
 }
 

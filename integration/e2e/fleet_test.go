@@ -17,11 +17,7 @@ func startHealer(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
 	d, err := shared.Heal(context.WithoutCancel(t.Context()), env...)
 	must.OK(t, err)
-	t.Cleanup(func() {
-		if code, err := d.Stop(); err != nil || code != 0 {
-			t.Errorf("heal ended with code %d, %v; its log:\n%s", code, err, d.Log())
-		}
-	})
+	t.Cleanup(func() { must.OK(t, d.Shutdown()) })
 	return d
 }
 

@@ -197,7 +197,7 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 // approveAt approves a request with this time of approval.
 func approveAt(t *testing.T, name string, at metav1.Time) {
 	t.Helper()
-	api := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	api := shared.Cluster.Requests()
 	csr := get(t, name)
 	csr.Status.Conditions = append(csr.Status.Conditions,
 		certificatesv1.CertificateSigningRequestCondition{

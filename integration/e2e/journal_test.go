@@ -35,9 +35,7 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 		for range 3 {
 			ask(t)
 		}
-		if code, err := d.Stop(); err != nil || code != 0 {
-			t.Errorf("hsm-signer ended with code %d, %v", code, err)
-		}
+		must.OK(t, d.Shutdown())
 	}
 	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output",
 		"json")
@@ -63,14 +61,14 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	must.OK(t, err)
 	csr.Status.Certificate, err = os.ReadFile(importKey(t, "foreign").CertFile)
 	must.OK(t, err)
-	_, err = shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
+	_, err = shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
 	must.OK(t, err)
 	requireEvent(t, csr.Name, "ForeignCertificate")
 	if after := foreign(t, d, before); after != before+1 {
 		t.Errorf("%d certificates are foreign, and %d were before", after, before)
 	}
 	must.OK(t,
-		shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(),
+		shared.Cluster.Requests().Delete(t.Context(),
 			csr.Name, metav1.DeleteOptions{}))
 }
 
@@ -205,12 +203,10 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
 	must.OK(t, err)
 	requireIssued(t, csr, asking)
-	if code, err := d.Stop(); err != nil || code != 0 {
-		t.Fatalf("hsm-signer ended with code %d, %v", code, err)
-	}
+	must.OK(t, d.Shutdown())
 	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
 	must.OK(t,
-		shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Delete(t.Context(),
+		shared.Cluster.Requests().Delete(t.Context(),
 			csr.Name, metav1.DeleteOptions{}))
 	d = startReady(t, ca, env...)
 	must.Eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
@@ -262,7 +258,5 @@ func TestJournalIsForOne(t *testing.T) {
 	must.OK(t, second.WaitNotReady(t.Context(), "[-] journal: the journal is in use"))
 	must.OK(t, first.Kill())
 	must.OK(t, second.WaitReady(t.Context()))
-	if code, err := second.Stop(); err != nil || code != 0 {
-		t.Errorf("hsm-signer ended with code %d, %v", code, err)
-	}
+	must.OK(t, second.Shutdown())
 }

@@ -63,9 +63,7 @@ func TestOneOfManyLeads(t *testing.T) {
 	if n := issuedBy(second); n != 0 {
 		t.Errorf("the other issued %d certificates too", n)
 	}
-	if code, err := first.Stop(); err != nil || code != 0 {
-		t.Errorf("the leader ended with code %d, %v; its log:\n%s", code, err, first.Log())
-	}
+	must.OK(t, first.Shutdown())
 	for _, log := range regexp.MustCompile(`"head":"([^"]*)"`).FindAllStringSubmatch(first.Log(), -1) {
 		requireWitnessed(t, state, log[1])
 	}
@@ -169,9 +167,7 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	first := one(t, state)
 	waitLeads(t, first)
 	ask(t)
-	if code, err := first.Stop(); err != nil || code != 0 {
-		t.Fatalf("hsm-signer ended with code %d, %v", code, err)
-	}
+	must.OK(t, first.Shutdown())
 	path := filepath.Join(dir, "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)
 	must.OK(t, err)

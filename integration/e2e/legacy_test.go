@@ -72,7 +72,7 @@ func encrypted(t *testing.T,
 
 func deleteRequests(t *testing.T) {
 	t.Helper()
-	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	requests := shared.Cluster.Requests()
 	must.OK(t,
 		requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
 			metav1.ListOptions{}))

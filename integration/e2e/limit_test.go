@@ -87,11 +87,11 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 func create(t *testing.T, p testenv.Pod,
 	csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	made, err := p.Client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), csr,
+	made, err := p.Requests().Create(t.Context(), csr,
 		metav1.CreateOptions{})
 	must.OK(t, err)
 	t.Cleanup(func() {
-		_ = p.Client.CertificatesV1().CertificateSigningRequests().Delete(context.Background(),
+		_ = p.Requests().Delete(context.Background(),
 			made.Name, metav1.DeleteOptions{})
 	})
 	return made

@@ -107,9 +107,7 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 			one(t)
 			return first
 		}, func(t *testing.T, first *testenv.Daemon) {
-			if code, err := first.Stop(); err != nil || code != 0 {
-				t.Errorf("the leader ended with code %d, %v; its log:\n%s", code, err, first.Log())
-			}
+			must.OK(t, first.Shutdown())
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -168,7 +166,7 @@ func requireServedAmid(t *testing.T, clients int, middle func()) {
 // waitIssued waits until the request with this name has its certificate.
 func waitIssued(t *testing.T, name string) {
 	t.Helper()
-	requests := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests()
+	requests := shared.Cluster.Requests()
 	must.Eventually(t, "the certificate of "+name, func(ctx context.Context) (bool, error) {
 		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
 		return err == nil && len(csr.Status.Certificate) > 0, err

@@ -76,7 +76,7 @@ type witness struct {
 
 func watchRequests(t *testing.T) *witness {
 	t.Helper()
-	watch, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().Watch(t.Context(), metav1.ListOptions{})
+	watch, err := shared.Cluster.Requests().Watch(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
 	w := &witness{watch: watch, ended: make(chan struct{})}
 	go func() {
@@ -105,7 +105,7 @@ func (w *witness) finish(t *testing.T, name string, p testenv.Pod) {
 // approval.
 func (w *witness) end(t *testing.T) (certificates, approvals int) {
 	t.Helper()
-	list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
+	list, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
 	must.Eventually(t, "the watch to show all states", func(context.Context) (bool, error) {
 		last := w.last.Load()

@@ -40,7 +40,7 @@ func TestManyAskAtOnce(t *testing.T) {
 
 	serials := map[string]bool{}
 	must.Eventually(t, "everyone to have a certificate", func(ctx context.Context) (bool, error) {
-		list, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx,
+		list, err := shared.Cluster.Requests().List(ctx,
 			metav1.ListOptions{})
 		if err != nil {
 			return false, err

@@ -39,9 +39,7 @@ func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 	hear("WATCHDOG=1\nSTATUS=not ready: token: ")
 	must.OK(t, shared.Token.MoveBack())
 	hear("WATCHDOG=1\nSTATUS=ready")
-	if code, err := d.Stop(); err != nil || code != 0 {
-		t.Errorf("hsm-signer ended with code %d, %v; its log:\n%s", code, err, d.Log())
-	}
+	must.OK(t, d.Shutdown())
 	hear("STOPPING=1")
 }
 

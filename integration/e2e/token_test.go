@@ -258,7 +258,7 @@ func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(),
 		metav1.ListOptions{})
 	must.OK(t, err)
-	requests, err := shared.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
+	requests, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
 	places := map[string]string{
 		"log": d.Log(), "/readyz": ready, "/metrics": d.Metrics(t.Context()),

@@ -41,7 +41,7 @@ func TestAnswerIsLost(t *testing.T) {
 	d := s.startReady(t)
 	c.ask(t, writes/2)
 	took := c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.again > 0 || a.intents != c.size() || int(lost.Load()) != writes {
@@ -147,7 +147,7 @@ func TestStorms(t *testing.T) {
 			group.Wait()
 			stopAsking()
 			r.settle(t, s, c)
-			stop(t, d)
+			must.OK(t, d.Shutdown())
 		})
 	}
 }
@@ -189,7 +189,7 @@ func TestAPIServerIsGone(t *testing.T) {
 	must.OK(t, shared.Cluster.StartAPIServer(context.Background()))
 	r.settle(t, s, c)
 	must.OK(t, d.WaitReady(t.Context()))
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 }
 
 // The node is cut off from the API server without any error on the connection.
@@ -219,5 +219,5 @@ func TestPartition(t *testing.T) {
 	c.ask(t, of(5, 20))
 	r.measured("then reset, and slow:")
 	r.settle(t, s, c)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 }

@@ -78,7 +78,7 @@ func (c *batch) askOne(ctx context.Context) (*certificatesv1.CertificateSigningR
 		return nil, err
 	}
 	at := time.Now()
-	csr, err = c.pod.Client.CertificatesV1().CertificateSigningRequests().Create(ctx, csr,
+	csr, err = c.pod.Requests().Create(ctx, csr,
 		metav1.CreateOptions{})
 	c.mu.Lock()
 	defer c.mu.Unlock()

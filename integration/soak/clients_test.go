@@ -134,7 +134,7 @@ func askAmid(t *testing.T, s *fixture, pods []load.Pod, every time.Duration,
 func (s *fixture) requireAllIssued(t *testing.T, requests int) {
 	t.Helper()
 	must.Eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
-		list, err := s.Cluster.Client().CertificatesV1().CertificateSigningRequests().List(ctx,
+		list, err := s.Cluster.Requests().List(ctx,
 			metav1.ListOptions{})
 		if err != nil {
 			return false, err

@@ -116,7 +116,7 @@ func TestDiskIsFull(t *testing.T) {
 	free()
 	must.OK(t, d.WaitReady(t.Context()))
 	took := c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, c)
 	r.measured("full with %d requests, %d of them open; signed then 0", c.size(), len(open))
 	r.measured("all issued %s after there was room, by itself; audit verify: exit code 0",
@@ -164,7 +164,7 @@ func TestDiskIsReadOnly(t *testing.T) {
 	shell(t, "mount", "-o", "loop", image, disk)
 	d = s.startReady(t)
 	took := c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	r.measured("signed while it was read-only 0; /readyz named the journal")
@@ -201,7 +201,7 @@ func TestLastLineIsTorn(t *testing.T) {
 	if !strings.Contains(d.Log(), "unfinished line, which was moved away") {
 		t.Error("the log does not report the incomplete line")
 	}
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	r.measured("line %d (%s) torn, moved away and logged; %d requests, all issued; "+
@@ -226,7 +226,7 @@ func TestByteIsChanged(t *testing.T) {
 	c := shared.newBatch(t)
 	c.ask(t, 10)
 	c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	whole := s.readFile(t)
 	changed := bytes.Clone(whole)
 	at := len(changed) / 2
@@ -242,7 +242,7 @@ func TestByteIsChanged(t *testing.T) {
 	must.OK(t, os.WriteFile(s.firstFile(), whole, 0o600))
 	must.OK(t, d.WaitReady(t.Context()))
 	took := c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, c)
 	r.measured("audit verify: exit code 2, %q", strings.TrimSpace(stderr))
 	r.measured("signed meanwhile 0; all issued %s after the byte was put back", seconds(took))
@@ -274,7 +274,7 @@ func TestRefusalsOnASmallDisk(t *testing.T) {
 	c.waitForAll(t)
 	denied := hostile.waitForDenials(t)
 	must.OK(t, d.WaitReady(t.Context()))
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, c)
 	var size int64
 	for _, name := range []string{"refusals.log", "refusals.log.1"} {

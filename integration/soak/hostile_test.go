@@ -74,7 +74,7 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	w.end(t)
 	latencies := w.latencies()
 	denied := bad.waitForDenials(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, good)
 	r.measured("%d hostile (%.0f a second), all refused; %d good (%.1f a second), lost %d", denied,
 		float64(denied)/lasted, good.size(), float64(good.size())/lasted, good.size()-len(latencies))
@@ -149,12 +149,12 @@ func TestMemory(t *testing.T) {
 	good.waitForAll(t)
 	denied := bad.waitForDenials(t)
 	peak := peakMemory(t, d)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	d = s.startReady(t) // with all of these requests in the cluster
 	good.ask(t, 10)
 	good.waitForAll(t)
 	again := peakMemory(t, d)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, good)
 	if most := max(peak, again); most > 256 {
 		t.Errorf("the peak of the memory is %d MiB", most)

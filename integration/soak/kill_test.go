@@ -33,7 +33,7 @@ func TestKilledAtRandom(t *testing.T) {
 	group.Wait()
 	d := s.startReady(t)
 	took := c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.orphans > 0 || len(a.certificates) != c.size() {
@@ -148,7 +148,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 	}
 	d := s.startReady(t)
 	c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if a.orphans > 0 || a.again != times {

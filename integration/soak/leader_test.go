@@ -160,7 +160,7 @@ func TestLeaders(t *testing.T) {
 	took := c.waitForAll(t)
 	w.end(t)
 	for _, d := range p.daemons {
-		stop(t, d)
+		must.OK(t, d.Shutdown())
 	}
 	r.measured("%d requests, all issued %s after the last came", c.size(), seconds(took))
 	r.measured("takeover: %s at most after SIGSTOP (%d), %s after kill -9 (%d), %s after "+
@@ -282,7 +282,7 @@ func TestLeaseOfAnUnknownHolder(t *testing.T) {
 		c.waitForAll(t)
 	}
 	for _, d := range p.daemons {
-		stop(t, d)
+		must.OK(t, d.Shutdown())
 	}
 	r.measured("%d writes; a replica led %s after one at most; %d requests asked for afterwards, "+
 		"all issued", times, seconds(longest(after)), c.size())

@@ -66,7 +66,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	good.ask(t, 10)
 	good.waitForAll(t)
 	metrics := d.Metrics(t.Context())
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, good)
 
 	if n := recorded(); n != 2*each {

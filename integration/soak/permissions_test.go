@@ -135,7 +135,7 @@ func TestPermissionsAreTakenAway(t *testing.T) {
 	}
 	c.waitForAll(t)
 	requireNoneRefused(t, c)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, c)
 	const hot = 50 // calls a second; retries of two requests make a few
 	if busiest > hot {

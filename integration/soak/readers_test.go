@@ -52,7 +52,7 @@ func TestSlowReaders(t *testing.T) {
 	good := shared.newBatch(t)
 	good.ask(t, 10)
 	good.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, good)
 	if failed > 0 {
 		t.Errorf("%d of %d probes of /livez failed", failed, len(took)+failed)

@@ -28,7 +28,7 @@ func TestEtcdIsRestored(t *testing.T) {
 
 	must.OK(t, restore())
 	took := c.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	must.OK(t, restore())
 	open, err := c.lost(t.Context())
 	must.OK(t, err)
@@ -46,7 +46,7 @@ func TestEtcdIsRestored(t *testing.T) {
 	late := own.newBatch(t)
 	late.ask(t, 3) // new requests are served too
 	late.waitForAll(t)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	if different > 0 || a.again > 0 || len(open) != requests {

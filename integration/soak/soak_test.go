@@ -104,17 +104,10 @@ func (s *fixture) signer(t *testing.T, env ...string) *signer {
 	dir := t.TempDir()
 	before, err := pkcs11shim.New(t.Context(), dir, s.Token.Module)
 	must.OK(t, err)
-	text, stderr, code := s.Command(t.Context(), s.ca, nil, "policy", "show", "calico")
-	if code != 0 {
-		t.Fatalf("policy show: exit code %d: %s", code, stderr)
-	}
-	policy := filepath.Join(dir, "policy.yaml")
-	must.OK(t,
-		os.WriteFile(policy,
-			[]byte(text+"\nbudget: {total: 1000000, perServiceAccount: 100%, perPod: "+
-				"1000000}\n"), 0o600))
+	policy, err := s.WithBudget(t.Context(), s.ca, testenv.LargeBudget)
+	must.OK(t, err)
 	made := &signer{fixture: s, shim: before, state: filepath.Join(dir, "state")}
-	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, "POLICY_FILE="+policy,
+	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, policy,
 		"STATE_DIR="+made.state)
 	made.env = append(made.env, env...)
 	return made
@@ -139,14 +132,6 @@ func (s *signer) startReady(t *testing.T) *testenv.Daemon {
 	d := s.start(t)
 	must.OK(t, d.WaitReady(t.Context()))
 	return d
-}
-
-// stop stops hsm-signer as a supervisor does.
-func stop(t *testing.T, d *testenv.Daemon) {
-	t.Helper()
-	if code, err := d.Stop(); err != nil || code != 0 {
-		t.Errorf("hsm-signer ended with code %d, %v", code, err)
-	}
 }
 
 // tail returns the end of a long text.

@@ -71,7 +71,7 @@ func TestUnreliableToken(t *testing.T) {
 	took := time.Since(began)
 	faults := stopFailing()
 	r.within(took, deadline)
-	stop(t, d)
+	must.OK(t, d.Shutdown())
 	a := s.account(t)
 	a.requireWhole(t, c)
 	calls, err := s.shim.Calls()

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"k8s.io/client-go/kubernetes"
+	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -92,6 +93,11 @@ func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.admin) }
 
 // Client returns the admin's client.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
+
+// Requests returns the admin's client for certificate requests.
+func (c *Cluster) Requests() certificatesclient.CertificateSigningRequestInterface {
+	return c.client.CertificatesV1().CertificateSigningRequests()
+}
 
 // Kubeconfig returns the path of the admin's kubeconfig file.
 func (c *Cluster) Kubeconfig() string { return filepath.Join(c.dir, kubeconfigFile) }

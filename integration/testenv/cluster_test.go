@@ -360,7 +360,8 @@ func TestRefusalReachesCalico(t *testing.T) {
 		}
 	})
 	later.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue, Reason: "Test"}}
-	if _, err := cluster.Client().CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), later.Name, later, metav1.UpdateOptions{}); err != nil {
+	if _, err := cluster.Requests().UpdateApproval(t.Context(), later.Name, later,
+		metav1.UpdateOptions{}); err != nil {
 		t.Error(err)
 	}
 	waiting.Wait()

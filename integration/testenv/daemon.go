@@ -190,6 +190,17 @@ func (d *Daemon) Stop() (int, error) {
 	return d.Wait()
 }
 
+// Shutdown stops the process, and returns an error with the end of its log unless it exits with 0.
+func (d *Daemon) Shutdown() error {
+	if code, err := d.Stop(); err != nil || code != 0 {
+		const tail = 4000
+		log := d.Log()
+		return fmt.Errorf("hsm-signer exited with code %d, %v; the end of its log:\n%s",
+			code, err, log[max(0, len(log)-tail):])
+	}
+	return nil
+}
+
 // Kill kills the process.
 func (d *Daemon) Kill() error {
 	if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {

@@ -55,7 +55,7 @@ type Env struct {
 	dir        string
 	binary     string
 	kubeconfig string       // of hsm-signer's service account
-	states     atomic.Int64 // number of directories for journals: each process has one
+	states     atomic.Int64 // makes names of files and directories unique
 	pods       atomic.Int64
 	addresses  atomic.Uint32
 }
@@ -187,6 +187,19 @@ func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) 
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
+
+// WithBudget writes Calico's policy with this budget to a file, and returns the setting for it.
+func (e *Env) WithBudget(ctx context.Context, ca CA, budget string) (setting string, err error) {
+	text, stderr, code := e.Command(ctx, ca, nil, "policy", "show", "calico")
+	if code != 0 {
+		return "", fmt.Errorf("hsm-signer policy show calico: exit code %d: %s", code, stderr)
+	}
+	file := filepath.Join(e.dir, fmt.Sprintf("policy-%d.yaml", e.states.Add(1)))
+	return "POLICY_FILE=" + file, os.WriteFile(file, []byte(text+"\nbudget: "+budget+"\n"), 0o600)
+}
+
+// LargeBudget is a budget that no test exhausts.
+const LargeBudget = "{total: 1000000, perServiceAccount: 100%, perPod: 1000000}"
 
 // patienceWith returns how long a command may take. Only the creation of keys is slow: SoftHSM
 // needs half a minute or several times that for an RSA-8192 key.

@@ -44,7 +44,7 @@ func PadLabels(csr *certificatesv1.CertificateSigningRequest, size int) {
 // object. It creates and deletes requests with another signer name of the same length.
 func (p Pod) LongestRequest(ctx context.Context,
 	csr *certificatesv1.CertificateSigningRequest) (int, error) {
-	requests := p.Client.CertificatesV1().CertificateSigningRequests()
+	requests := p.Requests()
 	stored := func(size int) (bool, error) {
 		padded := csr.DeepCopy()
 		padded.Spec.SignerName = "example.com/" +

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/calico"
@@ -24,6 +25,11 @@ type Pod struct {
 	Config *rest.Config
 
 	key crypto.Signer // that its certificate is for
+}
+
+// Requests returns the pod's client for certificate requests.
+func (p Pod) Requests() certificatesclient.CertificateSigningRequestInterface {
+	return p.Client.CertificatesV1().CertificateSigningRequests()
 }
 
 // PodWith returns the pod with a client of this configuration and a new P-256 key.
