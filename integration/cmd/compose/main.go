@@ -1,5 +1,6 @@
-// Command compose does what docker-compose.yml needs in addition to hsm-signer: it creates the secrets
-// of the API server, gives hsm-signer its rights, and runs the pods that request certificates.
+// Command compose does what docker-compose.yml needs in addition to hsm-signer: it creates the
+// secrets of the API server, gives hsm-signer its rights, and runs the pods that request
+// certificates.
 //
 //	compose secrets DIR                     create the files that the API server needs
 //	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's kubeconfig
