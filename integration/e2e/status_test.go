@@ -159,6 +159,7 @@ var identity = regexp.MustCompile(`"@message":"this controller leads".*"identity
 func TestStatusPageInABrowser(t *testing.T) {
 	b := newBrowser(t)
 	t.Run("well", func(t *testing.T) {
+		deleteRequests(t) // other tests may have left open ones
 		d := startReady(t, ca)
 		b.show(t, d, "nothing-yet", "All is well", "Nobody has asked", "days left")
 		askInVain(t)
