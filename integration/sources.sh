@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints one digest of all that what is shipped is built from: the files of the repository, and the programs that build it.
-# Go keeps the result of a test until a variable that the test reads has another value; so a build that nothing compiled before
-# may help, and the container images, are tested once for each state of the sources.
+# Prints a digest of everything that a release is built from: the files of the repository and the tools.
+# go test caches the result of a test until a variable that the test reads changes. So the reproducible
+# build and the container images, which take long, are tested once for each state of the sources.
 set -eu
 cd "$(dirname "$0")/.."
 {

@@ -1,8 +1,7 @@
 #!/bin/sh
-# Refuses to build a release from base images that are not pinned by digest: a tag can be moved to
-# another image. A release is vX.Y.Z, also with -alpha, -beta or -rc and what follows; other builds
-# may use tags.
-#   pinned.sh RELEASE IMAGE...          UNPINNED=allow: build a release from tags all the same
+# Fails if a release would be built from base images without a digest: a tag can be moved to another
+# image. A release is vX.Y.Z, also with a suffix of -alpha, -beta or -rc. Other builds may use tags.
+#   pinned.sh RELEASE IMAGE...          UNPINNED=allow: build a release from tags anyway
 set -eu
 release=$1
 shift

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes stand-ins for the public images that the Dockerfiles start from, where they are absent and no
-# registry can be reached: Debian from its mirror, and on top of it this machine's own Go and CA
-# certificates. Says nothing and does nothing when the images are there or can be pulled.
+# Builds replacements for the base images of the Dockerfiles if they are missing and no registry can be
+# reached: Debian from its mirror, and on top of it this machine's Go and CA certificates. Does nothing
+# if the images exist or can be pulled.
 #   stand-ins.sh [debian:bookworm-slim] [golang:1.26-bookworm]   without an argument: both
 set -eu
 

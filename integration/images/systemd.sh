@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of systemd.Dockerfile's machine. It gives systemd what it finds on a machine of its own and a
-# container lacks: mounts that reach the services (the credentials are such), and control groups to write to.
+# The first process of the machine in systemd.Dockerfile. It provides what systemd needs and a container lacks:
+# mounts that propagate to the services (such as their credentials), and writable control groups.
 set -eu
 mount --make-rshared /
 for groups in /sys/fs/cgroup /sys/fs/cgroup/*/; do

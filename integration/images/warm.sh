@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints the name of an image like golang:1.26-bookworm in which the product's modules are downloaded and
-# compiled, for BUILD_IMAGE: so that building the product's image compiles the product alone. It is made
-# anew when go.mod or go.sum change.
+# Prints the name of an image for BUILD_IMAGE: golang:1.26-bookworm with the product's modules downloaded and
+# compiled, so that building the product's image compiles only the product. The image is built again when
+# go.mod or go.sum change.
 set -eu
 cd "$(dirname "$0")/../.."
 name=hsm-signer-warm:$(cat go.mod go.sum integration/images/warm.Dockerfile | sha256sum | cut -c1-12)
