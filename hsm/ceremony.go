@@ -9,14 +9,16 @@ import (
 	"fmt"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// A Ceremony makes a key in a token, or looks one up, once, by hand. The running
-// service never uses it. It adds a key at most: it changes and deletes nothing.
+// A Ceremony creates a key in a token, or looks one up, once, for a person. The running service
+// never uses it. It adds at most one key, and changes and deletes nothing.
 type Ceremony struct {
-	config  Config
-	library *library
-	conn    *connection // nil: closed
+	config Config
+	module *module
+	conn   *connection // nil: closed
 }
 
 // OpenCeremony logs in to the token for a ceremony. Close it at the end.
@@ -29,27 +31,27 @@ func OpenCeremony(ctx context.Context, c Config) (*Ceremony, error) {
 }
 
 func (c *Ceremony) open(ctx context.Context) (err error) {
-	if c.library, err = load(ctx, c.config, &counts{}); err != nil {
+	if c.module, err = load(ctx, c.config, &counts{}); err != nil {
 		return err
 	}
-	if c.conn, err = connect(ctx, c.library, c.config); err != nil {
-		c.library.close(ctx)
+	if c.conn, err = connect(ctx, c.module, c.config); err != nil {
+		c.module.close(ctx)
 	}
 	return err
 }
 
-// Close closes the sessions and unloads the module, and reports whether it could: while a call hangs
-// in the module it cannot.
+// Close closes the sessions and unloads the module, and reports whether it could: while a call
+// hangs in the module it cannot.
 func (c *Ceremony) Close() bool {
 	if c.conn == nil {
 		return true
 	}
 	c.conn.close()
 	c.conn = nil
-	return c.library.close(context.Background())
+	return c.module.close(context.Background())
 }
 
-// A Token is what a token says of itself (PKCS#11 v2.40, CK_TOKEN_INFO).
+// A Token describes a token in its own words (PKCS#11 v2.40, CK_TOKEN_INFO).
 type Token struct {
 	Label        string `json:"label"`
 	Serial       string `json:"serial"`
@@ -64,12 +66,13 @@ func (c *Ceremony) Token() Token {
 	info := c.conn.token
 	version := func(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 	return Token{
-		Label: trim(info.Label), Serial: trim(info.SerialNumber), Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
+		Label: trim(info.Label), Serial: trim(info.SerialNumber),
+		Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
 		Hardware: version(info.HardwareVersion), Firmware: version(info.FirmwareVersion),
 	}
 }
 
-// A keyKind is a kind of key that a ceremony makes.
+// A keyKind is a kind of key that a ceremony creates.
 type keyKind struct {
 	name  string
 	curve elliptic.Curve // ECDSA
@@ -77,12 +80,14 @@ type keyKind struct {
 }
 
 var keyKinds = []keyKind{
-	{name: "ecdsa-p256", curve: elliptic.P256()}, {name: "ecdsa-p384", curve: elliptic.P384()}, {name: "ecdsa-p521", curve: elliptic.P521()},
-	{name: "rsa-2048", bits: 2048}, {name: "rsa-3072", bits: 3072}, {name: "rsa-4096", bits: 4096}, {name: "rsa-8192", bits: 8192},
+	{name: "ecdsa-p256", curve: elliptic.P256()}, {name: "ecdsa-p384",
+		curve: elliptic.P384()}, {name: "ecdsa-p521", curve: elliptic.P521()},
+	{name: "rsa-2048", bits: 2048}, {name: "rsa-3072", bits: 3072}, {name: "rsa-4096",
+		bits: 4096}, {name: "rsa-8192", bits: 8192},
 	{name: "ed25519"},
 }
 
-// KeyTypes are the types of key that [Ceremony.Generate] makes.
+// KeyTypes returns the types of key that [Ceremony.Generate] creates.
 func KeyTypes() []string {
 	names := make([]string, 0, len(keyKinds))
 	for _, kind := range keyKinds {
@@ -91,9 +96,9 @@ func KeyTypes() []string {
 	return names
 }
 
-// Generate has the token make a key pair that signs and never leaves it. There
-// must be none yet with its label or its id. A key without an id gets a random
-// one, so that its halves always belong together.
+// Generate creates a key pair in the token that signs and never leaves it. No key may have its
+// label or its id yet. A key without an id gets a random one, so that its halves always belong
+// together.
 func (c *Ceremony) Generate(ctx context.Context, keyType string) (KeyPair, error) {
 	kind, err := kindNamed(keyType)
 	if err != nil {
@@ -110,7 +115,8 @@ func (c *Ceremony) Generate(ctx context.Context, keyType string) (KeyPair, error
 		}
 	}
 	err = c.generate(ctx, kind, id)
-	if made := (*madeError)(nil); errors.As(err, &made) || errors.Is(err, errNotWaitedFor) || errors.Is(err, ErrPIN) {
+	if made := (*madeError)(nil); errors.As(err, &made) || errors.Is(err, errInterrupted) ||
+		errors.Is(err, ErrPIN) {
 		return KeyPair{}, fmt.Errorf("the %s: %w", id, err)
 	}
 	if err != nil {
@@ -118,31 +124,37 @@ func (c *Ceremony) Generate(ctx context.Context, keyType string) (KeyPair, error
 	}
 	pair, err := c.lookUp(ctx, id, nil)
 	if err != nil {
-		return KeyPair{}, fmt.Errorf("the private %s was made, but cannot be used: %w", id, err)
+		return KeyPair{}, fmt.Errorf("the private %s was created, but cannot be used: %w", id, err)
 	}
 	return pair, nil
 }
 
-// notMade says what to do where the token makes no such keys.
+// notMade returns the error for a token that did not create the key, with what to do.
 func notMade(err error, id KeyID, keyType string) error {
-	for _, code := range []uint{pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_DOMAIN_PARAMS_INVALID, pkcs11.CKR_CURVE_NOT_SUPPORTED} {
-		if is(err, code) {
-			return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token makes no keys of type %s: choose another --key-type (%v)", keyType, err)}
+	for _, code := range []uint{pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_KEY_SIZE_RANGE,
+		pkcs11.CKR_DOMAIN_PARAMS_INVALID, pkcs11.CKR_CURVE_NOT_SUPPORTED} {
+		if ckr.Is(err, code) {
+			return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token does not "+
+				"support keys of type %s: choose another --key-type (%v)", keyType, err)}
 		}
 	}
 	if refusesTemplate(err) {
-		return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token did not make the %s of type %s: %s. Choose another --key-type, or make the key with the token's own tool, not extractable, and certify it with --use-existing-key", id, keyType, explain(err))}
+		return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token did not create the "+
+			"%s of type %s: %s. Choose another --key-type, or create the key with the token's "+
+			"own tool, not extractable, and certify it with --use-existing-key",
+			id, keyType, ckr.Explain(err))}
 	}
-	return unavailable(err, "make the %s of type %s", id, keyType)
+	return unavailable(err, "create the %s of type %s", id, keyType)
 }
 
-// halfMade adds what the token kept of a key that it did not make well.
+// halfMade adds to the error whether the token kept a part of the key.
 func (c *Ceremony) halfMade(ctx context.Context, err error, id KeyID) error {
 	if c.conn == nil {
 		return err
 	}
 	if held, _ := c.holds(ctx, true, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID)); held {
-		return fmt.Errorf("%w. The token now holds an unused %s: delete it with the token's own tool", err, id)
+		return fmt.Errorf("%w. The token now holds an unused %s: delete it with the "+
+			"token's own tool", err, id)
 	}
 	return err
 }
@@ -156,7 +168,7 @@ func kindNamed(keyType string) (keyKind, error) {
 	return keyKind{}, fmt.Errorf("%q is not a key type; choose from %v", keyType, KeyTypes())
 }
 
-// requireFree refuses a label or an id that a key in the token has already: tokens
+// requireFree returns an error if a key in the token has the label or the id already: tokens
 // duplicate both silently.
 func (c *Ceremony) requireFree(ctx context.Context, id KeyID) error {
 	labelled, err := c.holds(ctx, id.Label != "", pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label))
@@ -168,20 +180,26 @@ func (c *Ceremony) requireFree(ctx context.Context, id KeyID) error {
 	case err != nil:
 		return unavailable(err, "look for the %s", id)
 	case labelled:
-		return faultf(ErrKey, "the %s holds a key labelled %q already; nothing was made. Choose another CA_KEY_LABEL, or certify that key with --use-existing-key", c.config.Token, id.Label)
+		return faultf(ErrKey, "the %s already holds a key labelled %q; nothing was created. "+
+			"Choose another CA_KEY_LABEL, or certify that key with --use-existing-key",
+			c.config.Token, id.Label)
 	case numbered:
-		return faultf(ErrKey, "the %s holds a key with id %x already; nothing was made. Choose another CA_KEY_ID, or certify that key with --use-existing-key", c.config.Token, id.ID)
+		return faultf(ErrKey, "the %s already holds a key with id %x; nothing was created. "+
+			"Choose another CA_KEY_ID, or certify that key with --use-existing-key",
+			c.config.Token, id.ID)
 	}
 	return nil
 }
 
 // holds reports whether the token holds a key, or half of one, with the attribute.
-func (c *Ceremony) holds(ctx context.Context, asked bool, attribute *pkcs11.Attribute) (bool, error) {
+func (c *Ceremony) holds(ctx context.Context, asked bool,
+	attribute *pkcs11.Attribute) (bool, error) {
 	if !asked {
 		return false, nil
 	}
 	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
-		found, err := c.conn.find(ctx, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), attribute})
+		found, err := c.conn.find(ctx,
+			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), attribute})
 		if err != nil || len(found) > 0 {
 			return len(found) > 0, err
 		}
@@ -189,8 +207,8 @@ func (c *Ceremony) holds(ctx context.Context, asked bool, attribute *pkcs11.Attr
 	return false, nil
 }
 
-// Existing looks up the one key that the configuration names. known is its public half
-// where a certificate says it, or nil; the token's own word comes first.
+// Existing looks up the one key that the configuration names. If the token has no public half,
+// Existing takes the known one, unless it is nil.
 func (c *Ceremony) Existing(ctx context.Context, known crypto.PublicKey) (KeyPair, error) {
 	return c.lookUp(ctx, c.config.Key, known)
 }

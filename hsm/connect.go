@@ -6,56 +6,60 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// All calls of one attempt to connect may take so many timeouts of one call, but not less than that long: there are
-// dozens of them, each may take its time, and the first that hangs ends the attempt anyway.
+// An attempt to connect makes dozens of calls, and the first that hangs ends it. All of them
+// together may take openTimeouts times the timeout of one call, and at least leastOpening.
 const (
 	openTimeouts = 3
 	leastOpening = time.Minute
 )
 
-// errSlow is why an attempt ends in which no call hung.
-var errSlow = errors.New("connecting to the token takes longer than three times PKCS11_TIMEOUT, although each call returns: raise PKCS11_TIMEOUT")
+// errSlow ends an attempt that takes too long although no call hangs.
+var errSlow = errors.New("connecting to the token takes too long, although every call returns: " +
+	"raise PKCS11_TIMEOUT; all calls together may take three times as long")
 
-// connect makes a new connection instead of the failed one, and goes back as far as the
-// rung says. When another caller has made one meanwhile, there is nothing to do. It is made for
-// all, so it does not end with the context of the caller that happens to make it.
-func (k *Key) connect(ctx context.Context, failed *connection, r rung) error {
-	if err := k.gate.lock(ctx); err != nil {
+// connect replaces the connection that failed, after the recovery step r. If another caller has
+// replaced it meanwhile, connect does nothing. The connection is for all callers, so it does not
+// end with the context of the one that makes it.
+func (k *Key) connect(ctx context.Context, failed *connection, r ckr.Recovery) error {
+	if err := k.lock.lock(ctx); err != nil {
 		return k.busy(err)
 	}
-	defer k.gate.unlock()
+	defer k.lock.unlock()
 	switch {
 	case k.closed:
 		return faultf(ErrUnavailable, "the key was closed")
 	case k.conn != nil && k.conn != failed:
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), max(openTimeouts*k.config.Timeout, leastOpening), errSlow)
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx),
+		max(openTimeouts*k.config.Timeout, leastOpening), errSlow)
 	defer cancel()
-	k.noteLoss()
-	if k.disconnect(); r == newModule {
+	k.countLoss()
+	if k.disconnect(); r == ckr.NewModule {
 		k.unload(ctx)
 	}
 	if err := k.mayTry(); err != nil {
 		return err
 	}
-	if pin, err := k.config.PIN(); err == nil && k.library != nil && k.library.mayKnowAnother(pin) {
+	if pin, err := k.config.PIN(); err == nil && k.module != nil && k.module.mayKnowAnother(pin) {
 		k.unload(ctx)
 	}
 	return k.tried(k.openAgain(ctx))
 }
 
-// openAgain opens a connection, and opens another one at once after a fault that may pass. The
-// first failure is free, since one fault does not mean that the token is gone. Each further one
-// costs credit, so there is a wait only for a token that fails far more often than it signs.
+// openAgain opens a connection, and after a fault that may pass it opens another one at once. The
+// first failure is free: one fault does not mean that the token is gone. Each further one costs
+// credit, so only a token that fails far more often than it signs is given a pause.
 func (k *Key) openAgain(ctx context.Context) error {
 	for free := true; ; free = false {
-		loaded := k.library != nil
+		loaded := k.module != nil
 		err := k.open(ctx)
 		if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrKey) {
-			k.unload(ctx) // some modules list their keys in C_Initialize only
+			k.unload(ctx) // some modules read their keys only in C_Initialize
 		}
 		if err == nil || !k.mayPass(err, loaded) || !free && !k.spend() {
 			return err
@@ -68,29 +72,30 @@ func (k *Key) openAgain(ctx context.Context) error {
 func (k *Key) mayPass(err error, loaded bool) bool {
 	var ckr pkcs11.Error
 	switch {
-	case k.library != nil || failedToLogIn(err) || errors.Is(err, ErrPIN):
+	case k.module != nil || failedToLogIn(err) || errors.Is(err, ErrPIN):
 		return false
 	case errors.As(err, &ckr):
 		return true
 	}
-	return loaded && errors.Is(err, ErrUnavailable) // a module that was initialised again may find the token
+	// a module that was initialised again may find the token
+	return loaded && errors.Is(err, ErrUnavailable)
 }
 
-// A signature for a caller pays for two later failures, and mostCredit is how many failures may be
-// paid for. So hsm-signer waits only for a token that fails more than twice as often as it signs.
+// Each signature for a caller earns credit for two failures, up to mostCredit. So hsm-signer pauses
+// only for a token that fails more than twice as often as it signs.
 const (
 	earned     = 2
 	mostCredit = 8
 )
 
-// earn notes a signature for a caller.
+// earn adds the credit of a signature for a caller.
 func (k *Key) earn() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.credit = min(k.credit+earned, mostCredit)
 }
 
-// spend pays for one failure and reports whether there was any.
+// spend uses the credit for one failure, and reports whether there was any.
 func (k *Key) spend() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -107,26 +112,26 @@ func failedToLogIn(err error) bool {
 	return errors.As(err, &f) && f.login
 }
 
-// mostInVain is how many connections in a row may be lost before they have signed for anybody, until one waits
-// before the next: each costs a login.
-const mostInVain = 3
+// mostUnused is how many connections in a row may be lost before they signed for a caller. Then
+// there is a pause before the next: each one costs a login.
+const mostUnused = 3
 
-// noteLoss counts the connection that is lost, if it was of use to nobody.
-func (k *Key) noteLoss() {
+// countLoss counts the connection that is lost, unless it has signed for a caller.
+func (k *Key) countLoss() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
 	case k.conn == nil:
-	case k.conn.served.Load() || time.Since(k.conn.began) > lastRetry:
-		k.inVain = 0
+	case k.conn.served.Load() || time.Since(k.conn.started) > lastRetry:
+		k.unused = 0
 	case k.credit > 0:
 		k.credit--
 	default:
-		k.inVain++
+		k.unused++
 	}
 }
 
-// disconnect closes the connection. The caller holds the lock for writing.
+// disconnect closes the connection. The caller must hold the lock for writing.
 func (k *Key) disconnect() {
 	k.good.Store(0)
 	k.pool.Store(nil)
@@ -136,15 +141,15 @@ func (k *Key) disconnect() {
 	}
 }
 
-// unload finalises the module, if no call is in flight in it.
+// unload finalises the module if no call is in flight in it.
 func (k *Key) unload(ctx context.Context) {
-	if k.library != nil && k.library.close(ctx) {
-		k.library = nil
+	if k.module != nil && k.module.close(ctx) {
+		k.module = nil
 	}
 }
 
-// mayTry refuses an attempt that is too early, or one that can only do harm: a PIN that the token
-// refused is not tried again. Another PIN is, at once.
+// mayTry returns an error if an attempt is too early, or can only do harm: a PIN that the token
+// rejected is not tried again. Another PIN is, at once.
 func (k *Key) mayTry() error {
 	now, err := k.config.PIN()
 	k.mu.Lock()
@@ -167,8 +172,9 @@ func (k *Key) mayTry() error {
 	return nil
 }
 
-// One gives up after so many attempts in a row to connect while calls hang, but not sooner than that long after the first: a
-// supervisor such as deploy/systemd's unit gives up too, when it has to start a process too often.
+// While calls hang, the key gives up after mostHungAttempts attempts in a row, but not within
+// leastHanging of the first: a supervisor such as the systemd unit gives up too if it must restart
+// a process too often.
 const (
 	mostHungAttempts = 5
 	leastHanging     = time.Minute
@@ -181,17 +187,23 @@ func (k *Key) tried(err error) error {
 	if k.hung++; k.hung == 1 {
 		k.hungSince = time.Now()
 	}
-	if err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.library != nil && k.library.undecided() {
-		k.hung = 0 // a login that may have been one with a wrong PIN does not end the process sooner than the next login
+	if err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.module != nil &&
+		k.module.undecided() {
+		// A login that may have had a wrong PIN must not be followed by a new process, which would
+		// try it again, sooner than by another try here.
+		k.hung = 0
 	}
 	if k.hung >= mostHungAttempts && time.Since(k.hungSince) >= leastHanging {
-		err = faultf(ErrHung, "the PKCS#11 module %s hangs: %d attempts to connect without its %d hanging calls failed. Restart this process, and check the token, its daemon and the network to it", k.config.Module, k.hung, k.counts.hanging.Load())
+		err = faultf(ErrHung, "the PKCS#11 module %s hangs: %d attempts to continue without the "+
+			"%d calls that have not returned failed; restart hsm-signer, and check the token, "+
+			"its daemon and the network to it",
+			k.config.Module, k.hung, k.counts.hanging.Load())
 	}
 	k.note(err)
 	return err
 }
 
-// note records the result of an attempt and when the next one may start. The caller must hold mu.
+// note keeps the result of an attempt and decides when the next may be. The caller must hold mu.
 func (k *Key) note(err error) {
 	k.last = err
 	var f *fault
@@ -199,44 +211,46 @@ func (k *Key) note(err error) {
 		k.refused = f.refused
 	}
 	switch {
-	case err == nil && k.inVain < mostInVain:
+	case err == nil && k.unused < mostUnused:
 		k.wait, k.loginWait, k.refused = 0, 0, nil
 	case err == nil:
-		k.refused, k.last = nil, faultf(ErrUnavailable, "several connections in a row failed before they had signed anything; waiting before the next attempt")
+		k.refused, k.last = nil, faultf(ErrUnavailable, "%d connections to the token in a row "+
+			"failed before they signed anything: waiting before the next", k.unused)
 		k.later(&k.wait, firstRetry, lastRetry)
-	case f != nil && f.login && mayMeanPIN(f.cause):
+	case f != nil && f.login && ckr.MayBePIN(f.cause):
 		k.later(&k.loginWait, firstLoginRetry, lastLoginRetry)
 	default:
 		k.later(&k.wait, firstRetry, lastRetry)
 	}
 }
 
-// cutOff reports whether the attempt ended in a call that might have come back: it did not hang.
+// cutOff reports whether the attempt ended in a call that might have returned: it did not hang.
 func cutOff(err error) bool {
 	abandoned := (*abandonedError)(nil)
 	return errors.As(err, &abandoned) && abandoned.early != nil
 }
 
-// later puts the next attempt off, each time for twice as long as the wait was before. The caller holds the mutex.
+// later postpones the next attempt, each time for twice as long. The caller must hold mu.
 func (k *Key) later(wait *time.Duration, first, last time.Duration) {
 	*wait = min(max(2**wait, first), last)
 	k.notYet = time.Now().Add(*wait)
 }
 
-// open makes a connection on the library, which is loaded if need be. It lives only when it holds
-// the right key and that key cannot leave.
+// open makes a connection, and loads the module if necessary. It keeps the connection only if the
+// key is the right one and cannot leave.
 func (k *Key) open(ctx context.Context) (err error) {
-	if k.library != nil && !k.library.ready {
-		if k.unload(ctx); k.library != nil {
-			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not returned from the PKCS#11 module %s yet", k.config.Module)
+	if k.module != nil && !k.module.ready {
+		if k.unload(ctx); k.module != nil {
+			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not returned "+
+				"from the PKCS#11 module %s yet", k.config.Module)
 		}
 	}
-	if k.library == nil {
-		if k.library, err = load(ctx, k.config, &k.counts); err != nil {
+	if k.module == nil {
+		if k.module, err = load(ctx, k.config, &k.counts); err != nil {
 			return err
 		}
 	}
-	conn, err := connect(ctx, k.library, k.config)
+	conn, err := connect(ctx, k.module, k.config)
 	if err != nil {
 		return err
 	}
@@ -255,11 +269,11 @@ func (k *Key) admit(ctx context.Context, conn *connection) error {
 	if err := conn.findKey(ctx, k.config.Key); err != nil {
 		return err
 	}
-	proof, err := conn.prove(ctx, conn.key)
+	attributes, err := conn.attributes(ctx, conn.key)
 	if err != nil {
 		return err
 	}
-	if err := k.judge(proof); err != nil {
+	if err := k.judge(attributes); err != nil {
 		return err
 	}
 	if err := conn.requireOneLogin(ctx, k.config.Key); err != nil {
@@ -268,13 +282,15 @@ func (k *Key) admit(ctx context.Context, conn *connection) error {
 	if err := k.signTestTwice(ctx, conn, ProbeBegin); !errors.Is(err, ErrUnproven) {
 		return err
 	}
-	return nil // it is made when it may be, before anything else is signed
+	return nil // the test signature follows before anything else is signed
 }
 
-// judge refuses a key that could leave its token.
-func (k *Key) judge(p Proof) error {
+// judge returns an error if the key could leave its token.
+func (k *Key) judge(p KeyAttributes) error {
 	if p.Holds() || k.config.AllowExtractable {
 		return nil
 	}
-	return faultf(ErrKey, "the private %s could leave the token: %s. Make a key in the token with \"hsm-signer ca create\"; for a trial, set ALLOW_EXTRACTABLE_KEY=true", k.config.Key, p)
+	return faultf(ErrKey, "the private %s could leave the token: %s. "+
+		"Create a key in the token with \"hsm-signer ca create\"; for a trial, set "+
+		"ALLOW_EXTRACTABLE_KEY=true", k.config.Key, p)
 }

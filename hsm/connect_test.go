@@ -12,14 +12,15 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// hangOn makes attempts in which a call hangs, each as soon as one may, and returns after how many and how long one gave
-// up, or that one did not within an hour.
+// hangOn makes attempts in which a call hangs, each as soon as one may, and returns after how many
+// and how long one gave up, or that one did not within an hour.
 func hangOn(k *Key, early error) (attempts int, took time.Duration, gaveUp bool) {
 	began := time.Now()
 	for time.Since(began) < time.Hour {
 		attempts++
 		k.counts.hanging.Add(1)
-		if errors.Is(k.tried(unavailable(&abandonedError{"C_Sign", k.config.Timeout, early}, "sign")), ErrHung) {
+		if errors.Is(k.tried(unavailable(&abandonedError{"C_Sign", k.config.Timeout, early},
+			"sign")), ErrHung) {
 			return attempts, time.Since(began), true
 		}
 		<-time.After(time.Until(k.notYet))
@@ -27,7 +28,8 @@ func hangOn(k *Key, early error) (attempts int, took time.Duration, gaveUp bool)
 	return attempts, time.Since(began), false
 }
 
-// A call that was cut off, since all together took too long, might have come back: the module does not hang.
+// A call that was cut off, since all together took too long, might have come back: the module does
+// not hang.
 func TestSlowIsNotHung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		if attempts, took, gaveUp := hangOn(&Key{}, errSlow); gaveUp {
@@ -36,9 +38,9 @@ func TestSlowIsNotHung(t *testing.T) {
 	})
 }
 
-// A token that hangs permanently ends the process, and the next, and so on, as long as it hangs: not so often that the unit's
-// limit of starts is reached, and nobody starts another when the token is back. What they leave hanging meanwhile is
-// not the end before that.
+// A token that hangs for good ends the process, and the next, and so on, as long as it hangs: not
+// so often that the unit's limit of starts is reached, and nobody starts another when the token is
+// back. What they leave hanging meanwhile is not the end before that.
 func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 	text, err := os.ReadFile("../deploy/systemd/hsm-signer.service")
 	must(t, err)
@@ -54,8 +56,10 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 	interval, pause := time.Duration(says("StartLimitIntervalSec"))*time.Second, time.Duration(says("RestartSec"))*time.Second
 	synctest.Test(t, func(t *testing.T) {
 		attempts, took, gaveUp := hangOn(&Key{}, nil)
-		if starts := says("StartLimitBurst"); !gaveUp || time.Duration(starts)*(took+pause) <= interval {
-			t.Errorf("one gave up: %t, after %s; %d times that are not %s", gaveUp, took, starts, interval)
+		if starts := says("StartLimitBurst"); !gaveUp ||
+			time.Duration(starts)*(took+pause) <= interval {
+			t.Errorf("one gave up: %t, after %s; %d times that are not %s", gaveUp, took, starts,
+				interval)
 		}
 		if left := 2 * attempts; left >= moreHangs { // a call each, and one that tidies up
 			t.Errorf("%d attempts leave %d calls hanging", attempts, left)
@@ -63,16 +67,19 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 	})
 }
 
-// After logins that may have been ones with a wrong PIN, and failed when nobody waited for them any more, one waits longer each
-// time, as after those that failed in time: what else fails in between does not count.
+// After logins that may have been ones with a wrong PIN, and failed when nobody waited for them any
+// more, one waits longer each time, as after those that failed in time: what else fails in between
+// does not count.
 func TestWaitsAfterLateLogins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &Key{config: Config{PIN: PIN("1234").Fixed()}}
-		for _, want := range []time.Duration{firstLoginRetry, 2 * firstLoginRetry, 4 * firstLoginRetry} {
+		for _, want := range []time.Duration{firstLoginRetry, 2 * firstLoginRetry,
+			4 * firstLoginRetry} {
 			for range 3 {
 				_ = k.tried(unavailable(&abandonedError{name: callLogin}, "log in"))
 			}
-			k.counts.failedLate.Store(loginFault("1234", TokenID{}, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)))
+			k.counts.failedLate.Store(loginFault("1234", TokenID{},
+				pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)))
 			began := time.Now()
 			for k.mayTry() != nil {
 				<-time.After(time.Second)

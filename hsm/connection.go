@@ -11,34 +11,38 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// A connection is one login to the token and one key handle, on a library that may outlive it. It
-// is not repaired: after a fault it is closed and another is made.
+// A connection is one login to the token and one key handle, on a module that may outlive it. It is
+// never repaired: after a fault it is closed and another one is made.
 type connection struct {
-	library  *library
-	timeout  time.Duration // longest wait for one call
-	slot     uint
-	token    pkcs11.TokenInfo
-	keeper   pkcs11.SessionHandle // stays open and idle, so that the login lasts
-	key      pkcs11.ObjectHandle
-	sessions *pool
+	module       *module
+	timeout      time.Duration // longest wait for one call
+	slot         uint
+	token        pkcs11.TokenInfo
+	loginSession pkcs11.SessionHandle // stays open and idle, which keeps the login
+	key          pkcs11.ObjectHandle
+	sessions     *pool
 
-	alreadyIn bool        // an application was logged in before, so the PIN was not looked at
-	hung      atomic.Bool // a call hangs on the keeper; who hangs in it closes it
+	// an application was already logged in, so the token did not check the PIN
+	alreadyIn bool
+	hung      atomic.Bool // a call hangs in the login session; the call closes it when it returns
 
-	began  time.Time   // when it was made
-	served atomic.Bool // it has signed for a caller
+	started time.Time   // when it was made
+	served  atomic.Bool // it has signed for a caller
 }
 
-// onKeeper makes a call on the session that stays. One that comes back late closes it: nobody else
-// may, while a call is in flight on it.
-func onKeeper[T any](ctx context.Context, c *connection, name string, f func() (T, error), late func(error)) (T, error) {
-	value, err := call(ctx, c.library, c.timeout, name, f, func(_ T, err error) {
+// onLoginSession makes a call in the login session. A call that returns late closes the session:
+// nothing else may while a call is in flight in it.
+func onLoginSession[T any](ctx context.Context, c *connection, name string, f func() (T, error),
+	late func(error)) (T, error) {
+	value, err := call(ctx, c.module, c.timeout, name, f, func(_ T, err error) {
 		if late != nil {
 			late(err)
 		}
-		_ = c.library.module.CloseSession(c.keeper)
+		_ = c.module.ctx.CloseSession(c.loginSession)
 	})
 	if abandoned := (*abandonedError)(nil); errors.As(err, &abandoned) {
 		c.hung.Store(true)
@@ -46,9 +50,9 @@ func onKeeper[T any](ctx context.Context, c *connection, name string, f func() (
 	return value, err
 }
 
-// connect finds the token and logs in. The key is yet to be found.
-func connect(ctx context.Context, l *library, c Config) (*connection, error) {
-	conn := &connection{library: l, timeout: c.Timeout, began: time.Now()}
+// connect finds the token and logs in. It does not look for the key.
+func connect(ctx context.Context, l *module, c Config) (*connection, error) {
+	conn := &connection{module: l, timeout: c.Timeout, started: time.Now()}
 	if err := conn.open(ctx, c); err != nil {
 		conn.close()
 		return nil, err
@@ -66,10 +70,10 @@ func (c *connection) open(ctx context.Context, config Config) error {
 	return c.start(ctx, config)
 }
 
-// start opens the session that stays and logs in.
+// start opens the login session and logs in.
 func (c *connection) start(ctx context.Context, config Config) error {
 	var err error
-	if c.keeper, err = c.openSession(ctx); err != nil {
+	if c.loginSession, err = c.openSession(ctx); err != nil {
 		return unavailable(err, "open a session with the %s", config.Token)
 	}
 	c.sessions = newPool(c, sessionLimit(config.MaxSessions, c.token.MaxSessionCount))
@@ -77,17 +81,18 @@ func (c *connection) start(ctx context.Context, config Config) error {
 }
 
 func (c *connection) openSession(ctx context.Context) (pkcs11.SessionHandle, error) {
-	return call(ctx, c.library, c.timeout, "C_OpenSession", func() (pkcs11.SessionHandle, error) {
-		return c.library.module.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION)
+	return call(ctx, c.module, c.timeout, "C_OpenSession", func() (pkcs11.SessionHandle, error) {
+		return c.module.ctx.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION)
 	}, func(session pkcs11.SessionHandle, err error) {
 		if err == nil {
-			_ = c.library.module.CloseSession(session)
+			_ = c.module.ctx.CloseSession(session)
 		}
 	})
 }
 
 func (c *connection) closeSession(session pkcs11.SessionHandle) error {
-	return c.library.do(context.Background(), closeTimeout, "C_CloseSession", func() error { return c.library.module.CloseSession(session) })
+	return c.module.do(context.Background(), closeTimeout, "C_CloseSession",
+		func() error { return c.module.ctx.CloseSession(session) })
 }
 
 // login tries the PIN once.
@@ -96,17 +101,17 @@ func (c *connection) login(ctx context.Context, config Config) error {
 	if err != nil {
 		return faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
 	}
-	_, err = onKeeper(ctx, c, callLogin, func() (struct{}, error) {
-		c.library.tries(pin)
-		c.library.counts.logins.Add(1)
-		return struct{}{}, c.library.module.Login(c.keeper, pkcs11.CKU_USER, string(pin))
+	_, err = onLoginSession(ctx, c, callLogin, func() (struct{}, error) {
+		c.module.tries(pin)
+		c.module.counts.logins.Add(1)
+		return struct{}{}, c.module.ctx.Login(c.loginSession, pkcs11.CKU_USER, string(pin))
 	}, func(err error) {
-		if isPIN(err) || mayMeanPIN(err) { // it comes late, and counts
-			c.library.counts.failedLate.Store(loginFault(pin, config.Token, err))
+		if ckr.IsPIN(err) || ckr.MayBePIN(err) { // it is late, but counts
+			c.module.counts.failedLate.Store(loginFault(pin, config.Token, err))
 		}
 	})
 	switch {
-	case is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+	case ckr.Is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
 		c.alreadyIn = true
 		return nil
 	case err == nil:
@@ -115,15 +120,19 @@ func (c *connection) login(ctx context.Context, config Config) error {
 	return loginFault(pin, config.Token, err)
 }
 
-// loginFault is the fault of a login that failed: the token did not take the PIN, or it did not come to that.
+// loginFault returns the error for a failed login: the token rejected the PIN, or did not get to
+// check it.
 func loginFault(pin PIN, token TokenID, err error) *fault {
-	if isPIN(err) {
+	if ckr.IsPIN(err) {
 		return &fault{kind: ErrPIN, refused: pin.Fixed(), cause: err, text: fmt.Sprintf(
-			"the %s refused the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before starting again, since tokens lock after a few tries", token, explain(err))}
+			"the %s rejected the PIN: %s; correct PKCS11_PIN or PKCS11_PIN_FILE before you "+
+				"start hsm-signer again: tokens lock after a few tries", token, ckr.Explain(err))}
 	}
-	f := &fault{kind: ErrUnavailable, login: true, cause: err, text: fmt.Sprintf("log in to the %s: %s", token, explain(err))}
-	if mayMeanPIN(err) {
-		f.text += fmt.Sprintf("; some modules return this for a wrong PIN, so the next attempt comes in %s at the earliest", firstLoginRetry)
+	f := &fault{kind: ErrUnavailable, login: true, cause: err,
+		text: fmt.Sprintf("log in to the %s: %s", token, ckr.Explain(err))}
+	if ckr.MayBePIN(err) {
+		f.text += fmt.Sprintf("; some modules return this for a wrong PIN, so the next attempt "+
+			"is at least %s away", firstLoginRetry)
 	}
 	return f
 }
@@ -134,7 +143,7 @@ func (c *connection) findKey(ctx context.Context, want KeyID) (err error) {
 	return err
 }
 
-// findOne requires exactly one private key that matches.
+// findOne returns the private key that matches, and an error unless exactly one does.
 func (c *connection) findOne(ctx context.Context, want KeyID) (pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}
 	if want.Label != "" {
@@ -148,48 +157,54 @@ func (c *connection) findOne(ctx context.Context, want KeyID) (pkcs11.ObjectHand
 	case err != nil:
 		return 0, unavailable(err, "look for the %s", want)
 	case len(handles) == 0:
-		return 0, faultf(ErrKey, "there is no private %s in the token; it holds %s", want, c.describeKeys(ctx))
+		return 0, faultf(ErrKey, "the token has no private %s; it holds %s", want,
+			c.describeKeys(ctx))
 	case len(handles) > 1:
-		return 0, faultf(ErrKey, "there is more than one private %s in the token; it holds %s: name one by its label and its id", want, c.describeKeys(ctx))
+		return 0, faultf(ErrKey, "the token has more than one private %s; it holds %s: "+
+			"name one by its label and its id", want, c.describeKeys(ctx))
 	}
 	return handles[0], nil
 }
 
-// requireOneLogin refuses a key that wants a login before each signature.
+// requireOneLogin returns an error if the key requires a login before each signature.
 func (c *connection) requireOneLogin(ctx context.Context, want KeyID) error {
 	value, err := c.attribute(ctx, c.key, pkcs11.CKA_ALWAYS_AUTHENTICATE)
 	if c.hung.Load() {
 		return unavailable(err, "read CKA_ALWAYS_AUTHENTICATE of the key")
 	}
 	if err == nil && len(value) == 1 && value[0] != 0 {
-		return faultf(ErrKey, "the private %s has CKA_ALWAYS_AUTHENTICATE=1: its token asks for the PIN before each signature. Make a key without it", want)
+		return faultf(ErrKey, "the private %s has CKA_ALWAYS_AUTHENTICATE=1: its token asks for "+
+			"the PIN before each signature. Create a key without it", want)
 	}
-	return nil // that the token does not know the attribute is an answer
+	return nil // a token that does not know the attribute does not require it
 }
 
-// find returns at most a few objects that match the template.
-func (c *connection) find(ctx context.Context, template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
-	m := c.library.module
-	init := func() (struct{}, error) { return struct{}{}, m.FindObjectsInit(c.keeper, template) }
-	final := func() (struct{}, error) { return struct{}{}, m.FindObjectsFinal(c.keeper) }
-	if _, err := onKeeper(ctx, c, "C_FindObjectsInit", init, nil); err != nil {
+// find returns a few objects that match the template.
+func (c *connection) find(ctx context.Context,
+	template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	m := c.module.ctx
+	init := func() (struct{}, error) {
+		return struct{}{}, m.FindObjectsInit(c.loginSession, template)
+	}
+	final := func() (struct{}, error) { return struct{}{}, m.FindObjectsFinal(c.loginSession) }
+	if _, err := onLoginSession(ctx, c, "C_FindObjectsInit", init, nil); err != nil {
 		return nil, err
 	}
 	handles, err := c.findMore(ctx)
 	if c.hung.Load() {
-		return nil, err // no other call may be made on this session
+		return nil, err // no other call may be made in this session
 	}
-	_, ended := onKeeper(ctx, c, "C_FindObjectsFinal", final, nil)
+	_, ended := onLoginSession(ctx, c, "C_FindObjectsFinal", final, nil)
 	return handles, errors.Join(err, ended)
 }
 
-// findMore asks until there are no more, or enough: a module need not find all at once that there are (PKCS#11 v2.40,
-// section 5.7, C_FindObjects).
+// findMore asks until there are no more, or enough: a module may return objects in several calls
+// (PKCS#11 v2.40, section 5.7, C_FindObjects).
 func (c *connection) findMore(ctx context.Context) (all []pkcs11.ObjectHandle, err error) {
 	const most = 32
 	for len(all) < most {
-		some, err := onKeeper(ctx, c, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
-			some, _, err := c.library.module.FindObjects(c.keeper, most-len(all))
+		some, err := onLoginSession(ctx, c, "C_FindObjects", func() ([]pkcs11.ObjectHandle, error) {
+			some, _, err := c.module.ctx.FindObjects(c.loginSession, most-len(all))
 			return some, err
 		}, nil)
 		if err != nil || len(some) == 0 {
@@ -202,7 +217,8 @@ func (c *connection) findMore(ctx context.Context) (all []pkcs11.ObjectHandle, e
 
 // describeKeys lists the private keys in the token.
 func (c *connection) describeKeys(ctx context.Context) string {
-	handles, err := c.find(ctx, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)})
+	handles, err := c.find(ctx,
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)})
 	if err != nil || len(handles) == 0 {
 		return "no private key"
 	}
@@ -220,15 +236,19 @@ func (c *connection) describeKeys(ctx context.Context) string {
 	return strings.Join(all, ", ")
 }
 
-// attribute reads one attribute; some modules refuse a whole query for one attribute that they do
+// attribute reads one attribute: some modules reject a whole query for one attribute that they do
 // not know.
-func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
+func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle,
+	kind uint) ([]byte, error) {
 	if c.hung.Load() {
-		return nil, &abandonedError{name: "an earlier call on the session that attributes are read in", timeout: c.timeout}
+		return nil, &abandonedError{name: "an earlier call in the login session",
+			timeout: c.timeout}
 	}
-	values, err := onKeeper(ctx, c, "C_GetAttributeValue", func() ([]*pkcs11.Attribute, error) {
-		return c.library.module.GetAttributeValue(c.keeper, object, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
-	}, nil)
+	values, err := onLoginSession(ctx, c, "C_GetAttributeValue",
+		func() ([]*pkcs11.Attribute, error) {
+			return c.module.ctx.GetAttributeValue(c.loginSession, object,
+				[]*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
+		}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -238,8 +258,9 @@ func (c *connection) attribute(ctx context.Context, object pkcs11.ObjectHandle, 
 	return values[0].Value, nil
 }
 
-// sign makes one signature with a key on a session of the pool.
-func (c *connection) sign(ctx context.Context, m mechanism, key pkcs11.ObjectHandle, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+// sign makes one signature with a key in a session of the pool.
+func (c *connection) sign(ctx context.Context, m mechanism, key pkcs11.ObjectHandle, digest []byte,
+	opts crypto.SignerOpts) ([]byte, error) {
 	mech, input, err := m.prepare(digest, opts)
 	if err != nil {
 		return nil, err
@@ -257,22 +278,23 @@ func (c *connection) sign(ctx context.Context, m mechanism, key pkcs11.ObjectHan
 		c.sessions.release(session)
 		return m.finish(raw)
 	case errors.As(err, &hung):
-		c.hung.Store(c.hung.Load() || session == c.keeper)
+		c.hung.Store(c.hung.Load() || session == c.loginSession)
 		c.sessions.forget(session)
 	default:
 		c.sessions.discard(session)
 	}
-	if session == c.keeper {
-		err = &keeperError{err}
+	if session == c.loginSession {
+		err = &loginSessionError{err}
 	}
 	return nil, err
 }
 
-// signOn makes both calls as one, so that a session whose answer comes late is closed once.
-func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, mech []*pkcs11.Mechanism, input []byte) ([]byte, error) {
-	m := c.library.module
+// signOn makes both calls as one, so that a session is closed once if its answer is late.
+func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle,
+	key pkcs11.ObjectHandle, mech []*pkcs11.Mechanism, input []byte) ([]byte, error) {
+	m := c.module.ctx
 	closeLate := func([]byte, error) { _ = m.CloseSession(session) }
-	return call(ctx, c.library, c.timeout, "C_Sign", func() ([]byte, error) {
+	return call(ctx, c.module, c.timeout, "C_Sign", func() ([]byte, error) {
 		if err := m.SignInit(session, mech, key); err != nil {
 			return nil, err
 		}
@@ -280,33 +302,34 @@ func (c *connection) signOn(ctx context.Context, session pkcs11.SessionHandle, k
 	}, closeLate)
 }
 
-// keeperError is a fault on the one session that there is: only another connection has another.
-type keeperError struct{ error }
+// A loginSessionError is a fault in the login session: only another connection has another one.
+type loginSessionError struct{ error }
 
 // Unwrap returns the fault.
-func (e *keeperError) Unwrap() error { return e.error }
+func (e *loginSessionError) Unwrap() error { return e.error }
 
-// close closes the connection's sessions, one by one, and with the last of them the login ends. It
-// is neither C_CloseAllSessions nor C_Logout, which would hit the next connection's if they came
-// late. What hangs ends it, and the rest is left for later.
+// close closes the connection's sessions, one by one; the login ends with the last of them. It
+// calls neither C_CloseAllSessions nor C_Logout: late, they would hit the next connection's. A call
+// that hangs ends it, and the other sessions are closed later.
 func (c *connection) close() {
-	if c.keeper == 0 {
+	if c.loginSession == 0 {
 		return
 	}
-	idle := slices.DeleteFunc(c.sessions.drain(), func(session pkcs11.SessionHandle) bool { return session == c.keeper })
+	idle := slices.DeleteFunc(c.sessions.drain(),
+		func(session pkcs11.SessionHandle) bool { return session == c.loginSession })
 	if !c.hung.Load() {
-		idle = append(idle, c.keeper)
+		idle = append(idle, c.loginSession)
 	}
-	c.library.stale = append(c.library.stale, idle...)
+	c.module.stale = append(c.module.stale, idle...)
 	c.closeStale()
 }
 
-// closeStale closes what earlier connections left open, as long as that does not hang.
+// closeStale closes the sessions that earlier connections left open, until a call hangs.
 func (c *connection) closeStale() {
 	hung := (*abandonedError)(nil)
-	for len(c.library.stale) > 0 {
-		session := c.library.stale[0]
-		c.library.stale = c.library.stale[1:]
+	for len(c.module.stale) > 0 {
+		session := c.module.stale[0]
+		c.module.stale = c.module.stale[1:]
 		if err := c.closeSession(session); errors.As(err, &hung) || errors.Is(err, ErrHung) {
 			return
 		}

@@ -8,11 +8,13 @@ import (
 
 	"github.com/eclipse-keypont/crypto11"
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// generate asks for a key that can do nothing but sign. A token that has no such keys is asked once
-// more, for one of which it is left open whether it decrypts: tpm2-pkcs11 takes "does not
-// decrypt" for "does not sign", and answers CKR_GENERAL_ERROR.
+// generate asks the token for a key that can only sign. If the token rejects the template, generate
+// asks again and leaves it to the token whether the key decrypts: tpm2-pkcs11 takes "does not
+// decrypt" for "does not sign", and returns CKR_GENERAL_ERROR.
 func (c *Ceremony) generate(ctx context.Context, kind keyKind, id KeyID) error {
 	narrow, err := newTemplates(id)
 	if err != nil {
@@ -31,12 +33,13 @@ func (c *Ceremony) generate(ctx context.Context, kind keyKind, id KeyID) error {
 	return c.generateFrom(ctx, kind, wide)
 }
 
-// refusesTemplate reports whether the token may have made no key for what was asked of it.
+// refusesTemplate reports whether the token may have rejected the attributes of the key.
 func refusesTemplate(err error) bool {
 	for _, code := range []uint{
-		pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
+		pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_TEMPLATE_INCONSISTENT,
+		pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
 	} {
-		if is(err, code) {
+		if ckr.Is(err, code) {
 			return true
 		}
 	}
@@ -59,9 +62,9 @@ func (c *Ceremony) generateFrom(ctx context.Context, kind keyKind, t templates) 
 	return c.generateEd25519(ctx, t)
 }
 
-// throughCrypto11 lets crypto11 have the module meanwhile: it initialises and finalises it
-// itself. The PIN is known to be right; crypto11 would take a wrong one for right where an
-// application is logged in already.
+// throughCrypto11 hands the module to crypto11, which initialises and finalises it itself, and then
+// takes it back. The PIN is known to be right; crypto11 accepts a wrong one if an application is
+// already logged in.
 func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Context) error) error {
 	slot := int(c.conn.slot)
 	pin, err := c.config.PIN()
@@ -69,17 +72,19 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 		return err
 	}
 	if !c.Close() {
-		return faultf(ErrUnavailable, "a call hangs in the PKCS#11 module %s, so crypto11 cannot use the module", c.config.Module)
+		return faultf(ErrUnavailable, "a call hangs in the PKCS#11 module %s, so no key can be "+
+			"created now", c.config.Module)
 	}
-	module, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot, Pin: string(pin)})
+	module, err := crypto11.Configure(&crypto11.Config{Path: c.config.Module, SlotNumber: &slot,
+		Pin: string(pin)})
 	switch {
-	case isPIN(err):
-		return loginFault(pin, c.config.Token, err) // and no other try
+	case ckr.IsPIN(err):
+		return loginFault(pin, c.config.Token, err) // it is not tried again
 	case err != nil:
 		return errors.Join(err, c.open(ctx))
 	}
 	err = waitFor(ctx, func() error { return errors.Join(do(module), module.Close()) })
-	if errors.Is(err, errNotWaitedFor) {
+	if errors.Is(err, errInterrupted) {
 		return err
 	}
 	if again := c.open(ctx); again != nil {
@@ -88,11 +93,12 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 	return err
 }
 
-// errNotWaitedFor means that the token may still make the key.
-var errNotWaitedFor = errors.New("interrupted while the token was working, so it may still make the key: look for it with the token's own tool before you try again")
+// errInterrupted is the error of a key generation that was not waited for.
+var errInterrupted = errors.New("interrupted while the token was creating the key, which it may " +
+	"still finish: look for the key with the token's own tool before you try again")
 
-// waitFor waits until the function returns or the context ends. crypto11 takes no context, and RSA keys
-// may take a token minutes, so there is no other bound.
+// waitFor waits until the function returns or the context ends. There is no other bound: crypto11
+// takes no context, and a token may need minutes for an RSA key.
 func waitFor(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -100,31 +106,32 @@ func waitFor(ctx context.Context, f func() error) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return errNotWaitedFor
+		return errInterrupted
 	}
 }
 
-// madeError says that the token could not be reached again after it was asked for a key.
+// A madeError says that the token could not be reached again after it was asked for a key.
 type madeError struct {
 	made  bool
 	cause error
 }
 
-// Error says whether there is a key.
+// Error says whether the key exists.
 func (e *madeError) Error() string {
 	if e.made {
-		return fmt.Sprintf("the key was made, but the token cannot be reached any more: %v. Go on with that key: --use-existing-key", e.cause)
+		return fmt.Sprintf("the key was created, but the token can no longer be reached: %v. "+
+			"Continue with that key: --use-existing-key", e.cause)
 	}
-	return fmt.Sprintf("the token cannot be reached any more: %v", e.cause)
+	return fmt.Sprintf("the token can no longer be reached: %v", e.cause)
 }
 
 // Unwrap returns the fault.
 func (e *madeError) Unwrap() error { return e.cause }
 
-// templates say what a key pair is to be.
+// templates are the attributes of a new key pair.
 type templates struct{ public, private crypto11.AttributeSet }
 
-// newTemplates sets every attribute that crypto11 and some tokens would leave open or too wide.
+// newTemplates sets every attribute that crypto11 and some tokens would leave unset or too wide.
 func newTemplates(id KeyID) (templates, error) {
 	t := templates{crypto11.NewAttributeSet(), crypto11.NewAttributeSet()}
 	var err error
@@ -159,18 +166,19 @@ const (
 	ckmECEdwardsKeyPairGen = 0x1055
 )
 
-// edwards25519 is the curve's name as CKA_EC_PARAMS: a PrintableString (PKCS#11 v3.0, section 2.3.10).
+// edwards25519 is the curve's name as CKA_EC_PARAMS: a PrintableString (PKCS#11 v3.0, section
+// 2.3.10).
 var edwards25519 = []byte("\x13\x0cedwards25519")
 
-// generateEd25519 makes the key with the binding: crypto11 does not know Ed25519.
+// generateEd25519 creates the key with the binding: crypto11 does not support Ed25519.
 func (c *Ceremony) generateEd25519(ctx context.Context, t templates) error {
 	public := append(t.public.ToSlice(),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, ckkECEdwards),
 		pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, edwards25519))
 	private := append(t.private.ToSlice(), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, ckkECEdwards))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmECEdwardsKeyPairGen, nil)}
-	return c.library.do(ctx, c.config.Timeout, "C_GenerateKeyPair", func() error {
-		m := c.library.module
+	return c.module.do(ctx, c.config.Timeout, "C_GenerateKeyPair", func() error {
+		m := c.module.ctx
 		session, err := m.OpenSession(c.conn.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			return err

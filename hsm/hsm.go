@@ -1,16 +1,15 @@
 // Package hsm holds the key.
 //
-// Duty: sign with the CA's private key, which stays in a PKCS#11 token; prove
-// that it cannot leave; find it again when the token comes back after it was
-// gone; and, for the ceremony alone, have the token make a key.
+// Duty: sign with the CA's private key, which stays in a PKCS#11 token; check that it cannot leave;
+// find it again after the token was gone; and, for the ceremony alone, create a key in the token.
 //
-// Contract: a [Key] never signs with a key other than the one whose public half
-// it was given: before it signs on a new connection it makes a signature over a fixed text
-// and verifies it, as it does each signature. Each of these test signatures is announced first
-// ([Config.BeforeProbe]), and what is not to be announced is not made. A PIN is tried once; after the token refused it, it is not
-// tried again by this Key. Handles and sessions do not outlive the connection that they
-// belong to. Nobody waits longer than a timeout for a call into the module, and the module is not
-// finalised while one is in flight. The PIN is in no error and no log line.
+// Contract: a [Key] never signs with another key than the one whose public half it was given.
+// Before it signs on a new connection it makes a test signature, and it verifies each signature.
+// Each test signature is announced first ([Config.BeforeProbe]); one that cannot be announced is
+// not made. A PIN is tried once: a Key never retries a PIN that the token rejected. Handles and
+// sessions do not outlive their connection. No caller waits longer than a timeout for a call into
+// the module, and the module is not finalised while a call is in flight. No error and no log line
+// contains the PIN.
 package hsm
 
 import (
@@ -20,30 +19,32 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// Config says which token and which key, and how to use them.
+// A Config names the token and the key, and how to use them.
 type Config struct {
-	Module  string    // path of the PKCS#11 library
-	Library LibraryID // what it must say of itself; mostly nothing
+	Module  string    // path of the PKCS#11 module
+	Library LibraryID // what the module must be; mostly empty
 	Token   TokenID
 	PIN     PINSource
 	Key     KeyID
 
 	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
 	Timeout          time.Duration // longest wait for a session, and for one call; 0: 10 s
-	AllowExtractable bool          // go on although the key could leave the token
+	AllowExtractable bool          // use the key even if it could leave the token
 
-	// BeforeProbe is called before each test signature, so that it can be recorded; on an error
-	// it is not made ([ErrUnproven]). nil: nobody is told. It must not call the key.
+	// BeforeProbe is called before each test signature, to record it. On an error the signature is
+	// not made ([ErrUnproven]). It may be nil, and must not call the key.
 	BeforeProbe func(ctx context.Context, when ProbeTime) error
 
-	// Signature is what test signatures are made with; it should be what
-	// certificates are. nil: SHA-256, with PKCS#1 v1.5 where the key is RSA.
+	// Signature are the options of test signatures, which should be those of certificates. nil:
+	// SHA-256, with PKCS#1 v1.5 for an RSA key.
 	Signature crypto.SignerOpts
 }
 
-// KeyID names a key in a token. All that is given must match; at least one must be given.
+// A KeyID names a key in a token. Every field that is set must match; at least one must be set.
 type KeyID struct {
 	Label string // CKA_LABEL
 	ID    []byte // CKA_ID
@@ -73,11 +74,11 @@ func (PIN) GoString() string { return "(PIN)" }
 // MarshalText hides the PIN.
 func (PIN) MarshalText() ([]byte, error) { return []byte("(PIN)"), nil }
 
-// A PINSource returns the PIN as it is now. It is asked before each login, and after the token
-// refused a PIN, to see whether there is another.
+// A PINSource returns the current PIN. It is called before each login, and after the token rejected
+// a PIN, to see whether there is another.
 type PINSource func() (PIN, error)
 
-// Fixed is the source of a PIN that does not change.
+// Fixed returns the source of a PIN that does not change.
 func (p PIN) Fixed() PINSource { return func() (PIN, error) { return p, nil } }
 
 // A ProbeTime says when a test signature is made.
@@ -89,35 +90,35 @@ const (
 	ProbeReady ProbeTime = "ready" // when someone asks whether the token can sign
 )
 
-// ProbeText is what a test signature is over; it is never a caller's.
+// ProbeText is the text of test signatures. It is never a caller's.
 const ProbeText = "hsm-signer: test signature"
 
-// What an error from this package means; use [errors.Is].
+// The kinds of errors from this package, for [errors.Is].
 var (
-	// ErrPIN: the token refused the PIN, or it would be too dangerous to try
-	// it. Nothing but a human can help: it is not tried again until its source has another.
-	ErrPIN = errors.New("the PIN was refused")
-	// ErrKey: the token is there, but the key is not the one that it
-	// should be, or it could leave the token. Nothing but a human can help.
-	ErrKey = errors.New("the key cannot be used")
+	// ErrPIN: the token rejected the PIN, or trying it would be too dangerous. Only a person can
+	// help: the PIN is not tried again until its source has another.
+	ErrPIN = errors.New("the PIN was rejected")
+	// ErrKey: the token is there, but the key is the wrong one, or it could leave the token. Only a
+	// person can help.
+	ErrKey = errors.New("the key is not acceptable")
 	// ErrUnavailable: the token is missing or does not respond. It may come back.
 	ErrUnavailable = errors.New("the token is not available")
-	// ErrUnproven: the token is logged in to and holds the key, but no test signature may be made, so that it
-	// is not known whether it signs.
+	// ErrUnproven: the token is connected and holds the key, but no test signature may be made, so
+	// it is not known whether it signs.
 	ErrUnproven = errors.New("no test signature was made")
 	// ErrHung: so many calls hang in the module that no more are made. Only another process can
 	// help.
 	ErrHung = errors.New("the PKCS#11 module hangs")
 )
 
-// fault is an error of one of the kinds above, with its own text.
+// A fault is an error of one of the kinds above, with its own text.
 type fault struct {
 	kind  error
 	text  string
-	cause error // what PKCS#11 said, if that was the reason
+	cause error // from PKCS#11, if that is the reason
 
-	refused PINSource // the PIN that the token refused, if that is what it is; a function does not show it
-	login   bool      // C_Login failed, though not for the PIN
+	refused PINSource // the PIN that the token rejected, if it did; a function does not print it
+	login   bool      // C_Login failed, but not because of the PIN
 }
 
 func (f *fault) Error() string   { return f.text }
@@ -127,37 +128,39 @@ func faultf(kind error, format string, args ...any) error {
 	return &fault{kind: kind, text: fmt.Sprintf(format, args...)}
 }
 
-// unavailable is the fault of a call that PKCS#11 did not do. A PIN that has expired may show itself as late as
-// at a signature.
+// unavailable returns the error for a call that failed in PKCS#11. An expired PIN may show as late
+// as at a signature.
 func unavailable(cause error, format string, args ...any) error {
 	kind := ErrUnavailable
-	if isPIN(cause) {
+	if ckr.IsPIN(cause) {
 		kind = ErrPIN
 	}
-	return &fault{kind: kind, text: fmt.Sprintf(format, args...) + ": " + explain(cause), cause: cause}
+	return &fault{kind: kind, text: fmt.Sprintf(format, args...) + ": " + ckr.Explain(cause),
+		cause: cause}
 }
 
-// Stats say what a [Key] did since it was made, and which sessions it has.
+// Stats count what a [Key] did since it was made, and its sessions.
 type Stats struct {
 	Signatures  int64 // that were verified, test signatures among them
 	Logins      int64 // calls of C_Login
-	Connections int64 // made, including reconnections
+	Connections int64 // that were made
 	Initialised int64 // calls of C_Initialize
-	Abandoned   int64 // calls that nobody waited for any more
-	Hanging     int64 // of these, those that have not come back yet
+	Abandoned   int64 // calls that did not return in time
+	Hanging     int64 // of these, those that have not returned yet
 	Sessions    Sessions
 }
 
-// Sessions are how many PKCS#11 sessions the connection has now; none while there is no connection. Those that
-// calls hang in are given up, and no longer among them.
+// Sessions count the PKCS#11 sessions of the connection; all are 0 while there is none. Sessions in
+// which calls hang are not counted.
 type Sessions struct {
-	Open  int // with the one that keeps the login
+	Open  int // including the login session
 	InUse int // of these, those that sign
-	Most  int // that may sign at once: what [Config] says, or less where the token allows less
+	Most  int // that may sign at once: MaxSessions, or fewer if the token allows fewer
 }
 
 type counts struct {
 	signatures, logins, connections, initialised, abandoned, hanging atomic.Int64
 
-	failedLate atomic.Pointer[fault] // a login that was abandoned has come back: the PIN is wrong, or may be
+	// of an abandoned login that returned: the PIN is or may be wrong
+	failedLate atomic.Pointer[fault]
 }

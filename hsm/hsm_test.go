@@ -34,10 +34,12 @@ func TestSessionLimitKeepsOneForTheLogin(t *testing.T) {
 		token  uint
 		want   int
 	}{
-		{16, 0, 16}, {16, ^uint(0), 16}, {4, 0, 4}, {16, 8, 7}, {4, 8, 4}, {64, 8, 7}, {16, 2, 1}, {16, 1, 1},
+		{16, 0, 16}, {16, ^uint(0), 16}, {4, 0, 4}, {16, 8, 7}, {4, 8, 4}, {64, 8, 7}, {16, 2,
+			1}, {16, 1, 1},
 	} {
 		if got := sessionLimit(c.wanted, c.token); got != c.want {
-			t.Errorf("wanted %d of a token that allows %d: %d, want %d", c.wanted, c.token, got, c.want)
+			t.Errorf("wanted %d of a token that allows %d: %d, want %d", c.wanted, c.token, got,
+				c.want)
 		}
 	}
 }
@@ -82,7 +84,8 @@ func TestDigestInfoIsPKCS1(t *testing.T) {
 			t.Errorf("%s: %v", hash, err)
 		}
 	}
-	if _, _, err := (rsaMechanism{&key.PublicKey}).prepare(make([]byte, 20), crypto.SHA1); err == nil {
+	if _, _, err := (rsaMechanism{&key.PublicKey}).prepare(make([]byte, 20),
+		crypto.SHA1); err == nil {
 		t.Error("SHA-1 is signed")
 	}
 }
@@ -108,7 +111,8 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 		t.Errorf("the signature does not verify: %v", err)
 	}
 	form := (*formError)(nil)
-	for name, wrong := range map[string][]byte{"short": raw[1:], "long": append(raw, 0), "DER": signature, "none": nil} {
+	for name, wrong := range map[string][]byte{"short": raw[1:], "long": append(raw, 0),
+		"DER": signature, "none": nil} {
 		if _, err := m.finish(wrong); !errors.As(err, &form) || errors.Is(err, ErrKey) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -124,19 +128,22 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 }
 
 func TestProofFailsClosed(t *testing.T) {
-	good := Proof{}
-	for _, a := range proofAttributes {
-		good.Attributes = append(good.Attributes, Attribute{Name: a.name, Want: a.want, Is: a.want, Known: true, Must: a.must})
+	good := KeyAttributes{}
+	for _, a := range requiredAttributes {
+		good.Attributes = append(good.Attributes,
+			Attribute{Name: a.name, Want: a.want, Is: a.want, Known: true, Must: a.must})
 	}
-	if !good.Holds() || good.Doubtful() || (Proof{}).Holds() {
+	if !good.Holds() || good.Doubtful() || (KeyAttributes{}).Holds() {
 		t.Error("the good proof must hold, and the empty one not")
 	}
 	for i := range good.Attributes {
-		for _, spoil := range []func(*Attribute){func(a *Attribute) { a.Is = !a.Is }, func(a *Attribute) { a.Known = false }} {
-			bad := Proof{Attributes: append([]Attribute(nil), good.Attributes...)}
+		for _, spoil := range []func(*Attribute){func(a *Attribute) { a.Is = !a.Is },
+			func(a *Attribute) { a.Known = false }} {
+			bad := KeyAttributes{Attributes: append([]Attribute(nil), good.Attributes...)}
 			spoil(&bad.Attributes[i])
 			if a := bad.Attributes[i]; bad.Holds() == a.Must || !bad.Doubtful() {
-				t.Errorf("%s spoiled: holds is %t, and doubtful %t", a.Name, bad.Holds(), bad.Doubtful())
+				t.Errorf("%s spoiled: holds is %t, and doubtful %t", a.Name, bad.Holds(),
+					bad.Doubtful())
 			}
 		}
 	}

@@ -14,67 +14,72 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
 // Waits between attempts to reach a missing token.
 const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 15 * time.Second
-	// After a login that may have failed for the PIN; see mayMeanPIN. Tokens lock after three to ten.
+	// After a login that may have failed because of the PIN; see [ckr.MayBePIN]. Tokens lock after
+	// three to ten.
 	firstLoginRetry = 30 * time.Second
 	lastLoginRetry  = 15 * time.Minute
 
 	defaultTimeout = 10 * time.Second
 
-	// goodFor is how long a signature shows that the token can sign.
+	// goodFor is how long a signature proves that the token can sign.
 	goodFor = 2 * time.Second
-	// goodEnough is how long it shows that to [Key.Look], as long as the token holds the key.
+	// goodEnough is how long it proves that to [Key.Healthy], while the key is there.
 	goodEnough = time.Minute
 )
 
-// A Key is the CA's private key in its token. It connects when it is first
-// needed, and again after the token was gone. It is safe for concurrent use.
+// A Key is the CA's private key in its token. It connects when it is first needed, and again after
+// the token was gone. It is safe for concurrent use.
 type Key struct {
 	config Config
 	public crypto.PublicKey
 	mech   mechanism
 
-	// Who uses the connection is in the gate; who makes or closes it, alone.
-	gate    *gate
-	library *library    // nil: not loaded
-	conn    *connection // nil: not connected
-	closed  bool
-	pool    atomic.Pointer[pool] // of the connection, for callers that must not wait
+	// Users of the connection hold the lock for reading. Who opens or closes it holds it for
+	// writing.
+	lock   lock
+	module *module     // nil: not loaded
+	conn   *connection // nil: not connected
+	closed bool
+	pool   atomic.Pointer[pool] // of the connection, for callers that do not wait
 
 	counts counts
-	began  time.Time     // an hour before the key was made: good counts from here
+	since  time.Time     // before the key was made; the monotonic clock counts from here
 	good   atomic.Int64  // when the last signature was made, in ns since then; 0: never
 	probe  chan struct{} // one test signature at a time
 
 	mu        sync.Mutex    // guards what follows
-	last      error         // why one does not connect before notYet
-	refused   PINSource     // the PIN that the token did not take; nil after it took one
+	last      error         // why there is no attempt to connect before notYet
+	refused   PINSource     // the PIN that the token rejected; nil after it accepted one
 	hung      int           // attempts in a row that left calls hanging
 	hungSince time.Time     // when the first of them had failed
 	credit    int           // signatures for callers that no failure has used up yet; see earn
-	inVain    int           // connections in a row that were lost before they had signed for anybody
+	unused    int           // connections in a row that were lost before they signed for a caller
 	wait      time.Duration // for the next attempt
-	loginWait time.Duration // for the next after a login that may have been one with a wrong PIN
+	loginWait time.Duration // for the next after a login that may have had a wrong PIN
 	notYet    time.Time     // do not try to connect before this
 }
 
-// NewKey returns the key in the token whose public half is public (the one in the CA's
-// certificate). It does not touch the token yet.
+// NewKey returns the key whose public half is public, the one in the CA's certificate. It does not
+// connect to the token.
 func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
 	mech, err := mechanismFor(public)
 	if err != nil {
 		return nil, err
 	}
 	config = config.withDefaults(public)
-	return &Key{config: config, public: public, mech: mech, gate: newGate(), began: time.Now().Add(-time.Hour), probe: make(chan struct{}, 1)}, nil
+	return &Key{config: config, public: public, mech: mech, lock: newLock(),
+		since: time.Now().Add(-time.Hour), probe: make(chan struct{}, 1)}, nil
 }
 
-// withDefaults fills in what was left open.
+// withDefaults sets the fields that have their zero value.
 func (c Config) withDefaults(public crypto.PublicKey) Config {
 	if c.Timeout <= 0 {
 		c.Timeout = defaultTimeout
@@ -94,110 +99,113 @@ func (c Config) withDefaults(public crypto.PublicKey) Config {
 // Public returns the public half.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
-// Ready returns nil if the key can sign now: it has just signed, or it signs
-// a fixed text. After a fault it connects again, when the last attempt to do so
-// was long enough ago. It fails with [ErrUnproven] where no test signature may be made.
-func (k *Key) Ready(ctx context.Context) error { return k.prove(ctx, goodFor, k.testSignature) }
+// Ready returns nil if the key can sign: it has just signed, or it now signs a fixed text. After a
+// fault it reconnects, if the last attempt was long enough ago. It fails with [ErrUnproven] if no
+// test signature may be made.
+func (k *Key) Ready(ctx context.Context) error { return k.probed(ctx, goodFor, k.testSignature) }
 
-// Look is [Key.Ready] for callers that poll: it makes a test signature at most once a minute, and in between
-// checks that the token still holds the key, as it does with [ErrUnproven].
-func (k *Key) Look(ctx context.Context) error {
-	if k.provenFor(goodEnough) {
-		return k.prove(ctx, goodFor, k.touch)
+// Healthy is [Key.Ready] for callers that poll: it makes a test signature at most once a minute,
+// and in between only checks that the key is there. With [ErrUnproven] the key is there too.
+func (k *Key) Healthy(ctx context.Context) error {
+	if k.probedWithin(goodEnough) {
+		return k.probed(ctx, goodFor, k.touch)
 	}
-	err := k.prove(ctx, goodFor, k.testSignature)
+	err := k.probed(ctx, goodFor, k.testSignature)
 	if !errors.Is(err, ErrUnproven) {
 		return err
 	}
-	if touched := k.prove(ctx, goodFor, k.touch); touched != nil {
+	if touched := k.probed(ctx, goodFor, k.touch); touched != nil {
 		return touched
 	}
 	return err
 }
 
-// prove returns nil if a signature was made within a time, or else what the look at the connection says. After a
-// fault it connects again.
-func (k *Key) prove(ctx context.Context, within time.Duration, look func(context.Context, *connection) error) error {
-	if k.provenFor(within) {
+// probed returns nil if a signature was made within the time, and else the result of look at the
+// connection. After a fault it reconnects.
+func (k *Key) probed(ctx context.Context, within time.Duration,
+	look func(context.Context, *connection) error) error {
+	if k.probedWithin(within) {
 		return nil
 	}
 	select {
 	case k.probe <- struct{}{}:
 		defer func() { <-k.probe }()
 	case <-ctx.Done():
-		return faultf(ErrUnavailable, "the token does not respond: a test signature has not returned yet")
+		return faultf(ErrUnavailable, "the token does not answer: a test signature has not "+
+			"returned yet")
 	}
-	if k.provenFor(within) {
+	if k.probedWithin(within) {
 		return nil
 	}
 	conn, err := k.connected(ctx)
 	if err == nil && conn == nil {
-		if err = k.connect(ctx, nil, newLogin); err == nil {
+		if err = k.connect(ctx, nil, ckr.NewLogin); err == nil {
 			conn, err = k.connected(ctx)
 		}
 	}
-	if err != nil || k.provenFor(within) {
+	if err != nil || k.probedWithin(within) {
 		return err
 	}
 	err = look(ctx, conn)
-	if r := rungOf(err); r > giveUp { // a test signature that fails on its session says too little
-		return k.connect(ctx, conn, max(r, newLogin))
+	if r := recoveryFrom(err); r > ckr.None { // one failure in one session proves too little
+		return k.connect(ctx, conn, max(r, ckr.NewLogin))
 	}
 	return err
 }
 
-// provenFor reports whether the last signature was made within a time.
-func (k *Key) provenFor(within time.Duration) bool {
+// probedWithin reports whether the last signature was made within the time.
+func (k *Key) probedWithin(within time.Duration) bool {
 	good := k.good.Load()
-	return good != 0 && time.Since(k.began)-time.Duration(good) < within
+	return good != 0 && time.Since(k.since)-time.Duration(good) < within
 }
 
 func (k *Key) connected(ctx context.Context) (*connection, error) {
-	if err := k.gate.enter(ctx); err != nil {
+	if err := k.lock.rLock(ctx); err != nil {
 		return nil, k.busy(err)
 	}
-	defer k.gate.leave()
+	defer k.lock.rUnlock()
 	return k.conn, nil
 }
 
-// busy is the fault of a caller that could not wait while the token is being connected.
+// busy returns the error for a caller that could not wait for the connection.
 func (k *Key) busy(err error) error {
 	return faultf(ErrUnavailable, "timed out waiting for the token connection: %v", err)
 }
 
-// testSignature makes a test signature on a connection that is in use.
+// testSignature makes a test signature on the connection.
 func (k *Key) testSignature(ctx context.Context, conn *connection) error {
 	return k.on(ctx, conn, func() error { return k.signTestTwice(ctx, conn, ProbeReady) })
 }
 
-// touch looks whether the token still has the key, and lets it be used: it reads an attribute.
+// touch checks that the token still has the key and lets it be used: it reads an attribute.
 func (k *Key) touch(ctx context.Context, conn *connection) error {
 	return k.on(ctx, conn, func() error {
 		if _, err := conn.attribute(ctx, conn.key, pkcs11.CKA_CLASS); err != nil {
-			return unavailable(err, "look at the private %s", k.config.Key)
+			return unavailable(err, "read the private %s", k.config.Key)
 		}
 		return nil
 	})
 }
 
-// on does something on a connection while it is in use.
+// on calls do while the connection cannot be replaced.
 func (k *Key) on(ctx context.Context, conn *connection, do func() error) error {
-	if err := k.gate.enter(ctx); err != nil {
+	if err := k.lock.rLock(ctx); err != nil {
 		return k.busy(err)
 	}
-	defer k.gate.leave()
+	defer k.lock.rUnlock()
 	if k.conn != conn || conn == nil {
-		return faultf(ErrUnavailable, "the token was connected again")
+		return faultf(ErrUnavailable, "the token was reconnected")
 	}
 	return do()
 }
 
-// signTest signs a fixed text, never a caller's, after it has said so. That its signature verifies shows
-// that the key belongs to the CA certificate.
+// signTest signs a fixed text, never a caller's, after it was announced. A signature that verifies
+// proves that the key is that of the CA certificate.
 func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) error {
 	if k.config.BeforeProbe != nil {
 		if err := k.config.BeforeProbe(ctx, when); err != nil {
-			return faultf(ErrUnproven, "logged in to the token, but no test signature was made: it could not be recorded: %v", err)
+			return faultf(ErrUnproven, "token connected; no test signature yet: it could not be "+
+				"recorded: %v", err)
 		}
 	}
 	_, err := k.signVerified(ctx, conn, probe(k.config.Signature), k.config.Signature)
@@ -207,7 +215,7 @@ func (k *Key) signTest(ctx context.Context, conn *connection, when ProbeTime) er
 	return err
 }
 
-// signTestTwice is signTest, and makes a second test signature if the fault may be the session's.
+// signTestTwice is signTest, with a second test signature if the fault may be the session's.
 func (k *Key) signTestTwice(ctx context.Context, conn *connection, when ProbeTime) error {
 	err := k.signTest(ctx, conn, when)
 	if retriesOnSession(err) {
@@ -216,7 +224,8 @@ func (k *Key) signTestTwice(ctx context.Context, conn *connection, when ProbeTim
 	return err
 }
 
-// probe is what a test signature of that kind is given: the digest of the text, or for Ed25519 the text itself.
+// probe returns the input of a test signature: the digest of the text, or for Ed25519 the text
+// itself.
 func probe(opts crypto.SignerOpts) []byte {
 	hash := opts.HashFunc()
 	if hash == 0 {
@@ -227,10 +236,10 @@ func probe(opts crypto.SignerOpts) []byte {
 	return h.Sum(nil)
 }
 
-// foreign is the fault of a key that is not the CA's.
+// foreign returns the error for a key that is not the CA's.
 func (k *Key) foreign(why string) error { return k.foreignFor(nil, why) }
 
-// foreignFor is foreign where PKCS#11 said so, with its code.
+// foreignFor is foreign with the code from PKCS#11.
 func (k *Key) foreignFor(cause error, why string) error {
 	const text = "the private %s is not the key of the CA certificate: %s. " +
 		"Name the key and the certificate that belong together"
@@ -266,11 +275,11 @@ func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	return s.key.sign(s.ctx, digest, opts)
 }
 
-// attempts bounds how often one signature is tried: on two connections as often as onSessions says,
-// or on more if each try costs one.
+// attempts bounds how often one signature is tried: on two connections as often as onSessions
+// allows, or on more if each try costs one.
 const attempts = 6
 
-// sign signs; after a fault it goes back as far as it must and tries again.
+// sign signs. After a fault it takes the recovery step and tries again.
 func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if err := k.Ready(ctx); err != nil {
 		return nil, err
@@ -284,31 +293,33 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		if err == nil {
 			return signature, nil
 		}
-		switch r := rungOf(err); {
-		case r == giveUp:
+		switch r := recoveryFrom(err); {
+		case r == ckr.None:
 			return nil, unavailable(err, "sign with the private %s", k.config.Key)
 		case retriesOnSession(err) && k.onSessions(retries):
 			retries++
 		default:
-			if err := k.connect(ctx, conn, max(r, newLogin)); err != nil {
+			if err := k.connect(ctx, conn, max(r, ckr.NewLogin)); err != nil {
 				return nil, fmt.Errorf("after a fault of the token: %w", err)
 			}
 			retries = 0
 		}
 	}
-	return nil, unavailable(err, "sign with the private %s, after %d attempts", k.config.Key, attempts)
+	return nil, unavailable(err, "sign with the private %s, after %d attempts", k.config.Key,
+		attempts)
 }
 
-// onSessions reports whether a signature may be tried on another session after so many retries. The
-// first is free, the second costs credit.
+// onSessions reports whether a signature may be tried in another session after so many retries. The
+// first retry is free, the second costs credit.
 func (k *Key) onSessions(retries int) bool { return retries == 0 || retries == 1 && k.spend() }
 
-// attempt signs once and returns the connection that it used.
-func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts) (*connection, []byte, error) {
-	if err := k.gate.enter(ctx); err != nil {
+// attempt signs once, and returns the connection that it used.
+func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts) (*connection,
+	[]byte, error) {
+	if err := k.lock.rLock(ctx); err != nil {
 		return nil, nil, k.busy(err)
 	}
-	defer k.gate.leave()
+	defer k.lock.rUnlock()
 	if k.conn == nil {
 		return nil, nil, faultf(ErrUnavailable, "the token is not connected")
 	}
@@ -320,16 +331,18 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 	return k.conn, signature, err
 }
 
-// signVerified signs, and lets only a signature out that verifies with the CA's public key: a
-// handle may come to name another key.
-func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+// signVerified signs, and returns only a signature that verifies with the CA's public key: a handle
+// may come to name another key.
+func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
+	opts crypto.SignerOpts) ([]byte, error) {
 	signature, err := conn.sign(ctx, k.mech, conn.key, digest, opts)
 	form := (*formError)(nil)
 	switch {
 	case errors.As(err, &form):
-		return nil, &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("sign with the private %s: %v", k.config.Key, err)}
-	case is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
-		return nil, k.foreignFor(err, "it is of another type")
+		return nil, &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("sign with the private "+
+			"%s: %v", k.config.Key, err)}
+	case ckr.Is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
+		return nil, k.foreignFor(err, "it has another type")
 	case errors.Is(err, ErrKey):
 		return nil, k.foreign(err.Error())
 	case err != nil:
@@ -338,26 +351,26 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 		return nil, k.foreign("its signature does not verify with it")
 	}
 	k.counts.signatures.Add(1)
-	k.good.Store(int64(time.Since(k.began)))
+	k.good.Store(int64(time.Since(k.since)))
 	return signature, nil
 }
 
-// Proof returns what the token says of the key's attributes; it connects if need be.
-func (k *Key) Proof(ctx context.Context) (Proof, error) {
-	if err := k.Look(ctx); err != nil && !errors.Is(err, ErrUnproven) {
-		return Proof{}, err
+// Attributes reads the key's attributes. It connects if necessary.
+func (k *Key) Attributes(ctx context.Context) (KeyAttributes, error) {
+	if err := k.Healthy(ctx); err != nil && !errors.Is(err, ErrUnproven) {
+		return KeyAttributes{}, err
 	}
-	if err := k.gate.enter(ctx); err != nil {
-		return Proof{}, k.busy(err)
+	if err := k.lock.rLock(ctx); err != nil {
+		return KeyAttributes{}, k.busy(err)
 	}
-	defer k.gate.leave()
+	defer k.lock.rUnlock()
 	if k.conn == nil {
-		return Proof{}, faultf(ErrUnavailable, "the token is not connected")
+		return KeyAttributes{}, faultf(ErrUnavailable, "the token is not connected")
 	}
-	return k.conn.prove(ctx, k.conn.key)
+	return k.conn.attributes(ctx, k.conn.key)
 }
 
-// Stats returns what the key did so far, and the sessions that it has now. It waits for nothing.
+// Stats returns the counters and the sessions. It does not wait for the token.
 func (k *Key) Stats() Stats {
 	n := &k.counts
 	stats := Stats{
@@ -370,13 +383,13 @@ func (k *Key) Stats() Stats {
 	return stats
 }
 
-// Close closes the sessions and the module permanently. It waits for callers, but not for calls that
-// hang.
+// Close closes the sessions and the module permanently. It waits for callers, but not for calls
+// that hang.
 func (k *Key) Close() {
-	if k.gate.lock(context.Background()) != nil { // nothing ends that context
+	if k.lock.lock(context.Background()) != nil { // nothing ends that context
 		return
 	}
-	defer k.gate.unlock()
+	defer k.lock.unlock()
 	k.closed = true
 	k.disconnect()
 	k.unload(context.Background())

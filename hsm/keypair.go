@@ -22,11 +22,12 @@ type KeyPair struct {
 	ID     KeyID // its label and its id, whole
 	Public crypto.PublicKey
 	Type   string      // one of [KeyTypes]
-	Uses   []Attribute // what the private half may do apart from signing
+	Uses   []Attribute // what the private half may do besides signing
 }
 
 // lookUp finds the one private key that matches, and its public half.
-func (c *Ceremony) lookUp(ctx context.Context, want KeyID, known crypto.PublicKey) (KeyPair, error) {
+func (c *Ceremony) lookUp(ctx context.Context, want KeyID,
+	known crypto.PublicKey) (KeyPair, error) {
 	if err := c.conn.findKey(ctx, want); err != nil {
 		return KeyPair{}, err
 	}
@@ -55,12 +56,13 @@ func (c *Ceremony) idOf(ctx context.Context, key pkcs11.ObjectHandle) KeyID {
 	return id
 }
 
-// useAttributes are what a CA's key does not need; that a token lets it is worth a warning.
+// useAttributes are permissions that a CA's key does not need. One that is set is worth a warning.
 var useAttributes = []struct {
 	kind uint
 	name string
 }{
-	{pkcs11.CKA_DECRYPT, "CKA_DECRYPT"}, {pkcs11.CKA_UNWRAP, "CKA_UNWRAP"}, {pkcs11.CKA_DERIVE, "CKA_DERIVE"},
+	{pkcs11.CKA_DECRYPT, "CKA_DECRYPT"}, {pkcs11.CKA_UNWRAP, "CKA_UNWRAP"}, {pkcs11.CKA_DERIVE,
+		"CKA_DERIVE"},
 }
 
 func (c *Ceremony) uses(ctx context.Context, key pkcs11.ObjectHandle) []Attribute {
@@ -73,12 +75,14 @@ func (c *Ceremony) uses(ctx context.Context, key pkcs11.ObjectHandle) []Attribut
 	return all
 }
 
-// errNoPublic: some tokens keep private keys alone.
-var errNoPublic = errors.New("its public half is not in the token: put the public key there too, with the same CKA_ID")
+// errNoPublic is the error for tokens that keep only private keys.
+var errNoPublic = errors.New("its public half is not in the token: import the public key too, " +
+	"with the same CKA_ID")
 
-// publicOf reads the public half: of the public key that belongs to the private one, or where
-// there is none of the private key itself, which RSA's tells.
-func (c *Ceremony) publicOf(ctx context.Context, private pkcs11.ObjectHandle, id KeyID) (crypto.PublicKey, error) {
+// publicOf reads the public half from the matching public key. If there is none it reads an RSA
+// key's from the private key.
+func (c *Ceremony) publicOf(ctx context.Context, private pkcs11.ObjectHandle,
+	id KeyID) (crypto.PublicKey, error) {
 	kind, err := c.conn.attribute(ctx, private, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
 		return nil, unavailable(err, "read CKA_KEY_TYPE")
@@ -88,7 +92,8 @@ func (c *Ceremony) publicOf(ctx context.Context, private pkcs11.ObjectHandle, id
 	case err != nil:
 		return nil, unavailable(err, "look for its public half")
 	case len(halves) > 1:
-		return nil, faultf(ErrKey, "there are %d public keys that could be its other half: give each pair of keys a CKA_ID of its own", len(halves))
+		return nil, faultf(ErrKey, "%d public keys could be its other half: give each key pair "+
+			"its own CKA_ID", len(halves))
 	case len(halves) == 1:
 		return c.readPublic(ctx, halves[0], number(kind))
 	case number(kind) == pkcs11.CKK_RSA:
@@ -97,10 +102,12 @@ func (c *Ceremony) publicOf(ctx context.Context, private pkcs11.ObjectHandle, id
 	return nil, errNoPublic
 }
 
-// findPublic finds the public keys with the id, and where that does not tell them apart with the
-// label too. The halves of a pair have one id; their labels may differ.
-func (c *Ceremony) findPublic(ctx context.Context, kind []byte, id KeyID) ([]pkcs11.ObjectHandle, error) {
-	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), {Type: pkcs11.CKA_KEY_TYPE, Value: kind}}
+// findPublic finds the public keys with the id, and with the label too if the id matches several.
+// The halves of a pair share an id; their labels may differ.
+func (c *Ceremony) findPublic(ctx context.Context, kind []byte,
+	id KeyID) ([]pkcs11.ObjectHandle, error) {
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
+		{Type: pkcs11.CKA_KEY_TYPE, Value: kind}}
 	label := pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label)
 	if len(id.ID) == 0 {
 		return c.conn.find(ctx, append(template, label))
@@ -113,7 +120,8 @@ func (c *Ceremony) findPublic(ctx context.Context, kind []byte, id KeyID) ([]pkc
 	return halves, err
 }
 
-func (c *Ceremony) readPublic(ctx context.Context, key pkcs11.ObjectHandle, kind uint) (crypto.PublicKey, error) {
+func (c *Ceremony) readPublic(ctx context.Context, key pkcs11.ObjectHandle,
+	kind uint) (crypto.PublicKey, error) {
 	first, second, parse := uint(pkcs11.CKA_EC_PARAMS), uint(pkcs11.CKA_EC_POINT), parseECDSA
 	switch kind {
 	case pkcs11.CKK_RSA:
@@ -122,7 +130,8 @@ func (c *Ceremony) readPublic(ctx context.Context, key pkcs11.ObjectHandle, kind
 	case ckkECEdwards:
 		parse = parseEd25519
 	default:
-		return nil, faultf(ErrKey, "it is of a type that is not supported (CKA_KEY_TYPE 0x%x): use one of %v", kind, KeyTypes())
+		return nil, faultf(ErrKey, "its type is not supported (CKA_KEY_TYPE 0x%x): use one of %v",
+			kind, KeyTypes())
 	}
 	a, err := c.conn.attribute(ctx, key, first)
 	if err != nil {
@@ -149,7 +158,8 @@ func number(value []byte) uint {
 func parseRSA(modulus, exponent []byte) (crypto.PublicKey, error) {
 	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
 	if n.Sign() == 0 || !e.IsInt64() || e.Int64() < 3 || e.Int64() >= 1<<31 {
-		return nil, faultf(ErrKey, "its public half is not an RSA key that can be used: modulus of %d bits, exponent %s", n.BitLen(), e)
+		return nil, faultf(ErrKey, "its public half is not a usable RSA key: modulus of %d bits, "+
+			"exponent %s", n.BitLen(), e)
 	}
 	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
 }
@@ -167,7 +177,8 @@ var curveIDs = []struct {
 func parseECDSA(params, point []byte) (crypto.PublicKey, error) {
 	var id asn1.ObjectIdentifier
 	if _, err := asn1.Unmarshal(params, &id); err != nil {
-		return nil, faultf(ErrKey, "its curve is not one of P-256, P-384 and P-521 (CKA_EC_PARAMS %x)", params)
+		return nil, faultf(ErrKey, "its curve is not one of P-256, P-384 and P-521 "+
+			"(CKA_EC_PARAMS %x)", params)
 	}
 	for _, known := range curveIDs {
 		if !known.id.Equal(id) {
@@ -176,19 +187,23 @@ func parseECDSA(params, point []byte) (crypto.PublicKey, error) {
 		size := (known.curve.Params().BitSize + 7) / 8
 		key, err := ecdsa.ParseUncompressedPublicKey(known.curve, unwrapPoint(point, 1+2*size))
 		if err != nil {
-			return nil, faultf(ErrKey, "its CKA_EC_POINT (%x) is not a point of %s", point, known.curve.Params().Name)
+			return nil, faultf(ErrKey, "its CKA_EC_POINT (%x) is not a point of %s", point,
+				known.curve.Params().Name)
 		}
 		return key, nil
 	}
-	return nil, faultf(ErrKey, "its curve is not one of P-256, P-384 and P-521 (object identifier %s)", id)
+	return nil, faultf(ErrKey, "its curve is not one of P-256, P-384 and P-521 (object "+
+		"identifier %s)", id)
 }
 
 func parseEd25519(params, point []byte) (crypto.PublicKey, error) {
 	point = unwrapPoint(point, ed25519.PublicKeySize)
 	// The object identifier is that of RFC 8410, section 3.
-	named := bytes.Equal(params, edwards25519) || bytes.Equal(params, []byte{asn1.TagOID, 3, 0x2b, 0x65, 0x70})
+	named := bytes.Equal(params, edwards25519) ||
+		bytes.Equal(params, []byte{asn1.TagOID, 3, 0x2b, 0x65, 0x70})
 	if !named || len(point) != ed25519.PublicKeySize {
-		return nil, faultf(ErrKey, "its curve is not edwards25519 (CKA_EC_PARAMS %x, CKA_EC_POINT of %d bytes)", params, len(point))
+		return nil, faultf(ErrKey, "its curve is not edwards25519 (CKA_EC_PARAMS %x, "+
+			"CKA_EC_POINT of %d bytes)", params, len(point))
 	}
 	return ed25519.PublicKey(point), nil
 }
@@ -198,17 +213,19 @@ func parseEd25519(params, point []byte) (crypto.PublicKey, error) {
 // return the point alone.
 func unwrapPoint(point []byte, size int) []byte {
 	var octets []byte
-	if rest, err := asn1.Unmarshal(point, &octets); err == nil && len(rest) == 0 && len(octets) == size {
+	if rest, err := asn1.Unmarshal(point, &octets); err == nil && len(rest) == 0 &&
+		len(octets) == size {
 		return octets
 	}
 	var bits asn1.BitString
-	if rest, err := asn1.Unmarshal(point, &bits); err == nil && len(rest) == 0 && bits.BitLength == 8*size {
+	if rest, err := asn1.Unmarshal(point, &bits); err == nil && len(rest) == 0 &&
+		bits.BitLength == 8*size {
 		return bits.Bytes
 	}
 	return point
 }
 
-// typeOf is the type of a key, by the name that users give it.
+// typeOf returns the type of a key, as users write it.
 func typeOf(public crypto.PublicKey) (string, error) {
 	for _, kind := range keyKinds {
 		if kind.is(public) {
@@ -219,7 +236,8 @@ func typeOf(public crypto.PublicKey) (string, error) {
 	if key, ok := public.(*rsa.PublicKey); ok {
 		what = fmt.Sprintf("RSA of %d bits", key.N.BitLen())
 	}
-	return "", faultf(ErrKey, "a CA key of this kind (%s) is not supported: use one of %v", what, KeyTypes())
+	return "", faultf(ErrKey, "a CA key of this kind (%s) is not supported: use one of %v", what,
+		KeyTypes())
 }
 
 // is reports whether the key is of this kind.

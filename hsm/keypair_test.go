@@ -37,7 +37,8 @@ func TestPublicKeysOfTokens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, form := range [][]byte{point, der(t, point), der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
+		for _, form := range [][]byte{point, der(t, point),
+			der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
 			public, err := parseECDSA(der(t, known.id), form)
 			if err != nil || !key.PublicKey.Equal(public) {
 				t.Errorf("%s: %v", known.curve.Params().Name, err)
@@ -46,13 +47,16 @@ func TestPublicKeysOfTokens(t *testing.T) {
 	}
 	point := bytes.Repeat([]byte{4}, ed25519.PublicKeySize)
 	for _, params := range [][]byte{edwards25519, der(t, asn1.ObjectIdentifier{1, 3, 101, 112})} {
-		for _, form := range [][]byte{point, der(t, point), der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
-			if public, err := parseEd25519(params, form); err != nil || !ed25519.PublicKey(point).Equal(public) {
+		for _, form := range [][]byte{point, der(t, point),
+			der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
+			if public, err := parseEd25519(params, form); err != nil ||
+				!ed25519.PublicKey(point).Equal(public) {
 				t.Errorf("Ed25519 with %x and %x: %v", params, form, err)
 			}
 		}
 	}
-	if public, err := parseRSA([]byte{0, 0x80, 1}, []byte{0, 1, 0, 1}); err != nil || !(&rsa.PublicKey{N: big.NewInt(0x8001), E: 65537}).Equal(public) {
+	if public, err := parseRSA([]byte{0, 0x80, 1}, []byte{0, 1, 0, 1}); err != nil ||
+		!(&rsa.PublicKey{N: big.NewInt(0x8001), E: 65537}).Equal(public) {
 		t.Errorf("RSA: %v", err)
 	}
 }
@@ -60,21 +64,46 @@ func TestPublicKeysOfTokens(t *testing.T) {
 func TestPublicKeysThatAreNone(t *testing.T) {
 	p256 := der(t, curveIDs[0].id)
 	for name, parse := range map[string]func() (crypto.PublicKey, error){
-		"a point not on the curve": func() (crypto.PublicKey, error) { return parseECDSA(p256, append([]byte{4}, make([]byte, 64)...)) },
-		"a short point":            func() (crypto.PublicKey, error) { return parseECDSA(p256, []byte{4}) },
-		"no point":                 func() (crypto.PublicKey, error) { return parseECDSA(p256, nil) },
-		"no curve":                 func() (crypto.PublicKey, error) { return parseECDSA(nil, nil) },
+		"a point not on the curve": func() (crypto.PublicKey,
+			error) {
+			return parseECDSA(p256, append([]byte{4}, make([]byte, 64)...))
+		},
+		"a short point": func() (crypto.PublicKey,
+			error) {
+			return parseECDSA(p256, []byte{4})
+		},
+		"no point": func() (crypto.PublicKey,
+			error) {
+			return parseECDSA(p256, nil)
+		},
+		"no curve": func() (crypto.PublicKey,
+			error) {
+			return parseECDSA(nil, nil)
+		},
 		"secp256k1": func() (crypto.PublicKey, error) {
 			return parseECDSA(der(t, asn1.ObjectIdentifier{1, 3, 132, 0, 10}), nil)
 		},
-		"X25519": func() (crypto.PublicKey, error) { return parseEd25519([]byte("\x13\x0acurve25519"), make([]byte, 32)) },
-		"an odd BIT STRING": func() (crypto.PublicKey, error) {
-			return parseEd25519(edwards25519, der(t, asn1.BitString{Bytes: make([]byte, 32), BitLength: 255}))
+		"X25519": func() (crypto.PublicKey,
+			error) {
+			return parseEd25519([]byte("\x13\x0acurve25519"), make([]byte, 32))
 		},
-		"a long Ed25519 key": func() (crypto.PublicKey, error) { return parseEd25519(edwards25519, make([]byte, 33)) },
-		"no modulus":         func() (crypto.PublicKey, error) { return parseRSA(nil, []byte{3}) },
-		"exponent 1":         func() (crypto.PublicKey, error) { return parseRSA([]byte{1}, []byte{1}) },
-		"a huge exponent":    func() (crypto.PublicKey, error) { return parseRSA([]byte{1}, bytes.Repeat([]byte{9}, 9)) },
+		"an odd BIT STRING": func() (crypto.PublicKey, error) {
+			return parseEd25519(edwards25519,
+				der(t, asn1.BitString{Bytes: make([]byte, 32), BitLength: 255}))
+		},
+		"a long Ed25519 key": func() (crypto.PublicKey,
+			error) {
+			return parseEd25519(edwards25519, make([]byte, 33))
+		},
+		"no modulus": func() (crypto.PublicKey, error) { return parseRSA(nil, []byte{3}) },
+		"exponent 1": func() (crypto.PublicKey,
+			error) {
+			return parseRSA([]byte{1}, []byte{1})
+		},
+		"a huge exponent": func() (crypto.PublicKey,
+			error) {
+			return parseRSA([]byte{1}, bytes.Repeat([]byte{9}, 9))
+		},
 	} {
 		if key, err := parse(); err == nil {
 			t.Errorf("%s is taken for %v", name, key)
@@ -96,7 +125,8 @@ func TestTypesOfKeys(t *testing.T) {
 		}
 	}
 	for _, public := range []crypto.PublicKey{
-		&rsa.PublicKey{N: big.NewInt(5), E: 3}, &ecdsa.PublicKey{Curve: elliptic.P224()}, "no key", nil,
+		&rsa.PublicKey{N: big.NewInt(5),
+			E: 3}, &ecdsa.PublicKey{Curve: elliptic.P224()}, "no key", nil,
 	} {
 		if name, err := typeOf(public); err == nil {
 			t.Errorf("%T is taken for %s", public, name)

@@ -13,13 +13,13 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A mechanism makes the signatures of one kind of key with what every token has:
-// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that was made here; and those of
-// Ed25519 over the text itself, on tokens that can.
+// A mechanism makes the signatures of one kind of key with mechanisms that every token has:
+// CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that is computed here. Ed25519 signs
+// the text itself, on tokens that support it.
 type mechanism interface {
 	// prepare returns the PKCS#11 mechanism and its input for a digest.
 	prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error)
-	// finish turns the token's signature into X.509's form.
+	// finish converts the token's signature to the form of X.509.
 	finish(raw []byte) ([]byte, error)
 }
 
@@ -32,12 +32,14 @@ func mechanismFor(public crypto.PublicKey) (mechanism, error) {
 	case ed25519.PublicKey:
 		return ed25519Mechanism{}, nil
 	}
-	return nil, faultf(ErrKey, "a CA key of the kind %T is not supported: use RSA, ECDSA or Ed25519", public)
+	return nil, faultf(ErrKey, "a CA key of type %T is not supported: use RSA, ECDSA or Ed25519",
+		public)
 }
 
 type rsaMechanism struct{ key *rsa.PublicKey }
 
-func (m rsaMechanism) prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+func (m rsaMechanism) prepare(digest []byte,
+	opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
 	if pss, ok := opts.(*rsa.PSSOptions); ok {
 		return m.preparePSS(digest, pss)
 	}
@@ -45,16 +47,20 @@ func (m rsaMechanism) prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}, info, err
 }
 
-// preparePSS uses the salt length that X.509 asks for: that of the hash (RFC 4055, section 3.1,
+// preparePSS uses the salt length of X.509, which is the length of the hash (RFC 4055, section 3.1,
 // and Go's crypto/x509).
-func (m rsaMechanism) preparePSS(digest []byte, opts *rsa.PSSOptions) ([]*pkcs11.Mechanism, []byte, error) {
+func (m rsaMechanism) preparePSS(digest []byte,
+	opts *rsa.PSSOptions) ([]*pkcs11.Mechanism, []byte, error) {
 	hash, known := map[crypto.Hash][2]uint{
 		crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256},
 		crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384},
 		crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512},
 	}[opts.HashFunc()]
-	if !known || (opts.SaltLength != rsa.PSSSaltLengthEqualsHash && opts.SaltLength != opts.HashFunc().Size()) {
-		return nil, nil, fmt.Errorf("RSA-PSS with %s and a salt of %d bytes is not supported", opts.HashFunc(), opts.SaltLength)
+	if !known ||
+		(opts.SaltLength != rsa.PSSSaltLengthEqualsHash &&
+			opts.SaltLength != opts.HashFunc().Size()) {
+		return nil, nil, fmt.Errorf("RSA-PSS with %s and a salt of %d bytes is not supported",
+			opts.HashFunc(), opts.SaltLength)
 	}
 	params := pkcs11.NewPSSParams(hash[0], hash[1], uint(opts.HashFunc().Size()))
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_PSS, params)}, digest, nil
@@ -67,7 +73,7 @@ func (m rsaMechanism) finish(raw []byte) ([]byte, error) {
 	return raw, nil
 }
 
-// digestInfo is what RSA with PKCS#1 v1.5 signs (RFC 8017, section 9.2).
+// digestInfo returns the input of RSA with PKCS#1 v1.5 (RFC 8017, section 9.2).
 func digestInfo(hash crypto.Hash, digest []byte) ([]byte, error) {
 	oid, known := map[crypto.Hash]asn1.ObjectIdentifier{
 		crypto.SHA256: {2, 16, 840, 1, 101, 3, 4, 2, 1},
@@ -91,7 +97,8 @@ type ecdsaMechanism struct{ key *ecdsa.PublicKey }
 
 // prepare truncates the digest to the length of the curve's order, since not every
 // token does (FIPS 186-5, section 6.4.1).
-func (m ecdsaMechanism) prepare(digest []byte, _ crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+func (m ecdsaMechanism) prepare(digest []byte,
+	_ crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
 	if size := m.size(); len(digest) > size {
 		digest = digest[:size]
 	}
@@ -108,8 +115,8 @@ func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
 	switch {
 	case len(raw) == 2*m.size():
 	case err == nil && len(rest) == 0:
-		return nil, &formError{fmt.Sprintf("it is in DER (%d bytes), and PKCS#11 v2.40, section 2.3.1, "+
-			"wants r and s, %d bytes each", len(raw), m.size())}
+		return nil, &formError{fmt.Sprintf("it is in DER (%d bytes), and PKCS#11 v2.40, section "+
+			"2.3.1, requires r and s, %d bytes each", len(raw), m.size())}
 	default:
 		return nil, wrongLength(raw, 2*m.size(), "r and s of equal length")
 	}
@@ -125,9 +132,11 @@ type ed25519Mechanism struct{}
 const ckmEdDSA = 0x1057
 
 // prepare takes the text, not a digest: Ed25519 hashes it twice (RFC 8032, section 5.1.6).
-func (ed25519Mechanism) prepare(text []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+func (ed25519Mechanism) prepare(text []byte,
+	opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
 	if opts.HashFunc() != 0 {
-		return nil, nil, fmt.Errorf("Ed25519 signs the text itself, not a digest by %s", opts.HashFunc())
+		return nil, nil, fmt.Errorf("Ed25519 signs the text itself, not a digest by %s",
+			opts.HashFunc())
 	}
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmEdDSA, nil)}, text, nil
 }
@@ -143,21 +152,24 @@ func (ed25519Mechanism) finish(raw []byte) ([]byte, error) {
 // Ed25519 and Ed448, and of RSA.
 var signatureLengths = []int{56, 64, 96, 132, 114, 128, 256, 384, 512, 1024}
 
-// wrongLength is the fault of a signature that does not have the length of the CA's. If it has that of
-// another kind of key, the key is another one; if not, the module gets the form wrong.
+// wrongLength returns the error for a signature that does not have the length of the CA's. With the
+// length of another kind of key, the key is another one; else the module gets the form wrong.
 func wrongLength(raw []byte, want int, form string) error {
 	if slices.Contains(signatureLengths, len(raw)) {
-		return faultf(ErrKey, "its signatures have %d bytes; those of the certificate's key have %d", len(raw), want)
+		return faultf(ErrKey, "its signatures have %d bytes; those of the certificate's key "+
+			"have %d", len(raw), want)
 	}
-	return &formError{fmt.Sprintf("it has %d bytes, and PKCS#11 wants %d (%s)", len(raw), want, form)}
+	return &formError{fmt.Sprintf("it has %d bytes, and PKCS#11 requires %d (%s)", len(raw), want,
+		form)}
 }
 
 // A formError says that a module returned a signature in a form that PKCS#11 does not have. It says
-// nothing about the key. Another signature may be well: some modules drop leading zeros.
+// nothing about the key. Another signature may be right: some modules drop leading zeros.
 type formError struct{ text string }
 
 // Error says what is wrong with the form.
 func (e *formError) Error() string {
 	return "the module returned a signature in the wrong form: " + e.text +
-		": report it with the module's name and version, and use a version of the module that returns what PKCS#11 wants"
+		": report it with the module's name and version, and use a version of the module that " +
+		"follows PKCS#11"
 }

@@ -6,15 +6,16 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// defaultSessions is how many sessions are used at once where nothing else is
-// said and the token allows it.
+// defaultSessions is how many sessions are used at once by default, if the token allows it.
 const defaultSessions = 16
 
-// sessionLimit returns how many sessions may sign at once. The token says how
-// many it allows in all; 0 is no limit and all ones is unknown
-// (PKCS#11, CK_TOKEN_INFO). One of them is the keeper's.
+// sessionLimit returns how many sessions may sign at once. token is how many the token allows in
+// all: 0 is no limit and all ones is unknown (PKCS#11, CK_TOKEN_INFO). One of them is the login
+// session.
 func sessionLimit(wanted int, token uint) int {
 	const effectivelyInfinite, unavailable = 0, ^uint(0)
 	if token == effectivelyInfinite || token == unavailable {
@@ -23,8 +24,8 @@ func sessionLimit(wanted int, token uint) int {
 	return max(1, min(wanted, int(min(token, 1<<16))-1))
 }
 
-// A pool keeps the sessions of a connection, last in, first out, so that few are
-// open where few are needed.
+// A pool keeps the sessions of a connection, last in, first out, so that no more are open than are
+// needed.
 type pool struct {
 	conn    *connection
 	permits chan struct{} // one for each session that may be in use
@@ -36,11 +37,12 @@ type pool struct {
 }
 
 func newPool(conn *connection, limit int) *pool {
-	return &pool{conn: conn, permits: make(chan struct{}, limit), freed: make(chan struct{}, 1), open: map[pkcs11.SessionHandle]bool{}}
+	return &pool{conn: conn, permits: make(chan struct{}, limit), freed: make(chan struct{}, 1),
+		open: map[pkcs11.SessionHandle]bool{}}
 }
 
-// sessionRetry is how long one waits before asking again a token that had no session left: other
-// applications may use them, and they do not tell.
+// sessionRetry is the wait before a token that had no free session is asked again. Other
+// applications may hold them, and nothing tells when they close one.
 const sessionRetry = 100 * time.Millisecond
 
 // acquire waits for a session until the context ends.
@@ -58,7 +60,7 @@ func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
 		if err == nil {
 			return session, nil
 		}
-		if !is(err, pkcs11.CKR_SESSION_COUNT) {
+		if !ckr.Is(err, pkcs11.CKR_SESSION_COUNT) {
 			<-p.permits
 			return 0, err
 		}
@@ -72,13 +74,14 @@ func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
 	}
 }
 
-// busy is the error for a session that did not become free in time.
+// busy returns the error if no session became free in time.
 func (p *pool) busy(ctx context.Context) error {
-	return faultf(ErrUnavailable, "no PKCS#11 session became free (at most %d; see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
+	return faultf(ErrUnavailable, "no PKCS#11 session became free (at most %d are in use at once; "+
+		"see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
 }
 
-// take returns an idle session, or a new one. A token that allows none in addition to the keeper
-// signs with that.
+// take returns an idle session, or a new one. If the token has no other session, it returns the
+// login session.
 func (p *pool) take(ctx context.Context) (pkcs11.SessionHandle, error) {
 	if session, ok := p.pop(); ok {
 		return session, nil
@@ -87,13 +90,13 @@ func (p *pool) take(ctx context.Context) (pkcs11.SessionHandle, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case err == nil && (p.open[session] || session == p.conn.keeper):
-		// The module has forgotten its sessions and counts from the start: what is in use under this handle
-		// is now this session, and no two callers may share one.
+	case err == nil && (p.open[session] || session == p.conn.loginSession):
+		// The module has lost its sessions and numbers them from the start: this handle is in use,
+		// and no two callers may share a session.
 		return 0, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)
 	case err == nil:
-	case is(err, pkcs11.CKR_SESSION_COUNT) && len(p.open) == 0:
-		session = p.conn.keeper
+	case ckr.Is(err, pkcs11.CKR_SESSION_COUNT) && len(p.open) == 0:
+		session = p.conn.loginSession
 	default:
 		return 0, err
 	}
@@ -113,7 +116,7 @@ func (p *pool) pop() (pkcs11.SessionHandle, bool) {
 	return session, true
 }
 
-// release gives back a session that is as good as new.
+// release returns a healthy session.
 func (p *pool) release(session pkcs11.SessionHandle) {
 	p.mu.Lock()
 	p.idle = append(p.idle, session)
@@ -121,17 +124,17 @@ func (p *pool) release(session pkcs11.SessionHandle) {
 	p.free()
 }
 
-// discard closes a session in which a call failed: its operation may still be active. The keeper
-// goes only with its connection.
+// discard closes a session in which a call failed: its operation may still be active. The login
+// session closes only with its connection.
 func (p *pool) discard(session pkcs11.SessionHandle) {
-	if session != p.conn.keeper {
+	if session != p.conn.loginSession {
 		_ = p.conn.closeSession(session)
 	}
 	p.drop(session) // not before: closing must not hit another session under the same handle
 	p.free()
 }
 
-// forget gives up a session that hangs; who hangs in it closes it.
+// forget drops a session in which a call hangs; the call closes it when it returns.
 func (p *pool) forget(session pkcs11.SessionHandle) {
 	p.drop(session)
 	p.free()
@@ -151,12 +154,12 @@ func (p *pool) free() {
 	}
 }
 
-// sessions counts them. It waits for no call into the module.
+// sessions returns the counts. It does not wait for calls into the module.
 func (p *pool) sessions() Sessions {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := Sessions{Open: len(p.open), InUse: len(p.open) - len(p.idle), Most: cap(p.permits)}
-	if !p.open[p.conn.keeper] {
+	if !p.open[p.conn.loginSession] {
 		n.Open++
 	}
 	return n

@@ -6,9 +6,9 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Sessions are counted with the keeper, which a token that has no other signs with.
+// Sessions are counted with the login session, which a token that has no other signs with.
 func TestSessionsAreCounted(t *testing.T) {
-	p := newPool(&connection{keeper: 1}, 4)
+	p := newPool(&connection{loginSession: 1}, 4)
 	require := func(when string, want Sessions) {
 		t.Helper()
 		if got := p.sessions(); got != want {
@@ -28,5 +28,5 @@ func TestSessionsAreCounted(t *testing.T) {
 	p.forget(session)
 	require("a call hangs in it", Sessions{Open: 2, Most: 4})
 	p.open, p.idle = map[pkcs11.SessionHandle]bool{1: true}, nil
-	require("the keeper signs", Sessions{Open: 1, InUse: 1, Most: 4})
+	require("the login session signs", Sessions{Open: 1, InUse: 1, Most: 4})
 }

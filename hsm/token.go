@@ -6,9 +6,11 @@ import (
 	"strings"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/ckr"
 )
 
-// TokenID names a token. All that is given must match; at least one must be given.
+// A TokenID names a token. Every field that is set must match; at least one must be set.
 type TokenID struct {
 	Slot             *uint // CK_SLOT_ID
 	Label            string
@@ -19,7 +21,7 @@ type TokenID struct {
 	SlotManufacturer string
 }
 
-// Given reports whether anything is.
+// Given reports whether any field is set.
 func (t TokenID) Given() bool { return t != (TokenID{}) }
 
 // String describes the token as an operator would.
@@ -30,7 +32,8 @@ func (t TokenID) String() string {
 		fmt.Fprintf(&s, " in slot %d", *t.Slot)
 	}
 	for _, part := range []struct{ words, value string }{
-		{"labelled", t.Label}, {"with serial number", t.Serial}, {"by", t.Manufacturer}, {"of the model", t.Model},
+		{"labelled", t.Label}, {"with serial number", t.Serial},
+		{"by", t.Manufacturer}, {"of the model", t.Model},
 		{"in the slot described as", t.SlotDescription}, {"in a slot by", t.SlotManufacturer},
 	} {
 		if part.value != "" {
@@ -45,20 +48,23 @@ func (t TokenID) matches(this TokenID) bool {
 	return (t.Slot == nil || *t.Slot == *this.Slot) &&
 		fits(t.Label, this.Label) && fits(t.Serial, this.Serial) &&
 		fits(t.Manufacturer, this.Manufacturer) && fits(t.Model, this.Model) &&
-		fits(t.SlotDescription, this.SlotDescription) && fits(t.SlotManufacturer, this.SlotManufacturer)
+		fits(t.SlotDescription, this.SlotDescription) &&
+		fits(t.SlotManufacturer, this.SlotManufacturer)
 }
 
-// brief leaves out what seldom tells tokens apart.
+// brief leaves out what rarely tells tokens apart.
 func (t TokenID) brief() TokenID { return TokenID{Slot: t.Slot, Label: t.Label, Serial: t.Serial} }
 
-// findToken requires exactly one token that matches, on the library that was named. A slot that
-// cannot be asked may hold another, so it is an error; where the slot is named, no other is asked.
+// findToken finds the token that matches, and returns an error unless exactly one does. A slot that
+// cannot be read is an error, since it may hold a second one. If the slot is named, no other is
+// read.
 func (c *connection) findToken(ctx context.Context, config Config) error {
 	want := config.Token
-	if err := c.library.identify(ctx, config); err != nil {
+	if err := c.module.identify(ctx, config); err != nil {
 		return err
 	}
-	slots, err := call(ctx, c.library, c.timeout, "C_GetSlotList", func() ([]uint, error) { return c.library.module.GetSlotList(true) }, nil)
+	slots, err := call(ctx, c.module, c.timeout, "C_GetSlotList",
+		func() ([]uint, error) { return c.module.ctx.GetSlotList(true) }, nil)
 	if err != nil {
 		return unavailable(err, "list the slots")
 	}
@@ -69,10 +75,11 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 		}
 		this, info, err := c.identify(ctx, slot)
 		switch {
-		case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT) || is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) || is(err, pkcs11.CKR_SLOT_ID_INVALID):
-			continue // it was taken out meanwhile, or is none
+		case ckr.Is(err, pkcs11.CKR_TOKEN_NOT_PRESENT) ||
+			ckr.Is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) || ckr.Is(err, pkcs11.CKR_SLOT_ID_INVALID):
+			continue // it was removed meanwhile, or there is none
 		case err != nil:
-			return unavailable(err, "ask the token in slot %d what it is", slot)
+			return unavailable(err, "read the token in slot %d", slot)
 		case info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0:
 			continue
 		}
@@ -86,43 +93,55 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 	case len(found) == 1:
 		return nil
 	case len(found) > 1:
-		return faultf(ErrUnavailable, "there are %d tokens that match (%s): name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI", len(found), strings.Join(found, "; "))
+		return faultf(ErrUnavailable, "%d tokens match (%s): "+
+			"name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI",
+			len(found), strings.Join(found, "; "))
 	case len(seen) == 0 && want.Slot != nil && len(slots) > 0:
-		return faultf(ErrUnavailable, "%s not found: the module shows tokens in the slots %v, and no initialised token in this one. Slot numbers may change when tokens are added or removed: use PKCS11_TOKEN_LABEL or PKCS11_TOKEN_SERIAL", want, slots)
+		return faultf(ErrUnavailable, "%s not found: the module shows tokens in the slots %v, "+
+			"and no initialised token in this one. Slot numbers may change when tokens are "+
+			"added or removed: use PKCS11_TOKEN_LABEL or PKCS11_TOKEN_SERIAL", want, slots)
 	case len(seen) == 0:
-		return faultf(ErrUnavailable, "%s not found: the module shows no initialised token at all. Make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is one, check that this user may read the module's configuration, and read and write its files", want)
+		return faultf(ErrUnavailable, "%s not found: the module shows no initialised token at "+
+			"all. Make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is "+
+			"one, check that this user may read the module's configuration, and read and write "+
+			"its files", want)
 	}
-	return faultf(ErrUnavailable, "%s not found: the module shows %s", want, strings.Join(seen, "; "))
+	return faultf(ErrUnavailable, "%s not found: the module shows %s", want,
+		strings.Join(seen, "; "))
 }
 
-// identify reads what a slot and its token say of themselves.
+// identify reads the description of a slot and its token.
 func (c *connection) identify(ctx context.Context, slot uint) (TokenID, pkcs11.TokenInfo, error) {
-	info, err := call(ctx, c.library, c.timeout, "C_GetTokenInfo", func() (pkcs11.TokenInfo, error) { return c.library.module.GetTokenInfo(slot) }, nil)
+	info, err := call(ctx, c.module, c.timeout, "C_GetTokenInfo",
+		func() (pkcs11.TokenInfo, error) { return c.module.ctx.GetTokenInfo(slot) }, nil)
 	if err != nil {
 		return TokenID{}, info, err
 	}
-	where, err := call(ctx, c.library, c.timeout, "C_GetSlotInfo", func() (pkcs11.SlotInfo, error) { return c.library.module.GetSlotInfo(slot) }, nil)
+	where, err := call(ctx, c.module, c.timeout, "C_GetSlotInfo",
+		func() (pkcs11.SlotInfo, error) { return c.module.ctx.GetSlotInfo(slot) }, nil)
 	return TokenID{
-		Slot: &slot, Label: trim(info.Label), Serial: trim(info.SerialNumber), Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
+		Slot: &slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
+		Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
 		SlotDescription: trim(where.SlotDescription), SlotManufacturer: trim(where.ManufacturerID),
 	}, info, err
 }
 
-// trim removes the padding of PKCS#11's fixed-length texts: blanks, or what follows the NUL that
+// trim removes the padding of PKCS#11's fixed-length texts: blanks, or what follows a NUL, which
 // some modules end a text with.
 func trim(s string) string {
 	text, _, _ := strings.Cut(s, "\x00")
 	return strings.TrimRight(text, " ")
 }
 
-// pinState refuses to try a PIN when one more failure would lock the token, or when it
-// is locked already.
+// pinState returns an error if the PIN is locked, or if one more failure would lock it.
 func (c *connection) pinState(config Config) error {
 	switch flags := c.token.Flags; {
 	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return faultf(ErrPIN, "the user PIN of the %s is locked: have the security officer set a new one", config.Token)
+		return faultf(ErrPIN, "the user PIN of the %s is locked: ask the security officer to "+
+			"set a new one", config.Token)
 	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
-		return faultf(ErrPIN, "the %s allows one more try of the PIN before it locks: log in by hand with the right PIN first, which resets the counter", config.Token)
+		return faultf(ErrPIN, "the %s allows only one more wrong PIN before it locks: "+
+			"log in by hand with the right PIN first, which resets the counter", config.Token)
 	}
 	return nil
 }

@@ -43,19 +43,22 @@ var innerPackages = map[string][]string{
 	product + "/kube/access":       {product + "/kube/lease"},
 	product + "/kube/csr":          nil,
 
-	product + "/cmd/hsm-signer/internal/status":      nil,
-	product + "/cmd/hsm-signer/internal/trustedfile": nil,
-	product + "/cmd/hsm-signer/internal/listener":    nil,
-	product +
-		"/cmd/hsm-signer/internal/expiry": {product + "/policy", product + "/issuer/journal",
-		product + "/kube"},
-	product +
-		"/cmd/hsm-signer/stuck": {product + "/policy", product + "/issuer/journal",
-		product + "/kube"},
-	product +
-		"/cmd/hsm-signer/heal": {product + "/cmd/hsm-signer/stuck", product +
-		"/kube"},
+	command + "exit":        {product + "/hsm"},
+	command + "expiry":      {command + "poll", product + "/policy", product + "/issuer/journal", product + "/kube"},
+	command + "fingerprint": nil,
+	command + "heal":        {command + "poll", command + "stuck", product + "/kube"},
+	command + "listener":    nil,
+	command + "logging":     {command + "terminal"},
+	command + "poll":        nil,
+	command + "rollback":    {product + "/issuer/journal"},
+	command + "status":      nil,
+	command + "stuck":       {command + "poll", product + "/policy", product + "/issuer/journal", product + "/kube"},
+	command + "terminal":    nil,
+	command + "trustedfile": nil,
 }
+
+// command is where the packages of the command are.
+const command = product + "/cmd/hsm-signer/internal/"
 
 // libraries are libraries that only some layers may use, with these layers.
 var libraries = map[string][]string{

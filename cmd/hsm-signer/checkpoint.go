@@ -18,7 +18,7 @@ import (
 // A checkpointer has a key of its own sign the head of the journal now and then.
 type checkpointer struct {
 	journal  openJournal
-	key      *hsm.OtherKey
+	key      *hsm.CheckpointKey
 	public   crypto.PublicKey
 	sign     func(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
 	interval time.Duration
@@ -30,7 +30,7 @@ type checkpointer struct {
 // An openJournal has the writer of a journal; nil while it is not open.
 type openJournal interface{ Writer() *journal.Writer }
 
-func newCheckpointer(j openJournal, key *hsm.OtherKey, public crypto.PublicKey, interval time.Duration, logger hclog.Logger) *checkpointer {
+func newCheckpointer(j openJournal, key *hsm.CheckpointKey, public crypto.PublicKey, interval time.Duration, logger hclog.Logger) *checkpointer {
 	return &checkpointer{journal: j, key: key, public: public, sign: key.Sign, interval: interval, logger: logger}
 }
 

@@ -86,7 +86,7 @@ func TestCheckpoints(t *testing.T) {
 		return out + stderr, code
 	}
 	if out, code := verify(public); code != 0 || !strings.Contains(out, "3, which vouch for all up to "+fmt.Sprint(last)+":") ||
-		!strings.Contains(out, "checkpoints vouch for the chain, but for its last 3 lines") {
+		!strings.Contains(out, "checkpoints vouch for the chain, except its last 3 lines") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 	if out, code := verify(other); code != 2 || !strings.Contains(out, "signature is not by the key") {

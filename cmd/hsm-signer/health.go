@@ -51,7 +51,7 @@ func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) 
 
 // watchSigning has token, CA and journal looked at.
 func (h *health) watchSigning(p *parts, file *caReloader, standby, restarted bool) {
-	h.token, h.again = h.tellOnce(p.key.Look, p.toldKeys()), p.journal.Opened() // from when it is open test signatures may be made
+	h.token, h.again = h.tellOnce(p.key.Healthy, p.toldKeys()), p.journal.Opened() // from when it is open test signatures may be made
 	h.ca, h.caFile = p.issuer.CA, file.state
 	h.journal, h.standby = p.journal.State, standby
 	h.restarted, h.suspicion = restarted, p.witness.suspicion
@@ -59,16 +59,16 @@ func (h *health) watchSigning(p *parts, file *caReloader, standby, restarted boo
 
 // A toldKey is a key whose attributes are logged once.
 type toldKey struct {
-	name  string
-	proof func(context.Context) (hsm.Proof, error)
-	told  bool
+	name       string
+	attributes func(context.Context) (hsm.KeyAttributes, error)
+	told       bool
 }
 
 // toldKeys are the CA's key and, if there is one, the checkpoint key.
 func (p *parts) toldKeys() []*toldKey {
-	keys := []*toldKey{{name: "the CA's key", proof: p.key.Proof}}
+	keys := []*toldKey{{name: "the CA's key", attributes: p.key.Attributes}}
 	if p.checkpoints != nil {
-		keys = append(keys, &toldKey{name: "the checkpoint key", proof: p.checkpoints.key.Proof})
+		keys = append(keys, &toldKey{name: "the checkpoint key", attributes: p.checkpoints.key.Attributes})
 	}
 	return keys
 }
@@ -80,8 +80,8 @@ func (h *health) tellOnce(look func(context.Context) error, keys []*toldKey) fun
 		err := look(ctx)
 		for _, key := range keys {
 			if !key.told && (err == nil || warm(err)) {
-				proof, proofErr := key.proof(ctx)
-				key.told = h.tellOf(key.name, proof, proofErr)
+				attributes, attributesErr := key.attributes(ctx)
+				key.told = h.tellOf(key.name, attributes, attributesErr)
 			}
 		}
 		return err
@@ -89,13 +89,13 @@ func (h *health) tellOnce(look func(context.Context) error, keys []*toldKey) fun
 }
 
 // tellOf logs which of the key's attributes are not as they should be. It reports whether they are known.
-func (h *health) tellOf(name string, proof hsm.Proof, err error) (told bool) {
+func (h *health) tellOf(name string, attributes hsm.KeyAttributes, err error) (told bool) {
 	switch {
 	case err != nil:
-	case !proof.Holds():
-		h.logger.Error(strings.ToUpper(name)+" CAN LEAVE ITS TOKEN, and is used all the same", "attributes", proof.String())
-	case proof.Doubtful():
-		h.logger.Warn("an attribute of "+name+" is not as it should be, which alone is no reason not to use it", "attributes", proof.String())
+	case !attributes.Holds():
+		h.logger.Error(strings.ToUpper(name)+" CAN LEAVE ITS TOKEN, and is used all the same", "attributes", attributes.String())
+	case attributes.Doubtful():
+		h.logger.Warn("an attribute of "+name+" is not as it should be, which alone is no reason not to use it", "attributes", attributes.String())
 	}
 	return err == nil
 }

@@ -43,24 +43,24 @@ func readyz(h *health) (int, string) {
 
 // The attributes of each key are logged once, as soon as the token gives them.
 func TestEachKeyThatCanLeaveIsLoggedOnce(t *testing.T) {
-	extractable := hsm.Proof{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Is: true, Known: true, Must: true}}}
-	safe := hsm.Proof{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Known: true, Must: true}}}
+	extractable := hsm.KeyAttributes{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Is: true, Known: true, Must: true}}}
+	safe := hsm.KeyAttributes{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Known: true, Must: true}}}
 	var log bytes.Buffer
 	h := newTestHealth(t)
 	h.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
-	lookErr, proofErr := errors.New("the token is away"), errors.New("a fault")
+	lookErr, attributesErr := errors.New("the token is away"), errors.New("a fault")
 	keys := []*toldKey{
-		{name: "the CA's key", proof: func(context.Context) (hsm.Proof, error) { return safe, nil }},
-		{name: "the checkpoint key", proof: func(context.Context) (hsm.Proof, error) { return extractable, proofErr }},
+		{name: "the CA's key", attributes: func(context.Context) (hsm.KeyAttributes, error) { return safe, nil }},
+		{name: "the checkpoint key", attributes: func(context.Context) (hsm.KeyAttributes, error) { return extractable, attributesErr }},
 	}
 	look := h.tellOnce(func(context.Context) error { return lookErr }, keys)
 	for n, c := range []struct {
-		lookErr, proofErr error
-		want              int // lines in the log
+		lookErr, attributesErr error
+		want                   int // lines in the log
 	}{
-		{lookErr, nil, 0}, {nil, proofErr, 0}, {fmt.Errorf("%w: x", hsm.ErrUnproven), nil, 1}, {nil, nil, 1},
+		{lookErr, nil, 0}, {nil, attributesErr, 0}, {fmt.Errorf("%w: x", hsm.ErrUnproven), nil, 1}, {nil, nil, 1},
 	} {
-		lookErr, proofErr = c.lookErr, c.proofErr
+		lookErr, attributesErr = c.lookErr, c.attributesErr
 		if err := look(t.Context()); err != c.lookErr {
 			t.Errorf("step %d: %v", n, err)
 		}

@@ -18,7 +18,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
 	"hsm-signer/cmd/hsm-signer/internal/status"
-	"hsm-signer/cmd/hsm-signer/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -181,7 +181,7 @@ func endpoints(c *config.Config, open listeners, health *health, page *statusPag
 func startSigning(ctx context.Context, c *config.Service, p *parts, logger hclog.Logger) error {
 	ca := c.CA.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token", c.Token.Token.String(), "key", c.Token.Key.String())
-	err := p.key.Look(ctx)
+	err := p.key.Healthy(ctx)
 	if errors.Is(err, hsm.ErrPIN) && !c.InPod || errors.Is(err, hsm.ErrKey) {
 		return err
 	}

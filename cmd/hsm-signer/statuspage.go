@@ -12,7 +12,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
 	"hsm-signer/cmd/hsm-signer/internal/status"
-	"hsm-signer/cmd/hsm-signer/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"

@@ -11,7 +11,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
-	"hsm-signer/cmd/hsm-signer/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"

@@ -6,7 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"hsm-signer/cmd/hsm-signer/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"hsm-signer/cmd/hsm-signer/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
 )
 
 // The page names a few stuck pods with the commands, and the metric counts all. While they are not known there is no number.

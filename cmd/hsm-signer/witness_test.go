@@ -110,7 +110,7 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 			}
 			t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
 			out, stderr, code := command(t, "audit", "accept-rollback", "--head", seen.String(), filepath.Join(dir, "state"))
-			if code != 0 || !strings.Contains(out, "hsm-signer runs") {
+			if code != 0 || !strings.Contains(out, "hsm-signer is running") {
 				t.Fatalf("exit code %d: %s%s", code, out, stderr)
 			}
 			k.accept(t.Context())
@@ -123,7 +123,7 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 				t.Errorf("accepted, and started again: %v", k.State())
 			}
 			out, stderr, code = command(t, "audit", "verify", filepath.Join(dir, "state"))
-			if code != 0 || !strings.Contains(out, "1 times somebody accepted") {
+			if code != 0 || !strings.Contains(out, "1 times someone accepted") {
 				t.Errorf("exit code %d: %s%s", code, out, stderr)
 			}
 		})

@@ -126,9 +126,10 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	made := testenv.CA{KeyLabel: label(t), CertFile: file("first.crt")}
 	requireCommand(t, made, "ca", "create", "--key-type", "rsa-2048", "--out", made.CertFile)
 	requireRefusal(t, made, 4, "holds a key labelled", "ca", "create", "--out", file("no.crt"))
-	requireRefusal(t, made, 4, "is of type rsa-2048, not ecdsa-p256", "ca", "create",
+	requireRefusal(t, made, 4, "has the type rsa-2048, not ecdsa-p256", "ca", "create",
 		"--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
-	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "there is no private key", "ca", "create",
+	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "the token has no private key", "ca",
+		"create",
 		"--use-existing-key", "--out", file("no.crt"))
 	// and no word on the type
 	must.OK(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600))
@@ -140,7 +141,7 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
 	transcript, err := os.ReadFile(file("second.txt"))
 	must.OK(t, err)
-	if text := string(transcript); !strings.Contains(text, "another tool made it") ||
+	if text := string(transcript); !strings.Contains(text, "another tool created it") ||
 		!strings.Contains(text, "CKA_NEVER_EXTRACTABLE  1\n") {
 		t.Errorf("transcript:\n%s", text)
 	}
@@ -271,7 +272,7 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 		t.Fatal("what was refused was written")
 	}
 	requireCommand(t, asking, "ca", "import", "--cert", good)
-	requireRefusal(t, asking, 4, "exists already", "ca", "import", "--cert", good)
+	requireRefusal(t, asking, 4, "already exists", "ca", "import", "--cert", good)
 }
 
 // ca show has an output for programs.

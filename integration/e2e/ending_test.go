@@ -166,9 +166,9 @@ func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 		stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir,
 			"--expiring", expiring)
 		for want, times := range map[string]int{
-			" (lives)": 3, "ENDED": 1, gone.Name: 0, "not known": 0,
-			"Restart them now:\n  kubectl -n calico-system rollout restart daemonset/calico-node\n":  1,
-			"before they end:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
+			" (lives)": 3, "ENDED": 1, gone.Name: 0, "unknown": 0,
+			"Restart them now:\n  kubectl -n calico-system rollout restart daemonset/calico-node\n":     1,
+			"before they expire:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
 		} {
 			if code != 0 || strings.Count(stdout, want) != times {
 				t.Errorf("%s: exit code %d: %q does not occur %d times: %s%s", expiring, code, want,

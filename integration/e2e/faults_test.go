@@ -148,7 +148,7 @@ func TestPINThatNobodyCanType(t *testing.T) {
 		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...),
 			"run")
 		if code != 4 || !strings.Contains(stderr, c.variable+": the ") ||
-			!strings.Contains(stderr, "the PIN has a control character in it") ||
+			!strings.Contains(stderr, "the PIN contains a control character") ||
 			strings.Contains(stdout+stderr, "canary") {
 			t.Errorf("%s: exit code %d: %s%s", c.variable, code, stdout, stderr)
 		}
@@ -380,7 +380,7 @@ func TestCeremonyOverwritesNothing(t *testing.T) {
 	}
 	_, stderr, code = shared.Command(t.Context(), testenv.CA{KeyLabel: "new"}, nil, "ca", "create",
 		"--out", ca.CertFile)
-	if code != 4 || !strings.Contains(stderr, "exists already") {
+	if code != 4 || !strings.Contains(stderr, "already exists") {
 		t.Errorf("a second certificate: exit code %d: %s", code, stderr)
 	}
 	if after, err := os.ReadFile(ca.CertFile); err != nil || string(after) != string(before) {

@@ -56,17 +56,17 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		code  int
 		words string
 	}{
-		{"{}", 0, "Calico does not ask yet"},
+		{"{}", 0, "so Calico sends no requests"},
 		{management("example.com/calico", "ECDSAWithCurve256", "ECDSAWithSHA256",
 			append(foreign, text...)), 0, "names the signer example.com/calico and the CA"},
 		{management("example.com/calcio", "ECDSAWithCurve256", "ECDSAWithSHA256", text), 2,
 			`signerName is "example.com/calcio"`},
 		{management("example.com/calico", "ECDSAWithCurve256", "", text), 2,
-			"Calico's pods fail before they ask"},
+			"Calico's pods fail before they send a request"},
 		{management("example.com/calico", "RSAWithSize8192", "", text), 0,
 			"keyAlgorithm is RSAWithSize8192: Calico's init containers have 10m of CPU and 90 seconds, and in a trial 0 of 5"},
 		{management("example.com/calico", "RSAWithSize4096", "", text), 0,
-			"in a trial 3 of 5 were done in time"},
+			"in a trial 3 of 5 finished in time"},
 		{management("example.com/calico", "", "", foreign), 2,
 			"caCert holds neither the CA certificate"},
 		{management("example.com/calico", "", "", nil), 2, "caCert: there is no certificate"},

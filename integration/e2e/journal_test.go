@@ -135,11 +135,11 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	}
 	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
 	requireCheckpointKey(t, env, 0,
-		"ok       checkpoint key                     a test signature of the private key labelled \"checkpoints\" verifies")
+		"ok       checkpoint key                     a test signature by the private key labelled \"checkpoints\" verifies")
 	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2,
-		"failed   checkpoint key                     there is no private key labelled \"away\"")
+		"failed   checkpoint key                     the token has no private key labelled \"away\"")
 	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2,
-		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" is not the key of the public one")
+		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" does not belong to the public key")
 	d := startReady(t, ca, env...)
 	must.Eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
 		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil

@@ -124,7 +124,7 @@ func TestOneJournalForMany(t *testing.T) {
 	second := one(t, s.env(state)...)
 	if _, body, err := second.Readyz(t.Context()); err != nil ||
 		!strings.Contains(body, "stands by: the journal is in use") ||
-		!strings.Contains(body, "token ok: logged in to the token") {
+		!strings.Contains(body, "token ok: token connected") {
 		t.Errorf("%v: %s", err, body)
 	}
 	must.OK(t, first.Kill())
@@ -193,7 +193,7 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	}
 	must.OK(t, cut.WaitReady(t.Context()))
 	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit",
-		"verify"); code != 0 || !strings.Contains(stdout, "1 times somebody accepted") {
+		"verify"); code != 0 || !strings.Contains(stdout, "1 times someone accepted") {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
 }

@@ -146,7 +146,7 @@ func TestTokenHangsAndGoesOn(t *testing.T) {
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
 	must.OK(t,
 		s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
-	must.OK(t, d.WaitNotReady(t.Context(), "did not come back within 1s"))
+	must.OK(t, d.WaitNotReady(t.Context(), "did not return within 1s"))
 	node := components()[0]
 	p := newPod(t, node, nextIP())
 	asking := p.InitContainer(node)
@@ -174,7 +174,7 @@ func TestTokenHangsForGood(t *testing.T) {
 	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
 	code, err := d.Wait()
 	must.OK(t, err)
-	if code != 1 || !strings.Contains(d.Log(), "attempts to connect without") {
+	if code != 1 || !strings.Contains(d.Log(), "attempts to continue without the") {
 		t.Errorf("exit code %d; log:\n%s", code, d.Log())
 	}
 }
@@ -208,10 +208,10 @@ func TestURIFaults(t *testing.T) {
 		want      string
 	}{
 		{[]string{"PKCS11_URI=" + uri}, nil,
-			"PKCS11_TOKEN_LABEL: is set, and PKCS11_URI says the same"},
-		{[]string{"PKCS11_URI=" + uri}, nil, "CA_KEY_LABEL: is set, and PKCS11_URI says the same"},
+			"PKCS11_TOKEN_LABEL: is set, and PKCS11_URI sets the same"},
+		{[]string{"PKCS11_URI=" + uri}, nil, "CA_KEY_LABEL: is set, and PKCS11_URI sets the same"},
 		{[]string{"PKCS11_URI=" + uri}, nil, "PKCS11_PIN: is set, and so is"},
-		{nil, []string{"--pkcs11-uri", uri}, "--pkcs11-uri: holds a pin-value"},
+		{nil, []string{"--pkcs11-uri", uri}, "--pkcs11-uri: has a pin-value"},
 		{[]string{"PKCS11_URI=pkcs11:token=ca;type=public"}, nil,
 			"PKCS11_URI: the PKCS#11 URI names an object of the type public"},
 		{[]string{"PKCS11_URI=pkcs11:tokn=ca"}, nil, "PKCS11_URI: "},
@@ -353,7 +353,7 @@ func TestCheckAsksInOrder(t *testing.T) {
 			"the PIN is wrong (CKR_PIN_INCORRECT): compare it"},
 		{with("nobody"), nil, pkcs11shim.ReportSessions(0), "it holds the key labelled "},
 		{imported, nil, pkcs11shim.ReportSessions(0),
-			"Make a key in the token with \"hsm-signer ca create\""},
+			"Create a key in the token with \"hsm-signer ca create\""},
 		{with(other.KeyLabel), nil, pkcs11shim.ReportSessions(0),
 			"Name the key and the certificate that belong together"},
 	} {

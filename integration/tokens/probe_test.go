@@ -36,7 +36,7 @@ func TestTestSignaturesAreAnnounced(t *testing.T) {
 			return err
 		}
 		for name, err := range map[string]error{"ready": key.Ready(t.Context()),
-			"look": key.Look(t.Context()), "sign": sign()} {
+			"look": key.Healthy(t.Context()), "sign": sign()} {
 			if !errors.Is(err, hsm.ErrUnproven) || errors.Is(err, hsm.ErrUnavailable) {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -54,7 +54,7 @@ func TestTestSignaturesAreAnnounced(t *testing.T) {
 				before)
 		}
 		for range 20 { // a poller gets no signature
-			must.OK(t, key.Look(t.Context()))
+			must.OK(t, key.Healthy(t.Context()))
 		}
 		if n := calls(t, s).Count(pkcs11shim.SignInit); n != 2 {
 			t.Errorf("%d signatures", n)

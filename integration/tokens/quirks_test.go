@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"hsm-signer/hsm"
+	"hsm-signer/hsm/pkcs11uri"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/tokens"
@@ -39,7 +40,7 @@ func TestTextsThatEndWithNUL(t *testing.T) {
 	for _, rule := range []pkcs11shim.Rule{pkcs11shim.PadWithNUL(), pkcs11shim.PadWithRubbish()} {
 		must.OK(t, s.Rules(rule))
 		for _, padding := range []string{"", "%00%00", "%20%20", "%00%23%23"} {
-			uri, err := hsm.ParseURI("pkcs11:model=SoftHSM%20v2" + padding + ";token=" +
+			uri, err := pkcs11uri.Parse("pkcs11:model=SoftHSM%20v2" + padding + ";token=" +
 				c.Token.Label + padding)
 			must.OK(t, err)
 			c.Token = hsm.TokenID{Label: uri.Token, Model: uri.Model}
@@ -58,9 +59,9 @@ func TestSignaturesInTheWrongForm(t *testing.T) {
 		{"ecdsa-p256", "it is in DER (7", pkcs11shim.SignInDER()},
 		{"ecdsa-p384", "it is in DER (10", pkcs11shim.SignInDER()},
 		{"ecdsa-p521", "it is in DER (13", pkcs11shim.SignInDER()},
-		{"ecdsa-p256", "it has 63 bytes, and PKCS#11 wants 64", pkcs11shim.SignShort()},
-		{"rsa-2048", "it has 255 bytes, and PKCS#11 wants 256", pkcs11shim.SignShort()},
-		{"ed25519", "it has 63 bytes, and PKCS#11 wants 64", pkcs11shim.SignShort()},
+		{"ecdsa-p256", "it has 63 bytes, and PKCS#11 requires 64", pkcs11shim.SignShort()},
+		{"rsa-2048", "it has 255 bytes, and PKCS#11 requires 256", pkcs11shim.SignShort()},
+		{"ed25519", "it has 63 bytes, and PKCS#11 requires 64", pkcs11shim.SignShort()},
 	} {
 		s, c, public := quirky(t, q.keyType)
 		must.OK(t, s.Rules(q.rule))

@@ -213,7 +213,7 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 		tr.quiet(pkcs11shim.FindAtMost(most))
 		c := config(tr.token, "ca")
 		c.Module = tr.shim.Module
-		err := newKey(t, c, tr.public).Look(t.Context())
+		err := newKey(t, c, tr.public).Healthy(t.Context())
 		if !errors.Is(err, hsm.ErrKey) ||
 			!strings.Contains(err.Error(), "there is more than one private key labelled") ||
 			strings.Count(err.Error(), "the key labelled") != 3 {
@@ -236,11 +236,11 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 	c.Module, c.Token = s.Module, hsm.TokenID{Slot: &slot}
 	must.OK(t, s.Rules(pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR).From(2)))
 	key := newKey(t, c, public)
-	must.OK(t, key.Look(t.Context()))
+	must.OK(t, key.Healthy(t.Context()))
 	key.Close()
 	nowhere := slot + 4711
 	c.Token.Slot = &nowhere
-	if err := newKey(t, c, public).Look(t.Context()); !errors.Is(err, hsm.ErrUnavailable) ||
+	if err := newKey(t, c, public).Healthy(t.Context()); !errors.Is(err, hsm.ErrUnavailable) ||
 		!strings.Contains(err.Error(),
 			fmt.Sprintf("the module shows tokens in the slots [%d ", slot)) {
 		t.Errorf("a missing slot: %v", err)

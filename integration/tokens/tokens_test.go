@@ -101,7 +101,7 @@ func TestKeys(t *testing.T) {
 // kind of token sets it.
 func requireProof(t *testing.T, token *tokens.Token, key *hsm.Key) {
 	t.Helper()
-	proof, err := key.Proof(t.Context())
+	proof, err := key.Attributes(t.Context())
 	must.OK(t, err)
 	if !proof.Holds() {
 		t.Errorf("the key could leave: %s", proof)

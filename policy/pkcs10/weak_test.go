@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"hsm-signer/policy/pkcs10/debian/generator"
+	"hsm-signer/policy/pkcs10/internal/generator"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"hsm-signer/policy/pkcs10/debian/generator"
+	"hsm-signer/policy/pkcs10/internal/generator"
 )
 
 // made is the modulus that the generator makes.

@@ -19,7 +19,7 @@ import (
 	"strings"
 
 	"hsm-signer/policy/pkcs10/debian"
-	"hsm-signer/policy/pkcs10/debian/generator"
+	"hsm-signer/policy/pkcs10/internal/generator"
 )
 
 func main() {

@@ -20,13 +20,13 @@ func newAuditAcceptCommand() *cobra.Command {
 	var text string
 	command := &cobra.Command{
 		Use:   "accept-rollback [DIR]",
-		Short: "Accept that the journal does not have a line that a witness has seen",
-		Long: `Lets hsm-signer go on with the journal in DIR (by default STATE_DIR) although a witness, the lease or
-WITNESS_FILE, has a head that the journal does not have: its end was cut off, or an older copy was put in
-its place. The journal records this for good. Find out first why it happened: certificates that were
-recorded in the lost lines exist and are not in the journal, and their requests may get a second one.
+		Short: "Accept that the journal lacks a line that a witness has seen",
+		Long: `Lets hsm-signer continue with the journal in DIR (by default STATE_DIR) although a
+witness (the lease or WITNESS_FILE) has a head that the journal lacks: its end was cut off, or an
+older copy replaced it. The journal records this permanently. Find out why it happened first: the
+certificates in the lost lines exist without a record, and their requests may get a second one.
 
-/readyz and the log name the head. If hsm-signer runs, it takes this up within seconds.`,
+/readyz and the log name the head. A running hsm-signer continues within seconds.`,
 		Example: `  hsm-signer audit accept-rollback --head SEQ:SHA256`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,25 +41,29 @@ recorded in the lost lines exist and are not in the journal, and their requests 
 				return err
 			}
 			options := journal.Options{Version: buildinfo.Version(), CA: ca.Certificate()}
-			return acceptRollback(cmd.Context(), stateDir(c, args), head, options, cmd.OutOrStdout())
+			return acceptRollback(cmd.Context(), stateDir(c, args), head, options,
+				cmd.OutOrStdout())
 		},
 	}
 	config.AddFlags(command, settings)
-	command.Flags().StringVar(&text, "head", "", "head that a witness has and the journal has not, SEQ:SHA256")
+	command.Flags().StringVar(&text, "head", "", "head that a witness has and the journal lacks, "+
+		"SEQ:SHA256")
 	return command
 }
 
-// acceptRollback records that a head is missing: in the journal itself, or through the process that
+// acceptRollback records that a head is missing, in the journal itself or through the process that
 // has it open.
-func acceptRollback(ctx context.Context, dir string, head journal.Head, o journal.Options, out io.Writer) error {
-	if _, err := os.Stat(dir); err != nil { // a typing error would make a new journal
+func acceptRollback(ctx context.Context, dir string, head journal.Head, o journal.Options,
+	out io.Writer) error {
+	if _, err := os.Stat(dir); err != nil { // a typo would create a new journal
 		return err
 	}
 	if journal.Locked(dir) {
 		if err := rollback.HandOver(dir, head); err != nil {
 			return fmt.Errorf("tell the process that has the journal open: %w", err)
 		}
-		_, err := fmt.Fprintf(out, "hsm-signer runs, and records within seconds that %s is missing: see /readyz\n", head)
+		_, err := fmt.Fprintf(out, "hsm-signer is running, and records within seconds that %s is "+
+			"missing: see /readyz\n", head)
 		return err
 	}
 	j, err := journal.Open(dir, o)

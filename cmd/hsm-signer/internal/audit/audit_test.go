@@ -26,13 +26,15 @@ func TestAuditVerify(t *testing.T) {
 	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
 	t.Setenv("STATE_DIR", filepath.Join(dir, "state"))
 	out, stderr, code := command(t, "audit", "verify")
-	if code != 0 || !strings.Contains(out, "2 are published") || !strings.Contains(out, "nothing vouches for the chain") || stderr != "" {
+	if code != 0 || !strings.Contains(out, "2 are published") ||
+		!strings.Contains(out, "nothing vouches for the chain") || stderr != "" {
 		t.Fatalf("exit code %d: %s %s", code, out, stderr)
 	}
 	head := regexp.MustCompile(`head +(\S+)`).FindStringSubmatch(out)[1]
 	out, _, code = command(t, "audit", "verify", "--output", "json", "--witness", head)
 	var summary journal.Summary
-	if err := json.Unmarshal([]byte(out), &summary); err != nil || code != 0 || summary.Head.String() != head {
+	if err := json.Unmarshal([]byte(out), &summary); err != nil || code != 0 ||
+		summary.Head.String() != head {
 		t.Errorf("exit code %d: %s: %v", code, out, err)
 	}
 	copied := filepath.Join(t.TempDir(), "journal-00000001.jsonl")
@@ -50,11 +52,14 @@ func TestAuditVerify(t *testing.T) {
 				return bytes.Replace(line, []byte("CN=typha-server"), []byte("CN=typha-clients"), 1)
 			}), "line 2: the names are",
 		},
-		"changed":    {bytes.Replace(text, []byte("typha-b"), []byte("typha-c"), 1), "journal-00000001.jsonl, line 5: its hash is"},
-		"cut off":    {text[:last], "journal-00000001.jsonl, line 7: the journal ends with line 6"},
-		"cut within": {text[:last+20], "the journal ends with line 6, but a witness has seen line 7"},
-		"unending":   {append(text[:len(text):len(text)], "{"...), "1 bytes that are no whole line"},
-		"empty":      {nil, "this is no journal"},
+		"changed": {bytes.Replace(text, []byte("typha-b"), []byte("typha-c"), 1),
+			"journal-00000001.jsonl, line 5: its hash is"},
+		"cut off": {text[:last], "journal-00000001.jsonl, line 7: the journal ends with line 6"},
+		"cut within": {text[:last+20],
+			"the journal ends with line 6, but a witness has seen line 7"},
+		"unending": {append(text[:len(text):len(text)], "{"...),
+			"1 bytes that are no whole line"},
+		"empty": {nil, "this is no journal"},
 	} {
 		if err := os.WriteFile(copied, c.text, 0o600); err != nil {
 			t.Fatal(err)
@@ -68,13 +73,17 @@ func TestAuditVerify(t *testing.T) {
 		}
 	}
 	t.Setenv("CA_CERT_FILE", filepath.Join(fixture.Journal(t), "ca.crt"))
-	if _, stderr, code := command(t, "audit", "verify"); code != 2 || !strings.Contains(stderr, "line 3: the certificate") {
+	if _, stderr, code := command(t, "audit", "verify"); code != 2 ||
+		!strings.Contains(stderr, "line 3: the certificate") {
 		t.Errorf("another CA: exit code %d: %s", code, stderr)
 	}
-	if _, stderr, code := command(t, "audit", "verify", "--former-ca", filepath.Join(dir, "ca.crt")); code != 0 {
+	if _, stderr, code := command(t, "audit", "verify", "--former-ca",
+		filepath.Join(dir, "ca.crt")); code != 0 {
 		t.Errorf("a former CA: exit code %d: %s", code, stderr)
 	}
-	if _, stderr, code := command(t, "audit", "verify", "--witness", "x", "--checkpoint-key", "none", "--max-unvouched", "x", "-o", "x"); code != 4 || strings.Count(stderr, "\n  --") != 4 {
+	if _, stderr, code := command(t, "audit", "verify", "--witness", "x", "--checkpoint-key",
+		"none", "--max-unvouched", "x", "-o", "x"); code != 4 ||
+		strings.Count(stderr, "\n  --") != 4 {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 	if _, _, code := command(t, "audit", "verify", filepath.Join(dir, "nowhere")); code != 1 {
@@ -86,7 +95,8 @@ func TestAuditList(t *testing.T) {
 	dir := fixture.Journal(t, time.Hour, 48*time.Hour, -time.Hour)
 	t.Setenv("STATE_DIR", filepath.Join(dir, "state"))
 	for want, args := range map[string][]string{
-		"abc": nil, "ca": {"--expiring", "1d"}, "cab": {"--expiring", "72h"}, "c": {"--expiring", "1m"},
+		"abc": nil, "ca": {"--expiring", "1d"}, "cab": {"--expiring", "72h"}, "c": {"--expiring",
+			"1m"},
 	} {
 		out, stderr, code := command(t, append([]string{"audit", "list", "-o", "json"}, args...)...)
 		got := ""
@@ -96,7 +106,9 @@ func TestAuditList(t *testing.T) {
 				t.Fatal(err)
 			}
 			got += view.UID
-			if cert, err := x509.ParseCertificate(view.Certificate); err != nil || journal.FormatSerial(cert.SerialNumber) != view.Serial || view.State != "published" {
+			if cert, err := x509.ParseCertificate(view.Certificate); err != nil ||
+				journal.FormatSerial(cert.SerialNumber) != view.Serial ||
+				view.State != "published" {
 				t.Errorf("%+v: %v", view, err)
 			}
 		}
@@ -105,18 +117,20 @@ func TestAuditList(t *testing.T) {
 		}
 	}
 	out, _, code := command(t, "audit", "list")
-	if code != 0 || strings.Count(out, "\n") != 4 || !strings.Contains(out, `calico-typha\x1b[1m`) || !strings.Contains(out, "CN=typha-server") {
+	if code != 0 || strings.Count(out, "\n") != 4 ||
+		!strings.Contains(out, `calico-typha\x1b[1m`) || !strings.Contains(out, "CN=typha-server") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 	for _, bad := range []string{"30", "-3d", "0h", "d", "x"} {
-		if _, stderr, code := command(t, "audit", "list", "--expiring", bad); code != 4 || !strings.Contains(stderr, "30d") {
+		if _, stderr, code := command(t, "audit", "list", "--expiring", bad); code != 4 ||
+			!strings.Contains(stderr, "30d") {
 			t.Errorf("%s: exit code %d: %s", bad, code, stderr)
 		}
 	}
 }
 
-// Of what a pod got for a signer and a name only the newest counts, whichever ends first; and without a cluster it is
-// said that nobody knows which pods live.
+// Of what a pod got for a signer and a name only the newest counts, whichever ends first; and
+// without a cluster it is said that nobody knows which pods live.
 func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 	dir := t.TempDir()
 	ca := fixture.NewCA(t)
@@ -130,8 +144,10 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 		{"shortened", "a", 99 * time.Hour, ""}, {"shortened", "a", -time.Hour, ""},
 		{"two", "b", time.Hour, ""}, {"two", "a", 99 * time.Hour, ""},
 		{"", "a", 2 * time.Hour, ""},
-		{"killed", "a", 150 * time.Minute, "unconfirmed"}, {"killed", "b", 160 * time.Minute, "signed"},
-		{"killed and renewed", "a", time.Hour, "unconfirmed"}, {"killed and renewed", "a", 99 * time.Hour, ""},
+		{"killed", "a", 150 * time.Minute, "unconfirmed"}, {"killed", "b", 160 * time.Minute,
+			"signed"},
+		{"killed and renewed", "a", time.Hour, "unconfirmed"}, {"killed and renewed", "a",
+			99 * time.Hour, ""},
 		{"denied", "a", time.Hour, "orphaned"},
 	} {
 		intent, signed := ca.Certify(t, j, strconv.Itoa(n), c.left)
@@ -147,22 +163,30 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 		case "":
 			fixture.Write(t, j, journal.Published{UID: intent.UID, Serial: intent.Serial})
 		case "unconfirmed":
-			fixture.Write(t, j, journal.Unconfirmed{UID: intent.UID, Serial: intent.Serial, Why: "the request is gone"})
+			fixture.Write(t, j,
+				journal.Unconfirmed{UID: intent.UID, Serial: intent.Serial,
+					Why: "the request is gone"})
 		case "orphaned":
-			fixture.Write(t, j, journal.Orphaned{UID: intent.UID, Serial: intent.Serial, Why: "the request was denied or has failed"})
+			fixture.Write(t, j,
+				journal.Orphaned{UID: intent.UID, Serial: intent.Serial,
+					Why: "the request was denied or has failed"})
 		}
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	out, stderr, code := command(t, "audit", "list", "--expiring", "3h", filepath.Join(dir, "state"))
-	if code != 0 || strings.Count(stderr, "which pods still live is not known: no cluster is named: set KUBECONFIG") != 1 || strings.Contains(out, "estart") {
+	out, stderr, code := command(t, "audit", "list", "--expiring", "3h",
+		filepath.Join(dir, "state"))
+	if code != 0 ||
+		strings.Count(stderr,
+			"it is not known which pods still live: no cluster is named: set KUBECONFIG") != 1 ||
+		strings.Contains(out, "estart") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	lines := strings.Split(out, "\n")
 	for i, want := range []string{
-		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(not known whether it lives\)`, `ends .*calico-system/two \(not known`, `ends .*admin +not known  `,
-		`ends .*calico-system/killed \(not known`, `ends .*calico-system/killed \(not known`, `^$`,
+		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(unknown whether it lives\)`, `ends .*calico-system/two \(unknown`, `ends .*admin +unknown  `,
+		`ends .*calico-system/killed \(unknown`, `ends .*calico-system/killed \(unknown`, `^$`,
 	} {
 		if i >= len(lines) || !regexp.MustCompile(want).MatchString(lines[i]) {
 			t.Errorf("line %d: want %s in:\n%s", i+1, want, out)
@@ -173,11 +197,14 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 // The command for pods that are dark comes first, and once.
 func TestRestartsOfWhatHasEndedComeFirst(t *testing.T) {
 	var r restarts
-	for _, view := range []issuedView{{}, {Ended: true, Pod: &podView{}}, {Ended: true, Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}, {Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}} {
+	for _, view := range []issuedView{{}, {Ended: true, Pod: &podView{}},
+		{Ended: true,
+			Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}, {Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}} {
 		r.add(view)
 	}
 	var out bytes.Buffer
-	if err := r.print(&out); err != nil || !regexp.MustCompile(`(?s)^\nPods live whose .* now:\n  a\n\nNothing renews .*:\n  b\n$`).MatchString(out.String()) {
+	if err := r.print(&out); err != nil ||
+		!regexp.MustCompile(`(?s)^\nThe certificates of these pods have expired.* now:\n  a\n\nNothing renews .*:\n  b\n$`).MatchString(out.String()) {
 		t.Errorf("%v: %s", err, &out)
 	}
 }
@@ -193,7 +220,8 @@ func TestAuditListShowsOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, stderr, code := command(t, "audit", "list", filepath.Join(dir, "state"))
-	if code != 0 || strings.Count(out, "orphaned") != 2 || !strings.Contains(out, "typha-signed") || !strings.Contains(out, "typha-intended") {
+	if code != 0 || strings.Count(out, "orphaned") != 2 || !strings.Contains(out, "typha-signed") ||
+		!strings.Contains(out, "typha-intended") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 }
@@ -214,10 +242,13 @@ func TestAuditByHand(t *testing.T) {
 		}
 	}
 	head := regexp.MustCompile(`head (\d+:\w{64})`).FindStringSubmatch(out)[1]
-	if out, err := fixture.VerifyByHand(t, dir, "is_there "+head+" && echo it is there"); err != nil || !strings.Contains(out, "it is there") {
+	if out, err := fixture.VerifyByHand(t, dir,
+		"is_there "+head+" && echo it is there"); err != nil ||
+		!strings.Contains(out, "it is there") {
 		t.Errorf("a witness: %v\n%s", err, out)
 	}
-	if out, err := fixture.VerifyByHand(t, dir, "is_there 1"+head); err == nil || !strings.Contains(out, "is not in the journal") {
+	if out, err := fixture.VerifyByHand(t, dir, "is_there 1"+head); err == nil ||
+		!strings.Contains(out, "is not in the journal") {
 		t.Errorf("a witness of what is not there: %v\n%s", err, out)
 	}
 	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
@@ -234,7 +265,8 @@ func TestAuditByHand(t *testing.T) {
 		if err := os.WriteFile(path, changed, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := fixture.VerifyByHand(t, dir, ""); err == nil || !strings.Contains(out, words) {
+		if out, err := fixture.VerifyByHand(t, dir, ""); err == nil ||
+			!strings.Contains(out, words) {
 			t.Errorf("want %q: %v\n%s", words, err, out)
 		}
 	}
@@ -251,17 +283,22 @@ func TestNamesByHand(t *testing.T) {
 	}
 	cert := fixture.Certify(t, &x509.Certificate{
 		SerialNumber: serial, NotAfter: time.Now().Add(time.Hour), Subject: pkix.Name{Organization: []string{`A "B" é, \C`}, CommonName: "node", StreetAddress: []string{"1"}},
-		DNSNames: []string{"a.example", "b"}, EmailAddresses: []string{"a@b.example"}, URIs: []*url.URL{{Scheme: "spiffe", Host: "a", Path: "/b"}},
-		IPAddresses: []net.IP{{10, 0, 0, 1}, net.ParseIP("fd00::1"), net.ParseIP("::1"), net.ParseIP("fd00:1:2:3:4:5:6:ab"), net.ParseIP("fd00::")},
+		DNSNames: []string{"a.example",
+			"b"}, EmailAddresses: []string{"a@b.example"}, URIs: []*url.URL{{Scheme: "spiffe",
+			Host: "a", Path: "/b"}},
+		IPAddresses: []net.IP{{10, 0, 0, 1}, net.ParseIP("fd00::1"), net.ParseIP("::1"),
+			net.ParseIP("fd00:1:2:3:4:5:6:ab"), net.ParseIP("fd00::")},
 	}, ca.Certificate, ca.Key.Public(), ca.Key)
 	text := journal.FormatSerial(serial)
-	fixture.Write(t, j, journal.Intent{UID: "a", Serial: text, TBS: cert.RawTBSCertificate, Names: []string{
-		`STREET="1"`, `O="A \"B\" \u00e9, \\C"`, `CN="node"`, "DNS:a.example", "DNS:b", "IP:10.0.0.1", "IP:fd00::1", "IP:::1", "IP:fd00:1:2:3:4:5:6:ab", "IP:fd00::", "URI:spiffe://a/b", "email:a@b.example",
-	}})
+	fixture.Write(t, j,
+		journal.Intent{UID: "a", Serial: text, TBS: cert.RawTBSCertificate, Names: []string{
+			`STREET="1"`, `O="A \"B\" \u00e9, \\C"`, `CN="node"`, "DNS:a.example", "DNS:b", "IP:10.0.0.1", "IP:fd00::1", "IP:::1", "IP:fd00:1:2:3:4:5:6:ab", "IP:fd00::", "URI:spiffe://a/b", "email:a@b.example",
+		}})
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := fixture.VerifyByHand(t, dir, ""); err != nil || !strings.Contains(out, "1 intents say what") {
+	if out, err := fixture.VerifyByHand(t, dir, ""); err != nil ||
+		!strings.Contains(out, "1 intents say what") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
@@ -276,12 +313,14 @@ func TestProgress(t *testing.T) {
 		terminal bool
 		began    time.Time
 		shown    bool
-	}{{true, time.Now(), false}, {false, time.Now().Add(-time.Minute), false}, {true, time.Now().Add(-time.Minute), true}} {
+	}{{true, time.Now(), false}, {false, time.Now().Add(-time.Minute), false}, {true,
+		time.Now().Add(-time.Minute), true}} {
 		var out bytes.Buffer
 		progress, clear := showProgress(&out, c.terminal, c.began)
 		progress(3<<20, 7<<20)
 		clear()
-		if got := strings.Contains(out.String(), "3 of 7 MiB") && strings.HasSuffix(out.String(), "\x1b[K"); got != c.shown || !c.shown && out.Len() > 0 {
+		if got := strings.Contains(out.String(), "3 of 7 MiB") &&
+			strings.HasSuffix(out.String(), "\x1b[K"); got != c.shown || !c.shown && out.Len() > 0 {
 			t.Errorf("%+v: %q", c, out.String())
 		}
 	}

@@ -37,30 +37,34 @@ type issuedView struct {
 	SignedAt      time.Time        `json:"signedAt,omitzero"`
 	NotBefore     time.Time        `json:"notBefore"`
 	NotAfter      time.Time        `json:"notAfter"`
-	Certificate   []byte           `json:"certificate,omitempty"` // DER, base64; missing where an orphan is not known to have been signed
-	Ended         bool             `json:"ended,omitempty"`       // with --expiring: it has
-	Pod           *podView         `json:"pod,omitempty"`         // with --expiring; missing where the journal names none
+	// DER, base64; missing for an orphan that may not have been signed
+	Certificate []byte `json:"certificate,omitempty"`
+	Ended       bool   `json:"ended,omitempty"` // with --expiring: it has expired
+	// with --expiring; missing if the journal names none
+	Pod *podView `json:"pod,omitempty"`
 }
 
-// A podView is the pod that asked for a certificate. Node, Evidence and Strong are there with --stuck.
+// A podView is the pod that asked for a certificate. Node, Evidence and Strong are there with
+// --stuck.
 type podView struct {
 	Namespace string `json:"namespace"`
-	Name      string `json:"name,omitempty"`  // empty where tokens name no pod and none is found
-	Lives     *bool  `json:"lives,omitempty"` // true; missing where it is not known, since the cluster cannot be read
+	Name      string `json:"name,omitempty"`  // empty if tokens name no pod and none is found
+	Lives     *bool  `json:"lives,omitempty"` // true; missing if the cluster cannot be read
 	Owner     string `json:"owner,omitempty"` // its kind, namespace and name
 	Restart   string `json:"restart,omitempty"`
 	Node      string `json:"node,omitempty"`
 	Evidence  string `json:"evidence,omitempty"` // that it runs without its certificate
-	Strong    bool   `json:"strong,omitempty"`   // an init container ended before its certificate was there
+	// an init container ended before its certificate was there
+	Strong bool `json:"strong,omitempty"`
 }
 
 // String is for the table.
 func (p *podView) String() string {
 	switch {
 	case p == nil:
-		return "not known"
+		return "unknown"
 	case p.Lives == nil:
-		return p.Namespace + "/" + cmp.Or(p.Name, "?") + " (not known whether it lives)"
+		return p.Namespace + "/" + cmp.Or(p.Name, "?") + " (unknown whether it lives)"
 	}
 	return p.Namespace + "/" + p.Name + " (lives)"
 }
@@ -71,22 +75,25 @@ func newAuditListCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "list [DIR]",
 		Short: "List the certificates that were issued",
-		Long: `Lists the certificates in the journal in DIR (by default STATE_DIR): to whom, for which names, until
-when. Those that were published come first, in that order. Orphans were given up, and nobody got them.
-Of those that are signed or unconfirmed the journal does not know whether a client holds them: assume
-that one does. It verifies the chain, and not the signatures: that is "audit verify".
+		Long: `Lists the certificates in the journal in DIR (by default STATE_DIR): the requester,
+the names and the expiry. Published certificates come first, in the order of their publication.
+Orphans were abandoned, and no client got them. A client may hold a certificate that is signed or
+unconfirmed: assume that one does. The command verifies the chain, but no signatures: use "audit
+verify" for that.
 
-With --expiring it lists the pods that go dark, or are dark: those that live, and whose newest certificate for a
-signer and name ends within a time, or has ended in the last 30 days. Nothing renews it: a pod asks once, when it
-starts. "soon" is what the alerts and the status page go by: 30 days, or the last third of a shorter lifetime.
-Which pods live is read from the cluster (KUBECONFIG, or in a pod; "get" and "list" of pods, and "get" of replicasets
-to know Deployments), with the command that restarts them. Where that cannot be read, all certificates are listed that may be
-those of such pods. Certificates of which the journal does not tell which pod asked are always listed.
+With --expiring it lists live pods whose newest certificate for a signer and name expires within
+the time, or has expired in the last 30 days. Nothing renews it: a pod requests its certificate
+once, when it starts. "soon" is the limit of the alerts and the status page: 30 days, or the last
+third of a shorter lifetime. The live pods and the commands that restart them are read from the
+cluster (KUBECONFIG, or in a pod; "get" and "list" of pods, and "get" of replicasets for
+Deployments). If the cluster cannot be read, every certificate that may belong to such a pod is
+listed. Certificates whose pod the journal does not name are always listed.
 
-With --stuck it lists the pods that run without the certificate that was issued to them, the evidence, and the
-command that deletes each, so that it asks again. All init containers of such a pod ended with 0, no main container
-has been ready or running for 60 seconds, and at least one is waiting or ended with an error. It needs the cluster,
-as above, and tokens that name their pod.`,
+With --stuck it lists pods that run without the certificate that was issued to them, the evidence,
+and the command that deletes each of them, so that its successor requests again. All init
+containers of such a pod ended with 0, no main container has been ready or running for 60 seconds,
+and at least one is waiting or ended with an error. This needs the cluster, as above, and tokens
+that name their pod.`,
 		Example: `  hsm-signer audit list
   hsm-signer audit list --expiring soon
   hsm-signer audit list --stuck
@@ -109,13 +116,15 @@ as above, and tokens that name their pod.`,
 		},
 	}
 	config.AddFlags(command, settings)
-	command.Flags().StringVar(&l.expiring, "expiring", "", "only those of pods that live and whose certificate has ended, or ends within this time: soon, or such as 30d or 12h")
-	command.Flags().BoolVar(&l.stuck, "stuck", false, "only those of pods that run without the certificate that was issued to them")
+	command.Flags().StringVar(&l.expiring, "expiring", "", "only those of live pods whose "+
+		"certificate has expired, or expires within this time: soon, or such as 30d or 12h")
+	command.Flags().BoolVar(&l.stuck, "stuck", false, "only those of pods that run without the "+
+		"certificate that was issued to them")
 	command.Flags().StringVarP(&l.output, "output", "o", "text", "text, or json: one line each")
 	return command
 }
 
-// auditList is what is listed, as the user names it.
+// auditList holds the flags of "audit list".
 type auditList struct {
 	expiring, output string
 	stuck            bool
@@ -125,7 +134,8 @@ type auditList struct {
 	out, errs        io.Writer
 }
 
-// termOf reads a time such as 30d or 12h, or "soon"; nil takes all certificates.
+// termOf parses a time such as 30d or 12h, or "soon". It returns nil for "", which means all
+// certificates.
 func termOf(text string) (expiry.Term, error) {
 	switch text {
 	case "":
@@ -140,7 +150,7 @@ func termOf(text string) (expiry.Term, error) {
 	return expiry.Within(within), nil
 }
 
-// prepare reads what the user wants, and adds what is wrong to the faults.
+// prepare checks the flags, and adds mistakes to the faults.
 func (l *auditList) prepare(c *config.Config, faults *config.Faults) {
 	var err error
 	l.term, err = termOf(l.expiring)
@@ -148,7 +158,7 @@ func (l *auditList) prepare(c *config.Config, faults *config.Faults) {
 	faults.RequireOutput(l.output)
 	switch {
 	case l.stuck && l.expiring != "":
-		faults.Addf("--stuck", "is given, and so is --expiring: give one of them")
+		faults.Addf("--stuck", "is set, and so is --expiring: set only one of them")
 	case l.stuck: // without the cluster nothing is known
 		if client, _ := c.LoadClient(faults, nil); client != nil {
 			l.client = client
@@ -161,7 +171,7 @@ func (l *auditList) prepare(c *config.Config, faults *config.Faults) {
 	}
 }
 
-// all goes through the certificates that are wanted.
+// all calls give for each certificate that is wanted.
 func (l *auditList) all(ctx context.Context, give func(issuedView) error) error {
 	if l.term != nil {
 		return l.allExpiring(ctx, give)
@@ -177,7 +187,7 @@ func (l *auditList) all(ctx context.Context, give func(issuedView) error) error 
 	return nil
 }
 
-// allExpiring goes through what is known of pods that live, and then through what is not known.
+// allExpiring calls give for the certificates of live pods, and then for those of unknown pods.
 func (l *auditList) allExpiring(ctx context.Context, give func(issuedView) error) error {
 	now := time.Now()
 	found, err := expiry.Find(ctx, l.dir, l.client, now, l.term)
@@ -185,13 +195,14 @@ func (l *auditList) allExpiring(ctx context.Context, give func(issuedView) error
 		return listFault(l.dir, err)
 	}
 	if found.Fault != nil {
-		fmt.Fprintf(l.errs, "hsm-signer: which pods still live is not known: %v\n", found.Fault)
+		fmt.Fprintf(l.errs, "hsm-signer: it is not known which pods still live: %v\n", found.Fault)
 	}
 	var views []issuedView
 	for _, e := range found.Pods {
 		lives := true
 		views = append(views, expiringView(e.Certificate, now, &podView{
-			Namespace: e.Pod.Namespace, Name: e.Pod.Name, Lives: &lives, Owner: e.Pod.Owner.String(), Restart: e.Pod.Restart(),
+			Namespace: e.Pod.Namespace, Name: e.Pod.Name, Lives: &lives,
+			Owner: e.Pod.Owner.String(), Restart: e.Pod.Restart(),
 		}))
 	}
 	for _, c := range found.Unknown {
@@ -217,7 +228,8 @@ func expiringView(c expiry.Certificate, now time.Time, pod *podView) issuedView 
 
 func viewOf(i *journal.Issued) issuedView {
 	return issuedView{
-		Serial: i.Serial, State: i.State.String(), UID: i.UID, Name: i.Name, Signer: i.Signer, Requester: i.Requester,
+		Serial: i.Serial, State: i.State.String(), UID: i.UID, Name: i.Name, Signer: i.Signer,
+		Requester:     i.Requester,
 		RequestSHA256: i.RequestSHA256, Rule: i.Rule, PolicyHash: i.PolicyHash, Names: i.Names,
 		SignedAt: i.SignedAt, NotBefore: i.NotBefore, NotAfter: i.NotAfter, Certificate: i.Signed,
 	}
@@ -227,7 +239,7 @@ func (l *auditList) json(ctx context.Context) error {
 	return l.all(ctx, func(view issuedView) error { return terminal.PrintJSON(l.out, view) })
 }
 
-// text prints a table, and below it what to do.
+// text prints a table, and below it the commands.
 func (l *auditList) text(ctx context.Context) error {
 	table := tabwriter.NewWriter(l.out, 0, 0, 2, ' ', 0)
 	columns := []string{"EXPIRES", "STATE", "REQUEST", "REQUESTER", "SERIAL", "NAMES"}
@@ -237,7 +249,8 @@ func (l *auditList) text(ctx context.Context) error {
 	fmt.Fprintln(table, strings.Join(columns, "\t"))
 	var commands restarts
 	err := l.all(ctx, func(view issuedView) error {
-		fields := []string{terminal.LocalTime(view.NotAfter), view.State, view.Name, view.Requester.Username, view.Serial, strings.Join(view.Names, " ")}
+		fields := []string{terminal.LocalTime(view.NotAfter), view.State, view.Name,
+			view.Requester.Username, view.Serial, strings.Join(view.Names, " ")}
 		if l.term != nil {
 			fields = slices.Insert(fields, 4, view.Pod.String())
 			if fields[1] = "ends"; view.Ended {
@@ -260,10 +273,11 @@ func (l *auditList) text(ctx context.Context) error {
 // restarts are commands that restart pods.
 type restarts struct{ now, soon []string }
 
-// add takes note of a pod that lives; those whose certificates have ended come first.
+// add adds a live pod. Those whose certificates have expired come first.
 func (r *restarts) add(view issuedView) {
 	switch {
-	case view.Pod == nil || view.Pod.Restart == "" || slices.Contains(slices.Concat(r.now, r.soon), view.Pod.Restart):
+	case view.Pod == nil || view.Pod.Restart == "" ||
+		slices.Contains(slices.Concat(r.now, r.soon), view.Pod.Restart):
 	case view.Ended:
 		r.now = append(r.now, view.Pod.Restart)
 	default:
@@ -276,11 +290,13 @@ func (r *restarts) print(out io.Writer) error {
 		what     string
 		commands []string
 	}{
-		{"Pods live whose certificates have ended: they are, or go, dark. Restart them now:", r.now},
-		{"Nothing renews these certificates. Restart the pods before they end:", r.soon},
+		{"The certificates of these pods have expired, and their connections fail. Restart them " +
+			"now:", r.now},
+		{"Nothing renews these certificates. Restart the pods before they expire:", r.soon},
 	} {
 		if len(part.commands) > 0 {
-			if _, err := fmt.Fprintf(out, "\n%s\n  %s\n", part.what, strings.Join(part.commands, "\n  ")); err != nil {
+			if _, err := fmt.Fprintf(out, "\n%s\n  %s\n", part.what,
+				strings.Join(part.commands, "\n  ")); err != nil {
 				return err
 			}
 		}
@@ -289,5 +305,6 @@ func (r *restarts) print(out io.Writer) error {
 }
 
 func listFault(dir string, err error) error {
-	return fmt.Errorf("the journal in %s cannot be read on (\"audit verify\" says more): %w", dir, err)
+	return fmt.Errorf("the journal in %s cannot be read further (\"audit verify\" says more): %w",
+		dir, err)
 }

@@ -37,16 +37,17 @@ func newAuditShowCommand() *cobra.Command {
 	var output string
 	command := &cobra.Command{
 		Use:   "show SERIAL|REQUEST [DIR]",
-		Short: "Show everything the journal knows of one certificate",
-		Long: `Shows everything that the journal in DIR (by default STATE_DIR) knows of one certificate: who
-requested it, which rule granted it, its outcome with the time, and the certificate itself.
+		Short: "Show everything the journal has about one certificate",
+		Long: `Shows everything that the journal in DIR (by default STATE_DIR) has about one
+certificate: the requester, the rule that granted it, its outcome with the time, and the
+certificate itself.
 
 SERIAL is the serial number in hex, as openssl prints it: with or without colons, in upper or lower
-case. REQUEST is the UID or the name of the CertificateSigningRequest. A name can be used again, and a
-request whose certificate was orphaned can get another one: each match is shown.
+case. REQUEST is the UID or the name of the CertificateSigningRequest. A name can be reused, and a
+request whose certificate was orphaned can get another one: every match is shown.
 
-Names, serial number and validity come from the certificate. The command verifies the chain, and not the
-signatures: that is "audit verify".
+Names, serial number and validity come from the certificate. The command verifies the chain, but no
+signatures: use "audit verify" for that.
 
 Exit code 1 if nothing matches.`,
 		Example: `  hsm-signer audit show calico-node-7k2xw
@@ -57,7 +58,8 @@ Exit code 1 if nothing matches.`,
 			c, faults := config.Read(cmd, settings)
 			faults.RequireOutput(output)
 			if strings.TrimSpace(args[0]) == "" {
-				faults.Addf("SERIAL|REQUEST", "is empty: name a serial number, or the UID or the name of a request")
+				faults.Addf("SERIAL|REQUEST", "is empty: give a serial number, or the UID or "+
+					"the name of a request")
 			}
 			if err := faults.Err(); err != nil {
 				return err
@@ -72,17 +74,17 @@ Exit code 1 if nothing matches.`,
 	return command
 }
 
-// auditShow looks for certificates in one journal.
+// auditShow finds certificates in one journal.
 type auditShow struct {
 	wanted string
-	serial string // wanted, as a serial number; empty: it is none
+	serial string // wanted as a serial number; empty if it is none
 	dir    string
 
-	certificates int        // how many the journal has
+	certificates int        // that the journal has
 	id           journal.ID // of the journal, which its serial numbers begin with
 }
 
-// serialNumber returns a serial number as the journal writes it, or "" if the text is none.
+// serialNumber returns a serial number in the form of the journal, or "" if the text is none.
 func serialNumber(text string) string {
 	text = strings.ReplaceAll(strings.TrimPrefix(text, "serial="), ":", "")
 	if text == "" || len(text) > 64 || strings.Trim(text, "0123456789abcdefABCDEF") != "" {
@@ -126,13 +128,16 @@ func (s *auditShow) matches(i *journal.Intent) bool {
 // nothing returns the error if no certificate matches.
 func (s *auditShow) nothing() error {
 	if len(s.serial) == 40 && s.id != "" && !s.id.Carries(s.serial) {
-		return fmt.Errorf("show the certificate %s: the journal in %s does not have it: its serial number "+
-			"begins with the id of another journal, %s, and this one is %s; look in the STATE_DIR of each other hsm-signer, and in the archive",
+		return fmt.Errorf("show the certificate %s: the journal in %s does not have it: its "+
+			"serial number begins with the id of another journal, %s, and this one is %s; look "+
+			"in the STATE_DIR of each other hsm-signer, and in the archive",
 			s.serial, s.dir, strings.ToLower(s.serial[:8]), s.id)
 	}
-	return fmt.Errorf("show %s: none of the %d certificates in the journal in %s has this serial number, "+
-		"request UID or request name; list them with \"hsm-signer audit list\", look in the STATE_DIR of each other "+
-		"hsm-signer, and look in refusals.log for a request that was refused", terminal.OneLine(s.wanted), s.certificates, s.dir)
+	return fmt.Errorf("show %s: none of the %d certificates in the journal in %s has this "+
+		"serial number, request UID or request name; list them with \"hsm-signer audit list\", "+
+		"look in the STATE_DIR of each other hsm-signer, and look in refusals.log for a request "+
+		"that was refused",
+		terminal.OneLine(s.wanted), s.certificates, s.dir)
 }
 
 func shownViewOf(i *journal.Issued) shownView {
@@ -147,19 +152,22 @@ func shownViewOf(i *journal.Issued) shownView {
 	return view
 }
 
-// stateMeans says what follows from a state.
+// stateMeans explains the states.
 var stateMeans = map[string]string{
 	"intended":    "it may have been signed, and is not published",
-	"signed":      "it is not known to be published; assume that the client holds it",
-	"published":   "the API server took it",
-	"orphaned":    "it was given up, and nobody got it",
-	"unconfirmed": "it is not known whether the API server took it; assume that the client holds it",
+	"signed":      "it may have been published; assume that the client holds it",
+	"published":   "the API server has it",
+	"orphaned":    "it was abandoned, and no client got it",
+	"unconfirmed": "the API server may have it; assume that the client holds it",
 }
 
 // text returns one field a line, and the certificate in PEM.
 func (v shownView) text(another bool) string {
 	var b strings.Builder
-	line := func(field, value string) { fmt.Fprintf(&b, "%-15s %s\n", field, terminal.OneLine(value)) }
+	line := func(field,
+		value string) {
+		fmt.Fprintf(&b, "%-15s %s\n", field, terminal.OneLine(value))
+	}
 	if another {
 		b.WriteString("\n")
 	}
@@ -206,7 +214,8 @@ func (e eventView) String() string {
 	case e.Why != "":
 		text += ": " + e.Why
 	case e.Lost != "":
-		text += ": somebody accepted that the line " + e.Lost + " is missing; lines about this certificate may be missing too"
+		text += ": someone accepted that the line " + e.Lost + " is missing; lines about this " +
+			"certificate may be missing too"
 	}
 	return text
 }

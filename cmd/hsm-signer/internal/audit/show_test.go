@@ -73,7 +73,8 @@ func shown(t *testing.T, state, argument string) []string {
 			words = append(words, strings.TrimSpace(string(e.Kind)+" "+e.Why))
 		}
 		found = append(found, strings.Join(words, " "))
-		if view.NotAfter.IsZero() || view.Names[0] != "CN=typha-server" || view.Rule != "typha" || view.Requester.UID == "" {
+		if view.NotAfter.IsZero() || view.Names[0] != "CN=typha-server" || view.Rule != "typha" ||
+			view.Requester.UID == "" {
 			t.Errorf("%s: %+v", argument, view)
 		}
 	}
@@ -105,9 +106,12 @@ func TestAuditShow(t *testing.T) {
 		{intents["uid-twice"].Serial, []string{signed}},
 		{"uid-twice", []string{orphan, signed}},
 		{"intended", []string{"uid-intended intended = intent rollback"}},
-		{"unconfirmed", []string{"uid-unconfirmed unconfirmed = intent signed rollback unconfirmed why-unconfirmed"}},
+		{"unconfirmed",
+			[]string{"uid-unconfirmed unconfirmed = intent signed rollback unconfirmed " +
+				"why-unconfirmed"}},
 	} {
-		if got := shown(t, state, c.argument); strings.Join(got, "\n") != strings.Join(c.want, "\n") {
+		if got := shown(t, state, c.argument); strings.Join(got, "\n") != strings.Join(c.want,
+			"\n") {
 			t.Errorf("%s: %q, want %q", c.argument, got, c.want)
 		}
 	}
@@ -117,7 +121,8 @@ func TestAuditShow(t *testing.T) {
 func TestAuditPrintsJSONInASCII(t *testing.T) {
 	state, _ := shownJournal(t)
 	for _, args := range [][]string{{"show", "uid-a", state}, {"list", state}} {
-		out, stderr, code := command(t, append(append([]string{"audit"}, args...), "--output", "json")...)
+		out, stderr, code := command(t,
+			append(append([]string{"audit"}, args...), "--output", "json")...)
 		if code != 0 || !strings.Contains(out, `\u202e`) {
 			t.Errorf("audit %s: exit code %d: %s%s", args[0], code, out, stderr)
 		}
@@ -140,7 +145,8 @@ func TestAuditShowText(t *testing.T) {
 		"group           system:authenticated", `group           a\nstate          forged`,
 		`extra           pod-name=typha\x1b]0;title\a\u202e`,
 		"rule            typha", "policy hash     bb22", "request SHA-256 aa11", "name            CN=typha-server",
-		"serial          " + intents["uid-a"].Serial, "state           published: the API server took it",
+		"serial          " +
+			intents["uid-a"].Serial, "state           published: the API server has it",
 	} {
 		if strings.Count("\n"+out, "\n"+line+"\n") != 1 {
 			t.Errorf("not once a line %q in:\n%s", line, out)
@@ -155,11 +161,13 @@ func TestAuditShowText(t *testing.T) {
 		t.Errorf("another certificate: %v", err)
 	}
 	out, _, _ = command(t, "audit", "show", "unconfirmed", state)
-	if !strings.Contains(out, "\nrollback        ") || !strings.Contains(out, "99:07") || !strings.Contains(out, "why-unconfirmed") {
+	if !strings.Contains(out, "\nrollback        ") || !strings.Contains(out, "99:07") ||
+		!strings.Contains(out, "why-unconfirmed") {
 		t.Errorf("no rollback, or no reason:\n%s", out)
 	}
 	out, _, _ = command(t, "audit", "show", "intended", state)
-	if !strings.Contains(out, "\ncertificate     its signature is not in the journal\n") || strings.Contains(out, "BEGIN") {
+	if !strings.Contains(out, "\ncertificate     its signature is not in the journal\n") ||
+		strings.Contains(out, "BEGIN") {
 		t.Errorf("a certificate of a mere intent:\n%s", out)
 	}
 }
@@ -185,7 +193,8 @@ func TestAuditShowWithoutAMatch(t *testing.T) {
 			t.Errorf("%q: exit code %d: %s", args, code, stderr)
 		}
 	}
-	if _, stderr, code := command(t, "audit", "show", "x", filepath.Join(state, "away")); code != 1 || stderr == "" {
+	if _, stderr, code := command(t, "audit", "show", "x",
+		filepath.Join(state, "away")); code != 1 || stderr == "" {
 		t.Errorf("no directory: exit code %d: %s", code, stderr)
 	}
 }

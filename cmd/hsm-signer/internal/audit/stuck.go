@@ -8,8 +8,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
-	"hsm-signer/cmd/hsm-signer/stuck"
 )
 
 // listStuck lists the pods that run without the certificate that was issued to them. If pods cannot
@@ -17,7 +17,7 @@ import (
 func (l *auditList) listStuck(ctx context.Context) error {
 	found, err := stuck.Find(ctx, l.dir, l.client, time.Now())
 	if err != nil {
-		err = fmt.Errorf("not all stuck pods are known: %w", err)
+		err = fmt.Errorf("some stuck pods may be missing from the list: %w", err)
 	}
 	if l.output == "json" {
 		return errors.Join(l.stuckJSON(found), err)
@@ -31,8 +31,9 @@ func (l *auditList) stuckJSON(found []stuck.Found) error {
 		lives := true
 		view := viewOf(f.Issued)
 		view.Pod = &podView{
-			Namespace: f.Namespace, Name: f.Name, Lives: &lives, Owner: controllerOf(f.Pod), Restart: f.Delete(),
-			Node: f.Node, Evidence: f.Why, Strong: f.Sure,
+			Namespace: f.Namespace, Name: f.Name, Lives: &lives, Owner: controllerOf(f.Pod),
+			Restart: f.Delete(),
+			Node:    f.Node, Evidence: f.Why, Strong: f.Sure,
 		}
 		if err := terminal.PrintJSON(l.out, view); err != nil {
 			return err
@@ -49,13 +50,14 @@ func (l *auditList) stuckText(found []stuck.Found) error {
 	for _, f := range found {
 		owner := controllerOf(f.Pod)
 		if owner == "" {
-			owner = "none: nothing makes it again"
+			owner = "none: nothing recreates it"
 		}
 		strength := "weak: "
 		if f.Sure {
 			strength = "strong: "
 		}
-		fields := []string{f.Namespace + "/" + f.Name, f.Node, owner, f.Issued.Name, strength + f.Why}
+		fields := []string{f.Namespace + "/" + f.Name, f.Node, owner, f.Issued.Name, strength +
+			f.Why}
 		for i := range fields {
 			fields[i] = terminal.OneLine(fields[i])
 		}
@@ -65,12 +67,13 @@ func (l *auditList) stuckText(found []stuck.Found) error {
 	if err := table.Flush(); err != nil || len(commands) == 0 {
 		return err
 	}
-	_, err := fmt.Fprintf(l.out, "\nThese pods run without the certificate that was issued to them. "+
-		"Delete them, so that they ask again:\n  %s\n", strings.Join(commands, "\n  "))
+	_, err := fmt.Fprintf(l.out, "\nThese pods run without the certificate that was issued to "+
+		"them. Delete them; their successors request again:\n  %s\n",
+		strings.Join(commands, "\n  "))
 	return err
 }
 
-// controllerOf returns kind, namespace and name of what makes the pod again; empty if nothing does.
+// controllerOf returns kind, namespace and name of the pod's controller, or "" if it has none.
 func controllerOf(pod stuck.Pod) string {
 	if pod.Owner == nil {
 		return ""

@@ -20,15 +20,17 @@ import (
 func NewCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "audit",
-		Short: "Verify and read the journal of what was signed",
-		Long: `Verifies and reads the journal of what was signed. hsm-signer may run meanwhile. Only accept-rollback
-changes the journal.`,
+		Short: "Verify and read the journal of signed certificates",
+		Long: `Verifies and reads the journal of signed certificates, also while hsm-signer runs.
+Only
+accept-rollback changes the journal.`,
 	}
-	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand(), newAuditShowCommand(), newAuditAcceptCommand())
+	command.AddCommand(newAuditVerifyCommand(), newAuditListCommand(), newAuditShowCommand(),
+		newAuditAcceptCommand())
 	return command
 }
 
-// AuditVerify is what is verified against, as the user names it.
+// AuditVerify holds the flags of "audit verify".
 type AuditVerify struct {
 	formerCAs     []string
 	witnessed     []string
@@ -36,7 +38,7 @@ type AuditVerify struct {
 	maxUnvouched  string
 	output        string
 
-	Limit time.Duration // how old lines may be that no checkpoint vouches for
+	Limit time.Duration // how old lines may be that no checkpoint covers
 }
 
 func newAuditVerifyCommand() *cobra.Command {
@@ -45,18 +47,19 @@ func newAuditVerifyCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "verify [DIR]",
 		Short: "Verify every line of the journal",
-		Long: `Goes through the journal in DIR (by default STATE_DIR) and verifies that each line holds the hash of
-the one before, that none is missing, that names, serial number, validity and key are those of the
-to-be-signed certificate, that each certificate was made for its intent and is signed by the CA, and
-that no request and no serial number has two.
+		Long: `Verifies every line of the journal in DIR (by default STATE_DIR):
+  - each line has the hash of the one before, and none is missing;
+  - names, serial number, validity and key are those of the to-be-signed certificate;
+  - each certificate was made for its intent, and is signed by the CA;
+  - no request and no serial number has two certificates.
 
-The rest of a line, such as the requester and the rule, is protected by the chain alone. Whoever can write
-the journal can compute the chain again, unless something vouches for it: --checkpoint-key verifies the
-checkpoints, and fails if none covers the journal or if its end has not been covered for --max-unvouched.
---witness names a head that somebody has kept, SEQ:SHA256 as "audit verify" prints it, and shows an end
-that was cut off.
+Only the chain of hashes protects the rest of a line, such as the requester and the rule. Whoever
+can write the journal can compute the chain again, unless something vouches for it.
+--checkpoint-key verifies the checkpoints. It fails if none covers the journal, or if its end has
+not been covered for --max-unvouched. --witness names a head that someone has kept, SEQ:SHA256 as
+"audit verify" prints it, and detects an end that was cut off.
 
-Exit code 0 if all is right, 2 if not: the first line that is wrong is named.`,
+Exit code 0 if all is right, 2 if not; then the first wrong line is named.`,
 		Example: `  hsm-signer audit verify
   hsm-signer audit verify /backup/hsm-signer --ca-cert-file ca.crt --witness SEQ:SHA256`,
 		Args: cobra.MaximumNArgs(1),
@@ -72,10 +75,14 @@ Exit code 0 if all is right, 2 if not: the first line that is wrong is named.`,
 	}
 	config.AddFlags(command, settings)
 	flags := command.Flags()
-	flags.StringArrayVar(&a.formerCAs, "former-ca", nil, "PEM file with the certificate of a CA that signed before this one (may be repeated)")
-	flags.StringArrayVar(&a.witnessed, "witness", nil, "head that someone else has kept, SEQ:SHA256 (may be repeated)")
-	flags.StringVar(&a.CheckpointKey, "checkpoint-key", "", "PEM file with the public key that signs checkpoints; without it their signatures are not verified")
-	flags.StringVar(&a.maxUnvouched, "max-unvouched", "", "with --checkpoint-key: how old the end of the journal may be that no checkpoint covers (by default twice CHECKPOINT_INTERVAL)")
+	flags.StringArrayVar(&a.formerCAs, "former-ca", nil, "PEM file with the certificate of an "+
+		"earlier CA (may be repeated)")
+	flags.StringArrayVar(&a.witnessed, "witness", nil, "head that someone has kept, SEQ:SHA256 "+
+		"(may be repeated)")
+	flags.StringVar(&a.CheckpointKey, "checkpoint-key", "", "PEM file with the public checkpoint "+
+		"key; without it the signatures of checkpoints are not verified")
+	flags.StringVar(&a.maxUnvouched, "max-unvouched", "", "with --checkpoint-key: how old lines "+
+		"may be that no checkpoint covers (by default twice CHECKPOINT_INTERVAL)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	return command
 }
@@ -87,7 +94,7 @@ func stateDir(c *config.Config, args []string) string {
 	return c.StateDir
 }
 
-// options reads what the user names, and adds what is wrong to the faults.
+// options returns the options of the verification. It adds mistakes to the faults.
 func (a *AuditVerify) options(c *config.Config, faults *config.Faults) journal.VerifyOptions {
 	var o journal.VerifyOptions
 	if ca := c.LoadCA(faults); ca != nil {
@@ -133,14 +140,17 @@ func (a *AuditVerify) verify(dir string, o journal.VerifyOptions, out, errs io.W
 		return exit.With(exit.Refused, fmt.Errorf("the journal in %s: %w", dir, err))
 	}
 	if summary.Torn > 0 && !journal.Locked(dir) {
-		return exit.With(exit.Refused, fmt.Errorf("the journal in %s ends with %d bytes that are no whole line, as a power cut leaves them: hsm-signer moves them into a file of their own when it starts; compare the head with what a witness has", dir, summary.Torn))
+		return exit.With(exit.Refused, fmt.Errorf("the journal in %s ends with %d bytes that "+
+			"are no whole line, as after a power cut: hsm-signer moves them to a separate file "+
+			"when it starts; compare the head with that of a witness", dir, summary.Torn))
 	}
 	return nil
 }
 
-// showProgress returns what shows progress on a terminal, when it takes longer than one likes to wait, and what takes
-// that away again.
-func showProgress(w io.Writer, shows bool, began time.Time) (progress func(read, total int64), clear func()) {
+// showProgress returns a function that shows progress on a terminal once it takes a while, and one
+// that clears it.
+func showProgress(w io.Writer, shows bool, began time.Time) (progress func(read, total int64),
+	clear func()) {
 	shown := false
 	progress = func(read, total int64) {
 		if shows && time.Since(began) >= terminal.QuietFor {
@@ -155,8 +165,8 @@ func showProgress(w io.Writer, shows bool, began time.Time) (progress func(read,
 	}
 }
 
-// Vouched returns an error if checkpoints are verified and do not cover the journal, or have not covered its
-// end for longer than the limit.
+// Vouched returns an error if checkpoints are verified and do not cover the journal, or have not
+// covered its end for longer than the limit.
 func (a *AuditVerify) Vouched(s journal.Summary, now time.Time) error {
 	const forger = "whoever can write STATE_DIR may have changed them, or removed the checkpoints"
 	switch age := now.Sub(s.VouchedAt); {
@@ -165,7 +175,8 @@ func (a *AuditVerify) Vouched(s journal.Summary, now time.Time) error {
 	case s.Checkpointed.Seq == 0:
 		return errors.New("no checkpoint covers any of its lines: " + forger)
 	case s.Unvouched > 0 && age > a.Limit:
-		return fmt.Errorf("no checkpoint covers its last %d lines, since %s, which is longer than %s (--max-unvouched): %s",
+		return fmt.Errorf("no checkpoint covers its last %d lines, since %s, which is longer "+
+			"than %s (--max-unvouched): %s",
 			s.Unvouched, s.VouchedAt.Format(time.RFC3339), a.Limit, forger)
 	}
 	return nil
@@ -194,12 +205,13 @@ requester, rule, request hash and outcome are protected by the chain alone; %s
 `, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head,
 		vouchers(s, witnessed))
 	if err == nil && n.Rollbacks > 0 {
-		_, err = fmt.Fprintf(out, "%d times somebody accepted that a line which a witness has seen is missing (lines of the kind %s)\n", n.Rollbacks, journal.KindRollback)
+		_, err = fmt.Fprintf(out, "%d times someone accepted that a line seen by a witness is "+
+			"missing (lines of the kind %s)\n", n.Rollbacks, journal.KindRollback)
 	}
 	return err
 }
 
-// vouchers says what vouches for the chain.
+// vouchers names what vouches for the chain.
 func vouchers(s journal.Summary, witnessed bool) string {
 	var by []string
 	if s.Checkpointed.Seq > 0 {
@@ -212,7 +224,8 @@ func vouchers(s journal.Summary, witnessed bool) string {
 	case len(by) == 0:
 		return "nothing vouches for the chain (--checkpoint-key, --witness)"
 	case s.Unvouched > 0:
-		return fmt.Sprintf("%s vouch for the chain, but for its last %d lines", strings.Join(by, " and "), s.Unvouched)
+		return fmt.Sprintf("%s vouch for the chain, except its last %d lines",
+			strings.Join(by, " and "), s.Unvouched)
 	}
 	return strings.Join(by, " and ") + " vouch for the chain"
 }

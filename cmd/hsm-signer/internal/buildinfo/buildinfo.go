@@ -9,8 +9,8 @@ import (
 	"runtime/debug"
 )
 
-// Set when they are built in: -ldflags "-X $PACKAGE.release=v1.2.3 -X $PACKAGE.commit=…". The commit is for where
-// there is no repository, as in the build of an image.
+// Set when they are built in: -ldflags "-X $PACKAGE.release=v1.2.3 -X $PACKAGE.commit=…". The
+// commit is for where there is no repository, as in the build of an image.
 var release, commit = "", ""
 
 // Version returns the release, or the commit that the binary was built from.
@@ -27,8 +27,9 @@ func Version() string {
 // revision is the commit, or empty where nobody knows it.
 func revision() string { return cmp.Or(commit, buildSetting("vcs.revision")) }
 
-// fips says which of Go's FIPS 140-3 modules is built in (GOFIPS140 of the build; "latest" is the one of the Go
-// release, which is not validated) and whether it is on (GODEBUG=fips140=on; by default when the build chose one).
+// fips says which of Go's FIPS 140-3 modules is built in (GOFIPS140 of the build; "latest" is the
+// one of the Go release, which is not validated) and whether it is on (GODEBUG=fips140=on; by
+// default when the build chose one).
 func fips() string {
 	mode := "off"
 	if fips140.Enabled() {
@@ -53,5 +54,6 @@ func buildSetting(key string) string {
 // Text is what "version" and --version print.
 func Text() string {
 	return fmt.Sprintf("hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3: %s\n",
-		Version(), cmp.Or(revision(), "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, fips())
+		Version(), cmp.Or(revision(),
+			"unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, fips())
 }

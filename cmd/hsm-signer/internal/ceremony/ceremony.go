@@ -1,5 +1,5 @@
-// Package ceremony holds the "ca" commands: they create a CA whose key never leaves the token, import its
-// certificate from an offline root, and show both.
+// Package ceremony holds the "ca" commands: they create a CA whose key never leaves the token,
+// import its certificate from an offline root, and show both.
 //
 // A ceremony overwrites and deletes nothing, in the token or on disk. The running service never
 // creates a key or a CA.
@@ -28,12 +28,14 @@ import (
 )
 
 func NewCommand() *cobra.Command {
-	command := &cobra.Command{Use: "ca", Short: "The ceremony: make a CA whose key lives in the token"}
-	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCACheckpointKeyCommand(), newCAShowCommand())
+	command := &cobra.Command{Use: "ca", Short: "The key ceremony: create a CA whose key stays " +
+		"in the token"}
+	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCACheckpointKeyCommand(),
+		newCAShowCommand())
 	return command
 }
 
-// certificateFacts are what people compare and put down of a CA's certificate.
+// certificateFacts are what people compare and record of a CA's certificate.
 type certificateFacts struct {
 	Subject     string    `json:"subject"`
 	Issuer      string    `json:"issuer"`
@@ -49,14 +51,17 @@ type certificateFacts struct {
 
 func factsOf(cert *x509.Certificate) certificateFacts {
 	return certificateFacts{
-		Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Serial: hex.EncodeToString(cert.SerialNumber.Bytes()),
-		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(), DaysLeft: int(time.Until(cert.NotAfter).Hours() / 24),
-		Constraints: issuer.ConstraintsOf(cert).String(), Algorithm: issuer.AlgorithmName(cert.SignatureAlgorithm),
-		SHA256: fingerprint.Of(cert.Raw), PublicKey: fingerprint.Of(cert.RawSubjectPublicKeyInfo),
+		Subject: cert.Subject.String(), Issuer: cert.Issuer.String(),
+		Serial:    hex.EncodeToString(cert.SerialNumber.Bytes()),
+		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
+		DaysLeft:    int(time.Until(cert.NotAfter).Hours() / 24),
+		Constraints: issuer.ConstraintsOf(cert).String(),
+		Algorithm:   issuer.AlgorithmName(cert.SignatureAlgorithm),
+		SHA256:      fingerprint.Of(cert.Raw), PublicKey: fingerprint.Of(cert.RawSubjectPublicKeyInfo),
 	}
 }
 
-// lines prints the facts, one on each line.
+// lines returns the facts, one a line.
 func (f certificateFacts) lines() string {
 	return fmt.Sprintf(`  subject        %s
   issuer         %s
@@ -71,7 +76,7 @@ func (f certificateFacts) lines() string {
 		f.Constraints, f.Algorithm, f.SHA256, f.PublicKey)
 }
 
-// attributeLines prints what the token says of the private key, one attribute on each line.
+// attributeLines returns the attributes of a private key, one a line.
 func attributeLines(attributes []hsm.Attribute) string {
 	digit := map[bool]string{true: "1", false: "0"}
 	var text strings.Builder
@@ -79,7 +84,7 @@ func attributeLines(attributes []hsm.Attribute) string {
 		value := digit[a.Is]
 		switch {
 		case !a.Known:
-			value = "not known to the token"
+			value = "unknown to the token"
 		case a.Is != a.Want:
 			value += " (should be " + digit[a.Want] + ")"
 		}
@@ -88,7 +93,7 @@ func attributeLines(attributes []hsm.Attribute) string {
 	return text.String()
 }
 
-// tokenLines prints what the token says of itself.
+// tokenLines returns the token's description of itself.
 func tokenLines(t hsm.Token) string {
 	return fmt.Sprintf(`  label          %s
   serial number  %s
@@ -99,16 +104,16 @@ func tokenLines(t hsm.Token) string {
 `, t.Label, t.Serial, t.Model, t.Manufacturer, t.Hardware, t.Firmware)
 }
 
-// requireNew refuses a file that exists, or that could not be made.
+// requireNew adds a fault if the file exists, or cannot be created.
 func requireNew(flag, path string, faults *config.Faults) {
 	switch _, err := os.Lstat(path); {
 	case err == nil:
-		faults.Addf(flag, "%s exists already; nothing was made", path)
+		faults.Addf(flag, "%s already exists; nothing was created", path)
 	case !errors.Is(err, fs.ErrNotExist):
 		faults.Add(flag, err)
 	}
 	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
-		faults.Addf(flag, "there is no directory %s; nothing was made", filepath.Dir(path))
+		faults.Addf(flag, "there is no directory %s; nothing was created", filepath.Dir(path))
 	}
 }
 
@@ -123,7 +128,8 @@ func writeNew(path string, text []byte) error {
 }
 
 // existingKey looks up the key that the configuration names, and the token that it is in.
-func existingKey(ctx context.Context, c *config.Config, known crypto.PublicKey) (hsm.KeyPair, hsm.Token, error) {
+func existingKey(ctx context.Context, c *config.Config, known crypto.PublicKey) (hsm.KeyPair,
+	hsm.Token, error) {
 	ceremony, err := hsm.OpenCeremony(ctx, c.Token)
 	if err != nil {
 		return hsm.KeyPair{}, hsm.Token{}, err
@@ -133,8 +139,8 @@ func existingKey(ctx context.Context, c *config.Config, known crypto.PublicKey) 
 	return pair, ceremony.Token(), err
 }
 
-// keyOf returns the key for signing, by the way that "run" goes: it proves itself by a test
-// signature, which is verified, before it signs anything else.
+// keyOf returns the key for signing, as "run" uses it: it makes a test signature, which is
+// verified, before it signs anything else.
 func keyOf(c *config.Config, pair hsm.KeyPair) (*hsm.Key, error) {
 	c.Token.Key = pair.ID
 	c.Token.Signature = issuer.SignerOpts(x509.UnknownSignatureAlgorithm, pair.Public)

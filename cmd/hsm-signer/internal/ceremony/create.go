@@ -19,9 +19,9 @@ import (
 	"hsm-signer/issuer"
 )
 
-// caRequest is what the user wants of a new CA.
+// A caRequest is what the user wants of a new CA.
 type caRequest struct {
-	keyType     string // empty: whatever the key is that is there
+	keyType     string // empty: the type of the existing key
 	profile     issuer.CAProfile
 	request     bool // a request for an offline root, not a self-signed certificate
 	existingKey bool
@@ -34,12 +34,12 @@ func newCACreateCommand() *cobra.Command {
 	var flags profileFlags
 	command := &cobra.Command{
 		Use:   "create",
-		Short: "Make a key in the token, and a self-signed CA certificate or a request for one",
-		Long: `Has the token make a key that never leaves it (sensitive, not extractable), and
-signs a CA certificate with it, or with --csr a request that an offline root is to sign
-(see: ca import). The token and the key are named by the same variables as for "run".
+		Short: "Create a key in the token, and a self-signed CA certificate or a request for one",
+		Long: `Creates a key in the token that never leaves it (sensitive, not extractable), and
+signs a CA certificate with it, or with --csr a request for an offline root (see: ca import). The
+same variables as for "run" name the token and the key.
 
-What the certificate is to hold is said by flags or in a YAML file, and flags win:
+Flags, or a YAML file, describe the certificate. Flags win:
 
   subject: CN=Calico CA,O=Example
   keyType: ecdsa-p384
@@ -47,12 +47,12 @@ What the certificate is to hold is said by flags or in a YAML file, and flags wi
   pathLength: 0
   nameConstraints:                # optional
     permitted:
-      dnsDomains: [example.com]   # with all below it
+      dnsDomains: [example.com]   # and all below it
       ipRanges: [10.0.0.0/8]
     excluded:
       dnsDomains: [kubernetes.default.svc]
 
-Nothing is overwritten or deleted: neither a key of that label or id nor a file.`,
+Nothing is overwritten or deleted: neither a key with that label or id nor a file.`,
 		Example: `  hsm-signer ca create --key-type ecdsa-p384 --subject "CN=Calico CA,O=Example" --out ca.crt
   hsm-signer ca create --profile ca.yaml --csr --out ca.csr --transcript ceremony.txt`,
 		Args: cobra.NoArgs,
@@ -66,7 +66,8 @@ Nothing is overwritten or deleted: neither a key of that label or id nor a file.
 			}
 			var made bytes.Buffer
 			var err error
-			terminal.ShowProgress(cmd.ErrOrStderr(), "the token makes a key and signs with it; an RSA key of 8192 bits may take minutes", func() {
+			terminal.ShowProgress(cmd.ErrOrStderr(), "creating a key in the token; an RSA key "+
+				"of 8192 bits may take minutes", func() {
 				err = createCA(cmd.Context(), c, want, &made)
 			})
 			_, printed := made.WriteTo(cmd.OutOrStdout())
@@ -75,14 +76,18 @@ Nothing is overwritten or deleted: neither a key of that label or id nor a file.
 	}
 	config.AddFlags(command, config.TokenSettings)
 	flags.add(command)
-	command.Flags().BoolVar(&want.request, "csr", false, "make a request for an offline root to sign, in the place of a self-signed certificate")
-	command.Flags().BoolVar(&want.existingKey, "use-existing-key", false, "make no key: use the one that another tool made in the token")
-	command.Flags().StringVar(&want.out, "out", "", "file for the certificate or the request; it must not exist yet (default ca.crt or ca.csr)")
-	command.Flags().StringVar(&want.transcript, "transcript", "", "file for a transcript of the ceremony, for two people to sign; it must not exist yet")
+	command.Flags().BoolVar(&want.request, "csr", false, "create a request for an offline root "+
+		"instead of a self-signed certificate")
+	command.Flags().BoolVar(&want.existingKey, "use-existing-key", false, "create no key: use one "+
+		"that another tool created in the token")
+	command.Flags().StringVar(&want.out, "out", "", "file for the certificate or the request; it "+
+		"must not exist (default ca.crt or ca.csr)")
+	command.Flags().StringVar(&want.transcript, "transcript", "", "file for a transcript of the "+
+		"ceremony, for two people to sign; it must not exist")
 	return command
 }
 
-// check reads the profile and looks at the files before anything is made.
+// check reads the profile, and checks the files before anything is created.
 func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *config.Faults) {
 	p := flags.read(cmd, faults)
 	before := len(*faults)
@@ -94,7 +99,8 @@ func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *confi
 		r.keyType = ""
 	}
 	if r.request && cmd.Flags().Changed("lifetime") {
-		faults.Addf("--lifetime", "is not for a request (--csr): the root decides on the lifetime")
+		faults.Addf("--lifetime", "does not apply to a request (--csr): the root decides the "+
+			"lifetime")
 	}
 	r.out = cmp.Or(r.out, map[bool]string{true: "ca.csr", false: "ca.crt"}[r.request])
 	requireNew("--out", r.out, faults)
@@ -106,15 +112,15 @@ func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *confi
 	}
 }
 
-// A ceremony is what was done, and what the transcript tells.
+// A ceremony is what was done, for the transcript.
 type ceremony struct {
-	want  caRequest
-	pair  hsm.KeyPair
-	token hsm.Token
-	proof hsm.Proof
-	begun time.Time
-	text  []byte // PEM: the certificate or the request
-	facts certificateFacts
+	want       caRequest
+	pair       hsm.KeyPair
+	token      hsm.Token
+	attributes hsm.KeyAttributes
+	begun      time.Time
+	text       []byte // PEM: the certificate or the request
+	facts      certificateFacts
 }
 
 func createCA(ctx context.Context, c *config.Config, want caRequest, out io.Writer) error {
@@ -129,18 +135,20 @@ func createCA(ctx context.Context, c *config.Config, want caRequest, out io.Writ
 		return err
 	}
 	if want.keyType != "" && want.keyType != done.pair.Type {
-		return fmt.Errorf("the private %s is of type %s, not %s (--key-type): %w", done.pair.ID, done.pair.Type, want.keyType, hsm.ErrKey)
+		return fmt.Errorf("the private %s has the type %s, not %s (--key-type): %w", done.pair.ID,
+			done.pair.Type, want.keyType, hsm.ErrKey)
 	}
 	if err := done.certify(ctx, c); err != nil {
-		return done.orphaned(fmt.Errorf("%s could not be made: %w", done.what(), err))
+		return done.orphaned(fmt.Errorf("%s could not be created: %w", done.what(), err))
 	}
 	if err := writeNew(want.out, done.text); err != nil {
-		return done.orphaned(fmt.Errorf("%s could not be written: %w; here it is, to be saved by hand:\n%s", done.what(), err, done.text))
+		return done.orphaned(fmt.Errorf("%s could not be written: %w; save it by hand:\n%s",
+			done.what(), err, done.text))
 	}
 	return done.report(out)
 }
 
-// newKey has the token make a key.
+// newKey creates a key in the token.
 func newKey(ctx context.Context, c *config.Config, keyType string) (hsm.KeyPair, hsm.Token, error) {
 	ceremony, err := hsm.OpenCeremony(ctx, c.Token)
 	if err != nil {
@@ -152,14 +160,14 @@ func newKey(ctx context.Context, c *config.Config, keyType string) (hsm.KeyPair,
 	return pair, token, err
 }
 
-// certify makes a test signature and then the certificate or the request.
+// certify makes a test signature, and then the certificate or the request.
 func (d *ceremony) certify(ctx context.Context, c *config.Config) error {
 	key, err := keyOf(c, d.pair)
 	if err != nil {
 		return err
 	}
 	defer key.Close()
-	if d.proof, err = key.Proof(ctx); err != nil {
+	if d.attributes, err = key.Attributes(ctx); err != nil {
 		return err
 	}
 	sign := issuer.SelfSign
@@ -172,7 +180,7 @@ func (d *ceremony) certify(ctx context.Context, c *config.Config) error {
 	return d.describe()
 }
 
-// describe reads what was made.
+// describe reads what was created.
 func (d *ceremony) describe() error {
 	if !d.want.request {
 		chain, err := issuer.ReadChain(d.text)
@@ -191,15 +199,16 @@ func (d *ceremony) describe() error {
 	return err
 }
 
-// orphaned says what to do about a key that was made for nothing.
+// orphaned adds to the error what to do about a new key that has no certificate.
 func (d *ceremony) orphaned(err error) error {
 	if d.want.existingKey {
 		return err
 	}
-	return fmt.Errorf("the private %s was made, but %w. Nothing uses that key: go on with it and --use-existing-key, or choose another CA_KEY_LABEL", d.pair.ID, err)
+	return fmt.Errorf("the private %s was created, but %w. Nothing uses that key: continue with "+
+		"it and --use-existing-key, or choose another CA_KEY_LABEL", d.pair.ID, err)
 }
 
-// what is the thing that was made.
+// what names the thing that is created.
 func (d *ceremony) what() string {
 	if d.want.request {
 		return "the request for its certificate"
@@ -207,21 +216,23 @@ func (d *ceremony) what() string {
 	return "its certificate"
 }
 
-// report prints what was made and writes the transcript.
+// report prints what was created, and writes the transcript.
 func (d *ceremony) report(out io.Writer) error {
 	var err error
 	if d.want.transcript != "" {
 		if err = writeNew(d.want.transcript, d.transcribe()); err != nil {
-			err = fmt.Errorf("all was made, but the transcript could not be written: %w; here it is, to be saved by hand:\n%s", err, d.transcribe())
+			err = fmt.Errorf("everything was created, but the transcript could not be written: "+
+				"%w; save it by hand:\n%s", err, d.transcribe())
 		}
 	}
 	title := "CA created"
 	if d.want.request {
-		title = "Request created; have the root sign it, then: hsm-signer ca import"
+		title = "Request created; let the root sign it, then: hsm-signer ca import"
 	}
-	_, printed := fmt.Fprintf(out, "%s\n  file           %s\n%s  key            %s (%s), in the token labelled %q, serial number %s\n%s%s",
+	_, printed := fmt.Fprintf(out, "%s\n  file           %s\n%s  key            %s (%s), in the "+
+		"token labelled %q, serial number %s\n%s%s",
 		title, d.want.out, d.madeLines(), d.pair.ID, d.pair.Type, d.token.Label, d.token.Serial,
-		attributeLines(d.proof.Attributes), attributeLines(d.pair.Uses))
+		attributeLines(d.attributes.Attributes), attributeLines(d.pair.Uses))
 	return errors.Join(err, printed)
 }
 

@@ -20,13 +20,16 @@ func newCAImportCommand() *cobra.Command {
 	settings := slices.Concat(config.Named("CA_CERT_FILE"), config.TokenSettings)
 	command := &cobra.Command{
 		Use:   "import",
-		Short: "Take the CA certificate that an offline root signed",
-		Long: `Reads the certificate that a root issued on the request of "ca create --csr", followed
-by those that certify it, up to the root. It requires that the certificate is for the key in
-the token, which makes a test signature; that it is a CA's, may sign certificates, and is valid
-now; that each certificate is certified by the next, with path lengths that allow it; and that
-none but the root is signed over SHA-1, and none over MD5. Then it writes the file for CA_CERT_FILE. Nothing is written
-into the token. Exit code 2 when the certificate will not do.`,
+		Short: "Import the CA certificate that an offline root signed",
+		Long: `Reads the certificate that a root issued for the request of "ca create --csr",
+followed by those that certify it, up to the root. Then it writes the file for CA_CERT_FILE. It
+writes nothing to the token.
+
+The certificate must be for the key in the token, which makes a test signature. It must be a CA's,
+may sign certificates, and is valid now. Each certificate must be certified by the next, within
+its path length. None may be signed over MD5, and only the root over SHA-1.
+
+Exit code 2 if the certificate is not acceptable.`,
 		Example: `  cat signed.crt root.crt > chain.crt
   hsm-signer ca import --cert chain.crt --out ca.crt`,
 		Args: cobra.NoArgs,
@@ -38,7 +41,8 @@ into the token. Exit code 2 when the certificate will not do.`,
 			requireNew("--out", out, faults)
 			var chain issuer.Chain
 			if file == "" {
-				faults.Addf("--cert", "is not set: name the file with the certificate that the root signed, and its chain")
+				faults.Addf("--cert", "is not set: name the file with the certificate that the "+
+					"root signed, and its chain")
 			} else {
 				chain = config.ReadChain("--cert", file, faults)
 			}
@@ -49,18 +53,22 @@ into the token. Exit code 2 when the certificate will not do.`,
 		},
 	}
 	config.AddFlags(command, settings)
-	command.Flags().StringVar(&file, "cert", "", "PEM file: the certificate that the root signed first, then its chain up to the root")
-	command.Flags().StringVar(&out, "out", "", "file to write; it must not exist yet (default CA_CERT_FILE, or ca.crt)")
+	command.Flags().StringVar(&file, "cert", "", "PEM file: the certificate that the root signed, "+
+		"then its chain up to the root")
+	command.Flags().StringVar(&out, "out", "", "file to write; it must not exist (default "+
+		"CA_CERT_FILE, or ca.crt)")
 	return command
 }
 
-func importCA(ctx context.Context, c *config.Config, chain issuer.Chain, out string, stdout io.Writer) error {
+func importCA(ctx context.Context, c *config.Config, chain issuer.Chain, out string,
+	stdout io.Writer) error {
 	pair, _, err := existingKey(ctx, c, chain[0].PublicKey)
 	if err != nil {
 		return err
 	}
 	if err := chain.Check(pair.Public, time.Now()); err != nil {
-		return exit.With(exit.Refused, fmt.Errorf("the certificate will not do, and nothing was written:\n%w", err))
+		return exit.With(exit.Refused, fmt.Errorf("the certificate is not acceptable, and "+
+			"nothing was written:\n%w", err))
 	}
 	key, err := keyOf(c, pair)
 	if err != nil {
@@ -73,7 +81,8 @@ func importCA(ctx context.Context, c *config.Config, chain issuer.Chain, out str
 	if err := writeNew(out, chain.PEM()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "CA imported\n  file           %s, with %d certificate(s)\n%s  key            %s (%s); a test signature verifies with the certificate\n",
+	_, err = fmt.Fprintf(stdout, "CA imported\n  file           %s, with %d certificate(s)\n%s  "+
+		"key            %s (%s); a test signature verifies with the certificate\n",
 		out, len(chain), factsOf(chain[0]).lines(), pair.ID, pair.Type)
 	return err
 }

@@ -24,7 +24,7 @@ import (
 	"hsm-signer/policy/strictyaml"
 )
 
-// What a new CA is where nothing else is said.
+// The defaults of a new CA.
 const (
 	defaultKeyType  = "ecdsa-p256"
 	defaultSubject  = "CN=hsm-signer CA"
@@ -32,7 +32,7 @@ const (
 	mostPathLength  = 9
 )
 
-// A profile says what a new CA is to be. Each value is where it was said.
+// A profile describes a new CA. Each value knows its source.
 type profile struct {
 	Subject         said[string]       `yaml:"subject"`
 	KeyType         said[string]       `yaml:"keyType"`
@@ -51,7 +51,7 @@ type profileNames struct {
 	IPRanges   []said[string] `yaml:"ipRanges"`   // 10.0.0.0/8
 }
 
-// said is a value and where it was said: a line of the profile, or a flag, be it by its default.
+// said is a value and its source: a line of the profile, or a flag, also for its default.
 type said[T any] struct {
 	value     T
 	where     string
@@ -88,17 +88,18 @@ func readProfile(path string, faults *config.Faults) profile {
 	return p
 }
 
-// refuseEmpty refuses keys without a value, which would mean the default silently.
+// refuseEmpty adds a fault for each key without a value, which would silently mean the default.
 func refuseEmpty(node *yaml.Node, faults *config.Faults) {
 	if node.ShortTag() == "!!null" {
-		faults.Addf("--profile", "line %d: there is no value: leave the key out, which means the default", node.Line)
+		faults.Addf("--profile", "line %d: the key has no value: leave it out for the default",
+			node.Line)
 	}
 	for _, child := range node.Content {
 		refuseEmpty(child, faults)
 	}
 }
 
-// profileFlags are the flags that say the same as a profile, and win over it.
+// profileFlags are flags for the values of a profile. They win over it.
 type profileFlags struct {
 	file                       string
 	subject, keyType, lifetime string
@@ -109,18 +110,26 @@ type profileFlags struct {
 
 func (f *profileFlags) add(command *cobra.Command) {
 	flags := command.Flags()
-	flags.StringVar(&f.file, "profile", "", "YAML file that says what follows; flags win over it")
+	flags.StringVar(&f.file, "profile", "", "YAML file with the values of the flags below; flags "+
+		"win over it")
 	flags.StringVar(&f.keyType, "key-type", defaultKeyType, strings.Join(hsm.KeyTypes(), ", "))
-	flags.StringVar(&f.subject, "subject", defaultSubject, "subject of the certificate; known are CN, O, OU, L, ST and C")
-	flags.StringVar(&f.lifetime, "lifetime", defaultLifetime, "lifetime of a self-signed certificate, such as 3650d or 87600h")
-	flags.IntVar(&f.pathLength, "path-length", 0, "how many CAs may follow this one; it needs none")
-	flags.StringSliceVar(&f.permitDNS, "permit-dns", nil, "DNS domains that certificates may name, with all below them, and no others")
-	flags.StringSliceVar(&f.permitIP, "permit-ip", nil, "ranges that certificates' IP addresses may be of, and no others")
-	flags.StringSliceVar(&f.excludeDNS, "exclude-dns", nil, "DNS domains that certificates may not name, with all below them")
-	flags.StringSliceVar(&f.excludeIP, "exclude-ip", nil, "ranges that certificates' IP addresses may not be of")
+	flags.StringVar(&f.subject, "subject", defaultSubject, "subject of the certificate; known are "+
+		"CN, O, OU, L, ST and C")
+	flags.StringVar(&f.lifetime, "lifetime", defaultLifetime, "lifetime of a self-signed "+
+		"certificate, such as 3650d or 87600h")
+	flags.IntVar(&f.pathLength, "path-length", 0, "how many CAs may follow this one; hsm-signer "+
+		"needs none")
+	flags.StringSliceVar(&f.permitDNS, "permit-dns", nil, "the only DNS domains that certificates "+
+		"may name, and all below them")
+	flags.StringSliceVar(&f.permitIP, "permit-ip", nil, "the only ranges that certificates' IP "+
+		"addresses may be in")
+	flags.StringSliceVar(&f.excludeDNS, "exclude-dns", nil, "DNS domains that certificates may "+
+		"not name, nor any below them")
+	flags.StringSliceVar(&f.excludeIP, "exclude-ip", nil, "ranges that certificates' IP addresses "+
+		"may not be in")
 }
 
-// read returns the profile of the file, with what flags say in its place, and defaults for the rest.
+// read returns the profile: from flags, else from the file, else from the defaults.
 func (f *profileFlags) read(command *cobra.Command, faults *config.Faults) profile {
 	var p profile
 	if f.file != "" {
@@ -138,14 +147,14 @@ func (f *profileFlags) read(command *cobra.Command, faults *config.Faults) profi
 	return p
 }
 
-// override puts a flag that was given in the place of a value, and its default in that of none.
+// override replaces a value by a flag that is set, and a missing value by its default.
 func override[T any](command *cobra.Command, flag string, to *said[T], value T) {
 	if given := command.Flags().Changed(flag); given || to.where == "" {
 		*to = said[T]{value, "--" + flag, !given}
 	}
 }
 
-// overrideList puts the values of a flag that was given in the place of a list.
+// overrideList replaces a list by the values of a flag that is set.
 func overrideList(command *cobra.Command, flag string, to *[]said[string], values []string) {
 	if !command.Flags().Changed(flag) {
 		return
@@ -156,18 +165,22 @@ func overrideList(command *cobra.Command, flag string, to *[]said[string], value
 	}
 }
 
-// check turns the profile into the issuer's.
+// check converts the profile to the issuer's.
 func (p profile) check(faults *config.Faults) issuer.CAProfile {
 	var made issuer.CAProfile
 	var err error
 	if !slices.Contains(hsm.KeyTypes(), p.KeyType.value) {
-		faults.Addf(p.KeyType.where, "%q is not known; choose from %s", p.KeyType.value, strings.Join(hsm.KeyTypes(), ", "))
+		faults.Addf(p.KeyType.where, "%q is not known; choose from %s", p.KeyType.value,
+			strings.Join(hsm.KeyTypes(), ", "))
 	}
-	if made.Lifetime, err = policy.ParseDuration(p.Lifetime.value); err != nil || made.Lifetime < time.Hour {
-		faults.Addf(p.Lifetime.where, "%q is not a duration of at least an hour, such as 3650d or 87600h", p.Lifetime.value)
+	if made.Lifetime, err = policy.ParseDuration(p.Lifetime.value); err != nil ||
+		made.Lifetime < time.Hour {
+		faults.Addf(p.Lifetime.where, "%q is not a duration of at least an hour, such as 3650d "+
+			"or 87600h", p.Lifetime.value)
 	}
 	if n := p.PathLength.value; n < 0 || n > mostPathLength {
-		faults.Addf(p.PathLength.where, "a path length of %d is not one from 0 to %d", n, mostPathLength)
+		faults.Addf(p.PathLength.where, "a path length of %d is not between 0 and %d", n,
+			mostPathLength)
 	}
 	made.Subject, err = parseSubject(p.Subject.value)
 	faults.Add(p.Subject.where, err)
@@ -183,7 +196,8 @@ func (n profileNames) check(faults *config.Faults) issuer.NameSpace {
 	var s issuer.NameSpace
 	for _, domain := range n.DNSDomains {
 		if wrong := validation.IsDNS1123Subdomain(domain.value); len(wrong) > 0 {
-			faults.Addf(domain.where, "%q is not a DNS domain, such as example.com, which means all below it too", domain.value)
+			faults.Addf(domain.where, "%q is not a DNS domain, such as example.com, which "+
+				"includes all below it", domain.value)
 		}
 		s.DNSDomains = append(s.DNSDomains, domain.value)
 	}
@@ -191,9 +205,11 @@ func (n profileNames) check(faults *config.Faults) issuer.NameSpace {
 		prefix, err := netip.ParsePrefix(text.value)
 		switch {
 		case err != nil || prefix.Addr().Is4In6():
-			faults.Addf(text.where, "%q is not a range of IP addresses, such as 10.0.0.0/8", text.value)
+			faults.Addf(text.where, "%q is not a range of IP addresses, such as 10.0.0.0/8",
+				text.value)
 		case prefix != prefix.Masked():
-			faults.Addf(text.where, "%s has bits set behind its prefix: is %s meant?", prefix, prefix.Masked())
+			faults.Addf(text.where, "%s has bits set after its prefix: did you mean %s?", prefix,
+				prefix.Masked())
 		}
 		s.IPRanges = append(s.IPRanges, prefix)
 	}
@@ -207,7 +223,7 @@ type subjectType struct {
 	in   func(*pkix.Name) *[]string
 }
 
-// subjectTypes are the attributes that may be named beside CN.
+// subjectTypes are the attributes besides CN.
 var subjectTypes = map[string]subjectType{
 	"O":  {64, func(n *pkix.Name) *[]string { return &n.Organization }},
 	"OU": {64, func(n *pkix.Name) *[]string { return &n.OrganizationalUnit }},
@@ -231,7 +247,7 @@ func parseSubject(text string) (pkix.Name, error) {
 	}
 	if at := strings.IndexFunc(text, terminal.Invisible); at >= 0 {
 		found, _ := utf8.DecodeRuneInString(text[at:])
-		return name, fmt.Errorf("%q has a character in it that cannot be seen (%U): leave it out", text, found)
+		return name, fmt.Errorf("%q contains an invisible character (%U): remove it", text, found)
 	}
 	const comma = "\x00" // which the text does not have
 	for part := range strings.SplitSeq(strings.ReplaceAll(text, `\,`, comma), ",") {
@@ -264,7 +280,8 @@ func setSubject(name *pkix.Name, kind, value string) error {
 	case kind == "C" && !country.MatchString(value):
 		return fmt.Errorf("the country (C) %q is not a code of two letters, such as CH", value)
 	case length > known.most:
-		return fmt.Errorf("%s has %d characters; RFC 5280 allows %d: shorten %q", kind, length, known.most, value)
+		return fmt.Errorf("%s has %d characters; RFC 5280 allows %d: shorten %q", kind, length,
+			known.most, value)
 	case kind != "CN":
 		*known.in(name) = append(*known.in(name), value)
 		return nil

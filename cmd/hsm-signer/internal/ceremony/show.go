@@ -49,7 +49,7 @@ func newCAShowCommand() *cobra.Command {
 	var output string
 	command := &cobra.Command{
 		Use:   "show",
-		Short: "Show the CA's certificate, its key's attributes, and what Calico needs of them",
+		Short: "Show the CA's certificate, its key's attributes, and the settings for Calico",
 		Example: `  hsm-signer ca show
   hsm-signer ca show --output json | jq -r .certificates[0].sha256`,
 		Args: cobra.NoArgs,
@@ -60,7 +60,8 @@ func newCAShowCommand() *cobra.Command {
 			faults.RequireOutput(output)
 			var chain issuer.Chain
 			if c.CACertFile == "" {
-				faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate")
+				faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's "+
+					"certificate")
 			} else {
 				chain = config.ReadChain("CA_CERT_FILE", c.CACertFile, faults)
 			}
@@ -75,8 +76,9 @@ func newCAShowCommand() *cobra.Command {
 	return command
 }
 
-// showCA shows the certificate also when the key cannot be reached, and then fails.
-func showCA(ctx context.Context, c *config.Config, chain issuer.Chain, output string, out io.Writer) error {
+// showCA shows the certificate even if the key cannot be reached, and then returns an error.
+func showCA(ctx context.Context, c *config.Config, chain issuer.Chain, output string,
+	out io.Writer) error {
 	view := caView{File: c.CACertFile, PEM: string(chain.PEM())}
 	for _, cert := range chain {
 		view.Certificates = append(view.Certificates, factsOf(cert))
@@ -95,26 +97,26 @@ func showCA(ctx context.Context, c *config.Config, chain issuer.Chain, output st
 	return errors.Join(unreachable, err)
 }
 
-// viewKey looks at the key, which must be the certificate's.
+// viewKey reads the key, which must be the certificate's.
 func viewKey(ctx context.Context, c *config.Config, chain issuer.Chain) (*keyView, error) {
 	pair, token, err := existingKey(ctx, c, chain[0].PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	// What is to be shown is how it is, also of a key with which "run" would not start.
+	// A key with which "run" would not start is shown too.
 	c.Token.AllowExtractable = true
 	key, err := keyOf(c, hsm.KeyPair{ID: pair.ID, Public: chain[0].PublicKey})
 	if err != nil {
 		return nil, err
 	}
 	defer key.Close()
-	proof, err := key.Proof(ctx)
+	attributes, err := key.Attributes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	view := &keyView{
 		Label: pair.ID.Label, ID: hex.EncodeToString(pair.ID.ID), Type: pair.Type, Token: token,
-		attributes: slices.Concat(proof.Attributes, pair.Uses),
+		attributes: slices.Concat(attributes.Attributes, pair.Uses),
 	}
 	for _, a := range view.attributes {
 		one := attributeView{Name: a.Name, Should: a.Want}
@@ -126,7 +128,7 @@ func viewKey(ctx context.Context, c *config.Config, chain issuer.Chain) (*keyVie
 	return view, nil
 }
 
-// String is the view as people read it.
+// String returns the view for people.
 func (v caView) String() string {
 	var text strings.Builder
 	for i, facts := range v.Certificates {
@@ -140,13 +142,14 @@ func (v caView) String() string {
 		fmt.Fprintf(&text, "FAULT: %s\n\n", fault)
 	}
 	if k := v.Key; k != nil {
-		fmt.Fprintf(&text, "Key, which the certificate is for: a test signature verifies\n  label          %s\n  id             %s\n  type           %s\n%s\nToken\n%s\n",
+		fmt.Fprintf(&text, "Key, which the certificate is for: a test signature verifies\n  "+
+			"label          %s\n  id             %s\n  type           %s\n%s\nToken\n%s\n",
 			k.Label, k.ID, k.Type, attributeLines(k.attributes), tokenLines(k.Token))
 	}
 	return text.String() + v.PEM
 }
 
-// calicoHint says how Calico's Installation takes the CA.
+// calicoHint returns the part of Calico's Installation that names the CA.
 func calicoHint(signerNames []string, text string) string {
 	names := strings.Join(signerNames, " or ")
 	if names == "" {

@@ -9,7 +9,8 @@ import (
 
 func TestSubjects(t *testing.T) {
 	name, err := parseSubject(`CN=Calico CA, O=Example\, Inc.,OU=PKI,C=CH`)
-	if err != nil || name.CommonName != "Calico CA" || name.Organization[0] != "Example, Inc." || name.Country[0] != "CH" {
+	if err != nil || name.CommonName != "Calico CA" || name.Organization[0] != "Example, Inc." ||
+		name.Country[0] != "CH" {
 		t.Errorf("%+v %v", name, err)
 	}
 	name, err = parseSubject(" CN = Corp CA , O= Example\\, Inc. ,O=Zürich\n")

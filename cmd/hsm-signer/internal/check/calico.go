@@ -20,7 +20,8 @@ import (
 // installationPath is where Calico's operator keeps its only Installation.
 const installationPath = "/apis/operator.tigera.io/v1/installations/default"
 
-// certificateManagement is what Calico's Installation says of certificates (operator.tigera.io/v1).
+// certificateManagement is the part of Calico's Installation about certificates
+// (operator.tigera.io/v1).
 type certificateManagement struct {
 	CACert             []byte `json:"caCert"` // PEM, what its pods trust
 	SignerName         string `json:"signerName"`
@@ -28,13 +29,14 @@ type certificateManagement struct {
 	SignatureAlgorithm string `json:"signatureAlgorithm"`
 }
 
-// checkInstallation looks whether Calico names this signer and this CA. It needs "get" of installations,
-// which is the only use of that permission.
+// checkInstallation checks that Calico names this signer and this CA. It needs "get" of
+// installations, and nothing else does.
 func checkInstallation(ctx context.Context, s *config.Service, report reporter) {
 	const name = "Calico's Installation"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	text, err := s.Client.Discovery().RESTClient().Get().AbsPath(installationPath).SetHeader("Accept", "application/json").DoRaw(ctx)
+	text,
+		err := s.Client.Discovery().RESTClient().Get().AbsPath(installationPath).SetHeader("Accept", "application/json").DoRaw(ctx)
 	var installation struct {
 		Spec struct {
 			CertificateManagement *certificateManagement `json:"certificateManagement"`
@@ -45,7 +47,8 @@ func checkInstallation(ctx context.Context, s *config.Service, report reporter) 
 		report(name, "there is none in this cluster (operator.tigera.io, default)", errUnread)
 		return
 	case apierrors.IsForbidden(err):
-		report(name, "may not be read; to have it checked, allow \"get installations.operator.tigera.io\", as deploy/base/rbac.yaml does", errUnread)
+		report(name, "may not be read; to have it checked, allow \"get "+
+			"installations.operator.tigera.io\", as deploy/base/rbac.yaml does", errUnread)
 		return
 	case err == nil:
 		err = json.Unmarshal(text, &installation)
@@ -55,56 +58,67 @@ func checkInstallation(ctx context.Context, s *config.Service, report reporter) 
 	case err != nil:
 		report(name, "", fmt.Errorf("read it: %w", err))
 	case m == nil:
-		report(name, "has no certificateManagement: Calico does not ask yet; \"hsm-signer ca show\" prints what to put there", errWarning)
+		report(name, "has no certificateManagement, so Calico sends no requests; \"hsm-signer ca "+
+			"show\" prints what to add", errWarning)
 	default:
-		report(name, fmt.Sprintf("names the signer %s and the CA", m.SignerName), errors.Join(m.checkSigner(s.SignerNames), m.checkAlgorithms(), m.checkCA(s)))
+		report(name, fmt.Sprintf("names the signer %s and the CA", m.SignerName),
+			errors.Join(m.checkSigner(s.SignerNames), m.checkAlgorithms(), m.checkCA(s)))
 		if slow := m.slowKey(); slow != "" {
 			report(name, slow, errWarning)
 		}
 	}
 }
 
-// keysInTime is how many of five init containers of Calico's made a key of that algorithm in time,
-// where not all did.
+// keysInTime is how many of five init containers of Calico made a key of the algorithm in time, if
+// not all did.
 var keysInTime = map[string]int{"RSAWithSize4096": 3, "RSAWithSize8192": 0}
 
-// slowKey says what is wrong with a key that takes too long to make, or nothing.
+// slowKey returns a warning about a key that takes too long to make, or "".
 func (m *certificateManagement) slowKey() string {
 	n, slow := keysInTime[m.KeyAlgorithm]
 	if !slow {
 		return ""
 	}
-	return fmt.Sprintf("spec.certificateManagement.keyAlgorithm is %s: Calico's init containers have 10m of CPU and 90 seconds, "+
-		"and in a trial %d of 5 were done in time; use ECDSAWithCurve256 with ECDSAWithSHA256", m.KeyAlgorithm, n)
+	return fmt.Sprintf("spec.certificateManagement.keyAlgorithm is %s: Calico's init containers "+
+		"have 10m of CPU and 90 seconds, and in a trial %d of 5 finished in time; use "+
+		"ECDSAWithCurve256 with ECDSAWithSHA256",
+		m.KeyAlgorithm, n)
 }
 
-// earlierRelease ends the names of built-in rules for earlier releases of Calico.
+// earlierRelease matches the names of built-in rules for earlier releases of Calico.
 var earlierRelease = regexp.MustCompile(`-[0-9]+\.[0-9]+$`)
 
 // forEarlierCalico reports whether all the rules are built-in ones for earlier releases of Calico.
 func forEarlierCalico(policyFile string, rules []string) bool {
 	_, builtIn := policy.BuiltIn(policyFile)
-	return builtIn && !slices.ContainsFunc(rules, func(rule string) bool { return !earlierRelease.MatchString(rule) })
+	return builtIn &&
+		!slices.ContainsFunc(rules,
+			func(rule string) bool { return !earlierRelease.MatchString(rule) })
 }
 
 func (m *certificateManagement) checkSigner(served []string) error {
 	if slices.Contains(served, m.SignerName) {
 		return nil
 	}
-	return fmt.Errorf("spec.certificateManagement.signerName is %q, and SIGNER_NAME is %s: nobody answers Calico's requests; make them the same", m.SignerName, strings.Join(served, ","))
+	return fmt.Errorf("spec.certificateManagement.signerName is %q, but SIGNER_NAME is %s: "+
+		"nobody answers Calico's requests; use the same name in both",
+		m.SignerName, strings.Join(served, ","))
 }
 
-// checkAlgorithms refuses pairs with which Calico's init container fails before it asks: a key of one kind
-// and a signature of another. The API takes them.
+// checkAlgorithms returns an error for a key of one kind with a signature of another, with which
+// Calico's init container fails before it sends a request. The API accepts them.
 func (m *certificateManagement) checkAlgorithms() error {
-	if strings.HasPrefix(m.KeyAlgorithm, "ECDSA") == strings.HasPrefix(m.SignatureAlgorithm, "ECDSA") {
+	if strings.HasPrefix(m.KeyAlgorithm, "ECDSA") == strings.HasPrefix(m.SignatureAlgorithm,
+		"ECDSA") {
 		return nil
 	}
-	return fmt.Errorf("spec.certificateManagement: a key of %q cannot sign with %q (empty is RSA): Calico's pods fail before they ask; use ECDSAWithCurve256 with ECDSAWithSHA256",
+	return fmt.Errorf("spec.certificateManagement: a key of %q cannot sign with %q (empty is "+
+		"RSA): Calico's pods fail before they send a request; use ECDSAWithCurve256 with "+
+		"ECDSAWithSHA256",
 		m.KeyAlgorithm, m.SignatureAlgorithm)
 }
 
-// checkCA requires that who trusts what is in caCert trusts what is issued here.
+// checkCA returns an error unless clients that trust caCert trust what is issued here.
 func (m *certificateManagement) checkCA(s *config.Service) error {
 	if s.Mode == kube.Shadow {
 		return nil // it has no CA
@@ -114,7 +128,9 @@ func (m *certificateManagement) checkCA(s *config.Service) error {
 		return fmt.Errorf("spec.certificateManagement.caCert: %w", err)
 	}
 	if !s.CA.AnchoredIn(trusted) {
-		return fmt.Errorf("spec.certificateManagement.caCert holds neither the CA certificate in CA_CERT_FILE nor one above it: Calico's pods would not trust each other; \"hsm-signer ca show\" prints what to put there")
+		return fmt.Errorf("spec.certificateManagement.caCert holds neither the CA certificate " +
+			"in CA_CERT_FILE nor one above it: Calico's pods would not trust each other; " +
+			"\"hsm-signer ca show\" prints what to add")
 	}
 	return nil
 }

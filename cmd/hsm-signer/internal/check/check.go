@@ -1,5 +1,5 @@
-// Package check holds the "check" command: it checks every precondition of "run", says what to do about
-// each failure, and changes nothing.
+// Package check holds the "check" command: it checks every precondition of "run", says what to do
+// about each failure, and changes nothing.
 package check
 
 import (
@@ -29,7 +29,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// A checkLine is one precondition, as it is printed.
+// A checkLine is the printed result of one precondition.
 type checkLine struct {
 	Check  string `json:"check"`
 	Result string `json:"result"` // ok, note, warning, failed or skipped
@@ -43,14 +43,14 @@ func NewCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "check",
 		Short: "Check every precondition of \"run\", one line each",
-		Long: `Checks everything that "run" needs, and says what to do about each failure. It changes nothing.
-It tries the PIN once, and not at all if the token reports a wrong try since the last login:
-tokens lock after a few. --try-pin tries it all the same.
+		Long: `Checks everything that "run" needs, and says what to do about each failure. It
+changes nothing. It tries the PIN once, but not if the token reports a wrong PIN since the last
+login: tokens lock after a few. --try-pin forces the try.
 
 Each line begins with its result:
   ok       it holds
   note     it holds; there is something to know
-  warning  it holds, but look at it
+  warning  it holds, but needs your attention
   failed   it does not hold; "run" would not work, or not for all requests
   skipped  not checked: an earlier check failed, or a permission is missing
 
@@ -71,17 +71,20 @@ Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
 			}
 			c.LogLevel = max(c.LogLevel, hclog.Warn) // the lines below say the rest
 			logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr())
-			return check(cmd.Context(), s, tryPIN, newCheckPrinter(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
+			return check(cmd.Context(), s, tryPIN, newCheckPrinter(output, cmd.OutOrStdout()),
+				cmd.ErrOrStderr())
 		},
 	}
 	config.AddFlags(command, settings)
 	command.Flags().StringVarP(&output, "output", "o", "text", "text or json, one line each")
-	command.Flags().BoolVar(&tryPIN, "try-pin", false, "try the PIN although a wrong one was tried after the last login")
+	command.Flags().BoolVar(&tryPIN, "try-pin", false, "try the PIN even if a wrong one was tried "+
+		"after the last login")
 	return command
 }
 
-// check goes through the preconditions and prints each as soon as it is known.
-func check(ctx context.Context, s *config.Service, tryPIN bool, printer *checkPrinter, errs io.Writer) error {
+// check checks the preconditions, and prints each result as soon as it is known.
+func check(ctx context.Context, s *config.Service, tryPIN bool, printer *checkPrinter,
+	errs io.Writer) error {
 	var failed, pin bool
 	report := func(name, detail string, err error) {
 		line := lineOf(name, detail, err)
@@ -100,34 +103,36 @@ func check(ctx context.Context, s *config.Service, tryPIN bool, printer *checkPr
 	printer.summary()
 	switch {
 	case pin:
-		return exit.With(exit.PIN, errors.New("the PIN will not do: correct it before you try again, since tokens lock after a few tries"))
+		return exit.With(exit.PIN, errors.New("the PIN is not usable: correct it before you try "+
+			"again: tokens lock after a few tries"))
 	case failed:
 		return exit.With(exit.Refused, errors.New("not every precondition holds"))
 	}
 	return nil
 }
 
-// errSkipped stands for a precondition that was not looked at, since an earlier one does not hold.
-var errSkipped = errors.New("not looked at: what comes before does not hold")
+// errSkipped marks a precondition that was not checked, because an earlier one does not hold.
+var errSkipped = errors.New("not checked: an earlier check failed")
 
-// errUnread marks what may not be looked at, and need not be.
+// errUnread marks what may not be read, and need not be.
 var errUnread = errors.New("not read")
 
-// errWarning marks what holds and yet must not go unseen.
+// errWarning marks what holds but needs attention.
 var errWarning = errors.New("warning")
 
-// errNote marks what is worth knowing, and is no reason for concern.
+// errNote marks what is worth knowing and no reason for concern.
 var errNote = errors.New("note")
 
 type reporter func(name, detail string, err error)
 
-func checkToken(ctx context.Context, s *config.Service, tryPIN bool, report reporter, errs io.Writer) {
-	options := hsm.CheckOptions{TryPIN: tryPIN, OtherAs: "checkpoint key"}
+func checkToken(ctx context.Context, s *config.Service, tryPIN bool, report reporter,
+	errs io.Writer) {
+	options := hsm.CheckOptions{TryPIN: tryPIN}
 	key, err := s.Key(nil) // nothing is recorded: a process that runs may have the journal open
 	if err == nil {
-		options.Other, err = s.CheckpointKey(key)
+		options.Checkpoint, err = s.CheckpointKey(key)
 	}
-	if err != nil { // a fault of the configuration, where it was loaded
+	if err != nil { // was reported when the configuration was loaded
 		report("token", "", err)
 		return
 	}
@@ -146,18 +151,19 @@ func checkToken(ctx context.Context, s *config.Service, tryPIN bool, report repo
 	}
 }
 
-// checkCA looks at the dates; that the certificate is a CA's was checked when it
-// was loaded.
+// checkCA checks the dates. The rest of the certificate was checked when it was loaded.
 func checkCA(ca *issuer.CA, report reporter) {
 	const name = "CA certificate"
 	cert := ca.Certificate()
-	report(name, fmt.Sprintf("%s, valid until %s", cert.Subject, terminal.LocalTime(cert.NotAfter)), ca.ValidAt(time.Now()))
+	report(name, fmt.Sprintf("%s, valid until %s", cert.Subject, terminal.LocalTime(cert.NotAfter)),
+		ca.ValidAt(time.Now()))
 	if !ca.HasRoot() {
-		report(name, "the root is not in CA_CERT_FILE, so the chain was verified up to its last certificate only: append the root, which is never sent", errWarning)
+		report(name, "the root is not in CA_CERT_FILE, so the chain was verified only up to its "+
+			"last certificate: append the root, which is never sent", errWarning)
 	}
 }
 
-// serverTimeout bounds the questions of one kind to the API server.
+// serverTimeout bounds all calls of one kind to the API server.
 const serverTimeout = 10 * time.Second
 
 func checkCluster(ctx context.Context, s *config.Service, report reporter) {
@@ -165,7 +171,8 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 	defer cancel()
 	server, err := s.Client.Discovery().ServerVersionWithContext(versionCtx)
 	if err != nil {
-		report("API server", "", fmt.Errorf("%s does not answer: %w; see KUBECONFIG", s.Server, err))
+		report("API server", "",
+			fmt.Errorf("%s does not respond: %w; check KUBECONFIG", s.Server, err))
 		return
 	}
 	report("API server", s.Server+", Kubernetes "+server.GitVersion, nil)
@@ -191,18 +198,22 @@ func checkPermissions(ctx context.Context, s *config.Service, report reporter) {
 		case err != nil || len(lacking) == 0:
 			report("may "+permission.String(), "", err)
 		case all:
-			report("may "+permission.String(), "", fmt.Errorf("not allowed: grant it to the service account, as %s does", permission.Manifest()))
+			report("may "+permission.String(), "", fmt.Errorf("not allowed: grant it to the "+
+				"service account, as %s does", permission.Manifest()))
 		}
 		for _, in := range lacking {
 			if !all {
-				report("may "+in.String(), "not allowed there, but in other namespaces of the policy: requests from there cannot be served; bind the ClusterRole hsm-signer-pods there, as deploy/components/pods-of-policy does, unless the namespace does not exist", errWarning)
+				report("may "+in.String(), "not allowed in this namespace, but in others of the "+
+					"policy: its requests cannot be served; bind the ClusterRole "+
+					"hsm-signer-pods in it, as deploy/components/pods-of-policy does, unless it "+
+					"does not exist", errWarning)
 			}
 		}
 	}
 }
 
-// checkNamespaces looks whether the namespaces that the policy's rules write out are there. It needs "get" of namespaces,
-// which is the only use of that permission.
+// checkNamespaces checks that the namespaces in the policy's rules exist. It needs "get" of
+// namespaces, and nothing else does.
 func checkNamespaces(ctx context.Context, s *config.Service, report reporter) {
 	const name = "namespaces of the policy"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
@@ -224,26 +235,31 @@ func checkNamespaces(ctx context.Context, s *config.Service, report reporter) {
 	}
 	for _, namespace := range missing {
 		if len(there) > 0 && forEarlierCalico(s.PolicyFile, rules[namespace]) {
-			report(name, fmt.Sprintf("%s does not exist, which is right unless your Calico is an earlier release: "+
-				"keep others from making it, and with it asking by the rule %s, with: kubectl create namespace %s",
+			report(name, fmt.Sprintf("%s does not exist, which is right unless your Calico is "+
+				"an earlier release: whoever creates it gets what the rule %s grants; to "+
+				"prevent that: kubectl create namespace %s",
 				namespace, strings.Join(rules[namespace], ", "), namespace), errNote)
 			continue
 		}
-		report(name, fmt.Sprintf("%s does not exist, and whoever may make it gets what the rules %s grant: make it yourself, empty, or take them out", namespace, strings.Join(rules[namespace], ", ")), errWarning)
+		report(name, fmt.Sprintf("%s does not exist, and whoever creates it gets what the rules "+
+			"%s grant: create it yourself, empty, or remove the rules",
+			namespace, strings.Join(rules[namespace], ", ")), errWarning)
 	}
 	if len(there) > 0 {
 		report(name, strings.Join(there, ", "), nil)
 	}
 	if len(unread) > 0 {
-		report(name, fmt.Sprintf("may not be read: %s; see that each is there (kubectl get namespaces), since whoever may make one gets what its rules grant, or allow \"get namespaces\" to have it checked", strings.Join(unread, ", ")), errUnread)
+		report(name, fmt.Sprintf("may not be read: %s; check that each exists (kubectl get "+
+			"namespaces), because whoever creates a missing one gets what its rules grant; or "+
+			"allow \"get namespaces\" to have it checked", strings.Join(unread, ", ")), errUnread)
 	}
 }
 
-// checkPolicy says what is in force, and loudly what is as wide as it can be.
+// checkPolicy reports the policy, and warns of rules that are as wide as they can be.
 func checkPolicy(ca *issuer.CA, p *policy.Policy, report reporter) {
 	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()), nil)
 	warnings, err := config.LintRules(ca, p)
-	if err != nil { // a fault of the configuration, where it was loaded
+	if err != nil { // was reported when the configuration was loaded
 		report("policy", "", err)
 	}
 	for _, warning := range warnings {
@@ -267,7 +283,7 @@ func lineOf(name, detail string, err error) checkLine {
 	return checkLine{Check: name, Result: "ok", Detail: detail}
 }
 
-// A checkPrinter prints the lines, and in text a summary of them.
+// A checkPrinter prints the lines, and in text a summary.
 type checkPrinter struct {
 	out   io.Writer
 	json  bool
@@ -288,7 +304,7 @@ func (p *checkPrinter) line(line checkLine) {
 	fmt.Fprintln(p.out, terminal.Escape(strings.TrimRight(text, " ")))
 }
 
-// summary counts the lines. In JSON there is none: every line there has the same shape.
+// summary prints the counts. In JSON there is none: every line has the same shape.
 func (p *checkPrinter) summary() {
 	if p.json {
 		return
@@ -305,7 +321,7 @@ func (p *checkPrinter) summary() {
 	fmt.Fprintf(p.out, "\nsummary: %s\n", text)
 }
 
-// checkRequests counts the requests in the cluster.
+// checkRequests reports the number of requests in the cluster.
 func checkRequests(ctx context.Context, s *config.Service, report reporter) {
 	const name = "requests in the cluster"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
@@ -313,7 +329,7 @@ func checkRequests(ctx context.Context, s *config.Service, report reporter) {
 	n, err := csr.Count(ctx, s.Client)
 	switch crowded := config.AdviseCleanUp(n); {
 	case err != nil:
-		detail := fmt.Sprintf("not known, and thousands would slow clients down: %v", err)
+		detail := fmt.Sprintf("unknown; thousands would slow clients down: %v", err)
 		report(name, detail, errUnread)
 	case crowded != "":
 		report(name, crowded, errWarning)

@@ -13,15 +13,18 @@ import (
 
 // In text a summary counts the lines; in JSON every line has the same shape.
 func TestSummaryOfCheck(t *testing.T) {
-	for output, want := range map[string]string{"text": "\n\nsummary: 2 ok, 1 failed, 1 warning, 1 note, 2 skipped\n", "json": ""} {
+	for output, want := range map[string]string{"text": "\n\nsummary: 2 ok, 1 failed, 1 warning, " +
+		"1 note, 2 skipped\n", "json": ""} {
 		var out bytes.Buffer
 		p := newCheckPrinter(output, &out)
-		for _, err := range []error{nil, nil, errors.New("x"), errWarning, errNote, errUnread, errSkipped} {
+		for _, err := range []error{nil, nil, errors.New("x"), errWarning, errNote, errUnread,
+			errSkipped} {
 			p.line(lineOf("a check", "a detail", err))
 		}
 		lines := strings.Count(out.String(), "\n")
 		p.summary()
-		if !strings.HasSuffix(out.String(), want) || lines != 7 || output == "json" && strings.Count(out.String(), "\n") != lines {
+		if !strings.HasSuffix(out.String(), want) || lines != 7 || output == "json" &&
+			strings.Count(out.String(), "\n") != lines {
 			t.Errorf("%s: %s", output, &out)
 		}
 	}
@@ -59,9 +62,11 @@ func TestWideRulesAreWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	var lines []checkLine
-	checkPolicy(fixture.GenericCA(t)(), p, func(name, detail string, err error) { lines = append(lines, lineOf(name, detail, err)) })
+	checkPolicy(fixture.GenericCA(t)(), p,
+		func(name, detail string, err error) { lines = append(lines, lineOf(name, detail, err)) })
 	const loudly = "rule everything: ANYONE (from.users: *) may have ANY name"
-	if len(lines) != 2 || lines[0].Result != "ok" || lines[1].Result != "warning" || !strings.HasPrefix(lines[1].Detail, loudly) {
+	if len(lines) != 2 || lines[0].Result != "ok" || lines[1].Result != "warning" ||
+		!strings.HasPrefix(lines[1].Detail, loudly) {
 		t.Errorf("check says %+v", lines)
 	}
 }

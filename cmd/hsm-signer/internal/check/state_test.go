@@ -26,7 +26,7 @@ func TestCheckOfAnotherUsersStateDir(t *testing.T) {
 		details = append(details, detail)
 		faults.Add("check", err)
 	})
-	if len(*faults) > 0 || len(details) != 1 || !strings.Contains(details[0], "only user 4711") {
+	if len(*faults) > 0 || len(details) != 1 || !strings.Contains(details[0], "only its owner, user 4711") {
 		t.Errorf("%q, faults %q", details, *faults)
 	}
 }
@@ -44,7 +44,8 @@ func TestCheckOfTheStateDir(t *testing.T) {
 		faults := &config.Faults{}
 		c.ResolveStateDir(faults)
 		checkState(c, func(_, _ string, err error) { faults.Add("check", err) })
-		if text := strings.Join(*faults, "\n"); want == "" && text != "" || !strings.Contains(text, want) {
+		if text := strings.Join(*faults, "\n"); want == "" && text != "" ||
+			!strings.Contains(text, want) {
 			t.Errorf("%s: %q; want %q", path, text, want)
 		}
 	}

@@ -18,7 +18,8 @@ import (
 
 // Execute runs the command that the arguments name, and returns the exit code. root has all
 // commands, and is used once.
-func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
+func Execute(ctx context.Context, root *cobra.Command, args []string, stdout,
+	stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -37,7 +38,8 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, st
 func Prepare(root *cobra.Command) {
 	root.SilenceUsage, root.SilenceErrors = true, true
 	root.SetFlagErrorFunc(usageError)
-	root.InitDefaultCompletionCmd() // now, so that its arguments are checked too; it keeps the output that is set
+	// now, so that its arguments are checked too; it keeps the output that is set
+	root.InitDefaultCompletionCmd()
 	requireKnown(root)
 	completeValues(root)
 }
@@ -57,7 +59,8 @@ func completeValues(command *cobra.Command) {
 	} {
 		if command.Flags().Lookup(flag) != nil {
 			// It fails if the flag has values already, as that of "policy test" has.
-			_ = command.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveDefault))
+			_ = command.RegisterFlagCompletionFunc(flag,
+				cobra.FixedCompletions(values, cobra.ShellCompDirectiveDefault))
 		}
 	}
 	for _, sub := range command.Commands() {

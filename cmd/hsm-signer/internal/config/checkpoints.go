@@ -13,7 +13,7 @@ type checkpoints struct {
 	Interval      time.Duration
 }
 
-// wanted tells whether checkpoints are to be made.
+// wanted reports whether checkpoints are configured.
 func (c checkpoints) wanted() bool {
 	return c.Key.Label != "" || len(c.Key.ID) > 0 || c.publicKeyFile != ""
 }

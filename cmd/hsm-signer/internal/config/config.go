@@ -1,7 +1,7 @@
 // Package config reads the configuration from flags, the environment and the files that they name.
 //
-// Nothing here is in touch with the token or the API server. What is wrong is collected in [Faults], so
-// that a user sees all mistakes at once, each with the name of its variable.
+// Nothing here is in touch with the token or the API server. What is wrong is collected in
+// [Faults], so that a user sees all mistakes at once, each with the name of its variable.
 package config
 
 import (
@@ -24,6 +24,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/hsm"
+	"hsm-signer/hsm/pkcs11uri"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
@@ -43,18 +44,18 @@ type Config struct {
 	Lifetime        time.Duration
 	PolicyFile      string
 	BlockedKeysFile string
-	AnyPolicy       bool // the policy's files may be anybody's: nothing is signed by it
+	AnyPolicy       bool // anyone may own the policy's files: nothing is signed by it
 	CACertFile      string
 	StateDir        string
 	MaxRequests     int
 	MaxUnfinished   int
-	ForOwner        bool // root asks for the user who owns STATE_DIR
+	ForOwner        bool // root checks for the user who owns STATE_DIR
 	Checkpoints     checkpoints
 	Algorithm       x509.SignatureAlgorithm
 	Token           hsm.Config
-	uri             *hsm.URI
+	uri             *pkcs11uri.URI
 	ListenAddress   string
-	StatusAddress   string // none: there is no status page
+	StatusAddress   string // "none": there is no status page
 	AllowedHosts    []string
 	LogLevel        hclog.Level
 	LogFormat       string // text, json, or empty: by the terminal
@@ -62,76 +63,190 @@ type Config struct {
 	// deleteFinishedAfter is 0 if finished requests are left to Kubernetes.
 	DeleteFinishedAfter time.Duration
 
-	InPod    bool     // in a pod of any cluster, as client-go sees it
-	Warnings []string // about files that are accepted all the same
+	InPod    bool     // this runs in a pod, of any cluster
+	Warnings []string // about files that are accepted although they should not be
 }
 
 // A setting is one environment variable and its flag.
-type setting struct {
+type Setting struct {
 	Env      string
 	Fallback string
 	help     string
 	read     func(c *Config, value string) error
 }
 
-// flagName is the flag of a setting: SIGNER_NAME is --signer-name.
-func (s setting) flagName() string {
+// flagName returns the flag of a setting: SIGNER_NAME is --signer-name.
+func (s Setting) flagName() string {
 	return strings.ToLower(strings.ReplaceAll(s.Env, "_", "-"))
 }
 
 // The settings, in groups that commands choose from.
 var (
-	TokenSettings = []setting{
-		{"PKCS11_MODULE", "", "path of the PKCS#11 library", func(c *Config, v string) error { c.Token.Module = v; return nil }},
-		{"PKCS11_SLOT", "", "slot id of the token, decimal, or hexadecimal with 0x", readSlot},
-		{"PKCS11_TOKEN_LABEL", "", "label of the token", func(c *Config, v string) error { c.Token.Token.Label = v; return nil }},
-		{"PKCS11_TOKEN_SERIAL", "", "serial number of the token", func(c *Config, v string) error { c.Token.Token.Serial = v; return nil }},
-		{"PKCS11_PIN_FILE", "", "file that holds the user PIN (or the PIN itself in the variable PKCS11_PIN)", readPINFile},
-		{pin.URIVariable, "", "PKCS#11 URI (RFC 7512) of the CA's key, instead of the variables for module, token, PIN and key", readURI},
-		{"CA_KEY_LABEL", "", "label of the CA's key in the token", func(c *Config, v string) error { c.Token.Key.Label = v; return nil }},
-		{"CA_KEY_ID", "", "id of the CA's key in the token, in hex", readKeyID},
-		{"PKCS11_MAX_SESSIONS", "0", "PKCS#11 sessions open at once (0: 16, or what the token allows)", func(c *Config, v string) error { return readCount(v, 0, 1024, &c.Token.MaxSessions) }},
-		{"PKCS11_TIMEOUT", "10s", "longest wait for a session, and for one call into the PKCS#11 module", func(c *Config, v string) error { return ReadDuration(v, time.Millisecond, &c.Token.Timeout) }},
-		{"ALLOW_EXTRACTABLE_KEY", "false", "accept a key that could leave the token; for trials only", func(c *Config, v string) error { return readBool(v, &c.Token.AllowExtractable) }},
+	TokenSettings = []Setting{
+		{"PKCS11_MODULE", "",
+			"path of the PKCS#11 library",
+			text(func(c *Config) *string { return &c.Token.Module })},
+		{"PKCS11_SLOT", "",
+			"slot id of the token, decimal, or hexadecimal with 0x",
+			readSlot},
+		{"PKCS11_TOKEN_LABEL", "",
+			"label of the token",
+			text(func(c *Config) *string { return &c.Token.Token.Label })},
+		{"PKCS11_TOKEN_SERIAL", "",
+			"serial number of the token",
+			text(func(c *Config) *string { return &c.Token.Token.Serial })},
+		{"PKCS11_PIN_FILE", "",
+			"file with the user PIN (or set the PIN itself in PKCS11_PIN)",
+			readPINFile},
+		{pin.URIVariable, "",
+			"PKCS#11 URI (RFC 7512) of the CA's key, instead of the variables for module, " +
+				"token, PIN and key",
+			readURI},
+		{"CA_KEY_LABEL", "",
+			"label of the CA's key in the token",
+			text(func(c *Config) *string { return &c.Token.Key.Label })},
+		{"CA_KEY_ID", "",
+			"id of the CA's key in the token, in hex",
+			readKeyID},
+		{"PKCS11_MAX_SESSIONS", "0",
+			"most PKCS#11 sessions at once (0: 16, or what the token allows)",
+			count(0, 1024, func(c *Config) *int { return &c.Token.MaxSessions })},
+		{"PKCS11_TIMEOUT", "10s",
+			"longest wait for a session, and for one call into the PKCS#11 module",
+			duration(time.Millisecond, func(c *Config) *time.Duration { return &c.Token.Timeout })},
+		{"ALLOW_EXTRACTABLE_KEY", "false",
+			"accept a key that could leave the token; for trials only",
+			boolean(func(c *Config) *bool { return &c.Token.AllowExtractable })},
 	}
-	ServiceSettings = []setting{
-		{"SIGNER_NAME", "", "signer name(s) to serve, comma-separated", readSignerNames},
-		{"CA_CERT_FILE", "", "PEM file: the CA's certificate first, then its chain", func(c *Config, v string) error { c.CACertFile = v; return nil }},
-		{"SIGNATURE_ALGORITHM", "", "signature algorithm of certificates (by default SHA-256; SHA-384 with P-384, SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "), readAlgorithm},
-		{"POLICY_FILE", "calico", "file with the rules, or a built-in policy: " + strings.Join(policy.BuiltInNames(), ", "), func(c *Config, v string) error { c.PolicyFile = v; return nil }},
-		{"BLOCKED_KEYS_FILE", "", "file with the SHA-256 of each key for which nothing is granted, one a line", func(c *Config, v string) error { c.BlockedKeysFile = v; return nil }},
-		{"CLUSTER_DOMAIN", "cluster.local", "domain of service names", readClusterDomain},
-		{"CERTIFICATE_LIFETIME", "8760h", "longest lifetime of a certificate, such as 30d or 8760h; a rule may set less", func(c *Config, v string) error { return ReadDuration(v, policy.MinLifetime, &c.Lifetime) }},
-		{"APPROVE", "true", "true: approve what the policy grants; false: wait for someone else's approval; shadow: decide and log only, without the token and without writing to the cluster", readMode},
-		{"UNSET_SIGNER_NAME", "ignore", "accept or ignore requests without a signer name; clusters before 1.18 need accept", readUnset},
-		{"DELETE_FINISHED_AFTER", "", "delete finished requests so long after they were answered, such as 5m; Kubernetes does so after an hour", func(c *Config, v string) error { return ReadDuration(v, leastDeleteAfter, &c.DeleteFinishedAfter) }},
-		{"WORKERS", "32", "requests processed at once", func(c *Config, v string) error { return readCount(v, 1, 1024, &c.Workers) }},
-		{"ANSWER_RATE", "", "answers a second, or unlimited; by default slowed down only while many of Calico's clients wait", readAnswerRate},
-		{"LEADER_ELECT", "", "true or false: elect one active replica (by default true in a pod, else false)", readElection},
-		{"LEASE_NAMESPACE", "", "namespace of the lease (by default the pod's own)", readLeaseNamespace},
-		{"LEASE_NAME", "hsm-signer", "name of the lease", readLeaseName},
-		{"KUBECONFIG", "", "kubeconfig file; needed outside a cluster", func(c *Config, v string) error { c.Kubeconfig = v; return nil }},
-		{"STATE_DIR", "/var/lib/hsm-signer", "directory of the journal; with APPROVE=shadow, a directory of its own for the decisions", func(c *Config, v string) error { c.StateDir = v; return nil }},
-		{"JOURNAL_MAX_REQUESTS", "20000000", "requests that the journal remembers, of four bytes of memory each", func(c *Config, v string) error { return readCount(v, 1, 1<<30, &c.MaxRequests) }},
-		{"JOURNAL_MAX_UNFINISHED", "10000", "most requests that are signed or about to be, and not yet published; each takes about 4 KiB of memory", func(c *Config, v string) error { return readCount(v, 1, 1_000_000, &c.MaxUnfinished) }},
-		{"CHECKPOINT_KEY_LABEL", "", "label of the checkpoint key in the token, which signs the head of the journal at intervals; not the CA's key", func(c *Config, v string) error { c.Checkpoints.Key.Label = v; return nil }},
-		{"CHECKPOINT_KEY_ID", "", "id of the checkpoint key, in hex", readCheckpointKeyID},
-		{"CHECKPOINT_PUBLIC_KEY_FILE", "", "PEM file with the public half of the checkpoint key", func(c *Config, v string) error { c.Checkpoints.publicKeyFile = v; return nil }},
-		{"CHECKPOINT_INTERVAL", "1h", "time between two checkpoints of the journal", func(c *Config, v string) error { return ReadDuration(v, time.Second, &c.Checkpoints.Interval) }},
-		{"WITNESS_FILE", "", "file on another disk that keeps the head of the journal, so that a rollback shows; the lease does so too", func(c *Config, v string) error { c.WitnessFile = v; return nil }},
-		{"LISTEN_ADDRESS", "127.0.0.1:8080", "address of /livez, /readyz and /metrics", func(c *Config, v string) error { return readAddress(v, &c.ListenAddress) }},
-		{"ALLOWED_HOSTS", "", "more host names by which LISTEN_ADDRESS and STATUS_ADDRESS may be reached, comma-separated", ReadAllowedHosts},
-		{"STATUS_ADDRESS", "127.0.0.1:8081", "address of the status page, for browsers; none turns it off", readStatusAddress},
+	ServiceSettings = []Setting{
+		{"SIGNER_NAME", "",
+			"signer name(s) to serve, comma-separated",
+			readSignerNames},
+		{"CA_CERT_FILE", "",
+			"PEM file: the CA's certificate, then its chain",
+			text(func(c *Config) *string { return &c.CACertFile })},
+		{"SIGNATURE_ALGORITHM", "",
+			"signature algorithm of certificates (by default SHA-256; SHA-384 with P-384, " +
+				"SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "),
+			readAlgorithm},
+		{"POLICY_FILE", "calico",
+			"file with the rules, or a built-in policy: " +
+				strings.Join(policy.BuiltInNames(), ", "),
+			text(func(c *Config) *string { return &c.PolicyFile })},
+		{"BLOCKED_KEYS_FILE", "",
+			"file with the SHA-256 of each key that gets no certificate, one a line",
+			text(func(c *Config) *string { return &c.BlockedKeysFile })},
+		{"CLUSTER_DOMAIN", "cluster.local",
+			"domain of service names",
+			readClusterDomain},
+		{"CERTIFICATE_LIFETIME", "8760h",
+			"longest lifetime of a certificate, such as 30d or 8760h; a rule may set a shorter one",
+			duration(policy.MinLifetime, func(c *Config) *time.Duration { return &c.Lifetime })},
+		{"APPROVE", "true",
+			"true: approve what the policy grants; false: wait for another approver; shadow: " +
+				"only decide and log, without the token and without writing to the cluster",
+			readMode},
+		{"UNSET_SIGNER_NAME", "ignore",
+			"accept or ignore requests without a signer name; clusters before 1.18 need accept",
+			readUnset},
+		{"DELETE_FINISHED_AFTER", "",
+			"delete finished requests this long after they were answered, such as 5m; " +
+				"Kubernetes deletes them after an hour",
+			duration(leastDeleteAfter,
+				func(c *Config) *time.Duration { return &c.DeleteFinishedAfter })},
+		{"WORKERS", "32",
+			"requests processed at once",
+			count(1, 1024, func(c *Config) *int { return &c.Workers })},
+		{"ANSWER_RATE", "",
+			"answers a second, or unlimited; by default limited only while many of Calico's " +
+				"clients wait",
+			readAnswerRate},
+		{"LEADER_ELECT", "",
+			"true or false: elect one active replica (by default true in a pod, else false)",
+			readElection},
+		{"LEASE_NAMESPACE", "",
+			"namespace of the lease (by default the pod's own)",
+			readLeaseNamespace},
+		{"LEASE_NAME", "hsm-signer",
+			"name of the lease",
+			readLeaseName},
+		{"KUBECONFIG", "",
+			"kubeconfig file; needed outside a cluster",
+			text(func(c *Config) *string { return &c.Kubeconfig })},
+		{"STATE_DIR", "/var/lib/hsm-signer",
+			"directory of the journal; with APPROVE=shadow, a directory of its own for the " +
+				"decisions",
+			text(func(c *Config) *string { return &c.StateDir })},
+		{"JOURNAL_MAX_REQUESTS", "20000000",
+			"most requests that the journal remembers; each takes four bytes of memory",
+			count(1, 1<<30, func(c *Config) *int { return &c.MaxRequests })},
+		{"JOURNAL_MAX_UNFINISHED", "10000",
+			"most requests that are started and not yet published; each takes about 4 KiB of " +
+				"memory",
+			count(1, 1_000_000, func(c *Config) *int { return &c.MaxUnfinished })},
+		{"CHECKPOINT_KEY_LABEL", "",
+			"label of the checkpoint key, which signs the head of the journal at intervals; not " +
+				"the CA's key",
+			text(func(c *Config) *string { return &c.Checkpoints.Key.Label })},
+		{"CHECKPOINT_KEY_ID", "",
+			"id of the checkpoint key, in hex",
+			readCheckpointKeyID},
+		{"CHECKPOINT_PUBLIC_KEY_FILE", "",
+			"PEM file with the public half of the checkpoint key",
+			text(func(c *Config) *string { return &c.Checkpoints.publicKeyFile })},
+		{"CHECKPOINT_INTERVAL", "1h",
+			"time between two checkpoints of the journal",
+			duration(time.Second,
+				func(c *Config) *time.Duration { return &c.Checkpoints.Interval })},
+		{"WITNESS_FILE", "",
+			"file on another disk that keeps the head of the journal, to detect a rollback; the " +
+				"lease does so too",
+			text(func(c *Config) *string { return &c.WitnessFile })},
+		{"LISTEN_ADDRESS", "127.0.0.1:8080",
+			"address of /livez, /readyz and /metrics",
+			address(func(c *Config) *string { return &c.ListenAddress })},
+		{"ALLOWED_HOSTS", "",
+			"more host names that clients may use for LISTEN_ADDRESS and STATUS_ADDRESS, " +
+				"comma-separated",
+			ReadAllowedHosts},
+		{"STATUS_ADDRESS", "127.0.0.1:8081",
+			"address of the status page, for browsers; none turns it off",
+			readStatusAddress},
 	}
-	LogSettings = []setting{
-		{"LOG_LEVEL", "info", "trace, debug, info, warn or error", readLogLevel},
-		{"LOG_FORMAT", "", "text or json (by default json outside a terminal)", readLogFormat},
+	LogSettings = []Setting{
+		{"LOG_LEVEL", "info",
+			"trace, debug, info, warn or error",
+			readLogLevel},
+		{"LOG_FORMAT", "",
+			"text or json (by default json outside a terminal)",
+			readLogFormat},
 	}
 )
 
+// text returns a reader that stores the value as it is.
+func text(at func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, v string) error { *at(c) = v; return nil }
+}
+
+func count(least, most int, at func(*Config) *int) func(*Config, string) error {
+	return func(c *Config, v string) error { return readCount(v, least, most, at(c)) }
+}
+
+func duration(least time.Duration, at func(*Config) *time.Duration) func(*Config, string) error {
+	return func(c *Config, v string) error { return ReadDuration(v, least, at(c)) }
+}
+
+func boolean(at func(*Config) *bool) func(*Config, string) error {
+	return func(c *Config, v string) error { return readBool(v, at(c)) }
+}
+
+func address(at func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, v string) error { return readAddress(v, at(c)) }
+}
+
 // Named returns the settings of the service that have these variables.
-func Named(variables ...string) []setting {
-	var chosen []setting
+func Named(variables ...string) []Setting {
+	var chosen []Setting
 	for _, s := range ServiceSettings {
 		if slices.Contains(variables, s.Env) {
 			chosen = append(chosen, s)
@@ -141,13 +256,14 @@ func Named(variables ...string) []setting {
 }
 
 // AddFlags gives the command a flag for each setting.
-func AddFlags(command *cobra.Command, settings []setting) {
+func AddFlags(command *cobra.Command, settings []Setting) {
 	for _, s := range settings {
-		command.Flags().String(s.flagName(), "", fmt.Sprintf("%s [%s]", s.help, strings.TrimSuffix(s.Env+"="+s.Fallback, "=")))
+		command.Flags().String(s.flagName(), "",
+			fmt.Sprintf("%s [%s]", s.help, strings.TrimSuffix(s.Env+"="+s.Fallback, "=")))
 	}
 }
 
-// Faults collects what is wrong with the configuration; each entry names its variable.
+// Faults are errors in the configuration. Each begins with the name of its variable.
 type Faults []string
 
 func (f *Faults) Add(variable string, err error) {
@@ -160,7 +276,7 @@ func (f *Faults) Addf(variable, format string, args ...any) {
 	f.Add(variable, fmt.Errorf(format, args...))
 }
 
-// has reports whether something is wrong with one of the variables already.
+// has reports whether there is a fault of one of the variables.
 func (f Faults) has(variables ...string) bool {
 	return slices.ContainsFunc(f, func(fault string) bool {
 		variable, _, _ := strings.Cut(fault, ": ")
@@ -168,8 +284,8 @@ func (f Faults) has(variables ...string) bool {
 	})
 }
 
-// Missing adds that the variable is not set, unless something is wrong with a variable that would
-// do instead: that was set, and is a fault already.
+// Missing adds that the variable is not set, unless there is a fault of it or of a variable that
+// can replace it: that one is set, and reported already.
 func (f *Faults) Missing(variable, message string, instead ...string) {
 	if !f.has(append(instead, variable)...) {
 		f.Add(variable, errors.New(message))
@@ -190,21 +306,22 @@ func oneOf(value string, choices ...string) error {
 	case last == 1:
 		return fmt.Errorf("%q is neither %s nor %s", value, choices[0], choices[1])
 	}
-	return fmt.Errorf("%q is not one of %s and %s", value, strings.Join(choices[:last], ", "), choices[last])
+	return fmt.Errorf("%q is not one of %s and %s", value, strings.Join(choices[:last], ", "),
+		choices[last])
 }
 
-// Err reports everything at once.
+// Err returns an error with all faults, or nil if there are none.
 func (f Faults) Err() error {
 	if len(f) == 0 {
 		return nil
 	}
-	return exit.With(exit.Config, fmt.Errorf("the configuration has %d fault(s):\n  %s", len(f), strings.Join(f, "\n  ")))
+	return exit.With(exit.Config,
+		fmt.Errorf("the configuration has %d error(s):\n  %s", len(f), strings.Join(f, "\n  ")))
 }
 
-// Read reads the settings of a command from its flags and the environment.
-// What is wrong with single values is in the faults; the command adds to them
-// what it requires.
-func Read(command *cobra.Command, settings []setting) (*Config, *Faults) {
+// Read reads the settings of a command from its flags and the environment. The faults are about
+// single values; the command adds those about what it requires.
+func Read(command *cobra.Command, settings []Setting) (*Config, *Faults) {
 	c, faults := &Config{InPod: inPod()}, &Faults{}
 	for _, s := range settings {
 		value := s.Fallback
@@ -212,14 +329,14 @@ func Read(command *cobra.Command, settings []setting) (*Config, *Faults) {
 			value = v
 		}
 		if flag := command.Flags().Lookup(s.flagName()); flag != nil && flag.Changed {
-			value = cmp.Or(flag.Value.String(), s.Fallback) // an empty flag is one that was not given
+			value = cmp.Or(flag.Value.String(), s.Fallback) // an empty flag counts as not set
 		}
 		if value == "" {
 			continue
 		}
 		if err := s.read(c, value); err != nil {
 			faults.Add(s.Env, err)
-			if s.Fallback != "" { // so that nothing else is wrong for want of a value
+			if s.Fallback != "" { // so that the mistake is reported once
 				_ = s.read(c, s.Fallback)
 			}
 		}
@@ -231,27 +348,33 @@ func Read(command *cobra.Command, settings []setting) (*Config, *Faults) {
 // RequireToken reads the PIN and requires what names a token.
 func (c *Config) RequireToken(faults *Faults) {
 	if c.Token.Module == "" {
-		faults.Missing("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such as /usr/lib/softhsm/libsofthsm2.so", pin.URIVariable)
+		faults.Missing("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such "+
+			"as /usr/lib/softhsm/libsofthsm2.so", pin.URIVariable)
 	}
 	if !c.Token.Token.Given() {
-		faults.Missing("PKCS11_TOKEN_LABEL", "is not set, nor is PKCS11_SLOT, PKCS11_TOKEN_SERIAL or PKCS11_URI: one of them must name the token", "PKCS11_SLOT", pin.URIVariable)
+		faults.Missing("PKCS11_TOKEN_LABEL", "is not set, and neither is PKCS11_SLOT, "+
+			"PKCS11_TOKEN_SERIAL or PKCS11_URI: name the token by one of them",
+			"PKCS11_SLOT", pin.URIVariable)
 	}
 	given, err := pin.Take()
 	faults.Add("PKCS11_PIN", err)
 	switch {
 	case given != "" && c.Token.PIN != nil:
-		faults.Addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE, or a PIN in PKCS11_URI: set one of them")
+		faults.Addf("PKCS11_PIN", "is set, and so is PKCS11_PIN_FILE, or a PIN in PKCS11_URI: set "+
+			"only one of them")
 	case given != "":
 		c.Token.PIN = given.Fixed()
 	case c.Token.PIN == nil:
-		faults.Missing("PKCS11_PIN_FILE", "is not set, nor is PKCS11_PIN: one of them must give the token's user PIN", "PKCS11_PIN", pin.URIVariable)
+		faults.Missing("PKCS11_PIN_FILE", "is not set, and neither is PKCS11_PIN: set one of "+
+			"them to the token's user PIN", "PKCS11_PIN", pin.URIVariable)
 	}
 }
 
 // RequireKey requires what names the CA's key.
 func (c *Config) RequireKey(faults *Faults) {
 	if c.Token.Key.Label == "" && len(c.Token.Key.ID) == 0 {
-		faults.Missing("CA_KEY_LABEL", "is not set, nor is CA_KEY_ID, or object or id in PKCS11_URI: one of them must name the CA's key", "CA_KEY_ID", pin.URIVariable)
+		faults.Missing("CA_KEY_LABEL", "is not set, and neither is CA_KEY_ID, nor object or id in "+
+			"PKCS11_URI: name the CA's key by one of them", "CA_KEY_ID", pin.URIVariable)
 	}
 }
 
@@ -269,10 +392,13 @@ func readSlot(c *Config, v string) error {
 	return nil
 }
 
-// readPINFile looks into the file now, so that what is wrong with it is said at start; it is read
-// again before each login.
+// readPINFile checks the file now, so that a mistake shows at start. It is read again before each
+// login.
 func readPINFile(c *Config, v string) error {
-	c.Token.PIN = func() (hsm.PIN, error) { return pin.InFile(c.secret(pinRules, func(error) {}), v) }
+	c.Token.PIN = func() (hsm.PIN,
+		error) {
+		return pin.InFile(c.secret(pinRules, func(error) {}), v)
+	}
 	_, err := pin.InFile(c.secret(pinRules, c.warnOf("PKCS11_PIN_FILE")), v)
 	return err
 }
@@ -295,7 +421,7 @@ func readSignerNames(c *Config, v string) error {
 	for name := range strings.SplitSeq(v, ",") {
 		name = strings.TrimSpace(name)
 		if slices.Contains(c.SignerNames, name) {
-			wrong = append(wrong, fmt.Errorf("%q is named twice", name))
+			wrong = append(wrong, fmt.Errorf("%q is listed twice", name))
 		}
 		wrong = append(wrong, checkSignerName(name))
 		c.SignerNames = append(c.SignerNames, name)
@@ -306,17 +432,20 @@ func readSignerNames(c *Config, v string) error {
 	return nil
 }
 
-// checkSignerName requires <domain>/<path>, as the API does (certificates.k8s.io, spec.signerName), and refuses names that are
-// someone else's.
+// checkSignerName returns an error unless the name is <domain>/<path>, as the API requires
+// (certificates.k8s.io, spec.signerName), and belongs to nobody else.
 func checkSignerName(name string) error {
 	domain, path, found := strings.Cut(name, "/")
 	switch {
-	case !found || len(validation.IsDNS1123Subdomain(path)) > 0 || len(validation.IsDNS1123Subdomain(domain)) > 0 || !strings.Contains(domain, "."):
-		return fmt.Errorf("%q is not a signer name, which is a domain, a slash and a name: example.com/calico", name)
+	case !found || len(validation.IsDNS1123Subdomain(path)) > 0 ||
+		len(validation.IsDNS1123Subdomain(domain)) > 0 || !strings.Contains(domain, "."):
+		return fmt.Errorf("%q is not a signer name, which is a domain, a slash and a name, such "+
+			"as example.com/calico", name)
 	case domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io"):
 		return fmt.Errorf("%q is reserved for Kubernetes: use a domain of your own", name)
 	case name == "tigera.io/operator-signer":
-		return fmt.Errorf("%q belongs to the Calico operator, which answers it itself: use a domain of your own", name)
+		return fmt.Errorf("%q belongs to the Calico operator, which serves it itself: use a "+
+			"domain of your own", name)
 	}
 	return nil
 }
@@ -363,7 +492,7 @@ func readAddress(v string, to *string) error {
 	return nil
 }
 
-// NoStatus is the address of no status page.
+// NoStatus as an address turns the status page off.
 const NoStatus = "none"
 
 func readStatusAddress(c *Config, v string) error {
@@ -411,7 +540,8 @@ func ReadAllowedHosts(c *Config, v string) error {
 	for name := range strings.SplitSeq(v, ",") {
 		name = strings.TrimSpace(name)
 		if len(validation.IsDNS1123Subdomain(strings.ToLower(name))) > 0 {
-			return fmt.Errorf("%q is not a host name, such as hsm-signer.example.com, without a port", name)
+			return fmt.Errorf("%q is not a host name, such as hsm-signer.example.com, without a "+
+				"port", name)
 		}
 		c.AllowedHosts = append(c.AllowedHosts, name)
 	}

@@ -28,9 +28,11 @@ func completeConfig(t *testing.T) map[string]string {
 	}
 	ca := fixture.NewCA(t)
 	return map[string]string{
-		"SIGNER_NAME": "example.com/calico", "STATE_DIR": filepath.Join(dir, "state"), "CA_KEY_LABEL": "ca",
+		"SIGNER_NAME": "example.com/calico", "STATE_DIR": filepath.Join(dir,
+			"state"), "CA_KEY_LABEL": "ca",
 		"PKCS11_MODULE": "/nowhere/module.so", "PKCS11_TOKEN_LABEL": "ca", "PKCS11_PIN_FILE": write("pin", "1234"),
-		"CA_CERT_FILE": write("ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw}))),
+		"CA_CERT_FILE": write("ca.crt",
+			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw}))),
 		// A policy that depends on what other variables say.
 		"POLICY_FILE": write("policy.yaml", `version: 1
 rules:
@@ -106,7 +108,8 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"ALLOWED_HOSTS":          {value: "a host"},
 		pin.URIVariable:          {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},
 	}
-	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL", "CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE", "WITNESS_FILE"}
+	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL",
+		"CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE", "WITNESS_FILE"}
 	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
 		if _, tried := cases[s.Env]; !tried && !slices.Contains(anything, s.Env) {
 			t.Errorf("no wrong value of %s is tried", s.Env)
@@ -118,7 +121,8 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 			maps.Copy(variables, c.with)
 			delete(variables, c.without)
 			variables[variable] = c.value
-			if _, faults := configFaultsOf(t, variables); len(faults) != 1 || !strings.HasPrefix(faults[0], variable+": ") {
+			if _, faults := configFaultsOf(t, variables); len(faults) != 1 ||
+				!strings.HasPrefix(faults[0], variable+": ") {
 				t.Errorf("%q", faults)
 			}
 		})
@@ -129,12 +133,14 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 func TestShadowDeletesNothing(t *testing.T) {
 	variables := completeConfig(t)
 	variables["DELETE_FINISHED_AFTER"] = "5m"
-	if c, faults := configFaultsOf(t, variables); len(faults) > 0 || c.DeleteFinishedAfter != 5*time.Minute {
+	if c, faults := configFaultsOf(t, variables); len(faults) > 0 ||
+		c.DeleteFinishedAfter != 5*time.Minute {
 		t.Errorf("%v, %q", c.DeleteFinishedAfter, faults)
 	}
 	variables["APPROVE"] = "shadow"
 	_, faults := configFaultsOf(t, variables)
-	if len(faults) != 1 || !strings.HasPrefix(faults[0], "DELETE_FINISHED_AFTER: is set, and APPROVE is shadow") {
+	if len(faults) != 1 ||
+		!strings.HasPrefix(faults[0], "DELETE_FINISHED_AFTER: is set, and APPROVE is shadow") {
 		t.Errorf("%q", faults)
 	}
 }
@@ -148,7 +154,8 @@ func TestSlotsAreDecimal(t *testing.T) {
 			t.Errorf("%q: %v; want %d", text, err, want)
 		}
 	}
-	for _, text := range []string{"", "0x", "0b1", "0o7", "1_0", "-1", "+1", "ff", "1e3", "99999999999999999999"} {
+	for _, text := range []string{"", "0x", "0b1", "0o7", "1_0", "-1", "+1", "ff", "1e3",
+		"99999999999999999999"} {
 		if err := readSlot(&Config{}, text); err == nil {
 			t.Errorf("%q was taken", text)
 		}
@@ -158,9 +165,12 @@ func TestSlotsAreDecimal(t *testing.T) {
 // Wherever a duration can be said, days and weeks can be.
 func TestDurationsTakeDaysAndWeeks(t *testing.T) {
 	variables := completeConfig(t)
-	maps.Copy(variables, map[string]string{"CERTIFICATE_LIFETIME": "1w2d12h", "CHECKPOINT_INTERVAL": "1d", "PKCS11_TIMEOUT": "0.5d"})
+	maps.Copy(variables,
+		map[string]string{"CERTIFICATE_LIFETIME": "1w2d12h", "CHECKPOINT_INTERVAL": "1d",
+			"PKCS11_TIMEOUT": "0.5d"})
 	c, faults := configFaultsOf(t, variables)
-	if len(faults) > 0 || c.Lifetime != 228*time.Hour || c.Checkpoints.Interval != 24*time.Hour || c.Token.Timeout != 12*time.Hour {
+	if len(faults) > 0 || c.Lifetime != 228*time.Hour || c.Checkpoints.Interval != 24*time.Hour ||
+		c.Token.Timeout != 12*time.Hour {
 		t.Errorf("%q; %v, %v, %v", faults, c.Lifetime, c.Checkpoints.Interval, c.Token.Timeout)
 	}
 }

@@ -21,16 +21,19 @@ type election struct {
 	namespace, name string
 }
 
-// requireLease fills in what was left open, and answers nil where there is no election.
+// requireLease returns the lease with its defaults, or nil if there is no election.
 func (c *Config) requireLease(faults *Faults) *lease.Lease {
 	e := c.election
-	if c.Mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" || e.wanted == "" && !c.inServedCluster() {
+	if c.Mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" ||
+		e.wanted == "" && !c.inServedCluster() {
 		return nil
 	}
 	if e.namespace == "" {
 		text, err := os.ReadFile(NamespaceFile)
 		if err != nil {
-			faults.Missing("LEASE_NAMESPACE", "is not set, and this is no pod, whose own would be taken: name a namespace in which hsm-signer may keep a lease, or set LEADER_ELECT=false")
+			faults.Missing("LEASE_NAMESPACE", "is not set, and this is not a pod, whose own "+
+				"would be the default: name a namespace in which hsm-signer may keep a lease, "+
+				"or set LEADER_ELECT=false")
 		}
 		e.namespace = strings.TrimSpace(string(text))
 	}

@@ -29,7 +29,8 @@ current-context: x
 func goodConfiguration(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: fixture.NewCA(t).Certificate.Raw})
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: fixture.NewCA(t).Certificate.Raw})
 	public, _, err := ed25519.GenerateKey(rand.Reader)
 	fixture.Must(t, err)
 	der, err := x509.MarshalPKIXPublicKey(public)
@@ -165,7 +166,8 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 			}
 			text := strings.Join(config.Warnings, "\n")
 			if warning == "" && text != "" || !strings.Contains(text, warning) {
-				t.Errorf("%s %04o, in a pod %t: warnings %q; want %q", c.name, c.mode, pod, text, warning)
+				t.Errorf("%s %04o, in a pod %t: warnings %q; want %q", c.name, c.mode, pod, text,
+					warning)
 			}
 		}
 	}
@@ -177,7 +179,8 @@ func TestPINFileIsCheckedAtEachLogin(t *testing.T) {
 	c, faults := load(t)
 	requireFaults(t, faults)
 	fixture.Must(t, os.Chmod(filepath.Join(dir, "pin"), 0o644))
-	if _, err := c.Token.PIN(); err == nil || !strings.Contains(err.Error(), "can be read by everyone") {
+	if _, err := c.Token.PIN(); err == nil ||
+		!strings.Contains(err.Error(), "can be read by everyone") {
 		t.Errorf("%v", err)
 	}
 }
@@ -197,7 +200,8 @@ func TestStateDirIsResolved(t *testing.T) {
 	fixture.Must(t, os.Chmod(dir, 0o777))
 	_, faults = load(t)
 	if !slices.ContainsFunc(faults, func(fault string) bool {
-		return strings.HasPrefix(fault, "STATE_DIR: ") && strings.Contains(fault, "can be replaced by everyone")
+		return strings.HasPrefix(fault, "STATE_DIR: ") &&
+			strings.Contains(fault, "can be replaced by everyone")
 	}) {
 		t.Error(faults)
 	}
@@ -306,12 +310,15 @@ func TestBlockedKeysFileIsChecked(t *testing.T) {
 		fixture.Must(t, os.Chmod(file, c.mode))
 		variables["BLOCKED_KEYS_FILE"] = file
 		_, faults := configFaultsOf(t, variables)
-		if c.fault == "" && len(faults) > 0 || c.fault != "" && (len(faults) != 1 || !strings.HasPrefix(faults[0], "BLOCKED_KEYS_FILE: ") || !strings.Contains(faults[0], c.fault)) {
+		if c.fault == "" && len(faults) > 0 || c.fault != "" &&
+			(len(faults) != 1 || !strings.HasPrefix(faults[0], "BLOCKED_KEYS_FILE: ") ||
+				!strings.Contains(faults[0], c.fault)) {
 			t.Errorf("%q, mode %04o: %q", c.text, c.mode, faults)
 		}
 	}
 	variables["BLOCKED_KEYS_FILE"] = file + ".gone"
-	if _, faults := configFaultsOf(t, variables); len(faults) != 1 || !strings.HasPrefix(faults[0], "BLOCKED_KEYS_FILE: ") {
+	if _, faults := configFaultsOf(t, variables); len(faults) != 1 ||
+		!strings.HasPrefix(faults[0], "BLOCKED_KEYS_FILE: ") {
 		t.Errorf("%q", faults)
 	}
 }

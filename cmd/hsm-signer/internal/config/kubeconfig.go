@@ -37,9 +37,9 @@ func (c *Config) clientConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// loadKubeconfig merges the files of KUBECONFIG, a list of paths, as kubectl does. A file that does
-// not exist is left out, unless none does. Nobody else may write to the files, or to the files of
-// keys and certificates that they name.
+// loadKubeconfig merges the files of KUBECONFIG, a list of paths, as kubectl does. Files that do
+// not exist are left out, but one must. No other user may write to the files, or to the keys and
+// certificates that they name.
 func (c *Config) loadKubeconfig() (*rest.Config, error) {
 	paths := filepath.SplitList(c.Kubeconfig)
 	secret := c.secret(kubeconfigRules, c.warnOf("KUBECONFIG"))

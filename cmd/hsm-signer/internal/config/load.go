@@ -18,9 +18,10 @@ import (
 )
 
 // errUnsetNeedsUnbound is why some policies do not fit UNSET_SIGNER_NAME=accept: every request of
-// such a cluster would be denied for good.
-var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters before 1.18, whose tokens name no pod; " +
-	"but every rule of the policy wants them to (pod: bound): use calico-legacy, or pod: address")
+// such a cluster would be denied permanently.
+var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters before 1.18, " +
+	"whose tokens name no pod, but every rule of the policy requires that (pod: bound): use " +
+	"calico-legacy, or pod: address")
 
 // LoadPolicy returns the policy, and adds what is wrong with it to the faults.
 func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
@@ -36,7 +37,7 @@ func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
 		return nil
 	}
 	p, err := c.ParsePolicy(text, blocked)
-	// The policy is judged by these; where one is wrong, so may be what is found.
+	// The policy is checked against these: if one is wrong, so may be the result.
 	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME") {
 		faults.Add("POLICY_FILE", err)
 	}
@@ -51,8 +52,8 @@ func (c *Config) ReadPolicy() ([]byte, error) {
 	return readPolicyFile(c.PolicyFile, c.AnyPolicy)
 }
 
-// ParsePolicy parses the text of a policy. It returns an error if the policy does not fit the rest of
-// the configuration.
+// ParsePolicy parses the text of a policy. It returns an error if the policy does not fit the rest
+// of the configuration.
 func (c *Config) ParsePolicy(text []byte, blocked *policy.BlockedKeys) (*policy.Policy, error) {
 	p, err := policy.Parse(text, policy.Options{
 		ClusterDomain: c.ClusterDomain, MaxLifetime: c.Lifetime,
@@ -67,10 +68,10 @@ func (c *Config) ParsePolicy(text []byte, blocked *policy.BlockedKeys) (*policy.
 	return p, nil
 }
 
-// serviceAddresses are the ClusterIP of Service default/kubernetes, where it is known without asking for
-// a right: kubelet writes it into the environment of every container. KUBERNETES_SERVICE_HOST is not
-// taken for it: manifests replace that by the address of a control-plane node, which is a pod's own on
-// the network of that node.
+// serviceAddresses returns the ClusterIP of Service default/kubernetes if it is known without
+// another permission: kubelet sets it in the environment of every container.
+// KUBERNETES_SERVICE_HOST does not count: manifests replace it by the address of a control-plane
+// node, which a pod on the node's network has too.
 func (c *Config) serviceAddresses() []netip.Addr {
 	address, err := netip.ParseAddr(os.Getenv("KUBERNETES_PORT_443_TCP_ADDR"))
 	if !c.inServedCluster() || err != nil {
@@ -82,7 +83,8 @@ func (c *Config) serviceAddresses() []netip.Addr {
 // LoadCA returns the CA of CA_CERT_FILE, which must be set.
 func (c *Config) LoadCA(faults *Faults) *issuer.CA {
 	if c.CACertFile == "" {
-		faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate; \"hsm-signer ca create\" makes one")
+		faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate; "+
+			"\"hsm-signer ca create\" creates one")
 		return nil
 	}
 	text, err := CARules.Read(c.CACertFile)
@@ -151,10 +153,11 @@ func ReadPublicKey(path string) (crypto.PublicKey, error) {
 	return x509.ParsePKIXPublicKey(block.Bytes)
 }
 
-// LoadClient returns the client of the API server, and the server's address. The client does not limit
-// its own rate: the server's flow control and WORKERS do. Every call goes through what wrap returns,
-// unless wrap is nil.
-func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*kubernetes.Clientset, string) {
+// LoadClient returns the client of the API server, and the server's address. The client does not
+// limit its own rate: the server's flow control and WORKERS do. Every call goes through what wrap
+// returns, unless wrap is nil.
+func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*kubernetes.Clientset,
+	string) {
 	kubeConfig, err := c.clientConfig()
 	if err != nil {
 		faults.Add("KUBECONFIG", err)

@@ -22,7 +22,7 @@ var (
 	kubeconfigRules = trustedfile.Rules{Limit: 16 << 20, Stake: "which API server is believed"}
 )
 
-// readPolicyFile returns the text of a policy. If nothing is signed by it, the file may be anyone's.
+// readPolicyFile returns the text of a policy. If nothing is signed by it, anyone may own the file.
 func readPolicyFile(path string, anyone bool) ([]byte, error) {
 	rules := policyRules
 	rules.Anyone = anyone
@@ -86,8 +86,8 @@ func (c *Config) parseBlockedKeys(text []byte) (*policy.BlockedKeys, error) {
 	return blocked, nil
 }
 
-// secret returns the rules for a file that others must not read. In a pod, where the default mode of
-// a Secret's files lets everyone read them, one that they can read is a warning.
+// secret returns the rules for a file that others must not read. In a pod it is only a warning if
+// they can: the default mode of a Secret's files lets everyone read them.
 func (c *Config) secret(rules trustedfile.Rules, warn func(error)) trustedfile.Rules {
 	rules.Exposed = func(err error) error {
 		if !c.InPod {

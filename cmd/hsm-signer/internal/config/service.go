@@ -19,37 +19,39 @@ import (
 	"hsm-signer/policy"
 )
 
-// A Service is what the configuration of "run" names, loaded and checked. It has not been in touch
-// with the token or the API server yet.
+// A Service is everything that the configuration of "run" names, loaded and checked, before any
+// contact with the token or the API server.
 type Service struct {
 	*Config
-	Policy           *policy.Policy
-	CA               *issuer.CA       // with APPROVE=shadow and no CA_CERT_FILE, one without constraints
+	Policy *policy.Policy
+	// with APPROVE=shadow and no CA_CERT_FILE, one without constraints
+	CA               *issuer.CA
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
 	Lease            *lease.Lease     // nil: no election
 	Client           *kubernetes.Clientset
 	Server           string // the API server's address
 }
 
-// LoadService loads everything and adds what is wrong to the faults. Every call to the API server goes
-// through what wrap returns, unless wrap is nil.
+// LoadService loads everything and adds what is wrong to the faults. Every call to the API server
+// goes through what wrap returns, unless wrap is nil.
 func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Service {
 	s := &Service{Config: c, Policy: c.LoadPolicy(faults)}
 	if c.AcceptUnset && c.Mode == kube.Wait {
-		faults.Addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the controller manager signs "+
-			"whatever is approved, so the certificate must come before the approval; let hsm-signer approve")
+		faults.Addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the "+
+			"controller manager signs whatever is approved, so the certificate must come before "+
+			"the approval; let hsm-signer approve")
 	}
 	if len(c.SignerNames) == 0 {
-		faults.Missing("SIGNER_NAME", "is not set: name the signer to serve, such as example.com/calico; "+
-			"it is what Calico's Installation names as signerName")
+		faults.Missing("SIGNER_NAME", "is not set: name the signer to serve, such as "+
+			"example.com/calico; it is what Calico's Installation names as signerName")
 	}
 	c.checkCleanUp(faults)
 	c.ResolveStateDir(faults)
 	switch {
-	case faults.has("APPROVE"): // so whether a token is needed is not known
+	case faults.has("APPROVE"): // so it is not known whether a token is needed
 		s.CA = c.LoadOptionalCA(faults)
 	case c.Mode == kube.Shadow:
-		_, err := pin.Take() // there is no use for it
+		_, err := pin.Take() // it is not needed, and must not stay in the environment
 		faults.Add("PKCS11_PIN", err)
 		faults.Add("STATE_DIR", RequireOwn(c.StateDir))
 		s.CA = c.LoadOptionalCA(faults)
@@ -62,7 +64,8 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 	return s
 }
 
-// loadSigning loads what only a process that signs needs: the CA, and what names the keys in the token.
+// loadSigning loads what only a process that signs needs: the CA, and what names the keys in the
+// token.
 func (s *Service) loadSigning(faults *Faults) {
 	s.RequireToken(faults)
 	s.RequireKey(faults)
@@ -90,13 +93,13 @@ func (s *Service) loadCheckpointKey(faults *Faults) {
 		return
 	}
 	if want.Key.Label == "" && len(want.Key.ID) == 0 {
-		faults.Missing("CHECKPOINT_KEY_LABEL", "is not set, nor is CHECKPOINT_KEY_ID, and CHECKPOINT_PUBLIC_KEY_FILE is: "+
-			"one of them must name the key", "CHECKPOINT_KEY_ID")
+		faults.Missing("CHECKPOINT_KEY_LABEL", "is not set, and neither is CHECKPOINT_KEY_ID, "+
+			"but CHECKPOINT_PUBLIC_KEY_FILE is: name the key by one of them", "CHECKPOINT_KEY_ID")
 		return
 	}
 	if want.publicKeyFile == "" {
 		faults.Addf("CHECKPOINT_PUBLIC_KEY_FILE",
-			"is not set: name the file that \"hsm-signer ca create-checkpoint-key\" has made")
+			"is not set: name the file that \"hsm-signer ca create-checkpoint-key\" wrote")
 		return
 	}
 	public, err := ReadPublicKey(want.publicKeyFile)
@@ -104,14 +107,14 @@ func (s *Service) loadCheckpointKey(faults *Faults) {
 	case err != nil:
 		faults.Add("CHECKPOINT_PUBLIC_KEY_FILE", err)
 	case s.CA.Matches(public) == nil:
-		faults.Addf("CHECKPOINT_KEY_LABEL", "is the CA's key: checkpoints need one of their own")
+		faults.Addf("CHECKPOINT_KEY_LABEL", "names the CA's key: checkpoints need their own key")
 	default:
 		s.CheckpointPublic = public
 	}
 }
 
-// Key returns the CA's key, which is not in touch with the token yet. It calls record before each test
-// signature, unless record is nil.
+// Key returns the CA's key, which is not in touch with the token yet. It calls record before each
+// test signature, unless record is nil.
 func (s *Service) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.Key, error) {
 	token := s.Token
 	token.BeforeProbe = record
@@ -120,15 +123,16 @@ func (s *Service) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.K
 
 // CheckpointKey returns the checkpoint key, which uses the connection of the CA's key. It is nil if
 // there are no checkpoints.
-func (s *Service) CheckpointKey(key *hsm.Key) (*hsm.OtherKey, error) {
+func (s *Service) CheckpointKey(key *hsm.Key) (*hsm.CheckpointKey, error) {
 	if s.CheckpointPublic == nil {
 		return nil, nil
 	}
-	return key.Other(s.Checkpoints.Key, s.CheckpointPublic)
+	return key.Checkpoint(s.Checkpoints.Key, s.CheckpointPublic)
 }
 
 // ErrNotOwn is why a shadow does not start in the STATE_DIR of a process that signs.
-var ErrNotOwn = errors.New("holds the journal of one that signs: name a directory of its own for a shadow")
+var ErrNotOwn = errors.New("holds the journal of a process that signs: use another directory " +
+	"for a shadow")
 
 // RequireOwn returns an error if the directory holds a journal.
 func RequireOwn(dir string) error {

@@ -23,7 +23,8 @@ func TestClusterIPOfTheAPIServerIsForbidden(t *testing.T) {
 	} {
 		t.Setenv("KUBERNETES_PORT_443_TCP_ADDR", c.address)
 		t.Setenv("KUBERNETES_SERVICE_HOST", c.host)
-		if got := (&Config{InPod: true, Kubeconfig: c.kubeconfig}).serviceAddresses(); !slices.Equal(got, c.want) {
+		if got := (&Config{InPod: true,
+			Kubeconfig: c.kubeconfig}).serviceAddresses(); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}

@@ -22,8 +22,11 @@ func TestSignerNames(t *testing.T) {
 
 func TestUnknownVariablesAreWarnedOf(t *testing.T) {
 	var log bytes.Buffer
-	WarnUnknown(hclog.New(&hclog.LoggerOptions{Output: &log}), []string{"PKCS11_MODUEL=x", "PKCS11_PIN=y", "CA_KEY_LABEL=z", "CA_KEY_LABLE=z", "HOME=/"})
-	if text := log.String(); strings.Count(text, "WARN") != 2 || !strings.Contains(text, "nearest=PKCS11_MODULE") || !strings.Contains(text, "nearest=CA_KEY_LABEL") {
+	WarnUnknown(hclog.New(&hclog.LoggerOptions{Output: &log}),
+		[]string{"PKCS11_MODUEL=x", "PKCS11_PIN=y", "CA_KEY_LABEL=z", "CA_KEY_LABLE=z", "HOME=/"})
+	if text := log.String(); strings.Count(text, "WARN") != 2 ||
+		!strings.Contains(text, "nearest=PKCS11_MODULE") ||
+		!strings.Contains(text, "nearest=CA_KEY_LABEL") {
 		t.Error(text)
 	}
 }

@@ -17,16 +17,19 @@ func WarnUnknown(logger hclog.Logger, environ []string) {
 	known = append(known, "PKCS11_PIN")
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		ours := strings.HasPrefix(name, "PKCS11_") || strings.HasPrefix(name, "CA_KEY_") || strings.HasPrefix(name, "CHECKPOINT_")
+		ours := strings.HasPrefix(name, "PKCS11_") || strings.HasPrefix(name, "CA_KEY_") ||
+			strings.HasPrefix(name, "CHECKPOINT_")
 		if ours && !slices.Contains(known, name) {
-			logger.Warn("an environment variable is not known here and is ignored", "variable", name, "nearest", nearest(name, known))
+			logger.Warn("ignoring an unknown environment variable", "variable", name, "nearest",
+				nearest(name, known))
 		}
 	}
 }
 
 // nearest returns the candidate with the smallest edit distance.
 func nearest(name string, candidates []string) string {
-	return slices.MinFunc(candidates, func(a, b string) int { return distance(name, a) - distance(name, b) })
+	return slices.MinFunc(candidates,
+		func(a, b string) int { return distance(name, a) - distance(name, b) })
 }
 
 // distance is Levenshtein's.

@@ -6,14 +6,14 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/hsm"
+	"hsm-signer/hsm/pkcs11uri"
 )
 
 const uriFlag = "pkcs11-uri"
 
-// readURI takes what the URI says of the token, the key, the module and the PIN. What is also said
-// elsewhere is found by checkURI.
+// readURI reads the URI. applyURI applies it when all variables are read.
 func readURI(c *Config, v string) error {
-	uri, err := hsm.ParseURI(v)
+	uri, err := pkcs11uri.Parse(v)
 	if err != nil {
 		return err
 	}
@@ -21,8 +21,7 @@ func readURI(c *Config, v string) error {
 	return uri.CheckKey()
 }
 
-// applyURI takes over what the URI names. It stands in the place of the variables that name the same,
-// so each is said once.
+// applyURI applies what the URI names. It replaces variables, so each of them may be set only once.
 func (c *Config) applyURI(faults *Faults, fromFlag bool) {
 	if c.uri == nil {
 		return
@@ -30,7 +29,7 @@ func (c *Config) applyURI(faults *Faults, fromFlag bool) {
 	u, t := c.uri, &c.Token
 	twice := func(variable string, set bool) {
 		if set {
-			faults.Addf(variable, "is set, and PKCS11_URI says the same: say it once")
+			faults.Addf(variable, "is set, and PKCS11_URI sets the same: set it once")
 		}
 	}
 	twice("PKCS11_SLOT", t.Token.Slot != nil)
@@ -41,7 +40,8 @@ func (c *Config) applyURI(faults *Faults, fromFlag bool) {
 	twice("PKCS11_MODULE", t.Module != "" && (u.ModulePath != "" || u.ModuleName != ""))
 	twice("PKCS11_PIN_FILE", t.PIN != nil && (u.PINSource != "" || u.PINValue != ""))
 	if fromFlag && u.PINValue != "" {
-		faults.Addf("--"+uriFlag, "holds a pin-value, and everybody on this machine sees the flags of a process: use pin-source")
+		faults.Addf("--"+uriFlag, "has a pin-value, and everyone on this machine can see the "+
+			"flags of a process: use pin-source")
 	}
 	c.takeURI(faults)
 }
@@ -49,10 +49,14 @@ func (c *Config) applyURI(faults *Faults, fromFlag bool) {
 func (c *Config) takeURI(faults *Faults) {
 	u, t := c.uri, &c.Token
 	t.Token = hsm.TokenID{
-		Slot: u.SlotID, Label: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer, Model: u.Model,
+		Slot: u.SlotID, Label: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer,
+		Model:           u.Model,
 		SlotDescription: u.SlotDescription, SlotManufacturer: u.SlotManufacturer,
 	}
-	t.Library = hsm.LibraryID{Manufacturer: u.LibraryManufacturer, Description: u.LibraryDescription, Version: u.LibraryVersion}
+	t.Library = hsm.LibraryID{
+		Manufacturer: u.LibraryManufacturer, Description: u.LibraryDescription,
+		Version: (*hsm.Version)(u.LibraryVersion),
+	}
 	if u.Object != "" || len(u.ID) > 0 {
 		t.Key = hsm.KeyID{Label: u.Object, ID: u.ID}
 	}
@@ -64,14 +68,15 @@ func (c *Config) takeURI(faults *Faults) {
 	}
 	switch {
 	case u.PINValue != "":
-		t.PIN = u.PINValue.Fixed()
+		t.PIN = hsm.PIN(u.PINValue).Fixed()
 	case u.PINSource != "":
 		faults.Add(pin.URIVariable, readPINFile(c, u.PINSource))
 	}
 }
 
-// modulePlaces are where distributions keep PKCS#11 modules.
-var modulePlaces = []string{"/usr/lib/*/pkcs11/", "/usr/lib64/pkcs11/", "/usr/lib/pkcs11/", "/usr/lib/*/", "/usr/lib64/", "/usr/lib/", "/usr/lib/softhsm/"}
+// modulePlaces are the directories in which distributions keep PKCS#11 modules.
+var modulePlaces = []string{"/usr/lib/*/pkcs11/", "/usr/lib64/pkcs11/", "/usr/lib/pkcs11/",
+	"/usr/lib/*/", "/usr/lib64/", "/usr/lib/", "/usr/lib/softhsm/"}
 
 // findModule finds the module of that name (RFC 7512, section 2.3: without path, prefix or suffix).
 func (c *Config) findModule(name string) error {
@@ -83,5 +88,6 @@ func (c *Config) findModule(name string) error {
 			}
 		}
 	}
-	return errors.New("module-name: there is no such module where modules are kept; name its path by module-path or PKCS11_MODULE")
+	return errors.New("module-name: there is no such module in the usual directories: name its " +
+		"path by module-path or PKCS11_MODULE")
 }

@@ -1,15 +1,17 @@
 // Package expiry knows which pods will outlive their certificates, or have.
 //
-// Duty: Calico renews nothing: a pod asks once, when it starts, and goes dark when its certificate ends.
-// So this finds the pods that live with a certificate that ends soon or has ended, who owns the pod, and the
-// command that restarts it. The metrics, the status page and "audit list --expiring" all show what it finds.
+// Duty: Calico renews nothing: a pod asks once, when it starts, and loses its connections when its certificate
+// ends. So this finds the pods that live with a certificate that ends soon or has ended, who owns
+// the pod, and the command that restarts it. The metrics, the status page and "audit list
+// --expiring" all show what it finds.
 //
-// Contract: it reads, and changes nothing. What was issued, and published, is read from the journal, who lives
-// from the API server. A certificate of which the journal does not know whether it was published counts as published.
-// Of several certificates that a pod got for the same signer and name of the request, only the newest
-// counts. One that has ended is looked for 30 days longer. A pod is found by the UID in the token that it asked
-// with; where tokens name no pod, by service account and address, and it must be older than its certificate. Of what
-// others asked for, it is not known who has it.
+// Contract: it reads, and changes nothing. What was issued, and published, is read from the
+// journal, who lives from the API server. A certificate of which the journal does not know whether
+// it was published counts as published. Of several certificates that a pod got for the same signer
+// and name of the request, only the newest counts. One that has ended is looked for 30 days longer.
+// A pod is found by the UID in the token that it asked with; where tokens name no pod, by service
+// account and address, and it must be older than its certificate. Of what others asked for, it is
+// not known who has it.
 package expiry
 
 import (
@@ -38,7 +40,8 @@ const dark = 30 * day
 
 // A Certificate was published, or may have been. It holds what the journal says about its holder.
 type Certificate struct {
-	Issued    *journal.Issued // all that the journal has; nil in what a [Watch] reports, which would need much memory
+	// all that the journal has; nil in what a [Watch] reports, which would need much memory
+	Issued    *journal.Issued
 	Requester string
 	Signer    string
 	Request   string // name of the API object, which the requester chose
@@ -79,17 +82,19 @@ func certificateOf(i *journal.Issued) Certificate {
 	return c
 }
 
-// OfPod tells whether a pod asked for it, as far as the journal knows.
+// OfPod reports whether a pod asked for it, as far as the journal knows.
 func (c Certificate) OfPod() bool { return c.PodUID != "" || len(c.Addresses) > 0 }
 
-// Ended tells whether the certificate has: a pod that lives with it is dark, or goes dark.
+// Ended reports whether the certificate has: a pod that lives with it has lost its connections, or
+// loses them.
 func (c Certificate) Ended(now time.Time) bool { return !now.Before(c.NotAfter) }
 
-// A Term tells which certificates end soon enough to be spoken of at a time; those that have ended are among them.
+// A Term tells which certificates end soon enough to be spoken of at a time; those that have ended
+// are among them.
 type Term func(c Certificate, now time.Time) bool
 
-// Soon is the term where nobody names another, and that of the alerts: within 30 days, or in the last third of the
-// lifetime when that is shorter.
+// Soon is the term where nobody names another, and that of the alerts: within 30 days, or in the
+// last third of the lifetime when that is shorter.
 func Soon(c Certificate, now time.Time) bool {
 	return c.NotAfter.Sub(now) < min(soon, c.NotAfter.Sub(c.NotBefore)/3)
 }
@@ -104,13 +109,14 @@ func (c Certificate) holds() string {
 	return fmt.Sprintf("%q %s %s %q %q", c.Requester, c.PodUID, c.Addresses, c.Signer, c.Request)
 }
 
-// heldBy tells whether the pod is the one that asked for the certificate.
+// heldBy reports whether the pod is the one that asked for the certificate.
 func (c Certificate) heldBy(pod kube.LivePod) bool {
 	if c.PodUID != "" {
 		return pod.UID == c.PodUID
 	}
 	has := func(a netip.Addr) bool { return slices.Contains(pod.IPs, a) }
-	return pod.ServiceAccount == c.Account.Name && slices.ContainsFunc(c.Addresses, has) && !pod.Created.After(c.SignedAt)
+	return pod.ServiceAccount == c.Account.Name && slices.ContainsFunc(c.Addresses, has) &&
+		!pod.Created.After(c.SignedAt)
 }
 
 // Days are the bounds by which valid certificates are counted.
@@ -120,10 +126,12 @@ var Days = [...]int{1, 7, 30, 90, 365}
 type census struct {
 	valid  int
 	within [len(Days)]int // of the valid ones, those that end within so many days
-	ending []Certificate  // the newest of each holder, if it ends soon, or ended lately; the earliest first
+	// the newest of each holder, if it ends soon, or ended lately; the earliest first
+	ending []Certificate
 }
 
-// scan goes through the journal. What the term covers at the time until is held; whole: with all that the journal has of it.
+// scan goes through the journal. What the term covers at the time until is held; whole: with all
+// that the journal has of it.
 func scan(dir string, now, until time.Time, term Term, whole bool) (census, error) {
 	var c census
 	ending, unsure := map[string]Certificate{}, map[string]Certificate{}

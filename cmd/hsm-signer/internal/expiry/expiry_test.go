@@ -26,11 +26,14 @@ func TestSoonIsThirtyDaysOrAThirdOfTheLifetime(t *testing.T) {
 	}
 }
 
-// Where tokens name no pod, it is the one of that service account with that address, if it is old enough.
+// Where tokens name no pod, it is the one of that service account with that address, if it is old
+// enough.
 func TestPodsAreFoundByTheirAddress(t *testing.T) {
 	address := netip.MustParseAddr("10.65.0.7")
-	cert := Certificate{Account: policy.ServiceAccount{Namespace: "calico-system", Name: "calico-node"}, Addresses: []netip.Addr{address}, SignedAt: now}
-	pod := kube.LivePod{Pod: policy.Pod{UID: "1", ServiceAccount: "calico-node", IPs: []netip.Addr{address}}, Created: now.Add(-time.Minute)}
+	cert := Certificate{Account: policy.ServiceAccount{Namespace: "calico-system",
+		Name: "calico-node"}, Addresses: []netip.Addr{address}, SignedAt: now}
+	pod := kube.LivePod{Pod: policy.Pod{UID: "1", ServiceAccount: "calico-node",
+		IPs: []netip.Addr{address}}, Created: now.Add(-time.Minute)}
 	if !cert.heldBy(pod) {
 		t.Error("it is not found")
 	}
@@ -53,9 +56,11 @@ func TestPodsAreFoundByTheirAddress(t *testing.T) {
 // A pod counts once, and as one that is dark when any of its certificates has ended.
 func TestPodsAreCountedOnce(t *testing.T) {
 	with := func(uid string, left time.Duration) Endangered {
-		return Endangered{Certificate{NotAfter: now.Add(left)}, kube.LivePod{Pod: policy.Pod{UID: uid}}}
+		return Endangered{Certificate{NotAfter: now.Add(left)},
+			kube.LivePod{Pod: policy.Pod{UID: uid}}}
 	}
-	f := Found{Pods: []Endangered{with("1", 0), with("2", time.Hour), with("1", time.Hour), with("3", time.Hour), with("3", 2*time.Hour)}}
+	f := Found{Pods: []Endangered{with("1", 0), with("2", time.Hour), with("1", time.Hour),
+		with("3", time.Hour), with("3", 2*time.Hour)}}
 	if ending, ended := f.Count(now); ending != 2 || ended != 1 {
 		t.Errorf("%d pods end, and %d have ended", ending, ended)
 	}
@@ -66,7 +71,8 @@ func TestRestart(t *testing.T) {
 		"DaemonSet": "kubectl -n a rollout restart daemonset/b", "Deployment": "kubectl -n a rollout restart deployment/b",
 		"ReplicaSet": "kubectl -n a delete pod p", "": "kubectl -n a delete pod p",
 	} {
-		pod := kube.LivePod{Pod: policy.Pod{Namespace: "a", Name: "p"}, Owner: kube.Workload{Kind: kind, Namespace: "a", Name: "b"}}
+		pod := kube.LivePod{Pod: policy.Pod{Namespace: "a", Name: "p"},
+			Owner: kube.Workload{Kind: kind, Namespace: "a", Name: "b"}}
 		if got := pod.Restart(); got != want {
 			t.Errorf("%q: %q", kind, got)
 		}

@@ -11,8 +11,8 @@ import (
 	"hsm-signer/kube"
 )
 
-// holders find the live pod of a certificate. Each namespace is read once, when it is first asked for.
-// They are not safe for concurrent use.
+// holders find the live pod of a certificate. Each namespace is read once, when it is first asked
+// for. They are not safe for concurrent use.
 type holders struct {
 	client     kubernetes.Interface
 	namespaces map[string]namespace
@@ -62,14 +62,16 @@ type Endangered struct {
 	Pod kube.LivePod
 }
 
-// Found is what was found at a time. The certificates that end first come first, and so those that have ended.
+// Found is what was found at a time. The certificates that end first come first, and so those that
+// have ended.
 type Found struct {
 	Pods    []Endangered
 	Unknown []Certificate // of which it is not known whether anybody lives with them
 	Fault   error         // why it is not known of those of pods; nil when it is known of all
 }
 
-// Count tells how many pods there are whose certificates end soon, and how many others with one that has ended.
+// Count tells how many pods there are whose certificates end soon, and how many others with one
+// that has ended.
 func (f Found) Count(now time.Time) (ending, ended int) {
 	dark := map[string]bool{} // by UID
 	for _, pod := range f.Pods {
@@ -86,7 +88,8 @@ func (f Found) Count(now time.Time) (ending, ended int) {
 }
 
 // Find reads the journal in dir, and looks which pods live.
-func Find(ctx context.Context, dir string, client kubernetes.Interface, now time.Time, term Term) (Found, error) {
+func Find(ctx context.Context, dir string, client kubernetes.Interface, now time.Time,
+	term Term) (Found, error) {
 	c, err := scan(dir, now, now, term, true)
 	if err != nil {
 		return Found{}, err
@@ -97,8 +100,8 @@ func Find(ctx context.Context, dir string, client kubernetes.Interface, now time
 // errNoCluster: there is no client to look with.
 var errNoCluster = errors.New("no cluster is named: set KUBECONFIG")
 
-// find divides the certificates, in their order, into those whose pod lives and those of which that is not known. Those
-// whose pod is gone are left out.
+// find divides the certificates, in their order, into those whose pod lives and those of which that
+// is not known. Those whose pod is gone are left out.
 func find(ctx context.Context, client kubernetes.Interface, certificates []Certificate) Found {
 	h := &holders{client: client, namespaces: map[string]namespace{}}
 	var f Found

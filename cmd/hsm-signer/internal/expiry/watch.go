@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"k8s.io/client-go/kubernetes"
+
+	"hsm-signer/cmd/hsm-signer/internal/poll"
 )
 
 const (
@@ -26,7 +27,8 @@ type Report struct {
 	Found                 // its fault is also that of the journal
 }
 
-// A Watch reads the journal now and then, and looks which pods live. It is safe for concurrent use.
+// A Watch reads the journal periodically, and finds out which pods live. It is safe for concurrent
+// use.
 type Watch struct {
 	dir    string
 	ready  func() error // nil once the journal is open
@@ -39,34 +41,21 @@ type Watch struct {
 	rescan  time.Time // not before
 	looked  time.Time
 
-	mu     sync.Mutex
-	report Report
+	latest poll.Latest[Report]
 }
 
 // NewWatch returns a watch of the journal in dir; [Watch.Run] starts it.
-func NewWatch(dir string, ready func() error, client kubernetes.Interface, logger hclog.Logger) *Watch {
+func NewWatch(dir string, ready func() error, client kubernetes.Interface,
+	logger hclog.Logger) *Watch {
 	return &Watch{dir: dir, ready: ready, client: client, logger: logger}
 }
 
 // Report is what was found at the last look.
-func (w *Watch) Report() Report {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.report
-}
+func (w *Watch) Report() Report { return w.latest.Load() }
 
 // Run looks until the context ends.
 func (w *Watch) Run(ctx context.Context) error {
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
-	for {
-		w.look(ctx, time.Now())
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-	}
+	return poll.Every(ctx, tick, func(ctx context.Context) { w.look(ctx, time.Now()) })
 }
 
 // look does what is due.
@@ -112,17 +101,18 @@ func endSoon(all []Certificate, now time.Time) []Certificate {
 
 // note keeps the report, and logs what has become different.
 func (w *Watch) note(r Report) {
-	w.mu.Lock()
-	before := w.report
-	w.report = r
-	w.mu.Unlock()
-	if r.Fault != nil && (before.Fault == nil || before.Fault.Error() != r.Fault.Error()) {
-		w.logger.Warn("it is not known which pods will outlive their certificates", "error", r.Fault)
+	before := w.latest.Swap(r)
+	if poll.IsNews(r.Fault, before.Fault) {
+		w.logger.Warn("it is not known which pods will outlive their certificates", "error",
+			r.Fault)
 	}
 	if len(r.Pods) > 0 && len(r.Pods) != len(before.Pods) {
 		first := r.Pods[0]
 		ending, ended := r.Count(time.Now())
-		w.logger.Warn("live pods have certificates that end soon or have ended, and nothing renews them: restart them", "ending", ending, "ended", ended,
-			"first", first.Pod.Namespace+"/"+first.Pod.Name, "notAfter", first.NotAfter, "command", first.Pod.Restart())
+		w.logger.Warn("live pods have certificates that end soon or have ended, and nothing "+
+			"renews them: restart them", "ending", ending, "ended", ended,
+			"first",
+			first.Pod.Namespace+"/"+first.Pod.Name, "notAfter", first.NotAfter, "command",
+			first.Pod.Restart())
 	}
 }

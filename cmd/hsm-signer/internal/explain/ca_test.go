@@ -21,12 +21,14 @@ func TestVerdictsIncludeTheCA(t *testing.T) {
 		{fixture.ConstrainedCA(t, []string{"typha-server"}, nil), 0, ""},
 		{fixture.ConstrainedCA(t, []string{"elsewhere"}, nil), exit.Refused, reason},
 	} {
-		args := append([]string{"policy", "explain", request, "--ca-cert-file", c.ca}, fixture.TyphaFlags...)
+		args := append([]string{"policy", "explain", request, "--ca-cert-file", c.ca},
+			fixture.TyphaFlags...)
 		out, stderr, code := command(t, args...)
 		if code != c.code || !strings.Contains(out, c.reason) {
 			t.Errorf("%v: exit code %d: %s%s", args, code, out, stderr)
 		}
-		if noted := strings.Contains(stderr, "the constraints of the CA were not checked"); noted != (c.ca == "") {
+		if noted := strings.Contains(stderr,
+			"the constraints of the CA were not checked"); noted != (c.ca == "") {
 			t.Errorf("under the CA %q: %s", c.ca, stderr)
 		}
 	}
@@ -42,7 +44,8 @@ rules:
     from: {serviceAccounts: [ns/sa]}
     grant: {dnsNames: [one, "*.example.com"], ipAddresses: [10.0.0.0/8], keys: [ecdsa-p256], usages: [digital signature]}
 `)
-	_, stderr, code := command(t, "policy", "explain", fixture.RequestFile(t, fixture.AsPEM, "one"), "--policy", rules, "--ca-cert-file", ca)
+	_, stderr, code := command(t, "policy", "explain", fixture.RequestFile(t, fixture.AsPEM, "one"),
+		"--policy", rules, "--ca-cert-file", ca)
 	if want := `POLICY_FILE: rule "lost": the CA CN=constrained can certify none of the rule's names`; code != exit.Config || !strings.Contains(stderr, want) {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}

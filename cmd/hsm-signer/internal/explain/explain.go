@@ -21,8 +21,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// assumed is what the user assumes of a request that is explained: what its
-// file does not say.
+// assumed holds what the user's flags say about a request that its file does not.
 type assumed struct {
 	policyFile string
 	signer     string
@@ -39,25 +38,26 @@ type assumed struct {
 }
 
 func NewCommand() *cobra.Command {
-	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
+	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN",
+		"CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
 	var a assumed
 	command := &cobra.Command{
 		Use:   "explain FILE…",
-		Short: "Say what the policy would answer, and why",
-		Long: `Gives the verdict on a PKCS#10 request (PEM or DER), on each CertificateSigningRequest in a
-file (YAML or JSON, also several documents or a List, as "kubectl get csr -o yaml" prints), or
-with --live on one in the cluster. Nothing is written anywhere. Where a file holds several
-requests, each has a line of its own and is named FILE#1, FILE#2 and so on.
+		Short: "Print the policy's verdict on requests, and why",
+		Long: `Prints the verdict on a PKCS#10 request (PEM or DER), on each
+CertificateSigningRequest in a file (YAML or JSON, also several documents or a List, as "kubectl
+get csr -o yaml" prints), or with --live on one in the cluster. It writes nothing to the cluster.
+If a file has several requests, each gets its own line and is named FILE#1, FILE#2 and so on.
 
-Flags supply what a file does not hold: the requester (--as), its live pod (--pod, --pod-uid,
+Flags supply what is not in a file: the requester (--as), its live pod (--pod, --pod-uid,
 --pod-node, --pod-ip, --pod-host-network) and the usages. They apply to every request.
 
-With CA_CERT_FILE the verdict includes what the CA and the CAs above it permit. Without it, their
-constraints are not checked, and a note on standard error says so.
+With CA_CERT_FILE the verdict includes what the CA and the CAs above it permit. Without it their
+constraints are not checked, and a note on standard error reports it.
 
 Output json is one line for each request:
 {"file","verdict","reasons":[{"rule","field","message"}]}. Exit code 0 if all are granted, 2 if
-any is not, 1 on a fault.`,
+any is not, 1 on an error.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   kubectl get csr -o yaml | hsm-signer policy explain --output json /dev/stdin
@@ -69,9 +69,11 @@ any is not, 1 on a fault.`,
 			p := c.LoadPolicy(faults)
 			pods := a.check(faults)
 			if len(files)+len(a.live) == 0 {
-				faults.Addf("FILE", "is missing: name a request, or one in the cluster with --live")
+				faults.Addf("FILE", "is missing: name a file with a request, or a request in "+
+					"the cluster with --live")
 			}
-			explainer := &explainer{policy: judge.New(c, p, faults, cmd.ErrOrStderr()), assumed: a, pods: pods, out: cmd.OutOrStdout()}
+			explainer := &explainer{policy: judge.New(c, p, faults, cmd.ErrOrStderr()), assumed: a,
+				pods: pods, out: cmd.OutOrStdout()}
 			if len(a.live) > 0 {
 				explainer.live = liveVerdicts(c, explainer.policy, faults)
 			}
@@ -85,15 +87,18 @@ any is not, 1 on a fault.`,
 	flags := command.Flags()
 	flags.StringVar(&a.policyFile, "policy", "", "the same as --policy-file")
 	flags.StringVar(&a.signer, "signer", "", "signer name of the request")
-	flags.StringVar(&a.as, "as", "", "username of the requester; a service account's groups are added")
+	flags.StringVar(&a.as, "as", "", "username of the requester; the groups of a service account "+
+		"are added")
 	flags.StringArrayVar(&a.groups, "as-group", nil, "a group of the requester (may be repeated)")
 	flags.StringVar(&a.pod, "pod", "", "the live pod that the requester's token is bound to")
 	flags.StringVar(&a.podUID, "pod-uid", "", "the UID of the pod")
 	flags.StringVar(&a.podNode, "pod-node", "", "the node that the pod runs on")
 	flags.StringSliceVar(&a.podIPs, "pod-ip", nil, "the IP addresses of the pod")
 	flags.BoolVar(&a.podHost, "pod-host-network", false, "the pod uses the network of its node")
-	flags.StringSliceVar(&a.usages, "usages", nil, "the usages (spec.usages), comma-separated; by default, for a bare PKCS#10, those that Calico requests")
-	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the cluster (may be repeated)")
+	flags.StringSliceVar(&a.usages, "usages", nil, "the usages (spec.usages), comma-separated; by "+
+		"default, for a bare PKCS#10, those of Calico")
+	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the "+
+		"cluster (may be repeated)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
 	return command
 }
@@ -102,13 +107,13 @@ any is not, 1 on a fault.`,
 func (a assumed) check(faults *config.Faults) []netip.Addr {
 	faults.RequireOutput(a.output)
 	if len(a.podIPs) > 0 && a.pod == "" {
-		faults.Addf("--pod-ip", "needs --pod, which names the pod that has it")
+		faults.Addf("--pod-ip", "needs --pod, the pod that has it")
 	}
 	if a.podNode != "" && a.pod == "" {
-		faults.Addf("--pod-node", "needs --pod, which names the pod that is on it")
+		faults.Addf("--pod-node", "needs --pod, the pod on this node")
 	}
 	if a.podHost && a.pod == "" {
-		faults.Addf("--pod-host-network", "needs --pod, which names the pod that has it")
+		faults.Addf("--pod-host-network", "needs --pod, the pod that has it")
 	}
 	var ips []netip.Addr
 	for _, text := range a.podIPs {
@@ -130,15 +135,16 @@ type explainer struct {
 	out     io.Writer
 }
 
-// liveVerdicts returns what decides on requests in the cluster.
-func liveVerdicts(c *config.Config, d kube.Decider, faults *config.Faults) func(context.Context, string) (policy.Verdict, error) {
+// liveVerdicts returns a function that decides on a request in the cluster.
+func liveVerdicts(c *config.Config, d kube.Decider, faults *config.Faults) func(context.Context,
+	string) (policy.Verdict, error) {
 	client, _ := c.LoadClient(faults, nil)
 	return func(ctx context.Context, name string) (policy.Verdict, error) {
 		return kube.Judge(ctx, client, d, name)
 	}
 }
 
-// explainAll gives a verdict on each, also after a fault.
+// explainAll prints a verdict on each request. It continues after an error.
 func (e *explainer) explainAll(ctx context.Context, files []string) error {
 	var faults []error
 	refused := false
@@ -165,9 +171,10 @@ func (e *explainer) explainAll(ctx context.Context, files []string) error {
 	return nil
 }
 
-// fromFile gives a verdict on each request in the file. Where there are several, each is named by
-// its place in the file, and in text by its own name too.
-func (e *explainer) fromFile(file string, one func(name string, verdict policy.Verdict, err error)) {
+// fromFile decides on each request in the file. If there are several, each is named by its
+// position, and in text by its own name too.
+func (e *explainer) fromFile(file string,
+	one func(name string, verdict policy.Verdict, err error)) {
 	requests, err := readRequestFile(file)
 	if err != nil {
 		one(file, nil, err)
@@ -188,19 +195,20 @@ func (e *explainer) fromFile(file string, one func(name string, verdict policy.V
 	}
 }
 
-// decide gives the verdict on a request of which the user's flags say what its file does not.
+// decide returns the verdict on a request, completed by the flags.
 func (e *explainer) decide(submission policy.Submission) policy.Verdict {
 	submission = e.assume(submission)
 	if e.assumed.pod == "" {
 		return e.policy.Decide(judge.WithoutPod(submission))
 	}
 	return e.policy.Decide(judge.WithPod(submission, policy.Pod{
-		Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID, judge.AssumedUID), Node: e.assumed.podNode,
+		Name: e.assumed.pod, UID: cmp.Or(e.assumed.podUID,
+			judge.AssumedUID), Node: e.assumed.podNode,
 		IPs: e.pods, HostNetwork: e.assumed.podHost,
 	}))
 }
 
-// assume fills in what the file does not say. What a flag says, wins.
+// assume completes a request by the flags, which win.
 func (e *explainer) assume(s policy.Submission) policy.Submission {
 	a := e.assumed
 	s.Age = judge.AssumedAge
@@ -216,7 +224,8 @@ func (e *explainer) assume(s policy.Submission) policy.Submission {
 		}
 	}
 	if a.as != "" {
-		s.Requester = policy.Requester{Username: a.as, Groups: append(judge.GroupsOf(a.as), a.groups...)}
+		s.Requester = policy.Requester{Username: a.as,
+			Groups: append(judge.GroupsOf(a.as), a.groups...)}
 	}
 	return s
 }
@@ -228,25 +237,28 @@ type explanation struct {
 	Reasons []policy.Reason `json:"reasons"`
 }
 
-// print tells whether the request would be granted.
+// print prints the verdict, and reports whether the request would be granted.
 func (e *explainer) print(name string, verdict policy.Verdict) bool {
 	x := explanation{File: name, Verdict: "refused", Reasons: []policy.Reason{}}
 	var grant string
 	switch v := verdict.(type) {
 	case *policy.Grant:
 		x.Verdict = "granted"
-		grant = fmt.Sprintf(" by rule %s: %s; %v; for %s", v.Rule(), strings.Join(v.Names(), ", "), v.Usages(), v.Lifetime())
+		grant = fmt.Sprintf(" by rule %s: %s; %v; for %s", v.Rule(), strings.Join(v.Names(), ", "),
+			v.Usages(), v.Lifetime())
 	case *policy.Refusal:
 		x.Reasons = v.Reasons
 	case *policy.Waiting:
 		x.Verdict = "waiting"
-		x.Reasons = []policy.Reason{{Code: policy.PodNotVerified, Rule: v.Rule, Field: "pod", Message: "is waited for: " + v.Missing}}
+		x.Reasons = []policy.Reason{{Code: policy.PodNotVerified, Rule: v.Rule, Field: "pod",
+			Message: "waiting for " + v.Missing}}
 	}
 	if e.assumed.output == "json" {
-		_ = terminal.PrintJSON(e.out, x) // as for text: a reader that left needs no more
+		_ = terminal.PrintJSON(e.out, x) // as for text: nobody reads on after an error
 		return x.Verdict == "granted"
 	}
-	fmt.Fprintf(e.out, "%s\n", terminal.EscapeLine(name+": "+x.Verdict+grant)) // the cluster's objects are in it
+	// the cluster's objects are in it
+	fmt.Fprintf(e.out, "%s\n", terminal.EscapeLine(name+": "+x.Verdict+grant))
 	for _, reason := range x.Reasons {
 		fmt.Fprintf(e.out, "  %s\n", terminal.EscapeLine(reason.String()))
 	}

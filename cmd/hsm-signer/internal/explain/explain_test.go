@@ -21,7 +21,8 @@ import (
 
 // withTextBefore is the request as GnuTLS writes it.
 func withTextBefore(text []byte) []byte {
-	return append([]byte("PKCS #10 Certificate Request Information:\n\tVersion: 1\n\nSelf signature: verified\n"), text...)
+	return append([]byte("PKCS #10 Certificate Request Information:\n\tVersion: 1\n\nSelf "+
+		"signature: verified\n"), text...)
 }
 
 func asDER(text []byte) []byte {
@@ -44,34 +45,39 @@ spec:
 }
 
 func TestExplainReadsEveryForm(t *testing.T) {
-	for name, encode := range map[string]func([]byte) []byte{"PEM": fixture.AsPEM, "DER": asDER, "object": asObject, "text before": withTextBefore} {
+	for name, encode := range map[string]func([]byte) []byte{"PEM": fixture.AsPEM, "DER": asDER,
+		"object": asObject, "text before": withTextBefore} {
 		file := fixture.RequestFile(t, encode, "typha-server")
-		out, stderr, code := command(t, append([]string{"policy", "explain", file}, fixture.TyphaFlags...)...)
+		out, stderr, code := command(t,
+			append([]string{"policy", "explain", file}, fixture.TyphaFlags...)...)
 		if code != 0 || !strings.Contains(out, "granted by rule calico-typha") {
 			t.Errorf("%s: exit code %d: %s%s", name, code, out, stderr)
 		}
 	}
 	// An object says who asks; only the pod is assumed.
 	file := fixture.RequestFile(t, asObject, "typha-server")
-	if out, _, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7"); code != 0 {
+	if out, _, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip",
+		"10.65.0.7"); code != 0 {
 		t.Errorf("an object: exit code %d: %s", code, out)
 	}
 }
 
 // Every request in a file is judged, in whatever form the file holds several, and has a line.
 func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
-	granted, refused := readFile(t, fixture.RequestFile(t, asObject, "typha-server")), readFile(t, fixture.RequestFile(t, asObject, "typha-client"))
+	granted, refused := readFile(t, fixture.RequestFile(t, asObject, "typha-server")), readFile(t,
+		fixture.RequestFile(t, asObject, "typha-client"))
 	one, other := asJSONObject(t, granted), asJSONObject(t, refused)
 	list := func(kind, a, b string) string {
 		return `{"apiVersion": "v1", "kind": "` + kind + `", "items": [` + a + "," + b + "]}"
 	}
 	anonymous := strings.NewReplacer(`"kind":"CertificateSigningRequest"`, `"x":""`)
 	for name, text := range map[string]string{
-		"documents":          granted + "---\n" + refused,
-		"documents, ended":   "# two\n---\n" + granted + "...\n---\n" + refused + "---\n",
-		"List":               list("List", one, other),
-		"List in YAML":       "kind: List\nitems:\n- " + one + "\n- " + other + "\n",
-		"list of the API":    list("CertificateSigningRequestList", anonymous.Replace(one), anonymous.Replace(other)),
+		"documents":        granted + "---\n" + refused,
+		"documents, ended": "# two\n---\n" + granted + "...\n---\n" + refused + "---\n",
+		"List":             list("List", one, other),
+		"List in YAML":     "kind: List\nitems:\n- " + one + "\n- " + other + "\n",
+		"list of the API": list("CertificateSigningRequestList", anonymous.Replace(one),
+			anonymous.Replace(other)),
 		"List in a List":     list("List", list("List", one, other), one),
 		"JSON values":        one + "\n" + other,
 		"document, then all": granted + "---\n" + list("List", other, one),
@@ -86,11 +92,13 @@ func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
 			fixture.Must(t, json.Unmarshal([]byte(line), &x))
 			lines = append(lines, x)
 		}
-		if code != 2 || len(lines) < 2 || lines[0].Verdict != "granted" || lines[1].Verdict != "refused" ||
+		if code != 2 || len(lines) < 2 || lines[0].Verdict != "granted" ||
+			lines[1].Verdict != "refused" ||
 			lines[0].File != file+"#1" || lines[1].File != file+"#2" {
 			t.Errorf("%s: exit code %d: %s%s", name, code, out, stderr)
 		}
-		if out, _, _ = command(t, arguments...); !strings.Contains(out, "requests.yaml#2 (x): refused") {
+		if out, _, _ = command(t, arguments...); !strings.Contains(out,
+			"requests.yaml#2 (x): refused") {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
@@ -100,21 +108,26 @@ func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
 func TestExplainNamesWhatIsNoRequest(t *testing.T) {
 	granted := readFile(t, fixture.RequestFile(t, asObject, "typha-server"))
 	for text, want := range map[string]string{
-		granted + "---\nkind: Pod\n":                          "#2: is Pod, not a CertificateSigningRequest",
-		granted + "---\nspec: {}\n":                           "#2: is an object without a kind",
-		granted + "---\nkind: [\n":                            "#2: YAML document 2 cannot be read",
-		granted + "---\nkind: List\nitems: []\n":              "#2: the List has no items",
-		granted + "---\nkind: CertificateSigningRequest\n":    "#2: the CertificateSigningRequest has no spec.request",
+		granted +
+			"---\nkind: Pod\n": "#2: is Pod, not a CertificateSigningRequest",
+		granted + "---\nspec: {}\n":              "#2: is an object without a kind",
+		granted + "---\nkind: [\n":               "#2: YAML document 2 cannot be read",
+		granted + "---\nkind: List\nitems: []\n": "#2: the List has no items",
+		granted +
+			"---\nkind: CertificateSigningRequest\n": "#2: the CertificateSigningRequest has no spec.request",
 		granted + "---\nkind: List\nitems: 7\n":               "#2: the List cannot be read",
 		"kind: List\nitems: []\n":                             "requests.yaml: the List has no items",
 		"spec: {}\n":                                          "requests.yaml: is an object without a kind",
 		"kind: CertificateSigningRequest\nspec: {usages: [\n": "requests.yaml: YAML document 1 cannot be read",
-		granted + "---\nkind: CertificateSigningRequest\nspec: {usages: 7, request: eA==}\n": "#2: the CertificateSigningRequest cannot be read",
+		granted +
+			"---\nkind: CertificateSigningRequest\nspec: {usages: 7, request: eA==}\n": "#2: the CertificateSigningRequest cannot be read",
 	} {
 		file := filepath.Join(t.TempDir(), "requests.yaml")
 		fixture.Must(t, os.WriteFile(file, []byte(text), 0o600))
-		out, stderr, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7")
-		if code != 1 || !strings.Contains(stderr, want) || strings.HasPrefix(text, granted) != strings.Contains(out, "#1 (x): granted") {
+		out, stderr, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip",
+			"10.65.0.7")
+		if code != 1 || !strings.Contains(stderr, want) ||
+			strings.HasPrefix(text, granted) != strings.Contains(out, "#1 (x): granted") {
 			t.Errorf("want %q: exit code %d: %s%s", want, code, out, stderr)
 		}
 	}
@@ -125,7 +138,8 @@ func TestExplainRefusesAFileThatIsTooLarge(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "requests.yaml")
 	fixture.Must(t, os.WriteFile(file, nil, 0o600))
 	fixture.Must(t, os.Truncate(file, maxFile+1))
-	if _, stderr, code := command(t, "policy", "explain", file); code != 1 || !strings.Contains(stderr, "more than 32 MiB") {
+	if _, stderr, code := command(t, "policy", "explain", file); code != 1 ||
+		!strings.Contains(stderr, "more than 32 MiB") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
@@ -147,7 +161,8 @@ func asJSONObject(t *testing.T, text string) string {
 
 func TestExplainSaysEveryReason(t *testing.T) {
 	file := fixture.RequestFile(t, fixture.AsPEM, "typha-client", "*.x")
-	out, _, code := command(t, append([]string{"policy", "explain", "--output", "json", file}, fixture.TyphaFlags...)...)
+	out, _, code := command(t,
+		append([]string{"policy", "explain", "--output", "json", file}, fixture.TyphaFlags...)...)
 	if code != 2 {
 		t.Errorf("exit code %d", code)
 	}
@@ -162,21 +177,25 @@ func TestExplainSaysEveryReason(t *testing.T) {
 			t.Errorf("a reason without a field or a message: %+v", reason)
 		}
 	}
-	if line.File != file || line.Verdict != "refused" || !rules["closed-world"] || !rules["calico-typha"] {
+	if line.File != file || line.Verdict != "refused" || !rules["closed-world"] ||
+		!rules["calico-typha"] {
 		t.Errorf("%+v", line)
 	}
 }
 
 func TestExplainGoesOnAfterAFault(t *testing.T) {
-	good, missing := fixture.RequestFile(t, fixture.AsPEM, "typha-server"), filepath.Join(t.TempDir(), "missing")
-	out, stderr, code := command(t, slices.Concat([]string{"policy", "explain", missing, good}, fixture.TyphaFlags)...)
+	good, missing := fixture.RequestFile(t, fixture.AsPEM,
+		"typha-server"), filepath.Join(t.TempDir(), "missing")
+	out, stderr, code := command(t,
+		slices.Concat([]string{"policy", "explain", missing, good}, fixture.TyphaFlags)...)
 	if code != 1 || !strings.Contains(out, "granted") || !strings.Contains(stderr, "missing") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 }
 
 func TestExplainChecksItsFlags(t *testing.T) {
-	_, stderr, code := command(t, "policy", "explain", "--pod-ip", "x", "--output", "xml", "--policy", "/nowhere")
+	_, stderr, code := command(t, "policy", "explain", "--pod-ip", "x", "--output", "xml",
+		"--policy", "/nowhere")
 	if code != 4 {
 		t.Errorf("exit code %d", code)
 	}
@@ -191,7 +210,8 @@ func TestExplainChecksItsFlags(t *testing.T) {
 func TestExplainIsHarmless(t *testing.T) {
 	const hostile = "a\x1b[2Jb\u009b31mc\u202ed\ne\x7f\U000e0001"
 	verdicts := []policy.Verdict{
-		&policy.Refusal{Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "r", Field: hostile, Message: hostile, Allowed: []string{hostile}}}},
+		&policy.Refusal{Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "r",
+			Field: hostile, Message: hostile, Allowed: []string{hostile}}}},
 		&policy.Waiting{Rule: hostile, Missing: hostile},
 	}
 	for _, output := range []string{"text", "json"} {
@@ -208,7 +228,8 @@ func TestExplainIsHarmless(t *testing.T) {
 				t.Errorf("%s: a line is broken: %q", output, out.String())
 			}
 			var line explanation
-			if err := json.Unmarshal(out.Bytes(), &line); output == "json" && (err != nil || line.File != hostile) {
+			if err := json.Unmarshal(out.Bytes(), &line); output == "json" &&
+				(err != nil || line.File != hostile) {
 				t.Errorf("%v: %q", err, line.File)
 			}
 		}
@@ -218,7 +239,9 @@ func TestExplainIsHarmless(t *testing.T) {
 // An empty flag, as of an unset variable in a unit file, is one that was not given.
 func TestEmptyFlagIsTheDefault(t *testing.T) {
 	file := fixture.RequestFile(t, fixture.AsPEM, "typha-server")
-	out, stderr, code := command(t, append([]string{"policy", "explain", file, "--certificate-lifetime=", "--cluster-domain="}, fixture.TyphaFlags...)...)
+	out, stderr, code := command(t,
+		append([]string{"policy", "explain", file, "--certificate-lifetime=", "--cluster-domain="},
+			fixture.TyphaFlags...)...)
 	if code != 0 || !strings.Contains(out, "for 8760h") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
@@ -226,8 +249,10 @@ func TestEmptyFlagIsTheDefault(t *testing.T) {
 
 func TestExplainRefusesBlockedKeys(t *testing.T) {
 	request := fixture.RequestFile(t, fixture.AsPEM, "typha-server")
-	args := append([]string{"policy", "explain", request, "--blocked-keys-file", fixture.BlockedKeys(t, request)}, fixture.TyphaFlags...)
-	if out, stderr, code := command(t, args...); code != exit.Refused || !strings.Contains(out, "rule blocked-keys: request.publicKey is blocked") {
+	args := append([]string{"policy", "explain", request, "--blocked-keys-file",
+		fixture.BlockedKeys(t, request)}, fixture.TyphaFlags...)
+	if out, stderr, code := command(t, args...); code != exit.Refused ||
+		!strings.Contains(out, "rule blocked-keys: request.publicKey is blocked") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	other := fixture.RequestFile(t, fixture.AsPEM, "typha-server")

@@ -19,10 +19,10 @@ import (
 	"hsm-signer/policy"
 )
 
-// maxFile is the largest file of requests that is read. The policy limits each request.
+// maxFile is the size of the largest file that is read. The policy limits each request.
 const maxFile = 32 << 20
 
-// A fileRequest is one request in a file, or what is wrong with it.
+// A fileRequest is one request in a file, or the error about it.
 type fileRequest struct {
 	name       string // metadata.name, empty if it has none
 	submission policy.Submission
@@ -46,7 +46,7 @@ func readRequestFile(path string) ([]fileRequest, error) {
 	return readRequests(text)
 }
 
-// objectLine begins like a line of an API object.
+// objectLine matches a line of an API object.
 var objectLine = regexp.MustCompile(`(?m)^\s*[{"']*(kind|apiVersion)["']?\s*:`)
 
 // readRequests reads objects of the API, in any number of documents and lists, or else the text
@@ -65,7 +65,7 @@ func readRequests(text []byte) ([]fileRequest, error) {
 	for _, object := range objects {
 		found = appendRequests(found, object, "")
 	}
-	if err != nil { // what comes before the document that cannot be read is judged all the same
+	if err != nil { // the documents before it are judged
 		found = append(found, fileRequest{err: err})
 	}
 	return found, nil
@@ -159,7 +159,7 @@ func appendRequests(found []fileRequest, object json.RawMessage, kind string) []
 	return found
 }
 
-// requestIn reads one object.
+// requestIn reads a request from an object.
 func requestIn(object json.RawMessage, kind string) fileRequest {
 	if kind != requestKind {
 		if kind == "" {

@@ -7,11 +7,11 @@ import (
 	"hsm-signer/policy"
 )
 
-// AssumedUID is that of a pod of which none was said.
+// AssumedUID is the UID of a pod that was given none.
 const AssumedUID = "assumed"
 
-// WithPod returns the request of a requester whose token is bound to a live pod of its service account,
-// and the facts that a look-up of this pod would find.
+// WithPod returns the request of a requester whose token is bound to a live pod of its service
+// account, and the facts that a look-up of this pod would find.
 func WithPod(s policy.Submission, pod policy.Pod) (*policy.Request, policy.Facts) {
 	s.Requester = s.Requester.Bound(pod)
 	account, _ := s.Requester.ServiceAccount()
@@ -28,14 +28,15 @@ func WithoutPod(s policy.Submission) (*policy.Request, policy.Facts) {
 	return request, query.Found()
 }
 
-// CalicoUsages are what Calico's pods ask for. They are assumed where nothing says otherwise.
-var CalicoUsages = []string{"server auth", "client auth", "digital signature", "key agreement", "key encipherment"}
+// CalicoUsages are the usages that Calico's pods request. They are the default.
+var CalicoUsages = []string{"server auth", "client auth", "digital signature", "key agreement",
+	"key encipherment"}
 
-// AssumedAge is that of a request that is not in the cluster: no grace for what is new applies any
-// more, and facts are still waited for.
+// AssumedAge is the age of a request that is not in the cluster: too old for the grace of new
+// requests, and young enough to wait for facts.
 const AssumedAge = time.Minute
 
-// GroupsOf are the groups that the API server gives every user, and every service account.
+// GroupsOf returns the groups that the API server gives every user, and every service account.
 func GroupsOf(username string) []string {
 	groups := []string{"system:authenticated"}
 	if rest, ok := strings.CutPrefix(username, "system:serviceaccount:"); ok {

@@ -1,5 +1,5 @@
-// Package judge decides on requests offline, as "run" would: by the policy, and by what the CA and the
-// lints allow. What a request does not say about its requester is assumed.
+// Package judge decides on requests offline, as "run" would: by the policy, and by what the CA and
+// the lints allow. What a request does not say about its requester is assumed.
 package judge
 
 import (
@@ -12,14 +12,13 @@ import (
 	"hsm-signer/policy"
 )
 
-// A Judge decides on a request as "run" does: by the policy, and then by what the CA and the
-// lints allow.
+// A Judge decides as "run" does: by the policy, and then by what the CA and the lints allow.
 type Judge struct {
 	kube.Decider
 	Ca *issuer.CA
 }
 
-// Decide returns the verdict with nothing left to check.
+// Decide returns the final verdict.
 func (j Judge) Decide(r *policy.Request, facts policy.Facts) policy.Verdict {
 	verdict := j.Decider.Decide(r, facts)
 	if grant, granted := verdict.(*policy.Grant); granted {
@@ -30,8 +29,8 @@ func (j Judge) Decide(r *policy.Request, facts policy.Facts) policy.Verdict {
 	return verdict
 }
 
-// New returns what decides by the policy without a token: under the CA of CA_CERT_FILE, or
-// without that under a CA without constraints, which the notes say.
+// New returns a judge with the policy and the CA of CA_CERT_FILE. If that is not set, the judge has
+// a CA without constraints, and reports it in notes.
 func New(c *config.Config, p *policy.Policy, faults *config.Faults, notes io.Writer) Judge {
 	ca := c.LoadOptionalCA(faults)
 	c.CheckRules(p, ca, faults)
@@ -46,5 +45,6 @@ func NoteCA(c *config.Config, notes io.Writer) {
 	}
 }
 
-// WithoutCA says what a judgement without CA_CERT_FILE does not check.
-const WithoutCA = "CA_CERT_FILE is not set, so the constraints of the CA were not checked; a CA without any was assumed"
+// WithoutCA says what is not checked without CA_CERT_FILE.
+const WithoutCA = "CA_CERT_FILE is not set, so the constraints of the CA were not checked; a CA " +
+	"without any was assumed"

@@ -54,8 +54,9 @@ func (h Hosts) Guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !h.Allow(r.Host) {
 			w.Header().Set("X-Frame-Options", "DENY")
-			http.Error(w, fmt.Sprintf("The Host header %.100q is not one of this server's names: use its IP "+
-				"address or localhost, or add the name to ALLOWED_HOSTS.", r.Host), http.StatusMisdirectedRequest)
+			http.Error(w, fmt.Sprintf("The Host header %.100q is not one of this server's "+
+				"names: use its IP address or localhost, or add the name to ALLOWED_HOSTS.",
+				r.Host), http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -56,13 +56,18 @@ func TestHosts(t *testing.T) {
 
 func TestAForeignNameIsToldWhatToDo(t *testing.T) {
 	reached := false
-	guarded := Hosts{Addresses: AnyAddress}.Guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
-	for host, code := range map[string]int{"evil.example": http.StatusMisdirectedRequest, "10.0.0.1": http.StatusOK} {
+	guarded := Hosts{Addresses: AnyAddress}.Guard(http.HandlerFunc(func(http.ResponseWriter,
+		*http.Request) {
+		reached = true
+	}))
+	for host, code := range map[string]int{"evil.example": http.StatusMisdirectedRequest,
+		"10.0.0.1": http.StatusOK} {
 		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 		r.Host, reached = host, false
 		w := httptest.NewRecorder()
 		guarded.ServeHTTP(w, r)
-		if w.Code != code || reached != (code == http.StatusOK) || !reached && !strings.Contains(w.Body.String(), "ALLOWED_HOSTS") {
+		if w.Code != code || reached != (code == http.StatusOK) || !reached &&
+			!strings.Contains(w.Body.String(), "ALLOWED_HOSTS") {
 			t.Errorf("%s: %d %q, reached %t", host, w.Code, w.Body, reached)
 		}
 	}

@@ -26,7 +26,7 @@ type Limits struct {
 	Grace       time.Duration // a probe is answered in less
 }
 
-// DefaultLimits suit probes, scrapers and a few people with browsers, and bear a few thousand new
+// DefaultLimits suit probes, scrapers and a few people with browsers, and allow a few thousand new
 // connections a second.
 var DefaultLimits = Limits{Connections: 1024, PerSource: 32, Grace: time.Second}
 
@@ -65,7 +65,8 @@ func (l *limited) Accept() (net.Conn, error) {
 	if tcp, is := inner.(*net.TCPConn); is {
 		_ = tcp.SetWriteBuffer(sendBuffer) // without it the kernel chooses: more memory
 	}
-	c := &connection{Conn: inner, listener: l, source: sourceOf(inner.RemoteAddr()), since: time.Now()}
+	c := &connection{Conn: inner, listener: l, source: sourceOf(inner.RemoteAddr()),
+		since: time.Now()}
 	for _, old := range l.add(c) {
 		old.abort()
 	}

@@ -46,15 +46,23 @@ func TestTheOldestOfTheHeaviestSourceIsClosed(t *testing.T) {
 		from   []string
 		closed []int // by their place in from
 	}{
-		"few":                     {[]string{"10.0.0.1", "10.0.0.1", "10.0.0.2"}, nil},
-		"many of one":             {[]string{"10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{0}},
-		"many of one, more":       {[]string{"10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{0, 1}},
-		"many in all":             {[]string{"10.0.0.1", "10.0.0.2", "10.0.0.2", "10.0.0.2", "10.0.0.3", "10.0.0.4"}, []int{1}},
-		"one each":                {[]string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"}, []int{0}},
-		"one IPv6 network":        {[]string{"2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4"}, []int{0}},
-		"several IPv6 networks":   {[]string{"2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:3::1", "2001:db8:0:4::1"}, nil},
-		"IPv4 mapped into IPv6":   {[]string{"::ffff:10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{0}},
-		"a mapped address is one": {[]string{"::ffff:10.0.0.1", "::ffff:10.0.0.2", "::ffff:10.0.0.3", "::ffff:10.0.0.4"}, nil},
+		"few": {[]string{"10.0.0.1", "10.0.0.1", "10.0.0.2"}, nil},
+		"many of one": {[]string{"10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.1",
+			"10.0.0.1"}, []int{0}},
+		"many of one, more": {[]string{"10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.1",
+			"10.0.0.1"}, []int{0, 1}},
+		"many in all": {[]string{"10.0.0.1", "10.0.0.2", "10.0.0.2", "10.0.0.2",
+			"10.0.0.3", "10.0.0.4"}, []int{1}},
+		"one each": {[]string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4",
+			"10.0.0.5", "10.0.0.6"}, []int{0}},
+		"one IPv6 network": {[]string{"2001:db8::1", "2001:db8::2", "2001:db8::3",
+			"2001:db8::4"}, []int{0}},
+		"several IPv6 networks": {[]string{"2001:db8:0:1::1", "2001:db8:0:2::1",
+			"2001:db8:0:3::1", "2001:db8:0:4::1"}, nil},
+		"IPv4 mapped into IPv6": {[]string{"::ffff:10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.1"},
+			[]int{0}},
+		"a mapped address is one": {[]string{"::ffff:10.0.0.1", "::ffff:10.0.0.2",
+			"::ffff:10.0.0.3", "::ffff:10.0.0.4"}, nil},
 	} {
 		from := make(chan string, len(c.from))
 		l := Limit(fakeListener{from: from}, Limits{Connections: 5, PerSource: 3})
@@ -81,7 +89,8 @@ func TestTheOldestOfTheHeaviestSourceIsClosed(t *testing.T) {
 			_ = accepted.Close() // net/http closes some twice
 		}
 		if l := l.(*limited); l.total != 0 || len(l.open) != 0 {
-			t.Errorf("%s: after all were closed, %d of %d sources remain", name, l.total, len(l.open))
+			t.Errorf("%s: after all were closed, %d of %d sources remain", name, l.total,
+				len(l.open))
 		}
 	}
 }
@@ -90,10 +99,12 @@ func TestTheOldestOfTheHeaviestSourceIsClosed(t *testing.T) {
 // them stay open, and the probe is answered.
 func TestSlowReadersDoNotKeepOutAProbe(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
-	mux.Handle("GET /metrics", DefaultInFlight.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write(bytes.Repeat([]byte("x"), 8<<20)) // more than the kernel buffers
-	})))
+	mux.HandleFunc("GET /livez",
+		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	mux.Handle("GET /metrics",
+		DefaultInFlight.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(bytes.Repeat([]byte("x"), 8<<20)) // more than the kernel buffers
+		})))
 	inner, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +158,8 @@ func TestTheServerWaitsForNobody(t *testing.T) {
 // in all.
 func TestNewConnectionsHaveAGrace(t *testing.T) {
 	from := make(chan string, 10)
-	l := Limit(fakeListener{from: from}, Limits{Connections: 4, PerSource: 1, Grace: time.Hour}).(*limited)
+	l := Limit(fakeListener{from: from},
+		Limits{Connections: 4, PerSource: 1, Grace: time.Hour}).(*limited)
 	var all []*connection
 	for range 5 {
 		from <- "10.0.0.1"
@@ -158,7 +170,8 @@ func TestNewConnectionsHaveAGrace(t *testing.T) {
 		all = append(all, accepted.(*connection))
 	}
 	if !all[0].Conn.(*fakeConn).closed || all[1].Conn.(*fakeConn).closed {
-		t.Error("of 5 new connections where 4 may be open, the oldest is not the only one to be closed")
+		t.Error("of 5 new connections where 4 may be open, the oldest is not the only one to " +
+			"be closed")
 	}
 	all[2].since = all[2].since.Add(-2 * time.Hour)
 	all[1].since = all[1].since.Add(-2 * time.Hour)
@@ -189,7 +202,8 @@ func (w writer) Write(data []byte) (int, error) {
 
 // Requests beyond the bounds are refused, and those of other sources are not.
 func TestRequestsInFlight(t *testing.T) {
-	handler := InFlight{Total: 3, PerSource: 2}.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	handler := InFlight{Total: 3,
+		PerSource: 2}.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, "text")
 	}))
 	ask := func(from string, sending func()) {
@@ -253,7 +267,8 @@ func TestOneAtATime(t *testing.T) {
 	<-entered
 	goOn <- true
 	<-done
-	if second.Code != http.StatusTeapot || second.Body.String() != "text" || second.Header().Get("X-Test") != "set" {
+	if second.Code != http.StatusTeapot || second.Body.String() != "text" ||
+		second.Header().Get("X-Test") != "set" {
 		t.Errorf("%d %q", second.Code, second.Body)
 	}
 }

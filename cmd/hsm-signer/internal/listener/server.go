@@ -68,7 +68,8 @@ func (f InFlight) Guard(handler http.Handler) http.Handler {
 		source := prefixOf(address.Addr())
 		if !enter(source) {
 			w.Header().Set("Retry-After", "1")
-			http.Error(w, "Too many requests are being answered: ask again later.", http.StatusServiceUnavailable)
+			http.Error(w, "Too many requests are being answered: ask again later.",
+				http.StatusServiceUnavailable)
 			return
 		}
 		defer leave(source)

@@ -19,7 +19,8 @@ func New(level hclog.Level, format string, w io.Writer) hclog.Logger {
 		Level:      level,
 		Output:     w,
 		JSONFormat: format == "json" || format == "" && !terminal.Is(w),
-		Color:      map[bool]hclog.ColorOption{true: hclog.ForceColor, false: hclog.ColorOff}[terminal.WantsColor(w)],
+		Color: map[bool]hclog.ColorOption{true: hclog.ForceColor,
+			false: hclog.ColorOff}[terminal.WantsColor(w)],
 	})
 	klog.SetLogger(logr.New(klogSink{logger.Named("client-go")}))
 	return logger

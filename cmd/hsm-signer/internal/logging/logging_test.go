@@ -16,7 +16,8 @@ func TestKlogComesThroughTheLogger(t *testing.T) {
 	t.Cleanup(klog.ClearLogger)
 	klog.Background().Info("said by client-go", "reflector", "r")
 	klog.Background().V(5).Info("whispered by client-go")
-	if text := log.String(); !strings.Contains(text, `"@message":"said by client-go"`) || !strings.Contains(text, `"reflector":"r"`) || strings.Contains(text, "whispered") {
+	if text := log.String(); !strings.Contains(text, `"@message":"said by client-go"`) ||
+		!strings.Contains(text, `"reflector":"r"`) || strings.Contains(text, "whispered") {
 		t.Error(text)
 	}
 }

@@ -60,8 +60,8 @@ func notTerminals(t *testing.T) (all []io.Writer) {
 	return all
 }
 
-// Colours and other control sequences are for terminals that take them; NO_COLOR takes the colours away, whatever it
-// says, unless it is empty (https://no-color.org).
+// Colours and other control sequences are for terminals that take them; NO_COLOR takes the colours
+// away, whatever it says, unless it is empty (https://no-color.org).
 func TestColoursAreForTerminals(t *testing.T) {
 	others := append(notTerminals(t), io.Writer(&bytes.Buffer{}))
 	for _, c := range []struct {
@@ -69,16 +69,19 @@ func TestColoursAreForTerminals(t *testing.T) {
 		coloured, controls bool
 	}{
 		{"xterm-256color", "", true, true}, {"", "", true, true}, {"dumb", "", false, false},
-		{"xterm-256color", "1", false, true}, {"xterm-256color", "0", false, true}, {"xterm-256color", "false", false, true}, {"dumb", "1", false, false},
+		{"xterm-256color", "1", false, true}, {"xterm-256color", "0", false,
+			true}, {"xterm-256color", "false", false, true}, {"dumb", "1", false, false},
 	} {
 		t.Setenv("TERM", c.term)
 		t.Setenv("NO_COLOR", c.noColor)
 		tty, screen := newTerminal(t)
 		if terminal.WantsColor(tty) != c.coloured || terminal.TakesControls(tty) != c.controls {
-			t.Errorf("%+v: coloured %t, controls %t", c, terminal.WantsColor(tty), terminal.TakesControls(tty))
+			t.Errorf("%+v: coloured %t, controls %t", c, terminal.WantsColor(tty),
+				terminal.TakesControls(tty))
 		}
 		New(hclog.Info, "", tty).Error("it fails")
-		if line := readLine(t, screen); strings.Contains(line, "\x1b") != c.coloured || !strings.Contains(line, "it fails") || strings.HasPrefix(line, "{") {
+		if line := readLine(t, screen); strings.Contains(line, "\x1b") != c.coloured ||
+			!strings.Contains(line, "it fails") || strings.HasPrefix(line, "{") {
 			t.Errorf("%+v: the log is %q", c, line)
 		}
 		for _, w := range others {

@@ -1,5 +1,5 @@
-// Package pin keeps the token's PIN from being seen: it takes it out of the environment, refuses one
-// with invisible characters, and keeps the memory of the process out of the reach of others.
+// Package pin keeps the token's PIN from being seen: it takes it out of the environment, refuses
+// one with invisible characters, and keeps the memory of the process out of the reach of others.
 package pin
 
 import (
@@ -17,6 +17,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 	"hsm-signer/hsm"
+	"hsm-signer/hsm/pkcs11uri"
 )
 
 // The variables that may hold a PIN.
@@ -26,14 +27,14 @@ const (
 )
 
 const (
-	// descriptorVariable tells the process that takes this one's place where it reads the PIN.
+	// descriptorVariable tells the process that replaces this one where to read the PIN.
 	descriptorVariable = "HSM_SIGNER_PIN_DESCRIPTOR"
 )
 
-// Hide lets the process begin anew without the PIN in its environment: unsetting a
-// variable leaves it in /proc/PID/environ. The PIN goes over a pipe that nobody else has.
+// Hide restarts the process without the PIN in its environment: unsetting a variable would leave it
+// in /proc/PID/environ. The PIN is passed through a pipe that no other process has.
 func Hide() error {
-	if os.Getenv(descriptorVariable) != "" { // it has begun anew already
+	if os.Getenv(descriptorVariable) != "" { // it was restarted already
 		return nil
 	}
 	pin, environment := pinIn(os.Environ())
@@ -41,7 +42,7 @@ func Hide() error {
 	case pin == "":
 		return nil
 	case len(pin) > Longest:
-		return fmt.Errorf("it has %d bytes, and a PIN has at most %d", len(pin), Longest)
+		return fmt.Errorf("it has %d bytes; a PIN has at most %d", len(pin), Longest)
 	}
 	reader, writer, err := os.Pipe()
 	if err != nil {
@@ -53,7 +54,7 @@ func Hide() error {
 	if err := writer.Close(); err != nil {
 		return err
 	}
-	// A duplicate is not closed when the new program begins.
+	// A duplicate is not closed when the new program starts.
 	descriptor, err := syscall.Dup(int(reader.Fd()))
 	if err != nil {
 		return err
@@ -62,28 +63,31 @@ func Hide() error {
 	if err != nil {
 		return err
 	}
-	return syscall.Exec(self, os.Args, append(environment, descriptorVariable+"="+strconv.Itoa(descriptor)))
+	return syscall.Exec(self, os.Args,
+		append(environment, descriptorVariable+"="+strconv.Itoa(descriptor)))
 }
 
-// pinIn returns the PIN that the environment holds, in its own variable or in the URI, and the
-// environment without it. Where it holds two, something else stands in the URI in the place of the one
-// there, so that the configuration can say so.
+// pinIn returns the PIN in the environment, in its own variable or in the URI, and the environment
+// without it. If there are two, the URI keeps a placeholder, so that the configuration reports
+// both.
 func pinIn(environ []string) (hsm.PIN, []string) {
 	pin := hsm.PIN(os.Getenv(Variable))
-	environ = slices.DeleteFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, Variable+"=") })
-	uri, err := hsm.ParseURI(os.Getenv(URIVariable))
+	environ = slices.DeleteFunc(environ,
+		func(entry string) bool { return strings.HasPrefix(entry, Variable+"=") })
+	uri, err := pkcs11uri.Parse(os.Getenv(URIVariable))
 	switch {
 	case err != nil || uri.PINValue == "":
 		return pin, environ
 	case pin == "":
-		pin, uri.PINValue = uri.PINValue, ""
+		pin, uri.PINValue = hsm.PIN(uri.PINValue), ""
 	}
-	environ = slices.DeleteFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, URIVariable+"=") })
+	environ = slices.DeleteFunc(environ,
+		func(entry string) bool { return strings.HasPrefix(entry, URIVariable+"=") })
 	return pin, append(environ, URIVariable+"="+uri.String())
 }
 
-// Take takes the PIN, once: from the pipe, or where the process did not begin anew from the
-// environment.
+// Take returns the PIN, once: from the pipe, or from the environment if the process was not
+// restarted.
 func Take() (hsm.PIN, error) {
 	pin := os.Getenv(Variable)
 	text := os.Getenv(descriptorVariable)
@@ -95,7 +99,7 @@ func Take() (hsm.PIN, error) {
 	}
 	descriptor, err := strconv.ParseUint(text, 10, 16)
 	if err != nil {
-		return "", fmt.Errorf("%s is not for users to set: %w", descriptorVariable, err)
+		return "", fmt.Errorf("%s is internal: do not set it: %w", descriptorVariable, err)
 	}
 	pipe := os.NewFile(uintptr(descriptor), "PIN")
 	defer pipe.Close()
@@ -103,7 +107,7 @@ func Take() (hsm.PIN, error) {
 	return hsm.PIN(read), errors.Join(err, Check(string(read)))
 }
 
-// Check refuses a PIN with a character that nobody can see, before the token counts it as a
+// Check returns an error if the PIN has an invisible character, before the token counts it as a
 // wrong one.
 func Check(pin string) error {
 	at := strings.IndexFunc(pin, terminal.Invisible)
@@ -113,16 +117,19 @@ func Check(pin string) error {
 	found, _ := utf8.DecodeRuneInString(pin[at:])
 	switch {
 	case unicode.IsControl(found):
-		return errors.New("the PIN has a control character in it, such as the newline that \"echo PIN | base64\" puts into a Secret: write it without (printf %s)")
+		return errors.New("the PIN contains a control character, such as the newline that " +
+			"\"echo PIN | base64\" puts into a Secret: write it without (printf %s)")
 	case found == byteOrderMark:
-		return errors.New("the PIN has a byte order mark (U+FEFF) in it, which some editors put first: save it as UTF-8 without (printf %s)")
+		return errors.New("the PIN contains a byte order mark (U+FEFF), which some editors put " +
+			"first: save it as UTF-8 without (printf %s)")
 	}
-	return fmt.Errorf("the PIN has a character in it that cannot be seen (%U), such as a no-break or zero-width space: type it again (printf %%s)", found)
+	return fmt.Errorf("the PIN contains an invisible character (%U), such as a no-break or "+
+		"zero-width space: type it again (printf %%s)", found)
 }
 
 const byteOrderMark = '\uFEFF'
 
-// InFile returns the PIN without the end of its line.
+// InFile returns the PIN in a file, without the end of its line.
 func InFile(rules trustedfile.Rules, path string) (hsm.PIN, error) {
 	text, err := rules.Read(path)
 	if err != nil {
@@ -138,5 +145,5 @@ func InFile(rules trustedfile.Rules, path string) (hsm.PIN, error) {
 	return hsm.PIN(pin), nil
 }
 
-// Longest is more than any token takes.
+// Longest is more than any token accepts.
 const Longest = 1 << 10

@@ -34,7 +34,8 @@ func TestInvisibleCharactersInAPIN(t *testing.T) {
 		}
 		_, err := InFile(trustedfile.Rules{Limit: Longest, Anyone: true}, file)
 		for _, err := range []error{Check(pin), err} {
-			if (err == nil) != (words == "") || err != nil && !strings.Contains(err.Error(), words) {
+			if (err == nil) != (words == "") || err != nil &&
+				!strings.Contains(err.Error(), words) {
 				t.Errorf("%+q: %v, want %q", pin, err, words)
 			}
 			if err != nil && strings.Contains(strings.ReplaceAll(err.Error(), file, ""), "12") {

@@ -13,7 +13,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// What docs/policy.md shows is right: each policy in it can be read, and its cases pass with the first.
+// What docs/policy.md shows is right: each policy in it can be read, and its cases pass with the
+// first.
 func TestPoliciesOfTheManual(t *testing.T) {
 	manual, err := os.ReadFile(fixture.Path(t, "docs/policy.md"))
 	if err != nil {
@@ -24,7 +25,8 @@ func TestPoliciesOfTheManual(t *testing.T) {
 	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(manual, -1) {
 		switch text := string(block[1]); {
 		case strings.HasPrefix(text, "version: 1"):
-			p, err := policy.Parse(block[1], policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+			p, err := policy.Parse(block[1],
+				policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 			if err != nil {
 				t.Fatalf("%v in\n%s", err, text)
 			}
@@ -42,9 +44,11 @@ func TestPoliciesOfTheManual(t *testing.T) {
 		}
 	}
 	if len(policies) != 2 || passed != 2 {
-		t.Errorf("%d policies and %d cases that pass; the manual has 2 of each", len(policies), passed)
+		t.Errorf("%d policies and %d cases that pass; the manual has 2 of each", len(policies),
+			passed)
 	}
 	if p := policies[1].Budget(); p.String() != policies[0].Budget().String() {
-		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p, policies[0].Budget())
+		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p,
+			policies[0].Budget())
 	}
 }

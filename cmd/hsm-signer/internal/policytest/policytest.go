@@ -32,25 +32,28 @@ type testFile struct {
 	Cases []testCase `yaml:"cases"`
 }
 
-// A testCase is who asks for what, and what must come of it.
+// A testCase is a request and its expected verdict.
 type testCase struct {
-	Name        string              `yaml:"name"`
-	Signer      string              `yaml:"signer"`      // optional: the signer name that is asked
-	As          string              `yaml:"as"`          // username; a service account's groups are added
-	Groups      []string            `yaml:"groups"`      // more groups
-	Extra       map[string][]string `yaml:"extra"`       // optional: what the API server says of the requester beside its pod
-	Pod         *testPod            `yaml:"pod"`         // optional: the live pod that the token is bound to
-	CommonName  string              `yaml:"commonName"`  // optional: the first of the DNS names
-	DNSNames    []string            `yaml:"dnsNames"`    //
-	IPAddresses []netip.Addr        `yaml:"ipAddresses"` //
-	URIs        []string            `yaml:"uris"`
-	Emails      []string            `yaml:"emailAddresses"`
-	Key         string              `yaml:"key"`      // optional: ecdsa-p256
-	Usages      []string            `yaml:"usages"`   // optional: those that Calico asks for
-	Lifetime    string              `yaml:"lifetime"` // optional: none is asked for
-	Expect      string              `yaml:"expect"`   // granted, refused or waiting
-	Rule        string              `yaml:"rule"`     // optional: the rule that grants
-	Reason      string              `yaml:"reason"`   // optional: the reason of the denial
+	Name   string `yaml:"name"`
+	Signer string `yaml:"signer"` // optional: the signer name that is asked
+	// username; a service account's groups are added
+	As     string   `yaml:"as"`
+	Groups []string `yaml:"groups"` // more groups
+	// optional: more of what the API server says about the requester
+	Extra map[string][]string `yaml:"extra"`
+	// optional: the live pod that the token is bound to
+	Pod         *testPod     `yaml:"pod"`
+	CommonName  string       `yaml:"commonName"`  // optional: the first of the DNS names
+	DNSNames    []string     `yaml:"dnsNames"`    //
+	IPAddresses []netip.Addr `yaml:"ipAddresses"` //
+	URIs        []string     `yaml:"uris"`
+	Emails      []string     `yaml:"emailAddresses"`
+	Key         string       `yaml:"key"`      // optional: ecdsa-p256
+	Usages      []string     `yaml:"usages"`   // optional: those that Calico asks for
+	Lifetime    string       `yaml:"lifetime"` // optional: none is asked for
+	Expect      string       `yaml:"expect"`   // granted, refused or waiting
+	Rule        string       `yaml:"rule"`     // optional: the rule that grants
+	Reason      string       `yaml:"reason"`   // optional: the reason of the denial
 }
 
 type testPod struct {
@@ -61,21 +64,23 @@ type testPod struct {
 }
 
 func NewCommand() *cobra.Command {
-	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
+	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN",
+		"CERTIFICATE_LIFETIME", "CA_CERT_FILE")
 	var policyFile, output string
 	command := &cobra.Command{
 		Use:   "test [DIR|FILE…]",
 		Short: "Run your own tests of a policy",
-		Long: `Runs test cases against a policy: who requests what, and the expected verdict. Cases are read
-from the files, and from every *.yaml and *.yml file in the directories, except policies. Without
-arguments it runs the cases in the current directory. docs/policy.md shows how to write cases.
+		Long: `Runs test cases against a policy: who requests what, and the expected verdict.
+Cases are read from the files, and from every *.yaml and *.yml file in the directories, except
+policies. Without arguments it runs the cases in the current directory. docs/policy.md shows how
+to write cases.
 
 With CA_CERT_FILE the CA's constraints are checked too; without it, a note on standard error says
 that they were not.
 
 Output: text; json, one line for each case: {"file","case","result","message"} with the
 result "passed", "failed" or "fault"; or junit, one XML report, for Jenkins and GitLab.
-Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
+Exit code 0 if all pass, 2 if any does not, 1 on an error.`,
 		Example: `  hsm-signer policy test tests/ --policy mine.yaml
   hsm-signer policy test tests/ --policy mine.yaml --output junit > report.xml`,
 		Args: cobra.ArbitraryArgs,
@@ -95,13 +100,14 @@ Exit code 0 when all pass, 2 when any does not, 1 on a fault.`,
 	}
 	config.AddFlags(command, settings)
 	command.Flags().StringVar(&policyFile, "policy", "", "the same as --policy-file")
-	command.Flags().StringVarP(&output, "output", "o", "text", "text, json (one line for each case) or junit")
-	_ = command.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "junit"}, cobra.ShellCompDirectiveDefault))
+	command.Flags().StringVarP(&output, "output", "o", "text", "text, json (one line for each "+
+		"case) or junit")
+	_ = command.RegisterFlagCompletionFunc("output",
+		cobra.FixedCompletions([]string{"text", "json", "junit"}, cobra.ShellCompDirectiveDefault))
 	return command
 }
 
-// testPolicy runs every case in the files and directories. No case at all is a fault: nothing was
-// tested.
+// testPolicy runs every case in the files and directories. It is an error if there is none.
 func testPolicy(d kube.Decider, places []string, output string, out io.Writer) error {
 	files, err := testFilesIn(places)
 	if err != nil {
@@ -112,7 +118,8 @@ func testPolicy(d kube.Decider, places []string, output string, out io.Writer) e
 	for _, file := range files {
 		cases, err := readTestFile(file)
 		if err != nil {
-			results = append(results, caseResult{File: file, Result: caseFault, Message: err.Error()})
+			results = append(results,
+				caseResult{File: file, Result: caseFault, Message: err.Error()})
 		}
 		for _, c := range cases {
 			started := time.Now()
@@ -141,16 +148,18 @@ func readTestFile(name string) ([]testCase, error) {
 	}
 	for i, c := range file.Cases {
 		if c.Name == "" || c.Expect != "granted" && c.Expect != "refused" && c.Expect != "waiting" {
-			return nil, fmt.Errorf("cases[%d] (%q): needs a name, and \"expect\", which is granted, refused or waiting", i, c.Name)
+			return nil, fmt.Errorf("cases[%d] (%q): needs a name, and \"expect\": granted, "+
+				"refused or waiting", i, c.Name)
 		}
 		if c.Rule != "" && c.Expect != "granted" || c.Reason != "" && c.Expect != "refused" {
-			return nil, fmt.Errorf("cases[%d] (%q): \"rule\" is of what is granted, \"reason\" of what is refused", i, c.Name)
+			return nil, fmt.Errorf("cases[%d] (%q): \"rule\" is for granted requests, "+
+				"\"reason\" for refused ones", i, c.Name)
 		}
 	}
 	return file.Cases, nil
 }
 
-// run returns how the outcome differs from what is expected, or nothing.
+// run returns how the verdict differs from the expected one, or "".
 func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err error) {
 	request, facts, err := c.request(keys)
 	if err != nil {
@@ -159,15 +168,15 @@ func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err err
 	switch v := d.Decide(request, facts).(type) {
 	case *policy.Grant:
 		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
-			return fmt.Sprintf("granted by rule %s, and it must be %s", v.Rule(), c.expectation()), nil
+			return fmt.Sprintf("granted by rule %s; expected: %s", v.Rule(), c.expectation()), nil
 		}
 	case *policy.Refusal:
 		if c.Expect != "refused" || c.Reason != "" && c.Reason != string(v.Code()) {
-			return fmt.Sprintf("refused (%s): %s; and it must be %s", v.Code(), v, c.expectation()), nil
+			return fmt.Sprintf("refused (%s): %s; expected: %s", v.Code(), v, c.expectation()), nil
 		}
 	case *policy.Waiting:
 		if c.Expect != "waiting" {
-			return fmt.Sprintf("waiting for %s, and it must be %s", v.Missing, c.expectation()), nil
+			return fmt.Sprintf("waiting for %s; expected: %s", v.Missing, c.expectation()), nil
 		}
 	}
 	return "", nil
@@ -188,7 +197,8 @@ func (c testCase) request(keys testKeys) (*policy.Request, policy.Facts, error) 
 	}
 	submission := policy.Submission{
 		PEM: pkcs, Age: judge.AssumedAge, SignerName: c.Signer,
-		Requester: policy.Requester{Username: c.As, Groups: append(judge.GroupsOf(c.As), c.Groups...), Extra: c.Extra},
+		Requester: policy.Requester{Username: c.As,
+			Groups: append(judge.GroupsOf(c.As), c.Groups...), Extra: c.Extra},
 	}
 	if c.Lifetime != "" {
 		if submission.Lifetime, err = policy.ParseDuration(c.Lifetime); err != nil {
@@ -206,7 +216,8 @@ func (c testCase) request(keys testKeys) (*policy.Request, policy.Facts, error) 
 		return request, facts, nil
 	}
 	request, facts := judge.WithPod(submission, policy.Pod{
-		Name: c.Pod.Name, UID: judge.AssumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses, HostNetwork: c.Pod.HostNetwork,
+		Name: c.Pod.Name, UID: judge.AssumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses,
+		HostNetwork: c.Pod.HostNetwork,
 	})
 	return request, facts, nil
 }
@@ -216,7 +227,8 @@ func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.CertificateRequest{DNSNames: c.DNSNames, EmailAddresses: c.Emails, Subject: pkix.Name{CommonName: c.CommonName}}
+	template := &x509.CertificateRequest{DNSNames: c.DNSNames, EmailAddresses: c.Emails,
+		Subject: pkix.Name{CommonName: c.CommonName}}
 	if c.CommonName == "" && len(c.DNSNames) > 0 {
 		template.Subject.CommonName = c.DNSNames[0]
 	}
@@ -237,7 +249,7 @@ func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
 }
 
-// testKeys makes a key of each type once.
+// testKeys keeps a key of each type.
 type testKeys map[pkcs10.KeyType]crypto.Signer
 
 func (k testKeys) get(kind pkcs10.KeyType) (key crypto.Signer, err error) {

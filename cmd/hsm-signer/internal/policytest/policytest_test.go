@@ -52,20 +52,23 @@ func runPolicyTest(t *testing.T, text string) (stdout, stderr string, code int) 
 }
 
 func TestPolicyTestPasses(t *testing.T) {
-	if out, stderr, code := runPolicyTest(t, testCases); code != 0 || !strings.Contains(out, "3 passed, 0 failed") {
+	if out, stderr, code := runPolicyTest(t, testCases); code != 0 ||
+		!strings.Contains(out, "3 passed, 0 failed") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 }
 
 func TestPolicyTestSaysWhatDiffers(t *testing.T) {
 	for old, c := range map[string]struct{ now, want string }{
-		"rule: calico-typha":       {"rule: calico-node", "granted by rule calico-typha, and it must be granted (calico-node)"},
+		"rule: calico-typha": {"rule: calico-node",
+			"granted by rule calico-typha; expected: granted (calico-node)"},
 		"reason: NameNotAllowed":   {"reason: KeyNotAllowed", "refused (NameNotAllowed)"},
 		"expect: waiting":          {"expect: granted", "waiting for the IP address"},
-		"dnsNames: [typha-client]": {"dnsNames: [typha-server]", "and it must be refused"},
+		"dnsNames: [typha-client]": {"dnsNames: [typha-server]", "; expected: refused"},
 	} {
 		out, _, code := runPolicyTest(t, strings.Replace(testCases, old, c.now, 1))
-		if code != 2 || !strings.Contains(out, c.want) || !strings.Contains(out, "2 passed, 1 failed") {
+		if code != 2 || !strings.Contains(out, c.want) ||
+			!strings.Contains(out, "2 passed, 1 failed") {
 			t.Errorf("%s: exit code %d: %s", c.now, code, out)
 		}
 	}
@@ -99,42 +102,51 @@ rules:
   - {name: d, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: RequesterNotAllowed}
   - {name: e, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: gateway-1, hostNetwork: true}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
 `)
-	if out, stderr, code := command(t, "policy", "test", dir, "--policy", file); code != 0 || !strings.Contains(out, "5 passed") {
+	if out, stderr, code := command(t, "policy", "test", dir, "--policy", file); code != 0 ||
+		!strings.Contains(out, "5 passed") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	request := write("request", string(pkcs10test.Request{DNSNames: []string{"gateway"}}.PEM(t)))
-	for flags, want := range map[string]int{"--pod-node=gateway-1": 0, "--pod-node=other-1": 2, "--pod-node=gateway-1 --pod-host-network": 2} {
-		out, stderr, code := clitest.Run(t, explain.NewCommand(), append([]string{"policy", "explain", request, "--policy", file, "--as", "system:serviceaccount:edge:gateway",
-			"--signer", "example.com/edge", "--pod", "g", "--usages", "digital signature"}, strings.Fields(flags)...)...)
+	for flags, want := range map[string]int{"--pod-node=gateway-1": 0, "--pod-node=other-1": 2,
+		"--pod-node=gateway-1 --pod-host-network": 2} {
+		out, stderr, code := clitest.Run(t, explain.NewCommand(),
+			append([]string{"policy", "explain", request, "--policy", file, "--as",
+				"system:serviceaccount:edge:gateway",
+				"--signer", "example.com/edge", "--pod", "g", "--usages", "digital signature"}, strings.Fields(flags)...)...)
 		if code != want {
 			t.Errorf("%s: exit code %d: %s%s", flags, code, out, stderr)
 		}
 	}
 }
 
-// Without a directory the cases of the current one are run, and nothing else there; where there are none, it is said
-// what to do. A directory may hold the policy too.
+// Without a directory the cases of the current one are run, and nothing else there; where there are
+// none, it is said what to do. A directory may hold the policy too.
 func TestPolicyTestWithoutADirectory(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	_, stderr, code := command(t, "policy", "test")
-	if code != 4 || !strings.Contains(stderr, "DIR: is missing") || !strings.Contains(stderr, "hsm-signer policy test tests/") {
+	if code != 4 || !strings.Contains(stderr, "DIR: is missing") ||
+		!strings.Contains(stderr, "hsm-signer policy test tests/") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 	fixture.Must(t, os.WriteFile("compose.yml", []byte("services: {}\n"), 0o600))
 	fixture.Must(t, os.WriteFile("mine.yaml", []byte("version: 1\nrules: []\n"), 0o600))
 	fixture.Must(t, os.WriteFile("cases.yml", []byte(testCases), 0o600))
-	if out, stderr, code := command(t, "policy", "test"); code != 0 || !strings.Contains(out, "3 passed, 0 failed") {
+	if out, stderr, code := command(t, "policy", "test"); code != 0 ||
+		!strings.Contains(out, "3 passed, 0 failed") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	_, stderr, code = command(t, "policy", "test", ".")
-	if code != 1 || !strings.Contains(stderr, "compose.yml") || strings.Contains(stderr, "mine.yaml") {
+	if code != 1 || !strings.Contains(stderr, "compose.yml") ||
+		strings.Contains(stderr, "mine.yaml") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
-	if out, stderr, code := command(t, "policy", "test", "cases.yml"); code != 0 || !strings.Contains(out, "ok    cases.yml: own name") {
+	if out, stderr, code := command(t, "policy", "test", "cases.yml"); code != 0 ||
+		!strings.Contains(out, "ok    cases.yml: own name") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
-	if _, stderr, code = command(t, "policy", "test", "nowhere"); code != 1 || !strings.Contains(stderr, "nowhere") {
+	if _, stderr, code = command(t, "policy", "test", "nowhere"); code != 1 ||
+		!strings.Contains(stderr, "nowhere") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
@@ -155,17 +167,19 @@ func TestPolicyTestInJSON(t *testing.T) {
 	for line := range strings.Lines(out) {
 		var r caseResult
 		fixture.Must(t, json.Unmarshal([]byte(line), &r))
-		if got = append(got, r.Result); r.File != "cases.yaml" || r.Case == "" || (r.Result == casePassed) != (r.Message == "") {
+		if got = append(got, r.Result); r.File != "cases.yaml" || r.Case == "" ||
+			(r.Result == casePassed) != (r.Message == "") {
 			t.Errorf("%+v", r)
 		}
 	}
-	if want := []string{"passed", "passed", "failed", "fault", "passed"}; code != 1 || !slices.Equal(got, want) {
+	if want := []string{"passed", "passed", "failed", "fault", "passed"}; code != 1 ||
+		!slices.Equal(got, want) {
 		t.Errorf("exit code %d; %v; want %v: %s", code, got, want, stderr)
 	}
 }
 
-// The report has the elements and attributes of JUnit's schema as Jenkins has it, names are unique, as GitLab needs them,
-// and the numbers agree.
+// The report has the elements and attributes of JUnit's schema as Jenkins has it, names are unique,
+// as GitLab needs them, and the numbers agree.
 func TestPolicyTestAsJUnit(t *testing.T) {
 	t.Chdir(t.TempDir())
 	fixture.Must(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
@@ -199,7 +213,8 @@ func TestPolicyTestAsJUnit(t *testing.T) {
 				t.Errorf("%s took %q", c.Name, c.Time)
 			}
 		}
-		if suite.Tests != len(suite.Cases) || suite.Failures != failures || suite.Errors != errs || !time.MatchString(suite.Time) {
+		if suite.Tests != len(suite.Cases) || suite.Failures != failures || suite.Errors != errs ||
+			!time.MatchString(suite.Time) {
 			t.Errorf("%+v", suite)
 		}
 	}
@@ -208,13 +223,15 @@ func TestPolicyTestAsJUnit(t *testing.T) {
 	}; !slices.Equal(names, want) {
 		t.Errorf("%q; want %q", names, want)
 	}
-	if _, stderr, code := command(t, "policy", "test", "--output", "xml"); code != 4 || !strings.Contains(stderr, "--output: \"xml\" is not one of text, json and junit") {
+	if _, stderr, code := command(t, "policy", "test", "--output", "xml"); code != 4 ||
+		!strings.Contains(stderr, "--output: \"xml\" is not one of text, json and junit") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
 
 func TestClassNamesHaveNoDots(t *testing.T) {
-	for file, want := range map[string]string{"cases.yaml": "cases", "../tests/calico-3.30.yml": "__/tests/calico-3_30"} {
+	for file, want := range map[string]string{"cases.yaml": "cases",
+		"../tests/calico-3.30.yml": "__/tests/calico-3_30"} {
 		if got := className(file); got != want {
 			t.Errorf("%s: %s", file, got)
 		}
@@ -238,7 +255,8 @@ func TestPolicyTestFaults(t *testing.T) {
 // Wherever a duration can be given, days and weeks can be.
 func TestLifetimeOfACaseTakesDays(t *testing.T) {
 	t.Setenv("POLICY_FILE", "")
-	out, stderr, code := runPolicyTest(t, strings.Replace(testCases, "lifetime: 24h", "lifetime: 1d", 1))
+	out, stderr, code := runPolicyTest(t,
+		strings.Replace(testCases, "lifetime: 24h", "lifetime: 1d", 1))
 	if code != 0 {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
@@ -269,7 +287,8 @@ cases:
 		if code != c.code || !strings.Contains(out, c.reason) {
 			t.Errorf("exit code %d: %s%s", code, out, stderr)
 		}
-		if noted := strings.Contains(stderr, "the constraints of the CA were not checked"); noted != (c.ca == "") {
+		if noted := strings.Contains(stderr,
+			"the constraints of the CA were not checked"); noted != (c.ca == "") {
 			t.Errorf("under the CA %q: %s", c.ca, stderr)
 		}
 	}

@@ -21,7 +21,7 @@ import (
 // The results of a case.
 const (
 	casePassed = "passed"
-	caseFailed = "failed" // came out otherwise than expected
+	caseFailed = "failed" // another verdict than expected
 	caseFault  = "fault"  // could not be run
 )
 
@@ -65,7 +65,8 @@ func testFilesIn(places []string) ([]string, error) {
 // testFilesHere lists the files in the current directory that hold cases.
 func testFilesHere(faults *config.Faults) []string {
 	files, err := testFilesIn([]string{"."})
-	files = slices.DeleteFunc(files, func(file string) bool { return !slices.Contains(keysOf(file), "cases") })
+	files = slices.DeleteFunc(files,
+		func(file string) bool { return !slices.Contains(keysOf(file), "cases") })
 	switch {
 	case err != nil:
 		faults.Add("DIR", err)
@@ -114,7 +115,8 @@ func printResults(results []caseResult, output string, out io.Writer) error {
 			fmt.Fprintf(&text, "FAIL  %s: %s: %s\n", r.File, r.Case, r.Message)
 		}
 	}
-	fmt.Fprintf(&text, "%d passed, %d failed", countOf(results, casePassed), countOf(results, caseFailed))
+	fmt.Fprintf(&text, "%d passed, %d failed", countOf(results, casePassed),
+		countOf(results, caseFailed))
 	if faults := countOf(results, caseFault); faults > 0 {
 		fmt.Fprintf(&text, ", %d could not be run", faults)
 	}
@@ -131,7 +133,7 @@ func countOf(results []caseResult, result string) (n int) {
 	return n
 }
 
-// outcomeOf returns nil if there are cases and all have passed.
+// outcomeOf returns nil if there are cases, and all have passed.
 func outcomeOf(results []caseResult, places []string) error {
 	var faults []error
 	for _, r := range results {
@@ -146,9 +148,10 @@ func outcomeOf(results []caseResult, places []string) error {
 	case len(faults) > 0:
 		return errors.Join(faults...)
 	case countOf(results, caseFailed) > 0:
-		return exit.With(exit.Refused, errors.New("not every case came out as expected"))
+		return exit.With(exit.Refused, errors.New("not every case passed"))
 	case len(results) == 0:
-		return fmt.Errorf("there is no case in any *.yaml file of %s: %w", strings.Join(places, ", "), fs.ErrNotExist)
+		return fmt.Errorf("there is no case in any *.yaml file of %s: %w",
+			strings.Join(places, ", "), fs.ErrNotExist)
 	}
 	return nil
 }

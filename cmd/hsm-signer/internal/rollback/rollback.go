@@ -1,4 +1,5 @@
-// Package rollback records that a person accepts that the journal lacks a line which a witness has seen.
+// Package rollback records that a person accepts that the journal lacks a line which a witness has
+// seen.
 package rollback
 
 import (
@@ -15,10 +16,11 @@ import (
 // journal open.
 const File = "accept-rollback"
 
-// Record records that a head is missing, once. It returns an error if it is not missing.
+// Record records once that a head is missing. It returns an error if it is not missing.
 func Record(ctx context.Context, j *journal.Writer, head journal.Head) error {
 	if contains, err := j.Contains(head); err != nil || contains {
-		return errors.Join(err, fmt.Errorf("the journal %s has the line %s: there is nothing to accept", j.ID(), head))
+		return errors.Join(err, fmt.Errorf("the journal %s has the line %s: there is nothing to "+
+			"accept", j.ID(), head))
 	}
 	if j.Accepted(head) {
 		return nil
@@ -26,8 +28,8 @@ func Record(ctx context.Context, j *journal.Writer, head journal.Head) error {
 	return j.Append(ctx, journal.Rollback{HeadSeq: head.Seq, HeadSHA256: head.SHA256})
 }
 
-// HandOver has the process that has the journal open record that a head is missing. It writes a file as
-// a whole: its reader sees nothing or all of it.
+// HandOver has the process that has the journal open record that a head is missing. It writes a
+// file as a whole: its reader sees nothing or all of it.
 func HandOver(dir string, head journal.Head) error {
 	path := filepath.Join(dir, File)
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-")

@@ -16,8 +16,8 @@ const (
 	otherContrast = 3
 )
 
-// onGrounds are the pairs of colours that meet on the page: what is shown, and the grounds that it is shown on. Each
-// colour that the style sheet gives to text is here.
+// onGrounds are the pairs of colours that meet on the page: what is shown, and the grounds that it
+// is shown on. Each colour that the style sheet gives to text is here.
 var onGrounds = map[string][]string{
 	"ink":       {"paper", "card", "well-tint", "look-tint", "bad-tint"},
 	"soft":      {"paper", "card", "well-tint", "look-tint", "bad-tint"},
@@ -27,7 +27,8 @@ var onGrounds = map[string][]string{
 	"well-tint": {"well"}, // the sign in the headline
 	"look-tint": {"look"},
 	"bad-tint":  {"bad"},
-	"bar":       {"card", "paper", "well-tint", "look-tint", "bad-tint"}, // the chart, and what has the focus
+	// the chart, and what has the focus
+	"bar": {"card", "paper", "well-tint", "look-tint", "bad-tint"},
 }
 
 // notText are colours of what is no text.
@@ -86,7 +87,8 @@ func TestContrast(t *testing.T) {
 	if c := contrast(t, "#000000", "#ffffff"); math.Abs(c-21) > 1e-9 {
 		t.Fatalf("black on white: %f", c)
 	}
-	if c := contrast(t, "#777777", "#ffffff"); c < 4.47 || c > 4.49 { // the well-known one that just fails
+	// the well-known one that just fails
+	if c := contrast(t, "#777777", "#ffffff"); c < 4.47 || c > 4.49 {
 		t.Fatalf("grey on white: %f", c)
 	}
 	_, all := palettes(t)
@@ -100,7 +102,8 @@ func TestContrast(t *testing.T) {
 				if palette[shown] == "" || palette[ground] == "" {
 					t.Errorf("%s: there is no colour %s, or no %s", scheme, shown, ground)
 				} else if c := contrast(t, palette[shown], palette[ground]); c < least {
-					t.Errorf("%s: %s on %s has a contrast of %.2f:1; want %g:1", scheme, shown, ground, c, least)
+					t.Errorf("%s: %s on %s has a contrast of %.2f:1; want %g:1", scheme, shown,
+						ground, c, least)
 				}
 			}
 		}
@@ -116,14 +119,16 @@ func TestColoursAreOfThePalette(t *testing.T) {
 	grounds := slices.Concat(slices.Collect(maps.Values(onGrounds))...)
 	for _, use := range regexp.MustCompile(`[{;\s](color|background): ([^;}]+)`).FindAllStringSubmatch(css, -1) {
 		for _, name := range named(css, use[2]) {
-			if use[1] == "color" && onGrounds[name] == nil || use[1] == "background" && !slices.Contains(grounds, name) {
+			if use[1] == "color" && onGrounds[name] == nil || use[1] == "background" &&
+				!slices.Contains(grounds, name) {
 				t.Errorf("%s: %s is in no pair whose contrast is tested", use[1], use[2])
 			}
 		}
 	}
 }
 
-// named are the colours of a palette that a value such as var(--soft) can be: one, or that of each mood.
+// named are the colours of a palette that a value such as var(--soft) can be: one, or that of each
+// mood.
 func named(css, value string) []string {
 	name := strings.TrimSuffix(strings.TrimPrefix(value, "var(--"), ")")
 	switch name {

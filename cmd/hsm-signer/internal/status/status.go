@@ -1,13 +1,14 @@
 // Package status is the page that says how hsm-signer stands.
 //
-// Duty: answer the one who is woken at night, in one look: is it well, and if not, what to do; then the
-// token, the CA, who leads, what waits; the last decisions with their reasons; and which pods will
-// outlive their certificates.
+// Duty: answer the one who is woken at night, in one look: is it well, and if not, what to do; then
+// the token, the CA, the leader, what waits; the last decisions with their reasons; and which pods
+// will outlive their certificates.
 //
-// Contract: it only shows what it is given in a [Page]; it changes nothing and asks nobody. The page is
-// made on the server, without scripts. What requesters wrote is escaped. It is safe to open in a browser
-// that visits hostile sites: nothing may frame it, and a strict Content-Security-Policy lets nothing in.
-// Whoever serves it checks the Host header (DNS rebinding).
+// Contract: it only shows what it is given in a [Page]; it changes nothing and asks nobody. The
+// page is made on the server, without scripts. What requesters wrote is escaped. It is safe to open
+// in a browser that visits hostile sites: nothing may frame it, and a strict
+// Content-Security-Policy lets nothing in. Whoever serves it checks the Host header (DNS
+// rebinding).
 package status
 
 import (
@@ -85,7 +86,8 @@ var files embed.FS
 var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(files, "page.html"))
 
 // policyOfContent lets nothing in but the page's own style.
-const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action " +
+	"'none'; frame-ancestors 'none'"
 
 // Handler serves the page, as it is when it is asked for.
 func Handler(now func() Page) http.Handler {
@@ -93,13 +95,15 @@ func Handler(now func() Page) http.Handler {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		var text bytes.Buffer
 		if err := page.Execute(&text, view{now()}); err != nil {
-			http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
+			http.Error(w, "the page could not be made: "+err.Error(),
+				http.StatusInternalServerError)
 			return
 		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = w.Write(text.Bytes()) // who asked may have gone
 	})
-	mux.HandleFunc("GET /style.css", func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
+	mux.HandleFunc("GET /style.css",
+		func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
 	return guard(mux)
 }
 
@@ -107,8 +111,11 @@ func Handler(now func() Page) http.Handler {
 func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for name, value := range map[string]string{
-			"Content-Security-Policy": policyOfContent, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
-			"Referrer-Policy": "no-referrer", "Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+			"Content-Security-Policy": policyOfContent, "X-Content-Type-Options": "nosniff",
+			"X-Frame-Options": "DENY",
+			"Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
+			"Cross-Origin-Resource-Policy": "same-origin",
+			"Cross-Origin-Opener-Policy":   "same-origin",
 		} {
 			w.Header().Set(name, value)
 		}

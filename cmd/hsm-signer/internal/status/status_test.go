@@ -14,7 +14,8 @@ var now = time.Date(2026, 11, 26, 3, 0, 0, 0, time.UTC)
 func wellPage() Page {
 	return Page{
 		Now: now, Started: now.Add(-time.Hour), Version: "hsm-signer v1", Signers: []string{"example.com/calico"}, Mode: "true", Leads: true,
-		Parts: []Part{{Name: "API server"}, {Name: "HSM"}}, Policy: "in force abc", Issued: make([]int, 60),
+		Parts: []Part{{Name: "API server"},
+			{Name: "HSM"}}, Policy: "in force abc", Issued: make([]int, 60),
 		CA: &CA{Subject: "CN=Calico CA", NotAfter: now.Add(400 * 24 * time.Hour), SHA256: "ab12"},
 	}
 }
@@ -43,24 +44,43 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 		change func(*Page)
 		want   []string
 	}{
-		"well":     {func(*Page) {}, []string{`<body class="well">`, "All is well", "400 days left", "Nobody has asked"}},
-		"leader":   {func(p *Page) { p.Identity, p.Leader = "a_1", "a_1" }, []string{`<dd>this one<span class="why">a_1</span></dd>`}},
-		"alone":    {func(*Page) {}, []string{"<dd>this one, without an election</dd>"}},
-		"stand-by": {func(p *Page) { p.Leads, p.Identity, p.Leader = false, "a_1", "b_2" }, []string{`<body class="well">`, "another one leads", `another one; this one stands by<span class="why">b_2</span>`, "It stands by"}},
+		"well": {func(*Page) {},
+			[]string{`<body class="well">`, "All is well", "400 days left", "Nobody has asked"}},
+		"leader": {func(p *Page) { p.Identity, p.Leader = "a_1", "a_1" },
+			[]string{`<dd>this one<span class="why">a_1</span></dd>`}},
+		"alone": {func(*Page) {}, []string{"<dd>this one, without an election</dd>"}},
+		"stand-by": {func(p *Page) { p.Leads, p.Identity, p.Leader = false, "a_1", "b_2" },
+			[]string{`<body class="well">`, "another one leads",
+				`another one; this one stands by<span class="why">b_2</span>`, "It stands by"}},
 		"no leader": {func(p *Page) { p.Leads, p.Identity = false, "a_1" },
-			[]string{`<body class="well">`, "this one does not lead", "not known; this one stands by</dd>"}},
-		"one part": {func(p *Page) { p.Parts[1] = Part{Name: "HSM", Fault: "the token is gone", Do: "plug it in"} },
-			[]string{`<body class="bad">`, "Not well: HSM", "the token is gone", "plug it in", "stay pending"}},
-		"two parts": {func(p *Page) { p.Parts = []Part{{Name: "HSM", Fault: "a"}, {Name: "Journal", Fault: "b"}} }, []string{"Not well: HSM and Journal"}},
-		"hint":      {func(p *Page) { p.Hints = []string{"the CA ends"} }, []string{`<body class="look">`, "something needs you", "the CA ends"}},
+			[]string{`<body class="well">`, "this one does not lead",
+				"not known; this one stands by</dd>"}},
+		"one part": {func(p *Page) {
+			p.Parts[1] = Part{Name: "HSM", Fault: "the token is gone",
+				Do: "plug it in"}
+		},
+			[]string{`<body class="bad">`, "Not well: HSM", "the token is gone", "plug it in",
+				"stay pending"}},
+		"two parts": {func(p *Page) {
+			p.Parts = []Part{{Name: "HSM", Fault: "a"},
+				{Name: "Journal", Fault: "b"}}
+		}, []string{"Not well: HSM and Journal"}},
+		"hint": {func(p *Page) { p.Hints = []string{"the CA ends"} },
+			[]string{`<body class="look">`, "something needs you", "the CA ends"}},
 		"ending": {func(p *Page) {
-			p.Ending = []Ending{{"DaemonSet calico-system/calico-node", []string{"a", "b", "c", "d", "e"}, 0, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
+			p.Ending = []Ending{{"DaemonSet calico-system/calico-node",
+				[]string{"a", "b", "c", "d",
+					"e"}, 0, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
 		}, []string{`<body class="look">`, "in 2 days", "a, b, c and 2 more", "<code>kubectl -n calico-system rollout restart daemonset/calico-node</code>"}},
 		"ended": {func(p *Page) {
-			p.Ending = []Ending{{Workload: "w", Pods: []string{"a", "b"}, Dark: 1, First: now.Add(-3 * time.Hour)}}
+			p.Ending = []Ending{{Workload: "w", Pods: []string{"a", "b"}, Dark: 1,
+				First: now.Add(-3 * time.Hour)}}
 		}, []string{`<body class="look">`, ` class="dark">ended 3 hours ago`, `<strong class="bad">1 of 2 dark:</strong> a, b`}},
-		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil }, []string{"A shadow", "none: a shadow acts on nothing</dd>"}},
-		"chart":  {func(p *Page) { p.Issued[58], p.Issued[59] = 4, 8 }, []string{"12 in all, 8 at most", `height="96"`, `height="48"`, "<th scope=\"row\">02:59</th><td>4</td>"}},
+		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil },
+			[]string{"A shadow", "none: a shadow acts on nothing</dd>"}},
+		"chart": {func(p *Page) { p.Issued[58], p.Issued[59] = 4, 8 },
+			[]string{"12 in all, 8 at most", `height="96"`, `height="48"`,
+				"<th scope=\"row\">02:59</th><td>4</td>"}},
 	} {
 		p := wellPage()
 		c.change(&p)
@@ -76,10 +96,12 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 func TestWhatRequestersWriteIsEscaped(t *testing.T) {
 	const evil = `"><script>alert(1)</script>`
 	p := wellPage()
-	p.Decisions = []Decision{{At: now, Result: "refused", Request: evil, Requester: evil, Rule: evil, Reason: evil}}
+	p.Decisions = []Decision{{At: now, Result: "refused", Request: evil, Requester: evil,
+		Rule: evil, Reason: evil}}
 	p.Ending = []Ending{{Workload: evil, Pods: []string{evil}, First: now, Restart: evil}}
 	p.Parts = []Part{{evil, evil, evil, evil}}
-	if text := show(t, p); strings.Contains(text, "<script") || strings.Count(text, "&lt;script&gt;") < 10 {
+	if text := show(t, p); strings.Contains(text, "<script") ||
+		strings.Count(text, "&lt;script&gt;") < 10 {
 		t.Errorf("not escaped:\n%s", text)
 	}
 }
@@ -90,12 +112,14 @@ func TestHeadersLetNothingIn(t *testing.T) {
 		for name, want := range map[string]string{
 			"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
 		} {
-			if got := response.Header.Get(name); response.StatusCode != http.StatusOK || !strings.HasPrefix(got, want) {
+			if got := response.Header.Get(name); response.StatusCode != http.StatusOK ||
+				!strings.HasPrefix(got, want) {
 				t.Errorf("%s: %s: %s is %q", path, response.Status, name, got)
 			}
 		}
 	}
-	if text := show(t, wellPage()); strings.Contains(text, "<script") || strings.Contains(text, " style=") || strings.Contains(text, "http:") {
+	if text := show(t, wellPage()); strings.Contains(text, "<script") ||
+		strings.Contains(text, " style=") || strings.Contains(text, "http:") {
 		t.Errorf("the page has scripts, styles of its own or addresses elsewhere:\n%s", text)
 	}
 }

@@ -42,7 +42,8 @@ func (v view) Headline() string {
 	case len(names) == 1:
 		return "Not well: " + names[0]
 	case len(names) > 1:
-		return "Not well: " + strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+		return "Not well: " + strings.Join(names[:len(names)-1], ", ") + " and " +
+			names[len(names)-1]
 	case v.Mood() == "look":
 		return "It works, and something needs you"
 	case !v.Leads && v.Leader == "":
@@ -72,13 +73,16 @@ func (v view) Leading() string {
 func (v view) Meaning() string {
 	switch {
 	case v.Mode == "shadow":
-		return "A shadow: it decides on every request and records that, and touches neither the cluster nor a token."
+		return "A shadow: it decides on every request and records that, and touches neither the " +
+			"cluster nor a token."
 	case len(v.Faults()) > 0:
-		return "Requests stay pending and are answered by themselves when this is mended. Nothing is denied because of it."
+		return "Requests stay pending and are answered by themselves when this is fixed. " +
+			"Nothing is denied because of it."
 	case !v.Leads:
 		return "It stands by, and takes over when the one that leads ends."
 	case v.Mode == "false":
-		return "Requests that the policy grants, and that somebody has approved, get their certificates."
+		return "Requests that the policy grants, and that somebody has approved, get their " +
+			"certificates."
 	}
 	return "Requests that the policy grants are approved and get their certificates."
 }
@@ -120,7 +124,8 @@ func (v view) Bars() []bar {
 	for i, n := range v.Issued {
 		if n > 0 {
 			height := max(3, n*barHeight/v.Most())
-			bars = append(bars, bar{i*barStep + (barStep-barWidth)/2, barHeight - height, barWidth, height})
+			bars = append(bars,
+				bar{i*barStep + (barStep-barWidth)/2, barHeight - height, barWidth, height})
 		}
 	}
 	return bars

@@ -6,7 +6,7 @@ import (
 	"unicode"
 )
 
-// Escape escapes whatever could command a terminal: an error may hold what a file says that is not to be believed.
+// Escape escapes everything that could control a terminal: an error may quote untrusted text.
 func Escape(text string) string {
 	var b strings.Builder
 	for _, r := range text {
@@ -20,10 +20,10 @@ func Escape(text string) string {
 	return b.String()
 }
 
-// EscapeLine is harmless, and stays on its line.
+// EscapeLine is Escape for one line: it escapes newlines too.
 func EscapeLine(text string) string { return strings.ReplaceAll(Escape(text), "\n", `\n`) }
 
-// OneLine escapes what would change the table or the terminal.
+// OneLine escapes everything that would break a table or control the terminal.
 func OneLine(text string) string {
 	quoted := strconv.QuoteToGraphic(text)
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
@@ -34,8 +34,10 @@ var ignorable = []*unicode.RangeTable{
 	unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector,
 }
 
-// Invisible reports whether a reader cannot see the character, or takes it for an ordinary space:
-// control and format characters such as a byte order mark, and every space except U+0020.
+// Invisible reports whether a reader cannot see the character, or cannot tell it from an ordinary
+// space: control and format characters such as a byte order mark, and every space except U+0020.
 func Invisible(r rune) bool {
-	return r != ' ' && (unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Z) || unicode.In(r, ignorable...))
+	return r != ' ' &&
+		(unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Z) ||
+			unicode.In(r, ignorable...))
 }

@@ -8,8 +8,8 @@ import (
 	"unicode/utf16"
 )
 
-// PrintJSON writes the value as one line of JSON in ASCII. encoding/json leaves control characters
-// beyond ASCII as they are, and what requesters wrote must not command a terminal.
+// PrintJSON writes the value as one line of JSON in ASCII. encoding/json does not escape control
+// characters beyond ASCII, and the text of requesters must not control a terminal.
 func PrintJSON(out io.Writer, value any) error {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -19,7 +19,7 @@ func PrintJSON(out io.Writer, value any) error {
 	return err
 }
 
-// asciiJSON returns the same JSON with every other character than printable ASCII escaped.
+// asciiJSON returns the same JSON, with every character escaped except printable ASCII.
 func asciiJSON(text []byte) []byte {
 	var ascii bytes.Buffer
 	for _, r := range string(text) {

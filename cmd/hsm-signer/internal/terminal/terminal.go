@@ -1,5 +1,5 @@
-// Package terminal writes for people and for programs that read JSON: it escapes what could control a
-// terminal, and shows colours and progress only where a person can see them.
+// Package terminal writes for people and for programs that read JSON: it escapes what could control
+// a terminal, and shows colours and progress only where a person can see them.
 package terminal
 
 import (
@@ -11,29 +11,29 @@ import (
 	"golang.org/x/term"
 )
 
-// Is tells whether someone may be reading along.
+// Is reports whether w is a terminal.
 func Is(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// TakesControls tells whether control sequences may be written: to terminals that know any.
+// TakesControls reports whether w is a terminal that knows control sequences.
 func TakesControls(w io.Writer) bool { return Is(w) && os.Getenv("TERM") != "dumb" }
 
-// WantsColor tells whether text may be coloured: where control sequences may be written, unless NO_COLOR is set and not
-// empty, whatever it says (https://no-color.org).
+// WantsColor reports whether text to w may be coloured: w takes control sequences, and NO_COLOR is
+// not set, or is empty (https://no-color.org).
 func WantsColor(w io.Writer) bool { return TakesControls(w) && os.Getenv("NO_COLOR") == "" }
 
-// LocalTime is how people read a time: in their own zone, which it names by its distance from UTC.
+// LocalTime formats a time for people: in their own zone, with its offset.
 func LocalTime(t time.Time) string { return t.Local().Format(time.RFC3339) }
 
 const (
 	EraseLine  = "\r\x1b[K"
-	QuietFor   = 2 * time.Second // how long a command may take before it says how far it is
-	progressAt = time.Second     // each that often
+	QuietFor   = 2 * time.Second // how long a command may take before it shows progress
+	progressAt = time.Second     // between two updates
 )
 
-// ShowProgress does what takes a while, and tells those who may be reading along that it goes on.
+// ShowProgress calls do. If that takes a while, it shows progress on a terminal.
 func ShowProgress(w io.Writer, what string, do func()) {
 	if !TakesControls(w) {
 		do()
@@ -44,7 +44,7 @@ func ShowProgress(w io.Writer, what string, do func()) {
 	progress(w, what, ticker.C, do)
 }
 
-// progress writes a line at each tick after the first while, and erases it in the end.
+// progress writes a line at each tick after QuietFor, and erases it in the end.
 func progress(w io.Writer, what string, ticks <-chan time.Time, do func()) {
 	began := time.Now()
 	done := make(chan struct{})
@@ -69,7 +69,7 @@ func progress(w io.Writer, what string, ticks <-chan time.Time, do func()) {
 	}
 }
 
-// Plural is a number of things.
+// Plural returns a number of things.
 func Plural(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing

@@ -17,7 +17,8 @@ func TestProgressing(t *testing.T) {
 		ticks <- time.Now().Add(QuietFor + time.Second)
 	}()
 	progress(&out, "making a key", ticks, func() { <-seen })
-	if text := out.String(); strings.Count(text, "making a key … 3s") != 1 || !strings.HasSuffix(text, EraseLine) {
+	if text := out.String(); strings.Count(text, "making a key … 3s") != 1 ||
+		!strings.HasSuffix(text, EraseLine) {
 		t.Errorf("%q", text)
 	}
 	out.Reset()

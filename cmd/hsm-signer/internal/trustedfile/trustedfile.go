@@ -34,7 +34,7 @@ type Rules struct {
 	Anyone bool   // it may be anyone's, and a pipe: only its size counts
 
 	// Exposed, if not nil, makes the file a secret: it gets the error for one that others can read,
-	// and returns nil if it may be used all the same.
+	// and returns nil if it may be used anyway.
 	Exposed func(error) error
 }
 
@@ -47,7 +47,8 @@ func (r Rules) Read(path string) ([]byte, error) {
 	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, r.Limit+1))
 	if err == nil && int64(len(text)) > r.Limit { // it is a pipe, or has grown
-		err = fmt.Errorf("%s has more than %d bytes, which are the most that are read", path, r.Limit)
+		err = fmt.Errorf("%s has more than %d bytes, which are the most that are read", path,
+			r.Limit)
 	}
 	if err != nil {
 		return nil, err
@@ -84,7 +85,8 @@ func (r Rules) openOnce(path string) (*os.File, error) {
 	real := path
 	if !r.Anyone {
 		var err error
-		if real, err = walk(path, trust{user: user, path: path, groups: anyGroup}.step); err != nil {
+		if real, err = walk(path,
+			trust{user: user, path: path, groups: anyGroup}.step); err != nil {
 			return nil, err
 		}
 		flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK // a named pipe would be waited for
@@ -120,7 +122,7 @@ func (r Rules) checkOwner(path string, info fs.FileInfo, user int) error {
 	switch owner := OwnerOf(info); {
 	case owner != 0 && owner != user:
 		return fmt.Errorf("%s belongs to user %d, and whoever can write it controls %s: "+
-			"chown it to root, or to user %d, as whom this runs", path, owner, r.Stake, user)
+			"chown it to root, or to user %d, the user of this process", path, owner, r.Stake, user)
 	case perm&0o002 != 0:
 		return fmt.Errorf("%s can be written by everyone (mode %04o), and whoever can write it "+
 			"controls %s: chmod o-w it", path, perm, r.Stake)
@@ -150,7 +152,7 @@ func ResolveDir(path string, user int) (string, error) {
 	case !info.IsDir():
 		return "", fmt.Errorf("%s is not a directory", path)
 	case owner != 0 && owner != user:
-		return "", fmt.Errorf("%s belongs to user %d: chown it to user %d, as whom this runs, "+
+		return "", fmt.Errorf("%s belongs to user %d: chown it to user %d, the user of this process, "+
 			"or name another directory", path, owner, user)
 	}
 	return real, nil
@@ -182,7 +184,7 @@ func (t trust) step(dir, name string, entry fs.FileInfo) error {
 	switch {
 	case owner != 0 && owner != t.user:
 		return fmt.Errorf("%s can be replaced by user %d, who owns the directory %s: "+
-			"chown that to root, or to user %d, as whom this runs", t.path, owner, dir, t.user)
+			"chown that to root, or to user %d, the user of this process", t.path, owner, dir, t.user)
 	case !byAll && !byGroup || readOnly(dir):
 		return nil
 	case info.Mode()&fs.ModeSticky != 0:

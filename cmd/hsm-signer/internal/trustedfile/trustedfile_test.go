@@ -20,7 +20,8 @@ func must(t *testing.T, err error) {
 // requireError requires an error with this text; without a text, none.
 func requireError(t *testing.T, err error, want string) {
 	t.Helper()
-	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+	if want == "" && err != nil || want != "" &&
+		(err == nil || !strings.Contains(err.Error(), want)) {
 		t.Errorf("%v; want %q", err, want)
 	}
 }
@@ -61,24 +62,30 @@ func TestWhoCanReplaceAFile(t *testing.T) {
 		mode     fs.FileMode // of the directory "open"; 0: 0700
 		want     string
 	}{
-		"as it should be":           {path: "kept/file"},
-		"in a directory of all":     {path: "open/file", mode: 0o777, want: all},
-		"below a directory of all":  {path: "open/inner/file", mode: 0o777, want: all},
-		"in a sticky directory":     {path: "open/file", mode: 0o777 | fs.ModeSticky},
-		"below a sticky directory":  {path: "open/inner/file", mode: 0o777 | fs.ModeSticky},
-		"through a link":            {path: "kept/l", link: "kept/l", to: "../kept/file"},
-		"through an absolute link":  {path: "kept/l", link: "kept/l", to: "DIR/open/file", mode: 0o777, want: all},
-		"link to a directory":       {path: "kept/l/file", link: "kept/l", to: "../open/inner", mode: 0o777, want: all},
-		"a link that lies open":     {path: "open/l", link: "open/l", to: "../kept/file", mode: 0o777, want: all},
-		"a link to itself":          {path: "kept/l", link: "kept/l", to: "l", want: "more than 40 symbolic links"},
-		"a step back out of a link": {path: "kept/l/../file", link: "kept/l", to: "../open/inner", mode: 0o777, want: all},
-		"nothing there":             {path: "kept/none", want: "no such file"},
-		"a directory":               {path: "kept/inner", want: "is not a regular file"},
+		"as it should be":          {path: "kept/file"},
+		"in a directory of all":    {path: "open/file", mode: 0o777, want: all},
+		"below a directory of all": {path: "open/inner/file", mode: 0o777, want: all},
+		"in a sticky directory":    {path: "open/file", mode: 0o777 | fs.ModeSticky},
+		"below a sticky directory": {path: "open/inner/file", mode: 0o777 | fs.ModeSticky},
+		"through a link":           {path: "kept/l", link: "kept/l", to: "../kept/file"},
+		"through an absolute link": {path: "kept/l", link: "kept/l", to: "DIR/open/file",
+			mode: 0o777, want: all},
+		"link to a directory": {path: "kept/l/file", link: "kept/l", to: "../open/inner",
+			mode: 0o777, want: all},
+		"a link that lies open": {path: "open/l", link: "open/l", to: "../kept/file",
+			mode: 0o777, want: all},
+		"a link to itself": {path: "kept/l", link: "kept/l", to: "l",
+			want: "more than 40 symbolic links"},
+		"a step back out of a link": {path: "kept/l/../file", link: "kept/l", to: "../open/inner",
+			mode: 0o777, want: all},
+		"nothing there": {path: "kept/none", want: "no such file"},
+		"a directory":   {path: "kept/inner", want: "is not a regular file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := tree(t)
 			if c.link != "" {
-				must(t, os.Symlink(strings.Replace(c.to, "DIR", dir, 1), filepath.Join(dir, c.link)))
+				must(t, os.Symlink(strings.Replace(c.to, "DIR", dir, 1),
+					filepath.Join(dir, c.link)))
 			}
 			if c.mode != 0 {
 				must(t, os.Chmod(filepath.Join(dir, "open"), c.mode))
@@ -108,7 +115,8 @@ func TestRelativePaths(t *testing.T) {
 
 func TestModesOfAFile(t *testing.T) {
 	exposed := errors.New("exposed")
-	secret := Rules{Limit: 64, Stake: "x", Exposed: func(err error) error { return errors.Join(exposed, err) }}
+	secret := Rules{Limit: 64, Stake: "x",
+		Exposed: func(err error) error { return errors.Join(exposed, err) }}
 	path := filepath.Join(tree(t), "kept", "file")
 	for _, c := range []struct {
 		mode           fs.FileMode
@@ -146,7 +154,8 @@ func TestWhatIsNoFile(t *testing.T) {
 func TestPipeOfAnyone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	must(t, syscall.Mkfifo(path, 0o600))
-	for text, words := range map[string]string{"rules: []\n": "", strings.Repeat("x", 65): "more than 64 bytes"} {
+	for text, words := range map[string]string{"rules: []\n": "",
+		strings.Repeat("x", 65): "more than 64 bytes"} {
 		written := make(chan error)
 		go func() { written <- os.WriteFile(path, []byte(text), 0) }() // waits for the reader
 		got, err := Rules{Limit: 64, Anyone: true}.Read(path)
@@ -189,11 +198,13 @@ func TestResolveDir(t *testing.T) {
 	dir, user := tree(t), os.Geteuid()
 	real, err := filepath.EvalSymlinks(dir)
 	must(t, err)
-	must(t, os.Symlink("kept/inner", filepath.Join(dir, "state"))) // as systemd's DynamicUser makes it
+	// as systemd's DynamicUser makes it
+	must(t, os.Symlink("kept/inner", filepath.Join(dir, "state")))
 	for path, want := range map[string]string{
 		"kept": "kept", "state": "kept/inner", "state/none/deep": "kept/inner/none/deep", "none": "none",
 	} {
-		if got, err := ResolveDir(filepath.Join(dir, path), user); err != nil || got != filepath.Join(real, want) {
+		if got, err := ResolveDir(filepath.Join(dir, path), user); err != nil ||
+			got != filepath.Join(real, want) {
 			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
 		}
 	}
@@ -213,7 +224,8 @@ func TestResolveDir(t *testing.T) {
 		must(t, os.Chown(filepath.Join(dir, "kept"), 0, stranger))
 		_, err = ResolveDir(filepath.Join(dir, "state"), user)
 		requireError(t, err, "can be replaced by the group 4711")
-		requireError(t, rules.Check(filepath.Join(dir, "kept", "file")), "") // a file may be its group's
+		// a file may be its group's
+		requireError(t, rules.Check(filepath.Join(dir, "kept", "file")), "")
 		must(t, os.Chmod(filepath.Join(dir, "kept"), 0o700))
 		give(t, filepath.Join(dir, "kept", "inner"))
 		_, err = ResolveDir(filepath.Join(dir, "state"), user)

@@ -20,7 +20,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// A policyReport is what is wrong with one policy file, and one line of the output in JSON.
+// A policyReport is the result for one policy file, and one line of the JSON output.
 type policyReport struct {
 	File     string    `json:"file"`
 	Verdict  string    `json:"verdict"` // valid or invalid
@@ -48,16 +48,17 @@ func NewCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "validate FILE…",
 		Short: "Check policy files, offline",
-		Long: `Lists every mistake in a policy with its line, and the warnings that "check" gives. It needs
-neither a cluster nor a token, so it fits a CI. Who owns the file is not checked here: "run"
-and "check" do that.
+		Long: `Lists every mistake in a policy with its line, and the warnings that "check" gives.
+It needs neither a cluster nor a token, so it fits a CI. It does not check who owns the file:
+"run" and "check" do that.
 
 Output: text, or json, one line for each file:
 {"file","verdict","rules","mistakes":[{"line","message"}],"warnings":[{"message"}]} with the
-verdict "valid" or "invalid". Exit code 0 when all are valid, whatever the warnings; 2 when
-any is not; 1 when a file cannot be read.
+verdict "valid" or "invalid". Exit code 0 if all are valid, whatever the warnings; 2 if any is
+not; 1 if a file cannot be read.
 
-With CA_CERT_FILE a rule of which the CA can issue nothing is a mistake too; without it, a note on
+With CA_CERT_FILE a rule is a mistake too if the CA can issue nothing that it grants. Without it a
+note on
 standard error says that the CA's constraints were not checked.`,
 		Example: `  hsm-signer policy validate mine.yaml
   hsm-signer policy validate mine.yaml --output json | jq -r '.warnings[].message'
@@ -77,12 +78,14 @@ standard error says that the CA's constraints were not checked.`,
 		},
 	}
 	config.AddFlags(command, settings)
-	command.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one line for each file")
+	command.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one line for "+
+		"each file")
 	return command
 }
 
-// validateAll goes on after a file that cannot be read.
-func validateAll(c *config.Config, files []string, ca *issuer.CA, output string, out io.Writer) error {
+// validateAll continues after a file that cannot be read.
+func validateAll(c *config.Config, files []string, ca *issuer.CA, output string,
+	out io.Writer) error {
 	var faults []error
 	invalid := false
 	for _, file := range files {
@@ -108,8 +111,10 @@ func validateAll(c *config.Config, files []string, ca *issuer.CA, output string,
 }
 
 func validate(c *config.Config, text []byte, ca *issuer.CA) policyReport {
-	v := policyReport{File: c.PolicyFile, Verdict: "valid", Rules: []string{}, Mistakes: []finding{}, Warnings: []finding{}}
-	p, err := policy.Parse(text, policy.Options{ClusterDomain: c.ClusterDomain, MaxLifetime: c.Lifetime})
+	v := policyReport{File: c.PolicyFile, Verdict: "valid", Rules: []string{},
+		Mistakes: []finding{}, Warnings: []finding{}}
+	p, err := policy.Parse(text,
+		policy.Options{ClusterDomain: c.ClusterDomain, MaxLifetime: c.Lifetime})
 	if err != nil {
 		v.Verdict, v.Mistakes = "invalid", mistakesIn(err)
 		return v
@@ -126,7 +131,7 @@ func validate(c *config.Config, text []byte, ca *issuer.CA) policyReport {
 	return v
 }
 
-// lineOfMistake is how a mistake names its line.
+// lineOfMistake matches the line in a mistake.
 var lineOfMistake = regexp.MustCompile(`^(.*?)(?:yaml: )?line ([0-9]+): `)
 
 // mistakesIn returns each mistake of a policy that could not be parsed.
@@ -163,7 +168,8 @@ func (v policyReport) print(output string, out io.Writer) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s: %s, ", v.File, v.Verdict)
 	if v.Verdict == "valid" {
-		fmt.Fprintf(&text, "%s, %s\n", terminal.Plural(len(v.Rules), "rule"), terminal.Plural(len(v.Warnings), "warning"))
+		fmt.Fprintf(&text, "%s, %s\n", terminal.Plural(len(v.Rules), "rule"),
+			terminal.Plural(len(v.Warnings), "warning"))
 	} else {
 		fmt.Fprintf(&text, "%s\n", terminal.Plural(len(v.Mistakes), "mistake"))
 	}

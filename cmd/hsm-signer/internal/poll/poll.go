@@ -1,0 +1,51 @@
+// Package poll has what the loops of a process share: they call a function at intervals, keep its
+// latest result, and log an error only when it changes.
+package poll
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Every calls f at once and then at each interval, until the context ends. It returns nil.
+func Every(ctx context.Context, interval time.Duration, f func(context.Context)) error {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		f(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// A Latest keeps the latest result of a loop. The zero value keeps a zero result. It is safe for
+// concurrent use.
+type Latest[T any] struct {
+	mu    sync.Mutex
+	value T
+}
+
+// Load returns the latest result.
+func (l *Latest[T]) Load() T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.value
+}
+
+// Swap keeps a result, and returns the one before.
+func (l *Latest[T]) Swap(value T) (before T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, l.value = l.value, value
+	return before
+}
+
+// IsNews reports whether err is an error, and not the one from before, so that it is worth a line
+// of the log.
+func IsNews(err, before error) bool {
+	return err != nil && (before == nil || before.Error() != err.Error())
+}
