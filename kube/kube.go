@@ -522,7 +522,7 @@ func (c *Controller) retry(
 		c.queue.Forget(item)
 		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
 	case errors.Is(err, lease.ErrNotLeading):
-		c.Logger.Warn("the lease was lost during a sync; another controller goes on",
+		c.Logger.Warn("the lease was lost during a sync; another controller continues",
 			"request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)
 	default:

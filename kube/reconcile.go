@@ -47,7 +47,7 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 			continue // it may be there, and nobody watches it
 		}
 		if err := c.resolve(ctx, begun, all[types.UID(begun.UID)]); err != nil {
-			c.Logger.Error("the journal could not record what became of a request",
+			c.Logger.Error("the journal could not record the outcome of a request",
 				"request", begun.Name, "uid", begun.UID, "error", err)
 		}
 	}

@@ -28,7 +28,7 @@ func TestStopWaitsForAWhile(t *testing.T) {
 		c, add := withStore(t, &remembering{}, func() bool { return true })
 		defer c.events.broadcaster.Shutdown()
 		c.requests.Load().Client = hanging{}
-		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read anew
+		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read again
 		c.queue.Add(key{"u", "u"})
 		ctx, cancel := context.WithCancel(t.Context())
 		began := time.Now()
