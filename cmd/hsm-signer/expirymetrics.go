@@ -9,25 +9,30 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 )
 
-// expiryCollector makes metrics of the last report, all at once.
+// expiryCollector makes metrics of the latest report.
 type expiryCollector struct{ report func() expiry.Report }
 
 var (
 	descValid = prometheus.NewDesc("hsm_signer_certificates_valid",
-		"Certificates in the journal that are valid and end within so many days (+Inf: all that are valid), whoever has them.", []string{"within_days"}, nil)
+		"Valid certificates in the journal that expire within so many days (+Inf: all valid ones).",
+		[]string{"within_days"}, nil)
 	descEndingPods = prometheus.NewDesc("hsm_signer_expiring_pods",
-		"Live pods whose newest certificate ends within 30 days, or is in the last third of its lifetime when that is shorter. Nothing renews it: restart them.", nil, nil)
+		"Live pods whose newest certificate expires within 30 days, or in the last third of a "+
+			"shorter lifetime. Nothing renews it: restart them.", nil, nil)
 	descEndedPods = prometheus.NewDesc("hsm_signer_expired_pods",
-		"Live pods whose newest certificate has ended, in the last 30 days: they are, or go, dark. Restart them.", nil, nil)
+		"Live pods whose newest certificate expired in the last 30 days, so that their "+
+			"connections fail: restart them.", nil, nil)
 	descLooked = prometheus.NewDesc("hsm_signer_expiry_scan_timestamp_seconds",
-		"When the journal was last read for certificates that end; 0: not yet.", nil, nil)
+		"When the journal was last read for expiring certificates; 0: never.", nil, nil)
 	descBlind = prometheus.NewDesc("hsm_signer_expiry_unknown",
-		"1 while it is not known which pods will outlive their certificates, since the journal or the pods cannot be read; else 0.", nil, nil)
+		"1 while it is not known which pods will outlive their certificates, because the "+
+			"journal or the pods cannot be read; else 0.", nil, nil)
 )
 
 // Describe is [prometheus.Collector]'s.
 func (e expiryCollector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descValid, descEndingPods, descEndedPods, descLooked, descBlind} {
+	for _, d := range []*prometheus.Desc{descValid, descEndingPods, descEndedPods, descLooked,
+		descBlind} {
 		to <- d
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -20,7 +19,7 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// health knows whether the process can do its work, and says so over HTTP.
+// health knows whether the process can do its work, and reports it over HTTP.
 type health struct {
 	requests   func() error
 	permits    func() error
@@ -29,29 +28,32 @@ type health struct {
 	metrics    http.Handler
 	supervisor *notifier
 	logger     hclog.Logger
-	// What only those who sign have; nil in a shadow.
+	// Only for a process that signs; nil in a shadow.
 	token     func(context.Context) error
 	ca        func() *issuer.CA
-	caFile    func() string // what is wrong with it; empty: nothing
+	caFile    func() string // what is wrong with it; empty if nothing is
 	journal   func() error
-	suspicion func() error    // what a witness makes one suspect of the journal
-	standby   bool            // another process may have the journal: it leads, and this one stands by
-	again     <-chan struct{} // closed when it is worth while to look at the token again, at once
-	restarted bool            // by its supervisor, whatever the exit code
+	suspicion func() error // what a witness makes suspect about the journal
+	// another process may lead and have the journal open, and this one stands by
+	standby   bool
+	again     <-chan struct{} // closed when the token should be checked again at once
+	restarted bool            // its supervisor restarts it, whatever the exit code
 
 	mu      sync.Mutex
-	waiting error     // why the token is not ready; errNotLooked until it was looked at
-	began   time.Time // when the look began that has not ended yet; zero when there is none
-	crowded time.Time // since when the journal has too many unfinished requests; zero: it has not
+	waiting error     // why the token is not ready; errNotLooked before the first check
+	began   time.Time // when the check started that has not ended yet; zero if there is none
+	crowded time.Time // since when the journal has too many unfinished requests; zero if it has not
 }
 
 func newHealth(policy func() string, metrics http.Handler, logger hclog.Logger) *health {
-	return &health{policy: policy, metrics: metrics, supervisor: newNotifier(logger), logger: logger, waiting: errNotLooked}
+	return &health{policy: policy, metrics: metrics, supervisor: newNotifier(logger),
+		logger: logger, waiting: errNotLooked}
 }
 
-// watchSigning has token, CA and journal looked at.
+// watchSigning includes token, CA and journal.
 func (h *health) watchSigning(p *parts, file *caReloader, standby, restarted bool) {
-	h.token, h.again = h.tellOnce(p.key.Healthy, p.toldKeys()), p.journal.Opened() // from when it is open test signatures may be made
+	// from when it is open test signatures may be made
+	h.token, h.again = h.tellOnce(p.key.Healthy, p.toldKeys()), p.journal.Opened()
 	h.ca, h.caFile = p.issuer.CA, file.state
 	h.journal, h.standby = p.journal.State, standby
 	h.restarted, h.suspicion = restarted, p.witness.suspicion
@@ -68,14 +70,16 @@ type toldKey struct {
 func (p *parts) toldKeys() []*toldKey {
 	keys := []*toldKey{{name: "the CA's key", attributes: p.key.Attributes}}
 	if p.checkpoints != nil {
-		keys = append(keys, &toldKey{name: "the checkpoint key", attributes: p.checkpoints.key.Attributes})
+		keys = append(keys,
+			&toldKey{name: "the checkpoint key", attributes: p.checkpoints.key.Attributes})
 	}
 	return keys
 }
 
-// tellOnce returns a function that looks at the token, and logs the attributes of each key as soon as the
-// token gives them.
-func (h *health) tellOnce(look func(context.Context) error, keys []*toldKey) func(context.Context) error {
+// tellOnce returns a function that checks the token, and logs the attributes of each key as soon as
+// they are known.
+func (h *health) tellOnce(look func(context.Context) error,
+	keys []*toldKey) func(context.Context) error {
 	return func(ctx context.Context) error {
 		err := look(ctx)
 		for _, key := range keys {
@@ -88,26 +92,28 @@ func (h *health) tellOnce(look func(context.Context) error, keys []*toldKey) fun
 	}
 }
 
-// tellOf logs which of the key's attributes are not as they should be. It reports whether they are known.
+// tellOf logs wrong attributes of the key. It reports whether they are known.
 func (h *health) tellOf(name string, attributes hsm.KeyAttributes, err error) (told bool) {
 	switch {
 	case err != nil:
 	case !attributes.Holds():
-		h.logger.Error(strings.ToUpper(name)+" CAN LEAVE ITS TOKEN, and is used all the same", "attributes", attributes.String())
+		h.logger.Error(strings.ToUpper(name)+" CAN LEAVE ITS TOKEN, and is used anyway",
+			"attributes", attributes.String())
 	case attributes.Doubtful():
-		h.logger.Warn("an attribute of "+name+" is not as it should be, which alone is no reason not to use it", "attributes", attributes.String())
+		h.logger.Warn("an attribute of "+name+" has an unexpected value, which alone is no "+
+			"reason not to use the key", "attributes", attributes.String())
 	}
 	return err == nil
 }
 
 var errNotLooked = errors.New("not looked at yet")
 
-// healthInterval is the time between two looks at the token.
+// healthInterval is the time between two checks of the token.
 const healthInterval = 2 * time.Second
 
-// watch looks at the token now and then, so that it is found again also when nobody
-// asks for a certificate. It returns when only a human can help: the PIN is refused, or
-// the first token to be there holds a wrong key.
+// watch checks the token periodically, so that it is found again even if nobody requests a
+// certificate. It returns an error if only a person can help: the PIN is rejected, or the first
+// token holds a wrong key.
 func (h *health) watch(ctx context.Context) error {
 	if h.token == nil {
 		<-ctx.Done()
@@ -137,11 +143,12 @@ func (h *health) watch(ctx context.Context) error {
 	}
 }
 
-// ends tells whether the process must end: only a human can help, or another process. In a pod,
-// which would be started again and again, a refused PIN leaves it running, not ready; the PIN is not
-// tried again until its file holds another.
+// ends reports whether the process must end: only a person can help, or another process. A pod
+// would be restarted again and again, so there a rejected PIN leaves the process running, not
+// ready. The PIN is not tried again until its file has another.
 func (h *health) ends(err error, neverReady bool) bool {
-	return errors.Is(err, hsm.ErrPIN) && !h.restarted || errors.Is(err, hsm.ErrKey) && neverReady || errors.Is(err, hsm.ErrHung)
+	return errors.Is(err, hsm.ErrPIN) && !h.restarted || errors.Is(err, hsm.ErrKey) && neverReady ||
+		errors.Is(err, hsm.ErrHung)
 }
 
 func (h *health) begin() {
@@ -150,7 +157,7 @@ func (h *health) begin() {
 	h.began = time.Now()
 }
 
-// note keeps how the token stands, and logs each change.
+// note keeps the state of the token, and logs each change.
 func (h *health) note(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -158,42 +165,42 @@ func (h *health) note(err error) {
 	case err == nil && h.waiting != nil:
 		h.logger.Info("the token is ready: it signs with the CA's key")
 	case warm(err) && (h.waiting == nil || h.waiting.Error() != err.Error()):
-		h.logger.Info("the token is at hand", "but", err)
+		h.logger.Info("token connected; no test signature yet", "why", err)
 	case err != nil && (h.waiting == nil || h.waiting.Error() != err.Error()):
 		h.logger.Error("the token is not ready; requests stay pending", "error", err)
 	}
 	h.waiting, h.began = err, time.Time{}
 }
 
-// warm tells whether the token is at hand, although it was not seen to sign: it is the journal that is not ready.
+// warm reports whether the token is connected but was not seen to sign, because the journal is not
+// ready.
 func warm(err error) bool { return errors.Is(err, hsm.ErrUnproven) }
 
-// patience is how long a look may take before the token counts as not ready.
+// patience is how long a check may take before the token counts as not ready.
 const patience = 15 * time.Second
 
-// noted is how the token stood when it was last looked at, or that it does not answer.
+// noted returns the result of the last check of the token, or that it does not respond.
 func (h *health) noted() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.began.IsZero() && time.Since(h.began) > patience {
-		return fmt.Errorf("the token has not answered since %s: its module hangs", h.began.Format(time.RFC3339))
+		return fmt.Errorf("the token has not answered since %s: its module hangs",
+			h.began.Format(time.RFC3339))
 	}
 	return h.waiting
 }
 
-// endpoint serves /livez, /readyz and /metrics; the supervisor is told when it does. Only a request
-// for /metrics waits for others.
-func (h *health) endpoint(opened net.Listener, hosts listener.Hosts) endpoint {
+// handler serves /livez, /readyz and /metrics. Only a request for /metrics waits for others.
+func (h *health) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /livez",
+		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", h.readyz)
 	mux.Handle("GET /metrics", listener.DefaultInFlight.Guard(h.metrics))
-	return endpoint{
-		"LISTEN_ADDRESS", opened, hosts, mux, "listening", func() { h.supervisor.tell("READY=1") },
-	}
+	return mux
 }
 
-// journalPart says how the journal stands.
+// journalPart returns the state of the journal.
 func (h *health) journalPart() part {
 	err := h.journal()
 	if h.standby && errors.Is(err, journal.ErrLocked) {
@@ -202,7 +209,8 @@ func (h *health) journalPart() part {
 	const runbook = " (docs/runbook.md: HSMSignerJournalRolledBack)"
 	p := part{name: "journal", err: err}
 	if errors.Is(err, journal.ErrRolledBack) {
-		p.err = fmt.Errorf("%w; nothing is signed: find out why, then run \"hsm-signer audit accept-rollback\"%s", err, runbook)
+		p.err = fmt.Errorf("%w; nothing is signed: find out why, then run \"hsm-signer audit "+
+			"accept-rollback\"%s", err, runbook)
 	}
 	if h.suspicion != nil && err == nil {
 		if suspected := h.suspicion(); suspected != nil {
@@ -212,13 +220,14 @@ func (h *health) journalPart() part {
 	return p
 }
 
-// fit answers nil while requests could be served, as far as token, CA and journal go.
+// fit returns nil while token, CA and journal can serve requests.
 func (h *health) fit() error {
 	now := time.Now()
 	return errors.Join(h.tokenPart().err, h.ca().ValidAt(now), h.journalFit(now))
 }
 
-// letOthersLead is how long a controller with too many unfinished requests leaves the lease to another.
+// letOthersLead is how long a controller with too many unfinished requests leaves the lease to
+// another.
 const letOthersLead = time.Minute
 
 // journalFit returns nil if the journal can serve. With too many unfinished requests, and no other
@@ -242,19 +251,20 @@ func (h *health) journalFit(now time.Time) error {
 }
 
 func onlyUnfinished(err error) bool {
-	faults := []error{journal.ErrBroken, journal.ErrDamaged, journal.ErrFull, journal.ErrSlow, journal.ErrClosed}
+	faults := []error{journal.ErrBroken, journal.ErrDamaged, journal.ErrFull, journal.ErrSlow,
+		journal.ErrClosed}
 	return errors.Is(err, journal.ErrTooManyUnfinished) &&
 		!slices.ContainsFunc(faults, func(fault error) bool { return errors.Is(err, fault) })
 }
 
-// A part is one of the things that must be well.
+// A part is one of the things that must be ready.
 type part struct {
 	name string
-	err  error  // why it is not
-	note string // what there is to say of it all the same
+	err  error  // why it is not ready
+	note string // what is worth knowing although it is
 }
 
-// tokenPart says how the token stands.
+// tokenPart returns the state of the token.
 func (h *health) tokenPart() part {
 	if err := h.noted(); !warm(err) {
 		return part{name: "token", err: err}
@@ -266,16 +276,18 @@ func (h *health) tokenPart() part {
 func (h *health) parts() []part {
 	parts := []part{{name: "requests", err: h.requests()}, {name: "permissions", err: h.permits()}}
 	if h.token != nil {
-		parts = append(parts, h.tokenPart(), part{name: "ca", err: h.ca().ValidAt(time.Now()), note: h.caFile()}, h.journalPart())
+		parts = append(parts, h.tokenPart(),
+			part{name: "ca", err: h.ca().ValidAt(time.Now()), note: h.caFile()}, h.journalPart())
 	}
 	return parts
 }
 
-// readiness shows at each scrape which part is well.
+// readiness shows at each scrape which part is ready.
 type readiness struct{ health *health }
 
 var partReady = prometheus.NewDesc("hsm_signer_ready",
-	"1 while this part is well, as /readyz says: requests (they are watched), permissions, token, ca (within its dates), journal; else 0.", []string{"part"}, nil)
+	"1 while this part of /readyz is ok: requests (they are watched), permissions, token, ca "+
+		"(within its dates), journal; else 0.", []string{"part"}, nil)
 
 // Describe is [prometheus.Collector]'s.
 func (r readiness) Describe(all chan<- *prometheus.Desc) { all <- partReady }
@@ -283,12 +295,13 @@ func (r readiness) Describe(all chan<- *prometheus.Desc) { all <- partReady }
 // Collect is [prometheus.Collector]'s.
 func (r readiness) Collect(all chan<- prometheus.Metric) {
 	for _, p := range r.health.parts() {
-		all <- prometheus.MustNewConstMetric(partReady, prometheus.GaugeValue, number(p.err == nil), p.name)
+		all <- prometheus.MustNewConstMetric(partReady, prometheus.GaugeValue, number(p.err == nil),
+			p.name)
 	}
 }
 
-// readyz says part by part what is ready and why not. It looks at what is known,
-// so that who asks costs nothing.
+// readyz reports each part, and why it is not ready. It only reads what is known, so a request
+// costs nothing.
 func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 	parts := h.parts()
 	if slices.ContainsFunc(parts, func(p part) bool { return p.err != nil }) {

@@ -20,6 +20,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/check"
 	"hsm-signer/cmd/hsm-signer/internal/cli"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/heal"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 )
 
@@ -47,7 +48,7 @@ Exit codes: 0 done; 1 fault; 2 refused, or a check failed; 3 PIN refused or
 locked: do not start again before it is corrected; 4 configuration.`),
 	}
 	root.AddCommand(newRunCommand(), check.NewCommand(), ceremony.NewCommand(), newPolicyCommand(),
-		audit.NewCommand(), newHealCommand(), newVersionCommand())
+		audit.NewCommand(), heal.NewCommand(), newVersionCommand())
 	addVersionFlag(root)
 	return root
 }

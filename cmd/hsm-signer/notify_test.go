@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,8 +14,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-
-	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
 
 // supervise listens as a supervisor does, at an address of the file system or an abstract one.
@@ -57,6 +54,9 @@ func TestSupervisorIsTold(t *testing.T) {
 			ended := make(chan error)
 			go func() { ended <- h.report(ctx) }()
 
+			if message := next(); message != "READY=1" {
+				t.Errorf("the supervisor was told %q first", message)
+			}
 			until := func(want string) {
 				t.Helper()
 				for message := next(); message != want; message = next() {
@@ -76,24 +76,6 @@ func TestSupervisorIsTold(t *testing.T) {
 				t.Error(err)
 			}
 		})
-	}
-}
-
-// The supervisor is told when the process serves.
-func TestSupervisorHearsOfReadiness(t *testing.T) {
-	next := supervise(t, filepath.Join(t.TempDir(), "notify"))
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	h := newTestHealth(t)
-	h.metrics = http.NotFoundHandler()
-	ended := make(chan error)
-	go func() { ended <- h.endpoint(listenOn(t, "127.0.0.1:0"), listener.Hosts{}).serve(ctx, h.logger) }()
-	if message := next(); message != "READY=1" {
-		t.Errorf("the supervisor was told %q", message)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
 	}
 }
 

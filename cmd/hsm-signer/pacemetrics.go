@@ -9,17 +9,18 @@ import (
 	"hsm-signer/kube/pace"
 )
 
-// paceCollector makes metrics of how fast answers are written.
+// paceCollector makes metrics of the pace of answers.
 type paceCollector struct{ state func() pace.State }
 
 var (
 	descAnswerRate = prometheus.NewDesc("hsm_signer_answer_rate",
-		"Answers a second that hsm-signer allows itself, and why; +Inf: no limit. See ANSWER_RATE.",
+		"The limit of answers a second, and the reason; +Inf: no limit. See ANSWER_RATE.",
 		[]string{"reason"}, nil)
 	descAnswersHeld = prometheus.NewDesc("hsm_signer_answers_held",
-		"Requests whose answers are held back so that clients keep their watches.", nil, nil)
+		"Requests whose answers are delayed so that clients keep their watches.", nil, nil)
 	descClients = prometheus.NewDesc("hsm_signer_clients_watching",
-		"Clients that watch for a certificate, as far as is known: pods with an init container that has not ended.", nil, nil)
+		"Clients that are known to watch for a certificate: pods with an init container that "+
+			"has not ended.", nil, nil)
 )
 
 // Describe is [prometheus.Collector]'s.
@@ -40,7 +41,7 @@ func (p paceCollector) Collect(to chan<- prometheus.Metric) {
 	gauge(descClients, float64(s.Clients))
 }
 
-// paceInWords says for the status page how fast answers are written.
+// paceInWords describes the pace of answers for the status page.
 func paceInWords(s pace.State) string {
 	rate := "at once"
 	switch {

@@ -11,7 +11,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// A policyReloader puts a changed policy file in force.
+// A policyReloader applies a changed policy file.
 type policyReloader struct {
 	watchedFile[*policy.Policy]
 	config  *config.Config
@@ -21,7 +21,8 @@ type policyReloader struct {
 	changed func() // another policy is in force
 }
 
-func newPolicyReloader(c *config.Config, current *policy.Current, ca func() *issuer.CA, m *metrics, logger hclog.Logger) *policyReloader {
+func newPolicyReloader(c *config.Config, current *policy.Current, ca func() *issuer.CA, m *metrics,
+	logger hclog.Logger) *policyReloader {
 	r := &policyReloader{config: c, current: current, ca: ca, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
 		path: c.PolicyFile, read: c.ReadPolicySources, parse: c.ParsePolicySources, take: r.enforce,
@@ -31,9 +32,11 @@ func newPolicyReloader(c *config.Config, current *policy.Current, ca func() *iss
 	return r
 }
 
-// watch looks at the files until the context ends. A built-in policy without blocked keys does not change.
+// watch checks the files until the context ends. A built-in policy without blocked keys does not
+// change.
 func (r *policyReloader) watch(ctx context.Context) error {
-	if _, builtIn := policy.BuiltIn(r.config.PolicyFile); builtIn && r.config.BlockedKeysFile == "" {
+	if _, builtIn := policy.BuiltIn(r.config.PolicyFile); builtIn &&
+		r.config.BlockedKeysFile == "" {
 		<-ctx.Done()
 		return nil
 	}
@@ -48,7 +51,8 @@ func (r *policyReloader) enforce(fresh *policy.Policy) error {
 			return err
 		}
 		r.logger.Warn("the policy has changed and is in force", "file", r.path,
-			"before", r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules(), "blockedKeys", fresh.BlockedKeys().Len())
+			"before",
+			r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules(), "blockedKeys", fresh.BlockedKeys().Len())
 		r.current.Replace(fresh)
 		r.metrics.policyInForce(fresh)
 		logWarnings(r.logger, warnings)
@@ -57,15 +61,15 @@ func (r *policyReloader) enforce(fresh *policy.Policy) error {
 	return nil
 }
 
-// logWarnings logs rules that are very wide, and combinations that can never be issued.
+// logWarnings logs very wide rules, and combinations that can never be issued.
 func logWarnings(logger hclog.Logger, warnings []string) {
 	for _, warning := range warnings {
 		logger.Warn("the policy is wide", "warning", warning)
 	}
 }
 
-// state says which policy is in force, and what is wrong with the file if
-// anything is. It does not keep the service from being ready.
+// state returns which policy is in force, and what is wrong with the file, if anything. A wrong
+// file does not make the service unready.
 func (r *policyReloader) state() string {
 	text := fmt.Sprintf("in force %.12s", r.current.Policy().Hash())
 	if err := r.refusal(); err != nil {
@@ -74,8 +78,8 @@ func (r *policyReloader) state() string {
 	return text
 }
 
-// currentCA returns what returns the CA that certificates are issued under now, or would be. The parts
-// are nil in a shadow.
+// currentCA returns what returns the CA that certificates are issued under now, or would be. The
+// parts are nil in a shadow.
 func currentCA(s *config.Service, p *parts) func() *issuer.CA {
 	if p != nil {
 		return p.issuer.CA

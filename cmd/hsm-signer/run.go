@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -17,6 +16,8 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
+	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/serve"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/hsm"
@@ -60,11 +61,11 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 		logger.Warn("a file is accepted that should not be", "warning", text)
 	}
 	logger.Info("starting", "version", buildinfo.Version(), "signers", c.SignerNames, "policy", c.PolicyFile, "policyHash", s.Policy.Hash(), "approve", c.Mode)
-	open, err := listen(ctx, c)
+	open, err := serve.Listen(ctx, c)
 	if err != nil {
 		return err
 	}
-	defer open.close()
+	defer open.Close()
 	var p *parts
 	if c.Mode != kube.Shadow {
 		if p, err = newParts(s, counts, logger.Named("journal")); err != nil {
@@ -132,7 +133,7 @@ func run(ctx context.Context, s *config.Service, counts *metrics, logger hclog.L
 		ca.warn = controller.Warn
 	}
 	background = append(background, controller.Run, reload.watch, health.watch, health.report)
-	return runAll(ctx, append(background, endpoints(c, open, health, page, logger.Named("http"))...)...)
+	return poll.All(ctx, append(background, endpoints(c, open, health, page, logger.Named("http"))...)...)
 }
 
 // watches are what keeps the head of the journal.
@@ -160,18 +161,21 @@ func start(run func(context.Context) error) (stop func()) {
 }
 
 // endpoints serve what is listened on: an address for probes and scrapers, and one for people.
-func endpoints(c *config.Config, open listeners, health *health, page *statusPage,
+func endpoints(c *config.Config, open serve.Listeners, health *health, page *statusPage,
 	logger hclog.Logger) []func(context.Context) error {
-	all := []endpoint{health.endpoint(open["LISTEN_ADDRESS"], healthHosts(c))}
+	all := []serve.Endpoint{{
+		Variable: "LISTEN_ADDRESS", Listener: open["LISTEN_ADDRESS"], Hosts: serve.HealthHosts(c),
+		Handler: health.handler(), Said: "listening",
+	}}
 	if opened := open["STATUS_ADDRESS"]; opened != nil {
-		handler := listener.DefaultInFlight.Guard(status.Handler(page.page))
-		all = append(all, endpoint{
-			"STATUS_ADDRESS", opened, statusHosts(c), handler, "the status page is there", func() {},
+		all = append(all, serve.Endpoint{
+			Variable: "STATUS_ADDRESS", Listener: opened, Hosts: serve.StatusHosts(c),
+			Handler: listener.DefaultInFlight.Guard(status.Handler(page.page)), Said: "the status page is there",
 		})
 	}
 	var functions []func(context.Context) error
 	for _, e := range all {
-		functions = append(functions, func(ctx context.Context) error { return e.serve(ctx, logger) })
+		functions = append(functions, func(ctx context.Context) error { return e.Serve(ctx, logger) })
 	}
 	return functions
 }
@@ -187,22 +191,6 @@ func startSigning(ctx context.Context, c *config.Service, p *parts, logger hclog
 	}
 	if c.Token.AllowExtractable {
 		logger.Warn("ALLOW_EXTRACTABLE_KEY is set: the CA's key need not be one that cannot leave its token; this is for trials only")
-	}
-	return nil
-}
-
-// runAll runs the functions together. When one returns, the context of the others
-// ends. It answers the first error.
-func runAll(ctx context.Context, functions ...func(context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var group sync.WaitGroup
-	for _, f := range functions {
-		group.Go(func() { cancel(f(ctx)) })
-	}
-	group.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
 	}
 	return nil
 }

@@ -8,50 +8,43 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/cmd/hsm-signer/internal/poll"
 )
 
-// lookInterval is the time between two looks at a file. Looking, and not waiting to be told, also sees the file of a
-// ConfigMap, which is swapped behind a link.
+// lookInterval is the time between two checks of a file. Polling also sees a change of a
+// ConfigMap's file, which is swapped behind a link.
 const lookInterval = 2 * time.Second
 
-// A watchedFile is one that is taken up when it has changed. A file that cannot be read, has a mistake or is not
-// taken is refused, visibly, and what was before stays.
+// A watchedFile is applied when it changes. A file that cannot be read, has a mistake or is
+// rejected is reported, and the one before stays in use.
 type watchedFile[T any] struct {
 	path  string
 	read  func() ([]byte, error)
 	parse func([]byte) (T, error)
-	take  func(T) error // what is in use already is not taken up again
+	take  func(T) error // does nothing if it is already in use
 
 	name    string // in words
-	stays   string // in words: what stays as it is while the file is refused
+	stays   string // in words: what stays in use while the file is refused
 	reason  string // of the event
 	logger  hclog.Logger
-	refused func(bool)                   // is told at each look that found something else
+	refused func(bool)                   // is called at each check that found a change
 	warn    func(reason, message string) // as an event
 
-	text    []byte // what the last look read
-	settled bool   // it was taken up, or refused
+	text    []byte // what the last check read
+	settled bool   // it was applied, or refused
 
 	mu    sync.Mutex
 	fault error // why the file as it is now is refused
 }
 
-// watch looks at the file until the context ends.
+// watch checks the file until the context ends.
 func (w *watchedFile[T]) watch(ctx context.Context) error {
-	ticker := time.NewTicker(lookInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			w.look()
-		}
-	}
+	return poll.Every(ctx, lookInterval, func(context.Context) { w.look() })
 }
 
-// look compares the file with what it was. A change is taken up when two looks find the same: a file that is being
-// written may read as one that says less.
+// look compares the file with what it was. A change is applied when two checks find the same: a
+// file that is being written may read as one that says less.
 func (w *watchedFile[T]) look() {
 	text, err := w.read()
 	same := err == nil && bytes.Equal(text, w.text)
@@ -72,14 +65,16 @@ func (w *watchedFile[T]) look() {
 	w.note(err)
 }
 
-// note keeps how the file stands, and logs each change.
+// note keeps the state of the file, and logs each change.
 func (w *watchedFile[T]) note(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
-	case err != nil && (w.fault == nil || w.fault.Error() != err.Error()):
+	case poll.IsNews(err, w.fault):
 		w.logger.Error(fmt.Sprintf("%s is refused; %s", w.name, w.stays), "file", w.path, "error", err)
-		w.warn(w.reason, fmt.Sprintf("%s as it is now is refused, and %s; the log says why", w.name, w.stays))
+		w.warn(w.reason,
+			fmt.Sprintf("%s is refused in its present form, and %s; the log says why", w.name,
+				w.stays))
 	case err == nil && w.fault != nil:
 		w.logger.Info(w.name+" is well again", "file", w.path)
 	}
@@ -87,7 +82,7 @@ func (w *watchedFile[T]) note(err error) {
 	w.refused(err != nil)
 }
 
-// refusal answers why the file as it is now is refused, and nil when it is not.
+// refusal returns why the present file is refused, or nil if it is not.
 func (w *watchedFile[T]) refusal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -4,6 +4,7 @@ package poll
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -20,6 +21,22 @@ func Every(ctx context.Context, interval time.Duration, f func(context.Context))
 		case <-ticker.C:
 		}
 	}
+}
+
+// All runs the functions together. When one returns, the context of the others ends. All returns
+// the first error.
+func All(ctx context.Context, functions ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	for _, f := range functions {
+		group.Go(func() { cancel(f(ctx)) })
+	}
+	group.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
 }
 
 // A Latest keeps the latest result of a loop. The zero value keeps a zero result. It is safe for

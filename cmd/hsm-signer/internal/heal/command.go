@@ -1,4 +1,4 @@
-package main
+package heal
 
 import (
 	"context"
@@ -14,15 +14,18 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
-	"hsm-signer/cmd/hsm-signer/internal/heal"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/serve"
 )
 
-func newHealCommand() *cobra.Command {
+// NewCommand returns the command "heal".
+func NewCommand() *cobra.Command {
 	settings := slices.Concat(config.Named("SIGNER_NAME", "POLICY_FILE", "CLUSTER_DOMAIN",
-		"CERTIFICATE_LIFETIME", "KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), config.LogSettings)
+		"CERTIFICATE_LIFETIME",
+		"KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), config.LogSettings)
 	command := &cobra.Command{
 		Use:   "heal",
 		Short: "Delete pods that are stuck without their certificate, so that they ask again",
@@ -49,7 +52,8 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 			if err := faults.Err(); err != nil {
 				return err
 			}
-			return runHealer(cmd.Context(), c, healer, logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr()))
+			return runHealer(cmd.Context(), c, healer,
+				logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr()))
 		},
 	}
 	config.AddFlags(command, settings)
@@ -57,11 +61,12 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 }
 
 // errNearToken is why heal does not start with what opens the token.
-var errNearToken = errors.New("is set: heal needs no token, and must not have its PIN; start it without")
+var errNearToken = errors.New("is set: heal needs no token, and must not have its PIN; start it " +
+	"without")
 
 // loadHealer returns what is healed, without a logger and an observer. It adds what is wrong to the
 // faults.
-func loadHealer(c *config.Config, faults *config.Faults) heal.Config {
+func loadHealer(c *config.Config, faults *config.Faults) Config {
 	given, err := pin.Take()
 	if given != "" {
 		err = errNearToken
@@ -73,10 +78,12 @@ func loadHealer(c *config.Config, faults *config.Faults) heal.Config {
 		}
 	}
 	if len(c.SignerNames) == 0 {
-		faults.Missing("SIGNER_NAME", "is not set: name the signer whose requests heal reads, such as example.com/calico")
+		faults.Missing("SIGNER_NAME", "is not set: name the signer whose requests heal reads, "+
+			"such as example.com/calico")
 	}
 	client, _ := c.LoadClient(faults, nil)
-	return heal.Config{Client: client, SignerNames: c.SignerNames, Namespaces: healedNamespaces(c, faults)}
+	return Config{Client: client, SignerNames: c.SignerNames,
+		Namespaces: healedNamespaces(c, faults)}
 }
 
 // healedNamespaces returns the namespaces in which pods may ask by the policy.
@@ -87,36 +94,42 @@ func healedNamespaces(c *config.Config, faults *config.Faults) []string {
 	}
 	namespaces, bounded := p.PodNamespaces()
 	if !bounded {
-		faults.Addf("POLICY_FILE", "%s: a rule names service accounts of any namespace, and heal deletes pods "+
-			"only in namespaces that are written out: give heal such a policy, for example calico", c.PolicyFile)
+		faults.Addf("POLICY_FILE", "%s: a rule names service accounts of any namespace, and "+
+			"heal deletes pods only in namespaces that are written out: give heal such a "+
+			"policy, for example calico", c.PolicyFile)
 	}
 	return namespaces
 }
 
 // runHealer heals, and serves LISTEN_ADDRESS, until the context ends.
-func runHealer(ctx context.Context, c *config.Config, healing heal.Config, logger hclog.Logger) error {
+func runHealer(ctx context.Context, c *config.Config, healing Config, logger hclog.Logger) error {
 	logger.Info("starting to heal", "version", buildinfo.Version(), "signers", healing.SignerNames,
 		"namespaces", healing.Namespaces)
 	c.StatusAddress = config.NoStatus
-	open, err := listen(ctx, c)
+	open, err := serve.Listen(ctx, c)
 	if err != nil {
 		return err
 	}
-	defer open.close()
-	counts := newHealMetrics()
+	defer open.Close()
+	counts := newMetrics()
 	healing.Observer, healing.Logger = counts, logger.Named("heal")
-	healer := heal.New(healing)
-	served := endpoint{
-		"LISTEN_ADDRESS", open["LISTEN_ADDRESS"], healthHosts(c), healHandler(healer, counts), "listening", func() {},
+	healer := New(healing)
+	endpoint := serve.Endpoint{
+		Variable: "LISTEN_ADDRESS", Listener: open["LISTEN_ADDRESS"], Hosts: serve.HealthHosts(c),
+		Handler: handler(healer, counts), Said: "listening",
 	}
-	serve := func(ctx context.Context) error { return served.serve(ctx, logger.Named("health")) }
-	return runAll(ctx, healer.Run, serve)
+	serving := func(ctx context.Context) error {
+		return endpoint.Serve(ctx,
+			logger.Named("health"))
+	}
+	return poll.All(ctx, healer.Run, serving)
 }
 
-// healHandler serves /livez, /readyz and /metrics.
-func healHandler(healer *heal.Healer, counts *healMetrics) http.Handler {
+// handler serves /livez, /readyz and /metrics.
+func handler(healer *Healer, counts *metrics) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /livez",
+		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := healer.Ready(); err != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -125,7 +138,7 @@ func healHandler(healer *heal.Healer, counts *healMetrics) http.Handler {
 		}
 		fmt.Fprintln(w, "[+] ok: requests and pods are read")
 	})
-	metrics := promhttp.HandlerFor(counts.registry, promhttp.HandlerOpts{})
-	mux.Handle("GET /metrics", listener.DefaultInFlight.Guard(metrics))
+	scraped := promhttp.HandlerFor(counts.registry, promhttp.HandlerOpts{})
+	mux.Handle("GET /metrics", listener.DefaultInFlight.Guard(scraped))
 	return mux
 }

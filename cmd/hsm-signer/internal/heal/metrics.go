@@ -1,4 +1,4 @@
-package main
+package heal
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// healMetrics counts what "heal" does.
-type healMetrics struct {
+// metrics counts what "heal" does.
+type metrics struct {
 	registry *prometheus.Registry
 	stuck    *prometheus.GaugeVec // without labels; empty while the number is not known
 	deleted  *prometheus.CounterVec
@@ -20,22 +20,22 @@ const (
 	weakEvidence   = "weak"
 )
 
-func newHealMetrics() *healMetrics {
+func newMetrics() *metrics {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	register := promauto.With(registry)
-	m := &healMetrics{
+	m := &metrics{
 		registry: registry,
 		stuck: register.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "hsm_signer_heal_stuck_pods",
-			Help: "Pods that run without the certificate that was issued to them, as heal sees them; " +
-				"missing while that is not known.",
+			Help: "Pods that run without the certificate that was issued to them, as heal sees " +
+				"them; missing while that is not known.",
 		}, nil),
 		deleted: register.NewCounterVec(prometheus.CounterOpts{
 			Name: "hsm_signer_heal_deleted_pods_total",
-			Help: "Stuck pods that heal deleted, by evidence: strong (an init container ended before its " +
-				"certificate was there) or weak.",
+			Help: "Stuck pods that heal deleted, by evidence: strong (an init container ended " +
+				"before its certificate was there) or weak.",
 		}, []string{"evidence"}),
 		failures: register.NewCounter(prometheus.CounterOpts{
 			Name: "hsm_signer_heal_failures_total",
@@ -49,7 +49,7 @@ func newHealMetrics() *healMetrics {
 }
 
 // Found notes how many pods are stuck; a negative number says that it is not known.
-func (m *healMetrics) Found(pods int) {
+func (m *metrics) Found(pods int) {
 	if pods < 0 {
 		m.stuck.Reset()
 		return
@@ -58,7 +58,7 @@ func (m *healMetrics) Found(pods int) {
 }
 
 // Deleted counts a deleted pod.
-func (m *healMetrics) Deleted(sure bool) {
+func (m *metrics) Deleted(sure bool) {
 	evidence := weakEvidence
 	if sure {
 		evidence = strongEvidence
@@ -67,4 +67,4 @@ func (m *healMetrics) Deleted(sure bool) {
 }
 
 // Failed counts a deletion that failed.
-func (m *healMetrics) Failed() { m.failures.Inc() }
+func (m *metrics) Failed() { m.failures.Inc() }

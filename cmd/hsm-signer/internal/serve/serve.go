@@ -1,4 +1,6 @@
-package main
+// Package serve opens the addresses of the configuration and serves them, each for the host names
+// that it may be reached by.
+package serve
 
 import (
 	"context"
@@ -18,37 +20,35 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 )
 
-// An endpoint is an address that hsm-signer listens on, and what it serves there.
-type endpoint struct {
-	variable string // that names the address
-	listener net.Listener
-	hosts    listener.Hosts
-	handler  http.Handler
-	said     string // what the log says when it serves
-	ready    func() // is called then
+// An Endpoint is an open address, and what is served on it.
+type Endpoint struct {
+	Variable string // names the address
+	Listener net.Listener
+	Hosts    listener.Hosts
+	Handler  http.Handler
+	Said     string // in the log, when it serves
 }
 
-// serve serves until the context ends.
-func (e endpoint) serve(ctx context.Context, logger hclog.Logger) error {
-	logger.Info(e.said, "address", e.listener.Addr().String())
-	e.ready()
-	server := listener.NewServer(e.hosts.Guard(e.handler))
+// Serve serves until the context ends.
+func (e Endpoint) Serve(ctx context.Context, logger hclog.Logger) error {
+	logger.Info(e.Said, "address", e.Listener.Addr().String())
+	server := listener.NewServer(e.Hosts.Guard(e.Handler))
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stopped()
-	limited := listener.Limit(e.listener, listener.DefaultLimits)
+	limited := listener.Limit(e.Listener, listener.DefaultLimits)
 	if err := server.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("%s: %w", e.variable, err)
+		return fmt.Errorf("%s: %w", e.Variable, err)
 	}
 	return nil
 }
 
-// listeners are the open addresses, by the variables that name them.
-type listeners map[string]net.Listener
+// Listeners are the open addresses, by the variables that name them.
+type Listeners map[string]net.Listener
 
-// listen opens every address, before anything else starts. An address that cannot be opened is a
-// fault of the configuration; all are reported.
-func listen(ctx context.Context, c *config.Config) (listeners, error) {
-	all, faults := listeners{}, &config.Faults{}
+// Listen opens every address. Addresses that cannot be opened are errors in the configuration, and
+// all are reported.
+func Listen(ctx context.Context, c *config.Config) (Listeners, error) {
+	all, faults := Listeners{}, &config.Faults{}
 	for variable, address := range map[string]string{
 		"LISTEN_ADDRESS": c.ListenAddress, "STATUS_ADDRESS": c.StatusAddress,
 	} {
@@ -67,14 +67,14 @@ func listen(ctx context.Context, c *config.Config) (listeners, error) {
 	}
 	slices.Sort(*faults)
 	if err := faults.Err(); err != nil {
-		all.close()
+		all.Close()
 		return nil, err
 	}
 	return all, nil
 }
 
-// close closes all. One that is served is closed already.
-func (l listeners) close() {
+// Close closes all. One that was served is closed already.
+func (l Listeners) Close() {
 	for _, opened := range l {
 		_ = opened.Close()
 	}
@@ -94,12 +94,13 @@ func errInUse(address string) error {
 // serviceName is the name of the Service in deploy/base.
 const serviceName = "hsm-signer"
 
-// healthHosts are the names by which probes and scrapers reach LISTEN_ADDRESS: any IP address, which
-// includes the pod's, the Service's names, this machine's, and those of ALLOWED_HOSTS.
-func healthHosts(c *config.Config) listener.Hosts {
+// HealthHosts are the names by which probes and scrapers reach LISTEN_ADDRESS: any IP address,
+// which includes the pod's, the Service's names, this machine's, and those of ALLOWED_HOSTS.
+func HealthHosts(c *config.Config) listener.Hosts {
 	hosts := listener.Hosts{}
 	if namespace, err := os.ReadFile(config.NamespaceFile); err == nil && c.InPod {
-		hosts = listener.ServiceHosts(serviceName, strings.TrimSpace(string(namespace)), c.ClusterDomain)
+		hosts = listener.ServiceHosts(serviceName, strings.TrimSpace(string(namespace)),
+			c.ClusterDomain)
 	}
 	if name, err := os.Hostname(); err == nil {
 		hosts.Names = append(hosts.Names, name)
@@ -109,15 +110,18 @@ func healthHosts(c *config.Config) listener.Hosts {
 	return hosts
 }
 
-// statusHosts are the names by which browsers reach STATUS_ADDRESS: loopback addresses, the address
+// StatusHosts are the names by which browsers reach STATUS_ADDRESS: loopback addresses, the address
 // that it is listened on (any, where that is every address), and the names of ALLOWED_HOSTS.
-func statusHosts(c *config.Config) listener.Hosts {
+func StatusHosts(c *config.Config) listener.Hosts {
 	own := hostOf(c.StatusAddress)
 	listens, err := netip.ParseAddr(own)
 	every := own == "" || err == nil && listens.IsUnspecified()
 	return listener.Hosts{
-		Names:     append([]string{own}, c.AllowedHosts...),
-		Addresses: func(ip netip.Addr) bool { return ip.IsLoopback() || every || err == nil && ip == listens },
+		Names: append([]string{own}, c.AllowedHosts...),
+		Addresses: func(ip netip.Addr) bool {
+			return ip.IsLoopback() || every || err == nil &&
+				ip == listens
+		},
 	}
 }
 
