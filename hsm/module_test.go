@@ -50,7 +50,7 @@ func TestModuleThatHangsWhileItIsLoaded(t *testing.T) {
 }
 
 // A login that never comes back is not made a second time, since it may have been one with a wrong
-// PIN. It is waited for no longer than one waits after such a login; then the module hangs as it
+// PIN. Nobody waits for it longer than one waits after such a login; then the module hangs as it
 // does with any other call.
 func TestLoginThatNeverComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

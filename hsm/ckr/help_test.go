@@ -79,8 +79,7 @@ func TestCodesAreExplained(t *testing.T) {
 	}
 }
 
-// What the manual says of a code is said of one that is explained here; and it has all that stop
-// for good.
+// The manual explains only codes that are explained here, and all that end the process.
 func TestCodesOfTheManual(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/hsm.md")
 	if err != nil {

@@ -50,7 +50,7 @@ func TestRulesForEarlierCalico(t *testing.T) {
 	}
 }
 
-// A rule that is as wide as it can be is a warning of check, which passes all the same.
+// A rule that is as wide as it can be is a warning of check, which passes anyway.
 func TestWideRulesAreWarnings(t *testing.T) {
 	faults := &config.Faults{}
 	c := &config.Config{

@@ -10,7 +10,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 )
 
-// Root may check the state directory of the user as whom hsm-signer runs, as under systemd.
+// Root may check the state directory of the user that hsm-signer runs as, as under systemd.
 func TestCheckOfAnotherUsersStateDir(t *testing.T) {
 	if os.Geteuid() != 0 {
 		return // only root can give a directory away, and only for root it makes a difference

@@ -276,7 +276,7 @@ func ownedByAnother(t *testing.T) string {
 	return filepath.Join(dir, "state")
 }
 
-// Root may check the state directory of the user as whom hsm-signer runs, as under systemd, and not
+// Root may check the state directory of the user that hsm-signer runs as, as under systemd, and not
 // run with it.
 func TestStateDirOfAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {

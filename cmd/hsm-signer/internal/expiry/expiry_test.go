@@ -26,7 +26,7 @@ func TestSoonIsThirtyDaysOrAThirdOfTheLifetime(t *testing.T) {
 	}
 }
 
-// Where tokens name no pod, it is the one of that service account with that address, if it is old
+// Where tokens name no pod, it is that of that service account with that address, if it is old
 // enough.
 func TestPodsAreFoundByTheirAddress(t *testing.T) {
 	address := netip.MustParseAddr("10.65.0.7")

@@ -14,7 +14,7 @@ import (
 
 const (
 	scanInterval = time.Hour        // between two readings of the journal
-	lookInterval = time.Minute      // between two looks at the pods whose certificates end soon
+	lookInterval = time.Minute      // between two reads of the pods whose certificates end soon
 	tick         = time.Second      // while the journal is not open yet
 	lookTimeout  = 30 * time.Second // of one look
 )

@@ -8,7 +8,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 )
 
-// "policy explain" judges under the CA of CA_CERT_FILE, and says so if there is none.
+// "policy explain" judges under the CA of CA_CERT_FILE, and reports it if there is none.
 func TestVerdictsIncludeTheCA(t *testing.T) {
 	request := fixture.RequestFile(t, fixture.AsPEM, "typha-server")
 	const reason = `rule calico-typha: request.dnsNames cannot be certified by the CA: DNS name "typha-server" is not permitted by any constraint`

@@ -104,7 +104,7 @@ func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
 	}
 }
 
-// A file with something that is no request is a fault; the requests in it are judged all the same.
+// A file with something that is no request is a fault; the requests in it are judged anyway.
 func TestExplainNamesWhatIsNoRequest(t *testing.T) {
 	granted := readFile(t, fixture.RequestFile(t, asObject, "typha-server"))
 	for text, want := range map[string]string{

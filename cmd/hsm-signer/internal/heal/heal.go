@@ -1,6 +1,6 @@
 // Package heal deletes pods that are stuck without their certificate, so that they ask again.
 //
-// Duty: it knows the answered requests of the signers from the API, looks at the pods that made
+// Duty: it knows the answered requests of the signers from the API, reads the pods that made
 // them as [stuck] judges, and deletes those that are stuck. Their controllers make new ones.
 //
 // Contract: a pod is read again, judged again and deleted only as it was just read (UID and

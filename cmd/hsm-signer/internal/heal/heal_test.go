@@ -188,7 +188,7 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-// A pod that no controller makes again is told of once.
+// A pod that no controller makes again is reported once.
 func TestPodWithoutOwner(t *testing.T) {
 	pod := stuckPod("1")
 	pod.OwnerReferences = nil

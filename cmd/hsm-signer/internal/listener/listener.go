@@ -128,7 +128,7 @@ func (c *connection) Close() error {
 // abort closes the connection at once, with what was not sent yet.
 func (c *connection) abort() {
 	if tcp, is := c.Conn.(*net.TCPConn); is {
-		_ = tcp.SetLinger(0) // it is closed all the same
+		_ = tcp.SetLinger(0) // it is closed anyway
 	}
 	_ = c.Close() // the error is of a connection that nobody uses any more
 }

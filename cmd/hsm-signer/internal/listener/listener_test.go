@@ -154,7 +154,7 @@ func TestTheServerWaitsForNobody(t *testing.T) {
 	}
 }
 
-// A new connection is not closed before its time for as many others of its source, but for too many
+// A new connection is not closed before its time for as many others of its source, only for too many
 // in all.
 func TestNewConnectionsHaveAGrace(t *testing.T) {
 	from := make(chan string, 10)

@@ -74,7 +74,7 @@ func TestPolicyTestSaysWhatDiffers(t *testing.T) {
 	}
 }
 
-// What a condition looks at can be said in a case, and by flags of explain.
+// What a condition reads can be said in a case, and by flags of explain.
 func TestPolicyTestOfConditions(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -262,7 +262,7 @@ func TestLifetimeOfACaseTakesDays(t *testing.T) {
 	}
 }
 
-// "policy test" judges under the CA of CA_CERT_FILE, and says so if there is none.
+// "policy test" judges under the CA of CA_CERT_FILE, and reports it if there is none.
 func TestCasesIncludeTheCA(t *testing.T) {
 	dir := filepath.Dir(fixture.File(t, "cases.yaml", `
 cases:

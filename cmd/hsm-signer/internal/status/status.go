@@ -24,7 +24,7 @@ type Part struct {
 	Name  string
 	Fault string // why it is not; empty when it is
 	Do    string // what to do then; a command, or words
-	Note  string // what there is to say of it all the same
+	Note  string // a remark, although it is well
 }
 
 // A CA is the certificate that is issued under.

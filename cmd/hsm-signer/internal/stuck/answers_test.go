@@ -63,7 +63,7 @@ func known(answers *Answers) (uids []string) {
 	return uids
 }
 
-// Stuck pods and pods that still start are looked at again; those that work or are gone are not.
+// Stuck pods and pods that still start are checked again; those that work or are gone are not.
 func TestLookForgetsWhatIsSettled(t *testing.T) {
 	client := fake.NewClientset(in("a", "stuck", stuckPod()), in("a", "ready", readyPod()),
 		in("a", "starting", startingPod()), in("a", "not-answered", stuckPod()))

@@ -21,7 +21,7 @@ const (
 
 	tick  = time.Second    // while the journal is not open yet
 	retry = time.Minute    // between two readings of a journal that cannot be read
-	since = 24 * time.Hour // of which age certificates of an earlier process are looked at
+	since = 24 * time.Hour // the greatest age of an earlier process's certificates that are checked
 )
 
 // A Report is what was found at the last look.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// What takes longer than two seconds says that it goes on, and leaves nothing behind.
+// What takes longer than two seconds shows its progress, and leaves nothing behind.
 func TestProgressing(t *testing.T) {
 	var out bytes.Buffer
 	ticks, seen := make(chan time.Time), make(chan struct{})

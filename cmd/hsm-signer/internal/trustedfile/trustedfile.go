@@ -30,7 +30,7 @@ import (
 // Rules say what is required of a file.
 type Rules struct {
 	Limit  int64  // the most bytes that it may have
-	Stake  string // what a stranger who can write it controls, such as "what is signed"
+	Stake  string // what anyone who can write it controls, such as "what is signed"
 	Anyone bool   // it may be anyone's, and a pipe: only its size counts
 
 	// Exposed, if not nil, makes the file a secret: it gets the error for one that others can read,
@@ -89,7 +89,7 @@ func (r Rules) openOnce(path string) (*os.File, error) {
 			trust{user: user, path: path, groups: anyGroup}.step); err != nil {
 			return nil, err
 		}
-		flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK // a named pipe would be waited for
+		flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK // opening a named pipe would block
 	}
 	file, err := os.OpenFile(real, flags, 0)
 	if err != nil {

@@ -28,16 +28,16 @@ func requireError(t *testing.T, err error, want string) {
 
 var rules = Rules{Limit: 64, Stake: "what is signed"}
 
-// stranger is a user who is neither root nor the one who runs the tests.
-const stranger = 4711
+// otherUser is a user who is neither root nor the one who runs the tests.
+const otherUser = 4711
 
-// give gives a file to the stranger, which only root can do, and reports whether it did.
+// give gives a file to that user, which only root can do, and reports whether it did.
 func give(t *testing.T, path string) bool {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return false
 	}
-	must(t, os.Lchown(path, stranger, stranger))
+	must(t, os.Lchown(path, otherUser, otherUser))
 	return true
 }
 
@@ -150,7 +150,7 @@ func TestWhatIsNoFile(t *testing.T) {
 	requireError(t, rules.Check(""), "the path is empty")
 }
 
-// What decides nothing may come through a pipe, such as /dev/stdin, and is bounded all the same.
+// What decides nothing may come through a pipe, such as /dev/stdin, and is bounded anyway.
 func TestPipeOfAnyone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	must(t, syscall.Mkfifo(path, 0o600))
@@ -188,8 +188,8 @@ func TestFilesOfAnother(t *testing.T) {
 			// Without root's rights, this process's own files are those of another.
 			info, err := os.Stat(path)
 			must(t, err)
-			_, err = walk(path, trust{user: stranger, path: path, groups: anyGroup}.step)
-			requireError(t, errors.Join(err, rules.checkOwner(path, info, stranger)), "user")
+			_, err = walk(path, trust{user: otherUser, path: path, groups: anyGroup}.step)
+			requireError(t, errors.Join(err, rules.checkOwner(path, info, otherUser)), "user")
 		})
 	}
 }
@@ -210,7 +210,7 @@ func TestResolveDir(t *testing.T) {
 	}
 	_, err = ResolveDir(filepath.Join(dir, "kept", "file"), user)
 	requireError(t, err, "is not a directory")
-	_, err = ResolveDir(filepath.Join(dir, "kept"), user+stranger)
+	_, err = ResolveDir(filepath.Join(dir, "kept"), user+otherUser)
 	if user != 0 {
 		requireError(t, err, "can be replaced by user")
 	}
@@ -221,7 +221,7 @@ func TestResolveDir(t *testing.T) {
 	_, err = ResolveDir(filepath.Join(dir, "state"), user)
 	requireError(t, err, "")
 	if os.Geteuid() == 0 {
-		must(t, os.Chown(filepath.Join(dir, "kept"), 0, stranger))
+		must(t, os.Chown(filepath.Join(dir, "kept"), 0, otherUser))
 		_, err = ResolveDir(filepath.Join(dir, "state"), user)
 		requireError(t, err, "can be replaced by the group 4711")
 		// a file may be its group's
@@ -230,7 +230,7 @@ func TestResolveDir(t *testing.T) {
 		give(t, filepath.Join(dir, "kept", "inner"))
 		_, err = ResolveDir(filepath.Join(dir, "state"), user)
 		requireError(t, err, "belongs to user 4711")
-		_, err = ResolveDir(filepath.Join(dir, "state"), stranger)
+		_, err = ResolveDir(filepath.Join(dir, "state"), otherUser)
 		requireError(t, err, "")
 	}
 }
