@@ -96,7 +96,7 @@ func SignerOpts(a x509.SignatureAlgorithm, public crypto.PublicKey) crypto.Signe
 	return hash
 }
 
-// fits answers nil when a key of this kind can sign with the algorithm.
+// fits returns nil if a key of this kind can sign with the algorithm.
 func fits(a x509.SignatureAlgorithm, public crypto.PublicKey) error {
 	var allowed []x509.SignatureAlgorithm
 	switch public.(type) {

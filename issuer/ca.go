@@ -22,9 +22,9 @@ type CA struct {
 	linter        *linter
 }
 
-// ParseCA reads PEM: the CA's certificate first, then those that certify it, each signed by the next. It
-// refuses a CA under which clients would refuse certificates. Without a root, the last certificate is taken
-// to be trusted.
+// ParseCA reads PEM: the CA's certificate first, then those that certify it, each signed by the
+// next. It refuses a CA under which clients would refuse certificates. Without a root, the last
+// certificate is taken to be trusted.
 func ParseCA(text []byte) (*CA, error) {
 	chain, err := ReadChain(text)
 	if err != nil {
@@ -87,20 +87,20 @@ func (c *CA) check() error {
 // Certificate returns the CA's own certificate.
 func (c *CA) Certificate() *x509.Certificate { return c.cert }
 
-// Equal tells whether the other has the same certificate and chain.
+// Equal reports whether the other has the same certificate and chain.
 func (c *CA) Equal(other *CA) bool {
 	return c.cert.Equal(other.cert) && slices.EqualFunc(c.above, other.above, (*x509.Certificate).Equal)
 }
 
-// AnchoredIn tells whether one of these certificates is the CA's, or one above it that it was read with: who
-// trusts them trusts what is issued.
+// AnchoredIn reports whether one of these certificates is the CA's, or one above it that it was
+// read with: who trusts them trusts what is issued.
 func (c *CA) AnchoredIn(trusted []*x509.Certificate) bool {
 	return slices.ContainsFunc(trusted, func(anchor *x509.Certificate) bool {
 		return anchor.Equal(c.cert) || slices.ContainsFunc(c.above, anchor.Equal)
 	})
 }
 
-// Matches answers nil when the CA's certificate is for this key.
+// Matches returns nil if the CA's certificate is for this key.
 func (c *CA) Matches(public crypto.PublicKey) error {
 	key, ok := public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !key.Equal(c.cert.PublicKey) {
@@ -109,7 +109,7 @@ func (c *CA) Matches(public crypto.PublicKey) error {
 	return nil
 }
 
-// ValidAt answers nil when the CA may issue at that time: its certificate is valid, and so are those
+// ValidAt returns nil if the CA may issue at that time: its certificate is valid, and so are those
 // above it that it was read with.
 func (c *CA) ValidAt(now time.Time) error {
 	for _, cert := range c.chain() {
@@ -123,8 +123,8 @@ func (c *CA) ValidAt(now time.Time) error {
 	return nil
 }
 
-// datesFor returns the dates of a certificate that is issued now, within those of the CA. If the CA is not
-// valid now, they are those of a certificate that was issued while it was.
+// datesFor returns the dates of a certificate that is issued now, within those of the CA. If the CA
+// is not valid now, they are those of a certificate that was issued while it was.
 func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfter time.Time) {
 	notBefore, notAfter = latest(now.Add(-Backdate), c.cert.NotBefore), earliest(now.Add(lifetime), c.cert.NotAfter)
 	if !notBefore.Before(notAfter) {

@@ -102,7 +102,7 @@ func (i *Issuer) ready(ctx context.Context, ca *CA) error {
 }
 
 // newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default
-// algorithm of the CA's key. Without the CA's dates in the way, it is valid from now on.
+// algorithm of the CA's key. Unless the CA's dates prevent it, it is valid from now on.
 func newTemplate(ca *CA, g *policy.Grant, serial *big.Int, now time.Time) (*x509.Certificate, error) {
 	keyID, err := keyIdentifier(g.PublicKey())
 	if err != nil {

@@ -32,7 +32,7 @@ type Journal interface {
 // unfinishedAfter is the age of an intent from which its first sync must have ended.
 const unfinishedAfter = 2 * time.Minute
 
-// Unfinished lists the requests that have an intent or a certificate of a while ago, or of an
+// Unfinished lists the requests that have an intent or a certificate from earlier, or of an
 // earlier process, and of which it is not known what became: UID, name and signer name of each.
 func (i *Issuer) Unfinished() []policy.Submission {
 	var begun []policy.Submission
@@ -44,7 +44,8 @@ func (i *Issuer) Unfinished() []policy.Submission {
 	return begun
 }
 
-// Made tells whether the first certificate in PEM is the one that the journal has for the request.
+// Made reports whether the first certificate in PEM is the one that the journal has for the
+// request.
 func (i *Issuer) Made(uid string, chain []byte) (bool, error) {
 	record, err := i.journal.Lookup(uid)
 	if err != nil {
@@ -76,7 +77,7 @@ func (i *Issuer) NeverIssued(uid string) (bool, error) {
 	return record.State == journal.Unknown || record.State == journal.IsOrphaned, nil
 }
 
-// Signed tells whether the CA has signed the first certificate in PEM, and whether its serial
+// Signed reports whether the CA has signed the first certificate in PEM, and whether its serial
 // number is one of this journal's.
 func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 	block, _ := pem.Decode(chain)

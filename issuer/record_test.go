@@ -46,7 +46,7 @@ func (a asking) state() journal.State {
 	return record.State
 }
 
-// Asked again for the same request, as after a write that was lost, the issuer answers with the same
+// Asked again for the same request, as after a write that was lost, the issuer returns the same
 // certificate, published or not.
 func TestOneRequestHasOneCertificate(t *testing.T) {
 	a := newAsking(t)
@@ -95,7 +95,8 @@ func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 	}
 }
 
-// isFormer reports whether the request was refused because of an earlier certificate, with these words.
+// isFormer reports whether the request was refused because of an earlier certificate, with these
+// words.
 func isFormer(err error, words string) bool {
 	var a answered
 	errors.As(err, &a)
@@ -103,8 +104,8 @@ func isFormer(err error, words string) bool {
 	return is && refusal.Code() == policy.FormerCertificate && strings.Contains(refusal.Message(), words)
 }
 
-// Whether the clock was set back or forward, a request gets the certificate of before; but not one that has
-// expired, nor one that is valid for longer than is granted now.
+// Whether the clock was set back or forward, a request gets the certificate of before; but not one
+// that has expired, nor one that is valid for longer than is granted now.
 func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 	a := newAsking(t)
 	first, err := tryIssue(t, a.issuer, a.grant("one"))
@@ -125,7 +126,7 @@ func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 	}
 }
 
-// The journal says what was asked under which name, and who signed a certificate is told from who did not.
+// The journal says what was asked under which name, and which process signed a certificate.
 func TestWhatTheAuditorNeeds(t *testing.T) {
 	a := newAsking(t)
 	chain, err := tryIssue(t, a.issuer, a.grant("one"))
@@ -154,8 +155,8 @@ func TestWhatTheAuditorNeeds(t *testing.T) {
 	}
 }
 
-// The CA's certificate may be replaced by another of the same key and name: what is issued from then on is valid
-// under it. One of another key or name is not taken.
+// The CA's certificate may be replaced by another of the same key and name: what is issued from
+// then on is valid under it. One of another key or name is not taken.
 func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	now := time.Now()
 	before := newCA(t, now.Add(-time.Hour), now.Add(time.Minute))
@@ -205,7 +206,8 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	}
 }
 
-// A process that stood still after its time was up begins nothing and signs no more, although its context does not know yet.
+// A process that stood still after its time was up begins nothing and signs no more, although its
+// context does not know yet.
 func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	a := newAsking(t)
 	prepared := prepare(t, a.issuer, a.grant("one"))
@@ -228,7 +230,7 @@ type lateContext struct{ context.Context }
 
 func (lateContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Millisecond), true }
 
-// What was begun a while ago is unfinished until it is known what became of it.
+// What was started earlier is unfinished until its outcome is known.
 func TestUnfinished(t *testing.T) {
 	a := newAsking(t)
 	chain, err := tryIssue(t, a.issuer, a.grant("one"))
@@ -299,8 +301,8 @@ func TestDelivered(t *testing.T) {
 	require("v", chain, false, true)
 }
 
-// What was begun by an earlier process is unfinished at once. What nobody can find out any more is
-// recorded as that, and the request gets the same certificate when it comes back.
+// What was started by an earlier process is unfinished at once. What nobody can find out any more
+// is recorded as that, and the request gets the same certificate when it comes back.
 func TestUnconfirmed(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
 	a := asking{t, made.issuer(t), pkcs10test.NewKey(t)}
@@ -357,8 +359,8 @@ func TestUnconfirmed(t *testing.T) {
 	}
 }
 
-// An etcd that was restored brings back requests that the journal has long dropped from memory: each
-// gets the same certificate again, also after a restart and without the indexes.
+// An etcd that was restored brings back requests that the journal has long dropped from memory:
+// each gets the same certificate again, also after a restart and without the indexes.
 func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
 	a := asking{t, made.issuer(t), pkcs10test.NewKey(t)}

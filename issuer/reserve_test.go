@@ -124,8 +124,8 @@ func TestTenantsDoNotStarveCalicosNodes(t *testing.T) {
 	}
 }
 
-// Without tenants, the other DaemonSets of Calico Enterprise have room beside two restarts of all
-// nodes.
+// Without tenants, the other DaemonSets of Calico Enterprise have room in addition to two restarts
+// of all nodes.
 func TestLogCollectorsHaveRoomBesideTheNodes(t *testing.T) {
 	p, now := builtInWith(t, "calico-enterprise", ""), time.Now()
 	b := newBudget()

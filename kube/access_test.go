@@ -16,8 +16,8 @@ func (a *allBut) Allowed(_ context.Context, p access.Permission) (bool, error) {
 	return p.String() != a.missing, nil
 }
 
-// Every permission that is taken away shows by its name; without one that is needed for it nothing is
-// done, and when it is back all requests are taken up.
+// Every permission that is taken away shows by its name; without one that is needed for it nothing
+// is done, and when it is back all requests are served.
 func TestEachMissingPermissionShows(t *testing.T) {
 	c, add := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
 	add("waiting", "")

@@ -115,7 +115,7 @@ func (c *Controller) deleteFinished(
 	defer cancel()
 	ctx, done, err := c.election.Acting(ctx)
 	if err != nil {
-		return nil // another controller goes on
+		return nil // another controller continues
 	}
 	defer done()
 	err = api.Delete(ctx, csr.Name, metav1.DeleteOptions{
@@ -132,8 +132,8 @@ func (c *Controller) deleteFinished(
 	return nil
 }
 
-// CleanUpFault returns why finished requests cannot be deleted. It returns nil if they can, or are not
-// to be.
+// CleanUpFault returns why finished requests cannot be deleted. It returns nil if they can, or are
+// not to be.
 func (c *Controller) CleanUpFault() error {
 	if c.DeleteFinishedAfter == 0 {
 		return nil

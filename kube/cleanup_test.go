@@ -245,7 +245,7 @@ func TestMissingPermissionToDelete(t *testing.T) {
 	}
 }
 
-// looked counts looks at the permissions.
+// looked counts the checks of permissions.
 type looked struct{ deletions int }
 
 func (l *looked) Allowed(_ context.Context, p access.Permission) (bool, error) {
@@ -278,8 +278,8 @@ func TestForbiddenDeletionIsRechecked(t *testing.T) {
 	}
 }
 
-// A deletion that fails is reported until one succeeds, and is not tried again and again. A request that
-// has changed, or is gone, is no failure.
+// A deletion that fails is reported until one succeeds, and is not tried again and again. A request
+// that has changed, or is gone, is no failure.
 func TestDeletionFails(t *testing.T) {
 	resource := schema.GroupResource{Resource: "certificatesigningrequests"}
 	forbidden := apierrors.NewForbidden(resource, "issued", errors.New("a webhook says no"))

@@ -59,7 +59,7 @@ func (c *Controller) countCertificates(
 		if !was || !bytes.Equal(now.chain, chain) {
 			issuance, err := c.issuanceOf(csr)
 			if err != nil {
-				c.Logger.Warn("it is not known who issued a certificate; it is looked at again",
+				c.Logger.Warn("the issuer of a certificate is unknown; retrying",
 					"request", csr.Name, "uid", csr.UID, "error", err)
 				continue
 			}

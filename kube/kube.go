@@ -1,7 +1,7 @@
 // Package kube bridges the Kubernetes API and the decision.
 //
 // Duty: watch the certificate requests of our signers, gather the facts that a
-// decision needs (the live pod), hand them over, and write back what came of
+// decision needs (the live pod), hand them over, and write back the result of
 // it: approval, certificate, denial, failure, events.
 //
 // Contract: the state of a request is read from the object, never remembered,
@@ -47,30 +47,32 @@ type Decider interface {
 // An Issuer makes certificates.
 type Issuer interface {
 	// Prepare does everything that precedes the signature. It returns exactly one of a prepared
-	// certificate; a verdict that takes the grant's place, [*policy.Refusal] or [*policy.Waiting]; and
-	// an error: the certificate cannot be issued now.
+	// certificate; a verdict that takes the grant's place, [*policy.Refusal] or [*policy.Waiting];
+	// and an error: the certificate cannot be issued now.
 	Prepare(ctx context.Context, grant *policy.Grant) (Prepared, policy.Verdict, error)
 	// Published records that the API server took the request's certificate.
 	Published(ctx context.Context, uid string) error
-	// Unfinished returns the requests that were started a while ago and have not ended, as far as is
+	// Unfinished returns the requests that were started earlier and have not ended, as far as is
 	// known: UID, name and signer name of each.
 	Unfinished() []policy.Submission
 	// Made reports whether the certificate in PEM is the one that was made for the request.
 	Made(uid string, chain []byte) (bool, error)
-	// Signed reports whether the CA has signed the certificate in PEM, and whether its serial number
-	// is one of this issuer's.
+	// Signed reports whether the CA has signed the certificate in PEM, and whether its serial
+	// number is one of this issuer's.
 	Signed(chain []byte) (byCA, ours bool)
 	// Orphaned records that the request will not take its certificate. It does nothing while the
 	// certificate is being signed.
 	Orphaned(ctx context.Context, uid, why string) error
-	// Unconfirmed records that nobody can find out any more whether the request took its certificate.
+	// Unconfirmed records that nobody can find out any more whether the request took its
+	// certificate.
 	Unconfirmed(ctx context.Context, uid, why string) error
 }
 
 // A Prepared is a certificate that only needs to be signed.
 type Prepared interface {
-	// Issue signs it, once, and returns it with its chain in PEM. An error is a fault that may pass;
-	// it is [policy.ErrGrantStale] if the policy or the CA was replaced since it was prepared.
+	// Issue signs it, once, and returns it with its chain in PEM. An error is a fault that may
+	// pass; it is [policy.ErrGrantStale] if the policy or the CA was replaced since it was
+	// prepared.
 	Issue(ctx context.Context) ([]byte, error)
 }
 
@@ -93,11 +95,11 @@ type Config struct {
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
 	Mode        Mode
 	Lease       *lease.Lease // nil: there is no other controller. A shadow has none
-	// Fit returns nil while this controller could serve requests if it led: see [lease.Candidate]. If
-	// it is nil, the controller is always fit.
+	// Fit returns nil while this controller could serve requests if it led: see [lease.Candidate].
+	// If it is nil, the controller is always fit.
 	Fit func() error
-	// Says returns annotations for each write of the lease. An empty value removes one; those that are
-	// not named stay as they are.
+	// Says returns annotations for each write of the lease. An empty value removes one; those that
+	// are not named stay as they are.
 	Says func() map[string]string
 	// Hears is called with the annotations of the lease each time it is read. On an error this
 	// controller does not take the lease.
@@ -144,7 +146,7 @@ type key struct {
 	uid  types.UID
 }
 
-// Waits between two looks at the same request after a fault or while a fact is missing.
+// Waits between two syncs of the same request after a fault or while a fact is missing.
 const (
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = 8 * time.Second // a pod's init container gives up after 90
@@ -449,7 +451,7 @@ func clientOf(csr *certificatesv1.CertificateSigningRequest) string {
 	return string(csr.UID)
 }
 
-// work takes requests from the queue until it shuts down. What has begun ends with the context of
+// work takes requests from the queue until it shuts down. What has started ends with the context of
 // syncs.
 func (c *Controller) work(ctx, syncs context.Context) {
 	for {
@@ -462,7 +464,7 @@ func (c *Controller) work(ctx, syncs context.Context) {
 	}
 }
 
-// serve gives one request one sync. Work that has begun is finished although
+// serve gives one request one sync. Work that has started is finished although
 // the context ends.
 func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if ctx.Err() != nil {
@@ -471,8 +473,8 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	request := c.requests.Load().cached(item)
 	if request == nil || c.election.Fence() != nil || c.access.Blocked() {
 		c.pacer.Tried(item)
-		// It was deleted, or is another controller's, or nothing may be done: a controller that leads, and
-		// may, looks at all.
+		// It was deleted, or is another controller's, or nothing may be done: a controller that
+		// leads and may act syncs all.
 		c.queue.Forget(item)
 		return
 	}
@@ -520,7 +522,7 @@ func (c *Controller) retry(
 		c.queue.Forget(item)
 		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
 	case errors.Is(err, lease.ErrNotLeading):
-		c.Logger.Warn("the lease was lost during a sync; another controller goes on",
+		c.Logger.Warn("the lease was lost during a sync; another controller continues",
 			"request", csr.Name, "uid", csr.UID)
 		c.queue.Forget(item)
 	default:

@@ -15,14 +15,14 @@ import (
 	"hsm-signer/policy"
 )
 
-// reconcileInterval is the time between two looks at what is unfinished.
+// reconcileInterval is the time between two sweeps of the unfinished requests.
 const reconcileInterval = 10 * time.Second
 
 // firstReconcileInterval is the time between two tries until the first look: a request that took
 // its certificate may be deleted at any moment, and then nobody can say whether it did.
 const firstReconcileInterval = time.Second
 
-// reconcileJournal finds out what became of what is unfinished in the journal: a request may have
+// reconcileJournal finds out the outcome of what is unfinished in the journal: a request may have
 // been deleted, or have taken its certificate just before this process was killed.
 func (c *Controller) reconcileJournal(ctx context.Context) {
 	err := wait.PollUntilContextCancel(ctx, firstReconcileInterval, true,
@@ -34,7 +34,7 @@ func (c *Controller) reconcileJournal(ctx context.Context) {
 }
 
 // reconcileJournalOnce reports whether it could look. A controller that does not lead looks too:
-// its journal is its own, and no other controller can say what became of what is in it.
+// its journal is its own, and no other controller knows the outcome of what is in it.
 func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	unfinished := c.Issuer.Unfinished() // before the requests, so that none of them is later
 	if !c.requests.Load().whole() {
@@ -47,7 +47,7 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 			continue // it may be there, and nobody watches it
 		}
 		if err := c.resolve(ctx, begun, all[types.UID(begun.UID)]); err != nil {
-			c.Logger.Error("the journal could not record what became of a request",
+			c.Logger.Error("the journal could not record the outcome of a request",
 				"request", begun.Name, "uid", begun.UID, "error", err)
 		}
 	}
@@ -59,7 +59,7 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	return true
 }
 
-// resolve notes what became of what was begun; csr is nil if the store does not have it.
+// resolve records the outcome of what was started; csr is nil if the store does not have it.
 func (c *Controller) resolve(
 	ctx context.Context, begun policy.Submission, csr *certificatesv1.CertificateSigningRequest,
 ) error {
@@ -95,7 +95,7 @@ func (c *Controller) resolve(
 	return nil
 }
 
-// whole tells whether all requests were listed once.
+// whole reports whether all requests were listed once.
 func (r *requests) whole() bool {
 	return !slices.ContainsFunc(r.synced, func(synced cache.InformerSynced) bool { return !synced() })
 }

@@ -20,8 +20,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// remembering is an issuer that has begun some requests; what the loop tells it of each is kept. A real
-// one would have to be killed at the right instruction for each case.
+// remembering is an issuer that has started some requests; what the loop tells it of each is kept.
+// A real one would have to be killed at the right instruction for each case.
 type remembering struct {
 	unfinished []policy.Submission
 	told       map[string]string
@@ -99,8 +99,8 @@ func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, fu
 	}
 }
 
-// Each certificate in the cluster is told apart by who issued it; of one that ought not to be there is one event,
-// however often it is looked at.
+// Each certificate in the cluster is classified by its issuer; of one that ought not to be there is
+// one event, however often it is seen.
 func TestIssuanceOfCertificates(t *testing.T) {
 	c, add := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
 	events := record.NewFakeRecorder(16)
@@ -159,8 +159,8 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	}
 }
 
-// A controller that does not lead finds out too what became of what is in its own journal, but takes
-// up no request.
+// A controller that does not lead finds out too the outcome of what is in its own journal, but
+// takes up no request.
 func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 	issuer := &remembering{told: map[string]string{}}
 	for _, uid := range []string{"gone", "taken", "waiting"} {

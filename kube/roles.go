@@ -13,7 +13,7 @@ func (c candidate) Fit() error {
 	return c.Config.Fit()
 }
 
-// Annotations returns what each write of the lease says beside who leads.
+// Annotations returns what each write of the lease says in addition to the leader.
 func (c candidate) Annotations() map[string]string {
 	if c.Says == nil {
 		return nil

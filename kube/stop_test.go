@@ -21,13 +21,14 @@ func (hanging) Get(ctx context.Context, _ string, _ metav1.GetOptions) (*certifi
 	return nil, ctx.Err()
 }
 
-// What is in work when the process is asked to end is finished, but not waited for longer than a supervisor waits.
+// What is in work when the process is asked to end is finished, but not waited for longer than a
+// supervisor waits.
 func TestStopWaitsForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, add := withStore(t, &remembering{}, func() bool { return true })
 		defer c.events.broadcaster.Shutdown()
 		c.requests.Load().Client = hanging{}
-		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read anew
+		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read again
 		c.queue.Add(key{"u", "u"})
 		ctx, cancel := context.WithCancel(t.Context())
 		began := time.Now()

@@ -10,7 +10,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// telling returns a store, and what it has told: "+name" of what is new, "name" of what has changed, with the version.
+// telling returns a store, and what it has told: "+name" of what is new, "name" of what has
+// changed, with the version.
 func telling() (*store, *[]string) {
 	var told []string
 	say := func(mark string, object any) {
@@ -39,7 +40,8 @@ func named(name, version string) *certificatesv1.CertificateSigningRequest {
 	return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) { r.Name, r.ResourceVersion = name, version })
 }
 
-// Whatever comes is trimmed, kept and told of: new, or changed; and what a list no longer has is gone.
+// Whatever comes is trimmed, kept and reported: new, or changed; and what a list no longer has is
+// gone.
 func TestStoreKeepsAndTells(t *testing.T) {
 	m, told := telling()
 	for _, step := range []struct {
@@ -89,7 +91,8 @@ func TestStoreIsWholeAfterItsFirstList(t *testing.T) {
 	}
 }
 
-// However long an API server was away, it is tried again within 12 seconds: a pod's init container gives up after 90.
+// However long an API server was unavailable, it is tried again within 12 seconds: a pod's init
+// container gives up after 90.
 func TestStoreIsNeverSlowToTryAgain(t *testing.T) {
 	delay := watchBackoff().DelayFunc()
 	for range 1000 {

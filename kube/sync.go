@@ -57,7 +57,7 @@ var errLookAgain = errors.New("look again")
 // errPaced ends a sync whose request comes back when it may be answered.
 var errPaced = errors.New("held back so that slow watchers keep up")
 
-// serves tells whether the request asks one of our signers.
+// serves reports whether the request asks one of our signers.
 func (c *Controller) serves(csr *certificatesv1.CertificateSigningRequest) bool {
 	return c.servesName(csr.Spec.SignerName)
 }

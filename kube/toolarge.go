@@ -93,7 +93,7 @@ type ignored struct {
 	order    []types.UID          // the oldest first
 }
 
-// add remembers the object as it is now and reports whether it was not there before.
+// add remembers the object as it is now and reports whether it is new.
 func (i *ignored) add(uid types.UID, version string) (first bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -189,7 +189,7 @@ func tooLargeIn(all []Outcome) int {
 	return n
 }
 
-// What is remembered is bounded, and an object that has changed is looked at again.
+// What is remembered is bounded, and an object that has changed is read again.
 func TestIgnoredIsBounded(t *testing.T) {
 	var i ignored
 	for n := range 2 * mostIgnored {

@@ -15,10 +15,11 @@ import (
 // A requester may make a request of a megabyte, and many of them. The store keeps of each what a
 // sync needs; one that had to be truncated is read whole when it is synced, one at a time.
 const (
-	// mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in bytes.
+	// mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in
+	// bytes.
 	mostMeta = 16 << 10
-	// mostName is how long the name of a request may be, in bytes, to be served. The API server takes
-	// any, and names go into logs, Events, addresses and the journal.
+	// mostName is how long the name of a request may be, in bytes, to be served. The API server
+	// takes any, and names go into logs, Events, addresses and the journal.
 	mostName = 1 << 10
 	// noSigner is kept as the signer of a request that is not served whoever it is for; no signer's
 	// name is like that.
@@ -104,7 +105,7 @@ func (c *Controller) ignoreName(
 func (c *Controller) listTrimmed(
 	ctx context.Context, api *csr.API, o metav1.ListOptions,
 ) (*metainternalversion.List, error) {
-	// Without a version: a cache would answer with all at once.
+	// Without a version: a cache would return all at once.
 	o.ResourceVersion, o.ResourceVersionMatch, o.Limit = "", "", listPage
 	all := &metainternalversion.List{}
 	for {

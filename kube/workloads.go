@@ -14,8 +14,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// A Workload is what makes pods: a DaemonSet, a Deployment, or whatever else controls them. One without a
-// kind is a pod that nothing makes again.
+// A Workload is what makes pods: a DaemonSet, a Deployment, or whatever else controls them. One
+// without a kind is a pod that nothing makes again.
 type Workload struct{ Kind, Namespace, Name string }
 
 // String is for people.
@@ -33,7 +33,7 @@ type LivePod struct {
 	Owner   Workload
 }
 
-// Restart is the kubectl command that has the pod made anew, with a certificate of its own.
+// Restart is the kubectl command that recreates the pod, with a certificate of its own.
 func (p LivePod) Restart() string {
 	switch p.Owner.Kind {
 	case "DaemonSet", "Deployment", "StatefulSet":
@@ -42,8 +42,9 @@ func (p LivePod) Restart() string {
 	return fmt.Sprintf("kubectl -n %s delete pod %s", p.Namespace, p.Name)
 }
 
-// LivePods lists the pods of a namespace that live, each with its owner. A Deployment is known through its
-// ReplicaSet; where that may not be read ("get replicasets", group apps), the ReplicaSet is the owner.
+// LivePods lists the pods of a namespace that live, each with its owner. A Deployment is known
+// through its ReplicaSet; where that may not be read ("get replicasets", group apps), the
+// ReplicaSet is the owner.
 func LivePods(ctx context.Context, client kubernetes.Interface, namespace string) ([]LivePod, error) {
 	owners := map[string]Workload{} // by ReplicaSet
 	var live []LivePod

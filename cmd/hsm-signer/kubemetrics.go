@@ -25,7 +25,7 @@ func newKubeMetrics(register promauto.Factory) kubeMetrics {
 	return kubeMetrics{
 		faults: register.NewCounter(prometheus.CounterOpts{
 			Name: "hsm_signer_faults_total",
-			Help: "Looks at a request that ended with a fault (token, API server); it is tried again.",
+			Help: "Syncs of a request that ended with a fault (token, API server); they are retried.",
 		}),
 		leaders: register.NewCounter(prometheus.CounterOpts{
 			Name: "hsm_signer_leader_changes_total",
@@ -84,7 +84,7 @@ func (m kubeMetrics) census(r kube.Census) {
 
 // watchController has shown at each scrape how the controller stands.
 func (m *metrics) watchController(c *kube.Controller) {
-	m.gauge("hsm_signer_leading", "1 while this process is the one of many that acts, or the only one; else 0.", func() float64 { return number(c.Leads()) })
+	m.gauge("hsm_signer_leading", "1 while this process leads, or is the only one; else 0.", func() float64 { return number(c.Leads()) })
 	m.gauge("hsm_signer_queue_length", "Requests that wait for a worker; one that waits for its next try is not among them.", func() float64 { return float64(c.Queued()) })
 }
 

@@ -29,7 +29,7 @@ func newPolicyMetrics(register promauto.Factory) policyMetrics {
 		}),
 		overBudget: register.NewCounter(prometheus.CounterOpts{
 			Name: "hsm_signer_over_budget_total",
-			Help: "Looks at a granted request that ended since a budget is spent; the request waits.",
+			Help: "Syncs of a granted request that ended because a budget is spent; the request waits.",
 		}),
 		inForce: register.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "hsm_signer_policy_info",

@@ -32,9 +32,9 @@ func newRunCommand() *cobra.Command {
 		Short: "Serve certificate requests",
 		Long: `Watches the certificate requests of SIGNER_NAME and answers them until it is stopped.
 
-It starts only with a CA certificate that belongs to the key in the token. A token
-or an API server that is not there is waited for: meanwhile requests stay
-pending and /readyz says what is missing.`,
+It starts only with a CA certificate that belongs to the key in the token. It waits
+for a missing token or API server: meanwhile requests stay pending and /readyz says
+what is missing.`,
 		Example: `  hsm-signer run --signer-name example.com/calico --ca-cert-file ca.crt --kubeconfig /etc/hsm-signer/kubeconfig
   APPROVE=shadow hsm-signer run      # tries a policy on production and touches nothing`,
 		Args: cobra.NoArgs,

@@ -412,7 +412,7 @@ func (w *witness) accept(ctx context.Context) {
 		err = rollback.Record(ctx, j, head)
 	}
 	if err := errors.Join(err, os.Remove(path)); err != nil {
-		w.logger.Error("what \"audit accept-rollback\" accepts is not taken up: give the command again", "file", path, "error", err)
+		w.logger.Error("the acceptance of a rollback was not recorded: run \"hsm-signer audit accept-rollback\" again", "file", path, "error", err)
 		return
 	}
 	w.logger.Warn("accepted: the journal does not have a line that a witness has seen", "witnessed", head.String())

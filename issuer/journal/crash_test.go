@@ -17,7 +17,8 @@ import (
 // crashVariable names the directory in the process that is killed.
 const crashVariable = "JOURNAL_TEST_CRASH"
 
-// A process that is killed at any moment, again and again, loses nothing that it was told is written.
+// A process that is killed at any moment, again and again, loses nothing that it was told is
+// written.
 func TestKilledAtAnyMoment(t *testing.T) {
 	if dir := os.Getenv(crashVariable); dir != "" {
 		writeUntilKilled(t, dir)
@@ -45,7 +46,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 }
 
-// writeAndKill kills a process after it has told of so many lines, and returns what it told.
+// writeAndKill kills a process after it has reported so many lines, and returns them.
 func writeAndKill(t *testing.T, dir string, lines int) map[string]State {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
@@ -78,7 +79,7 @@ func writeAndKill(t *testing.T, dir string, lines int) map[string]State {
 	return told
 }
 
-// writeUntilKilled tells of each line after it was written: the request and its state.
+// writeUntilKilled reports each line after it was written: the request and its state.
 func writeUntilKilled(t *testing.T, dir string) {
 	der, err := os.ReadFile(dir + "/ca")
 	if err != nil {

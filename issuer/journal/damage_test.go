@@ -48,8 +48,8 @@ func directory(t *testing.T, files ...[]byte) string {
 	return dir
 }
 
-// A power cut can leave the last lines cut at any byte: the journal opens, keeps every whole line, and says
-// what it has moved away.
+// A power cut can leave the last lines cut at any byte: the journal opens, keeps every whole line,
+// and says what it has moved away.
 func TestTornAtEveryByte(t *testing.T) {
 	ca := newCA(t)
 	text := written(t, ca, t.TempDir(), "one", "two")
@@ -165,7 +165,8 @@ func TestAChangedByteIsNamed(t *testing.T) {
 	}
 }
 
-// A zero byte, as of a page that the disk has lost, is no power cut when lines follow that were synced after it.
+// A zero byte, as of a page that the disk has lost, is no power cut when lines follow that were
+// synced after it.
 func TestALostPageIsNamed(t *testing.T) {
 	ca := newCA(t)
 	text := written(t, ca, t.TempDir(), "one", "two", "three")
@@ -180,7 +181,7 @@ func TestALostPageIsNamed(t *testing.T) {
 		_, verified := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}})
 		j, err := Open(dir, Options{CA: ca.cert})
 		switch {
-		case i == len(lines)-1: // nobody can tell it from a torn end, but for the witnesses
+		case i == len(lines)-1: // nobody can tell it from a torn end, except for the witnesses
 			if verified != nil || err != nil {
 				t.Errorf("the last line: %v; %v", verified, err)
 			}
@@ -193,7 +194,8 @@ func TestALostPageIsNamed(t *testing.T) {
 	}
 }
 
-// A disk on which nothing can be synced gets a first line at each try to open; a power cut may leave any part of them.
+// A disk on which nothing can be synced gets a first line at each try to open; a power cut may
+// leave any part of them.
 func TestTornAmongTriesToOpen(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	text := written(t, ca, dir, "one")

@@ -25,14 +25,16 @@ type Decision struct {
 	Verdict       string   `json:"verdict"`           // granted, refused or waiting
 	Rule          string   `json:"rule,omitempty"`    // that grants, or would
 	Names         []string `json:"names,omitempty"`   // that are granted
-	Missing       string   `json:"missing,omitempty"` // the fact that is waited for
-	// Reasons are those of a refusal, each without its code and without what would have been allowed.
+	Missing       string   `json:"missing,omitempty"` // the missing fact
+	// Reasons are those of a refusal, each without its code and without what would have been
+	// allowed.
 	Reasons []policy.Reason `json:"reasons,omitempty"`
 }
 
-// Decisions is a log of what was decided: a file and its predecessor, of the same name with .1, one JSON object a
-// line. It is no part of the journal's chain, is not synced, and cannot stop or break anything: what
-// cannot be written, in time or at all, is counted and dropped. It is safe for concurrent use.
+// Decisions is a log of what was decided: a file and its predecessor, of the same name with .1, one
+// JSON object a line. It is no part of the journal's chain, is not synced, and cannot stop or break
+// anything: what cannot be written, in time or at all, is counted and dropped. It is safe for
+// concurrent use.
 type Decisions struct {
 	dir     string
 	name    string
@@ -49,7 +51,7 @@ type Decisions struct {
 
 // The logs that there are.
 const (
-	RefusalsLog = "refusals.log" // beside the journal: what was refused
+	RefusalsLog = "refusals.log" // next to the journal: what was refused
 	ShadowLog   = "shadow.log"   // of one that decides and does nothing: all that it decided
 )
 
@@ -60,8 +62,8 @@ const (
 	decisionsSpared = 0.1  // the share of the disk that is left to others
 )
 
-// OpenDecisions begins to log in the directory, which exists. Each of the two files grows to limit bytes; 0 means
-// 8 MiB.
+// OpenDecisions begins to log in the directory, which exists. Each of the two files grows to limit
+// bytes; 0 means 8 MiB.
 func OpenDecisions(dir, name string, limit int64) *Decisions {
 	if limit <= 0 {
 		limit = 8 << 20

@@ -95,7 +95,7 @@ func TestDecisionsThatCannotBeWrittenAreCounted(t *testing.T) {
 	}
 }
 
-// What is logged is found, in the log and in its predecessor; a line that was cut is not there, nor
+// What is logged is found, in the log and in its predecessor; a line that was cut is missing, nor
 // what only a text of a line names.
 func TestLoggedDecisionsAreFound(t *testing.T) {
 	dir := t.TempDir()

@@ -65,7 +65,8 @@ func fill(t *testing.T, dir string) (free func()) {
 	}
 }
 
-// On a full disk no request is begun, what is begun is finished, and when there is room again it goes on.
+// On a full disk no request is started, started ones are finished, and new ones start when there is
+// space.
 func TestFullDisk(t *testing.T) {
 	onSmallDisk(t, func(t *testing.T, dir string) {
 		ca := newCA(t)
@@ -115,7 +116,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		closeNow(t, j)
 		free = fill(t, dir)
-		j = open(t, dir, o) // the line that says so fits into the space that was set aside
+		j = open(t, dir, o) // the line that reports it fits into the space that was set aside
 		free()
 		if err := j.Ready(); err != nil {
 			t.Error(err)
@@ -129,7 +130,8 @@ func TestFullDisk(t *testing.T) {
 func TestReadOnlyDisk(t *testing.T) {
 	onSmallDisk(t, func(t *testing.T, dir string) {
 		ca := newCA(t)
-		// A remount waits for those who may write, so the journal's descriptors are replaced below; the disk's answer is made here.
+		// A remount waits for those who may write, so the journal's descriptors are replaced below;
+		// the disk's answer is made here.
 		readOnly := func() bool {
 			var s syscall.Statfs_t
 			return syscall.Statfs(dir, &s) == nil && s.Flags&syscall.MS_RDONLY != 0

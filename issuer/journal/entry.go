@@ -28,7 +28,7 @@ const (
 	KindRollback    Kind = "rollback"
 )
 
-// An Entry is what a line says beside its place in the chain: an [Opened], [Intent],
+// An Entry is what a line says in addition to its place in the chain: an [Opened], [Intent],
 // [Signed], [Published], [Orphaned], [Unconfirmed], [Probe], [Checkpoint] or [Rollback].
 type Entry interface {
 	Kind() Kind
@@ -46,7 +46,7 @@ type Opened struct {
 	Repaired *Repair `json:"repaired,omitempty"`
 }
 
-// A Repair tells of bytes behind the last whole line, as a power cut leaves them. They were
+// A Repair records bytes behind the last whole line, as a power cut leaves them. They were
 // in no line that anyone was told is written.
 type Repair struct {
 	File    string `json:"file"`    // in which they were found
@@ -73,7 +73,7 @@ type Intent struct {
 	Names         []string         `json:"names,omitempty"` // subject and names, for people to read
 	Serial        string           `json:"serial"`          // see [FormatSerial]; it begins with the journal's ID
 	TBS           []byte           `json:"tbs"`             // the to-be-signed certificate, DER
-	// Anew allows a new certificate for a request whose former one was orphaned.
+	// Whether the request may get a new certificate, since its former one was orphaned.
 	Anew bool `json:"anew,omitempty"`
 }
 
@@ -106,14 +106,14 @@ type Published struct {
 }
 
 // Orphaned says that an intent will not be signed, or a certificate not be published, and why. If
-// the request comes back, a certificate can be published all the same.
+// the request comes back, a certificate can be published anyway.
 type Orphaned struct {
 	UID    string `json:"uid"`
 	Serial string `json:"serial"`
 	Why    string `json:"why"`
 }
 
-// mayBeDelivered reports whether the client may hold the certificate all the same: earlier
+// mayBeDelivered reports whether the client may hold the certificate anyway: earlier
 // versions wrote these reasons without knowing whether the API server had taken it.
 func (o Orphaned) mayBeDelivered() bool {
 	return o.Why == "the request is gone" ||

@@ -64,8 +64,8 @@ func countFiles(dir string) (uint32, error) {
 	return uint32(len(numbers)), nil
 }
 
-// makeDirectory makes the directory for its owner alone. One that is there is narrowed; where that is
-// not allowed, as with some mounted volumes, others must at least not be able to write to it.
+// makeDirectory makes the directory for its owner alone. One that is there is narrowed; where that
+// is not allowed, as with some mounted volumes, others must at least not be able to write to it.
 func makeDirectory(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -83,7 +83,8 @@ func makeDirectory(dir string) error {
 	return nil
 }
 
-// lockDirectory takes the lock, which lasts as long as the file is open, and writes into it who has it.
+// lockDirectory takes the lock, which lasts as long as the file is open, and writes into it who has
+// it.
 func lockDirectory(dir string, o Options) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	lock, err := openOwn(path, os.O_RDWR|os.O_CREATE)
@@ -111,13 +112,14 @@ func writeHolder(lock *os.File, o Options) error {
 		return err
 	}
 	_, err := lock.WriteAt([]byte(text), 0)
-	if errors.Is(err, syscall.ENOSPC) { // on a full disk the lock holds all the same
+	if errors.Is(err, syscall.ENOSPC) { // on a full disk the lock holds anyway
 		return nil
 	}
 	return err
 }
 
-// holdsLock answers nil when the lock is held, or could be taken again, and is on the file that others would lock.
+// holdsLock returns nil if the lock is held, or could be taken again, and is on the file that
+// others would lock.
 func (j *Writer) holdsLock() error {
 	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -136,7 +138,7 @@ func (j *Writer) holdsLock() error {
 	return nil
 }
 
-// Locked tells whether a process has the journal open for writing.
+// Locked reports whether a process has the journal open for writing.
 func Locked(dir string) bool {
 	lock, err := openPlain(filepath.Join(dir, lockName), os.O_RDONLY)
 	if err != nil {
@@ -151,7 +153,8 @@ type file interface {
 	io.WriteCloser
 	Sync() error
 	Truncate(size int64) error
-	// allocate sets bytes aside on the disk, from an offset on; errors.ErrUnsupported where that cannot be done.
+	// allocate sets bytes aside on the disk, from an offset on; errors.ErrUnsupported where that
+	// cannot be done.
 	allocate(from, length int64) error
 	// size returns the bytes that the file has.
 	size() (int64, error)
@@ -200,7 +203,7 @@ type chain struct {
 	recent [4096]Hash // by the sequence number's remainder
 }
 
-// follow answers nil when the line comes next.
+// follow returns nil if the line comes next.
 func (c *chain) follow(l Line) error {
 	switch {
 	case l.Seq != c.head.Seq+1:
@@ -226,7 +229,7 @@ func (c *chain) advance(to Head) {
 	c.recent[to.Seq%uint64(len(c.recent))] = to.SHA256
 }
 
-// passed tells whether the head is one of the recent ones.
+// passed reports whether the head is one of the recent ones.
 func (c *chain) passed(h Head) bool {
 	return h.Seq <= c.head.Seq && h.Seq+uint64(len(c.recent)) > c.head.Seq && h.Seq > 0 && c.recent[h.Seq%uint64(len(c.recent))] == h.SHA256
 }
@@ -240,7 +243,7 @@ type end struct {
 	last   int64  // where the last line begins
 	torn   []byte // what follows them
 	before Fault  // where the line before is, when the file has none yet
-	light  bool   // only the chain of hashes is looked at, not what the lines say
+	light  bool   // only the chain of hashes is verified, not what the lines say
 }
 
 // tornLimit bounds what a power cut can leave: one batch, since each is synced before the next.
@@ -251,17 +254,18 @@ type reader struct {
 	line     func(l Line, at place, sum Hash) error // each line, of which the chain is verified
 	fits     func(Entry) error                      // asked whether an entry could follow now; nil: each could
 	progress func(bytes int64)                      // so many bytes more; nil: nobody wants to know
-	files    files                                  // told of each file; nil: nobody wants to know
+	files    files                                  // called for each file; may be nil
 }
 
-// files is told of the files that are read.
+// files is called for the files that are read.
 type files interface {
 	skip(e *end) bool    // whether the file, which others follow, need not be read; it sets the end to the file's
 	begin(e *end) error  // before a file is read
 	sealed(e *end) error // after a file was read that others follow
 }
 
-// replay reads the whole journal, verifies the chain and hands each line to the reader. A wrong line is a [*Fault].
+// replay reads the whole journal, verifies the chain and hands each line to the reader. A wrong
+// line is a [*Fault].
 func replay(dir string, to reader) (*end, error) {
 	e := &end{number: 1}
 	count, err := countFiles(dir)
@@ -300,7 +304,7 @@ func replay(dir string, to reader) (*end, error) {
 	return e, nil
 }
 
-// emptyFrom tells whether the files are empty: one is made before it is written to.
+// emptyFrom reports whether the files are empty: one is made before it is written to.
 func emptyFrom(dir string, from, to uint32) bool {
 	for number := from; number <= to; number++ {
 		if info, err := os.Stat(filePath(dir, number)); err != nil || info.Size() > 0 {
@@ -314,8 +318,9 @@ func (e *end) fault(err error) error {
 	return &Fault{File: filepath.Base(filePath("", e.number)), Line: e.lines + 1, Err: err}
 }
 
-// blame makes what is wrong with a line a fault. When two lines do not fit together, it is the first
-// that was changed if the second is what the one after it says it is, or if there is none after it.
+// blame makes what is wrong with a line a fault. When two lines do not fit together, it is the
+// first that was changed if the second is what the one after it says it is, or if there is none
+// after it.
 func (e *end) blame(wrong error, raw []byte, r *bufio.Reader) error {
 	var unfit *errChain
 	if !errors.As(wrong, &unfit) {
@@ -335,7 +340,7 @@ func (e *end) blame(wrong error, raw []byte, r *bufio.Reader) error {
 	return &fault
 }
 
-// readFile goes on with one file.
+// readFile continues with one file.
 func (e *end) readFile(dir string, to reader) error {
 	f, err := openPlain(filePath(dir, e.number), os.O_RDONLY)
 	if err != nil {
@@ -406,8 +411,8 @@ func (e *end) parse(raw []byte) (Line, error) {
 }
 
 // readTorn keeps what follows the last whole line when that is what a power cut can leave, and else
-// answers what is wrong with it. Such an end holds pages that were never written, which read as zeros; no
-// line has any. (Or it has no newline, which was seen already.)
+// answers what is wrong with it. Such an end holds pages that were never written, which read as
+// zeros; no line has any. (Or it has no newline, which was seen already.)
 func (e *end) readTorn(f *os.File, fits func(Entry) error, wrong error) error {
 	rest, err := io.ReadAll(io.NewSectionReader(f, e.size, tornLimit+1))
 	if err != nil {
@@ -420,9 +425,10 @@ func (e *end) readTorn(f *os.File, fits func(Entry) error, wrong error) error {
 	return nil
 }
 
-// oneBatch tells whether the lines that can be read in what follows the last whole line may all be of one batch, which nobody was
-// told of: each could follow that line, no request has two of them, and nothing else comes behind one that opens the
-// journal. Otherwise some were synced, and the disk has lost what stood before them.
+// oneBatch reports whether the lines that can be read in what follows the last whole line may all
+// be of one batch, which nobody was reported: each could follow that line, no request has two of
+// them, and nothing else comes behind one that opens the journal. Otherwise some were synced, and
+// the disk has lost what stood before them.
 func oneBatch(rest []byte, fits func(Entry) error) bool {
 	seen, opened := map[string]bool{}, false // one that cannot be synced is written again at each try to open
 	for raw := range bytes.Lines(rest) {
@@ -440,7 +446,7 @@ func oneBatch(rest []byte, fits func(Entry) error) bool {
 	return true
 }
 
-// moveAway moves the unfinished end of the journal into a file of its own, and tells of it.
+// moveAway moves the unfinished end of the journal into a file of its own, and reports it.
 func moveAway(dir string, e *end, now time.Time) (*Repair, error) {
 	path := filePath(dir, e.number)
 	name := fmt.Sprintf("torn-%08d-%s", e.number, now.UTC().Format("20060102T150405.000000000"))

@@ -1,7 +1,7 @@
 // Package journal remembers what was signed.
 //
 // Duty: keep, on the disk of one node, an append-only journal of what the CA's key is about to
-// sign, has signed, and of what became of it; answer for each request what is known of it; and let
+// sign, has signed, and the outcome; answer for each request what is known of it; and let
 // an auditor verify all of it.
 //
 // Contract: a [Journal] exists from the start of the process and looks after itself: [Journal.Run]
@@ -14,7 +14,7 @@
 // verified through a new descriptor; the failed one is never used again. What the disk holds that
 // is not a journal's is an error that names file and line ([*Fault]), except for an unfinished end,
 // as a power cut leaves it: that is moved into a file of its own, and [Writer.Repaired] and the
-// journal itself tell of it.
+// journal itself report it.
 //
 // The hash chain makes tampering detectable only to someone who has a later hash: give
 // [Writer.Head] to witnesses that the node's owner cannot change. The bytes of an intent that is
@@ -41,7 +41,8 @@ import (
 var (
 	// ErrBroken says that a write or a sync has failed; [Writer.Ready] may repair it.
 	ErrBroken = errors.New("the journal cannot be written")
-	// ErrFull says that the disk has no room for new requests. What is begun can still be finished.
+	// ErrFull says that the disk has no room for new requests. Started requests can still be
+	// finished.
 	ErrFull = errors.New("the journal's disk is full: make room in STATE_DIR")
 	// ErrLocked says that another process writes this journal.
 	ErrLocked = errors.New("the journal is in use")
@@ -57,7 +58,8 @@ var (
 	ErrConflict = errors.New("the journal knows otherwise")
 	// ErrTooMany says that one of the limits of [Options] is reached.
 	ErrTooMany = errors.New("the journal has reached its limit")
-	// ErrTooManyUnfinished is the [ErrTooMany] that goes away when requests are published or given up.
+	// ErrTooManyUnfinished is the [ErrTooMany] that goes away when requests are published or given
+	// up.
 	ErrTooManyUnfinished = fmt.Errorf("%w of unfinished requests", ErrTooMany)
 )
 
@@ -66,8 +68,8 @@ type Options struct {
 	Version string            // of the program, for the journal's reader
 	CA      *x509.Certificate // whose certificates are recorded
 
-	FileSize      int64 // bytes after which a new file is begun: 64 MiB by default, 1 GiB at most
-	Reserve       int64 // bytes kept free on the disk for finishing what is begun: 4 MiB by default
+	FileSize      int64 // bytes after which a new file is started: 64 MiB by default, 1 GiB at most
+	Reserve       int64 // bytes kept free on the disk for finishing started requests: 4 MiB by default
 	MaxRequests   int   // requests that are remembered: 20,000,000 by default, of 4 bytes of memory each
 	MaxUnfinished int   // requests neither published nor orphaned: 10,000 by default, of about 4 KiB each
 
@@ -222,7 +224,7 @@ func (j *Writer) load() ([]*segment, error) {
 	return l.taken, j.begin(nil, Opened{Repaired: j.repair})
 }
 
-// begin opens the file anew, cuts it behind the last synced line, and writes and syncs the lines
+// begin opens the file again, cuts it behind the last synced line, and writes and syncs the lines
 // and the one that says who has opened the journal.
 func (j *Writer) begin(lines []byte, opened Opened) error {
 	var err error
@@ -323,9 +325,9 @@ func (j *Writer) Summary() Summary {
 	return Summary{Journal: j.id, Head: j.synced.head, Files: int(j.number), Counts: j.ledger.counts, Unfinished: len(j.ledger.open)}
 }
 
-// Ready answers nil when the journal takes a new request, and does not wait for a disk that hangs.
-// A broken journal is reopened, at most once a second, and on a full disk it is looked whether
-// there is room again: so it goes on by itself when it is asked now and then.
+// Ready returns nil if the journal takes a new request, and does not wait for a disk that hangs.
+// A broken journal is reopened, at most once a second, and on a full disk only when
+// there is space again: so it continues if it is called periodically.
 func (j *Writer) Ready() error {
 	err := j.State()
 	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrSlow) || !j.io.TryLock() { // a write, or another Ready, will find out
@@ -346,7 +348,7 @@ func (j *Writer) Ready() error {
 	return j.reopen()
 }
 
-// State answers nil when the journal takes a new request, as far as is known: it touches no disk,
+// State returns nil if the journal takes a new request, as far as is known: it touches no disk,
 // and waits for nothing.
 func (j *Writer) State() error {
 	now := j.options.now()

@@ -50,7 +50,7 @@ func newCA(t testing.TB) *testCA {
 	return &testCA{cert, key}
 }
 
-// lines returns what the journal is told of one request, from the intent to the publication.
+// lines returns what the journal records of one request, from the intent to the publication.
 func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration) (Intent, Signed, Published) {
 	t.Helper()
 	serial, err := id.NewSerial()
@@ -275,7 +275,7 @@ func TestUnconfirmedIsTakenForDelivered(t *testing.T) {
 	verify(t, dir, ca)
 }
 
-// What an earlier process has begun is told from what this one has.
+// What an earlier process has started is distinct from what this one has.
 func TestInherited(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	j := open(t, dir, Options{CA: ca.cert})
@@ -426,7 +426,8 @@ func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 	look(t, j, "one", Intended)
 }
 
-// A limit that is reached shows before a request runs into it, and goes away by itself or by a setting.
+// A limit that is reached shows before a request runs into it, and goes away by itself or by a
+// setting.
 func TestLimits(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	o := Options{CA: ca.cert, MaxUnfinished: 2, MaxRequests: 3, FileSize: 1}
@@ -454,7 +455,7 @@ func TestLimits(t *testing.T) {
 	}
 	issue(t, ca, j, "d")
 	reached("requests: it knows 3")
-	put(t, j, bPublished) // what was begun is finished, and published again
+	put(t, j, bPublished) // what was started is finished, and published again
 	look(t, j, "a", IsPublished)
 	closeNow(t, j)
 	o.MaxRequests++
@@ -465,7 +466,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// Who has lost the lock without knowing it writes nothing, nor does one behind whose lines there are others.
+// A process that has lost the lock without knowing it writes nothing, nor does one behind whose
+// lines there are others.
 func TestAnotherWriterIsNoticed(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	first := open(t, dir, Options{CA: ca.cert})
@@ -499,7 +501,8 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 	verify(t, dir, ca)
 }
 
-// A lock that the system has forgotten, and given to another, is not taken for one's own: what the other has written stays as it is.
+// A lock that the system has forgotten, and given to another, is not taken for one's own: what the
+// other has written stays as it is.
 func TestForgottenLockIsNoticed(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	first := open(t, dir, Options{CA: ca.cert, FileSize: 1}) // so that each batch begins a new file
@@ -617,8 +620,8 @@ func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-// After a failed write or sync nothing is taken, and the descriptor is not used again, until the journal
-// is reopened; then what was not synced is written anew.
+// After a failed write or sync nothing is taken, and the descriptor is not used again, until the
+// journal is reopened; then what was not synced is written again.
 func TestAFailedDescriptorIsNotUsedAgain(t *testing.T) {
 	var bad atomic.Bool
 	for name, failing := range map[string]testFile{

@@ -104,8 +104,8 @@ func newLedger() *ledger {
 	return &ledger{index: map[key]finished{}, open: map[key]*Record{}}
 }
 
-// find returns what is known of a request: a record, or what is left of it. What it finds outside the
-// memory is in memory then.
+// find returns what is known of a request: a record, or what is left of it. What it finds outside
+// the memory is in memory then.
 func (l *ledger) find(uid string) (record *Record, f finished, known bool, err error) {
 	k := keyOf(uid)
 	if record := l.open[k]; record != nil {
@@ -152,7 +152,7 @@ func (l *ledger) unfinished() []Record {
 	return all
 }
 
-// check answers nil when the entry follows from what is known.
+// check returns nil if the entry follows from what is known.
 func (l *ledger) check(e Entry, now time.Time) error {
 	record, f, known, err := l.find(requestOf(e))
 	if err != nil {
@@ -181,7 +181,7 @@ func (l *ledger) check(e Entry, now time.Time) error {
 	return nil
 }
 
-// fits answers nil when the entry follows from what is known, however long ago that was.
+// fits returns nil if the entry follows from what is known, however long ago that was.
 func (l *ledger) fits(e Entry) error { return l.check(e, time.Time{}) }
 
 func (l *ledger) checkIntent(e Intent, record *Record, f finished, known bool, now time.Time) error {
@@ -283,13 +283,14 @@ func (l *ledger) finish(uid string, state State) {
 	l.index[k] = f
 }
 
-// forgettable reports whether earlier versions may have forgotten the request at that time, and have
-// issued a second certificate for it.
+// forgettable reports whether earlier versions may have forgotten the request at that time, and
+// have issued a second certificate for it.
 func (f finished) forgettable(now time.Time) bool {
 	return now.Add(-KeepExpired).After(time.Unix(int64(f.expires), 0))
 }
 
-// expiryOf returns when the certificate of an intent expires. The intent was parsed when it was taken.
+// expiryOf returns when the certificate of an intent expires. The intent was parsed when it was
+// taken.
 func expiryOf(i Intent) uint32 {
 	cert, err := ParseTBS(i.TBS)
 	if err != nil {

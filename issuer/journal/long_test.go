@@ -34,7 +34,7 @@ func benchCount(b *testing.B, variable string, fallback int) int {
 }
 
 // longJournal returns a journal of so many published requests. Their certificates differ in the
-// serial number only, and the signature is of none of them: that is what "audit verify" looks at,
+// serial number only, and the signature is of none of them: that is what "audit verify" checks,
 // and Open not.
 func longJournal(b *testing.B, ca *testCA, requests int) string {
 	b.Helper()

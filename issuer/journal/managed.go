@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// runInterval is the time between two looks at a journal that cannot be opened or written.
+// runInterval is the time between two attempts with a journal that cannot be opened or written.
 const runInterval = time.Second
 
 // headInterval is the time between two lines of the log that say what the head of the journal is.
@@ -241,7 +241,7 @@ func (j *Journal) Append(ctx context.Context, e Entry) error {
 	return w.Append(ctx, e)
 }
 
-// Refused records a refusal in the log beside the journal. While the journal is not open, nothing
+// Refused records a refusal in the log next to the journal. While the journal is not open, nothing
 // is refused.
 func (j *Journal) Refused(d Decision) {
 	if j.Writer() != nil {

@@ -9,8 +9,8 @@ import (
 )
 
 // openOwn opens a file of the state directory for writing, or for reading and writing, and creates
-// it if the flags say so. A symbolic link, a file of another user than root and this one, and what
-// is not a regular file are refused: what is written would go elsewhere.
+// it if the flags ask for it. A symbolic link, a file of another user than root and this one, and
+// what is not a regular file are refused: what is written would go elsewhere.
 func openOwn(path string, flags int) (*os.File, error) {
 	f, err := openPlain(path, flags)
 	if err != nil {
@@ -25,7 +25,7 @@ func openOwn(path string, flags int) (*os.File, error) {
 // openPlain opens a regular file, whoever owns it, and does not follow a symbolic link. A journal
 // that is only read may be a copy that belongs to anyone.
 func openPlain(path string, flags int) (*os.File, error) {
-	// Without O_NONBLOCK a named pipe would be waited for; for a regular file it changes nothing.
+	// Without O_NONBLOCK opening a named pipe would block; for a regular file it changes nothing.
 	f, err := os.OpenFile(path, flags|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if errors.Is(err, syscall.ELOOP) {
 		return nil, fmt.Errorf("%s is a symbolic link, which is not followed: find out who made it, "+

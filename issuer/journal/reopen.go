@@ -11,8 +11,8 @@ import (
 
 // reopen repairs a broken journal: through new descriptors it verifies that the last synced line is
 // in its place, writes the whole lines after it again (the system may have forgotten that they are
-// not on the disk), moves an unfinished end away, and writes a line that says so. It returns nil if
-// the journal takes lines again. Lines that failed with [ErrBroken] may be in the journal
+// not on the disk), moves an unfinished end away, and writes a line that reports it. It returns nil
+// if the journal takes lines again. Lines that failed with [ErrBroken] may be in the journal
 // afterwards: [Writer.Lookup] tells. The caller must hold io.
 func (j *Writer) reopen() error {
 	j.mu.Lock()

@@ -13,7 +13,7 @@ import (
 )
 
 // A loader reads the journal when it is opened. Sealed files that have an index are taken as it
-// says; those with lines of the last hour are read all the same.
+// says; those with lines of the last hour are read anyway.
 type loader struct {
 	journal *Writer
 	since   time.Time
@@ -75,7 +75,7 @@ func (l *loader) sealed(e *end) error {
 	return nil
 }
 
-// add takes an index. Who has the former slice may go on using it.
+// add takes an index. Holders of the former slice may still use it.
 func (j *Writer) add(s *segment) {
 	j.segments = append(slices.Clip(j.segments), s)
 }

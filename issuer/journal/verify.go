@@ -19,10 +19,11 @@ type VerifyOptions struct {
 	CAs []*x509.Certificate
 	// Witnessed are heads that someone else has kept: each must be in the chain.
 	Witnessed []Head
-	// CheckpointKey is the key that checkpoints must be signed with; nil: their signatures are not verified.
+	// CheckpointKey is the key that checkpoints must be signed with; nil: their signatures are not
+	// verified.
 	CheckpointKey crypto.PublicKey
-	// Progress, where it is not nil, is told now and then how many bytes are read, and how many there were
-	// at the beginning.
+	// Progress, where it is not nil, is called periodically with how many bytes are read, and how
+	// many there were at the beginning.
 	Progress func(read, total int64)
 }
 
@@ -34,23 +35,25 @@ type Summary struct {
 	Counts  Counts `json:"lines"`
 	// Unfinished are the requests that are neither published nor orphaned.
 	Unfinished int `json:"unfinished"`
-	// Checkpointed is the last line that a checkpoint vouches for whose signature was verified; zero when there is none.
+	// Checkpointed is the last line that a checkpoint vouches for whose signature was verified;
+	// zero when there is none.
 	Checkpointed Head `json:"checkpointed,omitzero"`
-	// VouchedAt is the time of the last line that such a checkpoint or a witness vouches for; zero if
-	// there is none. Unvouched is the number of lines after it, without the checkpoints themselves.
+	// VouchedAt is the time of the last line that such a checkpoint or a witness vouches for; zero
+	// if there is none. Unvouched is the number of lines after it, without the checkpoints
+	// themselves.
 	VouchedAt time.Time `json:"vouchedAt,omitzero"`
 	Unvouched uint64    `json:"unvouched"`
-	// Torn is the number of bytes behind the last whole line: a line that is being written, or what a power cut
-	// has left; [Open] moves them away.
+	// Torn is the number of bytes behind the last whole line: a line that is being written, or what
+	// a power cut has left; [Open] moves them away.
 	Torn int `json:"torn"`
 }
 
-// Verify reads a whole journal and answers nil when every line is right: the chain and the sequence
-// without a gap, the names and the serial number of each intent those of its to-be-signed certificate,
-// each certificate made for its intent, of the same bytes, and signed by the CA; no
-// request and no serial number with two certificates; each head that was witnessed in its place. The first
-// line that is wrong is a [*Fault]; the summary is then of what comes before. It takes no lock:
-// a journal can be verified while it is written. Memory: about 200 bytes a certificate.
+// Verify reads a whole journal and returns nil if every line is right: the chain and the sequence
+// without a gap, the names and the serial number of each intent those of its to-be-signed
+// certificate, each certificate made for its intent, of the same bytes, and signed by the CA; no
+// request and no serial number with two certificates; each head that was witnessed in its place.
+// The first line that is wrong is a [*Fault]; the summary is then of what comes before. It takes no
+// lock: a journal can be verified while it is written. Memory: about 200 bytes a certificate.
 func Verify(dir string, o VerifyOptions) (Summary, error) {
 	v := &verifier{options: o, ledger: newLedger(), serials: map[[8]byte]bool{}, witnessed: map[uint64]Hash{}}
 	for _, head := range o.Witnessed {
@@ -182,7 +185,7 @@ func (v *verifier) checkpoint(e Checkpoint, at uint64) error {
 	return nil
 }
 
-// missing answers nil when all that was witnessed was met.
+// missing returns nil if all that was witnessed was met.
 func (v *verifier) missing(e *end) error {
 	for _, head := range slices.Backward(v.options.Witnessed) {
 		if _, is := v.witnessed[head.Seq]; is {
@@ -192,7 +195,7 @@ func (v *verifier) missing(e *end) error {
 	return nil
 }
 
-// checkSignature parses a certificate and answers nil when one of the CAs has signed it.
+// checkSignature parses a certificate and returns nil if one of the CAs has signed it.
 func checkSignature(der []byte, cas []*x509.Certificate) (*x509.Certificate, error) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {

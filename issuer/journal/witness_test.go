@@ -39,7 +39,7 @@ func TestContains(t *testing.T) {
 }
 
 // A journal of which a witness knows a line more begins nothing, until a person accepts that; what
-// was begun is finished.
+// was started is finished.
 func TestARolledBackJournalStops(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	j := open(t, dir, Options{CA: ca.cert})

@@ -118,7 +118,7 @@ func (j *Writer) openBatch() *batch {
 	return &batch{done: make(chan struct{})}
 }
 
-// acceptable answers nil when the entry can be taken, as far as it alone tells.
+// acceptable returns nil if the entry can be taken, as far as it alone tells.
 func (j *Writer) acceptable(e Entry) error {
 	if _, is := e.(Opened); is {
 		return fmt.Errorf("%w: only the journal itself writes lines of the kind %s", ErrConflict, KindOpened)
@@ -139,7 +139,7 @@ func (s Signed) isVerifiedBy(ca *x509.Certificate) bool {
 		bytes.Equal(s.verifiedBy.RawSubjectPublicKeyInfo, ca.RawSubjectPublicKeyInfo)
 }
 
-// admit answers nil when the entry can be taken now.
+// admit returns nil if the entry can be taken now.
 func (j *Writer) admit(e Entry) error {
 	uid := requestOf(e)
 	switch {
@@ -159,8 +159,8 @@ func (j *Writer) admit(e Entry) error {
 	case Probe:
 		return errors.Join(j.damaged, j.rolledBack(), j.full)
 	case Checkpoint:
-		// Lines that are in the queue come before the checkpoint: half of what a reader remembers is left
-		// for them.
+		// Lines that are in the queue come before the checkpoint: half of what a reader remembers
+		// is left for them.
 		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
 			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
 		}
@@ -227,7 +227,7 @@ func (j *Writer) writeBatch(b *batch) (full, err error) {
 	return j.reserveFrom(j.size + int64(len(b.bytes))), nil
 }
 
-// alone answers nil when nothing shows that another process writes this journal: a lock is lost
+// alone returns nil if nothing shows that another process writes this journal: a lock is lost
 // when its file is replaced, and a network's file system may forget it. io is held.
 func (j *Writer) alone() error {
 	if err := j.holdsLock(); err != nil {
@@ -271,7 +271,7 @@ func (j *Writer) fail(b *batch, cause error) {
 	clear(j.busy)
 }
 
-// rotate begins a new file when the present one is large enough. Without room for one it goes on
+// rotate begins a new file when the present one is large enough. Without space for one it continues
 // with the present one.
 func (j *Writer) rotate() error {
 	if j.size < j.options.FileSize || j.number == math.MaxUint32 {
@@ -301,7 +301,7 @@ func (j *Writer) rotate() error {
 	return nil
 }
 
-// reserveFrom keeps space set aside on the disk behind the lines, so that what is begun can be
+// reserveFrom keeps space set aside on the disk behind the lines, so that what is started can be
 // finished when nothing else fits any more. io is held. The error is [ErrFull].
 func (j *Writer) reserveFrom(size int64) error {
 	if j.allocated-size >= j.options.Reserve {

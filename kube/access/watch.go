@@ -89,7 +89,7 @@ func (w *Watch) lacking(kind func(Permission) bool) error {
 		strings.Join(names, "; "), manifest)
 }
 
-// Run looks at the permissions until the context ends.
+// Run checks the permissions until the context ends.
 func (w *Watch) Run(ctx context.Context) {
 	for {
 		w.Look(ctx)
@@ -124,8 +124,8 @@ func (w *Watch) Look(ctx context.Context) {
 			}
 			return
 		}
-		// Where it is there in one namespace, another may lack it because it does not exist, as one that
-		// a rule names for another release of Calico. A request from there meets the fault.
+		// Where it is there in one namespace, another may lack it because it does not exist, as one
+		// that a rule names for another release of Calico. A request from there meets the fault.
 		if len(lacking) == 1 && lacking[0].attributes == permission.attributes {
 			missing = append(missing, permission)
 		}

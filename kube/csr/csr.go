@@ -3,8 +3,8 @@
 // Duty: find out which version of the API there is, certificates.k8s.io/v1 or v1beta1, and read,
 // watch, count and write requests in it, as v1 objects whatever the version.
 //
-// Contract: a watch that has ended before its time is never continued: all is listed anew. An error
-// of the API server comes back as it is, or wrapped.
+// Contract: a watch that has ended before its time is never continued: all is listed again. An
+// error of the API server comes back as it is, or wrapped.
 package csr
 
 import (
@@ -102,8 +102,8 @@ func Version(ctx context.Context, client kubernetes.Interface) (string, error) {
 }
 
 // CheckSignerNames returns an error if a controller could not watch the requests of the signer
-// names: API servers before Kubernetes 1.18 know none, so all requests must be watched (acceptUnset).
-// It tries what the controller does, whatever version the server says it is.
+// names: API servers before Kubernetes 1.18 know none, so all requests must be watched
+// (acceptUnset). It tries what the controller does, whatever version the server says it is.
 func CheckSignerNames(
 	ctx context.Context, client kubernetes.Interface, names []string, acceptUnset bool,
 ) error {
@@ -130,9 +130,9 @@ func SignerSelector(name string) string {
 
 // ListerWatcher lists, by the function, and watches what matches the field selector, and tells the
 // observer how each attempt went; nil means that a watch was established. A watch that has ended
-// before its time is not gone on with: etcd may have been set back while the API server was away,
-// and a watch from a version that is yet to come shows nothing, and no error. So all is listed
-// anew.
+// before its time is not gone on with: etcd may have been set back while the API server was
+// unavailable, and a watch from a version that is yet to come shows nothing, and no error. So all
+// is listed again.
 func (a *API) ListerWatcher(
 	selector string, list ListFunc, observe func(error),
 ) cache.ListerWatcher {
@@ -153,7 +153,7 @@ func (a *API) ListerWatcher(
 			now := time.Now()
 			if end := ends.Load(); end != nil && now.Before(*end) && o.ResourceVersion != "" {
 				return nil, apierrors.NewResourceExpired(
-					"the watch has ended before its time: all is listed anew")
+					"the watch ended early: listing all again")
 			}
 			o.FieldSelector = selector
 			w, err := a.Watch(ctx, o)

@@ -22,8 +22,8 @@ func (watched) Watch(context.Context, metav1.ListOptions) (watch.Interface, erro
 	return watch.NewEmptyWatch(), nil
 }
 
-// After a watch has ended before its time nothing goes on from where it was: etcd may have been set
-// back, and a watch from a version that is yet to come is silent.
+// After a watch has ended before its time nothing continues from where it was: etcd may have been
+// set back, and a watch from a version that is yet to come is silent.
 func TestAllIsListedAnewAfterAWatchThatWasCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		list := func(context.Context, *API, metav1.ListOptions) (*metainternalversion.List, error) {

@@ -1,9 +1,9 @@
-// Package lease elects the one of many controllers that acts, and fences its acts.
+// Package lease elects which of many controllers acts, and fences its acts.
 //
 // Duty: take part in an election by a Lease object, say who leads, and end what is in work when the
 // lease may have passed to another.
 //
-// Contract: client-go promises no fencing: a process that was stopped and goes on believes for a
+// Contract: client-go promises no fencing: a process that was stopped and continues believes for a
 // moment that it still leads. So each act asks [Election.Fence] or [Election.Acting], which judge
 // the age of the lease by both the monotonic clock, which a suspended machine may stop, and the
 // wall clock, which may be set. A nil [Election] is one without other candidates: it always leads.
@@ -46,17 +46,17 @@ var ErrNotLeading = errors.New("another controller leads")
 
 // A Candidate stands for election.
 type Candidate interface {
-	// Fit returns nil while the candidate could serve if it led. One that could not does not stand for
-	// election, and one that leads gives the lease up when that lasts.
+	// Fit returns nil while the candidate could serve if it led. One that could not does not stand
+	// for election, and one that leads gives the lease up when that lasts.
 	Fit() error
-	// Annotations returns what each write of the lease says beside who leads. An empty value removes
-	// an annotation; those that are not named stay as they are.
+	// Annotations returns what each write of the lease says in addition to the leader. An empty
+	// value removes an annotation; those that are not named stay as they are.
 	Annotations() map[string]string
-	// Heard is shown the annotations of the lease each time it is read. On an error the candidate does
-	// not take the lease.
+	// Heard is shown the annotations of the lease each time it is read. On an error the candidate
+	// does not take the lease.
 	Heard(annotations map[string]string) error
-	// Leads is called when the candidate leads, and [Election.Fence] has said before that it does not:
-	// somebody may have left work to another.
+	// Leads is called when the candidate leads, and [Election.Fence] has said before that it does
+	// not: somebody may have left work to another.
 	Leads()
 	// Failed is called when the lease could not be written.
 	Failed(err error)
@@ -227,9 +227,9 @@ func (e *Election) lock() resourcelock.Interface {
 }
 
 // note keeps the time of a renewal, or, with a zero time, that this controller does not lead. The
-// election does not tell of a lease that was too old for a moment and then renewed, as when the
-// clock is set or this process stood still: what was left to another meanwhile is taken up all the
-// same.
+// election does not report a lease that was too old for a moment and then renewed, as when the
+// clock is set or this process stood still: what was left to another meanwhile is
+// served again.
 func (e *Election) note(renewed time.Time) {
 	e.mu.Lock()
 	e.renewed = renewed

@@ -69,7 +69,7 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// What is begun ends, at the latest, when the lease is too old, and at once when it is given up.
+// What is started ends, at the latest, when the lease is too old, and at once when it is given up.
 func TestActsEndWithTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &Election{candidate: &candidate{}}
@@ -96,7 +96,7 @@ func TestActsEndWithTheLease(t *testing.T) {
 	})
 }
 
-// Whatever was left to another is taken up again: also when the lease was never lost, and too old
+// Whatever was left to another is served again: also when the lease was never lost, and too old
 // for a moment.
 func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 	c := &candidate{}
@@ -121,7 +121,8 @@ func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 	}
 }
 
-// Who is not fit does not stand for election; and the election ends with its context, fit or not.
+// A controller that is not fit does not stand for election; and the election ends with its context,
+// fit or not.
 func TestOnlyWhoIsFitStands(t *testing.T) {
 	asked, fit := make(chan struct{}), errors.New("no token")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -174,7 +175,7 @@ func (r recordLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []
 	return &record, nil, nil
 }
 
-// Whatever somebody writes to the lease, a holder is waited for as long as every controller leads,
+// Whatever somebody writes to the lease, a holder counts for as long as every controller leads,
 // and the number of transitions stays one that the API server takes.
 func TestOnlyOurOwnTimesAreHonoured(t *testing.T) {
 	const ours = int(leaseDuration / time.Second)
