@@ -67,7 +67,7 @@ type Config struct {
 	Warnings []string // about files that are accepted although they should not be
 }
 
-// A setting is one environment variable and its flag.
+// A Setting is one environment variable and its flag.
 type Setting struct {
 	Env      string
 	Fallback string
