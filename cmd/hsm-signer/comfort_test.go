@@ -23,14 +23,18 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 
 func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
-		if out, stderr, code := command(t, "completion", shell); code != 0 || !strings.Contains(out, "hsm-signer") {
+		if out, stderr, code := command(t, "completion", shell); code != 0 ||
+			!strings.Contains(out, "hsm-signer") {
 			t.Errorf("%s: exit code %d: %s", shell, code, stderr)
 		}
 	}
 	for _, c := range []struct{ args, want string }{
-		{"ca create --key-type=ecdsa-p3", "ecdsa-p384"}, {"check --output=j", "json"}, {"run --approve=sh", "shadow"}, {"policy show calico-", "calico-legacy"}, {"policy test --output=ju", "junit"}, {"policy validate calico-", "calico-legacy"}, {"audit list --expiring=s", "soon"}, {"aud", "audit"},
+		{"ca create --key-type=ecdsa-p3", "ecdsa-p384"}, {"check --output=j",
+			"json"}, {"run --approve=sh", "shadow"}, {"policy show calico-", "calico-legacy"}, {"policy test --output=ju", "junit"}, {"policy validate calico-", "calico-legacy"}, {"audit list --expiring=s", "soon"}, {"aud", "audit"},
 	} {
-		if out, _, code := command(t, append([]string{"__complete"}, strings.Fields(c.args)...)...); code != 0 || !strings.Contains(out, c.want) {
+		if out, _, code := command(t,
+			append([]string{"__complete"}, strings.Fields(c.args)...)...); code != 0 ||
+			!strings.Contains(out, c.want) {
 			t.Errorf("%s: exit code %d: %s", c.args, code, out)
 		}
 	}

@@ -48,7 +48,8 @@ func TestConfigurationOfTheManual(t *testing.T) {
 			t.Fatal(err)
 		}
 		defaults := map[string]string{}
-		for _, row := range regexp.MustCompile("(?m)^\\| (`[A-Z].*?) \\| .* \\| ?(.*?) \\|$").FindAllStringSubmatch(string(manual), -1) {
+		for _, row := range regexp.MustCompile("(?m)^\\| (`[A-Z].*?) \\| .* \\| "+
+			"?(.*?) \\|$").FindAllStringSubmatch(string(manual), -1) {
 			for _, variable := range regexp.MustCompile("`([A-Z0-9_]+)`").FindAllStringSubmatch(row[1], -1) {
 				defaults[variable[1]] = row[2]
 			}
@@ -68,7 +69,8 @@ func TestConfigurationOfTheManual(t *testing.T) {
 	}
 }
 
-// What the manuals have their reader type is there: each command of hsm-signer's, and each flag of it.
+// What the manuals have their reader type is there: each command of hsm-signer's, and each flag of
+// it.
 func TestCommandsOfTheManuals(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil {
@@ -82,8 +84,10 @@ func TestCommandsOfTheManuals(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		typed := line.FindAllStringSubmatch(strings.Join(fenced.FindAllString(string(manual), -1), "\n"), -1)
-		for _, found := range append(typed, span.FindAllStringSubmatch(fenced.ReplaceAllString(string(manual), ""), -1)...) {
+		typed := line.FindAllStringSubmatch(strings.Join(fenced.FindAllString(string(manual), -1),
+			"\n"), -1)
+		for _, found := range append(typed,
+			span.FindAllStringSubmatch(fenced.ReplaceAllString(string(manual), ""), -1)...) {
 			seen++
 			command, rest, err := preparedRoot().Find(strings.Fields(found[1]))
 			if err != nil || command.Runnable() && command.HasSubCommands() && len(rest) > 0 {
@@ -110,8 +114,10 @@ func TestExitCodesOfTheManual(t *testing.T) {
 		t.Fatal(err)
 	}
 	readme := strings.Join(strings.Fields(string(manual)), " ")
-	for code, meaning := range map[int]string{0: "done", exit.Fault: "fault", exit.Refused: "refused, or a check failed", exit.PIN: "PIN refused or locked", exit.Config: "configuration"} {
-		if want := fmt.Sprintf("%d %s", code, meaning); !strings.Contains(help, want) || !strings.Contains(readme, want) {
+	for code, meaning := range map[int]string{0: "done", exit.Fault: "fault",
+		exit.Refused: "refused, or a check failed", exit.PIN: "PIN refused or locked", exit.Config: "configuration"} {
+		if want := fmt.Sprintf("%d %s", code, meaning); !strings.Contains(help, want) ||
+			!strings.Contains(readme, want) {
 			t.Errorf("%q is not in both the help and the README", want)
 		}
 	}

@@ -29,24 +29,29 @@ func preparedRoot() *cobra.Command {
 
 func TestPolicyShow(t *testing.T) {
 	for _, args := range [][]string{{"policy", "show"}, {"policy", "show", "calico"}} {
-		if out, stderr, code := command(t, args...); code != 0 || !strings.Contains(out, "typha-server") {
+		if out, stderr, code := command(t, args...); code != 0 ||
+			!strings.Contains(out, "typha-server") {
 			t.Errorf("%v: exit code %d: %s", args, code, stderr)
 		}
 	}
-	if _, stderr, code := command(t, "policy", "show", "nonsense"); code != 4 || !strings.Contains(stderr, "calico-legacy") {
+	if _, stderr, code := command(t, "policy", "show", "nonsense"); code != 4 ||
+		!strings.Contains(stderr, "calico-legacy") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
 
 func TestUnknownFlagIsConfiguration(t *testing.T) {
-	if _, stderr, code := command(t, "run", "--signer-nmae", "x"); code != 4 || !strings.Contains(stderr, "run --help") {
+	if _, stderr, code := command(t, "run", "--signer-nmae", "x"); code != 4 ||
+		!strings.Contains(stderr, "run --help") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
 
 func TestUnknownCommandIsConfiguration(t *testing.T) {
-	for _, args := range [][]string{{"foo"}, {"ca", "craete"}, {"policy", "shw"}, {"run", "extra"}, {"policy", "show", "a", "b"}} {
-		if _, stderr, code := command(t, args...); code != 4 || !strings.Contains(stderr, "--help") {
+	for _, args := range [][]string{{"foo"}, {"ca", "craete"}, {"policy", "shw"}, {"run", "extra"},
+		{"policy", "show", "a", "b"}} {
+		if _, stderr, code := command(t, args...); code != 4 ||
+			!strings.Contains(stderr, "--help") {
 			t.Errorf("%v: exit code %d: %s", args, code, stderr)
 		}
 	}
@@ -56,13 +61,15 @@ func TestUnknownCommandIsConfiguration(t *testing.T) {
 }
 
 func TestThereIsNoFlagForThePIN(t *testing.T) {
-	if _, stderr, code := command(t, "run", "--pkcs11-pin", "1234"); code != 4 || !strings.Contains(stderr, "unknown flag") {
+	if _, stderr, code := command(t, "run", "--pkcs11-pin", "1234"); code != 4 ||
+		!strings.Contains(stderr, "unknown flag") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
 
 func TestVersion(t *testing.T) {
-	if out, _, code := command(t, "version"); code != 0 || !strings.Contains(out, "FIPS 140-3: module ") {
+	if out, _, code := command(t, "version"); code != 0 ||
+		!strings.Contains(out, "FIPS 140-3: module ") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 }
@@ -88,7 +95,8 @@ func TestPolicyShowFile(t *testing.T) {
 	if out, stderr, code := command(t, "policy", "show", file); code != 0 || out != calico {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
-	if out, stderr, code := command(t, "policy", "show", mistaken); code != 4 || out != "" || !strings.Contains(stderr, "FILE: "+mistaken) || !strings.Contains(stderr, "line 2: ") {
+	if out, stderr, code := command(t, "policy", "show", mistaken); code != 4 || out != "" ||
+		!strings.Contains(stderr, "FILE: "+mistaken) || !strings.Contains(stderr, "line 2: ") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 }

@@ -15,7 +15,8 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	command := &cobra.Command{Use: "policy", Short: "Show, validate, test and explain policies"}
-	command.AddCommand(newPolicyShowCommand(), explain.NewCommand(), policytest.NewCommand(), validate.NewCommand())
+	command.AddCommand(newPolicyShowCommand(), explain.NewCommand(), policytest.NewCommand(),
+		validate.NewCommand())
 	return command
 }
 

@@ -1,0 +1,139 @@
+package daemon
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/policy"
+)
+
+// A changed file comes into force; a bad one is refused, and the policy before it stays.
+func TestPolicyIsReloaded(t *testing.T) {
+	first, _ := policy.BuiltIn("calico")
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(string(first))
+	c := &config.Config{PolicyFile: file, ClusterDomain: "cluster.local", Lifetime: time.Hour}
+	p := c.LoadPolicy(&config.Faults{})
+	var log bytes.Buffer
+	r := newPolicyReloader(c, policy.NewCurrent(p), fixture.GenericCA(t), metrics.New(),
+		hclog.New(&hclog.LoggerOptions{Output: &log}))
+	var events []string
+	r.changed = func() { events = append(events, "changed") }
+	r.warn = func(reason, _ string) { events = append(events, reason) }
+
+	r.look()
+	if r.current.Policy() != p || log.Len() > 0 {
+		t.Errorf("an unchanged file was taken for a changed one: %s", &log)
+	}
+
+	write("version: 1\nrulez: []\n")
+	r.look()
+	r.look()
+	if r.current.Policy() != p || strings.Count(log.String(), "refused") != 1 ||
+		!strings.Contains(r.state(), `unknown key "rulez"`) {
+		t.Errorf("a bad file: %s; state: %s", &log, r.state())
+	}
+	if !slices.Equal(events, []string{"PolicyRefused"}) ||
+		testutil.ToFloat64(r.metrics.FileRefused) != 1 {
+		t.Errorf("a bad file: events %v, metric %v", events,
+			testutil.ToFloat64(r.metrics.FileRefused))
+	}
+
+	write(string(first) + "# changed\n")
+	if err := os.Chmod(file, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	r.look()
+	if r.current.Policy() != p || !strings.Contains(r.state(), "can be written by everyone") {
+		t.Errorf("a file that everybody may write came into force; state: %s", r.state())
+	}
+
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.look()
+	if r.current.Policy() != p {
+		t.Error("the file came into force at the first look, while it may still be written")
+	}
+	r.look()
+	if r.current.Policy() == p || strings.Contains(r.state(), "refused") ||
+		!strings.Contains(log.String(), "is in force") {
+		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
+	}
+	if events[len(events)-1] != "changed" || testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
+		testutil.ToFloat64(r.metrics.InForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
+		t.Error("the metrics still show the bad file, or nobody was told")
+	}
+}
+
+// The log warns of rules that are as wide as they can be.
+func TestWideRulesAreLogged(t *testing.T) {
+	text, err := os.ReadFile(fixture.Path(t, "integration/testdata/allow-everything.yaml"))
+	fixture.Must(t, err)
+	p, err := policy.Parse(text,
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	fixture.Must(t, err)
+	var log bytes.Buffer
+	logWarnings(hclog.New(&hclog.LoggerOptions{Output: &log}), p.Warnings())
+	const loudly = "rule everything: ANYONE (from.users: *) may have ANY name"
+	if !strings.Contains(log.String(), loudly) || !strings.Contains(log.String(), "[WARN]") {
+		t.Errorf("the log says %s", &log)
+	}
+}
+
+// A changed list comes into force, with a built-in policy too; a bad one is refused, and what was
+// blocked stays so.
+func TestBlockedKeysAreReloaded(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "blocked")
+	write := func(text string) {
+		t.Helper()
+		fixture.Must(t, os.WriteFile(file, []byte(text), 0o600))
+	}
+	write(strings.Repeat("0", 64))
+	c := &config.Config{PolicyFile: "calico", BlockedKeysFile: file, ClusterDomain: "cluster.local",
+		Lifetime: time.Hour}
+	p := c.LoadPolicy(&config.Faults{})
+	var log bytes.Buffer
+	r := newPolicyReloader(c, policy.NewCurrent(p), fixture.GenericCA(t), metrics.New(),
+		hclog.New(&hclog.LoggerOptions{Output: &log}))
+	r.changed, r.warn = func() {}, func(string, string) {}
+	r.look()
+	if r.current.Policy() != p || log.Len() > 0 {
+		t.Errorf("an unchanged file was taken for a changed one: %s", &log)
+	}
+	write("x\n")
+	r.look()
+	if r.current.Policy() != p || !strings.Contains(r.state(), "BLOCKED_KEYS_FILE: "+file) ||
+		!strings.Contains(r.state(), "line 1: ") {
+		t.Errorf("a bad file: %s; state: %s", &log, r.state())
+	}
+	write(strings.Repeat("0", 64) + "\n" + strings.Repeat("1", 64))
+	r.look()
+	r.look()
+	if now := r.current.Policy(); now == p || now.BlockedKeys().Len() != 2 ||
+		strings.Contains(r.state(), "refused") {
+		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
+	}
+	fixture.Must(t, os.Remove(file))
+	r.look()
+	if r.current.Policy().BlockedKeys().Len() != 2 || !strings.Contains(r.state(), "refused") {
+		t.Errorf("without the file: %s", r.state())
+	}
+}

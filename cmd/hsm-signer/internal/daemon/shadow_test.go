@@ -1,0 +1,36 @@
+package daemon
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/exit"
+)
+
+// A shadow keeps away from what one that signs keeps, and makes a directory that is not there.
+func TestShadowHasADirectoryOfItsOwn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := config.RequireOwn(dir); err != nil {
+		t.Error(err)
+	}
+	log, err := openShadowLog(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(log.Close(), config.RequireOwn(dir)); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "journal-00000001.jsonl"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := config.RequireOwn(dir); !errors.Is(err, config.ErrNotOwn) {
+		t.Errorf("beside a journal: %v", err)
+	}
+	_, err = openShadowLog(filepath.Join(dir, "journal-00000001.jsonl", "below"))
+	if err == nil || exit.Code(err) != exit.Config {
+		t.Errorf("where no directory can be: %v", err)
+	}
+}

@@ -1,0 +1,204 @@
+package daemon
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
+	"hsm-signer/cmd/hsm-signer/internal/status"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
+	"hsm-signer/hsm"
+	"hsm-signer/kube"
+	"hsm-signer/kube/pace"
+)
+
+// paceInWords describes the pace of answers for the status page.
+func paceInWords(s pace.State) string {
+	rate := "at once"
+	switch {
+	case s.Rate == 0:
+		rate = "none for the moment"
+	case !math.IsInf(s.Rate, 1):
+		rate = fmt.Sprintf("%.0f a second", math.Ceil(s.Rate))
+	}
+	if s.Waiting > 0 {
+		rate += fmt.Sprintf(", %d held back", s.Waiting)
+	}
+	return fmt.Sprintf("%s (%s)", rate, s.Reason)
+}
+
+// caWarning is how long before the CA's end the page speaks of it; so does the alert.
+const caWarning = 90 * 24 * time.Hour
+
+// A statusPage gathers what the status page shows.
+type statusPage struct {
+	config   *config.Config
+	health   *health
+	activity *activity
+	expiry   *expiry.Watch       // nil in a shadow
+	stuck    *stuck.Watch        // nil in a shadow
+	sessions func() hsm.Sessions // nil in a shadow
+	queue    func() int
+	pace     func() pace.State
+	leader   func() string // who leads, of many
+	identity string        // its own among them; empty without an election
+	fault    func() error  // why the policy file is refused
+	cleanUp  func() error  // why finished requests cannot be deleted
+	started  time.Time
+}
+
+// watchController has the page show how the controller stands.
+func (s *statusPage) watchController(c *kube.Controller) {
+	s.queue, s.leader, s.cleanUp, s.pace = c.Queued, c.Leader, c.CleanUpFault, c.Pace
+	if c.Lease != nil {
+		s.identity = c.Lease.Identity
+	}
+}
+
+// page is how things stand now. Nobody is asked, so that who looks costs nothing.
+func (s *statusPage) page() status.Page {
+	now := time.Now()
+	recent, issued := s.activity.last(now)
+	p := status.Page{
+		Now: now, Started: s.started, Version: "hsm-signer " + buildinfo.Version(),
+		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
+		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Pace: paceInWords(s.pace()), Policy: s.health.policy(), Issued: issued,
+	}
+	for _, outcome := range recent {
+		p.Decisions = append(p.Decisions, decisionOf(outcome))
+	}
+	if err := s.fault(); err != nil {
+		p.Hints = append(p.Hints, fmt.Sprintf("The policy file is refused, and the policy "+
+			"before it stays in force: %v", err))
+	}
+	if n := s.activity.unexpected(); n > 0 {
+		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that "+
+			"hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
+	}
+	p.Hints = append(p.Hints, s.cleanUpHints()...)
+	if s.config.Mode != kube.Shadow {
+		s.addSigning(&p)
+	}
+	return p
+}
+
+// addSigning adds what only those who sign have.
+func (s *statusPage) addSigning(p *status.Page) {
+	cert := s.health.ca().Certificate()
+	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter,
+		SHA256: fingerprint.Of(cert.Raw)}
+	p.Token = s.config.Token.Token.String() + ", " + s.config.Token.Key.String()
+	p.Sessions = sessionsOf(s.sessions())
+	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
+		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate "+
+			"outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
+	}
+	if s.config.Token.AllowExtractable {
+		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that "+
+			"can leave its token. For trials only.")
+	}
+	p.Hints = append(p.Hints, stuckHints(s.stuck.Report())...)
+	report := s.expiry.Report()
+	p.Ending = endingOf(report.Pods, p.Now)
+	if report.Fault != nil {
+		p.Unknown = report.Fault.Error()
+	}
+}
+
+// sessionsOf says in words which sessions there are.
+func sessionsOf(s hsm.Sessions) string {
+	if s.Open == 0 {
+		return "not connected"
+	}
+	return fmt.Sprintf("%d PKCS#11 sessions open; %d of at most %d sign", s.Open, s.InUse, s.Most)
+}
+
+// shownNames are what the parts are called on the page, with what to do when one is not well.
+var shownNames = map[string][2]string{
+	"requests": {"API server", "Is the API server there, and may hsm-signer watch? " +
+		"hsm-signer check names what is missing. docs/runbook.md: HSMSignerNotReady"},
+	"permissions": {"Permissions", "hsm-signer check names what is missing; apply again what " +
+		"you installed (kubectl apply -k your overlay). docs/runbook.md: HSMSignerNotReady"},
+	"token": {"HSM", "hsm-signer check goes through module, token, PIN and key. " +
+		"docs/runbook.md: HSMSignerTokenUnavailable"},
+	"ca": {"CA", "Its certificate is outside its dates. docs/runbook.md: " +
+		"HSMSignerCAExpiring"},
+	"journal": {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: " +
+		"HSMSignerJournalNotWritable, or HSMSignerJournalRolledBack if it was rolled back"},
+}
+
+func (s *statusPage) shownParts() []status.Part {
+	var shown []status.Part
+	for _, p := range s.health.parts() {
+		texts, known := shownNames[p.name]
+		part := status.Part{Name: p.name, Note: p.note}
+		if known {
+			part.Name = texts[0]
+		}
+		if p.err != nil {
+			part.Fault, part.Do = p.err.Error(), texts[1]
+		}
+		shown = append(shown, part)
+	}
+	return shown
+}
+
+func decisionOf(o kube.Outcome) status.Decision {
+	d := status.Decision{
+		At: o.At, Result: string(o.Result), Request: o.Name, Requester: o.Requester, Rule: o.Rule, Reason: o.Reason,
+		Good: o.Result == kube.ResultIssued || o.Result == kube.ResultWouldIssue,
+	}
+	if o.Result == kube.ResultIssued {
+		d.Took = o.Age
+	}
+	return d
+}
+
+// endingOf puts the pods of one workload together, the earliest first.
+func endingOf(pods []expiry.Endangered, now time.Time) []status.Ending {
+	byCommand := map[string]int{}
+	var all []status.Ending
+	for _, e := range pods {
+		restart := e.Pod.Restart()
+		i, known := byCommand[restart]
+		if !known {
+			i = len(all)
+			byCommand[restart] = i
+			all = append(all,
+				status.Ending{Workload: ownerOf(e.Pod), First: e.NotAfter, Restart: restart})
+		}
+		if name := e.Pod.Namespace + "/" + e.Pod.Name; !slices.Contains(all[i].Pods, name) {
+			all[i].Pods = append(all[i].Pods, name)
+			if e.Ended(now) { // its first certificate to end comes first
+				all[i].Dark++
+			}
+		}
+		all[i].First = earlier(all[i].First, e.NotAfter)
+	}
+	slices.SortStableFunc(all, func(a, b status.Ending) int {
+		return cmp.Or(a.First.Compare(b.First), strings.Compare(a.Workload, b.Workload))
+	})
+	return all
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// ownerOf says in words what a pod is restarted by.
+func ownerOf(pod kube.LivePod) string {
+	if pod.Owner.Kind == "" {
+		return "nothing makes it again"
+	}
+	return pod.Owner.Kind + " " + pod.Owner.Namespace + "/" + pod.Owner.Name
+}

@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
+	"hsm-signer/hsm"
+	"hsm-signer/kube"
+	"hsm-signer/kube/pace"
+	"hsm-signer/policy"
+)
+
+// newTestPage is of one that signs, is well, and leads without an election.
+func newTestPage(t *testing.T) *statusPage {
+	t.Helper()
+	h := newTestHealth(t)
+	h.token = func(context.Context) error { return nil }
+	h.note(nil)
+	return &statusPage{
+		config: &config.Config{Mode: kube.Approve,
+			SignerNames: []string{"example.com/calico"}}, health: h, activity: &activity{},
+		expiry: expiry.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil,
+			h.logger),
+		stuck: stuck.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil,
+			h.logger),
+		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
+		queue:    func() int { return 0 }, leader: func() string { return "" }, fault: func() error { return nil }, started: time.Now(),
+		cleanUp: func() error { return nil },
+		pace:    func() pace.State { return pace.State{Rate: math.Inf(1), Reason: pace.ReasonFew} },
+	}
+}
+
+func TestStatusPageOfOneThatStandsBy(t *testing.T) {
+	s := newTestPage(t)
+	if p := s.page(); !p.Leads || p.Leader != "" || p.CA == nil ||
+		p.Sessions != "3 PKCS#11 sessions open; 2 of at most 16 sign" {
+		t.Errorf("alone: %+v", p)
+	}
+	s.health.leads, s.leader, s.identity = func() bool { return false }, func() string { return "other_1" }, "this_2"
+	s.sessions = func() hsm.Sessions { return hsm.Sessions{} }
+	if p := s.page(); p.Leads || p.Leader != "other_1" || p.Identity != "this_2" ||
+		p.Sessions != "not connected" {
+		t.Errorf("one that stands by: %+v", p)
+	}
+}
+
+// A shadow has no token, no CA and no journal, and no one tells it who leads.
+func TestStatusPageOfAShadow(t *testing.T) {
+	s := newTestPage(t)
+	s.config.Mode = kube.Shadow
+	s.expiry, s.sessions, s.health.ca, s.health.token, s.health.journal = nil, nil, nil, nil, nil
+	s.activity.Report(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue,
+		At: time.Now()})
+	p := s.page()
+	if p.CA != nil || p.Token != "" || p.Sessions != "" || p.Mode != "shadow" ||
+		len(p.Decisions) != 1 || !p.Decisions[0].Good {
+		t.Errorf("%+v", p)
+	}
+	for _, part := range p.Parts {
+		if part.Fault != "" || strings.Contains("HSM CA Journal", part.Name) {
+			t.Errorf("a shadow has the part %+v", part)
+		}
+	}
+}
+
+// Certificates that ought not to be are a hint on the page, and a number for the alert.
+func TestStrangeCertificatesAreAHint(t *testing.T) {
+	s := newTestPage(t)
+	m := metrics.New()
+	for _, step := range []struct {
+		origins map[kube.Issuance]int
+		hint    bool
+	}{
+		{nil, false}, {map[kube.Issuance]int{kube.Own: 2, kube.OtherJournal: 1},
+			false}, {map[kube.Issuance]int{kube.Foreign: 1}, true}, {map[kube.Issuance]int{kube.Unrecorded: 1}, true}, {nil, false},
+	} {
+		for _, sink := range []kube.Sink{m, s.activity} {
+			sink.Report(kube.Census{Certificates: step.origins})
+		}
+		hints := strings.Join(s.page().Hints, "\n")
+		if strings.Contains(hints, "HSMSignerForeignCertificate") != step.hint ||
+			strings.Contains(fixture.Scrape(m.Handler()),
+				"hsm_signer_certificates_in_cluster{") != (step.origins != nil) {
+			t.Errorf("%v: %q", step.origins, hints)
+		}
+	}
+}
+
+// Too many requests are a hint on the page, and so is a permission that is missing to delete them.
+// While the number is not known, the metric is absent.
+func TestManyRequestsAreAHint(t *testing.T) {
+	s, m := newTestPage(t), metrics.New()
+	for _, step := range []struct {
+		n      int
+		known  bool
+		hint   string
+		metric string
+	}{
+		{0, false, "", ""},
+		{2000, true, "", "hsm_signer_requests_in_cluster 2000\n"},
+		{6001, true,
+			"6001 certificate requests, of all signers, are in the cluster. Each of Calico's init containers reads " +
+				"all of them first, which may take 90 of its 90 seconds", "hsm_signer_requests_in_cluster 6001\n"},
+		{0, false, "", ""},
+	} {
+		for _, sink := range []kube.Sink{m, s.activity} {
+			sink.Report(kube.RequestCount{Requests: step.n, Known: step.known})
+		}
+		hints, metrics := strings.Join(s.cleanUpHints(), "\n"), fixture.Scrape(m.Handler())
+		if !strings.HasPrefix(hints, step.hint) || (hints == "") != (step.hint == "") {
+			t.Errorf("%+v: %q", step, hints)
+		}
+		if !strings.Contains(metrics, step.metric) ||
+			strings.Contains(metrics, "\nhsm_signer_requests_in_cluster ") != step.known {
+			t.Errorf("%+v: %s", step, metrics)
+		}
+	}
+	s.cleanUp = func() error { return errors.New("may not delete") }
+	if hints := s.page().Hints; !strings.Contains(strings.Join(hints, "\n"),
+		"left to Kubernetes: may not delete") {
+		t.Errorf("%q", hints)
+	}
+}
+
+// The pods of one workload are shown together; those that are dark are counted, and their workload
+// comes first.
+func TestPodsThatAreDarkComeFirst(t *testing.T) {
+	now := time.Now()
+	pod := func(name, owner string, left time.Duration) expiry.Endangered {
+		return expiry.Endangered{
+			Certificate: expiry.Certificate{NotAfter: now.Add(left)},
+			Pod: kube.LivePod{Pod: policy.Pod{Namespace: "a", Name: name},
+				Owner: kube.Workload{Kind: "DaemonSet", Namespace: "a", Name: owner}},
+		}
+	}
+	all := endingOf([]expiry.Endangered{pod("x", "one", -time.Hour), pod("y", "two", time.Minute),
+		pod("x", "one", time.Hour), pod("z", "one", time.Hour)}, now)
+	if len(all) != 2 || all[0].Workload != "DaemonSet a/one" || all[0].Dark != 1 ||
+		!slices.Equal(all[0].Pods, []string{"a/x", "a/z"}) || all[1].Dark != 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestPaceInWords(t *testing.T) {
+	for want, state := range map[string]pace.State{
+		"at once (few clients)": {Rate: math.Inf(1),
+			Reason: pace.ReasonFew},
+		"1 a second, 200 held back (many clients)": {Rate: 0.4, Waiting: 200,
+			Reason: pace.ReasonWatchers},
+		"none for the moment, 3 held back (slow API server)": {Waiting: 3,
+			Reason: pace.ReasonSlow},
+		"none for the moment, 7 held back (many new clients)": {Waiting: 7,
+			Reason: pace.ReasonArrivals},
+	} {
+		if got := paceInWords(state); got != want {
+			t.Errorf("%+v: %q, want %q", state, got, want)
+		}
+	}
+}

@@ -1,0 +1,75 @@
+// Package metrics makes Prometheus metrics of what the daemon does. Every label has few values:
+// rules and reasons come from the policy and from this program, never from a requester.
+package metrics
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"hsm-signer/cmd/hsm-signer/internal/witness"
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
+	"hsm-signer/kube"
+)
+
+// Metrics counts what happens, for Prometheus, package by package. Every label has few values:
+// rules and reasons come from the policy and from this program, never from a requester.
+type Metrics struct {
+	Registry *prometheus.Registry
+	policyMetrics
+	issuerMetrics
+	tokenMetrics
+	kubeMetrics
+}
+
+func New() *Metrics {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	register := promauto.With(registry)
+	return &Metrics{registry, newPolicyMetrics(register), newIssuerMetrics(register),
+		newTokenMetrics(register), newKubeMetrics(register)}
+}
+
+// Report is [kube.Sink]'s.
+func (m *Metrics) Report(r kube.Report) {
+	m.kubeMetrics.report(r)
+	if o, is := r.(kube.Outcome); is {
+		m.policyMetrics.count(o)
+		m.issuerMetrics.count(o)
+	}
+}
+
+// WatchSigning has shown at each scrape how token, CA and journal stand.
+func (m *Metrics) WatchSigning(key *hsm.Key, ca func() *issuer.CA, j *journal.Journal,
+	w *witness.Witness,
+	extractable bool) {
+	m.gauge("hsm_signer_extractable_key_allowed", "1 when ALLOW_EXTRACTABLE_KEY is set: the "+
+		"CA's key may be one that can leave its token; else 0.",
+		func() float64 { return Number(extractable) })
+	m.watchToken(key.Stats)
+	m.watchCA(ca)
+	m.Registry.MustRegister(journalMetrics{j, w})
+}
+
+// gauge has a value shown at each scrape.
+func (m *Metrics) gauge(name, help string, value func() float64) {
+	m.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+		value))
+}
+
+func Number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
+}
