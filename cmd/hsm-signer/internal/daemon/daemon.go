@@ -95,7 +95,7 @@ func Run(ctx context.Context, s *config.Service, counts *metrics.Metrics,
 		}
 		defer log.Close()
 		serving.Sinks, serving.Decider = append(serving.Sinks, log), judge.Judge{Decider: current,
-			Ca: s.CA}
+			CA: s.CA}
 		if c.CACertFile == "" {
 			logger.Warn(judge.WithoutCA)
 		}

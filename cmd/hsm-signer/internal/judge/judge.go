@@ -15,14 +15,14 @@ import (
 // A Judge decides as "run" does: by the policy, and then by what the CA and the lints allow.
 type Judge struct {
 	kube.Decider
-	Ca *issuer.CA
+	CA *issuer.CA
 }
 
 // Decide returns the final verdict.
 func (j Judge) Decide(r *policy.Request, facts policy.Facts) policy.Verdict {
 	verdict := j.Decider.Decide(r, facts)
 	if grant, granted := verdict.(*policy.Grant); granted {
-		if refusal := issuer.Lint(j.Ca, grant); refusal != nil {
+		if refusal := issuer.Lint(j.CA, grant); refusal != nil {
 			return refusal
 		}
 	}
