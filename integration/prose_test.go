@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,10 +17,6 @@ import (
 
 	"hsm-signer/integration/must"
 )
-
-// notPlainYet are the directories whose packages may still have string literals that break a
-// rule. The list only gets shorter.
-var notPlainYet = []string{}
 
 // A proseRule is one of the rules that Vale applies to the manuals, with what to write instead.
 type proseRule struct {
@@ -67,27 +62,14 @@ func proseRules(t *testing.T) (rules []proseRule) {
 // What hsm-signer prints is as plain as its manuals: string literals follow Vale's rules.
 func TestProseOfStringLiterals(t *testing.T) {
 	rules := proseRules(t)
-	left := map[string]int{}
 	for _, p := range packages(t) {
 		dir := filepath.Join(productRoot, strings.TrimPrefix(p.ImportPath, product))
-		exempt := slices.IndexFunc(notPlainYet,
-			func(root string) bool { return within(p.ImportPath, root) })
 		for _, literal := range literals(t, dir) {
 			for _, rule := range rules {
-				words := rule.pattern.FindString(literal.text)
-				switch {
-				case words == "":
-				case exempt >= 0:
-					left[notPlainYet[exempt]]++
-				default:
+				if words := rule.pattern.FindString(literal.text); words != "" {
 					t.Errorf("%s: %q: %s", literal.at, words, rule.advice)
 				}
 			}
-		}
-	}
-	for _, root := range notPlainYet {
-		if t.Logf("%s: %d left", root, left[root]); left[root] == 0 {
-			t.Errorf("%s is plain now: take it out of notPlainYet", root)
 		}
 	}
 }

@@ -21,8 +21,8 @@ import (
 	"hsm-signer/issuer"
 )
 
-// A CA's certificate that was renewed is taken up; what the issuer does not take, and what is no
-// certificate, is refused, visibly, and the one before it stays.
+// A renewed CA certificate is reloaded. One that the issuer refuses, or that is none, is reported, and
+// the former one stays.
 func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	ca := fixture.NewCA(t)
 	file := filepath.Join(t.TempDir(), "ca.crt")

@@ -144,8 +144,8 @@ func endpoints(c *config.Config, open serve.Listeners, health *health, page *sta
 	return functions
 }
 
-// startSigning tries the token once. What only a human can mend ends the process; a
-// token that is not there is waited for.
+// startSigning tries the token once. It returns an error for what only a human can fix, and nil for
+// a missing token, which may still appear.
 func startSigning(ctx context.Context, c *config.Service, p *parts, logger hclog.Logger) error {
 	ca := c.CA.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token",

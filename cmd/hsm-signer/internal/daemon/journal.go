@@ -22,7 +22,7 @@ func recordProbes(j *journal.Journal) func(context.Context, hsm.ProbeTime) error
 	}
 }
 
-// refusalSink records each refusal in the log beside the journal.
+// refusalSink records each refusal in the log next to the journal.
 type refusalSink struct{ journal *journal.Journal }
 
 // Report is [kube.Sink]'s.

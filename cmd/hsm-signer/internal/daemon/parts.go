@@ -17,7 +17,7 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// parts are what a process that signs is made of, beside the controller.
+// parts are what a process that signs consists of, in addition to the controller.
 type parts struct {
 	metrics     *metrics.Metrics
 	key         *hsm.Key

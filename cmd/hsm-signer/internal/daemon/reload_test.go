@@ -18,7 +18,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// A changed file comes into force; a bad one is refused, and the policy before it stays.
+// A changed file takes effect; a bad one is refused, and the former policy stays.
 func TestPolicyIsReloaded(t *testing.T) {
 	first, _ := policy.BuiltIn("calico")
 	file := filepath.Join(t.TempDir(), "policy.yaml")
@@ -98,8 +98,8 @@ func TestWideRulesAreLogged(t *testing.T) {
 	}
 }
 
-// A changed list comes into force, with a built-in policy too; a bad one is refused, and what was
-// blocked stays so.
+// A changed list takes effect, with a built-in policy too; a bad one is refused, and the former list
+// stays.
 func TestBlockedKeysAreReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "blocked")
 	write := func(text string) {

@@ -10,7 +10,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 )
 
-// A shadow keeps away from what one that signs keeps, and makes a directory that is not there.
+// A shadow refuses the directory of a process that signs, and creates a missing one.
 func TestShadowHasADirectoryOfItsOwn(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := config.RequireOwn(dir); err != nil {

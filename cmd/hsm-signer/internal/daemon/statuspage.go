@@ -34,7 +34,7 @@ func paceInWords(s pace.State) string {
 	return fmt.Sprintf("%s (%s)", rate, s.Reason)
 }
 
-// caWarning is how long before the CA's end the page speaks of it; so does the alert.
+// caWarning is how long before the CA's end the page warns of it, as the alert does.
 const caWarning = 90 * 24 * time.Hour
 
 // A statusPage gathers what the status page shows.

@@ -11,7 +11,7 @@ import (
 	"hsm-signer/kube"
 )
 
-// kubeMetrics are of the cluster: what is asked of its API server, who leads, what it holds.
+// kubeMetrics describe the cluster: calls of its API server, the leader, the requests.
 type kubeMetrics struct {
 	faults    prometheus.Counter
 	leaders   prometheus.Counter

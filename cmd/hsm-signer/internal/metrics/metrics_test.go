@@ -22,7 +22,7 @@ import (
 	"hsm-signer/kube"
 )
 
-// Who keeps the metrics has the head of the journal, in a number of series that does not grow.
+// The metrics hold the head of the journal, in a number of series that does not grow.
 func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 	ca := fixture.NewCA(t)
 	dir, logger := t.TempDir(), hclog.NewNullLogger()

@@ -15,7 +15,7 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// A Checkpointer has a key of its own sign the head of the journal now and then.
+// A Checkpointer has a key of its own sign the head of the journal periodically.
 type Checkpointer struct {
 	journal  openJournal
 	Key      *hsm.CheckpointKey

@@ -311,7 +311,7 @@ func (w *Witness) record() (journal.ID, witnessRecord, bool) {
 	return j.ID(), r, true
 }
 
-// witnessInterval is the time between two looks at the head of the journal.
+// witnessInterval is the time between two checks of the head of the journal.
 const witnessInterval = time.Second
 
 // Watch signs the head, writes WITNESS_FILE and takes up what a person has accepted, until the
@@ -348,7 +348,7 @@ func (w *Witness) sign(ctx context.Context) {
 	head, _ := journal.ParseHead(r.Head) // which record wrote
 	algorithm, signature, err := w.Key.signText(ctx, journal.WitnessText(id, head))
 	if err != nil {
-		// the checkpoints say so too
+		// the checkpoints report it too
 		w.logger.Debug("the head of the journal could not be signed for witnesses", "error", err)
 		return
 	}
@@ -413,7 +413,7 @@ func replaceFile(path string, value any) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// accept takes up what a person has accepted: the journal records it, and goes on.
+// accept has the journal record what a person has accepted, and continue.
 func (w *Witness) accept(ctx context.Context) {
 	j := w.writer()
 	path := filepath.Join(w.dir, rollback.File)
