@@ -215,7 +215,7 @@ func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 		c.Module = tr.shim.Module
 		err := newKey(t, c, tr.public).Healthy(t.Context())
 		if !errors.Is(err, hsm.ErrKey) ||
-			!strings.Contains(err.Error(), "there is more than one private key labelled") ||
+			!strings.Contains(err.Error(), "the token has more than one private key labelled") ||
 			strings.Count(err.Error(), "the key labelled") != 3 {
 			t.Errorf("found %d at a time: %v", most, err)
 		}
