@@ -92,8 +92,8 @@ func TestWhatWasPreparedIsNotIssuedAnyMore(t *testing.T) {
 			if _, err := prepared.Issue(t.Context()); !errors.Is(err, c.want) || errors.Is(err, errBroken) {
 				t.Errorf("%v; want %v", err, c.want)
 			}
-			if begun := i.journal.Unpublished(); len(begun) > 0 {
-				t.Errorf("the journal has an intent: %+v", begun)
+			if open := i.journal.Unpublished(); len(open) > 0 {
+				t.Errorf("the journal has an intent: %+v", open)
 			}
 		})
 	}
@@ -232,7 +232,7 @@ func TestNothingIsIssuedAfterTheContext(t *testing.T) {
 	if _, err := prepared.Issue(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	if begun := i.journal.Unpublished(); len(begun) > 0 {
-		t.Errorf("the journal has an intent: %+v", begun)
+	if open := i.journal.Unpublished(); len(open) > 0 {
+		t.Errorf("the journal has an intent: %+v", open)
 	}
 }

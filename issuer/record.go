@@ -32,16 +32,16 @@ type Journal interface {
 // unfinishedAfter is the age of an intent from which its first sync must have ended.
 const unfinishedAfter = 2 * time.Minute
 
-// Unfinished lists the requests that have an intent or a certificate from earlier, or of an
-// earlier process, and of which it is not known what became: UID, name and signer name of each.
+// Unfinished returns the requests whose outcome is unknown: those with an intent or a certificate
+// that an earlier process wrote or that is older than two minutes. Each has UID, name and signer name.
 func (i *Issuer) Unfinished() []policy.Submission {
-	var begun []policy.Submission
+	var unfinished []policy.Submission
 	for _, record := range i.journal.Unpublished() {
 		if record.Inherited || i.now().Sub(record.Intended) > unfinishedAfter {
-			begun = append(begun, policy.Submission{UID: record.Intent.UID, Name: record.Intent.Name, SignerName: record.Intent.Signer})
+			unfinished = append(unfinished, policy.Submission{UID: record.Intent.UID, Name: record.Intent.Name, SignerName: record.Intent.Signer})
 		}
 	}
-	return begun
+	return unfinished
 }
 
 // Made reports whether the first certificate in PEM is the one that the journal has for the

@@ -42,13 +42,13 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 		return false
 	}
 	all := c.requests.Load().all()
-	for _, begun := range unfinished {
-		if !c.servesName(begun.SignerName) {
+	for _, submission := range unfinished {
+		if !c.servesName(submission.SignerName) {
 			continue // it may be there, and nobody watches it
 		}
-		if err := c.resolve(ctx, begun, all[types.UID(begun.UID)]); err != nil {
+		if err := c.resolve(ctx, submission, all[types.UID(submission.UID)]); err != nil {
 			c.Logger.Error("the journal could not record the outcome of a request",
-				"request", begun.Name, "uid", begun.UID, "error", err)
+				"request", submission.Name, "uid", submission.UID, "error", err)
 		}
 	}
 	if c.election.Fence() != nil {
@@ -61,13 +61,13 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 
 // resolve records the outcome of what was started; csr is nil if the store does not have it.
 func (c *Controller) resolve(
-	ctx context.Context, begun policy.Submission, csr *certificatesv1.CertificateSigningRequest,
+	ctx context.Context, submission policy.Submission, csr *certificatesv1.CertificateSigningRequest,
 ) error {
-	uid := begun.UID
+	uid := submission.UID
 	if csr == nil { // which the API server alone knows for sure
 		var err error
 		csr, err = c.requests.Load().fresh(ctx, &certificatesv1.CertificateSigningRequest{
-			ObjectMeta: metav1.ObjectMeta{Name: begun.Name, UID: types.UID(uid)},
+			ObjectMeta: metav1.ObjectMeta{Name: submission.Name, UID: types.UID(uid)},
 		})
 		switch {
 		case errors.Is(err, errLookAgain):

@@ -209,7 +209,7 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 		shared.Cluster.Requests().Delete(t.Context(),
 			csr.Name, metav1.DeleteOptions{}))
 	d = startReady(t, ca, env...)
-	must.Eventually(t, "what became of it", func(ctx context.Context) (bool, error) {
+	must.Eventually(t, "the outcome of the request in the journal", func(ctx context.Context) (bool, error) {
 		return strings.Contains(d.Metrics(ctx),
 			`hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
 	})

@@ -110,8 +110,8 @@ func (s *Shim) Calls() (Calls, error) {
 			return nil, fmt.Errorf("log of the shim %s: %w", s.logFile(), err)
 		}
 		this := key{call.PID, call.Number}
-		if begun, hung := hanging[this]; hung {
-			all[begun] = call
+		if index, hung := hanging[this]; hung {
+			all[index] = call
 			continue
 		}
 		if call.Hanging {

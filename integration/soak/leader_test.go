@@ -220,14 +220,14 @@ func (p *pair) terminate(t *testing.T) time.Duration {
 // not publish it, so no client has it.
 func (p *pair) account(t *testing.T, r *row, c *batch) {
 	t.Helper()
-	begun, both, unaccounted, unpublished := 0, 0, 0, 0
+	overlapping, both, unaccounted, unpublished := 0, 0, 0, 0
 	accounts := [2]*account{p.signers[0].account(t), p.signers[1].account(t)}
 	for i, a := range accounts {
 		unaccounted += a.unaccounted
 		own := p.identities(i)
 		for _, l := range p.signers[i].journal(t) {
 			if l.Kind == "intent" && !own[p.holder(l.Time)] {
-				begun++
+				overlapping++
 			}
 		}
 	}
@@ -242,13 +242,13 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 			unpublished++
 		}
 	}
-	if begun > 0 || unaccounted > 0 || unpublished > 0 || accounts[0].most() > 1 ||
+	if overlapping > 0 || unaccounted > 0 || unpublished > 0 || accounts[0].most() > 1 ||
 		accounts[1].most() > 1 {
 		t.Errorf("%d intents of one while the other led; %d signatures are in no journal; "+
 			"%d certificates in the cluster are in no journal; most certificates for one UID %d and %d",
-			begun, unaccounted, unpublished, accounts[0].most(), accounts[1].most())
+			overlapping, unaccounted, unpublished, accounts[0].most(), accounts[1].most())
 	}
-	r.measured("started by one while the other led %d", begun)
+	r.measured("started by one while the other led %d", overlapping)
 	r.measured("most certificates for one UID in a journal %d",
 		max(accounts[0].most(), accounts[1].most()))
 	r.measured("UIDs with a certificate in both journals, of which one is published, %d; "+

@@ -371,11 +371,11 @@ func filesGone(tr *trial) {
 	before := tr.key.Load().Stats().Connections
 	must.OK(tr.t, tr.token.MoveAway())
 	tr.befall("the token's files moved away and back", func() error {
-		begun := tr.until(func() bool {
+		err := tr.until(func() bool {
 			return tr.key.Load().Ready(tr.t.Context()) != nil ||
 				tr.key.Load().Stats().Connections > before
 		})
-		return errors.Join(begun, tr.token.MoveBack())
+		return errors.Join(err, tr.token.MoveBack())
 	}, lost)
 }
 

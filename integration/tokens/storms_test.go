@@ -32,8 +32,8 @@ func aTrial(t *testing.T, timeout time.Duration) *trial {
 
 // attemptsWithin returns how many attempts fit into the time since then, if the pauses start at
 // half a second and double. It counts one more, whose pause is not over.
-func attemptsWithin(begun time.Time) int {
-	return 2 + int(math.Log2(1+time.Since(begun).Seconds()/0.5))
+func attemptsWithin(start time.Time) int {
+	return 2 + int(math.Log2(1+time.Since(start).Seconds()/0.5))
 }
 
 // ask runs callers that sign repeatedly until stop returns true.
@@ -69,26 +69,26 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, patient)
 	tr.storm(nil) // earns all the credit there is
 	tr.quiet(lost, pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
-	begun := time.Now()
+	start := time.Now()
 	tr.ask(50,
 		func() bool { return tr.calls().Count(pkcs11shim.GetTokenInfo) >= mostCredit+4*connectionsAtOnce })
 	probes, calls := tr.calls().Count(pkcs11shim.GetTokenInfo), tr.calls()
-	most := mostCredit + connectionsAtOnce*attemptsWithin(begun)
+	most := mostCredit + connectionsAtOnce*attemptsWithin(start)
 	if probes > most || calls.Count(pkcs11shim.Initialize) > most ||
 		calls.Count(pkcs11shim.Login) > 0 {
 		t.Errorf("%d probes, want %d at most:\n%s", probes, most, calls)
 	}
 	t.Logf("50 callers, %s: %d probes, %d calls of PKCS#11",
-		time.Since(begun).Round(100*time.Millisecond), probes, len(calls))
+		time.Since(start).Round(100*time.Millisecond), probes, len(calls))
 }
 
 // Fifty requests that wait for a hanging token leave as many hanging calls as one.
 func TestHangingTokenIsProbedOnce(t *testing.T) {
 	tr := aTrial(t, 500*time.Millisecond)
 	tr.quiet(lost, pkcs11shim.Hang(pkcs11shim.GetTokenInfo))
-	begun := time.Now()
+	start := time.Now()
 	tr.ask(50, func() bool { return len(tr.calls().Hanging()) >= 3 })
-	if calls, most := tr.calls(), attemptsWithin(begun); len(calls.Hanging()) > most {
+	if calls, most := tr.calls(), attemptsWithin(start); len(calls.Hanging()) > most {
 		t.Errorf("%d calls hang, want %d at most:\n%s", len(calls.Hanging()), most, calls)
 	}
 	must.OK(t, tr.shim.Rules())
@@ -123,9 +123,9 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 			pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).From(n).Times(1))
 	}
 	tr.quiet(rules...)
-	begun, looks := time.Now(), 0
+	start, looks := time.Now(), 0
 	tr.ask(1, func() bool { looks++; return looks == 40 })
-	n, most := tr.calls().Count(pkcs11shim.Login), 3+attemptsWithin(begun)
+	n, most := tr.calls().Count(pkcs11shim.Login), 3+attemptsWithin(start)
 	if n < 3 || n > most {
 		t.Errorf("C_Login was called %d times, want %d at most:\n%s", n, most, tr.calls())
 	}

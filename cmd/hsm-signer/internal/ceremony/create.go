@@ -118,13 +118,13 @@ type ceremony struct {
 	pair       hsm.KeyPair
 	token      hsm.Token
 	attributes hsm.KeyAttributes
-	begun      time.Time
+	started    time.Time
 	text       []byte // PEM: the certificate or the request
 	facts      certificateFacts
 }
 
 func createCA(ctx context.Context, c *config.Config, want caRequest, out io.Writer) error {
-	done := ceremony{want: want, begun: time.Now()}
+	done := ceremony{want: want, started: time.Now()}
 	var err error
 	if want.existingKey {
 		done.pair, done.token, err = existingKey(ctx, c, nil)

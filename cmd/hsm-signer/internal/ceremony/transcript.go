@@ -55,7 +55,7 @@ func (d *ceremony) transcribe() []byte {
 	var text bytes.Buffer
 	// A buffer takes everything, and a test goes through each branch: there is no error.
 	_ = transcript.Execute(&text, map[string]any{
-		"Started": d.begun.UTC().Format(time.DateTime),
+		"Started": d.started.UTC().Format(time.DateTime),
 		"Ended":   time.Now().UTC().Format(time.DateTime), "Version": buildinfo.Version(),
 		"Token": tokenLines(d.token), "Existing": d.want.existingKey, "Request": d.want.request,
 		"Label": d.pair.ID.Label, "ID": fmt.Sprintf("%x", d.pair.ID.ID), "Type": d.pair.Type,

@@ -4,7 +4,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"io/fs"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -18,14 +17,6 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 )
-
-func listenOn(t *testing.T, address string) net.Listener {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
-	fixture.Must(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	return l
-}
 
 const kubeconfigOfNobody = `apiVersion: v1
 kind: Config
@@ -52,8 +43,8 @@ func TestAddressesInUse(t *testing.T) {
 		"--pkcs11-pin-file=" + dir + "/pin", "--kubeconfig=" + dir +
 			"/kubeconfig", "--ca-cert-file=" + dir + "/ca.crt",
 		"--state-dir=" + dir + "/state", "--leader-elect=false",
-		"--listen-address=" + listenOn(t, "127.0.0.1:0").Addr().String(),
-		"--status-address=" + listenOn(t, "127.0.0.1:0").Addr().String(),
+		"--listen-address=" + fixture.Listen(t, "127.0.0.1:0").Addr().String(),
+		"--status-address=" + fixture.Listen(t, "127.0.0.1:0").Addr().String(),
 	}))
 	c, faults := config.Read(command, settings)
 	s := c.LoadService(faults, nil)

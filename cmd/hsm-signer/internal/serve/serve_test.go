@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -9,14 +8,6 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 )
-
-func listenOn(t *testing.T, address string) net.Listener {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
-	fixture.Must(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	return l
-}
 
 func TestTheInsecurePortOfOldAPIServersIsNamed(t *testing.T) {
 	if text := errInUse("127.0.0.1:8080").Error(); !strings.Contains(text, "--insecure-port=0") {
@@ -29,15 +20,15 @@ func TestTheInsecurePortOfOldAPIServersIsNamed(t *testing.T) {
 
 // When one address cannot be opened, the other is closed again.
 func TestListenersAreClosedTogether(t *testing.T) {
-	free := listenOn(t, "127.0.0.1:0")
+	free := fixture.Listen(t, "127.0.0.1:0")
 	address := free.Addr().String()
 	fixture.Must(t, free.Close())
 	c := &config.Config{ListenAddress: address,
-		StatusAddress: listenOn(t, "127.0.0.1:0").Addr().String()}
+		StatusAddress: fixture.Listen(t, "127.0.0.1:0").Addr().String()}
 	if _, err := Listen(t.Context(), c); err == nil {
 		t.Error("an address in use was opened")
 	}
-	listenOn(t, address)
+	fixture.Listen(t, address)
 }
 
 func TestHostsOfTheAddresses(t *testing.T) {
