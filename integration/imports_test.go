@@ -32,9 +32,9 @@ var layers = map[string][]string{
 	"cmd":    {"policy", "issuer", "hsm", "kube"},
 }
 
-// innerPackages are packages inside others, each with the packages of the product that it may import:
-// the status page only shows what it is given, and the parts of the controller do not know the
-// controller.
+// innerPackages are packages inside others, each with the packages of the product that it may
+// import: the status page only shows what it is given, and the parts of the controller do not know
+// the controller.
 var innerPackages = map[string][]string{
 	product + "/policy/strictyaml": nil,
 	product + "/kube/apifault":     nil,
@@ -43,15 +43,19 @@ var innerPackages = map[string][]string{
 	product + "/kube/access":       {product + "/kube/lease"},
 	product + "/kube/csr":          nil,
 
-	command + "exit":        {product + "/hsm"},
-	command + "expiry":      {command + "poll", product + "/policy", product + "/issuer/journal", product + "/kube"},
+	command + "exit": {product + "/hsm"},
+	command +
+		"expiry": {command + "poll", product + "/policy", product + "/issuer/journal",
+		product + "/kube"},
 	command + "fingerprint": nil,
 	command + "listener":    nil,
 	command + "logging":     {command + "terminal"},
 	command + "poll":        nil,
 	command + "rollback":    {product + "/issuer/journal"},
 	command + "status":      nil,
-	command + "stuck":       {command + "poll", product + "/policy", product + "/issuer/journal", product + "/kube"},
+	command +
+		"stuck": {command + "poll", product + "/policy", product + "/issuer/journal",
+		product + "/kube"},
 	command + "terminal":    nil,
 	command + "trustedfile": nil,
 }

@@ -95,7 +95,8 @@ func literals(t *testing.T, dir string) (all []literal) {
 		if !bytes.ContainsAny(text, "\"`") {
 			continue
 		}
-		file, err := parser.ParseFile(files, filepath.Join(dir, name), text, parser.SkipObjectResolution)
+		file, err := parser.ParseFile(files, filepath.Join(dir, name), text,
+			parser.SkipObjectResolution)
 		must.OK(t, err)
 		ast.Inspect(file, func(node ast.Node) bool {
 			switch node := node.(type) {
@@ -104,7 +105,8 @@ func literals(t *testing.T, dir string) (all []literal) {
 			case *ast.Field:
 				node.Tag = nil
 			case *ast.BasicLit:
-				if text, err := strconv.Unquote(node.Value); err == nil && node.Kind == token.STRING {
+				if text, err := strconv.Unquote(node.Value); err == nil &&
+					node.Kind == token.STRING {
 					all = append(all, literal{files.Position(node.Pos()), text})
 				}
 			}

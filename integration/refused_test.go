@@ -47,7 +47,8 @@ func TestEveryRefusalHasItsTest(t *testing.T) {
 func exists(name string, files []string) bool {
 	test, part, _ := strings.Cut(name, "/")
 	for _, text := range files {
-		if strings.Contains(text, "\nfunc "+test+"(") && (part == "" || strings.Contains(text, strconv.Quote(part))) {
+		if strings.Contains(text, "\nfunc "+test+"(") &&
+			(part == "" || strings.Contains(text, strconv.Quote(part))) {
 			return true
 		}
 	}

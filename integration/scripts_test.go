@@ -46,7 +46,8 @@ func TestReleasesArePinned(t *testing.T) {
 		code, out := script(t, []string{"UNPINNED=" + c.unpinned}, "images/pinned.sh", c.release,
 			c.build, c.runtime)
 		if code != c.code || !strings.Contains(out, c.want) || c.want == "" && out != "" {
-			t.Errorf("%q from %s and %s: exit code %d; %s", c.release, c.build, c.runtime, code, out)
+			t.Errorf("%q from %s and %s: exit code %d; %s", c.release, c.build, c.runtime,
+				code, out)
 		}
 	}
 	// make image asks first, and builds from what was asked about.

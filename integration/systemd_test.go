@@ -45,7 +45,8 @@ func TestUnitIsSandboxed(t *testing.T) {
 	if err != nil {
 		t.Fatalf("systemd-analyze security: %v: %s", err, out)
 	}
-	overall := regexp.MustCompile(`Overall exposure level for hsm-signer.service: ([0-9.]+)`).FindSubmatch(out)
+	overall := regexp.MustCompile(`Overall exposure level for hsm-signer.service: ([0-9.]+)`).
+		FindSubmatch(out)
 	if overall == nil {
 		t.Fatalf("systemd-analyze security says no level: %s", out)
 	}

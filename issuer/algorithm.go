@@ -18,7 +18,8 @@ var (
 		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
 		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
 	}
-	ecdsaAlgorithms   = []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}
+	ecdsaAlgorithms = []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384,
+		x509.ECDSAWithSHA512}
 	ed25519Algorithms = []x509.SignatureAlgorithm{x509.PureEd25519}
 )
 
@@ -51,7 +52,8 @@ func ParseAlgorithm(name string) (x509.SignatureAlgorithm, error) {
 			return a, nil
 		}
 	}
-	return 0, fmt.Errorf("%q is not a signature algorithm; choose from %s", name, strings.Join(AlgorithmNames(), ", "))
+	return 0, fmt.Errorf("%q is not a signature algorithm; choose from %s", name,
+		strings.Join(AlgorithmNames(), ", "))
 }
 
 // DefaultAlgorithm is what a key signs with where nothing else is said: SHA-384
@@ -114,5 +116,6 @@ func fits(a x509.SignatureAlgorithm, public crypto.PublicKey) error {
 	for _, one := range allowed {
 		names = append(names, AlgorithmName(one))
 	}
-	return fmt.Errorf("the CA's key (%T) cannot sign with %s; choose from %s", public, AlgorithmName(a), strings.Join(names, ", "))
+	return fmt.Errorf("the CA's key (%T) cannot sign with %s; choose from %s", public,
+		AlgorithmName(a), strings.Join(names, ", "))
 }

@@ -87,15 +87,23 @@ func (b *budget) spent(e entry, spender policy.Spender, limits policy.Budget) *p
 	rule, quote := limits.Rule(e.rule), pkcs10.Quote
 	switch {
 	case e.pod != "" && b.counted[e.pod] >= limits.Pod:
-		return b.over("pod "+quote(spender.Pod), limits.Pod, func(old entry) bool { return old.pod == e.pod })
+		return b.over("pod "+quote(spender.Pod), limits.Pod, func(old entry) bool {
+			return old.pod == e.pod
+		})
 	case b.counted[e.account] >= limits.Account():
-		return b.over("account "+quote(spender.Account), limits.Account(), func(old entry) bool { return old.account == e.account })
+		return b.over("account "+quote(spender.Account), limits.Account(), func(old entry) bool {
+			return old.account == e.account
+		})
 	case e.namespace != "" && b.counted[e.namespace] >= limits.Namespace:
-		return b.over("namespace "+quote(spender.Namespace), limits.Namespace, func(old entry) bool { return old.namespace == e.namespace })
+		return b.over("namespace "+quote(spender.Namespace), limits.Namespace,
+			func(old entry) bool { return old.namespace == e.namespace })
 	case e.inRule != "" && b.counted[e.inRule] >= rule.Namespace:
-		return b.over("namespace "+quote(spender.Namespace)+" in rule "+quote(e.rule), rule.Namespace, func(old entry) bool { return old.inRule == e.inRule })
+		return b.over("namespace "+quote(spender.Namespace)+" in rule "+quote(e.rule),
+			rule.Namespace, func(old entry) bool { return old.inRule == e.inRule })
 	case rule.Limit < limits.Total && b.rules[e.rule] >= rule.Limit:
-		return b.over("rule "+quote(e.rule), rule.Limit, func(old entry) bool { return old.rule == e.rule })
+		return b.over("rule "+quote(e.rule), rule.Limit, func(old entry) bool {
+			return old.rule == e.rule
+		})
 	}
 	return nil
 }
@@ -118,7 +126,8 @@ func (b *budget) spentByAll(e entry, limits policy.Budget) *policy.OverBudget {
 	}
 	beyond := func(old entry) bool { return b.rules[old.rule] > limits.Rule(old.rule).Reserve }
 	if limits.Shared() == 0 {
-		return b.over("rule "+pkcs10.Quote(e.rule), limits.Rule(e.rule).Reserve, func(old entry) bool { return old.rule == e.rule })
+		return b.over("rule "+pkcs10.Quote(e.rule), limits.Rule(e.rule).Reserve,
+			func(old entry) bool { return old.rule == e.rule })
 	}
 	return b.over("all rules beyond what is reserved for each", limits.Shared(), beyond)
 }
@@ -140,8 +149,10 @@ func (b *budget) count(e entry, by int) {
 func (b *budget) over(whose string, limit int, counts func(entry) bool) *policy.OverBudget {
 	for _, e := range b.entries {
 		if counts(e) {
-			return &policy.OverBudget{Whose: whose, Limit: limit, Until: e.at.Add(policy.BudgetWindow)}
+			return &policy.OverBudget{Whose: whose, Limit: limit,
+				Until: e.at.Add(policy.BudgetWindow)}
 		}
 	}
-	return &policy.OverBudget{Whose: whose, Limit: limit} // unreachable while every limit is at least 1
+	// unreachable while every limit is at least 1
+	return &policy.OverBudget{Whose: whose, Limit: limit}
 }

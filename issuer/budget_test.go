@@ -95,7 +95,8 @@ func TestAServiceAccountLeavesRoomForOthers(t *testing.T) {
 			t.Fatalf("certificate %d is over %q", i, got)
 		}
 	}
-	if got, want := s.ask("ns:greedy", "g5"), `account "system:serviceaccount:ns:greedy"`; got != want {
+	if got, want := s.ask("ns:greedy", "g5"),
+		`account "system:serviceaccount:ns:greedy"`; got != want {
 		t.Errorf("over %q, want %q", got, want)
 	}
 	for i := range 5 {
@@ -134,7 +135,9 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 		if got := s.askFor("ns:sa", "a", uid); got != "" {
 			t.Fatalf("over %q", got)
 		}
-		issue(t, s.issuer, grantTo(t, s.policy, "ns:sa", "a", uid, 0, pkcs10test.Request{DNSNames: []string{"one"}}))
+		issue(t, s.issuer,
+			grantTo(t, s.policy, "ns:sa", "a", uid, 0,
+				pkcs10test.Request{DNSNames: []string{"one"}}))
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -163,9 +166,11 @@ func TestLintedWithinTheBudgetAlone(t *testing.T) {
 	s := newSpender(t)
 	s.issuer, _ = constrained(t, "elsewhere")
 	for i, want := range []bool{false, false, true} {
-		g := grantTo(t, s.policy, "ns:sa", "a", fmt.Sprint("request-", i), 0, pkcs10test.Request{DNSNames: []string{"one"}})
+		g := grantTo(t, s.policy, "ns:sa", "a", fmt.Sprint("request-", i), 0,
+			pkcs10test.Request{DNSNames: []string{"one"}})
 		_, instead, err := s.issuer.Prepare(t.Context(), g)
-		if _, refused := instead.(*policy.Refusal); (over(instead) != nil) != want || refused == want || err != nil {
+		if _, refused := instead.(*policy.Refusal); (over(instead) != nil) != want ||
+			refused == want || err != nil {
 			t.Errorf("request %d: %v, %v", i, instead, err)
 		}
 	}
@@ -185,7 +190,8 @@ rules:
 	var last policy.Verdict
 	for _, uid := range []string{"first", "second"} {
 		g, granted := p.Decide(policy.NewRequest(policy.Submission{
-			UID: uid, PEM: pkcs10test.Request{DNSNames: []string{"one"}}.PEM(t), Usages: []policy.Usage{policy.DigitalSignature},
+			UID: uid, PEM: pkcs10test.Request{DNSNames: []string{"one"}}.PEM(t),
+			Usages:    []policy.Usage{policy.DigitalSignature},
 			Requester: policy.Requester{Username: "oidc:\x1b[2Jx\nFake: line"},
 		}), policy.Facts{}).(*policy.Grant)
 		if !granted {
@@ -196,7 +202,9 @@ rules:
 			t.Fatal(err)
 		}
 	}
-	if waiting, is := last.(*policy.Waiting); !is || !strings.Contains(waiting.Missing, `the budget of account "oidc:\x1b[2Jx\nFake: line", 1 certificates`) {
+	if waiting, is := last.(*policy.Waiting); !is ||
+		!strings.Contains(waiting.Missing,
+			`the budget of account "oidc:\x1b[2Jx\nFake: line", 1 certificates`) {
 		t.Errorf("%v", last)
 	}
 }
@@ -207,9 +215,11 @@ func TestOverBudgetSaysUntilWhen(t *testing.T) {
 	first := s.now
 	s.now = s.now.Add(10 * time.Minute)
 	s.ask("ns:sa", "a")
-	g := grantTo(t, s.policy, "ns:sa", "a", "third", 0, pkcs10test.Request{DNSNames: []string{"one"}})
+	g := grantTo(t, s.policy, "ns:sa", "a", "third", 0,
+		pkcs10test.Request{DNSNames: []string{"one"}})
 	_, instead, err := s.issuer.Prepare(t.Context(), g)
-	if spent := over(instead); err != nil || spent == nil || !spent.Until.Equal(first.Add(policy.BudgetWindow)) || spent.Limit != 2 {
+	if spent := over(instead); err != nil || spent == nil ||
+		!spent.Until.Equal(first.Add(policy.BudgetWindow)) || spent.Limit != 2 {
 		t.Errorf("%v, %v", instead, err)
 	}
 }

@@ -53,7 +53,9 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 			return nil, errors.New("there is text that is not PEM")
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("there is a PEM block of the type %q; only CERTIFICATE belongs here", block.Type)
+			return nil,
+				fmt.Errorf("there is a PEM block of the type %q; only CERTIFICATE belongs here",
+					block.Type)
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
@@ -66,7 +68,9 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 	case len(certs) == 0:
 		return nil, errors.New("there is no certificate")
 	case len(certs) < blocks:
-		return nil, fmt.Errorf("the file has %d PEM blocks, of which %d can be read: each BEGIN and END line must be a line of its own, and the base64 between them whole", blocks, len(certs))
+		return nil, fmt.Errorf("the file has %d PEM blocks, of which %d can be read: each BEGIN "+
+			"and END line must be a line of its own, and the base64 between them whole", blocks,
+			len(certs))
 	}
 	return certs, nil
 }
@@ -75,11 +79,14 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 func (c *CA) check() error {
 	switch cert := c.cert; {
 	case !cert.BasicConstraintsValid || !cert.IsCA:
-		return fmt.Errorf("the first certificate (%s) is not a CA's: basicConstraints must say CA:TRUE", cert.Subject)
+		return fmt.Errorf("the first certificate (%s) is not a CA's: basicConstraints must "+
+			"say CA:TRUE", cert.Subject)
 	case cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return fmt.Errorf("the first certificate (%s) may not sign certificates: keyUsage must hold keyCertSign", cert.Subject)
+		return fmt.Errorf("the first certificate (%s) may not sign certificates: keyUsage must "+
+			"hold keyCertSign", cert.Subject)
 	case len(cert.SubjectKeyId) == 0:
-		return fmt.Errorf("the first certificate (%s) has no subjectKeyIdentifier, which issued certificates must refer to", cert.Subject)
+		return fmt.Errorf("the first certificate (%s) has no subjectKeyIdentifier, which issued "+
+			"certificates must refer to", cert.Subject)
 	}
 	return nil
 }
@@ -89,7 +96,8 @@ func (c *CA) Certificate() *x509.Certificate { return c.cert }
 
 // Equal reports whether the other has the same certificate and chain.
 func (c *CA) Equal(other *CA) bool {
-	return c.cert.Equal(other.cert) && slices.EqualFunc(c.above, other.above, (*x509.Certificate).Equal)
+	return c.cert.Equal(other.cert) &&
+		slices.EqualFunc(c.above, other.above, (*x509.Certificate).Equal)
 }
 
 // AnchoredIn reports whether one of these certificates is the CA's, or one above it that it was
@@ -104,7 +112,8 @@ func (c *CA) AnchoredIn(trusted []*x509.Certificate) bool {
 func (c *CA) Matches(public crypto.PublicKey) error {
 	key, ok := public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !key.Equal(c.cert.PublicKey) {
-		return fmt.Errorf("the key does not belong to the CA certificate %s: name the key that belongs to it, or the certificate that belongs to the key", c.cert.Subject)
+		return fmt.Errorf("the key does not belong to the CA certificate %s: name the key that "+
+			"belongs to it, or the certificate that belongs to the key", c.cert.Subject)
 	}
 	return nil
 }
@@ -115,9 +124,11 @@ func (c *CA) ValidAt(now time.Time) error {
 	for _, cert := range c.chain() {
 		switch {
 		case now.Before(cert.NotBefore):
-			return fmt.Errorf("the CA certificate %s is not valid before %s", cert.Subject, cert.NotBefore.Format(time.RFC3339))
+			return fmt.Errorf("the CA certificate %s is not valid before %s", cert.Subject,
+				cert.NotBefore.Format(time.RFC3339))
 		case !now.Before(cert.NotAfter):
-			return fmt.Errorf("the CA certificate %s expired at %s", cert.Subject, cert.NotAfter.Format(time.RFC3339))
+			return fmt.Errorf("the CA certificate %s expired at %s", cert.Subject,
+				cert.NotAfter.Format(time.RFC3339))
 		}
 	}
 	return nil
@@ -126,7 +137,8 @@ func (c *CA) ValidAt(now time.Time) error {
 // datesFor returns the dates of a certificate that is issued now, within those of the CA. If the CA
 // is not valid now, they are those of a certificate that was issued while it was.
 func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfter time.Time) {
-	notBefore, notAfter = latest(now.Add(-Backdate), c.cert.NotBefore), earliest(now.Add(lifetime), c.cert.NotAfter)
+	notBefore, notAfter = latest(now.Add(-Backdate), c.cert.NotBefore),
+		earliest(now.Add(lifetime), c.cert.NotAfter)
 	if !notBefore.Before(notAfter) {
 		notBefore, notAfter = c.cert.NotBefore, c.cert.NotAfter
 	}
@@ -150,13 +162,17 @@ func (c *CA) lintSample() error {
 		return err
 	}
 	template := &x509.Certificate{ // without alternative names, which name constraints are about
-		SerialNumber: sampleSerial, SignatureAlgorithm: DefaultAlgorithm(c.cert.PublicKey), Subject: pkix.Name{CommonName: "sample"},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		SerialNumber: sampleSerial, SignatureAlgorithm: DefaultAlgorithm(c.cert.PublicKey),
+		Subject:  pkix.Name{CommonName: "sample"},
+		KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
+			x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true, SubjectKeyId: keyID,
 	}
 	template.NotBefore, template.NotAfter = c.datesFor(time.Now(), time.Hour)
 	if _, findings := c.linter.issue(template, public); len(findings) > 0 {
-		return fmt.Errorf("no certificate under %s would be accepted: %s", c.cert.Subject, ascii(findings[0].message))
+		return fmt.Errorf("no certificate under %s would be accepted: %s", c.cert.Subject,
+			ascii(findings[0].message))
 	}
 	return nil
 }

@@ -38,21 +38,26 @@ rules:
 `
 
 // decide gives the verdict on what a pod of edge/gw asks for, with the lints.
-func decide(t *testing.T, ca *CA, p *policy.Policy, usages []policy.Usage, asks pkcs10test.Request) policy.Verdict {
+func decide(t *testing.T, ca *CA, p *policy.Policy, usages []policy.Usage,
+	asks pkcs10test.Request) policy.Verdict {
 	t.Helper()
 	return decideRequest(ca, p, "u", usages, asks.PEM(t))
 }
 
-func decideRequest(ca *CA, p *policy.Policy, uid string, usages []policy.Usage, text []byte) policy.Verdict {
+func decideRequest(ca *CA, p *policy.Policy, uid string, usages []policy.Usage,
+	text []byte) policy.Verdict {
 	r := policy.NewRequest(policy.Submission{
 		UID: uid, PEM: text, Usages: usages,
 		Requester: policy.Requester{
-			Username: "system:serviceaccount:edge:gw", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:edge"},
-			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {"pu"}},
+			Username: "system:serviceaccount:edge:gw",
+			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:edge"},
+			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"},
+				"authentication.kubernetes.io/pod-uid": {"pu"}},
 		},
 	})
 	query, _ := r.PodQuery()
-	facts := query.Found(policy.Pod{Namespace: "edge", Name: "p", UID: "pu", ServiceAccount: "gw", IPs: []netip.Addr{podIP}})
+	facts := query.Found(policy.Pod{Namespace: "edge", Name: "p", UID: "pu", ServiceAccount: "gw",
+		IPs: []netip.Addr{podIP}})
 	verdict := p.Decide(r, facts)
 	if g, granted := verdict.(*policy.Grant); granted {
 		if refusal := Lint(ca, g); refusal != nil {
@@ -77,20 +82,27 @@ func TestWhatRealClientsAskFor(t *testing.T) {
 		usages []policy.Usage
 		field  string // of the refusal
 	}{
-		"an RSA client":         {pkcs10test.Request{Key: rsaKey, DNSNames: gw}, kubernetes, ""},
-		"SPIFFE with one label": {pkcs10test.Request{URIs: []string{"spiffe://prod/ns/edge/sa/gw"}}, kubernetes, ""},
-		"a blank at the end":    {pkcs10test.Request{DNSNames: gw, Subject: pkix.Name{Organization: []string{"Example "}}}, kubernetes, ""},
-		"HTML in the subject":   {pkcs10test.Request{DNSNames: gw, Subject: pkix.Name{Organization: []string{"A &amp; B"}}}, kubernetes, ""},
+		"an RSA client": {pkcs10test.Request{Key: rsaKey, DNSNames: gw}, kubernetes, ""},
+		"SPIFFE with one label": {pkcs10test.Request{URIs: []string{"spiffe://prod/ns/edge/sa/gw"}},
+			kubernetes, ""},
+		"a blank at the end": {pkcs10test.Request{DNSNames: gw,
+			Subject: pkix.Name{Organization: []string{"Example "}}}, kubernetes, ""},
+		"HTML in the subject": {pkcs10test.Request{DNSNames: gw,
+			Subject: pkix.Name{Organization: []string{"A &amp; B"}}}, kubernetes, ""},
 		"a long postal code": {
-			pkcs10test.Request{DNSNames: gw, Subject: pkix.Name{PostalCode: []string{"01234567890123456789"}}}, kubernetes, "request.subject.postalCode",
+			pkcs10test.Request{DNSNames: gw,
+				Subject: pkix.Name{PostalCode: []string{"01234567890123456789"}}}, kubernetes,
+			"request.subject.postalCode",
 		},
 		"an EKU without its key usage": {
-			pkcs10test.Request{Key: rsaKey, DNSNames: gw}, []policy.Usage{policy.KeyEncipherment, policy.ClientAuth}, "spec.usages",
+			pkcs10test.Request{Key: rsaKey, DNSNames: gw},
+			[]policy.Usage{policy.KeyEncipherment, policy.ClientAuth}, "spec.usages",
 		},
 	} {
 		switch v := decide(t, i.CA(), p, c.usages, c.asks).(type) {
 		case *policy.Grant:
-			if _, instead, err := i.Prepare(t.Context(), v); c.field != "" || instead != nil || err != nil {
+			if _, instead, err := i.Prepare(t.Context(), v); c.field != "" || instead != nil ||
+				err != nil {
 				t.Errorf("%s: granted; %v, %v", name, instead, err)
 			}
 		case *policy.Refusal:
@@ -126,8 +138,11 @@ func rawName(t *testing.T, rdns [][]namePart) []byte {
 
 // Names of real CAs are taken and issue; a CA without a name is refused when it is loaded.
 func TestEveryCAThatLoadsCanIssue(t *testing.T) {
-	utf8 := func(s string) asn1.RawValue { return asn1.RawValue{Tag: asn1.TagUTF8String, Bytes: []byte(s)} }
-	cn, c, serial := asn1.ObjectIdentifier{2, 5, 4, 3}, asn1.ObjectIdentifier{2, 5, 4, 6}, asn1.ObjectIdentifier{2, 5, 4, 5}
+	utf8 := func(s string) asn1.RawValue {
+		return asn1.RawValue{Tag: asn1.TagUTF8String, Bytes: []byte(s)}
+	}
+	cn, c, serial := asn1.ObjectIdentifier{2, 5, 4, 3}, asn1.ObjectIdentifier{2, 5, 4, 6},
+		asn1.ObjectIdentifier{2, 5, 4, 5}
 	for what, one := range map[string]struct {
 		name    [][]namePart
 		refused string
@@ -141,8 +156,10 @@ func TestEveryCAThatLoadsCanIssue(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			key := pkcs10test.NewKey(t)
 			template := &x509.Certificate{
-				SerialNumber: big.NewInt(1), RawSubject: rawName(t, one.name), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-				KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, SubjectKeyId: []byte{1},
+				SerialNumber: big.NewInt(1), RawSubject: rawName(t, one.name),
+				NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+				KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+				SubjectKeyId: []byte{1},
 			}
 			ca, err := ParseCA(encodePEM(create(t, template, nil, &key.PublicKey, key).Raw))
 			if one.refused != "" || err != nil {
@@ -155,7 +172,8 @@ func TestEveryCAThatLoadsCanIssue(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, instead, err := i.Prepare(t.Context(), grant(t, pkcs10test.NewKey(t), 0)); instead != nil || err != nil {
+			if _, instead, err := i.Prepare(t.Context(),
+				grant(t, pkcs10test.NewKey(t), 0)); instead != nil || err != nil {
 				t.Errorf("no certificate can be issued: %v, %v", instead, err)
 			}
 		})
@@ -164,29 +182,47 @@ func TestEveryCAThatLoadsCanIssue(t *testing.T) {
 
 // Chains that Go or OpenSSL refuse when the root alone is trusted are refused when they are loaded.
 func TestChainsThatClientsRefuse(t *testing.T) {
-	critical := pkix.Extension{Id: []int{1, 3, 6, 1, 4, 1, 99999, 1}, Critical: true, Value: []byte{5, 0}}
-	explicitPolicy := pkix.Extension{Id: []int{2, 5, 29, 36}, Critical: true, Value: []byte{0x30, 3, 0x80, 1, 0}}
-	directory := pkix.Extension{Id: oidNameConstraints, Value: []byte{0x30, 8, 0xa0, 6, 0x30, 4, 0xa4, 2, 0x30, 0}}
+	critical := pkix.Extension{Id: []int{1, 3, 6, 1, 4, 1, 99999, 1}, Critical: true,
+		Value: []byte{5, 0}}
+	explicitPolicy := pkix.Extension{Id: []int{2, 5, 29, 36}, Critical: true,
+		Value: []byte{0x30, 3, 0x80, 1, 0}}
+	directory := pkix.Extension{Id: oidNameConstraints,
+		Value: []byte{0x30, 8, 0xa0, 6, 0x30, 4, 0xa4, 2, 0x30, 0}}
 	otherKey := pkix.Extension{Id: oidAuthorityKeyID, Value: []byte{0x30, 3, 0x80, 1, 9}}
 	otherSerial := pkix.Extension{Id: oidAuthorityKeyID, Value: []byte{0x30, 3, 0x82, 1, 9}}
 	for name, c := range map[string]struct {
 		want  string
 		spoil func(*threeTier)
 	}{
-		"client auth alone":        {"extendedKeyUsage of CN=ca", func(h *threeTier) { h.ca.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }},
-		"any extended key usage":   {"extendedKeyUsage of CN=middle", func(h *threeTier) { h.middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }},
-		"a critical extension":     {"critical extensions", func(h *threeTier) { h.middle.ExtraExtensions = []pkix.Extension{critical} }},
-		"a policy for every leaf":  {"no certificate under CN=ca would be accepted", func(h *threeTier) { h.middle.ExtraExtensions = []pkix.Extension{explicitPolicy} }},
-		"constraints of directory": {"constrains names other than", func(h *threeTier) { h.root.ExtraExtensions = []pkix.Extension{directory} }},
-		"a root of path length 0":  {"allows a path length of 0", func(h *threeTier) { h.root.MaxPathLen, h.root.MaxPathLenZero = 0, true }},
-		"another key identifier":   {"names another key in authorityKeyIdentifier", func(h *threeTier) { h.ca.ExtraExtensions = []pkix.Extension{otherKey} }},
-		"another serial number":    {"names the serial number", func(h *threeTier) { h.ca.ExtraExtensions = []pkix.Extension{otherSerial} }},
+		"client auth alone": {"extendedKeyUsage of CN=ca", func(h *threeTier) {
+			h.ca.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		}},
+		"any extended key usage": {"extendedKeyUsage of CN=middle", func(h *threeTier) {
+			h.middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
+		}},
+		"a critical extension": {"critical extensions", func(h *threeTier) {
+			h.middle.ExtraExtensions = []pkix.Extension{critical}
+		}},
+		"a policy for every leaf": {"no certificate under CN=ca would be accepted",
+			func(h *threeTier) { h.middle.ExtraExtensions = []pkix.Extension{explicitPolicy} }},
+		"constraints of directory": {"constrains names other than", func(h *threeTier) {
+			h.root.ExtraExtensions = []pkix.Extension{directory}
+		}},
+		"a root of path length 0": {"allows a path length of 0", func(h *threeTier) {
+			h.root.MaxPathLen, h.root.MaxPathLenZero = 0, true
+		}},
+		"another key identifier": {"names another key in authorityKeyIdentifier",
+			func(h *threeTier) { h.ca.ExtraExtensions = []pkix.Extension{otherKey} }},
+		"another serial number": {"names the serial number", func(h *threeTier) {
+			h.ca.ExtraExtensions = []pkix.Extension{otherSerial}
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newThreeTier(t)
 			c.spoil(h)
 			chain := h.chain(t)
-			if _, err := ParseCA(chain.PEM()); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := ParseCA(chain.PEM()); err == nil ||
+				!strings.Contains(err.Error(), c.want) {
 				t.Errorf("ParseCA: %v; want %q", err, c.want)
 			}
 			requireFault(t, chain, h.caKey.Public(), c.want)
@@ -237,7 +273,8 @@ func TestRootWithSHA1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ParseCA(Chain{chain[0], spoiled, old}.PEM()); err == nil || !strings.Contains(err.Error(), "which can be forged") {
+	if _, err := ParseCA(Chain{chain[0], spoiled, old}.PEM()); err == nil ||
+		!strings.Contains(err.Error(), "which can be forged") {
 		t.Errorf("SHA-1 in the chain: %v", err)
 	}
 	partial, err := ParseCA(Chain{chain[0], chain[1]}.PEM())
@@ -257,7 +294,8 @@ func replaceOID(t *testing.T, der, from, to []byte) []byte {
 	if _, err := asn1.Unmarshal(c.TBS.FullBytes, &parts); err != nil {
 		t.Fatal(err)
 	}
-	algorithm, err := asn1.Marshal(struct{ ID asn1.RawValue }{asn1.RawValue{Tag: asn1.TagOID, Bytes: to}})
+	algorithm, err :=
+		asn1.Marshal(struct{ ID asn1.RawValue }{asn1.RawValue{Tag: asn1.TagOID, Bytes: to}})
 	if err != nil || !strings.Contains(string(parts[2].FullBytes), string(from)) {
 		t.Fatal("the algorithm is another one", err)
 	}
@@ -278,14 +316,15 @@ func TestEveryBlockOfTheFileIsRead(t *testing.T) {
 	text := string(newThreeTier(t).chain(t).PEM())
 	const mark = "\ufeff"
 	for name, c := range map[string]struct{ text, refused string }{
-		"a byte order mark":       {mark + text, ""},
-		"a mark in each":          {strings.ReplaceAll(text, "-----BEGIN", mark+"-----BEGIN"), ""},
-		"text before":             {"subject=CN=ca\n" + text, ""},
-		"Windows line ends":       {strings.ReplaceAll(text, "\n", "\r\n"), ""},
-		"UTF-16":                  {"\xff\xfe" + text, "UTF-16"},
-		"text on the BEGIN line":  {"ca: " + text, "3 PEM blocks, of which 2 can be read"},
-		"a zero-width space":      {"\u200b" + text, "3 PEM blocks, of which 2 can be read"},
-		"a block cut in the file": {strings.Replace(text, "-----END CERTIFICATE-----\n", "", 1), "PEM blocks, of which"},
+		"a byte order mark":      {mark + text, ""},
+		"a mark in each":         {strings.ReplaceAll(text, "-----BEGIN", mark+"-----BEGIN"), ""},
+		"text before":            {"subject=CN=ca\n" + text, ""},
+		"Windows line ends":      {strings.ReplaceAll(text, "\n", "\r\n"), ""},
+		"UTF-16":                 {"\xff\xfe" + text, "UTF-16"},
+		"text on the BEGIN line": {"ca: " + text, "3 PEM blocks, of which 2 can be read"},
+		"a zero-width space":     {"\u200b" + text, "3 PEM blocks, of which 2 can be read"},
+		"a block cut in the file": {strings.Replace(text, "-----END CERTIFICATE-----\n", "", 1),
+			"PEM blocks, of which"},
 	} {
 		ca, err := ParseCA([]byte(c.text))
 		switch {
@@ -303,9 +342,12 @@ func TestReplacedCertificateKeepsItsConstraints(t *testing.T) {
 	template := func(change func(*x509.Certificate)) *CA {
 		t.Helper()
 		cert := &x509.Certificate{
-			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, SubjectKeyId: []byte{1}, NotBefore: time.Now().Add(-time.Hour),
-			NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
-			PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{"example.com"}, ExcludedDNSDomains: []string{"a.example.com"},
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"},
+			SubjectKeyId: []byte{1}, NotBefore: time.Now().Add(-time.Hour),
+			NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+			BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+			PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{"example.com"},
+			ExcludedDNSDomains: []string{"a.example.com"},
 		}
 		change(cert)
 		ca, err := ParseCA(encodePEM(create(t, cert, nil, &key.PublicKey, key).Raw))
@@ -319,17 +361,32 @@ func TestReplacedCertificateKeepsItsConstraints(t *testing.T) {
 		change  func(*x509.Certificate)
 		refused string
 	}{
-		"renewed":               {func(c *x509.Certificate) { c.SerialNumber = big.NewInt(2) }, ""},
-		"narrower":              {func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"b.example.com"} }, ""},
-		"more excluded":         {func(c *x509.Certificate) { c.ExcludedDNSDomains = append(c.ExcludedDNSDomains, "c.example.com") }, ""},
-		"another key ID":        {func(c *x509.Certificate) { c.SubjectKeyId = []byte{2} }, "subjectKeyIdentifier"},
-		"wider":                 {func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"com"} }, "loses a constraint"},
-		"nothing permitted":     {func(c *x509.Certificate) { c.PermittedDNSDomains = nil }, "loses a constraint"},
-		"nothing excluded":      {func(c *x509.Certificate) { c.ExcludedDNSDomains = nil }, "loses a constraint"},
-		"path length unlimited": {func(c *x509.Certificate) { c.MaxPathLenZero = false }, "the path length of 0"},
+		"renewed": {func(c *x509.Certificate) { c.SerialNumber = big.NewInt(2) }, ""},
+		"narrower": {func(c *x509.Certificate) {
+			c.PermittedDNSDomains = []string{"b.example.com"}
+		}, ""},
+		"more excluded": {func(c *x509.Certificate) {
+			c.ExcludedDNSDomains = append(c.ExcludedDNSDomains, "c.example.com")
+		}, ""},
+		"another key ID": {func(c *x509.Certificate) {
+			c.SubjectKeyId = []byte{2}
+		}, "subjectKeyIdentifier"},
+		"wider": {func(c *x509.Certificate) {
+			c.PermittedDNSDomains = []string{"com"}
+		}, "loses a constraint"},
+		"nothing permitted": {func(c *x509.Certificate) {
+			c.PermittedDNSDomains = nil
+		}, "loses a constraint"},
+		"nothing excluded": {func(c *x509.Certificate) {
+			c.ExcludedDNSDomains = nil
+		}, "loses a constraint"},
+		"path length unlimited": {func(c *x509.Certificate) {
+			c.MaxPathLenZero = false
+		}, "the path length of 0"},
 	} {
 		err := before.replaceableBy(template(c.change))
-		if c.refused == "" && err != nil || c.refused != "" && (err == nil || !strings.Contains(err.Error(), c.refused)) {
+		if c.refused == "" && err != nil ||
+			c.refused != "" && (err == nil || !strings.Contains(err.Error(), c.refused)) {
 			t.Errorf("%s: %v; want %q", name, err, c.refused)
 		}
 	}

@@ -24,9 +24,12 @@ func newThreeTier(t *testing.T) *threeTier {
 	t.Helper()
 	template := func(name string, pathLength int) *x509.Certificate {
 		return &x509.Certificate{
-			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, SubjectKeyId: []byte(name),
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-			BasicConstraintsValid: true, IsCA: true, MaxPathLen: pathLength, MaxPathLenZero: pathLength == 0,
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+			SubjectKeyId: []byte(name),
+			NotBefore:    time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			KeyUsage:              x509.KeyUsageCertSign,
+			BasicConstraintsValid: true, IsCA: true, MaxPathLen: pathLength,
+			MaxPathLenZero: pathLength == 0,
 		}
 	}
 	return &threeTier{
@@ -61,20 +64,33 @@ func TestGoodChain(t *testing.T) {
 func TestChainsThatWillNotDo(t *testing.T) {
 	expired := func(cert *x509.Certificate) { cert.NotAfter = time.Now().Add(-time.Minute) }
 	for want, spoil := range map[string]func(*threeTier){
-		"no certificate in the file is for the key":      func(h *threeTier) { h.caKey = nil },
-		"(CN=ca) is not a CA's":                          func(h *threeTier) { h.ca.IsCA, h.ca.MaxPathLenZero = false, false },
-		"certificate 2 (CN=middle) is not a CA's":        func(h *threeTier) { h.middle.IsCA, h.middle.MaxPathLen = false, 0 },
-		"(CN=ca) may not sign certificates":              func(h *threeTier) { h.ca.KeyUsage = x509.KeyUsageCRLSign },
-		"certificate 2 (CN=middle) may not sign":         func(h *threeTier) { h.middle.KeyUsage = x509.KeyUsageDigitalSignature },
-		"CN=ca expired at":                               func(h *threeTier) { expired(h.ca) },
-		"CN=middle expired at":                           func(h *threeTier) { expired(h.middle) },
-		"CN=root expired at":                             func(h *threeTier) { expired(h.root) },
-		"CN=ca is not valid before":                      func(h *threeTier) { h.ca.NotBefore = time.Now().Add(time.Minute) },
-		"certificate 3 (CN=root) allows a path length":   func(h *threeTier) { h.root.MaxPathLen = 1 },
-		"certificate 2 (CN=middle) allows a path length": func(h *threeTier) { h.middle.MaxPathLen, h.middle.MaxPathLenZero = 0, true },
-		"extendedKeyUsage of CN=middle":                  func(h *threeTier) { h.middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} },
+		"no certificate in the file is for the key": func(h *threeTier) { h.caKey = nil },
+		"(CN=ca) is not a CA's":                     func(h *threeTier) { h.ca.IsCA, h.ca.MaxPathLenZero = false, false },
+		"certificate 2 (CN=middle) is not a CA's": func(h *threeTier) {
+			h.middle.IsCA, h.middle.MaxPathLen = false, 0
+		},
+		"(CN=ca) may not sign certificates": func(h *threeTier) {
+			h.ca.KeyUsage = x509.KeyUsageCRLSign
+		},
+		"certificate 2 (CN=middle) may not sign": func(h *threeTier) {
+			h.middle.KeyUsage = x509.KeyUsageDigitalSignature
+		},
+		"CN=ca expired at":     func(h *threeTier) { expired(h.ca) },
+		"CN=middle expired at": func(h *threeTier) { expired(h.middle) },
+		"CN=root expired at":   func(h *threeTier) { expired(h.root) },
+		"CN=ca is not valid before": func(h *threeTier) {
+			h.ca.NotBefore = time.Now().Add(time.Minute)
+		},
+		"certificate 3 (CN=root) allows a path length": func(h *threeTier) { h.root.MaxPathLen = 1 },
+		"certificate 2 (CN=middle) allows a path length": func(h *threeTier) {
+			h.middle.MaxPathLen, h.middle.MaxPathLenZero = 0, true
+		},
+		"extendedKeyUsage of CN=middle": func(h *threeTier) {
+			h.middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		},
 		"extensions that TLS clients will not understand: 1.2.3": func(h *threeTier) {
-			h.middle.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
+			h.middle.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3}, Critical: true,
+				Value: []byte{5, 0}}}
 		},
 	} {
 		h := newThreeTier(t)

@@ -25,7 +25,8 @@ const NoPathLength = -1
 type NameSpace struct {
 	DNSDomains []string       // each with all below it
 	IPRanges   []netip.Prefix // as a certificate holds them: with nothing set behind the prefix
-	Others     []string       // of a certificate that was read: what else is in it, such as "email:example.com"
+	// of a certificate that was read: what else is in it, such as "email:example.com"
+	Others []string
 }
 
 func (s NameSpace) empty() bool {
@@ -63,8 +64,10 @@ func (c Constraints) String() string {
 func ConstraintsOf(cert *x509.Certificate) Constraints {
 	c := Constraints{
 		PathLength: NoPathLength,
-		Permitted:  namesOf(cert.PermittedDNSDomains, cert.PermittedIPRanges, cert.PermittedEmailAddresses, cert.PermittedURIDomains),
-		Excluded:   namesOf(cert.ExcludedDNSDomains, cert.ExcludedIPRanges, cert.ExcludedEmailAddresses, cert.ExcludedURIDomains),
+		Permitted: namesOf(cert.PermittedDNSDomains, cert.PermittedIPRanges,
+			cert.PermittedEmailAddresses, cert.PermittedURIDomains),
+		Excluded: namesOf(cert.ExcludedDNSDomains, cert.ExcludedIPRanges,
+			cert.ExcludedEmailAddresses, cert.ExcludedURIDomains),
 	}
 	if cert.MaxPathLen > 0 || cert.MaxPathLenZero {
 		c.PathLength = cert.MaxPathLen
@@ -146,12 +149,16 @@ func (s NameSpace) subtrees() []subtree {
 	const dnsName, ipAddress = 2, 7
 	var all []subtree
 	for _, domain := range s.DNSDomains {
-		all = append(all, subtree{asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: dnsName, Bytes: []byte(domain)}})
+		all = append(all,
+			subtree{asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: dnsName,
+				Bytes: []byte(domain)}})
 	}
 	for _, prefix := range s.IPRanges {
 		address := prefix.Addr().AsSlice()
 		mask := net.CIDRMask(prefix.Bits(), 8*len(address))
-		all = append(all, subtree{asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: ipAddress, Bytes: append(address, mask...)}})
+		all = append(all,
+			subtree{asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: ipAddress,
+				Bytes: append(address, mask...)}})
 	}
 	return all
 }

@@ -38,7 +38,8 @@ func FuzzIssue(f *testing.F) {
 		var names []asn1.RawValue
 		for tag, text := range map[int]string{1: email, 2: dns, 6: uri} {
 			if text != "" {
-				names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, Bytes: []byte(text)})
+				names = append(names,
+					asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, Bytes: []byte(text)})
 			}
 		}
 		san, err := asn1.Marshal(names)
@@ -52,7 +53,9 @@ func FuzzIssue(f *testing.F) {
 		if err != nil {
 			return // crypto/x509 does not make such a request
 		}
-		g, ok := p.Decide(policy.NewRequest(policy.Submission{UID: rand.Text(), PEM: pem, Usages: []policy.Usage{policy.DigitalSignature}}), policy.Facts{}).(*policy.Grant)
+		g, ok :=
+			p.Decide(policy.NewRequest(policy.Submission{UID: rand.Text(), PEM: pem,
+				Usages: []policy.Usage{policy.DigitalSignature}}), policy.Facts{}).(*policy.Grant)
 		if !ok {
 			return
 		}
@@ -61,8 +64,11 @@ func FuzzIssue(f *testing.F) {
 		for _, uri := range leaf.URIs {
 			uris = append(uris, uri.String())
 		}
-		if !slices.Equal(leaf.DNSNames, g.DNSNames()) || !slices.Equal(leaf.EmailAddresses, g.EmailAddresses()) || !slices.Equal(uris, g.URIs()) {
-			t.Errorf("granted %v %v %v; the certificate says %v %v %v", g.DNSNames(), g.EmailAddresses(), g.URIs(), leaf.DNSNames, leaf.EmailAddresses, uris)
+		if !slices.Equal(leaf.DNSNames, g.DNSNames()) ||
+			!slices.Equal(leaf.EmailAddresses, g.EmailAddresses()) ||
+			!slices.Equal(uris, g.URIs()) {
+			t.Errorf("granted %v %v %v; the certificate says %v %v %v", g.DNSNames(),
+				g.EmailAddresses(), g.URIs(), leaf.DNSNames, leaf.EmailAddresses, uris)
 		}
 		subject := g.Subject()
 		if len(leaf.Subject.Names) != len(subject) {
@@ -70,7 +76,8 @@ func FuzzIssue(f *testing.F) {
 		}
 		for i, name := range leaf.Subject.Names {
 			if !name.Type.Equal(subject[i].Type) || name.Value != subject[i].Value {
-				t.Errorf("granted %s=%q; the certificate says %v", subject[i].Name, subject[i].Value, name)
+				t.Errorf("granted %s=%q; the certificate says %v", subject[i].Name,
+					subject[i].Value, name)
 			}
 		}
 	})

@@ -12,8 +12,9 @@ import (
 	"hsm-signer/policy/hostile"
 )
 
-// Under a policy that allows every requester, usage and key, and every name that a pattern may: what must be
-// refused is, what is harmless is not, and nothing reaches a certificate that was not checked.
+// Under a policy that allows every requester, usage and key, and every name that a pattern may:
+// what must be refused is, what is harmless is not, and nothing reaches a certificate that was not
+// checked.
 func TestNothingThatWasNotCheckedIsIssued(t *testing.T) {
 	text, err := os.ReadFile("../integration/testdata/allow-everything.yaml")
 	if err != nil {
@@ -28,7 +29,8 @@ func TestNothingThatWasNotCheckedIsIssued(t *testing.T) {
 	outcomes := map[string]int{}
 	for n, s := range hostile.Samples(t) {
 		verdict := everything.Decide(policy.NewRequest(policy.Submission{
-			UID: fmt.Sprint(n), PEM: s.PEM, Usages: usages, Requester: policy.Requester{Username: "anybody"},
+			UID: fmt.Sprint(n), PEM: s.PEM, Usages: usages,
+			Requester: policy.Requester{Username: "anybody"},
 		}), policy.Facts{})
 		g, granted := verdict.(*policy.Grant)
 		if granted && g.CheckKey() != nil {

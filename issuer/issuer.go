@@ -103,7 +103,8 @@ func (i *Issuer) ready(ctx context.Context, ca *CA) error {
 
 // newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default
 // algorithm of the CA's key. Unless the CA's dates prevent it, it is valid from now on.
-func newTemplate(ca *CA, g *policy.Grant, serial *big.Int, now time.Time) (*x509.Certificate, error) {
+func newTemplate(ca *CA, g *policy.Grant, serial *big.Int, now time.Time) (*x509.Certificate,
+	error) {
 	keyID, err := keyIdentifier(g.PublicKey())
 	if err != nil {
 		return nil, err
@@ -141,7 +142,8 @@ func subject(g *policy.Grant) pkix.Name {
 		if a.Name == "DC" {   // RFC 4519, section 2.4
 			value = asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte(a.Value)}
 		}
-		name.ExtraNames = append(name.ExtraNames, pkix.AttributeTypeAndValue{Type: a.Type, Value: value})
+		name.ExtraNames = append(name.ExtraNames,
+			pkix.AttributeTypeAndValue{Type: a.Type, Value: value})
 	}
 	return name
 }

@@ -58,7 +58,8 @@ func newCA(t testing.TB, notBefore, notAfter time.Time) aCA {
 	rootKey, key := pkcs10test.NewKey(t), pkcs10test.NewKey(t)
 	template := func(serial int64, name string) *x509.Certificate {
 		return &x509.Certificate{
-			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, NotBefore: notBefore, NotAfter: notAfter,
+			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
+			NotBefore: notBefore, NotAfter: notAfter,
 			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
 		}
 	}
@@ -67,7 +68,8 @@ func newCA(t testing.TB, notBefore, notAfter time.Time) aCA {
 	return aCA{root, issuing, key, slices.Concat(encodePEM(issuing.Raw), encodePEM(root.Raw))}
 }
 
-func create(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
+func create(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey,
+	signer crypto.Signer) *x509.Certificate {
 	t.Helper()
 	if parent == nil {
 		parent = template
@@ -126,7 +128,8 @@ rules:
 
 func parsePolicy(t testing.TB, text string) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
+	p, err := policy.Parse([]byte(text),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,19 +148,26 @@ func grant(t testing.TB, key crypto.Signer, lifetime time.Duration) *policy.Gran
 var podIP = netip.MustParseAddr("10.0.0.7")
 
 // grantTo has a policy grant what a pod of the service account NAMESPACE:NAME asks for.
-func grantTo(t testing.TB, p *policy.Policy, account, podUID, uid string, lifetime time.Duration, asks pkcs10test.Request) *policy.Grant {
+func grantTo(t testing.TB, p *policy.Policy, account, podUID, uid string, lifetime time.Duration,
+	asks pkcs10test.Request) *policy.Grant {
 	t.Helper()
 	namespace, name, _ := strings.Cut(account, ":")
 	r := policy.NewRequest(policy.Submission{
-		UID: uid, Name: "name-" + uid, SignerName: "example.com/s", Lifetime: lifetime, PEM: asks.PEM(t),
-		Usages: []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature, policy.KeyAgreement, policy.KeyEncipherment},
+		UID: uid, Name: "name-" + uid, SignerName: "example.com/s", Lifetime: lifetime,
+		PEM: asks.PEM(t),
+		Usages: []policy.Usage{policy.ServerAuth, policy.ClientAuth, policy.DigitalSignature,
+			policy.KeyAgreement, policy.KeyEncipherment},
 		Requester: policy.Requester{
-			Username: "system:serviceaccount:" + account, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace},
-			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {podUID}},
+			Username: "system:serviceaccount:" + account,
+			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace},
+			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"},
+				"authentication.kubernetes.io/pod-uid": {podUID}},
 		},
 	})
 	query, _ := r.PodQuery()
-	verdict := p.Decide(r, query.Found(policy.Pod{Namespace: namespace, Name: "p", UID: podUID, ServiceAccount: name, IPs: []netip.Addr{podIP}}))
+	verdict := p.Decide(r,
+		query.Found(policy.Pod{Namespace: namespace, Name: "p", UID: podUID, ServiceAccount: name,
+			IPs: []netip.Addr{podIP}}))
 	g, ok := verdict.(*policy.Grant)
 	if !ok {
 		t.Fatalf("the request was not granted: %v", verdict)
@@ -220,18 +230,22 @@ func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
 	certs := issue(t, ca.issuer(t), grant(t, key, time.Hour))
 	leaf := certs[0]
 	if len(certs) != 2 || !certs[1].Equal(ca.issuing) {
-		t.Errorf("the chain has %d certificates; want the leaf and the issuing CA, without the root", len(certs))
+		t.Errorf(
+			"the chain has %d certificates; want the leaf and the issuing CA, without the root",
+			len(certs))
 	}
 	if got := leaf.Subject.String(); got != "CN=one" {
 		t.Errorf("subject %s: only the common name comes from the grant", got)
 	}
-	if !slices.Equal(leaf.DNSNames, []string{"one", "two"}) || len(leaf.IPAddresses) != 1 || leaf.IPAddresses[0].String() != "10.0.0.7" {
+	if !slices.Equal(leaf.DNSNames, []string{"one", "two"}) || len(leaf.IPAddresses) != 1 ||
+		leaf.IPAddresses[0].String() != "10.0.0.7" {
 		t.Errorf("names %v %v", leaf.DNSNames, leaf.IPAddresses)
 	}
 	if leaf.KeyUsage != x509.KeyUsageDigitalSignature|x509.KeyUsageKeyAgreement {
 		t.Errorf("key usage %b: an ECDSA key signs and agrees", leaf.KeyUsage)
 	}
-	if !slices.Equal(leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
+	if !slices.Equal(leaf.ExtKeyUsage,
+		[]x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
 		t.Errorf("extended key usage %v", leaf.ExtKeyUsage)
 	}
 	if !leaf.BasicConstraintsValid || leaf.IsCA {
@@ -240,7 +254,9 @@ func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
 	if len(leaf.SubjectKeyId) != 20 || !slices.Equal(leaf.AuthorityKeyId, ca.issuing.SubjectKeyId) {
 		t.Errorf("SKI %x, AKI %x", leaf.SubjectKeyId, leaf.AuthorityKeyId)
 	}
-	if bits := leaf.SerialNumber.BitLen(); leaf.SerialNumber.Sign() <= 0 || bits > 160 || bits <= 128 { // the journal's ID, and 128 random bits
+	// the journal's ID, and 128 random bits
+	if bits := leaf.SerialNumber.BitLen(); leaf.SerialNumber.Sign() <= 0 || bits > 160 ||
+		bits <= 128 {
 		t.Errorf("serial number of %d bits", bits)
 	}
 	if got := leaf.NotAfter.Sub(leaf.NotBefore); got != time.Hour+Backdate {
@@ -249,7 +265,8 @@ func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
 	roots, middle := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(ca.root)
 	middle.AddCert(certs[1])
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: middle, DNSName: "two"}); err != nil {
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: middle,
+		DNSName: "two"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -270,17 +287,24 @@ rules:
 `
 
 func TestEveryKindOfNameIsCertified(t *testing.T) {
-	dc := pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}, Value: "com"}
+	dc := pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25},
+		Value: "com"}
 	asks := pkcs10test.Request{
-		Subject:  pkix.Name{Organization: []string{"Exämple"}, Country: []string{"CH"}, ExtraNames: []pkix.AttributeTypeAndValue{dc}},
-		DNSNames: []string{"*.apps.example.com"}, URIs: []string{"spiffe://example.org/ns/ns/sa/sa"}, Emails: []string{"ops@example.com"},
+		Subject: pkix.Name{Organization: []string{"Exämple"}, Country: []string{"CH"},
+			ExtraNames: []pkix.AttributeTypeAndValue{dc}},
+		DNSNames: []string{"*.apps.example.com"},
+		URIs:     []string{"spiffe://example.org/ns/ns/sa/sa"}, Emails: []string{"ops@example.com"},
 	}
 	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-	leaf := issue(t, ca.issuer(t), grantTo(t, parsePolicy(t, everyKind), "ns:sa", "pu", "u", 0, asks))[0]
-	if !slices.Equal(leaf.DNSNames, asks.DNSNames) || !slices.Equal(leaf.EmailAddresses, asks.Emails) || len(leaf.URIs) != 1 || leaf.URIs[0].String() != asks.URIs[0] {
+	leaf := issue(t, ca.issuer(t),
+		grantTo(t, parsePolicy(t, everyKind), "ns:sa", "pu", "u", 0, asks))[0]
+	if !slices.Equal(leaf.DNSNames, asks.DNSNames) ||
+		!slices.Equal(leaf.EmailAddresses, asks.Emails) || len(leaf.URIs) != 1 ||
+		leaf.URIs[0].String() != asks.URIs[0] {
 		t.Errorf("names %v %v %v", leaf.DNSNames, leaf.EmailAddresses, leaf.URIs)
 	}
-	if !slices.Equal(leaf.Subject.Organization, asks.Subject.Organization) || !slices.Equal(leaf.Subject.Country, asks.Subject.Country) || len(leaf.Subject.Names) != 3 {
+	if !slices.Equal(leaf.Subject.Organization, asks.Subject.Organization) ||
+		!slices.Equal(leaf.Subject.Country, asks.Subject.Country) || len(leaf.Subject.Names) != 3 {
 		t.Errorf("subject %s", leaf.Subject)
 	}
 	if ia5 := []byte{asn1.TagIA5String, 3, 'c', 'o', 'm'}; !bytes.Contains(leaf.RawSubject, ia5) {
@@ -301,10 +325,12 @@ func TestRSAKeyEnciphers(t *testing.T) {
 }
 
 func TestCertificateStaysWithinTheCA(t *testing.T) {
-	begin, end := time.Now().Add(-time.Minute).Truncate(time.Second), time.Now().Add(time.Hour).Truncate(time.Second)
+	begin, end := time.Now().Add(-time.Minute).Truncate(time.Second),
+		time.Now().Add(time.Hour).Truncate(time.Second)
 	leaf := issue(t, newCA(t, begin, end).issuer(t), grant(t, pkcs10test.NewKey(t), 0))[0]
 	if !leaf.NotBefore.Equal(begin) || !leaf.NotAfter.Equal(end) {
-		t.Errorf("valid from %s to %s; the CA's is %s to %s", leaf.NotBefore, leaf.NotAfter, begin, end)
+		t.Errorf("valid from %s to %s; the CA's is %s to %s", leaf.NotBefore, leaf.NotAfter,
+			begin, end)
 	}
 }
 
@@ -341,26 +367,32 @@ func TestNewRefusesAForeignKeyOrAlgorithm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil || !strings.Contains(err.Error(), "does not belong to the CA certificate") {
+	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil ||
+		!strings.Contains(err.Error(), "does not belong to the CA certificate") {
 		t.Errorf("a foreign key: %v", err)
 	}
 	own := newCA(t, time.Now(), time.Now().Add(time.Hour))
 	ca, _ = ParseCA(own.chain)
-	if _, err := New(ca, softKey{key: own.key}, x509.SHA256WithRSA, nil); err == nil || !strings.Contains(err.Error(), "ECDSAWithSHA256") {
+	if _, err := New(ca, softKey{key: own.key}, x509.SHA256WithRSA, nil); err == nil ||
+		!strings.Contains(err.Error(), "ECDSAWithSHA256") {
 		t.Errorf("a foreign algorithm: %v", err)
 	}
 }
 
 func TestParseCARefuses(t *testing.T) {
-	ca, other := newCA(t, time.Now(), time.Now().Add(time.Hour)), newCA(t, time.Now(), time.Now().Add(time.Hour))
+	ca, other := newCA(t, time.Now(), time.Now().Add(time.Hour)),
+		newCA(t, time.Now(), time.Now().Add(time.Hour))
 	key := pkcs10test.NewKey(t)
-	leaf := create(t, &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "leaf"}}, ca.issuing, &key.PublicKey, ca.key)
+	leaf := create(t,
+		&x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "leaf"}},
+		ca.issuing, &key.PublicKey, ca.key)
 	for want, text := range map[string][]byte{
-		"no certificate":               nil,
-		"not PEM":                      []byte("hello"),
-		"PRIVATE KEY":                  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"}),
-		"is not a CA's":                encodePEM(leaf.Raw),
-		"is not by the key of CN=root": slices.Concat(encodePEM(ca.issuing.Raw), encodePEM(other.root.Raw)),
+		"no certificate": nil,
+		"not PEM":        []byte("hello"),
+		"PRIVATE KEY":    pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"}),
+		"is not a CA's":  encodePEM(leaf.Raw),
+		"is not by the key of CN=root": slices.Concat(encodePEM(ca.issuing.Raw),
+			encodePEM(other.root.Raw)),
 	} {
 		if _, err := ParseCA(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q", err, want)
@@ -370,7 +402,8 @@ func TestParseCARefuses(t *testing.T) {
 
 func TestDefaultAlgorithmFollowsTheKey(t *testing.T) {
 	for curve, want := range map[elliptic.Curve]x509.SignatureAlgorithm{
-		elliptic.P256(): x509.ECDSAWithSHA256, elliptic.P384(): x509.ECDSAWithSHA384, elliptic.P521(): x509.ECDSAWithSHA512,
+		elliptic.P256(): x509.ECDSAWithSHA256, elliptic.P384(): x509.ECDSAWithSHA384,
+		elliptic.P521(): x509.ECDSAWithSHA512,
 	} {
 		if got := DefaultAlgorithm(&ecdsa.PublicKey{Curve: curve}); got != want {
 			t.Errorf("%s: %s, want %s", curve.Params().Name, got, want)

@@ -69,7 +69,8 @@ func refusalOf(grant *policy.Grant, findings []finding) *policy.Refusal {
 	refusal := &policy.Refusal{PolicyHash: grant.PolicyHash(), RequestSHA256: grant.RequestSHA256()}
 	for _, f := range findings {
 		refusal.Reasons = append(refusal.Reasons,
-			policy.Reason{Code: policy.NotIssuable, Rule: grant.Rule(), Field: f.field, Message: ascii(f.message)})
+			policy.Reason{Code: policy.NotIssuable, Rule: grant.Rule(), Field: f.field,
+				Message: ascii(f.message)})
 	}
 	return refusal
 }
@@ -124,12 +125,16 @@ func newLinter(chain []*x509.Certificate) (*linter, error) {
 
 // copyCertificate returns the certificate with the same names and extensions, for another key, and
 // valid at any time.
-func copyCertificate(cert *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) (*x509.Certificate, error) {
+func copyCertificate(cert *x509.Certificate, public crypto.PublicKey,
+	signer crypto.Signer) (*x509.Certificate, error) {
 	template := &x509.Certificate{
-		SerialNumber: cert.SerialNumber, RawSubject: cert.RawSubject, ExtraExtensions: cert.Extensions,
-		NotBefore: time.Date(1950, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+		SerialNumber: cert.SerialNumber, RawSubject: cert.RawSubject,
+		ExtraExtensions: cert.Extensions,
+		NotBefore:       time.Date(1950, 1, 1, 0, 0, 0, 0, time.UTC),
+		NotAfter:        time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, &x509.Certificate{RawSubject: cert.RawIssuer}, public, signer)
+	der, err := x509.CreateCertificate(rand.Reader, template,
+		&x509.Certificate{RawSubject: cert.RawIssuer}, public, signer)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +159,9 @@ func throwawayKey(like crypto.PublicKey, issuing bool) (crypto.Signer, error) {
 }
 
 // throwawayRSAKey is made once: it takes long, and nobody trusts it.
-var throwawayRSAKey = sync.OnceValues(func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+var throwawayRSAKey = sync.OnceValues(func() (crypto.Signer, error) {
+	return rsa.GenerateKey(rand.Reader, 2048)
+})
 
 // A certificate is one in DER (RFC 5280, section 4.1), taken apart.
 type certificate struct {
@@ -165,7 +172,8 @@ type certificate struct {
 
 // issue makes the certificate with the throwaway key, and returns it or why it cannot be issued.
 // The real certificate differs in nothing but the signature.
-func (l *linter) issue(template *x509.Certificate, public crypto.PublicKey) (*certificate, []finding) {
+func (l *linter) issue(template *x509.Certificate, public crypto.PublicKey) (*certificate,
+	[]finding) {
 	leaf, err := l.create(template, public)
 	if err != nil {
 		return nil, []finding{{fieldRequest, "cannot be made into a certificate: " + err.Error()}}
@@ -181,7 +189,8 @@ func (l *linter) issue(template *x509.Certificate, public crypto.PublicKey) (*ce
 	return &c, nil
 }
 
-func (l *linter) create(template *x509.Certificate, public crypto.PublicKey) (*x509.Certificate, error) {
+func (l *linter) create(template *x509.Certificate, public crypto.PublicKey) (*x509.Certificate,
+	error) {
 	der, err := x509.CreateCertificate(rand.Reader, template, l.ca, public, l.key)
 	if err != nil {
 		return nil, err
@@ -208,20 +217,26 @@ func (l *linter) checkChain(leaf, template *x509.Certificate) []finding {
 		if len(template.DNSNames) > 0 || !looksLikeDNSName(cn) {
 			return nil
 		}
-		return l.checkName("request.commonName", template, x509.Certificate{DNSNames: []string{strings.ToLower(cn)}})
+		return l.checkName("request.commonName", template,
+			x509.Certificate{DNSNames: []string{strings.ToLower(cn)}})
 	}
 	var findings []finding
 	for _, name := range template.DNSNames {
-		findings = append(findings, l.checkName(fieldDNSNames, template, x509.Certificate{DNSNames: []string{name}})...)
+		findings = append(findings,
+			l.checkName(fieldDNSNames, template, x509.Certificate{DNSNames: []string{name}})...)
 	}
 	for _, ip := range template.IPAddresses {
-		findings = append(findings, l.checkName(fieldIPs, template, x509.Certificate{IPAddresses: []net.IP{ip}})...)
+		findings = append(findings,
+			l.checkName(fieldIPs, template, x509.Certificate{IPAddresses: []net.IP{ip}})...)
 	}
 	for _, uri := range template.URIs {
-		findings = append(findings, l.checkName(fieldURIs, template, x509.Certificate{URIs: []*url.URL{uri}})...)
+		findings = append(findings,
+			l.checkName(fieldURIs, template, x509.Certificate{URIs: []*url.URL{uri}})...)
 	}
 	for _, email := range template.EmailAddresses {
-		findings = append(findings, l.checkName(fieldEmails, template, x509.Certificate{EmailAddresses: []string{email}})...)
+		findings = append(findings,
+			l.checkName(fieldEmails, template,
+				x509.Certificate{EmailAddresses: []string{email}})...)
 	}
 	if len(findings) == 0 {
 		findings = []finding{{fieldRequest, "would not verify under the CA: " + err.Error()}}
@@ -236,8 +251,10 @@ func looksLikeDNSName(cn string) bool {
 }
 
 // checkName reports whether the chain permits the one name that the certificate has.
-func (l *linter) checkName(field string, template *x509.Certificate, one x509.Certificate) []finding {
-	one.SerialNumber, one.NotBefore, one.NotAfter = template.SerialNumber, template.NotBefore, template.NotAfter
+func (l *linter) checkName(field string, template *x509.Certificate,
+	one x509.Certificate) []finding {
+	one.SerialNumber, one.NotBefore, one.NotAfter = template.SerialNumber, template.NotBefore,
+		template.NotAfter
 	leaf, err := l.create(&one, l.ca.PublicKey)
 	if err == nil {
 		err = l.verify(leaf)
@@ -246,7 +263,8 @@ func (l *linter) checkName(field string, template *x509.Certificate, one x509.Ce
 		return nil
 	}
 	message := err.Error()
-	if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Detail != "" {
+	if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) &&
+		invalid.Detail != "" {
 		message = invalid.Detail
 	}
 	return []finding{{field, "cannot be certified by the CA: " + message}}
@@ -256,13 +274,15 @@ func (l *linter) checkName(field string, template *x509.Certificate, one x509.Ce
 func (l *linter) lint(der []byte) []finding {
 	cert, err := zx509.ParseCertificate(der)
 	if err != nil {
-		return []finding{{fieldRequest, "makes a certificate that cannot be linted: " + err.Error()}}
+		return []finding{{fieldRequest,
+			"makes a certificate that cannot be linted: " + err.Error()}}
 	}
 	results := zlint.LintCertificateEx(cert, l.lints).Results
 	var findings []finding
 	for _, name := range slices.Sorted(maps.Keys(results)) {
 		if result := results[name]; result.Status >= lint.Warn {
-			message := strings.TrimSpace("makes a certificate that fails the lint " + name + " " + result.Details)
+			message := strings.TrimSpace("makes a certificate that fails the lint " + name + " " +
+				result.Details)
 			findings = append(findings, finding{fieldOf(name), message})
 		}
 	}
@@ -271,10 +291,12 @@ func (l *linter) lint(der []byte) []finding {
 
 // lintFields says which field a lint is about, by a part of the lint's name.
 var lintFields = []struct{ part, field string }{
-	{"uri", fieldURIs}, {"rfc822", fieldEmails}, {"email", fieldEmails}, {"common_name", "request.commonName"},
+	{"uri", fieldURIs}, {"rfc822", fieldEmails}, {"email", fieldEmails},
+	{"common_name", "request.commonName"},
 	{"dns", fieldDNSNames}, {"san", fieldDNSNames}, {"wildcard", fieldDNSNames},
 	{"postal_code", fieldSubject + ".postalCode"}, {"subj", fieldSubject}, {"utf8", fieldSubject},
-	{"rsa_exp", fieldPublicKey}, {"fermat", fieldPublicKey}, {"_ku", fieldUsages}, {"key_usage", fieldUsages}, {"rsa", fieldPublicKey},
+	{"rsa_exp", fieldPublicKey}, {"fermat", fieldPublicKey}, {"_ku", fieldUsages},
+	{"key_usage", fieldUsages}, {"rsa", fieldPublicKey},
 }
 
 func fieldOf(lintName string) string {

@@ -23,9 +23,12 @@ func constrained(t *testing.T, domain string) (*Issuer, *int) {
 	t.Helper()
 	key := pkcs10test.NewKey(t)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "constrained"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{domain},
-		ExcludedIPRanges: []*net.IPNet{{IP: net.IPv4(10, 9, 0, 0).To4(), Mask: net.CIDRMask(16, 32)}},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "constrained"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+		PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{domain},
+		ExcludedIPRanges: []*net.IPNet{{IP: net.IPv4(10, 9, 0, 0).To4(),
+			Mask: net.CIDRMask(16, 32)}},
 	}
 	ca, err := ParseCA(encodePEM(create(t, template, nil, &key.PublicKey, key).Raw))
 	if err != nil {
@@ -44,8 +47,10 @@ func TestNamesBeyondTheCAAreNotSigned(t *testing.T) {
 	i, signatures := constrained(t, "one") // the grant has the names one and two
 	_, instead, err := i.Prepare(t.Context(), grant(t, pkcs10test.NewKey(t), 0))
 	refusal, isRefusal := instead.(*policy.Refusal)
-	if err != nil || !isRefusal || refusal.Code() != policy.NotIssuable || len(refusal.Reasons) != 1 ||
-		refusal.Reasons[0].Field != "request.dnsNames" || !strings.Contains(refusal.Message(), `"two" is not permitted`) {
+	if err != nil || !isRefusal || refusal.Code() != policy.NotIssuable ||
+		len(refusal.Reasons) != 1 ||
+		refusal.Reasons[0].Field != "request.dnsNames" ||
+		!strings.Contains(refusal.Message(), `"two" is not permitted`) {
 		t.Errorf("prepare: %v, %v", instead, err)
 	}
 	if _, err := tryIssue(t, i, grant(t, pkcs10test.NewKey(t), 0)); err == nil {
@@ -76,8 +81,13 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	i := ca.issuer(t)
 	for words, spoil := range map[string]func(*x509.Certificate){
-		"e_serial_number_longer_than_20_octets": func(c *x509.Certificate) { c.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 165) },
-		"e_ext_key_usage_cert_sign_without_ca":  func(c *x509.Certificate) { c.BasicConstraintsValid = false; c.KeyUsage |= x509.KeyUsageCertSign },
+		"e_serial_number_longer_than_20_octets": func(c *x509.Certificate) {
+			c.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 165)
+		},
+		"e_ext_key_usage_cert_sign_without_ca": func(c *x509.Certificate) {
+			c.BasicConstraintsValid = false
+			c.KeyUsage |= x509.KeyUsageCertSign
+		},
 	} {
 		g := grant(t, pkcs10test.NewKey(t), 0)
 		template, err := newTemplate(i.CA(), g, sampleSerial, time.Now())
@@ -85,7 +95,8 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 			t.Fatal(err)
 		}
 		spoil(template)
-		if _, findings := i.CA().linter.issue(template, g.PublicKey()); !strings.Contains(fmt.Sprint(findings), words) {
+		if _, findings := i.CA().linter.issue(template,
+			g.PublicKey()); !strings.Contains(fmt.Sprint(findings), words) {
 			t.Errorf("%v; want %q", findings, words)
 		}
 	}
@@ -100,7 +111,8 @@ func TestTheLintedBytesAreSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	certs, err := parseCertificates(text)
-	if err != nil || string(certs[0].RawTBSCertificate) != string(prepared.once.linted.TBS.FullBytes) ||
+	if err != nil ||
+		string(certs[0].RawTBSCertificate) != string(prepared.once.linted.TBS.FullBytes) ||
 		certs[0].CheckSignatureFrom(i.CA().cert) != nil {
 		t.Errorf("%v", err)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/zmap/zlint/v3/lint"
 )
 
-// docs/lints-list.md lists the lints that are dropped, with the reasons, and the others by source. With
-// UPDATE_LINTS=1 it is written.
+// docs/lints-list.md lists the lints that are dropped, with the reasons, and the others by source.
+// With UPDATE_LINTS=1 it is written.
 func TestTheManualListsTheLints(t *testing.T) {
 	const file = "../docs/lints-list.md"
 	want := lintsPage(t)
@@ -40,7 +40,8 @@ func lintsPage(t *testing.T) []byte {
 	}
 	var page bytes.Buffer
 	page.WriteString("# List of lints\n\n" +
-		"`UPDATE_LINTS=1 go test ./issuer -run Lints` overwrites this page; [lints.md](lints.md) explains it.\n\n" +
+		"`UPDATE_LINTS=1 go test ./issuer -run Lints` overwrites this page; [lints.md](lints.md) " +
+		"explains it.\n\n" +
 		"## Dropped\n\n| Lint | Reason |\n|---|---|\n")
 	for _, name := range slices.Sorted(maps.Keys(droppedLints)) {
 		fmt.Fprintf(&page, "| `%s` | %s |\n", name, droppedLints[name])

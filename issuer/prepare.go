@@ -63,7 +63,8 @@ func (i *Issuer) Prepare(
 	if record.State == journal.Unknown { // otherwise it was counted before
 		i.budget.begin(i.journal.Recent(), i.now()) // the journal is open: it is ready
 		if over := i.budget.reserve(grant, i.now()); over != nil {
-			return nil, &policy.Waiting{Rule: grant.Rule(), Missing: over.String(), Budget: over}, nil
+			return nil, &policy.Waiting{Rule: grant.Rule(), Missing: over.String(),
+				Budget: over}, nil
 		}
 	}
 	if refusal := grant.CheckKey(); refusal != nil {
@@ -184,7 +185,8 @@ func (p *preparation) issue(ctx context.Context) ([]byte, error) {
 	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	if err := p.issuer.journal.Append(writing, signed); err != nil {
-		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published before it is "+
+		return nil, fmt.Errorf("journal: %w; the certificate for request %s is not published "+
+			"before it is "+
 			"written", err, uid)
 	}
 	return p.ca.chainOf(signed.Certificate), nil

@@ -22,8 +22,8 @@ func newTestIssuer(t *testing.T) *Issuer {
 	return newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
 }
 
-// Nothing is prepared without a grant that is good for it: no grant, an empty one, a spent one, one of
-// a policy that was replaced.
+// Nothing is prepared without a grant that is good for it: no grant, an empty one, a spent one, one
+// of a policy that was replaced.
 func TestNothingIsPreparedWithoutAGrant(t *testing.T) {
 	i := newTestIssuer(t)
 	spent := grant(t, pkcs10test.NewKey(t), 0)
@@ -38,7 +38,8 @@ func TestNothingIsPreparedWithoutAGrant(t *testing.T) {
 		"nil": {nil, policy.ErrNoGrant}, "empty": {&policy.Grant{}, policy.ErrNoGrant},
 		"spent": {spent, policy.ErrGrantSpent}, "stale": {stale, policy.ErrGrantStale},
 	} {
-		if prepared, instead, err := i.Prepare(t.Context(), c.grant); prepared != nil || instead != nil || !errors.Is(err, c.want) {
+		if prepared, instead, err := i.Prepare(t.Context(), c.grant); prepared != nil ||
+			instead != nil || !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, %v, %v; want %v", name, prepared, instead, err, c.want)
 		}
 	}
@@ -63,8 +64,8 @@ func TestAPreparedCertificateIsIssuedOnce(t *testing.T) {
 	}
 }
 
-// What was prepared is not issued when it is no longer good, and then the journal has no intent of it
-// and the key signs nothing.
+// What was prepared is not issued when it is no longer good, and then the journal has no intent of
+// it and the key signs nothing.
 func TestWhatWasPreparedIsNotIssuedAnyMore(t *testing.T) {
 	p := parsePolicy(t, aPolicy)
 	for name, c := range map[string]struct {
@@ -81,15 +82,19 @@ func TestWhatWasPreparedIsNotIssuedAnyMore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, policy.ErrGrantStale},
-		"the journal is closed": {func(_ *testing.T, i *Issuer) { i.journal = closedJournal{i.journal} }, journal.ErrClosed},
+		"the journal is closed": {func(_ *testing.T, i *Issuer) {
+			i.journal = closedJournal{i.journal}
+		}, journal.ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p = parsePolicy(t, aPolicy)
 			i := newTestIssuer(t)
-			prepared := prepare(t, i, grantTo(t, p, "ns:sa", "pu", "u", 0, pkcs10test.Request{DNSNames: []string{"one"}}))
+			prepared := prepare(t, i,
+				grantTo(t, p, "ns:sa", "pu", "u", 0, pkcs10test.Request{DNSNames: []string{"one"}}))
 			i.key = brokenKey{i.key}
 			c.change(t, i)
-			if _, err := prepared.Issue(t.Context()); !errors.Is(err, c.want) || errors.Is(err, errBroken) {
+			if _, err := prepared.Issue(t.Context()); !errors.Is(err, c.want) ||
+				errors.Is(err, errBroken) {
 				t.Errorf("%v; want %v", err, c.want)
 			}
 			if open := i.journal.Unpublished(); len(open) > 0 {
@@ -127,14 +132,16 @@ rules:
 `)
 	i := newTestIssuer(t)
 	verdict := p.Decide(policy.NewRequest(policy.Submission{
-		UID: "u", PEM: pkcs10test.PrimeModulus(t), Usages: []policy.Usage{policy.DigitalSignature}, Requester: policy.Requester{Username: "me"},
+		UID: "u", PEM: pkcs10test.PrimeModulus(t), Usages: []policy.Usage{policy.DigitalSignature},
+		Requester: policy.Requester{Username: "me"},
 	}), policy.Facts{})
 	g, granted := verdict.(*policy.Grant)
 	if !granted {
 		t.Fatal(verdict)
 	}
 	_, instead, err := i.Prepare(t.Context(), g)
-	if refusal, is := instead.(*policy.Refusal); !is || refusal.Code() != policy.InvalidRequest || err != nil {
+	if refusal, is := instead.(*policy.Refusal); !is || refusal.Code() != policy.InvalidRequest ||
+		err != nil {
 		t.Errorf("%v, %v", instead, err)
 	}
 	if record, err := i.journal.Lookup("u"); record.State != journal.Unknown || err != nil {
@@ -142,8 +149,8 @@ rules:
 	}
 }
 
-// For one certificate: one look-up in the journal before the signature, one lint, one signature, and
-// one verification of it.
+// For one certificate: one look-up in the journal before the signature, one lint, one signature,
+// and one verification of it.
 func TestEachStepIsDoneOnce(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	ca, err := ParseCA(made.chain)
@@ -220,7 +227,8 @@ func (c countedCurve) Params() *elliptic.CurveParams {
 func (c aCA) leaf(t *testing.T) *x509.Certificate {
 	t.Helper()
 	key := pkcs10test.NewKey(t)
-	return create(t, &x509.Certificate{SerialNumber: big.NewInt(3)}, c.issuing, &key.PublicKey, c.key)
+	return create(t, &x509.Certificate{SerialNumber: big.NewInt(3)}, c.issuing, &key.PublicKey,
+		c.key)
 }
 
 // The lease of the one who signs may lapse while it is prepared: the context has ended then.

@@ -47,15 +47,20 @@ func caseCAs(t *testing.T) map[string]*threeTier {
 	add("mv", func(h *threeTier) {
 		h.ca.RawSubject = rawName(t, [][]namePart{{attribute(cn, "CA"), attribute(serial, "42")}})
 	})
-	add("tws", func(h *threeTier) { h.ca.RawSubject = rawName(t, [][]namePart{{attribute(cn, "CA ")}}) })
+	add("tws", func(h *threeTier) {
+		h.ca.RawSubject = rawName(t, [][]namePart{{attribute(cn, "CA ")}})
+	})
 	add("c-utf8", func(h *threeTier) {
-		h.ca.RawSubject = rawName(t, [][]namePart{{attribute([]int{2, 5, 4, 6}, "DE")}, {attribute(cn, "CA")}})
+		h.ca.RawSubject = rawName(t,
+			[][]namePart{{attribute([]int{2, 5, 4, 6}, "DE")}, {attribute(cn, "CA")}})
 	})
 	add("rootnc", func(h *threeTier) {
-		h.root.PermittedDNSDomains, h.root.PermittedDNSDomainsCritical = []string{"example.com"}, true
+		h.root.PermittedDNSDomains, h.root.PermittedDNSDomainsCritical =
+			[]string{"example.com"}, true
 	})
 	add("eku", func(h *threeTier) {
-		h.middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		h.middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
+			x509.ExtKeyUsageClientAuth}
 	})
 	return all
 }
@@ -112,7 +117,8 @@ func TestEverythingGrantedIsIssued(t *testing.T) {
 					continue
 				}
 				tried++
-				g, isGrant := decideRequest(ca, p, fmt.Sprint("u", n), c.usages, requests[c.key]).(*policy.Grant)
+				g, isGrant := decideRequest(ca, p, fmt.Sprint("u", n), c.usages,
+					requests[c.key]).(*policy.Grant)
 				if !isGrant {
 					continue
 				}
@@ -125,7 +131,8 @@ func TestEverythingGrantedIsIssued(t *testing.T) {
 				verifyInGo(t, chain, text)
 				openssl.add(t, text)
 			}
-			t.Logf("tried %d, granted %d, issued %d, faults %d; OpenSSL verified %d", tried, granted, issued, granted-issued, openssl.verify(t))
+			t.Logf("tried %d, granted %d, issued %d, faults %d; OpenSSL verified %d", tried,
+				granted, issued, granted-issued, openssl.verify(t))
 			if granted == 0 || granted != issued {
 				t.Error("not everything that was granted was issued")
 			}
@@ -149,7 +156,8 @@ func verifyInGo(t *testing.T, chain Chain, text []byte) {
 		uses = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 	}
 	for _, use := range uses {
-		if _, err := certs[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{use}}); err != nil {
+		if _, err := certs[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between,
+			KeyUsages: []x509.ExtKeyUsage{use}}); err != nil {
 			t.Errorf("%v %b: %v", use, certs[0].KeyUsage, err)
 		}
 	}
@@ -164,7 +172,9 @@ func requestsOfEveryKey(t *testing.T, large bool) map[pkcs10.KeyType][]byte {
 		if kind == "rsa-8192" && !large {
 			continue
 		}
-		requests[kind] = pkcs10test.Request{Key: keyOfType(t, kind), DNSNames: []string{"gw.example.com"}, Subject: pkix.Name{CommonName: "gw.example.com"}}.PEM(t)
+		requests[kind] = pkcs10test.Request{Key: keyOfType(t, kind),
+			DNSNames: []string{"gw.example.com"},
+			Subject:  pkix.Name{CommonName: "gw.example.com"}}.PEM(t)
 	}
 	return requests
 }
@@ -211,7 +221,8 @@ func (o *openSSL) add(t *testing.T, text []byte) {
 	if len(certs[0].ExtKeyUsage) == 0 {
 		o.files["any"] = append(o.files["any"], file)
 	}
-	for use, purpose := range map[x509.ExtKeyUsage]string{x509.ExtKeyUsageServerAuth: "sslserver", x509.ExtKeyUsageClientAuth: "sslclient"} {
+	for use, purpose := range map[x509.ExtKeyUsage]string{x509.ExtKeyUsageServerAuth: "sslserver",
+		x509.ExtKeyUsageClientAuth: "sslclient"} {
 		if slices.Contains(certs[0].ExtKeyUsage, use) {
 			o.files[purpose] = append(o.files[purpose], file)
 		}
@@ -223,7 +234,8 @@ func (o *openSSL) verify(t *testing.T) (count int) {
 	t.Helper()
 	for purpose, files := range o.files {
 		for batch := range slices.Chunk(files, 500) {
-			args := []string{"verify", "-x509_strict", "-CAfile", "root.pem", "-untrusted", "between.pem", "-purpose", purpose}
+			args := []string{"verify", "-x509_strict", "-CAfile", "root.pem", "-untrusted",
+				"between.pem", "-purpose", purpose}
 			command := exec.Command("openssl", append(args, batch...)...)
 			command.Dir = o.dir
 			out, err := command.CombinedOutput()

@@ -33,12 +33,15 @@ type Journal interface {
 const unfinishedAfter = 2 * time.Minute
 
 // Unfinished returns the requests whose outcome is unknown: those with an intent or a certificate
-// that an earlier process wrote or that is older than two minutes. Each has UID, name and signer name.
+// that an earlier process wrote or that is older than two minutes. Each has UID, name and signer
+// name.
 func (i *Issuer) Unfinished() []policy.Submission {
 	var unfinished []policy.Submission
 	for _, record := range i.journal.Unpublished() {
 		if record.Inherited || i.now().Sub(record.Intended) > unfinishedAfter {
-			unfinished = append(unfinished, policy.Submission{UID: record.Intent.UID, Name: record.Intent.Name, SignerName: record.Intent.Signer})
+			unfinished = append(unfinished,
+				policy.Submission{UID: record.Intent.UID, Name: record.Intent.Name,
+					SignerName: record.Intent.Signer})
 		}
 	}
 	return unfinished
@@ -52,7 +55,8 @@ func (i *Issuer) Made(uid string, chain []byte) (bool, error) {
 		return false, fmt.Errorf("journal: %w", err)
 	}
 	block, _ := pem.Decode(chain)
-	return block != nil && record.Certificate != nil && bytes.Equal(block.Bytes, record.Certificate), nil
+	return block != nil && record.Certificate != nil &&
+		bytes.Equal(block.Bytes, record.Certificate), nil
 }
 
 // Delivered reports whether the journal says that the API server took the first certificate in PEM
@@ -86,7 +90,8 @@ func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	ca := i.CA().cert
-	if err != nil || !bytes.Equal(cert.RawIssuer, ca.RawSubject) || cert.CheckSignatureFrom(ca) != nil {
+	if err != nil || !bytes.Equal(cert.RawIssuer, ca.RawSubject) ||
+		cert.CheckSignatureFrom(ca) != nil {
 		return false, false
 	}
 	return true, i.journal.ID().Carries(journal.FormatSerial(cert.SerialNumber))
@@ -101,7 +106,8 @@ func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
 	}
 	record, err := i.journal.Lookup(uid)
 	if err == nil && (record.State == journal.Intended || record.State == journal.HasCertificate) {
-		err = i.journal.Append(ctx, journal.Orphaned{UID: uid, Serial: record.Intent.Serial, Why: why})
+		err = i.journal.Append(ctx,
+			journal.Orphaned{UID: uid, Serial: record.Intent.Serial, Why: why})
 	}
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -113,11 +119,13 @@ func (i *Issuer) Orphaned(ctx context.Context, uid, why string) error {
 // Without a certificate in the journal nothing was published: then it is an orphan.
 func (i *Issuer) Unconfirmed(ctx context.Context, uid, why string) error {
 	record, err := i.journal.Lookup(uid)
-	if _, busy := i.signing.Load(uid); busy || err == nil && record.State != journal.HasCertificate {
+	if _, busy := i.signing.Load(uid); busy ||
+		err == nil && record.State != journal.HasCertificate {
 		return i.Orphaned(ctx, uid, why)
 	}
 	if err == nil {
-		err = i.journal.Append(ctx, journal.Unconfirmed{UID: uid, Serial: record.Intent.Serial, Why: why})
+		err = i.journal.Append(ctx,
+			journal.Unconfirmed{UID: uid, Serial: record.Intent.Serial, Why: why})
 	}
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)

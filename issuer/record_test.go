@@ -29,12 +29,14 @@ type asking struct {
 
 func newAsking(t *testing.T) asking {
 	t.Helper()
-	return asking{t, newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)).issuer(t), pkcs10test.NewKey(t)}
+	return asking{t, newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)).issuer(t),
+		pkcs10test.NewKey(t)}
 }
 
 func (a asking) grant(names ...string) *policy.Grant {
 	a.t.Helper()
-	return grantTo(a.t, parsePolicy(a.t, aPolicy), "ns:sa", "pu", "u", time.Hour, pkcs10test.Request{Key: a.key, DNSNames: names})
+	return grantTo(a.t, parsePolicy(a.t, aPolicy), "ns:sa", "pu", "u", time.Hour,
+		pkcs10test.Request{Key: a.key, DNSNames: names})
 }
 
 func (a asking) state() journal.State {
@@ -56,7 +58,8 @@ func TestOneRequestHasOneCertificate(t *testing.T) {
 	}
 	again := func() {
 		t.Helper()
-		if second, err := tryIssue(t, a.issuer, a.grant("one")); err != nil || !bytes.Equal(first, second) {
+		if second, err := tryIssue(t, a.issuer, a.grant("one")); err != nil ||
+			!bytes.Equal(first, second) {
 			t.Errorf("another certificate: %v", err)
 		}
 	}
@@ -72,7 +75,8 @@ func TestWhatWasIntendedIsSigned(t *testing.T) {
 	a := newAsking(t)
 	well := a.issuer.key
 	a.issuer.key = brokenKey{well}
-	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) || a.state() != journal.Intended {
+	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) ||
+		a.state() != journal.Intended {
 		t.Fatalf("%v; %s", err, a.state())
 	}
 	before, err := a.issuer.journal.Lookup("u")
@@ -90,7 +94,8 @@ func TestWhatWasIntendedIsSigned(t *testing.T) {
 func TestWhatIsGrantedOtherwiseIsNotSigned(t *testing.T) {
 	a := newAsking(t)
 	issue(t, a.issuer, a.grant("one"))
-	if _, err := tryIssue(t, a.issuer, a.grant("two")); !isFormer(err, "is not the one that is granted now") {
+	if _, err := tryIssue(t, a.issuer, a.grant("two")); !isFormer(err,
+		"is not the one that is granted now") {
 		t.Errorf("%v", err)
 	}
 }
@@ -101,7 +106,8 @@ func isFormer(err error, words string) bool {
 	var a answered
 	errors.As(err, &a)
 	refusal, is := a.verdict.(*policy.Refusal)
-	return is && refusal.Code() == policy.FormerCertificate && strings.Contains(refusal.Message(), words)
+	return is && refusal.Code() == policy.FormerCertificate &&
+		strings.Contains(refusal.Message(), words)
 }
 
 // Whether the clock was set back or forward, a request gets the certificate of before; but not one
@@ -112,15 +118,18 @@ func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for step, why := range map[time.Duration]string{-50 * time.Minute: "", 50 * time.Minute: "", 2 * time.Hour: "has expired"} {
+	for step, why := range map[time.Duration]string{-50 * time.Minute: "", 50 * time.Minute: "",
+		2 * time.Hour: "has expired"} {
 		a.issuer.now = func() time.Time { return time.Now().Add(step) }
 		again, err := tryIssue(t, a.issuer, a.grant("one"))
-		if why == "" && (err != nil || !bytes.Equal(first, again)) || why != "" && !isFormer(err, why) {
+		if why == "" && (err != nil || !bytes.Equal(first, again)) ||
+			why != "" && !isFormer(err, why) {
 			t.Errorf("%s later: %v", step, err)
 		}
 	}
 	a.issuer.now = time.Now
-	shorter := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", 30*time.Minute, pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
+	shorter := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", 30*time.Minute,
+		pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
 	if _, err := tryIssue(t, a.issuer, shorter); !isFormer(err, "30m0s is granted now") {
 		t.Errorf("a shorter grant: %v", err)
 	}
@@ -144,7 +153,8 @@ func TestWhatTheAuditorNeeds(t *testing.T) {
 	for name, c := range map[string]struct {
 		chain      []byte
 		byCA, ours bool
-	}{"own": {chain, true, true}, "foreign": {foreign, false, false}, "nonsense": {[]byte("x"), false, false}} {
+	}{"own": {chain, true, true}, "foreign": {foreign, false, false},
+		"nonsense": {[]byte("x"), false, false}} {
 		if byCA, ours := a.issuer.Signed(c.chain); byCA != c.byCA || ours != c.ours {
 			t.Errorf("%s: by the CA %t, ours %t", name, byCA, ours)
 		}
@@ -164,8 +174,10 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	made := func(key *ecdsa.PrivateKey, name string) *CA {
 		t.Helper()
 		cert := create(t, &x509.Certificate{
-			SerialNumber: big.NewInt(9), Subject: pkix.Name{CommonName: name}, NotBefore: now, NotAfter: now.Add(24 * time.Hour),
-			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, SubjectKeyId: before.issuing.SubjectKeyId,
+			SerialNumber: big.NewInt(9), Subject: pkix.Name{CommonName: name}, NotBefore: now,
+			NotAfter: now.Add(24 * time.Hour),
+			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+			SubjectKeyId: before.issuing.SubjectKeyId,
 		}, nil, &key.PublicKey, key)
 		ca, err := ParseCA(encodePEM(cert.Raw))
 		if err != nil {
@@ -184,7 +196,8 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	key := pkcs10test.NewKey(t)
 	granted := func(uid string) *policy.Grant {
 		t.Helper()
-		return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{Key: key, DNSNames: []string{"one"}})
+		return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour,
+			pkcs10test.Request{Key: key, DNSNames: []string{"one"}})
 	}
 	if leaf := issue(t, i, granted("first"))[0]; leaf.NotAfter.After(before.issuing.NotAfter) {
 		t.Errorf("valid until %s, and the CA until %s", leaf.NotAfter, before.issuing.NotAfter)
@@ -201,7 +214,8 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	}
 	issue(t, i, granted("begun")) // which is older than the CA's certificate now
 	leaf := issue(t, i, granted("second"))[0]
-	if err := leaf.CheckSignatureFrom(renewed.cert); err != nil || !leaf.NotAfter.After(before.issuing.NotAfter) || i.CA() != renewed {
+	if err := leaf.CheckSignatureFrom(renewed.cert); err != nil ||
+		!leaf.NotAfter.After(before.issuing.NotAfter) || i.CA() != renewed {
 		t.Errorf("valid until %s: %v", leaf.NotAfter, err)
 	}
 }
@@ -211,13 +225,16 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 func TestNothingIsSignedAfterItsTime(t *testing.T) {
 	a := newAsking(t)
 	prepared := prepare(t, a.issuer, a.grant("one"))
-	if _, err := prepared.once.sign(lateContext{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := prepared.once.sign(lateContext{t.Context()}); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if err := prepared.once.intend(lateContext{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := prepared.once.intend(lateContext{t.Context()}); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if _, err := prepared.Issue(lateContext{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := prepared.Issue(lateContext{t.Context()}); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	if left := a.issuer.journal.Unpublished(); len(left) != 0 {
@@ -251,21 +268,25 @@ func TestUnfinished(t *testing.T) {
 			t.Errorf("its own certificate is not told from others: %s: %t, %v", c.uid, made, err)
 		}
 	}
-	if got := a.issuer.Unfinished(); len(got) != 1 || got[0].UID != "u" || got[0].SignerName == "" || got[0].Name == "" {
+	if got := a.issuer.Unfinished(); len(got) != 1 || got[0].UID != "u" ||
+		got[0].SignerName == "" || got[0].Name == "" {
 		t.Errorf("unfinished are %v", got)
 	}
 	a.issuer.signing.Store("u", true)
-	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.HasCertificate {
+	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil ||
+		a.state() != journal.HasCertificate {
 		t.Errorf("while it is at work: %v; %s", err, a.state())
 	}
 	a.issuer.signing.Delete("u")
-	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsOrphaned {
+	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil ||
+		a.state() != journal.IsOrphaned {
 		t.Errorf("%v; %s", err, a.state())
 	}
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("orphaned, and unfinished: %v", got)
 	}
-	if again, err := tryIssue(t, a.issuer, a.grant("one")); err != nil || !bytes.Equal(again, chain) {
+	if again, err := tryIssue(t, a.issuer, a.grant("one")); err != nil ||
+		!bytes.Equal(again, chain) {
 		t.Errorf("it came back, and did not get the certificate of before: %v", err)
 	}
 }
@@ -279,7 +300,8 @@ func TestDelivered(t *testing.T) {
 		delivered, err := a.issuer.Delivered(uid, chain)
 		never, err2 := a.issuer.NeverIssued(uid)
 		if delivered != wantDelivered || never != wantNever || err != nil || err2 != nil {
-			t.Errorf("%s, %s: delivered %t, never issued %t, %v, %v", uid, a.state(), delivered, never, err, err2)
+			t.Errorf("%s, %s: delivered %t, never issued %t, %v, %v", uid, a.state(), delivered,
+				never, err, err2)
 		}
 	}
 	require("u", nil, false, true)
@@ -325,7 +347,8 @@ func TestUnconfirmed(t *testing.T) {
 		t.Errorf("unfinished, though it is being published: %v", got)
 	}
 	a.issuer.signing.Store("u", true)
-	if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.HasCertificate {
+	if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil ||
+		a.state() != journal.HasCertificate {
 		t.Errorf("while it is at work: %v; %s", err, a.state())
 	}
 	a.issuer.signing.Delete("u")
@@ -337,14 +360,16 @@ func TestUnconfirmed(t *testing.T) {
 		t.Errorf("unfinished after a restart are %v", got)
 	}
 	for range 2 { // the second time there is nothing more to note
-		if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsUnconfirmed {
+		if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil ||
+			a.state() != journal.IsUnconfirmed {
 			t.Errorf("%v; %s", err, a.state())
 		}
 	}
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("resolved, and unfinished: %v", got)
 	}
-	if again, err := tryIssue(t, a.issuer, a.grant("one")); err != nil || !bytes.Equal(again, chain) {
+	if again, err := tryIssue(t, a.issuer, a.grant("one")); err != nil ||
+		!bytes.Equal(again, chain) {
 		t.Errorf("it came back, and did not get the certificate of before: %v", err)
 	}
 	if err := a.issuer.Published(t.Context(), "u"); err != nil || a.state() != journal.IsPublished {
@@ -367,7 +392,8 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 	dir, ca := t.TempDir(), a.issuer.CA()
 	start := func() *journal.Writer {
 		t.Helper()
-		options := journal.Options{Version: "test", CA: ca.Certificate(), FileSize: 1} // only what is unfinished stays in memory
+		// only what is unfinished stays in memory
+		options := journal.Options{Version: "test", CA: ca.Certificate(), FileSize: 1}
 		j, err := journal.Open(dir, options)
 		if err != nil {
 			t.Fatal(err)
@@ -377,7 +403,8 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 	}
 	serve := func(uid string) []byte {
 		t.Helper()
-		grant := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour, pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
+		grant := grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", uid, time.Hour,
+			pkcs10test.Request{Key: a.key, DNSNames: []string{"one"}})
 		chain, err := tryIssue(t, a.issuer, grant)
 		if err == nil {
 			err = a.issuer.Published(t.Context(), uid)
@@ -432,7 +459,8 @@ func TestGivenUpBeforeItWasSigned(t *testing.T) {
 	}
 	a.issuer.key = well
 	for range 2 { // the second time there is nothing more to note
-		if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil || a.state() != journal.IsOrphaned {
+		if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil ||
+			a.state() != journal.IsOrphaned {
 			t.Errorf("%v; %s", err, a.state())
 		}
 	}
@@ -449,7 +477,8 @@ func TestNothingIsSignedWithoutTheJournal(t *testing.T) {
 		t.Errorf("ready: %v", err)
 	}
 	a.issuer.key = brokenKey{a.issuer.key}
-	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, journal.ErrClosed) || errors.Is(err, errBroken) {
+	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, journal.ErrClosed) ||
+		errors.Is(err, errBroken) {
 		t.Errorf("issue: %v", err)
 	}
 }

@@ -14,19 +14,24 @@ func (c *CA) replaceableBy(fresh *CA) error {
 	const restart = "to use it, start hsm-signer again"
 	switch {
 	case !bytes.Equal(c.cert.RawSubject, fresh.cert.RawSubject):
-		return fmt.Errorf("it is of another CA, %s and not %s: to change the CA, start hsm-signer again", fresh.cert.Subject, c.cert.Subject)
+		return fmt.Errorf("it is of another CA, %s and not %s: to change the CA, start "+
+			"hsm-signer again", fresh.cert.Subject, c.cert.Subject)
 	case !bytes.Equal(c.cert.SubjectKeyId, fresh.cert.SubjectKeyId):
-		return fmt.Errorf("its subjectKeyIdentifier is %x and not %x, which issued certificates refer to; %s", fresh.cert.SubjectKeyId, c.cert.SubjectKeyId, restart)
+		return fmt.Errorf("its subjectKeyIdentifier is %x and not %x, which issued certificates "+
+			"refer to; %s", fresh.cert.SubjectKeyId, c.cert.SubjectKeyId, restart)
 	}
 	now := ConstraintsOf(fresh.cert).PathLength
-	if before := ConstraintsOf(c.cert).PathLength; before != NoPathLength && (now == NoPathLength || now > before) {
+	if before := ConstraintsOf(c.cert).PathLength; before != NoPathLength &&
+		(now == NoPathLength || now > before) {
 		return fmt.Errorf("it loses a constraint: the path length of %d; %s", before, restart)
 	}
 	for _, cert := range c.chain() {
 		before := ConstraintsOf(cert)
 		kept := func(other Constraints) bool { return other.asStrictAs(before) }
-		if !slices.ContainsFunc(fresh.constraints(), kept) && !(before.Permitted.empty() && before.Excluded.empty()) {
-			return fmt.Errorf("it loses a constraint of %s: permitted are %s, excluded are %s; %s", cert.Subject, before.Permitted, before.Excluded, restart)
+		if !slices.ContainsFunc(fresh.constraints(), kept) &&
+			!(before.Permitted.empty() && before.Excluded.empty()) {
+			return fmt.Errorf("it loses a constraint of %s: permitted are %s, excluded are %s; %s",
+				cert.Subject, before.Permitted, before.Excluded, restart)
 		}
 	}
 	return nil
@@ -50,7 +55,8 @@ func (c Constraints) asStrictAs(other Constraints) bool {
 // which none is listed is not restricted.
 func (s NameSpace) within(other NameSpace) bool {
 	limits := func(theirs, ours int) bool { return theirs == 0 || ours > 0 }
-	return limits(len(other.DNSDomains), len(s.DNSDomains)) && limits(len(other.IPRanges), len(s.IPRanges)) &&
+	return limits(len(other.DNSDomains), len(s.DNSDomains)) &&
+		limits(len(other.IPRanges), len(s.IPRanges)) &&
 		limits(len(other.Others), len(s.Others)) && s.restricted(other).in(other)
 }
 
@@ -72,13 +78,17 @@ func (s NameSpace) restricted(other NameSpace) NameSpace {
 func (s NameSpace) in(other NameSpace) bool {
 	for _, domain := range s.DNSDomains {
 		if !slices.ContainsFunc(other.DNSDomains, func(o string) bool {
-			return o == "" || strings.EqualFold(domain, o) || strings.HasSuffix(strings.ToLower(domain), "."+strings.ToLower(strings.TrimPrefix(o, ".")))
+			return o == "" || strings.EqualFold(domain, o) ||
+				strings.HasSuffix(strings.ToLower(domain),
+					"."+strings.ToLower(strings.TrimPrefix(o, ".")))
 		}) {
 			return false
 		}
 	}
 	for _, prefix := range s.IPRanges {
-		if !slices.ContainsFunc(other.IPRanges, func(o netip.Prefix) bool { return o.Bits() <= prefix.Bits() && o.Contains(prefix.Addr()) }) {
+		if !slices.ContainsFunc(other.IPRanges, func(o netip.Prefix) bool {
+			return o.Bits() <= prefix.Bits() && o.Contains(prefix.Addr())
+		}) {
 			return false
 		}
 	}

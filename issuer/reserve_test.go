@@ -38,7 +38,8 @@ type pods struct {
 func newPods(t *testing.T, p *policy.Policy, namespace, account string, names ...string) *pods {
 	t.Helper()
 	r := policy.NewRequest(policy.Submission{
-		PEM: pkcs10test.Request{DNSNames: names}.PEM(t), Usages: []policy.Usage{policy.ServerAuth, policy.DigitalSignature},
+		PEM:    pkcs10test.Request{DNSNames: names}.PEM(t),
+		Usages: []policy.Usage{policy.ServerAuth, policy.DigitalSignature},
 		Requester: policy.Requester{
 			Username: "system:serviceaccount:" + namespace + ":" + account,
 			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace},
@@ -50,7 +51,8 @@ func newPods(t *testing.T, p *policy.Policy, namespace, account string, names ..
 // ask reserves a certificate for another pod, and returns whose budget is spent if one is.
 func (s *pods) ask(t *testing.T, b *budget, pod string, now time.Time) (over string) {
 	t.Helper()
-	live := policy.Pod{Namespace: s.namespace, Name: "p", UID: pod, ServiceAccount: s.account, IPs: []netip.Addr{podIP}}
+	live := policy.Pod{Namespace: s.namespace, Name: "p", UID: pod, ServiceAccount: s.account,
+		IPs: []netip.Addr{podIP}}
 	s.request.UID, s.request.Requester = "request of "+pod, s.request.Requester.Bound(live)
 	query, _ := s.request.PodQuery()
 	verdict := s.policy.Decide(s.request, query.Found(live))
@@ -91,7 +93,8 @@ func TestTenantsDoNotStarveCalicosNodes(t *testing.T) {
 			return []*pods{newPods(t, p, "calico-system", "calico-node", "typha-client")}
 		}},
 		{"calico-enterprise", func(t *testing.T, p *policy.Policy) []*pods {
-			return []*pods{newPods(t, p, "calico-system", "calico-node", "typha-client"), newPods(t, p, "calico-system", "calico-node", "calico-node-metrics")}
+			return []*pods{newPods(t, p, "calico-system", "calico-node", "typha-client"),
+				newPods(t, p, "calico-system", "calico-node", "calico-node-metrics")}
 		}},
 	} {
 		t.Run(c.profile, func(t *testing.T) {
@@ -100,7 +103,8 @@ func TestTenantsDoNotStarveCalicosNodes(t *testing.T) {
 			b := newBudget()
 			b.begin(flood(limits.Shared()+limits.Rule("tenants").Reserve, now), now)
 			tenant := newPods(t, p, "tenant-1", "web", "web.tenant-1.example.com")
-			if over := tenant.ask(t, b, "one more", now); over != "all rules beyond what is reserved for each" {
+			if over := tenant.ask(t, b, "one more",
+				now); over != "all rules beyond what is reserved for each" {
 				t.Errorf("one more of a tenant's is over %q", over)
 			}
 			granted := 0
@@ -119,7 +123,8 @@ func TestTenantsDoNotStarveCalicosNodes(t *testing.T) {
 					t.Fatalf("Typha: over %q", over)
 				}
 			}
-			t.Logf("%s: beside %d of tenants, %d for nodes: %s", c.profile, limits.Shared()+limits.Rule("tenants").Reserve, granted, limits)
+			t.Logf("%s: beside %d of tenants, %d for nodes: %s", c.profile,
+				limits.Shared()+limits.Rule("tenants").Reserve, granted, limits)
 		})
 	}
 }
@@ -130,7 +135,8 @@ func TestLogCollectorsHaveRoomBesideTheNodes(t *testing.T) {
 	p, now := builtInWith(t, "calico-enterprise", ""), time.Now()
 	b := newBudget()
 	for kind, daemons := range []*pods{
-		newPods(t, p, "calico-system", "calico-node", "typha-client"), newPods(t, p, "calico-system", "calico-node", "calico-node-metrics"),
+		newPods(t, p, "calico-system", "calico-node", "typha-client"),
+		newPods(t, p, "calico-system", "calico-node", "calico-node-metrics"),
 		newPods(t, p, "calico-system", "calico-fluent-bit", "calico-fluent-bit-tls"),
 	} {
 		for i := range 10_000 {
@@ -168,9 +174,11 @@ func TestBudgetsOfNamespacesAndRules(t *testing.T) {
 		return newPods(t, p, namespace, account, "one").ask(t, b, fmt.Sprint(asked), now)
 	}
 	for _, step := range []struct{ who, over string }{
-		{"a/x", ""}, {"a/y", ""}, {"a/z", ""}, {"a/x", `namespace "a" in rule "tenants"`}, {"a/other", `namespace "a" in rule "tenants"`},
+		{"a/x", ""}, {"a/y", ""}, {"a/z", ""}, {"a/x", `namespace "a" in rule "tenants"`},
+		{"a/other", `namespace "a" in rule "tenants"`},
 		{"b/x", ""}, {"b/x", ""}, {"c/x", `rule "tenants"`},
-		{"calico/node", ""}, {"calico/node", ""}, {"calico/node", ""}, {"calico/node", ""}, {"calico/node", ""},
+		{"calico/node", ""}, {"calico/node", ""}, {"calico/node", ""}, {"calico/node", ""},
+		{"calico/node", ""},
 		{"calico/node", `account "system:serviceaccount:calico:node"`},
 	} {
 		if over := ask(p, step.who); over != step.over {
@@ -178,7 +186,9 @@ func TestBudgetsOfNamespacesAndRules(t *testing.T) {
 		}
 	}
 	// Accounts of one namespace share what it has, whichever rule grants.
-	p = parsePolicy(t, strings.NewReplacer("perNamespace: 3", "perNamespace: 6", "limit: 5", "limit: 10", "total: 10, perNamespace: 6", "total: 20, perNamespace: 6").Replace(small))
+	p = parsePolicy(t,
+		strings.NewReplacer("perNamespace: 3", "perNamespace: 6", "limit: 5", "limit: 10",
+			"total: 10, perNamespace: 6", "total: 20, perNamespace: 6").Replace(small))
 	b = newBudget()
 	for i := range 6 {
 		if over := ask(p, fmt.Sprint("calico/", []string{"node", "other"}[i%2])); over != "" {
@@ -196,18 +206,22 @@ func TestBudgetOfARenamedRule(t *testing.T) {
 	p, now := parsePolicy(t, small), time.Now()
 	b := newBudget()
 	for i := range 3 {
-		if over := newPods(t, p, "a", fmt.Sprint(i), "one").ask(t, b, fmt.Sprint("a", i), now); over != "" {
+		if over := newPods(t, p, "a", fmt.Sprint(i), "one").ask(t, b, fmt.Sprint("a", i),
+			now); over != "" {
 			t.Fatalf("over %q", over)
 		}
 	}
 	renamed := parsePolicy(t, strings.ReplaceAll(small, "name: tenants", "name: others"))
-	for i, want := range []string{"", "", "", "all rules beyond what is reserved for each"} { // a reserve of 1, and 2 of the 5 for all
-		if over := newPods(t, renamed, fmt.Sprint("b", i), "x", "one").ask(t, b, fmt.Sprint("b", i), now); over != want {
+	// a reserve of 1, and 2 of the 5 for all
+	for i, want := range []string{"", "", "", "all rules beyond what is reserved for each"} {
+		if over := newPods(t, renamed, fmt.Sprint("b", i), "x", "one").ask(t, b, fmt.Sprint("b", i),
+			now); over != want {
 			t.Errorf("certificate %d under the new name is over %q, want %q", i, over, want)
 		}
 	}
 	for i := range 4 {
-		if over := newPods(t, renamed, "calico", "node", "one").ask(t, b, fmt.Sprint("n", i), now); over != "" {
+		if over := newPods(t, renamed, "calico", "node", "one").ask(t, b, fmt.Sprint("n", i),
+			now); over != "" {
 			t.Errorf("node %d is over %q", i, over)
 		}
 	}
@@ -234,7 +248,8 @@ func TestReservesOutliveARestart(t *testing.T) {
 		return i, j
 	}
 	grant := func(account string, n int) *policy.Grant {
-		return grantTo(t, p, account, fmt.Sprint("pod-", account, n), fmt.Sprint("uid-", account, n), 0, pkcs10test.Request{DNSNames: []string{"one"}})
+		return grantTo(t, p, account, fmt.Sprint("pod-", account, n),
+			fmt.Sprint("uid-", account, n), 0, pkcs10test.Request{DNSNames: []string{"one"}})
 	}
 	i, j := start()
 	for n := range 6 { // a reserve of 1, and the 5 for all
@@ -245,11 +260,13 @@ func TestReservesOutliveARestart(t *testing.T) {
 	}
 	i, j = start()
 	_, instead, err := i.Prepare(t.Context(), grant("other:x", 0))
-	if spent := over(instead); err != nil || spent == nil || spent.Whose != "all rules beyond what is reserved for each" || spent.Limit != 5 {
+	if spent := over(instead); err != nil || spent == nil ||
+		spent.Whose != "all rules beyond what is reserved for each" || spent.Limit != 5 {
 		t.Errorf("a tenant after the restart: %v, %v", instead, err)
 	}
 	for n := range 4 {
-		if _, instead, err := i.Prepare(t.Context(), grant("calico:node", n)); instead != nil || err != nil {
+		if _, instead, err := i.Prepare(t.Context(), grant("calico:node", n)); instead != nil ||
+			err != nil {
 			t.Errorf("node %d after the restart: %v, %v", n, instead, err)
 		}
 	}

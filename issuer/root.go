@@ -18,8 +18,8 @@ type CAProfile struct {
 	Constraints Constraints
 }
 
-// Check returns nil if certificates can be issued under a CA of this profile. It makes one with a throwaway
-// key.
+// Check returns nil if certificates can be issued under a CA of this profile. It makes one with a
+// throwaway key.
 func (p CAProfile) Check() error {
 	key, err := throwawayKey(nil, true)
 	if err != nil {

@@ -17,13 +17,16 @@ func aProfile(pathLength int) CAProfile {
 		Subject: pkix.Name{CommonName: "ca"}, Lifetime: time.Hour,
 		Constraints: Constraints{
 			PathLength: pathLength,
-			Permitted:  NameSpace{DNSDomains: []string{"example.com", "typha-server"}, IPRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
-			Excluded:   NameSpace{DNSDomains: []string{"a.example.com"}, IPRanges: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}},
+			Permitted: NameSpace{DNSDomains: []string{"example.com", "typha-server"},
+				IPRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
+			Excluded: NameSpace{DNSDomains: []string{"a.example.com"},
+				IPRanges: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}},
 		},
 	}
 }
 
-const constraintsInWords = "; permitted are DNS:example.com, DNS:typha-server, IP:10.0.0.0/8; excluded are DNS:a.example.com, IP:fd00::/8"
+const constraintsInWords = "; permitted are DNS:example.com, DNS:typha-server, IP:10.0.0.0/8; " +
+	"excluded are DNS:a.example.com, IP:fd00::/8"
 
 // What a profile says stands in the certificate, as crypto/x509 reads it.
 func TestSelfSignedCertificateHoldsTheProfile(t *testing.T) {
@@ -69,7 +72,8 @@ func TestRequestAsksForTheSameExtensions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := request.CheckSignature(); err != nil || len(request.Extensions) != 3 || !bytes.Equal(request.RawSubject, chain[0].RawSubject) {
+		if err := request.CheckSignature(); err != nil || len(request.Extensions) != 3 ||
+			!bytes.Equal(request.RawSubject, chain[0].RawSubject) {
 			t.Errorf("%v; %d extensions; subject %s", err, len(request.Extensions), request.Subject)
 		}
 		for _, asked := range request.Extensions {
@@ -83,7 +87,8 @@ func requireExtension(t *testing.T, cert *x509.Certificate, want pkix.Extension)
 	for _, has := range cert.Extensions {
 		if has.Id.Equal(want.Id) {
 			if has.Critical != want.Critical || !bytes.Equal(has.Value, want.Value) {
-				t.Errorf("extension %s is asked for as %x (critical: %t), and certified as %x (critical: %t)", want.Id, want.Value, want.Critical, has.Value, has.Critical)
+				t.Errorf("extension %s is asked for as %x (critical: %t), and certified as %x "+
+					"(critical: %t)", want.Id, want.Value, want.Critical, has.Value, has.Critical)
 			}
 			return
 		}
@@ -93,7 +98,8 @@ func requireExtension(t *testing.T, cert *x509.Certificate, want pkix.Extension)
 
 func TestConstraintsThatAreNone(t *testing.T) {
 	c := Constraints{PathLength: NoPathLength}
-	if extensions, err := c.extension(); len(extensions) > 0 || err != nil || c.String() != "CA:TRUE, any path length" {
+	if extensions, err := c.extension(); len(extensions) > 0 || err != nil ||
+		c.String() != "CA:TRUE, any path length" {
 		t.Errorf("%q, %v, %v", c, extensions, err)
 	}
 	c.Excluded.Others = []string{"email:example.com"}

@@ -51,7 +51,8 @@ func (r *ruleLinter) lint(offer policy.Offer) (warnings []string, err error) {
 	names := r.ca.offeredNames(offer)
 	warnings, good, first := r.lintNames(offer.Rule, names)
 	if good == nil {
-		return nil, fmt.Errorf("rule %q: the CA %s can certify none of the rule's names: %s; correct the rule, or use another CA",
+		return nil, fmt.Errorf("rule %q: the CA %s can certify none of the rule's names: %s; "+
+			"correct the rule, or use another CA",
 			offer.Rule, r.ca.cert.Subject, first)
 	}
 	issuable := false
@@ -59,17 +60,20 @@ func (r *ruleLinter) lint(offer policy.Offer) (warnings []string, err error) {
 		findings := r.lintKey(key, offer.Usages(key), *good)
 		if issuable = issuable || len(findings) == 0; len(findings) > 0 {
 			first = findings[0].message
-			warnings = append(warnings, fmt.Sprintf("rule %s: grant.keys: %s %s", offer.Rule, key, ascii(first)))
+			warnings = append(warnings,
+				fmt.Sprintf("rule %s: grant.keys: %s %s", offer.Rule, key, ascii(first)))
 		}
 	}
 	if !issuable {
-		return nil, fmt.Errorf("rule %q: a certificate for none of its keys can be issued: %s; correct the rule", offer.Rule, ascii(first))
+		return nil, fmt.Errorf("rule %q: a certificate for none of its keys can be issued: %s; "+
+			"correct the rule", offer.Rule, ascii(first))
 	}
 	return warnings, nil
 }
 
 // lintNames returns a name that can be issued, or nil, and why others cannot be.
-func (r *ruleLinter) lintNames(rule string, names []offered) (warnings []string, good *x509.Certificate, first string) {
+func (r *ruleLinter) lintNames(rule string, names []offered) (warnings []string,
+	good *x509.Certificate, first string) {
 	for _, name := range names {
 		var findings []finding
 		issuable := len(name.samples) == 0
@@ -81,7 +85,8 @@ func (r *ruleLinter) lintNames(rule string, names []offered) (warnings []string,
 		}
 		if !issuable {
 			first = ascii(findings[0].message)
-			warnings = append(warnings, fmt.Sprintf("rule %s: %s: %s %s", rule, name.field, name.name, first))
+			warnings = append(warnings,
+				fmt.Sprintf("rule %s: %s: %s %s", rule, name.field, name.name, first))
 		}
 	}
 	return warnings, good, first
@@ -94,7 +99,8 @@ func (r *ruleLinter) lintName(sample x509.Certificate) []finding {
 	})
 }
 
-func (r *ruleLinter) lintKey(key pkcs10.KeyType, usages []policy.Usage, name x509.Certificate) []finding {
+func (r *ruleLinter) lintKey(key pkcs10.KeyType, usages []policy.Usage,
+	name x509.Certificate) []finding {
 	return r.once(fmt.Sprint("key ", key, usages), func() []finding {
 		public, err := sampleKey(key)
 		if err != nil {
@@ -114,7 +120,8 @@ func (r *ruleLinter) once(key string, find func() []finding) []finding {
 }
 
 // issue returns why a certificate with the sample's names cannot be issued.
-func (r *ruleLinter) issue(sample x509.Certificate, public crypto.PublicKey, usages []policy.Usage) []finding {
+func (r *ruleLinter) issue(sample x509.Certificate, public crypto.PublicKey,
+	usages []policy.Usage) []finding {
 	keyUsage, extKeyUsage, err := x509Usages(usages)
 	if err != nil {
 		return []finding{{fieldUsages, err.Error()}}
@@ -123,8 +130,10 @@ func (r *ruleLinter) issue(sample x509.Certificate, public crypto.PublicKey, usa
 	if err != nil {
 		return []finding{{fieldPublicKey, err.Error()}}
 	}
-	sample.SerialNumber, sample.SignatureAlgorithm = sampleSerial, DefaultAlgorithm(r.ca.cert.PublicKey)
-	sample.KeyUsage, sample.ExtKeyUsage, sample.SubjectKeyId, sample.BasicConstraintsValid = keyUsage, extKeyUsage, keyID, true
+	sample.SerialNumber, sample.SignatureAlgorithm = sampleSerial,
+		DefaultAlgorithm(r.ca.cert.PublicKey)
+	sample.KeyUsage, sample.ExtKeyUsage, sample.SubjectKeyId, sample.BasicConstraintsValid =
+		keyUsage, extKeyUsage, keyID, true
 	sample.NotBefore, sample.NotAfter = r.ca.datesFor(time.Now(), time.Hour)
 	_, findings := r.ca.linter.issue(&sample, public)
 	return findings
@@ -150,14 +159,16 @@ func (c *CA) offeredNames(offer policy.Offer) []offered {
 	}
 	for _, text := range offer.URIs {
 		if uri, err := url.Parse(text); err == nil {
-			all = append(all, offered{"grant.uris", text, []x509.Certificate{{URIs: []*url.URL{uri}}}})
+			all = append(all,
+				offered{"grant.uris", text, []x509.Certificate{{URIs: []*url.URL{uri}}}})
 		}
 	}
 	for _, email := range offer.EmailAddresses {
 		one := offered{field: "grant.emailAddresses", name: email}
 		mailbox, host, _ := strings.Cut(email, "@")
 		for _, sample := range fill(host, permitted) {
-			one.samples = append(one.samples, x509.Certificate{EmailAddresses: []string{mailbox + "@" + sample}})
+			one.samples = append(one.samples,
+				x509.Certificate{EmailAddresses: []string{mailbox + "@" + sample}})
 		}
 		all = append(all, one)
 	}
@@ -176,8 +187,10 @@ func offeredIPs(name string, ips []netip.Addr) offered {
 func (c *CA) permitted() (domains []string, ranges []netip.Prefix) {
 	for _, cert := range c.chain() {
 		constraints := ConstraintsOf(cert)
-		for _, domain := range slices.Concat(cert.PermittedDNSDomains, cert.PermittedEmailAddresses) {
-			domains = append(domains, strings.TrimPrefix(domain[strings.LastIndex(domain, "@")+1:], "."))
+		for _, domain := range slices.Concat(cert.PermittedDNSDomains,
+			cert.PermittedEmailAddresses) {
+			domains = append(domains,
+				strings.TrimPrefix(domain[strings.LastIndex(domain, "@")+1:], "."))
 		}
 		ranges = append(ranges, constraints.Permitted.IPRanges...)
 	}
@@ -193,7 +206,8 @@ func fill(shape string, domains []string) []string {
 		return samples
 	}
 	for _, domain := range domains {
-		if sample, within := fillWithin(strings.Split(shape, "."), strings.Split(domain, ".")); within {
+		if sample, within := fillWithin(strings.Split(shape, "."),
+			strings.Split(domain, ".")); within {
 			samples = append(samples, sample)
 		}
 	}
@@ -241,7 +255,8 @@ func addressesIn(prefix netip.Prefix, ranges []netip.Prefix) []netip.Addr {
 // anyAddresses are addresses of all kinds that pods have.
 func anyAddresses() []netip.Addr {
 	var all []netip.Addr
-	for _, text := range []string{"10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "203.0.113.1", "fd00::1", "2001:db8::1"} {
+	for _, text := range []string{"10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1",
+		"203.0.113.1", "fd00::1", "2001:db8::1"} {
 		all = append(all, netip.MustParseAddr(text))
 	}
 	return all
@@ -255,8 +270,8 @@ func firstOf(ranges []netip.Prefix) []netip.Addr {
 	return all
 }
 
-// sampleKey returns a public key of the type. RSA keys are not half of a pair, which would take long to
-// make.
+// sampleKey returns a public key of the type. RSA keys are not half of a pair, which would take
+// long to make.
 func sampleKey(kind pkcs10.KeyType) (crypto.PublicKey, error) {
 	if bits := kind.RSABits(); bits > 0 {
 		modulus, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(bits)))
@@ -280,9 +295,11 @@ var GenericCA = sync.OnceValues(func() (*CA, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "any CA"}, SubjectKeyId: []byte("any CA"),
-		NotBefore: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
-		KeyUsage: caKeyUsage, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "any CA"},
+		SubjectKeyId: []byte("any CA"),
+		NotBefore:    time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
+		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+		KeyUsage:     caKeyUsage, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -27,13 +27,16 @@ func TestEachMissingPermissionShows(t *testing.T) {
 	for _, permission := range (accessUser{c}).Use().Permissions() {
 		permitted.missing = permission.String()
 		c.access.Look(t.Context())
-		spared := strings.Contains(permitted.missing, "events") || strings.Contains(permitted.missing, "leases")
-		want := "may not " + permitted.missing + ": grant it to the service account, as deploy/base/rbac.yaml does"
+		spared := strings.Contains(permitted.missing, "events") ||
+			strings.Contains(permitted.missing, "leases")
+		want := "may not " + permitted.missing +
+			": grant it to the service account, as deploy/base/rbac.yaml does"
 		if err := c.Permitted(); err == nil || err.Error() != want || c.access.Blocked() == spared {
 			t.Errorf("without %s: %v; blocked: %t", permitted.missing, err, c.access.Blocked())
 		}
 		if !spared {
-			c.serve(t.Context(), t.Context(), key{"waiting", "waiting"}) // which comes to no sync: that has no decider here
+			// which comes to no sync: that has no decider here
+			c.serve(t.Context(), t.Context(), key{"waiting", "waiting"})
 		}
 		permitted.missing = ""
 		c.access.Look(t.Context())

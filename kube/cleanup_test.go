@@ -56,7 +56,8 @@ func (d *deleting) Delete(_ context.Context, name string, o metav1.DeleteOptions
 	if d.fails != nil {
 		return d.fails
 	}
-	if p := o.Preconditions; p == nil || p.UID == nil || *p.UID != types.UID(name) || p.ResourceVersion == nil {
+	if p := o.Preconditions; p == nil || p.UID == nil || *p.UID != types.UID(name) ||
+		p.ResourceVersion == nil {
 		return fmt.Errorf("%s is deleted without its preconditions: %v", name, p)
 	}
 	d.deleted = append(d.deleted, name)
@@ -70,13 +71,16 @@ type cleaning struct {
 	clock  time.Time
 	server *deleting
 	record *onRecord
-	add    func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition)
+	add    func(uid, certificate string,
+		conditions ...certificatesv1.CertificateSigningRequestCondition)
 }
 
 func newCleaning(t *testing.T) *cleaning {
 	t.Helper()
 	c := &cleaning{t: t, clock: time.Now(), server: &deleting{}, record: &onRecord{}}
-	c.Controller, c.add = withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
+	c.Controller, c.add = withStore(t, &remembering{told: map[string]string{}}, func() bool {
+		return true
+	})
 	c.watches = nil
 	c.DeleteFinishedAfter, c.Answers = keep, c.record
 	c.requests.Load().Client = c.server
@@ -101,7 +105,8 @@ func (c *cleaning) after(d time.Duration) []string {
 
 func (c *cleaning) remove(uids ...string) {
 	for _, uid := range uids {
-		object := &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: uid}}
+		object :=
+			&certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: uid}}
 		if err := c.requests.Load().stores[0].Delete(object); err != nil {
 			c.t.Fatal(err)
 		}
@@ -131,7 +136,8 @@ func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
 	c.add("failed with a certificate", "own", approval, failure)
 	c.add("denied by someone", "", denial)
 	for uid, signer := range map[string]string{"another signer": "example.com/b", "no signer": ""} {
-		err := c.requests.Load().stores[0].Add(request(signer, func(csr *certificatesv1.CertificateSigningRequest) {
+		err := c.requests.Load().
+			stores[0].Add(request(signer, func(csr *certificatesv1.CertificateSigningRequest) {
 			csr.Name, csr.UID, csr.Status.Certificate = uid, types.UID(uid), []byte("own")
 			csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{approval}
 		}))
@@ -143,7 +149,8 @@ func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
 	if got := c.after(keep); len(got) > 0 {
 		t.Errorf("deleted before their time: %q", got)
 	}
-	if got, want := c.after(3*keep), []string{"denied", "failed", "issued"}; !slices.Equal(got, want) {
+	if got, want := c.after(3*keep),
+		[]string{"denied", "failed", "issued"}; !slices.Equal(got, want) {
 		t.Errorf("deleted %q; want %q", got, want)
 	}
 	if n := c.Sinks[0].(*counting).deleted; n != 3 || c.CleanUpFault() != nil {
@@ -202,15 +209,22 @@ func TestTimeCountsFromTheAnswer(t *testing.T) {
 // Who does not lead, cannot sign, does not see all requests or may not delete deletes nothing.
 func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 	for name, hinder := range map[string]func(c *cleaning){
-		"does not lead":  func(c *cleaning) { c.election = lease.New(lease.Lease{}, nil, candidate{c.Controller}, c.Logger) },
+		"does not lead": func(c *cleaning) {
+			c.election = lease.New(lease.Lease{}, nil, candidate{c.Controller}, c.Logger)
+		},
 		"is not fit":     func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
 		"does not watch": func(c *cleaning) { c.watching("", errStarting) },
-		"has not listed": func(c *cleaning) { c.requests.Load().synced[0] = func() bool { return false } },
+		"has not listed": func(c *cleaning) {
+			c.requests.Load().synced[0] = func() bool { return false }
+		},
 		"may not delete": func(c *cleaning) {
-			c.access = access.NewWatch(&allBut{"delete certificatesigningrequests"}, accessUser{c.Controller}, c.Logger)
+			c.access = access.NewWatch(&allBut{"delete certificatesigningrequests"},
+				accessUser{c.Controller}, c.Logger)
 			c.access.Look(c.t.Context())
 		},
-		"has no journal": func(c *cleaning) { c.record.fault = errors.New("the journal cannot be read") },
+		"has no journal": func(c *cleaning) {
+			c.record.fault = errors.New("the journal cannot be read")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCleaning(t)
@@ -228,7 +242,8 @@ func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 // request from being answered.
 func TestMissingPermissionToDelete(t *testing.T) {
 	c := newCleaning(t)
-	c.access = access.NewWatch(&allBut{"delete certificatesigningrequests"}, accessUser{c.Controller}, c.Logger)
+	c.access = access.NewWatch(&allBut{"delete certificatesigningrequests"},
+		accessUser{c.Controller}, c.Logger)
 	c.access.Look(t.Context())
 	const want = "may not delete certificatesigningrequests: " +
 		"grant it to the service account, as deploy/components/clean-up does"
@@ -258,7 +273,8 @@ func (l *looked) Allowed(_ context.Context, p access.Permission) (bool, error) {
 // A deletion that is forbidden has the permissions looked at, at once and not only in their turn.
 func TestForbiddenDeletionIsRechecked(t *testing.T) {
 	resource := schema.GroupResource{Resource: "certificatesigningrequests"}
-	for want, fault := range map[int]error{1: errors.New("a fault"), 2: apierrors.NewForbidden(resource, "issued", nil)} {
+	for want, fault := range map[int]error{1: errors.New("a fault"),
+		2: apierrors.NewForbidden(resource, "issued", nil)} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCleaning(t)
 			defer c.events.broadcaster.Shutdown()
@@ -324,7 +340,8 @@ type pages struct {
 	err  error
 }
 
-func (p pages) List(_ context.Context, o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
+func (p pages) List(_ context.Context,
+	o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
 	if o.Limit != 1 || o.FieldSelector != "" || o.ResourceVersion != "" {
 		return nil, fmt.Errorf("asked with %+v", o)
 	}
@@ -340,9 +357,10 @@ func TestRequestsAreCounted(t *testing.T) {
 		want  int
 		ok    bool
 	}{
-		"none":    {want: 0, ok: true},
-		"one":     {items: 1, want: 1, ok: true},
-		"many":    {items: 1, meta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest}, want: 42, ok: true},
+		"none": {want: 0, ok: true},
+		"one":  {items: 1, want: 1, ok: true},
+		"many": {items: 1, meta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest},
+			want: 42, ok: true},
 		"unknown": {items: 1, meta: metav1.ListMeta{Continue: "c"}},
 		"fault":   {fault: errors.New("no")},
 	} {

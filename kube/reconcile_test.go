@@ -80,19 +80,26 @@ func (o *counting) Report(r Report) {
 }
 
 // withStore returns a controller and what adds requests to its store, by UID.
-func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition)) {
+func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller,
+	func(uid, certificate string,
+		conditions ...certificatesv1.CertificateSigningRequestCondition)) {
 	t.Helper()
-	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer, Sinks: []Sink{&counting{}}, Logger: hclog.NewNullLogger()})
+	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer,
+		Sinks: []Sink{&counting{}}, Logger: hclog.NewNullLogger()})
 	c.Mode = Approve
 	store := cache.NewStore(cache.MetaNamespaceKeyFunc)
-	c.requests.Store(&requests{API: &csr.API{}, stores: []cache.Store{store}, synced: []cache.InformerSynced{synced}})
-	return c, func(uid, certificate string, conditions ...certificatesv1.CertificateSigningRequestCondition) {
+	c.requests.Store(&requests{API: &csr.API{}, stores: []cache.Store{store},
+		synced: []cache.InformerSynced{synced}})
+	return c, func(uid, certificate string,
+		conditions ...certificatesv1.CertificateSigningRequestCondition) {
 		t.Helper()
-		err := store.Add(&stored{CertificateSigningRequest: &certificatesv1.CertificateSigningRequest{
-			ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)},
-			Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
-			Status:     certificatesv1.CertificateSigningRequestStatus{Certificate: []byte(certificate), Conditions: conditions},
-		}})
+		err :=
+			store.Add(&stored{CertificateSigningRequest: &certificatesv1.CertificateSigningRequest{
+				ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)},
+				Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
+				Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte(
+					certificate), Conditions: conditions},
+			}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +112,8 @@ func TestIssuanceOfCertificates(t *testing.T) {
 	c, add := withStore(t, &remembering{told: map[string]string{}}, func() bool { return true })
 	events := record.NewFakeRecorder(16)
 	c.events.recorder = events
-	for _, certificate := range []string{"own", "another", "unrecorded", "foreign", "unreadable", ""} {
+	for _, certificate := range []string{"own", "another", "unrecorded", "foreign",
+		"unreadable", ""} {
 		add("with "+certificate, certificate)
 	}
 	want := map[Issuance]int{Own: 1, OtherJournal: 1, Unrecorded: 1, Foreign: 1}
@@ -127,10 +135,14 @@ func TestIssuanceOfCertificates(t *testing.T) {
 
 func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	issuer := &remembering{told: map[string]string{}}
-	for _, uid := range []string{"gone", "made again", "not in the store yet", "taken", "foreign", "denied", "waiting", "unknown"} {
-		issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
+	for _, uid := range []string{"gone", "made again", "not in the store yet", "taken", "foreign",
+		"denied", "waiting", "unknown"} {
+		issuer.unfinished = append(issuer.unfinished,
+			policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
 	}
-	issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: "not watched", Name: "not watched", SignerName: "example.com/former"})
+	issuer.unfinished = append(issuer.unfinished,
+		policy.Submission{UID: "not watched", Name: "not watched",
+			SignerName: "example.com/former"})
 	complete := false
 	c, add := withStore(t, issuer, func() bool { return complete })
 	add("taken", "own")
@@ -139,7 +151,9 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	add("denied", "", condition(certificatesv1.CertificateDenied, corev1.ConditionTrue))
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 
-	c.requests.Load().Client = having{uids: map[string]types.UID{"made again": "of another", "not in the store yet": "not in the store yet"}}
+	c.requests.Load().
+		Client = having{uids: map[string]types.UID{"made again": "of another",
+		"not in the store yet": "not in the store yet"}}
 
 	c.reconcileJournalOnce(t.Context())
 	if len(issuer.told) > 0 {
@@ -155,7 +169,8 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 		"denied":     "orphaned: the request was denied or has failed",
 	}
 	if !maps.Equal(issuer.told, want) || c.queue.Len() != 2 {
-		t.Errorf("told %v, and %d are taken up again; want %v, and the two that wait", issuer.told, c.queue.Len(), want)
+		t.Errorf("told %v, and %d are taken up again; want %v, and the two that wait", issuer.told,
+			c.queue.Len(), want)
 	}
 }
 
@@ -164,7 +179,8 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 	issuer := &remembering{told: map[string]string{}}
 	for _, uid := range []string{"gone", "taken", "waiting"} {
-		issuer.unfinished = append(issuer.unfinished, policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
+		issuer.unfinished = append(issuer.unfinished,
+			policy.Submission{UID: uid, Name: uid, SignerName: "example.com/a"})
 	}
 	c, add := withStore(t, issuer, func() bool { return true })
 	c.election = lease.New(lease.Lease{}, nil, candidate{c}, c.Logger)
@@ -176,7 +192,8 @@ func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 	}
 	want := map[string]string{"gone": "unconfirmed: the request is gone", "taken": "published"}
 	if !maps.Equal(issuer.told, want) || c.queue.Len() != 0 {
-		t.Errorf("told %v, and %d are taken up; want %v, and none", issuer.told, c.queue.Len(), want)
+		t.Errorf("told %v, and %d are taken up; want %v, and none", issuer.told,
+			c.queue.Len(), want)
 	}
 }
 
@@ -187,13 +204,16 @@ type having struct {
 }
 
 // Get reads a request.
-func (h having) Get(_ context.Context, name string, _ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (h having) Get(_ context.Context, name string,
+	_ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
 	uid, is := h.uids[name]
 	if !is {
-		return nil, apierrors.NewNotFound(certificatesv1.Resource("certificatesigningrequests"), name)
+		return nil,
+			apierrors.NewNotFound(certificatesv1.Resource("certificatesigningrequests"), name)
 	}
 	return &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid}, Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
-		Status: certificatesv1.CertificateSigningRequestStatus{Conditions: []certificatesv1.CertificateSigningRequestCondition{condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid},
+		Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
+		Status:     certificatesv1.CertificateSigningRequestStatus{Conditions: []certificatesv1.CertificateSigningRequestCondition{condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)}},
 	}, nil
 }

@@ -16,7 +16,8 @@ import (
 // hanging is an API server that answers nobody before they give up.
 type hanging struct{ csr.Client }
 
-func (hanging) Get(ctx context.Context, _ string, _ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (hanging) Get(ctx context.Context, _ string,
+	_ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -28,7 +29,8 @@ func TestStopWaitsForAWhile(t *testing.T) {
 		c, add := withStore(t, &remembering{}, func() bool { return true })
 		defer c.events.broadcaster.Shutdown()
 		c.requests.Load().Client = hanging{}
-		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)) // which is read again
+		// which is read again
+		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 		c.queue.Add(key{"u", "u"})
 		ctx, cancel := context.WithCancel(t.Context())
 		began := time.Now()

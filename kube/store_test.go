@@ -37,7 +37,9 @@ func telling() (*store, *[]string) {
 }
 
 func named(name, version string) *certificatesv1.CertificateSigningRequest {
-	return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) { r.Name, r.ResourceVersion = name, version })
+	return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) {
+		r.Name, r.ResourceVersion = name, version
+	})
 }
 
 // Whatever comes is trimmed, kept and reported: new, or changed; and what a list no longer has is
@@ -49,13 +51,19 @@ func TestStoreKeepsAndTells(t *testing.T) {
 		told string
 		kept string
 	}{
-		{func() error { return m.Replace([]any{named("a", "1"), named("b", "1")}, "1") }, "+a@1 +b@1", "a b"},
+		{func() error {
+			return m.Replace([]any{named("a", "1"), named("b", "1")}, "1")
+		}, "+a@1 +b@1", "a b"},
 		{func() error { return m.Add(named("c", "2")) }, "+c@2", "a b c"},
 		{func() error { return m.Update(named("a", "3")) }, "1>a@3", "a b c"},
-		{func() error { return m.Add(named("a", "4")) }, "3>a@4", "a b c"},     // seen before by a list
-		{func() error { return m.Update(named("d", "5")) }, "+d@5", "a b c d"}, // of which the beginning was missed
+		// seen before by a list
+		{func() error { return m.Add(named("a", "4")) }, "3>a@4", "a b c"},
+		// of which the beginning was missed
+		{func() error { return m.Update(named("d", "5")) }, "+d@5", "a b c d"},
 		{func() error { return m.Delete(named("b", "6")) }, "-b@1", "a c d"},
-		{func() error { return m.Replace([]any{named("c", "2"), named("b", "7")}, "8") }, "2>c@2 +b@7 -a@4 -d@5", "b c"},
+		{func() error {
+			return m.Replace([]any{named("c", "2"), named("b", "7")}, "8")
+		}, "2>c@2 +b@7 -a@4 -d@5", "b c"},
 	} {
 		*told = nil
 		if err := step.do(); err != nil {
@@ -83,8 +91,10 @@ func TestStoreIsWholeAfterItsFirstList(t *testing.T) {
 	if err := m.Add(named("a", "1")); err != nil || m.Synced() {
 		t.Errorf("whole after one object: %t, %v", m.Synced(), err)
 	}
-	if err := m.Replace([]any{named("b", "2"), named("bad", "2")}, "2"); err == nil || m.Synced() || len(m.ListKeys()) != 1 || len(*told) != 1 {
-		t.Errorf("after a list that failed: %v, whole: %t, kept %v, told %v", err, m.Synced(), m.ListKeys(), *told)
+	if err := m.Replace([]any{named("b", "2"), named("bad", "2")}, "2"); err == nil || m.Synced() ||
+		len(m.ListKeys()) != 1 || len(*told) != 1 {
+		t.Errorf("after a list that failed: %v, whole: %t, kept %v, told %v", err, m.Synced(),
+			m.ListKeys(), *told)
 	}
 	if err := m.Replace(nil, "3"); err != nil || !m.Synced() || len(m.ListKeys()) != 0 {
 		t.Errorf("after an empty list: %v, whole: %t, kept %v", err, m.Synced(), m.ListKeys())

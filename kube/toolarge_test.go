@@ -31,19 +31,25 @@ type storing struct {
 	writes int
 }
 
-func (s *storing) Get(context.Context, string, metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (s *storing) Get(context.Context, string,
+	metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
 	return s.csr.DeepCopy(), nil
 }
 
-func (s *storing) UpdateApproval(_ context.Context, _ string, csr *certificatesv1.CertificateSigningRequest, _ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (s *storing) UpdateApproval(_ context.Context, _ string,
+	csr *certificatesv1.CertificateSigningRequest,
+	_ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
 	return s.update("approval", csr)
 }
 
-func (s *storing) UpdateStatus(_ context.Context, csr *certificatesv1.CertificateSigningRequest, _ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (s *storing) UpdateStatus(_ context.Context, csr *certificatesv1.CertificateSigningRequest,
+	_ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
 	return s.update("status", csr)
 }
 
-func (s *storing) update(subresource string, csr *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+func (s *storing) update(subresource string,
+	csr *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest,
+	error) {
 	s.writes++
 	if err := s.refuse(subresource); err != nil {
 		return nil, err
@@ -87,13 +93,15 @@ func granted(t *testing.T, labels int) *certificatesv1.CertificateSigningRequest
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{"a.example.com"}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{DNSNames: []string{"a.example.com"}}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return request("example.com/a", func(csr *certificatesv1.CertificateSigningRequest) {
 		csr.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-		csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}
+		csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature,
+			certificatesv1.UsageServerAuth}
 		csr.CreationTimestamp = metav1.Now()
 		csr.Labels["x"] = strings.Repeat("x", labels)
 	})
@@ -116,20 +124,29 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 		refused bool
 		told    string
 	}{
-		"has room":                              {100, always(nil), 2, false, "published"},
-		"no room for a certificate":             {full, always(nil), 1, true, ""},
-		"no room at all":                        {mostStored, always(nil), 0, true, ""},
-		"smaller limit of the API server":       {100, always(errBody), 2, true, "orphaned: the request is too large to take it"},
-		"smaller limit of etcd":                 {100, always(errEtcd), 2, true, "orphaned: the request is too large to take it"},
-		"smaller limit, that of a denial":       {full, always(errEtcd), 1, true, ""},
-		"smaller limit, approval fits":          {100, func(s string) error { return map[string]error{"status": errEtcd}[s] }, 3, true, "orphaned: the request is too large to take it"},
-		"smaller limit, certificate alone":      {100, certificateIsTooLarge(), 3, true, "orphaned: the request is too large to take it"},
-		"smaller limit, as by a server of 1.18": {100, always(&apierrors.StatusError{ErrStatus: metav1.Status{Code: 500, Message: "etcdserver: request is too large"}}), 2, true, "orphaned: the request is too large to take it"},
+		"has room":                  {100, always(nil), 2, false, "published"},
+		"no room for a certificate": {full, always(nil), 1, true, ""},
+		"no room at all":            {mostStored, always(nil), 0, true, ""},
+		"smaller limit of the API server": {100, always(errBody), 2, true,
+			"orphaned: the request is too large to take it"},
+		"smaller limit of etcd": {100, always(errEtcd), 2, true,
+			"orphaned: the request is too large to take it"},
+		"smaller limit, that of a denial": {full, always(errEtcd), 1, true, ""},
+		"smaller limit, approval fits": {100, func(s string) error {
+			return map[string]error{"status": errEtcd}[s]
+		}, 3, true, "orphaned: the request is too large to take it"},
+		"smaller limit, certificate alone": {100, certificateIsTooLarge(), 3, true,
+			"orphaned: the request is too large to take it"},
+		"smaller limit, as by a server of 1.18": {100,
+			always(&apierrors.StatusError{ErrStatus: metav1.Status{Code: 500,
+				Message: "etcdserver: request is too large"}}), 2, true,
+			"orphaned: the request is too large to take it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			issuer := &remembering{told: map[string]string{}}
 			controller, _ := withStore(t, issuer, func() bool { return true })
-			p, err := policy.Parse([]byte(trusting), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+			p, err := policy.Parse([]byte(trusting),
+				policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -151,14 +168,20 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			}
 			look()
 			look()
-			if server.writes != c.writes || kept.count(ResultFault) != 0 || controller.queue.NumRequeues(key{"n", "u"}) != 0 {
-				t.Errorf("%d writes (want %d), %d faults, %d retries", server.writes, c.writes, kept.count(ResultFault), controller.queue.NumRequeues(key{"n", "u"}))
+			if server.writes != c.writes || kept.count(ResultFault) != 0 ||
+				controller.queue.NumRequeues(key{"n", "u"}) != 0 {
+				t.Errorf("%d writes (want %d), %d faults, %d retries", server.writes, c.writes,
+					kept.count(ResultFault), controller.queue.NumRequeues(key{"n", "u"}))
 			}
-			if want := map[bool]int{true: 1}[c.refused]; kept.count(ResultRefused) != want || len(events.Events) != want || tooLargeIn(kept.all) != want {
-				t.Errorf("%d refused, %d events, %d too large; want %d of each", kept.count(ResultRefused), len(events.Events), tooLargeIn(kept.all), want)
+			if want := map[bool]int{true: 1}[c.refused]; kept.count(ResultRefused) != want ||
+				len(events.Events) != want || tooLargeIn(kept.all) != want {
+				t.Errorf("%d refused, %d events, %d too large; want %d of each",
+					kept.count(ResultRefused), len(events.Events), tooLargeIn(kept.all), want)
 			}
-			if want := map[bool]int{true: 1}[!c.refused]; kept.count(ResultIssued) != want || len(kept.all) != 1 {
-				t.Errorf("%d issued, want %d; of %d outcomes", kept.count(ResultIssued), want, len(kept.all))
+			if want := map[bool]int{true: 1}[!c.refused]; kept.count(ResultIssued) != want ||
+				len(kept.all) != 1 {
+				t.Errorf("%d issued, want %d; of %d outcomes", kept.count(ResultIssued), want,
+					len(kept.all))
 			}
 			if issuer.told["u"] != c.told {
 				t.Errorf("the issuer was told %q; want %q", issuer.told["u"], c.told)
@@ -182,7 +205,8 @@ func certificateIsTooLarge() func(string) error {
 func tooLargeIn(all []Outcome) int {
 	n := 0
 	for _, outcome := range all {
-		if refusal, is := outcome.Verdict.(*policy.Refusal); is && refusal.Code() == policy.ObjectTooLarge {
+		if refusal, is := outcome.Verdict.(*policy.Refusal); is &&
+			refusal.Code() == policy.ObjectTooLarge {
 			n++
 		}
 	}

@@ -28,14 +28,16 @@ func ParseBlockedKeys(text []byte) (*BlockedKeys, error) {
 		switch key, err := hex.DecodeString(entry); {
 		case entry == "":
 		case err != nil || len(key) != sha256.Size:
-			bad = append(bad, fmt.Sprintf("line %d: is not the SHA-256 of a key: write 64 hexadecimal digits, and a comment after a #", number))
+			bad = append(bad, fmt.Sprintf("line %d: is not the SHA-256 of a key: write 64 "+
+				"hexadecimal digits, and a comment after a #", number))
 		default:
 			blocked.keys[entry] = true
 		}
 	}
 	switch {
 	case len(bad) > 0:
-		return nil, fmt.Errorf("the list of blocked keys has %d mistake(s):\n  %s", len(bad), strings.Join(bad, "\n  "))
+		return nil, fmt.Errorf("the list of blocked keys has %d mistake(s):\n  %s", len(bad),
+			strings.Join(bad, "\n  "))
 	case len(blocked.keys) == 0:
 		return nil, fmt.Errorf("the list of blocked keys is empty; to block none, name no list")
 	}
@@ -58,6 +60,7 @@ func (b *BlockedKeys) refuse(r *Request) (Reason, bool) {
 	}
 	return Reason{
 		Code: KeyNotAllowed, Rule: ruleBlockedKeys, Field: "request.publicKey",
-		Message: "is blocked: the SHA-256 of its SubjectPublicKeyInfo, " + r.publicKeySHA256() + ", is on the list of blocked keys; make a new key",
+		Message: "is blocked: the SHA-256 of its SubjectPublicKeyInfo, " + r.publicKeySHA256() +
+			", is on the list of blocked keys; make a new key",
 	}, true
 }

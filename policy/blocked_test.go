@@ -22,7 +22,8 @@ func keyOf(t *testing.T) (pem []byte, sum string) {
 		t.Fatal(err)
 	}
 	hash := sha256.Sum256(spki)
-	return pkcs10test.Request{Key: key, DNSNames: []string{"typha-client"}}.PEM(t), hex.EncodeToString(hash[:])
+	return pkcs10test.Request{Key: key,
+		DNSNames: []string{"typha-client"}}.PEM(t), hex.EncodeToString(hash[:])
 }
 
 // blocking is the built-in policy with a list of blocked keys.
@@ -33,7 +34,9 @@ func blocking(t *testing.T, list string) *policy.Policy {
 		t.Fatal(err)
 	}
 	text, _ := policy.BuiltIn("calico")
-	p, err := policy.Parse(text, policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour, BlockedKeys: blocked})
+	p, err := policy.Parse(text,
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour,
+			BlockedKeys: blocked})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,9 +49,11 @@ func TestBlockedKeysAreRefused(t *testing.T) {
 	node := newAsker("calico-system", "calico-node", "typha-client")
 	node.ips = nil
 	requireGrant(t, builtIn(t, "calico").Decide(node.requestOf(pem)))
-	for _, list := range []string{sum, "# leaked in May\n\n" + otherSum[1:] + "0\n" + strings.ToUpper(sum) + " # node-1\r\n"} {
+	for _, list := range []string{sum,
+		"# leaked in May\n\n" + otherSum[1:] + "0\n" + strings.ToUpper(sum) + " # node-1\r\n"} {
 		p := blocking(t, list)
-		requireRefusal(t, p.Decide(node.requestOf(pem)), policy.KeyNotAllowed, "rule blocked-keys: request.publicKey is blocked")
+		requireRefusal(t, p.Decide(node.requestOf(pem)), policy.KeyNotAllowed,
+			"rule blocked-keys: request.publicKey is blocked")
 		requireGrant(t, p.Decide(node.requestOf(other)))
 		stranger := newAsker("shop", "till", "till")
 		v := p.Decide(stranger.requestOf(pem)).(*policy.Refusal)
@@ -73,19 +78,22 @@ func TestBlockedKeysArePartOfTheHash(t *testing.T) {
 
 func TestMistakesInBlockedKeys(t *testing.T) {
 	_, sum := keyOf(t)
-	list := strings.Join([]string{sum, sum[1:], "# fine", sum + " " + sum, "sha256:" + sum, strings.Replace(sum, sum[:1], "g", 1)}, "\n")
+	list := strings.Join([]string{sum, sum[1:], "# fine", sum + " " + sum, "sha256:" + sum,
+		strings.Replace(sum, sum[:1], "g", 1)}, "\n")
 	_, err := policy.ParseBlockedKeys([]byte(list))
 	if err == nil {
 		t.Fatal("taken")
 	}
 	lines := strings.Split(err.Error(), "\n  ")
-	for i, want := range []string{"has 4 mistake(s)", "line 2: ", "line 4: ", "line 5: ", "line 6: "} {
+	for i, want := range []string{"has 4 mistake(s)", "line 2: ", "line 4: ", "line 5: ",
+		"line 6: "} {
 		if len(lines) != 5 || !strings.Contains(lines[i], want) {
 			t.Errorf("%q; want %q", lines, want)
 		}
 	}
 	for _, list := range []string{"", "\n \n", "# nothing\n"} {
-		if _, err := policy.ParseBlockedKeys([]byte(list)); err == nil || !strings.Contains(err.Error(), "is empty") {
+		if _, err := policy.ParseBlockedKeys([]byte(list)); err == nil ||
+			!strings.Contains(err.Error(), "is empty") {
 			t.Errorf("%q: %v", list, err)
 		}
 	}
@@ -95,7 +103,8 @@ func TestConditionsSeeTheHashOfTheKey(t *testing.T) {
 	pem, sum := keyOf(t)
 	other, _ := keyOf(t)
 	text, _ := policy.BuiltIn("calico")
-	p := parse(t, fmt.Sprintf("%s    conditions:\n      - {that: request.publicKeySHA256 == %q, message: another key}\n", strings.Split(string(text), "    budget:")[0], sum))
+	p := parse(t, fmt.Sprintf("%s    conditions:\n      - {that: request.publicKeySHA256 == %q, "+
+		"message: another key}\n", strings.Split(string(text), "    budget:")[0], sum))
 	node := newAsker("calico-system", "calico-node", "typha-client")
 	node.ips = nil
 	requireGrant(t, p.Decide(node.requestOf(pem)))

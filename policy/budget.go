@@ -62,7 +62,8 @@ func (b Budget) Shared() int { return b.Total - b.Reserved() }
 
 // String returns the budget as a line for an operator.
 func (b Budget) String() string {
-	return fmt.Sprintf("in an hour %d certificates, %d for a namespace, %d for a service account, %d for a pod; %d of all are reserved for rules",
+	return fmt.Sprintf("in an hour %d certificates, %d for a namespace, %d for a service "+
+		"account, %d for a pod; %d of all are reserved for rules",
 		b.Total, b.Namespace, b.Account(), b.Pod, b.Reserved())
 }
 
@@ -78,7 +79,9 @@ func (text fileBudget) compile(found *problems) Budget {
 			return
 		}
 		if text.value < 1 || text.value > mostInAnHour {
-			found.add(text.at, "budget.%s: %d is not a number of certificates in an hour from 1 to %d", field, text.value, mostInAnHour)
+			found.add(text.at,
+				"budget.%s: %d is not a number of certificates in an hour from 1 to %d", field,
+				text.value, mostInAnHour)
 			return
 		}
 		*into = text.value
@@ -90,7 +93,8 @@ func (text fileBudget) compile(found *problems) Budget {
 		if n, err := strconv.Atoi(digits); err == nil && percent && n >= 1 && n <= 100 {
 			b.Share = n
 		} else {
-			found.add(share.at, "budget.perServiceAccount: %q is not a share of the total from 1%% to 100%%", share.value)
+			found.add(share.at, "budget.perServiceAccount: %q is not a share of the total from "+
+				"1%% to 100%%", share.value)
 		}
 	}
 	b.Namespace = max(1, percentOf(b.Total, max(defaultNamespace, b.Share)))
@@ -98,7 +102,8 @@ func (text fileBudget) compile(found *problems) Budget {
 		b.Namespace = amount(namespace, "budget.perNamespace", 1, b.Total, found)
 	}
 	if text.PerPod.at > 0 && b.Pod > b.Account() {
-		found.add(text.PerPod.at, "budget.perPod: %d is more than its service account has, %d", b.Pod, b.Account())
+		found.add(text.PerPod.at, "budget.perPod: %d is more than its service account has, %d",
+			b.Pod, b.Account())
 	}
 	return b
 }
@@ -112,7 +117,8 @@ func amount(text line[string], field string, least, total int, found *problems) 
 		n = percentOf(total, n)
 	}
 	if err != nil || tooMuch || n < least || n > total {
-		found.add(text.at, "%s: %q is neither a number of certificates in an hour from %d to the total, %d, nor a share of it such as 25%%", field, text.value, least, total)
+		found.add(text.at, "%s: %q is neither a number of certificates in an hour from %d to the "+
+			"total, %d, nor a share of it such as 25%%", field, text.value, least, total)
 		return least
 	}
 	return n
@@ -131,22 +137,26 @@ func (b *Budget) compileRules(rules []rule, texts []fileRule, found *problems) {
 		}
 		sum, last = sum+one.Reserve, text.Budget.Reserve.at
 		if most, bounded := rules[i].from.most(*b); bounded && one.Reserve > most {
-			found.add(last, "rule %q: budget.reserve: %d is more than its service accounts may have, %d", rules[i].name, one.Reserve, most)
+			found.add(last, "rule %q: budget.reserve: %d is more than its service accounts "+
+				"may have, %d", rules[i].name, one.Reserve, most)
 		}
 	}
 	if sum > b.Total {
-		found.add(last, "budget.reserve: the reserves of all rules add up to %d, more than the total, %d", sum, b.Total)
+		found.add(last, "budget.reserve: the reserves of all rules add up to %d, more than "+
+			"the total, %d", sum, b.Total)
 		return
 	}
 	for i, text := range texts {
 		if one := b.rules[rules[i].name]; text.Budget.Reserve.at == 0 {
-			one.Reserve = min(one.Limit, min(percentOf(b.Total, defaultReserve), b.Total-sum)/unsaid)
+			one.Reserve = min(one.Limit,
+				min(percentOf(b.Total, defaultReserve), b.Total-sum)/unsaid)
 			b.rules[rules[i].name] = one
 		}
 	}
 	for i, text := range texts {
 		if b.Shared() == 0 && b.rules[rules[i].name].Reserve == 0 {
-			found.add(text.at, "rule %q: the reserves of the other rules leave nothing for it; give it a budget.reserve", rules[i].name)
+			found.add(text.at, "rule %q: the reserves of the other rules leave nothing for it; "+
+				"give it a budget.reserve", rules[i].name)
 		}
 	}
 }
@@ -154,7 +164,9 @@ func (b *Budget) compileRules(rules []rule, texts []fileRule, found *problems) {
 // most returns how many certificates the rule's requesters may have together, and false where
 // that is not bounded.
 func (f from) most(b Budget) (int, bool) {
-	wild := slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.Namespace == "*" || a.Name == "*" })
+	wild := slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {
+		return a.Namespace == "*" || a.Name == "*"
+	})
 	return len(f.accounts) * b.Account(), !wild && len(f.accounts) > 0 && len(f.users) == 0
 }
 
@@ -170,7 +182,8 @@ func (text fileRuleBudget) compile(b Budget, found *problems) RuleBudget {
 		one.Reserve = amount(text.Reserve, "budget.reserve", 0, b.Total, found)
 	}
 	if one.Reserve > one.Limit {
-		found.add(text.Reserve.at, "budget.reserve: %d is more than the limit of the rule, %d", one.Reserve, one.Limit)
+		found.add(text.Reserve.at, "budget.reserve: %d is more than the limit of the rule, %d",
+			one.Reserve, one.Limit)
 	}
 	return one
 }
@@ -179,7 +192,8 @@ func (text fileRuleBudget) compile(b Budget, found *problems) RuleBudget {
 type Spender struct {
 	Account   string // the username
 	Namespace string // of the service account; empty when the requester is none
-	Pod       string // the UID of the pod that the requester's token names; empty when it names none
+	// the UID of the pod that the requester's token names; empty when it names none
+	Pod string
 }
 
 // SpenderOf returns who a certificate of the requester's is counted for.
@@ -196,12 +210,14 @@ func SpenderOf(r Requester) Spender {
 
 // OverBudget is a budget that is spent. The request waits until there is room.
 type OverBudget struct {
-	Whose string    // whose budget, such as pod "UID", account "USERNAME" or all together; safe to show
+	// whose budget, such as pod "UID", account "USERNAME" or all together; safe to show
+	Whose string
 	Limit int       // certificates in an hour
 	Until time.Time // when the next will be free
 }
 
 // String says whose budget is spent, and until when.
 func (o *OverBudget) String() string {
-	return fmt.Sprintf("the budget of %s, %d certificates in an hour, is spent until %s", o.Whose, o.Limit, o.Until.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("the budget of %s, %d certificates in an hour, is spent until %s", o.Whose,
+		o.Limit, o.Until.UTC().Format(time.RFC3339))
 }

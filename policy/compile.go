@@ -34,10 +34,13 @@ func (f *file) compile(o Options, found *problems) ([]rule, Budget) {
 		case compiled.name == "":
 			found.add(cmp.Or(text.Name.at, text.at), "rules[%d]: has no name", i)
 		case byName[compiled.name]:
-			found.add(text.Name.at, "rules[%d]: the name %q is taken by an earlier rule", i, compiled.name)
+			found.add(text.Name.at, "rules[%d]: the name %q is taken by an earlier rule", i,
+				compiled.name)
 		}
 		if earlier, same := byText[compiled.canonical()]; same {
-			found.add(text.Name.at, "rules[%d]: %q says the same as %q, so it would never decide anything", i, compiled.name, earlier)
+			found.add(text.Name.at,
+				"rules[%d]: %q says the same as %q, so it would never decide anything", i,
+				compiled.name, earlier)
 		}
 		byName[compiled.name], byText[compiled.canonical()] = true, compiled.name
 		rules, texts = append(rules, compiled), append(texts, text)
@@ -54,7 +57,8 @@ func compileReserved(groups []line[string], found *problems) []string {
 	for _, group := range groups {
 		prefix, _ := strings.CutSuffix(group.value, "*")
 		if prefix != strings.TrimSpace(prefix) || prefix == "" || strings.Contains(prefix, "*") {
-			found.add(group.at, "reservedGroups: %q is empty, has a * elsewhere than at its end, or has blanks around it", group.value)
+			found.add(group.at, "reservedGroups: %q is empty, has a * elsewhere than at its end, "+
+				"or has blanks around it", group.value)
 		}
 		all = append(all, group.value)
 	}
@@ -129,7 +133,8 @@ func (c *compiler) compile() rule {
 		dnsNames:    c.compileNames("grant.dnsNames", c.Grant.DNSNames),
 		ips:         c.compileIPs(),
 		uris:        c.compileTexts("grant.uris", c.Grant.URIs, pkcs10.CheckURI),
-		emails:      c.compileTexts("grant.emailAddresses", c.Grant.EmailAddresses, pkcs10.CheckEmailAddress),
+		emails: c.compileTexts("grant.emailAddresses", c.Grant.EmailAddresses,
+			pkcs10.CheckEmailAddress),
 		keepSubject: c.compileSubject(),
 		keys:        compileWords(c, "grant.keys", c.Grant.Keys, pkcs10.KeyTypes()),
 		usages:      compileWords(c, "grant.usages", c.Grant.Usages, Usages()),
@@ -147,15 +152,19 @@ func (c *compiler) compileFrom() from {
 	}
 	for _, text := range c.From.ServiceAccounts {
 		namespace, name, _ := strings.Cut(text.value, "/")
-		if namespace != "*" && !dnsLabel.MatchString(namespace) || name != "*" && !dnsSubdomain.MatchString(name) {
-			c.wrong(text.at, "from.serviceAccounts", "%q is not of the form NAMESPACE/NAME, where * stands for any of either", text.value)
+		if namespace != "*" && !dnsLabel.MatchString(namespace) ||
+			name != "*" && !dnsSubdomain.MatchString(name) {
+			c.wrong(text.at, "from.serviceAccounts",
+				"%q is not of the form NAMESPACE/NAME, where * stands for any of either",
+				text.value)
 		}
 		compiled.accounts = append(compiled.accounts, ServiceAccount{namespace, name})
 	}
 	for _, text := range c.From.Users {
 		prefix, _ := strings.CutSuffix(text.value, "*")
 		if text.value == "" || strings.Contains(prefix, "*") {
-			c.wrong(text.at, "from.users", "%q is empty or has a * elsewhere than at its end", text.value)
+			c.wrong(text.at, "from.users", "%q is empty or has a * elsewhere than at its end",
+				text.value)
 		}
 		compiled.users = append(compiled.users, text.value)
 	}
@@ -172,7 +181,8 @@ func (c *compiler) compilePlain(field string, words []line[string]) []string {
 	var all []string
 	for _, word := range words {
 		if word.value == "" || strings.Contains(word.value, "*") {
-			c.wrong(word.at, field, "%q is empty or has a *, which stands for nothing here", word.value)
+			c.wrong(word.at, field, "%q is empty or has a *, which stands for nothing here",
+				word.value)
 		}
 		all = append(all, word.value)
 	}
@@ -183,12 +193,16 @@ func (c *compiler) compilePod(compiled *from) {
 	if text := c.From.Pod; text.at > 0 {
 		compiled.pod = podBinding(text.value)
 		if !slices.Contains(podBindings, compiled.pod) {
-			c.wrong(text.at, "from.pod", "%q is not known; write bound, address or none", text.value)
+			c.wrong(text.at, "from.pod", "%q is not known; write bound, address or none",
+				text.value)
 		}
 	}
-	people := slices.ContainsFunc(compiled.users, func(user string) bool { return !mayBeServiceAccount(user) })
+	people := slices.ContainsFunc(compiled.users, func(user string) bool {
+		return !mayBeServiceAccount(user)
+	})
 	if (len(compiled.accounts) == 0 || people) && compiled.pod != podNone {
-		c.wrong(c.From.Pod.at, "from.pod", "only service accounts have pods; write none, in a rule for users alone")
+		c.wrong(c.From.Pod.at, "from.pod",
+			"only service accounts have pods; write none, in a rule for users alone")
 	}
 }
 
@@ -203,7 +217,8 @@ func (c *compiler) compileNames(field string, names []fileName) []nameSource {
 		switch {
 		case name.pattern.at > 0:
 			if field == "grant.commonNames" {
-				wrong(name.at, name.pattern.value, "is a pattern; common names must be written out, or be one of the DNS names")
+				wrong(name.at, name.pattern.value, "is a pattern; common names must be written "+
+					"out, or be one of the DNS names")
 			}
 			wrong(name.pattern.at, name.pattern.value, checkPattern(name.pattern.value))
 			sources = append(sources, pattern(name.pattern.value))
@@ -214,7 +229,8 @@ func (c *compiler) compileNames(field string, names []fileName) []nameSource {
 			if name.namespace.at > 0 && !dnsLabel.MatchString(name.namespace.value) {
 				wrong(name.namespace.at, name.namespace.value, "is not the name of a namespace")
 			}
-			sources = append(sources, service{name.service.value, name.namespace.value, c.ClusterDomain})
+			sources = append(sources,
+				service{name.service.value, name.namespace.value, c.ClusterDomain})
 		default:
 			sources = append(sources, c.compileText(field, name.line, pkcs10.CheckPresentedDNSName))
 		}
@@ -222,7 +238,8 @@ func (c *compiler) compileNames(field string, names []fileName) []nameSource {
 	return sources
 }
 
-func (c *compiler) compileTexts(field string, texts []line[string], check func(string) string) []nameSource {
+func (c *compiler) compileTexts(field string, texts []line[string],
+	check func(string) string) []nameSource {
 	var sources []nameSource
 	for _, one := range texts {
 		sources = append(sources, c.compileText(field, one, check))
@@ -248,11 +265,13 @@ func (c *compiler) compileIPs() addresses {
 		case errIP == nil && ip.Zone() == "":
 			compiled.literals = append(compiled.literals, ip.Unmap())
 		case errPrefix == nil && within(slices.Concat(special, futureUse), prefix):
-			c.wrong(text.at, "grant.ipAddresses", "%q holds special addresses alone, which are granted only where they are written out", text.value)
+			c.wrong(text.at, "grant.ipAddresses", "%q holds special addresses alone, which are "+
+				"granted only where they are written out", text.value)
 		case errPrefix == nil && prefix == prefix.Masked():
 			compiled.patterns = append(compiled.patterns, prefix)
 		default:
-			c.wrong(text.at, "grant.ipAddresses", "%q is not known; write pod, for the pod's own, an address, or a prefix such as 10.0.0.0/8", text.value)
+			c.wrong(text.at, "grant.ipAddresses", "%q is not known; write pod, for the pod's "+
+				"own, an address, or a prefix such as 10.0.0.0/8", text.value)
 		}
 	}
 	return compiled
@@ -261,7 +280,8 @@ func (c *compiler) compileIPs() addresses {
 func (c *compiler) compileSubject() (keep bool) {
 	text := c.Grant.Subject
 	if text.at > 0 && text.value != "rebuilt" && text.value != "kept" {
-		c.wrong(text.at, "grant.subject", "%q is not known; write rebuilt, for the common name alone, or kept", text.value)
+		c.wrong(text.at, "grant.subject",
+			"%q is not known; write rebuilt, for the common name alone, or kept", text.value)
 	}
 	return text.value == "kept"
 }
@@ -274,7 +294,8 @@ func compileWords[T ~string](c *compiler, field string, texts []line[string], kn
 	}
 	for _, text := range texts {
 		if !slices.Contains(known, T(text.value)) {
-			c.wrong(text.at, field, "%q is not known or not allowed; choose from: %s", text.value, strings.Join(strs(known), ", "))
+			c.wrong(text.at, field, "%q is not known or not allowed; choose from: %s", text.value,
+				strings.Join(strs(known), ", "))
 		}
 		words = append(words, T(text.value))
 	}
@@ -283,21 +304,26 @@ func compileWords[T ~string](c *compiler, field string, texts []line[string], kn
 
 // compileLifetimes returns the longest lifetime, and the one for requests without one.
 func (c *compiler) compileLifetimes() (most, byDefault time.Duration) {
-	most = min(c.MaxLifetime, c.compileLifetime("grant.maxLifetime", c.Grant.MaxLifetime, c.MaxLifetime))
+	most = min(c.MaxLifetime,
+		c.compileLifetime("grant.maxLifetime", c.Grant.MaxLifetime, c.MaxLifetime))
 	byDefault = c.compileLifetime("grant.defaultLifetime", c.Grant.DefaultLifetime, most)
-	if text := c.Grant.DefaultLifetime; c.Grant.MaxLifetime.at > 0 && text.at > 0 && byDefault > most {
-		c.wrong(text.at, "grant.defaultLifetime", "%q is longer than the most that is granted, %s", text.value, most)
+	if text := c.Grant.DefaultLifetime; c.Grant.MaxLifetime.at > 0 && text.at > 0 &&
+		byDefault > most {
+		c.wrong(text.at, "grant.defaultLifetime", "%q is longer than the most that is granted, %s",
+			text.value, most)
 	}
 	return most, min(byDefault, most)
 }
 
-func (c *compiler) compileLifetime(field string, text line[string], unsaid time.Duration) time.Duration {
+func (c *compiler) compileLifetime(field string, text line[string],
+	unsaid time.Duration) time.Duration {
 	if text.at == 0 {
 		return unsaid
 	}
 	d, err := ParseDuration(text.value)
 	if err != nil || d < MinLifetime {
-		c.wrong(text.at, field, "%q is not a duration of at least %s, such as 12h or 30d", text.value, MinLifetime)
+		c.wrong(text.at, field, "%q is not a duration of at least %s, such as 12h or 30d",
+			text.value, MinLifetime)
 		return unsaid
 	}
 	return d
@@ -308,7 +334,8 @@ func (c *compiler) compileConditions() []condition {
 	for i, text := range c.Conditions {
 		field := fmt.Sprintf("conditions[%d]", i)
 		if text.That.value == "" || text.Message.value == "" {
-			c.wrong(cmp.Or(text.That.at, text.Message.at), field, "needs both: that, an expression in CEL, and message, which says what it asks for")
+			c.wrong(cmp.Or(text.That.at, text.Message.at), field, "needs both: that, an "+
+				"expression in CEL, and message, which says what it asks for")
 			compiled = append(compiled, condition{})
 			continue
 		}
@@ -327,8 +354,11 @@ func (c *compiler) compileConditions() []condition {
 // unprintable says what is wrong with a text that is shown to requesters and in terminals, or
 // nothing.
 func unprintable(text string, most int) string {
-	if len(text) > most || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return fmt.Sprintf("%q is longer than %d bytes or has characters other than those of printable ASCII", text, most)
+	if len(text) > most || strings.ContainsFunc(text, func(r rune) bool {
+		return r < ' ' || r > '~'
+	}) {
+		return fmt.Sprintf("%q is longer than %d bytes or has characters other than those of "+
+			"printable ASCII", text, most)
 	}
 	return ""
 }

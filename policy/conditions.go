@@ -32,16 +32,19 @@ type (
 		URIs           []string            `cel:"uris"`
 		EmailAddresses []string            `cel:"emailAddresses"`
 		Key            string              `cel:"key"`
-		KeySHA256      string              `cel:"publicKeySHA256"` // of the SubjectPublicKeyInfo, in lower-case hex
-		Usages         []string            `cel:"usages"`
-		Lifetime       int64               `cel:"lifetime"` // in seconds, as it would be granted
+		// of the SubjectPublicKeyInfo, in lower-case hex
+		KeySHA256 string   `cel:"publicKeySHA256"`
+		Usages    []string `cel:"usages"`
+		Lifetime  int64    `cel:"lifetime"` // in seconds, as it would be granted
 	}
 	celRequester struct {
-		Username       string              `cel:"username"`
-		Groups         []string            `cel:"groups"`
-		Extra          map[string][]string `cel:"extra"`
-		Namespace      string              `cel:"namespace"`      // empty when it is no service account
-		ServiceAccount string              `cel:"serviceAccount"` // empty when it is no service account
+		Username string              `cel:"username"`
+		Groups   []string            `cel:"groups"`
+		Extra    map[string][]string `cel:"extra"`
+		// empty when it is no service account
+		Namespace string `cel:"namespace"`
+		// empty when it is no service account
+		ServiceAccount string `cel:"serviceAccount"`
 	}
 	celPod struct {
 		Name        string   `cel:"name"` // empty when no pod is known
@@ -59,7 +62,8 @@ const conditionCost = 100_000
 // policy and not a surprise.
 var celEnv = sync.OnceValues(func() (*cel.Env, error) {
 	return cel.NewEnv(
-		ext.NativeTypes(ext.ParseStructTags(true), reflect.TypeFor[celRequest](), reflect.TypeFor[celRequester](), reflect.TypeFor[celPod]()),
+		ext.NativeTypes(ext.ParseStructTags(true), reflect.TypeFor[celRequest](),
+			reflect.TypeFor[celRequester](), reflect.TypeFor[celPod]()),
 		cel.Variable("request", cel.ObjectType("policy.celRequest")),
 		cel.Variable("requester", cel.ObjectType("policy.celRequester")),
 		cel.Variable("pod", cel.ObjectType("policy.celPod")),
@@ -80,9 +84,11 @@ func compileCondition(text, message string) (condition, error) {
 		return condition{}, fmt.Errorf("gives a %s; it must be true or false", ast.OutputType())
 	}
 	program, err := env.Program(ast, cel.CostLimit(conditionCost))
-	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())), func(r *celast.ReferenceInfo) bool {
-		return slices.Contains([]string{"request", "requester", "pod"}, r.Name) // and not a variable of its own
-	})
+	constant := !slices.ContainsFunc(slices.Collect(maps.Values(ast.NativeRep().ReferenceMap())),
+		func(r *celast.ReferenceInfo) bool {
+			// and not a variable of its own
+			return slices.Contains([]string{"request", "requester", "pod"}, r.Name)
+		})
 	return condition{text: text, message: message, constant: constant, program: program}, err
 }
 
@@ -92,7 +98,8 @@ func (u *rule) judgeConditions(r *Request, account ServiceAccount, pod *Pod, f *
 	if len(u.conditions) == 0 {
 		return
 	}
-	seen := map[string]any{"request": r.forCEL(u.lifetimeFor(r.Lifetime)), "requester": r.Requester.forCEL(account), "pod": pod.forCEL()}
+	seen := map[string]any{"request": r.forCEL(u.lifetimeFor(r.Lifetime)),
+		"requester": r.Requester.forCEL(account), "pod": pod.forCEL()}
 	for i, c := range u.conditions {
 		value, _, err := c.program.Eval(seen)
 		field := fmt.Sprintf("conditions[%d]", i)
@@ -126,12 +133,14 @@ func (r *Request) forCEL(lifetime time.Duration) celRequest {
 }
 
 func (r Requester) forCEL(account ServiceAccount) celRequester {
-	return celRequester{Username: r.Username, Groups: r.Groups, Extra: r.Extra, Namespace: account.Namespace, ServiceAccount: account.Name}
+	return celRequester{Username: r.Username, Groups: r.Groups, Extra: r.Extra,
+		Namespace: account.Namespace, ServiceAccount: account.Name}
 }
 
 func (p *Pod) forCEL() celPod {
 	if p == nil {
 		return celPod{}
 	}
-	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs), HostNetwork: p.HostNetwork}
+	return celPod{Name: p.Name, UID: p.UID, Node: p.Node, IPAddresses: texts(p.IPs),
+		HostNetwork: p.HostNetwork}
 }

@@ -29,18 +29,21 @@ rules:
 
 func TestConditions(t *testing.T) {
 	for that, granted := range map[string]bool{
-		`size(request.dnsNames) == 1`:                                         true,
-		`request.dnsNames.all(n, n.startsWith("typha"))`:                      true,
-		`request.key == "rsa-2048"`:                                           false,
-		`"server auth" in request.usages && request.lifetime == 3600`:         true, // none was asked for
-		`requester.namespace == "calico-system"`:                              true,
-		`requester.serviceAccount == "calico-typha"`:                          false,
-		`"system:serviceaccounts" in requester.groups`:                        true,
-		`pod.node.startsWith("n-") && "10.65.0.7" in pod.ipAddresses`:         true,
-		`!pod.hostNetwork`:                                                    true,
+		`size(request.dnsNames) == 1`:                    true,
+		`request.dnsNames.all(n, n.startsWith("typha"))`: true,
+		`request.key == "rsa-2048"`:                      false,
+		// none was asked for
+		`"server auth" in request.usages && request.lifetime == 3600`: true,
+		`requester.namespace == "calico-system"`:                      true,
+		`requester.serviceAccount == "calico-typha"`:                  false,
+		`"system:serviceaccounts" in requester.groups`:                true,
+		`pod.node.startsWith("n-") && "10.65.0.7" in pod.ipAddresses`: true,
+		`!pod.hostNetwork`: true,
 		`requester.extra["authentication.kubernetes.io/pod-name"] == ["p-1"]`: true,
-		`requester.extra["missing"] == ["x"]`:                                 false, // cannot be evaluated
-		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, request.lifetime > 0)))))`: false, // costs too much
+		// cannot be evaluated
+		`requester.extra["missing"] == ["x"]`: false,
+		// costs too much
+		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, request.lifetime > 0)))))`: false,
 	} {
 		p, err := withCondition(that)
 		if err != nil {
@@ -56,7 +59,8 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// A condition is not held against a request while facts are missing that it may look at, and is when they have come.
+// A condition is not held against a request while facts are missing that it may look at, and is
+// when they have come.
 func TestConditionsWaitForFacts(t *testing.T) {
 	p, err := withCondition(`"10.65.0.8" in pod.ipAddresses`)
 	if err != nil {
@@ -64,7 +68,8 @@ func TestConditionsWaitForFacts(t *testing.T) {
 	}
 	a := newAsker("calico-system", "calico-node", "typha-client")
 	a.pod.IPs = nil
-	if v, waits := p.Decide(a.request(t)).(*policy.Waiting); !waits || !strings.Contains(v.Missing, "the IP address of the pod") {
+	if v, waits := p.Decide(a.request(t)).(*policy.Waiting); !waits ||
+		!strings.Contains(v.Missing, "the IP address of the pod") {
 		t.Errorf("%+v", v)
 	}
 	a.pod.IPs = []netip.Addr{podIP}
@@ -81,7 +86,8 @@ func TestConditionsAreChecked(t *testing.T) {
 		"nobody.name == 'x'":      "undeclared reference",
 		"request.commonName == 7": "no matching overload",
 	} {
-		if _, err := withCondition(that); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "line 11") {
+		if _, err := withCondition(that); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), "line 11") {
 			t.Errorf("%q: %v; want %q", that, err, want)
 		}
 	}

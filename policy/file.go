@@ -20,11 +20,13 @@ type (
 		Defaults fileRule   `yaml:"defaults"` // optional: what rules say that do not say otherwise
 		Rules    []fileRule `yaml:"rules"`
 
-		ReservedGroups []line[string] `yaml:"reservedGroups"` // optional: no kept subject holds one; "*" at the end for any ending
+		// optional: no kept subject holds one; "*" at the end for any ending
+		ReservedGroups []line[string] `yaml:"reservedGroups"`
 	}
 	fileBudget struct { // certificates in an hour
-		Total             line[int]    `yaml:"total"`
-		PerNamespace      line[string] `yaml:"perNamespace"`      // a number, or a share of the total
+		Total line[int] `yaml:"total"`
+		// a number, or a share of the total
+		PerNamespace      line[string] `yaml:"perNamespace"`
 		PerServiceAccount line[string] `yaml:"perServiceAccount"` // a share of the total: "50%"
 		PerPod            line[int]    `yaml:"perPod"`
 	}
@@ -47,23 +49,32 @@ type (
 		Message line[string] `yaml:"message"` // what the requester reads when it is not met
 	}
 	fileFrom struct {
-		ServiceAccounts []line[string]            `yaml:"serviceAccounts"` // NAMESPACE/NAME; "*" for any of either
-		Users           []line[string]            `yaml:"users"`           // usernames; "*" at the end for any ending
-		Groups          []line[string]            `yaml:"groups"`          // optional: at least one of them
-		Extra           map[string][]line[string] `yaml:"extra"`           // optional: for each key at least one of its values
-		Pod             line[string]              `yaml:"pod"`             // bound (default), address or none
+		// NAMESPACE/NAME; "*" for any of either
+		ServiceAccounts []line[string] `yaml:"serviceAccounts"`
+		// usernames; "*" at the end for any ending
+		Users []line[string] `yaml:"users"`
+		// optional: at least one of them
+		Groups []line[string] `yaml:"groups"`
+		// optional: for each key at least one of its values
+		Extra map[string][]line[string] `yaml:"extra"`
+		// bound (default), address or none
+		Pod line[string] `yaml:"pod"`
 	}
 	fileGrant struct {
-		CommonNames     []fileName     `yaml:"commonNames"` // optional; without it, one of the DNS names asked for
-		DNSNames        []fileName     `yaml:"dnsNames"`
-		IPAddresses     []line[string] `yaml:"ipAddresses"` // "pod": the pod's own; an address; a prefix
-		URIs            []line[string] `yaml:"uris"`
-		EmailAddresses  []line[string] `yaml:"emailAddresses"`
-		Subject         line[string]   `yaml:"subject"` // rebuilt (default) or kept
-		Keys            []line[string] `yaml:"keys"`
-		Usages          []line[string] `yaml:"usages"`
-		MaxLifetime     line[string]   `yaml:"maxLifetime"`     // optional: a duration, see ParseDuration
-		DefaultLifetime line[string]   `yaml:"defaultLifetime"` // optional: when none is asked for; without it, the most
+		// optional; without it, one of the DNS names asked for
+		CommonNames []fileName `yaml:"commonNames"`
+		DNSNames    []fileName `yaml:"dnsNames"`
+		// "pod": the pod's own; an address; a prefix
+		IPAddresses    []line[string] `yaml:"ipAddresses"`
+		URIs           []line[string] `yaml:"uris"`
+		EmailAddresses []line[string] `yaml:"emailAddresses"`
+		Subject        line[string]   `yaml:"subject"` // rebuilt (default) or kept
+		Keys           []line[string] `yaml:"keys"`
+		Usages         []line[string] `yaml:"usages"`
+		// optional: a duration, see ParseDuration
+		MaxLifetime line[string] `yaml:"maxLifetime"`
+		// optional: when none is asked for; without it, the most
+		DefaultLifetime line[string] `yaml:"defaultLifetime"`
 	}
 )
 
@@ -94,7 +105,8 @@ func (n *fileName) UnmarshalYAML(node *yaml.Node) error {
 		return n.line.UnmarshalYAML(node)
 	}
 	n.at = node.Line
-	fields := map[string]*line[string]{"service": &n.service, "namespace": &n.namespace, "pattern": &n.pattern}
+	fields := map[string]*line[string]{"service": &n.service, "namespace": &n.namespace,
+		"pattern": &n.pattern}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		field, ok := fields[key.Value]
@@ -112,7 +124,9 @@ func (n *fileName) UnmarshalYAML(node *yaml.Node) error {
 }
 
 func nameFault(at int) error {
-	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: a name is a text, or a mapping with the key \"service\" and perhaps the key \"namespace\", or with the key \"pattern\" alone, each once", at)}}
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: a name is a text, or a mapping "+
+		"with the key \"service\" and perhaps the key \"namespace\", or with the key \"pattern\" "+
+		"alone, each once", at)}}
 }
 
 // problems collects what is wrong with a policy's text.
@@ -162,16 +176,19 @@ func (p *problems) checkValues(node *yaml.Node) {
 	inMapping := node.Kind == yaml.MappingNode
 	for i, child := range node.Content {
 		isNull := child.Kind == yaml.ScalarNode && child.Tag == "!!null"
-		isEmpty := (child.Kind == yaml.SequenceNode || child.Kind == yaml.MappingNode) && len(child.Content) == 0
+		isEmpty := (child.Kind == yaml.SequenceNode || child.Kind == yaml.MappingNode) &&
+			len(child.Content) == 0
 		switch {
 		case inMapping && i%2 == 0:
 			if isNull { // the YAML library would pass over it, and over what stands under it
 				p.add(child.Line, "a key has no name")
 			}
 		case inMapping && isNull:
-			p.add(child.Line, "the key %q has no value; write one, or leave the key out", node.Content[i-1].Value)
+			p.add(child.Line, "the key %q has no value; write one, or leave the key out",
+				node.Content[i-1].Value)
 		case inMapping && isEmpty:
-			p.add(child.Line, "the key %q is empty; write an entry, or leave the key out", node.Content[i-1].Value)
+			p.add(child.Line, "the key %q is empty; write an entry, or leave the key out",
+				node.Content[i-1].Value)
 		case node.Kind == yaml.SequenceNode && isNull:
 			p.add(child.Line, "an entry of a list has no value")
 		}
@@ -197,7 +214,8 @@ func Parse(text []byte, o Options) (*Policy, error) {
 	if err := found.err(); err != nil {
 		return nil, err
 	}
-	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o), clusterDomain: o.ClusterDomain, blocked: o.BlockedKeys}, nil
+	return &Policy{rules: rules, budget: budget, hash: hashOf(text, o),
+		clusterDomain: o.ClusterDomain, blocked: o.BlockedKeys}, nil
 }
 
 // findRules notes for each rule on which line it begins. The tree is of the same text.
@@ -206,7 +224,10 @@ func (f *file) findRules(tree *yaml.Node) {
 	if tree.Decode(&lines) != nil {
 		return // which is noted already
 	}
-	lines.Rules = slices.DeleteFunc(lines.Rules, func(n yaml.Node) bool { return n.Kind == yaml.ScalarNode }) // which is no rule
+	// which is no rule
+	lines.Rules = slices.DeleteFunc(lines.Rules, func(n yaml.Node) bool {
+		return n.Kind == yaml.ScalarNode
+	})
 	for i := range min(len(f.Rules), len(lines.Rules)) {
 		f.Rules[i].at = lines.Rules[i].Line
 	}

@@ -23,7 +23,9 @@ rules:
 	clusterIP, node := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("192.0.2.10")
 	parse := func(text string, forbidden ...netip.Addr) *policy.Policy {
 		t.Helper()
-		p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour, ForbiddenAddresses: forbidden})
+		p, err := policy.Parse([]byte(text),
+			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour,
+				ForbiddenAddresses: forbidden})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,10 +35,15 @@ var podBindings = []podBinding{podBound, podAddress, podNone}
 func (f from) appliesTo(r *Request) bool {
 	named := len(f.accounts)+len(f.users) == 0
 	if account, ok := r.Requester.ServiceAccount(); ok {
-		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.matches(account) })
+		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {
+			return a.matches(account)
+		})
 	}
-	named = named || slices.ContainsFunc(f.users, func(u string) bool { return matchesUser(u, r.Requester.Username) })
-	return named && (len(f.groups) == 0 || anyOf(f.groups, r.Requester.Groups)) && f.extraAppliesTo(r)
+	named = named || slices.ContainsFunc(f.users, func(u string) bool {
+		return matchesUser(u, r.Requester.Username)
+	})
+	return named && (len(f.groups) == 0 || anyOf(f.groups, r.Requester.Groups)) &&
+		f.extraAppliesTo(r)
 }
 
 func (f from) extraAppliesTo(r *Request) bool {
@@ -57,7 +62,8 @@ func anyOf(wanted, there []string) bool {
 
 // matches reports whether a, in which "*" stands for any, names the account.
 func (a ServiceAccount) matches(account ServiceAccount) bool {
-	return (a.Namespace == "*" || a.Namespace == account.Namespace) && (a.Name == "*" || a.Name == account.Name)
+	return (a.Namespace == "*" || a.Namespace == account.Namespace) &&
+		(a.Name == "*" || a.Name == account.Name)
 }
 
 func matchesUser(want, username string) bool {

@@ -25,11 +25,13 @@ func FuzzPolicy(f *testing.F) {
 	f.Add(language)
 	request, facts := newAsker("calico-system", "calico-node", "typha-client").request(f)
 	f.Fuzz(func(t *testing.T, text string) {
-		p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+		p, err := policy.Parse([]byte(text),
+			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 		if err != nil {
 			return
 		}
-		if g, ok := p.Decide(request, facts).(*policy.Grant); ok && (g.Lifetime() <= 0 || g.Lifetime() > time.Hour) {
+		if g, ok := p.Decide(request, facts).(*policy.Grant); ok &&
+			(g.Lifetime() <= 0 || g.Lifetime() > time.Hour) {
 			t.Errorf("granted for %s", g.Lifetime())
 		}
 	})
@@ -40,7 +42,8 @@ func FuzzPolicy(f *testing.F) {
 func FuzzDecide(f *testing.F) {
 	f.Add("typha-client", "typha-client", "typha-client", []byte{10, 65, 0, 7})
 	f.Add("typha-server", "typha-client", "*.typha-client", []byte{10, 65, 0, 8})
-	f.Add("TYPHA-CLIENT", "typha-client\x00", "kubernetes", []byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 65, 0, 7})
+	f.Add("TYPHA-CLIENT", "typha-client\x00", "kubernetes",
+		[]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 65, 0, 7})
 	p, key := builtIn(f, "calico"), pkcs10test.NewKey(f)
 	own := []string{"typha-client"}
 	f.Fuzz(func(t *testing.T, cn, one, other string, address []byte) {
@@ -62,17 +65,22 @@ func FuzzDecide(f *testing.F) {
 				}
 			}
 		case *policy.Refusal:
-			if strings.ContainsFunc(v.String(), func(r rune) bool { return r < ' ' || r == 0x7f || r > 0x7e }) {
+			if strings.ContainsFunc(v.String(), func(r rune) bool {
+				return r < ' ' || r == 0x7f || r > 0x7e
+			}) {
 				t.Errorf("a refusal that is not plain text: %q", v.String())
 			}
 		}
 	})
 }
 
-// FuzzDerive: whoever asks for whatever, the derived names that are granted are the requester's own.
+// FuzzDerive: whoever asks for whatever, the derived names that are granted are the requester's
+// own.
 func FuzzDerive(f *testing.F) {
-	f.Add("shop", "till", "till.shop.example.com", "spiffe://example.org/ns/shop/sa/till", "till@shop.example.com")
-	f.Add("default", "kubernetes.default", "*.default.svc", "spiffe://example.org/ns/a/sa/b/../c", "a@b@c")
+	f.Add("shop", "till", "till.shop.example.com", "spiffe://example.org/ns/shop/sa/till",
+		"till@shop.example.com")
+	f.Add("default", "kubernetes.default", "*.default.svc", "spiffe://example.org/ns/a/sa/b/../c",
+		"a@b@c")
 	f.Add("a", "b.c", "b.c.a.example.com", "spiffe://example.org/ns/a/sa/b.c", "b.c@a.example.com")
 	p, key := parse(f, names), pkcs10test.NewKey(f)
 	f.Fuzz(func(t *testing.T, namespace, account, dns, uri, email string) {
@@ -85,8 +93,10 @@ func FuzzDerive(f *testing.F) {
 			return
 		}
 		own := []string{
-			account + "." + namespace + ".example.com", "*." + namespace + ".svc", "*.apps.example.com",
-			"spiffe://example.org/ns/" + namespace + "/sa/" + account, "https://fixed.example.com/a",
+			account + "." + namespace + ".example.com", "*." + namespace + ".svc",
+			"*.apps.example.com",
+			"spiffe://example.org/ns/" + namespace + "/sa/" + account,
+			"https://fixed.example.com/a",
 			account + "@" + namespace + ".example.com", "ops@example.com",
 		}
 		for _, name := range slices.Concat(g.DNSNames(), g.URIs(), g.EmailAddresses()) {
@@ -100,7 +110,8 @@ func FuzzDerive(f *testing.F) {
 
 // rawRequest asks for two DNS names and an IP address, each just as its bytes are.
 func rawRequest(key crypto.Signer, cn, one, other string, address []byte) ([]byte, error) {
-	return raw(key, cn, []asn1.RawValue{general(2, []byte(one)), general(2, []byte(other)), general(7, address)})
+	return raw(key, cn,
+		[]asn1.RawValue{general(2, []byte(one)), general(2, []byte(other)), general(7, address)})
 }
 
 // rawNames asks for a name of each kind, by its tag, just as its bytes are.

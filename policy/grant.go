@@ -40,7 +40,8 @@ type redemption struct {
 var (
 	ErrNoGrant    = errors.New("policy: the grant is empty: it was not given by a policy")
 	ErrGrantSpent = errors.New("policy: the grant was redeemed before: decide again")
-	ErrGrantStale = errors.New("policy: the policy or the CA has changed since the grant was given: decide again")
+	ErrGrantStale = errors.New("policy: the policy or the CA has changed since the grant was " +
+		"given: decide again")
 )
 
 func (p *Policy) grant(r *Request, f finding) *Grant {
@@ -93,7 +94,8 @@ func (g *Grant) CheckKey() *Refusal {
 	if !weak {
 		return nil
 	}
-	return &Refusal{Reasons: []Reason{invalid(fault)}, PolicyHash: g.PolicyHash(), RequestSHA256: g.requestSHA256}
+	return &Refusal{Reasons: []Reason{invalid(fault)}, PolicyHash: g.PolicyHash(),
+		RequestSHA256: g.requestSHA256}
 }
 
 // RequestUID is the UID of the API object that is answered.

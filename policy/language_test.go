@@ -38,7 +38,8 @@ rules:
 `
 
 func TestLanguage(t *testing.T) {
-	p, err := policy.Parse([]byte(language), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	p, err := policy.Parse([]byte(language),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +81,8 @@ func TestLanguage(t *testing.T) {
 
 // Users need no pod, and must be in one of the groups.
 func TestUsersAndGroups(t *testing.T) {
-	p, err := policy.Parse([]byte(language), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	p, err := policy.Parse([]byte(language),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,8 +109,10 @@ func TestUsersAndGroups(t *testing.T) {
 		if granted != c.granted {
 			t.Errorf("%+v: granted is %t", c, granted)
 		}
-		if want := strings.ToLower(c.name); granted && (commonName(g) != want || g.DNSNames()[0] != want) {
-			t.Errorf("%+v: granted are %q and %v, in lower case they should be", c, commonName(g), g.DNSNames())
+		if want := strings.ToLower(c.name); granted &&
+			(commonName(g) != want || g.DNSNames()[0] != want) {
+			t.Errorf("%+v: granted are %q and %v, in lower case they should be", c, commonName(g),
+				g.DNSNames())
 		}
 	}
 }
@@ -127,7 +131,9 @@ func TestLanguageMistakes(t *testing.T) {
 		{`dnsNames: [{pattern: "*"}]`, `commonNames: [{pattern: "*"}]`, `must be written out`},
 	} {
 		text := strings.Replace(language, c.old, c.new, 1)
-		if _, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := policy.Parse([]byte(text),
+			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour}); err == nil ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", c.new, err, c.want)
 		}
 	}
@@ -147,12 +153,14 @@ rules:
     from: {groups: ["system:authenticated"]}
     grant: {dnsNames: [typha-client]}
 `
-	p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+	p, err := policy.Parse([]byte(text),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
 	requireGrant(t, p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
-	requireRefusal(t, p.Decide(newAsker("calico-system", "anybody", "typha-client").request(t)), policy.RequesterNotAllowed, "anybody")
+	requireRefusal(t, p.Decide(newAsker("calico-system", "anybody", "typha-client").request(t)),
+		policy.RequesterNotAllowed, "anybody")
 }
 
 // Some clouds give pods addresses of a range that was reserved; by a prefix it is given to nobody.
@@ -165,20 +173,26 @@ func TestPodMayHaveAnAddressForFutureUse(t *testing.T) {
 
 // specialAddresses are those that no pod may have, each class with the edges of its prefixes.
 var specialAddresses = []string{
-	"127.0.0.2", "::1", "0.0.0.0", "::", "0.1.2.3", "169.254.169.254", "169.254.170.2", "169.254.170.23", "192.0.0.192",
+	"127.0.0.2", "::1", "0.0.0.0", "::", "0.1.2.3", "169.254.169.254", "169.254.170.2",
+	"169.254.170.23", "192.0.0.192",
 	"fe80::a9fe:a9fe", "224.0.0.1", "239.255.255.250", "ff02::1", "255.255.255.255",
 	"100.100.100.200", "168.63.129.16", // Alibaba, Azure
 	"fd00:ec2::254", "fd00:ec2::23", "fd00:ec2::253", // AWS: metadata, credentials of EKS pods, DNS
-	"fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:c1::a9fe:0", "fd00:42::42", "fd00:a9fe:a9fe::1", // Google, Oracle, Scaleway, Linode
-	"::a00:1", "64:ff9b::a00:1", "64:ff9b:1::", "64:ff9b:1:ffff:ffff:ffff:ffff:ffff", "64:ff9b:1:a00:1::", "::ffff:0:a9fe:a9fe",
-	"2001::", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:0:ffff:ffff:ffff:ffff:ffff:ffff", "2002:a00:1::1",
+	// Google, Oracle, Scaleway, Linode
+	"fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:c1::a9fe:0", "fd00:42::42", "fd00:a9fe:a9fe::1",
+	"::a00:1", "64:ff9b::a00:1", "64:ff9b:1::", "64:ff9b:1:ffff:ffff:ffff:ffff:ffff",
+	"64:ff9b:1:a00:1::", "::ffff:0:a9fe:a9fe",
+	"2001::", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:0:ffff:ffff:ffff:ffff:ffff:ffff",
+	"2002:a00:1::1",
 	"2001:db8::5efe:a00:1", "2001:db8::200:5efe:a9fe:a9fe", // ISATAP
 }
 
 // plainAddresses are no special ones, although they are next to them.
 var plainAddresses = []string{
-	"8.8.8.8", "2001:db8::1", "fd00::1", "100.64.0.1", "100.100.100.199", "fd00:ec1::254", "fd20:ce::253", "fd20:ce::1:254",
-	"fd00:c1::a9ff:0", "64:ff9a::1", "64:ff9b:2::1", "2001:1::1", "2003::1", "2001:db8::5eff:a00:1", "2001:db8::100:5efe:a00:1",
+	"8.8.8.8", "2001:db8::1", "fd00::1", "100.64.0.1", "100.100.100.199", "fd00:ec1::254",
+	"fd20:ce::253", "fd20:ce::1:254",
+	"fd00:c1::a9ff:0", "64:ff9a::1", "64:ff9b:2::1", "2001:1::1", "2003::1", "2001:db8::5eff:a00:1",
+	"2001:db8::100:5efe:a00:1",
 }
 
 // A prefix that holds all addresses gives none of those that must be written out.
@@ -212,6 +226,7 @@ func TestSpecialAddressesAreNoPods(t *testing.T) {
 			requireGrant(t, v)
 			continue
 		}
-		requireRefusal(t, v, policy.NameNotAllowed, "request.ipAddresses "+text+" is not allowed by this rule")
+		requireRefusal(t, v, policy.NameNotAllowed,
+			"request.ipAddresses "+text+" is not allowed by this rule")
 	}
 }

@@ -11,34 +11,43 @@ import (
 // checkUse finds what makes a rule useless: that it, or a part of it, could never grant anything.
 func (c *compiler) checkUse(u *rule) {
 	if len(u.dnsNames)+len(u.uris)+len(u.emails) == 0 && !u.ips.any() {
-		c.wrong(0, "grant", "names nothing that one could ask for; add dnsNames, ipAddresses, uris or emailAddresses")
+		c.wrong(0, "grant", "names nothing that one could ask for; add dnsNames, ipAddresses, "+
+			"uris or emailAddresses")
 	}
 	if u.from.pod == podAddress && !u.ips.any() {
-		c.wrong(0, "grant.ipAddresses", "is empty, but from.pod: address wants one to be asked for; write pod")
+		c.wrong(0, "grant.ipAddresses",
+			"is empty, but from.pod: address wants one to be asked for; write pod")
 	}
 	if !u.from.mayBeServiceAccounts() {
 		c.checkUsers(u)
 	}
 	if !u.from.anyInGroups() {
-		c.wrong(c.From.Groups[0].at, "from.groups", "no requester that the rule names is in any of %s, so it would never grant anything", strings.Join(u.from.groups, ", "))
+		c.wrong(c.From.Groups[0].at, "from.groups", "no requester that the rule names is in any "+
+			"of %s, so it would never grant anything", strings.Join(u.from.groups, ", "))
 	}
 	for i, source := range u.commonNames {
 		if t, isText := source.(text); isText && !t.derives() && len(t) > pkcs10.MaxCommonName {
-			c.wrong(c.Grant.CommonNames[i].at, "grant.commonNames", "%q is longer than the %d bytes that a common name may have", t, pkcs10.MaxCommonName)
+			c.wrong(c.Grant.CommonNames[i].at, "grant.commonNames",
+				"%q is longer than the %d bytes that a common name may have", t,
+				pkcs10.MaxCommonName)
 		}
 	}
 	for _, key := range u.keys {
 		if len(u.usages) > 0 && !slices.ContainsFunc(fitUsages(u.usages, key), isKeyUsage) {
-			c.wrong(0, "grant.keys", "%s serves none of the rule's key usages, so it would never be granted; add the usage %q", key, DigitalSignature)
+			c.wrong(0, "grant.keys", "%s serves none of the rule's key usages, so it would never "+
+				"be granted; add the usage %q", key, DigitalSignature)
 		}
 	}
-	if unservable := u.unservable(); len(unservable) > 0 && len(u.keys) > 0 && !slices.ContainsFunc(u.usages, u.servable) {
-		c.wrong(0, "grant.usages", "no key type of the rule can have %s with the rule's key usages, so it would never be granted; add the usage %q",
+	if unservable := u.unservable(); len(unservable) > 0 && len(u.keys) > 0 &&
+		!slices.ContainsFunc(u.usages, u.servable) {
+		c.wrong(0, "grant.usages", "no key type of the rule can have %s with the rule's key "+
+			"usages, so it would never be granted; add the usage %q",
 			unservable[0].usage, DigitalSignature)
 	}
 	for i, one := range u.conditions {
 		if one.constant {
-			c.wrong(c.Conditions[i].That.at, fmt.Sprintf("conditions[%d]", i), "does not depend on the request, so it allows everything or nothing")
+			c.wrong(c.Conditions[i].That.at, fmt.Sprintf("conditions[%d]", i),
+				"does not depend on the request, so it allows everything or nothing")
 		}
 	}
 }
@@ -72,7 +81,8 @@ func (u *rule) servable(usage Usage) bool {
 func (u *rule) warnOfUsages() []string {
 	var all []string
 	for _, one := range u.unservable() {
-		all = append(all, fmt.Sprintf("%q is never granted with a key of the type %s: the rule allows none of the key usages that it needs (%s)",
+		all = append(all, fmt.Sprintf("%q is never granted with a key of the type %s: the rule "+
+			"allows none of the key usages that it needs (%s)",
 			string(one.usage), one.key, strings.Join(strs(servedBy[one.usage]), ", ")))
 	}
 	return all
@@ -88,7 +98,8 @@ func (c *compiler) checkUsers(u *rule) {
 		field   string
 		sources []nameSource
 	}{
-		{"grant.commonNames", u.commonNames}, {"grant.dnsNames", u.dnsNames}, {"grant.uris", u.uris}, {"grant.emailAddresses", u.emails},
+		{"grant.commonNames", u.commonNames}, {"grant.dnsNames", u.dnsNames},
+		{"grant.uris", u.uris}, {"grant.emailAddresses", u.emails},
 	} {
 		for _, source := range names.sources {
 			if len(source.describe(ServiceAccount{})) == 0 {
@@ -100,13 +111,15 @@ func (c *compiler) checkUsers(u *rule) {
 
 // mayBeServiceAccounts reports whether a service account could be among a rule's requesters.
 func (f from) mayBeServiceAccounts() bool {
-	return len(f.accounts) > 0 || len(f.users) == 0 || slices.ContainsFunc(f.users, mayBeServiceAccount)
+	return len(f.accounts) > 0 || len(f.users) == 0 ||
+		slices.ContainsFunc(f.users, mayBeServiceAccount)
 }
 
 // mayBeServiceAccount reports whether an entry of users matches any service account.
 func mayBeServiceAccount(user string) bool {
 	prefix, open := strings.CutSuffix(user, "*")
-	return strings.HasPrefix(user, serviceAccountPrefix) || open && strings.HasPrefix(serviceAccountPrefix, prefix)
+	return strings.HasPrefix(user, serviceAccountPrefix) ||
+		open && strings.HasPrefix(serviceAccountPrefix, prefix)
 }
 
 // anyInGroups reports whether anybody whom the accounts and users of a rule name could be in one of
@@ -122,11 +135,15 @@ func (f from) anyInGroups() bool {
 		switch {
 		case ofNamespace:
 			return slices.ContainsFunc(f.users, mayBeServiceAccount) ||
-				slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool { return a.Namespace == "*" || a.Namespace == namespace })
+				slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {
+					return a.Namespace == "*" || a.Namespace == namespace
+				})
 		case group == allAccountsGroup:
 			return f.mayBeServiceAccounts()
 		case group == "system:unauthenticated":
-			return slices.ContainsFunc(f.users, func(user string) bool { return matchesUser(user, "system:anonymous") })
+			return slices.ContainsFunc(f.users, func(user string) bool {
+				return matchesUser(user, "system:anonymous")
+			})
 		}
 		return true
 	})
@@ -148,7 +165,8 @@ func (p *Policy) Warnings() []string {
 	var all []string
 	for i := range p.rules {
 		u := &p.rules[i]
-		for _, warning := range slices.Concat(u.warnOfWidth(p.clusterDomain), u.warnOfProof(), u.warnOfNames(), u.warnOfUsages()) {
+		for _, warning := range slices.Concat(u.warnOfWidth(p.clusterDomain), u.warnOfProof(),
+			u.warnOfNames(), u.warnOfUsages()) {
 			all = append(all, "rule "+u.name+": "+warning)
 		}
 	}
@@ -172,20 +190,25 @@ func (u *rule) warnOfWidth(clusterDomain string) []string {
 // warnOfProof says who is taken at less than their pod's word.
 func (u *rule) warnOfProof() (all []string) {
 	if u.from.pod == podNone && u.from.mayBeServiceAccounts() && u.from.anyone() == "" {
-		all = append(all, "service accounts need not be live pods (from.pod: none), so whoever holds or may make a token of theirs can ask")
+		all = append(all, "service accounts need not be live pods (from.pod: none), so whoever "+
+			"holds or may make a token of theirs can ask")
 	}
 	if u.from.pod == podAddress {
-		all = append(all, "one pod of a service account can ask in another's name (from.pod: address); this is for clusters before Kubernetes 1.22")
+		all = append(all, "one pod of a service account can ask in another's name (from.pod: "+
+			"address); this is for clusters before Kubernetes 1.22")
 	}
 	for _, account := range u.from.accounts {
 		if account.Namespace == "*" && account.Name != "*" {
-			all = append(all, "who may make a namespace may ask (from.serviceAccounts: "+account.String()+")")
+			all = append(all,
+				"who may make a namespace may ask (from.serviceAccounts: "+account.String()+")")
 		}
 	}
 	for _, user := range u.from.users {
 		rest, ofAccounts := strings.CutPrefix(user, serviceAccountPrefix)
-		if ofAccounts && rest != "*" && strings.HasSuffix(rest, "*") && !strings.Contains(rest, ":") {
-			all = append(all, "it applies to every namespace with this prefix (from.users: "+user+")")
+		if ofAccounts && rest != "*" && strings.HasSuffix(rest, "*") &&
+			!strings.Contains(rest, ":") {
+			all = append(all,
+				"it applies to every namespace with this prefix (from.users: "+user+")")
 		}
 	}
 	return all
@@ -194,7 +217,8 @@ func (u *rule) warnOfProof() (all []string) {
 // warnOfNames says which names are the API server's, or not the requester's alone.
 func (u *rule) warnOfNames() (all []string) {
 	if u.keepSubject {
-		all = append(all, "the requester chooses the rest of its subject (grant.subject: kept); servers that map the organisation to a group trust what it writes there")
+		all = append(all, "the requester chooses the rest of its subject (grant.subject: kept); "+
+			"servers that map the organisation to a group trust what it writes there")
 	}
 	for _, source := range slices.Concat(u.commonNames, u.dnsNames, u.uris, u.emails) {
 		t, isText := source.(text)
@@ -203,12 +227,16 @@ func (u *rule) warnOfNames() (all []string) {
 		case isService && s.name == "kubernetes":
 			all = append(all, fmt.Sprintf("%s has names of the API server", s))
 		case isService && s.derives() && u.from.manyNamespaces():
-			all = append(all, fmt.Sprintf("service accounts in several namespaces share the name %s (%s)", s.name, s))
+			all = append(all,
+				fmt.Sprintf("service accounts in several namespaces share the name %s (%s)",
+					s.name, s))
 		case !isText:
 		case isAPIServers(string(t)):
 			all = append(all, fmt.Sprintf("%s is a name of the API server", t))
-		case strings.Contains(string(t), placeAccount) && !strings.Contains(string(t), placeNamespace) && u.from.manyNamespaces():
-			all = append(all, fmt.Sprintf("service accounts of the same name in several namespaces share %s, which has no %s", t, placeNamespace))
+		case strings.Contains(string(t), placeAccount) &&
+			!strings.Contains(string(t), placeNamespace) && u.from.manyNamespaces():
+			all = append(all, fmt.Sprintf("service accounts of the same name in several "+
+				"namespaces share %s, which has no %s", t, placeNamespace))
 		}
 	}
 	return all
@@ -248,7 +276,8 @@ func (f from) namespaces() []string {
 		}
 	}
 	for _, group := range f.groups {
-		if namespace, ofNamespace := strings.CutPrefix(group, allAccountsGroup+":"); ofNamespace && len(f.accounts)+len(f.users) == 0 {
+		if namespace, ofNamespace := strings.CutPrefix(group, allAccountsGroup+":"); ofNamespace &&
+			len(f.accounts)+len(f.users) == 0 {
 			all = append(all, namespace)
 		}
 	}
@@ -262,7 +291,8 @@ func (f from) anyone() string {
 		return ""
 	}
 	for _, user := range f.users {
-		if prefix, open := strings.CutSuffix(user, "*"); open && strings.HasPrefix(serviceAccountPrefix, prefix) {
+		if prefix, open := strings.CutSuffix(user, "*"); open &&
+			strings.HasPrefix(serviceAccountPrefix, prefix) {
 			return "from.users: " + user
 		}
 	}
@@ -277,7 +307,8 @@ func (f from) anyone() string {
 
 // everybodysGroup reports whether everybody, or every service account, is in the group.
 func everybodysGroup(group string) bool {
-	return slices.Contains([]string{"system:authenticated", "system:unauthenticated", allAccountsGroup}, group)
+	return slices.Contains([]string{"system:authenticated", "system:unauthenticated",
+		allAccountsGroup}, group)
 }
 
 // anyName returns what in a rule allows more names of a kind than anyone should have, or nothing.

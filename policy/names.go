@@ -48,7 +48,8 @@ func (t text) expand(requester ServiceAccount) (string, bool) {
 	if requester == (ServiceAccount{}) || !isURI && strings.Contains(requester.Name, ".") {
 		return "", false
 	}
-	return strings.NewReplacer(placeNamespace, requester.Namespace, placeAccount, requester.Name).Replace(string(t)), true
+	return strings.NewReplacer(placeNamespace, requester.Namespace, placeAccount,
+		requester.Name).Replace(string(t)), true
 }
 
 // What stands in a text for the requester's own.
@@ -70,9 +71,12 @@ func checkText(t text, check func(string) string) string {
 		}
 	}
 	for _, place := range []string{placeNamespace, placeAccount} {
-		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
+		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool {
+			return strings.ContainsRune(separators, r)
+		}) {
 			if strings.Contains(part, place) && part != place {
-				return "has " + place + " next to other characters; it must stand alone between two of " + separators
+				return "has " + place +
+					" next to other characters; it must stand alone between two of " + separators
 			}
 		}
 	}
@@ -105,7 +109,8 @@ func (s service) describe(requester ServiceAccount) []string {
 		return nil // the requester is no service account, and so in no namespace
 	}
 	inNamespace := s.name + "." + namespace
-	return []string{s.name, inNamespace, inNamespace + ".svc", inNamespace + ".svc." + s.clusterDomain}
+	return []string{s.name, inNamespace, inNamespace + ".svc",
+		inNamespace + ".svc." + s.clusterDomain}
 }
 
 // pattern is a name in which "*" stands for one whole label, and "**", as the first
@@ -127,13 +132,17 @@ func (p pattern) allows(name string, _ ServiceAccount) bool {
 		}
 		want, labels = want[1:], labels[len(labels)-len(want)+1:]
 	}
-	return slices.EqualFunc(want, labels, func(w, label string) bool { return w == "*" || w == label })
+	return slices.EqualFunc(want, labels, func(w, label string) bool {
+		return w == "*" || w == label
+	})
 }
 
 // isReserved reports whether a name is one that must be written out: the API server's own (the
 // service kubernetes in the namespace default), a wildcard over it, and this host's.
 func isReserved(name string) bool {
-	return isAPIServers(name) || name == "localhost" || strings.HasSuffix(name, ".localhost") || name == "localhost.localdomain" // RFC 6761, section 6.3
+	// RFC 6761, section 6.3
+	return isAPIServers(name) || name == "localhost" || strings.HasSuffix(name, ".localhost") ||
+		name == "localhost.localdomain"
 }
 
 // isAPIServers reports whether a name is the API server's own, or a wildcard over it.
@@ -141,7 +150,8 @@ func isAPIServers(name string) bool {
 	if rest, wildcard := strings.CutPrefix(name, "*."); wildcard {
 		name = "kubernetes." + rest
 	}
-	return name == "kubernetes" || name == "kubernetes.default" || strings.HasPrefix(name, "kubernetes.default.")
+	return name == "kubernetes" || name == "kubernetes.default" ||
+		strings.HasPrefix(name, "kubernetes.default.")
 }
 
 // checkPattern says what is wrong with a pattern, or nothing. Its labels that are no wildcards
@@ -152,7 +162,8 @@ func checkPattern(p string) string {
 	}
 	labels := strings.Split(p, ".")
 	if isReserved(strings.ReplaceAll(strings.ReplaceAll(p, "**", "x"), "*", "x")) {
-		return "could match nothing but names that must be written out: those of the API server and of this host"
+		return "could match nothing but names that must be written out: those of the API server " +
+			"and of this host"
 	}
 	for i, label := range labels {
 		switch {
@@ -168,7 +179,9 @@ func checkPattern(p string) string {
 }
 
 func anyAllows(sources []nameSource, name string, requester ServiceAccount) bool {
-	return slices.ContainsFunc(sources, func(s nameSource) bool { return s.allows(name, requester) })
+	return slices.ContainsFunc(sources, func(s nameSource) bool {
+		return s.allows(name, requester)
+	})
 }
 
 func describeAll(sources []nameSource, requester ServiceAccount) []string {
@@ -183,7 +196,9 @@ func describeAll(sources []nameSource, requester ServiceAccount) []string {
 // none. What else the rule allows is not for it to read.
 func ownNames(sources []nameSource, requester ServiceAccount) string {
 	const most = 8
-	own := describeAll(slices.DeleteFunc(slices.Clone(sources), func(s nameSource) bool { return !s.derives() }), requester)
+	own := describeAll(slices.DeleteFunc(slices.Clone(sources), func(s nameSource) bool {
+		return !s.derives()
+	}), requester)
 	switch {
 	case len(own) == 0:
 		return ""
@@ -205,7 +220,8 @@ type addresses struct {
 // allow reports whether the rule itself names the address. It must name special ones explicitly.
 func (a addresses) allow(ip netip.Addr) bool {
 	return slices.Contains(a.literals, ip) ||
-		!a.isForbidden(ip) && !isForFutureUse(ip) && slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
+		!a.isForbidden(ip) && !isForFutureUse(ip) &&
+			slices.ContainsFunc(a.patterns, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // isForbidden reports whether no pod may have the address: a special one, or one that is known to
@@ -241,15 +257,18 @@ func isSpecial(ip netip.Addr) bool {
 	return within(special, netip.PrefixFrom(ip, ip.BitLen())) || isISATAP(ip)
 }
 
-var special = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "255.255.255.255/32",
+var special = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4",
+	"255.255.255.255/32",
 	"::/128", "::1/128", "fe80::/10", "ff00::/8", // RFC 6890, RFC 4291
 	// Metadata and credential services: Alibaba, Azure; AWS (all of its local services), Google,
 	// Linode, Oracle (169.254.0.0/16 within IPv6), Scaleway.
 	"100.100.100.200/32", "168.63.129.16/32",
-	"fd00:ec2::/32", "fd20:ce::254/128", "fd00:a9fe:a9fe::1/128", "fd00:c1::a9fe:0/112", "fd00:42::42/128",
+	"fd00:ec2::/32", "fd20:ce::254/128", "fd00:a9fe:a9fe::1/128", "fd00:c1::a9fe:0/112",
+	"fd00:42::42/128",
 	// IPv4 within IPv6: compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052,
 	// RFC 8215), Teredo (RFC 4380), 6to4 (RFC 3056).
-	"::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+	"::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32",
+	"2002::/16")
 
 // isISATAP reports whether the interface identifier holds an IPv4 address, under whatever prefix
 // (RFC 5214, section 6.1).
@@ -260,13 +279,18 @@ func isISATAP(ip netip.Addr) bool {
 
 // isForFutureUse reports whether an address is of those that were reserved, and that some clouds
 // give to pods anyway.
-func isForFutureUse(ip netip.Addr) bool { return within(futureUse, netip.PrefixFrom(ip, ip.BitLen())) }
+func isForFutureUse(ip netip.Addr) bool {
+	return within(futureUse,
+		netip.PrefixFrom(ip, ip.BitLen()))
+}
 
 var futureUse = prefixes("240.0.0.0/4") // RFC 1112, section 4
 
 // within reports whether one of the prefixes holds all of the other.
 func within(outer []netip.Prefix, inner netip.Prefix) bool {
-	return slices.ContainsFunc(outer, func(p netip.Prefix) bool { return p.Bits() <= inner.Bits() && p.Contains(inner.Addr()) })
+	return slices.ContainsFunc(outer, func(p netip.Prefix) bool {
+		return p.Bits() <= inner.Bits() && p.Contains(inner.Addr())
+	})
 }
 
 func prefixes(texts ...string) (all []netip.Prefix) {

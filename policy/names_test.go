@@ -41,7 +41,8 @@ rules:
 
 func parse(t testing.TB, text string) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
+	p, err := policy.Parse([]byte(text),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,39 +59,57 @@ func TestNamesOfEveryKind(t *testing.T) {
 		{"shop/till", request{DNSNames: []string{"till.shop.example.com"}}, true},
 		{"shop/till", request{DNSNames: []string{"TILL.shop.example.com"}}, true},
 		{"shop/till", request{DNSNames: []string{"till.bank.example.com"}}, false},
-		{"shop/till.bank", request{DNSNames: []string{"till.bank.shop.example.com"}}, false}, // a dot in a name reaches no further
+		// a dot in a name reaches no further
+		{"shop/till.bank", request{DNSNames: []string{"till.bank.shop.example.com"}}, false},
 		{"shop/till", request{DNSNames: []string{"*.shop.svc"}}, true},
 		{"shop/till", request{DNSNames: []string{"*.bank.svc"}}, false},
-		{"default/till", request{DNSNames: []string{"*.default.svc"}}, false}, // kubernetes.default.svc is among them
+		// kubernetes.default.svc is among them
+		{"default/till", request{DNSNames: []string{"*.default.svc"}}, false},
 		{"shop/till", request{DNSNames: []string{"*.apps.example.com"}}, true},
 		{"shop/till", request{DNSNames: []string{"x.apps.example.com"}}, false},
-		{"shop/till", request{DNSNames: []string{"*.wide.example.com"}}, false}, // never by a pattern
+		// never by a pattern
+		{"shop/till", request{DNSNames: []string{"*.wide.example.com"}}, false},
 		{"shop/till", request{DNSNames: []string{"x.wide.example.com"}}, true},
 		{"shop/till", request{URIs: []string{"spiffe://example.org/ns/shop/sa/till"}}, true},
 		{"shop/till.a", request{URIs: []string{"spiffe://example.org/ns/shop/sa/till.a"}}, true},
 		{"shop/till", request{URIs: []string{"spiffe://example.org/ns/bank/sa/till"}}, false},
 		{"shop/till", request{URIs: []string{"spiffe://example.org/ns/shop/sa/till/x"}}, false},
-		{"shop/till", request{URIs: []string{"spiffe://example.org/ns/{namespace}/sa/{serviceAccount}"}}, false},
-		{"shop/till", request{URIs: []string{"https://fixed.example.com/a", "spiffe://example.org/ns/shop/sa/till"}}, true},
+		{"shop/till",
+			request{URIs: []string{"spiffe://example.org/ns/{namespace}/sa/{serviceAccount}"}},
+			false},
+		{"shop/till",
+			request{URIs: []string{"https://fixed.example.com/a",
+				"spiffe://example.org/ns/shop/sa/till"}}, true},
 		{"shop/till", request{Emails: []string{"till@shop.example.com", "ops@example.com"}}, true},
 		{"shop/till", request{Emails: []string{"ops@shop.example.com"}}, false},
-		{"shop/till", request{Subject: pkix.Name{CommonName: "till"}, Emails: []string{"ops@example.com"}}, true},
-		{"shop/till", request{Subject: pkix.Name{CommonName: "fixed"}, Emails: []string{"ops@example.com"}}, true},
-		{"shop/till", request{Subject: pkix.Name{CommonName: "other"}, Emails: []string{"ops@example.com"}}, false},
-		{"shop/till", request{Subject: pkix.Name{CommonName: "till"}}, false}, // a common name alone
+		{"shop/till",
+			request{Subject: pkix.Name{CommonName: "till"}, Emails: []string{"ops@example.com"}},
+			true},
+		{"shop/till",
+			request{Subject: pkix.Name{CommonName: "fixed"}, Emails: []string{"ops@example.com"}},
+			true},
+		{"shop/till",
+			request{Subject: pkix.Name{CommonName: "other"}, Emails: []string{"ops@example.com"}},
+			false},
+		// a common name alone
+		{"shop/till", request{Subject: pkix.Name{CommonName: "till"}}, false},
 	} {
 		namespace, account, _ := strings.Cut(c.who, "/")
-		g, granted := parse(t, names).Decide(newAsker(namespace, account, "-").requestOf(c.asks.PEM(t))).(*policy.Grant)
+		g, granted := parse(t,
+			names).Decide(newAsker(namespace, account, "-").requestOf(c.asks.PEM(t))).(*policy.Grant)
 		if granted != c.granted {
 			t.Errorf("%s, %+v: granted is %t", c.who, c.asks, granted)
 		}
-		if granted && (!slices.Equal(g.URIs(), c.asks.URIs) || !slices.Equal(g.EmailAddresses(), c.asks.Emails)) {
+		if granted &&
+			(!slices.Equal(g.URIs(), c.asks.URIs) ||
+				!slices.Equal(g.EmailAddresses(), c.asks.Emails)) {
 			t.Errorf("%s, %+v: granted are %v and %v", c.who, c.asks, g.URIs(), g.EmailAddresses())
 		}
 	}
 }
 
-// A service in a namespace of its requester's choice has no name that must be written out, and has it where it is.
+// A service in a namespace of its requester's choice has no name that must be written out, and has
+// it where it is.
 func TestReservedNamesOfServices(t *testing.T) {
 	const text = `version: 1
 rules:
@@ -118,7 +137,8 @@ rules:
 }
 
 func TestLifetimes(t *testing.T) {
-	for asked, want := range map[time.Duration]time.Duration{0: time.Hour, 2 * time.Hour: 2 * time.Hour, 48 * time.Hour: 24 * time.Hour} {
+	for asked, want := range map[time.Duration]time.Duration{0: time.Hour,
+		2 * time.Hour: 2 * time.Hour, 48 * time.Hour: 24 * time.Hour} {
 		a := newAsker("shop", "till", "till.shop.example.com")
 		a.ips, a.lifetime, a.cn = nil, asked, ""
 		if g := requireGrant(t, parse(t, names).Decide(a.request(t))); g.Lifetime() != want {
@@ -140,36 +160,67 @@ func TestExtraNarrows(t *testing.T) {
 
 func TestKeptSubject(t *testing.T) {
 	subject := func(change func(*pkix.Name)) pkix.Name {
-		name := pkix.Name{CommonName: "Gateway", Country: []string{"CH"}, Organization: []string{"Example"}, ExtraNames: nil}
+		name := pkix.Name{CommonName: "Gateway", Country: []string{"CH"},
+			Organization: []string{"Example"}, ExtraNames: nil}
 		change(&name)
 		return name
 	}
-	oidO, oidEmail, oidDC := asn1.ObjectIdentifier{2, 5, 4, 10}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}
+	oidO, oidEmail, oidDC := asn1.ObjectIdentifier{2, 5, 4, 10},
+		asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1},
+		asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}
 	for _, c := range []struct {
 		subject pkix.Name
 		fault   string // empty: granted
 	}{
 		{subject(func(*pkix.Name) {}), ""},
-		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidDC, Value: "com"}} }), ""},
-		{subject(func(n *pkix.Name) { n.Organization = []string{"system:masters"} }), `request.subject.O "system:masters"`},
-		{subject(func(n *pkix.Name) { n.Organization = []string{" system:masters"} }), `request.subject.O " system:masters"`},
-		{subject(func(n *pkix.Name) { n.Organization = []string{"SYSTEM:masters"} }), `request.subject.O "SYSTEM:masters"`},
-		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidO, Value: "system:masters"}} }), `request.subject.O "system:masters"`},
-		{subject(func(n *pkix.Name) { n.Organization = []string{"kubeadm:cluster-admins"} }), `request.subject.O "kubeadm:cluster-admins"`},
-		{subject(func(n *pkix.Name) { n.OrganizationalUnit = []string{"kubeadm:cluster-admins"} }), `request.subject.OU "kubeadm:cluster-admins"`},
-		{subject(func(n *pkix.Name) { n.Organization = []string{"Example:admins"} }), `request.subject.O "Example:admins" is the name of a group`},
-		{subject(func(n *pkix.Name) { n.Organization = []string{"OPS"} }), `request.subject.O "OPS" is the name of a group`},
+		{subject(func(n *pkix.Name) {
+			n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidDC, Value: "com"}}
+		}), ""},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{"system:masters"}
+		}), `request.subject.O "system:masters"`},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{" system:masters"}
+		}), `request.subject.O " system:masters"`},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{"SYSTEM:masters"}
+		}), `request.subject.O "SYSTEM:masters"`},
+		{subject(func(n *pkix.Name) {
+			n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidO, Value: "system:masters"}}
+		}), `request.subject.O "system:masters"`},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{"kubeadm:cluster-admins"}
+		}), `request.subject.O "kubeadm:cluster-admins"`},
+		{subject(func(n *pkix.Name) {
+			n.OrganizationalUnit = []string{"kubeadm:cluster-admins"}
+		}), `request.subject.OU "kubeadm:cluster-admins"`},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{"Example:admins"}
+		}), `request.subject.O "Example:admins" is the name of a group`},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{"OPS"}
+		}), `request.subject.O "OPS" is the name of a group`},
 		{subject(func(n *pkix.Name) { n.Organization = []string{"ops2"} }), ""},
-		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("x", 65)} }), "longer than 64"},
+		{subject(func(n *pkix.Name) {
+			n.Organization = []string{strings.Repeat("x", 65)}
+		}), "longer than 64"},
 		{subject(func(n *pkix.Name) { n.Organization = []string{strings.Repeat("ü", 64)} }), ""},
 		{subject(func(n *pkix.Name) { n.Country = []string{"ch"} }), "request.subject.C"},
 		{subject(func(n *pkix.Name) { n.SerialNumber = "a@b" }), "request.subject.serialNumber"},
-		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidDC, Value: "zürich"}} }), "request.subject.DC"},
-		{subject(func(n *pkix.Name) { n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidEmail, Value: "a@b"}} }), "request.subject.emailAddress"},
+		{subject(func(n *pkix.Name) {
+			n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidDC, Value: "zürich"}}
+		}), "request.subject.DC"},
+		{subject(func(n *pkix.Name) {
+			n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidEmail, Value: "a@b"}}
+		}), "request.subject.emailAddress"},
 	} {
 		a := newAsker("edge", "gateway", "gateway")
-		a.pod.Node, a.extra["authentication.kubernetes.io/node-name"] = "gateway-1", []string{"gateway-1"}
-		verdict := parse(t, names+"reservedGroups: [\"example:*\", ops]\n").Decide(a.requestOf(pkcs10test.Request{Subject: c.subject, DNSNames: []string{"gateway"}}.PEM(t)))
+		a.pod.Node, a.extra["authentication.kubernetes.io/node-name"] = "gateway-1",
+			[]string{"gateway-1"}
+		verdict := parse(t,
+			names+"reservedGroups: [\"example:*\", ops]\n").
+			Decide(a.requestOf(pkcs10test.Request{Subject: c.subject,
+				DNSNames: []string{"gateway"}}.PEM(t)))
 		if c.fault != "" {
 			requireRefusal(t, verdict, policy.NameNotAllowed, c.fault)
 			continue
@@ -181,11 +232,14 @@ func TestKeptSubject(t *testing.T) {
 	}
 }
 
-// An API server that trusts the CA for clients takes the common name for a user. None of Kubernetes'
-// own users can be one: a rule cannot write it out, and no rule grants what is no DNS name.
+// An API server that trusts the CA for clients takes the common name for a user. None of
+// Kubernetes' own users can be one: a rule cannot write it out, and no rule grants what is no DNS
+// name.
 func TestNoCommonNameIsAUserOfKubernetes(t *testing.T) {
 	for _, name := range []string{"system:kube-scheduler", "system:node:n-1", "kubeadm:x"} {
-		if found := mistakes(t, strings.Replace(names, "commonNames: [", "commonNames: [\""+name+"\", ", 1)); len(found) == 0 || !strings.Contains(found[0], name) {
+		if found := mistakes(t,
+			strings.Replace(names, "commonNames: [", "commonNames: [\""+name+"\", ",
+				1)); len(found) == 0 || !strings.Contains(found[0], name) {
 			t.Errorf("a rule may write out the common name %s: %v", name, found)
 		}
 		for _, subject := range []string{"rebuilt", "kept"} {
@@ -212,14 +266,17 @@ rules:
 func TestReservedGroupsAreChecked(t *testing.T) {
 	for _, group := range []string{"", "*", "a*b", " x"} {
 		text := fmt.Sprintf(anyNames, "kept") + fmt.Sprintf("reservedGroups: [%q]\n", group)
-		if found := mistakes(t, text); len(found) != 1 || !strings.Contains(found[0], "line 10: reservedGroups: "+strconv.Quote(group)) {
+		if found := mistakes(t, text); len(found) != 1 ||
+			!strings.Contains(found[0], "line 10: reservedGroups: "+strconv.Quote(group)) {
 			t.Errorf("%q: %v", group, found)
 		}
 	}
 }
 
 func TestRebuiltSubjectIsTheCommonNameAlone(t *testing.T) {
-	g := requireGrant(t, builtIn(t, "calico").Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
+	g := requireGrant(t,
+		builtIn(t,
+			"calico").Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
 	if s := g.Subject(); len(s) != 1 || s[0].Name != "CN" || s[0].Value != "typha-client" {
 		t.Errorf("granted the subject %v", s)
 	}

@@ -36,8 +36,10 @@ func (p *Policy) Offers() []Offer {
 	for i := range p.rules {
 		u := &p.rules[i]
 		offer := Offer{
-			Rule: u.name, DNSNames: shapes(u.dnsNames), URIs: shapes(u.uris), EmailAddresses: shapes(u.emails),
-			IPAddresses: slices.Clone(u.ips.patterns), PodAddresses: u.ips.pod, Keys: slices.Clone(u.keys), usages: u.usages,
+			Rule: u.name, DNSNames: shapes(u.dnsNames), URIs: shapes(u.uris),
+			EmailAddresses: shapes(u.emails),
+			IPAddresses:    slices.Clone(u.ips.patterns), PodAddresses: u.ips.pod,
+			Keys: slices.Clone(u.keys), usages: u.usages,
 		}
 		for _, ip := range u.ips.literals {
 			offer.IPAddresses = append(offer.IPAddresses, netip.PrefixFrom(ip, ip.BitLen()))

@@ -29,8 +29,10 @@ func TestPodNamespaces(t *testing.T) {
 			from = strings.TrimSuffix(from, "}") + ", pod: none}"
 		}
 		text := "version: 1\nrules:\n  - name: r\n    from: " + from +
-			"\n    grant: {dnsNames: [x.example.com], keys: [ecdsa-p256], usages: [digital signature, server auth]}\n"
-		p, err := policy.Parse([]byte(text), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+			"\n    grant: {dnsNames: [x.example.com], keys: [ecdsa-p256], usages: [digital " +
+			"signature, server auth]}\n"
+		p, err := policy.Parse([]byte(text),
+			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 		if err != nil {
 			t.Errorf("%s: %v", from, err)
 			continue
@@ -40,7 +42,8 @@ func TestPodNamespaces(t *testing.T) {
 			t.Errorf("%s: %q, bounded %t; want %q", from, got, bounded, want)
 		}
 	}
-	if got, bounded := builtIn(t, "calico").PodNamespaces(); !bounded || !slices.Contains(got, "calico-system") {
+	if got, bounded := builtIn(t, "calico").PodNamespaces(); !bounded ||
+		!slices.Contains(got, "calico-system") {
 		t.Errorf("calico: %q, %t", got, bounded)
 	}
 }

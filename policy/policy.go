@@ -109,7 +109,8 @@ func (p *Policy) Decide(r *Request, facts Facts) Verdict {
 
 // invalid is the reason for which a request is refused for what it is.
 func invalid(fault pkcs10.Fault) Reason {
-	return Reason{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field, Message: fault.Message}
+	return Reason{Code: InvalidRequest, Rule: ruleClosedWorld, Field: fault.Field,
+		Message: fault.Message}
 }
 
 // judge judges the request by every rule that applies to its requester, at least one, and returns

@@ -148,7 +148,8 @@ type boundPod struct{ name, uid, node string }
 // exactly one value.
 func (r Requester) pod() (boundPod, bool) {
 	name, uid, node := r.Extra[extraPodName], r.Extra[extraPodUID], r.Extra[extraNodeName]
-	if len(name) != 1 || len(uid) != 1 || len(node) > 1 || uid[0] == "" || !dnsSubdomain.MatchString(name[0]) {
+	if len(name) != 1 || len(uid) != 1 || len(node) > 1 || uid[0] == "" ||
+		!dnsSubdomain.MatchString(name[0]) {
 		return boundPod{}, false
 	}
 	b := boundPod{name: name[0], uid: uid[0]}

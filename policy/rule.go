@@ -13,15 +13,16 @@ import (
 // A rule says who may ask, and for what. It is the compiled form of an entry
 // under "rules" in a policy file.
 type rule struct {
-	name            string
-	from            from
-	commonNames     []nameSource // empty: one of the names asked for
-	dnsNames        []nameSource
-	ips             addresses
-	uris            []nameSource
-	emails          []nameSource
-	keepSubject     bool
-	reservedGroups  []string // no kept subject holds one of them; "*" at the end stands for any ending
+	name        string
+	from        from
+	commonNames []nameSource // empty: one of the names asked for
+	dnsNames    []nameSource
+	ips         addresses
+	uris        []nameSource
+	emails      []nameSource
+	keepSubject bool
+	// no kept subject holds one of them; "*" at the end stands for any ending
+	reservedGroups  []string
 	keys            []pkcs10.KeyType
 	usages          []Usage
 	maxLifetime     time.Duration
@@ -47,7 +48,8 @@ func (f *finding) better(than *finding) bool {
 
 func (f *finding) refuse(code Code, field string, allowed []string, format string, args ...any) {
 	f.reasons = append(f.reasons, Reason{
-		Code: code, Rule: f.rule.name, Field: field, Message: fmt.Sprintf(format, args...), Allowed: allowed,
+		Code: code, Rule: f.rule.name, Field: field, Message: fmt.Sprintf(format, args...),
+		Allowed: allowed,
 	})
 }
 
@@ -58,7 +60,8 @@ const patience = 10 * time.Minute
 // wait notes a fact that is missing and may still come.
 func (f *finding) wait(r *Request, field, missing string) {
 	if r.Age > patience {
-		f.refuse(PodNotVerified, field, nil, "did not appear within %.0f minutes: %s", patience.Minutes(), missing)
+		f.refuse(PodNotVerified, field, nil, "did not appear within %.0f minutes: %s",
+			patience.Minutes(), missing)
 		return
 	}
 	f.missing = missing
@@ -93,7 +96,8 @@ func (u *rule) judgePod(r *Request, account ServiceAccount, pods []Pod, f *findi
 	bound, ok := r.Requester.pod()
 	switch {
 	case u.from.pod != podNone && account == (ServiceAccount{}):
-		f.refuse(PodNotVerified, "requester", nil, "must be a service account of the cluster, in its groups %s and %s:NAMESPACE", allAccountsGroup, allAccountsGroup)
+		f.refuse(PodNotVerified, "requester", nil, "must be a service account of the cluster, in "+
+			"its groups %s and %s:NAMESPACE", allAccountsGroup, allAccountsGroup)
 		return nil
 	case ok && u.from.pod == podNone:
 		return judgeBoundPod(pods, bound, account, &finding{rule: u}) // for its addresses alone
@@ -104,7 +108,8 @@ func (u *rule) judgePod(r *Request, account ServiceAccount, pods []Pod, f *findi
 	case u.from.pod == podNone:
 		return nil
 	}
-	f.refuse(PodNotVerified, "requester", nil, "must use a token that is bound to its pod: the request carries no single %s and %s", extraPodName, extraPodUID)
+	f.refuse(PodNotVerified, "requester", nil, "must use a token that is bound to its pod: the "+
+		"request carries no single %s and %s", extraPodName, extraPodUID)
 	return nil
 }
 
@@ -130,7 +135,8 @@ func judgeBoundPod(pods []Pod, bound boundPod, account ServiceAccount, f *findin
 
 func judgePodByAddress(r *Request, account ServiceAccount, pods []Pod, f *finding) *Pod {
 	if len(r.asked.IPAddresses) != 1 {
-		f.refuse(PodNotVerified, "request.subjectAltName", nil, "must hold exactly one IP address, the pod's own, since the requester's token names no pod")
+		f.refuse(PodNotVerified, "request.subjectAltName", nil, "must hold exactly one IP "+
+			"address, the pod's own, since the requester's token names no pod")
 		return nil
 	}
 	for i := range pods {
@@ -138,7 +144,9 @@ func judgePodByAddress(r *Request, account ServiceAccount, pods []Pod, f *findin
 			return &pods[i]
 		}
 	}
-	f.wait(r, "pod", "a live pod of the service account "+account.String()+" with the IP address "+r.asked.IPAddresses[0].String())
+	f.wait(r, "pod",
+		"a live pod of the service account "+account.String()+" with the IP address "+
+			r.asked.IPAddresses[0].String())
 	return nil
 }
 
@@ -170,13 +178,16 @@ func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
 		own := ownNames(kind.sources, account)
 		for _, name := range kind.asked {
 			if !anyAllows(kind.sources, name, account) {
-				f.refuse(NameNotAllowed, kind.field, describeAll(kind.sources, account), "%s is not a %s of %s%s", pkcs10.Quote(name), kind.noun, r.Requester.describe(), own)
+				f.refuse(NameNotAllowed, kind.field, describeAll(kind.sources, account),
+					"%s is not a %s of %s%s", pkcs10.Quote(name), kind.noun,
+					r.Requester.describe(), own)
 				own = "" // it is enough to say it once
 			}
 		}
 	}
 	if asked+len(r.asked.IPAddresses) == 0 {
-		f.refuse(NameNotAllowed, "request.subjectAltName", describeAll(u.dnsNames, account), "is missing; ask for at least one name or IP address")
+		f.refuse(NameNotAllowed, "request.subjectAltName", describeAll(u.dnsNames, account),
+			"is missing; ask for at least one name or IP address")
 	}
 	u.judgeCommonName(r, account, f)
 }
@@ -189,10 +200,15 @@ func (u *rule) judgeCommonName(r *Request, account ServiceAccount, f *finding) {
 	case cn == "":
 	case len(u.commonNames) > 0:
 		if !anyAllows(u.commonNames, cn, account) {
-			f.refuse(NameNotAllowed, "request.commonName", describeAll(u.commonNames, account), "%s is not a common name of %s%s", pkcs10.Quote(cn), r.Requester.describe(), ownNames(u.commonNames, account))
+			f.refuse(NameNotAllowed, "request.commonName", describeAll(u.commonNames, account),
+				"%s is not a common name of %s%s", pkcs10.Quote(cn), r.Requester.describe(),
+				ownNames(u.commonNames, account))
 		}
-	case !anyAllows(u.dnsNames, strings.ToLower(cn), account) || !slices.Contains(r.asked.DNSNames, strings.ToLower(cn)):
-		f.refuse(NameNotAllowed, "request.commonName", describeAll(u.dnsNames, account), "%s must be one of the requested DNS names, and a name of %s", pkcs10.Quote(cn), r.Requester.describe())
+	case !anyAllows(u.dnsNames, strings.ToLower(cn), account) ||
+		!slices.Contains(r.asked.DNSNames, strings.ToLower(cn)):
+		f.refuse(NameNotAllowed, "request.commonName", describeAll(u.dnsNames, account),
+			"%s must be one of the requested DNS names, and a name of %s", pkcs10.Quote(cn),
+			r.Requester.describe())
 	}
 }
 
@@ -208,18 +224,23 @@ func (u *rule) judgeIPs(r *Request, pod *Pod, f *finding) {
 func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 	switch {
 	case !u.ips.pod || u.ips.isForbidden(ip):
-		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not allowed by this rule", ip)
+		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod),
+			"%s is not allowed by this rule", ip)
 	case pod == nil:
 		if u.from.pod == podNone {
-			f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is allowed only to the live pod that has it, and the requester is not one", ip)
+			f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod),
+				"%s is allowed only to the live pod that has it, and the requester is not one", ip)
 		} // otherwise judgePod has said it
 	case slices.Contains(pod.IPs, ip):
 	case len(pod.IPs) == 0:
 		f.wait(r, "request.ipAddresses", "the IP address of the pod "+pod.Namespace+"/"+pod.Name)
 	case r.Age < addressGrace:
-		f.wait(r, "request.ipAddresses", "the pod "+pod.Namespace+"/"+pod.Name+" to have the IP address "+ip.String())
+		f.wait(r, "request.ipAddresses",
+			"the pod "+pod.Namespace+"/"+pod.Name+" to have the IP address "+ip.String())
 	default:
-		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod), "%s is not an address of the pod %s, which has %s", ip, pod.Name, strings.Join(texts(pod.IPs), ", "))
+		f.refuse(NameNotAllowed, "request.ipAddresses", u.ips.describe(pod),
+			"%s is not an address of the pod %s, which has %s", ip, pod.Name,
+			strings.Join(texts(pod.IPs), ", "))
 	}
 }
 
@@ -230,19 +251,22 @@ const addressGrace = 10 * time.Second
 
 func (u *rule) judgeKey(r *Request, f *finding) {
 	if r.asked.Key != "" && !slices.Contains(u.keys, r.asked.Key) {
-		f.refuse(KeyNotAllowed, "request.publicKey", strs(u.keys), "is of the type %s, which the rule does not allow", r.asked.Key)
+		f.refuse(KeyNotAllowed, "request.publicKey", strs(u.keys),
+			"is of the type %s, which the rule does not allow", r.asked.Key)
 	}
 }
 
 func (u *rule) judgeUsages(r *Request, f *finding) {
 	const most = 32
 	if len(r.Usages) == 0 || len(r.Usages) > most {
-		f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages), "has %d entries; 1 to %d are allowed", len(r.Usages), most)
+		f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages),
+			"has %d entries; 1 to %d are allowed", len(r.Usages), most)
 		return
 	}
 	for _, usage := range r.Usages {
 		if !slices.Contains(u.usages, usage) {
-			f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages), "asks for %s, which the rule does not allow", pkcs10.Quote(string(usage)))
+			f.refuse(UsageNotAllowed, "spec.usages", strs(u.usages),
+				"asks for %s, which the rule does not allow", pkcs10.Quote(string(usage)))
 		}
 	}
 	if r.asked.Key == "" {
@@ -251,11 +275,14 @@ func (u *rule) judgeUsages(r *Request, f *finding) {
 	fitting := fitUsages(r.Usages, r.asked.Key)
 	if !slices.ContainsFunc(fitting, isKeyUsage) {
 		// A certificate without the extension keyUsage may be used for anything.
-		f.refuse(UsageNotAllowed, "spec.usages", nil, "has no key usage that a key of the type %s can serve; ask for %q, say", r.asked.Key, DigitalSignature)
+		f.refuse(UsageNotAllowed, "spec.usages", nil,
+			"has no key usage that a key of the type %s can serve; ask for %q, say", r.asked.Key,
+			DigitalSignature)
 		return
 	}
 	for _, usage := range unserved(fitting) {
-		f.refuse(UsageNotAllowed, "spec.usages", nil, "asks for %q with a key of the type %s, and for none of the key usages that it needs: %s; ask for %q, say",
+		f.refuse(UsageNotAllowed, "spec.usages", nil, "asks for %q with a key of the type %s, "+
+			"and for none of the key usages that it needs: %s; ask for %q, say",
 			string(usage), r.asked.Key, strings.Join(strs(servedBy[usage]), ", "), DigitalSignature)
 	}
 }

@@ -33,7 +33,8 @@ func (u *rule) judgeSubject(r *Request, f *finding) {
 			fault = fmt.Sprintf("is empty or longer than %d characters", mostOf(a.Name))
 		}
 		if fault != "" {
-			f.refuse(NameNotAllowed, "request.subject."+a.Name, nil, "%s %s", pkcs10.Quote(a.Value), fault)
+			f.refuse(NameNotAllowed, "request.subject."+a.Name, nil, "%s %s", pkcs10.Quote(a.Value),
+				fault)
 		}
 	}
 }
@@ -58,9 +59,10 @@ var builtInGroups = []string{"system:*", "kubeadm:*"}
 // around the value, which others than Kubernetes may ignore as well.
 func (u *rule) reservesGroup(value string) bool {
 	value = strings.ToLower(strings.TrimSpace(value))
-	return slices.ContainsFunc(slices.Concat(builtInGroups, u.reservedGroups), func(group string) bool {
-		return matchesUser(strings.ToLower(group), value)
-	})
+	return slices.ContainsFunc(slices.Concat(builtInGroups, u.reservedGroups),
+		func(group string) bool {
+			return matchesUser(strings.ToLower(group), value)
+		})
 }
 
 // printable are the characters of a PrintableString (X.680, section 41.4).

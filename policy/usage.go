@@ -24,7 +24,8 @@ const (
 
 // Usages lists every Usage that a rule may allow.
 func Usages() []Usage {
-	return []Usage{DigitalSignature, ContentCommitment, KeyEncipherment, DataEncipherment, KeyAgreement, ServerAuth, ClientAuth}
+	return []Usage{DigitalSignature, ContentCommitment, KeyEncipherment, DataEncipherment,
+		KeyAgreement, ServerAuth, ClientAuth}
 }
 
 // isKeyUsage reports whether a usage is one of the extension keyUsage, not of extKeyUsage.

@@ -21,28 +21,34 @@ const (
 	InvalidRequest      Code = "InvalidRequest"      // the PKCS#10 request itself is wrong
 	ObjectTooLarge      Code = "ObjectTooLarge"      // the API object has no room for an answer
 	RequesterNotAllowed Code = "RequesterNotAllowed" // no rule applies to the requester
-	PodNotVerified      Code = "PodNotVerified"      // the requester is not the live pod that it should be
-	NameNotAllowed      Code = "NameNotAllowed"      // a name is not the requester's
-	KeyNotAllowed       Code = "KeyNotAllowed"       // the type of the key, or a key that is blocked
-	UsageNotAllowed     Code = "UsageNotAllowed"     // one of spec.usages
-	ConditionNotMet     Code = "ConditionNotMet"     // a condition of the rule's own
-	NotIssuable         Code = "NotIssuable"         // the CA or a lint rules the certificate out
-	FormerCertificate   Code = "FormerCertificate"   // an earlier certificate of the request no longer fits
+	// the requester is not the live pod that it should be
+	PodNotVerified Code = "PodNotVerified"
+	NameNotAllowed Code = "NameNotAllowed" // a name is not the requester's
+	// the type of the key, or a key that is blocked
+	KeyNotAllowed   Code = "KeyNotAllowed"
+	UsageNotAllowed Code = "UsageNotAllowed" // one of spec.usages
+	ConditionNotMet Code = "ConditionNotMet" // a condition of the rule's own
+	NotIssuable     Code = "NotIssuable"     // the CA or a lint rules the certificate out
+	// an earlier certificate of the request no longer fits
+	FormerCertificate Code = "FormerCertificate"
 )
 
 // Codes lists every Code.
 func Codes() []Code {
-	return []Code{InvalidRequest, ObjectTooLarge, RequesterNotAllowed, PodNotVerified, NameNotAllowed,
+	return []Code{InvalidRequest, ObjectTooLarge, RequesterNotAllowed, PodNotVerified,
+		NameNotAllowed,
 		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable, FormerCertificate}
 }
 
 // A Reason is one way in which a request falls short of a rule.
 type Reason struct {
-	Code    Code     `json:"code,omitempty"`    // a log of decisions leaves it out
-	Rule    string   `json:"rule,omitempty"`    // the rule's name
-	Field   string   `json:"field"`             // what is wrong, as a path
-	Message string   `json:"message"`           // how it is wrong; safe to show to the requester and in a terminal
-	Allowed []string `json:"allowed,omitempty"` // what the rule would have allowed; not for the requester
+	Code  Code   `json:"code,omitempty"` // a log of decisions leaves it out
+	Rule  string `json:"rule,omitempty"` // the rule's name
+	Field string `json:"field"`          // what is wrong, as a path
+	// how it is wrong; safe to show to the requester and in a terminal
+	Message string `json:"message"`
+	// what the rule would have allowed; not for the requester
+	Allowed []string `json:"allowed,omitempty"`
 }
 
 // String returns the reason as a sentence, with what would have been allowed.
@@ -60,9 +66,10 @@ func (r Reason) sentence() string { return "rule " + r.Rule + ": " + r.Field + "
 // A Refusal says no, with every reason of the rule that came nearest. It is
 // final.
 type Refusal struct {
-	Reasons       []Reason
-	PolicyHash    string // the [Policy.Hash] of the policy that refuses
-	RequestSHA256 string // of the DER request, hex; empty if unreadable, or no rule names the requester
+	Reasons    []Reason
+	PolicyHash string // the [Policy.Hash] of the policy that refuses
+	// of the DER request, hex; empty if unreadable, or no rule names the requester
+	RequestSHA256 string
 }
 
 // TooLarge refuses a request whose API object has no room for an answer.
@@ -90,7 +97,9 @@ func (r *Refusal) Rule() string {
 
 // UnknownRequester reports whether no rule applies to the requester.
 func (r *Refusal) UnknownRequester() bool {
-	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool { return reason.Code == RequesterNotAllowed })
+	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool {
+		return reason.Code == RequesterNotAllowed
+	})
 }
 
 // Message returns what the requester may read: each reason with its rule and its field, at most

@@ -30,7 +30,9 @@ func TestCompletion(t *testing.T) {
 	}
 	for _, c := range []struct{ args, want string }{
 		{"ca create --key-type=ecdsa-p3", "ecdsa-p384"}, {"check --output=j",
-			"json"}, {"run --approve=sh", "shadow"}, {"policy show calico-", "calico-legacy"}, {"policy test --output=ju", "junit"}, {"policy validate calico-", "calico-legacy"}, {"audit list --expiring=s", "soon"}, {"aud", "audit"},
+			"json"}, {"run --approve=sh", "shadow"}, {"policy show calico-", "calico-legacy"},
+		{"policy test --output=ju", "junit"}, {"policy validate calico-", "calico-legacy"},
+		{"audit list --expiring=s", "soon"}, {"aud", "audit"},
 	} {
 		if out, _, code := command(t,
 			append([]string{"__complete"}, strings.Fields(c.args)...)...); code != 0 ||

@@ -23,7 +23,8 @@ func TestReasonsOfTheManual(t *testing.T) {
 	}
 	_, section, _ := strings.Cut(string(manual), "## Reasons of a denial")
 	var listed []policy.Code
-	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Za-z]+)` \\|").FindAllStringSubmatch(section, -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Za-z]+)` \\|").
+		FindAllStringSubmatch(section, -1) {
 		listed = append(listed, policy.Code(row[1]))
 	}
 	if !slices.Equal(listed, policy.Codes()) {
@@ -50,12 +51,14 @@ func TestConfigurationOfTheManual(t *testing.T) {
 		defaults := map[string]string{}
 		for _, row := range regexp.MustCompile("(?m)^\\| (`[A-Z].*?) \\| .* \\| "+
 			"?(.*?) \\|$").FindAllStringSubmatch(string(manual), -1) {
-			for _, variable := range regexp.MustCompile("`([A-Z0-9_]+)`").FindAllStringSubmatch(row[1], -1) {
+			for _, variable := range regexp.MustCompile("`([A-Z0-9_]+)`").
+				FindAllStringSubmatch(row[1], -1) {
 				defaults[variable[1]] = row[2]
 			}
 		}
 		if _, listed := defaults[pin.Variable]; !listed || len(defaults) != len(settings)+1 {
-			t.Errorf("%s lists %d variables; there are %s and %d others", readme, len(defaults), pin.Variable, len(settings))
+			t.Errorf("%s lists %d variables; there are %s and %d others", readme, len(defaults),
+				pin.Variable, len(settings))
 		}
 		for _, s := range settings {
 			fallback := s.Fallback
@@ -63,7 +66,8 @@ func TestConfigurationOfTheManual(t *testing.T) {
 				fallback = "16"
 			}
 			if shown, listed := defaults[s.Env]; !listed || !strings.Contains(shown, fallback) {
-				t.Errorf("%s says that the default of %s is %q; it is %q", readme, s.Env, shown, fallback)
+				t.Errorf("%s says that the default of %s is %q; it is %q", readme, s.Env, shown,
+					fallback)
 			}
 		}
 	}
@@ -77,7 +81,8 @@ func TestCommandsOfTheManuals(t *testing.T) {
 		t.Fatal(err)
 	}
 	fenced := regexp.MustCompile("(?ms)^[ \t]*```.*?^[ \t]*```$")
-	line, span := regexp.MustCompile("(?m)^[ \t]*(?:bin/)?hsm-signer ([a-z][^#|>\n]*)"), regexp.MustCompile("`hsm-signer ([a-z][^`]*)`")
+	line, span := regexp.MustCompile("(?m)^[ \t]*(?:bin/)?hsm-signer ([a-z][^#|>\n]*)"),
+		regexp.MustCompile("`hsm-signer ([a-z][^`]*)`")
 	seen := 0
 	for _, page := range append(pages, readmes...) {
 		manual, err := os.ReadFile(page)
@@ -94,7 +99,8 @@ func TestCommandsOfTheManuals(t *testing.T) {
 				t.Errorf("%s: there is no command %q: %v", page, found[1], err)
 				continue
 			}
-			for _, flag := range regexp.MustCompile("--([a-z0-9-]+)").FindAllStringSubmatch(found[1], -1) {
+			for _, flag := range regexp.MustCompile("--([a-z0-9-]+)").
+				FindAllStringSubmatch(found[1], -1) {
 				if command.Flags().Lookup(flag[1]) == nil {
 					t.Errorf("%s: %q has no flag --%s", page, command.CommandPath(), flag[1])
 				}
@@ -115,7 +121,8 @@ func TestExitCodesOfTheManual(t *testing.T) {
 	}
 	readme := strings.Join(strings.Fields(string(manual)), " ")
 	for code, meaning := range map[int]string{0: "done", exit.Fault: "fault",
-		exit.Refused: "refused, or a check failed", exit.PIN: "PIN refused or locked", exit.Config: "configuration"} {
+		exit.Refused: "refused, or a check failed", exit.PIN: "PIN refused or locked",
+		exit.Config: "configuration"} {
 		if want := fmt.Sprintf("%d %s", code, meaning); !strings.Contains(help, want) ||
 			!strings.Contains(readme, want) {
 			t.Errorf("%q is not in both the help and the README", want)

@@ -28,8 +28,10 @@ var goodURIs = []struct {
 	{
 		"pkcs11:library-description=OpenSC%20smartcard%20framework;library-manufacturer=OpenSC%20Project;library-version=0.23;slot-description=Virtual%20hotplug%20slot;slot-manufacturer=x;slot-id=4294967295",
 		URI{
-			LibraryDescription: "OpenSC smartcard framework", LibraryManufacturer: "OpenSC Project", LibraryVersion: &Version{0, 23},
-			SlotDescription: "Virtual hotplug slot", SlotManufacturer: "x", SlotID: slotID(1<<32 - 1),
+			LibraryDescription: "OpenSC smartcard framework", LibraryManufacturer: "OpenSC Project",
+			LibraryVersion:  &Version{0, 23},
+			SlotDescription: "Virtual hotplug slot", SlotManufacturer: "x",
+			SlotID: slotID(1<<32 - 1),
 		},
 	},
 	{"pkcs11:", URI{}},
@@ -126,17 +128,18 @@ func TestURIsWithMistakes(t *testing.T) {
 		"pkcs11:token=The%20Software%20PKCS%2311%20Softtoken;manufacturer=Snake%20Oil,%20Inc.;serial=?pin-source=file:/etc/token_pin": "serial is empty",
 		"pkcs11:token=Name%20with%20a%20small%20A%20with%20acute:%20%C3%A1;object=my-certificate;type=cert":                           "token has 34 bytes",
 
-		"":                                         "does not begin with",
-		"pkcs1":                                    "does not begin with",
-		"token=ca":                                 "does not begin with",
-		"pkcs12:token=ca":                          "does not begin with",
-		" pkcs11:token=ca":                         "does not begin with",
-		"pkcs11:;":                                 `attribute 1 of its path is empty: there is one ";" too many`,
-		"pkcs11:token=ca;":                         "attribute 2 of its path is empty",
-		"pkcs11:token=ca;;object=a":                "attribute 2 of its path is empty",
-		"pkcs11:?&":                                "attribute 1 of its query is empty",
-		"pkcs11:?module-name=a&":                   "attribute 2 of its query is empty",
-		"pkcs11:token":                             "attribute 1 of its path has no value: write NAME=VALUE, and \";\" in a value as %3B",
+		"":                          "does not begin with",
+		"pkcs1":                     "does not begin with",
+		"token=ca":                  "does not begin with",
+		"pkcs12:token=ca":           "does not begin with",
+		" pkcs11:token=ca":          "does not begin with",
+		"pkcs11:;":                  `attribute 1 of its path is empty: there is one ";" too many`,
+		"pkcs11:token=ca;":          "attribute 2 of its path is empty",
+		"pkcs11:token=ca;;object=a": "attribute 2 of its path is empty",
+		"pkcs11:?&":                 "attribute 1 of its query is empty",
+		"pkcs11:?module-name=a&":    "attribute 2 of its query is empty",
+		"pkcs11:token": "attribute 1 of its path has no value: write " +
+			"NAME=VALUE, and \";\" in a value as %3B",
 		"pkcs11:?module-name":                      "as %26",
 		"pkcs11:=a":                                `is not one of RFC 7512 ("")`,
 		"pkcs11:token=":                            "token is empty: leave it out",
@@ -196,9 +199,12 @@ func TestURIsWithMistakes(t *testing.T) {
 // Whatever is wrong around it, the PIN is not shown.
 func TestURIDoesNotShowThePIN(t *testing.T) {
 	for _, text := range []string{
-		"pkcs11:?pin-value=canary%", "pkcs11:?pin-value=canary canary", "pkcs11:?pin-value=canary%00", "pkcs11:?pin-value=canary&pin-value=canary",
-		"pkcs11:?pin-value=1&canary=2", "pkcs11:?pin-value=1&x-canary=2", "pkcs11:?pin-value=1&canary", "pkcs11:?pin-value=1;canary=2", "pkcs11:pin-value=canary",
-		"pkcs11:pin-value=1;canary=2", "pkcs11:?PIN-VALUE=1&canary=2", "pkcs11:?pin-value=canary&pin-source=/run/pin", "pin-value=canary", "pkcs11:?canary",
+		"pkcs11:?pin-value=canary%", "pkcs11:?pin-value=canary canary",
+		"pkcs11:?pin-value=canary%00", "pkcs11:?pin-value=canary&pin-value=canary",
+		"pkcs11:?pin-value=1&canary=2", "pkcs11:?pin-value=1&x-canary=2",
+		"pkcs11:?pin-value=1&canary", "pkcs11:?pin-value=1;canary=2", "pkcs11:pin-value=canary",
+		"pkcs11:pin-value=1;canary=2", "pkcs11:?PIN-VALUE=1&canary=2",
+		"pkcs11:?pin-value=canary&pin-source=/run/pin", "pin-value=canary", "pkcs11:?canary",
 	} {
 		if _, err := Parse(text); err == nil || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %v", text, err)

@@ -114,7 +114,8 @@ func (i InitContainer) Submit(ctx context.Context,
 }
 
 func replace(ctx context.Context, requests certificatesclient.CertificateSigningRequestInterface,
-	request *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest, error) {
+	request *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest,
+	error) {
 	if err := requests.Delete(ctx, request.Name, metav1.DeleteOptions{}); err != nil {
 		return nil, err
 	}
@@ -222,7 +223,8 @@ func Wait(ctx context.Context, client kubernetes.Interface,
 		return last, fmt.Errorf("certificate request %s has not ended: %w", name,
 			context.Cause(ctx))
 	}
-	return last, fmt.Errorf("certificate request %s has not ended, and the server closed the watch", name)
+	return last,
+		fmt.Errorf("certificate request %s has not ended, and the server closed the watch", name)
 }
 
 func ended(request *certificatesv1.CertificateSigningRequest) (bool, error) {

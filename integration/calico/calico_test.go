@@ -48,11 +48,13 @@ func TestRequestIsCalicos(t *testing.T) {
 	}
 	text := strings.Join(strings.Fields(string(output)), " ")
 	for _, want := range []string{
-		"Subject: C = US, ST = California, L = San Francisco, O = Tigera, OU = Engineering, CN = typha-server ",
+		"Subject: C = US, ST = California, L = San Francisco, O = Tigera, OU = Engineering, CN = " +
+			"typha-server ",
 		"X509v3 Subject Alternative Name: DNS:typha-server, IP Address:10.0.0.7 " +
 			"X509v3 Basic Constraints: critical CA:FALSE " +
 			"X509v3 Key Usage: critical Digital Signature, Key Encipherment, Key Agreement " +
-			"X509v3 Extended Key Usage: TLS Web Server Authentication, TLS Web Client Authentication ",
+			"X509v3 Extended Key Usage: TLS Web Server Authentication, TLS Web Client " +
+			"Authentication ",
 	} {
 		// Versions of openssl differ in the spaces around the equals sign.
 		if !strings.Contains(strings.ReplaceAll(text, " = ", "="),
@@ -99,10 +101,11 @@ func TestUnknownKeyAlgorithm(t *testing.T) {
 }
 
 func TestWait(t *testing.T) {
-	condition := func(kind certificatesv1.RequestConditionType) []certificatesv1.CertificateSigningRequestCondition {
-		return []certificatesv1.CertificateSigningRequestCondition{{Type: kind,
-			Status: corev1.ConditionTrue, Reason: "Because"}}
-	}
+	condition :=
+		func(kind certificatesv1.RequestConditionType) []certificatesv1.CertificateSigningRequestCondition {
+			return []certificatesv1.CertificateSigningRequestCondition{{Type: kind,
+				Status: corev1.ConditionTrue, Reason: "Because"}}
+		}
 	certificate := []byte("certificate")
 	pending := certificatesv1.CertificateSigningRequestStatus{}
 	cases := map[string]struct {
@@ -115,7 +118,8 @@ func TestWait(t *testing.T) {
 		"issued, then approved": {seen: []certificatesv1.CertificateSigningRequestStatus{{Certificate: certificate}, {Conditions: condition("Approved"), Certificate: certificate}}},
 		"denied": {seen: []certificatesv1.CertificateSigningRequestStatus{pending,
 			{Conditions: condition("Denied")}}, refused: true},
-		"failed": {seen: []certificatesv1.CertificateSigningRequestStatus{{Conditions: condition("Failed")}}, refused: true},
+		"failed": {seen: []certificatesv1.CertificateSigningRequestStatus{{Conditions: condition(
+			"Failed")}}, refused: true},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

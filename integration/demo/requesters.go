@@ -159,7 +159,8 @@ func (r requester) outcome(
 	var refused *calico.Refused
 	switch {
 	case errors.As(err, &refused):
-		o.result, o.why = string(refused.Condition.Type), refused.Condition.Reason+": "+refused.Condition.Message
+		o.result, o.why = string(refused.Condition.Type),
+			refused.Condition.Reason+": "+refused.Condition.Message
 		if r.want != refused.Condition.Reason {
 			o.fault = fmt.Sprintf("%s: %s; want %q", o.result, o.why, r.want)
 		}

@@ -204,7 +204,8 @@ func newOfflineRoot(t *testing.T, constraints string) offlineRoot {
 	r := offlineRoot{t.TempDir()}
 	r.openssl(t, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
 		"-keyout", "root.key", "-out", "root.crt",
-		"-subj", "/CN=root", "-days", "30", "-addext", "basicConstraints=critical,"+constraints, "-addext", "keyUsage=critical,keyCertSign")
+		"-subj", "/CN=root", "-days", "30", "-addext", "basicConstraints=critical,"+constraints,
+		"-addext", "keyUsage=critical,keyCertSign")
 	return r
 }
 

@@ -27,7 +27,8 @@ func TestHostileRequests(t *testing.T) {
 	must.OK(t, err)
 	startReady(t, ca,
 		withPolicy(t,
-			string(everything)+"\nbudget: {total: 10000, perServiceAccount: 100%, perPod: 10000}\n"))
+			string(everything)+
+				"\nbudget: {total: 10000, perServiceAccount: 100%, perPod: 10000}\n"))
 	p := newPod(t, components()[0], nextIP())
 	samples := hostile.Samples(t)
 	admitted := map[string]hostile.Sample{}

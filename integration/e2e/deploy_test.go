@@ -147,7 +147,8 @@ func podOf(set *appsv1.StatefulSet) *corev1.Pod {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-0",
 		Labels: set.Spec.Template.Labels}, Spec: *set.Spec.Template.Spec.DeepCopy()}
 	for _, claim := range set.Spec.VolumeClaimTemplates {
-		source := corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + pod.Name}}
+		source :=
+			corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + pod.Name}}
 		pod.Spec.Volumes = append(pod.Spec.Volumes,
 			corev1.Volume{Name: claim.Name, VolumeSource: source})
 	}
@@ -186,13 +187,14 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	})
 	for namespace, want := range map[string]bool{node.Namespace: true, "default": false,
 		"": false} {
-		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
-			Spec: authorizationv1.SubjectAccessReviewSpec{
-				User: "system:serviceaccount:hsm-signer:hsm-signer",
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get",
-					Resource: "pods", Namespace: namespace},
-			},
-		}, metav1.CreateOptions{})
+		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().
+			Create(t.Context(), &authorizationv1.SubjectAccessReview{
+				Spec: authorizationv1.SubjectAccessReviewSpec{
+					User: "system:serviceaccount:hsm-signer:hsm-signer",
+					ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get",
+						Resource: "pods", Namespace: namespace},
+				},
+			}, metav1.CreateOptions{})
 		must.OK(t, err)
 		if review.Status.Allowed != want {
 			t.Errorf("pods of the namespace %q: %t", namespace, review.Status.Allowed)

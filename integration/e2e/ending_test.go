@@ -30,7 +30,9 @@ import (
 func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	t.Helper()
 	made := newPod(t, c, nextIP())
-	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
+	patch :=
+		fmt.Sprintf(
+			`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
 	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(),
 		made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	must.OK(t, err)

@@ -54,7 +54,9 @@ func runningNow() corev1.ContainerState {
 func mains(first, second corev1.ContainerState) func(*podPlayed) {
 	return func(p *podPlayed) {
 		for i, state := range []corev1.ContainerState{first, second} {
-			p.status.ContainerStatuses[i] = corev1.ContainerStatus{Name: p.status.ContainerStatuses[i].Name, State: state, Ready: state.Running != nil}
+			p.status.ContainerStatuses[i] =
+				corev1.ContainerStatus{Name: p.status.ContainerStatuses[i].Name, State: state,
+					Ready: state.Running != nil}
 		}
 	}
 }
@@ -121,7 +123,9 @@ var podStates = []podState{
 	{name: "succeeded", edit: func(p *podPlayed) { p.status.Phase = corev1.PodSucceeded }},
 	{name: "evicted", edit: func(p *podPlayed) { p.status.Phase = corev1.PodFailed }},
 	{name: "mirror",
-		edit: func(p *podPlayed) { p.pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"} }},
+		edit: func(p *podPlayed) {
+			p.pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"}
+		}},
 }
 
 // played creates the pod, which initializes, as it is when it sends its request.

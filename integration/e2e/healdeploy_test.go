@@ -33,7 +33,8 @@ func TestHealIsAComponent(t *testing.T) {
 				if warnings != "" && kind == "" {
 					t.Errorf("kubectl apply: %s", warnings)
 				}
-				made, err := shared.Cluster.Client().AppsV1().Deployments("hsm-signer").Get(t.Context(), "hsm-signer-heal", metav1.GetOptions{})
+				made, err := shared.Cluster.Client().AppsV1().Deployments("hsm-signer").
+					Get(t.Context(), "hsm-signer-heal", metav1.GetOptions{})
 				must.OK(t, err)
 				requireHealPod(t, made, kind != "")
 			})
@@ -92,13 +93,14 @@ func TestRightsOfHeal(t *testing.T) {
 		{"get", "", "secrets", "calico-system", false},
 		{"get", "coordination.k8s.io", "leases", "hsm-signer", false},
 	} {
-		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
-			Spec: authorizationv1.SubjectAccessReviewSpec{
-				User: "system:serviceaccount:hsm-signer:hsm-signer-heal",
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb,
-					Group: c.group, Resource: c.resource, Namespace: c.namespace},
-			},
-		}, metav1.CreateOptions{})
+		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().
+			Create(t.Context(), &authorizationv1.SubjectAccessReview{
+				Spec: authorizationv1.SubjectAccessReviewSpec{
+					User: "system:serviceaccount:hsm-signer:hsm-signer-heal",
+					ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb,
+						Group: c.group, Resource: c.resource, Namespace: c.namespace},
+				},
+			}, metav1.CreateOptions{})
 		must.OK(t, err)
 		if review.Status.Allowed != c.want {
 			t.Errorf("%s %s in %q: allowed is %t", c.verb, c.resource, c.namespace, !c.want)

@@ -41,7 +41,8 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		}
 	})
 	must.Eventually(t, "the kind to be served", func(ctx context.Context) (bool, error) {
-		err := client.Get().AbsPath("/apis/operator.tigera.io/v1/installations/default").Do(ctx).Error()
+		err := client.Get().AbsPath("/apis/operator.tigera.io/v1/installations/default").Do(ctx).
+			Error()
 		return apierrors.IsNotFound(err) &&
 			strings.Contains(err.Error(), "\"default\" not found"), nil
 	})
@@ -64,7 +65,8 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		{management("example.com/calico", "ECDSAWithCurve256", "", text), 2,
 			"Calico's pods fail before they send a request"},
 		{management("example.com/calico", "RSAWithSize8192", "", text), 0,
-			"keyAlgorithm is RSAWithSize8192: Calico's init containers have 10m of CPU and 90 seconds, and in a trial 0 of 5"},
+			"keyAlgorithm is RSAWithSize8192: Calico's init containers have 10m of CPU and 90 " +
+				"seconds, and in a trial 0 of 5"},
 		{management("example.com/calico", "RSAWithSize4096", "", text), 0,
 			"in a trial 3 of 5 finished in time"},
 		{management("example.com/calico", "", "", foreign), 2,

@@ -135,14 +135,17 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	}
 	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
 	requireCheckpointKey(t, env, 0,
-		"ok       checkpoint key                     a test signature by the private key labelled \"checkpoints\" verifies")
+		"ok       checkpoint key                     a test signature by the private key "+
+			"labelled \"checkpoints\" verifies")
 	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2,
 		"failed   checkpoint key                     the token has no private key labelled \"away\"")
 	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2,
-		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+"\" does not belong to the public key")
+		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+
+			"\" does not belong to the public key")
 	d := startReady(t, ca, env...)
 	must.Eventually(t, "a checkpoint", func(ctx context.Context) (bool, error) {
-		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).MatchString(d.Metrics(ctx)), nil
+		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).
+			MatchString(d.Metrics(ctx)), nil
 	})
 	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify",
 		"--checkpoint-key", public)
@@ -209,10 +212,11 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 		shared.Cluster.Requests().Delete(t.Context(),
 			csr.Name, metav1.DeleteOptions{}))
 	d = startReady(t, ca, env...)
-	must.Eventually(t, "the outcome of the request in the journal", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx),
-			`hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
-	})
+	must.Eventually(t, "the outcome of the request in the journal",
+		func(ctx context.Context) (bool, error) {
+			return strings.Contains(d.Metrics(ctx),
+				`hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
+		})
 	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list")
 	if code != 0 || !strings.Contains(stdout, "unconfirmed") ||
 		strings.Contains(stdout, "orphaned") {

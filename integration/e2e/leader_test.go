@@ -64,7 +64,8 @@ func TestOneOfManyLeads(t *testing.T) {
 		t.Errorf("the other issued %d certificates too", n)
 	}
 	must.OK(t, first.Shutdown())
-	for _, log := range regexp.MustCompile(`"head":"([^"]*)"`).FindAllStringSubmatch(first.Log(), -1) {
+	for _, log := range regexp.MustCompile(`"head":"([^"]*)"`).
+		FindAllStringSubmatch(first.Log(), -1) {
 		requireWitnessed(t, state, log[1])
 	}
 	waitLeads(t, second)
@@ -142,7 +143,8 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	second := one(t, s.env()...)
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
 	_, err := leases.Patch(t.Context(), string(s), types.MergePatchType,
-		[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+		[]byte(
+			`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
 	must.OK(t, err)
 	must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 		lease, err := leases.Get(ctx, string(s), metav1.GetOptions{})

@@ -199,7 +199,8 @@ func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 	ip := other.Status.PodIP
 	must.Eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
 		return strings.Contains(d.Log(),
-			"a live pod of the service account calico-system/calico-node with the IP address "+ip), nil
+			"a live pod of the service account calico-system/calico-node with the IP address "+
+				ip), nil
 	})
 	// This request is newer, and is served.
 	p := old.newPod(t, node, nextIP())

@@ -75,7 +75,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	}
 	metrics := d.Metrics(t.Context())
 	if !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") ||
-		regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="put"\}`).MatchString(metrics) {
+		regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="put"\}`).
+			MatchString(metrics) {
 		t.Errorf("there were faults, or writes that failed:\n%s", metrics)
 	}
 	if !strings.Contains(metrics, fmt.Sprintf("\nhsm_signer_refusals_total %d\n", len(full)+1)) {

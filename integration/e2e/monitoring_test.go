@@ -15,7 +15,8 @@ import (
 
 // healsOwn returns the metrics that only heal has.
 func healsOwn(metrics string) string {
-	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_heal_.*\n`).FindAllString(metrics, -1), "")
+	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_heal_.*\n`).
+		FindAllString(metrics, -1), "")
 }
 
 // Every metric in an alert, the dashboard or the manual exists, the manual has all of them, and
@@ -53,7 +54,8 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	}
 	text, err := os.ReadFile("../../" + manual)
 	must.OK(t, err)
-	for _, line := range regexp.MustCompile(`(?m)^# TYPE (hsm_signer_\S+)`).FindAllStringSubmatch(metrics, -1) {
+	for _, line := range regexp.MustCompile(`(?m)^# TYPE (hsm_signer_\S+)`).
+		FindAllStringSubmatch(metrics, -1) {
 		if !strings.Contains(string(text), "`"+line[1]+"`") {
 			t.Errorf("%s does not name %s", manual, line[1])
 		}

@@ -101,7 +101,8 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
 	must.OK(t, err)
 	wide, err := chromedp.Run(ctx,
-		chromedp.Evaluate[bool](`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
+		chromedp.Evaluate[bool](
+			`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
 	must.OK(t, err)
 	background, err := chromedp.Run(ctx,
 		chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
@@ -170,7 +171,8 @@ func TestStatusPageInABrowser(t *testing.T) {
 			}
 		}
 		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9",
-			"issued by rule calico-typha", "refused", `"typha-server"`, "system:serviceaccount:calico-system:calico-node")
+			"issued by rule calico-typha", "refused", `"typha-server"`,
+			"system:serviceaccount:calico-system:calico-node")
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")

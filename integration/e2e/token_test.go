@@ -45,7 +45,8 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 	const restarts = 10
 	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "hsm-signer.service"))
 	must.OK(t, err)
-	prevented := regexp.MustCompile(`(?m)^RestartPreventExitStatus=(.*)$`).FindStringSubmatch(string(unit))
+	prevented := regexp.MustCompile(`(?m)^RestartPreventExitStatus=(.*)$`).
+		FindStringSubmatch(string(unit))
 	if prevented == nil || !strings.Contains(string(unit), "\nRestart=on-failure\n") {
 		t.Fatalf("the unit does not say when to restart:\n%s", unit)
 	}

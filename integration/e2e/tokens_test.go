@@ -107,7 +107,10 @@ func TestEveryKindOfToken(t *testing.T) {
 			s.requireKey(t)
 			d := startReady(t, s.ca, s.env...)
 			if checks, logs := strings.Contains(checked,
-				"warning  key cannot leave "), strings.Contains(d.Log(), "CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local || logs == s.token.Can.Local {
+				"warning  key cannot leave "),
+				strings.Contains(d.Log(),
+					"CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local ||
+				logs == s.token.Can.Local {
 				t.Errorf("an attribute that is not as it should be: check warns %t, the log %t",
 					checks, logs)
 			}

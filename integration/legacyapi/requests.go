@@ -56,7 +56,8 @@ func (s *Server) refuse(r *http.Request) *apierrors.StatusError {
 	if isTrue(query.Get("watch")) && query.Get("resourceVersionMatch") != "" {
 		invalid := apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName,
 			Kind: "ListOptions"}, "", nil)
-		invalid.ErrStatus.Message += "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch"
+		invalid.ErrStatus.Message += "resourceVersionMatch: Forbidden: resourceVersionMatch is " +
+			"forbidden for watch"
 		return invalid
 	}
 	return nil

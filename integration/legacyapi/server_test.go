@@ -84,11 +84,13 @@ func TestDiscovery(t *testing.T) {
 			}
 		}
 	}
-	want := "[certificatesigningrequests certificatesigningrequests/approval certificatesigningrequests/status]"
+	want := "[certificatesigningrequests certificatesigningrequests/approval " +
+		"certificatesigningrequests/status]"
 	if got := fmt.Sprint(names); got != want {
 		t.Errorf("resources of v1beta1 are %s, want %s", got, want)
 	}
-	if _, err := client.ServerResourcesForGroupVersion("certificates.k8s.io/v1"); !apierrors.IsNotFound(err) {
+	if _, err := client.ServerResourcesForGroupVersion(
+		"certificates.k8s.io/v1"); !apierrors.IsNotFound(err) {
 		t.Errorf("asked for v1: %v, want not found", err)
 	}
 }
@@ -181,7 +183,8 @@ func live(t *testing.T, client kubernetes.Interface,
 		return (r.Spec.SignerName == nil) == (signer == "")
 	})
 
-	request.Status.Conditions = []certificatesv1beta1.CertificateSigningRequestCondition{{Type: certificatesv1beta1.CertificateApproved, Reason: "Test"}}
+	request.Status.Conditions =
+		[]certificatesv1beta1.CertificateSigningRequestCondition{{Type: certificatesv1beta1.CertificateApproved, Reason: "Test"}}
 	request, err = requests.UpdateApproval(ctx, request, metav1.UpdateOptions{})
 	must.OK(t, err)
 	await(t, seen, "is approved", func(r *certificatesv1beta1.CertificateSigningRequest) bool {

@@ -39,7 +39,8 @@ func findHierarchy() (hierarchy, error) {
 	// A group gets the files of a controller only if its parent passes that on.
 	control := filepath.Join(h.mount, "cgroup.subtree_control")
 	if err := os.WriteFile(control, []byte("+cpu"), 0); err != nil {
-		return h, fmt.Errorf("pass on the cpu controller: %w; run as root, outside of a container", err)
+		return h,
+			fmt.Errorf("pass on the cpu controller: %w; run as root, outside of a container", err)
 	}
 	return h, nil
 }

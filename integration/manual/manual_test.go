@@ -40,9 +40,11 @@ func TestTry(t *testing.T) {
 	const end = "kill %1\n"
 	typed, ending, _ := strings.Cut(script(t, "docs/try.md"), end)
 	out := shell(t, typed+looking(t)+end+ending,
-		"CLUSTER="+cluster, "LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0", "KUBECONFIG=",
+		"CLUSTER="+cluster, "LISTEN_ADDRESS=127.0.0.1:0", "STATUS_ADDRESS=127.0.0.1:0",
+		"KUBECONFIG=",
 		"PATH="+here+string(os.PathListSeparator)+os.Getenv("PATH"))
-	for _, want := range []string{"Approved,Issued", "tls.crt: OK", "NameNotAllowed: ", "typha-certs:typha-1", "every line is right up to the head"} {
+	for _, want := range []string{"Approved,Issued", "tls.crt: OK", "NameNotAllowed: ",
+		"typha-certs:typha-1", "every line is right up to the head"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is missing in:\n%s", want, out)
 		}
@@ -54,13 +56,14 @@ var (
 	// once its requests are served.
 	looked = []string{"docs/runbook.md", "docs/operate.md"}
 	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
-	// needsMore are the commands that change something, or that need what is missing here: hsm-signer
-	// in a pod, with a lease and an overlay; Calico; a policy's tests.
+	// needsMore are the commands that change something, or that need what is missing here:
+	// hsm-signer in a pod, with a lease and an overlay; Calico; a policy's tests.
 	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|test|accept-rollback)( |$)`)
 	// placeholders stand for what is there on that cluster.
 	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1", `SERIAL\|REQUEST`,
 		"typha-certs:typha-1", " DIR", ` "$STATE_DIR"`,
-		"SEQ:SHA256", `$(hsm-signer audit verify --output json | jq -r '"\(.head.seq):\(.head.sha256)"')`)
+		"SEQ:SHA256",
+		`$(hsm-signer audit verify --output json | jq -r '"\(.head.seq):\(.head.sha256)"')`)
 )
 
 // looking gives each command of those pages once; each must end well.

@@ -315,7 +315,8 @@ func TestRulesThatCannotBeRead(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"nonsense", "1 0 C_Typo fail 5", "1 0 C_Sign typo 5",
-		"1 0 C_Sign fail five", "1 0 C_Sign fail", "1 0 C_FindObjects swap x", strings.Repeat("1 0 C_Sign hang\n", 65)} {
+		"1 0 C_Sign fail five", "1 0 C_Sign fail", "1 0 C_FindObjects swap x",
+		strings.Repeat("1 0 C_Sign hang\n", 65)} {
 		must.OK(t, os.WriteFile(rules, []byte(text+"\n"), 0o600))
 		if _, err := a.module.GetSlotList(true); err == nil ||
 			!strings.Contains(err.Error(), "80005110") {
@@ -334,7 +335,8 @@ func TestThreads(t *testing.T) {
 	const threads, each, fails = 16, 40, 7
 	a.rules(t,
 		pkcs11shim.Fail(pkcs11shim.OpenSession,
-			pkcs11.CKR_DEVICE_ERROR).From(100).Times(fails), pkcs11shim.LoseSessions(pkcs11shim.OpenSession).From(200).Times(50))
+			pkcs11.CKR_DEVICE_ERROR).From(100).Times(fails),
+		pkcs11shim.LoseSessions(pkcs11shim.OpenSession).From(200).Times(50))
 	var failed [threads]int
 	var all sync.WaitGroup
 	for i := range threads {
@@ -436,7 +438,8 @@ func TestKill(t *testing.T) {
 			!status.Signaled() || status.Signal() != syscall.SIGKILL {
 			t.Errorf("%s: the process was not killed: %v: %s", c.rule, err, out)
 		}
-		if calls := a.calls(t); len(calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)) != c.want || calls.Count(pkcs11shim.OpenSession) != 1 {
+		if calls := a.calls(t); len(calls.Of(pkcs11shim.Login).
+			With(pkcs11.CKR_PIN_INCORRECT)) != c.want || calls.Count(pkcs11shim.OpenSession) != 1 {
 			t.Errorf("%s: want C_Login %d times:\n%s", c.rule, c.want, calls)
 		}
 	}

@@ -53,7 +53,8 @@ func TestClients(t *testing.T) {
 	r := begin(t, 24,
 		"300 clients, 15 ms per event, on a fresh API server: 20 a second, and within a second; "+
 			"in their middle kill -9, or the leader is killed",
-		"lost at 20 a second 0; within a second: added by an interruption, median ≤ 6 or within the spread of "+
+		"lost at 20 a second 0; within a second: added by an interruption, median ≤ 6 or within "+
+			"the spread of "+
 			"the runs without one; every request issued")
 	within := map[string][]float64{}
 	for round := range rounds {

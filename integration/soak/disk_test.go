@@ -205,7 +205,8 @@ func TestLastLineIsTorn(t *testing.T) {
 	a := s.account(t)
 	a.requireWhole(t, c)
 	r.measured("line %d (%s) torn, moved away and logged; %d requests, all issued; "+
-		"most certificates for one UID %d; audit verify: exit code 0", last.Seq, last.Kind, c.size(), a.most())
+		"most certificates for one UID %d; audit verify: exit code 0", last.Seq, last.Kind,
+		c.size(), a.most())
 }
 
 func (s *signer) firstFile() string { return filepath.Join(s.state, "journal-00000001.jsonl") }

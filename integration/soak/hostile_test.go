@@ -77,7 +77,8 @@ func TestHostilesBesideGoodOnes(t *testing.T) {
 	must.OK(t, d.Shutdown())
 	s.account(t).requireWhole(t, good)
 	r.measured("%d hostile (%.0f a second), all refused; %d good (%.1f a second), lost %d", denied,
-		float64(denied)/lasted, good.size(), float64(good.size())/lasted, good.size()-len(latencies))
+		float64(denied)/lasted, good.size(), float64(good.size())/lasted,
+		good.size()-len(latencies))
 	r.measured("from the request to the certificate: p50 %s, p99 %s, most %s",
 		percentile(latencies, 50), percentile(latencies, 99), percentile(latencies, 100))
 }
@@ -129,11 +130,14 @@ func longNamed(number int, asking *calico.InitContainer) (*certificatesv1.Certif
 func TestMemory(t *testing.T) {
 	foreign, ours := of(50, 500), of(20, 200)
 	r := begin(t, 17,
-		"500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, half of them there before the start", "peak memory ≤ 256 MiB")
+		"500 foreign requests of 1 MB, 200 of our own at 1 MB, and 50 with a name of 400 KiB, "+
+			"half of them there before the start", "peak memory ≤ 256 MiB")
 	own := ownFixture(t)
 	s := own.signer(t)
-	others, bad, long, good := own.newBatch(t), hostiles{own.newBatch(t)}, own.newBatch(t), own.newBatch(t)
-	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"), oversized(testenv.SignerName), longNamed
+	others, bad, long, good := own.newBatch(t), hostiles{own.newBatch(t)}, own.newBatch(t),
+		own.newBatch(t)
+	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"),
+		oversized(testenv.SignerName), longNamed
 	ask := func() {
 		others.ask(t, foreign/2)
 		bad.ask(t, ours/2)

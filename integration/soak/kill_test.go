@@ -20,7 +20,8 @@ import (
 func TestKilledAtRandom(t *testing.T) {
 	kills, requests := of(8, 200), of(160, 5000)
 	r := begin(t, 1, "kill -9, 200 times at random during 5,000 requests, restarted each time",
-		"lost 0; certificates per UID ≤ 1; every C_Sign in the shim's log accounted for in the journal; orphans 0")
+		"lost 0; certificates per UID ≤ 1; every C_Sign in the shim's log accounted for in the "+
+			"journal; orphans 0")
 	s := shared.signer(t)
 	c := shared.newBatch(t)
 	var group sync.WaitGroup
@@ -65,7 +66,8 @@ func (r *row) measuredSignatures(a *account) {
 	r.measured("C_Sign %d: %d of certificates (%d intents in the journal; the same bytes "+
 		"signed again "+
 		"%d times), %d of the test signature (%d lines in the journal); not in the journal %d",
-		a.signatures, a.signatures-a.probes, a.intents, a.again, a.probes, a.probeLines, a.unaccounted)
+		a.signatures, a.signatures-a.probes, a.intents, a.again, a.probes, a.probeLines,
+		a.unaccounted)
 }
 
 // A point is a place in the code at which the process is killed: a call of the token or of the API

@@ -165,7 +165,8 @@ func TestLeaders(t *testing.T) {
 	r.measured("%d requests, all issued %s after the last came", c.size(), seconds(took))
 	r.measured("takeover: %s at most after SIGSTOP (%d), %s after kill -9 (%d), %s after "+
 		"SIGTERM (%d)",
-		seconds(longest(afterPause)), pauses, seconds(longest(afterKill)), kills, seconds(longest(afterTerm)), stops)
+		seconds(longest(afterPause)), pauses, seconds(longest(afterKill)), kills,
+		seconds(longest(afterTerm)), stops)
 	r.within(longest(afterKill), 20*time.Second)
 	r.within(longest(afterTerm), 3*time.Second)
 	if w.another > 0 {
@@ -234,7 +235,8 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 	now, err := c.requests(t.Context())
 	must.OK(t, err)
 	for uid, csr := range now {
-		first, second := accounts[0].certificates[string(uid)], accounts[1].certificates[string(uid)]
+		first, second := accounts[0].certificates[string(uid)],
+			accounts[1].certificates[string(uid)]
 		if len(first) > 0 && len(second) > 0 {
 			both++
 		}
@@ -245,7 +247,8 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 	if overlapping > 0 || unaccounted > 0 || unpublished > 0 || accounts[0].most() > 1 ||
 		accounts[1].most() > 1 {
 		t.Errorf("%d intents of one while the other led; %d signatures are in no journal; "+
-			"%d certificates in the cluster are in no journal; most certificates for one UID %d and %d",
+			"%d certificates in the cluster are in no journal; most certificates for one "+
+			"UID %d and %d",
 			overlapping, unaccounted, unpublished, accounts[0].most(), accounts[1].most())
 	}
 	r.measured("started by one while the other led %d", overlapping)
@@ -261,7 +264,8 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 func TestLeaseOfAnUnknownHolder(t *testing.T) {
 	times := of(1, 5)
 	r := begin(t, 20,
-		"the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times", "a replica leads ≤ 20 s after each")
+		"the lease patched to an unknown holder, 68 years and 2147483647 transitions, 5 times",
+		"a replica leads ≤ 20 s after each")
 	p := newPair(t, shared)
 	c := shared.newBatch(t)
 	var after []time.Duration
@@ -269,7 +273,8 @@ func TestLeaseOfAnUnknownHolder(t *testing.T) {
 		p.leader(t)
 		leases := shared.Cluster.Client().CoordinationV1().Leases(leaseNamespace)
 		_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
-			[]byte(`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+			[]byte(
+				`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
 		must.OK(t, err)
 		began := time.Now()
 		must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {

@@ -72,7 +72,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	if n := recorded(); n != 2*each {
 		t.Errorf("%d refusals are recorded for %d requests", n, 2*each)
 	}
-	failedWrite := regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="(put|post|patch)"\}.*`)
+	failedWrite :=
+		regexp.MustCompile(`hsm_signer_api_calls_total\{code="(4|5)..",verb="(put|post|patch)"\}.*`)
 	failed := failedWrite.FindAllString(metrics, -1)
 	refusals := fmt.Sprintf("\nhsm_signer_refusals_total %d\n", 2*each)
 	if len(failed) > 0 || !strings.Contains(metrics, "\nhsm_signer_faults_total 0\n") ||

@@ -24,7 +24,8 @@ const maxResident = 128
 func TestSlowReaders(t *testing.T) {
 	readers := of(300, 3000)
 	r := begin(t, 22,
-		"3,000 callers ask for /metrics, /readyz and the status page over and over, and read a byte a second, for a minute",
+		"3,000 callers ask for /metrics, /readyz and the status page over and over, and read a "+
+			"byte a second, for a minute",
 		"peak memory < 128 MiB; /livez within 1 s")
 	s := shared.signer(t, "STATUS_ADDRESS=127.0.0.1:0")
 	d := s.startReady(t)

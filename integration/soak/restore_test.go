@@ -13,7 +13,8 @@ import (
 func TestEtcdIsRestored(t *testing.T) {
 	requests := of(10, 100)
 	r := begin(t, 16,
-		"etcd restored to before 100 issuances, with the same journal, while hsm-signer runs; then again while it does not",
+		"etcd restored to before 100 issuances, with the same journal, while hsm-signer runs; "+
+			"then again while it does not",
 		"no UID gets a second, different certificate")
 	own := ownFixture(t)
 	s := own.signer(t)

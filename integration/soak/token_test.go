@@ -57,8 +57,10 @@ func (s *signer) keepFailing(t *testing.T) (stop func() (faults int)) {
 func TestUnreliableToken(t *testing.T) {
 	const deadline = time.Minute
 	r := begin(t, 23,
-		"one fault of the token every 0.4 s, in turn CKR_DEVICE_ERROR (twice), CKR_SESSION_HANDLE_INVALID, "+
-			"CKR_USER_NOT_LOGGED_IN, CKR_DEVICE_REMOVED, all sessions closed, CKR_KEY_HANDLE_INVALID; 1,000 requests come in",
+		"one fault of the token every 0.4 s, in turn CKR_DEVICE_ERROR (twice), "+
+			"CKR_SESSION_HANDLE_INVALID, "+
+			"CKR_USER_NOT_LOGGED_IN, CKR_DEVICE_REMOVED, all sessions closed, "+
+			"CKR_KEY_HANDLE_INVALID; 1,000 requests come in",
 		"all issued within 60 s; lost 0; certificates per UID ≤ 1")
 	s := shared.signer(t)
 	d := s.startReady(t)
@@ -80,6 +82,7 @@ func TestUnreliableToken(t *testing.T) {
 	r.measured("%d requests, asked within %s; all issued %s after the first was asked", c.size(),
 		seconds(asked), seconds(took))
 	r.measured("%d faults, %d calls that failed, %d calls of C_Login, %d of them failed",
-		faults, len(calls)-len(calls.With(pkcs11.CKR_OK)), len(logins), len(logins)-len(logins.With(pkcs11.CKR_OK)))
+		faults, len(calls)-len(calls.With(pkcs11.CKR_OK)), len(logins),
+		len(logins)-len(logins.With(pkcs11.CKR_OK)))
 	r.measured("lost %d, signed again %d", c.size()-len(a.certificates), a.again)
 }

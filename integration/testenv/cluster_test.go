@@ -63,7 +63,8 @@ func TestTokenOfPodNamesThePod(t *testing.T) {
 	token, err := cluster.TokenFor(ctx, pod)
 	must.OK(t, err)
 	request := ask(t, token, pod)
-	if got, want := request.Spec.Username, "system:serviceaccount:calico-system:calico-typha"; got != want {
+	if got, want := request.Spec.Username,
+		"system:serviceaccount:calico-system:calico-typha"; got != want {
 		t.Errorf("username is %q, want %q", got, want)
 	}
 	for key, want := range map[string]string{"pod-name": pod.Name, "pod-uid": string(pod.UID),
@@ -120,10 +121,12 @@ func TestPodWithInitContainersIsPending(t *testing.T) {
 		len(status.InitContainerStatuses) != 2 || len(status.ContainerStatuses) != 1 {
 		t.Fatalf("pod's status is %+v, want pending with an address and three containers", status)
 	}
-	first, second, main := status.InitContainerStatuses[0], status.InitContainerStatuses[1], status.ContainerStatuses[0]
+	first, second, main := status.InitContainerStatuses[0], status.InitContainerStatuses[1],
+		status.ContainerStatuses[0]
 	if first.Name != "certs" || first.State.Running == nil || second.State.Waiting == nil ||
 		main.State.Waiting == nil {
-		t.Errorf("containers are %+v, %+v and %+v, want the first one alone running", first, second, main)
+		t.Errorf("containers are %+v, %+v and %+v, want the first one alone running", first,
+			second, main)
 	}
 }
 
@@ -359,7 +362,9 @@ func TestRefusalReachesCalico(t *testing.T) {
 			t.Errorf("got %v, want refused for reason Test", err)
 		}
 	})
-	later.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue, Reason: "Test"}}
+	later.Status.Conditions =
+		[]certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateDenied,
+			Status: corev1.ConditionTrue, Reason: "Test"}}
 	if _, err := cluster.Requests().UpdateApproval(t.Context(), later.Name, later,
 		metav1.UpdateOptions{}); err != nil {
 		t.Error(err)

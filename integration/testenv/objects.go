@@ -265,7 +265,8 @@ func (c *Cluster) Apply(ctx context.Context, manifests []byte) error {
 	if err != nil {
 		return err
 	}
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(c.client.Discovery()))
+	mapper :=
+		restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(c.client.Discovery()))
 	for _, object := range objects {
 		if err := apply(ctx, client, mapper, object); err != nil {
 			return fmt.Errorf("apply %s %s/%s: %w", object.GetKind(), object.GetNamespace(),

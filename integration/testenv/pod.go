@@ -139,7 +139,8 @@ func afterInit(pod *corev1.Pod, files bool, now metav1.Time) *corev1.Pod {
 		status := &pod.Status.ContainerStatuses[i]
 		if files {
 			status.Ready = true
-			status.State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}
+			status.State =
+				corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}
 			continue
 		}
 		status.State.Waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}

@@ -202,7 +202,8 @@ func everyRung(tr *trial) {
 						n != rung.initialised) {
 					tr.t.Errorf("%s: %d attempts, %d calls of C_Login and %d of C_Initialize; "+
 						"want %d, %d and %d; the last error: %v",
-						fault, o.attempts, o.logins, n, rung.attempts, rung.logins, rung.initialised, o.last)
+						fault, o.attempts, o.logins, n, rung.attempts, rung.logins,
+						rung.initialised, o.last)
 				}
 			}
 		}
@@ -241,7 +242,9 @@ func lasting(tr *trial) {
 	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE,
 		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
 		tr.befall(nameOf(code)+", until the key was looked up again", func() error {
-			return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
+			return errors.Join(tr.until(func() bool {
+				return tr.calls().Count(pkcs11shim.FindObjects) > 0
+			}), tr.shim.Rules())
 		}, pkcs11shim.Fail(pkcs11shim.SignInit, code))
 	}
 	tr.impatient()
@@ -267,19 +270,25 @@ func keySwapped(tr *trial) {
 	tr.befall("another key under the handle, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
 	tr.befall("another key under the handle, until the key was looked up again", func() error {
-		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.FindObjects) > 0 }), tr.shim.Rules())
+		return errors.Join(tr.until(func() bool {
+			return tr.calls().Count(pkcs11shim.FindObjects) > 0
+		}), tr.shim.Rules())
 	}, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
 	tr.befall("another key found in its place, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.FindObjects,
-			"other").Times(1), pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
+			"other").Times(1),
+		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
 }
 
 // keyAway removes the key for a while. A module that lists its keys when it is initialized does not
 // see it for longer.
 func keyAway(tr *trial) {
 	tr.befall("the key missing until the module is initialised again", func() error {
-		return errors.Join(tr.until(func() bool { return tr.calls().Count(pkcs11shim.Initialize) > 0 }), tr.shim.Rules())
-	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1), pkcs11shim.FindAtMost(0))
+		return errors.Join(tr.until(func() bool {
+			return tr.calls().Count(pkcs11shim.Initialize) > 0
+		}), tr.shim.Rules())
+	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1),
+		pkcs11shim.FindAtMost(0))
 }
 
 // hangOfEveryCall makes each call of a signature or of a reconnection hang until it is abandoned.
@@ -307,7 +316,9 @@ func slow(tr *trial) {
 func (tr *trial) abandoned() (heal func() error) {
 	before := tr.key.Load().Stats().Abandoned
 	return func() error {
-		return errors.Join(tr.until(func() bool { return tr.key.Load().Stats().Abandoned > before }), tr.shim.Rules())
+		return errors.Join(tr.until(func() bool {
+			return tr.key.Load().Stats().Abandoned > before
+		}), tr.shim.Rules())
 	}
 }
 
@@ -316,7 +327,8 @@ func (tr *trial) abandoned() (heal func() error) {
 func fewSessions(tr *trial) {
 	for _, limit := range []uint{1, 2, 16} {
 		says := map[uint]string{limit: "reports it",
-			pkcs11shim.SessionsUnlimited: "reports no limit", pkcs11shim.SessionsUnknown: "reports nothing"}
+			pkcs11shim.SessionsUnlimited: "reports no limit",
+			pkcs11shim.SessionsUnknown:   "reports nothing"}
 		for _, said := range someOf(tr,
 			[]uint{limit, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown}) {
 			fault := fmt.Sprintf("sessions: %d in all, and the token %s", limit, says[said])
@@ -339,7 +351,9 @@ func daemonGone(tr *trial) {
 		heal  func() error
 	}{
 		{"its daemon killed, and started again when it was missed", tr.token.Kill, func() error {
-			return errors.Join(tr.until(func() bool { return tr.key.Load().Ready(tr.t.Context()) != nil }), tr.token.Start(tr.t.Context()))
+			return errors.Join(tr.until(func() bool {
+				return tr.key.Load().Ready(tr.t.Context()) != nil
+			}), tr.token.Start(tr.t.Context()))
 		}},
 		{"its daemon restarted under load", nil,
 			func() error { return tr.token.Restart(tr.t.Context()) }},
@@ -451,18 +465,22 @@ func (tr *trial) refused() error {
 // a fault that costs the login, the old PIN is tried once, and the new one as soon as the source
 // has it. For that the module is initialized again: some keep the old PIN until then.
 func (tr *trial) pinChanged() {
-	const fault, fresh = "PIN changed on the token, login lost, then changed in its source", "86420864"
+	const fault, fresh = "PIN changed on the token, login lost, then changed in its source",
+		"86420864"
 	must.OK(tr.t, tr.key.Load().Ready(tr.t.Context()))
 	changePIN(tr.t, tr.token, fresh)
 	tr.quiet()
 	if o := tr.request(tr.t.Context(), 0); o.attempts > 1 ||
 		tr.calls().Count(pkcs11shim.Login) > 0 {
-		tr.t.Errorf("%s: the existing login did not continue: %+v; the last error: %v\n%s", fault, o,
+		tr.t.Errorf("%s: the existing login did not continue: %+v; the last error: %v\n%s",
+			fault, o,
 			o.last, tr.calls())
 	}
 	heal, refusals := tr.refused, 1
 	if tr.token.Can.KnowsOldPIN {
-		heal, refusals = func() error { return tr.until(func() bool { return tr.calls().Count(pkcs11shim.Login) > 0 }) }, 0
+		heal, refusals = func() error {
+			return tr.until(func() bool { return tr.calls().Count(pkcs11shim.Login) > 0 })
+		}, 0
 	}
 	tr.befall(fault, func() error {
 		err := heal()

@@ -25,7 +25,8 @@ const (
 
 // NewOpencryptoki creates a soft token of opencryptoki, which has a daemon. It needs root.
 func NewOpencryptoki(ctx context.Context) (*Token, error) {
-	const low, final, locked = pkcs11.CKF_USER_PIN_COUNT_LOW, pkcs11.CKF_USER_PIN_FINAL_TRY, pkcs11.CKF_USER_PIN_LOCKED
+	const low, final, locked = pkcs11.CKF_USER_PIN_COUNT_LOW, pkcs11.CKF_USER_PIN_FINAL_TRY,
+		pkcs11.CKF_USER_PIN_LOCKED
 	t := &Token{Name: "opencryptoki", Label: label, PIN: "7341user", Can: Capabilities{
 		KeyTypes: []string{"rsa-2048", "rsa-3072", "rsa-4096"},
 		Refuses: map[string]string{"ecdsa-p256": "CKR_MECHANISM_INVALID",

@@ -71,7 +71,10 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 	tr.quiet(lost, pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
 	start := time.Now()
 	tr.ask(50,
-		func() bool { return tr.calls().Count(pkcs11shim.GetTokenInfo) >= mostCredit+4*connectionsAtOnce })
+		func() bool {
+			return tr.calls().Count(pkcs11shim.GetTokenInfo) >= mostCredit+
+				4*connectionsAtOnce
+		})
 	probes, calls := tr.calls().Count(pkcs11shim.GetTokenInfo), tr.calls()
 	most := mostCredit + connectionsAtOnce*attemptsWithin(start)
 	if probes > most || calls.Count(pkcs11shim.Initialize) > most ||
@@ -106,7 +109,8 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 		return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrUnavailable) &&
 			tr.calls().Count(pkcs11shim.OpenSession) >= 4
 	}))
-	if made, counted := tr.calls().Count(pkcs11shim.Login), tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
+	if made, counted := tr.calls().Count(pkcs11shim.Login),
+		tr.key.Load().Stats().Logins; made != 1 || counted != 1 {
 		t.Errorf("C_Login was called %d times, and counted %d times", made, counted)
 	}
 	must.OK(t, tr.shim.Rules())
@@ -272,7 +276,8 @@ func TestErrorsTellTheWay(t *testing.T) {
 		pkcs11shim.FindObjects, pkcs11shim.GetAttributeValue, pkcs11shim.SignInit, pkcs11shim.Sign,
 	} {
 		for code, want := range map[uint]string{
-			pkcs11.CKR_HOST_MEMORY:         " (CKR_HOST_MEMORY): raise the memory limit of the process",
+			pkcs11.CKR_HOST_MEMORY: " (CKR_HOST_MEMORY): raise the memory limit of " +
+				"the process",
 			pkcs11.CKR_VENDOR_DEFINED + 1:  " (code 0x80000001): look it up in the vendor's manual",
 			pkcs11.CKR_WRAPPED_KEY_INVALID: " (CKR_WRAPPED_KEY_INVALID): ",
 		} {

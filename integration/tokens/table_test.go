@@ -66,7 +66,8 @@ func (b *table) describe(token, module string) {
 func (b *table) String() string {
 	var text strings.Builder
 	fmt.Fprintf(&text,
-		"recovered, attempts of the slowest request, calls of C_Login, requests lost, signatures with a wrong key\n%-78s", "")
+		"recovered, attempts of the slowest request, calls of C_Login, requests lost, signatures "+
+			"with a wrong key\n%-78s", "")
 	for _, kind := range tokens.All() {
 		fmt.Fprintf(&text, " %-16s", kind.Name)
 	}

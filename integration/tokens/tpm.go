@@ -89,7 +89,8 @@ func (t *Token) runTPM(ctx context.Context, bus, name string) error {
 // onBus reports whether the name is taken on the bus.
 func onBus(ctx context.Context, env []string, name string) bool {
 	return command(ctx, env, "dbus-send", "--session", "--print-reply",
-		"--dest=org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.GetNameOwner", "string:"+name) == nil
+		"--dest=org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.GetNameOwner",
+		"string:"+name) == nil
 }
 
 // messageBus starts a D-Bus for this process, once, and returns its address. It lasts as long as

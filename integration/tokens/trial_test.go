@@ -86,7 +86,8 @@ func (s *pinSource) get() (hsm.PIN, error) {
 func (tr *trial) open() {
 	tr.t.Helper()
 	c := config(tr.token, "ca")
-	c.Module, c.Library.Manufacturer, c.PIN, c.Timeout, c.MaxSessions = tr.shim.Module, tr.maker, tr.pin.get, tr.timeout, callers
+	c.Module, c.Library.Manufacturer, c.PIN, c.Timeout, c.MaxSessions = tr.shim.Module, tr.maker,
+		tr.pin.get, tr.timeout, callers
 	key, err := hsm.NewKey(c, tr.public)
 	must.OK(tr.t, err)
 	tr.key.Store(key)

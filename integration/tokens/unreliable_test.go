@@ -70,11 +70,14 @@ func TestUnreliableToken(t *testing.T) {
 	fell := func() int {
 		return len(tr.calls()) - len(tr.calls().With(pkcs11.CKR_OK))
 	}
-	o := tr.storm(func() error { return tr.until(func() bool { return len(tr.calls()) > every*len(rules) }) })
+	o := tr.storm(func() error {
+		return tr.until(func() bool { return len(tr.calls()) > every*len(rules) })
+	})
 	stats := tr.key.Load().Stats()
 	t.Logf("%d requests, %d faults, %d connections, %d logins", o.requests, fell(),
 		stats.Connections, stats.Logins)
-	failedLogins := len(tr.calls().Of(pkcs11shim.Login)) - len(tr.calls().Of(pkcs11shim.Login).With(pkcs11.CKR_OK))
+	failedLogins := len(tr.calls().Of(pkcs11shim.Login)) - len(tr.calls().Of(pkcs11shim.Login).
+		With(pkcs11.CKR_OK))
 	if o.lost > 0 || o.wrong > 0 || o.attempts > mostTries && failedLogins == 0 {
 		t.Errorf("%d failed logins, %+v; the last error: %v", failedLogins, o, o.last)
 	}

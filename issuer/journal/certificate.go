@@ -28,8 +28,8 @@ func newID() (ID, error) {
 	return ID(hex.EncodeToString(random)), nil
 }
 
-// NewSerial returns a serial number of 20 bytes: the journal's ID and 128 random bits. It is positive,
-// since the ID begins with neither 00 nor a high bit.
+// NewSerial returns a serial number of 20 bytes: the journal's ID and 128 random bits. It is
+// positive, since the ID begins with neither 00 nor a high bit.
 func (id ID) NewSerial() (*big.Int, error) {
 	serial := make([]byte, serialBytes)
 	if n, err := hex.Decode(serial, []byte(id)); err != nil || n != idBytes {
@@ -97,7 +97,8 @@ func tbsOf(certificate []byte) ([]byte, error) {
 // algorithmNamed is the inverse of [x509.SignatureAlgorithm.String], of those that are not broken.
 func algorithmNamed(name string) x509.SignatureAlgorithm {
 	for _, a := range []x509.SignatureAlgorithm{
-		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA, x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
+		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA, x509.SHA256WithRSAPSS,
+		x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
 		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519,
 	} {
 		if a.String() == name {

@@ -25,7 +25,8 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		return
 	}
 	dir, ca := t.TempDir(), newCA(t)
-	if err := errors.Join(os.WriteFile(dir+"/ca", ca.cert.Raw, 0o600), os.WriteFile(dir+"/key", ca.key, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(dir+"/ca", ca.cert.Raw, 0o600),
+		os.WriteFile(dir+"/key", ca.key, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	told := map[string]State{}
@@ -121,7 +122,8 @@ func TestVerifiedWhileItIsWritten(t *testing.T) {
 	for worker := range 4 {
 		group.Go(func() {
 			for n := range 25 {
-				intent, signed, published := ca.lines(t, j.ID(), fmt.Sprint(worker, "-", n), time.Hour)
+				intent, signed, published := ca.lines(t, j.ID(), fmt.Sprint(worker, "-", n),
+					time.Hour)
 				for _, e := range []Entry{intent, signed, published} {
 					if err := j.Append(t.Context(), e); err != nil {
 						t.Error(err)
@@ -134,7 +136,8 @@ func TestVerifiedWhileItIsWritten(t *testing.T) {
 	go func() { defer close(done); group.Wait() }()
 	for {
 		head := j.Head()
-		if _, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}, Witnessed: []Head{head}}); err != nil {
+		if _, err := Verify(dir,
+			VerifyOptions{CAs: []*x509.Certificate{ca.cert}, Witnessed: []Head{head}}); err != nil {
 			t.Fatal(err)
 		}
 		for _, err := range List(dir, Filter{}) {

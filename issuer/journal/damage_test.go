@@ -63,7 +63,8 @@ func TestTornAtEveryByte(t *testing.T) {
 		}
 		whole := bytes.LastIndexByte(text[:cut], '\n') + 1
 		torn := cut - whole
-		if s := verify(t, dir, ca); s.Torn != torn || s.Head.Seq != uint64(bytes.Count(text[:cut], []byte("\n"))) {
+		if s := verify(t, dir, ca); s.Torn != torn ||
+			s.Head.Seq != uint64(bytes.Count(text[:cut], []byte("\n"))) {
 			t.Fatalf("cut at %d: %+v", cut, s)
 		}
 		j := open(t, dir, Options{CA: ca.cert})
@@ -121,16 +122,20 @@ func TestTornAtTheBeginningOfAFile(t *testing.T) {
 	ca := newCA(t)
 	text := written(t, ca, t.TempDir(), "one")
 	for name, dir := range map[string]string{
-		"empty": directory(t, nil), "first line": directory(t, text[:20]), "second file": directory(t, text, nil), "second file torn": directory(t, text, []byte(`{"seq"`)),
+		"empty": directory(t, nil), "first line": directory(t, text[:20]),
+		"second file":      directory(t, text, nil),
+		"second file torn": directory(t, text, []byte(`{"seq"`)),
 	} {
 		j := open(t, dir, Options{CA: ca.cert})
 		issue(t, ca, j, "two")
 		verify(t, dir, ca)
-		if torn := name == "first line" || name == "second file torn"; torn != (j.Repaired() != nil) {
+		if torn := name == "first line" ||
+			name == "second file torn"; torn != (j.Repaired() != nil) {
 			t.Errorf("%s: %v", name, j.Repaired())
 		}
 	}
-	if _, err := Open(directory(t, text[:len(text)-5], text), Options{CA: ca.cert}); !isFault(err, 1, 5) && !isFault(err, 1, 4) {
+	if _, err := Open(directory(t, text[:len(text)-5], text), Options{CA: ca.cert}); !isFault(err,
+		1, 5) && !isFault(err, 1, 4) {
 		t.Errorf("torn, and a file follows: %v", err)
 	}
 }
@@ -153,7 +158,8 @@ func TestAChangedByteIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		line := bytes.Count(text[:at], []byte("\n")) + 1
-		if _, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}}); !isFault(err, 1, line) {
+		if _, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}}); !isFault(err, 1,
+			line) {
 			t.Errorf("byte %d, line %d, %q: %v", at, line, text[max(0, at-20):at+1], err)
 		}
 		if _, err := Open(dir, Options{CA: ca.cert}); !isFault(err, 1, line) {
@@ -199,7 +205,9 @@ func TestALostPageIsNamed(t *testing.T) {
 func TestTornAmongTriesToOpen(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	text := written(t, ca, dir, "one")
-	o := Options{CA: ca.cert, openFile: inject(testFile{sync: func(file) error { return syscall.EIO }})}
+	o := Options{CA: ca.cert, openFile: inject(testFile{sync: func(file) error {
+		return syscall.EIO
+	}})}
 	for range 3 {
 		if _, err := Open(dir, o); !errors.Is(err, syscall.EIO) {
 			t.Fatal(err)
@@ -245,9 +253,11 @@ func TestALyingLineIsNamed(t *testing.T) {
 		words   string
 		entries []Entry
 	}{
-		"another CA":           {3, "not signed by the CA", []Entry{opened, foreign, foreignSigned}},
-		"no intent":            {2, "without an intent", []Entry{opened, oneSigned}},
-		"other bytes":          {3, "not what the intent says", []Entry{opened, one, Signed{UID: "one", Serial: one.Serial, Certificate: againSigned.Certificate}}},
+		"another CA": {3, "not signed by the CA", []Entry{opened, foreign, foreignSigned}},
+		"no intent":  {2, "without an intent", []Entry{opened, oneSigned}},
+		"other bytes": {3, "not what the intent says",
+			[]Entry{opened, one,
+				Signed{UID: "one", Serial: one.Serial, Certificate: againSigned.Certificate}}},
 		"two certificates":     {4, "already", []Entry{opened, one, oneSigned, oneSigned}},
 		"two intents":          {3, "already", []Entry{opened, one, again}},
 		"a serial number":      {3, "there twice", []Entry{opened, one, same}},
@@ -255,7 +265,8 @@ func TestALyingLineIsNamed(t *testing.T) {
 		"no certificate":       {2, "no certificate", []Entry{opened, onePublished}},
 		"another journal":      {2, "this is the journal", []Entry{opened, Opened{Journal: "0a2b3c4d"}}},
 		"no beginning":         {1, "first line", []Entry{Probe{ProbeReady, ""}}},
-		"checkpoint":           {2, "checkpoint", []Entry{opened, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"}}},
+		"checkpoint": {2, "checkpoint",
+			[]Entry{opened, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"}}},
 	} {
 		_, err := Verify(forge(t, c.entries...), VerifyOptions{CAs: []*x509.Certificate{ca.cert}})
 		if !isFault(err, 1, c.line) || !strings.Contains(err.Error(), c.words) {
@@ -289,10 +300,12 @@ func TestAWitnessSeesThatTheEndIsCutOff(t *testing.T) {
 		}
 	}
 	other := Head{3, Hash{1}}
-	if _, err := Verify(whole, VerifyOptions{CAs: cas, Witnessed: []Head{other, seen}}); !isFault(err, 1, 3) {
+	if _, err := Verify(whole,
+		VerifyOptions{CAs: cas, Witnessed: []Head{other, seen}}); !isFault(err, 1, 3) {
 		t.Error(err)
 	}
-	for _, bad := range []string{"", "1", "x:" + strings.Repeat("0", 64), "1:00", "1:" + strings.Repeat("g", 64)} {
+	for _, bad := range []string{"", "1", "x:" + strings.Repeat("0", 64), "1:00",
+		"1:" + strings.Repeat("g", 64)} {
 		if _, err := ParseHead(bad); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
@@ -314,7 +327,9 @@ func TestCheckpointsAreVerified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(t, j, Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256, Algorithm: x509.ECDSAWithSHA256.String(), Signature: signature})
+	put(t, j,
+		Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256,
+			Algorithm: x509.ECDSAWithSHA256.String(), Signature: signature})
 	o := VerifyOptions{CAs: []*x509.Certificate{ca.cert}, CheckpointKey: key.Public()}
 	if s, err := Verify(dir, o); err != nil || s.Counts.Checkpoints != 1 {
 		t.Errorf("%+v %v", s, err)
@@ -338,12 +353,15 @@ func TestList(t *testing.T) {
 	anew.Anew = true
 	late, lateSigned, _ := ca.lines(t, j.ID(), "late", 48*time.Hour)
 	intended, _, _ := ca.lines(t, j.ID(), "intended", time.Hour)
-	put(t, j, orphan, orphanSigned, Orphaned{"orphan", orphan.Serial, "why"}, late, lateSigned, intended, anew, anewSigned, anewPublished)
+	put(t, j, orphan, orphanSigned, Orphaned{"orphan", orphan.Serial, "why"}, late, lateSigned,
+		intended, anew, anewSigned, anewPublished)
 	gone, goneSigned, _ := ca.lines(t, j.ID(), "gone", time.Hour)
 	unsigned, _, _ := ca.lines(t, j.ID(), "unsigned", time.Hour)
 	former, formerSigned, _ := ca.lines(t, j.ID(), "former", time.Hour)
-	put(t, j, gone, goneSigned, Unconfirmed{"gone", gone.Serial, "the request is gone"}, unsigned, Orphaned{"unsigned", unsigned.Serial, "the request is gone"})
-	put(t, j, former, formerSigned, Orphaned{"former", former.Serial, "the request is gone"}) // as earlier versions wrote it
+	put(t, j, gone, goneSigned, Unconfirmed{"gone", gone.Serial, "the request is gone"}, unsigned,
+		Orphaned{"unsigned", unsigned.Serial, "the request is gone"})
+	// as earlier versions wrote it
+	put(t, j, former, formerSigned, Orphaned{"former", former.Serial, "the request is gone"})
 	names := func(f Filter) (text string) {
 		t.Helper()
 		for i, err := range List(dir, f) {
@@ -354,7 +372,8 @@ func TestList(t *testing.T) {
 		}
 		return text
 	}
-	if got := names(Filter{}); got != "a/published b/published orphan/orphaned orphan/published late/signed gone/unconfirmed unsigned/orphaned former/unconfirmed " {
+	if got := names(Filter{}); got != "a/published b/published orphan/orphaned orphan/published "+
+		"late/signed gone/unconfirmed unsigned/orphaned former/unconfirmed " {
 		t.Error(got)
 	}
 	if got := names(Filter{ExpiresAfter: time.Now().Add(2 * time.Hour)}); got != "late/signed " {
@@ -379,7 +398,8 @@ func FuzzLine(f *testing.F) {
 	intent.Requester.Username = "a\xffb\u2028<&>\"\\ufffd"
 	for i, e := range []Entry{
 		Opened{Journal: "1a2b3c4d", Repaired: &Repair{File: "x"}}, intent, signed, published,
-		Orphaned{"one", "0A", "why\x00"}, Unconfirmed{"one", "0A", "why"}, Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
+		Orphaned{"one", "0A", "why\x00"}, Unconfirmed{"one", "0A", "why"},
+		Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
 	} {
 		e, err := readable(e)
 		if err != nil {
@@ -409,7 +429,8 @@ func FuzzLine(f *testing.F) {
 
 // Whatever a requester is called, its line can be read back.
 func FuzzText(f *testing.F) {
-	for _, text := range []string{"", "a\xff", "\u2028\ufffd", `\ufffd`, "\xed\xa0\x80", "<&>\x00\x7f"} {
+	for _, text := range []string{"", "a\xff", "\u2028\ufffd", `\ufffd`, "\xed\xa0\x80",
+		"<&>\x00\x7f"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -438,7 +459,8 @@ func TestAFinishedRequestThatWasChangedIsNotGivenOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filePath(dir, 1), bytes.Replace(text, []byte("csr-one"), []byte("csr-two"), 1), 0o600); err != nil {
+	if err := os.WriteFile(filePath(dir, 1),
+		bytes.Replace(text, []byte("csr-one"), []byte("csr-two"), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := j.Lookup("one"); err == nil || !strings.Contains(err.Error(), "was changed") {
@@ -450,7 +472,8 @@ func TestAnOldCheckpointIsRefused(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	j := open(t, dir, Options{CA: ca.cert})
 	head := j.Head()
-	check := Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256, Algorithm: x509.PureEd25519.String()}
+	check := Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256,
+		Algorithm: x509.PureEd25519.String()}
 	most := len(j.synced.recent) / 2
 	for n := range most + 1 {
 		if n == most {
@@ -486,19 +509,24 @@ func TestForgedNamesShowWithoutAnyKey(t *testing.T) {
 		"no names":             {nil, true},
 	} {
 		two.Names = c.names
-		dir := forge(t, Opened{Journal: "1a2b3c4d"}, one, oneSigned, onePublished, two, twoSigned, twoPublished)
+		dir := forge(t, Opened{Journal: "1a2b3c4d"}, one, oneSigned, onePublished, two, twoSigned,
+			twoPublished)
 		_, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}})
 		var fault *Fault
-		if is := errors.As(err, &fault); is != c.wrong || is && (fault.Line != 5 || !strings.Contains(err.Error(), "the names are")) {
+		if is := errors.As(err, &fault); is != c.wrong ||
+			is && (fault.Line != 5 || !strings.Contains(err.Error(), "the names are")) {
 			t.Errorf("%s: %v", name, err)
 		}
-		j, err := Open(dir, Options{CA: ca.cert}) // which is for availability: nothing is signed by these names
+		// which is for availability: nothing is signed by these names
+		j, err := Open(dir, Options{CA: ca.cert})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		closeNow(t, j)
 		for i, err := range List(dir, Filter{}) {
-			if err != nil || len(i.Names) != 2 || strings.ReplaceAll(i.Names[0], `"`, "") != "CN="+i.UID || i.Names[1] != "DNS:a.example" {
+			if err != nil || len(i.Names) != 2 ||
+				strings.ReplaceAll(i.Names[0], `"`, "") != "CN="+i.UID ||
+				i.Names[1] != "DNS:a.example" {
 				t.Errorf("%s: listed as %+v, %v", name, i, err)
 			}
 		}
@@ -513,11 +541,15 @@ func TestNamesOfACertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(7), DNSNames: []string{"a.example", "*.b.example"}, URIs: []*url.URL{uri}, EmailAddresses: []string{"a@b.example"},
+		SerialNumber: big.NewInt(7), DNSNames: []string{"a.example", "*.b.example"},
+		URIs: []*url.URL{uri}, EmailAddresses: []string{"a@b.example"},
 		IPAddresses: []net.IP{{10, 0, 0, 1}, net.ParseIP("fd00::1")},
 		Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
-			{Type: asn1.ObjectIdentifier{2, 5, 4, 10}, Value: "A \"B\" é"}, {Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: strings.Repeat("x", 90)}, {Type: asn1.ObjectIdentifier{1, 2, 3}, Value: "y"},
-			{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25}, Value: asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte("example")}},
+			{Type: asn1.ObjectIdentifier{2, 5, 4, 10}, Value: "A \"B\" é"},
+			{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: strings.Repeat("x", 90)},
+			{Type: asn1.ObjectIdentifier{1, 2, 3}, Value: "y"},
+			{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 25},
+				Value: asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte("example")}},
 		}},
 	}, ca.cert, ca.key.Public(), ca.key)
 	if err != nil {
@@ -528,14 +560,17 @@ func TestNamesOfACertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		`O="A \"B\" \u00e9"`, `CN="` + strings.Repeat("x", 80) + `"...`, `1.2.3="y"`, `DC="example"`,
-		"DNS:a.example", "DNS:*.b.example", "IP:10.0.0.1", "IP:fd00::1", "URI:spiffe://a.example/b?c#d", "email:a@b.example",
+		`O="A \"B\" \u00e9"`, `CN="` + strings.Repeat("x", 80) + `"...`, `1.2.3="y"`,
+		`DC="example"`,
+		"DNS:a.example", "DNS:*.b.example", "IP:10.0.0.1", "IP:fd00::1",
+		"URI:spiffe://a.example/b?c#d", "email:a@b.example",
 	}
 	if err := checkNames(Intent{Names: want, TBS: tbs}); err != nil {
 		t.Error(err)
 	}
 	for i := range want {
-		if err := checkNames(Intent{Names: slices.Delete(slices.Clone(want), i, i+1), TBS: tbs}); err == nil {
+		if err := checkNames(Intent{Names: slices.Delete(slices.Clone(want), i, i+1),
+			TBS: tbs}); err == nil {
 			t.Errorf("%s is missing and not missed", want[i])
 		}
 	}
@@ -553,8 +588,10 @@ func TestWhatIsVouchedFor(t *testing.T) {
 		t.Helper()
 		o.CAs = []*x509.Certificate{ca.cert}
 		s, err := Verify(dir, o)
-		if err != nil || s.Unvouched != unvouched || s.VouchedAt.IsZero() != (unvouched == s.Head.Seq) {
-			t.Errorf("%s: %d lines are vouched for by nothing, want %d; %v, %v", what, s.Unvouched, unvouched, s.VouchedAt, err)
+		if err != nil || s.Unvouched != unvouched ||
+			s.VouchedAt.IsZero() != (unvouched == s.Head.Seq) {
+			t.Errorf("%s: %d lines are vouched for by nothing, want %d; %v, %v", what, s.Unvouched,
+				unvouched, s.VouchedAt, err)
 		}
 	}
 	checkpoint := func(head Head) {
@@ -578,7 +615,8 @@ func TestWhatIsVouchedFor(t *testing.T) {
 	middle := j.Head()
 	put(t, j, Probe{ProbeReady, ""})
 	want("a witness", 1, VerifyOptions{Witnessed: []Head{middle}})
-	want("a witness that knows more than the checkpoint", 1, VerifyOptions{Witnessed: []Head{middle}, CheckpointKey: key.Public()})
+	want("a witness that knows more than the checkpoint", 1,
+		VerifyOptions{Witnessed: []Head{middle}, CheckpointKey: key.Public()})
 	checkpoint(middle)
 	want("a checkpoint of less than all", 1, withKey)
 	checkpoint(first)

@@ -70,7 +70,8 @@ func OpenDecisions(dir, name string, limit int64) *Decisions {
 	}
 	d := &Decisions{
 		dir: dir, name: name, limit: limit, now: time.Now,
-		queue: make(chan Decision, decisionsQueue), stop: make(chan struct{}), done: make(chan struct{}),
+		queue: make(chan Decision, decisionsQueue), stop: make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	go d.write()
 	return d
@@ -178,12 +179,15 @@ func (d Decision) short() Decision {
 		*text = cutText(*text)
 	}
 	d.Names = few(d.Names, cutText, func(more string) string { return more })
-	d.Reasons = few(d.Reasons, shortReason, func(more string) policy.Reason { return policy.Reason{Message: more} })
+	d.Reasons = few(d.Reasons, shortReason, func(more string) policy.Reason {
+		return policy.Reason{Message: more}
+	})
 	return d
 }
 
 func shortReason(r policy.Reason) policy.Reason {
-	return policy.Reason{Rule: cutText(r.Rule), Field: cutText(r.Field), Message: cutText(r.Message)}
+	return policy.Reason{Rule: cutText(r.Rule), Field: cutText(r.Field),
+		Message: cutText(r.Message)}
 }
 
 // few returns the first of all, each short, and how many more there are.

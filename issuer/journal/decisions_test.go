@@ -34,7 +34,9 @@ func TestDecisionsAreCapped(t *testing.T) {
 	dir := t.TempDir()
 	r := OpenDecisions(dir, RefusalsLog, 2000)
 	for range 200 {
-		r.Record(Decision{UID: "u", Username: strings.Repeat("x", 300), Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "rule", Field: "dnsNames", Message: "no", Allowed: []string{"all"}}}})
+		r.Record(Decision{UID: "u", Username: strings.Repeat("x", 300),
+			Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "rule", Field: "dnsNames",
+				Message: "no", Allowed: []string{"all"}}}})
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -71,7 +73,8 @@ func TestOneDecisionIsShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := decisions(t, filepath.Join(dir, RefusalsLog))
-	if len(all) != 1 || len(all[0].Reasons) != decisionsMany+1 || all[0].Reasons[decisionsMany].Message != "and 980 more" ||
+	if len(all) != 1 || len(all[0].Reasons) != decisionsMany+1 ||
+		all[0].Reasons[decisionsMany].Message != "and 980 more" ||
 		len(all[0].Names) != decisionsMany+1 || all[0].Names[decisionsMany] != "and 980 more" {
 		t.Errorf("%d", len(all))
 	}
@@ -121,7 +124,8 @@ func TestLoggedDecisionsAreFound(t *testing.T) {
 	if want := map[string]bool{"a": true, "c": true}; err != nil || !maps.Equal(found, want) {
 		t.Errorf("%v, %v; want %v", found, err, want)
 	}
-	if err := errors.Join(os.Remove(filepath.Join(dir, RefusalsLog)), os.Mkdir(filepath.Join(dir, RefusalsLog), 0o700)); err != nil {
+	if err := errors.Join(os.Remove(filepath.Join(dir, RefusalsLog)),
+		os.Mkdir(filepath.Join(dir, RefusalsLog), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	if found, err := Logged(dir, RefusalsLog, []string{"a"}); err == nil {

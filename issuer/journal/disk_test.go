@@ -33,7 +33,8 @@ func onSmallDisk(t *testing.T, test func(t *testing.T, dir string)) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(),
+			Size: 1}}
 	} else {
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // makes the mounts private
 	}
@@ -98,7 +99,8 @@ func TestFullDisk(t *testing.T) {
 		look(t, j, refused, Unknown)
 		put(t, j, begunSigned, begunPublished) // in the space that was set aside
 		for j.broken == nil {                  // all of that space is used up
-			if err := j.Append(t.Context(), begunPublished); err != nil && !errors.Is(err, ErrBroken) {
+			if err := j.Append(t.Context(), begunPublished); err != nil &&
+				!errors.Is(err, ErrBroken) {
 				t.Fatal(err)
 			}
 		}
@@ -136,12 +138,14 @@ func TestReadOnlyDisk(t *testing.T) {
 			var s syscall.Statfs_t
 			return syscall.Statfs(dir, &s) == nil && s.Flags&syscall.MS_RDONLY != 0
 		}
-		j := open(t, dir, Options{CA: ca.cert, Reserve: 64 << 10, openFile: inject(testFile{write: func(f file, data []byte) (int, error) {
-			if readOnly() {
-				return 0, syscall.EROFS
-			}
-			return f.Write(data)
-		}})})
+		j := open(t, dir,
+			Options{CA: ca.cert, Reserve: 64 << 10,
+				openFile: inject(testFile{write: func(f file, data []byte) (int, error) {
+					if readOnly() {
+						return 0, syscall.EROFS
+					}
+					return f.Write(data)
+				}})})
 		issue(t, ca, j, "before")
 		mount := filepath.Dir(dir)
 		reading := func(f *os.File) *os.File {
@@ -155,7 +159,8 @@ func TestReadOnlyDisk(t *testing.T) {
 		under := j.file.(*testFile)
 		under.file = diskFile{reading(under.file.(diskFile).File)}
 		j.lock = reading(j.lock)
-		if err := syscall.Mount("", mount, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		if err := syscall.Mount("", mount, "", syscall.MS_REMOUNT|syscall.MS_RDONLY,
+			""); err != nil {
 			t.Fatal(err)
 		}
 		if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) {
@@ -202,8 +207,10 @@ func TestRefusalsDoNotFillTheDisk(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		if share, err := freeShare(dir); err != nil || share < decisionsSpared/2 || r.Dropped() == 0 {
-			t.Errorf("%.2f of the disk is free, %d refusals are dropped: %v", share, r.Dropped(), err)
+		if share, err := freeShare(dir); err != nil || share < decisionsSpared/2 ||
+			r.Dropped() == 0 {
+			t.Errorf("%.2f of the disk is free, %d refusals are dropped: %v", share,
+				r.Dropped(), err)
 		}
 	})
 }

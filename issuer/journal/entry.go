@@ -37,20 +37,22 @@ type Entry interface {
 
 // Opened says who writes the lines that follow. The journal writes it by itself.
 type Opened struct {
-	Journal  ID      `json:"journal"`
-	Version  string  `json:"version"`
-	CASHA256 string  `json:"caSHA256"` // of the CA's certificate in DER, hex
-	Host     string  `json:"host"`
-	PID      int     `json:"pid"`
-	Resumed  string  `json:"resumed,omitempty"` // what had broken the journal, when it is opened again by the same process
+	Journal  ID     `json:"journal"`
+	Version  string `json:"version"`
+	CASHA256 string `json:"caSHA256"` // of the CA's certificate in DER, hex
+	Host     string `json:"host"`
+	PID      int    `json:"pid"`
+	// what had broken the journal, when it is opened again by the same process
+	Resumed  string  `json:"resumed,omitempty"`
 	Repaired *Repair `json:"repaired,omitempty"`
 }
 
 // A Repair records bytes behind the last whole line, as a power cut leaves them. They were
 // in no line that anyone was told is written.
 type Repair struct {
-	File    string `json:"file"`    // in which they were found
-	Line    int    `json:"line"`    // at which they began, from 1; 0 when the file was not read from its beginning
+	File string `json:"file"` // in which they were found
+	// at which they began, from 1; 0 when the file was not read from its beginning
+	Line    int    `json:"line"`
 	Bytes   int    `json:"bytes"`   // how many
 	SHA256  string `json:"sha256"`  // of them, hex
 	MovedTo string `json:"movedTo"` // the file that holds them now
@@ -58,7 +60,8 @@ type Repair struct {
 
 // String is for the log.
 func (r *Repair) String() string {
-	return fmt.Sprintf("%d bytes that are no whole line were found in %s, line %d, and moved to %s", r.Bytes, r.File, r.Line, r.MovedTo)
+	return fmt.Sprintf("%d bytes that are no whole line were found in %s, line %d, and moved to %s",
+		r.Bytes, r.File, r.Line, r.MovedTo)
 }
 
 // An Intent says what is about to be signed.
@@ -71,8 +74,9 @@ type Intent struct {
 	Rule          string           `json:"rule"`          // that grants
 	PolicyHash    string           `json:"policyHash"`
 	Names         []string         `json:"names,omitempty"` // subject and names, for people to read
-	Serial        string           `json:"serial"`          // see [FormatSerial]; it begins with the journal's ID
-	TBS           []byte           `json:"tbs"`             // the to-be-signed certificate, DER
+	// see [FormatSerial]; it begins with the journal's ID
+	Serial string `json:"serial"`
+	TBS    []byte `json:"tbs"` // the to-be-signed certificate, DER
 	// Whether the request may get a new certificate, since its former one was orphaned.
 	Anew bool `json:"anew,omitempty"`
 }
@@ -95,7 +99,8 @@ func NewSigned(uid string, der []byte, ca *x509.Certificate) (Signed, error) {
 	if err != nil {
 		return Signed{}, err
 	}
-	return Signed{UID: uid, Serial: FormatSerial(cert.SerialNumber), Certificate: der, verifiedBy: ca}, nil
+	return Signed{UID: uid, Serial: FormatSerial(cert.SerialNumber), Certificate: der,
+		verifiedBy: ca}, nil
 }
 
 // Published says that the API server took the certificate. It may be said again when the API server
@@ -160,12 +165,14 @@ type Rollback struct {
 
 // WitnessText is what the key of the checkpoints signs for a witness that others can write to.
 func WitnessText(id ID, head Head) []byte {
-	return fmt.Appendf(nil, "hsm-signer witness\njournal %s\nline %d\nsha256 %s\n", id, head.Seq, head.SHA256)
+	return fmt.Appendf(nil, "hsm-signer witness\njournal %s\nline %d\nsha256 %s\n", id, head.Seq,
+		head.SHA256)
 }
 
 // CheckpointText is what a checkpoint's signature is over.
 func CheckpointText(id ID, head Head) []byte {
-	return fmt.Appendf(nil, "hsm-signer checkpoint\njournal %s\nline %d\nsha256 %s\n", id, head.Seq, head.SHA256)
+	return fmt.Appendf(nil, "hsm-signer checkpoint\njournal %s\nline %d\nsha256 %s\n", id, head.Seq,
+		head.SHA256)
 }
 
 func (Opened) Kind() Kind      { return KindOpened }      // Kind is [KindOpened].
@@ -189,7 +196,8 @@ func (i Intent) check() error {
 		return err
 	}
 	if serial := FormatSerial(cert.SerialNumber); serial != i.Serial {
-		return fmt.Errorf("the serial number is %s, but that of the to-be-signed certificate is %s", i.Serial, serial)
+		return fmt.Errorf("the serial number is %s, but that of the to-be-signed certificate is %s",
+			i.Serial, serial)
 	}
 	return nil
 }
@@ -298,7 +306,8 @@ type ID string
 
 func (id ID) check() error {
 	b, err := hex.DecodeString(string(id))
-	if err != nil || len(b) != idBytes || b[0] == 0 || b[0] > 0x7f || strings.ToLower(string(id)) != string(id) {
+	if err != nil || len(b) != idBytes || b[0] == 0 || b[0] > 0x7f ||
+		strings.ToLower(string(id)) != string(id) {
 		return fmt.Errorf("%q is not the id of a journal", string(id))
 	}
 	return nil

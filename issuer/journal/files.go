@@ -51,14 +51,16 @@ func countFiles(dir string) (uint32, error) {
 	var numbers []uint32
 	for _, entry := range entries {
 		var number uint32
-		if _, err := fmt.Sscanf(entry.Name(), fileFormat, &number); err == nil && entry.Name() == filepath.Base(filePath("", number)) {
+		if _, err := fmt.Sscanf(entry.Name(), fileFormat, &number); err == nil &&
+			entry.Name() == filepath.Base(filePath("", number)) {
 			numbers = append(numbers, number)
 		}
 	}
 	slices.Sort(numbers)
 	for i, number := range numbers {
 		if want := uint32(i) + 1; number != want {
-			return 0, &Fault{File: filepath.Base(filePath("", want)), Err: errors.New("the file is missing")}
+			return 0, &Fault{File: filepath.Base(filePath("", want)),
+				Err: errors.New("the file is missing")}
 		}
 	}
 	return uint32(len(numbers)), nil
@@ -78,7 +80,8 @@ func makeDirectory(dir string) error {
 		return err
 	}
 	if err := os.Chmod(dir, 0o700); err != nil && info.Mode().Perm()&0o002 != 0 {
-		return fmt.Errorf("%s may be written by everybody (mode %04o), and cannot be narrowed: %w", dir, info.Mode().Perm(), err)
+		return fmt.Errorf("%s may be written by everybody (mode %04o), and cannot be narrowed: %w",
+			dir, info.Mode().Perm(), err)
 	}
 	return nil
 }
@@ -107,7 +110,8 @@ func lockDirectory(dir string, o Options) (*os.File, error) {
 
 func writeHolder(lock *os.File, o Options) error {
 	host, _ := os.Hostname() // it is for people to read
-	text := fmt.Sprintf("process %d on %s since %s\n", os.Getpid(), host, o.now().UTC().Format(time.RFC3339))
+	text := fmt.Sprintf("process %d on %s since %s\n", os.Getpid(), host,
+		o.now().UTC().Format(time.RFC3339))
 	if err := lock.Truncate(0); err != nil {
 		return err
 	}
@@ -123,7 +127,8 @@ func writeHolder(lock *os.File, o Options) error {
 func (j *Writer) holdsLock() error {
 	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = fmt.Errorf("%w: the system has given the lock that this process held to another", ErrLocked)
+			err = fmt.Errorf("%w: the system has given the lock that this process held to another",
+				ErrLocked)
 		}
 		return err
 	}
@@ -133,7 +138,9 @@ func (j *Writer) holdsLock() error {
 	}
 	path := filepath.Join(j.dir, lockName)
 	if there, err := os.Lstat(path); err != nil || !os.SameFile(ours, there) {
-		return errors.Join(fmt.Errorf("%s was removed or replaced while this process held it: another may write the journal; see that none does, and start this one again", path), err)
+		return errors.Join(fmt.Errorf("%s was removed or replaced while this process held it: "+
+			"another may write the journal; see that none does, and start this one again",
+			path), err)
 	}
 	return nil
 }
@@ -145,7 +152,8 @@ func Locked(dir string) bool {
 		return false
 	}
 	defer lock.Close()
-	return errors.Is(syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB), syscall.EWOULDBLOCK)
+	return errors.Is(syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB),
+		syscall.EWOULDBLOCK)
 }
 
 // A file is the one that lines are appended to.
@@ -212,7 +220,8 @@ func (c *chain) follow(l Line) error {
 		return &errChain{before: c.head.SHA256, says: l.Prev}
 	}
 	if check, is := l.Entry.(Checkpoint); is && !c.passed(Head{check.HeadSeq, check.HeadSHA256}) {
-		return fmt.Errorf("the checkpoint is for line %d with the hash %s, which is not one of the %d lines before", check.HeadSeq, check.HeadSHA256, len(c.recent))
+		return fmt.Errorf("the checkpoint is for line %d with the hash %s, which is not one of "+
+			"the %d lines before", check.HeadSeq, check.HeadSHA256, len(c.recent))
 	}
 	return nil
 }
@@ -221,7 +230,8 @@ func (c *chain) follow(l Line) error {
 type errChain struct{ before, says Hash }
 
 func (e *errChain) Error() string {
-	return fmt.Sprintf("the hash of the line before is %s, and this one says %s: this line was changed, or lines before it are missing", e.before, e.says)
+	return fmt.Sprintf("the hash of the line before is %s, and this one says %s: this line was "+
+		"changed, or lines before it are missing", e.before, e.says)
 }
 
 func (c *chain) advance(to Head) {
@@ -231,7 +241,8 @@ func (c *chain) advance(to Head) {
 
 // passed reports whether the head is one of the recent ones.
 func (c *chain) passed(h Head) bool {
-	return h.Seq <= c.head.Seq && h.Seq+uint64(len(c.recent)) > c.head.Seq && h.Seq > 0 && c.recent[h.Seq%uint64(len(c.recent))] == h.SHA256
+	return h.Seq <= c.head.Seq && h.Seq+uint64(len(c.recent)) > c.head.Seq && h.Seq > 0 &&
+		c.recent[h.Seq%uint64(len(c.recent))] == h.SHA256
 }
 
 // An end is where the whole lines end.
@@ -251,15 +262,17 @@ const tornLimit = maxBatch + maxLine
 
 // A reader is told what is read.
 type reader struct {
-	line     func(l Line, at place, sum Hash) error // each line, of which the chain is verified
-	fits     func(Entry) error                      // asked whether an entry could follow now; nil: each could
-	progress func(bytes int64)                      // so many bytes more; nil: nobody wants to know
-	files    files                                  // called for each file; may be nil
+	line func(l Line, at place, sum Hash) error // each line, of which the chain is verified
+	// asked whether an entry could follow now; nil: each could
+	fits     func(Entry) error
+	progress func(bytes int64) // so many bytes more; nil: nobody wants to know
+	files    files             // called for each file; may be nil
 }
 
 // files is called for the files that are read.
 type files interface {
-	skip(e *end) bool    // whether the file, which others follow, need not be read; it sets the end to the file's
+	// whether the file, which others follow, need not be read; it sets the end to the file's
+	skip(e *end) bool
 	begin(e *end) error  // before a file is read
 	sealed(e *end) error // after a file was read that others follow
 }
@@ -274,7 +287,8 @@ func replay(dir string, to reader) (*end, error) {
 	}
 	for number := uint32(1); number <= count; number++ {
 		if number > 1 && e.lines == 0 {
-			return nil, &Fault{File: filepath.Base(filePath("", e.number)), Err: errors.New("the file is empty, and others follow it")}
+			return nil, &Fault{File: filepath.Base(filePath("", e.number)),
+				Err: errors.New("the file is empty, and others follow it")}
 		}
 		e.before = Fault{File: filepath.Base(filePath("", e.number)), Line: e.lines}
 		e.number, e.lines, e.size, e.last = number, 0, 0, 0
@@ -336,7 +350,8 @@ func (e *end) blame(wrong error, raw []byte, r *bufio.Reader) error {
 	if e.lines == 0 {
 		fault = e.before
 	}
-	fault.Err = fmt.Errorf("its hash is %s, and the line after it says %s: it was changed, or lines behind it are missing", unfit.before, unfit.says)
+	fault.Err = fmt.Errorf("its hash is %s, and the line after it says %s: it was changed, or "+
+		"lines behind it are missing", unfit.before, unfit.says)
 	return &fault
 }
 
@@ -358,7 +373,8 @@ func (e *end) readFile(dir string, to reader) error {
 			return err
 		}
 		wrong := e.line(raw, err, to.line)
-		if errors.Is(wrong, errNoNewline) { // perhaps it is being written: what is there by now is not looked at
+		// perhaps it is being written: what is there by now is not looked at
+		if errors.Is(wrong, errNoNewline) {
 			e.torn = bytes.Clone(raw)
 			return nil
 		}
@@ -430,7 +446,8 @@ func (e *end) readTorn(f *os.File, fits func(Entry) error, wrong error) error {
 // them, and nothing else comes behind one that opens the journal. Otherwise some were synced, and
 // the disk has lost what stood before them.
 func oneBatch(rest []byte, fits func(Entry) error) bool {
-	seen, opened := map[string]bool{}, false // one that cannot be synced is written again at each try to open
+	// one that cannot be synced is written again at each try to open
+	seen, opened := map[string]bool{}, false
 	for raw := range bytes.Lines(rest) {
 		l, err := parseLine(raw)
 		if err != nil {
@@ -450,7 +467,8 @@ func oneBatch(rest []byte, fits func(Entry) error) bool {
 func moveAway(dir string, e *end, now time.Time) (*Repair, error) {
 	path := filePath(dir, e.number)
 	name := fmt.Sprintf("torn-%08d-%s", e.number, now.UTC().Format("20060102T150405.000000000"))
-	r := &Repair{File: filepath.Base(path), Line: e.lines + 1, Bytes: len(e.torn), SHA256: hash(e.torn), MovedTo: name}
+	r := &Repair{File: filepath.Base(path), Line: e.lines + 1, Bytes: len(e.torn),
+		SHA256: hash(e.torn), MovedTo: name}
 	side, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -476,7 +494,8 @@ func readRecord(dir, uid string, f finished) (Record, error) {
 		return Record{}, err
 	}
 	fault := func(err error) error {
-		return &Fault{File: filepath.Base(filePath("", f.at.file)), Err: fmt.Errorf("the line at byte %d: %w", f.at.offset, err)}
+		return &Fault{File: filepath.Base(filePath("", f.at.file)),
+			Err: fmt.Errorf("the line at byte %d: %w", f.at.offset, err)}
 	}
 	if sum := sha256.Sum256(raw); [8]byte(sum[:8]) != f.sum {
 		return Record{}, fault(errors.New("it was changed since it was written"))
@@ -496,7 +515,8 @@ func readRecord(dir, uid string, f finished) (Record, error) {
 		}
 	}
 	if r.Intent.UID != uid {
-		return Record{}, fault(fmt.Errorf("it is about the request %q, and not %q", r.Intent.UID, uid))
+		return Record{},
+			fault(fmt.Errorf("it is about the request %q, and not %q", r.Intent.UID, uid))
 	}
 	return r, nil
 }
@@ -510,7 +530,8 @@ func readLineAt(path string, offset int64) ([]byte, error) {
 	r := bufio.NewReader(io.NewSectionReader(f, offset, maxLine))
 	raw, err := r.ReadBytes('\n')
 	if errors.Is(err, io.EOF) {
-		return nil, &Fault{File: filepath.Base(path), Err: fmt.Errorf("the line at byte %d is missing", offset)}
+		return nil, &Fault{File: filepath.Base(path),
+			Err: fmt.Errorf("the line at byte %d is missing", offset)}
 	}
 	return raw, err
 }

@@ -61,7 +61,8 @@ type lineRef struct {
 const (
 	indexName    = "index-%08d"
 	indexVersion = 1
-	entrySize    = 52 // key 16, file 4, offset 4, sum 8, serial 8, expires 4, state 1, unsigned 1, zero 2, CRC 4
+	// key 16, file 4, offset 4, sum 8, serial 8, expires 4, state 1, unsigned 1, zero 2, CRC 4
+	entrySize = 52
 )
 
 func indexPath(dir string, number uint32) string {
@@ -110,7 +111,9 @@ func newSegment(h indexHeader, entries map[key]finished) (*segment, []byte, erro
 	}
 	text = append(text, '\n')
 	s := &segment{indexHeader: h, start: int64(len(text))}
-	keys := slices.SortedFunc(maps.Keys(entries), func(a, b key) int { return bytes.Compare(a[:], b[:]) })
+	keys := slices.SortedFunc(maps.Keys(entries), func(a, b key) int {
+		return bytes.Compare(a[:], b[:])
+	})
 	for _, k := range keys {
 		text = appendEntry(text, k, entries[k])
 		s.prints = append(s.prints, k.print())
@@ -129,7 +132,8 @@ func (s *segment) save(dir string, text []byte) error {
 	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // which follows no link
+	// which follows no link
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -190,7 +194,8 @@ func (s *segment) entry(dir string, at int) (key, finished, error) {
 	entry := make([]byte, entrySize)
 	if s.table != nil {
 		copy(entry, s.table[at*entrySize:])
-	} else if err := readAt(indexPath(dir, s.File), entry, s.start+int64(at)*entrySize); err != nil {
+	} else if err := readAt(indexPath(dir, s.File), entry,
+		s.start+int64(at)*entrySize); err != nil {
 		return key{}, finished{}, s.damaged(err)
 	}
 	k, f, ok := parseEntry(entry)
@@ -203,7 +208,8 @@ func (s *segment) entry(dir string, at int) (key, finished, error) {
 func (s *segment) damaged(err error) error {
 	return &Fault{
 		File: filepath.Base(indexPath("", s.File)),
-		Err:  fmt.Errorf("the index cannot be used: %w; restart hsm-signer, which makes it again", err),
+		Err: fmt.Errorf(
+			"the index cannot be used: %w; restart hsm-signer, which makes it again", err),
 	}
 }
 
@@ -236,7 +242,8 @@ func (s *segment) check(dir string, before Head) error {
 	if err != nil {
 		return err
 	}
-	if s.Before != before || info.Size() != s.Size || s.Last+int64(len(last)) != s.Size || sha256.Sum256(last) != s.After.SHA256 {
+	if s.Before != before || info.Size() != s.Size || s.Last+int64(len(last)) != s.Size ||
+		sha256.Sum256(last) != s.After.SHA256 {
 		return s.damaged(errors.New("it is of another file"))
 	}
 	return nil
@@ -247,10 +254,13 @@ func (s *segment) check(dir string, before Head) error {
 func (s *segment) read(dir string, step func(Head) error) error {
 	e := &end{number: s.File, light: true}
 	e.chain.head = s.Before
-	err := e.readFile(dir, reader{line: func(l Line, _ place, sum Hash) error { return step(Head{l.Seq, sum}) }})
+	err := e.readFile(dir, reader{line: func(l Line, _ place, sum Hash) error {
+		return step(Head{l.Seq, sum})
+	}})
 	if err == nil && (len(e.torn) > 0 || e.chain.head != s.After) {
 		err = &Fault{File: filepath.Base(filePath("", s.File)), Err: fmt.Errorf(
-			"it ends with line %d of the journal, and ended with line %s when it was sealed", e.chain.head.Seq, s.After)}
+			"it ends with line %d of the journal, and ended with line %s when it was sealed",
+			e.chain.head.Seq, s.After)}
 	}
 	return err
 }
@@ -268,7 +278,8 @@ func (s *segment) restore(dir string) (map[key]*Record, error) {
 			return nil, s.damaged(errors.New("an unfinished request has no intent"))
 		}
 		r := &Record{
-			State: Intended, Intent: intent, Intended: intended.Time, Inherited: true, seq: intended.Seq,
+			State: Intended, Intent: intent, Intended: intended.Time, Inherited: true,
+			seq:    intended.Seq,
 			intent: lines.Intent, at: lines.Intent.place(), sum: lines.Intent.SHA256,
 		}
 		if lines.Signed != nil {
@@ -278,7 +289,8 @@ func (s *segment) restore(dir string) (map[key]*Record, error) {
 			}
 			signed, is := line.Entry.(Signed)
 			if !is || checkSigned(signed, r) != nil {
-				return nil, s.damaged(errors.New("an unfinished request has another one's certificate"))
+				return nil,
+					s.damaged(errors.New("an unfinished request has another one's certificate"))
 			}
 			r.State, r.Certificate = HasCertificate, signed.Certificate
 			r.at, r.sum = lines.Signed.place(), lines.Signed.SHA256

@@ -68,10 +68,13 @@ type Options struct {
 	Version string            // of the program, for the journal's reader
 	CA      *x509.Certificate // whose certificates are recorded
 
-	FileSize      int64 // bytes after which a new file is started: 64 MiB by default, 1 GiB at most
-	Reserve       int64 // bytes kept free on the disk for finishing started requests: 4 MiB by default
-	MaxRequests   int   // requests that are remembered: 20,000,000 by default, of 4 bytes of memory each
-	MaxUnfinished int   // requests neither published nor orphaned: 10,000 by default, of about 4 KiB each
+	FileSize int64 // bytes after which a new file is started: 64 MiB by default, 1 GiB at most
+	// bytes kept free on the disk for finishing started requests: 4 MiB by default
+	Reserve int64
+	// requests that are remembered: 20,000,000 by default, of 4 bytes of memory each
+	MaxRequests int
+	// requests neither published nor orphaned: 10,000 by default, of about 4 KiB each
+	MaxUnfinished int
 
 	// For tests.
 	now      func() time.Time
@@ -115,8 +118,10 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.CA == nil:
 		return o, errors.New("a journal needs the CA's certificate")
-	case o.FileSize < 0 || o.FileSize > 1<<30 || o.Reserve < 0 || o.MaxRequests < 0 || o.MaxUnfinished < 0:
-		return o, errors.New("a limit of the journal is negative, or its files are to be larger than 1 GiB")
+	case o.FileSize < 0 || o.FileSize > 1<<30 || o.Reserve < 0 || o.MaxRequests < 0 ||
+		o.MaxUnfinished < 0:
+		return o, errors.New("a limit of the journal is negative, or its files are to be larger " +
+			"than 1 GiB")
 	}
 	return o, nil
 }
@@ -154,15 +159,16 @@ type Writer struct {
 	ledger   *ledger
 	segments []*segment // of the sealed files; replaced as a whole
 	damaged  error
-	working  time.Time // when the disk was given the work that it has not done yet; zero when there is none
-	next     Head      // of the last line in the queue
-	queue    []*batch
-	busy     map[key]bool
-	intents  int // in the queue
-	broken   error
-	full     error
-	lost     []Head // that witnesses have seen, see RollBack
-	closed   bool
+	// when the disk was given the work that it has not done yet; zero when there is none
+	working time.Time
+	next    Head // of the last line in the queue
+	queue   []*batch
+	busy    map[key]bool
+	intents int // in the queue
+	broken  error
+	full    error
+	lost    []Head // that witnesses have seen, see RollBack
+	closed  bool
 }
 
 // Open opens the journal in a directory and makes both where there is none. It reads and verifies
@@ -181,7 +187,8 @@ func Open(dir string, o Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Writer{dir: dir, options: o, lock: lock, done: make(chan struct{}), rechecked: make(chan struct{}), busy: map[key]bool{}}
+	j := &Writer{dir: dir, options: o, lock: lock, done: make(chan struct{}),
+		rechecked: make(chan struct{}), busy: map[key]bool{}}
 	j.wake = sync.NewCond(&j.mu)
 	taken, err := j.load()
 	if err != nil {
@@ -244,7 +251,8 @@ func (j *Writer) begin(lines []byte, opened Opened) error {
 	if _, err := b.add(head, j.options.now(), opened); err != nil {
 		return err
 	}
-	if info, err := os.Stat(path); err != nil || info.Size() != j.size { // else the space that is set aside stays so
+	// else the space that is set aside stays so
+	if info, err := os.Stat(path); err != nil || info.Size() != j.size {
 		if err := errors.Join(err, j.file.Truncate(j.size)); err != nil {
 			return err
 		}
@@ -322,7 +330,8 @@ func (j *Writer) Head() Head {
 func (j *Writer) Summary() Summary {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return Summary{Journal: j.id, Head: j.synced.head, Files: int(j.number), Counts: j.ledger.counts, Unfinished: len(j.ledger.open)}
+	return Summary{Journal: j.id, Head: j.synced.head, Files: int(j.number),
+		Counts: j.ledger.counts, Unfinished: len(j.ledger.open)}
 }
 
 // Ready returns nil if the journal takes a new request, and does not wait for a disk that hangs.
@@ -330,7 +339,8 @@ func (j *Writer) Summary() Summary {
 // there is space again: so it continues if it is called periodically.
 func (j *Writer) Ready() error {
 	err := j.State()
-	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrSlow) || !j.io.TryLock() { // a write, or another Ready, will find out
+	// a write, or another Ready, will find out
+	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrSlow) || !j.io.TryLock() {
 		return err
 	}
 	defer j.io.Unlock()
@@ -359,7 +369,8 @@ func (j *Writer) State() error {
 	case j.closed:
 		return ErrClosed
 	case !j.working.IsZero() && now.Sub(j.working) > patience:
-		slow = fmt.Errorf("%w: the disk has not answered for %s", ErrSlow, now.Sub(j.working).Round(time.Second))
+		slow = fmt.Errorf("%w: the disk has not answered for %s", ErrSlow,
+			now.Sub(j.working).Round(time.Second))
 	}
 	return errors.Join(slow, j.broken, j.damaged, j.rolledBack(), j.full, j.usage().limit())
 }
@@ -390,7 +401,8 @@ func (u Usage) limit() error {
 	switch {
 	case u.Unfinished >= u.MaxUnfinished:
 		return fmt.Errorf("%w: %d are neither published nor given up: "+
-			"see why they cannot be published, or raise JOURNAL_MAX_UNFINISHED", ErrTooManyUnfinished, u.Unfinished)
+			"see why they cannot be published, or raise JOURNAL_MAX_UNFINISHED",
+			ErrTooManyUnfinished, u.Unfinished)
 	case u.Requests >= u.MaxRequests:
 		return fmt.Errorf("%w of requests: it knows %d: raise JOURNAL_MAX_REQUESTS, "+
 			"or archive STATE_DIR and start with an empty one", ErrTooMany, u.Requests)

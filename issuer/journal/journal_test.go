@@ -51,7 +51,8 @@ func newCA(t testing.TB) *testCA {
 }
 
 // lines returns what the journal records of one request, from the intent to the publication.
-func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration) (Intent, Signed, Published) {
+func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration) (Intent, Signed,
+	Published) {
 	t.Helper()
 	serial, err := id.NewSerial()
 	if err != nil {
@@ -75,9 +76,11 @@ func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration)
 	}
 	text := FormatSerial(serial)
 	return Intent{
-		UID: uid, Name: "csr-" + uid, Signer: "example.com/calico", Rule: "typha", PolicyHash: "0f", RequestSHA256: "0a",
-		Requester: policy.Requester{Username: "system:serviceaccount:a:b", Groups: []string{"g"}, Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}}},
-		Names:     []string{"CN=" + uid, "DNS:a.example"}, Serial: text, TBS: tbs,
+		UID: uid, Name: "csr-" + uid, Signer: "example.com/calico", Rule: "typha", PolicyHash: "0f",
+		RequestSHA256: "0a",
+		Requester: policy.Requester{Username: "system:serviceaccount:a:b", Groups: []string{"g"},
+			Extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"p"}}},
+		Names: []string{"CN=" + uid, "DNS:a.example"}, Serial: text, TBS: tbs,
 	}, signed, Published{uid, text}
 }
 
@@ -146,32 +149,39 @@ func TestWhatIsWrittenIsKnownAlsoAfterARestart(t *testing.T) {
 	third, _, _ := ca.lines(t, j.ID(), "three", time.Hour)
 	look(t, j, "one", Unknown)
 	put(t, j, Probe{ProbeBegin, "test"}, intent)
-	if r := look(t, j, "one", Intended); !bytes.Equal(r.Intent.TBS, intent.TBS) || r.Intent.Requester.Extra["authentication.kubernetes.io/pod-name"][0] != "p" {
+	if r := look(t, j, "one", Intended); !bytes.Equal(r.Intent.TBS, intent.TBS) ||
+		r.Intent.Requester.Extra["authentication.kubernetes.io/pod-name"][0] != "p" {
 		t.Errorf("%+v", r)
 	}
 	put(t, j, signed, second, secondSigned, third, published)
 	for again := range 3 {
-		if r := look(t, j, "one", IsPublished); !bytes.Equal(r.Certificate, signed.Certificate) || !bytes.Equal(r.Intent.TBS, intent.TBS) {
+		if r := look(t, j, "one", IsPublished); !bytes.Equal(r.Certificate, signed.Certificate) ||
+			!bytes.Equal(r.Intent.TBS, intent.TBS) {
 			t.Errorf("%d: %+v", again, r)
 		}
-		if r := look(t, j, "two", HasCertificate); !bytes.Equal(r.Certificate, secondSigned.Certificate) || r.Intent.Name != "csr-two" {
+		if r := look(t, j, "two", HasCertificate); !bytes.Equal(r.Certificate,
+			secondSigned.Certificate) || r.Intent.Name != "csr-two" {
 			t.Errorf("%d: %+v", again, r)
 		}
-		if all := j.Unpublished(); len(all) != 2 || all[0].Intent.UID != "two" || all[1].Intent.UID != "three" || all[1].State != Intended {
+		if all := j.Unpublished(); len(all) != 2 || all[0].Intent.UID != "two" ||
+			all[1].Intent.UID != "three" || all[1].State != Intended {
 			t.Errorf("%d: %+v", again, all)
 		}
 		closeNow(t, j)
 		j = open(t, dir, Options{CA: ca.cert})
 	}
-	put(t, j, Orphaned{"three", third.Serial, "the request is gone"}, Orphaned{"two", second.Serial, "why"})
+	put(t, j, Orphaned{"three", third.Serial, "the request is gone"},
+		Orphaned{"two", second.Serial, "why"})
 	if r := look(t, j, "two", IsOrphaned); !bytes.Equal(r.Certificate, secondSigned.Certificate) {
 		t.Errorf("%+v", r)
 	}
-	if r := look(t, j, "three", IsOrphaned); r.Certificate != nil || !bytes.Equal(r.Intent.TBS, third.TBS) {
+	if r := look(t, j, "three", IsOrphaned); r.Certificate != nil ||
+		!bytes.Equal(r.Intent.TBS, third.TBS) {
 		t.Errorf("%+v", r)
 	}
 	want := Counts{Intents: 3, Signed: 2, Published: 1, Orphaned: 2, Probes: 1, Opened: 4}
-	if s := verify(t, dir, ca); s.Counts != want || s.Head != j.Head() || s.Journal != j.ID() || s.Unfinished != 0 || s.Torn != 0 {
+	if s := verify(t, dir, ca); s.Counts != want || s.Head != j.Head() || s.Journal != j.ID() ||
+		s.Unfinished != 0 || s.Torn != 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -182,7 +192,8 @@ func TestFilesAreTheOwnersAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	open(t, dir, Options{CA: ca.cert})
-	for path, want := range map[string]os.FileMode{dir: 0o700, filePath(dir, 1): 0o600, filepath.Join(dir, lockName): 0o600} {
+	for path, want := range map[string]os.FileMode{dir: 0o700, filePath(dir, 1): 0o600,
+		filepath.Join(dir, lockName): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v %v", path, info.Mode().Perm(), err)
 		}
@@ -206,12 +217,14 @@ func TestOneRequestHasOneCertificate(t *testing.T) {
 	misnamed := intent
 	misnamed.Serial = other.Serial
 	elsewhere, _, _ := ca.lines(t, "12345678", "one", time.Hour)
-	refused("nothing known", signed, published, Orphaned{"one", intent.Serial, ""}, misnamed, elsewhere, Opened{Journal: j.ID()}, Intent{}, Signed{}, Published{}, Probe{}, Checkpoint{})
+	refused("nothing known", signed, published, Orphaned{"one", intent.Serial, ""}, misnamed,
+		elsewhere, Opened{Journal: j.ID()}, Intent{}, Signed{}, Published{}, Probe{}, Checkpoint{})
 	put(t, j, intent, foreign)
 	otherBytes := otherSigned
 	otherBytes.Serial = intent.Serial
 	unverified := Signed{UID: "one", Serial: intent.Serial, Certificate: signed.Certificate}
-	refused("intended", intent, other, otherSigned, published, Orphaned{"one", other.Serial, ""}, foreignSigned, otherBytes, unverified)
+	refused("intended", intent, other, otherSigned, published, Orphaned{"one", other.Serial, ""},
+		foreignSigned, otherBytes, unverified)
 	if _, err := NewSigned("one", signed.Certificate, newCA(t).cert); err == nil {
 		t.Error("the signature of another CA is verified")
 	}
@@ -267,7 +280,8 @@ func TestUnconfirmedIsTakenForDelivered(t *testing.T) {
 		closeNow(t, j)
 		j = open(t, dir, o)
 	}
-	if s := verify(t, dir, ca); s.Counts.Unconfirmed != 1 || s.Counts.Orphaned != 0 || s.Unfinished != 0 {
+	if s := verify(t, dir, ca); s.Counts.Unconfirmed != 1 || s.Counts.Orphaned != 0 ||
+		s.Unfinished != 0 {
 		t.Errorf("%+v", s)
 	}
 	put(t, j, published)
@@ -302,7 +316,8 @@ func TestSerialNumbersCarryTheID(t *testing.T) {
 			t.Fatalf("%s: %v", id, err)
 		}
 		serial, err := id.NewSerial()
-		if err != nil || serial.Sign() <= 0 || serial.BitLen() > 159 || !id.Carries(FormatSerial(serial)) {
+		if err != nil || serial.Sign() <= 0 || serial.BitLen() > 159 ||
+			!id.Carries(FormatSerial(serial)) {
 			t.Fatalf("%s: %v %v", id, serial, err)
 		}
 	}
@@ -314,7 +329,8 @@ func TestOnlyOneProcessWrites(t *testing.T) {
 		t.Error("locked, though nobody writes")
 	}
 	j := open(t, dir, Options{CA: ca.cert})
-	if _, err := Open(dir, Options{CA: ca.cert}); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+	if _, err := Open(dir, Options{CA: ca.cert}); !errors.Is(err, ErrLocked) ||
+		!strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("the second one: %v", err)
 	}
 	if !Locked(dir) {
@@ -350,7 +366,8 @@ func TestRotationCarriesTheChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	var fault *Fault
-	if _, err := Open(dir, o); !errors.As(err, &fault) || fault.File != "journal-00000002.jsonl" || !strings.Contains(err.Error(), "missing") {
+	if _, err := Open(dir, o); !errors.As(err, &fault) || fault.File != "journal-00000002.jsonl" ||
+		!strings.Contains(err.Error(), "missing") {
 		t.Errorf("a file is missing: %v", err)
 	}
 }
@@ -404,12 +421,13 @@ func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 	ca := newCA(t)
 	gate := make(chan struct{})
 	entered := make(chan struct{}, 10)
-	j := open(t, t.TempDir(), Options{CA: ca.cert, openFile: inject(testFile{sync: func(f file) error {
-		if entered <- struct{}{}; len(entered) > 1 {
-			<-gate
-		}
-		return f.Sync()
-	}})})
+	j := open(t, t.TempDir(),
+		Options{CA: ca.cert, openFile: inject(testFile{sync: func(f file) error {
+			if entered <- struct{}{}; len(entered) > 1 {
+				<-gate
+			}
+			return f.Sync()
+		}})})
 	intent, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
 	p, err := j.start(intent)
 	if err != nil {
@@ -437,7 +455,8 @@ func TestLimits(t *testing.T) {
 	c, _, _ := ca.lines(t, j.ID(), "c", time.Hour)
 	reached := func(words string) {
 		t.Helper()
-		for what, err := range map[string]error{"append": j.Append(t.Context(), c), "ready": j.Ready(), "state": j.State()} {
+		for what, err := range map[string]error{"append": j.Append(t.Context(), c),
+			"ready": j.Ready(), "state": j.State()} {
 			if !errors.Is(err, ErrTooMany) || !strings.Contains(err.Error(), words) {
 				t.Errorf("%s: %v; want %q", what, err, words)
 			}
@@ -476,7 +495,8 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := open(t, dir, Options{CA: ca.cert})
-	if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "removed or replaced") {
+	if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) ||
+		!strings.Contains(err.Error(), "removed or replaced") {
 		t.Errorf("without the lock: %v", err)
 	}
 	first.tried = time.Time{}
@@ -491,7 +511,9 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 	if _, err := f.WriteString(`{"seq":`); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(f.Close(), second.Append(t.Context(), Probe{ProbeReady, ""})); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "another process") {
+	if err := errors.Join(f.Close(),
+		second.Append(t.Context(), Probe{ProbeReady, ""})); !errors.Is(err, ErrBroken) ||
+		!strings.Contains(err.Error(), "another process") {
 		t.Errorf("behind others' bytes: %v", err)
 	}
 	if err := second.Ready(); err != nil || second.Repaired() == nil {
@@ -507,14 +529,16 @@ func TestForgottenLockIsNoticed(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	first := open(t, dir, Options{CA: ca.cert, FileSize: 1}) // so that each batch begins a new file
 	issue(t, ca, first, "one")
-	if err := syscall.Flock(int(first.lock.Fd()), syscall.LOCK_UN); err != nil { // as a network's file system does
+	// as a network's file system does
+	if err := syscall.Flock(int(first.lock.Fd()), syscall.LOCK_UN); err != nil {
 		t.Fatal(err)
 	}
 	second := open(t, dir, Options{CA: ca.cert, FileSize: 1})
 	issue(t, ca, second, "two")
 	before := verify(t, dir, ca)
 	for range 2 {
-		if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) || !errors.Is(err, ErrLocked) {
+		if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) ||
+			!errors.Is(err, ErrLocked) {
 			t.Errorf("without the lock: %v", err)
 		}
 		first.tried = time.Time{}
@@ -523,7 +547,8 @@ func TestForgottenLockIsNoticed(t *testing.T) {
 		}
 	}
 	if after := verify(t, dir, ca); after.Head != before.Head || after.Files != before.Files {
-		t.Errorf("the head was %s, of file %d, and is %s, of %d", before.Head, before.Files, after.Head, after.Files)
+		t.Errorf("the head was %s, of file %d, and is %s, of %d", before.Head, before.Files,
+			after.Head, after.Files)
 	}
 	issue(t, ca, second, "three")
 	verify(t, dir, ca)
@@ -651,7 +676,8 @@ func TestAFailedDescriptorIsNotUsedAgain(t *testing.T) {
 			bad.Store(true)
 			head := j.Head()
 			for range 3 {
-				if err := j.Append(t.Context(), intent); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "journal-00000001") {
+				if err := j.Append(t.Context(), intent); !errors.Is(err, ErrBroken) ||
+					!strings.Contains(err.Error(), "journal-00000001") {
 					t.Errorf("%v", err)
 				}
 			}
@@ -721,7 +747,8 @@ func BenchmarkAppend(b *testing.B) {
 			for range callers {
 				group.Go(func() {
 					for left.Add(-1) >= 0 {
-						if err := j.Append(b.Context(), Probe{ProbeReady, "hsm-signer: test signature"}); err != nil {
+						if err := j.Append(b.Context(),
+							Probe{ProbeReady, "hsm-signer: test signature"}); err != nil {
 							b.Error(err)
 						}
 					}

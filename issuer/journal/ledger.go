@@ -68,11 +68,13 @@ type finished struct {
 
 // A ledger follows the requests from line to line. It is not safe for concurrent use.
 type ledger struct {
-	id     ID // empty before the first line
-	index  map[key]finished
-	open   map[key]*Record
-	older  func(key) (finished, bool, error) // what is not in memory; nil: everything is, or was recalled
-	latest time.Time                         // the latest time of a line since the last file was sealed
+	id    ID // empty before the first line
+	index map[key]finished
+	open  map[key]*Record
+	// what is not in memory; nil: everything is, or was recalled
+	older func(key) (finished, bool, error)
+	// the latest time of a line since the last file was sealed
+	latest time.Time
 	counts Counts
 	// accepted are the heads of the lines of the kind rollback.
 	accepted []Head
@@ -95,8 +97,10 @@ type Counts struct {
 // ByKind returns the counts by the kind of line.
 func (c Counts) ByKind() map[Kind]int {
 	return map[Kind]int{
-		KindOpened: c.Opened, KindIntent: c.Intents, KindSigned: c.Signed, KindPublished: c.Published,
-		KindOrphaned: c.Orphaned, KindUnconfirmed: c.Unconfirmed, KindProbe: c.Probes, KindCheckpoint: c.Checkpoints, KindRollback: c.Rollbacks,
+		KindOpened: c.Opened, KindIntent: c.Intents, KindSigned: c.Signed,
+		KindPublished: c.Published,
+		KindOrphaned:  c.Orphaned, KindUnconfirmed: c.Unconfirmed, KindProbe: c.Probes,
+		KindCheckpoint: c.Checkpoints, KindRollback: c.Rollbacks,
 	}
 }
 
@@ -130,7 +134,8 @@ func (l *ledger) remembers(k key) bool {
 // header says where a file ends, and what is unfinished there.
 func (l *ledger) header(number uint32, size, last int64, before, after Head) indexHeader {
 	h := indexHeader{
-		File: number, Journal: l.id, Size: size, Last: last, Latest: l.latest, Before: before, After: after, Counts: l.counts, Accepted: l.accepted,
+		File: number, Journal: l.id, Size: size, Last: last, Latest: l.latest, Before: before,
+		After: after, Counts: l.counts, Accepted: l.accepted,
 	}
 	for _, r := range l.unfinished() {
 		lines := openLines{Intent: r.intent}
@@ -161,7 +166,8 @@ func (l *ledger) check(e Entry, now time.Time) error {
 	switch e := e.(type) {
 	case Opened:
 		if l.id != "" && e.Journal != l.id {
-			return fmt.Errorf("%w: this is the journal %s, and not %s", ErrConflict, l.id, e.Journal)
+			return fmt.Errorf("%w: this is the journal %s, and not %s", ErrConflict, l.id,
+				e.Journal)
 		}
 	case Intent:
 		return l.checkIntent(e, record, f, known, now)
@@ -171,11 +177,13 @@ func (l *ledger) check(e Entry, now time.Time) error {
 		return checkPublished(e, record, f, known)
 	case Orphaned:
 		if record == nil || record.Intent.Serial != e.Serial {
-			return conflict(e.UID, "there is no unfinished certificate with the serial number %s to be orphaned", e.Serial)
+			return conflict(e.UID, "there is no unfinished certificate with the serial number %s "+
+				"to be orphaned", e.Serial)
 		}
 	case Unconfirmed:
 		if record == nil || record.State != HasCertificate || record.Intent.Serial != e.Serial {
-			return conflict(e.UID, "no signed and unfinished certificate has the serial number %s", e.Serial)
+			return conflict(e.UID, "no signed and unfinished certificate has the serial number %s",
+				e.Serial)
 		}
 	}
 	return nil
@@ -184,12 +192,15 @@ func (l *ledger) check(e Entry, now time.Time) error {
 // fits returns nil if the entry follows from what is known, however long ago that was.
 func (l *ledger) fits(e Entry) error { return l.check(e, time.Time{}) }
 
-func (l *ledger) checkIntent(e Intent, record *Record, f finished, known bool, now time.Time) error {
+func (l *ledger) checkIntent(e Intent, record *Record, f finished, known bool,
+	now time.Time) error {
 	switch {
 	case !l.id.Carries(e.Serial):
-		return conflict(e.UID, "the serial number %s does not begin with the journal's id %s", e.Serial, l.id)
+		return conflict(e.UID, "the serial number %s does not begin with the journal's id %s",
+			e.Serial, l.id)
 	case record != nil:
-		return conflict(e.UID, "there is an intent already, with the serial number %s", record.Intent.Serial)
+		return conflict(e.UID, "there is an intent already, with the serial number %s",
+			record.Intent.Serial)
 	case known && !(e.Anew && f.state == IsOrphaned) && !f.forgettable(now):
 		return conflict(e.UID, "it is %s already: one request has one certificate", f.state)
 	}
@@ -201,9 +212,11 @@ func checkSigned(e Signed, record *Record) error {
 	case record == nil:
 		return conflict(e.UID, "a certificate without an intent")
 	case record.State != Intended:
-		return conflict(e.UID, "there is a certificate already, with the serial number %s", record.Intent.Serial)
+		return conflict(e.UID, "there is a certificate already, with the serial number %s",
+			record.Intent.Serial)
 	case record.Intent.Serial != e.Serial:
-		return conflict(e.UID, "the serial number is %s, but that of the intent is %s", e.Serial, record.Intent.Serial)
+		return conflict(e.UID, "the serial number is %s, but that of the intent is %s", e.Serial,
+			record.Intent.Serial)
 	}
 	if tbs, err := tbsOf(e.Certificate); err != nil || !bytes.Equal(tbs, record.Intent.TBS) {
 		return conflict(e.UID, "what was signed is not what the intent says")
@@ -215,10 +228,12 @@ func checkPublished(e Published, record *Record, f finished, known bool) error {
 	switch {
 	case record != nil && record.State == HasCertificate && record.Intent.Serial == e.Serial:
 		return nil
-	case record == nil && known && !f.unsigned && f.serial == short(e.Serial): // published again, or no orphan any more
+	// published again, or no orphan any more
+	case record == nil && known && !f.unsigned && f.serial == short(e.Serial):
 		return nil
 	}
-	return conflict(e.UID, "there is no certificate with the serial number %s to be published", e.Serial)
+	return conflict(e.UID, "there is no certificate with the serial number %s to be published",
+		e.Serial)
 }
 
 func conflict(uid, format string, args ...any) error {
@@ -239,11 +254,14 @@ func (l *ledger) apply(line Line, at place, sum Hash) error {
 		l.counts.Opened++
 	case Intent:
 		delete(l.index, keyOf(e.UID))
-		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time, Inherited: !l.opened, intent: lineRef{at.file, at.offset, sum}, at: at, sum: sum, seq: line.Seq}
+		l.open[keyOf(e.UID)] = &Record{State: Intended, Intent: e, Intended: line.Time,
+			Inherited: !l.opened, intent: lineRef{at.file, at.offset, sum}, at: at, sum: sum,
+			seq: line.Seq}
 		l.counts.Intents++
 	case Signed:
 		record := *l.open[keyOf(e.UID)] // a copy: others may be reading the record
-		record.State, record.Certificate, record.at, record.sum = HasCertificate, e.Certificate, at, sum
+		record.State, record.Certificate, record.at, record.sum = HasCertificate, e.Certificate,
+			at, sum
 		l.open[keyOf(e.UID)] = &record
 		l.counts.Signed++
 	case Published:

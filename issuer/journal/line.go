@@ -50,7 +50,8 @@ func ParseHead(text string) (Head, error) {
 		err = h.SHA256.UnmarshalText(sum)
 	}
 	if err != nil || !found {
-		return Head{}, fmt.Errorf("%q is not the head of a journal, which is a number, a colon and a SHA-256 in hex", text)
+		return Head{}, fmt.Errorf("%q is not the head of a journal, which is a number, a colon "+
+			"and a SHA-256 in hex", text)
 	}
 	return h, nil
 }
@@ -79,7 +80,8 @@ func (l Line) encode() ([]byte, error) {
 
 // begin returns the fields that all lines have.
 func (l Line) begin() []byte {
-	return fmt.Appendf(nil, `{"seq":%d,"time":"%s","prev":"%s","kind":"%s",`, l.Seq, l.Time.UTC().Format(timeLayout), l.Prev, l.Kind())
+	return fmt.Appendf(nil, `{"seq":%d,"time":"%s","prev":"%s","kind":"%s",`, l.Seq,
+		l.Time.UTC().Format(timeLayout), l.Prev, l.Kind())
 }
 
 // parseLine reads one line with its newline. It takes exactly the bytes that encode makes.
@@ -89,7 +91,8 @@ func parseLine(raw []byte) (Line, error) {
 		return Line{}, err
 	}
 	// The fields that all lines have are known: what remains is the entry, less its opening brace.
-	if l.Entry, err = decodeEntry(string(l.Entry.Kind()), append([]byte{'{'}, body...)); err != nil {
+	if l.Entry, err = decodeEntry(string(l.Entry.Kind()),
+		append([]byte{'{'}, body...)); err != nil {
 		return Line{}, err
 	}
 	again, err := l.encode()
@@ -97,7 +100,8 @@ func parseLine(raw []byte) (Line, error) {
 		return Line{}, err
 	}
 	if !bytes.Equal(again, raw) {
-		return Line{}, errors.New("it is not in the form that hsm-signer writes: a field is unknown, missing, repeated or misplaced")
+		return Line{}, errors.New("it is not in the form that hsm-signer writes: a field is " +
+			"unknown, missing, repeated or misplaced")
 	}
 	return l, l.check()
 }
@@ -106,7 +110,8 @@ func parseLine(raw []byte) (Line, error) {
 func parseBegin(raw []byte) (l Line, rest []byte, err error) {
 	var fields [4]string
 	rest = raw
-	for i, f := range []struct{ before, after string }{{`{"seq":`, `,`}, {`"time":"`, `",`}, {`"prev":"`, `",`}, {`"kind":"`, `",`}} {
+	for i, f := range []struct{ before, after string }{{`{"seq":`, `,`}, {`"time":"`, `",`},
+		{`"prev":"`, `",`}, {`"kind":"`, `",`}} {
 		value, isField := bytes.CutPrefix(rest, []byte(f.before))
 		value, remaining, ends := bytes.Cut(value, []byte(f.after))
 		if !isField || !ends || len(value) > 64 {

@@ -8,17 +8,19 @@ import (
 	"time"
 )
 
-// Issued is a certificate that was issued, or that may have been signed and was given up. Names, serial
-// number and validity are those of the certificate, or of its to-be-signed bytes if it has no signature;
-// the rest is what the intent says.
+// Issued is a certificate that was issued, or that may have been signed and was given up. Names,
+// serial number and validity are those of the certificate, or of its to-be-signed bytes if it has
+// no signature; the rest is what the intent says.
 type Issued struct {
 	Intent
-	State     State     // [HasCertificate], [IsPublished], [IsOrphaned] or [IsUnconfirmed]; see [Find]
+	// [HasCertificate], [IsPublished], [IsOrphaned] or [IsUnconfirmed]; see [Find]
+	State     State
 	SignedAt  time.Time // when the line with the certificate was written; zero when there is none
 	NotBefore time.Time
 	NotAfter  time.Time
-	Signed    []byte  // the certificate, DER; nil of an orphan whose signature is not in the journal
-	History   []Event // only from [Find]
+	// the certificate, DER; nil of an orphan whose signature is not in the journal
+	Signed  []byte
+	History []Event // only from [Find]
 }
 
 // MayBeHeld reports whether the client may hold the certificate: it was published, or was signed
@@ -34,16 +36,17 @@ type Filter struct {
 }
 
 func (f Filter) takes(i *Issued) bool {
-	return !i.NotAfter.Before(f.ExpiresAfter) && (f.ExpiresBefore.IsZero() || i.NotAfter.Before(f.ExpiresBefore))
+	return !i.NotAfter.Before(f.ExpiresAfter) &&
+		(f.ExpiresBefore.IsZero() || i.NotAfter.Before(f.ExpiresBefore))
 }
 
 // errEnough ends the reading when nobody listens any more.
 var errEnough = errors.New("enough")
 
-// List goes through the certificates that were issued: those that were published, in that order, and
-// then the others, with all that were orphaned. A line that is wrong ends it with an error; it verifies the chain, and not the
-// signatures. Like [Verify] it can be used while the journal is written. It remembers only what is not
-// published.
+// List goes through the certificates that were issued: those that were published, in that order,
+// and then the others, with all that were orphaned. A line that is wrong ends it with an error; it
+// verifies the chain, and not the signatures. Like [Verify] it can be used while the journal is
+// written. It remembers only what is not published.
 func List(dir string, f Filter) iter.Seq2[*Issued, error] {
 	return func(yield func(*Issued, error) bool) {
 		l := &lister{filter: f, yield: yield, open: map[string]*Issued{}}
@@ -56,12 +59,15 @@ type lister struct {
 	unsigned bool // certificates that are only intended are handed over too
 	yield    func(*Issued, error) bool
 	open     map[string]*Issued
-	order    []string // UIDs, as they come; those that are open no more are left out from time to time
+	// UIDs, as they come; those that are open no more are left out from time to time
+	order []string
 }
 
 // read hands each line of the journal over, and then yields what is still open.
 func (l *lister) read(dir string, line func(Line) error) {
-	_, err := replay(dir, reader{line: func(read Line, _ place, _ Hash) error { return line(read) }})
+	_, err := replay(dir, reader{line: func(read Line, _ place, _ Hash) error {
+		return line(read)
+	}})
 	if err == nil {
 		err = l.remaining()
 	}

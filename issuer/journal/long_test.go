@@ -88,7 +88,8 @@ func longJournal(b *testing.B, ca *testCA, requests int) string {
 		i.UID, i.Serial = benchUID(n), FormatSerial(new(big.Int).SetBytes(next))
 		i.TBS = bytes.Replace(intent.TBS, serial, next, 1)
 		put(i)
-		put(Signed{UID: i.UID, Serial: i.Serial, Certificate: bytes.Replace(signed.Certificate, serial, next, 1)})
+		put(Signed{UID: i.UID, Serial: i.Serial,
+			Certificate: bytes.Replace(signed.Certificate, serial, next, 1)})
 		put(Published{i.UID, i.Serial})
 	}
 	finish()
@@ -168,8 +169,12 @@ func BenchmarkLongJournal(b *testing.B) {
 			}
 		}
 	}
-	b.Run("look-up of an old request", lookUp(func() string { return benchUID(rand.IntN(requests)) }, IsPublished))
-	b.Run("look-up of a new request", lookUp(func() string { return fmt.Sprint(rand.Uint64()) }, Unknown))
+	b.Run("look-up of an old request", lookUp(func() string {
+		return benchUID(rand.IntN(requests))
+	}, IsPublished))
+	b.Run("look-up of a new request", lookUp(func() string {
+		return fmt.Sprint(rand.Uint64())
+	}, Unknown))
 	b.Run("recheck", func(b *testing.B) {
 		<-j.rechecked
 		for b.Loop() {
@@ -229,14 +234,16 @@ func BenchmarkIndexes(b *testing.B) {
 	})
 	b.Run("look-up of an old request", func(b *testing.B) {
 		for b.Loop() {
-			if _, found, err := findSealed(dir, segments, some[rand.IntN(len(some))]); err != nil || !found {
+			if _, found, err := findSealed(dir, segments, some[rand.IntN(len(some))]); err != nil ||
+				!found {
 				b.Fatal(found, err)
 			}
 		}
 	})
 	b.Run("look-up of a new request", func(b *testing.B) {
 		for b.Loop() {
-			if _, found, err := findSealed(dir, segments, keyOf(fmt.Sprint(rand.Uint64()))); err != nil || found {
+			if _, found, err := findSealed(dir, segments,
+				keyOf(fmt.Sprint(rand.Uint64()))); err != nil || found {
 				b.Fatal(found, err)
 			}
 		}

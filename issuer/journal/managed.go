@@ -58,7 +58,8 @@ type Journal struct {
 // New returns the journal in a directory; [Journal.Run] opens it. A nil witness has kept nothing.
 func New(dir string, o Options, witness Witness, logger Logger) *Journal {
 	return &Journal{
-		dir: dir, options: o, witness: witness, logger: logger, opened: make(chan struct{}), fault: errNotTried,
+		dir: dir, options: o, witness: witness, logger: logger, opened: make(chan struct{}),
+		fault: errNotTried,
 	}
 }
 
@@ -104,9 +105,11 @@ func (j *Journal) open() error {
 		}
 	}
 	if repair := w.Repaired(); repair != nil {
-		j.logger.Warn("the journal ended in an unfinished line, which was moved away", "repair", repair.String())
+		j.logger.Warn("the journal ended in an unfinished line, which was moved away", "repair",
+			repair.String())
 	}
-	j.logger.Info("the journal is open", "dir", j.dir, "id", w.ID(), "head", w.Head().String(), "unpublished", len(w.Unpublished()))
+	j.logger.Info("the journal is open", "dir", j.dir, "id", w.ID(), "head", w.Head().String(),
+		"unpublished", len(w.Unpublished()))
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.writer, j.refusals, j.opening = w, OpenDecisions(j.dir, RefusalsLog, 0), false

@@ -35,12 +35,14 @@ func TestAJournalLooksAfterItself(t *testing.T) {
 	require := func(want error) {
 		t.Helper()
 		_, lookup := j.Lookup("u")
-		for _, err := range []error{j.State(), j.Ready(), lookup, j.Append(t.Context(), Probe{When: ProbeReady})} {
+		for _, err := range []error{j.State(), j.Ready(), lookup,
+			j.Append(t.Context(), Probe{When: ProbeReady})} {
 			if !errors.Is(err, want) {
 				t.Errorf("%v; want %v", err, want)
 			}
 		}
-		if j.ID() != "" || j.Unpublished() != nil || j.Recent() != nil || j.RolledBack() != nil || j.RefusalsDropped() != 0 {
+		if j.ID() != "" || j.Unpublished() != nil || j.Recent() != nil || j.RolledBack() != nil ||
+			j.RefusalsDropped() != 0 {
 			t.Error("it knows something before it is open")
 		}
 	}
@@ -69,7 +71,8 @@ func TestAJournalLooksAfterItself(t *testing.T) {
 	if err := j.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrClosed) {
 		t.Errorf("after the end: %v", err)
 	}
-	if found, err := Logged(dir, RefusalsLog, []string{"u", "refused"}); err != nil || len(found) != 1 || !found["refused"] {
+	if found, err := Logged(dir, RefusalsLog, []string{"u", "refused"}); err != nil ||
+		len(found) != 1 || !found["refused"] {
 		t.Errorf("the log has %v, %v", found, err)
 	}
 	if s := verify(t, dir, ca); s.Counts.Published != 1 {

@@ -71,7 +71,8 @@ func checkNames(e Intent) error {
 	}
 	names, same, err := namesOf(cert, e)
 	if err == nil && !same {
-		err = fmt.Errorf("the names are %q, but those of the to-be-signed certificate are %q", e.Names, names)
+		err = fmt.Errorf("the names are %q, but those of the to-be-signed certificate are %q",
+			e.Names, names)
 	}
 	return err
 }

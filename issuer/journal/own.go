@@ -28,8 +28,9 @@ func openPlain(path string, flags int) (*os.File, error) {
 	// Without O_NONBLOCK opening a named pipe would block; for a regular file it changes nothing.
 	f, err := os.OpenFile(path, flags|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if errors.Is(err, syscall.ELOOP) {
-		return nil, fmt.Errorf("%s is a symbolic link, which is not followed: find out who made it, "+
-			"and remove it", path)
+		return nil,
+			fmt.Errorf("%s is a symbolic link, which is not followed: find out who made it, "+
+				"and remove it", path)
 	}
 	if err != nil {
 		return nil, err
@@ -56,7 +57,8 @@ func requireOwn(f *os.File) error {
 func ownedBy(info fs.FileInfo, path string, user int) error {
 	stat, is := info.Sys().(*syscall.Stat_t)
 	if is && stat.Uid != 0 && int(stat.Uid) != user {
-		return fmt.Errorf("%s belongs to user %d: chown it to user %d, the user that hsm-signer runs as",
+		return fmt.Errorf("%s belongs to user %d: chown it to user %d, the user that "+
+			"hsm-signer runs as",
 			path, stat.Uid, user)
 	}
 	return nil

@@ -51,7 +51,8 @@ func TestFilesThatLeadElsewhere(t *testing.T) {
 			victim := filepath.Join(t.TempDir(), "victim")
 			must(t, os.WriteFile(victim, []byte(theirs), 0o600))
 			must(t, os.Symlink(victim, filepath.Join(dir, name)))
-			if err := use(t, dir); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
+			if err := use(t, dir); err == nil ||
+				!strings.Contains(err.Error(), "is a symbolic link") {
 				t.Errorf("%v", err)
 			}
 			if text, err := os.ReadFile(victim); err != nil || string(text) != theirs {
@@ -64,7 +65,8 @@ func TestFilesThatLeadElsewhere(t *testing.T) {
 		t.Run(name+" is a dangling link", func(t *testing.T) {
 			dir, victim := t.TempDir(), filepath.Join(t.TempDir(), "victim")
 			must(t, os.Symlink(victim, filepath.Join(dir, name)))
-			if err := use(t, dir); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
+			if err := use(t, dir); err == nil ||
+				!strings.Contains(err.Error(), "is a symbolic link") {
 				t.Errorf("%v", err)
 			}
 			if _, err := os.Lstat(victim); err == nil {
@@ -89,7 +91,8 @@ func TestFilesOfAnotherUser(t *testing.T) {
 		must(t, os.WriteFile(path, nil, 0o600))
 		if os.Geteuid() == 0 { // only root can give a file away
 			must(t, os.Chown(path, 4711, -1))
-			if err := use(t, dir); err == nil || !strings.Contains(err.Error(), "belongs to user 4711") {
+			if err := use(t, dir); err == nil ||
+				!strings.Contains(err.Error(), "belongs to user 4711") {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

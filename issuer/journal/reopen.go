@@ -53,7 +53,8 @@ func (j *Writer) resume(broken error) error {
 		}
 		j.unsynced = append([]byte{}, lines...)
 	}
-	if err := j.begin(j.unsynced, Opened{Resumed: broken.Error(), Repaired: j.resumed}); err != nil {
+	if err := j.begin(j.unsynced,
+		Opened{Resumed: broken.Error(), Repaired: j.resumed}); err != nil {
 		return err
 	}
 	j.unsynced, j.resumed = nil, nil
@@ -66,7 +67,8 @@ func (j *Writer) moveTorn(whole int64, torn []byte) error {
 		return nil
 	}
 	var err error
-	j.resumed, err = moveAway(j.dir, &end{number: j.number, lines: -1, size: j.size + whole, torn: torn}, j.options.now())
+	j.resumed, err = moveAway(j.dir,
+		&end{number: j.number, lines: -1, size: j.size + whole, torn: torn}, j.options.now())
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err == nil {
@@ -88,8 +90,11 @@ func (j *Writer) readBehind() ([]byte, error) {
 		return nil, err
 	}
 	length := j.size - j.last
-	if j.size > 0 && (int64(len(data)) < length || sha256.Sum256(data[:length]) != j.synced.head.SHA256) {
-		return nil, &Fault{File: filepath.Base(path), Err: fmt.Errorf("line %d of the journal was synced and is now missing: verify the disk", j.synced.head.Seq)}
+	if j.size > 0 &&
+		(int64(len(data)) < length || sha256.Sum256(data[:length]) != j.synced.head.SHA256) {
+		return nil, &Fault{File: filepath.Base(path),
+			Err: fmt.Errorf("line %d of the journal was synced and is now missing: verify the disk",
+				j.synced.head.Seq)}
 	}
 	return data[length:], nil
 }

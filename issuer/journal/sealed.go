@@ -23,7 +23,8 @@ type loader struct {
 
 func (l *loader) line(line Line, at place, sum Hash) error {
 	if intent, ok := line.Entry.(Intent); ok && line.Time.After(l.since) {
-		recent := Recent{At: line.Time, UID: intent.UID, Rule: intent.Rule, Requester: intent.Requester}
+		recent := Recent{At: line.Time, UID: intent.UID, Rule: intent.Rule,
+			Requester: intent.Requester}
 		l.journal.recent = append(l.journal.recent, recent)
 	}
 	return l.journal.ledger.apply(line, at, sum)
@@ -33,7 +34,8 @@ func (l *loader) line(line Line, at place, sum Hash) error {
 func (l *loader) skip(e *end) bool {
 	j := l.journal
 	s, err := readIndex(j.dir, e.number)
-	if err != nil || s.Latest.After(l.since) || s.check(j.dir, e.chain.head) != nil || j.ledger.id != "" && j.ledger.id != s.Journal {
+	if err != nil || s.Latest.After(l.since) || s.check(j.dir, e.chain.head) != nil ||
+		j.ledger.id != "" && j.ledger.id != s.Journal {
 		return false
 	}
 	e.chain.head, e.size, e.last, e.lines = s.After, s.Size, s.Last, int(s.After.Seq-s.Before.Seq)
@@ -61,11 +63,13 @@ func (l *loader) begin(e *end) error {
 // sealed makes the index of a file that was read to its end.
 func (l *loader) sealed(e *end) error {
 	j := l.journal
-	s, text, err := newSegment(j.ledger.header(e.number, e.size, e.last, j.sealedHead(), e.chain.head), j.ledger.index)
+	s, text, err := newSegment(j.ledger.header(e.number, e.size, e.last, j.sealedHead(),
+		e.chain.head), j.ledger.index)
 	if err != nil {
 		return err
 	}
-	if there, err := os.ReadFile(indexPath(j.dir, e.number)); err == nil && bytes.Equal(there, text) {
+	if there, err := os.ReadFile(indexPath(j.dir, e.number)); err == nil &&
+		bytes.Equal(there, text) {
 		s.table = nil
 	} else {
 		_ = s.save(j.dir, text) // on a full disk it stays in memory until the next start

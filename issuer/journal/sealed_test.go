@@ -54,7 +54,9 @@ func newHistory(t testing.TB, ca *testCA) history {
 			h.states[uid] = IsPublished
 		}
 	}
-	put(t, j, Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256, Algorithm: x509.PureEd25519.String()})
+	put(t, j,
+		Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256,
+			Algorithm: x509.PureEd25519.String()})
 	closeNow(t, j)
 	return h
 }
@@ -108,10 +110,12 @@ func TestSealedFilesAreKnown(t *testing.T) {
 	before := verify(t, h.dir, ca)
 	j := open(t, h.dir, small(ca))
 	if len(j.segments) < 5 || len(j.ledger.index) > 6 || len(j.Recent()) != 0 {
-		t.Errorf("%d sealed files, %d requests in memory, %d recent", len(j.segments), len(j.ledger.index), len(j.Recent()))
+		t.Errorf("%d sealed files, %d requests in memory, %d recent", len(j.segments),
+			len(j.ledger.index), len(j.Recent()))
 	}
 	before.Counts.Opened++
-	if s := j.Summary(); s.Counts != before.Counts || s.Unfinished != before.Unfinished || s.Journal != before.Journal {
+	if s := j.Summary(); s.Counts != before.Counts || s.Unfinished != before.Unfinished ||
+		s.Journal != before.Journal {
 		t.Errorf("%+v; want %+v", s, before)
 	}
 	h.require(t, j)
@@ -137,7 +141,8 @@ func TestSealedFilesAreKnown(t *testing.T) {
 	s := verify(t, h.dir, ca)
 	j = open(t, h.dir, small(ca))
 	h.require(t, j)
-	if got := j.Summary(); got.Counts.Published != s.Counts.Published || got.Counts.Intents != s.Counts.Intents {
+	if got := j.Summary(); got.Counts.Published != s.Counts.Published ||
+		got.Counts.Intents != s.Counts.Intents {
 		t.Errorf("%+v; want %+v", got, s)
 	}
 }
@@ -171,13 +176,23 @@ func TestIndexesAreMadeAgain(t *testing.T) {
 	want := indexes(t, h.dir)
 	other := indexes(t, newHistory(t, ca).dir)
 	for name, change := range map[string]func(path string, text []byte) error{
-		"missing":              func(path string, _ []byte) error { return os.Remove(path) },
-		"empty":                func(path string, _ []byte) error { return os.WriteFile(path, nil, 0o600) },
-		"cut":                  func(path string, text []byte) error { return os.WriteFile(path, text[:len(text)-40], 0o600) },
-		"of another journal":   func(path string, _ []byte) error { return os.WriteFile(path, other[2], 0o600) },
-		"of another file":      func(path string, _ []byte) error { return os.WriteFile(path, want[3], 0o600) },
-		"one bit of an entry":  func(path string, text []byte) error { return os.WriteFile(path, flip(text, len(text)-60), 0o600) },
-		"one bit of the start": func(path string, text []byte) error { return os.WriteFile(path, flip(text, 20), 0o600) },
+		"missing": func(path string, _ []byte) error { return os.Remove(path) },
+		"empty":   func(path string, _ []byte) error { return os.WriteFile(path, nil, 0o600) },
+		"cut": func(path string, text []byte) error {
+			return os.WriteFile(path, text[:len(text)-40], 0o600)
+		},
+		"of another journal": func(path string, _ []byte) error {
+			return os.WriteFile(path, other[2], 0o600)
+		},
+		"of another file": func(path string, _ []byte) error {
+			return os.WriteFile(path, want[3], 0o600)
+		},
+		"one bit of an entry": func(path string, text []byte) error {
+			return os.WriteFile(path, flip(text, len(text)-60), 0o600)
+		},
+		"one bit of the start": func(path string, text []byte) error {
+			return os.WriteFile(path, flip(text, 20), 0o600)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := change(indexPath(h.dir, 2), want[2]); err != nil {
@@ -208,7 +223,8 @@ func flip(text []byte, at int) []byte {
 func TestAChangedSealedFileStopsSigning(t *testing.T) {
 	ca := newCA(t)
 	h := newHistory(t, ca)
-	j := open(t, h.dir, small(ca)) // which reads files that are as short as these: it is changed afterwards
+	// which reads files that are as short as these: it is changed afterwards
+	j := open(t, h.dir, small(ca))
 	<-j.rechecked
 	var text []byte
 	at, number := -1, uint32(0)
@@ -218,7 +234,8 @@ func TestAChangedSealedFileStopsSigning(t *testing.T) {
 		if text, err = os.ReadFile(filePath(h.dir, number)); err != nil {
 			t.Fatal(err)
 		}
-		at = bytes.Index(text, []byte(`","kind":"published"`)) - 1 // the last digit of the hash of the line before
+		// the last digit of the hash of the line before
+		at = bytes.Index(text, []byte(`","kind":"published"`)) - 1
 	}
 	changed := bytes.Clone(text)
 	if changed[at]++; text[at] == '9' || text[at] == 'f' {
@@ -234,7 +251,8 @@ func TestAChangedSealedFileStopsSigning(t *testing.T) {
 		t.Errorf("the next start would believe the index: %v", err)
 	}
 	var fault *Fault
-	if err := j.State(); !errors.Is(err, ErrDamaged) || !errors.As(err, &fault) || !isFault(fault, int(number), line) {
+	if err := j.State(); !errors.Is(err, ErrDamaged) || !errors.As(err, &fault) ||
+		!isFault(fault, int(number), line) {
 		t.Errorf("state: %v; want line %d", err, line)
 	}
 	if err := j.Ready(); !errors.Is(err, ErrDamaged) {
@@ -311,7 +329,8 @@ func TestDamageOfWhatIsLookedUp(t *testing.T) {
 func TestAnIndexThatCannotBeWritten(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	for number := uint32(1); number < 20; number++ {
-		if err := os.MkdirAll(filepath.Join(indexPath(dir, number)+".new", "in the way"), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(indexPath(dir, number)+".new", "in the way"),
+			0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -339,10 +358,12 @@ func TestASecondCertificateOfAnEarlierVersion(t *testing.T) {
 	const id = ID("1a2b3c4d")
 	one, oneSigned, onePublished := ca.lines(t, id, "one", -100*24*time.Hour)
 	again, againSigned, againPublished := ca.lines(t, id, "one", time.Hour)
-	dir := forge(t, Opened{Journal: id}, one, oneSigned, onePublished, again, againSigned, againPublished)
+	dir := forge(t, Opened{Journal: id}, one, oneSigned, onePublished, again, againSigned,
+		againPublished)
 	for range 2 {
 		j := open(t, dir, Options{CA: ca.cert, FileSize: 1, now: later})
-		if r := look(t, j, "one", IsPublished); !bytes.Equal(r.Certificate, againSigned.Certificate) {
+		if r := look(t, j, "one", IsPublished); !bytes.Equal(r.Certificate,
+			againSigned.Certificate) {
 			t.Errorf("%+v", r)
 		}
 		issue(t, ca, j, fmt.Sprint(time.Now().UnixNano()))

@@ -55,22 +55,28 @@ type Summary struct {
 // The first line that is wrong is a [*Fault]; the summary is then of what comes before. It takes no
 // lock: a journal can be verified while it is written. Memory: about 200 bytes a certificate.
 func Verify(dir string, o VerifyOptions) (Summary, error) {
-	v := &verifier{options: o, ledger: newLedger(), serials: map[[8]byte]bool{}, witnessed: map[uint64]Hash{}}
+	v := &verifier{options: o, ledger: newLedger(), serials: map[[8]byte]bool{},
+		witnessed: map[uint64]Hash{}}
 	for _, head := range o.Witnessed {
 		if sum, twice := v.witnessed[head.Seq]; twice && sum != head.SHA256 {
-			return Summary{}, fmt.Errorf("two witnessed heads of line %d differ: one of them is of another journal", head.Seq)
+			return Summary{},
+				fmt.Errorf(
+					"two witnessed heads of line %d differ: one of them is of another journal",
+					head.Seq)
 		}
 		v.witnessed[head.Seq] = head.SHA256
 	}
 	v.total = size(dir)
 	e, err := replay(dir, reader{line: v.line, fits: v.ledger.fits, progress: v.progress})
-	s := Summary{Checkpointed: v.checkpointed, VouchedAt: v.vouchedAt, Unvouched: v.unvouched, Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
+	s := Summary{Checkpointed: v.checkpointed, VouchedAt: v.vouchedAt, Unvouched: v.unvouched,
+		Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
 	if err != nil {
 		return s, err
 	}
 	s.Files, s.Torn = int(e.number), len(e.torn)
 	if e.chain.head.Seq == 0 {
-		return s, &Fault{File: filepath.Base(filePath("", 1)), Err: errors.New("there is no line: this is no journal")}
+		return s, &Fault{File: filepath.Base(filePath("", 1)),
+			Err: errors.New("there is no line: this is no journal")}
 	}
 	return s, v.missing(e)
 }
@@ -97,7 +103,8 @@ type verifier struct {
 	vouchedAt    time.Time
 	vouchedSeq   uint64
 	unvouched    uint64
-	times        [len(chain{}.recent)]time.Time // of the recent lines, by the sequence number's remainder
+	// of the recent lines, by the sequence number's remainder
+	times [len(chain{}.recent)]time.Time
 
 	read  int64
 	told  int64 // bytes of which progress was told
@@ -117,7 +124,8 @@ func (v *verifier) progress(bytes int64) {
 // line verifies one line, of which the chain was verified already.
 func (v *verifier) line(l Line, at place, sum Hash) error {
 	if want, is := v.witnessed[l.Seq]; is && want != sum {
-		return fmt.Errorf("the hash of this line is %s, but a witness has %s: the line, or one before, was changed", sum, want)
+		return fmt.Errorf("the hash of this line is %s, but a witness has %s: the line, or one "+
+			"before, was changed", sum, want)
 	}
 	v.times[l.Seq%uint64(len(v.times))] = l.Time
 	var err error
@@ -189,7 +197,8 @@ func (v *verifier) checkpoint(e Checkpoint, at uint64) error {
 func (v *verifier) missing(e *end) error {
 	for _, head := range slices.Backward(v.options.Witnessed) {
 		if _, is := v.witnessed[head.Seq]; is {
-			return e.fault(fmt.Errorf("the journal ends with line %d, but a witness has seen line %d: the end was cut off", e.chain.head.Seq, head.Seq))
+			return e.fault(fmt.Errorf("the journal ends with line %d, but a witness has seen "+
+				"line %d: the end was cut off", e.chain.head.Seq, head.Seq))
 		}
 	}
 	return nil
@@ -202,9 +211,12 @@ func checkSignature(der []byte, cas []*x509.Certificate) (*x509.Certificate, err
 		return nil, fmt.Errorf("the certificate cannot be read: %w", err)
 	}
 	for _, ca := range cas {
-		if bytes.Equal(cert.RawIssuer, ca.RawSubject) && ca.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil {
+		if bytes.Equal(cert.RawIssuer, ca.RawSubject) &&
+			ca.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate,
+				cert.Signature) == nil {
 			return cert, nil
 		}
 	}
-	return nil, fmt.Errorf("the certificate %s, issued by %q, is not signed by the CA", FormatSerial(cert.SerialNumber), cert.Issuer.String())
+	return nil, fmt.Errorf("the certificate %s, issued by %q, is not signed by the CA",
+		FormatSerial(cert.SerialNumber), cert.Issuer.String())
 }

@@ -73,7 +73,8 @@ func (j *Writer) Witnessed(head Head) error {
 }
 
 func lost(head, last Head) error {
-	return fmt.Errorf("%w: a witness has seen line %s, and this journal, which ends with line %d, does not have it",
+	return fmt.Errorf("%w: a witness has seen line %s, and this journal, which ends with line "+
+		"%d, does not have it",
 		ErrRolledBack, head, last.Seq)
 }
 

@@ -26,7 +26,8 @@ func TestContains(t *testing.T) {
 		for _, head := range heads {
 			other := head
 			other.SHA256[0]++
-			for head, want := range map[Head]bool{head: true, other: false, {head.Seq + 1000, head.SHA256}: false, {}: false} {
+			for head, want := range map[Head]bool{head: true, other: false,
+				{head.Seq + 1000, head.SHA256}: false, {}: false} {
 				if contains, err := j.Contains(head); err != nil || contains != want {
 					t.Errorf("%s: %t, %v", head, contains, err)
 				}
@@ -57,12 +58,14 @@ func TestARolledBackJournalStops(t *testing.T) {
 		t.Helper()
 		other, _, _ := ca.lines(t, j.ID(), "three", time.Hour)
 		head := j.Head()
-		for _, e := range []Entry{other, Probe{ProbeReady, ""}, Checkpoint{head.Seq, head.SHA256, "", x509.ECDSAWithSHA256.String(), nil}} {
+		for _, e := range []Entry{other, Probe{ProbeReady, ""},
+			Checkpoint{head.Seq, head.SHA256, "", x509.ECDSAWithSHA256.String(), nil}} {
 			if err := j.Append(t.Context(), e); !errors.Is(err, ErrRolledBack) {
 				t.Errorf("%s: %v", e.Kind(), err)
 			}
 		}
-		if !errors.Is(j.Ready(), ErrRolledBack) || !errors.Is(j.State(), ErrRolledBack) || !errors.Is(j.RolledBack(), ErrRolledBack) {
+		if !errors.Is(j.Ready(), ErrRolledBack) || !errors.Is(j.State(), ErrRolledBack) ||
+			!errors.Is(j.RolledBack(), ErrRolledBack) {
 			t.Error("it says that it is ready")
 		}
 	}

@@ -39,7 +39,8 @@ func (b *batch) add(head Head, now time.Time, e Entry) (Head, error) {
 	case err != nil:
 		return head, err
 	case len(raw) > maxLine:
-		return head, fmt.Errorf("the line would be %d bytes long; at most %d are taken", len(raw), maxLine)
+		return head, fmt.Errorf("the line would be %d bytes long; at most %d are taken", len(raw),
+			maxLine)
 	}
 	return b.push(line, raw), nil
 }
@@ -121,13 +122,15 @@ func (j *Writer) openBatch() *batch {
 // acceptable returns nil if the entry can be taken, as far as it alone tells.
 func (j *Writer) acceptable(e Entry) error {
 	if _, is := e.(Opened); is {
-		return fmt.Errorf("%w: only the journal itself writes lines of the kind %s", ErrConflict, KindOpened)
+		return fmt.Errorf("%w: only the journal itself writes lines of the kind %s", ErrConflict,
+			KindOpened)
 	}
 	if err := e.check(); err != nil {
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
 	if s, is := e.(Signed); is && !s.isVerifiedBy(j.options.CA) {
-		return fmt.Errorf("%w: request %s: nobody has verified that the CA signed the certificate", ErrConflict, s.UID)
+		return fmt.Errorf("%w: request %s: nobody has verified that the CA signed the certificate",
+			ErrConflict, s.UID)
 	}
 	return nil
 }
@@ -161,8 +164,10 @@ func (j *Writer) admit(e Entry) error {
 	case Checkpoint:
 		// Lines that are in the queue come before the checkpoint: half of what a reader remembers
 		// is left for them.
-		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq, e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
-			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines", ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
+		if recent := uint64(len(j.synced.recent) / 2); !j.synced.passed(Head{e.HeadSeq,
+			e.HeadSHA256}) || j.next.Seq-e.HeadSeq > recent {
+			return fmt.Errorf("%w: line %d with the hash %s is not one of the last %d lines",
+				ErrConflict, e.HeadSeq, e.HeadSHA256, recent)
 		}
 		return errors.Join(j.rolledBack(), j.full)
 	}
@@ -235,7 +240,8 @@ func (j *Writer) alone() error {
 	}
 	size, err := j.file.size()
 	if err == nil && size != j.size {
-		err = fmt.Errorf("it is %d bytes long, and %d were written: another process has written to it", size, j.size)
+		err = fmt.Errorf("it is %d bytes long, and %d were written: another process has "+
+			"written to it", size, j.size)
 	}
 	return err
 }
@@ -290,7 +296,8 @@ func (j *Writer) rotate() error {
 	} else if err != nil {
 		allocated = 0
 	}
-	if err := errors.Join(syncDirectory(j.dir), j.file.Truncate(j.size), j.file.Sync(), j.file.Close()); err != nil {
+	if err := errors.Join(syncDirectory(j.dir), j.file.Truncate(j.size), j.file.Sync(),
+		j.file.Close()); err != nil {
 		return errors.Join(err, next.Close())
 	}
 	number, size, last := j.number, j.size, j.last
@@ -315,7 +322,8 @@ func (j *Writer) reserveFrom(size int64) error {
 	switch allocated := j.file.allocate(size, length); {
 	case allocated == nil:
 		j.allocated = size + length
-	case noRoom(allocated) || err == nil && free < j.options.Reserve: // where nothing can be set aside, what is free must do
+	// where nothing can be set aside, what is free must do
+	case noRoom(allocated) || err == nil && free < j.options.Reserve:
 		return ErrFull
 	}
 	return nil

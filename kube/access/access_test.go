@@ -19,7 +19,8 @@ type user struct {
 }
 
 func (u *user) Use() Use {
-	return Use{SignerNames: []string{"example.com/a"}, PodNamespaces: u.namespaces, Answers: true, Approves: true}
+	return Use{SignerNames: []string{"example.com/a"}, PodNamespaces: u.namespaces, Answers: true,
+		Approves: true}
 }
 
 func (u *user) Unblocked() { u.unblocked++ }
@@ -35,7 +36,8 @@ func (n podsIn) Allowed(_ context.Context, p Permission) (bool, error) {
 func TestAForbiddenCallIsRechecked(t *testing.T) {
 	w := NewWatch(nil, nil, hclog.NewNullLogger())
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "a", nil)
-	for _, err := range []error{nil, context.Canceled, fmt.Errorf("read the pod: %w", forbidden), forbidden} {
+	for _, err := range []error{nil, context.Canceled, fmt.Errorf("read the pod: %w", forbidden),
+		forbidden} {
 		w.Recheck(err)
 	}
 	if n := len(w.recheck); n != 1 {
@@ -69,7 +71,8 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 			}
 			lacking, err := p.Missing(t.Context(), podsIn(test.granted))
 			if got := fmt.Sprint(lacking); err != nil || strings.Trim(got, "[]") != test.lacking {
-				t.Errorf("granted in %q: lacking %s, %v; want %s", test.granted, got, err, test.lacking)
+				t.Errorf("granted in %q: lacking %s, %v; want %s", test.granted, got, err,
+					test.lacking)
 			}
 		}
 	}

@@ -40,7 +40,8 @@ type Use struct {
 // A Permission is one thing that a controller must be allowed to do.
 type Permission struct {
 	attributes authorizationv1.ResourceAttributes
-	// within are namespaces in which it is enough to have the permission; empty: it is needed in all.
+	// within are namespaces in which it is enough to have the permission; empty: it is needed in
+	// all.
 	within []string
 }
 
@@ -74,7 +75,8 @@ func (u Use) reads() []Permission {
 }
 
 func (u Use) writes() []Permission {
-	all := append([]Permission{permission("update", group, requests+"/status")}, u.ofSigners("sign")...)
+	all := append([]Permission{permission("update", group, requests+"/status")},
+		u.ofSigners("sign")...)
 	for _, verb := range []string{"create", "patch"} {
 		events := permission(verb, "", "events")
 		events.attributes.Namespace = EventNamespace
@@ -161,7 +163,8 @@ func (r Reviews) Allowed(ctx context.Context, p Permission) (bool, error) {
 	review := &authorizationv1.SelfSubjectAccessReview{
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &p.attributes},
 	}
-	answer, err := r.Client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
+	answer, err := r.Client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review,
+		metav1.CreateOptions{})
 	if err != nil {
 		return false, err
 	}

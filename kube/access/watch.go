@@ -14,9 +14,10 @@ import (
 
 const (
 	watchInterval = 15 * time.Second // between two looks
-	watchRetry    = 3 * time.Second  // the same while one is missing: an API server that starts may refuse all for a moment
-	watchPause    = time.Second      // at least, also when something was forbidden just now
-	watchTimeout  = 10 * time.Second // of one look
+	// the same while one is missing: an API server that starts may refuse all for a moment
+	watchRetry   = 3 * time.Second
+	watchPause   = time.Second      // at least, also when something was forbidden just now
+	watchTimeout = 10 * time.Second // of one look
 )
 
 // A Controller is whose permissions are watched.
@@ -43,7 +44,8 @@ type Watch struct {
 
 // NewWatch returns a watch; [Watch.Run] starts it.
 func NewWatch(reviewer Reviewer, controller Controller, logger hclog.Logger) *Watch {
-	return &Watch{reviewer: reviewer, controller: controller, logger: logger, recheck: make(chan struct{}, 1)}
+	return &Watch{reviewer: reviewer, controller: controller, logger: logger,
+		recheck: make(chan struct{}, 1)}
 }
 
 // Recheck has the permissions looked at if the error may come of a missing one.

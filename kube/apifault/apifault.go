@@ -29,5 +29,6 @@ func TooLarge(err error) bool {
 // VersionGone reports whether the API server does not know the version of the API that it was asked
 // by. That says nothing of the object.
 func VersionGone(err error) bool {
-	return apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+	return apierrors.IsNotFound(err) &&
+		apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 }

@@ -196,7 +196,8 @@ func (e *Election) standOnce(ctx context.Context) {
 		LeaseDuration:   leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) {
-				e.logger.Info("this controller leads", "lease", e.lease.Name, "identity", e.lease.Identity)
+				e.logger.Info("this controller leads", "lease", e.lease.Name, "identity",
+					e.lease.Identity)
 			},
 			OnStoppedLeading: func() { e.note(time.Time{}) },
 			OnNewLeader: func(identity string) {

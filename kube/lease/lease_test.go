@@ -52,15 +52,17 @@ func TestFence(t *testing.T) {
 		renewed time.Time
 		leads   bool
 	}{
-		"never":                            {time.Time{}, false},
-		"just now":                         {now, true},
-		"nearly too long ago":              {now.Add(-renewDeadline + time.Second), true},
-		"too long ago":                     {now.Add(-renewDeadline), false},
-		"by the wall clock, too long ago":  {now.Round(0).Add(-renewDeadline), false},
-		"by the wall clock, in the future": {now.Round(0).Add(time.Minute), false}, // it was set back
+		"never":                           {time.Time{}, false},
+		"just now":                        {now, true},
+		"nearly too long ago":             {now.Add(-renewDeadline + time.Second), true},
+		"too long ago":                    {now.Add(-renewDeadline), false},
+		"by the wall clock, too long ago": {now.Round(0).Add(-renewDeadline), false},
+		// it was set back
+		"by the wall clock, in the future": {now.Round(0).Add(time.Minute), false},
 	} {
 		l := &Election{renewed: c.renewed}
-		if err := l.Fence(); (err == nil) != c.leads || err != nil && !errors.Is(err, ErrNotLeading) {
+		if err := l.Fence(); (err == nil) != c.leads ||
+			err != nil && !errors.Is(err, ErrNotLeading) {
 			t.Errorf("renewed %s: %v", name, err)
 		}
 	}
@@ -90,7 +92,8 @@ func TestActsEndWithTheLease(t *testing.T) {
 				time.AfterFunc(want, func() { l.note(time.Time{}) })
 			}
 			if <-ctx.Done(); time.Since(began) != want {
-				t.Errorf("gives up %t: it ended after %s; want %s", givesUp, time.Since(began), want)
+				t.Errorf("gives up %t: it ended after %s; want %s", givesUp,
+					time.Since(began), want)
 			}
 		}
 	})
@@ -116,7 +119,8 @@ func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {
 		{time.Time{}, false, 3}, // another leads
 	} {
 		if l.note(step.renewed); (l.Fence() == nil) != step.leads || c.leads != step.told {
-			t.Errorf("renewed %s: leads %t, was told %d times; want %+v", step.renewed, l.Fence() == nil, c.leads, step)
+			t.Errorf("renewed %s: leads %t, was told %d times; want %+v", step.renewed,
+				l.Fence() == nil, c.leads, step)
 		}
 	}
 }
@@ -191,11 +195,14 @@ func TestOnlyOurOwnTimesAreHonoured(t *testing.T) {
 		{"", 1, 7, 1, 7}, // it was given up
 	} {
 		w := &watchedLock{Interface: recordLock{record: resourcelock.LeaderElectionRecord{
-			HolderIdentity: c.holder, LeaseDurationSeconds: c.seconds, LeaderTransitions: c.transitions,
+			HolderIdentity: c.holder, LeaseDurationSeconds: c.seconds,
+			LeaderTransitions: c.transitions,
 		}}}
 		record, _, err := w.Get(t.Context())
-		if err != nil || record.LeaseDurationSeconds != c.honoured || record.LeaderTransitions != c.transitionsNow {
-			t.Errorf("%+v: %d s, %d transitions, %v", c, record.LeaseDurationSeconds, record.LeaderTransitions, err)
+		if err != nil || record.LeaseDurationSeconds != c.honoured ||
+			record.LeaderTransitions != c.transitionsNow {
+			t.Errorf("%+v: %d s, %d transitions, %v", c, record.LeaseDurationSeconds,
+				record.LeaderTransitions, err)
 		}
 	}
 }
@@ -205,7 +212,8 @@ type fullLease struct {
 	coordinationclient.LeaseInterface
 }
 
-func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease, _ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease,
+	_ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
 	if len(lease.Labels) > 0 || len(lease.OwnerReferences) > 0 || len(lease.Finalizers) > 0 {
 		return nil, apierrors.NewInternalError(errors.New("etcdserver: request is too large"))
 	}
@@ -216,8 +224,10 @@ func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease, _ metav1
 func TestLeaseThatWasFilledUp(t *testing.T) {
 	says := map[string]string{"hsm-signer/journal": "j"}
 	a := annotatedLease{fullLease{}, &candidate{says: says}}
-	for _, meta := range []metav1.ObjectMeta{{Labels: map[string]string{"a": "b"}}, {OwnerReferences: []metav1.OwnerReference{{Name: "o"}}}, {Finalizers: []string{"f"}}, {}} {
-		updated, err := a.Update(t.Context(), &coordinationv1.Lease{ObjectMeta: meta}, metav1.UpdateOptions{})
+	for _, meta := range []metav1.ObjectMeta{{Labels: map[string]string{"a": "b"}},
+		{OwnerReferences: []metav1.OwnerReference{{Name: "o"}}}, {Finalizers: []string{"f"}}, {}} {
+		updated, err := a.Update(t.Context(), &coordinationv1.Lease{ObjectMeta: meta},
+			metav1.UpdateOptions{})
 		if err != nil || !maps.Equal(updated.Annotations, says) {
 			t.Errorf("%+v: %v, %v", meta, updated, err)
 		}
@@ -228,7 +238,8 @@ func TestLeaseThatWasFilledUp(t *testing.T) {
 func TestAnnotationsOfTheLease(t *testing.T) {
 	c := &candidate{says: map[string]string{"ours": "2", "old": ""}}
 	client := fake.NewClientset(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Namespace: "n", Name: "l", Annotations: map[string]string{"of/another": "1", "old": "1", "empty": ""},
+		Namespace: "n", Name: "l",
+		Annotations: map[string]string{"of/another": "1", "old": "1", "empty": ""},
 	}})
 	leases := annotatedLeases{client.CoordinationV1(), c}.Leases("n")
 	lease, err := leases.Get(t.Context(), "l", metav1.GetOptions{})
@@ -236,7 +247,8 @@ func TestAnnotationsOfTheLease(t *testing.T) {
 		t.Fatalf("%v; it was shown %v", err, c.heard)
 	}
 	lease, err = leases.Update(t.Context(), lease, metav1.UpdateOptions{})
-	if want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}; err != nil || !maps.Equal(lease.Annotations, want) {
+	if want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}; err != nil ||
+		!maps.Equal(lease.Annotations, want) {
 		t.Errorf("%v: %v; want %v", err, lease.Annotations, want)
 	}
 	c.refuses = errors.New("the journal was rolled back")

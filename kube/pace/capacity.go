@@ -14,12 +14,15 @@ const (
 	burst      = 10 * time.Millisecond // whose sends may be spent at once
 	mostDebt   = 10 * time.Second
 
-	pause        = 250 * time.Millisecond // after a sign that the API server has too much to do
-	longestHold  = 5 * time.Second        // for slow calls: clients that get no answer are a load, too
+	pause = 250 * time.Millisecond // after a sign that the API server has too much to do
+	// for slow calls: clients that get no answer are a load, too
+	longestHold  = 5 * time.Second
 	mostArrivals = 150                    // requests a second that are no such sign
 	window       = 100 * time.Millisecond // that they are counted in
-	recent       = 2 * time.Second        // so old, a request may still be on its way to the clients
-	slack        = 25 * time.Millisecond  // more than this above four times the usual is such a sign
+	// so old, a request may still be on its way to the clients
+	recent = 2 * time.Second
+	// more than this above four times the usual is such a sign
+	slack = 25 * time.Millisecond
 )
 
 // A capacity estimates how much the API server can take. Sends that others cause are a debt that is

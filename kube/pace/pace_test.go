@@ -29,7 +29,11 @@ type fleet struct {
 func inBubble(t *testing.T, o Options, test func(*fleet)) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fleet{t: t, answered: map[string]time.Time{}, took: quick}
-		f.Pacer = New(o, func(key string) { f.mu.Lock(); defer f.mu.Unlock(); f.released = append(f.released, key) })
+		f.Pacer = New(o, func(key string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.released = append(f.released, key)
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		var group sync.WaitGroup
 		group.Go(func() { f.Run(ctx) })
@@ -94,7 +98,8 @@ func TestABurstIsHeldBack(t *testing.T) {
 		if n := len(f.answered); n > 100 {
 			t.Errorf("%d of 300 clients were answered while others arrived", n)
 		}
-		if s := f.State(); s.Reason != ReasonArrivals || s.Rate != 0 || s.Waiting == 0 || s.Clients < 200 {
+		if s := f.State(); s.Reason != ReasonArrivals || s.Rate != 0 || s.Waiting == 0 ||
+			s.Clients < 200 {
 			t.Errorf("%+v", s)
 		}
 		f.sync(time.Second)
@@ -128,7 +133,8 @@ func TestTheOldestIsAnsweredFirst(t *testing.T) {
 	inBubble(t, Options{}, func(f *fleet) {
 		now := time.Now()
 		for i := range 60 { // a backlog, seen in another order
-			f.Asked(fmt.Sprintf("%03d", i), fmt.Sprint(i), now.Add(-time.Duration(i)*100*time.Millisecond), 60)
+			f.Asked(fmt.Sprintf("%03d", i), fmt.Sprint(i),
+				now.Add(-time.Duration(i)*100*time.Millisecond), 60)
 		}
 		f.took = time.Second // so that nothing is answered yet
 		for i := range 60 {
@@ -137,7 +143,9 @@ func TestTheOldestIsAnsweredFirst(t *testing.T) {
 		f.took = quick
 		f.sync(Patience)
 		f.mustAnswer(60)
-		order := slices.SortedFunc(keys(f.answered), func(a, b string) int { return f.answered[a].Compare(f.answered[b]) })
+		order := slices.SortedFunc(keys(f.answered), func(a, b string) int {
+			return f.answered[a].Compare(f.answered[b])
+		})
 		if held := order[few:]; !slices.IsSortedFunc(held, func(a, b string) int {
 			return f.answered[a].Compare(f.answered[b])
 		}) || held[len(held)-1] > held[0] {
@@ -256,7 +264,8 @@ func TestNothingIsRemembered(t *testing.T) {
 		f.sync(longestRead + memory)
 		f.State()
 		if len(f.open)+len(f.clients)+len(f.readers)+f.waiting.Len()+f.Pacer.watched > 0 {
-			t.Errorf("%d open, %d clients, %d readers, %d waiting", len(f.open), len(f.clients), len(f.readers), f.waiting.Len())
+			t.Errorf("%d open, %d clients, %d readers, %d waiting", len(f.open), len(f.clients),
+				len(f.readers), f.waiting.Len())
 		}
 	})
 }

@@ -64,7 +64,8 @@ func readAttributes(csr *x509.CertificateRequest, r *Request, found *faults) {
 			readExtensionRequest(a, r, found)
 		case oidChallengePassword, oidUnstructuredName:
 		default:
-			found.add(field, "hold %s, which is not known here; allowed is extensionRequest (%s)", Quote(oid), oidExtensionRequest)
+			found.add(field, "hold %s, which is not known here; allowed is extensionRequest (%s)",
+				Quote(oid), oidExtensionRequest)
 		}
 	}
 }
@@ -84,7 +85,8 @@ func rawAttributes(tbs []byte) ([]asn1.RawValue, bool) {
 func readExtensionRequest(a attribute, r *Request, found *faults) {
 	const field = "request.extensions"
 	if len(a.Values) != 1 {
-		found.add(field, "come in %d values of extensionRequest; one is allowed (RFC 2985, section 5.4.2)", len(a.Values))
+		found.add(field, "come in %d values of extensionRequest; one is allowed (RFC 2985, "+
+			"section 5.4.2)", len(a.Values))
 		return
 	}
 	var raw []asn1.RawValue
@@ -128,10 +130,13 @@ func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 		checkExtKeyUsage(e.Value, found)
 	case oidSubjectKeyID:
 		if e.Critical {
-			found.add("request.extensions", "hold a critical subjectKeyIdentifier; it must not be critical (RFC 5280, section 4.2.1.2)")
+			found.add("request.extensions", "hold a critical subjectKeyIdentifier; it must not "+
+				"be critical (RFC 5280, section 4.2.1.2)")
 		}
 	default:
-		found.add("request.extensions", "hold %s, which is not known here; allowed are subjectAltName, basicConstraints, keyUsage, extKeyUsage and subjectKeyIdentifier", Quote(oid))
+		found.add("request.extensions", "hold %s, which is not known here; allowed are "+
+			"subjectAltName, basicConstraints, keyUsage, extKeyUsage and subjectKeyIdentifier",
+			Quote(oid))
 	}
 }
 
@@ -140,7 +145,8 @@ func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 func checkBasicConstraints(der []byte, found *faults) {
 	leftOut, saidOutright := []byte{0x30, 0x00}, []byte{0x30, 0x03, 0x01, 0x01, 0x00}
 	if !bytes.Equal(der, leftOut) && !bytes.Equal(der, saidOutright) {
-		found.add("request.extensions.basicConstraints", "asks for more than CA:FALSE, such as a CA certificate or a path length; only CA:FALSE is allowed")
+		found.add("request.extensions.basicConstraints", "asks for more than CA:FALSE, such as a "+
+			"CA certificate or a path length; only CA:FALSE is allowed")
 	}
 }
 

@@ -119,19 +119,22 @@ func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
 	const field = "request.publicKey"
 	kind, ok := TypeOfKey(csr.PublicKey)
 	if !ok {
-		return "", found.add(field, "is %s; allowed are RSA of exactly 2048, 3072, 4096 or 8192 bits, ECDSA on P-256, P-384 or P-521, and Ed25519", describeKey(csr))
+		return "", found.add(field, "is %s; allowed are RSA of exactly 2048, 3072, 4096 or 8192 "+
+			"bits, ECDSA on P-256, P-384 or P-521, and Ed25519", describeKey(csr))
 	}
 	// Only the one canonical encoding: no hybrid point, no missing NULL, no unused bits.
 	canonical, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
 	if err != nil || !bytes.Equal(canonical, csr.RawSubjectPublicKeyInfo) {
-		return "", found.add(field, "is not in its canonical encoding (RFC 3279, section 2.3; RFC 5480, section 2)")
+		return "", found.add(field, "is not in its canonical encoding (RFC 3279, section 2.3; "+
+			"RFC 5480, section 2)")
 	}
 	switch key := csr.PublicKey.(type) {
 	case *rsa.PublicKey:
 		return kind, judgeRSA(key, found)
 	case ed25519.PublicKey:
 		if hasSmallOrder(key) {
-			return kind, found.add(field, "is an Ed25519 key of small order, for which everybody can sign; make a new key")
+			return kind, found.add(field, "is an Ed25519 key of small order, for which everybody "+
+				"can sign; make a new key")
 		}
 	}
 	return kind, true
@@ -141,10 +144,12 @@ func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
 func judgeRSA(key *rsa.PublicKey, found *faults) bool {
 	const field = "request.publicKey"
 	if key.E != 65537 {
-		return found.add(field, "is an RSA key with the public exponent %d; it must be 65537", key.E)
+		return found.add(field, "is an RSA key with the public exponent %d; it must be 65537",
+			key.E)
 	}
 	if why := weakness(key); why != "" {
-		return found.add(field, "is an RSA key whose private half can be found: %s; make a new key, elsewhere if need be", why)
+		return found.add(field, "is an RSA key whose private half can be found: %s; make a new "+
+			"key, elsewhere if need be", why)
 	}
 	return true
 }

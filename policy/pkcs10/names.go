@@ -37,7 +37,8 @@ func readNames(der []byte, r *Request, found *faults) {
 	for i, name := range names {
 		readName(field+"["+strconv.Itoa(i)+"]", name, r, found)
 	}
-	if repeats(r.DNSNames) || repeats(r.IPAddresses) || repeats(r.URIs) || repeats(r.EmailAddresses) {
+	if repeats(r.DNSNames) || repeats(r.IPAddresses) || repeats(r.URIs) ||
+		repeats(r.EmailAddresses) {
 		found.add(field, "has a name more than once")
 	}
 	again, err := asn1.Marshal(canonicalNames(names))
@@ -64,7 +65,8 @@ func readName(field string, name asn1.RawValue, r *Request, found *faults) {
 	if !known || name.Class != asn1.ClassContextSpecific {
 		kind, name.Tag = "unknown", -1
 	}
-	if name.IsCompound && (name.Tag == tagDNS || name.Tag == tagIP || name.Tag == tagURI || name.Tag == tagEmail) {
+	if name.IsCompound &&
+		(name.Tag == tagDNS || name.Tag == tagIP || name.Tag == tagURI || name.Tag == tagEmail) {
 		kind, name.Tag = "malformed "+kind, -1
 	}
 	check := func(fault string) {
@@ -101,7 +103,9 @@ func readName(field string, name asn1.RawValue, r *Request, found *faults) {
 func canonicalNames(names []asn1.RawValue) []asn1.RawValue {
 	again := make([]asn1.RawValue, 0, len(names))
 	for _, name := range names {
-		again = append(again, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: name.Tag, IsCompound: name.IsCompound, Bytes: name.Bytes})
+		again = append(again,
+			asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: name.Tag,
+				IsCompound: name.IsCompound, Bytes: name.Bytes})
 	}
 	return again
 }

@@ -40,11 +40,12 @@ const pemType = "CERTIFICATE REQUEST" // RFC 7468, section 7
 
 // A Request is what a PKCS#10 request asks for.
 type Request struct {
-	SHA256         [sha256.Size]byte // of the DER
-	Subject        []Attribute       // in the order of the request; the common name is one of them
-	CommonName     string            // empty when the subject has none
-	DNSNames       []string          // each kind of name in the order of the request; these in lower case
-	IPAddresses    []netip.Addr      // IPv4 unmapped
+	SHA256     [sha256.Size]byte // of the DER
+	Subject    []Attribute       // in the order of the request; the common name is one of them
+	CommonName string            // empty when the subject has none
+	// each kind of name in the order of the request; these in lower case
+	DNSNames       []string
+	IPAddresses    []netip.Addr // IPv4 unmapped
 	URIs           []string
 	EmailAddresses []string
 	PublicKey      crypto.PublicKey
@@ -79,7 +80,8 @@ func Parse(text []byte) (*Request, []Fault) {
 		found.add("request", "is not a PKCS#10 request: %s", Quote(err.Error()))
 		return nil, found
 	}
-	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey, KeySHA256: sha256.Sum256(csr.RawSubjectPublicKeyInfo)}
+	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey,
+		KeySHA256: sha256.Sum256(csr.RawSubjectPublicKeyInfo)}
 	if _, ok := sequence(der, 3, 3); !ok {
 		found.add("request", "has more than a CertificationRequest holds (RFC 2986, section 4.2)")
 	}
@@ -101,7 +103,8 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	const field = "request"
 	const begin, end = "-----BEGIN " + pemType + "-----", "-----END " + pemType + "-----"
 	if len(text) > MaxPEM {
-		return nil, found.add(field, "is too long: at most %d bytes are read, with the text before the PEM block", MaxPEM)
+		return nil, found.add(field, "is too long: at most %d bytes are read, with the text "+
+			"before the PEM block", MaxPEM)
 	}
 	preface, body, begins := bytes.Cut(bytes.TrimRight(text, "\r\n\t "), []byte(begin))
 	if !begins {
@@ -113,13 +116,16 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 	body, ends := bytes.CutSuffix(body, []byte("\n"+end))
 	switch {
 	case bytes.Contains(body, []byte("-----")) || !ends:
-		return nil, found.add(field, "has data after its PEM block, or does not end with %s on a line of its own; exactly one block is allowed", end)
+		return nil, found.add(field, "has data after its PEM block, or does not end with %s on a "+
+			"line of its own; exactly one block is allowed", end)
 	case bytes.Contains(body, []byte(":")):
 		return nil, found.add(field, "has PEM headers; none are allowed")
 	}
-	der, err := base64.StdEncoding.Strict().DecodeString(string(body)) // which reads over the ends of lines alone
+	// which reads over the ends of lines alone
+	der, err := base64.StdEncoding.Strict().DecodeString(string(body))
 	if first := bytes.TrimLeft(body, "\r"); err != nil || !bytes.HasPrefix(first, []byte("\n")) {
-		return nil, found.add(field, "is not a well-formed PEM block: between its first and its last line there is something other than base64")
+		return nil, found.add(field, "is not a well-formed PEM block: between its first and its "+
+			"last line there is something other than base64")
 	}
 	return der, true
 }
@@ -129,7 +135,9 @@ func decodePEM(text []byte, found *faults) ([]byte, bool) {
 // so it changes nothing. But every reader of PEM must find the same block: the text holds no
 // boundary of another one, and the block begins a line.
 func checkPreface(text []byte) string {
-	isControl := func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' }
+	isControl := func(r rune) bool {
+		return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t'
+	}
 	switch {
 	case len(text) == 0:
 		return ""
@@ -164,18 +172,22 @@ func checkSignature(csr *x509.CertificateRequest, found *faults) {
 	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA:
 		// NULL by the book; many clients leave it out.
 		if p := signatureParameters(csr.Raw); len(p) != 0 && !bytes.Equal(p, asn1.NullBytes) {
-			found.add(field, "has odd parameters; RSA with PKCS#1 v1.5 has NULL ones (RFC 4055, section 5)")
+			found.add(field, "has odd parameters; RSA with PKCS#1 v1.5 has NULL ones (RFC 4055, "+
+				"section 5)")
 			return
 		}
 	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519:
 		if len(signatureParameters(csr.Raw)) != 0 {
-			found.add(field, "has parameters; %s has none (RFC 5758, section 3.2; RFC 8410, section 3)", csr.SignatureAlgorithm)
+			found.add(field,
+				"has parameters; %s has none (RFC 5758, section 3.2; RFC 8410, section 3)",
+				csr.SignatureAlgorithm)
 			return
 		}
 	case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
 		// crypto/x509 compares the parameters with those of RFC 4055, section 3.1, byte by byte.
 	default:
-		found.add(field, "uses %s; allowed are RSA, RSA-PSS and ECDSA with SHA-256, SHA-384 or SHA-512, and Ed25519", Quote(csr.SignatureAlgorithm.String()))
+		found.add(field, "uses %s; allowed are RSA, RSA-PSS and ECDSA with SHA-256, SHA-384 or "+
+			"SHA-512, and Ed25519", Quote(csr.SignatureAlgorithm.String()))
 		return
 	}
 	if err := csr.CheckSignature(); err != nil {

@@ -23,8 +23,8 @@ var subjectTypes = map[string]string{
 	"1.2.840.113549.1.9.1":       "emailAddress",
 }
 
-// AttributeName returns the short name of an attribute type, as in "O", or the type itself in dotted
-// form if it has none here.
+// AttributeName returns the short name of an attribute type, as in "O", or the type itself in
+// dotted form if it has none here.
 func AttributeName(kind asn1.ObjectIdentifier) string {
 	return cmp.Or(subjectTypes[kind.String()], kind.String())
 }
@@ -54,7 +54,8 @@ func readSubject(der []byte, r *Request, found *faults) {
 		return
 	}
 	if len(rdns) > maxRDNs {
-		found.add(field, "has %d relative distinguished names; at most %d are read", len(rdns), maxRDNs)
+		found.add(field, "has %d relative distinguished names; at most %d are read", len(rdns),
+			maxRDNs)
 		return
 	}
 	seen := false
@@ -79,11 +80,13 @@ func readSubject(der []byte, r *Request, found *faults) {
 
 func readRDN(field string, rdn asn1.RawValue, found *faults) (a Attribute, ok bool) {
 	var set []typeAndValue
-	if rest, err := asn1.UnmarshalWithParams(rdn.FullBytes, &set, "set"); err != nil || len(rest) > 0 {
+	if rest, err := asn1.UnmarshalWithParams(rdn.FullBytes, &set, "set"); err != nil ||
+		len(rest) > 0 {
 		return a, found.add(field, "is not a set of attribute types and values")
 	}
 	if len(set) != 1 {
-		return a, found.add(field, "has %d attributes; one is allowed in each relative distinguished name", len(set))
+		return a, found.add(field,
+			"has %d attributes; one is allowed in each relative distinguished name", len(set))
 	}
 	if _, ok := sequence(set[0].Raw, 2, 2); !ok {
 		return a, found.add(field, "has an attribute that is more than a type and a value")
@@ -92,7 +95,8 @@ func readRDN(field string, rdn asn1.RawValue, found *faults) (a Attribute, ok bo
 	a.Type = set[0].Type
 	a.Name, known = subjectTypes[set[0].Type.String()]
 	if !known {
-		return a, found.add(field, "has the attribute type %s, which is not known here", Quote(set[0].Type.String()))
+		return a, found.add(field, "has the attribute type %s, which is not known here",
+			Quote(set[0].Type.String()))
 	}
 	var fault string
 	if a.Value, fault = readString(set[0].Value); fault != "" {
@@ -119,7 +123,8 @@ func readString(v asn1.RawValue) (text, fault string) {
 			return "", "has characters that its string type does not allow"
 		}
 	default:
-		return "", "is of an unusual string type; allowed are UTF8String, PrintableString and IA5String"
+		return "", "is of an unusual string type; allowed are UTF8String, PrintableString " +
+			"and IA5String"
 	}
 	for _, r := range text {
 		if !strconv.IsPrint(r) {
@@ -135,7 +140,8 @@ func checkCommonName(name string, found *faults) {
 	case name == "":
 		found.add(field, "is empty; leave it out or name one")
 	case len(name) > MaxCommonName:
-		found.add(field, "is %d bytes long; at most %d are allowed (RFC 5280, ub-common-name)", len(name), MaxCommonName)
+		found.add(field, "is %d bytes long; at most %d are allowed (RFC 5280, ub-common-name)",
+			len(name), MaxCommonName)
 	case !isASCII(name):
 		found.add(field, "%s has characters outside ASCII", Quote(name))
 	}

@@ -37,7 +37,8 @@ func CheckDNSName(name string) string {
 			return "has an internationalised or reserved label (RFC 5890, section 2.3.1)"
 		}
 	}
-	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") {
+	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" ||
+		strings.HasPrefix(last, "0x") {
 		return "could be taken for an IP address; ask for an IP name instead"
 	}
 	return ""
@@ -75,7 +76,8 @@ func CheckURI(text string) string {
 		return "has a host that is not a DNS name in lower case"
 	}
 	for segment := range strings.SplitSeq(strings.TrimPrefix(uri.Path, "/"), "/") {
-		if uri.Path != "" && uri.Path != "/" && (segment == "" || segment == "." || segment == "..") {
+		if uri.Path != "" && uri.Path != "/" &&
+			(segment == "" || segment == "." || segment == "..") {
 			return "has an empty or relative segment in its path"
 		}
 	}
@@ -91,7 +93,8 @@ func CheckEmailAddress(address string) string {
 	switch {
 	case !ok || local == "" || len(local) > mostLocal:
 		return "is not of the form NAME@DOMAIN"
-	case strings.Trim(local, atom+".") != "" || strings.HasPrefix(local, ".") || strings.HasSuffix(local, ".") || strings.Contains(local, ".."):
+	case strings.Trim(local, atom+".") != "" || strings.HasPrefix(local, ".") ||
+		strings.HasSuffix(local, ".") || strings.Contains(local, ".."):
 		return "has a name of unusual form"
 	case CheckDNSName(domain) != "":
 		return "has a domain that " + CheckDNSName(domain)

@@ -15,8 +15,8 @@ import (
 
 // weakness says how the private half of an RSA key of an allowed size can be found from its public
 // half, or nothing. The checks are those of the CA/Browser Forum's Baseline Requirements, section
-// 6.1.1.3, and a prime modulus. Of the keys of Debian's faulty generator, which that section wants refused
-// up to 8192 bits, package debian knows most of those of 2048.
+// 6.1.1.3, and a prime modulus. Of the keys of Debian's faulty generator, which that section wants
+// refused up to 8192 bits, package debian knows most of those of 2048.
 func weakness(key *rsa.PublicKey) string {
 	switch {
 	case hasSmallFactor(key.N):
@@ -31,13 +31,14 @@ func weakness(key *rsa.PublicKey) string {
 	return ""
 }
 
-// CheckKey makes the expensive checks of a request's key, and returns the fault if one fails. Call it
-// last, for a request that would be granted otherwise: for 8,192 bits it costs as much as a hundred
-// signatures.
+// CheckKey makes the expensive checks of a request's key, and returns the fault if one fails. Call
+// it last, for a request that would be granted otherwise: for 8,192 bits it costs as much as a
+// hundred signatures.
 func CheckKey(public crypto.PublicKey) (Fault, bool) {
 	key, isRSA := public.(*rsa.PublicKey)
 	if isRSA && key.N.ProbablyPrime(0) {
-		return Fault{"request.publicKey", "is an RSA key whose private half can be found: its modulus is a prime; make a new key"}, true
+		return Fault{"request.publicKey", "is an RSA key whose private half can be found: its " +
+			"modulus is a prime; make a new key"}, true
 	}
 	return Fault{}, false
 }
@@ -79,9 +80,9 @@ func hasCloseFactors(n *big.Int) bool {
 	return false
 }
 
-// smallOrder are the points of Ed25519 whose order divides 8, without the sign bit, also as encodings that are
-// not canonical (the list of libsodium's ge25519_has_small_order). A signature by such a key proves
-// nothing: whoever tries a few messages finds one for which it verifies.
+// smallOrder are the points of Ed25519 whose order divides 8, without the sign bit, also as
+// encodings that are not canonical (the list of libsodium's ge25519_has_small_order). A signature
+// by such a key proves nothing: whoever tries a few messages finds one for which it verifies.
 var smallOrder = []string{
 	"0000000000000000000000000000000000000000000000000000000000000000", // order 4
 	"0100000000000000000000000000000000000000000000000000000000000000", // order 1

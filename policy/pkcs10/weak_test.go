@@ -41,7 +41,8 @@ type weakKey struct{ n, order *big.Int }
 
 func product(p, q *big.Int) weakKey {
 	one := big.NewInt(1)
-	return weakKey{new(big.Int).Mul(p, q), new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))}
+	return weakKey{new(big.Int).Mul(p, q),
+		new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one))}
 }
 
 // Each weak key signs its request correctly, so that nothing but its weakness speaks against it.
@@ -55,7 +56,9 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 		key   weakKey
 		words string
 	}{
-		{"a prime twice", weakKey{new(big.Int).Mul(p, p), new(big.Int).Mul(p, new(big.Int).Sub(p, big.NewInt(1)))}, "too close"},
+		{"a prime twice",
+			weakKey{new(big.Int).Mul(p, p),
+				new(big.Int).Mul(p, new(big.Int).Sub(p, big.NewInt(1)))}, "too close"},
 		{"close primes", product(p, close64), "too close"},
 		{"a prime", weakKey{whole, new(big.Int).Sub(whole, big.NewInt(1))}, "is a prime"},
 		{"a small factor", product(big.NewInt(743), nextPrime(large)), "small factor"},
@@ -69,7 +72,8 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 			if fault, weak := CheckKey(r.PublicKey); weak {
 				faults = append(faults, fault)
 			}
-			if len(faults) != 1 || faults[0].Field != "request.publicKey" || !strings.Contains(faults[0].Message, c.words) {
+			if len(faults) != 1 || faults[0].Field != "request.publicKey" ||
+				!strings.Contains(faults[0].Message, c.words) {
 				t.Errorf("faults %v; want %q", faults, c.words)
 			}
 		})
@@ -98,7 +102,8 @@ func rocaPrime(t *testing.T) *big.Int {
 	quarter := new(big.Int).Rsh(room, 2)
 	for {
 		k := must(rand.Int(rand.Reader, quarter))(t)
-		k.Add(k, new(big.Int).Mul(quarter, big.NewInt(3))) // the top bits are set, so that the product of two has 2048
+		// the top bits are set, so that the product of two has 2048
+		k.Add(k, new(big.Int).Mul(quarter, big.NewInt(3)))
 		a := must(rand.Int(rand.Reader, m))(t)
 		p := new(big.Int).Exp(big.NewInt(65537), a, m)
 		p.Add(p, k.Mul(k, m))

@@ -1,5 +1,5 @@
-// Package strictyaml decodes YAML that people write by hand: policies, tests of policies, profiles of
-// a CA.
+// Package strictyaml decodes YAML that people write by hand: policies, tests of policies, profiles
+// of a CA.
 //
 // Duty: decode one document, and refuse what would otherwise be ignored silently: unknown keys, a
 // second document, an empty file.
@@ -31,8 +31,8 @@ func (m Mistakes) Error() string { return strings.Join(m, "; ") }
 
 var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
 
-// Decode decodes the text. The error wraps [ErrEmpty], [ErrDocuments] or [Mistakes]; any other says that
-// the text is not YAML. After Mistakes and ErrDocuments the value holds what could be decoded.
+// Decode decodes the text. The error wraps [ErrEmpty], [ErrDocuments] or [Mistakes]; any other says
+// that the text is not YAML. After Mistakes and ErrDocuments the value holds what could be decoded.
 func Decode(text []byte, into any) error {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)

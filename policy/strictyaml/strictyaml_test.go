@@ -17,12 +17,14 @@ func TestWhatWouldBeIgnoredIsRefused(t *testing.T) {
 		says []string
 		want file
 	}{
-		"good":               {"version: 1\nname: a\n", nil, nil, file{1, "a"}},
-		"empty":              {"# nothing\n", ErrEmpty, nil, file{}},
-		"two documents":      {"version: 1\n---\nversion: 2\n", ErrDocuments, nil, file{Version: 1}},
-		"not YAML":           {"version: [", nil, []string{"it is not YAML"}, file{}},
-		"several mistakes":   {"version: x\nnmae: a\nname: b\n", nil, []string{"line 1", `line 2: unknown key "nmae"`}, file{Name: "b"}},
-		"mistakes, and more": {"nmae: a\n---\n", ErrDocuments, []string{`unknown key "nmae"`}, file{}},
+		"good":          {"version: 1\nname: a\n", nil, nil, file{1, "a"}},
+		"empty":         {"# nothing\n", ErrEmpty, nil, file{}},
+		"two documents": {"version: 1\n---\nversion: 2\n", ErrDocuments, nil, file{Version: 1}},
+		"not YAML":      {"version: [", nil, []string{"it is not YAML"}, file{}},
+		"several mistakes": {"version: x\nnmae: a\nname: b\n", nil,
+			[]string{"line 1", `line 2: unknown key "nmae"`}, file{Name: "b"}},
+		"mistakes, and more": {"nmae: a\n---\n", ErrDocuments, []string{`unknown key "nmae"`},
+			file{}},
 	} {
 		var got file
 		err := Decode([]byte(c.text), &got)

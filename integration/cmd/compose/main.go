@@ -3,7 +3,10 @@
 // certificates.
 //
 //	compose secrets DIR                     create the files that the API server needs
-//	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's kubeconfig
+//	compose authorize DIR URL RBAC FILE     apply the manifests in RBAC; write hsm-signer's
+//
+// kubeconfig
+//
 //	compose client DIR URL CA               run pods and impostors; exit 0 if all answers are right
 //	compose binaries OUT                    copy kube-apiserver and etcd into the directory OUT
 //

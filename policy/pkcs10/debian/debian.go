@@ -7,8 +7,11 @@
 // Known are the keys of 2048 bits that "openssl genrsa" and "openssl req" made,
 //   - in every process from 0 to 32767,
 //   - on amd64 and i386,
-//   - when the file ~/.rnd was there (rnd), could not be read (noreadrnd), or did not exist (nornd).
-//     Debian 4.0, with 0.9.8c, took a missing file for one that it could not read.
+//   - when the file ~/.rnd was there (rnd), could not be read (noreadrnd), or did not exist
+//
+// (nornd).
+//
+//	Debian 4.0, with 0.9.8c, took a missing file for one that it could not read.
 //
 // Not known are ECDSA keys; RSA keys of other sizes, of other machines (those of powerpc, hppa and
 // sparc the generator can make), of higher process ids and of the option -rand; and those of

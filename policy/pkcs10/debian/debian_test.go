@@ -50,7 +50,8 @@ func TestGeneratorMakesWhatOthersPublished(t *testing.T) {
 	for _, variant := range generator.Variants() {
 		for _, p := range readPublished(t, variant.Name) {
 			if made(variant, p.process, p.modulus.BitLen()).Cmp(p.modulus) != 0 {
-				t.Errorf("%s, process %d: the generator makes another modulus", variant.Name, p.process)
+				t.Errorf("%s, process %d: the generator makes another modulus", variant.Name,
+					p.process)
 			}
 		}
 	}
@@ -66,7 +67,8 @@ func TestWeakKnowsWhatOthersPublished(t *testing.T) {
 				t.Errorf("%s, process %d: not known", list.variant, p.process)
 			}
 			if other := p.modulus.Add(p.modulus, big.NewInt(2)); Weak(other) {
-				t.Errorf("%s, process %d: the odd number above the modulus is called weak", list.variant, p.process)
+				t.Errorf("%s, process %d: the odd number above the modulus is called weak",
+					list.variant, p.process)
 			}
 		}
 	}
@@ -76,7 +78,9 @@ func TestWeakKnowsWhatOthersPublished(t *testing.T) {
 func TestListsHoldWhatTheGeneratorMakes(t *testing.T) {
 	variants := generator.Variants()
 	for _, list := range lists {
-		variant := variants[slices.IndexFunc(variants, func(v generator.Variant) bool { return v.Name == list.variant })]
+		variant := variants[slices.IndexFunc(variants, func(v generator.Variant) bool {
+			return v.Name == list.variant
+		})]
 		for _, process := range []int{12345, generator.Processes - 1} {
 			if !holds(list.prints, Fingerprint(made(variant, process, 2048))) {
 				t.Errorf("%s: process %d is missing", list.variant, process)
@@ -88,11 +92,13 @@ func TestListsHoldWhatTheGeneratorMakes(t *testing.T) {
 func TestListsAreWholeAndInOrder(t *testing.T) {
 	for _, list := range lists {
 		if len(list.prints) != generator.Processes*FingerprintSize {
-			t.Errorf("%s has %d bytes; want %d for each of %d processes", list.variant, len(list.prints), FingerprintSize, generator.Processes)
+			t.Errorf("%s has %d bytes; want %d for each of %d processes", list.variant,
+				len(list.prints), FingerprintSize, generator.Processes)
 		}
 		for i := FingerprintSize; i < len(list.prints); i += FingerprintSize {
 			if list.prints[i-FingerprintSize:i] >= list.prints[i:][:FingerprintSize] {
-				t.Errorf("%s: the fingerprint at byte %d is not above the one before", list.variant, i)
+				t.Errorf("%s: the fingerprint at byte %d is not above the one before",
+					list.variant, i)
 				break
 			}
 		}

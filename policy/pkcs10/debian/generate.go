@@ -61,7 +61,8 @@ func parse(name string) (variant generator.Variant, bits int, err error) {
 		return variant, 0, fmt.Errorf("is not of the form rsaBITS-VARIANT: %w", err)
 	}
 	if bits < 1792 || bits%128 != 0 {
-		return variant, 0, fmt.Errorf("keys of %d bits cannot be made; give a multiple of 128 from 1792", bits)
+		return variant, 0,
+			fmt.Errorf("keys of %d bits cannot be made; give a multiple of 128 from 1792", bits)
 	}
 	var names []string
 	for _, v := range generator.Variants() {
@@ -70,7 +71,8 @@ func parse(name string) (variant generator.Variant, bits int, err error) {
 		}
 		names = append(names, v.Name)
 	}
-	return variant, 0, fmt.Errorf("there is no variant %q; there are %s", rest, strings.Join(names, ", "))
+	return variant, 0, fmt.Errorf("there is no variant %q; there are %s", rest,
+		strings.Join(names, ", "))
 }
 
 // collect appends to the file what is missing in it.

@@ -154,9 +154,13 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 		intent.Signer, intent.Requester.Username = c.signer, "admin"
 		if c.pod != "" {
 			intent.Name = "node-certs:" + c.pod
-			intent.Requester = policy.Requester{Username: "system:serviceaccount:calico-system:calico-node", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"}, Extra: map[string][]string{
-				"authentication.kubernetes.io/pod-name": {c.pod}, "authentication.kubernetes.io/pod-uid": {"uid-of-" + c.pod},
-			}}
+			intent.Requester =
+				policy.Requester{Username: "system:serviceaccount:calico-system:calico-node",
+					Groups: []string{"system:serviceaccounts",
+						"system:serviceaccounts:calico-system"}, Extra: map[string][]string{
+						"authentication.kubernetes.io/pod-name": {c.pod},
+						"authentication.kubernetes.io/pod-uid":  {"uid-of-" + c.pod},
+					}}
 		}
 		fixture.Write(t, j, intent, signed)
 		switch c.unpublished {
@@ -185,7 +189,8 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 	}
 	lines := strings.Split(out, "\n")
 	for i, want := range []string{
-		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(unknown whether it lives\)`, `ends .*calico-system/two \(unknown`, `ends .*admin +unknown  `,
+		`^EXPIRES +STATE .* POD `, `ENDED .*calico-system/shortened \(unknown whether it lives\)`,
+		`ends .*calico-system/two \(unknown`, `ends .*admin +unknown  `,
 		`ends .*calico-system/killed \(unknown`, `ends .*calico-system/killed \(unknown`, `^$`,
 	} {
 		if i >= len(lines) || !regexp.MustCompile(want).MatchString(lines[i]) {
@@ -199,12 +204,14 @@ func TestRestartsOfWhatHasEndedComeFirst(t *testing.T) {
 	var r restarts
 	for _, view := range []issuedView{{}, {Ended: true, Pod: &podView{}},
 		{Ended: true,
-			Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}, {Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}} {
+			Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}},
+		{Pod: &podView{Restart: "a"}}, {Pod: &podView{Restart: "b"}}} {
 		r.add(view)
 	}
 	var out bytes.Buffer
 	if err := r.print(&out); err != nil ||
-		!regexp.MustCompile(`(?s)^\nThe certificates of these pods have expired.* now:\n  a\n\nNothing renews .*:\n  b\n$`).MatchString(out.String()) {
+		!regexp.MustCompile(
+			`(?s)^\nThe certificates of these pods have expired.* now:\n  a\n\nNothing renews .*:\n  b\n$`).MatchString(out.String()) {
 		t.Errorf("%v: %s", err, &out)
 	}
 }
@@ -235,7 +242,8 @@ func TestAuditByHand(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, words := range []string{
-		"10 lines, chain whole", "3 certificates signed by the CA", "3 intents say what", "nothing twice", "nothing vouches for the chain",
+		"10 lines, chain whole", "3 certificates signed by the CA", "3 intents say what",
+		"nothing twice", "nothing vouches for the chain",
 	} {
 		if !strings.Contains(out, words) {
 			t.Errorf("%q is missing in\n%s", words, out)
@@ -282,7 +290,9 @@ func TestNamesByHand(t *testing.T) {
 		t.Fatal(err)
 	}
 	cert := fixture.Certify(t, &x509.Certificate{
-		SerialNumber: serial, NotAfter: time.Now().Add(time.Hour), Subject: pkix.Name{Organization: []string{`A "B" é, \C`}, CommonName: "node", StreetAddress: []string{"1"}},
+		SerialNumber: serial, NotAfter: time.Now().Add(time.Hour),
+		Subject: pkix.Name{Organization: []string{`A "B" é, \C`}, CommonName: "node",
+			StreetAddress: []string{"1"}},
 		DNSNames: []string{"a.example",
 			"b"}, EmailAddresses: []string{"a@b.example"}, URIs: []*url.URL{{Scheme: "spiffe",
 			Host: "a", Path: "/b"}},
@@ -292,7 +302,9 @@ func TestNamesByHand(t *testing.T) {
 	text := journal.FormatSerial(serial)
 	fixture.Write(t, j,
 		journal.Intent{UID: "a", Serial: text, TBS: cert.RawTBSCertificate, Names: []string{
-			`STREET="1"`, `O="A \"B\" \u00e9, \\C"`, `CN="node"`, "DNS:a.example", "DNS:b", "IP:10.0.0.1", "IP:fd00::1", "IP:::1", "IP:fd00:1:2:3:4:5:6:ab", "IP:fd00::", "URI:spiffe://a/b", "email:a@b.example",
+			`STREET="1"`, `O="A \"B\" \u00e9, \\C"`, `CN="node"`, "DNS:a.example", "DNS:b",
+			"IP:10.0.0.1", "IP:fd00::1", "IP:::1", "IP:fd00:1:2:3:4:5:6:ab", "IP:fd00::",
+			"URI:spiffe://a/b", "email:a@b.example",
 		}})
 	if err := j.Close(); err != nil {
 		t.Fatal(err)

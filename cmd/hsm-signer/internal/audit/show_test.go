@@ -88,8 +88,10 @@ func TestAuditShow(t *testing.T) {
 	for i := 0; i < len(a); i += 2 {
 		colons = append(colons, a[i:i+2])
 	}
-	ofA, ofB := "uid-a published = intent signed published", "uid-b published = intent signed published"
-	orphan, signed := "uid-twice orphaned = intent orphaned why-orphaned", "uid-twice signed = intent signed"
+	ofA, ofB := "uid-a published = intent signed published",
+		"uid-b published = intent signed published"
+	orphan, signed := "uid-twice orphaned = intent orphaned why-orphaned",
+		"uid-twice signed = intent signed"
 	for _, c := range []struct {
 		argument string
 		want     []string
@@ -141,10 +143,12 @@ func TestAuditShowText(t *testing.T) {
 	}
 	for _, line := range []string{
 		"request         again", "UID             uid-a", "signer          example.org/signer",
-		`requester       system:serviceaccount:calico-system:calico-typha\x1b[1m`, "requester UID   requester-uid",
+		`requester       system:serviceaccount:calico-system:calico-typha\x1b[1m`,
+		"requester UID   requester-uid",
 		"group           system:authenticated", `group           a\nstate          forged`,
 		`extra           pod-name=typha\x1b]0;title\a\u202e`,
-		"rule            typha", "policy hash     bb22", "request SHA-256 aa11", "name            CN=typha-server",
+		"rule            typha", "policy hash     bb22", "request SHA-256 aa11",
+		"name            CN=typha-server",
 		"serial          " +
 			intents["uid-a"].Serial, "state           published: the API server has it",
 	} {

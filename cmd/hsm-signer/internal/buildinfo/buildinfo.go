@@ -35,7 +35,8 @@ func fips() string {
 	if fips140.Enabled() {
 		mode = "on"
 	}
-	return fmt.Sprintf("module %s, mode %s", cmp.Or(buildSetting("GOFIPS140"), fips140.Version()), mode)
+	return fmt.Sprintf("module %s, mode %s",
+		cmp.Or(buildSetting("GOFIPS140"), fips140.Version()), mode)
 }
 
 func buildSetting(key string) string {

@@ -57,7 +57,8 @@ func factsOf(cert *x509.Certificate) certificateFacts {
 		DaysLeft:    int(time.Until(cert.NotAfter).Hours() / 24),
 		Constraints: issuer.ConstraintsOf(cert).String(),
 		Algorithm:   issuer.AlgorithmName(cert.SignatureAlgorithm),
-		SHA256:      fingerprint.Of(cert.Raw), PublicKey: fingerprint.Of(cert.RawSubjectPublicKeyInfo),
+		SHA256:      fingerprint.Of(cert.Raw),
+		PublicKey:   fingerprint.Of(cert.RawSubjectPublicKeyInfo),
 	}
 }
 

@@ -53,7 +53,8 @@ nameConstraints:
 `
 
 func TestProfile(t *testing.T) {
-	const constraints = "; permitted are DNS:example.com, DNS:typha-server, IP:10.0.0.0/8, IP:fd00::/8; excluded are DNS:a.example.com, IP:10.1.0.0/16"
+	const constraints = "; permitted are DNS:example.com, DNS:typha-server, IP:10.0.0.0/8, " +
+		"IP:fd00::/8; excluded are DNS:a.example.com, IP:10.1.0.0/16"
 	for _, c := range []struct {
 		text                       string
 		args                       []string
@@ -68,7 +69,9 @@ func TestProfile(t *testing.T) {
 		{
 			wholeProfile, []string{"--key-type", "ed25519", "--subject", "CN=x", "--lifetime", "2h",
 				"--path-length", "0", "--permit-dns", "b.example,c.example", "--exclude-ip="},
-			"ed25519", "CN=x", "CA:TRUE, path length 0; permitted are DNS:b.example, DNS:c.example, IP:10.0.0.0/8, IP:fd00::/8; excluded are DNS:a.example.com", 2 * time.Hour,
+			"ed25519", "CN=x", "CA:TRUE, path length 0; permitted are DNS:b.example, " +
+				"DNS:c.example, IP:10.0.0.0/8, IP:fd00::/8; excluded are DNS:a.example.com",
+			2 * time.Hour,
 		},
 	} {
 		p, made, faults := readProfileWith(t, c.text, c.args...)
@@ -96,9 +99,10 @@ func TestProfilesWithMistakes(t *testing.T) {
 		"subject: Example\n":                             "line 1: \"Example\" is not TYPE=VALUE",
 		"subject:\n":                                     "line 1: the key has no value",
 		"subject: CN=a\nsubject: CN=b\n":                 "line 2: mapping key \"subject\" already defined",
-		"nameConstraints: {permitted: {dnsDomains: [.example.com]}}":    `line 1: ".example.com" is not a DNS domain`,
-		"nameConstraints: {permitted: {dnsDomains: ['*.a.b']}}":         `line 1: "*.a.b" is not a DNS domain`,
-		"nameConstraints: {excluded: {ipRanges: [10.0.0.1/8]}}":         "line 1: 10.0.0.1/8 has bits set after its prefix: did you mean 10.0.0.0/8?",
+		"nameConstraints: {permitted: {dnsDomains: [.example.com]}}": `line 1: ".example.com" is not a DNS domain`,
+		"nameConstraints: {permitted: {dnsDomains: ['*.a.b']}}":      `line 1: "*.a.b" is not a DNS domain`,
+		"nameConstraints: {excluded: {ipRanges: [10.0.0.1/8]}}": "line 1: 10.0.0.1/8 has " +
+			"bits set after its prefix: did you mean 10.0.0.0/8?",
 		"nameConstraints: {excluded: {ipRanges: [10.0.0.1]}}":           `line 1: "10.0.0.1" is not a range`,
 		"nameConstraints: {excluded: {ipRanges: ['::ffff:a00:0/104']}}": "is not a range",
 		"# nothing\n":                         "is empty",
@@ -130,8 +134,10 @@ func TestTranscripts(t *testing.T) {
 			Subject: "CN=ca", Constraints: "CA:TRUE", Serial: "77"},
 	}
 	always := []string{
-		"the token", "4711", "the key", "  id             ab\n", "ecdsa-p384", "CKA_SENSITIVE          1\n", "CKA_LOCAL              unknown to the token\n",
-		"CKA_DECRYPT            1 (should be 0)\n", "fingerprint", "key's fingerprint", "CN=ca", "CA:TRUE", buildinfo.Version(), "Name ", "Signature ", "Date ",
+		"the token", "4711", "the key", "  id             ab\n", "ecdsa-p384",
+		"CKA_SENSITIVE          1\n", "CKA_LOCAL              unknown to the token\n",
+		"CKA_DECRYPT            1 (should be 0)\n", "fingerprint", "key's fingerprint", "CN=ca",
+		"CA:TRUE", buildinfo.Version(), "Name ", "Signature ", "Date ",
 	}
 	for _, c := range []struct {
 		request, existing bool

@@ -19,11 +19,14 @@ func TestSubjects(t *testing.T) {
 		t.Errorf("blanks are kept: %+v %v", name, err)
 	}
 	for bad, words := range map[string]string{
-		"": "TYPE=VALUE", "O=x": "no common name", "CN": "TYPE=VALUE", "CN=": "TYPE=VALUE", "CN=a,": "TYPE=VALUE",
+		"": "TYPE=VALUE", "O=x": "no common name", "CN": "TYPE=VALUE", "CN=": "TYPE=VALUE",
+		"CN=a,":    "TYPE=VALUE",
 		"CN= ,O=x": "TYPE=VALUE", "CN=a,X=b": "not known", "CN=a,CN=b": "more than one",
-		"CN=a\nb": "(U+000A)", "CN=a\x00b": "(U+0000)", "CN=a\u00a0": "(U+00A0)", "CN=\ufeffa": "(U+FEFF)",
-		"CN=a\u202eb": "(U+202E)", "CN=a\u2028": "(U+2028)", "CN=a\xff": "UTF-8", "CN=a,C=CHE": "two letters",
-		"CN=a,C=C1": "two letters", "CN=a,C=ÄÖ": "two letters",
+		"CN=a\nb": "(U+000A)", "CN=a\x00b": "(U+0000)", "CN=a\u00a0": "(U+00A0)",
+		"CN=\ufeffa":  "(U+FEFF)",
+		"CN=a\u202eb": "(U+202E)", "CN=a\u2028": "(U+2028)", "CN=a\xff": "UTF-8",
+		"CN=a,C=CHE": "two letters",
+		"CN=a,C=C1":  "two letters", "CN=a,C=ÄÖ": "two letters",
 	} {
 		if _, err := parseSubject(bad); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%q: %v, want %q", bad, err, words)

@@ -1,8 +1,9 @@
 // Package expiry knows which pods will outlive their certificates, or have.
 //
-// Duty: Calico renews nothing: a pod asks once, when it starts, and loses its connections when its certificate
-// ends. So this finds the pods that live with a certificate that ends soon or has ended, who owns
-// the pod, and the command that restarts it. The metrics, the status page and "audit list
+// Duty: Calico renews nothing: a pod asks once, when it starts, and loses its connections when its
+// certificate ends. So this finds the pods that live with a certificate that ends soon or has
+// ended, who owns the pod, and the command that restarts it. The metrics, the status page and
+// "audit list
 // --expiring" all show what it finds.
 //
 // Contract: it reads, and changes nothing. What was issued, and published, is read from the

@@ -68,7 +68,8 @@ func TestPodsAreCountedOnce(t *testing.T) {
 
 func TestRestart(t *testing.T) {
 	for kind, want := range map[string]string{
-		"DaemonSet": "kubectl -n a rollout restart daemonset/b", "Deployment": "kubectl -n a rollout restart deployment/b",
+		"DaemonSet":  "kubectl -n a rollout restart daemonset/b",
+		"Deployment": "kubectl -n a rollout restart deployment/b",
 		"ReplicaSet": "kubectl -n a delete pod p", "": "kubectl -n a delete pod p",
 	} {
 		pod := kube.LivePod{Pod: policy.Pod{Namespace: "a", Name: "p"},

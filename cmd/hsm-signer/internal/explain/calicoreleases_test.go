@@ -93,7 +93,8 @@ var enterprisePods = []calicoPod{
 		with("tigera-secure-linseed-token-tls"), 36, 44},
 	{"tigera-kibana/tigera-kibana", "tigera-kibana", "tigera-secure-es-http",
 		servicesNames("tigera-secure-kb-http/tigera-kibana"), 36, 44},
-	{"tigera-fluentd/fluentd-node", "fluentd-node", "", with("tigera-fluentd-prometheus-tls"), 36, 38},
+	{"tigera-fluentd/fluentd-node", "fluentd-node", "", with("tigera-fluentd-prometheus-tls"),
+		36, 38},
 	{"tigera-fluentd/fluentd-node", "fluentd-node", "",
 		with("tigera-fluentd-prometheus-tls", "fluentd-http-input/tigera-fluentd"), 39, 43},
 	{"calico-system/calico-fluent-bit", "calico-fluent-bit", "",
@@ -105,7 +106,8 @@ var enterprisePods = []calicoPod{
 
 	{"tigera-compliance/tigera-compliance-controller", "tigera-compliance", "", with("localhost"),
 		36, 43},
-	{"tigera-compliance/tigera-compliance-reporter", "tigera-compliance", "", with("localhost"), 36, 43},
+	{"tigera-compliance/tigera-compliance-reporter", "tigera-compliance", "", with("localhost"),
+		36, 43},
 	{"tigera-compliance/tigera-compliance-snapshotter", "tigera-compliance", "", with("localhost"),
 		36, 43},
 	{"tigera-compliance/tigera-compliance-benchmarker", "tigera-compliance", "", with("localhost"),
@@ -129,8 +131,10 @@ var enterprisePods = []calicoPod{
 func (pod calicoPod) request(t *testing.T, dir string) string {
 	t.Helper()
 	subject := pkix.Name{
-		Country: []string{"US"}, Province: []string{"California"}, Locality: []string{"San Francisco"},
-		Organization: []string{"Tigera"}, OrganizationalUnit: []string{"Engineering"}, CommonName: pod.subject(),
+		Country: []string{"US"}, Province: []string{"California"},
+		Locality:     []string{"San Francisco"},
+		Organization: []string{"Tigera"}, OrganizationalUnit: []string{"Engineering"},
+		CommonName: pod.subject(),
 	}
 	text := pkcs10test.Request{Subject: subject, DNSNames: pod.names,
 		IPs: []netip.Addr{netip.MustParseAddr("10.65.0.7")}}.PEM(t)

@@ -114,11 +114,13 @@ func TestExplainNamesWhatIsNoRequest(t *testing.T) {
 		granted + "---\nkind: [\n":               "#2: YAML document 2 cannot be read",
 		granted + "---\nkind: List\nitems: []\n": "#2: the List has no items",
 		granted +
-			"---\nkind: CertificateSigningRequest\n": "#2: the CertificateSigningRequest has no spec.request",
-		granted + "---\nkind: List\nitems: 7\n":               "#2: the List cannot be read",
-		"kind: List\nitems: []\n":                             "requests.yaml: the List has no items",
-		"spec: {}\n":                                          "requests.yaml: is an object without a kind",
-		"kind: CertificateSigningRequest\nspec: {usages: [\n": "requests.yaml: YAML document 1 cannot be read",
+			"---\nkind: CertificateSigningRequest\n": "#2: the CertificateSigningRequest has no " +
+			"spec.request",
+		granted + "---\nkind: List\nitems: 7\n": "#2: the List cannot be read",
+		"kind: List\nitems: []\n":               "requests.yaml: the List has no items",
+		"spec: {}\n":                            "requests.yaml: is an object without a kind",
+		"kind: CertificateSigningRequest\nspec: {usages: [\n": "requests.yaml: YAML document 1 " +
+			"cannot be read",
 		granted +
 			"---\nkind: CertificateSigningRequest\nspec: {usages: 7, request: eA==}\n": "#2: the CertificateSigningRequest cannot be read",
 	} {

@@ -231,7 +231,8 @@ func (h *Healer) delete(ctx context.Context, pod *corev1.Pod, verdict stuck.Verd
 		"pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID, "owner", owner.Kind+" "+owner.Name,
 		"node", pod.Spec.NodeName, "sure", verdict.Sure, "evidence", verdict.Why)
 	h.events.Event(pod, corev1.EventTypeWarning, reasonDeleted,
-		"deleted, so that another pod asks again; this one ran without its certificate: "+verdict.Why)
+		"deleted, so that another pod asks again; this one ran without its certificate: "+
+			verdict.Why)
 	return nil
 }
 
@@ -242,5 +243,6 @@ func (h *Healer) tellOwnerless(found stuck.Pod) {
 		UID: types.UID(found.UID),
 	}
 	h.events.Event(pod, corev1.EventTypeWarning, reasonNoOwner,
-		"not deleted, since no controller would make it again; it runs without its certificate: "+found.Why)
+		"not deleted, since no controller would make it again; it runs without its certificate: "+
+			found.Why)
 }

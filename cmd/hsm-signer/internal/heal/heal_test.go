@@ -51,7 +51,8 @@ func answered(pod string) *certificatesv1.CertificateSigningRequest {
 	csr := asked(pod)
 	csr.Status.Certificate = []byte("PEM")
 	csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, LastUpdateTime: metav1.Now(),
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
+		LastUpdateTime: metav1.Now(),
 	}}
 	return csr
 }
@@ -62,8 +63,9 @@ func asked(pod string) *certificatesv1.CertificateSigningRequest {
 		ObjectMeta: metav1.ObjectMeta{Name: "request-of-" + pod,
 			UID: types.UID("request-of-" + pod), CreationTimestamp: metav1.Now()},
 		Spec: certificatesv1.CertificateSigningRequestSpec{
-			Request: []byte("PEM"), SignerName: "example.com/calico", Username: "system:serviceaccount:calico-system:calico-node",
-			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"},
+			Request: []byte("PEM"), SignerName: "example.com/calico",
+			Username: "system:serviceaccount:calico-system:calico-node",
+			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"},
 			Extra: map[string]certificatesv1.ExtraValue{
 				"authentication.kubernetes.io/pod-name": {pod}, "authentication.kubernetes.io/pod-uid": {pod},
 			},
@@ -113,7 +115,8 @@ func TestDeletionHasPreconditions(t *testing.T) {
 func TestPodIsJudgedAgain(t *testing.T) {
 	for name, change := range map[string]func(*corev1.Pod){
 		"it runs": func(p *corev1.Pod) {
-			p.Status.ContainerStatuses[0].State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+			p.Status.ContainerStatuses[0].State =
+				corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
 		},
 		"it is ready":     func(p *corev1.Pod) { p.Status.ContainerStatuses[0].Ready = true },
 		"it is another":   func(p *corev1.Pod) { p.UID = "another" },
@@ -227,7 +230,8 @@ func TestWhatCountsAsAnswered(t *testing.T) {
 		certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateDenied,
 			Status: corev1.ConditionTrue})
 	elsewhere := answered("elsewhere")
-	elsewhere.Spec.Username, elsewhere.Spec.Groups = "system:serviceaccount:b:c", []string{"system:serviceaccounts", "system:serviceaccounts:b"}
+	elsewhere.Spec.Username, elsewhere.Spec.Groups = "system:serviceaccount:b:c",
+		[]string{"system:serviceaccounts", "system:serviceaccounts:b"}
 	unapproved := answered("unapproved")
 	unapproved.Status.Conditions = nil
 	gone := answered("gone")

@@ -154,8 +154,8 @@ func TestTheServerWaitsForNobody(t *testing.T) {
 	}
 }
 
-// A new connection is not closed before its time for as many others of its source, only for too many
-// in all.
+// A new connection is not closed before its time for as many others of its source, only for too
+// many in all.
 func TestNewConnectionsHaveAGrace(t *testing.T) {
 	from := make(chan string, 10)
 	l := Limit(fakeListener{from: from},

@@ -112,7 +112,8 @@ rules:
 		out, stderr, code := clitest.Run(t, explain.NewCommand(),
 			append([]string{"policy", "explain", request, "--policy", file, "--as",
 				"system:serviceaccount:edge:gateway",
-				"--signer", "example.com/edge", "--pod", "g", "--usages", "digital signature"}, strings.Fields(flags)...)...)
+				"--signer", "example.com/edge", "--pod", "g", "--usages", "digital signature"},
+				strings.Fields(flags)...)...)
 		if code != want {
 			t.Errorf("%s: exit code %d: %s%s", flags, code, out, stderr)
 		}
@@ -219,7 +220,8 @@ func TestPolicyTestAsJUnit(t *testing.T) {
 		}
 	}
 	if want := []string{
-		"broken: the file", "cases: own name", "cases: no address yet", "cases: another's name", "cases: a <fault> & \"more\" \ufffd", "cases: own name (2)",
+		"broken: the file", "cases: own name", "cases: no address yet", "cases: another's name",
+		"cases: a <fault> & \"more\" \ufffd", "cases: own name (2)",
 	}; !slices.Equal(names, want) {
 		t.Errorf("%q; want %q", names, want)
 	}

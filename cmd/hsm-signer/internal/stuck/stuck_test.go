@@ -82,12 +82,15 @@ func TestPodsThatAreStuck(t *testing.T) {
 			p.Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "main",
 				State: waiting("ContainerCreating")}
 		},
-		"without any state": func(p *corev1.Pod) { p.Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "main"} },
+		"without any state": func(p *corev1.Pod) {
+			p.Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "main"}
+		},
 		"ended 61 seconds ago": func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].LastTerminationState = ended(1, 61*time.Second)
 		},
 		"when an earlier run ended is not known": func(p *corev1.Pod) {
-			p.Status.ContainerStatuses[0].LastTerminationState = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}}
+			p.Status.ContainerStatuses[0].LastTerminationState =
+				corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}}
 		},
 		"beside a sidecar that runs": func(p *corev1.Pod) {
 			addSidecar(p, corev1.ContainerStatus{Started: &started, Ready: true, State: running()})
@@ -129,34 +132,45 @@ func TestPodsThatAreNotStuck(t *testing.T) {
 			p.Spec.InitContainers = nil
 			addSidecar(p, corev1.ContainerStatus{Started: &started, State: running()})
 		}, "no init container", true},
-		"an init container runs": {func(p *corev1.Pod) { p.Status.InitContainerStatuses[1].State = running() }, "install has not ended", false},
+		"an init container runs": {func(p *corev1.Pod) {
+			p.Status.InitContainerStatuses[1].State = running()
+		}, "install has not ended", false},
 		"an init container waits": {func(p *corev1.Pod) {
 			p.Status.InitContainerStatuses[0].State = waiting("CrashLoopBackOff")
 			p.Status.InitContainerStatuses[0].LastTerminationState = ended(0, 200*time.Second)
 		}, "certificate has not ended", false},
-		"an init container failed": {func(p *corev1.Pod) { p.Status.InitContainerStatuses[0].State = ended(1, 200*time.Second) }, "certificate failed", false},
+		"an init container failed": {func(p *corev1.Pod) {
+			p.Status.InitContainerStatuses[0].State = ended(1, 200*time.Second)
+		}, "certificate failed", false},
 		"an init container unknown": {func(p *corev1.Pod) { p.Status.InitContainerStatuses = nil },
 			"has not ended", false},
 		"no time of an init container": {func(p *corev1.Pod) {
 			p.Status.InitContainerStatuses[0].State.Terminated.FinishedAt = metav1.Time{}
 		}, "does not say when", false},
-		"a container runs": {func(p *corev1.Pod) { p.Status.ContainerStatuses[1].State = running() }, "second is running", false},
+		"a container runs": {func(p *corev1.Pod) {
+			p.Status.ContainerStatuses[1].State = running()
+		}, "second is running", false},
 		"a container is ready": {func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[1] = corev1.ContainerStatus{Name: "second", Ready: true}
 		}, "second is running", false},
 		"all are ready": {func(p *corev1.Pod) {
 			for i := range p.Status.ContainerStatuses {
-				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready = runningFor(61*time.Second), true
+				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready =
+					runningFor(61*time.Second), true
 			}
 		}, "are ready", true},
 		"all are ready in a crash loop": {func(p *corev1.Pod) {
 			for i := range p.Status.ContainerStatuses {
-				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready = runningFor(60*time.Second), true
+				p.Status.ContainerStatuses[i].State, p.Status.ContainerStatuses[i].Ready =
+					runningFor(60*time.Second), true
 			}
 		}, "is running", false},
-		"a container unknown": {func(p *corev1.Pod) { p.Status.ContainerStatuses = p.Status.ContainerStatuses[:1] }, "no status of container second", false},
+		"a container unknown": {func(p *corev1.Pod) {
+			p.Status.ContainerStatuses = p.Status.ContainerStatuses[:1]
+		}, "no status of container second", false},
 		"no time of a container": {func(p *corev1.Pod) {
-			p.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}}
+			p.Status.ContainerStatuses[0].State =
+				corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}}
 		}, "does not say when", false},
 		"all ended well": {func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].State = ended(0,
@@ -166,8 +180,12 @@ func TestPodsThatAreNotStuck(t *testing.T) {
 		"ended 60 seconds ago": {func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].LastTerminationState = ended(1, 60*time.Second)
 		}, "ran, or could not", false},
-		"ran between two waits": {func(p *corev1.Pod) { p.Status.ContainerStatuses[0].LastTerminationState = ended(1, 10*time.Second) }, "ran, or could not", false},
-		"initialized just now":  {func(p *corev1.Pod) { p.Status.InitContainerStatuses[1].State = ended(0, 30*time.Second) }, "ran, or could not", false},
+		"ran between two waits": {func(p *corev1.Pod) {
+			p.Status.ContainerStatuses[0].LastTerminationState = ended(1, 10*time.Second)
+		}, "ran, or could not", false},
+		"initialized just now": {func(p *corev1.Pod) {
+			p.Status.InitContainerStatuses[1].State = ended(0, 30*time.Second)
+		}, "ran, or could not", false},
 		"its node's clock is ahead": {func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].LastTerminationState = ended(1, -time.Hour)
 		}, "ran, or could not", false},

@@ -152,8 +152,9 @@ func ResolveDir(path string, user int) (string, error) {
 	case !info.IsDir():
 		return "", fmt.Errorf("%s is not a directory", path)
 	case owner != 0 && owner != user:
-		return "", fmt.Errorf("%s belongs to user %d: chown it to user %d, the user of this process, "+
-			"or name another directory", path, owner, user)
+		return "",
+			fmt.Errorf("%s belongs to user %d: chown it to user %d, the user of this process, "+
+				"or name another directory", path, owner, user)
 	}
 	return real, nil
 }
@@ -184,7 +185,8 @@ func (t trust) step(dir, name string, entry fs.FileInfo) error {
 	switch {
 	case owner != 0 && owner != t.user:
 		return fmt.Errorf("%s can be replaced by user %d, who owns the directory %s: "+
-			"chown that to root, or to user %d, the user of this process", t.path, owner, dir, t.user)
+			"chown that to root, or to user %d, the user of this process", t.path, owner, dir,
+			t.user)
 	case !byAll && !byGroup || readOnly(dir):
 		return nil
 	case info.Mode()&fs.ModeSticky != 0:

@@ -201,7 +201,8 @@ func TestResolveDir(t *testing.T) {
 	// as systemd's DynamicUser makes it
 	must(t, os.Symlink("kept/inner", filepath.Join(dir, "state")))
 	for path, want := range map[string]string{
-		"kept": "kept", "state": "kept/inner", "state/none/deep": "kept/inner/none/deep", "none": "none",
+		"kept": "kept", "state": "kept/inner", "state/none/deep": "kept/inner/none/deep",
+		"none": "none",
 	} {
 		if got, err := ResolveDir(filepath.Join(dir, path), user); err != nil ||
 			got != filepath.Join(real, want) {

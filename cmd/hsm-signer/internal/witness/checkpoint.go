@@ -92,7 +92,8 @@ func (c *Checkpointer) make(ctx context.Context) error {
 		return err
 	}
 	err = w.Append(ctx, journal.Checkpoint{
-		HeadSeq: summary.Head.Seq, HeadSHA256: summary.Head.SHA256, KeySHA256: key, Algorithm: algorithm.String(), Signature: signature,
+		HeadSeq: summary.Head.Seq, HeadSHA256: summary.Head.SHA256, KeySHA256: key,
+		Algorithm: algorithm.String(), Signature: signature,
 	})
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)

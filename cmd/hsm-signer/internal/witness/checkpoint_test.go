@@ -132,7 +132,8 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 			"the checkpoint is for line 8"},
 		"orphaned, and checkpoints removed": {fixture.Rechain(t,
 			fixture.Rechain(t, text,
-				fixture.Orphaned("b")), fixture.WithoutCheckpoints), "no checkpoint covers any of its lines"},
+				fixture.Orphaned("b")), fixture.WithoutCheckpoints),
+			"no checkpoint covers any of its lines"},
 		"checkpoints removed": {fixture.Rechain(t, text, fixture.WithoutCheckpoints),
 			"no checkpoint covers any of its lines"},
 		// but see below

@@ -79,7 +79,8 @@ func New(dir, file string, logger hclog.Logger) *Witness {
 	host, _ := os.Hostname() // it only tells places apart
 	return &Witness{
 		dir: dir, place: host + ":" + dir, file: file, logger: logger,
-		compared: map[journal.Head]bool{}, others: map[string]witnessRecord{}, kept: map[journal.ID]witnessRecord{},
+		compared: map[journal.Head]bool{}, others: map[string]witnessRecord{},
+		kept: map[journal.ID]witnessRecord{},
 	}
 }
 
@@ -144,7 +145,8 @@ func (w *Witness) Hears(annotations map[string]string) error {
 		}
 		var r witnessRecord
 		if err := json.Unmarshal([]byte(text), &r); err != nil {
-			w.logger.Warn("an annotation of the lease cannot be read", "annotation", name, "error", err)
+			w.logger.Warn("an annotation of the lease cannot be read", "annotation", name,
+				"error", err)
 		}
 		records[journal.ID(id)] = r
 		if journal.ID(id) != j.ID() {
@@ -452,7 +454,8 @@ func (c *Checkpointer) verifyWitness(id journal.ID, s *signedHead) error {
 		return err
 	}
 	for _, algorithm := range []x509.SignatureAlgorithm{
-		x509.SHA256WithRSA, x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519,
+		x509.SHA256WithRSA, x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
+		x509.PureEd25519,
 	} {
 		if algorithm.String() == s.Algorithm {
 			return (&x509.Certificate{PublicKey: c.public}).CheckSignature(algorithm,

@@ -53,8 +53,9 @@ var seeds = []struct {
 	name string
 	seed func(*random)
 }{
-	{"noreadrnd", func(r *random) { r.add(r.machine.stat); r.poll() }}, // unreadable; with 0.9.8c also missing
-	{"nornd", func(r *random) { r.poll() }},                            // is missing
+	// unreadable; with 0.9.8c also missing
+	{"noreadrnd", func(r *random) { r.add(r.machine.stat); r.poll() }},
+	{"nornd", func(r *random) { r.poll() }}, // is missing
 	{"rnd", func(r *random) { r.add(r.machine.stat); r.add(randomFile) }},
 }
 
