@@ -99,8 +99,8 @@ func (c *Controller) servedRequests(api *requests) []*certificatesv1.Certificate
 // mayCleanUp returns nil if this controller leads, could answer a request now, sees every new one,
 // and may delete requests.
 func (c *Controller) mayCleanUp() error {
-	if c.Fit != nil {
-		if err := c.Fit(); err != nil {
+	if c.Process != nil {
+		if err := c.Process.Fit(); err != nil {
 			return err
 		}
 	}

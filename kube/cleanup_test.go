@@ -206,13 +206,18 @@ func TestTimeCountsFromTheAnswer(t *testing.T) {
 	}
 }
 
+// An unfit process has no token.
+type unfit struct{ Process }
+
+func (unfit) Fit() error { return errors.New("no token") }
+
 // Who does not lead, cannot sign, does not see all requests or may not delete deletes nothing.
 func TestWhoCannotAnswerDeletesNothing(t *testing.T) {
 	for name, hinder := range map[string]func(c *cleaning){
 		"does not lead": func(c *cleaning) {
 			c.election = lease.New(lease.Lease{}, nil, candidate{c.Controller}, c.Logger)
 		},
-		"is not fit":     func(c *cleaning) { c.Fit = func() error { return errors.New("no token") } },
+		"is not fit":     func(c *cleaning) { c.Process = unfit{} },
 		"does not watch": func(c *cleaning) { c.watching("", errStarting) },
 		"has not listed": func(c *cleaning) {
 			c.requests.Load().synced[0] = func() bool { return false }

@@ -88,6 +88,18 @@ const (
 	Shadow Mode = "shadow"
 )
 
+// A Process is what a controller is part of, as a candidate for the lease: see [lease.Candidate].
+type Process interface {
+	// Fit returns nil while the process could serve requests if it led.
+	Fit() error
+	// Annotations returns annotations for each write of the lease. An empty value removes one;
+	// those that are not named stay as they are.
+	Annotations() map[string]string
+	// Heard is shown the annotations of the lease each time it is read. On an error the process
+	// does not take the lease.
+	Heard(annotations map[string]string) error
+}
+
 // Config says what a Controller serves and how.
 type Config struct {
 	Client      kubernetes.Interface
@@ -95,15 +107,7 @@ type Config struct {
 	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
 	Mode        Mode
 	Lease       *lease.Lease // nil: there is no other controller. A shadow has none
-	// Fit returns nil while this controller could serve requests if it led: see [lease.Candidate].
-	// If it is nil, the controller is always fit.
-	Fit func() error
-	// Says returns annotations for each write of the lease. An empty value removes one; those that
-	// are not named stay as they are.
-	Says func() map[string]string
-	// Hears is called with the annotations of the lease each time it is read. On an error this
-	// controller does not take the lease.
-	Hears func(annotations map[string]string) error
+	Process     Process      // the candidate for the lease; nil: always fit, with nothing to say
 	// PodNamespaces returns the namespaces in which pods are read; nil means all.
 	PodNamespaces func() []string
 	Workers       int // requests in work at once

@@ -7,26 +7,26 @@ type candidate struct{ *Controller }
 
 // Fit returns nil while the controller could serve requests if it led.
 func (c candidate) Fit() error {
-	if c.Config.Fit == nil {
+	if c.Process == nil {
 		return nil
 	}
-	return c.Config.Fit()
+	return c.Process.Fit()
 }
 
 // Annotations returns what each write of the lease says in addition to the leader.
 func (c candidate) Annotations() map[string]string {
-	if c.Says == nil {
+	if c.Process == nil {
 		return nil
 	}
-	return c.Says()
+	return c.Process.Annotations()
 }
 
 // Heard is shown the annotations of the lease.
 func (c candidate) Heard(annotations map[string]string) error {
-	if c.Hears == nil {
+	if c.Process == nil {
 		return nil
 	}
-	return c.Hears(annotations)
+	return c.Process.Heard(annotations)
 }
 
 // Leads takes up what may have been left to another.

@@ -34,7 +34,11 @@ what is missing.`,
 			}
 			logger := logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr())
 			config.WarnUnknown(logger, os.Environ())
-			return daemon.Run(cmd.Context(), s, counts, logger)
+			d, err := daemon.New(s, counts, logger)
+			if err != nil {
+				return err
+			}
+			return d.Run(cmd.Context())
 		},
 	}
 	config.AddFlags(command, settings)

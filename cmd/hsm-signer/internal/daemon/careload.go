@@ -8,36 +8,48 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/issuer"
+	"hsm-signer/policy"
 )
+
+// A caReplacer issues under a CA, which can be replaced.
+type caReplacer interface {
+	caHolder
+	Replace(ca *issuer.CA) error
+}
 
 // A caReloader applies another certificate of the CA when its file changes: a renewed one with the
 // same key and name, or another chain. Anything else in the file is refused.
 type caReloader struct {
 	watchedFile[*issuer.CA]
-	current func() *issuer.CA
-	replace func(*issuer.CA) error
+	issuer caReplacer
+	policy *policy.Current
 }
 
-func newCAReloader(file string, current func() *issuer.CA, replace func(*issuer.CA) error,
+func newCAReloader(file string, is caReplacer, current *policy.Current, events eventSender,
 	m *metrics.Metrics, logger hclog.Logger) *caReloader {
-	r := &caReloader{current: current, replace: replace}
+	r := &caReloader{issuer: is, policy: current}
 	r.watchedFile = watchedFile[*issuer.CA]{
-		path: file, read: func() ([]byte,
-			error) {
-			return config.CARules.Read(file)
-		}, parse: issuer.ParseCA, take: r.use,
-		name: "the file of the CA's certificate", stays: "the certificate before it stays in use", reason: "CARefused",
-		logger: logger, refused: m.CAFileRefused,
+		file: r, path: file, name: "the file of the CA's certificate",
+		stays: "the certificate before it stays in use", reason: "CARefused",
+		refused: m.CARefused, events: events, logger: logger,
 	}
 	return r
 }
 
-// use applies another certificate of the CA, unless the issuer refuses it.
-func (r *caReloader) use(fresh *issuer.CA) error {
-	if fresh.Equal(r.current()) {
+func (r *caReloader) read() ([]byte, error) { return config.CARules.Read(r.path) }
+
+func (r *caReloader) parse(text []byte) (*issuer.CA, error) { return issuer.ParseCA(text) }
+
+// apply puts another certificate of the CA in use, unless the issuer refuses it, or it could issue
+// nothing of a rule of the policy in force.
+func (r *caReloader) apply(fresh *issuer.CA) error {
+	if fresh.Equal(r.issuer.CA()) {
 		return nil
 	}
-	if err := r.replace(fresh); err != nil {
+	if _, err := config.LintRules(fresh, r.policy.Policy()); err != nil {
+		return err
+	}
+	if err := r.issuer.Replace(fresh); err != nil {
 		return err
 	}
 	r.logger.Warn("the CA's certificate was replaced, and is in use", "file", r.path, "notAfter",

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -19,7 +20,25 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/issuer"
+	"hsm-signer/policy"
 )
+
+// A replacedCA is a CA that is replaced by any with the same key.
+type replacedCA struct {
+	ca    *issuer.CA
+	key   crypto.PublicKey
+	taken []*issuer.CA
+}
+
+func (r *replacedCA) CA() *issuer.CA { return r.ca }
+
+func (r *replacedCA) Replace(fresh *issuer.CA) error {
+	if err := fresh.Matches(r.key); err != nil {
+		return errors.New("another key")
+	}
+	r.taken, r.ca = append(r.taken, fresh), fresh
+	return nil
+}
 
 // A renewed CA certificate is reloaded. One that the issuer refuses, or that is none, is reported, and
 // the former one stays.
@@ -40,22 +59,13 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	var taken []*issuer.CA
-	var events []string
-	replace := func(fresh *issuer.CA) error {
-		if err := fresh.Matches(ca.Key.Public()); err != nil {
-			return errors.New("another key")
-		}
-		taken, current = append(taken, fresh), fresh
-		return nil
-	}
-	m := metrics.New()
+	is := &replacedCA{ca: current, key: ca.Key.Public()}
+	m, sent := metrics.New(), &sentEvents{}
 	refused := func() bool { return testutil.ToFloat64(m.CARefused) == 1 }
-	r := newCAReloader(file, func() *issuer.CA { return current }, replace, m,
+	r := newCAReloader(file, is, policy.NewCurrent(builtInPolicy(t)), sent, m,
 		hclog.New(&hclog.LoggerOptions{Output: &log}))
-	r.warn = func(reason, _ string) { events = append(events, reason) }
 	looks := func() { r.look(); r.look(); r.look() }
-	if looks(); len(taken) > 0 || log.Len() > 0 {
+	if looks(); len(is.taken) > 0 || log.Len() > 0 {
 		t.Errorf("the certificate in use was taken up again: %s", &log)
 	}
 	renewed := fixture.Certify(t, &x509.Certificate{
@@ -63,23 +73,23 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
 	}, nil, ca.Key.Public(), ca.Key)
 	write(renewed.Raw)
-	if r.look(); len(taken) > 0 {
+	if r.look(); len(is.taken) > 0 {
 		t.Error("it was taken up at the first look, while it may still be written")
 	}
-	if looks(); len(taken) != 1 || !taken[0].Certificate().Equal(renewed) || r.state() != "" {
-		t.Errorf("%d were taken up; state: %s", len(taken), r.state())
+	if looks(); len(is.taken) != 1 || !is.taken[0].Certificate().Equal(renewed) || r.state() != "" {
+		t.Errorf("%d were taken up; state: %s", len(is.taken), r.state())
 	}
 	write(fixture.NewCA(t).Certificate.Raw)
-	if looks(); len(taken) != 1 || !refused() || !strings.Contains(r.state(), "another key") {
+	if looks(); len(is.taken) != 1 || !refused() || !strings.Contains(r.state(), "another key") {
 		t.Errorf("another CA: state: %s", r.state())
 	}
 	write([]byte("x"))
 	if looks(); !refused() || !strings.Contains(r.state(), "certificate 1") ||
-		strings.Count(log.String(), "is refused") != 2 || len(events) != 2 {
-		t.Errorf("no certificate: state: %s; events %v; log: %s", r.state(), events, &log)
+		strings.Count(log.String(), "is refused") != 2 || len(sent.events) != 2 {
+		t.Errorf("no certificate: state: %s; events %v; log: %s", r.state(), sent.events, &log)
 	}
 	write(renewed.Raw)
-	if looks(); refused() || r.state() != "" || len(taken) != 1 {
+	if looks(); refused() || r.state() != "" || len(is.taken) != 1 {
 		t.Errorf("well again: state: %s", r.state())
 	}
 }

@@ -37,7 +37,7 @@ func (s *statusPage) cleanUpHints() (hints []string) {
 	if crowded := config.AdviseCleanUp(s.activity.requestCount()); crowded != "" {
 		hints = append(hints, crowded)
 	}
-	if err := s.cleanUp(); err != nil {
+	if err := s.controller.CleanUpFault(); err != nil {
 		hints = append(hints,
 			"Finished requests cannot be deleted, and are left to Kubernetes: "+err.Error())
 	}

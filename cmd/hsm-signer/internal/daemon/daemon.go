@@ -4,159 +4,148 @@ package daemon
 
 import (
 	"context"
-	"errors"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
-	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/serve"
 	"hsm-signer/cmd/hsm-signer/internal/status"
-	"hsm-signer/cmd/hsm-signer/internal/stuck"
-	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
-// Run serves until the context ends, or until it is clear that only a human can help.
-func Run(ctx context.Context, s *config.Service, counts *metrics.Metrics,
-	logger hclog.Logger) error {
-	c := s.Config
-	for _, text := range c.Warnings {
-		logger.Warn("a file is accepted that should not be", "warning", text)
+// A Daemon serves the requests of some signers.
+type Daemon struct {
+	service    *config.Service
+	warnings   []string // about the policy
+	metrics    *metrics.Metrics
+	signing    *signing    // nil in a shadow
+	caFile     *caReloader // nil in a shadow
+	shadow     *shadowLog  // nil in a process that signs
+	controller *kube.Controller
+	policyFile *policyReloader
+	health     *health
+	supervisor *supervisor
+	page       *statusPage
+	logger     hclog.Logger
+}
+
+// New puts a daemon together; [Daemon.Run] runs it, and must be called. New is not in touch with
+// the token, the API server or the disk. An error is one of the configuration.
+func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daemon, error) {
+	warnings, err := config.LintRules(s.CA, s.Policy)
+	if err != nil {
+		return nil, err
 	}
-	logger.Info("starting", "version", buildinfo.Version(), "signers", c.SignerNames, "policy",
-		c.PolicyFile, "policyHash", s.Policy.Hash(), "approve", c.Mode)
-	open, err := serve.Listen(ctx, c)
+	d := Daemon{service: s, warnings: warnings, metrics: counts, logger: logger}
+	current, recent := policy.NewCurrent(s.Policy), &activity{}
+	serving, ca := kubeConfig(s, current, logger.Named("kube")), caHolder(fixedCA{s.CA})
+	serving.Sinks = []kube.Sink{counts, recent}
+	if s.Mode == kube.Shadow {
+		d.shadow = newShadowLog(s.StateDir)
+		d.shadow.configure(&serving, s.CA)
+	} else {
+		if d.signing, err = newSigning(s, counts, logger); err != nil {
+			return nil, err
+		}
+		d.signing.configure(&serving, s)
+		ca = d.signing.issuer
+	}
+	d.controller = kube.New(serving)
+	d.policyFile = newPolicyReloader(s.Config, current, ca, d.controller, counts,
+		logger.Named("policy"))
+	if d.signing != nil {
+		d.caFile = newCAReloader(s.CACertFile, d.signing.issuer, current, d.controller, counts,
+			logger.Named("ca"))
+	}
+	d.health = newHealth(d.controller, d.policyFile, d.signing, d.caFile)
+	d.supervisor = newSupervisor(d.health, logger.Named("health"))
+	d.page = newStatusPage(s, d.health, recent, d.controller, d.policyFile, d.signing)
+	counts.PolicyInForce(s.Policy)
+	counts.WatchController(d.controller)
+	counts.Registry.MustRegister(readiness{d.health})
+	return &d, nil
+}
+
+// kubeConfig is what the controllers of every process have in common.
+func kubeConfig(s *config.Service, current *policy.Current, logger hclog.Logger) kube.Config {
+	return kube.Config{
+		Client: s.Client, SignerNames: s.SignerNames, AcceptUnset: s.AcceptUnset, Mode: s.Mode,
+		Lease:         s.Lease,
+		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
+		Workers:       s.Workers, Pace: s.Pace, Decider: current, Logger: logger,
+	}
+}
+
+// Run serves until the context ends, or until it is clear that only a human can help.
+func (d *Daemon) Run(ctx context.Context) error {
+	d.announce()
+	open, err := serve.Listen(ctx, d.service.Config)
 	if err != nil {
 		return err
 	}
 	defer open.Close()
-	var p *parts
-	if c.Mode != kube.Shadow {
-		if p, err = newParts(s, counts, logger.Named("journal")); err != nil {
-			return err
-		}
-	}
-	current, lately := policy.NewCurrent(s.Policy), &activity{}
-	counts.PolicyInForce(s.Policy)
-	warnings, err := config.LintRules(s.CA, s.Policy)
+	stop, err := d.start(ctx)
+	defer stop()
 	if err != nil {
 		return err
 	}
-	logWarnings(logger, warnings)
-	reload := newPolicyReloader(c, current, currentCA(s, p), counts, logger.Named("policy"))
-	serving := kube.Config{
-		Client: s.Client, SignerNames: c.SignerNames, AcceptUnset: c.AcceptUnset, Mode: c.Mode, Lease: s.Lease,
-		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
-		Workers:       c.Workers, Pace: c.Pace, Decider: current, Sinks: []kube.Sink{counts,
-			lately}, Logger: logger.Named("kube"),
+	background := []func(context.Context) error{
+		d.controller.Run, d.policyFile.watch, d.supervisor.run,
 	}
-	health := newHealth(reload.state, counts.Handler(), logger.Named("health"))
-	page := &statusPage{config: c, health: health, activity: lately, fault: reload.refusal,
-		started: time.Now()}
-	var background []func(context.Context) error
-	var ca *caReloader
-	if c.Mode != kube.Shadow {
-		defer p.key.Close()
-		defer p.witness.Finish()
-		defer poll.Start(p.journal.Run)() // until everything that writes to it has ended
-		if p.checkpoints != nil {
-			defer p.checkpoints.Finish()
-		}
-		if err := startSigning(ctx, s, p, logger); err != nil {
-			return err
-		}
-		ca = newCAReloader(c.CACertFile, p.issuer.CA, p.replaceCA(current), counts,
-			logger.Named("ca"))
-		health.watchSigning(p, ca, s.Lease != nil, c.InPod)
-		counts.WatchSigning(p.key, p.issuer.CA, p.journal, p.witness, c.Token.AllowExtractable)
-		serving.Issuer = kubeIssuer{p.issuer}
-		serving.DeleteFinishedAfter, serving.Answers = c.DeleteFinishedAfter, answers{p.issuer,
-			c.StateDir}
-		serving.Fit, serving.Says, serving.Hears = health.fit, p.witness.Annotations, p.witness.Hears
-		page.sessions = func() hsm.Sessions { return p.key.Stats().Sessions }
-		page.expiry = expiry.NewWatch(c.StateDir, p.journal.State, s.Client, logger.Named("expiry"))
-		counts.Registry.MustRegister(metrics.ExpiryCollector{Report: page.expiry.Report})
-		page.stuck = stuck.NewWatch(c.StateDir, p.journal.State, s.Client, logger.Named("stuck"))
-		counts.Registry.MustRegister(metrics.StuckCollector{Report: page.stuck.Report})
-		serving.Sinks = append(serving.Sinks, refusalSink{p.journal}, answeredSink{page.stuck})
-		background = append(p.watches(), ca.watch, page.expiry.Run, page.stuck.Run)
-	} else {
-		log, err := openShadowLog(c.StateDir)
-		if err != nil {
-			return err
-		}
-		defer log.Close()
-		serving.Sinks, serving.Decider = append(serving.Sinks, log), judge.Judge{Decider: current,
-			CA: s.CA}
-		if c.CACertFile == "" {
-			logger.Warn(judge.WithoutCA)
-		}
+	if d.signing != nil {
+		background = append(append(background, d.signing.watches()...), d.caFile.watch)
 	}
-	controller := kube.New(serving)
-	health.requests, health.permits, health.leads = controller.Ready, controller.Permitted, controller.Leads
-	counts.WatchController(controller)
-	counts.Registry.MustRegister(readiness{health}, metrics.PaceCollector{State: controller.Pace})
-	page.watchController(controller)
-	reload.warn, reload.changed = controller.Warn, controller.LookAgain
-	if ca != nil {
-		ca.warn = controller.Warn
+	for _, e := range d.endpoints(open) {
+		background = append(background, func(ctx context.Context) error {
+			return e.Serve(ctx, d.logger.Named("http"))
+		})
 	}
-	background = append(background, controller.Run, reload.watch, health.watch, health.report)
-	return poll.All(ctx,
-		append(background, endpoints(c, open, health, page, logger.Named("http"))...)...)
+	return poll.All(ctx, background...)
 }
 
-// watches are what keeps the head of the journal.
-func (p *parts) watches() []func(context.Context) error {
-	all := []func(context.Context) error{p.witness.Watch}
-	if p.checkpoints != nil {
-		all = append(all, p.checkpoints.Watch)
+// announce logs what is started, and what is doubtful about the configuration.
+func (d *Daemon) announce() {
+	c := d.service.Config
+	for _, text := range c.Warnings {
+		d.logger.Warn("a file is accepted that should not be", "warning", text)
 	}
-	return all
+	d.logger.Info("starting", "version", buildinfo.Version(), "signers", c.SignerNames, "policy",
+		c.PolicyFile, "policyHash", d.service.Policy.Hash(), "approve", c.Mode)
+	logWarnings(d.logger, d.warnings)
+	if d.shadow != nil && c.CACertFile == "" {
+		d.logger.Warn(judge.WithoutCA)
+	}
 }
 
-// endpoints serve what is listened on: an address for probes and scrapers, and one for people.
-func endpoints(c *config.Config, open serve.Listeners, health *health, page *statusPage,
-	logger hclog.Logger) []func(context.Context) error {
+// start starts what the controller writes to. The caller must call stop when the controller has
+// ended, also after an error.
+func (d *Daemon) start(ctx context.Context) (stop func(), err error) {
+	if d.shadow != nil {
+		return d.shadow.stop, d.shadow.makeDir()
+	}
+	stop = d.signing.start()
+	return stop, d.signing.tryToken(ctx, d.service, d.logger)
+}
+
+// endpoints are what is served: an address for probes and scrapers, and one for people.
+func (d *Daemon) endpoints(open serve.Listeners) []serve.Endpoint {
+	c := d.service.Config
 	all := []serve.Endpoint{{
 		Variable: "LISTEN_ADDRESS", Listener: open["LISTEN_ADDRESS"], Hosts: serve.HealthHosts(c),
-		Handler: health.handler(), Said: "listening",
+		Handler: d.health.handler(d.metrics.Handler()), Said: "listening",
 	}}
 	if opened := open["STATUS_ADDRESS"]; opened != nil {
 		all = append(all, serve.Endpoint{
 			Variable: "STATUS_ADDRESS", Listener: opened, Hosts: serve.StatusHosts(c),
-			Handler: listener.DefaultInFlight.Guard(status.Handler(page.page)), Said: "the status page is there",
+			Handler: listener.DefaultInFlight.Guard(status.Handler(d.page.page)),
+			Said:    "the status page is there",
 		})
 	}
-	var functions []func(context.Context) error
-	for _, e := range all {
-		functions = append(functions,
-			func(ctx context.Context) error { return e.Serve(ctx, logger) })
-	}
-	return functions
-}
-
-// startSigning tries the token once. It returns an error for what only a human can fix, and nil for
-// a missing token, which may still appear.
-func startSigning(ctx context.Context, c *config.Service, p *parts, logger hclog.Logger) error {
-	ca := c.CA.Certificate()
-	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token",
-		c.Token.Token.String(), "key", c.Token.Key.String())
-	err := p.key.Healthy(ctx)
-	if errors.Is(err, hsm.ErrPIN) && !c.InPod || errors.Is(err, hsm.ErrKey) {
-		return err
-	}
-	if c.Token.AllowExtractable {
-		logger.Warn("ALLOW_EXTRACTABLE_KEY is set: the CA's key need not be one that cannot " +
-			"leave its token; this is for trials only")
-	}
-	return nil
+	return all
 }

@@ -49,7 +49,9 @@ func TestAddressesInUse(t *testing.T) {
 	c, faults := config.Read(command, settings)
 	s := c.LoadService(faults, nil)
 	fixture.Must(t, faults.Err())
-	err := Run(t.Context(), s, metrics.New(), hclog.NewNullLogger())
+	d, err := New(s, metrics.New(), hclog.NewNullLogger())
+	fixture.Must(t, err)
+	err = d.Run(t.Context())
 	if err == nil || exit.Code(err) != exit.Config {
 		t.Fatalf("%v", err)
 	}

@@ -17,23 +17,69 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/kube/pace"
 )
 
-// newTestHealth is well in all parts but the token.
+// testController watches requests, has all permissions, and leads without an election, unless its
+// fields say otherwise.
+type testController struct {
+	stands     bool   // by
+	leader     string // of many
+	pace       pace.State
+	cleanFault error
+}
+
+func (c *testController) Ready() error        { return nil }
+func (c *testController) Permitted() error    { return nil }
+func (c *testController) Leads() bool         { return !c.stands }
+func (c *testController) Leader() string      { return c.leader }
+func (c *testController) Queued() int         { return 0 }
+func (c *testController) Pace() pace.State    { return c.pace }
+func (c *testController) CleanUpFault() error { return c.cleanFault }
+
+// A testFile is a file of the configuration with that state, which is not refused.
+type testFile string
+
+func (f testFile) state() string  { return string(f) }
+func (f testFile) refusal() error { return nil }
+
+// A testJournal has that state.
+type testJournal struct {
+	state, suspicion error
+}
+
+func (j *testJournal) State() error     { return j.state }
+func (j *testJournal) Suspicion() error { return j.suspicion }
+
+// testKey gives the results of its fields.
+type testKey struct {
+	healthy       error
+	attributes    hsm.KeyAttributes
+	attributesErr error
+}
+
+func (k *testKey) Healthy(context.Context) error { return k.healthy }
+
+func (k *testKey) Attributes(context.Context) (hsm.KeyAttributes, error) {
+	return k.attributes, k.attributesErr
+}
+
+// newTestHealth is well in all parts but the token, which was not looked at.
 func newTestHealth(t *testing.T) *health {
 	t.Helper()
-	h := newHealth(func() string { return "in force x" }, nil, hclog.NewNullLogger())
-	h.requests = func() error { return nil }
-	h.permits = func() error { return nil }
-	h.journal = func() error { return nil }
-	h.leads = func() bool { return true }
 	ca, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: fixture.NewCA(t).Certificate.Raw}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.ca, h.caFile = func() *issuer.CA { return ca }, func() string { return "" }
-	return h
+	j := &testJournal{}
+	return &health{
+		controller: &testController{}, policy: testFile("in force x"), caFile: testFile(""),
+		signing: &signingHealth{
+			token: newTokenWatch(&testKey{}, nil, nil, false, hclog.NewNullLogger()),
+			ca:    fixedCA{ca}, journal: j, witness: j,
+		},
+	}
 }
 
 func readyz(h *health) (int, string) {
@@ -49,28 +95,21 @@ func TestEachKeyThatCanLeaveIsLoggedOnce(t *testing.T) {
 	safe := hsm.KeyAttributes{Attributes: []hsm.Attribute{{Name: "CKA_EXTRACTABLE", Known: true,
 		Must: true}}}
 	var log bytes.Buffer
-	h := newTestHealth(t)
-	h.logger = hclog.New(&hclog.LoggerOptions{Output: &log})
-	lookErr, attributesErr := errors.New("the token is away"), errors.New("a fault")
-	keys := []*toldKey{
-		{name: "the CA's key",
-			attributes: func(context.Context) (hsm.KeyAttributes, error) { return safe, nil }},
-		{name: "the checkpoint key",
-			attributes: func(context.Context) (hsm.KeyAttributes, error) {
-				return extractable,
-					attributesErr
-			}},
-	}
-	look := h.tellOnce(func(context.Context) error { return lookErr }, keys)
+	ca, checkpoints := &testKey{attributes: safe}, &testKey{attributes: extractable}
+	token := newTokenWatch(ca, []*loggedKey{{name: "the CA's key", key: ca},
+		{name: "the checkpoint key", key: checkpoints}}, nil, false,
+		hclog.New(&hclog.LoggerOptions{Output: &log}))
 	for n, c := range []struct {
-		lookErr, attributesErr error
+		healthy, attributesErr error
 		want                   int // lines in the log
 	}{
-		{lookErr, nil, 0}, {nil, attributesErr, 0}, {fmt.Errorf("%w: x", hsm.ErrUnproven), nil,
-			1}, {nil, nil, 1},
+		{errors.New("the token is away"), nil, 0},
+		{nil, errors.New("a fault"), 0},
+		{fmt.Errorf("%w: x", hsm.ErrUnproven), nil, 1},
+		{nil, nil, 1},
 	} {
-		lookErr, attributesErr = c.lookErr, c.attributesErr
-		if err := look(t.Context()); err != c.lookErr {
+		ca.healthy, checkpoints.attributesErr = c.healthy, c.attributesErr
+		if err := token.look(t.Context()); err != c.healthy {
 			t.Errorf("step %d: %v", n, err)
 		}
 		if strings.Count(log.String(), "\n") != c.want || c.want == 1 &&
@@ -82,27 +121,30 @@ func TestEachKeyThatCanLeaveIsLoggedOnce(t *testing.T) {
 
 func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 	h := newTestHealth(t)
+	signs := h.signing
+	h.signing = nil
 	if code, body := readyz(h); code != 200 || strings.Contains(body, "token") ||
 		!strings.Contains(body, "policy in force x") {
 		t.Errorf("a shadow: %d %s", code, body)
 	}
-	h.token = func(context.Context) error { return nil }
+	h.signing = signs
+	token, j := signs.token, signs.journal.(*testJournal)
 	for _, c := range []struct {
 		prepare func()
 		code    int
 		want    string
 	}{
 		{func() {}, 503, "[-] token: not looked at yet"},
-		{func() { h.note(nil) }, 200, "[+] token ok"},
-		{func() { h.note(fmt.Errorf("%w: the journal is not open", hsm.ErrUnproven)) }, 200,
+		{func() { token.note(nil) }, 200, "[+] token ok"},
+		{func() { token.note(fmt.Errorf("%w: the journal is not open", hsm.ErrUnproven)) }, 200,
 			"[+] token ok: no test signature was made"},
-		{func() { h.note(nil); h.caFile = func() string { return "but it is refused" } }, 200,
+		{func() { token.note(nil); h.caFile = testFile("but it is refused") }, 200,
 			"[+] ca ok: but it is refused"},
-		{func() { h.journal = func() error { return journal.ErrLocked } }, 503,
-			"[-] journal: the journal is in use"},
-		{func() { h.standby = true }, 200, "[+] journal ok: this process stands by"},
-		{func() { h.note(errors.New("it is gone")) }, 503, "[-] token: it is gone"},
-		{func() { h.note(nil); h.began = time.Now().Add(-time.Minute) }, 503, "its module hangs"},
+		{func() { j.state = journal.ErrLocked }, 503, "[-] journal: the journal is in use"},
+		{func() { signs.standby = true }, 200, "[+] journal ok: this process stands by"},
+		{func() { token.note(errors.New("it is gone")) }, 503, "[-] token: it is gone"},
+		{func() { token.note(nil); token.began = time.Now().Add(-time.Minute) }, 503,
+			"its module hangs"},
 	} {
 		c.prepare()
 		if code, body := readyz(h); code != c.code || !strings.Contains(body, c.want) {
@@ -115,7 +157,8 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 // a while, since only who leads can publish them; with any other fault it does not.
 func TestJournalAtItsLimitIsUnfit(t *testing.T) {
 	h := newTestHealth(t)
-	now := time.Now()
+	h.signing.token.note(nil)
+	j, now := h.signing.journal.(*testJournal), time.Now()
 	for _, c := range []struct {
 		err   error
 		after time.Duration
@@ -131,11 +174,11 @@ func TestJournalAtItsLimitIsUnfit(t *testing.T) {
 		{journal.ErrTooManyUnfinished, 163 * time.Second, false},
 		{nil, 164 * time.Second, true},
 	} {
-		h.journal = func() error { return c.err }
-		if err := h.journalFit(now.Add(c.after)); (err == nil) != c.fit {
+		j.state = c.err
+		if err := h.signing.journalFit(now.Add(c.after)); (err == nil) != c.fit {
 			t.Errorf("%v after %s: %v", c.err, c.after, err)
 		}
-		if code, _ := readyz(h); h.token != nil && (code == 200) != (c.err == nil) {
+		if code, _ := readyz(h); (code == 200) != (c.err == nil) {
 			t.Errorf("%v: readyz %d", c.err, code)
 		}
 	}
@@ -156,9 +199,8 @@ func TestWhatEndsTheProcess(t *testing.T) {
 		{hsm.ErrHung, true, false, true},
 		{nil, false, true, false},
 	} {
-		h := newTestHealth(t)
-		h.restarted = c.restarted
-		if got := h.ends(c.err, c.neverReady); got != c.ends {
+		token := newTokenWatch(&testKey{}, nil, nil, c.restarted, hclog.NewNullLogger())
+		if got := token.ends(c.err, c.neverReady); got != c.ends {
 			t.Errorf("%+v: %t", c, got)
 		}
 	}
@@ -166,14 +208,15 @@ func TestWhatEndsTheProcess(t *testing.T) {
 
 // /readyz says what to do about a journal that was rolled back, and what a witness makes suspect.
 func TestReadyzTellsOfARollback(t *testing.T) {
-	h := newTestHealth(t)
-	h.journal = func() error { return fmt.Errorf("%w: line 7 is missing", journal.ErrRolledBack) }
+	h := newTestHealth(t).signing
+	j := h.journal.(*testJournal)
+	j.state = fmt.Errorf("%w: line 7 is missing", journal.ErrRolledBack)
 	if p := h.journalPart(); p.err == nil ||
 		!strings.Contains(p.err.Error(), "line 7 is missing") ||
 		!strings.Contains(p.err.Error(), "accept-rollback") {
 		t.Errorf("%+v", p)
 	}
-	h.journal, h.suspicion = func() error { return nil }, func() error { return errors.New("a later head") }
+	j.state, j.suspicion = nil, errors.New("a later head")
 	if p := h.journalPart(); p.err != nil || !strings.Contains(p.note, "a later head") {
 		t.Errorf("%+v", p)
 	}

@@ -12,14 +12,15 @@ import (
 // probeTimeout bounds the wait for a line that says that a test signature is made.
 const probeTimeout = 5 * time.Second
 
-// recordProbes returns what the key calls before each test signature: it records that one is about
-// to be made, and keeps it from being made if the journal is not open.
-func recordProbes(j *journal.Journal) func(context.Context, hsm.ProbeTime) error {
-	return func(ctx context.Context, when hsm.ProbeTime) error {
-		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-		defer cancel()
-		return j.Append(ctx, journal.Probe{When: string(when), Text: hsm.ProbeText})
-	}
+// probes are the test signatures of the CA's key.
+type probes struct{ journal *journal.Journal }
+
+// record records that a test signature is about to be made. An error keeps it from being made; so
+// does a journal that is not open.
+func (p probes) record(ctx context.Context, when hsm.ProbeTime) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return p.journal.Append(ctx, journal.Probe{When: string(when), Text: hsm.ProbeText})
 }
 
 // refusalSink records each refusal in the log next to the journal.

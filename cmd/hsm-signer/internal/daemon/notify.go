@@ -13,51 +13,52 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 )
 
-// A notifier tells the supervisor, by sd_notify(3), that the process serves, that it is alive, and
-// in one line how it is. To serve is to listen with a valid configuration: a missing token is no
-// reason to be restarted, so it is only in the line.
-type notifier struct {
+// A supervisor is told, by sd_notify(3), that the process serves, that it is alive, and in one line
+// how it is. To serve is to listen with a valid configuration: a missing token is no reason to be
+// restarted, so it is only in the line.
+type supervisor struct {
+	health   *health
 	patience time.Duration // the supervisor wants a sign of life within it; zero: it wants none
 	logger   hclog.Logger
 }
 
-// newNotifier reads what the supervisor wants: sd_watchdog_enabled(3).
-func newNotifier(logger hclog.Logger) *notifier {
+// newSupervisor reads what the supervisor wants: sd_watchdog_enabled(3).
+func newSupervisor(h *health, logger hclog.Logger) *supervisor {
 	patience, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		logger.Warn("the supervisor gets no signs of life", "error", err)
 	}
-	return &notifier{patience: patience, logger: logger}
+	return &supervisor{health: h, patience: patience, logger: logger}
 }
 
 // tell sends the assignments in one message. A supervisor that cannot be told is no reason to stop.
-func (n *notifier) tell(assignments ...string) {
+func (s *supervisor) tell(assignments ...string) {
 	if _, err := daemon.SdNotify(false, strings.Join(assignments, "\n")); err != nil {
-		n.logger.Warn("the supervisor could not be notified", "NOTIFY_SOCKET",
+		s.logger.Warn("the supervisor could not be notified", "NOTIFY_SOCKET",
 			os.Getenv("NOTIFY_SOCKET"), "error", err)
 	}
 }
 
 // interval is the time between two signs of life.
-func (n *notifier) interval() time.Duration {
-	if n.patience == 0 {
+func (s *supervisor) interval() time.Duration {
+	if s.patience == 0 {
 		return healthInterval
 	}
-	return min(healthInterval, n.patience/2)
+	return min(healthInterval, s.patience/2)
 }
 
-// report tells the supervisor that the process serves, and then gives signs of life, each with the
+// run tells the supervisor that the process serves, and then gives signs of life, each with the
 // state, until the context ends. The state takes the locks of every part, so a process with a lock
 // that is never released gives no signs.
-func (h *health) report(ctx context.Context) error {
+func (s *supervisor) run(ctx context.Context) error {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		<-ctx.Done()
 		return nil
 	}
-	h.supervisor.tell("READY=1")
-	defer h.supervisor.tell("STOPPING=1", "STATUS=stopping")
-	return poll.Every(ctx, h.supervisor.interval(), func(context.Context) {
-		h.supervisor.tell("WATCHDOG=1", "STATUS="+h.state())
+	s.tell("READY=1")
+	defer s.tell("STOPPING=1", "STATUS=stopping")
+	return poll.Every(ctx, s.interval(), func(context.Context) {
+		s.tell("WATCHDOG=1", "STATUS="+s.health.state())
 	})
 }
 
@@ -73,7 +74,7 @@ func (h *health) state() string {
 	switch {
 	case len(wrong) > 0:
 		return "not ready: " + strings.Join(wrong, "; ")
-	case !h.leads():
+	case !h.controller.Leads():
 		return "ready, and stands by"
 	}
 	return "ready"

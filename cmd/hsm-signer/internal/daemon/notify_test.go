@@ -49,10 +49,10 @@ func TestSupervisorIsTold(t *testing.T) {
 			t.Setenv("WATCHDOG_USEC", "2000")
 			t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
 			h := newTestHealth(t)
-			h.token = func(context.Context) error { return nil }
+			token := h.signing.token
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error)
-			go func() { ended <- h.report(ctx) }()
+			go func() { ended <- newSupervisor(h, hclog.NewNullLogger()).run(ctx) }()
 
 			if message := next(); message != "READY=1" {
 				t.Errorf("the supervisor was told %q first", message)
@@ -66,9 +66,9 @@ func TestSupervisorIsTold(t *testing.T) {
 				}
 			}
 			until("WATCHDOG=1\nSTATUS=not ready: token: not looked at yet")
-			h.note(errors.New("two\nlines"))
+			token.note(errors.New("two\nlines"))
 			until("WATCHDOG=1\nSTATUS=not ready: token: two lines")
-			h.note(nil)
+			token.note(nil)
 			until("WATCHDOG=1\nSTATUS=ready")
 			cancel()
 			until("STOPPING=1\nSTATUS=stopping")
@@ -84,7 +84,7 @@ func TestWatchdogOfAnotherProcessIsNotFed(t *testing.T) {
 	for pid, want := range map[string]time.Duration{"1": 0, "": 2 * time.Millisecond,
 		strconv.Itoa(os.Getpid()): 2 * time.Millisecond} {
 		t.Setenv("WATCHDOG_PID", pid)
-		if got := newTestHealth(t).supervisor.patience; got != want {
+		if got := newSupervisor(nil, hclog.NewNullLogger()).patience; got != want {
 			t.Errorf("WATCHDOG_PID=%s: signs of life within %s; want %s", pid, got, want)
 		}
 	}
@@ -94,7 +94,7 @@ func TestWatchdogOfAnotherProcessIsNotFed(t *testing.T) {
 func TestSupervisorThatIsGone(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
 	var log bytes.Buffer
-	newNotifier(hclog.New(&hclog.LoggerOptions{Output: &log})).tell("READY=1")
+	newSupervisor(nil, hclog.New(&hclog.LoggerOptions{Output: &log})).tell("READY=1")
 	if n := strings.Count(log.String(), "[WARN]"); n != 1 {
 		t.Errorf("%d warnings that the supervisor cannot be told:\n%s", n, &log)
 	}

@@ -8,28 +8,32 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
-	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
+
+// A policyUser is the controller as a change of the policy concerns it.
+type policyUser interface {
+	eventSender
+	LookAgain() // another policy is in force
+}
 
 // A policyReloader applies a changed policy file.
 type policyReloader struct {
 	watchedFile[*policy.Policy]
 	config  *config.Config
 	current *policy.Current
-	ca      func() *issuer.CA
+	ca      caHolder
+	user    policyUser
 	metrics *metrics.Metrics
-	changed func() // another policy is in force
 }
 
-func newPolicyReloader(c *config.Config, current *policy.Current, ca func() *issuer.CA,
-	m *metrics.Metrics,
-	logger hclog.Logger) *policyReloader {
-	r := &policyReloader{config: c, current: current, ca: ca, metrics: m}
+func newPolicyReloader(c *config.Config, current *policy.Current, ca caHolder, user policyUser,
+	m *metrics.Metrics, logger hclog.Logger) *policyReloader {
+	r := &policyReloader{config: c, current: current, ca: ca, user: user, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
-		path: c.PolicyFile, read: c.ReadPolicySources, parse: c.ParsePolicySources, take: r.enforce,
-		name: "the policy file", stays: "the policy before it stays in force", reason: "PolicyRefused",
-		logger: logger, refused: m.PolicyFileRefused,
+		file: r, path: c.PolicyFile, name: "the policy file",
+		stays: "the policy before it stays in force", reason: "PolicyRefused",
+		refused: m.FileRefused, events: user, logger: logger,
 	}
 	return r
 }
@@ -45,21 +49,29 @@ func (r *policyReloader) watch(ctx context.Context) error {
 	return r.watchedFile.watch(ctx)
 }
 
-// enforce puts another policy in force.
-func (r *policyReloader) enforce(fresh *policy.Policy) error {
-	if fresh.Hash() != r.current.Policy().Hash() {
-		warnings, err := config.LintRules(r.ca(), fresh)
-		if err != nil {
-			return err
-		}
-		r.logger.Warn("the policy has changed and is in force", "file", r.path,
-			"before",
-			r.current.Policy().Hash(), "now", fresh.Hash(), "rules", fresh.Rules(), "blockedKeys", fresh.BlockedKeys().Len())
-		r.current.Replace(fresh)
-		r.metrics.PolicyInForce(fresh)
-		logWarnings(r.logger, warnings)
-		r.changed()
+func (r *policyReloader) read() ([]byte, error) { return r.config.ReadPolicySources() }
+
+func (r *policyReloader) parse(text []byte) (*policy.Policy, error) {
+	return r.config.ParsePolicySources(text)
+}
+
+// apply puts another policy in force.
+func (r *policyReloader) apply(fresh *policy.Policy) error {
+	before := r.current.Policy()
+	if fresh.Hash() == before.Hash() {
+		return nil
 	}
+	warnings, err := config.LintRules(r.ca.CA(), fresh)
+	if err != nil {
+		return err
+	}
+	r.logger.Warn("the policy has changed and is in force", "file", r.path,
+		"before", before.Hash(), "now", fresh.Hash(), "rules", fresh.Rules(),
+		"blockedKeys", fresh.BlockedKeys().Len())
+	r.current.Replace(fresh)
+	r.metrics.PolicyInForce(fresh)
+	logWarnings(r.logger, warnings)
+	r.user.LookAgain()
 	return nil
 }
 
@@ -78,24 +90,4 @@ func (r *policyReloader) state() string {
 		text += fmt.Sprintf("; but the file as it is now is refused: %v", err)
 	}
 	return text
-}
-
-// currentCA returns what returns the CA that certificates are issued under now, or would be. The
-// parts are nil in a shadow.
-func currentCA(s *config.Service, p *parts) func() *issuer.CA {
-	if p != nil {
-		return p.issuer.CA
-	}
-	return func() *issuer.CA { return s.CA }
-}
-
-// replaceCA returns what replaces the CA, unless it could issue nothing of a rule of the policy in
-// force.
-func (p *parts) replaceCA(current *policy.Current) func(*issuer.CA) error {
-	return func(ca *issuer.CA) error {
-		if _, err := config.LintRules(ca, current.Policy()); err != nil {
-			return err
-		}
-		return p.issuer.Replace(ca)
-	}
 }

@@ -18,6 +18,22 @@ import (
 	"hsm-signer/policy"
 )
 
+// sentEvents are the reasons of Events that were sent, and "changed" for each change of the policy.
+type sentEvents struct{ events []string }
+
+func (s *sentEvents) Warn(reason, _ string) { s.events = append(s.events, reason) }
+func (s *sentEvents) LookAgain()            { s.events = append(s.events, "changed") }
+
+// builtInPolicy is Calico's policy.
+func builtInPolicy(t *testing.T) *policy.Policy {
+	t.Helper()
+	c := &config.Config{PolicyFile: "calico", ClusterDomain: "cluster.local", Lifetime: time.Hour}
+	faults := &config.Faults{}
+	p := c.LoadPolicy(faults)
+	fixture.Must(t, faults.Err())
+	return p
+}
+
 // A changed file takes effect; a bad one is refused, and the former policy stays.
 func TestPolicyIsReloaded(t *testing.T) {
 	first, _ := policy.BuiltIn("calico")
@@ -32,11 +48,9 @@ func TestPolicyIsReloaded(t *testing.T) {
 	c := &config.Config{PolicyFile: file, ClusterDomain: "cluster.local", Lifetime: time.Hour}
 	p := c.LoadPolicy(&config.Faults{})
 	var log bytes.Buffer
-	r := newPolicyReloader(c, policy.NewCurrent(p), fixture.GenericCA(t), metrics.New(),
-		hclog.New(&hclog.LoggerOptions{Output: &log}))
-	var events []string
-	r.changed = func() { events = append(events, "changed") }
-	r.warn = func(reason, _ string) { events = append(events, reason) }
+	sent := &sentEvents{}
+	r := newPolicyReloader(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, sent,
+		metrics.New(), hclog.New(&hclog.LoggerOptions{Output: &log}))
 
 	r.look()
 	if r.current.Policy() != p || log.Len() > 0 {
@@ -50,9 +64,9 @@ func TestPolicyIsReloaded(t *testing.T) {
 		!strings.Contains(r.state(), `unknown key "rulez"`) {
 		t.Errorf("a bad file: %s; state: %s", &log, r.state())
 	}
-	if !slices.Equal(events, []string{"PolicyRefused"}) ||
+	if !slices.Equal(sent.events, []string{"PolicyRefused"}) ||
 		testutil.ToFloat64(r.metrics.FileRefused) != 1 {
-		t.Errorf("a bad file: events %v, metric %v", events,
+		t.Errorf("a bad file: events %v, metric %v", sent.events,
 			testutil.ToFloat64(r.metrics.FileRefused))
 	}
 
@@ -77,7 +91,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 		!strings.Contains(log.String(), "is in force") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
 	}
-	if events[len(events)-1] != "changed" || testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
+	if sent.events[len(sent.events)-1] != "changed" || testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
 		testutil.ToFloat64(r.metrics.InForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
 		t.Error("the metrics still show the bad file, or nobody was told")
 	}
@@ -111,9 +125,8 @@ func TestBlockedKeysAreReloaded(t *testing.T) {
 		Lifetime: time.Hour}
 	p := c.LoadPolicy(&config.Faults{})
 	var log bytes.Buffer
-	r := newPolicyReloader(c, policy.NewCurrent(p), fixture.GenericCA(t), metrics.New(),
-		hclog.New(&hclog.LoggerOptions{Output: &log}))
-	r.changed, r.warn = func() {}, func(string, string) {}
+	r := newPolicyReloader(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, &sentEvents{},
+		metrics.New(), hclog.New(&hclog.LoggerOptions{Output: &log}))
 	r.look()
 	if r.current.Policy() != p || log.Len() > 0 {
 		t.Errorf("an unchanged file was taken for a changed one: %s", &log)

@@ -16,11 +16,10 @@ func TestShadowHasADirectoryOfItsOwn(t *testing.T) {
 	if err := config.RequireOwn(dir); err != nil {
 		t.Error(err)
 	}
-	log, err := openShadowLog(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(log.Close(), config.RequireOwn(dir)); err != nil {
+	log := newShadowLog(dir)
+	err := log.makeDir()
+	log.stop()
+	if err := errors.Join(err, config.RequireOwn(dir)); err != nil {
 		t.Error(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "journal-00000001.jsonl"), nil, 0o600); err != nil {
@@ -29,7 +28,9 @@ func TestShadowHasADirectoryOfItsOwn(t *testing.T) {
 	if err := config.RequireOwn(dir); !errors.Is(err, config.ErrNotOwn) {
 		t.Errorf("beside a journal: %v", err)
 	}
-	_, err = openShadowLog(filepath.Join(dir, "journal-00000001.jsonl", "below"))
+	below := newShadowLog(filepath.Join(dir, "journal-00000001.jsonl", "below"))
+	defer below.stop()
+	err = below.makeDir()
 	if err == nil || exit.Code(err) != exit.Config {
 		t.Errorf("where no directory can be: %v", err)
 	}

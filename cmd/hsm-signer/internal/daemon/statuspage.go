@@ -39,27 +39,48 @@ const caWarning = 90 * 24 * time.Hour
 
 // A statusPage gathers what the status page shows.
 type statusPage struct {
-	config   *config.Config
-	health   *health
-	activity *activity
-	expiry   *expiry.Watch       // nil in a shadow
-	stuck    *stuck.Watch        // nil in a shadow
-	sessions func() hsm.Sessions // nil in a shadow
-	queue    func() int
-	pace     func() pace.State
-	leader   func() string // who leads, of many
-	identity string        // its own among them; empty without an election
-	fault    func() error  // why the policy file is refused
-	cleanUp  func() error  // why finished requests cannot be deleted
-	started  time.Time
+	config     *config.Config
+	identity   string // its own among many; empty without an election
+	health     *health
+	activity   *activity
+	controller shownController
+	policyFile refusable
+	signing    *shownSigning // nil in a shadow
+	started    time.Time
 }
 
-// watchController has the page show how the controller stands.
-func (s *statusPage) watchController(c *kube.Controller) {
-	s.queue, s.leader, s.cleanUp, s.pace = c.Queued, c.Leader, c.CleanUpFault, c.Pace
-	if c.Lease != nil {
-		s.identity = c.Lease.Identity
+// A shownController is a controller as the page shows it.
+type shownController interface {
+	Leads() bool
+	Leader() string // who leads, of many
+	Queued() int
+	Pace() pace.State
+	CleanUpFault() error // why finished requests cannot be deleted
+}
+
+// A refusable file may be refused in its present form.
+type refusable interface{ refusal() error }
+
+// shownSigning is what the page shows only of a process that signs.
+type shownSigning struct {
+	key    interface{ Stats() hsm.Stats }
+	ca     caHolder
+	expiry interface{ Report() expiry.Report }
+	stuck  interface{ Report() stuck.Report }
+}
+
+// newStatusPage returns the page of a process that started now.
+func newStatusPage(s *config.Service, h *health, recent *activity, c shownController,
+	policyFile refusable, signs *signing) *statusPage {
+	page := &statusPage{config: s.Config, health: h, activity: recent, controller: c,
+		policyFile: policyFile, started: time.Now()}
+	if s.Lease != nil {
+		page.identity = s.Lease.Identity
 	}
+	if signs != nil {
+		page.signing = &shownSigning{signs.key, signs.issuer, signs.expiry, signs.stuck}
+	}
+	return page
 }
 
 // page is how things stand now. Nobody is asked, so that who looks costs nothing.
@@ -69,12 +90,14 @@ func (s *statusPage) page() status.Page {
 	p := status.Page{
 		Now: now, Started: s.started, Version: "hsm-signer " + buildinfo.Version(),
 		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
-		Leads: s.health.leads(), Leader: s.leader(), Identity: s.identity, Queue: s.queue(), Pace: paceInWords(s.pace()), Policy: s.health.policy(), Issued: issued,
+		Leads: s.controller.Leads(), Leader: s.controller.Leader(), Identity: s.identity,
+		Queue: s.controller.Queued(), Pace: paceInWords(s.controller.Pace()),
+		Policy: s.health.policy.state(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))
 	}
-	if err := s.fault(); err != nil {
+	if err := s.policyFile.refusal(); err != nil {
 		p.Hints = append(p.Hints, fmt.Sprintf("The policy file is refused, and the policy "+
 			"before it stays in force: %v", err))
 	}
@@ -83,7 +106,7 @@ func (s *statusPage) page() status.Page {
 			"hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
 	p.Hints = append(p.Hints, s.cleanUpHints()...)
-	if s.config.Mode != kube.Shadow {
+	if s.signing != nil {
 		s.addSigning(&p)
 	}
 	return p
@@ -91,11 +114,11 @@ func (s *statusPage) page() status.Page {
 
 // addSigning adds what only those who sign have.
 func (s *statusPage) addSigning(p *status.Page) {
-	cert := s.health.ca().Certificate()
+	cert := s.signing.ca.CA().Certificate()
 	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter,
 		SHA256: fingerprint.Of(cert.Raw)}
 	p.Token = s.config.Token.Token.String() + ", " + s.config.Token.Key.String()
-	p.Sessions = sessionsOf(s.sessions())
+	p.Sessions = sessionsOf(s.signing.key.Stats().Sessions)
 	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
 		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate "+
 			"outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
@@ -104,8 +127,8 @@ func (s *statusPage) addSigning(p *status.Page) {
 		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that "+
 			"can leave its token. For trials only.")
 	}
-	p.Hints = append(p.Hints, stuckHints(s.stuck.Report())...)
-	report := s.expiry.Report()
+	p.Hints = append(p.Hints, stuckHints(s.signing.stuck.Report())...)
+	report := s.signing.expiry.Report()
 	p.Ending = endingOf(report.Pods, p.Now)
 	if report.Fault != nil {
 		p.Unknown = report.Fault.Error()

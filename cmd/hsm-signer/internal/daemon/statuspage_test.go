@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"math"
 	"slices"
@@ -13,30 +12,36 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
-	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
 )
 
+// testStats are the sessions with the token.
+type testStats struct{ sessions hsm.Sessions }
+
+func (s *testStats) Stats() hsm.Stats { return hsm.Stats{Sessions: s.sessions} }
+
+// notFound is a watch that has found nothing.
+type notFound struct{}
+
+func (notFound) Report() expiry.Report { return expiry.Report{} }
+
 // newTestPage is of one that signs, is well, and leads without an election.
 func newTestPage(t *testing.T) *statusPage {
 	t.Helper()
 	h := newTestHealth(t)
-	h.token = func(context.Context) error { return nil }
-	h.note(nil)
+	h.signing.token.note(nil)
 	return &statusPage{
 		config: &config.Config{Mode: kube.Approve,
-			SignerNames: []string{"example.com/calico"}}, health: h, activity: &activity{},
-		expiry: expiry.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil,
-			h.logger),
-		stuck: stuck.NewWatch(t.TempDir(), func() error { return errors.New("not open") }, nil,
-			h.logger),
-		sessions: func() hsm.Sessions { return hsm.Sessions{Open: 3, InUse: 2, Most: 16} },
-		queue:    func() int { return 0 }, leader: func() string { return "" }, fault: func() error { return nil }, started: time.Now(),
-		cleanUp: func() error { return nil },
-		pace:    func() pace.State { return pace.State{Rate: math.Inf(1), Reason: pace.ReasonFew} },
+			SignerNames: []string{"example.com/calico"}},
+		health: h, activity: &activity{}, policyFile: testFile(""), started: time.Now(),
+		controller: h.controller.(*testController),
+		signing: &shownSigning{
+			key: &testStats{hsm.Sessions{Open: 3, InUse: 2, Most: 16}}, ca: h.signing.ca,
+			expiry: notFound{}, stuck: stuckReport{},
+		},
 	}
 }
 
@@ -46,8 +51,9 @@ func TestStatusPageOfOneThatStandsBy(t *testing.T) {
 		p.Sessions != "3 PKCS#11 sessions open; 2 of at most 16 sign" {
 		t.Errorf("alone: %+v", p)
 	}
-	s.health.leads, s.leader, s.identity = func() bool { return false }, func() string { return "other_1" }, "this_2"
-	s.sessions = func() hsm.Sessions { return hsm.Sessions{} }
+	s.controller.(*testController).stands = true
+	s.controller.(*testController).leader, s.identity = "other_1", "this_2"
+	s.signing.key = &testStats{}
 	if p := s.page(); p.Leads || p.Leader != "other_1" || p.Identity != "this_2" ||
 		p.Sessions != "not connected" {
 		t.Errorf("one that stands by: %+v", p)
@@ -58,7 +64,7 @@ func TestStatusPageOfOneThatStandsBy(t *testing.T) {
 func TestStatusPageOfAShadow(t *testing.T) {
 	s := newTestPage(t)
 	s.config.Mode = kube.Shadow
-	s.expiry, s.sessions, s.health.ca, s.health.token, s.health.journal = nil, nil, nil, nil, nil
+	s.signing, s.health.signing = nil, nil
 	s.activity.Report(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue,
 		At: time.Now()})
 	p := s.page()
@@ -125,7 +131,7 @@ func TestManyRequestsAreAHint(t *testing.T) {
 			t.Errorf("%+v: %s", step, metrics)
 		}
 	}
-	s.cleanUp = func() error { return errors.New("may not delete") }
+	s.controller.(*testController).cleanFault = errors.New("may not delete")
 	if hints := s.page().Hints; !strings.Contains(strings.Join(hints, "\n"),
 		"left to Kubernetes: may not delete") {
 		t.Errorf("%q", hints)

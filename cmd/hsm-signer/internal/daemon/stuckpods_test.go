@@ -11,6 +11,11 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
 )
 
+// A stuckReport is what was found.
+type stuckReport stuck.Report
+
+func (r stuckReport) Report() stuck.Report { return stuck.Report(r) }
+
 // The page names a few stuck pods with the commands, and the metric counts all. While they are not
 // known there is no number.
 func TestStuckPodsAreAHint(t *testing.T) {
@@ -32,7 +37,7 @@ func TestStuckPodsAreAHint(t *testing.T) {
 		{stuck.Report{Fault: errors.New("no answer")}, "", []string{"is not known: no answer"}},
 	} {
 		m := metrics.New()
-		m.Registry.MustRegister(metrics.StuckCollector{Report: func() stuck.Report { return c.report }})
+		m.Registry.MustRegister(metrics.StuckCollector{Watch: stuckReport(c.report)})
 		metrics, hints := fixture.Scrape(m.Handler()), strings.Join(stuckHints(c.report), "\n")
 		if !strings.Contains(metrics, c.metric) || c.metric == "" &&
 			strings.Contains(metrics, "hsm_signer_stuck_pods") {

@@ -3,12 +3,12 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 
+	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 )
 
@@ -16,26 +16,33 @@ import (
 // ConfigMap's file, which is swapped behind a link.
 const lookInterval = 2 * time.Second
 
+// A reloadable file has contents of type T that are applied when they change.
+type reloadable[T any] interface {
+	read() ([]byte, error)
+	parse(text []byte) (T, error)
+	// apply puts the contents in use. It does nothing if they already are.
+	apply(fresh T) error
+}
+
+// An eventSender sends an Event about each signer as a whole.
+type eventSender interface{ Warn(reason, message string) }
+
 // A watchedFile is applied when it changes. A file that cannot be read, has a mistake or is
 // rejected is reported, and the one before stays in use.
 type watchedFile[T any] struct {
-	path  string
-	read  func() ([]byte, error)
-	parse func([]byte) (T, error)
-	take  func(T) error // does nothing if it is already in use
-
+	file    reloadable[T]
+	path    string
 	name    string // in words
 	stays   string // in words: what stays in use while the file is refused
 	reason  string // of the event
+	refused prometheus.Gauge
+	events  eventSender
 	logger  hclog.Logger
-	refused func(bool)                   // is called at each check that found a change
-	warn    func(reason, message string) // as an event
 
 	text    []byte // what the last check read
 	settled bool   // it was applied, or refused
 
-	mu    sync.Mutex
-	fault error // why the file as it is now is refused
+	fault poll.Fault // why the file as it is now is refused
 }
 
 // watch checks the file until the context ends.
@@ -46,7 +53,7 @@ func (w *watchedFile[T]) watch(ctx context.Context) error {
 // look compares the file with what it was. A change is applied when two checks find the same: a
 // file that is being written may read as one that says less.
 func (w *watchedFile[T]) look() {
-	text, err := w.read()
+	text, err := w.file.read()
 	same := err == nil && bytes.Equal(text, w.text)
 	if same && w.settled {
 		return
@@ -54,37 +61,29 @@ func (w *watchedFile[T]) look() {
 	w.text, w.settled = text, same
 	var fresh T
 	if err == nil {
-		fresh, err = w.parse(text)
+		fresh, err = w.file.parse(text)
 	}
 	switch {
 	case err == nil && !same:
 		return // not yet
 	case err == nil:
-		err = w.take(fresh)
+		err = w.file.apply(fresh)
 	}
 	w.note(err)
 }
 
 // note keeps the state of the file, and logs each change.
 func (w *watchedFile[T]) note(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case poll.IsNews(err, w.fault):
-		w.logger.Error(fmt.Sprintf("%s is refused; %s", w.name, w.stays), "file", w.path, "error", err)
-		w.warn(w.reason,
-			fmt.Sprintf("%s is refused in its present form, and %s; the log says why", w.name,
-				w.stays))
-	case err == nil && w.fault != nil:
+	switch w.fault.Note(err) {
+	case poll.Fails:
+		w.logger.Error(w.name+" is refused; "+w.stays, "file", w.path, "error", err)
+		w.events.Warn(w.reason, w.name+" is refused in its present form, and "+w.stays+
+			"; the log says why")
+	case poll.Works:
 		w.logger.Info(w.name+" is well again", "file", w.path)
 	}
-	w.fault = err
-	w.refused(err != nil)
+	w.refused.Set(metrics.Number(err != nil))
 }
 
 // refusal returns why the present file is refused, or nil if it is not.
-func (w *watchedFile[T]) refusal() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.fault
-}
+func (w *watchedFile[T]) refusal() error { return w.fault.Err() }

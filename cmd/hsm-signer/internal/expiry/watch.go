@@ -30,10 +30,9 @@ type Report struct {
 // A Watch reads the journal periodically, and finds out which pods live. It is safe for concurrent
 // use.
 type Watch struct {
-	dir    string
-	ready  func() error // nil once the journal is open
-	client kubernetes.Interface
-	logger hclog.Logger
+	journal Journal
+	client  kubernetes.Interface
+	logger  hclog.Logger
 
 	// Only Run touches these.
 	census  census
@@ -42,12 +41,18 @@ type Watch struct {
 	looked  time.Time
 
 	latest poll.Latest[Report]
+	fault  poll.Fault // of the latest report
 }
 
-// NewWatch returns a watch of the journal in dir; [Watch.Run] starts it.
-func NewWatch(dir string, ready func() error, client kubernetes.Interface,
-	logger hclog.Logger) *Watch {
-	return &Watch{dir: dir, ready: ready, client: client, logger: logger}
+// A Journal is read when it is open.
+type Journal interface {
+	Dir() string
+	State() error // nil if it is open and can be written
+}
+
+// NewWatch returns a watch of the journal; [Watch.Run] starts it.
+func NewWatch(j Journal, client kubernetes.Interface, logger hclog.Logger) *Watch {
+	return &Watch{journal: j, client: client, logger: logger}
 }
 
 // Report is what was found at the last look.
@@ -60,7 +65,7 @@ func (w *Watch) Run(ctx context.Context) error {
 
 // look does what is due.
 func (w *Watch) look(ctx context.Context, now time.Time) {
-	if w.ready() != nil {
+	if w.journal.State() != nil {
 		return // what was found before still holds
 	}
 	var fault error
@@ -81,9 +86,9 @@ func (w *Watch) look(ctx context.Context, now time.Time) {
 // scan reads the journal; when it cannot be read, what was read before is kept.
 func (w *Watch) scan(now time.Time) error {
 	w.rescan = now.Add(lookInterval)
-	c, err := scan(w.dir, now, now.Add(scanInterval), Soon, false)
+	c, err := scan(w.journal.Dir(), now, now.Add(scanInterval), Soon, false)
 	if err != nil {
-		return fmt.Errorf("the journal in %s: %w", w.dir, err)
+		return fmt.Errorf("the journal in %s: %w", w.journal.Dir(), err)
 	}
 	w.census, w.scanned, w.rescan = c, now, now.Add(scanInterval)
 	return nil
@@ -102,7 +107,7 @@ func endSoon(all []Certificate, now time.Time) []Certificate {
 // note keeps the report, and logs what has become different.
 func (w *Watch) note(r Report) {
 	before := w.latest.Swap(r)
-	if poll.IsNews(r.Fault, before.Fault) {
+	if w.fault.Note(r.Fault) == poll.Fails {
 		w.logger.Warn("it is not known which pods will outlive their certificates", "error",
 			r.Fault)
 	}

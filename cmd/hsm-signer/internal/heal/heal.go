@@ -82,7 +82,7 @@ type Healer struct {
 	history  history
 	events   record.EventRecorder
 	known    map[string]bool // UIDs of the pods that were stuck at the last look
-	fault    poll.Latest[error]
+	fault    poll.Fault
 }
 
 // New returns a healer.
@@ -96,7 +96,7 @@ func New(c Config) *Healer {
 }
 
 // Ready returns nil if requests and pods can be read, and otherwise why not.
-func (h *Healer) Ready() error { return errors.Join(h.requests.ready(), h.fault.Load()) }
+func (h *Healer) Ready() error { return errors.Join(h.requests.ready(), h.fault.Err()) }
 
 // Run heals until the context ends.
 func (h *Healer) Run(ctx context.Context) error {
@@ -119,7 +119,7 @@ func (h *Healer) look(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	if poll.IsNews(err, h.fault.Swap(err)) {
+	if h.fault.Note(err) == poll.Fails {
 		h.Logger.Error("pods cannot be read, so those that are stuck are not found", "error", err)
 	}
 	if err != nil {

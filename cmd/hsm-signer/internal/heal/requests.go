@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -34,15 +33,20 @@ type requests struct {
 	answers *stuck.Answers
 	whole   chan struct{} // closed as soon as all requests are known
 
-	mu     sync.Mutex
-	open   map[types.UID]time.Time // requests without an answer, and when each was created
-	faults map[string]error        // of the last list or watch, by signer name
+	faults map[string]*poll.Fault // of the last list or watch, by signer name
+
+	mu   sync.Mutex
+	open map[types.UID]time.Time // requests without an answer, and when each was created
 }
 
 func newRequests(c Config, answers *stuck.Answers) *requests {
+	faults := map[string]*poll.Fault{}
+	for _, name := range c.SignerNames {
+		faults[name] = &poll.Fault{}
+	}
 	return &requests{
-		Config: c, answers: answers, whole: make(chan struct{}),
-		open: map[types.UID]time.Time{}, faults: map[string]error{},
+		Config: c, answers: answers, faults: faults, whole: make(chan struct{}),
+		open: map[types.UID]time.Time{},
 	}
 }
 
@@ -50,9 +54,11 @@ var errNotRead = errors.New("the certificate requests were not read yet")
 
 // ready returns nil while the requests are followed, and otherwise why not.
 func (r *requests) ready() error {
-	r.mu.Lock()
-	fault := errors.Join(slices.Collect(maps.Values(r.faults))...)
-	r.mu.Unlock()
+	var faults []error
+	for _, name := range r.SignerNames {
+		faults = append(faults, r.faults[name].Err())
+	}
+	fault := errors.Join(faults...)
 	select {
 	case <-r.whole:
 		return fault
@@ -133,11 +139,7 @@ func (r *requests) note(signer string, err error) {
 	if err != nil {
 		err = fmt.Errorf("certificate requests of %s: %w", signer, err)
 	}
-	r.mu.Lock()
-	before := r.faults[signer]
-	r.faults[signer] = err
-	r.mu.Unlock()
-	if poll.IsNews(err, before) {
+	if r.faults[signer].Note(err) == poll.Fails {
 		r.Logger.Error("certificate requests cannot be read", "error", err)
 	}
 }

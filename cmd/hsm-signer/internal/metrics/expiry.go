@@ -11,7 +11,9 @@ import (
 )
 
 // ExpiryCollector makes metrics of the latest report.
-type ExpiryCollector struct{ Report func() expiry.Report }
+type ExpiryCollector struct {
+	Watch interface{ Report() expiry.Report }
+}
 
 var (
 	descValid = prometheus.NewDesc("hsm_signer_certificates_valid",
@@ -43,7 +45,7 @@ func (e ExpiryCollector) Collect(to chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	r := e.Report()
+	r := e.Watch.Report()
 	for i, days := range expiry.Days {
 		gauge(descValid, float64(r.Within[i]), fmt.Sprint(days))
 	}
@@ -60,7 +62,9 @@ func (e ExpiryCollector) Collect(to chan<- prometheus.Metric) {
 }
 
 // StuckCollector makes a metric of the last report.
-type StuckCollector struct{ Report func() stuck.Report }
+type StuckCollector struct {
+	Watch interface{ Report() stuck.Report }
+}
 
 var descStuckPods = prometheus.NewDesc("hsm_signer_stuck_pods",
 	"Pods that run without the certificate that was issued to them: delete them, so that they "+
@@ -71,7 +75,7 @@ func (s StuckCollector) Describe(to chan<- *prometheus.Desc) { to <- descStuckPo
 
 // Collect is [prometheus.Collector]'s.
 func (s StuckCollector) Collect(to chan<- prometheus.Metric) {
-	if r := s.Report(); r.Known { // a 0 would say that all is well
+	if r := s.Watch.Report(); r.Known { // a 0 would say that all is well
 		to <- prometheus.MustNewConstMetric(descStuckPods, prometheus.GaugeValue,
 			float64(len(r.Pods)))
 	}

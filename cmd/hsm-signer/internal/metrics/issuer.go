@@ -44,9 +44,6 @@ func (m issuerMetrics) count(o kube.Outcome) {
 	}
 }
 
-// CAFileRefused notes whether the file of the CA's certificate as it is now is refused.
-func (m issuerMetrics) CAFileRefused(refused bool) { m.CARefused.Set(Number(refused)) }
-
 // watchCA has shown at each scrape when the CA's certificate expires.
 func (m *Metrics) watchCA(ca func() *issuer.CA) {
 	m.gauge("hsm_signer_ca_not_after_timestamp_seconds", "When the CA's certificate expires, in "+

@@ -26,7 +26,7 @@ import (
 func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 	ca := fixture.NewCA(t)
 	dir, logger := t.TempDir(), hclog.NewNullLogger()
-	w := witness.New(dir, "", logger)
+	w := witness.New(dir, "", nil, logger)
 	opened := journal.New(dir, journal.Options{CA: ca.Certificate}, w, logger)
 	t.Cleanup(poll.Start(opened.Run))
 	<-opened.Opened()

@@ -7,7 +7,9 @@ import (
 )
 
 // PaceCollector makes metrics of the pace of answers.
-type PaceCollector struct{ State func() pace.State }
+type PaceCollector struct {
+	Controller interface{ Pace() pace.State }
+}
 
 var (
 	descAnswerRate = prometheus.NewDesc("hsm_signer_answer_rate",
@@ -29,7 +31,7 @@ func (p PaceCollector) Describe(to chan<- *prometheus.Desc) {
 
 // Collect is [prometheus.Collector]'s.
 func (p PaceCollector) Collect(to chan<- prometheus.Metric) {
-	s := p.State()
+	s := p.Controller.Pace()
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}

@@ -70,6 +70,3 @@ func (m policyMetrics) PolicyInForce(p *policy.Policy) {
 	m.InForce.Reset()
 	m.InForce.WithLabelValues(p.Hash()).Set(1)
 }
-
-// PolicyFileRefused notes whether the policy file as it is now is refused.
-func (m policyMetrics) PolicyFileRefused(refused bool) { m.FileRefused.Set(Number(refused)) }

@@ -11,14 +11,33 @@ import (
 
 // Every calls f at once and then at each interval, until the context ends. It returns nil.
 func Every(ctx context.Context, interval time.Duration, f func(context.Context)) error {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
+	return Repeat(ctx, nil, func(ctx context.Context) (time.Duration, error) {
 		f(ctx)
+		return interval, nil
+	})
+}
+
+// Repeat calls f at once and then again and again, until the context ends or f returns an error,
+// which Repeat returns. f also returns the time from the start of its call to the start of the
+// next; if a call takes longer, the next follows at once. The first wait that is under way when
+// wake is closed ends at once; wake may be nil.
+func Repeat(ctx context.Context, wake <-chan struct{},
+	f func(context.Context) (next time.Duration, err error)) error {
+	for {
+		started := time.Now()
+		next, err := f(ctx)
+		if err != nil {
+			return err
+		}
+		timer := time.NewTimer(next - time.Since(started))
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-ticker.C:
+		case <-timer.C:
+		case <-wake:
+			timer.Stop()
+			wake = nil
 		}
 	}
 }
@@ -59,10 +78,4 @@ func (l *Latest[T]) Swap(value T) (before T) {
 	defer l.mu.Unlock()
 	before, l.value = l.value, value
 	return before
-}
-
-// IsNews reports whether err is an error, and not the one from before, so that it is worth a line
-// of the log.
-func IsNews(err, before error) bool {
-	return err != nil && (before == nil || before.Error() != err.Error())
 }

@@ -2,6 +2,7 @@ package stuck
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,19 +35,24 @@ type Report struct {
 // A Watch checks pods that were answered lately. It knows those that an earlier process answered
 // from the journal, which it reads once. It is safe for concurrent use.
 type Watch struct {
-	dir     string
-	ready   func() error // nil once the journal is open
+	journal Journal
 	client  kubernetes.Interface
 	logger  hclog.Logger
 	answers *Answers
 
 	latest poll.Latest[Report]
+	fault  poll.Fault // of the latest report
 }
 
-// NewWatch returns a watch; [Watch.Run] starts it. The journal is that in dir.
-func NewWatch(dir string, ready func() error, client kubernetes.Interface,
-	logger hclog.Logger) *Watch {
-	return &Watch{dir: dir, ready: ready, client: client, logger: logger, answers: NewAnswers()}
+// A Journal is read when it is open.
+type Journal interface {
+	Dir() string
+	State() error // nil if it is open and can be written
+}
+
+// NewWatch returns a watch; [Watch.Run] starts it.
+func NewWatch(j Journal, client kubernetes.Interface, logger hclog.Logger) *Watch {
+	return &Watch{journal: j, client: client, logger: logger, answers: NewAnswers()}
 }
 
 // Answered notes that a request, created at that time, has got its certificate.
@@ -73,25 +79,26 @@ func (w *Watch) Run(ctx context.Context) error {
 // ended before that.
 func (w *Watch) readJournal(ctx context.Context) bool {
 	next := tick
-	for {
-		if w.ready() == nil {
-			err := w.addFrom(time.Now())
-			if err == nil {
-				return true
-			}
-			next = retry
-			w.note(Report{Fault: fmt.Errorf("the journal in %s: %w", w.dir, err)})
+	err := poll.Repeat(ctx, nil, func(context.Context) (time.Duration, error) {
+		if w.journal.State() != nil {
+			return next, nil
 		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(next):
+		err := w.addFrom(time.Now())
+		if err == nil {
+			return 0, errRead
 		}
-	}
+		w.note(Report{Fault: fmt.Errorf("the journal in %s: %w", w.journal.Dir(), err)})
+		next = retry
+		return next, nil
+	})
+	return errors.Is(err, errRead)
 }
 
+// errRead says that the journal was read.
+var errRead = errors.New("the journal was read")
+
 func (w *Watch) addFrom(now time.Time) error {
-	for issued, err := range journal.List(w.dir, journal.Filter{ExpiresAfter: now}) {
+	for issued, err := range journal.List(w.journal.Dir(), journal.Filter{ExpiresAfter: now}) {
 		if err != nil {
 			return err
 		}
@@ -119,7 +126,7 @@ func (w *Watch) look(ctx context.Context, now time.Time) {
 // note keeps the report, and logs each change.
 func (w *Watch) note(r Report) {
 	before := w.latest.Swap(r)
-	if poll.IsNews(r.Fault, before.Fault) {
+	if w.fault.Note(r.Fault) == poll.Fails {
 		w.logger.Warn("it is not known which pods are stuck without their certificate", "error",
 			r.Fault)
 	}

@@ -2,25 +2,20 @@ package witness
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
 	"fmt"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
-	"hsm-signer/hsm"
-	"hsm-signer/issuer"
+	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/issuer/journal"
 )
 
 // A Checkpointer has a key of its own sign the head of the journal periodically.
 type Checkpointer struct {
 	journal  openJournal
-	Key      *hsm.CheckpointKey
-	public   crypto.PublicKey
-	sign     func(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+	key      *Key
 	interval time.Duration
 	logger   hclog.Logger
 
@@ -30,10 +25,9 @@ type Checkpointer struct {
 // An openJournal has the writer of a journal; nil while it is not open.
 type openJournal interface{ Writer() *journal.Writer }
 
-func NewCheckpointer(j openJournal, key *hsm.CheckpointKey, public crypto.PublicKey,
-	interval time.Duration, logger hclog.Logger) *Checkpointer {
-	return &Checkpointer{journal: j, Key: key, public: public, sign: key.Sign, interval: interval,
-		logger: logger}
+func NewCheckpointer(j openJournal, key *Key, interval time.Duration,
+	logger hclog.Logger) *Checkpointer {
+	return &Checkpointer{journal: j, key: key, interval: interval, logger: logger}
 }
 
 // checkpointRetry is the longest time to the next try after a checkpoint that could not be made.
@@ -43,22 +37,19 @@ const checkpointRetry = time.Minute
 // again earlier: "audit verify" reports an end of the journal that no checkpoint has covered for
 // two intervals.
 func (c *Checkpointer) Watch(ctx context.Context) error {
-	// soon: what a crash has left may be old
-	timer := time.NewTimer(min(c.interval, checkpointRetry))
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
+	soon := min(c.interval, checkpointRetry) // what a crash has left may be old
+	started := false
+	return poll.Repeat(ctx, nil, func(ctx context.Context) (time.Duration, error) {
+		if !started {
+			started = true
+			return soon, nil
 		}
-		next := c.interval
 		if err := c.make(ctx); err != nil && ctx.Err() == nil {
 			c.logger.Error("no checkpoint of the journal could be made", "error", err)
-			next = min(next, checkpointRetry)
+			return soon, nil
 		}
-		timer.Reset(next)
-	}
+		return c.interval, nil
+	})
 }
 
 // lastCheckpointTimeout bounds the wait for the last checkpoint.
@@ -82,12 +73,12 @@ func (c *Checkpointer) make(ctx context.Context) error {
 		return nil
 	}
 	summary := w.Summary()
-	algorithm, signature, err := c.signText(ctx,
+	algorithm, signature, err := c.key.sign(ctx,
 		journal.CheckpointText(summary.Journal, summary.Head))
 	if err != nil {
 		return err
 	}
-	key, err := fingerprint.OfKey(c.public)
+	key, err := fingerprint.OfKey(c.key.public)
 	if err != nil {
 		return err
 	}
@@ -103,18 +94,4 @@ func (c *Checkpointer) make(ctx context.Context) error {
 	}
 	c.logger.Info("a checkpoint of the journal was signed", "head", summary.Head.String())
 	return nil
-}
-
-// signText signs a text with the key.
-func (c *Checkpointer) signText(ctx context.Context,
-	text []byte) (x509.SignatureAlgorithm, []byte, error) {
-	algorithm := issuer.DefaultAlgorithm(c.public)
-	opts := issuer.SignerOpts(algorithm, c.public)
-	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the text itself
-		h := hash.New()
-		h.Write(text)
-		text = h.Sum(nil)
-	}
-	signature, err := c.sign(ctx, text, opts)
-	return algorithm, signature, err
 }

@@ -47,12 +47,24 @@ func softCheckpoints(t *testing.T, j *journal.Writer) (c *Checkpointer, public s
 	if err := os.WriteFile(public, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &Checkpointer{
-		journal: openWriter{j}, public: key.Public(), logger: hclog.NewNullLogger(),
-		sign: func(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-			return key.Sign(rand.Reader, digest, opts)
-		},
-	}, public
+	return NewCheckpointer(openWriter{j}, NewKey(softKey{key}, key.Public()), 0,
+		hclog.NewNullLogger()), public
+}
+
+// A softKey signs with a key in memory.
+type softKey struct{ crypto.Signer }
+
+// Sign is [Signer]'s.
+func (k softKey) Sign(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.Signer.Sign(rand.Reader, digest, opts)
+}
+
+// A missingKey is one whose token is gone.
+type missingKey struct{ fault error }
+
+// Sign is [Signer]'s.
+func (k missingKey) Sign(context.Context, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, k.fault
 }
 
 // Checkpoints verify with their key, and with no other; none is made when there is nothing new.
@@ -75,7 +87,7 @@ func TestCheckpoints(t *testing.T) {
 	last := j.Summary().Head.Seq - 1
 	ca.Issue(t, j, "d", time.Hour)
 	fault := errors.New("the token is gone")
-	c.sign = func(context.Context, []byte, crypto.SignerOpts) ([]byte, error) { return nil, fault }
+	c.key = NewKey(missingKey{fault}, c.key.public)
 	if err := c.make(t.Context()); !errors.Is(err, fault) || j.Summary().Counts.Checkpoints != 3 {
 		t.Errorf("without a signature: %v", err)
 	}

@@ -6,7 +6,7 @@ package witness
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/rollback"
 	"hsm-signer/issuer/journal"
 )
@@ -46,21 +47,15 @@ type witnessRecord struct {
 	Disputed string `json:"disputed,omitempty"`
 }
 
-// A signedHead is a head with a signature over [journal.WitnessText].
-type signedHead struct {
-	Head      string `json:"head"`
-	Algorithm string `json:"algorithm"`
-	Signature []byte `json:"signature"`
-}
-
-// A Witness compares the journal with what the lease and WITNESS_FILE have kept of it, and tells
-// them its head. A nil key signs nothing: then every witness is believed.
+// A Witness compares the journal with what the lease and WITNESS_FILE have kept of it, and knows
+// what to tell them; a [Keeper] tells WITNESS_FILE.
 type Witness struct {
 	dir    string // of the journal
 	place  string
-	file   string // WITNESS_FILE; empty: there is none
-	Key    *Checkpointer
+	file   string           // WITNESS_FILE; empty: there is none
+	public crypto.PublicKey // of the checkpoint key; nil: there is none, and every head is believed
 	logger hclog.Logger
+	saving poll.Fault // of WITNESS_FILE
 
 	mu       sync.Mutex
 	journal  *journal.Writer              // nil until it is open
@@ -72,13 +67,14 @@ type Witness struct {
 	disputed journal.Head // see witnessRecord
 	former   string       // the journal that this place had before; empty: none
 	lost     journal.Head // the head of it
-	failed   bool         // WITNESS_FILE could not be written, which the log says
 }
 
-func New(dir, file string, logger hclog.Logger) *Witness {
+// New returns the witness of the journal in a directory, with WITNESS_FILE, or "" for none, and
+// the public half of the checkpoint key, or nil.
+func New(dir, file string, public crypto.PublicKey, logger hclog.Logger) *Witness {
 	host, _ := os.Hostname() // it only tells places apart
 	return &Witness{
-		dir: dir, place: host + ":" + dir, file: file, logger: logger,
+		dir: dir, place: host + ":" + dir, file: file, public: public, logger: logger,
 		compared: map[journal.Head]bool{}, others: map[string]witnessRecord{},
 		kept: map[journal.ID]witnessRecord{},
 	}
@@ -128,8 +124,8 @@ func (w *Witness) compareFile(j *journal.Writer) error {
 	return w.look(j, "WITNESS_FILE", kept)
 }
 
-// Hears compares the journal with what the lease says. An error keeps this process from leading.
-func (w *Witness) Hears(annotations map[string]string) error {
+// Heard compares the journal with what the lease says. An error keeps this process from leading.
+func (w *Witness) Heard(annotations map[string]string) error {
 	j := w.writer()
 	if j == nil {
 		return errors.New("the journal is not open yet")
@@ -175,9 +171,9 @@ func (w *Witness) look(j *journal.Writer, by string, records map[journal.ID]witn
 	if !is {
 		return nil
 	}
-	if w.Key != nil {
+	if w.public != nil {
 		if own.Signed != nil {
-			if err := w.Key.verifyWitness(j.ID(), own.Signed); err != nil {
+			if err := own.Signed.verify(w.public, j.ID()); err != nil {
 				w.logger.Warn("a witness has a signature that is not ours; it is not believed",
 					"witness", by, "error", err)
 			} else if err := w.believe(j, by, own.Signed.Head); err != nil {
@@ -313,51 +309,8 @@ func (w *Witness) record() (journal.ID, witnessRecord, bool) {
 	return j.ID(), r, true
 }
 
-// witnessInterval is the time between two checks of the head of the journal.
-const witnessInterval = time.Second
-
-// Watch signs the head, writes WITNESS_FILE and takes up what a person has accepted, until the
-// context ends.
-func (w *Witness) Watch(ctx context.Context) error {
-	ticker := time.NewTicker(witnessInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-		w.accept(ctx)
-		w.sign(ctx)
-		w.save()
-	}
-}
-
-// Finish tells WITNESS_FILE the last head, when the journal is closed.
-func (w *Witness) Finish() {
-	ctx, cancel := context.WithTimeout(context.Background(), lastCheckpointTimeout)
-	defer cancel()
-	w.sign(ctx)
-	w.save()
-}
-
-// sign signs the head, if there is a key and the head is another one than was signed.
-func (w *Witness) sign(ctx context.Context) {
-	id, r, is := w.record()
-	if !is || w.Key == nil || r.Signed != nil && r.Signed.Head == r.Head {
-		return
-	}
-	head, _ := journal.ParseHead(r.Head) // which record wrote
-	algorithm, signature, err := w.Key.signText(ctx, journal.WitnessText(id, head))
-	if err != nil {
-		// the checkpoints report it too
-		w.logger.Debug("the head of the journal could not be signed for witnesses", "error", err)
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.signed = &signedHead{r.Head, algorithm.String(), signature}
-}
+// errNotSaved stands for every reason.
+var errNotSaved = errors.New("not written")
 
 // save writes WITNESS_FILE if the head is another one than it has.
 func (w *Witness) save() {
@@ -383,9 +336,13 @@ func (w *Witness) save() {
 	}
 	err := replaceFile(w.file, w.kept)
 	if err == nil {
-		w.written, w.failed = head, false
-	} else if !w.failed {
-		w.failed = true
+		w.written = head
+	}
+	var fault error
+	if err != nil { // its text names another temporary file each time
+		fault = errNotSaved
+	}
+	if w.saving.Note(fault) == poll.Fails {
 		w.logger.Error("WITNESS_FILE cannot be written: nothing keeps the head of the journal",
 			"file", w.file, "error", err)
 	}
@@ -445,22 +402,4 @@ func (w *Witness) accept(ctx context.Context) {
 	if w.lost == head {
 		w.former, w.lost = "", journal.Head{}
 	}
-}
-
-// verifyWitness returns an error if the key has not signed the head for witnesses.
-func (c *Checkpointer) verifyWitness(id journal.ID, s *signedHead) error {
-	head, err := journal.ParseHead(s.Head)
-	if err != nil {
-		return err
-	}
-	for _, algorithm := range []x509.SignatureAlgorithm{
-		x509.SHA256WithRSA, x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
-		x509.PureEd25519,
-	} {
-		if algorithm.String() == s.Algorithm {
-			return (&x509.Certificate{PublicKey: c.public}).CheckSignature(algorithm,
-				journal.WitnessText(id, head), s.Signature)
-		}
-	}
-	return fmt.Errorf("%q is not an algorithm that checkpoints are signed with", s.Algorithm)
 }

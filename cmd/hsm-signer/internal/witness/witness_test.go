@@ -27,7 +27,7 @@ import (
 // A reopened journal is one that runs, with its witness.
 type reopened struct {
 	*journal.Journal
-	*Witness
+	*Keeper
 	stop func()
 }
 
@@ -35,9 +35,9 @@ type reopened struct {
 func reopen(t *testing.T, ca fixture.CA, dir, file string) reopened {
 	t.Helper()
 	state, logger := filepath.Join(dir, "state"), hclog.NewNullLogger()
-	w := New(state, file, logger)
+	w := New(state, file, nil, logger)
 	j := journal.New(state, journal.Options{CA: ca.Certificate}, w, logger)
-	r := reopened{j, w, poll.Start(j.Run)}
+	r := reopened{j, NewKeeper(w, nil), poll.Start(j.Run)}
 	t.Cleanup(r.stop)
 	<-j.Opened()
 	return r
@@ -81,7 +81,7 @@ func TestAJournalCutByOneLineStops(t *testing.T) {
 			look := func() reopened {
 				k := reopen(t, ca, dir, file)
 				if by != "file" {
-					if err := k.Hears(lease); err != nil && !errors.Is(err, journal.ErrRolledBack) {
+					if err := k.Heard(lease); err != nil && !errors.Is(err, journal.ErrRolledBack) {
 						t.Fatal(err)
 					}
 				}
@@ -177,11 +177,12 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 	ca := fixture.NewCA(t)
 	ca.OpenJournal(t, dir).Close()
 	k := reopen(t, ca, dir, "")
-	k.Key, _ = softCheckpoints(t, k.Writer())
+	c, _ := softCheckpoints(t, k.Writer())
+	k.key, k.public = c.key, c.key.public
 	k.sign(t.Context())
 	name := annotationPrefix + string(k.Writer().ID())
 	said := k.Annotations()
-	if err := errors.Join(k.Hears(said), k.Suspicion()); err != nil || k.signed == nil {
+	if err := errors.Join(k.Heard(said), k.Suspicion()); err != nil || k.signed == nil {
 		t.Fatalf("what it has said itself: %v", err)
 	}
 	forge := func(change func(*witnessRecord)) map[string]string {
@@ -211,7 +212,7 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 			annotationHead: later},
 	} {
 		k.disputed = journal.Head{}
-		if err := k.Hears(lease); err != nil || k.State() != nil || k.Suspicion() == nil {
+		if err := k.Heard(lease); err != nil || k.State() != nil || k.Suspicion() == nil {
 			t.Errorf("%s: %v, %v; suspected: %v", what, err, k.State(), k.Suspicion())
 		}
 		if !strings.Contains(k.Annotations()[name], `"disputed":"`+later) {
@@ -222,7 +223,7 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 		t.Errorf("%v; suspected: %v", k.State(), k.Suspicion())
 	}
 	lost := journal.Head{Seq: 99, SHA256: journal.Hash{7}}
-	algorithm, signature, err := k.Key.signText(t.Context(),
+	algorithm, signature, err := k.key.sign(t.Context(),
 		journal.WitnessText(k.Writer().ID(), lost))
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +232,7 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 		r.Signed = &signedHead{lost.String(),
 			algorithm.String(), signature}
 	})
-	if err := k.Hears(lease); !errors.Is(err, journal.ErrRolledBack) ||
+	if err := k.Heard(lease); !errors.Is(err, journal.ErrRolledBack) ||
 		!errors.Is(k.State(), journal.ErrRolledBack) {
 		t.Errorf("a signed head: %v, %v", err, k.State())
 	}
@@ -254,7 +255,7 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 		}
 		lease[fmt.Sprintf("%s%08x", annotationPrefix, i+1)] = string(text)
 	}
-	if err := errors.Join(k.Hears(lease), k.Suspicion()); err != nil {
+	if err := errors.Join(k.Heard(lease), k.Suspicion()); err != nil {
 		t.Fatal(err)
 	}
 	said := k.Annotations()
@@ -276,7 +277,7 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	k = reopen(t, ca, dir, "")
-	if err := k.Hears(lease); err != nil || k.State() != nil || k.Suspicion() == nil ||
+	if err := k.Heard(lease); err != nil || k.State() != nil || k.Suspicion() == nil ||
 		!strings.Contains(k.Suspicion().Error(), string(former)) {
 		t.Errorf("STATE_DIR is another: %v; suspected: %v", err, k.Suspicion())
 	}
@@ -284,7 +285,7 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.accept(t.Context())
-	if err := errors.Join(k.Hears(lease), k.Suspicion()); err != nil {
+	if err := errors.Join(k.Heard(lease), k.Suspicion()); err != nil {
 		t.Errorf("accepted: %v", err)
 	}
 }
@@ -299,7 +300,7 @@ func TestWitnessFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	damaged := journal.New(filepath.Join(dir, "state"), journal.Options{CA: ca.Certificate},
-		New(filepath.Join(dir, "state"), file, hclog.NewNullLogger()), hclog.NewNullLogger())
+		New(filepath.Join(dir, "state"), file, nil, hclog.NewNullLogger()), hclog.NewNullLogger())
 	once, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := errors.Join(damaged.Run(once), damaged.State()); err == nil ||

@@ -1,0 +1,133 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/witness"
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
+	"hsm-signer/kube"
+)
+
+// signing is what a process that signs has in addition to the controller.
+type signing struct {
+	key         *hsm.Key
+	journal     *journal.Journal
+	issuer      *issuer.Issuer
+	checkpoints *witness.Checkpointer // nil: none are wanted
+	keeper      *witness.Keeper
+	health      *signingHealth
+	expiry      *expiry.Watch
+	stuck       *stuck.Watch
+}
+
+// newSigning puts the parts together, and has their metrics shown. It is not in touch with the
+// token, and does not open the journal.
+func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*signing, error) {
+	log := logger.Named("journal")
+	w := witness.New(s.StateDir, s.WitnessFile, s.CheckpointPublic, log)
+	j := journal.New(s.StateDir, journal.Options{
+		Version: buildinfo.Version(), CA: s.CA.Certificate(), MaxRequests: s.MaxRequests,
+		MaxUnfinished: s.MaxUnfinished,
+	}, w, log)
+	key, err := s.Key(probes{j}.record)
+	if err != nil {
+		return nil, err
+	}
+	is, err := issuer.New(s.CA, caKey{key, j, m}, s.Algorithm, j)
+	if err != nil {
+		return nil, err
+	}
+	checkpoint, err := s.CheckpointKey(key)
+	if err != nil {
+		return nil, err
+	}
+	p := &signing{key: key, journal: j, issuer: is, keeper: witness.NewKeeper(w, nil),
+		expiry: expiry.NewWatch(j, s.Client, logger.Named("expiry")),
+		stuck:  stuck.NewWatch(j, s.Client, logger.Named("stuck"))}
+	keys := []*loggedKey{{name: "the CA's key", key: key}}
+	if checkpoint != nil {
+		signer := witness.NewKey(checkpoint, s.CheckpointPublic)
+		p.keeper = witness.NewKeeper(w, signer)
+		p.checkpoints = witness.NewCheckpointer(j, signer, s.Checkpoints.Interval, log)
+		keys = append(keys, &loggedKey{name: "the checkpoint key", key: checkpoint})
+	}
+	// test signatures can be recorded when the journal is open
+	token := newTokenWatch(key, keys, j.Opened(), s.InPod, logger.Named("health"))
+	p.health = &signingHealth{token: token, ca: is, journal: j, witness: w,
+		standby: s.Lease != nil}
+	p.register(m, s.Token.AllowExtractable)
+	return p, nil
+}
+
+// register has the metrics shown.
+func (p *signing) register(m *metrics.Metrics, extractable bool) {
+	m.WatchSigning(p.key, p.issuer.CA, p.journal, p.keeper.Witness, extractable)
+	m.Registry.MustRegister(metrics.ExpiryCollector{Watch: p.expiry},
+		metrics.StuckCollector{Watch: p.stuck})
+}
+
+// configure adds what a controller needs to issue.
+func (p *signing) configure(c *kube.Config, s *config.Service) {
+	c.Process = process{p.health, p.keeper.Witness}
+	c.Issuer = kubeIssuer{p.issuer}
+	c.DeleteFinishedAfter, c.Answers = s.DeleteFinishedAfter, answers{p.issuer, s.StateDir}
+	c.Sinks = append(c.Sinks, refusalSink{p.journal}, answeredSink{p.stuck})
+}
+
+// A process is this process as a candidate for the lease; see [kube.Process].
+type process struct {
+	*signingHealth
+	*witness.Witness
+}
+
+// start opens the journal and keeps it. The function that it returns ends that, after everything
+// that writes to the journal has ended.
+func (p *signing) start() (stop func()) {
+	stopJournal := poll.Start(p.journal.Run)
+	return func() {
+		if p.checkpoints != nil {
+			p.checkpoints.Finish()
+		}
+		stopJournal()
+		p.keeper.Finish()
+		p.key.Close()
+	}
+}
+
+// tryToken tries the token once. It returns an error for what only a human can fix, and nil for a
+// missing token, which may still appear.
+func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.Logger) error {
+	ca := s.CA.Certificate()
+	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token",
+		s.Token.Token.String(), "key", s.Token.Key.String())
+	err := p.key.Healthy(ctx)
+	if errors.Is(err, hsm.ErrPIN) && !s.InPod || errors.Is(err, hsm.ErrKey) {
+		return err
+	}
+	if s.Token.AllowExtractable {
+		logger.Warn("ALLOW_EXTRACTABLE_KEY is set: the CA's key need not be one that cannot " +
+			"leave its token; this is for trials only")
+	}
+	return nil
+}
+
+// watches are what runs beside the controller.
+func (p *signing) watches() []func(context.Context) error {
+	all := []func(context.Context) error{p.health.token.run, p.keeper.Watch, p.expiry.Run,
+		p.stuck.Run}
+	if p.checkpoints != nil {
+		all = append(all, p.checkpoints.Watch)
+	}
+	return all
+}
