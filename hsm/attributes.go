@@ -45,7 +45,7 @@ func (c *connection) attributes(ctx context.Context,
 	key pkcs11.ObjectHandle) (KeyAttributes, error) {
 	var p KeyAttributes
 	for _, a := range requiredAttributes {
-		value, err := c.attribute(ctx, key, a.kind)
+		value, err := c.Attribute(ctx, key, a.kind)
 		if err != nil && !ckr.Is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) &&
 			!ckr.Is(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
 			return KeyAttributes{}, unavailable(err, "read %s of the key", a.name)

@@ -11,13 +11,14 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // A Ceremony creates a key in a token, or looks one up, once, for a person. The running service
 // never uses it. It adds at most one key, and changes and deletes nothing.
 type Ceremony struct {
 	config Config
-	module *module
+	module *cryptoki.Module
 	conn   *connection // nil: closed
 }
 
@@ -31,11 +32,11 @@ func OpenCeremony(ctx context.Context, c Config) (*Ceremony, error) {
 }
 
 func (c *Ceremony) open(ctx context.Context) (err error) {
-	if c.module, err = load(ctx, c.config, &counts{}); err != nil {
+	if c.module, err = cryptoki.Load(ctx, c.config.module(), &cryptoki.Counts{}); err != nil {
 		return err
 	}
-	if c.conn, err = connect(ctx, c.module, c.config); err != nil {
-		c.module.close(ctx)
+	if c.conn, err = connect(ctx, c.module); err != nil {
+		c.module.Close(ctx)
 	}
 	return err
 }
@@ -46,31 +47,13 @@ func (c *Ceremony) Close() bool {
 	if c.conn == nil {
 		return true
 	}
-	c.conn.close()
+	c.conn.Close()
 	c.conn = nil
-	return c.module.close(context.Background())
-}
-
-// A Token describes a token in its own words (PKCS#11 v2.40, CK_TOKEN_INFO).
-type Token struct {
-	Label        string `json:"label"`
-	Serial       string `json:"serial"`
-	Manufacturer string `json:"manufacturer"`
-	Model        string `json:"model"`
-	Hardware     string `json:"hardware"` // version
-	Firmware     string `json:"firmware"` // version
+	return c.module.Close(context.Background())
 }
 
 // Token describes the token of the ceremony.
-func (c *Ceremony) Token() Token {
-	info := c.conn.token
-	version := func(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
-	return Token{
-		Label: trim(info.Label), Serial: trim(info.SerialNumber),
-		Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model),
-		Hardware: version(info.HardwareVersion), Firmware: version(info.FirmwareVersion),
-	}
-}
+func (c *Ceremony) Token() Token { return c.conn.Token() }
 
 // A keyKind is a kind of key that a ceremony creates.
 type keyKind struct {
@@ -134,12 +117,12 @@ func notMade(err error, id KeyID, keyType string) error {
 	for _, code := range []uint{pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_KEY_SIZE_RANGE,
 		pkcs11.CKR_DOMAIN_PARAMS_INVALID, pkcs11.CKR_CURVE_NOT_SUPPORTED} {
 		if ckr.Is(err, code) {
-			return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token does not "+
+			return &fault{Kind: ErrKey, Cause: err, Text: fmt.Sprintf("the token does not "+
 				"support keys of type %s: choose another --key-type (%v)", keyType, err)}
 		}
 	}
 	if refusesTemplate(err) {
-		return &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("the token did not create the "+
+		return &fault{Kind: ErrKey, Cause: err, Text: fmt.Sprintf("the token did not create the "+
 			"%s of type %s: %s. Choose another --key-type, or create the key with the token's "+
 			"own tool, not extractable, and certify it with --use-existing-key",
 			id, keyType, ckr.Explain(err))}
@@ -198,7 +181,7 @@ func (c *Ceremony) holds(ctx context.Context, asked bool,
 		return false, nil
 	}
 	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
-		found, err := c.conn.find(ctx,
+		found, err := c.conn.Find(ctx,
 			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), attribute})
 		if err != nil || len(found) > 0 {
 			return len(found) > 0, err

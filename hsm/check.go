@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/miekg/pkcs11"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // A Step is one precondition of signing and its result.
@@ -32,7 +32,7 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, o CheckOption
 	if err != nil {
 		return []Step{{Name: "key", Err: err}}
 	}
-	conn := &connection{timeout: k.config.Timeout}
+	conn := &connection{}
 	var results []Step
 	failed := false
 	for _, p := range preconditions(ctx, k, conn, o) {
@@ -45,10 +45,10 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, o CheckOption
 		}
 		results = append(results, result)
 	}
-	conn.close()
-	if conn.module != nil {
-		conn.module.close(ctx)
+	if conn.Connection != nil {
+		conn.Close()
 	}
+	k.unload(ctx)
 	return results
 }
 
@@ -63,30 +63,32 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 	c := k.config
 	all := []precondition{
 		{"module", func() (detail string, _ bool, err error) {
-			if conn.module, err = load(ctx, c, &k.counts); err == nil {
-				detail, err = conn.describeLibrary(ctx, c.Module)
+			if k.module, err = cryptoki.Load(ctx, c.module(), &k.counts); err != nil {
+				return "", false, err
 			}
+			conn.Connection = cryptoki.NewConnection(k.module)
+			detail, err = k.module.Describe(ctx)
 			return detail, false, err
 		}},
 		{"token", func() (string, bool, error) {
-			err := conn.findToken(ctx, c)
-			return conn.describeToken(), false, err
+			err := conn.FindToken(ctx)
+			return conn.Describe(), false, err
 		}},
 		{"PIN state", func() (string, bool, error) {
-			if conn.wrongPIN() {
+			if conn.WrongPIN() {
 				return "not locked, but a wrong PIN was tried since the last login", true,
-					conn.pinState(c)
+					conn.PINState(ctx)
 			}
-			return "not locked", false, conn.pinState(c)
+			return "not locked", false, conn.PINState(ctx)
 		}},
 		{"login", func() (string, bool, error) {
-			if conn.wrongPIN() && !o.TryPIN {
+			if conn.WrongPIN() && !o.TryPIN {
 				return "", false, faultf(ErrPIN, "the PIN was not tried: the token has counted "+
 					"a wrong PIN since the last login, and tokens lock after a few. Compare the "+
 					"PIN with its source, then log in by hand once, or try it here with --try-pin")
 			}
-			err := conn.start(ctx, c)
-			if conn.alreadyIn {
+			err := conn.Login(ctx)
+			if conn.AlreadyLoggedIn() {
 				return "another application is logged in, so the token DID NOT CHECK THE PIN: " +
 					"run check again when that has ended", true, err
 			}
@@ -112,31 +114,6 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 	return all
 }
 
-// describeLibrary returns what the module says about itself (C_GetInfo).
-func (c *connection) describeLibrary(ctx context.Context, path string) (string, error) {
-	info, err := call(ctx, c.module, c.timeout, "C_GetInfo",
-		func() (pkcs11.Info, error) { return c.module.ctx.GetInfo() }, nil)
-	if err != nil {
-		return "", unavailable(err, "ask the module %s what it is", path)
-	}
-	return fmt.Sprintf("%s: %s by %s, version %d.%d, for PKCS#11 %d.%d", path,
-		trim(info.LibraryDescription), trim(info.ManufacturerID),
-		info.LibraryVersion.Major, info.LibraryVersion.Minor, info.CryptokiVersion.Major,
-		info.CryptokiVersion.Minor), nil
-}
-
-func (c *connection) describeToken() string {
-	t := c.token
-	sessions := "any number of sessions"
-	if limit := t.MaxSessionCount; limit != 0 && limit != ^uint(0) {
-		sessions = fmt.Sprintf("at most %d sessions", limit)
-	}
-	return fmt.Sprintf("%q, serial number %s, in slot %d: %s by %s, firmware %d.%d, %s",
-		trim(t.Label), trim(t.SerialNumber), c.slot,
-		trim(t.Model), trim(t.ManufacturerID), t.FirmwareVersion.Major, t.FirmwareVersion.Minor,
-		sessions)
-}
-
 func (k *Key) checkAttributes(ctx context.Context, conn *connection) (string, bool, error) {
 	attributes, err := conn.attributes(ctx, conn.key)
 	if err == nil {
@@ -150,6 +127,3 @@ func (k *Key) checkAttributes(ctx context.Context, conn *connection) (string, bo
 	}
 	return attributes.String(), attributes.Doubtful(), err
 }
-
-// wrongPIN reports whether the token says that a wrong PIN was tried after the last login.
-func (c *connection) wrongPIN() bool { return c.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 }

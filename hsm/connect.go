@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // An attempt to connect makes dozens of calls, and the first that hangs ends it. All of them
@@ -45,7 +46,7 @@ func (k *Key) connect(ctx context.Context, failed *connection, r ckr.Recovery) e
 	if err := k.mayTry(); err != nil {
 		return err
 	}
-	if pin, err := k.config.PIN(); err == nil && k.module != nil && k.module.mayKnowAnother(pin) {
+	if pin, err := k.config.PIN(); err == nil && k.module != nil && k.module.MayKnowAnother(pin) {
 		k.unload(ctx)
 	}
 	return k.tried(k.openAgain(ctx))
@@ -109,7 +110,7 @@ func (k *Key) spend() bool {
 // failedToLogIn reports whether C_Login failed: a second one would be a second try.
 func failedToLogIn(err error) bool {
 	var f *fault
-	return errors.As(err, &f) && f.login
+	return errors.As(err, &f) && f.Login
 }
 
 // mostUnused is how many connections in a row may be lost before they signed for a caller. Then
@@ -134,16 +135,16 @@ func (k *Key) countLoss() {
 // disconnect closes the connection. The caller must hold the lock for writing.
 func (k *Key) disconnect() {
 	k.good.Store(0)
-	k.pool.Store(nil)
+	k.shown.Store(nil)
 	if k.conn != nil {
-		k.conn.close()
+		k.conn.Close()
 		k.conn = nil
 	}
 }
 
 // unload finalises the module if no call is in flight in it.
 func (k *Key) unload(ctx context.Context) {
-	if k.module != nil && k.module.close(ctx) {
+	if k.module != nil && k.module.Close(ctx) {
 		k.module = nil
 	}
 }
@@ -154,7 +155,7 @@ func (k *Key) mayTry() error {
 	now, err := k.config.PIN()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if late := k.counts.failedLate.Swap(nil); late != nil {
+	if late := k.counts.FailedLate.Swap(nil); late != nil {
 		k.note(late)
 	}
 	if k.refused != nil {
@@ -187,8 +188,8 @@ func (k *Key) tried(err error) error {
 	if k.hung++; k.hung == 1 {
 		k.hungSince = time.Now()
 	}
-	if err == nil || k.counts.hanging.Load() == 0 || cutOff(err) || k.module != nil &&
-		k.module.undecided() {
+	if err == nil || k.counts.Hanging.Load() == 0 || cutOff(err) || k.module != nil &&
+		k.module.Undecided() {
 		// A login that may have had a wrong PIN must not be followed by a new process, which would
 		// try it again, sooner than by another try here.
 		k.hung = 0
@@ -197,7 +198,7 @@ func (k *Key) tried(err error) error {
 		err = faultf(ErrHung, "the PKCS#11 module %s hangs: %d attempts to continue without the "+
 			"%d calls that have not returned failed; restart hsm-signer, and check the token, "+
 			"its daemon and the network to it",
-			k.config.Module, k.hung, k.counts.hanging.Load())
+			k.config.Module, k.hung, k.counts.Hanging.Load())
 	}
 	k.note(err)
 	return err
@@ -207,8 +208,8 @@ func (k *Key) tried(err error) error {
 func (k *Key) note(err error) {
 	k.last = err
 	var f *fault
-	if errors.As(err, &f) && f.refused != nil {
-		k.refused = f.refused
+	if errors.As(err, &f) && f.Refused != nil {
+		k.refused = f.Refused
 	}
 	switch {
 	case err == nil && k.unused < mostUnused:
@@ -217,8 +218,8 @@ func (k *Key) note(err error) {
 		k.refused, k.last = nil, faultf(ErrUnavailable, "%d connections to the token in a row "+
 			"failed before they signed anything: waiting before the next", k.unused)
 		k.later(&k.wait, firstRetry, lastRetry)
-	case f != nil && f.login && ckr.MayBePIN(f.cause):
-		k.later(&k.loginWait, firstLoginRetry, lastLoginRetry)
+	case f != nil && f.Login && ckr.MayBePIN(f.Cause):
+		k.later(&k.loginWait, cryptoki.FirstLoginRetry, cryptoki.LastLoginRetry)
 	default:
 		k.later(&k.wait, firstRetry, lastRetry)
 	}
@@ -226,8 +227,8 @@ func (k *Key) note(err error) {
 
 // cutOff reports whether the attempt ended in a call that might have returned: it did not hang.
 func cutOff(err error) bool {
-	abandoned := (*abandonedError)(nil)
-	return errors.As(err, &abandoned) && abandoned.early != nil
+	abandoned := (*cryptoki.AbandonedError)(nil)
+	return errors.As(err, &abandoned) && abandoned.Early != nil
 }
 
 // later postpones the next attempt, each time for twice as long. The caller must hold mu.
@@ -239,29 +240,29 @@ func (k *Key) later(wait *time.Duration, first, last time.Duration) {
 // open makes a connection, and loads the module if necessary. It keeps the connection only if the
 // key is the right one and cannot leave.
 func (k *Key) open(ctx context.Context) (err error) {
-	if k.module != nil && !k.module.ready {
+	if k.module != nil && !k.module.Ready() {
 		if k.unload(ctx); k.module != nil {
 			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not returned "+
 				"from the PKCS#11 module %s yet", k.config.Module)
 		}
 	}
 	if k.module == nil {
-		if k.module, err = load(ctx, k.config, &k.counts); err != nil {
+		if k.module, err = cryptoki.Load(ctx, k.config.module(), &k.counts); err != nil {
 			return err
 		}
 	}
-	conn, err := connect(ctx, k.module, k.config)
+	conn, err := connect(ctx, k.module)
 	if err != nil {
 		return err
 	}
 	if err := k.admit(ctx, conn); err != nil {
-		conn.close()
+		conn.Close()
 		return err
 	}
-	conn.closeStale()
-	k.counts.connections.Add(1)
+	conn.CloseStale()
+	k.connections.Add(1)
 	k.conn = conn
-	k.pool.Store(conn.sessions)
+	k.shown.Store(conn)
 	return nil
 }
 

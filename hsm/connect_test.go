@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/cryptoki"
 )
 
 // hangOn makes attempts in which a call hangs, each as soon as one may, and returns after how many
@@ -18,9 +20,9 @@ func hangOn(k *Key, early error) (attempts int, took time.Duration, gaveUp bool)
 	began := time.Now()
 	for time.Since(began) < time.Hour {
 		attempts++
-		k.counts.hanging.Add(1)
-		if errors.Is(k.tried(unavailable(&abandonedError{"C_Sign", k.config.Timeout, early},
-			"sign")), ErrHung) {
+		k.counts.Hanging.Add(1)
+		hung := &cryptoki.AbandonedError{Call: "C_Sign", Timeout: k.config.Timeout, Early: early}
+		if errors.Is(k.tried(unavailable(hung, "sign")), ErrHung) {
 			return attempts, time.Since(began), true
 		}
 		<-time.After(time.Until(k.notYet))
@@ -53,7 +55,8 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 		must(t, err)
 		return n
 	}
-	interval, pause := time.Duration(says("StartLimitIntervalSec"))*time.Second, time.Duration(says("RestartSec"))*time.Second
+	interval := time.Duration(says("StartLimitIntervalSec")) * time.Second
+	pause := time.Duration(says("RestartSec")) * time.Second
 	synctest.Test(t, func(t *testing.T) {
 		attempts, took, gaveUp := hangOn(&Key{}, nil)
 		if starts := says("StartLimitBurst"); !gaveUp ||
@@ -61,7 +64,7 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 			t.Errorf("one gave up: %t, after %s; %d times that are not %s", gaveUp, took, starts,
 				interval)
 		}
-		if left := 2 * attempts; left >= moreHangs { // a call each, and one that tidies up
+		if left := 2 * attempts; left >= cryptoki.MoreHangs { // a call each, and one that tidies up
 			t.Errorf("%d attempts leave %d calls hanging", attempts, left)
 		}
 	})
@@ -73,12 +76,12 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 func TestWaitsAfterLateLogins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &Key{config: Config{PIN: PIN("1234").Fixed()}}
-		for _, want := range []time.Duration{firstLoginRetry, 2 * firstLoginRetry,
-			4 * firstLoginRetry} {
+		for _, want := range []time.Duration{cryptoki.FirstLoginRetry, 2 * cryptoki.FirstLoginRetry,
+			4 * cryptoki.FirstLoginRetry} {
 			for range 3 {
-				_ = k.tried(unavailable(&abandonedError{name: callLogin}, "log in"))
+				_ = k.tried(unavailable(&cryptoki.AbandonedError{Call: "C_Login"}, "log in"))
 			}
-			k.counts.failedLate.Store(loginFault("1234", TokenID{},
+			k.counts.FailedLate.Store(cryptoki.LoginFault("1234", TokenID{},
 				pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)))
 			began := time.Now()
 			for k.mayTry() != nil {
@@ -87,6 +90,35 @@ func TestWaitsAfterLateLogins(t *testing.T) {
 			if waited := time.Since(began); waited != want {
 				t.Errorf("one waited for %s, want %s", waited, want)
 			}
+		}
+	})
+}
+
+// A login that never comes back is not made a second time, since it may have been one with a wrong
+// PIN. Nobody waits for it longer than one waits after such a login; then the module hangs as it
+// does with any other call.
+func TestLoginThatNeverComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &Key{}
+		k.module = cryptoki.New(cryptoki.Config{Timeout: time.Second, MaxSessions: 64}, &k.counts)
+		never := make(chan struct{})
+		defer close(never)
+		login := func() error {
+			return k.module.Do(t.Context(), "C_Login", func(*pkcs11.Ctx) error {
+				k.counts.Logins.Add(1)
+				<-never
+				return nil
+			})
+		}
+		began, waited := time.Now(), time.Duration(0)
+		for err := login(); !errors.Is(err, ErrHung); err = k.tried(login()) {
+			if waited = time.Since(began); waited > 2*cryptoki.LastLoginRetry {
+				t.Fatalf("it is waited for after %s: %v", waited, err)
+			}
+			<-time.After(time.Until(k.notYet))
+		}
+		if waited < cryptoki.LastLoginRetry || k.counts.Logins.Load() != 1 {
+			t.Errorf("one gave up after %s and %d logins", waited, k.counts.Logins.Load())
 		}
 	})
 }

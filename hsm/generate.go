@@ -10,6 +10,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // generate asks the token for a key that can only sign. If the token rejects the template, generate
@@ -66,7 +67,7 @@ func (c *Ceremony) generateFrom(ctx context.Context, kind keyKind, t templates) 
 // takes it back. The PIN is known to be right; crypto11 accepts a wrong one if an application is
 // already logged in.
 func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Context) error) error {
-	slot := int(c.conn.slot)
+	slot := int(c.conn.Slot())
 	pin, err := c.config.PIN()
 	if err != nil {
 		return err
@@ -79,7 +80,7 @@ func (c *Ceremony) throughCrypto11(ctx context.Context, do func(*crypto11.Contex
 		Pin: string(pin)})
 	switch {
 	case ckr.IsPIN(err):
-		return loginFault(pin, c.config.Token, err) // it is not tried again
+		return cryptoki.LoginFault(pin, c.config.Token, err) // it is not tried again
 	case err != nil:
 		return errors.Join(err, c.open(ctx))
 	}
@@ -177,9 +178,9 @@ func (c *Ceremony) generateEd25519(ctx context.Context, t templates) error {
 		pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, edwards25519))
 	private := append(t.private.ToSlice(), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, ckkECEdwards))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmECEdwardsKeyPairGen, nil)}
-	return c.module.do(ctx, c.config.Timeout, "C_GenerateKeyPair", func() error {
-		m := c.module.ctx
-		session, err := m.OpenSession(c.conn.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	return c.module.Do(ctx, "C_GenerateKeyPair", func(m *pkcs11.Ctx) error {
+		session, err := m.OpenSession(c.conn.Slot(),
+			pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			return err
 		}

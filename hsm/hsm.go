@@ -10,6 +10,9 @@
 // sessions do not outlive their connection. No caller waits longer than a timeout for a call into
 // the module, and the module is not finalised while a call is in flight. No error and no log line
 // contains the PIN.
+//
+// The inner packages know no key: cryptoki calls the module, ckr explains its return codes, and
+// pkcs11uri parses the URIs that name tokens and keys.
 package hsm
 
 import (
@@ -17,10 +20,9 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
-	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // A Config names the token and the key, and how to use them.
@@ -44,6 +46,12 @@ type Config struct {
 	Signature crypto.SignerOpts
 }
 
+// module returns the part of the configuration that concerns the module and the token.
+func (c Config) module() cryptoki.Config {
+	return cryptoki.Config{Module: c.Module, Library: c.Library, Token: c.Token, PIN: c.PIN,
+		MaxSessions: c.MaxSessions, Timeout: c.Timeout}
+}
+
 // A KeyID names a key in a token. Every field that is set must match; at least one must be set.
 type KeyID struct {
 	Label string // CKA_LABEL
@@ -62,24 +70,16 @@ func (k KeyID) String() string {
 	return "key" + s
 }
 
-// A PIN is a user PIN. It does not show itself when printed.
-type PIN string
-
-// String hides the PIN.
-func (PIN) String() string { return "(PIN)" }
-
-// GoString hides the PIN.
-func (PIN) GoString() string { return "(PIN)" }
-
-// MarshalText hides the PIN.
-func (PIN) MarshalText() ([]byte, error) { return []byte("(PIN)"), nil }
-
-// A PINSource returns the current PIN. It is called before each login, and after the token rejected
-// a PIN, to see whether there is another.
-type PINSource func() (PIN, error)
-
-// Fixed returns the source of a PIN that does not change.
-func (p PIN) Fixed() PINSource { return func() (PIN, error) { return p, nil } }
+// What names the module, the token and its user's PIN.
+type (
+	LibraryID = cryptoki.LibraryID
+	Version   = cryptoki.Version
+	TokenID   = cryptoki.TokenID
+	Token     = cryptoki.Token
+	PIN       = cryptoki.PIN
+	PINSource = cryptoki.PINSource
+	Sessions  = cryptoki.Sessions
+)
 
 // A ProbeTime says when a test signature is made.
 type ProbeTime string
@@ -97,70 +97,39 @@ const ProbeText = "hsm-signer: test signature"
 var (
 	// ErrPIN: the token rejected the PIN, or trying it would be too dangerous. Only a person can
 	// help: the PIN is not tried again until its source has another.
-	ErrPIN = errors.New("the PIN was rejected")
+	ErrPIN = cryptoki.ErrPIN
 	// ErrKey: the token is there, but the key is the wrong one, or it could leave the token. Only a
 	// person can help.
 	ErrKey = errors.New("the key is not acceptable")
 	// ErrUnavailable: the token is missing or does not respond. It may come back.
-	ErrUnavailable = errors.New("the token is not available")
+	ErrUnavailable = cryptoki.ErrUnavailable
 	// ErrUnproven: the token is connected and holds the key, but no test signature may be made, so
 	// it is not known whether it signs.
 	ErrUnproven = errors.New("no test signature was made")
 	// ErrHung: so many calls hang in the module that no more are made. Only another process can
 	// help.
-	ErrHung = errors.New("the PKCS#11 module hangs")
+	ErrHung = cryptoki.ErrHung
 )
 
-// A fault is an error of one of the kinds above, with its own text.
-type fault struct {
-	kind  error
-	text  string
-	cause error // from PKCS#11, if that is the reason
+type fault = cryptoki.Fault
 
-	refused PINSource // the PIN that the token rejected, if it did; a function does not print it
-	login   bool      // C_Login failed, but not because of the PIN
-}
-
-func (f *fault) Error() string   { return f.text }
-func (f *fault) Unwrap() []error { return []error{f.kind, f.cause} }
-
+// faultf returns a fault of the kind.
 func faultf(kind error, format string, args ...any) error {
-	return &fault{kind: kind, text: fmt.Sprintf(format, args...)}
+	return cryptoki.Faultf(kind, format, args...)
 }
 
-// unavailable returns the error for a call that failed in PKCS#11. An expired PIN may show as late
-// as at a signature.
+// unavailable returns the error for a call that failed in PKCS#11.
 func unavailable(cause error, format string, args ...any) error {
-	kind := ErrUnavailable
-	if ckr.IsPIN(cause) {
-		kind = ErrPIN
-	}
-	return &fault{kind: kind, text: fmt.Sprintf(format, args...) + ": " + ckr.Explain(cause),
-		cause: cause}
+	return cryptoki.Unavailable(cause, format, args...)
 }
 
 // Stats count what a [Key] did since it was made, and its sessions.
 type Stats struct {
-	Signatures  int64 // that were verified, test signatures among them
-	Logins      int64 // calls of C_Login
-	Connections int64 // that were made
-	Initialised int64 // calls of C_Initialize
-	Abandoned   int64 // calls that did not return in time
-	Hanging     int64 // of these, those that have not returned yet
-	Sessions    Sessions
-}
-
-// Sessions count the PKCS#11 sessions of the connection; all are 0 while there is none. Sessions in
-// which calls hang are not counted.
-type Sessions struct {
-	Open  int // including the login session
-	InUse int // of these, those that sign
-	Most  int // that may sign at once: MaxSessions, or fewer if the token allows fewer
-}
-
-type counts struct {
-	signatures, logins, connections, initialised, abandoned, hanging atomic.Int64
-
-	// of an abandoned login that returned: the PIN is or may be wrong
-	failedLate atomic.Pointer[fault]
+	Signatures  int64    // that were verified, test signatures among them
+	Logins      int64    // calls of C_Login
+	Connections int64    // that were made
+	Initialised int64    // calls of C_Initialize
+	Abandoned   int64    // calls that did not return in time
+	Hanging     int64    // of these, those that have not returned yet
+	Sessions    Sessions // all are 0 while there is no connection
 }

@@ -20,45 +20,10 @@ func TestPINDoesNotShowItself(t *testing.T) {
 	config := struct {
 		Config Config
 		Fault  any
-	}{Config{PIN: PIN("canary-4711").Fixed()}, fault{refused: PIN("canary-4711").Fixed()}}
+	}{Config{PIN: PIN("canary-4711").Fixed()}, fault{Refused: PIN("canary-4711").Fixed()}}
 	for _, format := range []string{"%s", "%v", "%+v", "%#v", "%q", "%x"} {
 		if text := fmt.Sprintf(format, config); strings.Contains(text, "canary") {
 			t.Errorf("%s shows the PIN: %s", format, text)
-		}
-	}
-}
-
-func TestSessionLimitKeepsOneForTheLogin(t *testing.T) {
-	for _, c := range []struct {
-		wanted int
-		token  uint
-		want   int
-	}{
-		{16, 0, 16}, {16, ^uint(0), 16}, {4, 0, 4}, {16, 8, 7}, {4, 8, 4}, {64, 8, 7}, {16, 2,
-			1}, {16, 1, 1},
-	} {
-		if got := sessionLimit(c.wanted, c.token); got != c.want {
-			t.Errorf("wanted %d of a token that allows %d: %d, want %d", c.wanted, c.token, got,
-				c.want)
-		}
-	}
-}
-
-func TestTokenMustMatchInAllThatIsGiven(t *testing.T) {
-	one, two := uint(1), uint(2)
-	this := TokenID{Slot: &one, Label: "ca", Serial: "s"}
-	for _, c := range []struct {
-		want    TokenID
-		matches bool
-	}{
-		{TokenID{Label: "ca"}, true},
-		{TokenID{Slot: &one, Label: "ca", Serial: "s"}, true},
-		{TokenID{Slot: &two, Label: "ca"}, false},
-		{TokenID{Label: "CA"}, false},
-		{TokenID{Label: "ca", Serial: "t"}, false},
-	} {
-		if got := c.want.matches(this); got != c.matches {
-			t.Errorf("%s: %t", c.want, got)
 		}
 	}
 }

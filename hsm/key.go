@@ -16,18 +16,17 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // Waits between attempts to reach a missing token.
 const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 15 * time.Second
-	// After a login that may have failed because of the PIN; see [ckr.MayBePIN]. Tokens lock after
-	// three to ten.
-	firstLoginRetry = 30 * time.Second
-	lastLoginRetry  = 15 * time.Minute
 
 	defaultTimeout = 10 * time.Second
+	// defaultSessions is how many sessions are used at once, if the token allows it.
+	defaultSessions = 16
 
 	// goodFor is how long a signature proves that the token can sign.
 	goodFor = 2 * time.Second
@@ -45,15 +44,17 @@ type Key struct {
 	// Users of the connection hold the lock for reading. Who opens or closes it holds it for
 	// writing.
 	lock   lock
-	module *module     // nil: not loaded
-	conn   *connection // nil: not connected
+	module *cryptoki.Module // nil: not loaded
+	conn   *connection      // nil: not connected
 	closed bool
-	pool   atomic.Pointer[pool] // of the connection, for callers that do not wait
+	shown  atomic.Pointer[connection] // the connection, for callers that do not wait
 
-	counts counts
-	since  time.Time     // before the key was made; the monotonic clock counts from here
-	good   atomic.Int64  // when the last signature was made, in ns since then; 0: never
-	probe  chan struct{} // one test signature at a time
+	counts      cryptoki.Counts
+	signatures  atomic.Int64  // that were verified, test signatures among them
+	connections atomic.Int64  // that were made
+	since       time.Time     // before the key was made; the monotonic clock counts from here
+	good        atomic.Int64  // when the last signature was made, in ns since then; 0: never
+	probe       chan struct{} // one test signature at a time
 
 	mu        sync.Mutex    // guards what follows
 	last      error         // why there is no attempt to connect before notYet
@@ -180,7 +181,7 @@ func (k *Key) testSignature(ctx context.Context, conn *connection) error {
 // touch checks that the token still has the key and lets it be used: it reads an attribute.
 func (k *Key) touch(ctx context.Context, conn *connection) error {
 	return k.on(ctx, conn, func() error {
-		if _, err := conn.attribute(ctx, conn.key, pkcs11.CKA_CLASS); err != nil {
+		if _, err := conn.Attribute(ctx, conn.key, pkcs11.CKA_CLASS); err != nil {
 			return unavailable(err, "read the private %s", k.config.Key)
 		}
 		return nil
@@ -243,7 +244,7 @@ func (k *Key) foreign(why string) error { return k.foreignFor(nil, why) }
 func (k *Key) foreignFor(cause error, why string) error {
 	const text = "the private %s is not the key of the CA certificate: %s. " +
 		"Name the key and the certificate that belong together"
-	return &fault{kind: ErrKey, text: fmt.Sprintf(text, k.config.Key, why), cause: cause}
+	return &fault{Kind: ErrKey, Text: fmt.Sprintf(text, k.config.Key, why), Cause: cause}
 }
 
 func verifies(public crypto.PublicKey, opts crypto.SignerOpts, digest, signature []byte) bool {
@@ -339,7 +340,7 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 	form := (*formError)(nil)
 	switch {
 	case errors.As(err, &form):
-		return nil, &fault{kind: ErrKey, cause: err, text: fmt.Sprintf("sign with the private "+
+		return nil, &fault{Kind: ErrKey, Cause: err, Text: fmt.Sprintf("sign with the private "+
 			"%s: %v", k.config.Key, err)}
 	case ckr.Is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
 		return nil, k.foreignFor(err, "it has another type")
@@ -350,7 +351,7 @@ func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 	case !verifies(k.public, opts, digest, signature):
 		return nil, k.foreign("its signature does not verify with it")
 	}
-	k.counts.signatures.Add(1)
+	k.signatures.Add(1)
 	k.good.Store(int64(time.Since(k.since)))
 	return signature, nil
 }
@@ -374,11 +375,12 @@ func (k *Key) Attributes(ctx context.Context) (KeyAttributes, error) {
 func (k *Key) Stats() Stats {
 	n := &k.counts
 	stats := Stats{
-		Signatures: n.signatures.Load(), Logins: n.logins.Load(), Connections: n.connections.Load(),
-		Initialised: n.initialised.Load(), Abandoned: n.abandoned.Load(), Hanging: n.hanging.Load(),
+		Signatures: k.signatures.Load(), Logins: n.Logins.Load(),
+		Connections: k.connections.Load(), Initialised: n.Initialised.Load(),
+		Abandoned: n.Abandoned.Load(), Hanging: n.Hanging.Load(),
 	}
-	if pool := k.pool.Load(); pool != nil {
-		stats.Sessions = pool.sessions()
+	if conn := k.shown.Load(); conn != nil {
+		stats.Sessions = conn.Sessions()
 	}
 	return stats
 }

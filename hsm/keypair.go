@@ -47,10 +47,10 @@ func (c *Ceremony) lookUp(ctx context.Context, want KeyID,
 
 func (c *Ceremony) idOf(ctx context.Context, key pkcs11.ObjectHandle) KeyID {
 	var id KeyID
-	if label, err := c.conn.attribute(ctx, key, pkcs11.CKA_LABEL); err == nil {
+	if label, err := c.conn.Attribute(ctx, key, pkcs11.CKA_LABEL); err == nil {
 		id.Label = string(label)
 	}
-	if number, err := c.conn.attribute(ctx, key, pkcs11.CKA_ID); err == nil {
+	if number, err := c.conn.Attribute(ctx, key, pkcs11.CKA_ID); err == nil {
 		id.ID = number
 	}
 	return id
@@ -68,7 +68,7 @@ var useAttributes = []struct {
 func (c *Ceremony) uses(ctx context.Context, key pkcs11.ObjectHandle) []Attribute {
 	var all []Attribute
 	for _, a := range useAttributes {
-		value, err := c.conn.attribute(ctx, key, a.kind)
+		value, err := c.conn.Attribute(ctx, key, a.kind)
 		known := err == nil && len(value) == 1
 		all = append(all, Attribute{Name: a.name, Known: known, Is: known && value[0] != 0})
 	}
@@ -83,7 +83,7 @@ var errNoPublic = errors.New("its public half is not in the token: import the pu
 // key's from the private key.
 func (c *Ceremony) publicOf(ctx context.Context, private pkcs11.ObjectHandle,
 	id KeyID) (crypto.PublicKey, error) {
-	kind, err := c.conn.attribute(ctx, private, pkcs11.CKA_KEY_TYPE)
+	kind, err := c.conn.Attribute(ctx, private, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
 		return nil, unavailable(err, "read CKA_KEY_TYPE")
 	}
@@ -110,12 +110,12 @@ func (c *Ceremony) findPublic(ctx context.Context, kind []byte,
 		{Type: pkcs11.CKA_KEY_TYPE, Value: kind}}
 	label := pkcs11.NewAttribute(pkcs11.CKA_LABEL, id.Label)
 	if len(id.ID) == 0 {
-		return c.conn.find(ctx, append(template, label))
+		return c.conn.Find(ctx, append(template, label))
 	}
 	template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id.ID))
-	halves, err := c.conn.find(ctx, template)
+	halves, err := c.conn.Find(ctx, template)
 	if err == nil && len(halves) > 1 && id.Label != "" {
-		return c.conn.find(ctx, append(template, label))
+		return c.conn.Find(ctx, append(template, label))
 	}
 	return halves, err
 }
@@ -133,11 +133,11 @@ func (c *Ceremony) readPublic(ctx context.Context, key pkcs11.ObjectHandle,
 		return nil, faultf(ErrKey, "its type is not supported (CKA_KEY_TYPE 0x%x): use one of %v",
 			kind, KeyTypes())
 	}
-	a, err := c.conn.attribute(ctx, key, first)
+	a, err := c.conn.Attribute(ctx, key, first)
 	if err != nil {
 		return nil, unavailable(err, "read its public half")
 	}
-	b, err := c.conn.attribute(ctx, key, second)
+	b, err := c.conn.Attribute(ctx, key, second)
 	if err != nil {
 		return nil, unavailable(err, "read its public half")
 	}

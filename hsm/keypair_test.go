@@ -142,8 +142,10 @@ func TestTemplatesSayEverything(t *testing.T) {
 	}
 	yes, no := []byte{1}, []byte{0}
 	for kind, want := range map[uint][]byte{
-		pkcs11.CKA_TOKEN: yes, pkcs11.CKA_PRIVATE: yes, pkcs11.CKA_SENSITIVE: yes, pkcs11.CKA_EXTRACTABLE: no, pkcs11.CKA_SIGN: yes,
-		pkcs11.CKA_DECRYPT: no, pkcs11.CKA_UNWRAP: no, pkcs11.CKA_DERIVE: no, pkcs11.CKA_LABEL: []byte("l"), pkcs11.CKA_ID: {1},
+		pkcs11.CKA_TOKEN: yes, pkcs11.CKA_PRIVATE: yes, pkcs11.CKA_SENSITIVE: yes,
+		pkcs11.CKA_EXTRACTABLE: no, pkcs11.CKA_SIGN: yes, pkcs11.CKA_DECRYPT: no,
+		pkcs11.CKA_UNWRAP: no, pkcs11.CKA_DERIVE: no, pkcs11.CKA_LABEL: []byte("l"),
+		pkcs11.CKA_ID: {1},
 	} {
 		if a := made.private[kind]; a == nil || !slices.Equal(a.Value, want) {
 			t.Errorf("attribute %x of the private key is %v, want %x", kind, a, want)

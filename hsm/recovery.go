@@ -4,13 +4,14 @@ import (
 	"errors"
 
 	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/cryptoki"
 )
 
 // retriesOnSession reports whether a signature is worth another try on another session of the same
 // connection. After a code for lost sessions, logins or handles it is not: the connection is gone,
 // and an old handle may name another key.
 func retriesOnSession(err error) bool {
-	var login *loginSessionError
+	var login *cryptoki.LoginSessionError
 	var form *formError
 	switch {
 	case errors.As(err, &login):
@@ -27,15 +28,15 @@ func retriesOnSession(err error) bool {
 
 // recoveryFrom returns the recovery step after an error.
 func recoveryFrom(err error) ckr.Recovery {
-	var hung *abandonedError
+	var hung *cryptoki.AbandonedError
 	switch {
-	case errors.As(err, &hung) && hung.early != nil:
+	case errors.As(err, &hung) && hung.Early != nil:
 		return ckr.None // the token is not at fault
 	case hung != nil || errors.Is(err, ErrKey):
 		return ckr.NewLogin
 	}
 	step, _ := ckr.RecoveryFrom(err)
-	var login *loginSessionError
+	var login *cryptoki.LoginSessionError
 	if step == ckr.NewSession && errors.As(err, &login) {
 		return ckr.NewLogin
 	}

@@ -36,6 +36,9 @@ var layers = map[string][]string{
 // import: the status page only shows what it is given, and the parts of the controller do not know
 // the controller.
 var innerPackages = map[string][]string{
+	product + "/hsm/ckr":           nil,
+	product + "/hsm/cryptoki":      {product + "/hsm/ckr"},
+	product + "/hsm/pkcs11uri":     nil,
 	product + "/policy/strictyaml": nil,
 	product + "/kube/apifault":     nil,
 	product + "/kube/pace":         nil,

@@ -1,4 +1,4 @@
-package hsm
+package cryptoki
 
 import (
 	"context"
@@ -55,18 +55,18 @@ func (t TokenID) matches(this TokenID) bool {
 // brief leaves out what rarely tells tokens apart.
 func (t TokenID) brief() TokenID { return TokenID{Slot: t.Slot, Label: t.Label, Serial: t.Serial} }
 
-// findToken finds the token that matches, and returns an error unless exactly one does. A slot that
+// FindToken finds the token that matches, and returns an error unless exactly one does. A slot that
 // cannot be read is an error, since it may hold a second one. If the slot is named, no other is
 // read.
-func (c *connection) findToken(ctx context.Context, config Config) error {
-	want := config.Token
-	if err := c.module.identify(ctx, config); err != nil {
+func (c *Connection) FindToken(ctx context.Context) error {
+	want := c.module.config.Token
+	if err := c.module.identify(ctx); err != nil {
 		return err
 	}
-	slots, err := call(ctx, c.module, c.timeout, "C_GetSlotList",
+	slots, err := call(ctx, c.module, c.module.config.Timeout, "C_GetSlotList",
 		func() ([]uint, error) { return c.module.ctx.GetSlotList(true) }, nil)
 	if err != nil {
-		return unavailable(err, "list the slots")
+		return Unavailable(err, "list the slots")
 	}
 	var found, seen []string
 	for _, slot := range slots {
@@ -79,7 +79,7 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 			ckr.Is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) || ckr.Is(err, pkcs11.CKR_SLOT_ID_INVALID):
 			continue // it was removed meanwhile, or there is none
 		case err != nil:
-			return unavailable(err, "read the token in slot %d", slot)
+			return Unavailable(err, "read the token in slot %d", slot)
 		case info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0:
 			continue
 		}
@@ -93,31 +93,31 @@ func (c *connection) findToken(ctx context.Context, config Config) error {
 	case len(found) == 1:
 		return nil
 	case len(found) > 1:
-		return faultf(ErrUnavailable, "%d tokens match (%s): "+
+		return Faultf(ErrUnavailable, "%d tokens match (%s): "+
 			"name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI",
 			len(found), strings.Join(found, "; "))
 	case len(seen) == 0 && want.Slot != nil && len(slots) > 0:
-		return faultf(ErrUnavailable, "%s not found: the module shows tokens in the slots %v, "+
+		return Faultf(ErrUnavailable, "%s not found: the module shows tokens in the slots %v, "+
 			"and no initialised token in this one. Slot numbers may change when tokens are "+
 			"added or removed: use PKCS11_TOKEN_LABEL or PKCS11_TOKEN_SERIAL", want, slots)
 	case len(seen) == 0:
-		return faultf(ErrUnavailable, "%s not found: the module shows no initialised token at "+
+		return Faultf(ErrUnavailable, "%s not found: the module shows no initialised token at "+
 			"all. Make one with its own tool (SoftHSM: softhsm2-util --init-token); if there is "+
 			"one, check that this user may read the module's configuration, and read and write "+
 			"its files", want)
 	}
-	return faultf(ErrUnavailable, "%s not found: the module shows %s", want,
+	return Faultf(ErrUnavailable, "%s not found: the module shows %s", want,
 		strings.Join(seen, "; "))
 }
 
 // identify reads the description of a slot and its token.
-func (c *connection) identify(ctx context.Context, slot uint) (TokenID, pkcs11.TokenInfo, error) {
-	info, err := call(ctx, c.module, c.timeout, "C_GetTokenInfo",
+func (c *Connection) identify(ctx context.Context, slot uint) (TokenID, pkcs11.TokenInfo, error) {
+	info, err := call(ctx, c.module, c.module.config.Timeout, "C_GetTokenInfo",
 		func() (pkcs11.TokenInfo, error) { return c.module.ctx.GetTokenInfo(slot) }, nil)
 	if err != nil {
 		return TokenID{}, info, err
 	}
-	where, err := call(ctx, c.module, c.timeout, "C_GetSlotInfo",
+	where, err := call(ctx, c.module, c.module.config.Timeout, "C_GetSlotInfo",
 		func() (pkcs11.SlotInfo, error) { return c.module.ctx.GetSlotInfo(slot) }, nil)
 	return TokenID{
 		Slot: &slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
@@ -133,15 +133,52 @@ func trim(s string) string {
 	return strings.TrimRight(text, " ")
 }
 
-// pinState returns an error if the PIN is locked, or if one more failure would lock it.
-func (c *connection) pinState(config Config) error {
+// PINState returns an error if the PIN is locked, or if one more failure would lock it.
+func (c *Connection) PINState(context.Context) error {
+	token := c.module.config.Token
 	switch flags := c.token.Flags; {
 	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return faultf(ErrPIN, "the user PIN of the %s is locked: ask the security officer to "+
-			"set a new one", config.Token)
+		return Faultf(ErrPIN, "the user PIN of the %s is locked: ask the security officer to "+
+			"set a new one", token)
 	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
-		return faultf(ErrPIN, "the %s allows only one more wrong PIN before it locks: "+
-			"log in by hand with the right PIN first, which resets the counter", config.Token)
+		return Faultf(ErrPIN, "the %s allows only one more wrong PIN before it locks: "+
+			"log in by hand with the right PIN first, which resets the counter", token)
 	}
 	return nil
+}
+
+// WrongPIN reports whether the token says that a wrong PIN was tried after the last login.
+func (c *Connection) WrongPIN() bool { return c.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 }
+
+// Describe describes the token as it describes itself.
+func (c *Connection) Describe() string {
+	t := c.token
+	sessions := "any number of sessions"
+	if limit := t.MaxSessionCount; limit != 0 && limit != ^uint(0) {
+		sessions = fmt.Sprintf("at most %d sessions", limit)
+	}
+	return fmt.Sprintf("%q, serial number %s, in slot %d: %s by %s, firmware %d.%d, %s",
+		trim(t.Label), trim(t.SerialNumber), c.slot,
+		trim(t.Model), trim(t.ManufacturerID), t.FirmwareVersion.Major, t.FirmwareVersion.Minor,
+		sessions)
+}
+
+// A Token describes a token in its own words (PKCS#11 v2.40, CK_TOKEN_INFO).
+type Token struct {
+	Label        string `json:"label"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Hardware     string `json:"hardware"` // version
+	Firmware     string `json:"firmware"` // version
+}
+
+// Token returns what the token said about itself before the login (C_GetTokenInfo).
+func (c *Connection) Token() Token {
+	version := func(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+	return Token{
+		Label: trim(c.token.Label), Serial: trim(c.token.SerialNumber),
+		Manufacturer: trim(c.token.ManufacturerID), Model: trim(c.token.Model),
+		Hardware: version(c.token.HardwareVersion), Firmware: version(c.token.FirmwareVersion),
+	}
 }

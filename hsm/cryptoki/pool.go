@@ -1,4 +1,4 @@
-package hsm
+package cryptoki
 
 import (
 	"context"
@@ -9,9 +9,6 @@ import (
 
 	"hsm-signer/hsm/ckr"
 )
-
-// defaultSessions is how many sessions are used at once by default, if the token allows it.
-const defaultSessions = 16
 
 // sessionLimit returns how many sessions may sign at once. token is how many the token allows in
 // all: 0 is no limit and all ones is unknown (PKCS#11, CK_TOKEN_INFO). One of them is the login
@@ -24,10 +21,18 @@ func sessionLimit(wanted int, token uint) int {
 	return max(1, min(wanted, int(min(token, 1<<16))-1))
 }
 
+// Sessions count the PKCS#11 sessions of a connection. Sessions in which calls hang are not
+// counted.
+type Sessions struct {
+	Open  int // including the login session
+	InUse int // of these, those that sign
+	Most  int // that may sign at once: MaxSessions, or fewer if the token allows fewer
+}
+
 // A pool keeps the sessions of a connection, last in, first out, so that no more are open than are
 // needed.
 type pool struct {
-	conn    *connection
+	conn    *Connection
 	permits chan struct{} // one for each session that may be in use
 	freed   chan struct{} // a session came back while somebody waited for one
 
@@ -36,7 +41,7 @@ type pool struct {
 	open map[pkcs11.SessionHandle]bool // sessions of the pool, idle or in use
 }
 
-func newPool(conn *connection, limit int) *pool {
+func newPool(conn *Connection, limit int) *pool {
 	return &pool{conn: conn, permits: make(chan struct{}, limit), freed: make(chan struct{}, 1),
 		open: map[pkcs11.SessionHandle]bool{}}
 }
@@ -76,7 +81,7 @@ func (p *pool) acquire(ctx context.Context) (pkcs11.SessionHandle, error) {
 
 // busy returns the error if no session became free in time.
 func (p *pool) busy(ctx context.Context) error {
-	return faultf(ErrUnavailable, "no PKCS#11 session became free (at most %d are in use at once; "+
+	return Faultf(ErrUnavailable, "no PKCS#11 session became free (at most %d are in use at once; "+
 		"see PKCS11_MAX_SESSIONS): %v", cap(p.permits), context.Cause(ctx))
 }
 
@@ -154,8 +159,8 @@ func (p *pool) free() {
 	}
 }
 
-// sessions returns the counts. It does not wait for calls into the module.
-func (p *pool) sessions() Sessions {
+// counts returns the counts. It does not wait for calls into the module.
+func (p *pool) counts() Sessions {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := Sessions{Open: len(p.open), InUse: len(p.open) - len(p.idle), Most: cap(p.permits)}
