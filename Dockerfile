@@ -21,7 +21,7 @@ ARG RELEASE=
 ARG COMMIT=
 # The same sources give the same bytes: no paths, no VCS stamp. cgo loads the PKCS#11 library.
 RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -o /hsm-signer \
-    -ldflags "-X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$RELEASE -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$COMMIT" ./cmd/hsm-signer
+    -ldflags "-s -w -X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$RELEASE -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$COMMIT" ./cmd/hsm-signer
 
 FROM ${RUNTIME_IMAGE}
 ARG PACKAGES=

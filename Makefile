@@ -28,7 +28,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 build: ## bin/hsm-signer
-	GOFIPS140=$(GOFIPS140) $(GO) build -trimpath -buildvcs=false -ldflags "-X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$(RELEASE) -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$(COMMIT)" -o bin/hsm-signer ./cmd/hsm-signer
+	GOFIPS140=$(GOFIPS140) $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$(RELEASE) -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$(COMMIT)" -o bin/hsm-signer ./cmd/hsm-signer
 
 setup: ## install what building and testing need
 	@sh integration/setup.sh
@@ -61,7 +61,7 @@ unreliable: basics ## a token whose calls fail at random; writes docs/hsm-unreli
 faults: setup ## every fault of a token on every kind of token; writes docs/hsm-faults.md (about 6 minutes)
 	cd integration && FAULTS=$(CURDIR)/docs/hsm-faults.md $(GO) test -count=1 -timeout 30m -run '^TestFaults$$' ./tokens
 
-lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, known vulnerabilities (VULNCHECK=required: fail if the scan cannot run)
+lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, known vulnerabilities (VULNCHECK=required: fail if the scan cannot run), dependencies that are behind
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
 	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh; do sh -n $$script || exit 1; done; bash -n docs/verify-journal.sh
 	$(GO) vet ./... && cd integration && $(GO) vet ./... && cd monitoring && $(GO) vet ./...
@@ -69,6 +69,7 @@ lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, kn
 	cd integration && $(GO) test -count=1 -run 'TestImports|TestProse' .
 	$(GO) run $(VALE) --no-global $(PROSE) $(PROSE_GO)
 	@integration/vulnerabilities.sh "$(GO) run $(GOVULNCHECK)"
+	@GO=$(GO) sh integration/outdated.sh . integration integration/monitoring
 
 fuzz: ## every fuzz target in turn, FUZZTIME each
 	@packages=$$($(GO) list ./...) || exit 1; for package in $$packages; do \

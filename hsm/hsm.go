@@ -12,7 +12,8 @@
 // contains the PIN.
 //
 // The inner packages know no key: cryptoki calls the module, ckr explains its return codes, and
-// pkcs11uri parses the URIs that name tokens and keys.
+// pkcs11uri parses the URIs that name tokens and keys. Without cgo only the names of tokens and
+// keys, and the errors, are left.
 package hsm
 
 import (

@@ -16,11 +16,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/internal/audit"
-	"hsm-signer/cmd/hsm-signer/internal/ceremony"
-	"hsm-signer/cmd/hsm-signer/internal/check"
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/cli"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
-	"hsm-signer/cmd/hsm-signer/internal/heal"
+	"hsm-signer/cmd/hsm-signer/internal/man"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 )
 
@@ -47,8 +46,9 @@ the PIN is also a flag (SIGNER_NAME is --signer-name), and the flag wins.
 Exit codes: 0 done; 1 fault; 2 refused, or a check failed; 3 PIN refused or
 locked: do not start again before it is corrected; 4 configuration.`),
 	}
-	root.AddCommand(newRunCommand(), check.NewCommand(), ceremony.NewCommand(), newPolicyCommand(),
-		audit.NewCommand(), heal.NewCommand(), newVersionCommand())
+	root.AddCommand(tokenCommands()...)
+	root.AddCommand(newPolicyCommand(), audit.NewCommand(), newVersionCommand(),
+		man.NewCommand(root, buildinfo.Version()))
 	addVersionFlag(root)
 	return root
 }

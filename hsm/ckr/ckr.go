@@ -11,8 +11,8 @@ import (
 
 // Is reports whether the error is this CKR code.
 func Is(err error, code uint) bool {
-	var ckr pkcs11.Error
-	return errors.As(err, &ckr) && ckr == pkcs11.Error(code)
+	var ckr ckrError
+	return errors.As(err, &ckr) && ckr == ckrError(code)
 }
 
 // IsPIN reports whether the token rejects the PIN.
@@ -32,7 +32,7 @@ func IsPIN(err error) bool {
 // MayBePIN reports whether a login failed with a code that does not say why: some modules return
 // such a code for a wrong PIN.
 func MayBePIN(err error) bool {
-	var ckr pkcs11.Error
+	var ckr ckrError
 	if !errors.As(err, &ckr) {
 		return false
 	}
@@ -58,7 +58,7 @@ const (
 )
 
 // recoveries are the codes whose step is not NewModule.
-var recoveries = map[pkcs11.Error]Recovery{
+var recoveries = map[ckrError]Recovery{
 	pkcs11.CKR_MECHANISM_PARAM_INVALID:   None,
 	pkcs11.CKR_DATA_INVALID:              None,
 	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:    None,
@@ -84,7 +84,7 @@ var recoveries = map[pkcs11.Error]Recovery{
 // unknown code may mean anything, so it needs a new module. After a rejected PIN there is no step:
 // it must not be tried again.
 func RecoveryFrom(err error) (step Recovery, isCKR bool) {
-	var code pkcs11.Error
+	var code ckrError
 	switch {
 	case !errors.As(err, &code):
 		return None, false
@@ -101,8 +101,8 @@ func RecoveryFrom(err error) (step Recovery, isCKR bool) {
 // IsGone reports whether the code says that the token or the module is gone. The other codes that
 // need a new module may be the fault of one call.
 func IsGone(err error) bool {
-	var code pkcs11.Error
-	return errors.As(err, &code) && slices.Contains([]pkcs11.Error{
+	var code ckrError
+	return errors.As(err, &code) && slices.Contains([]ckrError{
 		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_DEVICE_REMOVED,
 		pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
 	}, code)

@@ -28,7 +28,7 @@ const (
 )
 
 // helps has every code that the functions called here may return (PKCS#11 v2.40, section 5).
-var helps = map[pkcs11.Error]help{
+var helps = map[ckrError]help{
 	pkcs11.CKR_PIN_INCORRECT: {
 		"the PIN is wrong",
 		"compare it with its source, and log in by hand once to reset the token's count of " +
@@ -269,7 +269,7 @@ var helps = map[pkcs11.Error]help{
 // Explain returns what a CKR code means, its name, and what to do about it. For an error without a
 // code it returns the error's text.
 func Explain(err error) string {
-	var code pkcs11.Error
+	var code ckrError
 	if !errors.As(err, &code) {
 		return err.Error()
 	}
@@ -286,7 +286,7 @@ func Explain(err error) string {
 }
 
 // unnamed are the names that the binding does not have.
-var unnamed = map[pkcs11.Error]string{
+var unnamed = map[ckrError]string{
 	pkcs11.CKR_ACTION_PROHIBITED:     "CKR_ACTION_PROHIBITED",
 	pkcs11.CKR_CURVE_NOT_SUPPORTED:   "CKR_CURVE_NOT_SUPPORTED",
 	pkcs11.CKR_FIPS_SELF_TEST_FAILED: "CKR_FIPS_SELF_TEST_FAILED",
@@ -296,7 +296,7 @@ var unnamed = map[pkcs11.Error]string{
 }
 
 // Name returns the code's name in the standard, or its number if it has none.
-func Name(code pkcs11.Error) string {
+func Name(code ckrError) string {
 	if name, known := unnamed[code]; known {
 		return name
 	}

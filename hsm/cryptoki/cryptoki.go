@@ -8,9 +8,14 @@
 // session. The module is not finalised while a call is in flight. A login is tried once for each
 // [Connection], and never while an abandoned one may still count as a wrong PIN. Handles and
 // sessions do not outlive their connection. No error contains the PIN.
+//
+// Without cgo no module can be called: only the names and the errors are left, for the commands
+// that need no token.
 package cryptoki
 
 import (
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -24,6 +29,66 @@ type Config struct {
 
 	MaxSessions int           // sessions that may sign at once
 	Timeout     time.Duration // longest wait for a session, and for one call
+}
+
+// A Version is a CK_VERSION.
+type Version struct{ Major, Minor uint8 }
+
+// A LibraryID is what the module must return from C_GetInfo. Empty fields match anything.
+type LibraryID struct {
+	Manufacturer, Description string
+	Version                   *Version
+}
+
+// A TokenID names a token. Every field that is set must match; at least one must be set.
+type TokenID struct {
+	Slot             *uint // CK_SLOT_ID
+	Label            string
+	Serial           string
+	Manufacturer     string
+	Model            string
+	SlotDescription  string
+	SlotManufacturer string
+}
+
+// Given reports whether any field is set.
+func (t TokenID) Given() bool { return t != (TokenID{}) }
+
+// String describes the token as an operator would.
+func (t TokenID) String() string {
+	var s strings.Builder
+	s.WriteString("token")
+	if t.Slot != nil {
+		fmt.Fprintf(&s, " in slot %d", *t.Slot)
+	}
+	for _, part := range []struct{ words, value string }{
+		{"labelled", t.Label}, {"with serial number", t.Serial},
+		{"by", t.Manufacturer}, {"of the model", t.Model},
+		{"in the slot described as", t.SlotDescription}, {"in a slot by", t.SlotManufacturer},
+	} {
+		if part.value != "" {
+			fmt.Fprintf(&s, " %s %q", part.words, part.value)
+		}
+	}
+	return s.String()
+}
+
+// A Token describes a token in its own words (PKCS#11 v2.40, CK_TOKEN_INFO).
+type Token struct {
+	Label        string `json:"label"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Hardware     string `json:"hardware"` // version
+	Firmware     string `json:"firmware"` // version
+}
+
+// Sessions count the PKCS#11 sessions of a connection. Sessions in which calls hang are not
+// counted.
+type Sessions struct {
+	Open  int // including the login session
+	InUse int // of these, those that sign
+	Most  int // that may sign at once: MaxSessions, or fewer if the token allows fewer
 }
 
 // A PIN is a user PIN. It does not show itself when printed.

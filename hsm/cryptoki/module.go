@@ -1,3 +1,5 @@
+//go:build cgo
+
 package cryptoki
 
 import (
@@ -77,15 +79,6 @@ func Load(ctx context.Context, c Config, n *Counts) (*Module, error) {
 
 // Ready reports whether the module is initialised, and not about to be finalised.
 func (m *Module) Ready() bool { return m.ready }
-
-// A Version is a CK_VERSION.
-type Version struct{ Major, Minor uint8 }
-
-// A LibraryID is what the module must return from C_GetInfo. Empty fields match anything.
-type LibraryID struct {
-	Manufacturer, Description string
-	Version                   *Version
-}
 
 // Describe returns what the module says about itself (C_GetInfo).
 func (m *Module) Describe(ctx context.Context) (string, error) {

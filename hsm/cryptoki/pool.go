@@ -1,3 +1,5 @@
+//go:build cgo
+
 package cryptoki
 
 import (
@@ -19,14 +21,6 @@ func sessionLimit(wanted int, token uint) int {
 		return wanted
 	}
 	return max(1, min(wanted, int(min(token, 1<<16))-1))
-}
-
-// Sessions count the PKCS#11 sessions of a connection. Sessions in which calls hang are not
-// counted.
-type Sessions struct {
-	Open  int // including the login session
-	InUse int // of these, those that sign
-	Most  int // that may sign at once: MaxSessions, or fewer if the token allows fewer
 }
 
 // A pool keeps the sessions of a connection, last in, first out, so that no more are open than are

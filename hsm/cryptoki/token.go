@@ -1,3 +1,5 @@
+//go:build cgo
+
 package cryptoki
 
 import (
@@ -9,39 +11,6 @@ import (
 
 	"hsm-signer/hsm/ckr"
 )
-
-// A TokenID names a token. Every field that is set must match; at least one must be set.
-type TokenID struct {
-	Slot             *uint // CK_SLOT_ID
-	Label            string
-	Serial           string
-	Manufacturer     string
-	Model            string
-	SlotDescription  string
-	SlotManufacturer string
-}
-
-// Given reports whether any field is set.
-func (t TokenID) Given() bool { return t != (TokenID{}) }
-
-// String describes the token as an operator would.
-func (t TokenID) String() string {
-	var s strings.Builder
-	s.WriteString("token")
-	if t.Slot != nil {
-		fmt.Fprintf(&s, " in slot %d", *t.Slot)
-	}
-	for _, part := range []struct{ words, value string }{
-		{"labelled", t.Label}, {"with serial number", t.Serial},
-		{"by", t.Manufacturer}, {"of the model", t.Model},
-		{"in the slot described as", t.SlotDescription}, {"in a slot by", t.SlotManufacturer},
-	} {
-		if part.value != "" {
-			fmt.Fprintf(&s, " %s %q", part.words, part.value)
-		}
-	}
-	return s.String()
-}
 
 func (t TokenID) matches(this TokenID) bool {
 	fits := func(want, is string) bool { return want == "" || want == is }
@@ -161,16 +130,6 @@ func (c *Connection) Describe() string {
 		trim(t.Label), trim(t.SerialNumber), c.slot,
 		trim(t.Model), trim(t.ManufacturerID), t.FirmwareVersion.Major, t.FirmwareVersion.Minor,
 		sessions)
-}
-
-// A Token describes a token in its own words (PKCS#11 v2.40, CK_TOKEN_INFO).
-type Token struct {
-	Label        string `json:"label"`
-	Serial       string `json:"serial"`
-	Manufacturer string `json:"manufacturer"`
-	Model        string `json:"model"`
-	Hardware     string `json:"hardware"` // version
-	Firmware     string `json:"firmware"` // version
 }
 
 // Token returns what the token said about itself before the login (C_GetTokenInfo).
