@@ -170,7 +170,12 @@ func (c *CA) lintSample() error {
 		BasicConstraintsValid: true, SubjectKeyId: keyID,
 	}
 	template.NotBefore, template.NotAfter = c.datesFor(time.Now(), time.Hour)
-	if _, findings := c.linter.issue(template, public); len(findings) > 0 {
+	leaf, err := c.linter.create(template, public)
+	if err != nil {
+		return err
+	}
+	findings := append(c.linter.checkChain(leaf, template), c.linter.lint(leaf.Raw)...)
+	if len(findings) > 0 {
 		return fmt.Errorf("no certificate under %s would be accepted: %s", c.cert.Subject,
 			ascii(findings[0].message))
 	}

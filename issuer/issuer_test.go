@@ -139,10 +139,15 @@ func parsePolicy(t testing.TB, text string) *policy.Policy {
 // grant has the policy grant a request, as it is in life.
 func grant(t testing.TB, key crypto.Signer, lifetime time.Duration) *policy.Grant {
 	t.Helper()
-	return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", lifetime, pkcs10test.Request{
+	return grantTo(t, parsePolicy(t, aPolicy), "ns:sa", "pu", "u", lifetime, oneAndTwo(key))
+}
+
+// oneAndTwo asks for the names that aPolicy grants, and for a subject that it does not.
+func oneAndTwo(key crypto.Signer) pkcs10test.Request {
+	return pkcs10test.Request{
 		Key: key, Subject: pkix.Name{CommonName: "one", Organization: []string{"system:masters"}},
 		DNSNames: []string{"one", "two"}, IPs: []netip.Addr{podIP},
-	})
+	}
 }
 
 var podIP = netip.MustParseAddr("10.0.0.7")

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -22,7 +23,6 @@ import (
 	"time"
 
 	zx509 "github.com/zmap/zcrypto/x509"
-	"github.com/zmap/zlint/v3"
 	"github.com/zmap/zlint/v3/lint"
 
 	"hsm-signer/policy"
@@ -89,6 +89,7 @@ type linter struct {
 	ca            *x509.Certificate
 	roots         *x509.CertPool
 	intermediates *x509.CertPool
+	constrained   bool // a certificate of the chain constrains the names below it
 	lints         lint.Registry
 }
 
@@ -106,6 +107,7 @@ func newLinter(chain []*x509.Certificate) (*linter, error) {
 		}
 	}
 	l.key = keys[0]
+	l.constrained = slices.ContainsFunc(chain, constrainsNames)
 	for i, cert := range chain {
 		copied, err := copyCertificate(cert, keys[i].Public(), keys[min(i+1, len(chain)-1)])
 		if err != nil {
@@ -142,15 +144,14 @@ func copyCertificate(cert *x509.Certificate, public crypto.PublicKey,
 }
 
 // throwawayKey returns a key for a copy. That of the issuing CA has the type of the original, so
-// that the signature algorithm is the same; its size does not show in what is signed.
+// that the signature algorithm is the same. Its size does not show in what is signed, so it is the
+// one with which the most can be linted per second.
 func throwawayKey(like crypto.PublicKey, issuing bool) (crypto.Signer, error) {
-	switch key := like.(type) {
+	switch like.(type) {
 	case *rsa.PublicKey:
 		if issuing {
 			return throwawayRSAKey()
 		}
-	case *ecdsa.PublicKey:
-		return ecdsa.GenerateKey(key.Curve, rand.Reader)
 	case ed25519.PublicKey:
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		return private, err
@@ -170,23 +171,32 @@ type certificate struct {
 	Signature asn1.BitString
 }
 
+// A linted is a certificate that only lacks the CA's signature.
+type linted struct {
+	certificate // its signature is the throwaway key's
+	serial      *big.Int
+}
+
 // issue makes the certificate with the throwaway key, and returns it or why it cannot be issued.
-// The real certificate differs in nothing but the signature.
-func (l *linter) issue(template *x509.Certificate, public crypto.PublicKey) (*certificate,
-	[]finding) {
+// The real certificate differs in nothing but the signature. A chain that constrains no names
+// allows every certificate if it allows one, so [CA.lintSample] has tried it.
+func (l *linter) issue(template *x509.Certificate, public crypto.PublicKey) (*linted, []finding) {
 	leaf, err := l.create(template, public)
 	if err != nil {
 		return nil, []finding{{fieldRequest, "cannot be made into a certificate: " + err.Error()}}
 	}
-	findings := append(l.checkChain(leaf, template), l.lint(leaf.Raw)...)
-	if len(findings) > 0 {
+	var findings []finding
+	if l.constrained {
+		findings = l.checkChain(leaf, template)
+	}
+	if findings = append(findings, l.lint(leaf.Raw)...); len(findings) > 0 {
 		return nil, findings
 	}
-	var c certificate
-	if _, err := asn1.Unmarshal(leaf.Raw, &c); err != nil {
+	made := &linted{serial: template.SerialNumber}
+	if _, err := asn1.Unmarshal(leaf.Raw, &made.certificate); err != nil {
 		return nil, []finding{{fieldRequest, "cannot be made into a certificate: " + err.Error()}}
 	}
-	return &c, nil
+	return made, nil
 }
 
 func (l *linter) create(template *x509.Certificate, public crypto.PublicKey) (*x509.Certificate,
@@ -207,7 +217,14 @@ func (l *linter) verify(leaf *x509.Certificate) error {
 	return err
 }
 
-// checkChain reports which names the chain does not permit.
+// constrainsNames reports whether the certificate of a CA has name constraints.
+func constrainsNames(cert *x509.Certificate) bool {
+	return slices.ContainsFunc(cert.Extensions,
+		func(e pkix.Extension) bool { return e.Id.Equal(oidNameConstraints) })
+}
+
+// checkChain reports which names the chain does not permit. All else that a chain may forbid, it
+// forbids to every certificate.
 func (l *linter) checkChain(leaf, template *x509.Certificate) []finding {
 	err := l.verify(leaf)
 	if err == nil {
@@ -277,14 +294,17 @@ func (l *linter) lint(der []byte) []finding {
 		return []finding{{fieldRequest,
 			"makes a certificate that cannot be linted: " + err.Error()}}
 	}
-	results := zlint.LintCertificateEx(cert, l.lints).Results
-	var findings []finding
-	for _, name := range slices.Sorted(maps.Keys(results)) {
-		if result := results[name]; result.Status >= lint.Warn {
-			message := strings.TrimSpace("makes a certificate that fails the lint " + name + " " +
-				result.Details)
-			findings = append(findings, finding{fieldOf(name), message})
+	failed := map[string]string{} // by the name of the lint
+	for _, one := range l.lints.CertificateLints().Lints() {
+		result := one.Execute(cert, l.lints.GetConfiguration())
+		if result.Status >= lint.Warn {
+			failed[one.Name] = result.Details
 		}
+	}
+	var findings []finding
+	for _, name := range slices.Sorted(maps.Keys(failed)) {
+		message := "makes a certificate that fails the lint " + name + " " + failed[name]
+		findings = append(findings, finding{fieldOf(name), strings.TrimSpace(message)})
 	}
 	return findings
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/zmap/zlint/v3/lint"
+	_ "github.com/zmap/zlint/v3/lints/community" // registers the lints of this source
+	_ "github.com/zmap/zlint/v3/lints/rfc"
 )
 
 // lintSources are the sources of the lints. The rules of the CA/Browser Forum and of root programs

@@ -30,7 +30,7 @@ type preparation struct {
 	issuer *Issuer
 	ca     *CA
 	grant  *policy.Grant
-	linted *certificate   // what is to be signed; its signature is the throwaway key's
+	linted *linted        // what is to be signed
 	record journal.Record // what the journal had when it was prepared
 	spent  atomic.Bool
 }
@@ -85,7 +85,7 @@ func (i *Issuer) Prepare(
 // one. It returns a refusal if it can never be issued.
 func (i *Issuer) lint(
 	ca *CA, grant *policy.Grant, record journal.Record,
-) (*certificate, *policy.Refusal, error) {
+) (*linted, *policy.Refusal, error) {
 	if record.State != journal.Unknown {
 		return i.lintFormer(ca, grant, record)
 	}
@@ -107,7 +107,7 @@ func (i *Issuer) lint(
 // may have been set.
 func (i *Issuer) lintFormer(
 	ca *CA, grant *policy.Grant, record journal.Record,
-) (*certificate, *policy.Refusal, error) {
+) (*linted, *policy.Refusal, error) {
 	if record.State == journal.IsOrphaned && record.Certificate == nil {
 		return nil, formerCertificate(grant, "was given up before it was signed"), nil
 	}
@@ -222,10 +222,6 @@ func (p *preparation) intend(ctx context.Context) error {
 		}
 		return err
 	}
-	cert, err := journal.ParseTBS(p.linted.TBS.FullBytes)
-	if err != nil {
-		return err
-	}
 	if err := inTime(ctx); err != nil {
 		return err
 	}
@@ -234,7 +230,7 @@ func (p *preparation) intend(ctx context.Context) error {
 		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(),
 		Requester: grant.Requester(), RequestSHA256: grant.RequestSHA256(),
 		Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
-		Serial: journal.FormatSerial(cert.SerialNumber), TBS: p.linted.TBS.FullBytes,
+		Serial: journal.FormatSerial(p.linted.serial), TBS: p.linted.TBS.FullBytes,
 	})
 }
 

@@ -152,11 +152,9 @@ func (c *compiler) compileFrom() from {
 	}
 	for _, text := range c.From.ServiceAccounts {
 		namespace, name, _ := strings.Cut(text.value, "/")
-		if namespace != "*" && !dnsLabel.MatchString(namespace) ||
-			name != "*" && !dnsSubdomain.MatchString(name) {
-			c.wrong(text.at, "from.serviceAccounts",
-				"%q is not of the form NAMESPACE/NAME, where * stands for any of either",
-				text.value)
+		if namespace != "*" && !isDNSLabel(namespace) || name != "*" && !isDNSSubdomain(name) {
+			c.wrong(text.at, "from.serviceAccounts", "%q is not of the form NAMESPACE/NAME, "+
+				"where * stands for any of either", text.value)
 		}
 		compiled.accounts = append(compiled.accounts, ServiceAccount{namespace, name})
 	}
@@ -223,10 +221,10 @@ func (c *compiler) compileNames(field string, names []fileName) []nameSource {
 			wrong(name.pattern.at, name.pattern.value, checkPattern(name.pattern.value))
 			sources = append(sources, pattern(name.pattern.value))
 		case name.service.at > 0:
-			if !dnsLabel.MatchString(name.service.value) {
+			if !isDNSLabel(name.service.value) {
 				wrong(name.service.at, name.service.value, "is not the name of a service")
 			}
-			if name.namespace.at > 0 && !dnsLabel.MatchString(name.namespace.value) {
+			if name.namespace.at > 0 && !isDNSLabel(name.namespace.value) {
 				wrong(name.namespace.at, name.namespace.value, "is not the name of a namespace")
 			}
 			sources = append(sources,

@@ -231,11 +231,20 @@ func forge(t *testing.T, entries ...Entry) string {
 	var head Head
 	var err error
 	for _, e := range entries {
-		if head, err = b.add(head, time.Now(), e); err != nil {
+		if head, err = b.put(head, time.Now(), e); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return directory(t, b.bytes)
+}
+
+// put encodes an entry and puts it behind the head.
+func (b *batch) put(head Head, now time.Time, e Entry) (Head, error) {
+	e, body, err := encodeEntry(e)
+	if err != nil {
+		return head, err
+	}
+	return b.add(head, now, e, body)
 }
 
 // Whoever can write the journal can make a chain; what it says must still be true.
@@ -401,7 +410,7 @@ func FuzzLine(f *testing.F) {
 		Orphaned{"one", "0A", "why\x00"}, Unconfirmed{"one", "0A", "why"},
 		Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
 	} {
-		e, err := readable(e)
+		e, _, err := encodeEntry(e)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -434,7 +443,7 @@ func FuzzText(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		e, err := readable(Orphaned{UID: "u" + text, Serial: text, Why: text})
+		e, _, err := encodeEntry(Orphaned{UID: "u" + text, Serial: text, Why: text})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -291,13 +292,18 @@ func decode[E Entry](body []byte) (Entry, error) {
 	return e, err
 }
 
-// readable returns the entry as it will be read back: bytes that are not UTF-8 become U+FFFD.
-func readable(e Entry) (Entry, error) {
+// encodeEntry returns the entry as it will be read back, in which bytes that are not UTF-8 become
+// U+FFFD, and its JSON.
+func encodeEntry(e Entry) (Entry, []byte, error) {
 	body, err := json.Marshal(e)
-	if err != nil || !strings.Contains(string(body), `\ufffd`) {
-		return e, err
+	if err != nil || !bytes.Contains(body, []byte(`\ufffd`)) {
+		return e, body, err
 	}
-	return decodeEntry(string(e.Kind()), body)
+	if e, err = decodeEntry(string(e.Kind()), body); err != nil {
+		return nil, nil, err
+	}
+	body, err = json.Marshal(e)
+	return e, body, err
 }
 
 // An ID is a journal's own: eight hexadecimal digits, random, of which the first byte is between 01

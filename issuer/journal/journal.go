@@ -248,7 +248,11 @@ func (j *Writer) begin(lines []byte, opened Opened) error {
 	opened.CASHA256 = hash(j.options.CA.Raw)
 	opened.Host, _ = os.Hostname() // it is for people to read
 	opened.PID = os.Getpid()
-	if _, err := b.add(head, j.options.now(), opened); err != nil {
+	entry, body, err := encodeEntry(opened)
+	if err != nil {
+		return err
+	}
+	if _, err := b.add(head, j.options.now(), entry, body); err != nil {
 		return err
 	}
 	// else the space that is set aside stays so

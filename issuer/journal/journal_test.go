@@ -765,3 +765,48 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkCertificate records whole lives of certificates, each from its intent to its
+// publication, with the disk's syncs shared by many.
+func BenchmarkCertificate(b *testing.B) {
+	ca := newCA(b)
+	j := open(b, b.TempDir(), Options{CA: ca.cert, MaxUnfinished: 1 << 30})
+	lives := make([][3]Entry, b.N)
+	for i := range lives {
+		intent, signed, published := ca.lines(b, j.ID(), fmt.Sprint(i), time.Hour)
+		lives[i] = [3]Entry{intent, signed, published}
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for step := range 3 {
+		var last *batch
+		for _, life := range lives {
+			started, err := j.start(life[step])
+			if err != nil {
+				b.Fatal(err)
+			}
+			last = started
+		}
+		if err := last.wait(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// More allocations than these would show that an entry is parsed or encoded twice.
+func TestEncodeAllocates(t *testing.T) {
+	const most = 100
+	ca := newCA(t)
+	intent, _, _ := ca.lines(t, "1a2b3c4d", "one", time.Hour)
+	got := testing.AllocsPerRun(100, func() {
+		if err := intent.check(); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := encodeEntry(intent); err != nil {
+			t.Error(err)
+		}
+	})
+	if got > most {
+		t.Errorf("%.0f allocations for an intent; at most %d are expected", got, most)
+	}
+}

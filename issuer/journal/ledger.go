@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
+	"encoding/asn1"
 	"fmt"
 	"maps"
 	"slices"
@@ -307,14 +308,19 @@ func (f finished) forgettable(now time.Time) bool {
 	return now.Add(-KeepExpired).After(time.Unix(int64(f.expires), 0))
 }
 
-// expiryOf returns when the certificate of an intent expires. The intent was parsed when it was
-// taken.
+// expiryOf returns when the certificate of an intent expires, in seconds since 1970. The intent was
+// parsed when it was taken, so only its validity is read here (RFC 5280, section 4.1).
 func expiryOf(i Intent) uint32 {
-	cert, err := ParseTBS(i.TBS)
-	if err != nil {
+	const place = 4 // behind version, serial number, signature and issuer
+	var parts []asn1.RawValue
+	var validity struct{ NotBefore, NotAfter time.Time }
+	if _, err := asn1.Unmarshal(i.TBS, &parts); err != nil || len(parts) <= place {
 		return 0
 	}
-	return seconds(cert.NotAfter)
+	if _, err := asn1.Unmarshal(parts[place].FullBytes, &validity); err != nil {
+		return 0
+	}
+	return seconds(validity.NotAfter)
 }
 
 func short(serial string) [8]byte {

@@ -73,14 +73,19 @@ func (l Line) encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	line := l.begin()
-	line = append(line, body[1:]...) // no entry is empty
-	return append(line, '\n'), nil
+	return l.appendTo(nil, body), nil
 }
 
-// begin returns the fields that all lines have.
-func (l Line) begin() []byte {
-	return fmt.Appendf(nil, `{"seq":%d,"time":"%s","prev":"%s","kind":"%s",`, l.Seq,
+// appendTo appends the line with its newline to other lines. body is the JSON of the entry.
+func (l Line) appendTo(lines, body []byte) []byte {
+	lines = l.begin(lines)
+	lines = append(lines, body[1:]...) // no entry is empty
+	return append(lines, '\n')
+}
+
+// begin appends the fields that all lines have.
+func (l Line) begin(lines []byte) []byte {
+	return fmt.Appendf(lines, `{"seq":%d,"time":"%s","prev":"%s","kind":"%s",`, l.Seq,
 		l.Time.UTC().Format(timeLayout), l.Prev, l.Kind())
 }
 

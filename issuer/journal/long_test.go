@@ -72,7 +72,7 @@ func longJournal(b *testing.B, ca *testCA, requests int) string {
 			out = bufio.NewWriterSize(file, 1<<20)
 		}
 		var batch batch
-		if head, err = batch.add(head, time.Now().Add(-2*RecentWindow), e); err == nil {
+		if head, err = batch.put(head, time.Now().Add(-2*RecentWindow), e); err == nil {
 			_, err = out.Write(batch.bytes)
 		}
 		if err != nil {

@@ -134,6 +134,7 @@ func (j *Writer) queueAgain(b *batch, lines []byte) (Head, error) {
 		if err != nil {
 			return head, err
 		}
+		b.bytes = append(b.bytes, raw...)
 		head = b.push(l, raw)
 		lines = lines[len(raw):]
 	}

@@ -31,23 +31,23 @@ type queued struct {
 	size int // bytes
 }
 
-// add puts an entry behind the head and returns the new one.
-func (b *batch) add(head Head, now time.Time, e Entry) (Head, error) {
+// add puts an entry, of which body is the JSON, behind the head and returns the new one.
+func (b *batch) add(head Head, now time.Time, e Entry, body []byte) (Head, error) {
 	line := Line{Seq: head.Seq + 1, Time: now.UTC(), Prev: head.SHA256, Entry: e}
-	raw, err := line.encode()
-	switch {
-	case err != nil:
-		return head, err
-	case len(raw) > maxLine:
-		return head, fmt.Errorf("the line would be %d bytes long; at most %d are taken", len(raw),
+	before := len(b.bytes)
+	b.bytes = line.appendTo(b.bytes, body)
+	if size := len(b.bytes) - before; size > maxLine {
+		b.bytes = b.bytes[:before]
+		return head, fmt.Errorf("the line would be %d bytes long; at most %d are taken", size,
 			maxLine)
 	}
-	return b.push(line, raw), nil
+	return b.push(line, b.bytes[before:]), nil
 }
 
+// push notes a line whose bytes are the last ones of the batch.
 func (b *batch) push(line Line, raw []byte) Head {
 	q := queued{line: line, sum: sha256.Sum256(raw), size: len(raw)}
-	b.bytes, b.lines = append(b.bytes, raw...), append(b.lines, q)
+	b.lines = append(b.lines, q)
 	return Head{line.Seq, q.sum}
 }
 
@@ -79,7 +79,7 @@ func (j *Writer) start(e Entry) (*batch, error) {
 	if err := j.acceptable(e); err != nil {
 		return nil, err
 	}
-	e, err := readable(e)
+	e, body, err := encodeEntry(e)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (j *Writer) start(e Entry) (*batch, error) {
 		return nil, err
 	}
 	b := j.openBatch()
-	head, err := b.add(j.next, now, e)
+	head, err := b.add(j.next, now, e, body)
 	if err != nil {
 		return nil, err
 	}
