@@ -51,6 +51,7 @@ type Issuer struct {
 	journal   Journal
 	budget    *budget
 	signing   sync.Map // of the UIDs that are being signed
+	recent    recent
 	now       func() time.Time
 }
 

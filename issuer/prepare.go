@@ -189,6 +189,7 @@ func (p *preparation) issue(ctx context.Context) ([]byte, error) {
 			"before it is "+
 			"written", err, uid)
 	}
+	p.issuer.recent.add(uid, signed.Certificate)
 	return p.ca.chainOf(signed.Certificate), nil
 }
 

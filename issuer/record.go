@@ -48,8 +48,11 @@ func (i *Issuer) Unfinished() []policy.Submission {
 }
 
 // Made reports whether the first certificate in PEM is the one that the journal has for the
-// request.
+// request. The first look at a certificate of this process reads nothing from the disk.
 func (i *Issuer) Made(uid string, chain []byte) (bool, error) {
+	if block, _ := pem.Decode(chain); block != nil && i.recent.take(uid, block.Bytes) {
+		return true, nil
+	}
 	record, err := i.journal.Lookup(uid)
 	if err != nil {
 		return false, fmt.Errorf("journal: %w", err)

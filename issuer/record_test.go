@@ -263,7 +263,10 @@ func TestUnfinished(t *testing.T) {
 		uid   string
 		chain []byte
 		made  bool
-	}{{"u", chain, true}, {"u", a.issuer.CA().chainOf([]byte("x")), false}, {"v", chain, false}} {
+	}{
+		{"u", chain, true}, // from memory, and then from the journal
+		{"u", chain, true}, {"u", a.issuer.CA().chainOf([]byte("x")), false}, {"v", chain, false},
+	} {
 		if made, err := a.issuer.Made(c.uid, c.chain); made != c.made || err != nil {
 			t.Errorf("its own certificate is not told from others: %s: %t, %v", c.uid, made, err)
 		}
