@@ -33,8 +33,8 @@ var layers = map[string][]string{
 }
 
 // innerPackages are packages inside others, each with the packages of the product that it may
-// import: the status page only shows what it is given, and the parts of the controller do not know
-// the controller.
+// import: the status page only shows what it is given, and the parts of the controller and the
+// kinds of request do not know the controller.
 var innerPackages = map[string][]string{
 	product + "/hsm/ckr":           nil,
 	product + "/hsm/cryptoki":      {product + "/hsm/ckr"},
@@ -44,7 +44,9 @@ var innerPackages = map[string][]string{
 	product + "/kube/pace":         nil,
 	product + "/kube/lease":        {product + "/kube/apifault"},
 	product + "/kube/access":       {product + "/kube/lease"},
-	product + "/kube/csr":          nil,
+	product + "/kube/request":      {product + "/policy"},
+	product +
+		"/kube/csr": {product + "/kube/request", product + "/policy", product + "/policy/pkcs10"},
 
 	command + "exit": {product + "/hsm"},
 	command +
@@ -196,6 +198,20 @@ func TestImportsOfInnerPackages(t *testing.T) {
 	}
 	if found != len(innerPackages) {
 		t.Errorf("%d of %d inner packages exist", found, len(innerPackages))
+	}
+}
+
+// The controller works on any kind of request, so it imports none.
+func TestImportsOfController(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.ImportPath != product+"/kube" {
+			continue
+		}
+		for _, path := range p.Imports {
+			if path == product+"/kube/csr" || within(path, "k8s.io/api/certificates") {
+				t.Errorf("%s imports %s; only a kind of request may", p.ImportPath, path)
+			}
+		}
 	}
 }
 

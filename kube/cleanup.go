@@ -8,11 +8,10 @@ import (
 	"sync"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/kube/request"
 )
 
 // Answers says which answers to requests are recorded on the disk.
@@ -62,18 +61,17 @@ func (c *Controller) cleanUp(ctx context.Context) {
 
 // cleanUpOnce deletes one request at most. It reports whether there may be another to delete now.
 func (c *Controller) cleanUpOnce(ctx context.Context) (more bool) {
-	api := c.requests.Load()
-	all := c.servedRequests(api)
+	all := c.servedRequests()
 	c.cleaner.see(all)
 	if c.mayCleanUp() != nil {
 		return false
 	}
-	csr, err := c.cleaner.next(all)
-	if csr == nil && err == nil {
+	r, err := c.cleaner.next(all)
+	if r == nil && err == nil {
 		return false
 	}
 	if err == nil {
-		err = c.deleteFinished(ctx, api, csr)
+		err = c.deleteFinished(ctx, r)
 	}
 	if changed := c.cleaner.note(err); changed && err != nil {
 		c.Logger.Error("finished requests are left to Kubernetes for now", "error", err)
@@ -83,14 +81,11 @@ func (c *Controller) cleanUpOnce(ctx context.Context) (more bool) {
 
 // servedRequests returns the requests of our signers. Those without a signer name are not among
 // them: they may be anyone's.
-func (c *Controller) servedRequests(api *requests) []*certificatesv1.CertificateSigningRequest {
-	var served []*certificatesv1.CertificateSigningRequest
-	for _, store := range api.stores {
-		for _, object := range store.List() {
-			csr := requestIn(object)
-			if csr != nil && csr.Spec.SignerName != "" && c.serves(csr) {
-				served = append(served, csr)
-			}
+func (c *Controller) servedRequests() []request.Object {
+	var served []request.Object
+	for _, r := range c.requests.Load().all() {
+		if r.Signer() != "" && c.serves(r) {
+			served = append(served, r)
 		}
 	}
 	return served
@@ -108,9 +103,7 @@ func (c *Controller) mayCleanUp() error {
 }
 
 // deleteFinished deletes the request, unless it has changed or is gone.
-func (c *Controller) deleteFinished(
-	ctx context.Context, api *requests, csr *certificatesv1.CertificateSigningRequest,
-) error {
+func (c *Controller) deleteFinished(ctx context.Context, r request.Object) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
 	ctx, done, err := c.election.Acting(ctx)
@@ -118,9 +111,7 @@ func (c *Controller) deleteFinished(
 		return nil // another controller continues
 	}
 	defer done()
-	err = api.Delete(ctx, csr.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &csr.UID, ResourceVersion: &csr.ResourceVersion},
-	})
+	err = r.Delete(ctx)
 	switch {
 	case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
 		return nil
@@ -128,7 +119,7 @@ func (c *Controller) deleteFinished(
 		c.access.Recheck(err)
 		return fmt.Errorf("delete a finished request: %w", err)
 	}
-	c.sinks.Report(Deletion{Name: csr.Name, UID: string(csr.UID), Signer: csr.Spec.SignerName})
+	c.sinks.Report(Deletion{Name: nameOf(r), UID: string(r.GetUID()), Signer: r.Signer()})
 	return nil
 }
 
@@ -139,42 +130,6 @@ func (c *Controller) CleanUpFault() error {
 		return nil
 	}
 	return errors.Join(c.access.MayDelete(), c.cleaner.lastFault())
-}
-
-// An answer is how a request ended.
-type answer int
-
-const (
-	unanswered answer = iota // it is open
-	issued                   // approved, with a certificate
-	refused                  // denied or failed, without a certificate
-	unclear                  // a certificate without an approval, or with a denial: not our work
-)
-
-// answerOf reads the answer from the object.
-func answerOf(csr *certificatesv1.CertificateSigningRequest) answer {
-	if stateOf(csr) != done {
-		return unanswered
-	}
-	var approval, refusal bool
-	for _, condition := range csr.Status.Conditions {
-		if condition.Status != corev1.ConditionTrue && condition.Status != "" {
-			continue
-		}
-		switch condition.Type {
-		case certificatesv1.CertificateApproved:
-			approval = true
-		case certificatesv1.CertificateDenied, certificatesv1.CertificateFailed:
-			refusal = true
-		}
-	}
-	switch certified := len(csr.Status.Certificate) > 0; {
-	case certified && approval && !refusal:
-		return issued
-	case !certified && refusal:
-		return refused
-	}
-	return unclear
 }
 
 // A cleaner chooses the requests to delete. It counts from when it first saw a request answered, by
@@ -196,8 +151,8 @@ type cleaner struct {
 
 // A sighting is what the cleaner knows of one request.
 type sighting struct {
-	answer   answer
-	since    time.Time // when it was first seen with this answer, or was last tried
+	state    request.State
+	since    time.Time // when it was first seen in this state, or was last tried
 	round    int       // in which it was last seen
 	recorded bool      // its refusal is in the log
 }
@@ -207,20 +162,20 @@ func newCleaner(after time.Duration, answers Answers) *cleaner {
 }
 
 // see takes note of all requests that there are: what is new, what was answered, and what is gone.
-func (c *cleaner) see(all []*certificatesv1.CertificateSigningRequest) {
+func (c *cleaner) see(all []request.Object) {
 	now := c.now()
 	c.round++
-	for _, csr := range all {
-		s, answer := c.seen[csr.UID], answerOf(csr)
+	for _, r := range all {
+		s, state := c.seen[r.GetUID()], r.State()
 		if s == nil { // its client may wait, even if it is answered already
-			s = &sighting{answer: answer, since: now}
-			c.seen[csr.UID], c.waited = s, now
+			s = &sighting{state: state, since: now}
+			c.seen[r.GetUID()], c.waited = s, now
 		}
-		if s.answer != answer {
-			*s = sighting{answer: answer, since: now}
+		if s.state != state {
+			*s = sighting{state: state, since: now}
 			c.waited = now
 		}
-		if answer == unanswered && now.Sub(s.since) < clientPatience {
+		if state.Open() && now.Sub(s.since) < clientPatience {
 			c.waited = now
 		}
 		s.round = c.round
@@ -238,23 +193,23 @@ func (c *cleaner) see(all []*certificatesv1.CertificateSigningRequest) {
 // next returns the request to delete now, of those last given to see. It returns nil if there is
 // none, or while clients may be waiting.
 func (c *cleaner) next(
-	all []*certificatesv1.CertificateSigningRequest,
-) (*certificatesv1.CertificateSigningRequest, error) {
+	all []request.Object,
+) (request.Object, error) {
 	if c.now().Sub(c.waited) < quietTime {
 		return nil, nil
 	}
 	if err := c.searchRefusals(all); err != nil {
 		return nil, err
 	}
-	for _, csr := range c.candidates(all) {
-		s := c.seen[csr.UID]
+	for _, r := range c.candidates(all) {
+		s := c.seen[r.GetUID()]
 		s.since = c.now() // whatever comes of it, it is not the next one
-		if s.answer == refused {
-			return csr, nil
+		if s.state == request.Refused {
+			return r, nil
 		}
-		delivered, err := c.answers.Delivered(string(csr.UID), csr.Status.Certificate)
+		delivered, err := c.answers.Delivered(string(r.GetUID()), r.Certificate())
 		if err != nil || delivered {
-			return csr, err
+			return r, err
 		}
 	}
 	return nil, nil
@@ -263,30 +218,31 @@ func (c *cleaner) next(
 // candidates returns the requests that are due, without the refused ones that are not known to be
 // recorded, in the order in which they were answered.
 func (c *cleaner) candidates(
-	all []*certificatesv1.CertificateSigningRequest,
-) (due []*certificatesv1.CertificateSigningRequest) {
-	for _, csr := range all {
-		if s := c.seen[csr.UID]; c.due(s) && (s.answer == issued || s.recorded) {
-			due = append(due, csr)
+	all []request.Object,
+) (due []request.Object) {
+	for _, r := range all {
+		if s := c.seen[r.GetUID()]; c.due(s) && (s.state == request.Issued || s.recorded) {
+			due = append(due, r)
 		}
 	}
-	slices.SortFunc(due, func(a, b *certificatesv1.CertificateSigningRequest) int {
-		return c.seen[a.UID].since.Compare(c.seen[b.UID].since)
+	slices.SortFunc(due, func(a, b request.Object) int {
+		return c.seen[a.GetUID()].since.Compare(c.seen[b.GetUID()].since)
 	})
 	return due
 }
 
 // due reports whether the request was answered long enough ago.
 func (c *cleaner) due(s *sighting) bool {
-	return (s.answer == issued || s.answer == refused) && c.now().Sub(s.since) >= c.after
+	return (s.state == request.Issued || s.state == request.Refused) &&
+		c.now().Sub(s.since) >= c.after
 }
 
 // searchRefusals finds out which of the refused requests that are due are in the refusal log.
-func (c *cleaner) searchRefusals(all []*certificatesv1.CertificateSigningRequest) error {
+func (c *cleaner) searchRefusals(all []request.Object) error {
 	var uids []string
-	for _, csr := range all {
-		if s := c.seen[csr.UID]; c.due(s) && s.answer == refused && !s.recorded {
-			uids = append(uids, string(csr.UID))
+	for _, r := range all {
+		if s := c.seen[r.GetUID()]; c.due(s) && s.state == request.Refused && !s.recorded {
+			uids = append(uids, string(r.GetUID()))
 		}
 	}
 	if len(uids) == 0 || c.now().Sub(c.searched) < refusalsInterval {

@@ -83,7 +83,7 @@ func newCleaning(t *testing.T) *cleaning {
 	})
 	c.watches = nil
 	c.DeleteFinishedAfter, c.Answers = keep, c.record
-	c.requests.Load().Client = c.server
+	apiOf(c.Controller).Client = c.server
 	c.cleaner = newCleaner(keep, c.record)
 	c.cleaner.now = func() time.Time { return c.clock }
 	return c
@@ -136,16 +136,17 @@ func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
 	c.add("failed with a certificate", "own", approval, failure)
 	c.add("denied by someone", "", denial)
 	for uid, signer := range map[string]string{"another signer": "example.com/b", "no signer": ""} {
-		err := c.requests.Load().
-			stores[0].Add(request(signer, func(csr *certificatesv1.CertificateSigningRequest) {
-			csr.Name, csr.UID, csr.Status.Certificate = uid, types.UID(uid), []byte("own")
-			csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{approval}
-		}))
+		err := c.requests.Load().stores[0].Add(apiOf(c.Controller).Whole(
+			newCSR(signer, func(made *certificatesv1.CertificateSigningRequest) {
+				made.Name, made.UID, made.Status.Certificate = uid, types.UID(uid), []byte("own")
+				made.Status.Conditions =
+					[]certificatesv1.CertificateSigningRequestCondition{approval}
+			})))
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	c.AcceptUnset = true
+	c.Kind = csr.Kind{SignerNames: c.SignerNames, AcceptUnset: true}
 	if got := c.after(keep); len(got) > 0 {
 		t.Errorf("deleted before their time: %q", got)
 	}
@@ -335,46 +336,5 @@ func TestRefusalLogIsReadSeldom(t *testing.T) {
 	}
 	if got := c.after(keep + 2*refusalsInterval); len(got) != 50 || c.record.searches > 5 {
 		t.Errorf("%d were deleted, with %d readings of the log", len(got), c.record.searches)
-	}
-}
-
-// pages is an API server that answers a list with one page.
-type pages struct {
-	csr.Client
-	page certificatesv1.CertificateSigningRequestList
-	err  error
-}
-
-func (p pages) List(_ context.Context,
-	o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
-	if o.Limit != 1 || o.FieldSelector != "" || o.ResourceVersion != "" {
-		return nil, fmt.Errorf("asked with %+v", o)
-	}
-	return &p.page, p.err
-}
-
-func TestRequestsAreCounted(t *testing.T) {
-	rest := int64(41)
-	for name, c := range map[string]struct {
-		items int
-		meta  metav1.ListMeta
-		fault error
-		want  int
-		ok    bool
-	}{
-		"none": {want: 0, ok: true},
-		"one":  {items: 1, want: 1, ok: true},
-		"many": {items: 1, meta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest},
-			want: 42, ok: true},
-		"unknown": {items: 1, meta: metav1.ListMeta{Continue: "c"}},
-		"fault":   {fault: errors.New("no")},
-	} {
-		page := pages{err: c.fault}
-		page.page.Items = make([]certificatesv1.CertificateSigningRequest, c.items)
-		page.page.ListMeta = c.meta
-		n, err := (&csr.API{Client: page}).Count(t.Context())
-		if n != c.want || (err == nil) != c.ok {
-			t.Errorf("%s: %d, %v", name, n, err)
-		}
 	}
 }

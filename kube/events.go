@@ -1,7 +1,6 @@
 package kube
 
 import (
-	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -59,7 +58,8 @@ func (s *eventSink) Report(r Report) {
 	case ResultOverBudget:
 		s.warn(&o.Object, "OverBudget", o.Reason)
 	case ResultFault:
-		s.warn(&o.Object, "SignerFault", "the signer met a fault and will try again; its log says which")
+		s.warn(&o.Object, "SignerFault",
+			"the signer met a fault and will try again; its log says which")
 	}
 }
 
@@ -68,16 +68,8 @@ func (s *eventSink) Report(r Report) {
 func (c *Controller) Warn(reason, message string) {
 	for _, name := range c.SignerNames {
 		signer := &corev1.ObjectReference{
-			APIVersion: certificatesv1.SchemeGroupVersion.String(), Kind: "Signer", Name: name,
+			APIVersion: "certificates.k8s.io/v1", Kind: "Signer", Name: name,
 		}
 		c.events.warn(signer, reason, message)
-	}
-}
-
-// referenceTo returns the reference that Events use for the request.
-func referenceTo(csr *certificatesv1.CertificateSigningRequest) *corev1.ObjectReference {
-	return &corev1.ObjectReference{
-		APIVersion: certificatesv1.SchemeGroupVersion.String(), Kind: "CertificateSigningRequest",
-		Name: csr.Name, UID: csr.UID, ResourceVersion: csr.ResourceVersion,
 	}
 }

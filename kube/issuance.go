@@ -3,8 +3,9 @@ package kube
 import (
 	"bytes"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/kube/request"
 )
 
 // An Issuance says who issued the certificate on a request of ours.
@@ -29,12 +30,12 @@ type known struct {
 }
 
 // issuanceOf finds out where the certificate of a request comes from.
-func (c *Controller) issuanceOf(csr *certificatesv1.CertificateSigningRequest) (Issuance, error) {
-	made, err := c.Issuer.Made(string(csr.UID), csr.Status.Certificate)
+func (c *Controller) issuanceOf(r request.Object) (Issuance, error) {
+	made, err := c.Issuer.Made(string(r.GetUID()), r.Certificate())
 	if err != nil || made {
 		return Own, err
 	}
-	switch byCA, ours := c.Issuer.Signed(csr.Status.Certificate); {
+	switch byCA, ours := c.Issuer.Signed(r.Certificate()); {
 	case !byCA:
 		return Foreign, nil
 	case ours:
@@ -45,26 +46,24 @@ func (c *Controller) issuanceOf(csr *certificatesv1.CertificateSigningRequest) (
 
 // countCertificates finds out who issued each certificate on a request of ours, once for each, and
 // reports the numbers. It warns of certificates that ought not to be there.
-func (c *Controller) countCertificates(
-	all map[types.UID]*certificatesv1.CertificateSigningRequest,
-) {
+func (c *Controller) countCertificates(all map[types.UID]request.Object) {
 	before, counts := c.certificates, map[Issuance]int{}
 	c.certificates = make(map[types.UID]known, len(before))
-	for uid, csr := range all {
-		chain := csr.Status.Certificate
-		if len(chain) == 0 || csr.Spec.SignerName == "" || !c.serves(csr) {
+	for uid, r := range all {
+		chain := r.Certificate()
+		if len(chain) == 0 || r.Signer() == "" || !c.serves(r) {
 			continue // without a signer name it may be anyone's
 		}
 		now, was := before[uid]
 		if !was || !bytes.Equal(now.chain, chain) {
-			issuance, err := c.issuanceOf(csr)
+			issuance, err := c.issuanceOf(r)
 			if err != nil {
 				c.Logger.Warn("the issuer of a certificate is unknown; retrying",
-					"request", csr.Name, "uid", csr.UID, "error", err)
+					"request", nameOf(r), "uid", r.GetUID(), "error", err)
 				continue
 			}
 			now = known{chain, issuance}
-			c.warnUnexpected(csr, issuance)
+			c.warnUnexpected(r, issuance)
 		}
 		c.certificates[uid] = now
 		counts[now.issuance]++
@@ -73,10 +72,8 @@ func (c *Controller) countCertificates(
 }
 
 // warnUnexpected warns of a certificate that ought not to be on a request of ours.
-func (c *Controller) warnUnexpected(
-	csr *certificatesv1.CertificateSigningRequest, issuance Issuance,
-) {
-	object, log := referenceTo(csr), c.Logger.With("request", csr.Name, "uid", csr.UID)
+func (c *Controller) warnUnexpected(r request.Object, issuance Issuance) {
+	object, log := r.Reference(), c.Logger.With("request", nameOf(r), "uid", r.GetUID())
 	switch issuance {
 	case Foreign:
 		log.Error("a request has a certificate that the CA has not signed: who else may update " +
@@ -84,7 +81,8 @@ func (c *Controller) warnUnexpected(
 		c.events.warn(object, "ForeignCertificate",
 			"the certificate of this request was not made by this signer")
 	case Unrecorded:
-		log.Error("a request has a certificate that the CA has signed, with a serial number of this " +
+		log.Error("a request has a certificate that the CA has signed, with a serial " +
+			"number of this " +
 			"journal, which does not have it: the journal was cut or set back, or the CA's key was " +
 			"used without it")
 		c.events.warn(object, "UnrecordedCertificate",

@@ -9,31 +9,28 @@
 // the object just read, with its UID and resourceVersion, so that nothing lands
 // on a request that was deleted and made again. Denied and Failed are final,
 // and only a verdict leads to them: a fault leaves the request as it is, to be
-// tried again. The package knows neither certificates nor tokens.
+// tried again. The package knows neither certificates nor tokens, nor any kind of request: package
+// request has the interfaces of one.
 package kube
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	certificatesv1 "k8s.io/api/certificates/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
 	"hsm-signer/kube/access"
 	"hsm-signer/kube/apifault"
-	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/pace"
+	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
@@ -103,8 +100,8 @@ type Process interface {
 // Config says what a Controller serves and how.
 type Config struct {
 	Client      kubernetes.Interface
-	SignerNames []string
-	AcceptUnset bool // also serve requests without a signer name (clusters before 1.18)
+	Kind        request.Kind // of request that is served
+	SignerNames []string     // that are served
 	Mode        Mode
 	Lease       *lease.Lease // nil: there is no other controller. A shadow has none
 	Process     Process      // the candidate for the lease; nil: always fit, with nothing to say
@@ -142,12 +139,6 @@ type Controller struct {
 
 	mu      sync.Mutex
 	watches map[string]error // by selector: why it is not watched; nil when it is
-}
-
-// A key names one request: names are used again, with other UIDs.
-type key struct {
-	name string
-	uid  types.UID
 }
 
 // Waits between two syncs of the same request after a fault or while a fact is missing.
@@ -289,172 +280,6 @@ func (c *Controller) startElection() (stop func()) {
 	}
 }
 
-// findAPI waits until the API server says which version of the API it has.
-func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
-	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.2, Steps: 8, Cap: lastRetry}
-	delay := backoff.DelayFunc()
-	for {
-		api, err := csr.Discover(ctx, c.Client)
-		if err == nil {
-			return &requests{API: api}, nil
-		}
-		c.watching("", fmt.Errorf("find the certificates API: %w", err))
-		c.Logger.Warn("the API server does not answer as it should; trying again", "error", err)
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("stopped before the API server was reached: %w", err)
-		case <-time.After(delay()):
-		}
-	}
-}
-
-// rediscoverAfter is the wait before another version of the API is looked for. While a cluster is
-// upgraded, some of its API servers have a version that others do not have any more.
-const rediscoverAfter = time.Second
-
-// keepWatching watches requests until the context ends. It calls started as soon as requests are
-// known. When the API server stops serving the version of the API in use, as v1beta1 from
-// Kubernetes 1.22 on, another version is looked for.
-func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
-	for {
-		c.Logger.Info("watching certificate requests", "api", api.Version, "signers", c.SignerNames)
-		c.watchWhileServed(ctx, api, started)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(rediscoverAfter):
-		}
-		c.Logger.Warn("the API server no longer serves this version of the API; looking for another",
-			"api", api.Version)
-		var err error
-		if api, err = c.findAPI(ctx); err != nil {
-			return // the context has ended
-		}
-	}
-}
-
-// watchWhileServed watches requests until the context ends or the API server does not serve this
-// version of the API any more.
-func (c *Controller) watchWhileServed(ctx context.Context, api *requests, started func()) {
-	ctx, gone := context.WithCancel(ctx)
-	var group wait.Group
-	defer group.Wait()
-	defer gone()
-	c.watch(ctx, &group, api, gone)
-	started()
-	<-ctx.Done()
-}
-
-// watch starts a store for each signer name. What the queue holds comes from them. It calls gone
-// when the API server does not serve this version of the API.
-func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
-	selectors := make([]string, 0, len(c.SignerNames))
-	for _, name := range c.SignerNames {
-		selectors = append(selectors, csr.SignerSelector(name))
-	}
-	if c.AcceptUnset && api.Legacy {
-		// A server before 1.18 knows no such selector, and requests without a
-		// signer name match none: watch everything and sort it out here.
-		selectors = []string{""}
-	}
-	c.mu.Lock()
-	c.watches = map[string]error{}
-	for _, selector := range selectors {
-		c.watches[selector] = errStarting
-	}
-	c.mu.Unlock()
-	var reflectors []*cache.Reflector
-	for _, selector := range selectors {
-		lw := api.ListerWatcher(selector, c.listTrimmed, func(err error) {
-			c.watching(selector, api.ExplainWatch(selector, err))
-			if apierrors.IsNotFound(err) {
-				gone()
-			}
-		})
-		store, reflector := c.newStore(lw)
-		api.stores = append(api.stores, store)
-		api.synced = append(api.synced, store.Synced)
-		reflectors = append(reflectors, reflector)
-	}
-	c.requests.Store(api) // before the first request is queued, which is looked up there
-	for _, reflector := range reflectors {
-		group.StartWithContext(ctx, reflector.RunWithContext)
-	}
-}
-
-// added takes up a request that is new here.
-func (c *Controller) added(object any) {
-	c.known.Add(1)
-	csr := requestIn(object)
-	if csr != nil && c.Mode == Shadow && c.serves(csr) {
-		c.queue.Add(key{csr.Name, csr.UID}) // once, wherever it stands
-	}
-	c.enqueue(object)
-}
-
-// updated takes up a request that has changed. One that was deleted and made
-// again while nobody watched comes as a change too.
-func (c *Controller) updated(before, after any) {
-	if uidOf(before) != uidOf(after) {
-		c.deleted(before)
-		c.added(after)
-		return
-	}
-	c.enqueue(after)
-}
-
-// LookAgain takes up every request that is not yet done: the policy has changed.
-func (c *Controller) LookAgain() {
-	api := c.requests.Load()
-	if api == nil {
-		return
-	}
-	for _, store := range api.stores {
-		for _, object := range store.List() {
-			c.enqueue(object)
-		}
-	}
-}
-
-func uidOf(object any) types.UID {
-	if csr := requestIn(object); csr != nil {
-		return csr.UID
-	}
-	return ""
-}
-
-// enqueue takes up a request that is ours and not yet done.
-func (c *Controller) enqueue(object any) {
-	csr := requestIn(object)
-	if csr == nil || c.Mode == Shadow || !c.serves(csr) {
-		return
-	}
-	item := key{csr.Name, csr.UID}
-	if stateOf(csr) == done {
-		c.pacer.Gone(item)
-		return
-	}
-	c.pacer.Asked(item, clientOf(csr), csr.CreationTimestamp.Time, int(c.known.Load()))
-	c.queue.Add(item)
-}
-
-// deleted forgets a request that is gone.
-func (c *Controller) deleted(object any) {
-	c.known.Add(-1)
-	if csr := requestIn(object); csr != nil {
-		c.pacer.Gone(key{csr.Name, csr.UID})
-	}
-}
-
-// clientOf names whoever asks: the pod, where the token names one. Many requests of one pod are
-// those of one client.
-func clientOf(csr *certificatesv1.CertificateSigningRequest) string {
-	if _, uid, bound := Submission(csr).Requester.BoundPod(); bound {
-		return uid
-	}
-	return string(csr.UID)
-}
-
 // work takes requests from the queue until it shuts down. What has started ends with the context of
 // syncs.
 func (c *Controller) work(ctx, syncs context.Context) {
@@ -474,8 +299,8 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if ctx.Err() != nil {
 		return
 	}
-	request := c.requests.Load().cached(item)
-	if request == nil || c.election.Fence() != nil || c.access.Blocked() {
+	r := c.requests.Load().cached(item)
+	if r == nil || c.election.Fence() != nil || c.access.Blocked() {
 		c.pacer.Tried(item)
 		// It was deleted, or is another controller's, or nothing may be done: a controller that
 		// leads and may act syncs all.
@@ -491,8 +316,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if c.Mode == Shadow {
 		syncOne = c.shadow
 	}
-	csr := request.CertificateSigningRequest
-	result, verdict, err := syncOne(syncCtx, request)
+	result, verdict, err := syncOne(syncCtx, r)
 	c.access.Recheck(err)
 	if errors.Is(err, errPaced) {
 		return // it comes back when it may be answered
@@ -500,14 +324,14 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if isFault(err) {
 		result = ResultFault
 	}
-	c.report(csr, result, verdict, err)
+	c.report(r, result, verdict, err)
 	if err == nil {
 		c.queue.Forget(item)
 		c.pacer.Gone(item)
 		return
 	}
 	c.pacer.Tried(item)
-	c.retry(csr, item, result, verdict, err)
+	c.retry(r, item, result, verdict, err)
 }
 
 // isFault reports whether the error of a sync is more than a reason to look again.
@@ -518,16 +342,16 @@ func isFault(err error) bool {
 
 // retry puts a request that is not finished into the queue again.
 func (c *Controller) retry(
-	csr *certificatesv1.CertificateSigningRequest, item key, result Result,
-	verdict policy.Verdict, err error,
+	r request.Object, item key, result Result, verdict policy.Verdict, err error,
 ) {
 	switch waiting, _ := verdict.(*policy.Waiting); {
 	case result == ResultOverBudget && waiting != nil:
 		c.queue.Forget(item)
-		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, time.Since(csr.CreationTimestamp.Time)))
+		age := time.Since(r.GetCreationTimestamp().Time)
+		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, age))
 	case errors.Is(err, lease.ErrNotLeading):
 		c.Logger.Warn("the lease was lost during a sync; another controller continues",
-			"request", csr.Name, "uid", csr.UID)
+			"request", item.name, "uid", item.uid)
 		c.queue.Forget(item)
 	default:
 		c.queue.AddRateLimited(item)
@@ -536,18 +360,17 @@ func (c *Controller) retry(
 
 // report reports how a sync ended, unless there is nothing to tell.
 func (c *Controller) report(
-	csr *certificatesv1.CertificateSigningRequest, result Result, verdict policy.Verdict,
-	err error,
+	r request.Object, result Result, verdict policy.Verdict, err error,
 ) {
 	if result == resultNone {
 		return
 	}
 	now := time.Now()
 	outcome := Outcome{
-		At: now, Result: result, Object: *referenceTo(csr), Name: csr.Name, UID: string(csr.UID),
-		Signer: csr.Spec.SignerName, Requester: csr.Spec.Username,
+		At: now, Result: result, Object: *r.Reference(), Name: nameOf(r), UID: string(r.GetUID()),
+		Signer: r.Signer(), Requester: r.Submission().Requester.Username,
 		Verdict: verdict, Rule: ruleOf(verdict), Reason: reasonOf(verdict),
-		Age: max(0, now.Sub(csr.CreationTimestamp.Time)),
+		Age: max(0, now.Sub(r.GetCreationTimestamp().Time)),
 	}
 	if result == ResultFault {
 		outcome.Reason = err.Error()

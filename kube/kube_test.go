@@ -1,23 +1,51 @@
 package kube
 
 import (
+	"errors"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 
+	"hsm-signer/kube/csr"
+	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
 // What the loop does is tested against a real API server, in the module "integration".
 
-func condition(kind certificatesv1.RequestConditionType,
-	status corev1.ConditionStatus) certificatesv1.CertificateSigningRequestCondition {
+func condition(
+	kind certificatesv1.RequestConditionType, status corev1.ConditionStatus,
+) certificatesv1.CertificateSigningRequestCondition {
 	return certificatesv1.CertificateSigningRequestCondition{Type: kind, Status: status}
 }
+
+// newCSR returns a request for the signer.
+func newCSR(
+	signer string, change func(*certificatesv1.CertificateSigningRequest),
+) *certificatesv1.CertificateSigningRequest {
+	made := &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "n", UID: "u", ResourceVersion: "7", Labels: map[string]string{"a": "b"},
+			Annotations: map[string]string{"c": "d"},
+		},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			SignerName: signer, Username: "me", Request: []byte("r"),
+		},
+	}
+	if change != nil {
+		change(made)
+	}
+	return made
+}
+
+// apiOf returns the API of the controller.
+func apiOf(c *Controller) *csr.API { return c.requests.Load().API.(*csr.API) }
 
 // What a decision may see of a pod is taken from it, with what an address is worth.
 func TestFactsOfAPod(t *testing.T) {
@@ -36,71 +64,34 @@ func TestFactsOfAPod(t *testing.T) {
 	}
 }
 
-func TestStateIsReadFromTheObject(t *testing.T) {
-	const yes, no = corev1.ConditionTrue, corev1.ConditionFalse
-	type conditions = []certificatesv1.CertificateSigningRequestCondition
-	for _, c := range []struct {
-		name        string
-		conditions  conditions
-		certificate string
-		want        state
-	}{
-		{"nothing yet", nil, "", pending},
-		{"approved", conditions{condition(certificatesv1.CertificateApproved, yes)}, "", approved},
-		{"approved, says v1beta1 of old",
-			conditions{condition(certificatesv1.CertificateApproved, "")}, "", approved},
-		{"not approved", conditions{condition(certificatesv1.CertificateApproved, no)}, "",
-			pending},
-		{"issued", conditions{condition(certificatesv1.CertificateApproved, yes)}, "x", done},
-		{"denied", conditions{condition(certificatesv1.CertificateDenied, yes)}, "", done},
-		{"failed after it was approved",
-			conditions{condition(certificatesv1.CertificateApproved, yes),
-				condition(certificatesv1.CertificateFailed, yes)}, "", done},
-		{"another condition", conditions{condition("Seen", yes)}, "", pending},
-		{"a certificate that nobody approved", nil, "x", done},
-	} {
-		csr :=
-			&certificatesv1.CertificateSigningRequest{Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"}, Status: certificatesv1.CertificateSigningRequestStatus{Conditions: c.conditions, Certificate: []byte(c.certificate)}}
-		if got := stateOf(csr); got != c.want {
-			t.Errorf("%s: state %d, want %d", c.name, got, c.want)
+// A request that no answer is right for is kept by the same name until it is deleted, and is never
+// taken up.
+func TestIgnoredRequestIsNotTakenUp(t *testing.T) {
+	for _, mode := range []Mode{Approve, Shadow} {
+		c, _ := withStore(t, &remembering{}, func() bool { return true })
+		c.Mode = mode
+		api, store := apiOf(c), &store{Store: cache.NewStore(cache.MetaNamespaceKeyFunc)}
+		store.added, store.updated, store.deleted = c.added, c.updated, c.deleted
+		long := newCSR("example.com/a", func(r *certificatesv1.CertificateSigningRequest) {
+			r.Name = strings.Repeat("x", 400<<10)
+		})
+		api.Client = &storing{object: long}
+		one := func() any {
+			page, err := api.List(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return page.Items[0]
 		}
-	}
-}
-
-// Without a signer name the certificate comes first and the approval after it.
-func TestUnsetSignerNameIsDoneWhenApproved(t *testing.T) {
-	csr :=
-		&certificatesv1.CertificateSigningRequest{Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte("x")}}
-	if got := stateOf(csr); got != pending {
-		t.Errorf("with a certificate alone: state %d", got)
-	}
-	csr.Status.Conditions = append(csr.Status.Conditions,
-		condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
-	if got := stateOf(csr); got != done {
-		t.Errorf("with a certificate and approved: state %d", got)
-	}
-}
-
-func TestServesItsOwnSignersAlone(t *testing.T) {
-	for _, c := range []struct {
-		signer      string
-		acceptUnset bool
-		want        bool
-	}{
-		{"example.com/a", false, true},
-		{"example.com/b", false, true},
-		{"example.com/c", false, false},
-		{"example.com/A", false, false},
-		{"", false, false},
-		{"", true, true},
-	} {
-		controller :=
-			&Controller{Config: Config{SignerNames: []string{"example.com/a", "example.com/b"},
-				AcceptUnset: c.acceptUnset}}
-		csr :=
-			&certificatesv1.CertificateSigningRequest{Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: c.signer}}
-		if got := controller.serves(csr); got != c.want {
-			t.Errorf("%q, accept unset %t: %t", c.signer, c.acceptUnset, got)
+		if err := errors.Join(store.Add(one()), store.Update(one())); err != nil {
+			t.Fatal(err)
+		}
+		kept := store.List()
+		if len(kept) != 1 || c.serves(kept[0].(request.Object)) || c.queue.Len() != 0 {
+			t.Errorf("%s: %d are kept, %d are taken up", mode, len(kept), c.queue.Len())
+		}
+		if err := store.Delete(one()); err != nil || len(store.List()) > 0 {
+			t.Errorf("%s: %d are left: %v", mode, len(store.List()), err)
 		}
 	}
 }

@@ -15,15 +15,18 @@ func (l logSink) Report(r Report) {
 	case Outcome:
 		l.outcome(r)
 	case Deletion:
-		l.logger.Info("deleted a finished request", "request", r.Name, "uid", r.UID, "signer", r.Signer)
+		l.logger.Info("deleted a finished request", "request", r.Name, "uid", r.UID, "signer",
+			r.Signer)
 	}
 }
 
 func (l logSink) outcome(o Outcome) {
-	log := l.logger.With("request", o.Name, "uid", o.UID, "signer", o.Signer, "requester", o.Requester)
+	log := l.logger.With("request", o.Name, "uid", o.UID, "signer", o.Signer, "requester",
+		o.Requester)
 	switch o.Result {
 	case ResultIssued, ResultWouldIssue:
-		message := map[Result]string{ResultIssued: "issued", ResultWouldIssue: "shadow: would grant"}[o.Result]
+		message := map[Result]string{ResultIssued: "issued",
+			ResultWouldIssue: "shadow: would grant"}[o.Result]
 		if grant, is := o.Verdict.(*policy.Grant); is {
 			log.Info(message, "rule", o.Rule, "names", grant.Names())
 		}

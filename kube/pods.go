@@ -25,7 +25,8 @@ type podsRead struct {
 
 // findPods reads the pods of a query consistently: with the resourceVersion unset,
 // not from a cache, which may be of any age.
-func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) (read podsRead, err error) {
+func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) (read podsRead,
+	err error) {
 	began := time.Now()
 	pods, err := queryPods(ctx, client, q)
 	if err != nil {
@@ -41,7 +42,8 @@ func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuer
 	return read, nil
 }
 
-func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) ([]corev1.Pod, error) {
+func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) ([]corev1.Pod,
+	error) {
 	if q.Name != "" {
 		pod, err := client.CoreV1().Pods(q.Namespace).Get(ctx, q.Name, metav1.GetOptions{})
 		switch {
@@ -52,10 +54,13 @@ func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQue
 		}
 		return []corev1.Pod{*pod}, nil
 	}
-	selector := fields.Set{"spec.serviceAccountName": q.ServiceAccount, "status.podIP": q.IP.String()}
-	list, err := client.CoreV1().Pods(q.Namespace).List(ctx, metav1.ListOptions{FieldSelector: selector.String()})
+	selector := fields.Set{"spec.serviceAccountName": q.ServiceAccount,
+		"status.podIP": q.IP.String()}
+	list, err := client.CoreV1().Pods(q.Namespace).List(ctx,
+		metav1.ListOptions{FieldSelector: selector.String()})
 	if err != nil {
-		return nil, fmt.Errorf("list the pods of the service account %s/%s: %w", q.Namespace, q.ServiceAccount, err)
+		return nil, fmt.Errorf("list the pods of the service account %s/%s: %w", q.Namespace,
+			q.ServiceAccount, err)
 	}
 	return list.Items, nil
 }
@@ -66,7 +71,8 @@ func isInitializing(pod *corev1.Pod) bool {
 	done := 0
 	for _, status := range pod.Status.InitContainerStatuses {
 		ended := status.State.Terminated
-		if ended != nil && ended.ExitCode == 0 || status.Started != nil && *status.Started && isSidecar(pod, status.Name) {
+		if ended != nil && ended.ExitCode == 0 ||
+			status.Started != nil && *status.Started && isSidecar(pod, status.Name) {
 			done++
 		}
 	}
@@ -74,14 +80,17 @@ func isInitializing(pod *corev1.Pod) bool {
 }
 
 func isSidecar(pod *corev1.Pod, name string) bool {
-	i := slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
+	i := slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == name
+	})
 	return i >= 0 && IsSidecar(pod.Spec.InitContainers[i])
 }
 
 // IsSidecar reports whether the init container runs as long as its pod does: its restart policy is
 // Always (Kubernetes 1.28 and later).
 func IsSidecar(container corev1.Container) bool {
-	return container.RestartPolicy != nil && *container.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	return container.RestartPolicy != nil &&
+		*container.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 func podOf(pod *corev1.Pod) policy.Pod {
@@ -92,8 +101,9 @@ func podOf(pod *corev1.Pod) policy.Pod {
 		ServiceAccount: pod.Spec.ServiceAccountName,
 		Node:           pod.Spec.NodeName,
 		HostNetwork:    pod.Spec.HostNetwork,
-		Finished:       pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
-		Deleting:       pod.DeletionTimestamp != nil,
+		Finished: pod.Status.Phase == corev1.PodSucceeded ||
+			pod.Status.Phase == corev1.PodFailed,
+		Deleting: pod.DeletionTimestamp != nil,
 	}
 	ips := pod.Status.PodIPs
 	if len(ips) == 0 { // before Kubernetes 1.16 there is only the one

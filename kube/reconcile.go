@@ -2,16 +2,15 @@ package kube
 
 import (
 	"context"
-	"errors"
-	"slices"
+	"fmt"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/tools/cache"
 
+	"hsm-signer/kube/apifault"
+	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
@@ -43,7 +42,7 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	}
 	all := c.requests.Load().all()
 	for _, submission := range unfinished {
-		if !c.servesName(submission.SignerName) {
+		if !c.Kind.Serves(submission.SignerName) {
 			continue // it may be there, and nobody watches it
 		}
 		if err := c.resolve(ctx, submission, all[types.UID(submission.UID)]); err != nil {
@@ -59,26 +58,26 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	return true
 }
 
-// resolve records the outcome of what was started; csr is nil if the store does not have it.
+// resolve records the outcome of what was started; r is nil if the store does not have it.
 func (c *Controller) resolve(
-	ctx context.Context, submission policy.Submission, csr *certificatesv1.CertificateSigningRequest,
+	ctx context.Context, submission policy.Submission, r request.Object,
 ) error {
 	uid := submission.UID
-	if csr == nil { // which the API server alone knows for sure
+	if r == nil { // which the API server alone knows for sure
 		var err error
-		csr, err = c.requests.Load().fresh(ctx, &certificatesv1.CertificateSigningRequest{
-			ObjectMeta: metav1.ObjectMeta{Name: submission.Name, UID: types.UID(uid)},
-		})
+		r, err = c.requests.Load().Get(ctx, submission.Name)
 		switch {
-		case errors.Is(err, errLookAgain):
+		case apifault.VersionGone(err):
+			return fmt.Errorf("read the request again: %w", err)
+		case apierrors.IsNotFound(err) || err == nil && r.GetUID() != types.UID(uid):
 			return c.Issuer.Unconfirmed(ctx, uid, "the request is gone")
 		case err != nil:
-			return err
+			return fmt.Errorf("read the request again: %w", err)
 		}
 	}
 	switch {
-	case len(csr.Status.Certificate) > 0:
-		made, err := c.Issuer.Made(uid, csr.Status.Certificate)
+	case len(r.Certificate()) > 0:
+		made, err := c.Issuer.Made(uid, r.Certificate())
 		switch {
 		case err != nil:
 			return err
@@ -86,29 +85,11 @@ func (c *Controller) resolve(
 			return c.Issuer.Published(ctx, uid)
 		}
 		return c.Issuer.Unconfirmed(ctx, uid, "the request has a certificate that is not this one")
-	case stateOf(csr) == done:
+	case !r.State().Open():
 		return c.Issuer.Orphaned(ctx, uid, "the request was denied or has failed")
 	}
 	if c.election.Fence() == nil { // else the leader takes it up
-		c.enqueue(csr)
+		c.enqueue(r)
 	}
 	return nil
-}
-
-// whole reports whether all requests were listed once.
-func (r *requests) whole() bool {
-	return !slices.ContainsFunc(r.synced, func(synced cache.InformerSynced) bool { return !synced() })
-}
-
-// all returns every request that is known, by UID.
-func (r *requests) all() map[types.UID]*certificatesv1.CertificateSigningRequest {
-	all := map[types.UID]*certificatesv1.CertificateSigningRequest{}
-	for _, store := range r.stores {
-		for _, object := range store.List() {
-			if csr := requestIn(object); csr != nil {
-				all[csr.UID] = csr
-			}
-		}
-	}
-	return all
 }

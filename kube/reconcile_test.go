@@ -84,22 +84,25 @@ func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller,
 	func(uid, certificate string,
 		conditions ...certificatesv1.CertificateSigningRequestCondition)) {
 	t.Helper()
-	c := New(Config{SignerNames: []string{"example.com/a"}, Mode: Shadow, Issuer: issuer,
-		Sinks: []Sink{&counting{}}, Logger: hclog.NewNullLogger()})
+	kind := csr.Kind{SignerNames: []string{"example.com/a"}}
+	c := New(Config{
+		Kind: kind, SignerNames: kind.SignerNames, Mode: Shadow, Issuer: issuer,
+		Sinks: []Sink{&counting{}}, Logger: hclog.NewNullLogger(),
+	})
 	c.Mode = Approve
 	store := cache.NewStore(cache.MetaNamespaceKeyFunc)
-	c.requests.Store(&requests{API: &csr.API{}, stores: []cache.Store{store},
+	api := &csr.API{Kind: kind}
+	c.requests.Store(&requests{API: api, stores: []cache.Store{store},
 		synced: []cache.InformerSynced{synced}})
 	return c, func(uid, certificate string,
 		conditions ...certificatesv1.CertificateSigningRequestCondition) {
 		t.Helper()
-		err :=
-			store.Add(&stored{CertificateSigningRequest: &certificatesv1.CertificateSigningRequest{
-				ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)},
-				Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
-				Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte(
-					certificate), Conditions: conditions},
-			}})
+		err := store.Add(api.Whole(&certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)},
+			Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
+			Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte(
+				certificate), Conditions: conditions},
+		}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +154,7 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	add("denied", "", condition(certificatesv1.CertificateDenied, corev1.ConditionTrue))
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 
-	c.requests.Load().
+	apiOf(c).
 		Client = having{uids: map[string]types.UID{"made again": "of another",
 		"not in the store yet": "not in the store yet"}}
 
@@ -184,7 +187,7 @@ func TestStandbyResolvesItsOwnJournal(t *testing.T) {
 	}
 	c, add := withStore(t, issuer, func() bool { return true })
 	c.election = lease.New(lease.Lease{}, nil, candidate{c}, c.Logger)
-	c.requests.Load().Client = having{}
+	apiOf(c).Client = having{}
 	add("taken", "own")
 	add("waiting", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 	if !c.reconcileJournalOnce(t.Context()) {
@@ -214,6 +217,10 @@ func (h having) Get(_ context.Context, name string,
 	return &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid},
 		Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: "example.com/a"},
-		Status:     certificatesv1.CertificateSigningRequestStatus{Conditions: []certificatesv1.CertificateSigningRequestCondition{condition(certificatesv1.CertificateApproved, corev1.ConditionTrue)}},
+		Status: certificatesv1.CertificateSigningRequestStatus{
+			Conditions: []certificatesv1.CertificateSigningRequestCondition{
+				condition(certificatesv1.CertificateApproved, corev1.ConditionTrue),
+			},
+		},
 	}, nil
 }

@@ -28,7 +28,7 @@ func TestStopWaitsForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, add := withStore(t, &remembering{}, func() bool { return true })
 		defer c.events.broadcaster.Shutdown()
-		c.requests.Load().Client = hanging{}
+		apiOf(c).Client = hanging{}
 		// which is read again
 		add("u", "", condition(certificatesv1.CertificateApproved, corev1.ConditionTrue))
 		c.queue.Add(key{"u", "u"})

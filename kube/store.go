@@ -6,9 +6,10 @@ import (
 	"slices"
 	"sync/atomic"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/kube/request"
 )
 
 // A store holds what the API server has of a selector, and tells what is new and what has changed.
@@ -16,10 +17,9 @@ import (
 // minute after the API server has been away for a while, and their wait cannot be set.
 type store struct {
 	cache.Store
-	trim    cache.TransformFunc
-	added   func(object any)
-	updated func(before, after any)
-	deleted func(object any)
+	added   func(r request.Object)
+	updated func(before, after request.Object)
+	deleted func(r request.Object)
 	synced  atomic.Bool
 }
 
@@ -32,10 +32,10 @@ func watchBackoff() *wait.Backoff {
 func (c *Controller) newStore(lw cache.ListerWatcher) (*store, *cache.Reflector) {
 	s := &store{
 		Store: cache.NewStore(cache.MetaNamespaceKeyFunc),
-		trim:  c.trim, added: c.added, updated: c.updated, deleted: c.deleted,
+		added: c.added, updated: c.updated, deleted: c.deleted,
 	}
 	options := cache.ReflectorOptions{Backoff: watchBackoff()}
-	return s, cache.NewReflectorWithOptions(lw, &certificatesv1.CertificateSigningRequest{}, s, options)
+	return s, cache.NewReflectorWithOptions(lw, nil, s, options)
 }
 
 // Synced reports whether the store was complete once.
@@ -49,43 +49,46 @@ func (s *store) Update(object any) error { return s.put(object) }
 
 // Delete drops an object, by the name that it is kept under.
 func (s *store) Delete(object any) error {
-	object, err := s.trim(object)
-	if err != nil {
-		return err
-	}
 	if former, was, err := s.Get(object); err == nil && was {
-		s.deleted(former)
+		s.deleted(former.(request.Object))
 	}
 	return s.Store.Delete(object)
 }
 
 func (s *store) put(object any) error {
-	object, err := s.trim(object)
+	r, err := requestIn(object)
 	if err != nil {
 		return err
 	}
-	before, was, err := s.Get(object)
+	before, was, err := s.Get(r)
 	if err != nil {
 		return fmt.Errorf("request in the store: %w", err)
 	}
-	if err := s.Store.Update(object); err != nil {
+	if err := s.Store.Update(r); err != nil {
 		return fmt.Errorf("request in the store: %w", err)
 	}
-	s.tell(before, was, object)
+	s.tell(before, was, r)
 	return nil
+}
+
+// requestIn returns the request that the API returned.
+func requestIn(object any) (request.Object, error) {
+	if r, is := object.(request.Object); is {
+		return r, nil
+	}
+	return nil, fmt.Errorf("the API returned %T instead of a request", object)
 }
 
 // Replace takes all objects that there are.
 func (s *store) Replace(objects []any, version string) error {
 	former := make(map[string]any, len(objects))
-	for _, object := range s.List() {
-		if key, err := cache.MetaNamespaceKeyFunc(object); err == nil {
-			former[key] = object
+	for _, r := range s.List() {
+		if key, err := cache.MetaNamespaceKeyFunc(r); err == nil {
+			former[key] = r
 		}
 	}
-	for i := range objects {
-		var err error
-		if objects[i], err = s.trim(objects[i]); err != nil {
+	for _, object := range objects {
+		if _, err := requestIn(object); err != nil {
 			return err
 		}
 	}
@@ -94,27 +97,21 @@ func (s *store) Replace(objects []any, version string) error {
 	}
 	s.synced.Store(true)
 	for _, object := range objects {
-		key, err := cache.MetaNamespaceKeyFunc(object)
-		if err != nil {
-			return fmt.Errorf("requests in the store: %w", err)
-		}
-		before, was := former[key]
-		delete(former, key)
-		s.tell(before, was, object)
+		r := object.(request.Object)
+		before, was := former[nameOf(r)]
+		delete(former, nameOf(r))
+		s.tell(before, was, r)
 	}
 	for _, key := range slices.Sorted(maps.Keys(former)) {
-		s.deleted(former[key])
+		s.deleted(former[key].(request.Object))
 	}
 	return nil
 }
 
-func (s *store) tell(before any, was bool, after any) {
+func (s *store) tell(before any, was bool, after request.Object) {
 	if was {
-		s.updated(before, after)
+		s.updated(before.(request.Object), after)
 		return
 	}
 	s.added(after)
 }
-
-// Transformer has the reflector trim each object as soon as it has it.
-func (s *store) Transformer() cache.TransformFunc { return s.trim }

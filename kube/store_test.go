@@ -1,48 +1,40 @@
 package kube
 
 import (
-	"errors"
 	"slices"
 	"strings"
 	"testing"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/kube/csr"
+	"hsm-signer/kube/request"
 )
 
 // telling returns a store, and what it has told: "+name" of what is new, "name" of what has
 // changed, with the version.
 func telling() (*store, *[]string) {
 	var told []string
-	say := func(mark string, object any) {
-		csr := object.(*certificatesv1.CertificateSigningRequest)
-		told = append(told, mark+csr.Name+"@"+csr.ResourceVersion)
+	say := func(mark string, r request.Object) {
+		told = append(told, mark+r.GetName()+"@"+r.GetResourceVersion())
 	}
 	return &store{
-		Store: cache.NewStore(cache.MetaNamespaceKeyFunc),
-		trim: func(object any) (any, error) {
-			csr := object.(*certificatesv1.CertificateSigningRequest).DeepCopy()
-			if csr.Name == "bad" {
-				return nil, errors.New("not to be trimmed")
-			}
-			csr.Labels = nil
-			return csr, nil
-		},
-		added: func(object any) { say("+", object) },
-		updated: func(before, after any) {
-			say(before.(*certificatesv1.CertificateSigningRequest).ResourceVersion+">", after)
-		},
-		deleted: func(object any) { say("-", object) },
+		Store:   cache.NewStore(cache.MetaNamespaceKeyFunc),
+		added:   func(r request.Object) { say("+", r) },
+		updated: func(before, after request.Object) { say(before.GetResourceVersion()+">", after) },
+		deleted: func(r request.Object) { say("-", r) },
 	}, &told
 }
 
-func named(name, version string) *certificatesv1.CertificateSigningRequest {
-	return request("example.com/a", func(r *certificatesv1.CertificateSigningRequest) {
-		r.Name, r.ResourceVersion = name, version
-	})
+func named(name, version string) request.Object {
+	return (&csr.API{}).
+		Whole(newCSR("example.com/a", func(r *certificatesv1.CertificateSigningRequest) {
+			r.Name, r.ResourceVersion = name, version
+		}))
 }
 
-// Whatever comes is trimmed, kept and reported: new, or changed; and what a list no longer has is
+// Whatever comes is kept and reported: new, or changed; and what a list no longer has is
 // gone.
 func TestStoreKeepsAndTells(t *testing.T) {
 	m, told := telling()
@@ -77,11 +69,6 @@ func TestStoreKeepsAndTells(t *testing.T) {
 		if got := strings.Join(kept, " "); got != step.kept {
 			t.Errorf("kept %q; want %q", got, step.kept)
 		}
-		for _, object := range m.List() {
-			if csr := object.(*certificatesv1.CertificateSigningRequest); csr.Labels != nil {
-				t.Errorf("%s is not trimmed", csr.Name)
-			}
-		}
 	}
 }
 
@@ -91,7 +78,7 @@ func TestStoreIsWholeAfterItsFirstList(t *testing.T) {
 	if err := m.Add(named("a", "1")); err != nil || m.Synced() {
 		t.Errorf("whole after one object: %t, %v", m.Synced(), err)
 	}
-	if err := m.Replace([]any{named("b", "2"), named("bad", "2")}, "2"); err == nil || m.Synced() ||
+	if err := m.Replace([]any{named("b", "2"), "not a request"}, "2"); err == nil || m.Synced() ||
 		len(m.ListKeys()) != 1 || len(*told) != 1 {
 		t.Errorf("after a list that failed: %v, whole: %t, kept %v, told %v", err, m.Synced(),
 			m.ListKeys(), *told)

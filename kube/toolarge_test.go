@@ -20,42 +20,52 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"hsm-signer/kube/csr"
+	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
 // storing is an API server with one request. It refuses writes as refuse says.
 type storing struct {
 	csr.Client
-	csr    *certificatesv1.CertificateSigningRequest
+	object *certificatesv1.CertificateSigningRequest
 	refuse func(subresource string) error
 	writes int
 }
 
 func (s *storing) Get(context.Context, string,
 	metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
-	return s.csr.DeepCopy(), nil
+	return s.object.DeepCopy(), nil
+}
+
+// List returns the request.
+func (s *storing) List(
+	context.Context, metav1.ListOptions,
+) (*certificatesv1.CertificateSigningRequestList, error) {
+	return &certificatesv1.CertificateSigningRequestList{
+		Items: []certificatesv1.CertificateSigningRequest{*s.object.DeepCopy()},
+	}, nil
 }
 
 func (s *storing) UpdateApproval(_ context.Context, _ string,
-	csr *certificatesv1.CertificateSigningRequest,
+	made *certificatesv1.CertificateSigningRequest,
 	_ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
-	return s.update("approval", csr)
+	return s.update("approval", made)
 }
 
-func (s *storing) UpdateStatus(_ context.Context, csr *certificatesv1.CertificateSigningRequest,
+func (s *storing) UpdateStatus(_ context.Context, made *certificatesv1.CertificateSigningRequest,
 	_ metav1.UpdateOptions) (*certificatesv1.CertificateSigningRequest, error) {
-	return s.update("status", csr)
+	return s.update("status", made)
 }
 
 func (s *storing) update(subresource string,
-	csr *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest,
+	made *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest,
 	error) {
 	s.writes++
 	if err := s.refuse(subresource); err != nil {
 		return nil, err
 	}
-	s.csr = csr.DeepCopy()
-	return csr, nil
+	s.object = made.DeepCopy()
+	return made, nil
 }
 
 // outcomes keeps the outcomes that a controller reports.
@@ -98,12 +108,12 @@ func granted(t *testing.T, labels int) *certificatesv1.CertificateSigningRequest
 	if err != nil {
 		t.Fatal(err)
 	}
-	return request("example.com/a", func(csr *certificatesv1.CertificateSigningRequest) {
-		csr.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-		csr.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature,
+	return newCSR("example.com/a", func(made *certificatesv1.CertificateSigningRequest) {
+		made.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+		made.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature,
 			certificatesv1.UsageServerAuth}
-		csr.CreationTimestamp = metav1.Now()
-		csr.Labels["x"] = strings.Repeat("x", labels)
+		made.CreationTimestamp = metav1.Now()
+		made.Labels["x"] = strings.Repeat("x", labels)
 	})
 }
 
@@ -115,7 +125,7 @@ var (
 // A request that cannot be written is refused once: no fault, no second try, nothing signed. One
 // that only its certificate does not fit into ends as refused.
 func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
-	const full = mostStored - 2*roomForRefusal
+	const full = request.MostStored - 2*request.RoomForRefusal
 	always := func(err error) func(string) error { return func(string) error { return err } }
 	for name, c := range map[string]struct {
 		labels  int
@@ -126,7 +136,7 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 	}{
 		"has room":                  {100, always(nil), 2, false, "published"},
 		"no room for a certificate": {full, always(nil), 1, true, ""},
-		"no room at all":            {mostStored, always(nil), 0, true, ""},
+		"no room at all":            {request.MostStored, always(nil), 0, true, ""},
 		"smaller limit of the API server": {100, always(errBody), 2, true,
 			"orphaned: the request is too large to take it"},
 		"smaller limit of etcd": {100, always(errEtcd), 2, true,
@@ -153,13 +163,13 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			kept, events := &outcomes{}, record.NewFakeRecorder(16)
 			controller.Decider, controller.events.recorder = p, events
 			controller.sinks = sinks{kept, controller.events}
-			server := &storing{csr: granted(t, c.labels), refuse: c.refuse}
-			api := controller.requests.Load()
+			server := &storing{object: granted(t, c.labels), refuse: c.refuse}
+			api := apiOf(controller)
 			api.Client = server
 			look := func() {
-				trimmed, err := controller.trim(server.csr.DeepCopy())
+				page, err := api.List(t.Context(), metav1.ListOptions{})
 				if err == nil {
-					err = api.stores[0].Update(trimmed)
+					err = controller.requests.Load().stores[0].Update(page.Items[0])
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -224,7 +234,8 @@ func TestIgnoredIsBounded(t *testing.T) {
 	if len(i.versions) != mostIgnored || len(i.order) != mostIgnored {
 		t.Errorf("%d and %d are remembered", len(i.versions), len(i.order))
 	}
-	last := request("", nil)
+	object := newCSR("", nil)
+	last := (&csr.API{}).Whole(object)
 	last.UID, last.ResourceVersion = types.UID(fmt.Sprint(2*mostIgnored-1)), "1"
 	if i.add(last.UID, "1") || !i.has(last) {
 		t.Error("the last is not remembered")

@@ -37,7 +37,8 @@ type LivePod struct {
 func (p LivePod) Restart() string {
 	switch p.Owner.Kind {
 	case "DaemonSet", "Deployment", "StatefulSet":
-		return fmt.Sprintf("kubectl -n %s rollout restart %s/%s", p.Namespace, strings.ToLower(p.Owner.Kind), p.Owner.Name)
+		return fmt.Sprintf("kubectl -n %s rollout restart %s/%s", p.Namespace,
+			strings.ToLower(p.Owner.Kind), p.Owner.Name)
 	}
 	return fmt.Sprintf("kubectl -n %s delete pod %s", p.Namespace, p.Name)
 }
@@ -45,7 +46,8 @@ func (p LivePod) Restart() string {
 // LivePods lists the pods of a namespace that live, each with its owner. A Deployment is known
 // through its ReplicaSet; where that may not be read ("get replicasets", group apps), the
 // ReplicaSet is the owner.
-func LivePods(ctx context.Context, client kubernetes.Interface, namespace string) ([]LivePod, error) {
+func LivePods(ctx context.Context, client kubernetes.Interface, namespace string) ([]LivePod,
+	error) {
 	owners := map[string]Workload{} // by ReplicaSet
 	var live []LivePod
 	err := EachPod(ctx, client, namespace, func(pod *corev1.Pod) error {
@@ -61,7 +63,8 @@ func LivePods(ctx context.Context, client kubernetes.Interface, namespace string
 }
 
 // ownerOf follows the controllers of a pod upwards; known are those of ReplicaSets.
-func ownerOf(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod, known map[string]Workload) (Workload, error) {
+func ownerOf(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod,
+	known map[string]Workload) (Workload, error) {
 	controller := metav1.GetControllerOfNoCopy(pod)
 	if controller == nil {
 		return Workload{}, nil
@@ -73,7 +76,8 @@ func ownerOf(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod, 
 	if above, ok := known[controller.Name]; ok {
 		return above, nil
 	}
-	set, err := client.AppsV1().ReplicaSets(pod.Namespace).Get(ctx, controller.Name, metav1.GetOptions{})
+	set, err := client.AppsV1().ReplicaSets(pod.Namespace).Get(ctx, controller.Name,
+		metav1.GetOptions{})
 	switch {
 	case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
 	case err != nil:

@@ -1,10 +1,11 @@
-// Package csr speaks to the CertificateSigningRequest API of a cluster.
+// Package csr is the first kind of certificate request: CertificateSigningRequest.
 //
-// Duty: find out which version of the API there is, certificates.k8s.io/v1 or v1beta1, and read,
-// watch, count and write requests in it, as v1 objects whatever the version.
+// Duty: find out which version of the API there is, certificates.k8s.io/v1 or v1beta1; read, watch,
+// count and write requests in it, as v1 objects whatever the version; and read the state of a
+// request from its conditions.
 //
-// Contract: a watch that has ended before its time is never continued: all is listed again. An
-// error of the API server comes back as it is, or wrapped.
+// Contract: it implements the interfaces of kube/request. Of a request that is listed or watched,
+// only what a sync needs is kept, however large the request is.
 package csr
 
 import (
@@ -13,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -21,11 +21,11 @@ import (
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
-	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/kube/request"
 )
 
 // A Client is what is needed of a version of the API; whatever the version, the objects are v1.
@@ -50,25 +50,52 @@ type Client interface {
 
 var _ Client = certificatesclient.CertificateSigningRequestInterface(nil)
 
+// A Kind is the CertificateSigningRequests of some signer names.
+type Kind struct {
+	Client      kubernetes.Interface
+	SignerNames []string
+	// AcceptUnset also serves requests without a signer name (clusters before 1.18).
+	AcceptUnset bool
+	// KeepFinished keeps what a decision needs of finished requests too. A shadow decides on all.
+	KeepFinished bool
+}
+
+// Serves reports whether requests of the signer name are served; empty: those without one.
+func (k Kind) Serves(signer string) bool {
+	if signer == "" {
+		return k.AcceptUnset
+	}
+	return slices.Contains(k.SignerNames, signer)
+}
+
 // An API is the API that the cluster has.
 type API struct {
-	Client
-	// Version is the group and the version.
-	Version string
-	// Legacy says that it is v1beta1.
-	Legacy bool
+	Kind   Kind
+	Client Client
+
+	version string // the group and the version
+	legacy  bool   // it is v1beta1
 }
 
 // discoveryTimeout bounds one attempt to reach the API server.
 const discoveryTimeout = 10 * time.Second
 
-// Discover asks the API server which version it has and prefers v1.
-func Discover(ctx context.Context, client kubernetes.Interface) (*API, error) {
+// Find asks the API server which version it has and prefers v1.
+func (k Kind) Find(ctx context.Context) (request.API, error) {
+	api, err := k.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return api, nil
+}
+
+func (k Kind) find(ctx context.Context) (*API, error) {
 	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
 	defer cancel()
 	const group = "certificates.k8s.io/"
 	for _, version := range []string{"v1", "v1beta1"} {
-		resources, err := client.Discovery().ServerResourcesForGroupVersionWithContext(ctx, group+version)
+		resources, err := k.Client.Discovery().ServerResourcesForGroupVersionWithContext(ctx,
+			group+version)
 		if apierrors.IsNotFound(err) {
 			continue
 		}
@@ -80,11 +107,11 @@ func Discover(ctx context.Context, client kubernetes.Interface) (*API, error) {
 		}) {
 			continue
 		}
-		api := &API{Version: group + version, Legacy: version == "v1beta1"}
-		if api.Legacy {
-			api.Client = legacyClient{client.CertificatesV1beta1().CertificateSigningRequests()}
+		api := &API{Kind: k, version: group + version, legacy: version == "v1beta1"}
+		if api.legacy {
+			api.Client = legacyClient{k.Client.CertificatesV1beta1().CertificateSigningRequests()}
 		} else {
-			api.Client = client.CertificatesV1().CertificateSigningRequests()
+			api.Client = k.Client.CertificatesV1().CertificateSigningRequests()
 		}
 		return api, nil
 	}
@@ -92,121 +119,102 @@ func Discover(ctx context.Context, client kubernetes.Interface) (*API, error) {
 		"certificates.k8s.io/v1 nor in v1beta1")
 }
 
-// Version returns the version of the API that a controller would use.
-func Version(ctx context.Context, client kubernetes.Interface) (string, error) {
-	api, err := Discover(ctx, client)
+// Check returns the version of the API, and an error if a controller could not watch the requests
+// of the signer names: API servers before Kubernetes 1.18 know none, so all requests must be
+// watched (AcceptUnset). It tries what the controller does, whatever version the server says it is.
+func (k Kind) Check(ctx context.Context) (version string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	defer cancel()
+	api, err := k.find(ctx)
 	if err != nil {
 		return "", err
 	}
-	return api.Version, nil
-}
-
-// CheckSignerNames returns an error if a controller could not watch the requests of the signer
-// names: API servers before Kubernetes 1.18 know none, so all requests must be watched
-// (acceptUnset). It tries what the controller does, whatever version the server says it is.
-func CheckSignerNames(
-	ctx context.Context, client kubernetes.Interface, names []string, acceptUnset bool,
-) error {
-	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
-	defer cancel()
-	api, err := Discover(ctx, client)
-	if err != nil || !api.Legacy || acceptUnset {
-		return err
+	if !api.legacy || k.AcceptUnset {
+		return api.version, nil
 	}
-	for _, name := range names {
-		selector := SignerSelector(name)
+	for _, selector := range api.Selectors() {
 		_, err := api.List(ctx, metav1.ListOptions{FieldSelector: selector, Limit: 1})
-		if err != nil && !apierrors.IsForbidden(err) { // a missing permission is not what is asked here
-			return api.ExplainWatch(selector, err)
+		// a missing permission is not what is asked here
+		if err != nil && !apierrors.IsForbidden(err) {
+			return api.version, err
 		}
 	}
-	return nil
+	return api.version, nil
 }
 
-// SignerSelector selects the requests of a signer name.
-func SignerSelector(name string) string {
-	return fields.OneTermEqualSelector("spec.signerName", name).String()
-}
+// Version is the group and the version.
+func (a *API) Version() string { return a.version }
 
-// ListerWatcher lists, by the function, and watches what matches the field selector, and tells the
-// observer how each attempt went; nil means that a watch was established. A watch that has ended
-// before its time is not gone on with: etcd may have been set back while the API server was
-// unavailable, and a watch from a version that is yet to come shows nothing, and no error. So all
-// is listed again.
-func (a *API) ListerWatcher(
-	selector string, list ListFunc, observe func(error),
-) cache.ListerWatcher {
-	// ends is when the last watch is to end; nil: there was none since all was listed.
-	var ends atomic.Pointer[time.Time]
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = selector
-			all, err := list(ctx, a, o)
-			if err != nil {
-				observe(err)
-				return nil, err
-			}
-			ends.Store(nil)
-			return all, nil
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			now := time.Now()
-			if end := ends.Load(); end != nil && now.Before(*end) && o.ResourceVersion != "" {
-				return nil, apierrors.NewResourceExpired(
-					"the watch ended early: listing all again")
-			}
-			o.FieldSelector = selector
-			w, err := a.Watch(ctx, o)
-			observe(err)
-			if o.TimeoutSeconds != nil {
-				end := now.Add(time.Duration(*o.TimeoutSeconds) * time.Second)
-				ends.Store(&end)
-			}
-			return w, err
-		},
+// Selectors select the requests of each signer name.
+func (a *API) Selectors() []string {
+	if a.Kind.AcceptUnset && a.legacy {
+		// A server before 1.18 knows no such selector, and requests without a
+		// signer name match none: watch everything and sort it out here.
+		return []string{""}
 	}
-	if a.Legacy {
-		return listFirst{lw}
+	var selectors []string
+	for _, name := range a.Kind.SignerNames {
+		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
 	}
-	return lw
+	return selectors
 }
 
-// A ListFunc lists requests.
-type ListFunc func(
-	ctx context.Context, a *API, o metav1.ListOptions,
-) (*metainternalversion.List, error)
+// List returns one page of requests, each trimmed.
+func (a *API) List(
+	ctx context.Context, o metav1.ListOptions,
+) (*metainternalversion.List, error) {
+	page, err := a.Client.List(ctx, o)
+	if err != nil {
+		return nil, a.explain(o.FieldSelector, err)
+	}
+	all := &metainternalversion.List{ListMeta: page.ListMeta}
+	for i := range page.Items {
+		all.Items = append(all.Items, a.trim(&page.Items[i]))
+	}
+	return all, nil
+}
 
-// listFirst keeps client-go from asking for the initial state by a watch, which servers with
-// v1beta1 do not know and do not refuse.
-type listFirst struct{ *cache.ListWatch }
+// Watch watches requests, and trims each as soon as it has it.
+func (a *API) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	w, err := a.Client.Watch(ctx, o)
+	if err != nil {
+		return nil, a.explain(o.FieldSelector, err)
+	}
+	return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
+		csr, is := e.Object.(*certificatesv1.CertificateSigningRequest)
+		if is && e.Type != watch.Bookmark { // whose annotations are client-go's
+			e.Object = a.trim(csr)
+		}
+		return e, true
+	}), nil
+}
 
-// IsWatchListSemanticsUnSupported is client-go's name for that.
-func (listFirst) IsWatchListSemanticsUnSupported() bool { return true }
+// ListsFirst reports whether the API is v1beta1: servers with it do not know a watch that begins
+// with all requests, and do not refuse it.
+func (a *API) ListsFirst() bool { return a.legacy }
 
-// ExplainWatch says what an error of a watch means for the operator; nil is none.
-func (a *API) ExplainWatch(selector string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case a.Legacy && apierrors.IsBadRequest(err):
-		return fmt.Errorf("watch certificate requests (%s): %w: servers before Kubernetes 1.18 know no "+
+// explain says what the error of a list or a watch means for the operator.
+func (a *API) explain(selector string, err error) error {
+	if a.legacy && apierrors.IsBadRequest(err) {
+		return fmt.Errorf("watch certificate requests (%s): %w: servers before Kubernetes "+
+			"1.18 know no "+
 			"signer names; if this is one, set UNSET_SIGNER_NAME=accept", selector, err)
 	}
 	return fmt.Errorf("watch certificate requests (%s): %w", cmp.Or(selector, "all of them"), err)
 }
 
-// Count returns the number of requests in the cluster, of all signers.
-func Count(ctx context.Context, client kubernetes.Interface) (int, error) {
-	api, err := Discover(ctx, client)
+// Get reads the request of that name.
+func (a *API) Get(ctx context.Context, name string) (request.Object, error) {
+	csr, err := a.Client.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return api.Count(ctx)
+	return a.Whole(csr), nil
 }
 
 // Count asks the API server for one request, and how many more there are.
 func (a *API) Count(ctx context.Context) (int, error) {
-	page, err := a.List(ctx, metav1.ListOptions{Limit: 1})
+	page, err := a.Client.List(ctx, metav1.ListOptions{Limit: 1})
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("count the certificate requests: %w", err)

@@ -3,63 +3,50 @@ package csr
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
-	"testing/synctest"
-	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
 )
 
-// watched is an API server of which each watch is established.
-type watched struct{ Client }
-
-// Watch establishes a watch.
-func (watched) Watch(context.Context, metav1.ListOptions) (watch.Interface, error) {
-	return watch.NewEmptyWatch(), nil
+// pages is an API server that answers a list with one page.
+type pages struct {
+	Client
+	page certificatesv1.CertificateSigningRequestList
+	err  error
 }
 
-// After a watch has ended before its time nothing continues from where it was: etcd may have been
-// set back, and a watch from a version that is yet to come is silent.
-func TestAllIsListedAnewAfterAWatchThatWasCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		list := func(context.Context, *API, metav1.ListOptions) (*metainternalversion.List, error) {
-			return &metainternalversion.List{}, nil
+func (p pages) List(_ context.Context,
+	o metav1.ListOptions) (*certificatesv1.CertificateSigningRequestList, error) {
+	if o.Limit != 1 || o.FieldSelector != "" || o.ResourceVersion != "" {
+		return nil, fmt.Errorf("asked with %+v", o)
+	}
+	return &p.page, p.err
+}
+
+func TestRequestsAreCounted(t *testing.T) {
+	rest := int64(41)
+	for name, c := range map[string]struct {
+		items int
+		meta  metav1.ListMeta
+		fault error
+		want  int
+		ok    bool
+	}{
+		"none": {want: 0, ok: true},
+		"one":  {items: 1, want: 1, ok: true},
+		"many": {items: 1, meta: metav1.ListMeta{Continue: "c", RemainingItemCount: &rest},
+			want: 42, ok: true},
+		"unknown": {items: 1, meta: metav1.ListMeta{Continue: "c"}},
+		"fault":   {fault: errors.New("no")},
+	} {
+		page := pages{err: c.fault}
+		page.page.Items = make([]certificatesv1.CertificateSigningRequest, c.items)
+		page.page.ListMeta = c.meta
+		n, err := (&API{Client: page}).Count(t.Context())
+		if n != c.want || (err == nil) != c.ok {
+			t.Errorf("%s: %d, %v", name, n, err)
 		}
-		api := &API{Client: watched{}}
-		lw := api.ListerWatcher("", list, func(error) {}).(*cache.ListWatch)
-		const lasts = 300 // seconds
-		watching := func(version string) error {
-			_, err := lw.WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: version, TimeoutSeconds: new(int64(lasts))})
-			return err
-		}
-		for name, anew := range map[string]func() error{
-			"by a watch": func() error { return watching("") },
-			"by a list": func() error {
-				_, err := lw.ListWithContext(t.Context(), metav1.ListOptions{})
-				return errors.Join(err, watching("1"))
-			},
-		} {
-			if err := anew(); err != nil {
-				t.Errorf("all is listed %s: %v", name, err)
-			}
-			<-time.After(lasts * time.Second)
-			if err := watching("7"); err != nil {
-				t.Errorf("after a watch that ended in its time: %v", err)
-			}
-			<-time.After(time.Second)
-			for range 2 {
-				if err := watching("7"); !apierrors.IsResourceExpired(err) {
-					t.Errorf("after one that was cut: %v", err)
-				}
-			}
-			if err := anew(); err != nil {
-				t.Errorf("all is listed anew %s: %v", name, err)
-			}
-			<-time.After(lasts * time.Second)
-		}
-	})
+	}
 }

@@ -43,7 +43,8 @@ func (l legacyClient) Watch(ctx context.Context, o metav1.ListOptions) (watch.In
 		if csr, ok := e.Object.(*certificatesv1beta1.CertificateSigningRequest); ok {
 			upgraded, err := upgrade[certificatesv1.CertificateSigningRequest](csr, nil)
 			if err != nil { // an error event makes the reflector list again: nothing is lost
-				return watch.Event{Type: watch.Error, Object: &apierrors.NewInternalError(err).ErrStatus}, true
+				return watch.Event{Type: watch.Error,
+					Object: &apierrors.NewInternalError(err).ErrStatus}, true
 			}
 			e.Object = upgraded
 		}

@@ -14,9 +14,11 @@ import (
 func TestLegacyRequestsTravelWhole(t *testing.T) {
 	signer, seconds := "example.com/a", int32(3600)
 	old := &certificatesv1beta1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "7", Labels: map[string]string{"a": "b"}},
+		ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "7",
+			Labels: map[string]string{"a": "b"}},
 		Spec: certificatesv1beta1.CertificateSigningRequestSpec{
-			Request: []byte("r"), SignerName: &signer, ExpirationSeconds: &seconds, Username: "me", UID: "mine", Groups: []string{"g"},
+			Request: []byte("r"), SignerName: &signer, ExpirationSeconds: &seconds, Username: "me",
+			UID: "mine", Groups: []string{"g"},
 			Usages: []certificatesv1beta1.KeyUsage{certificatesv1beta1.UsageServerAuth},
 			Extra:  map[string]certificatesv1beta1.ExtraValue{"k": {"v", "w"}},
 		},
@@ -29,7 +31,8 @@ func TestLegacyRequestsTravelWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if request.Spec.SignerName != signer || request.UID != "u" || request.ResourceVersion != "7" || request.Spec.Extra["k"][1] != "w" ||
+	if request.Spec.SignerName != signer || request.UID != "u" || request.ResourceVersion != "7" ||
+		request.Spec.Extra["k"][1] != "w" ||
 		request.Status.Conditions[0].Message != "M" || string(request.Status.Certificate) != "c" {
 		t.Errorf("as v1: %+v", request)
 	}

@@ -25,7 +25,6 @@ import (
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/access"
-	"hsm-signer/kube/csr"
 	"hsm-signer/policy"
 )
 
@@ -176,11 +175,8 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 		return
 	}
 	report("API server", s.Server+", Kubernetes "+server.GitVersion, nil)
-	api, err := csr.Version(ctx, s.Client)
-	if err == nil {
-		err = csr.CheckSignerNames(ctx, s.Client, s.SignerNames, s.AcceptUnset)
-	}
-	report("API version", api, err)
+	version, err := s.Requests().Check(ctx)
+	report("API version", version, err)
 	checkPermissions(ctx, s, report)
 	checkRequests(ctx, s, report)
 	checkInstallation(ctx, s, report)
@@ -321,12 +317,21 @@ func (p *checkPrinter) summary() {
 	fmt.Fprintf(p.out, "\nsummary: %s\n", text)
 }
 
+// countRequests returns the number of requests in the cluster, of all signers.
+func countRequests(ctx context.Context, s *config.Service) (int, error) {
+	api, err := s.Requests().Find(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return api.Count(ctx)
+}
+
 // checkRequests reports the number of requests in the cluster.
 func checkRequests(ctx context.Context, s *config.Service, report reporter) {
 	const name = "requests in the cluster"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	n, err := csr.Count(ctx, s.Client)
+	n, err := countRequests(ctx, s)
 	switch crowded := config.AdviseCleanUp(n); {
 	case err != nil:
 		detail := fmt.Sprintf("unknown; thousands would slow clients down: %v", err)

@@ -17,6 +17,7 @@ import (
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/access"
+	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 	"hsm-signer/policy"
 )
@@ -64,6 +65,14 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 	s.Lease = c.requireLease(faults)
 	s.Client, s.Server = c.LoadClient(faults, wrap)
 	return s
+}
+
+// Requests are the requests that are served.
+func (s *Service) Requests() csr.Kind {
+	return csr.Kind{
+		Client: s.Client, SignerNames: s.SignerNames, AcceptUnset: s.AcceptUnset,
+		KeepFinished: s.Mode == kube.Shadow,
+	}
 }
 
 // loadSigning loads what only a process that signs needs: the CA, and what names the keys in the

@@ -75,7 +75,7 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 // kubeConfig is what the controllers of every process have in common.
 func kubeConfig(s *config.Service, current *policy.Current, logger hclog.Logger) kube.Config {
 	return kube.Config{
-		Client: s.Client, SignerNames: s.SignerNames, AcceptUnset: s.AcceptUnset, Mode: s.Mode,
+		Client: s.Client, Kind: s.Requests(), SignerNames: s.SignerNames, Mode: s.Mode,
 		Lease:         s.Lease,
 		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
 		Workers:       s.Workers, Pace: s.Pace, Decider: current, Logger: logger,

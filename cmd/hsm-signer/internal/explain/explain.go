@@ -18,6 +18,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/kube"
+	"hsm-signer/kube/csr"
 	"hsm-signer/policy"
 )
 
@@ -140,7 +141,7 @@ func liveVerdicts(c *config.Config, d kube.Decider, faults *config.Faults) func(
 	string) (policy.Verdict, error) {
 	client, _ := c.LoadClient(faults, nil)
 	return func(ctx context.Context, name string) (policy.Verdict, error) {
-		return kube.Judge(ctx, client, d, name)
+		return kube.Judge(ctx, client, csr.Kind{Client: client}, d, name)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 
-	"hsm-signer/kube"
+	"hsm-signer/kube/csr"
 	"hsm-signer/policy"
 )
 
@@ -167,15 +167,15 @@ func requestIn(object json.RawMessage, kind string) fileRequest {
 		}
 		return fileRequest{err: fmt.Errorf("is %s, not a %s", kind, requestKind)}
 	}
-	var csr certificatesv1.CertificateSigningRequest
-	err := utiljson.Unmarshal(object, &csr)
+	var made certificatesv1.CertificateSigningRequest
+	err := utiljson.Unmarshal(object, &made)
 	switch {
 	case err != nil:
 		err = fmt.Errorf("the %s cannot be read: %w", requestKind, err)
-	case len(csr.Spec.Request) == 0:
+	case len(made.Spec.Request) == 0:
 		err = fmt.Errorf("the %s has no spec.request", requestKind)
 	default:
-		return fileRequest{name: csr.Name, submission: kube.Submission(&csr)}
+		return fileRequest{name: made.Name, submission: csr.Submission(&made)}
 	}
-	return fileRequest{name: csr.Name, err: err}
+	return fileRequest{name: made.Name, err: err}
 }

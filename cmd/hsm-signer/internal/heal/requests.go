@@ -20,7 +20,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
-	"hsm-signer/kube"
+	"hsm-signer/kube/csr"
 )
 
 // clientPatience is how long a client waits for its answer: Calico's gives up after 90 seconds.
@@ -183,19 +183,19 @@ func (r *requests) OnDelete(object any) {
 
 // see takes note of how a request stands.
 func (r *requests) see(object any) {
-	csr, is := object.(*certificatesv1.CertificateSigningRequest)
+	seen, is := object.(*certificatesv1.CertificateSigningRequest)
 	if !is {
 		return
 	}
-	approved, refused := decided(csr)
-	answered := approved != nil && !refused && len(csr.Status.Certificate) > 0
-	r.setOpen(csr, !answered && !refused)
+	approved, refused := decided(seen)
+	answered := approved != nil && !refused && len(seen.Status.Certificate) > 0
+	r.setOpen(seen, !answered && !refused)
 	if !answered {
 		return
 	}
 	// The client takes the certificate only with the approval: nobody had it before that.
-	answer, ok := stuck.AnswerTo(kube.Submission(csr).Requester, string(csr.UID),
-		csr.CreationTimestamp.Time, approved.LastUpdateTime.Time)
+	answer, ok := stuck.AnswerTo(csr.Submission(seen).Requester, string(seen.UID),
+		seen.CreationTimestamp.Time, approved.LastUpdateTime.Time)
 	if ok && slices.Contains(r.Namespaces, answer.Namespace) {
 		r.answers.Add(answer, time.Now())
 	}

@@ -1,0 +1,220 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+
+	"hsm-signer/kube/request"
+)
+
+// requests is the API that the cluster has, and what is known of it.
+type requests struct {
+	request.API
+	stores []cache.Store
+	synced []cache.InformerSynced
+}
+
+// cached returns the request as it was last seen, or nil if it is gone or another has its name.
+func (r *requests) cached(k key) request.Object {
+	for _, store := range r.stores {
+		object, found, err := store.GetByKey(k.name)
+		if err != nil || !found {
+			continue
+		}
+		if o, ok := object.(request.Object); ok && o.GetUID() == k.uid {
+			return o
+		}
+	}
+	return nil
+}
+
+// whole reports whether all requests were listed once.
+func (r *requests) whole() bool {
+	return !slices.ContainsFunc(r.synced, func(synced cache.InformerSynced) bool {
+		return !synced()
+	})
+}
+
+// all returns every request that is known, by UID.
+func (r *requests) all() map[types.UID]request.Object {
+	all := map[types.UID]request.Object{}
+	for _, store := range r.stores {
+		for _, object := range store.List() {
+			if o, is := object.(request.Object); is {
+				all[o.GetUID()] = o
+			}
+		}
+	}
+	return all
+}
+
+// findAPI waits until the API server says which version of the API it has.
+func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
+	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.2, Steps: 8, Cap: lastRetry}
+	delay := backoff.DelayFunc()
+	for {
+		api, err := c.Kind.Find(ctx)
+		if err == nil {
+			return &requests{API: api}, nil
+		}
+		c.watching("", fmt.Errorf("find the certificates API: %w", err))
+		c.Logger.Warn("the API server does not answer as it should; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stopped before the API server was reached: %w", err)
+		case <-time.After(delay()):
+		}
+	}
+}
+
+// rediscoverAfter is the wait before another version of the API is looked for. While a cluster is
+// upgraded, some of its API servers have a version that others do not have any more.
+const rediscoverAfter = time.Second
+
+// keepWatching watches requests until the context ends. It calls started as soon as requests are
+// known. When the API server stops serving the version of the API in use, as v1beta1 from
+// Kubernetes 1.22 on, another version is looked for.
+func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
+	for {
+		c.Logger.Info("watching certificate requests", "api", api.Version(), "signers",
+			c.SignerNames)
+		c.watchWhileServed(ctx, api, started)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rediscoverAfter):
+		}
+		c.Logger.Warn(
+			"the API server no longer serves this version of the API; looking for another",
+			"api", api.Version())
+		var err error
+		if api, err = c.findAPI(ctx); err != nil {
+			return // the context has ended
+		}
+	}
+}
+
+// watchWhileServed watches requests until the context ends or the API server does not serve this
+// version of the API any more.
+func (c *Controller) watchWhileServed(ctx context.Context, api *requests, started func()) {
+	ctx, gone := context.WithCancel(ctx)
+	var group wait.Group
+	defer group.Wait()
+	defer gone()
+	c.watch(ctx, &group, api, gone)
+	started()
+	<-ctx.Done()
+}
+
+// watch starts a store for each selector. What the queue holds comes from them. It calls gone when
+// the API server does not serve this version of the API.
+func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
+	selectors := api.Selectors()
+	c.mu.Lock()
+	c.watches = map[string]error{}
+	for _, selector := range selectors {
+		c.watches[selector] = errStarting
+	}
+	c.mu.Unlock()
+	var reflectors []*cache.Reflector
+	for _, selector := range selectors {
+		store, reflector := c.newStore(listerWatcher(api, selector, func(err error) {
+			c.watching(selector, err)
+			if apierrors.IsNotFound(err) {
+				gone()
+			}
+		}))
+		api.stores = append(api.stores, store)
+		api.synced = append(api.synced, store.Synced)
+		reflectors = append(reflectors, reflector)
+	}
+	c.requests.Store(api) // before the first request is queued, which is looked up there
+	for _, reflector := range reflectors {
+		group.StartWithContext(ctx, reflector.RunWithContext)
+	}
+}
+
+// listerWatcher lists and watches what matches the field selector, and tells the observer how each
+// attempt went; nil means that a watch was established. A watch that has ended before its time is
+// not gone on with: etcd may have been set back while the API server was unavailable, and a watch
+// from a version that is yet to come shows nothing, and no error. So all is listed again.
+func listerWatcher(
+	api request.API, selector string, observe func(error),
+) cache.ListerWatcher {
+	// ends is when the last watch is to end; nil: there was none since all was listed.
+	var ends atomic.Pointer[time.Time]
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object,
+			error) {
+			o.FieldSelector = selector
+			all, err := listPages(ctx, api, o)
+			if err != nil {
+				observe(err)
+				return nil, err
+			}
+			ends.Store(nil)
+			return all, nil
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface,
+			error) {
+			now := time.Now()
+			if end := ends.Load(); end != nil && now.Before(*end) && o.ResourceVersion != "" {
+				return nil, apierrors.NewResourceExpired(
+					"the watch ended early: listing all again")
+			}
+			o.FieldSelector = selector
+			w, err := api.Watch(ctx, o)
+			observe(err)
+			if o.TimeoutSeconds != nil {
+				end := now.Add(time.Duration(*o.TimeoutSeconds) * time.Second)
+				ends.Store(&end)
+			}
+			return w, err
+		},
+	}
+	return apiListWatch{lw, api.ListsFirst()}
+}
+
+// apiListWatch tells client-go whether the API can give the initial state by a watch.
+type apiListWatch struct {
+	*cache.ListWatch
+	listsFirst bool
+}
+
+// IsWatchListSemanticsUnSupported is client-go's name for an API that cannot.
+func (l apiListWatch) IsWatchListSemanticsUnSupported() bool { return l.listsFirst }
+
+// listPage is how many requests one answer to a list holds.
+const listPage = 25
+
+// listPages lists page by page, so that no more than one page is in memory as it came.
+func listPages(
+	ctx context.Context, api request.API, o metav1.ListOptions,
+) (*metainternalversion.List, error) {
+	// Without a version: a cache would return all at once.
+	o.ResourceVersion, o.ResourceVersionMatch, o.Limit = "", "", listPage
+	all := &metainternalversion.List{}
+	for {
+		page, err := api.List(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		all.Items = append(all.Items, page.Items...)
+		all.ListMeta = page.ListMeta
+		if o.Continue = page.Continue; o.Continue == "" {
+			return all, nil
+		}
+	}
+}
