@@ -11,9 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
-	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -124,7 +122,7 @@ func requireAdmitted(t *testing.T) {
 	set, err := api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer",
 		metav1.GetOptions{})
 	must.OK(t, err)
-	pod := podOf(set)
+	pod := testenv.PodOf(set)
 	made, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{})
 	must.OK(t, err)
 	must.OK(t, shared.Cluster.DeletePod(t.Context(), made))
@@ -141,18 +139,6 @@ func requireAdmitted(t *testing.T) {
 		metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), "restricted") {
 		t.Errorf("a pod that may run as root: %v", err)
 	}
-}
-
-func podOf(set *appsv1.StatefulSet) *corev1.Pod {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-0",
-		Labels: set.Spec.Template.Labels}, Spec: *set.Spec.Template.Spec.DeepCopy()}
-	for _, claim := range set.Spec.VolumeClaimTemplates {
-		source :=
-			corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + pod.Name}}
-		pod.Spec.Volumes = append(pod.Spec.Volumes,
-			corev1.Volume{Name: claim.Name, VolumeSource: source})
-	}
-	return pod
 }
 
 // withPodsOfPolicy adds the component to the overlay.
@@ -210,12 +196,14 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 	}
 }
 
-// withMonitoring adds the component to the overlay.
+// withMonitoring adds alerts, dashboard and scraping to the overlay.
 func withMonitoring(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../monitoring\n", 1)
+	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../monitoring\n", 1) +
+		"transformers: [../../monitoring/installation]\n"
 }
 
-// An overlay with the component has the objects of Prometheus' operator, and is otherwise the same.
+// An overlay with the component has the objects of Prometheus' operator and the dashboard, and is
+// otherwise the same.
 func TestMonitoringIsAComponent(t *testing.T) {
 	for overlay := range overlays {
 		without, _ := kubectl(t, "kustomize", deployment(t, overlay, asItIs))
@@ -223,11 +211,12 @@ func TestMonitoringIsAComponent(t *testing.T) {
 		for _, object := range strings.Split(with, "\n---\n") {
 			if !strings.Contains(without,
 				strings.TrimSpace(object)) != (strings.Contains(object, "kind: PodMonitor") ||
-				strings.Contains(object, "kind: PrometheusRule")) {
+				strings.Contains(object, "kind: PrometheusRule") ||
+				strings.Contains(object, "name: hsm-signer-dashboard")) {
 				t.Errorf("%s: with the component it has:\n%s", overlay, object)
 			}
 		}
-		if strings.Count(with, "apiVersion: monitoring.coreos.com/v1") != 3 {
+		if strings.Count(with, "apiVersion: monitoring.coreos.com/v1") != 4 {
 			t.Errorf("%s lacks what the component should add", overlay)
 		}
 	}

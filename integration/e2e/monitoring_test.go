@@ -39,7 +39,8 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	})
 	metrics += healsOwn(healer.Metrics(t.Context()))
 	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml",
-		"deploy/monitoring/dashboard.json", manual} {
+		"deploy/monitoring/prometheusrule-installation.yaml", "deploy/monitoring/dashboard.json",
+		manual} {
 		text, err := os.ReadFile("../../" + file)
 		must.OK(t, err)
 		names := regexp.MustCompile(`\bhsm_signer_[a-z0-9_]+`).FindAllString(string(text), -1)
@@ -68,5 +69,39 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	if series := regexp.MustCompile(`(?m)^hsm_signer_`).FindAllStringIndex(metrics,
 		-1); len(series) > 200 {
 		t.Errorf("there are %d series", len(series))
+	}
+}
+
+// The installation's names are in what monitoring needs to know of them, also in another namespace.
+func TestMonitoringKnowsItsInstallation(t *testing.T) {
+	dir := deployment(t, "network-hsm", func(kustomization string) string {
+		kustomization = strings.Replace(kustomization, "SIGNER_NAME=example.com/calico",
+			"SIGNER_NAME=corp.example/typha", 1)
+		return strings.Replace(withHeal(withMonitoring(kustomization)), "patches:\n", `namespace: other
+patches:
+  - patch: |
+      apiVersion: v1
+      kind: ConfigMap
+      metadata: {name: hsm-signer-monitoring, namespace: hsm-signer}
+      data: {RUNBOOK: "https://wiki.example.com/runbook"}
+`, 1)
+	})
+	text, _ := kubectl(t, "kustomize", dir)
+	for _, want := range []string{
+		`absent(hsm_signer_ready{part="token",namespace="other",job="hsm-signer"})`,
+		"runbook_url: https://wiki.example.com/runbook#hsmsignerdown",
+		"runbook_url: https://wiki.example.com/runbook#hsmsignernoleader",
+		"signer: corp.example/typha", "- replacement: corp.example/typha\n      targetLabel: signer",
+		"- replacement: hsm-signer\n      targetLabel: job",
+		"- replacement: hsm-signer-heal\n      targetLabel: job",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("kustomize does not print %q", want)
+		}
+	}
+	for _, not := range []string{"git.example.com", "name: hsm-signer-monitoring", "example.com/calico"} {
+		if strings.Contains(text, not) {
+			t.Errorf("kustomize prints %q", not)
+		}
 	}
 }

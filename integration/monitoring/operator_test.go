@@ -3,8 +3,6 @@ package monitoring_test
 import (
 	"maps"
 	"os"
-	"os/exec"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -70,33 +68,5 @@ func requireFinds(t *testing.T, file string, maker podMaker) {
 			func(p struct{ Name string }) bool { return p.Name == *endpoint.Port }) ||
 		endpoint.Path != "/metrics" {
 		t.Errorf("%s scrapes %+v; the pod has the ports %v", file, endpoint, ports)
-	}
-}
-
-// The command in the manual sets the address of the runbook in each alert.
-func TestRunbookGetsAnAddress(t *testing.T) {
-	manual, err := os.ReadFile("../../docs/operate.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	command := regexp.MustCompile(`(?m)^sed -i '([^']+)' deploy/monitoring/prometheusrule.yaml$`).FindSubmatch(manual)
-	if command == nil {
-		t.Fatal("the manual does not say how")
-	}
-	text, err := exec.CommandContext(t.Context(), "sed", string(command[1]), rulesFile).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var file monitoringv1.PrometheusRule
-	if err := yaml.UnmarshalStrict(text, &file); err != nil {
-		t.Fatal(err)
-	}
-	for _, g := range file.Spec.Groups {
-		for _, r := range g.Rules {
-			want := "https://git.example.com/hsm-signer/docs/runbook.md#" + strings.ToLower(r.Alert)
-			if r.Annotations["runbook_url"] != want || r.Annotations["runbook"] != "" {
-				t.Errorf("%s: %v", r.Alert, r.Annotations)
-			}
-		}
 	}
 }

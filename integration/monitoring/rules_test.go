@@ -21,9 +21,10 @@ import (
 )
 
 const (
-	rulesFile   = "../../deploy/monitoring/prometheusrule.yaml"
-	runbookFile = "../../docs/runbook.md"
-	operatorAPI = "monitoring.coreos.com/v1"
+	rulesFile        = "../../deploy/monitoring/prometheusrule.yaml"
+	installationFile = "../../deploy/monitoring/prometheusrule-installation.yaml"
+	runbookFile      = "../../docs/runbook.md"
+	operatorAPI      = "monitoring.coreos.com/v1"
 )
 
 // read reads an object of Prometheus' operator. Unknown fields are errors.
@@ -38,15 +39,19 @@ func read(t *testing.T, file string, object any) {
 	}
 }
 
+// readRules returns the alerts of both files.
 func readRules(t *testing.T) (all []monitoringv1.Rule) {
 	t.Helper()
-	var file monitoringv1.PrometheusRule
-	read(t, rulesFile, &file)
-	for _, g := range file.Spec.Groups {
-		all = append(all, g.Rules...)
-	}
-	if file.APIVersion != operatorAPI || file.Kind != "PrometheusRule" || len(all) == 0 {
-		t.Fatalf("a %s %s with %d alerts", file.APIVersion, file.Kind, len(all))
+	for _, name := range []string{rulesFile, installationFile} {
+		var file monitoringv1.PrometheusRule
+		read(t, name, &file)
+		if file.APIVersion != operatorAPI || file.Kind != "PrometheusRule" ||
+			len(file.Spec.Groups) == 0 {
+			t.Fatalf("%s: a %s %s", name, file.APIVersion, file.Kind)
+		}
+		for _, g := range file.Spec.Groups {
+			all = append(all, g.Rules...)
+		}
 	}
 	return all
 }
@@ -57,9 +62,17 @@ const day = 86400
 // cases has, for each alert, series that are scraped each minute for two hours from 1970 on: those
 // with which the alert fires, and those with which it does not.
 var cases = map[string]struct{ fires, quiet []string }{
-	"HSMSignerDown": {[]string{`up 1x120`, `hsm_signer_leading 0x120`},
-		[]string{`hsm_signer_ready{part="token"} 0x120`,
-			`hsm_signer_ready{part="token"} 0x50 _x4 0x60`}},
+	"HSMSignerDown": {
+		[]string{`up 1x120`, `hsm_signer_leading 0x120`,
+			`hsm_signer_ready{part="token",namespace="other",job="hsm-signer"} 1x120`,
+			`hsm_signer_ready{part="token",namespace="hsm-signer",job="hsm-signer"} 1x60 stale`},
+		[]string{`hsm_signer_ready{part="token",namespace="hsm-signer",job="hsm-signer"} 0x120`,
+			`hsm_signer_ready{part="token",namespace="hsm-signer",job="hsm-signer"} 0x50 _x4 0x60`}},
+	"HSMSignerManyLeaders": {
+		[]string{"hsm_signer_leading{instance=\"a\"} 1x120\n  hsm_signer_leading{instance=\"b\"} 1x120"},
+		[]string{"hsm_signer_leading{instance=\"a\"} 1x120\n  hsm_signer_leading{instance=\"b\"} 0x120",
+			"hsm_signer_leading{instance=\"a\"} 1x60 0x60\n  hsm_signer_leading{instance=\"b\"} 0x59 1x61",
+			"hsm_signer_leading{namespace=\"a\"} 1x120\n  hsm_signer_leading{namespace=\"b\"} 1x120"}},
 	"HSMSignerNoLeader": {[]string{`hsm_signer_leading{instance="a"} 0x120`},
 		[]string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
 	"HSMSignerNotReady": {[]string{`hsm_signer_ready{part="requests"} 0x120`,
@@ -178,16 +191,7 @@ func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 	t.Helper()
 	storage := promqltest.LoadedStorage(t, "load 1m\n  "+series+"\n")
 	engine := promqltest.NewTestEngine(t, false, 0, promqltest.DefaultMaxSamplesPerQuery)
-	expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr.String())
-	if err != nil {
-		t.Fatalf("%s: %v", r.Alert, err)
-	}
-	hold, err := model.ParseDuration(string(*r.For))
-	if err != nil {
-		t.Fatalf("%s: %v", r.Alert, err)
-	}
-	alert := rules.NewAlertingRule(r.Alert, expr, time.Duration(hold), 0, labels.FromMap(r.Labels),
-		labels.FromMap(r.Annotations), labels.EmptyLabels(), "", true, promslog.NewNopLogger())
+	alert := alertingRule(t, r)
 	minutes := 121
 	if strings.Contains(r.Expr.String(), "offset 1d") {
 		minutes += 24 * 60
@@ -206,6 +210,21 @@ func fires(t *testing.T, r monitoringv1.Rule, series string) bool {
 		}
 	}
 	return fired
+}
+
+// alertingRule returns the alert as Prometheus evaluates it.
+func alertingRule(t *testing.T, r monitoringv1.Rule) *rules.AlertingRule {
+	t.Helper()
+	expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr.String())
+	if err != nil {
+		t.Fatalf("%s: %v", r.Alert, err)
+	}
+	hold, err := model.ParseDuration(string(*r.For))
+	if err != nil {
+		t.Fatalf("%s: %v", r.Alert, err)
+	}
+	return rules.NewAlertingRule(r.Alert, expr, time.Duration(hold), 0, labels.FromMap(r.Labels),
+		labels.FromMap(r.Annotations), labels.EmptyLabels(), "", true, promslog.NewNopLogger())
 }
 
 // requireText requires annotations with filled templates.
@@ -237,8 +256,9 @@ func TestEachAlertHasItsSectionInTheRunbook(t *testing.T) {
 				t.Errorf("%s: the runbook does not say %s", r.Alert, part)
 			}
 		}
-		if want := "docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook"] != want {
-			t.Errorf("%s: runbook is %q; want %q", r.Alert, r.Annotations["runbook"], want)
+		want := "https://git.example.com/hsm-signer/docs/runbook.md#" + strings.ToLower(r.Alert)
+		if url := r.Annotations["runbook_url"]; url != want {
+			t.Errorf("%s: runbook_url is %q; want %q", r.Alert, url, want)
 		}
 		if s := r.Labels["severity"]; s != "warning" && s != "critical" {
 			t.Errorf("%s: severity %q", r.Alert, s)

@@ -52,6 +52,20 @@ func buildSetting(key string) string {
 	return ""
 }
 
+// The metric hsm_signer_build_info of every process, which is always 1.
+const (
+	MetricName = "hsm_signer_build_info"
+	MetricHelp = "1; the labels hold the version and revision that this process was built from, " +
+		"the version of Go, and Go's FIPS 140-3 module with its mode."
+)
+
+// MetricLabels returns the labels of hsm_signer_build_info, with the names that Prometheus' own
+// programs use.
+func MetricLabels() map[string]string {
+	return map[string]string{"version": Version(), "revision": cmp.Or(revision(), "unknown"),
+		"goversion": runtime.Version(), "fips": fips()}
+}
+
 // Text is what "version" and --version print.
 func Text() string {
 	return fmt.Sprintf("hsm-signer %s\ncommit %s\n%s %s/%s\nFIPS 140-3: %s\n",

@@ -4,6 +4,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 )
 
 // metrics counts what "heal" does.
@@ -25,6 +27,8 @@ func newMetrics() *metrics {
 	registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	register := promauto.With(registry)
+	register.NewGauge(prometheus.GaugeOpts{Name: buildinfo.MetricName, Help: buildinfo.MetricHelp,
+		ConstLabels: buildinfo.MetricLabels()}).Set(1)
 	m := &metrics{
 		registry: registry,
 		stuck: register.NewGaugeVec(prometheus.GaugeOpts{

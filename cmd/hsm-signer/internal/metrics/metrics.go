@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -32,6 +33,8 @@ func New() *Metrics {
 	registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	register := promauto.With(registry)
+	register.NewGauge(prometheus.GaugeOpts{Name: buildinfo.MetricName, Help: buildinfo.MetricHelp,
+		ConstLabels: buildinfo.MetricLabels()}).Set(1)
 	return &Metrics{registry, newPolicyMetrics(register), newIssuerMetrics(register),
 		newTokenMetrics(register), newKubeMetrics(register)}
 }
