@@ -11,6 +11,7 @@ import (
 	"io"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -131,6 +132,19 @@ func initialize(pod *corev1.Pod) {
 	pod.Status.InitContainerStatuses[0].State = corev1.ContainerState{
 		Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()},
 	}
+}
+
+// PodOf returns the first pod of the StatefulSet, as its controller would create it.
+func PodOf(set *appsv1.StatefulSet) *corev1.Pod {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-0",
+		Labels: set.Spec.Template.Labels}, Spec: *set.Spec.Template.Spec.DeepCopy()}
+	for _, claim := range set.Spec.VolumeClaimTemplates {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: claim.Name,
+			VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+					ClaimName: claim.Name + "-" + pod.Name}}})
+	}
+	return pod
 }
 
 // RunPod writes the status of a running pod with these IPs.

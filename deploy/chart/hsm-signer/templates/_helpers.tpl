@@ -1,0 +1,154 @@
+{{- define "hsm-signer.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* The prefix of every name: the release's, with the chart's unless it is in it. */}}
+{{- define "hsm-signer.fullname" -}}
+{{- $name := include "hsm-signer.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The name of objects outside the release's namespace: releases of one name in two namespaces do not collide. */}}
+{{- define "hsm-signer.clusterName" -}}
+{{- $name := include "hsm-signer.fullname" . -}}
+{{- if eq $name .Release.Namespace -}}{{ $name }}{{- else -}}{{ .Release.Namespace }}-{{ $name }}{{- end -}}
+{{- end -}}
+
+{{- define "hsm-signer.selector" -}}
+app.kubernetes.io/name: {{ include "hsm-signer.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "hsm-signer.healSelector" -}}
+app.kubernetes.io/name: {{ include "hsm-signer.name" . }}-heal
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "hsm-signer.commonLabels" -}}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "hsm-signer.labels" -}}
+{{ include "hsm-signer.selector" . }}
+{{ include "hsm-signer.commonLabels" . }}
+{{- end -}}
+
+{{- define "hsm-signer.healLabels" -}}
+{{ include "hsm-signer.healSelector" . }}
+{{ include "hsm-signer.commonLabels" . }}
+{{- end -}}
+
+{{- define "hsm-signer.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "hsm-signer.storageClass" -}}
+{{- .Values.state.storageClass | default (include "hsm-signer.clusterName" .) -}}
+{{- end -}}
+
+{{- define "hsm-signer.caConfigMap" -}}
+{{- .Values.ca.configMap | default (printf "%s-ca" (include "hsm-signer.fullname" .)) -}}
+{{- end -}}
+
+{{- define "hsm-signer.policyConfigMap" -}}
+{{- .Values.policy.configMap | default (printf "%s-policy" (include "hsm-signer.fullname" .)) -}}
+{{- end -}}
+
+{{- define "hsm-signer.hasPolicy" -}}
+{{- if or .Values.policy.text .Values.policy.configMap -}}true{{- end -}}
+{{- end -}}
+
+{{/* The settings of hsm-signer, with those of the value "environment" on top. */}}
+{{- define "hsm-signer.environment" -}}
+{{- $env := dict "SIGNER_NAME" (join "," .Values.signerNames) "LISTEN_ADDRESS" ":8080" "CA_CERT_FILE" "/etc/hsm-signer/ca/ca.crt" "CA_KEY_LABEL" .Values.ca.keyLabel "PKCS11_MODULE" .Values.hsm.module -}}
+{{- if .Values.pin.secret -}}{{- $_ := set $env "PKCS11_PIN_FILE" (printf "/etc/hsm-signer/pin/%s" .Values.pin.key) -}}{{- end -}}
+{{- with .Values.hsm.tokenLabel -}}{{- $_ := set $env "PKCS11_TOKEN_LABEL" . -}}{{- end -}}
+{{- if include "hsm-signer.hasPolicy" . -}}{{- $_ := set $env "POLICY_FILE" "/etc/hsm-signer/policy/policy.yaml" -}}{{- end -}}
+{{- if .Values.cleanUp.enabled -}}{{- $_ := set $env "DELETE_FINISHED_AFTER" .Values.cleanUp.after -}}{{- end -}}
+{{- $name := include "hsm-signer.fullname" . -}}
+{{- if ne $name "hsm-signer" -}}{{- $_ := set $env "LEASE_NAME" $name -}}{{- end -}}
+{{- merge (deepCopy .Values.environment) $env | toYaml -}}
+{{- end -}}
+
+{{- define "hsm-signer.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* What both pods have: service account, placement, user. The context: dict "root" $ "account" NAME "fsGroup" BOOL. */}}
+{{- define "hsm-signer.podCommon" -}}
+{{- $root := .root -}}
+serviceAccountName: {{ .account }}
+automountServiceAccountToken: true
+enableServiceLinks: false
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- if $root.Values.hostNetwork }}
+hostNetwork: true
+dnsPolicy: Default
+{{- end }}
+{{- $tolerations := $root.Values.tolerations }}
+{{- if $root.Values.hostNetwork }}
+{{- $tolerations = concat $tolerations (list (dict "key" "node.kubernetes.io/not-ready" "operator" "Exists" "effect" "NoSchedule") (dict "key" "node.kubernetes.io/network-unavailable" "operator" "Exists" "effect" "NoSchedule")) }}
+{{- end }}
+{{- with $tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $security := deepCopy $root.Values.podSecurityContext }}
+{{- if not .fsGroup }}{{- $security = omit $security "fsGroup" "fsGroupChangePolicy" }}{{- end }}
+securityContext: {{- toYaml $security | nindent 2 }}
+{{- end -}}
+
+{{- define "hsm-signer.probes" -}}
+livenessProbe:
+  httpGet: {path: /livez, port: health}
+  timeoutSeconds: 5
+readinessProbe:
+  httpGet: {path: /readyz, port: health}
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- end -}}
+
+{{/* The mistakes that a schema cannot describe. */}}
+{{- define "hsm-signer.validate" -}}
+{{- if hasKey .Values.environment "PKCS11_PIN" -}}
+{{- fail "environment.PKCS11_PIN: values are no place for the PIN; put it into the Secret that pin.secret names" -}}
+{{- end -}}
+{{- if hasKey .Values.environment "SIGNER_NAME" -}}
+{{- fail "environment.SIGNER_NAME: set signerNames, which also grants the rights" -}}
+{{- end -}}
+{{- if not (or .Values.image.tag .Values.image.digest) -}}
+{{- fail "image: set image.digest to the digest of the image that you reviewed, or image.tag" -}}
+{{- end -}}
+{{- if not (or .Values.ca.certificate .Values.ca.configMap .Values.environment.CA_CERT_FILE) -}}
+{{- fail "ca: no CA certificate; set it with --set-file ca.certificate=ca.crt, or name a ConfigMap with ca.configMap" -}}
+{{- end -}}
+{{- if and .Values.ca.certificate .Values.ca.configMap -}}
+{{- fail "ca: certificate and configMap are both set; remove one" -}}
+{{- end -}}
+{{- if and .Values.policy.text .Values.policy.configMap -}}
+{{- fail "policy: text and configMap are both set; remove one" -}}
+{{- end -}}
+{{- if not (or .Values.pin.secret .Values.environment.PKCS11_PIN_FILE) -}}
+{{- fail "pin: no PIN; name the Secret that holds it with pin.secret" -}}
+{{- end -}}
+{{- if and .Values.state.localVolumes (ne (len .Values.state.localVolumes) (int .Values.replicas)) -}}
+{{- fail (printf "state.localVolumes: %d volumes for %d replicas; list one for each replica" (len .Values.state.localVolumes) (int .Values.replicas)) -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,203 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/must"
+	"hsm-signer/integration/testenv"
+)
+
+const chart = "../../deploy/chart/hsm-signer"
+
+// newHelm returns Helm as the admin of the cluster.
+func newHelm(t *testing.T) *testenv.Helm {
+	t.Helper()
+	h, err := testenv.NewHelm(t.Context(), shared.Cluster.Kubeconfig(), t.TempDir(), os.Stderr)
+	must.OK(t, err)
+	return h
+}
+
+func helm(t *testing.T, h *testenv.Helm, args ...string) string {
+	t.Helper()
+	out, err := h.Run(context.WithoutCancel(t.Context()), args...) // it is used in clean-up too
+	must.OK(t, err)
+	return out
+}
+
+// chartModes returns the files of values in the chart, by name: one for each way to install it.
+func chartModes(t *testing.T) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob(chart + "/examples/*.yaml")
+	must.OK(t, err)
+	modes := map[string]string{}
+	for _, file := range files {
+		modes[strings.TrimSuffix(filepath.Base(file), ".yaml")] = file
+	}
+	if len(modes) < 6 {
+		t.Fatalf("%d files of values", len(modes))
+	}
+	return modes
+}
+
+// operatorKinds are those kinds of Prometheus' operator that the chart has, without their schemas,
+// which the tests of integration/monitoring apply.
+const operatorKinds = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: podmonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PodMonitor, listKind: PodMonitorList, plural: podmonitors, singular: podmonitor}
+  versions: &versions
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: prometheusrules.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PrometheusRule, listKind: PrometheusRuleList, plural: prometheusrules, singular: prometheusrule}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+`
+
+// installOperatorKinds adds them to the cluster until the end of the test.
+func installOperatorKinds(t *testing.T) {
+	t.Helper()
+	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(operatorKinds)))
+	t.Cleanup(func() {
+		kubectl(t, "delete", "crd", "podmonitors.monitoring.coreos.com",
+			"prometheusrules.monitoring.coreos.com")
+	})
+	kubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd",
+		"podmonitors.monitoring.coreos.com", "prometheusrules.monitoring.coreos.com")
+}
+
+// chartNamespace creates a namespace that admits what the standard admits.
+func chartNamespace(t *testing.T, name, standard string) {
+	t.Helper()
+	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), name))
+	kubectl(t, "label", "--overwrite", "namespace", name,
+		"pod-security.kubernetes.io/enforce="+standard, "pod-security.kubernetes.io/warn="+standard)
+}
+
+// Helm's linter finds nothing in any mode, and the API server accepts every object of it without a
+// warning. The restricted Pod Security standard admits the pods, except in the node's network.
+func TestChartIsTakenByTheAPIServer(t *testing.T) {
+	h := newHelm(t)
+	installOperatorKinds(t)
+	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
+	for mode, values := range chartModes(t) {
+		t.Run(mode, func(t *testing.T) {
+			standard := "restricted"
+			if mode == "host-network" {
+				standard = "privileged"
+			}
+			chartNamespace(t, "charted", standard)
+			args := []string{chart, "--namespace", "charted", "--values", values}
+			if mode == "softhsm" {
+				args = append(args, filesOf(mode, "../../deploy/overlays/softhsm")...)
+			}
+			helm(t, h, append([]string{"lint", "--strict"}, args...)...)
+			text := helm(t, h, append([]string{"template", "signer"}, args...)...)
+			rendered := filepath.Join(t.TempDir(), "rendered.yaml")
+			must.OK(t, os.WriteFile(rendered, []byte(text), 0o600))
+			_, warnings := kubectl(t, "apply", "--server-side", "--dry-run=server", "-f", rendered)
+			if warnings != "" {
+				t.Errorf("kubectl apply: %s", warnings)
+			}
+		})
+	}
+}
+
+// Values that install something else than what was meant are refused, with the reason.
+func TestChartRefusesMistakes(t *testing.T) {
+	h := newHelm(t)
+	values := chartModes(t)["network-hsm"]
+	for set, want := range map[string]string{
+		"replcas=3":                             "additional properties 'replcas' not allowed",
+		"signerNames=null":                      "signerNames",
+		"signerNames[0]=kubernetes.io/kubelet":  "/signerNames/0",
+		"image.digest=":                         "image: set image.digest",
+		"image.digest=latest":                   "/image/digest",
+		"ca.certificate=":                       "ca: no CA certificate",
+		"ca.configMap=other":                    "certificate and configMap are both set",
+		"hsm.module=libpkcs11.so":               "/hsm/module",
+		"environment.PKCS11_PIN=secret":         "PKCS11_PIN",
+		"pin.secret=":                           "pin: no PIN",
+		"podSecurityContext.runAsNonRoot=false": "/podSecurityContext/runAsNonRoot",
+		"replicas=3":                            "state.localVolumes: 2 volumes for 3 replicas",
+		"heal.podNamespaces=[]":                 "/heal/podNamespaces",
+	} {
+		_, err := h.Run(t.Context(), "template", "signer", chart, "--values", values, "--set", set)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("--set %s: want %q: %v", set, want, err)
+		}
+	}
+}
+
+// An upgrade changes what is installed, a rollback restores it, and nothing remains afterwards but
+// the volumes, which hold the journals. Two releases of one name in two namespaces do not collide.
+func TestChartIsInstalledUpgradedAndRolledBack(t *testing.T) {
+	h := newHelm(t)
+	values := chartModes(t)["network-hsm"]
+	defer clearVolumes(t)
+	for _, namespace := range []string{"charted-a", "charted-b"} {
+		chartNamespace(t, namespace, "restricted")
+		helm(t, h, "install", "signer", chart, "--namespace", namespace, "--values", values)
+	}
+	setting := func(name string) string {
+		environment, err := shared.Cluster.Client().CoreV1().ConfigMaps("charted-a").Get(t.Context(),
+			"signer-hsm-signer-environment", metav1.GetOptions{})
+		must.OK(t, err)
+		return environment.Data[name]
+	}
+	helm(t, h, "upgrade", "signer", chart, "--namespace", "charted-a", "--values", values, "--set",
+		"environment.LOG_LEVEL=debug,cleanUp.enabled=true")
+	if level := setting("LOG_LEVEL"); level != "debug" {
+		t.Errorf("after the upgrade LOG_LEVEL is %q", level)
+	}
+	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
+	if _, err := roles.Get(t.Context(), "charted-a-signer-hsm-signer-clean-up",
+		metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	helm(t, h, "rollback", "signer", "1", "--namespace", "charted-a")
+	if level := setting("LOG_LEVEL"); level != "" {
+		t.Errorf("after the rollback LOG_LEVEL is %q", level)
+	}
+	all, err := roles.List(t.Context(), metav1.ListOptions{
+		LabelSelector: "app.kubernetes.io/instance=signer"})
+	must.OK(t, err)
+	var names []string
+	for _, role := range all.Items {
+		names = append(names, role.Name)
+	}
+	if want := []string{"charted-a-signer-hsm-signer",
+		"charted-b-signer-hsm-signer"}; !slices.Equal(names, want) {
+		t.Errorf("the ClusterRoles are %v; want %v", names, want)
+	}
+	for _, namespace := range []string{"charted-a", "charted-b"} {
+		helm(t, h, "uninstall", "signer", "--namespace", namespace)
+		kept, _ := kubectl(t, "get", "persistentvolumes", "-l", "app.kubernetes.io/instance=signer",
+			"-o", "name")
+		if !strings.Contains(kept, namespace+"-signer-hsm-signer-state-0") {
+			t.Errorf("after the removal from %s there are the volumes %s", namespace, kept)
+		}
+	}
+}
