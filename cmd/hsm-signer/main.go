@@ -18,12 +18,17 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/audit"
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/cli"
+	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/man"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/cmd/hsm-signer/internal/renew"
 )
 
 func main() {
+	if credential.IsPluginRun(os.Args) {
+		os.Exit(credential.RunPlugin(context.Background(), os.Args, os.Stdout, os.Stderr))
+	}
 	if err := errors.Join(pin.Hide(), pin.Harden()); err != nil {
 		fmt.Fprintln(os.Stderr, "hsm-signer: keep the PIN from being seen:", err)
 		os.Exit(exit.Fault)
@@ -47,7 +52,7 @@ Exit codes: 0 done; 1 fault; 2 refused, or a check failed; 3 PIN refused or
 locked: do not start again before it is corrected; 4 configuration.`),
 	}
 	root.AddCommand(tokenCommands()...)
-	root.AddCommand(newPolicyCommand(), audit.NewCommand(), newVersionCommand(),
+	root.AddCommand(newPolicyCommand(), audit.NewCommand(), renew.NewCommand(), newVersionCommand(),
 		man.NewCommand(root, buildinfo.Version()))
 	addVersionFlag(root)
 	return root

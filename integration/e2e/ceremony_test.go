@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"sigs.k8s.io/yaml"
+
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
@@ -302,6 +304,21 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 		if a.Value == nil || *a.Value != *a.Should {
 			t.Errorf("%s is %v", a.Name, a.Value)
 		}
+	}
+	var asked struct {
+		Spec struct {
+			CertificateManagement struct {
+				SignerName, KeyAlgorithm, SignatureAlgorithm string
+				CACert                                       []byte
+			}
+		}
+	}
+	block := requireCommand(t, ca, "ca", "show", "--output", "yaml")
+	must.OK(t, yaml.UnmarshalStrict([]byte(block), &asked))
+	if m := asked.Spec.CertificateManagement; string(m.CACert) != shown.PEM ||
+		m.SignerName != testenv.SignerName || m.KeyAlgorithm != "ECDSAWithCurve256" ||
+		m.SignatureAlgorithm != "ECDSAWithSHA256" {
+		t.Errorf("for Calico:\n%s", block)
 	}
 	other := testenv.CA{KeyLabel: label(t), CertFile: ca.CertFile}
 	requireCommand(t, other, "ca", "create", "--out", filepath.Join(t.TempDir(), "ca.crt"))

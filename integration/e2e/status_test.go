@@ -178,7 +178,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
 		must.OK(t,
 			d.WaitNotReady(t.Context(),
-				"[+] requests ok\n[+] permissions ok\n[-] token: token labelled"))
+				"[+] requests ok\n[+] permissions ok\n[+] credential ok\n[-] token: token labelled"))
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
 	})
 	t.Run("shadow", func(t *testing.T) {

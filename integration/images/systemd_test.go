@@ -3,6 +3,7 @@ package images_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -46,6 +47,7 @@ func TestUnit(t *testing.T) {
 		{"does not show the PIN", doesNotShowThePIN},
 		{"owns all that it writes to", ownsItsState},
 		{"loses no request in a restart", losesNothingInARestart},
+		{"renews its token without a restart", renewsItsToken},
 		{"is active when it serves", isActiveWhenItServes},
 		{"is restarted when it gives no sign of life", isWatched},
 		{"is not restarted after a wrong PIN", isNotRestartedAfterAWrongPIN},
@@ -134,6 +136,26 @@ func losesNothingInARestart(t *testing.T, m *machine) {
 	if out := m.shell(byHand + "hsm-signer audit verify"); !strings.Contains(out,
 		fmt.Sprintf("requests         %d, of which %[1]d are published,", m.pods.Load())) {
 		t.Errorf("%d pods asked, and the journal says\n%s", m.pods.Load(), out)
+	}
+}
+
+// After the renewal's unit the same process has another token. It is as after the machine was off.
+func renewsItsToken(t *testing.T, m *machine) {
+	const used = "the credential for the API server was replaced"
+	const state = "systemctl show --property MainPID hsm-signer; " +
+		"systemctl is-enabled hsm-signer-credential.timer"
+	before := m.shell(state)
+	count := strings.Count(m.journal(), used)
+	m.shell("systemctl start hsm-signer-credential")
+	m.poll(func() error {
+		if strings.Count(m.journal(), used) == count {
+			return errors.New("the new token is not in use")
+		}
+		return nil
+	})
+	m.certificate(t)
+	if after := m.shell(state); after != before {
+		t.Errorf("before %q, after %q", before, after)
 	}
 }
 

@@ -146,12 +146,33 @@ var cases = map[string]struct{ fires, quiet []string }{
 		notAfter(80 * day)},
 	"HSMSignerCAFileRefused": {[]string{`hsm_signer_ca_file_refused 1x120`},
 		[]string{`hsm_signer_ca_file_refused 0x120`}},
+	"HSMSignerCredentialExpiring": {append(credential("86400x120", 10*day),
+		credential("100000x120", 12*day)...), append(credential("86400x120", day),
+		credential(hourly, 3600)...)},
+	"HSMSignerCredentialExpires": {append(credential("600x120", 600),
+		credential("86400x120", 60*day)...), append(credential("86400x120", day),
+		credential(hourly, 3600)...)},
+	"HSMSignerKubeconfigRefused": {[]string{`hsm_signer_kubeconfig_refused 1x120`},
+		[]string{`hsm_signer_kubeconfig_refused 0x120`}},
 	"HSMSignerPodsExpiring": {[]string{`hsm_signer_expiring_pods 3x120`},
 		[]string{`hsm_signer_expiring_pods 0x120`, `hsm_signer_expiring_pods 0x50 3x10 0x60`}},
 	"HSMSignerPodsExpired": {[]string{`hsm_signer_expired_pods 1x120`},
 		[]string{`hsm_signer_expired_pods 0x120`}},
 	"HSMSignerExpiryUnknown": {[]string{`hsm_signer_expiry_unknown 1x120`},
 		[]string{`hsm_signer_expiry_unknown 0x120`}},
+}
+
+// hourly are the ends of a pod's tokens of an hour, which kubelet renews when a fifth is left.
+const hourly = "3600x47 6480x47 9360x30"
+
+// credential returns the series of a credential with these ends and this lifetime in seconds, next
+// to those of a replica whose credential lives for a year.
+func credential(ends string, lifetime int) []string {
+	const name = "hsm_signer_credential_"
+	return []string{fmt.Sprintf(`%[1]snot_after_timestamp_seconds{kind="token",instance="a"} %[2]s
+  %[1]slifetime_seconds{kind="token",instance="a"} %[3]dx120
+  %[1]snot_after_timestamp_seconds{kind="token",instance="b"} %[4]dx120
+  %[1]slifetime_seconds{kind="token",instance="b"} %[4]dx120`, name, ends, lifetime, 365*day)}
 }
 
 func notAfter(seconds int) []string {

@@ -176,13 +176,13 @@ func TestFilesOfTheCeremonyAreLookedAtFirst(t *testing.T) {
 			filepath.Join(dir, "x"), "--out", filepath.Join(dir, "x")},
 		"--out: there is no directory": {"create", "--out",
 			filepath.Join(dir, "none", "x")},
-		"--lifetime: does not apply to a request":  {"create", "--csr", "--lifetime", "1h"},
-		"--profile: open /nowhere":                 {"create", "--profile", "/nowhere"},
-		"--cert: is not set":                       {"import"},
-		"--cert: open /nowhere":                    {"import", "--cert", "/nowhere"},
-		there + ": there is no certificate":        {"import", "--cert", there},
-		"CA_CERT_FILE: is not set":                 {"show"},
-		`--output: "xml" is neither text nor json`: {"show", "--output", "xml"},
+		"--lifetime: does not apply to a request":           {"create", "--csr", "--lifetime", "1h"},
+		"--profile: open /nowhere":                          {"create", "--profile", "/nowhere"},
+		"--cert: is not set":                                {"import"},
+		"--cert: open /nowhere":                             {"import", "--cert", "/nowhere"},
+		there + ": there is no certificate":                 {"import", "--cert", there},
+		"CA_CERT_FILE: is not set":                          {"show"},
+		`--output: "xml" is not one of text, json and yaml`: {"show", "--output", "xml"},
 	} {
 		if _, stderr, code := command(t, append([]string{"ca"}, args...)...); code != 4 ||
 			!strings.Contains(stderr, want) {

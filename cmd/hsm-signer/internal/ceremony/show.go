@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -26,6 +27,7 @@ type caView struct {
 	Faults       []string           `json:"faults,omitempty"`
 	Key          *keyView           `json:"key,omitempty"`
 	PEM          string             `json:"pem"` // the CA's certificate and its chain
+	Calico       installation       `json:"calico"`
 }
 
 type keyView struct {
@@ -51,13 +53,18 @@ func newCAShowCommand() *cobra.Command {
 		Use:   "show",
 		Short: "Show the CA's certificate, its key's attributes, and the settings for Calico",
 		Example: `  hsm-signer ca show
-  hsm-signer ca show --output json | jq -r .certificates[0].sha256`,
+  hsm-signer ca show --output json | jq -r .certificates[0].sha256
+  hsm-signer ca show --output yaml --signer-name example.com/calico > calico.yaml  # kubectl patch installation default --type merge --patch-file calico.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
 			c.RequireToken(faults)
 			c.RequireKey(faults)
-			faults.RequireOutput(output)
+			faults.RequireOutput(output, "yaml")
+			if output == "yaml" && len(c.SignerNames) != 1 {
+				faults.Addf("SIGNER_NAME", "names %d signers: Calico's Installation names exactly "+
+					"one", len(c.SignerNames))
+			}
 			var chain issuer.Chain
 			if c.CACertFile == "" {
 				faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's "+
@@ -72,7 +79,8 @@ func newCAShowCommand() *cobra.Command {
 		},
 	}
 	config.AddFlags(command, settings)
-	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	command.Flags().StringVarP(&output, "output", "o", "text",
+		"text, json, or yaml: only the settings for Calico")
 	return command
 }
 
@@ -86,14 +94,20 @@ func showCA(ctx context.Context, c *config.Config, chain issuer.Chain, output st
 	if err := chain.Check(chain[0].PublicKey, time.Now()); err != nil {
 		view.Faults = strings.Split(err.Error(), "\n")
 	}
-	var unreachable error
+	view.Calico = installationOf(c.SignerNames, view.PEM)
+	var unreachable, err error
 	view.Key, unreachable = viewKey(ctx, c, chain)
-	if output == "json" {
+	switch output {
+	case "json":
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
-		return errors.Join(unreachable, encoder.Encode(view))
+		err = encoder.Encode(view)
+	case "yaml":
+		_, err = io.WriteString(out, view.Calico.String())
+	default:
+		_, err = io.WriteString(out,
+			view.String()+"\nFor Calico, in its Installation:\n\n"+view.Calico.String())
 	}
-	_, err := io.WriteString(out, view.String()+calicoHint(c.SignerNames, view.PEM))
 	return errors.Join(unreachable, err)
 }
 
@@ -149,18 +163,43 @@ func (v caView) String() string {
 	return text.String() + v.PEM
 }
 
-// calicoHint returns the part of Calico's Installation that names the CA.
-func calicoHint(signerNames []string, text string) string {
-	names := strings.Join(signerNames, " or ")
-	if names == "" {
-		names = "..."
-	}
-	return fmt.Sprintf(`
-For Calico, in its Installation:
+// An installation is the part of Calico's Installation that names the CA (operator.tigera.io/v1).
+type installation struct {
+	Spec struct {
+		CertificateManagement certificateManagement `json:"certificateManagement"`
+	} `json:"spec"`
+}
 
-spec:
+type certificateManagement struct {
+	SignerName         string `json:"signerName"`
+	CACert             []byte `json:"caCert"` // PEM
+	KeyAlgorithm       string `json:"keyAlgorithm"`
+	SignatureAlgorithm string `json:"signatureAlgorithm"`
+}
+
+// installationOf returns what Calico needs for the CA in a PEM text. The signer name is empty unless
+// there is exactly one. The algorithms are those of the
+// pods' keys and requests: an RSA key takes an init container longer than it has.
+func installationOf(signerNames []string, text string) (i installation) {
+	i.Spec.CertificateManagement = certificateManagement{
+		CACert: []byte(text), KeyAlgorithm: "ECDSAWithCurve256",
+		SignatureAlgorithm: "ECDSAWithSHA256",
+	}
+	if len(signerNames) == 1 {
+		i.Spec.CertificateManagement.SignerName = signerNames[0]
+	}
+	return i
+}
+
+// String returns the part in YAML.
+func (i installation) String() string {
+	m := i.Spec.CertificateManagement
+	return fmt.Sprintf(`spec:
   certificateManagement:
     signerName: %s
     caCert: %s
-`, names, base64.StdEncoding.EncodeToString([]byte(text)))
+    keyAlgorithm: %s
+    signatureAlgorithm: %s
+`, cmp.Or(m.SignerName, "..."), base64.StdEncoding.EncodeToString(m.CACert), m.KeyAlgorithm,
+		m.SignatureAlgorithm)
 }

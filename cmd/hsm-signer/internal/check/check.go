@@ -169,12 +169,14 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 	versionCtx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	server, err := s.Client.Discovery().ServerVersionWithContext(versionCtx)
+	checkCredential(s.Credential.Expiries(), time.Now(), report) // a plugin has run by now
+	address := s.Credential.Server()
 	if err != nil {
 		report("API server", "",
-			fmt.Errorf("%s does not respond: %w; check KUBECONFIG", s.Server, err))
+			fmt.Errorf("%s does not respond: %w; check KUBECONFIG", address, err))
 		return
 	}
-	report("API server", s.Server+", Kubernetes "+server.GitVersion, nil)
+	report("API server", address+", Kubernetes "+server.GitVersion, nil)
 	version, err := s.Requests().Check(ctx)
 	report("API version", version, err)
 	checkPermissions(ctx, s, report)

@@ -244,10 +244,9 @@ func TestKubeconfigIsAList(t *testing.T) {
 	}
 	t.Setenv("KUBECONFIG", list("other", "kubeconfig"))
 	c, _ := load(t)
-	config, err := c.clientConfig()
-	fixture.Must(t, err)
-	if config.Host != "https://127.0.0.1:2" {
-		t.Errorf("%s; want the server of the first file", config.Host)
+	_, source := c.LoadClient(&Faults{}, nil)
+	if server := source.Server(); server != "https://127.0.0.1:2" {
+		t.Errorf("%s; want the server of the first file", server)
 	}
 }
 

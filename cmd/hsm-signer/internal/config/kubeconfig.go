@@ -3,13 +3,13 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/transport"
 
-	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/credential"
 )
 
 // inPod reports whether this runs in a pod, of whichever cluster.
@@ -21,10 +21,15 @@ func inPod() bool {
 // inServedCluster reports whether this runs in a pod of the cluster that it serves.
 func (c *Config) inServedCluster() bool { return c.InPod && c.Kubeconfig == "" }
 
-// clientConfig returns how to reach the API server.
-func (c *Config) clientConfig() (*rest.Config, error) {
+// openCredential returns how to reach the API server, and the credential for it. See
+// [credential.Open] for base.
+func (c *Config) openCredential(base *rest.Config) (*credential.Source, error) {
 	if c.Kubeconfig != "" {
-		return c.loadKubeconfig()
+		files := credential.Files{List: c.Kubeconfig, Rules: kubeconfigRules}
+		if c.InPod { // the default mode of a Secret's files lets everyone read them
+			files.Exposed = c.warnOf("KUBECONFIG")
+		}
+		return credential.Open(files, base)
 	}
 	config, err := rest.InClusterConfig()
 	switch {
@@ -34,55 +39,29 @@ func (c *Config) clientConfig() (*rest.Config, error) {
 		return nil, fmt.Errorf("is not set, and the pod has no service account token: %w; "+
 			"set automountServiceAccountToken: true, or name a kubeconfig file", err)
 	}
-	return config, nil
+	return credential.InPod(config, base)
 }
 
-// loadKubeconfig merges the files of KUBECONFIG, a list of paths, as kubectl does. Files that do
-// not exist are left out, but one must. No other user may write to the files, or to the keys and
-// certificates that they name.
-func (c *Config) loadKubeconfig() (*rest.Config, error) {
-	paths := filepath.SplitList(c.Kubeconfig)
-	secret := c.secret(kubeconfigRules, c.warnOf("KUBECONFIG"))
-	found := 0
-	for _, path := range paths {
-		if path == "" {
-			continue
-		}
-		err := secret.Check(path)
-		switch {
-		case err == nil:
-			found++
-		case !errors.Is(err, fs.ErrNotExist) || len(paths) == 1:
-			return nil, err
-		}
-	}
-	if found == 0 {
-		return nil, fmt.Errorf("none of the files in %q exists", c.Kubeconfig)
-	}
-	rules := &clientcmd.ClientConfigLoadingRules{Precedence: paths}
-	merged, err := rules.Load()
+// LoadClient returns the client of the API server, and its credential. The client does not limit
+// its own rate: the server's flow control and WORKERS do. Every call goes through what wrap
+// returns, unless wrap is nil.
+func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*kubernetes.Clientset,
+	*credential.Source) {
+	source, err := c.openCredential(&rest.Config{
+		QPS: -1, UserAgent: "hsm-signer/" + buildinfo.Version(), WrapTransport: wrap,
+		ContentConfig: rest.ContentConfig{
+			ContentType:        "application/vnd.kubernetes.protobuf",
+			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
+		},
+	})
 	if err != nil {
-		return nil, err
+		faults.Add("KUBECONFIG", err)
+		return nil, nil
 	}
-	config, err := clientcmd.NewNonInteractiveClientConfig(
-		*merged, "", &clientcmd.ConfigOverrides{}, rules).ClientConfig()
+	client, err := source.Client()
 	if err != nil {
-		return nil, err
+		faults.Add("KUBECONFIG", err)
+		return nil, nil
 	}
-	return config, checkNamed(config, secret)
-}
-
-// checkNamed checks the files that a kubeconfig names.
-func checkNamed(config *rest.Config, secret trustedfile.Rules) error {
-	var wrong []error
-	check := func(rules trustedfile.Rules, path string) {
-		if path != "" {
-			wrong = append(wrong, rules.Check(path))
-		}
-	}
-	check(secret, config.KeyFile)
-	check(secret, config.BearerTokenFile)
-	check(kubeconfigRules, config.CertFile)
-	check(kubeconfigRules, config.CAFile)
-	return errors.Join(wrong...)
+	return client, source
 }

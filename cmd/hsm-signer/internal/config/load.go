@@ -9,10 +9,6 @@ import (
 	"net/netip"
 	"os"
 
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/transport"
-
-	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
@@ -151,27 +147,4 @@ func ReadPublicKey(path string) (crypto.PublicKey, error) {
 		return nil, fmt.Errorf("%s holds no PEM block of the type PUBLIC KEY", path)
 	}
 	return x509.ParsePKIXPublicKey(block.Bytes)
-}
-
-// LoadClient returns the client of the API server, and the server's address. The client does not
-// limit its own rate: the server's flow control and WORKERS do. Every call goes through what wrap
-// returns, unless wrap is nil.
-func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*kubernetes.Clientset,
-	string) {
-	kubeConfig, err := c.clientConfig()
-	if err != nil {
-		faults.Add("KUBECONFIG", err)
-		return nil, ""
-	}
-	kubeConfig.QPS = -1
-	kubeConfig.UserAgent = "hsm-signer/" + buildinfo.Version()
-	kubeConfig.ContentType = "application/vnd.kubernetes.protobuf"
-	kubeConfig.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	kubeConfig.Wrap(wrap)
-	client, err := kubernetes.NewForConfig(kubeConfig)
-	if err != nil {
-		faults.Add("KUBECONFIG", err)
-		return nil, ""
-	}
-	return client, kubeConfig.Host
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/transport"
 
+	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -32,7 +33,7 @@ type Service struct {
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
 	Lease            *lease.Lease     // nil: no election
 	Client           *kubernetes.Clientset
-	Server           string // the API server's address
+	Credential       *credential.Source // of the client
 }
 
 // LoadService loads everything and adds what is wrong to the faults. Every call to the API server
@@ -63,7 +64,7 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 	}
 	c.CheckRules(s.Policy, s.CA, faults)
 	s.Lease = c.requireLease(faults)
-	s.Client, s.Server = c.LoadClient(faults, wrap)
+	s.Client, s.Credential = c.LoadClient(faults, wrap)
 	return s
 }
 

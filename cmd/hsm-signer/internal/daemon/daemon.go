@@ -63,12 +63,13 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 		d.caFile = newCAReloader(s.CACertFile, d.signing.issuer, current, d.controller, counts,
 			logger.Named("ca"))
 	}
-	d.health = newHealth(d.controller, d.policyFile, d.signing, d.caFile)
+	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile)
 	d.supervisor = newSupervisor(d.health, logger.Named("health"))
 	d.page = newStatusPage(s, d.health, recent, d.controller, d.policyFile, d.signing)
 	counts.PolicyInForce(s.Policy)
 	counts.WatchController(d.controller)
-	counts.Registry.MustRegister(readiness{d.health})
+	counts.Registry.MustRegister(readiness{d.health},
+		metrics.CredentialCollector{Source: s.Credential})
 	return &d, nil
 }
 
@@ -96,7 +97,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	background := []func(context.Context) error{
-		d.controller.Run, d.policyFile.watch, d.supervisor.run,
+		d.controller.Run, d.policyFile.watch, d.supervisor.run, d.watchCredential,
 	}
 	if d.signing != nil {
 		background = append(append(background, d.signing.watches()...), d.caFile.watch)

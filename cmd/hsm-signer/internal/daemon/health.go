@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -25,6 +26,7 @@ type fileState interface{ state() string }
 // health knows whether the process can do its work.
 type health struct {
 	controller servingController
+	credential credentialState
 	policy     fileState
 	signing    *signingHealth // nil in a shadow
 	caFile     fileState      // nil in a shadow
@@ -32,11 +34,13 @@ type health struct {
 
 // newHealth returns the health of a process; what signs, and the file of its CA, are nil in a
 // shadow.
-func newHealth(c servingController, policy fileState, signs *signing, caFile fileState) *health {
-	if signs == nil {
-		return &health{controller: c, policy: policy}
+func newHealth(c servingController, credential credentialState, policy fileState, signs *signing,
+	caFile fileState) *health {
+	h := &health{controller: c, credential: credential, policy: policy}
+	if signs != nil {
+		h.signing, h.caFile = signs.health, caFile
 	}
-	return &health{controller: c, policy: policy, signing: signs.health, caFile: caFile}
+	return h
 }
 
 // A part is one of the things that must be ready.
@@ -49,7 +53,8 @@ type part struct {
 // parts returns the states of all parts. It only reads what is known, so it costs nothing.
 func (h *health) parts() []part {
 	parts := []part{{name: "requests", err: h.controller.Ready()},
-		{name: "permissions", err: h.controller.Permitted()}}
+		{name: "permissions", err: h.controller.Permitted()},
+		credentialPart(h.credential, time.Now())}
 	if h.signing != nil {
 		parts = append(parts, h.signing.parts(h.caFile.state())...)
 	}
@@ -90,8 +95,8 @@ func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 type readiness struct{ health *health }
 
 var partReady = prometheus.NewDesc("hsm_signer_ready",
-	"1 while this part of /readyz is ok: requests (they are watched), permissions, token, ca "+
-		"(within its dates), journal; else 0.", []string{"part"}, nil)
+	"1 while this part of /readyz is ok: requests (they are watched), permissions, credential "+
+		"(not expired), token, ca (within its dates), journal; else 0.", []string{"part"}, nil)
 
 // Describe is [prometheus.Collector]'s.
 func (r readiness) Describe(all chan<- *prometheus.Desc) { all <- partReady }

@@ -74,6 +74,7 @@ func newTestHealth(t *testing.T) *health {
 	}
 	j := &testJournal{}
 	return &health{
+		credential: credentials{},
 		controller: &testController{}, policy: testFile("in force x"), caFile: testFile(""),
 		signing: &signingHealth{
 			token: newTokenWatch(&testKey{}, nil, nil, false, hclog.NewNullLogger()),

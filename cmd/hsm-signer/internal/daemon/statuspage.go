@@ -106,6 +106,7 @@ func (s *statusPage) page() status.Page {
 			"hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
 	p.Hints = append(p.Hints, s.cleanUpHints()...)
+	s.addCredential(&p)
 	if s.signing != nil {
 		s.addSigning(&p)
 	}
@@ -149,6 +150,8 @@ var shownNames = map[string][2]string{
 		"hsm-signer check names what is missing. docs/runbook.md: HSMSignerNotReady"},
 	"permissions": {"Permissions", "hsm-signer check names what is missing; apply again what " +
 		"you installed (kubectl apply -k your overlay). docs/runbook.md: HSMSignerNotReady"},
+	"credential": {"Credential", "Renew it: docs/credentials.md. docs/runbook.md: " +
+		"HSMSignerCredentialExpiring"},
 	"token": {"HSM", "hsm-signer check goes through module, token, PIN and key. " +
 		"docs/runbook.md: HSMSignerTokenUnavailable"},
 	"ca": {"CA", "Its certificate is outside its dates. docs/runbook.md: " +

@@ -14,8 +14,10 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
+	daemonmetrics "hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/serve"
@@ -48,11 +50,11 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
-			healer := loadHealer(c, faults)
+			healer, source := loadHealer(c, faults)
 			if err := faults.Err(); err != nil {
 				return err
 			}
-			return runHealer(cmd.Context(), c, healer,
+			return runHealer(cmd.Context(), c, healer, source,
 				logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr()))
 		},
 	}
@@ -64,9 +66,9 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 var errNearToken = errors.New("is set: heal needs no token, and must not have its PIN; start it " +
 	"without")
 
-// loadHealer returns what is healed, without a logger and an observer. It adds what is wrong to the
-// faults.
-func loadHealer(c *config.Config, faults *config.Faults) Config {
+// loadHealer returns what is healed, without a logger and an observer, and the credential of its
+// client. It adds what is wrong to the faults.
+func loadHealer(c *config.Config, faults *config.Faults) (Config, *credential.Source) {
 	given, err := pin.Take()
 	if given != "" {
 		err = errNearToken
@@ -81,9 +83,9 @@ func loadHealer(c *config.Config, faults *config.Faults) Config {
 		faults.Missing("SIGNER_NAME", "is not set: name the signer whose requests heal reads, "+
 			"such as example.com/calico")
 	}
-	client, _ := c.LoadClient(faults, nil)
+	client, source := c.LoadClient(faults, nil)
 	return Config{Client: client, SignerNames: c.SignerNames,
-		Namespaces: healedNamespaces(c, faults)}
+		Namespaces: healedNamespaces(c, faults)}, source
 }
 
 // healedNamespaces returns the namespaces in which pods may ask by the policy.
@@ -102,7 +104,8 @@ func healedNamespaces(c *config.Config, faults *config.Faults) []string {
 }
 
 // runHealer heals, and serves LISTEN_ADDRESS, until the context ends.
-func runHealer(ctx context.Context, c *config.Config, healing Config, logger hclog.Logger) error {
+func runHealer(ctx context.Context, c *config.Config, healing Config, source *credential.Source,
+	logger hclog.Logger) error {
 	logger.Info("starting to heal", "version", buildinfo.Version(), "signers", healing.SignerNames,
 		"namespaces", healing.Namespaces)
 	c.StatusAddress = config.NoStatus
@@ -112,6 +115,7 @@ func runHealer(ctx context.Context, c *config.Config, healing Config, logger hcl
 	}
 	defer open.Close()
 	counts := newMetrics()
+	counts.registry.MustRegister(daemonmetrics.CredentialCollector{Source: source})
 	healing.Observer, healing.Logger = counts, logger.Named("heal")
 	healer := New(healing)
 	endpoint := serve.Endpoint{
@@ -122,7 +126,10 @@ func runHealer(ctx context.Context, c *config.Config, healing Config, logger hcl
 		return endpoint.Serve(ctx,
 			logger.Named("health"))
 	}
-	return poll.All(ctx, healer.Run, serving)
+	credentials := func(ctx context.Context) error {
+		return source.Watch(ctx, nil, logger.Named("credential"))
+	}
+	return poll.All(ctx, healer.Run, credentials, serving)
 }
 
 // handler serves /livez, /readyz and /metrics.

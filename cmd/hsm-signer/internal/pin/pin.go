@@ -34,8 +34,12 @@ const (
 // Hide restarts the process without the PIN in its environment: unsetting a variable would leave it
 // in /proc/PID/environ. The PIN is passed through a pipe that no other process has.
 func Hide() error {
-	if os.Getenv(descriptorVariable) != "" { // it was restarted already
-		return nil
+	if text := os.Getenv(descriptorVariable); text != "" { // it was restarted already
+		descriptor, err := parseDescriptor(text)
+		if err == nil {
+			syscall.CloseOnExec(descriptor) // no program that this process runs gets the PIN
+		}
+		return err
 	}
 	pin, environment := pinIn(os.Environ())
 	switch {
@@ -97,14 +101,23 @@ func Take() (hsm.PIN, error) {
 	if text == "" {
 		return hsm.PIN(pin), Check(pin)
 	}
-	descriptor, err := strconv.ParseUint(text, 10, 16)
+	descriptor, err := parseDescriptor(text)
 	if err != nil {
-		return "", fmt.Errorf("%s is internal: do not set it: %w", descriptorVariable, err)
+		return "", err
 	}
 	pipe := os.NewFile(uintptr(descriptor), "PIN")
 	defer pipe.Close()
 	read, err := io.ReadAll(io.LimitReader(pipe, Longest))
 	return hsm.PIN(read), errors.Join(err, Check(string(read)))
+}
+
+// parseDescriptor parses the number of a file descriptor.
+func parseDescriptor(text string) (int, error) {
+	descriptor, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("%s is internal: do not set it: %w", descriptorVariable, err)
+	}
+	return int(descriptor), nil
 }
 
 // Check returns an error if the PIN has an invisible character, before the token counts it as a

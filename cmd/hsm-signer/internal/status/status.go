@@ -57,26 +57,27 @@ type Ending struct {
 
 // A Page is all that is shown. Times are shown in UTC.
 type Page struct {
-	Now       time.Time
-	Version   string
-	Started   time.Time
-	Signers   []string
-	Mode      string // what is done with a request that the policy grants
-	Parts     []Part
-	Hints     []string // what is well and yet must not go unseen
-	Token     string   // the token and its key; empty where there is none
-	Sessions  string   // with the token, in words
-	CA        *CA      // nil where there is none
-	Leads     bool
-	Identity  string // its own among many; empty without an election
-	Leader    string // the identity of the one that leads; empty when that is not known
-	Queue     int    // requests that wait for their turn
-	Pace      string // how fast answers are written, and why
-	Policy    string
-	Decisions []Decision // the latest first
-	Issued    []int      // certificates in each of the last minutes, the latest last
-	Ending    []Ending   // the earliest first
-	Unknown   string     // why it is not known whose certificates end; empty when it is
+	Now        time.Time
+	Version    string
+	Started    time.Time
+	Signers    []string
+	Mode       string // what is done with a request that the policy grants
+	Parts      []Part
+	Hints      []string // what is well and yet must not go unseen
+	Token      string   // the token and its key; empty where there is none
+	Sessions   string   // with the token, in words
+	CA         *CA      // nil where there is none
+	Leads      bool
+	Identity   string // its own among many; empty without an election
+	Leader     string // the identity of the one that leads; empty when that is not known
+	Queue      int    // requests that wait for their turn
+	Pace       string // how fast answers are written, and why
+	Policy     string
+	Credential string     // for the API server, and its end, in words
+	Decisions  []Decision // the latest first
+	Issued     []int      // certificates in each of the last minutes, the latest last
+	Ending     []Ending   // the earliest first
+	Unknown    string     // why it is not known whose certificates end; empty when it is
 }
 
 //go:embed page.html style.css
