@@ -100,11 +100,12 @@ func (c *connection) describeKeys(ctx context.Context) string {
 // sign makes one signature with a key, in the form of X.509.
 func (c *connection) sign(ctx context.Context, m mechanism, key pkcs11.ObjectHandle, digest []byte,
 	opts crypto.SignerOpts) ([]byte, error) {
-	mech, input, err := m.prepare(digest, opts)
+	request, err := m.prepare(digest, opts)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := c.Sign(ctx, key, mech, input)
+	request.Key = key
+	raw, err := c.Sign(ctx, request)
 	if err != nil {
 		return nil, err
 	}

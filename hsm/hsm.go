@@ -11,9 +11,9 @@
 // the module, and the module is not finalised while a call is in flight. No error and no log line
 // contains the PIN.
 //
-// The inner packages know no key: cryptoki calls the module, ckr explains its return codes, and
-// pkcs11uri parses the URIs that name tokens and keys. Without cgo only the names of tokens and
-// keys, and the errors, are left.
+// The inner packages know no key: cryptoki calls the module, and signs through csign; ckr explains
+// its return codes; pkcs11uri parses the URIs that name tokens and keys. Without cgo only the names
+// of tokens and keys, and the errors, are left.
 package hsm
 
 import (
@@ -34,7 +34,7 @@ type Config struct {
 	PIN     PINSource
 	Key     KeyID
 
-	MaxSessions      int           // sessions at once; 0: 16, or what the token allows
+	MaxSessions      int           // most sessions at once; 0: 16, and up to 64 if calls are slow
 	Timeout          time.Duration // longest wait for a session, and for one call; 0: 10 s
 	AllowExtractable bool          // use the key even if it could leave the token
 

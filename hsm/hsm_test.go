@@ -37,11 +37,11 @@ func TestDigestInfoIsPKCS1(t *testing.T) {
 	}
 	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
 		digest := bytes.Repeat([]byte{7}, hash.Size())
-		_, info, err := rsaMechanism{&key.PublicKey}.prepare(digest, hash)
+		request, err := rsaMechanism{&key.PublicKey}.prepare(digest, hash)
 		if err != nil {
 			t.Fatal(err)
 		}
-		signature, err := rsa.SignPKCS1v15(nil, key, crypto.Hash(0), info)
+		signature, err := rsa.SignPKCS1v15(nil, key, crypto.Hash(0), request.Input)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func TestDigestInfoIsPKCS1(t *testing.T) {
 			t.Errorf("%s: %v", hash, err)
 		}
 	}
-	if _, _, err := (rsaMechanism{&key.PublicKey}).prepare(make([]byte, 20),
+	if _, err := (rsaMechanism{&key.PublicKey}).prepare(make([]byte, 20),
 		crypto.SHA1); err == nil {
 		t.Error("SHA-1 is signed")
 	}
@@ -62,11 +62,11 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 	}
 	m := ecdsaMechanism{&key.PublicKey}
 	digest := bytes.Repeat([]byte{9}, 64)
-	_, input, err := m.prepare(digest, crypto.SHA512)
-	if err != nil || len(input) != 32 {
-		t.Fatalf("input of %d bytes, %v", len(input), err)
+	request, err := m.prepare(digest, crypto.SHA512)
+	if err != nil || len(request.Input) != 32 || request.Length != 64 {
+		t.Fatalf("input of %d bytes, signature of %d: %v", len(request.Input), request.Length, err)
 	}
-	r, s, err := ecdsa.Sign(rand.Reader, key, input)
+	r, s, err := ecdsa.Sign(rand.Reader, key, request.Input)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +89,27 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 	}
 	if big.NewInt(0).SetBytes(raw[:32]).Cmp(r) != 0 {
 		t.Error("r is not the first half")
+	}
+}
+
+// Whatever r and s are, the signature is what encoding/asn1 makes of them.
+func TestSignaturesAreInDER(t *testing.T) {
+	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+		m := ecdsaMechanism{&ecdsa.PublicKey{Curve: curve}}
+		most := new(big.Int).Sub(curve.Params().N, big.NewInt(1))
+		for _, r := range []*big.Int{big.NewInt(0), big.NewInt(1), big.NewInt(0x7f),
+			big.NewInt(0x80), big.NewInt(0x100), new(big.Int).Rsh(most, 1), most} {
+			raw := append(r.FillBytes(make([]byte, m.size())),
+				most.FillBytes(make([]byte, m.size()))...)
+			got, err := m.finish(raw)
+			want := der(t, struct{ R, S *big.Int }{r, most})
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s, r is %x: %x, %v; want %x", curve.Params().Name, r, got, err, want)
+			}
+			if n := testing.AllocsPerRun(10, func() { _, _ = m.finish(raw) }); n > 2 {
+				t.Errorf("%s: %.0f allocations", curve.Params().Name, n)
+			}
+		}
 	}
 }
 

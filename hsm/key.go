@@ -27,8 +27,6 @@ const (
 	lastRetry  = 15 * time.Second
 
 	defaultTimeout = 10 * time.Second
-	// defaultSessions is how many sessions are used at once, if the token allows it.
-	defaultSessions = 16
 
 	// goodFor is how long a signature proves that the token can sign.
 	goodFor = 2 * time.Second
@@ -87,9 +85,7 @@ func (c Config) withDefaults(public crypto.PublicKey) Config {
 	if c.Timeout <= 0 {
 		c.Timeout = defaultTimeout
 	}
-	if c.MaxSessions <= 0 {
-		c.MaxSessions = defaultSessions
-	}
+	c.MaxSessions = max(c.MaxSessions, 0)
 	if c.Signature == nil {
 		c.Signature = crypto.SHA256
 		if _, ok := public.(ed25519.PublicKey); ok {
@@ -339,23 +335,30 @@ func (k *Key) attempt(ctx context.Context, digest []byte, opts crypto.SignerOpts
 func (k *Key) signVerified(ctx context.Context, conn *connection, digest []byte,
 	opts crypto.SignerOpts) ([]byte, error) {
 	signature, err := conn.sign(ctx, k.mech, conn.key, digest, opts)
-	form := (*formError)(nil)
-	switch {
-	case errors.As(err, &form):
-		return nil, &fault{Kind: ErrKey, Cause: err, Text: fmt.Sprintf("sign with the private "+
-			"%s: %v", k.config.Key, err)}
-	case ckr.Is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
-		return nil, k.foreignFor(err, "it has another type")
-	case errors.Is(err, ErrKey):
-		return nil, k.foreign(err.Error())
-	case err != nil:
-		return nil, err
-	case !verifies(k.public, opts, digest, signature):
+	if err != nil {
+		return nil, k.failed(err)
+	}
+	if !verifies(k.public, opts, digest, signature) {
 		return nil, k.foreign("its signature does not verify with it")
 	}
 	k.signatures.Add(1)
 	k.good.Store(int64(time.Since(k.since)))
 	return signature, nil
+}
+
+// failed returns the error of a signature that was not made.
+func (k *Key) failed(err error) error {
+	form := (*formError)(nil)
+	switch {
+	case errors.As(err, &form):
+		return &fault{Kind: ErrKey, Cause: err, Text: fmt.Sprintf("sign with the private "+
+			"%s: %v", k.config.Key, err)}
+	case ckr.Is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT):
+		return k.foreignFor(err, "it has another type")
+	case errors.Is(err, ErrKey):
+		return k.foreign(err.Error())
+	}
+	return err
 }
 
 // Attributes reads the key's attributes. It connects if necessary.

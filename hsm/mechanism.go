@@ -3,6 +3,7 @@
 package hsm
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,14 +14,16 @@ import (
 	"slices"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/hsm/csign"
 )
 
 // A mechanism makes the signatures of one kind of key with mechanisms that every token has:
 // CKM_RSA_PKCS, CKM_RSA_PKCS_PSS and CKM_ECDSA over a digest that is computed here. Ed25519 signs
 // the text itself, on tokens that support it.
 type mechanism interface {
-	// prepare returns the PKCS#11 mechanism and its input for a digest.
-	prepare(digest []byte, opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error)
+	// prepare returns what the token needs to sign a digest, except the key.
+	prepare(digest []byte, opts crypto.SignerOpts) (csign.Request, error)
 	// finish converts the token's signature to the form of X.509.
 	finish(raw []byte) ([]byte, error)
 }
@@ -41,18 +44,18 @@ func mechanismFor(public crypto.PublicKey) (mechanism, error) {
 type rsaMechanism struct{ key *rsa.PublicKey }
 
 func (m rsaMechanism) prepare(digest []byte,
-	opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	opts crypto.SignerOpts) (csign.Request, error) {
 	if pss, ok := opts.(*rsa.PSSOptions); ok {
 		return m.preparePSS(digest, pss)
 	}
 	info, err := digestInfo(opts.HashFunc(), digest)
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}, info, err
+	return csign.Request{Mechanism: pkcs11.CKM_RSA_PKCS, Input: info, Length: m.key.Size()}, err
 }
 
 // preparePSS uses the salt length of X.509, which is the length of the hash (RFC 4055, section 3.1,
 // and Go's crypto/x509).
 func (m rsaMechanism) preparePSS(digest []byte,
-	opts *rsa.PSSOptions) ([]*pkcs11.Mechanism, []byte, error) {
+	opts *rsa.PSSOptions) (csign.Request, error) {
 	hash, known := map[crypto.Hash][2]uint{
 		crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256},
 		crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384},
@@ -61,11 +64,12 @@ func (m rsaMechanism) preparePSS(digest []byte,
 	if !known ||
 		(opts.SaltLength != rsa.PSSSaltLengthEqualsHash &&
 			opts.SaltLength != opts.HashFunc().Size()) {
-		return nil, nil, fmt.Errorf("RSA-PSS with %s and a salt of %d bytes is not supported",
-			opts.HashFunc(), opts.SaltLength)
+		return csign.Request{}, fmt.Errorf("RSA-PSS with %s and a salt of %d bytes is not "+
+			"supported", opts.HashFunc(), opts.SaltLength)
 	}
 	params := pkcs11.NewPSSParams(hash[0], hash[1], uint(opts.HashFunc().Size()))
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_PSS, params)}, digest, nil
+	return csign.Request{Mechanism: pkcs11.CKM_RSA_PKCS_PSS, Parameter: params, Input: digest,
+		Length: m.key.Size()}, nil
 }
 
 func (m rsaMechanism) finish(raw []byte) ([]byte, error) {
@@ -100,11 +104,11 @@ type ecdsaMechanism struct{ key *ecdsa.PublicKey }
 // prepare truncates the digest to the length of the curve's order, since not every
 // token does (FIPS 186-5, section 6.4.1).
 func (m ecdsaMechanism) prepare(digest []byte,
-	_ crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	_ crypto.SignerOpts) (csign.Request, error) {
 	if size := m.size(); len(digest) > size {
 		digest = digest[:size]
 	}
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, digest, nil
+	return csign.Request{Mechanism: pkcs11.CKM_ECDSA, Input: digest, Length: 2 * m.size()}, nil
 }
 
 func (m ecdsaMechanism) size() int { return (m.key.Params().N.BitLen() + 7) / 8 }
@@ -112,20 +116,41 @@ func (m ecdsaMechanism) size() int { return (m.key.Params().N.BitLen() + 7) / 8 
 // finish turns r and s of equal length (PKCS#11 v2.40, section 2.3.1) into
 // ECDSA-Sig-Value (RFC 5480, appendix A).
 func (m ecdsaMechanism) finish(raw []byte) ([]byte, error) {
-	var der struct{ R, S *big.Int }
-	rest, err := asn1.Unmarshal(raw, &der)
-	switch {
-	case len(raw) == 2*m.size():
-	case err == nil && len(rest) == 0:
-		return nil, &formError{fmt.Sprintf("it is in DER (%d bytes), and PKCS#11 v2.40, section "+
-			"2.3.1, requires r and s, %d bytes each", len(raw), m.size())}
-	default:
-		return nil, wrongLength(raw, 2*m.size(), "r and s of equal length")
+	if len(raw) != 2*m.size() {
+		return nil, m.wrongForm(raw)
 	}
-	return asn1.Marshal(struct{ R, S *big.Int }{
-		new(big.Int).SetBytes(raw[:len(raw)/2]),
-		new(big.Int).SetBytes(raw[len(raw)/2:]),
-	})
+	body := make([]byte, 0, len(raw)+6)
+	body = appendInteger(appendInteger(body, raw[:m.size()]), raw[m.size():])
+	der := append(make([]byte, 0, len(body)+3), sequence)
+	if len(body) >= 128 { // the length follows in one byte
+		der = append(der, 0x81)
+	}
+	return append(append(der, byte(len(body))), body...), nil
+}
+
+// sequence is the tag of a SEQUENCE in DER.
+const sequence = 0x20 | asn1.TagSequence
+
+// appendInteger appends a positive number of at most 126 bytes as an INTEGER in DER (X.690, section
+// 8.3). encoding/asn1 would make 23 allocations for a signature instead of 2.
+func appendInteger(der, number []byte) []byte {
+	number = bytes.TrimLeft(number, "\x00")
+	if len(number) == 0 || number[0] >= 0x80 { // a leading bit that is set means a negative number
+		der = append(der, asn1.TagInteger, byte(len(number)+1), 0)
+	} else {
+		der = append(der, asn1.TagInteger, byte(len(number)))
+	}
+	return append(der, number...)
+}
+
+// wrongForm returns the error for a signature that does not have the length of r and s.
+func (m ecdsaMechanism) wrongForm(raw []byte) error {
+	var der struct{ R, S *big.Int }
+	if rest, err := asn1.Unmarshal(raw, &der); err == nil && len(rest) == 0 {
+		return &formError{fmt.Sprintf("it is in DER (%d bytes), and PKCS#11 v2.40, section "+
+			"2.3.1, requires r and s, %d bytes each", len(raw), m.size())}
+	}
+	return wrongLength(raw, 2*m.size(), "r and s of equal length")
 }
 
 type ed25519Mechanism struct{}
@@ -135,12 +160,12 @@ const ckmEdDSA = 0x1057
 
 // prepare takes the text, not a digest: Ed25519 hashes it twice (RFC 8032, section 5.1.6).
 func (ed25519Mechanism) prepare(text []byte,
-	opts crypto.SignerOpts) ([]*pkcs11.Mechanism, []byte, error) {
+	opts crypto.SignerOpts) (csign.Request, error) {
 	if opts.HashFunc() != 0 {
-		return nil, nil, fmt.Errorf("Ed25519 signs the text itself, not a digest by %s",
+		return csign.Request{}, fmt.Errorf("Ed25519 signs the text itself, not a digest by %s",
 			opts.HashFunc())
 	}
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmEdDSA, nil)}, text, nil
+	return csign.Request{Mechanism: ckmEdDSA, Input: text, Length: ed25519.SignatureSize}, nil
 }
 
 func (ed25519Mechanism) finish(raw []byte) ([]byte, error) {

@@ -37,7 +37,8 @@ var layers = map[string][]string{
 // kinds of request do not know the controller.
 var innerPackages = map[string][]string{
 	product + "/hsm/ckr":           nil,
-	product + "/hsm/cryptoki":      {product + "/hsm/ckr"},
+	product + "/hsm/cryptoki":      {product + "/hsm/ckr", product + "/hsm/csign"},
+	product + "/hsm/csign":         nil,
 	product + "/hsm/pkcs11uri":     nil,
 	product + "/policy/strictyaml": nil,
 	product + "/kube/apifault":     nil,

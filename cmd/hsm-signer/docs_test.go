@@ -62,7 +62,7 @@ func TestConfigurationOfTheManual(t *testing.T) {
 		}
 		for _, s := range settings {
 			fallback := s.Fallback
-			if s.Env == "PKCS11_MAX_SESSIONS" { // 0: what the token allows, and at most this
+			if s.Env == "PKCS11_MAX_SESSIONS" { // 0: this, and more if calls are slow
 				fallback = "16"
 			}
 			if shown, listed := defaults[s.Env]; !listed || !strings.Contains(shown, fallback) {

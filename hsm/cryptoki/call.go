@@ -38,42 +38,31 @@ func call[T any](ctx context.Context, m *Module, timeout time.Duration, name str
 	if err := m.begin(name); err != nil {
 		return none, err
 	}
-	patient, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	// Whether the answer is taken or the call is abandoned is decided once, under the lock.
 	answers := make(chan answer[T], 1)
 	var taken bool
 	go func() {
 		value, err := f()
-		m.mu.Lock()
-		abandoned := taken
-		taken = true
-		m.mu.Unlock()
-		if abandoned && late != nil {
-			late(value, err)
+		if m.returned(&taken) {
+			if late != nil {
+				late(value, err)
+			}
+			m.endAbandoned(name)
 		}
-		m.end(name, abandoned)
 		answers <- answer[T]{value, err}
 	}()
+	patience := time.NewTimer(timeout)
+	defer patience.Stop()
 	select {
 	case a := <-answers:
 		return a.value, a.err
-	case <-patient.Done():
+	case <-patience.C:
+	case <-ctx.Done():
 	}
-	m.mu.Lock()
-	if taken { // the answer came just in time
-		m.mu.Unlock()
+	if !m.abandon(name, &taken) { // the answer came just in time
 		a := <-answers
 		return a.value, a.err
 	}
-	taken = true
-	m.abandoned++
-	if name == callLogin {
-		m.loggingIn = time.Now()
-	}
-	m.mu.Unlock()
-	m.counts.Abandoned.Add(1)
-	m.counts.Hanging.Add(1)
 	return none, &AbandonedError{name, timeout, context.Cause(ctx)}
 }
 
@@ -98,15 +87,43 @@ func (m *Module) begin(name string) error {
 	return nil
 }
 
-func (m *Module) end(name string, abandoned bool) {
+// returned ends a call that has returned, unless it was abandoned, which it reports.
+func (m *Module) returned(taken *bool) (abandoned bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if *taken {
+		return true
+	}
+	*taken = true
+	m.inFlight--
+	return false
+}
+
+// abandon abandons a call, unless it has returned, and reports whether it did.
+func (m *Module) abandon(name string, taken *bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if *taken {
+		return false
+	}
+	*taken = true
+	m.abandoned++
+	if name == callLogin {
+		m.loggingIn = time.Now()
+	}
+	m.counts.Abandoned.Add(1)
+	m.counts.Hanging.Add(1)
+	return true
+}
+
+// endAbandoned ends an abandoned call that has returned.
+func (m *Module) endAbandoned(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.inFlight--
-	if abandoned {
-		m.abandoned--
-		m.counts.Hanging.Add(-1)
-		if name == callLogin {
-			m.loggingIn = time.Time{}
-		}
+	m.abandoned--
+	m.counts.Hanging.Add(-1)
+	if name == callLogin {
+		m.loggingIn = time.Time{}
 	}
 }

@@ -3,6 +3,7 @@
 package cryptoki
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -68,8 +69,17 @@ func (c *Connection) Login(ctx context.Context) error {
 	if c.loginSession, err = c.openSession(ctx); err != nil {
 		return Unavailable(err, "open a session with the %s", config.Token)
 	}
-	c.sessions = newPool(c, sessionLimit(config.MaxSessions, c.token.MaxSessionCount))
+	c.sessions = c.newSessions(config.MaxSessions)
 	return c.login(ctx)
+}
+
+// newSessions returns the pool of at most so many sessions; 0: as many as signatures need.
+func (c *Connection) newSessions(wanted int) *pool {
+	first := sessionLimit(cmp.Or(wanted, firstSessions), c.token.MaxSessionCount)
+	if wanted > 0 {
+		return newPool(c, first, first)
+	}
+	return newPool(c, first, growthLimit(first, c.token.MaxSessionCount, c.token.SessionCount))
 }
 
 func (c *Connection) openSession(ctx context.Context) (pkcs11.SessionHandle, error) {

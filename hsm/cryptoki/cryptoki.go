@@ -27,7 +27,7 @@ type Config struct {
 	Token   TokenID
 	PIN     PINSource
 
-	MaxSessions int           // sessions that may sign at once
+	MaxSessions int           // most sessions that may sign at once; 0: as many as signatures need
 	Timeout     time.Duration // longest wait for a session, and for one call
 }
 
@@ -88,7 +88,7 @@ type Token struct {
 type Sessions struct {
 	Open  int // including the login session
 	InUse int // of these, those that sign
-	Most  int // that may sign at once: MaxSessions, or fewer if the token allows fewer
+	Most  int // that may sign at once, now
 }
 
 // A PIN is a user PIN. It does not show itself when printed.

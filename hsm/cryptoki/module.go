@@ -3,6 +3,7 @@
 package cryptoki
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm/ckr"
+	"hsm-signer/hsm/csign"
 )
 
 // A Module is a PKCS#11 module that is loaded and initialised. A call into it may hang forever, so
@@ -22,10 +24,12 @@ type Module struct {
 	config Config
 	ctx    *pkcs11.Ctx // nil while it is being loaded
 	counts *Counts
-	most   int                    // no more calls are made while so many hang
-	ready  bool                   // it is initialised, and not about to be finalised
-	named  bool                   // it matches the LibraryID
-	stale  []pkcs11.SessionHandle // left open by earlier connections; guarded as the connection is
+	most   int  // no more calls are made while so many hang
+	ready  bool // it is initialised, and not about to be finalised
+	named  bool // it matches the LibraryID
+
+	signing csign.Functions
+	stale   []pkcs11.SessionHandle // left open by earlier connections; guarded as the connection is
 
 	mu        sync.Mutex
 	tried     PINSource // the PIN that was last tried with it
@@ -40,7 +44,8 @@ const MoreHangs = 32
 
 // New returns the module of the configuration, not loaded yet. It counts its calls in n.
 func New(c Config, n *Counts) *Module {
-	return &Module{config: c, counts: n, most: c.MaxSessions + MoreHangs}
+	return &Module{config: c, counts: n,
+		most: cmp.Or(c.MaxSessions, mostSessions) + MoreHangs}
 }
 
 // Load loads and initialises the module. If either hangs, it returns an error and the module, which
@@ -62,6 +67,10 @@ func Load(ctx context.Context, c Config, n *Counts) (*Module, error) {
 		return nil, Faultf(ErrUnavailable, "PKCS#11 module %s cannot be loaded: it is not a "+
 			"PKCS#11 library for this machine, or it lacks a library that it needs (ldd %s "+
 			"shows which)", path, path)
+	}
+	if m.signing, err = csign.Of(loaded); err != nil {
+		loaded.Destroy()
+		return nil, Faultf(ErrUnavailable, "PKCS#11 module %s cannot be used: %v", path, err)
 	}
 	m.ctx = loaded
 	n.Initialised.Add(1)

@@ -3,12 +3,15 @@
 package bench
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,6 +20,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm"
+	"hsm-signer/hsm/csign"
 	"hsm-signer/integration/bench/results"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
@@ -29,111 +33,148 @@ const resultsVariable = "BENCH_RESULTS"
 // record writes the figure of these values under the key, and replaces that of an earlier run.
 func record(b *testing.B, key string, values ...float64) {
 	b.Helper()
+	recordFigure(b, key, results.Of(values...))
+}
+
+func recordFigure(b *testing.B, key string, figure results.Figure) {
+	b.Helper()
 	if file := os.Getenv(resultsVariable); file != "" {
-		must.OK(b, results.Merge(file, map[string]results.Figure{key: results.Of(values...)}))
+		must.OK(b, results.Merge(file, map[string]results.Figure{key: figure}))
 	}
 }
 
-// BenchmarkSigner signs with P-256 in SoftHSM: by the product's signer, which verifies each
-// signature, and by a bare loop of C_SignInit and C_Sign with a session for each caller. The
-// callers of both share the processors with the verification; a delay stands for the network before
-// an HSM.
+// BenchmarkSigner signs with P-256 in SoftHSM: by the product's signer, and by a bare loop of
+// C_SignInit, C_Sign and one verification, with a session for each caller. A delay stands for the
+// network before an HSM. Each pair runs alternately, so that both meet the same load.
 func BenchmarkSigner(b *testing.B) {
+	f := newSigners(b)
+	var atLeastFour, calls []results.Figure
+	for _, delay := range []time.Duration{0, 2 * time.Millisecond} {
+		for _, callers := range []int{1, 2, 4, 8, 16, 32} {
+			b.Run(fmt.Sprintf("callers=%d/delay=%s", callers, delay), func(b *testing.B) {
+				ratio, counted := f.compare(b, callers, delay)
+				switch {
+				case delay > 0:
+					calls = append(calls, counted)
+				case callers >= 4:
+					atLeastFour = append(atLeastFour, ratio)
+				}
+			})
+		}
+	}
+	byMedian := func(a, b results.Figure) int { return cmp.Compare(a.Median, b.Median) }
+	if len(atLeastFour) > 0 {
+		recordFigure(b, "signer_vs_verified_csign_4plus", slices.MinFunc(atLeastFour, byMedian))
+	}
+	if len(calls) > 0 {
+		recordFigure(b, "calls_per_signature", slices.MaxFunc(calls, byMedian))
+	}
+}
+
+// signers are the two that are compared, on one key.
+type signers struct {
+	token  *tokens.Token
+	public *ecdsa.PublicKey
+	shim   *pkcs11shim.Shim
+	digest [sha256.Size]byte
+}
+
+func newSigners(b *testing.B) *signers {
+	b.Helper()
 	token, err := tokens.NewSoftHSM(b.Context())
 	must.OK(b, err)
-	defer func() { must.OK(b, token.Close()) }()
+	b.Cleanup(func() { must.OK(b, token.Close()) })
 	setenv(b, token.Env...)
 	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
 	must.OK(b, err)
 	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
 	must.OK(b, err)
 	setenv(b, s.Env()...)
-	for _, delay := range []time.Duration{0, 2 * time.Millisecond} {
-		for _, callers := range []int{1, 2, 4, 8, 16, 32} {
-			b.Run(fmt.Sprintf("callers=%d/delay=%s", callers, delay), func(b *testing.B) {
-				module := token.Module
-				if delay > 0 {
-					module = s.Module
-					must.OK(b,
-						errors.Join(s.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)), s.Forget()))
-				}
-				compare(b, token, s, module, public.(*ecdsa.PublicKey), callers, delay)
-			})
-		}
-	}
+	return &signers{token: token, public: public.(*ecdsa.PublicKey), shim: s,
+		digest: sha256.Sum256([]byte("to be signed"))}
 }
 
-// rounds is the number of measurements of each signer. They alternate, so that both meet the same
-// load.
+// rounds is how often both signers are measured.
 const rounds = 5
 
-// A speed is one measurement of one signer.
-type speed struct{ perSecond, calls float64 } // calls for one signature
-
-// compare measures both signers alternately, with this many callers.
-func compare(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string,
-	public *ecdsa.PublicKey, callers int, delay time.Duration) {
+// compare measures both signers, and returns how many times as fast as the loop the product signs,
+// and the product's calls for one signature. It counts calls only if there is a delay: the shim
+// costs time.
+func (f *signers) compare(b *testing.B, callers int,
+	delay time.Duration) (ratio, calls results.Figure) {
 	b.Helper()
-	signatures := b.N
-	if delay == 0 {
-		signatures *= 10 // they are fast
+	module, signatures := f.token.Module, 100*b.N/rounds+1
+	if delay > 0 {
+		module, signatures = f.shim.Module, 2*b.N/rounds+callers
+		must.OK(b, errors.Join(f.shim.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)),
+			f.shim.Forget()))
 	}
-	signatures = signatures/rounds + 1
-	digest := sha256.Sum256([]byte("to be signed"))
-	of := func(took time.Duration, calls int) speed {
-		return speed{float64(signatures) / took.Seconds(), float64(calls) / float64(signatures)}
-	}
-	var signer, bare []speed
+	var all [4][]float64
 	for range rounds {
-		signer = append(signer,
-			of(product(b, token, s, module, public, callers, signatures, digest[:])))
-		bare = append(bare, of(bareLoop(b, token, s, module, callers, signatures, digest[:])))
-	}
-	recordSpeeds(b, signer, bare, fmt.Sprintf("callers_%d_delay_%s", callers, delay), delay > 0)
-	b.ReportMetric(0, "ns/op")
-}
-
-// recordSpeeds records the measurements of both signers, and reports the medians.
-func recordSpeeds(b *testing.B, signer, bare []speed, key string, counted bool) {
-	b.Helper()
-	all := map[string][]float64{}
-	for i := range signer {
-		for name, value := range map[string]float64{
-			"signer_to_bare":    signer[i].perSecond / bare[i].perSecond,
-			"signer_per_second": signer[i].perSecond, "bare_per_second": bare[i].perSecond,
-			"signer_calls": signer[i].calls, "bare_calls": bare[i].calls,
-		} {
-			all[name] = append(all[name], value)
+		signer, counted := f.signer(b, module, callers, signatures)
+		loop := f.loop(b, module, callers, signatures)
+		for i, value := range []float64{loop.Seconds() / signer.Seconds(),
+			float64(signatures) / signer.Seconds(), float64(signatures) / loop.Seconds(),
+			float64(counted) / float64(signatures)} {
+			all[i] = append(all[i], value)
 		}
 	}
-	if !counted {
-		delete(all, "signer_calls")
-		delete(all, "bare_calls")
+	key := fmt.Sprintf("callers_%d_delay_%s", callers, delay)
+	for i, name := range []string{"signer_vs_verified_csign", "signer_per_second",
+		"verified_csign_per_second"} {
+		record(b, name+"_"+key, all[i]...)
+		b.ReportMetric(results.Of(all[i]...).Median, name)
 	}
-	for name, values := range all {
-		record(b, name+"_"+key, values...)
-		b.ReportMetric(results.Of(values...).Median, name)
-	}
+	b.ReportMetric(0, "ns/op")
+	return results.Of(all[0]...), results.Of(all[3]...)
 }
 
-// product signs with the product's signer, and returns the time and the number of calls.
-func product(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string,
-	public *ecdsa.PublicKey, callers, signatures int, digest []byte) (time.Duration, int) {
+// signer signs with the product's signer, and returns the time and the number of calls. Its
+// sessions are open before.
+func (f *signers) signer(b *testing.B, module string, callers, signatures int) (time.Duration, int) {
+	b.Helper()
+	key := f.key(b, module, callers)
+	defer key.Close()
+	signer := key.Signer(b.Context())
+	sign := func(int) error {
+		_, err := signer.Sign(nil, f.digest[:], crypto.SHA256)
+		return err
+	}
+	timed(b, callers, 2*callers, sign)
+	must.OK(b, f.shim.Forget())
+	took := timed(b, callers, signatures, sign)
+	calls, err := f.shim.Calls()
+	must.OK(b, err)
+	return took, len(calls)
+}
+
+// key returns the product's key, connected.
+func (f *signers) key(b *testing.B, module string, callers int) *hsm.Key {
 	b.Helper()
 	key, err := hsm.NewKey(hsm.Config{
-		Module: module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
-		Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
-	}, public)
+		Module: module, Token: hsm.TokenID{Label: f.token.Label},
+		PIN: hsm.PIN(f.token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
+	}, f.public)
 	must.OK(b, err)
-	defer key.Close()
 	must.OK(b, key.Ready(b.Context()))
+	return key
+}
+
+// BenchmarkSign is one signature by the product's signer, with its memory; run it with -benchmem.
+func BenchmarkSign(b *testing.B) {
+	f := newSigners(b)
+	key := f.key(b, f.token.Module, 16)
+	defer key.Close()
 	signer := key.Signer(b.Context())
-	must.OK(b, s.Forget())
-	took := timed(b, callers, signatures, func(int) error {
-		_, err := signer.Sign(nil, digest, crypto.SHA256)
-		return err
+	b.ReportAllocs()
+	b.SetParallelism(4)
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			if _, err := signer.Sign(nil, f.digest[:], crypto.SHA256); err != nil {
+				b.Error(err)
+			}
+		}
 	})
-	return took, countCalls(b, s)
 }
 
 // timed returns how long the callers together took to call do this many times.
@@ -160,38 +201,42 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 	return time.Since(begin)
 }
 
-// bareLoop signs with the two calls and nothing else.
-func bareLoop(b *testing.B, token *tokens.Token, s *pkcs11shim.Shim, module string, callers,
-	signatures int, digest []byte) (time.Duration, int) {
+// loop signs with the two calls and one verification, and returns the time.
+func (f *signers) loop(b *testing.B, module string, callers, signatures int) time.Duration {
 	b.Helper()
 	p := pkcs11.New(module)
 	must.OK(b, p.Initialize())
 	defer p.Destroy()
 	defer func() { must.OK(b, p.Finalize()) }()
-	slot := findSlot(b, p, token.Label)
+	slot := findSlot(b, p, f.token.Label)
 	sessions := make([]pkcs11.SessionHandle, callers)
 	for i := range sessions {
 		var err error
 		sessions[i], err = p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
 		must.OK(b, err)
 	}
-	must.OK(b, p.Login(sessions[0], pkcs11.CKU_USER, token.PIN))
+	must.OK(b, p.Login(sessions[0], pkcs11.CKU_USER, f.token.PIN))
 	must.OK(b,
 		p.FindObjectsInit(sessions[0],
 			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
 				pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
 	keys, _, err := p.FindObjects(sessions[0], 1)
 	must.OK(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
-	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}
-	must.OK(b, s.Forget())
-	took := timed(b, callers, signatures, func(caller int) error {
-		if err := p.SignInit(sessions[caller], mechanism, keys[0]); err != nil {
+	functions, err := csign.Of(p)
+	must.OK(b, err)
+	request := csign.Request{Key: keys[0], Mechanism: pkcs11.CKM_ECDSA, Input: f.digest[:],
+		Length: 64}
+	return timed(b, callers, signatures, func(caller int) error {
+		raw, err := functions.Sign(sessions[caller], request)
+		if err != nil {
 			return err
 		}
-		_, err := p.Sign(sessions[caller], digest)
-		return err
+		r, s := new(big.Int).SetBytes(raw[:32]), new(big.Int).SetBytes(raw[32:])
+		if !ecdsa.Verify(f.public, f.digest[:], r, s) {
+			return errors.New("the signature does not verify")
+		}
+		return nil
 	})
-	return took, countCalls(b, s)
 }
 
 func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
@@ -206,14 +251,6 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 	}
 	b.Fatalf("no token labelled %q", label)
 	return 0
-}
-
-// countCalls returns the number of calls in the shim's log. Only delayed calls pass the shim.
-func countCalls(b *testing.B, s *pkcs11shim.Shim) int {
-	b.Helper()
-	calls, err := s.Calls()
-	must.OK(b, err)
-	return len(calls)
 }
 
 func setenv(b *testing.B, variables ...string) {

@@ -163,8 +163,7 @@ var ladder = []struct {
 	}},
 }
 
-// places are the places in which a code may occur. miekg's Sign calls C_Sign twice: the first call
-// returns the length.
+// places are the places in which a code may occur.
 var places = []struct {
 	name string
 	rule func(code uint) pkcs11shim.Rule
@@ -176,10 +175,7 @@ var places = []struct {
 	{"before C_Sign",
 		func(code uint) pkcs11shim.Rule { return pkcs11shim.Fail(pkcs11shim.Sign, code) }},
 	{"after C_Sign",
-		func(code uint) pkcs11shim.Rule {
-			return pkcs11shim.FailAfter(pkcs11shim.Sign,
-				code).From(2)
-		}},
+		func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.Sign, code) }},
 }
 
 // nameOf returns a code's name in the standard.

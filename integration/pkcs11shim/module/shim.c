@@ -695,12 +695,16 @@ static ulong put_integer(unsigned char *to, const unsigned char *number, ulong l
 static ulong sign_as(struct call *c, ulong session, unsigned char *data, ulong length, void *signature, ulong *room, ulong form)
 {
 	unsigned char raw[1024], body[300], made[1024];
-	ulong n = sizeof raw;
-	ulong result = c->module->C_Sign(session, data, length, signature ? raw : NULL, &n);
-	if (result != OK || !signature) {
-		*room = n + 16; /* more than it will be */
+	ulong n = sizeof raw, had = *room;
+	ulong result = c->module->C_Sign(session, data, length, NULL, &n);
+	*room = n + 16; /* more than it will be */
+	if (result != OK || !signature)
 		return result;
-	}
+	if (had < *room)
+		return BUFFER_TOO_SMALL;
+	result = c->module->C_Sign(session, data, length, raw, &n);
+	if (result != OK)
+		return result;
 	did(c, "form");
 	if (form)
 		return answer(raw + 1, n - 1, signature, room);

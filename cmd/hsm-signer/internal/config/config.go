@@ -109,7 +109,7 @@ var (
 			"id of the CA's key in the token, in hex",
 			readKeyID},
 		{"PKCS11_MAX_SESSIONS", "0",
-			"most PKCS#11 sessions at once (0: 16, or what the token allows)",
+			"most PKCS#11 sessions at once (0: 16, and up to 64 if calls are slow)",
 			count(0, 1024, func(c *Config) *int { return &c.Token.MaxSessions })},
 		{"PKCS11_TIMEOUT", "10s",
 			"longest wait for a session, and for one call into the PKCS#11 module",

@@ -49,6 +49,7 @@ func (m *Metrics) watchToken(stats func() hsm.Stats) {
 	m.gauge("hsm_signer_token_sessions_in_use", "PKCS#11 sessions that are signing.",
 		func() float64 { return float64(stats().Sessions.InUse) })
 	m.gauge("hsm_signer_token_sessions_max", "PKCS#11 sessions that may sign at once: "+
-		"PKCS11_MAX_SESSIONS, or what the token allows; 0 while it is not connected.",
+		"PKCS11_MAX_SESSIONS, or 16, and more while calls are slow, if the token allows it; "+
+		"0 while it is not connected.",
 		func() float64 { return float64(stats().Sessions.Most) })
 }
