@@ -65,7 +65,7 @@ func TestFactsOfAPod(t *testing.T) {
 }
 
 // A request that no answer is right for is kept by the same name until it is deleted, and is never
-// taken up.
+// processed again.
 func TestIgnoredRequestIsNotTakenUp(t *testing.T) {
 	for _, mode := range []Mode{Approve, Shadow} {
 		c, _ := withStore(t, &remembering{}, func() bool { return true })

@@ -122,7 +122,7 @@ func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.
 	return nil
 }
 
-// watches are what runs beside the controller.
+// watches are what runs alongside the controller.
 func (p *signing) watches() []func(context.Context) error {
 	all := []func(context.Context) error{p.health.token.run, p.keeper.Watch, p.expiry.Run,
 		p.stuck.Run}

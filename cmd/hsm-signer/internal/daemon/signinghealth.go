@@ -20,7 +20,7 @@ type fixedCA struct{ ca *issuer.CA }
 // CA is [caHolder]'s.
 func (f fixedCA) CA() *issuer.CA { return f.ca }
 
-// A journalState tells whether the journal takes a new request.
+// A journalState reports whether the journal takes a new request.
 type journalState interface{ State() error }
 
 // A suspect is what a witness makes suspect about the journal.

@@ -11,7 +11,7 @@ type Change int
 // Every Change there is.
 const (
 	Same  Change = iota // the same error as before, or still none
-	Fails               // an error that was not there before: worth a line of the log
+	Fails               // a new error: worth a line of the log
 	Works               // no error any more
 )
 
