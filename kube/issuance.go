@@ -81,10 +81,9 @@ func (c *Controller) warnUnexpected(r request.Object, issuance Issuance) {
 		c.events.warn(object, "ForeignCertificate",
 			"the certificate of this request was not made by this signer")
 	case Unrecorded:
-		log.Error("a request has a certificate that the CA has signed, with a serial " +
-			"number of this " +
-			"journal, which does not have it: the journal was cut or set back, or the CA's key was " +
-			"used without it")
+		log.Error("a request has a certificate that the CA has signed, with a serial number of " +
+			"this journal, which does not have it: the journal was cut or set back, or the CA's " +
+			"key was used without it")
 		c.events.warn(object, "UnrecordedCertificate",
 			"the certificate of this request is signed by the CA, and the journal does not have it")
 	case OtherJournal:

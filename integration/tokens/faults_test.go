@@ -37,7 +37,7 @@ const patient = time.Minute
 var faults = []struct {
 	name    string
 	timeout time.Duration
-	befall  func(*trial)
+	inject  func(*trial)
 }{
 	{"ladder", patient, everyRung},
 	{"return", patient, everyCallOfTheWayBack},
@@ -126,7 +126,7 @@ func faultsOf(t *testing.T, name string) {
 			}
 			tr.open()
 			defer func() { tr.key.Load().Close() }()
-			fault.befall(tr)
+			fault.inject(tr)
 		})
 	}
 	text, err := json.Marshal(results)
@@ -191,7 +191,7 @@ func everyRung(tr *trial) {
 		for _, code := range someOf(tr, rung.codes) {
 			for _, place := range places {
 				fault := nameOf(code) + " " + place.name
-				o := tr.befall(fault, nil, place.rule(code).Times(1))
+				o := tr.inject(fault, nil, place.rule(code).Times(1))
 				n := tr.calls().Count(pkcs11shim.Initialize)
 				if tr.ownFaults(1) == 0 &&
 					(o.attempts != rung.attempts || o.logins != rung.logins ||
@@ -220,24 +220,24 @@ var lost = pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_REMOVED).Times(1)
 // everyCallOfTheWayBack injects a second fault during the recovery from the first.
 func everyCallOfTheWayBack(tr *trial) {
 	for _, function := range someOf(tr, wayBack) {
-		tr.befall("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost,
+		tr.inject("CKR_DEVICE_ERROR in "+function+", on the way back", nil, lost,
 			pkcs11shim.Fail(function, pkcs11.CKR_DEVICE_ERROR).Times(1))
 	}
 	forget, name := pkcs11shim.LoseSessions, "all sessions, logins and handles forgotten"
 	if tr.token.Can.FinalizedOnce {
 		forget = pkcs11shim.CloseSessions
 	}
-	tr.befall(name, nil, forget(pkcs11shim.SignInit))
-	tr.befall(name+", during a signature", nil, forget(pkcs11shim.Sign))
+	tr.inject(name, nil, forget(pkcs11shim.SignInit))
+	tr.inject(name+", during a signature", nil, forget(pkcs11shim.Sign))
 }
 
 // lasting injects faults that occur several times, or last until the key was looked up again.
 func lasting(tr *trial) {
-	tr.befall("three CKR_DEVICE_ERROR in a row", nil,
+	tr.inject("three CKR_DEVICE_ERROR in a row", nil,
 		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
 	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE,
 		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
-		tr.befall(nameOf(code)+", until the key was looked up again", func() error {
+		tr.inject(nameOf(code)+", until the key was looked up again", func() error {
 			return errors.Join(tr.until(func() bool {
 				return tr.calls().Count(pkcs11shim.FindObjects) > 0
 			}), tr.shim.Rules())
@@ -263,14 +263,14 @@ func (tr *trial) impatient() {
 
 // keySwapped puts another key under the handle, or among the objects that are found.
 func keySwapped(tr *trial) {
-	tr.befall("another key under the handle, once", nil,
+	tr.inject("another key under the handle, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
-	tr.befall("another key under the handle, until the key was looked up again", func() error {
+	tr.inject("another key under the handle, until the key was looked up again", func() error {
 		return errors.Join(tr.until(func() bool {
 			return tr.calls().Count(pkcs11shim.FindObjects) > 0
 		}), tr.shim.Rules())
 	}, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
-	tr.befall("another key found in its place, once", nil,
+	tr.inject("another key found in its place, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.FindObjects,
 			"other").Times(1),
 		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1))
@@ -279,7 +279,7 @@ func keySwapped(tr *trial) {
 // keyAway removes the key for a while. A module that lists its keys when it is initialized does not
 // see it for longer.
 func keyAway(tr *trial) {
-	tr.befall("the key missing until the module is initialised again", func() error {
+	tr.inject("the key missing until the module is initialised again", func() error {
 		return errors.Join(tr.until(func() bool {
 			return tr.calls().Count(pkcs11shim.Initialize) > 0
 		}), tr.shim.Rules())
@@ -290,10 +290,10 @@ func keyAway(tr *trial) {
 // hangOfEveryCall makes each call of a signature or of a reconnection hang until it is abandoned.
 func hangOfEveryCall(tr *trial) {
 	for _, function := range []string{pkcs11shim.SignInit, pkcs11shim.Sign} {
-		tr.befall("hang in "+function, tr.abandoned(), pkcs11shim.Hang(function))
+		tr.inject("hang in "+function, tr.abandoned(), pkcs11shim.Hang(function))
 	}
 	for _, function := range someOf(tr, wayBack) {
-		tr.befall("hang in "+function, tr.abandoned(), lost, pkcs11shim.Hang(function))
+		tr.inject("hang in "+function, tr.abandoned(), lost, pkcs11shim.Hang(function))
 	}
 }
 
@@ -301,7 +301,7 @@ func hangOfEveryCall(tr *trial) {
 // as long. It costs no second login.
 func slow(tr *trial) {
 	const fault = "each call takes a twelfth of the longest wait for one"
-	o := tr.befall(fault, nil, lost, pkcs11shim.Delay(pkcs11shim.Any, tr.timeout/12))
+	o := tr.inject(fault, nil, lost, pkcs11shim.Delay(pkcs11shim.Any, tr.timeout/12))
 	if n := tr.key.Load().Stats().Hanging; o.logins != 1 || n > 0 {
 		tr.t.Errorf("%s: %d calls of C_Login, %d calls hang", fault, o.logins, n)
 	}
@@ -328,7 +328,7 @@ func fewSessions(tr *trial) {
 		for _, said := range someOf(tr,
 			[]uint{limit, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown}) {
 			fault := fmt.Sprintf("sessions: %d in all, and the token %s", limit, says[said])
-			o := tr.befallAtStart(fault, nil, pkcs11shim.LimitSessions(limit),
+			o := tr.injectAtStart(fault, nil, pkcs11shim.LimitSessions(limit),
 				pkcs11shim.ReportSessions(said))
 			// Each costs a login at most.
 			own := tr.ownFaults(len(tr.calls().With(pkcs11.CKR_SESSION_COUNT)))
@@ -372,7 +372,7 @@ func daemonGone(tr *trial) {
 		if tr.token.Can.Lost.Sign == pkcs11.CKR_OK { // only a new connection needs the daemon
 			rules = []pkcs11shim.Rule{lost}
 		}
-		tr.befall(fault.name, fault.heal, rules...)
+		tr.inject(fault.name, fault.heal, rules...)
 	}
 }
 
@@ -380,7 +380,7 @@ func daemonGone(tr *trial) {
 func filesGone(tr *trial) {
 	before := tr.key.Load().Stats().Connections
 	must.OK(tr.t, tr.token.MoveAway())
-	tr.befall("the token's files moved away and back", func() error {
+	tr.inject("the token's files moved away and back", func() error {
 		err := tr.until(func() bool {
 			return tr.key.Load().Ready(tr.t.Context()) != nil ||
 				tr.key.Load().Stats().Connections > before
@@ -417,7 +417,7 @@ func pinRefusedLate(tr *trial) {
 // provides the right PIN.
 func (tr *trial) pinFault(fault string, underWay func() error, rules ...pkcs11shim.Rule) {
 	tr.pin.set("00000000")
-	tr.befallAtStart(fault, func() error {
+	tr.injectAtStart(fault, func() error {
 		var err error
 		if underWay != nil {
 			err = underWay()
@@ -478,13 +478,13 @@ func (tr *trial) pinChanged() {
 			return tr.until(func() bool { return tr.calls().Count(pkcs11shim.Login) > 0 })
 		}, 0
 	}
-	tr.befall(fault, func() error {
+	tr.inject(fault, func() error {
 		err := heal()
 		tr.pin.set(fresh)
 		return err
 	}, pkcs11shim.CloseSessions(pkcs11shim.SignInit))
 	tr.requireRefusals(fault, refusals)
-	tr.befall(fault+", and lost again", nil, pkcs11shim.CloseSessions(pkcs11shim.SignInit))
+	tr.inject(fault+", and lost again", nil, pkcs11shim.CloseSessions(pkcs11shim.SignInit))
 	tr.requireRefusals(fault+", and lost again", 0)
 	tr.token.PIN = fresh
 	tr.key.Load().Close()
@@ -503,7 +503,7 @@ func (tr *trial) pinLocked() {
 	shows := answers[len(answers)-1].Flags&pkcs11.CKF_USER_PIN_LOCKED != 0
 	tr.key.Load().Close()
 	tr.wrongPINs(len(answers))
-	tr.befallAtStart(fault, func() error {
+	tr.injectAtStart(fault, func() error {
 		err := errors.Join(tr.refused(), tr.token.Unlock(tr.t.Context()))
 		if !shows { // the PIN was refused, and is the same: only another process tries it again
 			tr.restart()
@@ -524,7 +524,7 @@ func (tr *trial) finalTry() {
 	}
 	tr.key.Load().Close()
 	tr.wrongPINs(final + 1)
-	tr.befallAtStart(fault, func() error {
+	tr.injectAtStart(fault, func() error {
 		err := tr.refused()
 		if n := tr.calls().Count(pkcs11shim.Login); n != 0 {
 			tr.t.Errorf("%s: C_Login was called %d times", fault, n)

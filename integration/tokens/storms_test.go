@@ -18,9 +18,9 @@ import (
 	"hsm-signer/integration/tokens"
 )
 
-// aTrial returns a trial on SoftHSM. These tests count the calls of the product, so one kind of
-// token is enough.
-func aTrial(t *testing.T, timeout time.Duration) *trial {
+// newSoftHSMTrial returns a trial on SoftHSM. These tests count the calls of the product, so one
+// kind of token is enough.
+func newSoftHSMTrial(t *testing.T, timeout time.Duration) *trial {
 	t.Helper()
 	token := fresh(t, tokens.Kind{Name: "softhsm", New: tokens.NewSoftHSM})
 	tr := newTrial(t, token, newTable())
@@ -66,7 +66,7 @@ const (
 // Fifty requests that wait for a dead token cost as much as one: a single probe at a time, with
 // growing pauses.
 func TestDeadTokenIsProbedOnce(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	tr.storm(nil) // earns all the credit there is
 	tr.quiet(lost, pkcs11shim.Fail(pkcs11shim.GetTokenInfo, pkcs11.CKR_DEVICE_ERROR))
 	start := time.Now()
@@ -87,7 +87,7 @@ func TestDeadTokenIsProbedOnce(t *testing.T) {
 
 // Fifty requests that wait for a hanging token leave as many hanging calls as one.
 func TestHangingTokenIsProbedOnce(t *testing.T) {
-	tr := aTrial(t, 500*time.Millisecond)
+	tr := newSoftHSMTrial(t, 500*time.Millisecond)
 	tr.quiet(lost, pkcs11shim.Hang(pkcs11shim.GetTokenInfo))
 	start := time.Now()
 	tr.ask(50, func() bool { return len(tr.calls().Hanging()) >= 3 })
@@ -101,7 +101,7 @@ func TestHangingTokenIsProbedOnce(t *testing.T) {
 
 // A hanging login is not repeated, and counts as one, however many requests there are.
 func TestLoginThatHangsIsMadeOnce(t *testing.T) {
-	tr := aTrial(t, 500*time.Millisecond)
+	tr := newSoftHSMTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
 	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login))
 	tr.open()
@@ -119,7 +119,7 @@ func TestLoginThatHangsIsMadeOnce(t *testing.T) {
 
 // A token that accepts connections and then signs nothing is not logged in to repeatedly.
 func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	const each = 2 // the test signature calls C_Sign once, and the caller's call fails
 	var rules []pkcs11shim.Rule
 	for n := uint(1); n < 60*each; n += each {
@@ -142,7 +142,7 @@ func TestTokenThatSignsForNobodyIsNotLoggedInToAgainAndAgain(t *testing.T) {
 // A login that fails without a reason may have had a wrong PIN, so it is not repeated soon. One
 // that fails because of the device is.
 func TestLoginThatFailsWithoutAReason(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	for _, c := range []struct {
 		code  uint
 		again bool
@@ -173,7 +173,7 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 
 // A login that fails in this way after it was abandoned is not repeated soon either.
 func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
-	tr := aTrial(t, 500*time.Millisecond)
+	tr := newSoftHSMTrial(t, 500*time.Millisecond)
 	tr.key.Load().Close()
 	tr.quiet(pkcs11shim.Hang(pkcs11shim.Login),
 		pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_GENERAL_ERROR))
@@ -194,7 +194,7 @@ func TestLoginThatFailsLateWithoutAReason(t *testing.T) {
 
 // check warns if it could not verify the PIN.
 func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	tr.key.Load().Close()
 	tr.quiet(pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_USER_ALREADY_LOGGED_IN))
 	c := config(tr.token, "ca")
@@ -209,7 +209,7 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 
 // One key must match, even if the module returns one object at a time.
 func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	tr.key.Load().Close()
 	_, err := tr.token.Generate("rsa-2048", "ca", []byte{3})
 	must.OK(t, err)
@@ -254,7 +254,7 @@ func TestNamedSlotAloneIsAsked(t *testing.T) {
 // A PIN that has expired may cause an error as late as at a signature. That is a PIN error too, and
 // costs no login.
 func TestPINThatExpiresInUse(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	tr.quiet(pkcs11shim.Fail(pkcs11shim.SignInit, pkcs11.CKR_PIN_EXPIRED))
 	must.OK(t,
 		tr.until(func() bool { return errors.Is(tr.key.Load().Ready(t.Context()), hsm.ErrPIN) }))
@@ -269,7 +269,7 @@ func TestPINThatExpiresInUse(t *testing.T) {
 // Whatever fails during a signature, the error has the name of the code, its meaning and the
 // remedy.
 func TestErrorsTellTheWay(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	for _, function := range []string{
 		pkcs11shim.Initialize, pkcs11shim.GetInfo, pkcs11shim.GetSlotList, pkcs11shim.GetTokenInfo,
 		pkcs11shim.OpenSession, pkcs11shim.Login, pkcs11shim.FindObjectsInit,

@@ -131,9 +131,9 @@ func (tr *trial) quiet(rules ...pkcs11shim.Rule) {
 	must.OK(tr.t, errors.Join(tr.shim.Rules(), tr.shim.Forget(), tr.shim.Rules(rules...)))
 }
 
-// befall causes a fault under load and calls heal, which ends the fault once it has taken effect.
+// inject causes a fault under load and calls heal, which ends the fault once it has taken effect.
 // It requires that every rule took effect, and that every request gets its signature.
-func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
+func (tr *trial) inject(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.quiet(rules...)
 	o := tr.measure(fault, heal)
@@ -145,9 +145,9 @@ func (tr *trial) befall(fault string, heal func() error, rules ...pkcs11shim.Rul
 	return o
 }
 
-// befallAtStart is befall for a fault that exists before the key is opened, and that may have no
+// injectAtStart is inject for a fault that exists before the key is opened, and that may have no
 // effect.
-func (tr *trial) befallAtStart(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
+func (tr *trial) injectAtStart(fault string, heal func() error, rules ...pkcs11shim.Rule) outcome {
 	tr.t.Helper()
 	tr.key.Load().Close()
 	tr.quiet(rules...)

@@ -27,7 +27,7 @@ func passing() []pkcs11shim.Rule {
 // A token was unavailable, and the first call after each pause fails. The product finds the token
 // again: one fault does not end an attempt to connect.
 func TestOneFaultDoesNotEndAnAttempt(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	sign := func() error {
 		_, err := tr.key.Load().Signer(t.Context()).Sign(nil, make([]byte, crypto.SHA256.Size()),
 			crypto.SHA256)
@@ -58,7 +58,7 @@ const mostTries = 3
 // If one call of forty fails no request is lost, and nearly all succeed with an immediate retry.
 // Faults of C_Login have their own tests.
 func TestUnreliableToken(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	const every, rounds = 40, 8
 	var rules []pkcs11shim.Rule
 	for range rounds {
@@ -86,7 +86,7 @@ func TestUnreliableToken(t *testing.T) {
 // A login that may have failed because of the PIN is tried once, however often the token has signed
 // before.
 func TestCreditDoesNotPayForLogins(t *testing.T) {
-	tr := aTrial(t, patient)
+	tr := newSoftHSMTrial(t, patient)
 	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_PIN_INCORRECT,
 		pkcs11.CKR_PIN_LOCKED} {
 		tr.quiet()

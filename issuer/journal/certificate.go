@@ -47,7 +47,9 @@ func (id ID) Carries(serial string) bool {
 }
 
 // FormatSerial writes a serial number as openssl does: upper-case hex, whole bytes.
-func FormatSerial(serial *big.Int) string { return strings.ToUpper(hex.EncodeToString(serial.Bytes())) }
+func FormatSerial(serial *big.Int) string {
+	return strings.ToUpper(hex.EncodeToString(serial.Bytes()))
+}
 
 // ParseTBS parses a to-be-signed certificate. The result has no signature.
 func ParseTBS(tbs []byte) (*x509.Certificate, error) {

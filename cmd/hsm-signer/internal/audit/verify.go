@@ -202,7 +202,8 @@ head             %s
 every line is right up to the head
 names, serial number, validity and key of each line are those of the to-be-signed certificate
 requester, rule, request hash and outcome are protected by the chain alone; %s
-`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished, n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head,
+`, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished,
+		n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head,
 		vouchers(s, witnessed))
 	if err == nil && n.Rollbacks > 0 {
 		_, err = fmt.Fprintf(out, "%d times someone accepted that a line seen by a witness is "+

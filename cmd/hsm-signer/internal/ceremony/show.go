@@ -177,9 +177,9 @@ type certificateManagement struct {
 	SignatureAlgorithm string `json:"signatureAlgorithm"`
 }
 
-// installationOf returns what Calico needs for the CA in a PEM text. The signer name is empty unless
-// there is exactly one. The algorithms are those of the
-// pods' keys and requests: an RSA key takes an init container longer than it has.
+// installationOf returns what Calico needs for the CA in a PEM text. The signer name is empty
+// unless there is exactly one. The algorithms are those of the pods' keys and requests: an RSA key
+// takes an init container longer than it has.
 func installationOf(signerNames []string, text string) (i installation) {
 	i.Spec.CertificateManagement = certificateManagement{
 		CACert: []byte(text), KeyAlgorithm: "ECDSAWithCurve256",

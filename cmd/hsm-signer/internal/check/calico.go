@@ -35,8 +35,8 @@ func checkInstallation(ctx context.Context, s *config.Service, report reporter) 
 	const name = "Calico's Installation"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	text,
-		err := s.Client.Discovery().RESTClient().Get().AbsPath(installationPath).SetHeader("Accept", "application/json").DoRaw(ctx)
+	text, err := s.Client.Discovery().RESTClient().Get().AbsPath(installationPath).
+		SetHeader("Accept", "application/json").DoRaw(ctx)
 	var installation struct {
 		Spec struct {
 			CertificateManagement *certificateManagement `json:"certificateManagement"`

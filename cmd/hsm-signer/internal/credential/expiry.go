@@ -136,7 +136,8 @@ func ofCertificate(text []byte) Expiry {
 	e := Expiry{Kind: ClientCertificate}
 	if block, _ := pem.Decode(text); block != nil {
 		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			e.Subject, e.NotBefore, e.NotAfter = cert.Subject.CommonName, cert.NotBefore, cert.NotAfter
+			e.Subject = cert.Subject.CommonName
+			e.NotBefore, e.NotAfter = cert.NotBefore, cert.NotAfter
 		}
 	}
 	return e

@@ -179,8 +179,8 @@ func (s *Source) Watch(ctx context.Context, events Events, logger hclog.Logger) 
 			logger.Error("the changed kubeconfig is refused; the credential before it stays in use",
 				"error", err)
 			if events != nil {
-				events.Warn("KubeconfigRefused", "the changed kubeconfig is refused, and the credential "+
-					"before it stays in use; the log says why")
+				events.Warn("KubeconfigRefused", "the changed kubeconfig is refused, and the "+
+					"credential before it stays in use; the log says why")
 			}
 		case err == nil && refused != nil:
 			logger.Info("the kubeconfig is accepted again")

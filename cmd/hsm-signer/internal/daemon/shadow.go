@@ -53,7 +53,8 @@ func decision(o kube.Outcome) journal.Decision {
 	d := journal.Decision{UID: o.UID, Name: o.Name, Signer: o.Signer, Username: o.Requester}
 	switch v := o.Verdict.(type) {
 	case *policy.Grant:
-		d.Verdict, d.Rule, d.Names, d.PolicyHash, d.RequestSHA256 = "granted", v.Rule(), v.Names(), v.PolicyHash(), v.RequestSHA256()
+		d.Verdict, d.Rule, d.Names = "granted", v.Rule(), v.Names()
+		d.PolicyHash, d.RequestSHA256 = v.PolicyHash(), v.RequestSHA256()
 	case *policy.Waiting:
 		d.Verdict, d.Rule, d.Missing = "waiting", v.Rule, v.Missing
 	case *policy.Refusal:
