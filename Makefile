@@ -12,6 +12,7 @@ FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
 CLUSTER     ?= .cluster
 PACKAGES    ?=
+TARGETS     ?=
 BENCH       ?=
 # The parts of "make bench" in addition to the signatures.
 SPEED       := Storm|Approved|Kubernetes|Single|Keys|Delays|Growth
@@ -24,7 +25,7 @@ RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
 export RELEASE COMMIT
 
-.PHONY: help build bench bench-clients unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose clean
+.PHONY: help build bench bench-clients unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose release clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -66,7 +67,7 @@ faults: setup ## every fault of a token on every kind of token; writes docs/hsm-
 
 lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, known vulnerabilities (VULNCHECK=required: fail if the scan cannot run), dependencies that are behind
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted: $$unformatted"; exit 1; }
-	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh; do sh -n $$script || exit 1; done; bash -n docs/verify-journal.sh
+	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh deploy/packages/*.sh; do sh -n $$script || exit 1; done; bash -n docs/verify-journal.sh
 	$(GO) vet ./... && cd integration && $(GO) vet ./... && cd monitoring && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./... && cd integration && $(GO) run $(STATICCHECK) ./... && cd monitoring && $(GO) run $(STATICCHECK) ./...
 	cd integration && $(GO) test -count=1 -run 'TestImports|TestProse' .
@@ -100,5 +101,9 @@ compose: ## the demo in containers, with docker compose; KEEP=1 leaves it runnin
 	@sh integration/setup.sh images
 	@sh integration/images/compose.sh
 
+release: ## a release of the commit in dist: archives, packages, bills of materials, checksums; RELEASE=v1.2.3: not the Git tag's version (docs/release.md)
+	@sh integration/setup.sh release
+	@cd integration && $(GO) run ./cmd/release --out ../dist $(if $(filter environment command,$(origin RELEASE)),--release $(RELEASE)) $(TARGETS)
+
 clean: ## remove what was built here
-	rm -rf bin
+	rm -rf bin dist

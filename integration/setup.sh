@@ -4,8 +4,8 @@
 # other tokens that the tests use: opencryptoki, a TPM in software, NSS, p11-kit; systemd's
 # tools; a browser, which looks at the status page; and what makes images where none can be
 # pulled. "setup.sh basics" is for the demo alone, "setup.sh images" has what makes images
-# too. Says nothing and does nothing when
-# all is there. Where it cannot install, it says what to install and exits 1.
+# too, "setup.sh release" what makes a release, "setup.sh release-check" what checks one. Says
+# nothing and does nothing when all is there. Where it cannot install, it says what to install and exits 1.
 set -eu
 
 go_minimum=1.26
@@ -47,12 +47,29 @@ missing() {
 	case $what in
 	basics) ;;
 	images) missing_images ;;
+	release) missing_release ;;
+	release-check) missing_release && missing_release_check ;;
 	*) missing_tokens && missing_images && { has_tool systemd-analyze || echo systemd; } && { has_browser || echo chromium; } ;;
 	esac
 }
 
 # Where there is no Docker engine no image is made.
 missing_images() { ! has_tool docker || has_tool debootstrap || echo debootstrap; }
+
+# A release is for two architectures, of which this machine has one.
+missing_release() {
+	has_tool git || echo git
+	for architecture in aarch64:arm64 x86-64:amd64; do
+		name=${architecture%:*} && name=$(echo "$name" | tr - _)
+		has_tool "$name-linux-gnu-gcc" || echo "gcc-${architecture%:*}-linux-gnu libc6-dev-${architecture#*:}-cross"
+	done
+}
+
+missing_release_check() {
+	has_tool qemu-aarch64-static || echo qemu-user-static
+	has_tool rpm || echo rpm
+	has_tool debootstrap || echo debootstrap
+}
 
 # has_browser tells whether there is one that the tests find.
 has_browser() { has_tool chromium || has_tool google-chrome; }

@@ -1,0 +1,32 @@
+// Command release builds a release of the commit that is checked out: see package release.
+//
+//	release [--out DIR] [--release VERSION] [TARGET...]
+//
+// Each TARGET is a platform, such as linux_amd64. Without one, all are built.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"hsm-signer/integration/release"
+)
+
+func main() {
+	o := release.Options{Repository: "..", Go: "go", Progress: os.Stderr}
+	flag.StringVar(&o.Out, "out", "../dist", "the `directory` for the files")
+	flag.StringVar(&o.Version, "release", "", "the `version`; by default that of the Git tag")
+	flag.Parse()
+	o.Targets = flag.Args()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := release.Build(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		stop()
+		os.Exit(1)
+	}
+}
