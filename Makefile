@@ -13,6 +13,8 @@ IMAGE       ?= hsm-signer:latest
 CLUSTER     ?= .cluster
 PACKAGES    ?=
 TARGETS     ?=
+SIGNING_KEY ?=
+SIGNING_PUBLIC_KEY ?=
 BENCH       ?=
 # The parts of "make bench" in addition to the signatures.
 SPEED       := Storm|Approved|Kubernetes|Single|Keys|Delays|Growth
@@ -101,9 +103,9 @@ compose: ## the demo in containers, with docker compose; KEEP=1 leaves it runnin
 	@sh integration/setup.sh images
 	@sh integration/images/compose.sh
 
-release: ## a release of the commit in dist: archives, packages, bills of materials, checksums; RELEASE=v1.2.3: not the Git tag's version (docs/release.md)
+release: ## a release of the commit in dist: archives, packages, bills of materials; SIGNING_KEY=FILE or URI signs it (docs/release.md)
 	@sh integration/setup.sh release
-	@cd integration && $(GO) run ./cmd/release --out ../dist $(if $(filter environment command,$(origin RELEASE)),--release $(RELEASE)) $(TARGETS)
+	@cd integration && $(GO) run ./cmd/release --out ../dist $(if $(filter environment command,$(origin RELEASE)),--release $(RELEASE)) --key '$(if $(filter-out pkcs11:%,$(SIGNING_KEY)),$(abspath $(SIGNING_KEY)),$(SIGNING_KEY))' --public-key '$(abspath $(SIGNING_PUBLIC_KEY))' $(TARGETS)
 
 clean: ## remove what was built here
 	rm -rf bin dist

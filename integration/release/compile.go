@@ -58,7 +58,28 @@ func (b *build) compile(ctx context.Context) error {
 			return err
 		}
 		b.binaries[t] = path
+		if err := b.recordTools(ctx, t); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// recordTools records the versions of the compilers.
+func (b *build) recordTools(ctx context.Context, t target) error {
+	out, err := run(ctx, b.source, t.environment(), b.Go, "env", "GOVERSION")
+	if err != nil {
+		return err
+	}
+	b.tools["go"] = out
+	if !t.cgo {
+		return nil
+	}
+	compiler := compilers[t.arch]
+	if out, err = run(ctx, b.source, nil, compiler, "--version"); err != nil {
+		return err
+	}
+	b.tools[compiler], _, _ = strings.Cut(out, "\n")
 	return nil
 }
 

@@ -1,11 +1,12 @@
 // Package release builds what users install: archives, Debian and RPM packages, a software bill of
-// materials for each, and checksums.
+// materials for each, checksums, provenance and signatures.
 //
 // Duty: turn one commit into the files of a release.
 //
-// Contract: the bytes depend only on the commit, the version of Go, and the C compilers. Sources
-// come from the commit, never from the working tree; every time in a file is the commit's; lists are
-// sorted; identifiers are derived from names and contents.
+// Contract: the bytes depend only on the commit, the version of Go, and the C compilers, except
+// those of provenance and signatures. Sources come from the commit, never from the working tree;
+// every time in a file is the commit's; lists are sorted; identifiers are derived from names and
+// contents.
 package release
 
 import (
@@ -24,6 +25,7 @@ type Options struct {
 	Version    string    // such as v1.2.3; empty: what "git describe" says of the commit
 	Targets    []string  // such as linux_amd64; none: all
 	Go         string    // the go command
+	Key        Key       // signs the release
 	Progress   io.Writer // receives a line for each step
 }
 
@@ -33,12 +35,15 @@ type build struct {
 	version version
 	commit  string
 	time    time.Time // of the commit, or SOURCE_DATE_EPOCH
-	work    string    // a directory for what is in no release
-	source  string    // the commit's files
+	started time.Time
+	work    string // a directory for what is in no release
+	source  string // the commit's files
 
 	targets   []target          // which binaries are built
 	binaries  map[target]string // the path of each
 	artefacts []artefact
+	tools     map[string]string // the version of each tool
+	inputs    []subject         // what the release is made from, in addition to the commit
 }
 
 // An artefact is a file that users install, with what is in it.
@@ -64,9 +69,11 @@ func Build(ctx context.Context, o Options) error {
 	}
 	defer os.RemoveAll(work)
 	b := &build{Options: o, work: work, source: filepath.Join(work, "source"),
-		targets: list, binaries: map[target]string{}}
+		started: time.Now(), targets: list, binaries: map[target]string{},
+		tools: map[string]string{}}
 	for _, step := range []func(context.Context) error{
 		b.identify, b.export, b.emptyOut, b.compile, b.archives, b.packages, b.materials, b.checksums,
+		b.attest,
 	} {
 		if err := step(ctx); err != nil {
 			return err
