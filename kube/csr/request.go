@@ -2,6 +2,7 @@ package csr
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -144,7 +145,7 @@ func (r *Request) Approve(ctx context.Context, reason, message string) (request.
 
 // Publish writes the certificate.
 func (r *Request) Publish(ctx context.Context, chain []byte) (request.Object, error) {
-	csr := r.DeepCopy()
+	csr := r.toWrite()
 	csr.Status.Certificate = chain
 	return r.updateStatus(ctx, csr)
 }
@@ -167,12 +168,20 @@ func (r *Request) Delete(ctx context.Context) error {
 	})
 }
 
+// toWrite returns a shallow copy of the object to change and send. It has no managed fields: when a
+// subresource is updated, the API server uses those that it has.
+func (r *Request) toWrite() *certificatesv1.CertificateSigningRequest {
+	csr := *r.CertificateSigningRequest
+	csr.ManagedFields = nil
+	return &csr
+}
+
 // with returns a copy of the object with one condition more.
 func (r *Request) with(
 	kind certificatesv1.RequestConditionType, reason, message string,
 ) *certificatesv1.CertificateSigningRequest {
-	csr, now := r.DeepCopy(), metav1.Now()
-	csr.Status.Conditions = append(csr.Status.Conditions,
+	csr, now := r.toWrite(), metav1.Now()
+	csr.Status.Conditions = append(slices.Clip(csr.Status.Conditions),
 		certificatesv1.CertificateSigningRequestCondition{
 			Type: kind, Status: corev1.ConditionTrue, Reason: reason, Message: message,
 			LastUpdateTime: now, LastTransitionTime: now,
