@@ -46,6 +46,7 @@ var innerPackages = map[string][]string{
 	"kube/lease":        {"kube/apifault"},
 	"kube/access":       {"kube/lease"},
 	"kube/request":      {"policy"},
+	"kube/podcert":      {"kube/request", "policy"},
 	"kube/csr":          {"kube/request", "policy", "policy/pkcs10"},
 
 	command + "exit":        {"hsm"},

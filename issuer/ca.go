@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
 )
 
@@ -143,6 +144,20 @@ func (c *CA) datesFor(now time.Time, lifetime time.Duration) (notBefore, notAfte
 		notBefore, notAfter = c.cert.NotBefore, c.cert.NotAfter
 	}
 	return notBefore.UTC(), notAfter.UTC()
+}
+
+// podDatesFor returns the dates of a pod's certificate that is issued now: its lifetime, within the
+// dates of the CA. It returns an error if the CA ends before the least lifetime that the API has.
+func (c *CA) podDatesFor(now time.Time, lifetime time.Duration) (notBefore, notAfter time.Time,
+	err error) {
+	notBefore = latest(now.Add(-PodBackdate).Truncate(time.Second), c.cert.NotBefore)
+	notAfter = earliest(notBefore.Add(lifetime), c.cert.NotAfter)
+	if notAfter.Sub(notBefore) < policy.MinPodLifetime {
+		return notBefore, notAfter, fmt.Errorf("the CA certificate %s expires at %s, and a pod's "+
+			"certificate lives for %s at least: renew the CA", c.cert.Subject,
+			c.cert.NotAfter.Format(time.RFC3339), policy.MinPodLifetime)
+	}
+	return notBefore.UTC(), notAfter.UTC(), nil
 }
 
 // chain returns the CA's certificate and those above it.

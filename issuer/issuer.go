@@ -34,6 +34,16 @@ import (
 // that are a little behind. It is what kube-controller-manager's signer uses.
 const Backdate = 5 * time.Minute
 
+// For the certificates of pods, the API server requires more (PodCertificateRequest, status): it
+// takes none whose notBefore is five minutes or more from its own clock.
+const (
+	// PodBackdate is [Backdate] for a pod. It counts in the lifetime.
+	PodBackdate = time.Minute
+	// podWindow is how old the certificate of a pod may become before it is published. What is
+	// left is for the clocks.
+	podWindow = 3 * time.Minute
+)
+
 // A Key signs for the CA.
 type Key interface {
 	Public() crypto.PublicKey
@@ -130,6 +140,10 @@ func newTemplate(ca *CA, g *policy.Grant, serial *big.Int, now time.Time) (*x509
 		ExtKeyUsage:           extKeyUsage,
 		BasicConstraintsValid: true, // CA:FALSE
 		SubjectKeyId:          keyID,
+	}
+	if g.OfPod() {
+		template.NotBefore, template.NotAfter, err = ca.podDatesFor(now, g.Lifetime())
+		return template, err
 	}
 	template.NotBefore, template.NotAfter = ca.datesFor(now, g.Lifetime())
 	return template, nil

@@ -31,7 +31,9 @@ type preparation struct {
 	ca     *CA
 	grant  *policy.Grant
 	linted *linted        // what is to be signed
-	record journal.Record // what the journal had when it was prepared
+	record journal.Record // what the journal had when it was prepared, and is used
+	// former is what the journal had of a pod's request, and is given up; nil: nothing is.
+	former *journal.Record
 	spent  atomic.Bool
 }
 
@@ -45,7 +47,8 @@ type preparation struct {
 //   - an error: a fault that may pass. Decide again, and try again with the new grant.
 //
 // If the journal has the request already, the same certificate is prepared again. If that
-// certificate no longer fits the grant, the refusal has the code [policy.FormerCertificate].
+// certificate no longer fits the grant, the refusal has the code [policy.FormerCertificate]; a pod
+// gets another one, and the former is given up.
 func (i *Issuer) Prepare(
 	ctx context.Context, grant *policy.Grant,
 ) (*Prepared, policy.Verdict, error) {
@@ -70,25 +73,39 @@ func (i *Issuer) Prepare(
 	if refusal := grant.CheckKey(); refusal != nil {
 		return nil, refusal, nil
 	}
-	linted, refusal, err := i.lint(ca, grant, record)
+	once := &preparation{issuer: i, ca: ca, grant: grant, record: record}
+	refusal, err := once.lint()
 	switch {
 	case err != nil:
 		return nil, nil, fmt.Errorf("certificate for request %s: %w", grant.RequestUID(), err)
 	case refusal != nil:
 		return nil, refusal, nil
 	}
-	once := &preparation{issuer: i, ca: ca, grant: grant, linted: linted, record: record}
 	return &Prepared{once}, nil, nil
 }
 
 // lint makes the certificate with the throwaway key: the one that the journal has, or else a new
 // one. It returns a refusal if it can never be issued.
-func (i *Issuer) lint(
-	ca *CA, grant *policy.Grant, record journal.Record,
-) (*linted, *policy.Refusal, error) {
-	if record.State != journal.Unknown {
-		return i.lintFormer(ca, grant, record)
+func (p *preparation) lint() (refusal *policy.Refusal, err error) {
+	i := p.issuer
+	switch {
+	case p.record.State == journal.Unknown:
+		p.linted, refusal, err = i.lintNew(p.ca, p.grant)
+	case !p.grant.OfPod():
+		p.linted, refusal, err = i.lintFormer(p.ca, p.grant, p.record)
+	default:
+		p.linted, err = i.lintFormerOfPod(p.ca, p.grant, p.record)
+		if p.linted == nil && err == nil {
+			former := p.record
+			p.record, p.former = journal.Record{}, &former
+			p.linted, refusal, err = i.lintNew(p.ca, p.grant)
+		}
 	}
+	return refusal, err
+}
+
+// lintNew makes a new certificate with the throwaway key.
+func (i *Issuer) lintNew(ca *CA, grant *policy.Grant) (*linted, *policy.Refusal, error) {
 	serial, err := i.journal.ID().NewSerial()
 	if err != nil {
 		return nil, nil, fmt.Errorf("serial number: %w", err)
@@ -116,7 +133,7 @@ func (i *Issuer) lintFormer(
 		return nil, nil, fmt.Errorf("journal: %w", err)
 	}
 	switch lifetime := former.NotAfter.Sub(former.NotBefore); {
-	case lifetime > grant.Lifetime()+Backdate:
+	case lifetime > grant.Lifetime()+Backdate || grant.OfPod() && lifetime > grant.Lifetime():
 		return nil, formerCertificate(grant, "is valid for %s, and %s is granted now",
 			lifetime, grant.Lifetime()), nil
 	case !i.now().Before(former.NotAfter):
@@ -227,11 +244,15 @@ func (p *preparation) intend(ctx context.Context) error {
 		return err
 	}
 	grant := p.grant
+	if err := p.giveUpFormer(ctx); err != nil {
+		return err
+	}
 	return p.issuer.journal.Append(ctx, journal.Intent{
 		UID: grant.RequestUID(), Name: grant.RequestName(), Signer: grant.SignerName(),
 		Requester: grant.Requester(), RequestSHA256: grant.RequestSHA256(),
 		Rule: grant.Rule(), PolicyHash: grant.PolicyHash(), Names: grant.Names(),
 		Serial: journal.FormatSerial(p.linted.serial), TBS: p.linted.TBS.FullBytes,
+		Anew: p.former != nil,
 	})
 }
 

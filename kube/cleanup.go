@@ -80,11 +80,12 @@ func (c *Controller) cleanUpOnce(ctx context.Context) (more bool) {
 }
 
 // servedRequests returns the requests of our signers. Those without a signer name are not among
-// them: they may be anyone's.
+// them: they may be anyone's; nor are those in namespaces, for pods, which Kubernetes deletes 15
+// minutes after they were made.
 func (c *Controller) servedRequests() []request.Object {
 	var served []request.Object
 	for _, r := range c.requests.Load().all() {
-		if r.Signer() != "" && c.serves(r) {
+		if r.Signer() != "" && r.GetNamespace() == "" && c.serves(r) {
 			served = append(served, r)
 		}
 	}

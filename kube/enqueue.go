@@ -72,7 +72,9 @@ func (c *Controller) enqueue(r request.Object) {
 		c.pacer.Gone(keyOf(r))
 		return
 	}
-	c.pacer.Asked(keyOf(r), clientOf(r), r.GetCreationTimestamp().Time, int(c.known.Load()))
+	if r.GetNamespace() == "" { // no client of Calico's sees the others
+		c.pacer.Asked(keyOf(r), clientOf(r), r.GetCreationTimestamp().Time, int(c.known.Load()))
+	}
 	c.queue.Add(keyOf(r))
 }
 

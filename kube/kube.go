@@ -102,9 +102,11 @@ type Config struct {
 	Client      kubernetes.Interface
 	Kind        request.Kind // of request that is served
 	SignerNames []string     // that are served
-	Mode        Mode
-	Lease       *lease.Lease // nil: there is no other controller. A shadow has none
-	Process     Process      // the candidate for the lease; nil: always fit, with nothing to say
+	// PodCertificates: the kind has pod certificate requests too.
+	PodCertificates bool
+	Mode            Mode
+	Lease           *lease.Lease // nil: there is no other controller. A shadow has none
+	Process         Process      // the candidate for the lease; nil: always fit, with nothing to say
 	// PodNamespaces returns the namespaces in which pods are read; nil means all.
 	PodNamespaces func() []string
 	Workers       int // requests in work at once

@@ -35,11 +35,41 @@ func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuer
 	read.took = time.Since(began)
 	found := make([]policy.Pod, 0, len(pods))
 	for i := range pods {
-		found = append(found, podOf(&pods[i]))
+		pod := podOf(&pods[i])
+		if q.Identity {
+			if err := readIdentity(ctx, client, &pod); err != nil {
+				return podsRead{}, err
+			}
+		}
+		found = append(found, pod)
 		read.initializing = read.initializing || isInitializing(&pods[i])
 	}
 	read.facts = q.Found(found...)
 	return read, nil
+}
+
+// readIdentity reads the UIDs of the pod's service account and node, as consistently as the pod.
+func readIdentity(ctx context.Context, client kubernetes.Interface, pod *policy.Pod) error {
+	account, err := client.CoreV1().ServiceAccounts(pod.Namespace).Get(ctx, pod.ServiceAccount,
+		metav1.GetOptions{})
+	switch {
+	case err == nil:
+		pod.ServiceAccountUID = string(account.UID)
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("read the service account %s/%s: %w", pod.Namespace, pod.ServiceAccount,
+			err)
+	}
+	if pod.Node == "" {
+		return nil
+	}
+	node, err := client.CoreV1().Nodes().Get(ctx, pod.Node, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		pod.NodeUID = string(node.UID)
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("read the node %s: %w", pod.Node, err)
+	}
+	return nil
 }
 
 func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) ([]corev1.Pod,
@@ -63,6 +93,16 @@ func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQue
 			q.ServiceAccount, err)
 	}
 	return list.Items, nil
+}
+
+// isStarted reports whether a container of the pod was started, also if it has ended since.
+func isStarted(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(
+		slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses),
+		func(status corev1.ContainerStatus) bool {
+			return status.ContainerID != "" || status.RestartCount > 0 ||
+				status.State.Running != nil || status.State.Terminated != nil
+		})
 }
 
 // isInitializing reports whether an init container of the pod has not ended well yet. A sidecar
@@ -105,6 +145,8 @@ func podOf(pod *corev1.Pod) policy.Pod {
 			pod.Status.Phase == corev1.PodFailed,
 		Deleting: pod.DeletionTimestamp != nil,
 	}
+	_, p.Mirror = pod.Annotations[corev1.MirrorPodAnnotationKey]
+	p.Started = isStarted(pod)
 	ips := pod.Status.PodIPs
 	if len(ips) == 0 { // before Kubernetes 1.16 there is only the one
 		ips = []corev1.PodIP{{IP: pod.Status.PodIP}}

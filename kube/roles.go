@@ -45,7 +45,7 @@ type accessUser struct{ *Controller }
 func (u accessUser) Use() access.Use {
 	use := access.Use{
 		SignerNames: u.SignerNames, Answers: u.Mode != Shadow, Approves: u.Mode == Approve,
-		Lease: u.Lease, Deletes: u.DeleteFinishedAfter > 0,
+		Lease: u.Lease, Deletes: u.DeleteFinishedAfter > 0, PodCertificates: u.PodCertificates,
 	}
 	if u.PodNamespaces != nil {
 		use.PodNamespaces = u.PodNamespaces()

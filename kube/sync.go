@@ -118,7 +118,7 @@ func decide(
 ) (policy.Verdict, podsRead, error) {
 	asked := policy.NewRequest(r.Submission())
 	var pods podsRead
-	if decider.Knows(asked.Requester) { // for others it would cost parsing the request, and a call
+	if asked.PodCertificate != nil || decider.Knows(asked.Requester) { // for others it would cost parsing the request, and a call
 		if query, ok := asked.PodQuery(); ok {
 			var err error
 			if pods, err = findPods(ctx, client, query); err != nil {
@@ -228,6 +228,9 @@ func (c *Controller) issue(
 		return nil, err
 	}
 	updated, err := r.Publish(ctx, chain)
+	if errors.Is(err, request.ErrNotBefore) { // so another one is made
+		c.orphan(ctx, r, "the API server refuses it for its notBefore")
+	}
 	if err != nil {
 		return nil, written("publish the certificate", err)
 	}
@@ -256,12 +259,12 @@ func (c *Controller) refuseGranted(
 	return result, verdict, err
 }
 
-// orphan records that a refused request will not take its certificate. If that fails, the next
-// reconciliation records it.
+// orphan records that a request will not take its certificate. If that fails, the next
+// reconciliation of a refused request records it.
 func (c *Controller) orphan(ctx context.Context, r request.Object, why string) {
 	if err := c.Issuer.Orphaned(ctx, string(r.GetUID()), why); err != nil {
-		c.Logger.Error("the request is refused, but the journal could not record that its "+
-			"certificate is given up",
+		c.Logger.Error("the journal could not record that the certificate of a request is given "+
+			"up",
 			"request", nameOf(r), "uid", r.GetUID(), "error", err)
 	}
 }

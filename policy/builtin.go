@@ -8,6 +8,9 @@ import (
 //go:embed builtin/calico.yaml
 var calico string
 
+//go:embed builtin/pods.yaml
+var pods string
+
 // enterpriseRules follow those of calico in calico-enterprise.
 //
 //go:embed builtin/calico-enterprise.rules
@@ -39,6 +42,8 @@ func BuiltIn(name string) ([]byte, bool) {
 		return []byte(calico + enterpriseRules), true
 	case "calico-legacy":
 		return []byte(calicoLegacy()), true
+	case "pods":
+		return []byte(pods), true
 	}
 	return nil, false
 }
@@ -47,5 +52,7 @@ func BuiltIn(name string) ([]byte, bool) {
 // "calico-enterprise" for all, on clusters whose tokens name their pod (Kubernetes 1.22 and later);
 // "calico-legacy" for the open-source components on older clusters. Enterprise is apart since it
 // names namespaces that open-source clusters do not have: anyone who could make one of those would
-// be given its names ([Policy.Namespaces] lists them).
-func BuiltInNames() []string { return []string{"calico", "calico-enterprise", "calico-legacy"} }
+// be given its names ([Policy.Namespaces] lists them). "pods" is for pod certificates.
+func BuiltInNames() []string {
+	return []string{"calico", "calico-enterprise", "calico-legacy", "pods"}
+}

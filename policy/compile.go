@@ -81,20 +81,18 @@ func (r *fileRule) inherit(defaults *fileRule) {
 		r.From.ServiceAccounts, r.From.Users = defaults.From.ServiceAccounts, defaults.From.Users
 	}
 	list(&r.From.Groups, defaults.From.Groups) // they narrow, so they stand for themselves
+	list(&r.From.Annotations, defaults.From.Annotations)
 	if r.From.Extra == nil {
 		r.From.Extra = defaults.From.Extra
 	}
 	one(&r.From.Pod, defaults.From.Pod)
-	if r.Grant.CommonNames == nil {
-		r.Grant.CommonNames = defaults.Grant.CommonNames
+	if r.From.PodCertificates.at == 0 {
+		r.From.PodCertificates = defaults.From.PodCertificates
 	}
-	if r.Grant.DNSNames == nil {
-		r.Grant.DNSNames = defaults.Grant.DNSNames
+	if !r.From.PodCertificates.value {
+		r.inheritNames(defaults)
 	}
-	list(&r.Grant.IPAddresses, defaults.Grant.IPAddresses)
 	list(&r.Grant.URIs, defaults.Grant.URIs)
-	list(&r.Grant.EmailAddresses, defaults.Grant.EmailAddresses)
-	one(&r.Grant.Subject, defaults.Grant.Subject)
 	list(&r.Grant.Keys, defaults.Grant.Keys)
 	list(&r.Grant.Usages, defaults.Grant.Usages)
 	one(&r.Grant.MaxLifetime, defaults.Grant.MaxLifetime)
@@ -103,6 +101,26 @@ func (r *fileRule) inherit(defaults *fileRule) {
 	one(&r.Budget.Reserve, defaults.Budget.Reserve)
 	one(&r.Budget.Limit, defaults.Budget.Limit)
 	one(&r.Budget.PerNamespace, defaults.Budget.PerNamespace)
+}
+
+// inheritNames takes over what only a rule for requests with names has.
+func (r *fileRule) inheritNames(defaults *fileRule) {
+	own, other := &r.Grant, &defaults.Grant
+	if own.CommonNames == nil {
+		own.CommonNames = other.CommonNames
+	}
+	if own.DNSNames == nil {
+		own.DNSNames = other.DNSNames
+	}
+	if own.IPAddresses == nil {
+		own.IPAddresses = other.IPAddresses
+	}
+	if own.EmailAddresses == nil {
+		own.EmailAddresses = other.EmailAddresses
+	}
+	if own.Subject.at == 0 {
+		own.Subject = other.Subject
+	}
 }
 
 // A compiler compiles one rule.
@@ -141,12 +159,15 @@ func (c *compiler) compile() rule {
 		conditions:  c.compileConditions(),
 	}
 	compiled.maxLifetime, compiled.defaultLifetime = c.compileLifetimes()
+	c.checkPodCertificates(&compiled)
 	c.checkUse(&compiled)
 	return compiled
 }
 
 func (c *compiler) compileFrom() from {
-	compiled := from{pod: podBound, extra: map[string][]string{}}
+	compiled := from{pod: podBound, extra: map[string][]string{},
+		podCertificates: c.From.PodCertificates.value,
+		annotations:     c.compilePlain("from.annotations", c.From.Annotations)}
 	if len(c.From.ServiceAccounts)+len(c.From.Users)+len(c.From.Groups) == 0 {
 		c.wrong(0, "from.serviceAccounts", "name at least one, or users, or groups")
 	}
@@ -246,6 +267,14 @@ func (c *compiler) compileTexts(field string, texts []line[string],
 }
 
 func (c *compiler) compileText(field string, one line[string], check func(string) string) text {
+	if strings.Contains(one.value, placeTrustDomain) {
+		if c.TrustDomain == "" {
+			c.wrong(one.at, field, "%q has %s, and TRUST_DOMAIN is not set: set it to the SPIFFE "+
+				"trust domain of the cluster, such as example.com", one.value, placeTrustDomain)
+			return text(one.value)
+		}
+		one.value = strings.ReplaceAll(one.value, placeTrustDomain, c.TrustDomain)
+	}
 	if fault := checkText(text(one.value), check); fault != "" {
 		c.wrong(one.at, field, "%q %s", one.value, fault)
 	}

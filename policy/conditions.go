@@ -21,7 +21,8 @@ type condition struct {
 	program  cel.Program
 }
 
-// What a condition sees. There are no labels and no annotations: they are the requester's to write.
+// What a condition sees. There are no labels and no annotations, which are the requester's to write,
+// except those of pod certificates that the rule names.
 type (
 	celRequest struct {
 		SignerName     string              `cel:"signerName"`
@@ -36,6 +37,8 @@ type (
 		KeySHA256 string   `cel:"publicKeySHA256"`
 		Usages    []string `cel:"usages"`
 		Lifetime  int64    `cel:"lifetime"` // in seconds, as it would be granted
+		// of a pod certificate's request, those that the rule names (from.annotations)
+		Annotations map[string]string `cel:"annotations"`
 	}
 	celRequester struct {
 		Username string              `cel:"username"`
@@ -98,7 +101,12 @@ func (u *rule) judgeConditions(r *Request, account ServiceAccount, pod *Pod, f *
 	if len(u.conditions) == 0 {
 		return
 	}
-	seen := map[string]any{"request": r.forCEL(u.lifetimeFor(r.Lifetime)),
+	request := r.forCEL(u.lifetimeFor(r.Lifetime))
+	if claim := r.PodCertificate; claim != nil {
+		request.DNSNames, request.URIs = f.names.dnsNames, f.names.uris
+		request.Usages, request.Annotations = strs(u.usages), claim.Annotations
+	}
+	seen := map[string]any{"request": request,
 		"requester": r.Requester.forCEL(account), "pod": pod.forCEL()}
 	for i, c := range u.conditions {
 		value, _, err := c.program.Eval(seen)

@@ -11,6 +11,13 @@ type Pod struct {
 	HostNetwork          bool // its addresses are its node's
 	Finished             bool // its phase is Succeeded or Failed
 	Deleting             bool // it has a deletion timestamp
+	Mirror               bool // it mirrors a static pod of its node
+	// Started: a container of it was started, so it has had everything that its volumes need.
+	Started bool
+
+	// The UIDs of its service account and of its node; empty if there is none of that name now, or
+	// the query has no [PodQuery.Identity].
+	ServiceAccountUID, NodeUID string
 }
 
 // A PodQuery selects the pods that a decision depends on: the one called Name, or, if Name is
@@ -20,6 +27,8 @@ type PodQuery struct {
 	Name           string
 	ServiceAccount string
 	IP             netip.Addr
+	// Identity: the UIDs of the service account and of the node are to be looked up too.
+	Identity bool
 }
 
 // PodQuery returns the query to look up before [Policy.Decide]. It returns false if the decision
@@ -31,6 +40,9 @@ func (r *Request) PodQuery() (PodQuery, bool) {
 	}
 	if r.parse(); r.asked == nil || len(r.faults) > 0 {
 		return PodQuery{}, false // it is refused whatever the pod is
+	}
+	if claim := r.PodCertificate; claim != nil {
+		return PodQuery{Namespace: claim.Pod.Namespace, Name: claim.Pod.Name, Identity: true}, true
 	}
 	if pod, ok := r.Requester.pod(); ok {
 		return PodQuery{Namespace: account.Namespace, Name: pod.name}, true
@@ -53,6 +65,9 @@ type Facts struct {
 // Found returns the facts of a look-up: the pods that the query selects, none if there are none.
 // They must have been read after the request was.
 func (q PodQuery) Found(pods ...Pod) Facts { return Facts{query: q, pods: pods} }
+
+// PodStarted reports whether a pod was found, and a container of it was started.
+func (f Facts) PodStarted() bool { return len(f.pods) > 0 && f.pods[0].Started }
 
 // answer reports whether the facts are what the request's query found, or the request has no query.
 func (f Facts) answer(r *Request) bool {

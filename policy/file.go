@@ -59,6 +59,10 @@ type (
 		Extra map[string][]line[string] `yaml:"extra"`
 		// bound (default), address or none
 		Pod line[string] `yaml:"pod"`
+		// optional: true for pod certificates (PodCertificateRequest), and nothing else
+		PodCertificates line[bool] `yaml:"podCertificates"`
+		// optional: keys of unverifiedUserAnnotations that a pod certificate's request may have
+		Annotations []line[string] `yaml:"annotations"`
 	}
 	fileGrant struct {
 		// optional; without it, one of the DNS names asked for

@@ -15,6 +15,10 @@ type from struct {
 	groups   []string
 	extra    map[string][]string
 	pod      podBinding
+	// podCertificates: it applies to pod certificates, and to nothing else.
+	podCertificates bool
+	// annotations are the keys that a pod certificate's request may have.
+	annotations []string
 }
 
 // podBinding says how a requester proves to be a live pod of its service account.
@@ -33,6 +37,11 @@ const (
 var podBindings = []podBinding{podBound, podAddress, podNone}
 
 func (f from) appliesTo(r *Request) bool {
+	return f.podCertificates == (r.PodCertificate != nil) && f.names(r)
+}
+
+// names reports whether the rule names the requester, whatever kind of request it makes.
+func (f from) names(r *Request) bool {
 	named := len(f.accounts)+len(f.users) == 0
 	if account, ok := r.Requester.ServiceAccount(); ok {
 		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {

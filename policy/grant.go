@@ -29,6 +29,7 @@ type Grant struct {
 	usages        []Usage
 	lifetime      time.Duration
 	publicKey     crypto.PublicKey
+	podStarted    bool
 }
 
 type redemption struct {
@@ -46,7 +47,7 @@ var (
 
 func (p *Policy) grant(r *Request, f finding) *Grant {
 	by := f.rule
-	return &Grant{
+	g := &Grant{
 		redemption:    &redemption{policy: p},
 		submission:    r.Submission,
 		requestSHA256: r.sha256(),
@@ -61,6 +62,11 @@ func (p *Policy) grant(r *Request, f finding) *Grant {
 		lifetime:      by.lifetimeFor(r.Lifetime),
 		publicKey:     r.asked.PublicKey,
 	}
+	if r.PodCertificate != nil {
+		g.dnsNames, g.uris = f.names.dnsNames, f.names.uris
+		g.usages, g.podStarted = fitUsages(by.usages, r.asked.Key), f.pod.Started
+	}
+	return g
 }
 
 // Redeem spends the grant. It returns nil once, and only while the policy that gave the grant is in
@@ -97,6 +103,14 @@ func (g *Grant) CheckKey() *Refusal {
 	return &Refusal{Reasons: []Reason{invalid(fault)}, PolicyHash: g.PolicyHash(),
 		RequestSHA256: g.requestSHA256}
 }
+
+// OfPod reports whether the certificate is a pod's, which kubelet asks for and renews
+// (PodCertificateRequest).
+func (g *Grant) OfPod() bool { return g.submission.PodCertificate != nil }
+
+// PodStarted reports whether the certificate is a pod's of which a container was started: then it
+// has had one before.
+func (g *Grant) PodStarted() bool { return g.podStarted }
 
 // RequestUID is the UID of the API object that is answered.
 func (g *Grant) RequestUID() string { return g.submission.UID }
@@ -161,8 +175,8 @@ func (g *Grant) EmailAddresses() []string { return slices.Clone(g.emails) }
 // Usages are the key usages to certify, fitted to the type of the key.
 func (g *Grant) Usages() []Usage { return slices.Clone(g.usages) }
 
-// Lifetime is how long the certificate may live from now; the issuer may
-// shorten it.
+// Lifetime is how long the certificate may live from now, or, if it is a pod's, in all; the issuer
+// may shorten it.
 func (g *Grant) Lifetime() time.Duration { return g.lifetime }
 
 // PublicKey is the requester's key, which it proved to hold.

@@ -175,6 +175,9 @@ func (p *Policy) Warnings() []string {
 
 // warnOfWidth says that anyone may ask, or that any name may be asked for.
 func (u *rule) warnOfWidth(clusterDomain string) []string {
+	if u.from.podCertificates {
+		return u.warnOfPods()
+	}
 	anyone, anyName := u.from.anyone(), u.anyName(clusterDomain)
 	switch {
 	case anyone != "" && anyName != "":

@@ -56,6 +56,8 @@ func (t text) expand(requester ServiceAccount) (string, bool) {
 const (
 	placeNamespace = "{namespace}"
 	placeAccount   = "{serviceAccount}"
+	// placeTrustDomain is replaced when the policy is loaded, and is the same for everybody.
+	placeTrustDomain = "{trustDomain}"
 )
 
 // checkText says what is wrong with a text, of which check knows the syntax. A placeholder fills
@@ -82,7 +84,7 @@ func checkText(t text, check func(string) string) string {
 	}
 	plain = strings.NewReplacer(placeNamespace, "x", placeAccount, "x").Replace(plain)
 	if strings.ContainsAny(plain, "{}") {
-		return "has a placeholder other than {namespace} and {serviceAccount}"
+		return "has a placeholder other than {namespace}, {serviceAccount} and {trustDomain}"
 	}
 	return check(plain)
 }

@@ -48,6 +48,8 @@ type Options struct {
 	ForbiddenAddresses []netip.Addr
 	// BlockedKeys are granted nothing; nil blocks none.
 	BlockedKeys *BlockedKeys
+	// TrustDomain is what {trustDomain} stands for in a rule; empty: no rule may have it.
+	TrustDomain string
 }
 
 // Hash identifies the policy: the SHA-256, in hex, of its text and its options.
@@ -77,6 +79,9 @@ func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 // those of [Request.PodQuery]: without them the answer is [*Waiting], never a refusal because of
 // the pod. Decide does not make the expensive checks of the key: see [Grant.CheckKey].
 func (p *Policy) Decide(r *Request, facts Facts) Verdict {
+	if r.PodCertificate != nil {
+		return p.decidePod(r, facts)
+	}
 	if !p.appliesTo(r) { // nothing is parsed, so that refusing costs little
 		return &Refusal{PolicyHash: p.hash, Reasons: []Reason{p.unknownRequester(r)}}
 	}
@@ -132,7 +137,8 @@ func (p *Policy) judge(r *Request, facts Facts) finding {
 // Knows reports whether a rule applies to the requester. If none does, [Policy.Decide] refuses
 // whatever the request holds, and no pod needs to be looked up.
 func (p *Policy) Knows(requester Requester) bool {
-	return p.appliesTo(&Request{Submission: Submission{Requester: requester}})
+	r := &Request{Submission: Submission{Requester: requester}}
+	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.names(r) })
 }
 
 // appliesTo reports whether any rule applies to the requester.
@@ -153,6 +159,11 @@ func (p *Policy) unknownRequester(r *Request) Reason {
 // clusters before Kubernetes 1.22 are.
 func (p *Policy) TakesUnboundTokens() bool {
 	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.pod != podBound })
+}
+
+// ForPodCertificates reports whether a rule applies to pod certificates.
+func (p *Policy) ForPodCertificates() bool {
+	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.podCertificates })
 }
 
 // requesters lists the rules' requesters.
@@ -176,6 +187,9 @@ func hashOf(text []byte, o Options) string {
 	parts := []string{string(text), o.ClusterDomain, o.MaxLifetime.String()}
 	if len(o.ForbiddenAddresses) > 0 {
 		parts = append(parts, strings.Join(texts(o.ForbiddenAddresses), " "))
+	}
+	if o.TrustDomain != "" {
+		parts = append(parts, "trust domain "+o.TrustDomain)
 	}
 	if o.BlockedKeys != nil {
 		parts = append(parts, "blocked keys "+o.BlockedKeys.hash)

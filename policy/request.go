@@ -24,6 +24,8 @@ type Submission struct {
 	Age        time.Duration // since metadata.creationTimestamp
 	// ObjectFault is why no answer can be written to the API object; empty if one can.
 	ObjectFault string
+	// PodCertificate is what a PodCertificateRequest says in addition; nil: it is another kind.
+	PodCertificate *PodCertificate
 }
 
 // A Request is a Submission, read once. It is not safe for concurrent use.
@@ -42,7 +44,11 @@ func NewRequest(s Submission) *Request { return &Request{Submission: s} }
 // parse parses the PKCS#10 request, once. Its faults become reasons of the verdict.
 func (r *Request) parse() {
 	if !r.parsed {
-		r.asked, r.faults = pkcs10.Parse(r.PEM)
+		if r.PodCertificate != nil {
+			r.asked, r.faults = pkcs10.ParseStub(r.PodCertificate.Stub)
+		} else {
+			r.asked, r.faults = pkcs10.Parse(r.PEM)
+		}
 		r.parsed = true
 	}
 }

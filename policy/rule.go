@@ -37,6 +37,7 @@ type finding struct {
 	reasons []Reason
 	missing string
 	pod     *Pod // the live pod that asks, where one is known
+	names   podNames
 }
 
 func (f *finding) better(than *finding) bool {
@@ -72,6 +73,10 @@ func (f *finding) wait(r *Request, field, missing string) {
 // depends on the pod is not judged.
 func (u *rule) judge(r *Request, facts Facts) finding {
 	f := finding{rule: u}
+	if r.PodCertificate != nil {
+		u.judgePodCertificate(r, facts, &f)
+		return f
+	}
 	account, _ := r.Requester.ServiceAccount()
 	known := len(r.faults) == 0
 	if known {

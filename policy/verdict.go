@@ -31,13 +31,20 @@ const (
 	NotIssuable     Code = "NotIssuable"     // the CA or a lint rules the certificate out
 	// an earlier certificate of the request no longer fits
 	FormerCertificate Code = "FormerCertificate"
+
+	// These two are for pod certificates alone, with the words of the API
+	// (PodCertificateRequest, status.conditions).
+	UnsupportedKeyType Code = "UnsupportedKeyType" // the type of the key
+	// an annotation that no rule names
+	InvalidAnnotations Code = "InvalidUnverifiedUserAnnotations"
 )
 
 // Codes lists every Code.
 func Codes() []Code {
 	return []Code{InvalidRequest, ObjectTooLarge, RequesterNotAllowed, PodNotVerified,
 		NameNotAllowed,
-		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable, FormerCertificate}
+		KeyNotAllowed, UsageNotAllowed, ConditionNotMet, NotIssuable, FormerCertificate,
+		UnsupportedKeyType, InvalidAnnotations}
 }
 
 // A Reason is one way in which a request falls short of a rule.
@@ -85,6 +92,14 @@ func (r *Refusal) Code() Code {
 		return InvalidRequest
 	}
 	return r.Reasons[0].Code
+}
+
+// Final reports whether no policy could grant the request: what is wrong lies in the request or in
+// who asks, and not in a rule.
+func (r *Refusal) Final() bool {
+	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool {
+		return slices.Contains([]Code{InvalidRequest, ObjectTooLarge, PodNotVerified}, reason.Code)
+	})
 }
 
 // Rule returns the rule of the first reason: the one that came nearest, or a built-in one.

@@ -21,7 +21,8 @@ func newPolicyCommand() *cobra.Command {
 }
 
 func newPolicyShowCommand() *cobra.Command {
-	settings := config.Named("POLICY_FILE", "CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME")
+	settings := config.Named("POLICY_FILE", "CLUSTER_DOMAIN", "TRUST_DOMAIN",
+		"CERTIFICATE_LIFETIME")
 	command := &cobra.Command{
 		Use:   "show [" + strings.Join(policy.BuiltInNames(), "|") + "|FILE]",
 		Short: "Print the policy in force, a built-in one, or one in a file",

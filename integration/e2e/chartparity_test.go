@@ -45,6 +45,7 @@ func everything(kustomization string) string {
 	return strings.Replace(withMonitoring(kustomization), "components:\n", `components:
   - ../../components/heal
   - ../../components/clean-up
+  - ../../components/pod-certificates
   - ../../components/pods-of-policy
   - ../../components/host-network
 `, 1)
@@ -61,7 +62,7 @@ func TestChartInstallsWhatKustomizeDoes(t *testing.T) {
 		}{
 			"": {asItIs, ""},
 			" with everything": {everything, "monitoring.enabled=true,heal.enabled=true," +
-				"cleanUp.enabled=true,podNamespaces={calico-system},hostNetwork=true"},
+				"cleanUp.enabled=true,podCertificates.enabled=true,podNamespaces={calico-system},hostNetwork=true"},
 		} {
 			t.Run(overlay+kind, func(t *testing.T) {
 				dir := deployment(t, overlay, variant.edit)

@@ -65,6 +65,19 @@ func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 	return e.start(ctx, "heal", append(own, env...))
 }
 
+// AllowPods gives hsm-signer the rights of deploy/components/pod-certificates.
+func (e *Env) AllowPods(ctx context.Context) error {
+	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "components", "pod-certificates",
+		"role.yaml"))
+	if err != nil {
+		return err
+	}
+	if err := e.Cluster.Apply(ctx, manifests); err != nil {
+		return fmt.Errorf("apply the component pod-certificates: %w", err)
+	}
+	return nil
+}
+
 // start starts a serving command of hsm-signer, and waits until it listens.
 func (e *Env) start(ctx context.Context, command string, env []string) (*Daemon, error) {
 	d := &Daemon{cmd: exec.CommandContext(ctx, e.binary, command)}

@@ -25,6 +25,7 @@ const EventNamespace = metav1.NamespaceDefault
 const (
 	group    = "certificates.k8s.io"
 	requests = "certificatesigningrequests"
+	podReqs  = "podcertificaterequests"
 )
 
 // A Use says what a controller does, and so what it needs.
@@ -35,6 +36,8 @@ type Use struct {
 	Approves      bool         // it approves what it grants
 	Lease         *lease.Lease // nil: there is no election
 	Deletes       bool         // it deletes finished requests
+	// PodCertificates: it serves pod certificate requests too.
+	PodCertificates bool
 }
 
 // A Permission is one thing that a controller must be allowed to do.
@@ -57,6 +60,22 @@ func (u Use) Permissions() []Permission {
 	}
 	if u.Deletes {
 		all = append(all, deletion)
+	}
+	if u.PodCertificates {
+		all = append(all, u.forPods()...)
+	}
+	return all
+}
+
+// forPods lists what pod certificate requests need in addition.
+func (u Use) forPods() []Permission {
+	var all []Permission
+	for _, verb := range []string{"get", "list", "watch"} {
+		all = append(all, permission(verb, group, podReqs))
+	}
+	all = append(all, permission("get", "", "serviceaccounts"), permission("get", "", "nodes"))
+	if u.Answers {
+		all = append(all, permission("update", group, podReqs+"/status"))
 	}
 	return all
 }
@@ -129,8 +148,12 @@ func (p Permission) needed() bool {
 
 // Manifest is the file or directory of this project that grants the permission.
 func (p Permission) Manifest() string {
-	if p.optional() {
+	switch {
+	case p.optional():
 		return "deploy/components/clean-up"
+	case p.attributes.Resource == podReqs || p.attributes.Resource == "nodes" ||
+		p.attributes.Resource == "serviceaccounts":
+		return "deploy/components/pod-certificates"
 	}
 	return "deploy/base/rbac.yaml"
 }

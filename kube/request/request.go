@@ -10,6 +10,7 @@ package request
 
 import (
 	"context"
+	"errors"
 
 	corev1 "k8s.io/api/core/v1"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -80,13 +81,19 @@ type Object interface {
 	Read(ctx context.Context) (Object, error)
 	// Approve approves a request that is [Pending].
 	Approve(ctx context.Context, reason, message string) (Object, error)
-	// Publish writes the certificate with its chain, in PEM.
+	// Publish writes the certificate with its chain, in PEM. It returns [ErrNotBefore] if the API
+	// server takes no certificate that old.
 	Publish(ctx context.Context, chain []byte) (Object, error)
 	// Refuse ends the request without a certificate. That is final.
 	Refuse(ctx context.Context, reason, message string) error
 	// Delete deletes the object, unless it has changed.
 	Delete(ctx context.Context) error
 }
+
+// ErrNotBefore is why a certificate can never be published: its notBefore is too far from the clock
+// of the API server.
+var ErrNotBefore = errors.New("the API server refuses the certificate for its notBefore: compare " +
+	"the clocks of this host and of the API server")
 
 // A State is where a request stands. It is read from the object and never remembered.
 type State int

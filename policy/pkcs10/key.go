@@ -119,8 +119,10 @@ func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
 	const field = "request.publicKey"
 	kind, ok := TypeOfKey(csr.PublicKey)
 	if !ok {
-		return "", found.add(field, "is %s; allowed are RSA of exactly 2048, 3072, 4096 or 8192 "+
+		found.add(field, "is %s; allowed are RSA of exactly 2048, 3072, 4096 or 8192 "+
 			"bits, ECDSA on P-256, P-384 or P-521, and Ed25519", describeKey(csr))
+		(*found)[len(*found)-1].KeyType = true
+		return "", false
 	}
 	// Only the one canonical encoding: no hybrid point, no missing NULL, no unused bits.
 	canonical, err := x509.MarshalPKIXPublicKey(csr.PublicKey)

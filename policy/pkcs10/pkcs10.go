@@ -57,6 +57,8 @@ type Request struct {
 type Fault struct {
 	Field   string // where, as a path: "request.subject", "request.dnsNames[2]"
 	Message string // what is wrong and what would be right
+	// KeyType reports whether the key is of a type that is never certified.
+	KeyType bool
 }
 
 // faults collects faults; its methods return whether all was well.
@@ -80,20 +82,32 @@ func Parse(text []byte) (*Request, []Fault) {
 		found.add("request", "is not a PKCS#10 request: %s", Quote(err.Error()))
 		return nil, found
 	}
-	r := &Request{SHA256: sha256.Sum256(der), PublicKey: csr.PublicKey,
+	r := newRequest(csr, &found)
+	readSubject(csr.RawSubject, r, &found)
+	readAttributes(csr, r, &found)
+	r.readKey(csr, &found)
+	return r, found
+}
+
+// newRequest returns the request without its names and without the type of its key.
+func newRequest(csr *x509.CertificateRequest, found *faults) *Request {
+	r := &Request{SHA256: sha256.Sum256(csr.Raw), PublicKey: csr.PublicKey,
 		KeySHA256: sha256.Sum256(csr.RawSubjectPublicKeyInfo)}
-	if _, ok := sequence(der, 3, 3); !ok {
+	if _, ok := sequence(csr.Raw, 3, 3); !ok {
 		found.add("request", "has more than a CertificationRequest holds (RFC 2986, section 4.2)")
 	}
 	if csr.Version != 0 {
 		found.add("request.version", "is %d; RFC 2986 knows version 0 only", csr.Version)
 	}
-	readSubject(csr.RawSubject, r, &found)
-	readAttributes(csr, r, &found)
-	if r.Key, ok = judgeKey(csr, &found); ok {
-		checkSignature(csr, &found)
+	return r
+}
+
+// readKey reads the type of the key, and proves that the requester holds its private half.
+func (r *Request) readKey(csr *x509.CertificateRequest, found *faults) {
+	var ok bool
+	if r.Key, ok = judgeKey(csr, found); ok {
+		checkSignature(csr, found)
 	}
-	return r, found
 }
 
 // decodePEM returns the DER of the only block in text. The block must be just what RFC 7468,

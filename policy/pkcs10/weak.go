@@ -37,8 +37,8 @@ func weakness(key *rsa.PublicKey) string {
 func CheckKey(public crypto.PublicKey) (Fault, bool) {
 	key, isRSA := public.(*rsa.PublicKey)
 	if isRSA && key.N.ProbablyPrime(0) {
-		return Fault{"request.publicKey", "is an RSA key whose private half can be found: its " +
-			"modulus is a prime; make a new key"}, true
+		return Fault{Field: "request.publicKey", Message: "is an RSA key whose private half " +
+			"can be found: its modulus is a prime; make a new key"}, true
 	}
 	return Fault{}, false
 }

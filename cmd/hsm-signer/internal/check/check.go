@@ -179,10 +179,25 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 	report("API server", address+", Kubernetes "+server.GitVersion, nil)
 	version, err := s.Requests().Check(ctx)
 	report("API version", version, err)
+	if s.PodCertificates {
+		checkPods(ctx, s, report)
+	}
 	checkPermissions(ctx, s, report)
 	checkRequests(ctx, s, report)
 	checkInstallation(ctx, s, report)
 	checkNamespaces(ctx, s, report)
+}
+
+// checkPods checks what the certificates of pods need in addition: the API, and a clock that is
+// near enough.
+func checkPods(ctx context.Context, s *config.Service, report reporter) {
+	api, err := s.PodRequests().Find(ctx)
+	if err != nil {
+		report("API of pod certificates", "", err)
+		return
+	}
+	report("API of pod certificates", api.Version(), nil)
+	report("clock of the API server", "", s.Clock.Fault())
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.

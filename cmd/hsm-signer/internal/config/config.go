@@ -60,6 +60,9 @@ type Config struct {
 	LogLevel        hclog.Level
 	LogFormat       string // text, json, or empty: by the terminal
 	WitnessFile     string
+	PodCertificates bool          // pod certificate requests are served too
+	PodRefusalDelay time.Duration // how long a policy must be in force to deny a refresh
+	TrustDomain     string
 	// deleteFinishedAfter is 0 if finished requests are left to Kubernetes.
 	DeleteFinishedAfter time.Duration
 
@@ -139,6 +142,16 @@ var (
 		{"CLUSTER_DOMAIN", "cluster.local",
 			"domain of service names",
 			readClusterDomain},
+		{"POD_CERTIFICATES", "false",
+			"true: serve PodCertificateRequests too (Kubernetes 1.37 and later)",
+			boolean(func(c *Config) *bool { return &c.PodCertificates })},
+		{"POD_REFUSAL_DELAY", "1h",
+			"how long a policy must be in force before it denies a pod that has had a " +
+				"certificate; kubelet never asks again after a denial",
+			duration(0, func(c *Config) *time.Duration { return &c.PodRefusalDelay })},
+		{"TRUST_DOMAIN", "",
+			"SPIFFE trust domain, {trustDomain} in a policy",
+			readTrustDomain},
 		{"CERTIFICATE_LIFETIME", "8760h",
 			"longest lifetime of a certificate, such as 30d or 8760h; a rule may set a shorter one",
 			duration(policy.MinLifetime, func(c *Config) *time.Duration { return &c.Lifetime })},
@@ -460,6 +473,16 @@ func readClusterDomain(c *Config, v string) error {
 		return fmt.Errorf("%q is not a domain, such as cluster.local", v)
 	}
 	c.ClusterDomain = v
+	return nil
+}
+
+// readTrustDomain reads the trust domain of SPIFFE IDs (SPIFFE-ID, section 2.1), without the
+// underscores that its syntax allows and a host in a URI does not.
+func readTrustDomain(c *Config, v string) error {
+	if faults := validation.IsDNS1123Subdomain(v); len(faults) > 0 {
+		return fmt.Errorf("%q is not a trust domain, such as example.com", v)
+	}
+	c.TrustDomain = v
 	return nil
 }
 

@@ -19,6 +19,11 @@ var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters
 	"whose tokens name no pod, but every rule of the policy requires that (pod: bound): use " +
 	"calico-legacy, or pod: address")
 
+// errNoRuleForPods is why some policies do not fit POD_CERTIFICATES: every pod would be denied.
+var errNoRuleForPods = errors.New("POD_CERTIFICATES is true, and no rule of the policy is for pod " +
+	"certificates: use the built-in policy pods, or add a rule with podCertificates: true " +
+	"(docs/pods.md)")
+
 // LoadPolicy returns the policy, and adds what is wrong with it to the faults.
 func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
 	var blocked *policy.BlockedKeys
@@ -34,7 +39,8 @@ func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
 	}
 	p, err := c.ParsePolicy(text, blocked)
 	// The policy is checked against these: if one is wrong, so may be the result.
-	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME") {
+	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME", "TRUST_DOMAIN",
+		"POD_CERTIFICATES") {
 		faults.Add("POLICY_FILE", err)
 	}
 	return p
@@ -54,12 +60,15 @@ func (c *Config) ParsePolicy(text []byte, blocked *policy.BlockedKeys) (*policy.
 	p, err := policy.Parse(text, policy.Options{
 		ClusterDomain: c.ClusterDomain, MaxLifetime: c.Lifetime,
 		ForbiddenAddresses: c.serviceAddresses(), BlockedKeys: blocked,
+		TrustDomain: c.TrustDomain,
 	})
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", c.PolicyFile, err)
 	case c.AcceptUnset && !p.TakesUnboundTokens():
 		return nil, errUnsetNeedsUnbound
+	case c.PodCertificates && !p.ForPodCertificates():
+		return nil, errNoRuleForPods
 	}
 	return p, nil
 }

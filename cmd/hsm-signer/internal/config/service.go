@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/transport"
 
+	"hsm-signer/cmd/hsm-signer/internal/apiclock"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/hsm"
@@ -20,6 +21,8 @@ import (
 	"hsm-signer/kube/access"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
+	"hsm-signer/kube/podcert"
+	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
@@ -34,12 +37,13 @@ type Service struct {
 	Lease            *lease.Lease     // nil: no election
 	Client           *kubernetes.Clientset
 	Credential       *credential.Source // of the client
+	Clock            *apiclock.Clock    // of the API server
 }
 
 // LoadService loads everything and adds what is wrong to the faults. Every call to the API server
 // goes through what wrap returns, unless wrap is nil.
 func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Service {
-	s := &Service{Config: c, Policy: c.LoadPolicy(faults)}
+	s := &Service{Config: c, Policy: c.LoadPolicy(faults), Clock: &apiclock.Clock{}}
 	if c.AcceptUnset && c.Mode == kube.Wait {
 		faults.Addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the "+
 			"controller manager signs whatever is approved, so the certificate must come before "+
@@ -64,11 +68,26 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 	}
 	c.CheckRules(s.Policy, s.CA, faults)
 	s.Lease = c.requireLease(faults)
-	s.Client, s.Credential = c.LoadClient(faults, wrap)
+	s.Client, s.Credential = c.LoadClient(faults, transport.Wrappers(s.Clock.Watch, wrap))
 	return s
 }
 
-// Requests are the requests that are served.
+// Kind are the requests that are served: [Service.Requests], and those of pods if they are wanted.
+func (s *Service) Kind() request.Kind {
+	if !s.PodCertificates {
+		return s.Requests()
+	}
+	return request.Both{Cluster: s.Requests(), Namespaced: s.PodRequests()}
+}
+
+// PodRequests are the requests for pod certificates.
+func (s *Service) PodRequests() podcert.Kind {
+	return podcert.Kind{
+		Client: s.Client, SignerNames: s.SignerNames, KeepFinished: s.Mode == kube.Shadow,
+	}
+}
+
+// Requests are the CertificateSigningRequests that are served.
 func (s *Service) Requests() csr.Kind {
 	return csr.Kind{
 		Client: s.Client, SignerNames: s.SignerNames, AcceptUnset: s.AcceptUnset,
@@ -160,7 +179,7 @@ func (s *Service) Permissions() []access.Permission {
 	return access.Use{
 		SignerNames: s.SignerNames, PodNamespaces: PodNamespaces(s.Policy),
 		Answers: s.Mode != kube.Shadow, Approves: s.Mode == kube.Approve,
-		Lease: s.Lease, Deletes: s.DeleteFinishedAfter > 0,
+		Lease: s.Lease, Deletes: s.DeleteFinishedAfter > 0, PodCertificates: s.PodCertificates,
 	}.Permissions()
 }
 

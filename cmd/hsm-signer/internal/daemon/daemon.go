@@ -76,8 +76,8 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 // kubeConfig is what the controllers of every process have in common.
 func kubeConfig(s *config.Service, current *policy.Current, logger hclog.Logger) kube.Config {
 	return kube.Config{
-		Client: s.Client, Kind: s.Requests(), SignerNames: s.SignerNames, Mode: s.Mode,
-		Lease:         s.Lease,
+		Client: s.Client, Kind: s.Kind(), SignerNames: s.SignerNames, Mode: s.Mode,
+		PodCertificates: s.PodCertificates, Lease: s.Lease,
 		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
 		Workers:       s.Workers, Pace: s.Pace, Decider: current, Logger: logger,
 	}

@@ -79,8 +79,11 @@ func (p *signing) register(m *metrics.Metrics, extractable bool) {
 
 // configure adds what a controller needs to issue.
 func (p *signing) configure(c *kube.Config, s *config.Service) {
+	hold := newRefusalHold(c.Decider, s.PodRefusalDelay)
+	hold.inForce(s.Policy.Hash())
+	c.Decider = hold
 	c.Process = process{p.health, p.keeper.Witness}
-	c.Issuer = kubeIssuer{p.issuer}
+	c.Issuer = kubeIssuer{p.issuer, hold, s.Clock}
 	c.DeleteFinishedAfter, c.Answers = s.DeleteFinishedAfter, answers{p.issuer, s.StateDir}
 	c.Sinks = append(c.Sinks, refusalSink{p.journal}, answeredSink{p.stuck})
 }

@@ -16,7 +16,7 @@ type answeredSink struct{ stuck *stuck.Watch }
 func (s answeredSink) Report(r kube.Report) {
 	o, isOutcome := r.(kube.Outcome)
 	if grant, granted := o.Verdict.(*policy.Grant); isOutcome && granted &&
-		o.Result == kube.ResultIssued {
+		o.Result == kube.ResultIssued && !grant.OfPod() { // pods start only with their volumes
 		s.stuck.Answered(grant.Requester(), o.UID, o.At.Add(-o.Age))
 	}
 }

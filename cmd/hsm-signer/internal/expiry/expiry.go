@@ -144,6 +144,9 @@ func scan(dir string, now, until time.Time, term Term, whole bool) (census, erro
 			continue
 		}
 		c.count(issued, now)
+		if issued.OfPod() {
+			continue // kubelet renews it
+		}
 		cert := certificateOf(issued)
 		if !whole {
 			cert.Issued = nil
@@ -186,6 +189,9 @@ func dropReplaced(dir string, unsure map[string]Certificate, now time.Time) erro
 		if err != nil {
 			return err
 		}
+		if issued.OfPod() {
+			continue
+		}
 		holds := certificateOf(issued).holds()
 		if issued.State == journal.IsPublished && issued.SignedAt.After(unsure[holds].SignedAt) {
 			delete(unsure, holds)
@@ -199,6 +205,9 @@ func (c *census) count(i *journal.Issued, now time.Time) {
 		return
 	}
 	c.valid++
+	if i.OfPod() {
+		return // its end says nothing
+	}
 	for n, days := range Days {
 		if i.NotAfter.Sub(now) <= time.Duration(days)*day {
 			c.within[n]++

@@ -40,6 +40,7 @@ type assumed struct {
 
 func NewCommand() *cobra.Command {
 	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN",
+		"TRUST_DOMAIN",
 		"CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
 	var a assumed
 	command := &cobra.Command{

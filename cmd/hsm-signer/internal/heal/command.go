@@ -26,7 +26,7 @@ import (
 // NewCommand returns the command "heal".
 func NewCommand() *cobra.Command {
 	settings := slices.Concat(config.Named("SIGNER_NAME", "POLICY_FILE", "CLUSTER_DOMAIN",
-		"CERTIFICATE_LIFETIME",
+		"TRUST_DOMAIN", "CERTIFICATE_LIFETIME",
 		"KUBECONFIG", "LISTEN_ADDRESS", "ALLOWED_HOSTS"), config.LogSettings)
 	command := &cobra.Command{
 		Use:   "heal",

@@ -65,6 +65,7 @@ type testPod struct {
 
 func NewCommand() *cobra.Command {
 	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN",
+		"TRUST_DOMAIN",
 		"CERTIFICATE_LIFETIME", "CA_CERT_FILE")
 	var policyFile, output string
 	command := &cobra.Command{

@@ -17,7 +17,7 @@ import (
 // was created.
 func answerIn(i *journal.Issued) (Answer, bool) {
 	answer, ok := AnswerTo(i.Requester, i.UID, time.Time{}, i.SignedAt)
-	return answer, ok && i.MayBeHeld()
+	return answer, ok && i.MayBeHeld() && !i.OfPod() // pods start only with their volumes
 }
 
 // A Found pod is stuck; the journal says what it got.

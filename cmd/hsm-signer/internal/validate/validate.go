@@ -43,7 +43,8 @@ func (f finding) String() string {
 }
 
 func NewCommand() *cobra.Command {
-	settings := config.Named("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "CA_CERT_FILE")
+	settings := config.Named("CLUSTER_DOMAIN", "TRUST_DOMAIN", "CERTIFICATE_LIFETIME",
+		"CA_CERT_FILE")
 	var output string
 	command := &cobra.Command{
 		Use:   "validate FILE…",

@@ -75,6 +75,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- with .Values.hsm.tokenLabel -}}{{- $_ := set $env "PKCS11_TOKEN_LABEL" . -}}{{- end -}}
 {{- if include "hsm-signer.hasPolicy" . -}}{{- $_ := set $env "POLICY_FILE" "/etc/hsm-signer/policy/policy.yaml" -}}{{- end -}}
 {{- if .Values.cleanUp.enabled -}}{{- $_ := set $env "DELETE_FINISHED_AFTER" .Values.cleanUp.after -}}{{- end -}}
+{{- if .Values.podCertificates.enabled -}}{{- $_ := set $env "POD_CERTIFICATES" "true" -}}{{- end -}}
+{{- with .Values.podCertificates.trustDomain -}}{{- $_ := set $env "TRUST_DOMAIN" . -}}{{- end -}}
 {{- $name := include "hsm-signer.fullname" . -}}
 {{- if ne $name "hsm-signer" -}}{{- $_ := set $env "LEASE_NAME" $name -}}{{- end -}}
 {{- merge (deepCopy .Values.environment) $env | toYaml -}}

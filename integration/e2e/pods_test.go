@@ -1,0 +1,242 @@
+package e2e
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"hsm-signer/integration/must"
+	"hsm-signer/integration/testenv"
+	"hsm-signer/policy/pkcs10"
+)
+
+// podTrustDomain is that of the tests.
+const podTrustDomain = "example.org"
+
+// newPodSigner starts a signer of pod certificates with a name of its own.
+func newPodSigner(t *testing.T, name string, more ...string) (ownSigner, *testenv.Daemon) {
+	t.Helper()
+	must.OK(t, shared.AllowPods(t.Context()))
+	s := newOwnSigner(t, name)
+	return s, startReady(t, ca, s.env(append([]string{"POD_CERTIFICATES=true", "POLICY_FILE=pods",
+		"TRUST_DOMAIN=" + podTrustDomain}, more...)...)...)
+}
+
+// newPlainPod makes a pod of its own service account, without containers that run.
+func newPlainPod(t *testing.T) *corev1.Pod {
+	t.Helper()
+	name := fmt.Sprintf("plain-%d", numbers.Add(1))
+	pod, err := shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods", Name: name,
+		ServiceAccount: name})
+	must.OK(t, err)
+	return pod
+}
+
+// podRequest is what kubelet asks for the pod with a new key, which it returns.
+func (s ownSigner) podRequest(t *testing.T, pod *corev1.Pod, key pkcs10.KeyType) (
+	*certificatesv1.PodCertificateRequest, crypto.Signer) {
+	t.Helper()
+	private, err := key.Generate()
+	must.OK(t, err)
+	core := shared.Cluster.Client().CoreV1()
+	account, err := core.ServiceAccounts(pod.Namespace).Get(t.Context(),
+		pod.Spec.ServiceAccountName, metav1.GetOptions{})
+	must.OK(t, err)
+	node, err := core.Nodes().Get(t.Context(), pod.Spec.NodeName, metav1.GetOptions{})
+	must.OK(t, err)
+	most := int32(3600)
+	return &certificatesv1.PodCertificateRequest{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, GenerateName: "req-"},
+		Spec: certificatesv1.PodCertificateRequestSpec{
+			SignerName: s.name(), PodName: pod.Name, PodUID: pod.UID,
+			ServiceAccountName: account.Name, ServiceAccountUID: account.UID,
+			NodeName: types.NodeName(node.Name), NodeUID: node.UID,
+			MaxExpirationSeconds: &most,
+			StubPKCS10Request:    pkcs10Of(t, private, x509.CertificateRequest{}),
+		},
+	}, private
+}
+
+func pkcs10Of(t *testing.T, key crypto.Signer, template x509.CertificateRequest) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
+	must.OK(t, err)
+	return der
+}
+
+func createPodRequest(t *testing.T,
+	pcr *certificatesv1.PodCertificateRequest) *certificatesv1.PodCertificateRequest {
+	t.Helper()
+	created, err := shared.Cluster.Client().CertificatesV1().
+		PodCertificateRequests(pcr.Namespace).Create(t.Context(), pcr, metav1.CreateOptions{})
+	must.OK(t, err)
+	return created
+}
+
+func readPodRequest(t *testing.T,
+	pcr *certificatesv1.PodCertificateRequest) *certificatesv1.PodCertificateRequest {
+	t.Helper()
+	now, err := shared.Cluster.Client().CertificatesV1().
+		PodCertificateRequests(pcr.Namespace).Get(t.Context(), pcr.Name, metav1.GetOptions{})
+	must.OK(t, err)
+	return now
+}
+
+// answer creates the request and returns it with its answer.
+func answer(t *testing.T, pcr *certificatesv1.PodCertificateRequest) (
+	*certificatesv1.PodCertificateRequest, metav1.Condition) {
+	t.Helper()
+	pcr = createPodRequest(t, pcr)
+	must.Eventually(t, "an answer to "+pcr.Name, func(context.Context) (bool, error) {
+		pcr = readPodRequest(t, pcr)
+		return len(pcr.Status.Conditions) > 0, nil
+	})
+	return pcr, pcr.Status.Conditions[0]
+}
+
+// requirePodCertificate checks what was issued to a pod.
+func requirePodCertificate(t *testing.T, pcr *certificatesv1.PodCertificateRequest,
+	key crypto.Signer) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode([]byte(pcr.Status.CertificateChain))
+	if block == nil {
+		t.Fatalf("%s has no certificate: %+v", pcr.Name, pcr.Status.Conditions)
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	must.OK(t, err)
+	id := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", podTrustDomain, pcr.Namespace,
+		pcr.Spec.ServiceAccountName)
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id || len(leaf.DNSNames)+
+		len(leaf.IPAddresses)+len(leaf.EmailAddresses)+len(leaf.Subject.Names) > 0 {
+		t.Errorf("%s: certified are %v, %v and %s", pcr.Name, leaf.URIs, leaf.DNSNames, leaf.Subject)
+	}
+	if public, is := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !is ||
+		!public.Equal(leaf.PublicKey) {
+		t.Errorf("%s: the certificate is for another key", pcr.Name)
+	}
+	if lifetime := leaf.NotAfter.Sub(leaf.NotBefore); lifetime != time.Hour ||
+		!pcr.Status.BeginRefreshAt.Time.Equal(leaf.NotBefore.Add(lifetime/2)) {
+		t.Errorf("%s: valid for %s, refreshed at %s", pcr.Name, lifetime,
+			pcr.Status.BeginRefreshAt)
+	}
+	roots := x509.NewCertPool()
+	if text, err := os.ReadFile(ca.CertFile); err != nil || !roots.AppendCertsFromPEM(text) {
+		t.Fatal("no root")
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots}); err != nil {
+		t.Errorf("%s: %v", pcr.Name, err)
+	}
+	return leaf
+}
+
+// A pod gets its SPIFFE ID, and nothing else, for each type of key that the API has.
+func TestPodCertificates(t *testing.T) {
+	t.Parallel()
+	s, _ := newPodSigner(t, "pods-keys")
+	for _, key := range []pkcs10.KeyType{pkcs10.RSA3072, pkcs10.RSA4096, pkcs10.ECDSAP256,
+		pkcs10.ECDSAP384, pkcs10.ECDSAP521, pkcs10.Ed25519} {
+		pcr, private := s.podRequest(t, newPlainPod(t), key)
+		pcr, condition := answer(t, pcr)
+		if condition.Type != certificatesv1.PodCertificateRequestConditionTypeIssued {
+			t.Fatalf("%s: %+v", key, condition)
+		}
+		requirePodCertificate(t, pcr, private)
+	}
+}
+
+// What a request says is compared with the live objects. It is denied only for what no lag
+// explains, and otherwise left open: kubelet never asks again after a denial. Nothing forged is
+// certified.
+func TestForgedPodRequests(t *testing.T) {
+	t.Parallel()
+	s, d := newPodSigner(t, "pods-forged")
+	other := newPlainPod(t)
+	mirror := newMirrorPod(t)
+	type spec = certificatesv1.PodCertificateRequestSpec
+	ecdsa := func(template x509.CertificateRequest) []byte {
+		key, err := pkcs10.ECDSAP256.Generate()
+		must.OK(t, err)
+		return pkcs10Of(t, key, template)
+	}
+	var open []*certificatesv1.PodCertificateRequest
+	for name, c := range map[string]struct {
+		forge func(*spec)
+		want  string // reason of the denial; empty: it stays open
+	}{
+		"a pod that does not exist": {func(s *spec) { s.PodName = "none" }, ""},
+		"another pod's name":        {func(s *spec) { s.PodName = other.Name }, ""},
+		"another UID of the pod":    {func(s *spec) { s.PodUID = "other" }, ""},
+		"another account": {func(s *spec) { s.ServiceAccountName = other.Spec.ServiceAccountName },
+			"PodNotVerified"},
+		"another UID of the account": {func(s *spec) { s.ServiceAccountUID = "other" }, ""},
+		"another node":               {func(s *spec) { s.NodeName = "other" }, "PodNotVerified"},
+		"another UID of the node":    {func(s *spec) { s.NodeUID = "other" }, ""},
+		"a mirror": {func(s *spec) { s.PodName, s.PodUID = mirror.Name, mirror.UID },
+			"PodNotVerified"},
+		"an annotation": {func(s *spec) {
+			s.UnverifiedUserAnnotations = map[string]string{"example.com/san": "kubernetes"}
+		}, certificatesv1.PodCertificateRequestConditionInvalidUserConfig},
+		"a stub with a name": {func(s *spec) {
+			s.StubPKCS10Request = ecdsa(x509.CertificateRequest{DNSNames: []string{"kubernetes"}})
+		}, "InvalidRequest"},
+		"a stub with a subject": {func(s *spec) {
+			template := x509.CertificateRequest{}
+			template.Subject.CommonName = "system:admin"
+			s.StubPKCS10Request = ecdsa(template)
+		}, "InvalidRequest"},
+	} {
+		pod := newPlainPod(t)
+		if name == "a mirror" {
+			pod = mirror
+		}
+		pcr, _ := s.podRequest(t, pod, pkcs10.ECDSAP256)
+		if c.forge(&pcr.Spec); c.want == "" {
+			open = append(open, createPodRequest(t, pcr))
+			continue
+		}
+		pcr, condition := answer(t, pcr)
+		if condition.Type != certificatesv1.PodCertificateRequestConditionTypeDenied ||
+			condition.Reason != c.want || pcr.Status.CertificateChain != "" {
+			t.Errorf("%s: %+v", name, condition)
+		}
+	}
+	for _, pcr := range open {
+		must.Eventually(t, "a look at "+pcr.Name, func(context.Context) (bool, error) {
+			return strings.Contains(d.Log(), pcr.Name), nil
+		})
+	}
+	// Each is checked again while this one is issued.
+	pcr, key := s.podRequest(t, newPlainPod(t), pkcs10.ECDSAP256)
+	pcr, _ = answer(t, pcr)
+	requirePodCertificate(t, pcr, key)
+	for _, pcr := range open {
+		if now := readPodRequest(t, pcr); len(now.Status.Conditions) > 0 {
+			t.Errorf("%s: %+v", now.Name, now.Status.Conditions)
+		}
+	}
+}
+
+// newMirrorPod makes a pod as kubelet makes it for a static pod.
+func newMirrorPod(t *testing.T) *corev1.Pod {
+	t.Helper()
+	pod := newPlainPod(t)
+	pods := shared.Cluster.Client().CoreV1().Pods(pod.Namespace)
+	must.OK(t, shared.Cluster.DeletePod(t.Context(), pod))
+	mirror := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: pod.Name + "-mirror",
+		Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "1"}}, Spec: pod.Spec}
+	mirror, err := pods.Create(t.Context(), mirror, metav1.CreateOptions{})
+	must.OK(t, err)
+	return mirror
+}
