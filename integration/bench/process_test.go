@@ -19,6 +19,7 @@ const userHZ = 100
 type usage struct {
 	cpu       time.Duration // of all threads, in user and kernel mode
 	rss, peak float64       // resident memory, in MiB
+	anonymous float64       // of it, what is not pages of files, in MiB
 }
 
 // usageOf reads the usage of a process from /proc.
@@ -43,6 +44,8 @@ func usageOf(b *testing.B, pid int) (u usage) {
 			u.rss = kilobytes / 1024
 		case "VmHWM":
 			u.peak = kilobytes / 1024
+		case "RssAnon":
+			u.anonymous = kilobytes / 1024
 		}
 	}
 	return u

@@ -86,8 +86,9 @@ func (o outcome) String() string {
 	text := fmt.Sprintf("%s, API server and etcd %.2f ms of CPU each", o.timing,
 		o.perCertificate(o.apiserver))
 	if o.after.cpu > 0 {
-		text += fmt.Sprintf("; process: %.2f ms of CPU each, %.0f MiB idle, %.0f after, %.0f at most",
-			o.perCertificate(o.after.cpu-o.before.cpu), o.before.rss, o.after.rss, o.after.peak)
+		text += fmt.Sprintf("; process: %.2f ms of CPU each, %.0f MiB idle, %.0f after, %.0f at most"+
+			" (not of files: %.0f idle, %.0f after)", o.perCertificate(o.after.cpu-o.before.cpu),
+			o.before.rss, o.after.rss, o.after.peak, o.before.anonymous, o.after.anonymous)
 	}
 	return text
 }

@@ -51,6 +51,8 @@ func (s *series) storm(b *testing.B, product, limit, short outcome) {
 	s.add(b, "cpu_ms_per_certificate", product.perCertificate(product.after.cpu-product.before.cpu))
 	s.add(b, "idle_rss_mib", product.before.rss)
 	s.add(b, "after_rss_mib", product.after.rss)
+	s.add(b, "idle_anonymous_mib", product.before.anonymous)
+	s.add(b, "after_anonymous_mib", product.after.anonymous)
 	s.add(b, "storm_peak_rss_mib", product.after.peak)
 }
 
