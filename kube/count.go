@@ -31,6 +31,9 @@ const (
 func (c *Controller) countRequests(ctx context.Context) {
 	var counted time.Time // zero: the number is not known
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
+		if c.ledByAnother() {
+			c.open.others()
+		}
 		if c.election.Fence() != nil {
 			counted = time.Time{}
 			c.sinks.Report(RequestCount{})

@@ -70,8 +70,10 @@ func (c *Controller) enqueue(r request.Object) {
 	}
 	if !r.State().Open() {
 		c.pacer.Gone(keyOf(r))
+		c.open.closed(keyOf(r), true)
 		return
 	}
+	c.open.seen(keyOf(r), c.openState(r), r.GetCreationTimestamp().Time)
 	if r.GetNamespace() == "" { // no client of Calico's sees the others
 		c.pacer.Asked(keyOf(r), clientOf(r), r.GetCreationTimestamp().Time, int(c.known.Load()))
 	}
@@ -82,6 +84,7 @@ func (c *Controller) enqueue(r request.Object) {
 func (c *Controller) deleted(r request.Object) {
 	c.known.Add(-1)
 	c.pacer.Gone(keyOf(r))
+	c.open.closed(keyOf(r), false)
 }
 
 // clientOf names whoever asks: the pod, where the token names one. Many requests of one pod are

@@ -135,6 +135,7 @@ type Controller struct {
 	cleaner *cleaner
 	large   chan struct{} // of size 1: held by the sync of a request that is read whole
 	known   atomic.Int64  // requests of our signers, done ones too
+	open    openRequests  // requests of our signers that have no answer
 	ignored ignored       // requests that cannot be written
 	// certificates are those at the last look; only reconcile uses them.
 	certificates map[types.UID]known
@@ -310,6 +311,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 		return
 	}
 	if !c.pacer.Admit(item) {
+		c.open.synced(item, OpenHeld)
 		return // it comes back when it may be answered
 	}
 	syncCtx, cancel := context.WithTimeout(syncs, syncTimeout)
@@ -321,8 +323,10 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	result, verdict, err := syncOne(syncCtx, r)
 	c.access.Recheck(err)
 	if errors.Is(err, errPaced) {
+		c.open.synced(item, OpenHeld)
 		return // it comes back when it may be answered
 	}
+	c.noteOpen(r, result, err)
 	if isFault(err) {
 		result = ResultFault
 	}

@@ -140,6 +140,7 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		api.synced = append(api.synced, store.Synced)
 		reflectors = append(reflectors, reflector)
 	}
+	c.open.reset()
 	c.requests.Store(api) // before the first request is queued, which is looked up there
 	for _, reflector := range reflectors {
 		group.StartWithContext(ctx, reflector.RunWithContext)

@@ -75,6 +75,9 @@ var cases = map[string]struct{ fires, quiet []string }{
 			"hsm_signer_leading{namespace=\"a\"} 1x120\n  hsm_signer_leading{namespace=\"b\"} 1x120"}},
 	"HSMSignerNoLeader": {[]string{`hsm_signer_leading{instance="a"} 0x120`},
 		[]string{`hsm_signer_leading{instance="a"} 1x120`, `hsm_signer_leading 1x50 0x1 1x60`}},
+	"HSMSignerUnanswered": {
+		[]string{`hsm_signer_unanswered_seconds{instance="a"} 0x60 16x1 0x58`},
+		[]string{`hsm_signer_unanswered_seconds 0x120`, `hsm_signer_unanswered_seconds 15x120`}},
 	"HSMSignerNotReady": {[]string{`hsm_signer_ready{part="requests"} 0x120`,
 		`hsm_signer_ready{part="permissions"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
 	"HSMSignerTokenUnavailable": {[]string{`hsm_signer_ready{part="token"} 0x120`},

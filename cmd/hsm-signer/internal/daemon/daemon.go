@@ -98,6 +98,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	background := []func(context.Context) error{
 		d.controller.Run, d.policyFile.watch, d.supervisor.run, d.watchCredential,
+		d.health.watch,
 	}
 	if d.signing != nil {
 		background = append(append(background, d.signing.watches()...), d.caFile.watch)

@@ -10,6 +10,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/kube"
 )
 
 // A servingController is the controller as /readyz sees it.
@@ -17,11 +18,16 @@ type servingController interface {
 	Ready() error
 	Permitted() error
 	Leads() bool
+	Leader() string // empty if it is not known
+	Open() kube.Open
 }
 
 // A fileState says in words what is wrong with a file of the configuration, if anything, and what
 // is in use.
-type fileState interface{ state() string }
+type fileState interface {
+	state() string
+	refusal() error // why the file as it is now is refused
+}
 
 // health knows whether the process can do its work.
 type health struct {
@@ -30,6 +36,7 @@ type health struct {
 	policy     fileState
 	signing    *signingHealth // nil in a shadow
 	caFile     fileState      // nil in a shadow
+	faults     faultTimes
 }
 
 // newHealth returns the health of a process; what signs, and the file of its CA, are nil in a
@@ -45,9 +52,10 @@ func newHealth(c servingController, credential credentialState, policy fileState
 
 // A part is one of the things that must be ready.
 type part struct {
-	name string
-	err  error  // why it is not ready
-	note string // what is worth knowing although it is
+	name  string
+	err   error     // why it is not ready
+	since time.Time // since when; zero if it is ready
+	note  string    // what is worth knowing although it is
 }
 
 // parts returns the states of all parts. It only reads what is known, so it costs nothing.
@@ -58,7 +66,7 @@ func (h *health) parts() []part {
 	if h.signing != nil {
 		parts = append(parts, h.signing.parts(h.caFile.state())...)
 	}
-	return parts
+	return h.faults.note(parts)
 }
 
 // handler serves /livez, /readyz and /metrics. Only a request for /metrics waits for others.
@@ -80,7 +88,8 @@ func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 	for _, p := range parts {
 		switch {
 		case p.err != nil:
-			fmt.Fprintf(w, "[-] %s: %v\n", p.name, p.err)
+			fmt.Fprintf(w, "[-] %s: %v (since %s)\n", p.name, p.err,
+				p.since.UTC().Format(time.RFC3339))
 		case p.note != "":
 			fmt.Fprintf(w, "[+] %s ok: %s\n", p.name, p.note)
 		default:
@@ -89,22 +98,42 @@ func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
 	}
 	fmt.Fprintf(w, "policy %s\n", h.policy.state())
 	fmt.Fprintf(w, "leads %t\n", h.controller.Leads())
+	fmt.Fprintf(w, "open requests: %s\n", openInWords(h.controller.Open(), time.Now()))
 }
 
-// readiness shows at each scrape which part is ready.
+// readiness shows at each scrape which part is ready, and since when one is not.
 type readiness struct{ health *health }
 
-var partReady = prometheus.NewDesc("hsm_signer_ready",
-	"1 while this part of /readyz is ok: requests (they are watched), permissions, credential "+
-		"(not expired), token, ca (within its dates), journal; else 0.", []string{"part"}, nil)
+var (
+	partReady = prometheus.NewDesc("hsm_signer_ready",
+		"1 while this part of /readyz is ok: requests (they are watched), permissions, credential "+
+			"(not expired), token, ca (within its dates), journal; else 0.", []string{"part"}, nil)
+	partSince = prometheus.NewDesc("hsm_signer_unhealthy_since_timestamp_seconds",
+		"Since when this part is not well; 0: it is well. The parts of hsm_signer_ready, and "+
+			"lease (nobody is known to lead), and the files policy_file, ca_file and kubeconfig "+
+			"(the changed file is refused).", []string{"part"}, nil)
+)
 
 // Describe is [prometheus.Collector]'s.
-func (r readiness) Describe(all chan<- *prometheus.Desc) { all <- partReady }
+func (r readiness) Describe(all chan<- *prometheus.Desc) {
+	all <- partReady
+	all <- partSince
+}
 
 // Collect is [prometheus.Collector]'s.
 func (r readiness) Collect(all chan<- prometheus.Metric) {
-	for _, p := range r.health.parts() {
-		all <- prometheus.MustNewConstMetric(partReady, prometheus.GaugeValue,
-			metrics.Number(p.err == nil), p.name)
+	gauge := func(desc *prometheus.Desc, value float64, part string) {
+		all <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, part)
+	}
+	parts := r.health.parts()
+	for _, p := range parts {
+		gauge(partReady, metrics.Number(p.err == nil), p.name)
+	}
+	for _, p := range append(parts, r.health.remarks()...) {
+		since := 0.0
+		if !p.since.IsZero() {
+			since = float64(p.since.Unix())
+		}
+		gauge(partSince, since, p.name)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
 )
 
@@ -27,12 +28,14 @@ type testController struct {
 	leader     string // of many
 	pace       pace.State
 	cleanFault error
+	open       kube.Open
 }
 
 func (c *testController) Ready() error        { return nil }
 func (c *testController) Permitted() error    { return nil }
 func (c *testController) Leads() bool         { return !c.stands }
 func (c *testController) Leader() string      { return c.leader }
+func (c *testController) Open() kube.Open     { return c.open }
 func (c *testController) Queued() int         { return 0 }
 func (c *testController) Pace() pace.State    { return c.pace }
 func (c *testController) CleanUpFault() error { return c.cleanFault }

@@ -96,7 +96,7 @@ func (m *Metrics) WatchController(c *kube.Controller) {
 		func() float64 { return Number(c.Leads()) })
 	m.gauge("hsm_signer_queue_length", "Requests that wait for a worker; one that waits for its "+
 		"next try is not among them.", func() float64 { return float64(c.Queued()) })
-	m.Registry.MustRegister(PaceCollector{c})
+	m.Registry.MustRegister(PaceCollector{c}, OpenCollector{c})
 }
 
 // CountCalls counts the calls that go through a transport to the API server.
