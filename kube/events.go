@@ -59,7 +59,9 @@ func (s *eventSink) Report(r Report) {
 		s.warn(&o.Object, "OverBudget", o.Reason)
 	case ResultFault:
 		s.warn(&o.Object, "SignerFault",
-			"the signer met a fault and will try again; its log says which")
+			"the request cannot be answered now and stays open; you need to do nothing, since the "+
+				"signer tries again by itself. If it stays so for more than a few minutes, ask "+
+				"the administrators of signer "+o.Signer)
 	}
 }
 

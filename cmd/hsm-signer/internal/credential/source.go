@@ -180,7 +180,8 @@ func (s *Source) Watch(ctx context.Context, events Events, logger hclog.Logger) 
 				"error", err)
 			if events != nil {
 				events.Warn("KubeconfigRefused", "the changed kubeconfig is refused, and the "+
-					"credential before it stays in use; the log says why")
+					"credential before it stays in use. Whoever changed it: \"hsm-signer "+
+					"check\" names the mistake")
 			}
 		case err == nil && refused != nil:
 			logger.Info("the kubeconfig is accepted again")

@@ -78,7 +78,7 @@ func (w *watchedFile[T]) note(err error) {
 	case poll.Fails:
 		w.logger.Error(w.name+" is refused; "+w.stays, "file", w.path, "error", err)
 		w.events.Warn(w.reason, w.name+" is refused in its present form, and "+w.stays+
-			"; the log says why")
+			". Whoever changed it: \"hsm-signer check\" names the mistake")
 	case poll.Works:
 		w.logger.Info(w.name+" is well again", "file", w.path)
 	}
