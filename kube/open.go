@@ -21,7 +21,7 @@ const (
 	OpenFailing    OpenState = "failing"     // the last sync ended with a fault
 )
 
-// forgetAfter is how long the time without an answer goes on after the last due request was
+// forgetAfter is how long the time without an answer continues after the last due request was
 // deleted. Calico's clients give up after 90 seconds, and their pods ask again.
 const forgetAfter = 2 * time.Minute
 
@@ -133,7 +133,7 @@ func (o *openRequests) becameDue() {
 	if o.due++; o.due > 1 {
 		return
 	}
-	// A client that gave up without an answer, and asks again, goes on waiting.
+	// A client that gave up without an answer, and asks again, continues to wait.
 	if now := time.Now(); o.since.IsZero() || now.Sub(o.left) > forgetAfter {
 		o.since = now
 	}

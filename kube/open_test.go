@@ -82,7 +82,7 @@ func TestOpenRequestsAreCountedByState(t *testing.T) {
 }
 
 // The time without an answer begins when a request becomes due, begins again with each answer, and
-// goes on when clients give up and ask again.
+// continues when clients give up and ask again.
 func TestTimeWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &Controller{Config: Config{Mode: Approve}}

@@ -58,7 +58,7 @@ func (h *health) remarks() []part {
 	return h.faults.note(remarks)
 }
 
-// watch looks at all parts until the context ends, so that it is known since when one is at fault.
+// watch checks all parts until the context ends, so that it is known since when one is at fault.
 func (h *health) watch(ctx context.Context) error {
 	return poll.Every(ctx, healthInterval, func(context.Context) {
 		h.parts()
