@@ -76,8 +76,8 @@ func (c *Controller) warnUnexpected(r request.Object, issuance Issuance) {
 	object, log := r.Reference(), c.Logger.With("request", nameOf(r), "uid", r.GetUID())
 	switch issuance {
 	case Foreign:
-		log.Error("a request has a certificate that the CA has not signed: who else may update " +
-			"certificatesigningrequests/status, and sign for this signer?")
+		log.Error("a request has a certificate that the CA has not signed: who else may " +
+			"update the status of these requests, and sign for this signer?")
 		c.events.warn(object, "ForeignCertificate",
 			"the certificate of this request was not made by this signer")
 	case Unrecorded:

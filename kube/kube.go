@@ -131,12 +131,12 @@ type Controller struct {
 	election *lease.Election          // nil without a lease
 	requests atomic.Pointer[requests] // nil until the API was found
 
-	access  *access.Watch
-	cleaner *cleaner
-	large   chan struct{} // of size 1: held by the sync of a request that is read whole
-	known   atomic.Int64  // requests of our signers, done ones too
-	open    openRequests  // requests of our signers that have no answer
-	ignored ignored       // requests that cannot be written
+	access     *access.Watch
+	cleaner    *cleaner
+	large      chan struct{} // of size 1: held by the sync of a request that is read whole
+	known      atomic.Int64  // requests of our signers, done ones too
+	open       openRequests  // requests of our signers that have no answer
+	unwritable unwritable    // requests that are too large to be written
 	// certificates are those at the last look; only reconcile uses them.
 	certificates map[types.UID]known
 

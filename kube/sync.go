@@ -25,7 +25,7 @@ var errPaced = errors.New("held back so that slow watchers keep up")
 func (c *Controller) sync(
 	ctx context.Context, r request.Object,
 ) (Result, policy.Verdict, error) {
-	if c.ignored.has(r) {
+	if c.unwritable.has(r) {
 		return resultNone, nil, nil
 	}
 	release, err := c.takeLarge(r)
@@ -34,7 +34,7 @@ func (c *Controller) sync(
 	}
 	defer release()
 	if r.State() == request.Approved || r.Truncated() {
-		// What the cache shows may be long done, have been made again, or not be all.
+		// The object in the cache may be answered already, recreated, or truncated.
 		if r, err = fresh(ctx, r); err != nil {
 			return resultNone, nil, err
 		}
@@ -65,8 +65,8 @@ func (c *Controller) sync(
 	return resultNone, verdict, fmt.Errorf("the policy gave no verdict (%T)", verdict)
 }
 
-// takeLarge waits for no other sync: it returns errLookAgain while one reads a large request whole
-// and this one must do so too. Release ends the caller's own.
+// takeLarge lets one sync at a time read a truncated request whole. While another one does, it
+// returns errLookAgain and does not wait. The caller must call release.
 func (c *Controller) takeLarge(r request.Object) (release func(), err error) {
 	if !r.Truncated() {
 		return func() {}, nil
@@ -106,7 +106,7 @@ func (c *Controller) shadow(
 		}
 		return ResultWouldDeny, v, nil
 	}
-	if r.State() == request.Pending {
+	if r.State().Open() {
 		err = errLookAgain
 	}
 	return ResultWaiting, verdict, err
@@ -118,7 +118,8 @@ func decide(
 ) (policy.Verdict, podsRead, error) {
 	asked := policy.NewRequest(r.Submission())
 	var pods podsRead
-	if asked.PodCertificate != nil || decider.Knows(asked.Requester) { // for others it would cost parsing the request, and a call
+	// For others it would cost parsing the request, and a call.
+	if asked.PodCertificate != nil || decider.Knows(asked.Requester) {
 		if query, ok := asked.PodQuery(); ok {
 			var err error
 			if pods, err = findPods(ctx, client, query); err != nil {
@@ -285,12 +286,12 @@ func (c *Controller) refuse(
 	ctx context.Context, r request.Object, refusal *policy.Refusal,
 ) (Result, policy.Verdict, error) {
 	if !request.HasRoom(r.StoredSize(), request.RoomForRefusal) {
-		return c.ignore(r, refusal)
+		return c.giveUp(r, refusal)
 	}
 	err := c.finish(ctx, r, string(refusal.Code()), refusal.Message())
 	switch {
 	case apifault.TooLarge(err):
-		return c.ignore(r, refusal)
+		return c.giveUp(r, refusal)
 	case err != nil:
 		return resultNone, refusal, err
 	}

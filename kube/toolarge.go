@@ -10,8 +10,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// mostIgnored bounds how many objects are remembered as ones that cannot be written.
-const mostIgnored = 10_000
+// mostUnwritable bounds how many objects are remembered as ones that cannot be written.
+const mostUnwritable = 10_000
 
 // refusedForSize is the verdict on a granted request whose answer did not fit.
 func refusedForSize(grant *policy.Grant) *policy.Refusal {
@@ -40,12 +40,12 @@ func (c *Controller) answerTooLarge(
 	return result, verdict, err
 }
 
-// ignore remembers a refusal that cannot be written to its object, and reports it once. The object
+// giveUp remembers a refusal that cannot be written to its object, and reports it once. The object
 // is not tried again unless it changes.
-func (c *Controller) ignore(
+func (c *Controller) giveUp(
 	r request.Object, refusal *policy.Refusal,
 ) (Result, policy.Verdict, error) {
-	if !c.ignored.add(r.GetUID(), r.GetResourceVersion()) {
+	if !c.unwritable.add(r.GetUID(), r.GetResourceVersion()) {
 		return resultNone, refusal, nil
 	}
 	c.Logger.Warn("a request is too large to be written, and is left alone",
@@ -53,37 +53,37 @@ func (c *Controller) ignore(
 	return ResultRefused, refusal, nil
 }
 
-// ignored remembers objects that cannot be written, the latest mostIgnored of them. Its zero value
+// unwritable remembers objects that cannot be written, the latest mostUnwritable of them. Its zero value
 // is empty. It is safe for concurrent use.
-type ignored struct {
+type unwritable struct {
 	mu       sync.Mutex
 	versions map[types.UID]string // the resourceVersion of each
 	order    []types.UID          // the oldest first
 }
 
 // add remembers the object as it is now and reports whether it is new.
-func (i *ignored) add(uid types.UID, version string) (first bool) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	_, there := i.versions[uid]
-	if i.versions == nil {
-		i.versions = map[types.UID]string{}
+func (u *unwritable) add(uid types.UID, version string) (first bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, there := u.versions[uid]
+	if u.versions == nil {
+		u.versions = map[types.UID]string{}
 	}
-	i.versions[uid] = version
+	u.versions[uid] = version
 	if there {
 		return false
 	}
-	if i.order = append(i.order, uid); len(i.order) > mostIgnored {
-		delete(i.versions, i.order[0])
-		i.order = i.order[1:]
+	if u.order = append(u.order, uid); len(u.order) > mostUnwritable {
+		delete(u.versions, u.order[0])
+		u.order = u.order[1:]
 	}
 	return true
 }
 
 // has reports whether the object is remembered as it is now.
-func (i *ignored) has(r request.Object) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	version, there := i.versions[r.GetUID()]
+func (u *unwritable) has(r request.Object) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	version, there := u.versions[r.GetUID()]
 	return there && version == r.GetResourceVersion()
 }

@@ -225,18 +225,18 @@ func tooLargeIn(all []Outcome) int {
 
 // What is remembered is bounded, and an object that has changed is read again.
 func TestIgnoredIsBounded(t *testing.T) {
-	var i ignored
-	for n := range 2 * mostIgnored {
+	var i unwritable
+	for n := range 2 * mostUnwritable {
 		if !i.add(types.UID(fmt.Sprint(n)), "1") {
 			t.Fatalf("%d was there", n)
 		}
 	}
-	if len(i.versions) != mostIgnored || len(i.order) != mostIgnored {
+	if len(i.versions) != mostUnwritable || len(i.order) != mostUnwritable {
 		t.Errorf("%d and %d are remembered", len(i.versions), len(i.order))
 	}
 	object := newCSR("", nil)
 	last := (&csr.API{}).Whole(object)
-	last.UID, last.ResourceVersion = types.UID(fmt.Sprint(2*mostIgnored-1)), "1"
+	last.UID, last.ResourceVersion = types.UID(fmt.Sprint(2*mostUnwritable-1)), "1"
 	if i.add(last.UID, "1") || !i.has(last) {
 		t.Error("the last is not remembered")
 	}

@@ -69,7 +69,7 @@ func (c *Controller) findAPI(ctx context.Context) (*requests, error) {
 		if err == nil {
 			return &requests{API: api}, nil
 		}
-		c.watching("", fmt.Errorf("find the certificates API: %w", err))
+		c.watching("", fmt.Errorf("find the API of the requests: %w", err))
 		c.Logger.Warn("the API server does not answer as it should; trying again", "error", err)
 		select {
 		case <-ctx.Done():
@@ -148,9 +148,9 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 }
 
 // listerWatcher lists and watches what matches the field selector, and tells the observer how each
-// attempt went; nil means that a watch was established. A watch that has ended before its time is
-// not gone on with: etcd may have been set back while the API server was unavailable, and a watch
-// from a version that is yet to come shows nothing, and no error. So all is listed again.
+// attempt went; nil means that a watch was established. If a watch ends early, everything is listed
+// again: etcd may have been restored from a backup meanwhile, and a watch from a version in its
+// future shows nothing, and no error.
 func listerWatcher(
 	api request.API, selector string, observe func(error),
 ) cache.ListerWatcher {

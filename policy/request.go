@@ -10,12 +10,16 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// A Submission is a certificate request as the API server holds it. What the
-// requester can write freely next to the request itself decides nothing: its labels and
-// annotations are not part of it, and its name is for the record alone.
+// A Submission is a certificate request as the API server holds it. What the requester can write
+// freely next to the request itself decides nothing: its labels and annotations are not part of it,
+// and its name is for the record alone.
+//
+// Its Requester, or what stands in for it, must be proved by the API server: fields that no client
+// can set, or that admission checks. A kind of request without such fields must not be served, since
+// any client would choose whose names it gets.
 type Submission struct {
 	UID        string // of the API object
-	Name       string // of the API object; no rule sees it
+	Name       string // of the API object, NAME or NAMESPACE/NAME; no rule sees it
 	SignerName string // empty only on clusters before Kubernetes 1.18
 	Requester  Requester
 	PEM        []byte        // spec.request

@@ -3,9 +3,9 @@
 // Duty: the interfaces between package kube, which decides and answers, and the packages that know
 // one API each, such as kube/csr; and the limit on the size of an object.
 //
-// Contract: an [Object] is never changed. Every write is an update of the object just as it is,
-// with its UID and resourceVersion, so nothing is written to an object that has changed or was
-// recreated. Errors of the API server are returned as they are, or wrapped.
+// Contract: an [Object] is never changed. Every write carries the UID and resourceVersion of the
+// object that was read, so nothing is written to one that has changed (Conflict) or was recreated
+// or deleted (NotFound). Errors of the API server are returned as they are, or wrapped.
 package request
 
 import (
@@ -25,8 +25,8 @@ import (
 type Kind interface {
 	// Serves reports whether requests that name the signer are served.
 	Serves(signer string) bool
-	// Find asks the API server for the version of the API to use. It returns an error if the API
-	// server cannot be reached or has none.
+	// Find asks the API server for the version of the API to use, and gives up after some seconds.
+	// It returns an error if the API server cannot be reached or has none.
 	Find(ctx context.Context) (API, error)
 }
 
@@ -34,15 +34,19 @@ type Kind interface {
 type API interface {
 	// Version is the group and the version.
 	Version() string
-	// ListsFirst reports whether all requests must be listed before they are watched, since the
-	// server cannot begin a watch with them.
+	// ListsFirst reports whether all requests must be listed before they are watched: the server
+	// may be one without streaming lists that ignores sendInitialEvents without an error.
 	ListsFirst() bool
-	// Selectors are the field selectors of the requests to watch; empty: all.
+	// Selectors are the field selectors of the requests to watch, at least one; "" selects all.
+	// The controller drops what [Kind.Serves] does not serve.
 	Selectors() []string
 	// List returns one page of requests, each of which is an [Object]. Their number is limited by
-	// the options.
+	// the options. Each has at least name, namespace, UID, resourceVersion, creation time, signer,
+	// state and certificate; an open one that is not [Object.Truncated] also has what
+	// [Object.Submission] needs.
 	List(ctx context.Context, o metav1.ListOptions) (*metainternalversion.List, error)
-	// Watch watches requests. The object of each Added, Modified and Deleted event is an [Object].
+	// Watch watches requests. The object of each Added, Modified and Deleted event is an [Object],
+	// as in a list. Bookmarks and errors pass unchanged: client-go reads them.
 	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 	// Get reads the request of that name, NAME or NAMESPACE/NAME, consistently.
 	Get(ctx context.Context, name string) (Object, error)
@@ -51,20 +55,22 @@ type API interface {
 }
 
 // An Object is one certificate request. As listed or watched, it may hold less than the API server
-// has: see [Object.Truncated].
+// has: see [Object.Truncated]. It is never copied.
 type Object interface {
 	runtime.Object
 	metav1.Object
 
-	// Reference is the object as Events name it.
+	// Reference is the object as Events name it, with its namespace: the Event is kept there.
 	Reference() *corev1.ObjectReference
 	// Signer is the signer name; empty if the request names none and may be any signer's.
 	Signer() string
 	// Ignored returns why the request is left as it is, although it names a signer that is served;
 	// empty if it is to be answered.
 	Ignored() string
-	// Submission is what a decision may see.
+	// Submission is what a decision may see. Every field of it that the kind has must be set.
 	Submission() policy.Submission
+	// State is read from the object and nothing else. After a write that succeeded it is
+	// [Approved], [Issued] or [Refused].
 	State() State
 	// Certificate is the certificate with its chain, in PEM; empty if there is none.
 	Certificate() []byte
@@ -79,12 +85,13 @@ type Object interface {
 	// Read reads the object again, consistently. It returns a NotFound error if the object is gone
 	// or was recreated.
 	Read(ctx context.Context) (Object, error)
-	// Approve approves a request that is [Pending].
+	// Approve approves a request that is [Pending]. Like Publish, it returns the object as the API
+	// server now has it, not truncated.
 	Approve(ctx context.Context, reason, message string) (Object, error)
 	// Publish writes the certificate with its chain, in PEM. It returns [ErrNotBefore] if the API
 	// server takes no certificate that old.
 	Publish(ctx context.Context, chain []byte) (Object, error)
-	// Refuse ends the request without a certificate. That is final.
+	// Refuse ends a request that is open, without a certificate. That is final.
 	Refuse(ctx context.Context, reason, message string) error
 	// Delete deletes the object, unless it has changed.
 	Delete(ctx context.Context) error
