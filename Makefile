@@ -27,7 +27,7 @@ RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
 export RELEASE COMMIT
 
-.PHONY: help build bench bench-clients unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose release clean
+.PHONY: help build bench bench-clients unreliable faults soak setup basics demo test lint fuzz cluster cluster-down image compose release release-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -72,6 +72,8 @@ lint: basics ## gofmt, vet, staticcheck, Vale (plain English), import arrows, kn
 	for script in integration/*.sh integration/images/*.sh deploy/overlays/*/*.sh deploy/packages/*.sh; do sh -n $$script || exit 1; done; bash -n docs/verify-journal.sh
 	$(GO) vet ./... && cd integration && $(GO) vet ./... && cd monitoring && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./... && cd integration && $(GO) run $(STATICCHECK) ./... && cd monitoring && $(GO) run $(STATICCHECK) ./...
+	@# What needs no token needs no cgo.
+	CGO_ENABLED=0 $(GO) vet -trimpath ./cmd/hsm-signer && CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) vet -trimpath ./cmd/hsm-signer
 	cd integration && $(GO) test -count=1 -run 'TestImports|TestProse' .
 	$(GO) run $(VALE) --no-global $(PROSE) $(PROSE_GO)
 	@integration/vulnerabilities.sh "$(GO) run $(GOVULNCHECK)"
@@ -105,7 +107,11 @@ compose: ## the demo in containers, with docker compose; KEEP=1 leaves it runnin
 
 release: ## a release of the commit in dist: archives, packages, bills of materials; SIGNING_KEY=FILE or URI signs it (docs/release.md)
 	@sh integration/setup.sh release
-	@cd integration && $(GO) run ./cmd/release --out ../dist $(if $(filter environment command,$(origin RELEASE)),--release $(RELEASE)) --key '$(if $(filter-out pkcs11:%,$(SIGNING_KEY)),$(abspath $(SIGNING_KEY)),$(SIGNING_KEY))' --public-key '$(abspath $(SIGNING_PUBLIC_KEY))' $(TARGETS)
+	@cd integration && $(GO) run ./cmd/release --out ../dist --base $(RUNTIME_IMAGE) $(if $(filter environment command,$(origin RELEASE)),--release $(RELEASE)) --key '$(if $(filter-out pkcs11:%,$(SIGNING_KEY)),$(abspath $(SIGNING_KEY)),$(SIGNING_KEY))' --public-key '$(abspath $(SIGNING_PUBLIC_KEY))' $(TARGETS)
+
+release-check: ## as root: two releases from two directories have the same bytes; installs, upgrades and removes the packages; TARGETS=linux_amd64: fewer
+	@sh integration/setup.sh release-check
+	cd integration && RELEASE_CHECK='$(or $(TARGETS),all)' $(GO) test -count=1 -timeout 2h -v -run '^TestRelease$$' ./release
 
 clean: ## remove what was built here
 	rm -rf bin dist

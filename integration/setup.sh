@@ -59,6 +59,8 @@ missing_images() { ! has_tool docker || has_tool debootstrap || echo debootstrap
 # A release is for two architectures, of which this machine has one.
 missing_release() {
 	has_tool git || echo git
+	has_tool skopeo || echo skopeo
+	has_tool mmdebstrap || echo mmdebstrap
 	for architecture in aarch64:arm64 x86-64:amd64; do
 		name=${architecture%:*} && name=$(echo "$name" | tr - _)
 		has_tool "$name-linux-gnu-gcc" || echo "gcc-${architecture%:*}-linux-gnu libc6-dev-${architecture#*:}-cross"
@@ -68,7 +70,6 @@ missing_release() {
 missing_release_check() {
 	has_tool qemu-aarch64-static || echo qemu-user-static
 	has_tool rpm || echo rpm
-	has_tool debootstrap || echo debootstrap
 }
 
 # has_browser tells whether there is one that the tests find.

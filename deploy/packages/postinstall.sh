@@ -8,7 +8,8 @@ configure | [1-9]*) ;;
 *) exit 0 ;;
 esac
 ! command -v systemd-sysusers >/dev/null || systemd-sysusers hsm-signer.conf
-! command -v systemd-tmpfiles >/dev/null || systemd-tmpfiles --create hsm-signer.conf
+# In a root without /proc, such as that of an image's build, this fails; the next boot does it.
+! command -v systemd-tmpfiles >/dev/null || systemd-tmpfiles --create hsm-signer.conf || true
 [ -d /run/systemd/system ] || exit 0
 systemctl daemon-reload
 systemctl try-restart hsm-signer.service

@@ -1,10 +1,10 @@
-// Package release builds what users install: archives, Debian and RPM packages, a software bill of
-// materials for each, checksums, provenance and signatures.
+// Package release builds what users install: archives, Debian and RPM packages, a container image, a
+// software bill of materials for each, checksums, provenance and signatures.
 //
 // Duty: turn one commit into the files of a release.
 //
-// Contract: the bytes depend only on the commit, the version of Go, and the C compilers, except
-// those of provenance and signatures. Sources come from the commit, never from the working tree;
+// Contract: the bytes depend only on the commit, the version of Go, the C compilers and the
+// base image, except those of provenance and signatures. Sources come from the commit, never from the working tree;
 // every time in a file is the commit's; lists are sorted; identifiers are derived from names and
 // contents.
 package release
@@ -26,6 +26,7 @@ type Options struct {
 	Targets    []string  // such as linux_amd64; none: all
 	Go         string    // the go command
 	Key        Key       // signs the release
+	BaseImage  string    // of the container image, with a digest for a release
 	Progress   io.Writer // receives a line for each step
 }
 
@@ -72,7 +73,7 @@ func Build(ctx context.Context, o Options) error {
 		started: time.Now(), targets: list, binaries: map[target]string{},
 		tools: map[string]string{}}
 	for _, step := range []func(context.Context) error{
-		b.identify, b.export, b.emptyOut, b.compile, b.archives, b.packages, b.materials, b.checksums,
+		b.identify, b.export, b.emptyOut, b.compile, b.archives, b.packages, b.image, b.materials, b.checksums,
 		b.attest,
 	} {
 		if err := step(ctx); err != nil {

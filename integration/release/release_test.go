@@ -18,9 +18,10 @@ import (
 
 var commitTime = time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC)
 
-// dpkg sorts the versions of packages in the order in which their commits are made.
+// dpkg, where it is, sorts the versions of packages in the order in which their commits are made.
 func TestVersionsSort(t *testing.T) {
 	earlier := ""
+	_, noDpkg := exec.LookPath("dpkg")
 	for _, c := range []struct{ text, want string }{
 		{"0123abcd4567", "0.0.0~20260203040506.g0123abcd4567"},
 		{"v0.1.0", "0.1.0"},
@@ -35,7 +36,7 @@ func TestVersionsSort(t *testing.T) {
 		if err != nil || v.pkg != c.want {
 			t.Errorf("%q is %q for packages, %v; not %q", c.text, v.pkg, err, c.want)
 		}
-		if earlier != "" && exec.CommandContext(t.Context(), "dpkg", "--compare-versions", earlier,
+		if earlier != "" && noDpkg == nil && exec.CommandContext(t.Context(), "dpkg", "--compare-versions", earlier,
 			"lt", v.pkg).Run() != nil {
 			t.Errorf("dpkg sorts %s after %s", earlier, v.pkg)
 		}

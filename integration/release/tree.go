@@ -15,12 +15,13 @@ import (
 	"time"
 )
 
-// An entry is a file, a directory or a symbolic link of an archive or a package. It belongs to root.
+// An entry is a file, a directory or a symbolic link of an archive or a package.
 type entry struct {
-	path string      // without a slash at the front
-	mode fs.FileMode // permissions
-	from string      // of a file: where its content is
-	link string      // of a symbolic link: its target
+	path  string      // without a slash at the front
+	mode  fs.FileMode // permissions
+	from  string      // of a file: where its content is
+	link  string      // of a symbolic link: its target
+	owner int         // and group; 0: root
 }
 
 func (e entry) isDir() bool { return e.from == "" && e.link == "" }
@@ -86,7 +87,10 @@ func writeTar(w io.Writer, entries []entry, modified time.Time) error {
 
 func writeEntry(t *tar.Writer, e entry, modified time.Time) error {
 	header := &tar.Header{Name: e.path, Mode: int64(e.mode.Perm()), ModTime: modified,
-		Uname: "root", Gname: "root", Format: tar.FormatGNU, Typeflag: tar.TypeReg}
+		Uid: e.owner, Gid: e.owner, Format: tar.FormatGNU, Typeflag: tar.TypeReg}
+	if e.owner == 0 {
+		header.Uname, header.Gname = "root", "root"
+	}
 	switch {
 	case e.isDir():
 		header.Name, header.Typeflag = e.path+"/", tar.TypeDir
