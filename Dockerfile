@@ -11,6 +11,7 @@ ARG GOPROXY=
 COPY go.mod go.sum ./
 RUN go mod download
 COPY cmd cmd
+COPY docs docs
 COPY hsm hsm
 COPY issuer issuer
 COPY kube kube

@@ -29,7 +29,8 @@ var layers = map[string][]string{
 	"issuer": {"policy"},
 	"hsm":    nil,
 	"kube":   {"policy"},
-	"cmd":    {"policy", "issuer", "hsm", "kube"},
+	"docs":   nil,
+	"cmd":    {"policy", "issuer", "hsm", "kube", "docs"},
 }
 
 // innerPackages are packages inside others, each with the packages of the product that it may

@@ -172,14 +172,31 @@ func TestStatusPageInABrowser(t *testing.T) {
 		}
 		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9",
 			"issued by rule calico-typha", "refused", `"typha-server"`,
-			"system:serviceaccount:calico-system:calico-node")
+			"system:serviceaccount:calico-system:calico-node", "Open requests: 0",
+			"in force", "CA certificate of "+testenv.SignerName)
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
 		must.OK(t,
 			d.WaitNotReady(t.Context(),
 				"[+] requests ok\n[+] permissions ok\n[+] credential ok\n[-] token: token labelled"))
-		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending")
+		submitOpen(t, 50)
+		must.Eventually(t, "the outage to last", func(ctx context.Context) (bool, error) {
+			metrics := d.Metrics(ctx)
+			return metric(t, metrics, "hsm_signer_unanswered_seconds") > 15, nil
+		})
+		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending",
+			"Open requests: 50", "No answer for", "Since 20", "Runbook: HSMSignerTokenUnavailable",
+			"none has been answered for")
+		deleteRequests(t)
+		page := b.page
+		b.page += "/runbook#hsmsignertokenunavailable"
+		for _, l := range []look{desk, inBed} {
+			if text := b.see(t, "runbook", l); !strings.Contains(text, "The HSM does not sign") {
+				t.Errorf("the runbook is not shown:\n%s", text)
+			}
+		}
+		b.page = page
 	})
 	t.Run("shadow", func(t *testing.T) {
 		d := startReady(t, ca, "APPROVE=shadow")

@@ -5,6 +5,7 @@ WORKDIR /warm
 COPY go.mod go.sum ./
 RUN go mod download
 COPY cmd cmd
+COPY docs docs
 COPY hsm hsm
 COPY issuer issuer
 COPY kube kube

@@ -49,8 +49,4 @@ func (s *statusPage) addCredential(p *status.Page) {
 				e.At(p.Now)+". docs/runbook.md: HSMSignerCredentialExpiring")
 		}
 	}
-	if err := source.Refusal(); err != nil {
-		p.Hints = append(p.Hints, fmt.Sprintf("The changed kubeconfig is refused, and the "+
-			"credential before it stays in use: %v", err))
-	}
 }

@@ -15,6 +15,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/serve"
 	"hsm-signer/cmd/hsm-signer/internal/status"
+	"hsm-signer/docs"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -65,7 +66,7 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 	}
 	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile)
 	d.supervisor = newSupervisor(d.health, logger.Named("health"))
-	d.page = newStatusPage(s, d.health, recent, d.controller, d.policyFile, d.signing)
+	d.page = newStatusPage(s, d.health, recent, d.controller, d.signing)
 	counts.PolicyInForce(s.Policy)
 	counts.WatchController(d.controller)
 	counts.Registry.MustRegister(readiness{d.health},
@@ -145,7 +146,7 @@ func (d *Daemon) endpoints(open serve.Listeners) []serve.Endpoint {
 	if opened := open["STATUS_ADDRESS"]; opened != nil {
 		all = append(all, serve.Endpoint{
 			Variable: "STATUS_ADDRESS", Listener: opened, Hosts: serve.StatusHosts(c),
-			Handler: listener.DefaultInFlight.Guard(status.Handler(d.page.page)),
+			Handler: listener.DefaultInFlight.Guard(status.Handler(d.page.page, docs.Runbook)),
 			Said:    "the status page is there",
 		})
 	}

@@ -44,7 +44,6 @@ type statusPage struct {
 	health     *health
 	activity   *activity
 	controller shownController
-	policyFile refusable
 	signing    *shownSigning // nil in a shadow
 	started    time.Time
 }
@@ -53,13 +52,10 @@ type statusPage struct {
 type shownController interface {
 	Leads() bool
 	Leader() string // who leads, of many
-	Queued() int
+	Open() kube.Open
 	Pace() pace.State
 	CleanUpFault() error // why finished requests cannot be deleted
 }
-
-// A refusable file may be refused in its present form.
-type refusable interface{ refusal() error }
 
 // shownSigning is what the page shows only of a process that signs.
 type shownSigning struct {
@@ -71,9 +67,9 @@ type shownSigning struct {
 
 // newStatusPage returns the page of a process that started now.
 func newStatusPage(s *config.Service, h *health, recent *activity, c shownController,
-	policyFile refusable, signs *signing) *statusPage {
+	signs *signing) *statusPage {
 	page := &statusPage{config: s.Config, health: h, activity: recent, controller: c,
-		policyFile: policyFile, started: time.Now()}
+		started: time.Now()}
 	if s.Lease != nil {
 		page.identity = s.Lease.Identity
 	}
@@ -91,16 +87,13 @@ func (s *statusPage) page() status.Page {
 		Now: now, Started: s.started, Version: "hsm-signer " + buildinfo.Version(),
 		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
 		Leads: s.controller.Leads(), Leader: s.controller.Leader(), Identity: s.identity,
-		Queue: s.controller.Queued(), Pace: paceInWords(s.controller.Pace()),
-		Policy: s.health.policy.state(), Issued: issued,
+		Open: shownOpen(s.controller.Open()), Pace: paceInWords(s.controller.Pace()),
+		Policy: s.config.PolicyFile + ", " + s.health.policy.state(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))
 	}
-	if err := s.policyFile.refusal(); err != nil {
-		p.Hints = append(p.Hints, fmt.Sprintf("The policy file is refused, and the policy "+
-			"before it stays in force: %v", err))
-	}
+	s.addRemarks(&p)
 	if n := s.activity.unexpected(); n > 0 {
 		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that "+
 			"hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
@@ -111,6 +104,50 @@ func (s *statusPage) page() status.Page {
 		s.addSigning(&p)
 	}
 	return p
+}
+
+// addRemarks adds what is at fault without making the process unready, with its time.
+func (s *statusPage) addRemarks(p *status.Page) {
+	names := map[string]string{
+		"policy_file": "The policy file is refused, and the policy before it stays in force",
+		"ca_file":     "CA_CERT_FILE is refused, and the certificate before it stays in use",
+		"kubeconfig": "The changed kubeconfig is refused, and the credential before it stays in " +
+			"use",
+	}
+	for _, remark := range s.health.remarks() {
+		name, isFile := names[remark.name]
+		switch {
+		case remark.err == nil:
+		case isFile:
+			p.Hints = append(p.Hints, fmt.Sprintf("%s: %v (since %s)", name, remark.err,
+				remark.since.UTC().Format(time.RFC3339)))
+		case remark.name == "lease":
+			p.LostSince = remark.since
+		}
+	}
+	if p.Open != nil && p.Open.Unanswered > overdue {
+		p.Hints = append(p.Hints, fmt.Sprintf("Requests are waiting, and none has been answered "+
+			"for %s. docs/runbook.md: HSMSignerUnanswered",
+			p.Open.Unanswered.Round(time.Second)))
+	}
+}
+
+// overdue is how long requests are without an answer when the page warns of it, as the alert does.
+const overdue = 15 * time.Second
+
+// shownOpen are the open requests, or nil where they are not known.
+func shownOpen(o kube.Open) *status.Open {
+	if !o.Known {
+		return nil
+	}
+	shown := &status.Open{Oldest: o.Oldest, LastAnswer: o.LastAnswer, Unanswered: o.Unanswered}
+	for _, state := range kube.OpenStates {
+		if n := o.States[state]; n > 0 {
+			shown.States = append(shown.States, status.OpenState{Name: stateNames[state],
+				Count: n, Bad: state == kube.OpenFailing})
+		}
+	}
+	return shown
 }
 
 // addSigning adds what only those who sign have.
@@ -164,7 +201,7 @@ func (s *statusPage) shownParts() []status.Part {
 	var shown []status.Part
 	for _, p := range s.health.parts() {
 		texts, known := shownNames[p.name]
-		part := status.Part{Name: p.name, Note: p.note}
+		part := status.Part{Name: p.name, Note: p.note, Since: p.since}
 		if known {
 			part.Name = texts[0]
 		}

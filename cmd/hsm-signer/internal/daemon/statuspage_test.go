@@ -12,6 +12,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
@@ -36,7 +37,7 @@ func newTestPage(t *testing.T) *statusPage {
 	return &statusPage{
 		config: &config.Config{Mode: kube.Approve,
 			SignerNames: []string{"example.com/calico"}},
-		health: h, activity: &activity{}, policyFile: testFile(""), started: time.Now(),
+		health: h, activity: &activity{}, started: time.Now(),
 		controller: h.controller.(*testController),
 		signing: &shownSigning{
 			key: &testStats{hsm.Sessions{Open: 3, InUse: 2, Most: 16}}, ca: h.signing.ca,
@@ -156,6 +157,51 @@ func TestPodsThatAreDarkComeFirst(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 }
+
+// What waits is shown with its reasons, and is a hint when it waits for too long.
+func TestOpenRequestsAreShown(t *testing.T) {
+	s := newTestPage(t)
+	c := s.controller.(*testController)
+	if p := s.page(); p.Open != nil {
+		t.Errorf("they are not known: %+v", p.Open)
+	}
+	for waited, hint := range map[time.Duration]bool{0: false, 15 * time.Second: false,
+		16 * time.Second: true} {
+		c.open = kube.Open{Known: true, Unanswered: waited,
+			States: map[kube.OpenState]int{kube.OpenFailing: 2, kube.OpenHeld: 1}}
+		p := s.page()
+		if !slices.Equal(p.Open.States, []status.OpenState{
+			{Name: "held back for slow clients", Count: 1}, {Name: "failing", Count: 2, Bad: true},
+		}) || strings.Contains(strings.Join(p.Hints, "\n"), "HSMSignerUnanswered") != hint {
+			t.Errorf("%s: %+v, %q", waited, p.Open, p.Hints)
+		}
+	}
+}
+
+// Since when a part is at fault is shown, and so is the policy's name.
+func TestSinceIsShown(t *testing.T) {
+	s := newTestPage(t)
+	s.config.PolicyFile = "/etc/p.yaml"
+	s.signing.ca, s.health.policy = s.health.signing.ca, refusedFile{}
+	s.health.signing.token.note(errors.New("gone"))
+	s.controller.(*testController).stands = true
+	p := s.page()
+	if p.Policy != "/etc/p.yaml, in force x" || p.LostSince.IsZero() ||
+		!strings.Contains(strings.Join(p.Hints, "\n"), "line 3 (since 20") {
+		t.Errorf("%+v", p)
+	}
+	for _, part := range p.Parts {
+		if part.Since.IsZero() != (part.Fault == "") {
+			t.Errorf("%+v", part)
+		}
+	}
+}
+
+// A refusedFile has a mistake.
+type refusedFile struct{}
+
+func (refusedFile) state() string  { return "in force x" }
+func (refusedFile) refusal() error { return errors.New("line 3") }
 
 func TestPaceInWords(t *testing.T) {
 	for want, state := range map[string]pace.State{

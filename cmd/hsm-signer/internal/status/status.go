@@ -22,9 +22,10 @@ import (
 // A Part is one of the things that must be well.
 type Part struct {
 	Name  string
-	Fault string // why it is not; empty when it is
-	Do    string // what to do then; a command, or words
-	Note  string // a remark, although it is well
+	Fault string    // why it is not; empty when it is
+	Do    string    // what to do then; a command, or words
+	Note  string    // a remark, although it is well
+	Since time.Time // of the fault
 }
 
 // A CA is the certificate that is issued under.
@@ -32,6 +33,21 @@ type CA struct {
 	Subject  string
 	NotAfter time.Time
 	SHA256   string // of the certificate in DER
+}
+
+// Open are the requests without an answer.
+type Open struct {
+	States     []OpenState   // those with any
+	Oldest     time.Time     // when the oldest was created; zero if there is none
+	LastAnswer time.Time     // zero: never since the start
+	Unanswered time.Duration // how long overdue ones have had no answer; 0 if there are none
+}
+
+// An OpenState is how many requests wait for one reason.
+type OpenState struct {
+	Name  string
+	Count int
+	Bad   bool // because of a fault
 }
 
 // A Decision is how one request stands.
@@ -70,9 +86,10 @@ type Page struct {
 	Leads      bool
 	Identity   string // its own among many; empty without an election
 	Leader     string // the identity of the one that leads; empty when that is not known
-	Queue      int    // requests that wait for their turn
+	Open       *Open  // nil where it is not known
 	Pace       string // how fast answers are written, and why
 	Policy     string
+	LostSince  time.Time  // since when nobody is known to lead; zero if somebody is
 	Credential string     // for the API server, and its end, in words
 	Decisions  []Decision // the latest first
 	Issued     []int      // certificates in each of the last minutes, the latest last
@@ -80,7 +97,7 @@ type Page struct {
 	Unknown    string     // why it is not known whose certificates end; empty when it is
 }
 
-//go:embed page.html style.css
+//go:embed page.html runbook.html style.css
 var files embed.FS
 
 // page is made once; a fault in it is found by every test.
@@ -90,22 +107,29 @@ var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(file
 const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action " +
 	"'none'; frame-ancestors 'none'"
 
-// Handler serves the page, as it is when it is asked for.
-func Handler(now func() Page) http.Handler {
+// Handler serves the page, as it is when it is asked for, and the runbook, which is in Markdown.
+func Handler(now func() Page, runbook string) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /runbook", func(w http.ResponseWriter, _ *http.Request) {
+		serve(w, runbookPage, sections(runbook))
+	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		var text bytes.Buffer
-		if err := page.Execute(&text, view{now()}); err != nil {
-			http.Error(w, "the page could not be made: "+err.Error(),
-				http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = w.Write(text.Bytes()) // who asked may have gone
+		serve(w, page, view{now()})
 	})
 	mux.HandleFunc("GET /style.css",
 		func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
 	return guard(mux)
+}
+
+// serve executes a template.
+func serve(w http.ResponseWriter, t *template.Template, data any) {
+	var text bytes.Buffer
+	if err := t.Execute(&text, data); err != nil {
+		http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_, _ = w.Write(text.Bytes()) // whoever asked may have gone
 }
 
 // guard keeps browsers from doing anything with what they get but showing it.

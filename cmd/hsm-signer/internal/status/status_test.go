@@ -10,6 +10,38 @@ import (
 
 var now = time.Date(2026, 11, 26, 3, 0, 0, 0, time.UTC)
 
+const testRunbook = `# Runbook
+
+First <b>, see [x](../a.yaml).
+
+<!-- not shown -->
+## HSMSignerDown
+
+**Means.** Run ` + "`kubectl get <pod>`" + `, or [that](#hsmsignerdown), *now*.
+
+- one
+- two
+`
+
+// The runbook is served as text in HTML, and the page links to its sections.
+func TestRunbookIsServed(t *testing.T) {
+	var text strings.Builder
+	if err := get(t, wellPage(), "/runbook", "localhost").Write(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"<p>First &lt;b&gt;, see x (../a.yaml).</p>",
+		`<section id="hsmsignerdown">`, "<h2>HSMSignerDown</h2>", "<strong>Means.</strong>",
+		"<code>kubectl get &lt;pod&gt;</code>", `<a href="#hsmsignerdown">that</a>`,
+		"<em>now</em>", "<ul><li>one</li><li>two</li></ul>"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("%q is missing in:\n%s", want, text.String())
+		}
+	}
+	if strings.Contains(text.String(), "not shown") || strings.Contains(text.String(), "http:") {
+		t.Errorf("it shows a comment, or refers elsewhere:\n%s", text.String())
+	}
+}
+
 // wellPage is one on which all is well.
 func wellPage() Page {
 	return Page{
@@ -25,7 +57,7 @@ func get(t *testing.T, p Page, path, host string) *http.Response {
 	r := httptest.NewRequest(http.MethodGet, path, nil)
 	r.Host = host
 	w := httptest.NewRecorder()
-	Handler(func() Page { return p }).ServeHTTP(w, r)
+	Handler(func() Page { return p }, testRunbook).ServeHTTP(w, r)
 	return w.Result()
 }
 
@@ -45,7 +77,8 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 		want   []string
 	}{
 		"well": {func(*Page) {},
-			[]string{`<body class="well">`, "All is well", "400 days left", "Nobody has asked"}},
+			[]string{`<body class="well">`, "All is well", "400 days left",
+				"CA certificate of example.com/calico", `http-equiv="refresh"`, "Nobody has asked"}},
 		"leader": {func(p *Page) { p.Identity, p.Leader = "a_1", "a_1" },
 			[]string{`<dd>this one<span class="why">a_1</span></dd>`}},
 		"alone": {func(*Page) {}, []string{"<dd>this one, without an election</dd>"}},
@@ -61,6 +94,19 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 		},
 			[]string{`<body class="bad">`, "Not well: HSM", "the token is gone", "plug it in",
 				"stay pending"}},
+		"since": {func(p *Page) {
+			p.Parts[1] = Part{Name: "HSM", Fault: "gone", Since: now.Add(-3 * time.Minute),
+				Do: "docs/runbook.md: HSMSignerTokenUnavailable"}
+		}, []string{"02:57:00 UTC</time>, 3 minutes ago", "since 02:57 UTC",
+			`Runbook: <a href="/runbook#hsmsignertokenunavailable">HSMSignerTokenUnavailable</a>`}},
+		"open": {func(p *Page) {
+			p.Open = &Open{States: []OpenState{{"failing", 48, true}, {"pending", 2, false}},
+				Oldest: now.Add(-70 * time.Second), Unanswered: 65 * time.Second}
+		}, []string{"Open requests: 50", `<div class="bad"><dt>failing</dt><dd>48</dd></div>`,
+			"<dt>Oldest</dt><dd>1 minute ago</dd>", "<dt>No answer for</dt><dd>1 minute</dd>",
+			"<dt>Last answer</dt><dd>none yet</dd>"}},
+		"none open": {func(p *Page) { p.Open = &Open{LastAnswer: now.Add(-time.Minute)} },
+			[]string{"Open requests: 0", "<dt>Last answer</dt><dd>1 minute ago</dd>"}},
 		"two parts": {func(p *Page) {
 			p.Parts = []Part{{Name: "HSM", Fault: "a"},
 				{Name: "Journal", Fault: "b"}}
@@ -99,7 +145,8 @@ func TestWhatRequestersWriteIsEscaped(t *testing.T) {
 	p.Decisions = []Decision{{At: now, Result: "refused", Request: evil, Requester: evil,
 		Rule: evil, Reason: evil}}
 	p.Ending = []Ending{{Workload: evil, Pods: []string{evil}, First: now, Restart: evil}}
-	p.Parts = []Part{{evil, evil, evil, evil}}
+	p.Parts = []Part{{Name: evil, Fault: evil, Do: evil, Note: evil}}
+	p.Hints = []string{evil}
 	if text := show(t, p); strings.Contains(text, "<script") ||
 		strings.Count(text, "&lt;script&gt;") < 10 {
 		t.Errorf("not escaped:\n%s", text)
@@ -107,7 +154,7 @@ func TestWhatRequestersWriteIsEscaped(t *testing.T) {
 }
 
 func TestHeadersLetNothingIn(t *testing.T) {
-	for _, path := range []string{"/", "/style.css"} {
+	for _, path := range []string{"/", "/style.css", "/runbook"} {
 		response := get(t, wellPage(), path, "localhost")
 		for name, want := range map[string]string{
 			"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
@@ -129,7 +176,7 @@ func TestOnlyReading(t *testing.T) {
 		r := httptest.NewRequest(method, "/", strings.NewReader("x"))
 		r.Host = "localhost"
 		w := httptest.NewRecorder()
-		Handler(wellPage).ServeHTTP(w, r)
+		Handler(wellPage, testRunbook).ServeHTTP(w, r)
 		if w.Code != http.StatusMethodNotAllowed {
 			t.Errorf("%s: %d", method, w.Code)
 		}

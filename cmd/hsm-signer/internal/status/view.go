@@ -87,6 +87,15 @@ func (v view) Meaning() string {
 	return "Requests that the policy grants are approved and get their certificates."
 }
 
+// Total is how many requests are open.
+func (o Open) Total() int {
+	n := 0
+	for _, state := range o.States {
+		n += state.Count
+	}
+	return n
+}
+
 // Total is how many certificates were issued in the time that the chart shows.
 func (v view) Total() int {
 	n := 0
@@ -199,4 +208,6 @@ var functions = template.FuncMap{
 	"rfc3339": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"took":    func(d time.Duration) string { return d.Round(100 * time.Millisecond).String() },
 	"join":    strings.Join,
+	"linked":  linked,
+	"about":   about,
 }
