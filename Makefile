@@ -17,7 +17,7 @@ SIGNING_KEY ?=
 SIGNING_PUBLIC_KEY ?=
 BENCH       ?=
 # The parts of "make bench" in addition to the signatures.
-SPEED       := Storm|Approved|Kubernetes|Single|Keys|Delays|Growth|Start
+SPEED       := Storm|Approved|Kubernetes|Single|Keys|Delays|Growth
 BUILD_IMAGE ?= golang:1.26-bookworm
 RUNTIME_IMAGE ?= debian:bookworm-slim
 GOFIPS140   ?= off
