@@ -18,7 +18,7 @@ type section struct {
 var (
 	comment  = regexp.MustCompile(`(?s)<!--.*?-->`)
 	link     = regexp.MustCompile(`\[([^\]]*)\]\(([^)\s]*)\)`)
-	bold     = regexp.MustCompile(`\*\*(.+?)\*\*`)
+	bold     = regexp.MustCompile(`(?s)\*\*(.+?)\*\*`)
 	emphasis = regexp.MustCompile(`\*(\w[^*]*)\*`)
 	code     = regexp.MustCompile("`([^`]+)`")
 	// reference is how texts name a section of the runbook.
@@ -64,22 +64,24 @@ func rendered(body string) template.HTML {
 
 // inline renders one paragraph. Only links within the runbook are links: nothing else is served.
 func inline(text string) string {
-	var html strings.Builder
-	for i, piece := range code.Split(text, -1) {
-		if i > 0 {
-			html.WriteString("<code>" + template.HTMLEscapeString(
-				code.FindAllStringSubmatch(text, -1)[i-1][1]) + "</code>")
-		}
-		piece = bold.ReplaceAllString(template.HTMLEscapeString(piece), "<strong>$1</strong>")
-		html.WriteString(emphasis.ReplaceAllString(piece, "<em>$1</em>"))
-	}
-	return link.ReplaceAllStringFunc(html.String(), func(found string) string {
+	var codes []string // what is in code is not rendered any further
+	text = code.ReplaceAllStringFunc(template.HTMLEscapeString(text), func(found string) string {
+		codes = append(codes, "<code>"+strings.Trim(found, "`")+"</code>")
+		return "\x00"
+	})
+	text = bold.ReplaceAllString(text, "<strong>$1</strong>")
+	text = emphasis.ReplaceAllString(text, "<em>$1</em>")
+	text = link.ReplaceAllStringFunc(text, func(found string) string {
 		parts := link.FindStringSubmatch(found)
 		if strings.HasPrefix(parts[2], "#") {
 			return `<a href="` + parts[2] + `">` + parts[1] + "</a>"
 		}
 		return parts[1] + " (" + parts[2] + ")"
 	})
+	for _, c := range codes {
+		text = strings.Replace(text, "\x00", c, 1)
+	}
+	return text
 }
 
 // linked escapes a text, and makes links of the sections of the runbook that it names.

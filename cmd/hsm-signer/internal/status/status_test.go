@@ -20,7 +20,8 @@ First <b>, see [x](../a.yaml).
 **Means.** Run ` + "`kubectl get <pod>`" + `, or [that](#hsmsignerdown), *now*.
 
 - one
-- two
+- **two ` + "`*x` and `y`" + `,
+  3**
 `
 
 // The runbook is served as text in HTML, and the page links to its sections.
@@ -32,7 +33,8 @@ func TestRunbookIsServed(t *testing.T) {
 	for _, want := range []string{"<p>First &lt;b&gt;, see x (../a.yaml).</p>",
 		`<section id="hsmsignerdown">`, "<h2>HSMSignerDown</h2>", "<strong>Means.</strong>",
 		"<code>kubectl get &lt;pod&gt;</code>", `<a href="#hsmsignerdown">that</a>`,
-		"<em>now</em>", "<ul><li>one</li><li>two</li></ul>"} {
+		"<em>now</em>",
+		"<ul><li>one</li><li><strong>two <code>*x</code> and <code>y</code>,\n  3</strong></li></ul>"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("%q is missing in:\n%s", want, text.String())
 		}
