@@ -28,8 +28,8 @@ func TestPINDoesNotShowItself(t *testing.T) {
 	}
 }
 
-// RSA signs what crypto/rsa would: a signature over our DigestInfo with the bare
-// key operation verifies.
+// RSA signs what crypto/rsa would: a signature over our DigestInfo with the bare key operation
+// verifies.
 func TestDigestInfoIsPKCS1(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

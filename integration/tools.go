@@ -1,7 +1,7 @@
 //go:build tools
 
-// Package integration has no code: this file keeps in go.mod the servers that
-// package testenv builds.
+// Package integration has no code: this file keeps in go.mod the servers that package testenv
+// builds.
 package integration
 
 import (

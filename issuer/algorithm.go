@@ -23,8 +23,8 @@ var (
 	ed25519Algorithms = []x509.SignatureAlgorithm{x509.PureEd25519}
 )
 
-// AlgorithmName is the name of a signature algorithm as users write it, the way
-// Calico spells them: SHA256WithRSA, SHA256WithRSAPSS, ECDSAWithSHA256, Ed25519.
+// AlgorithmName is the name of a signature algorithm as users write it, the way Calico spells them:
+// SHA256WithRSA, SHA256WithRSAPSS, ECDSAWithSHA256, Ed25519.
 func AlgorithmName(a x509.SignatureAlgorithm) string {
 	hash, pss := strings.CutSuffix(a.String(), "-RSAPSS")
 	if pss {
@@ -56,8 +56,8 @@ func ParseAlgorithm(name string) (x509.SignatureAlgorithm, error) {
 		strings.Join(AlgorithmNames(), ", "))
 }
 
-// DefaultAlgorithm is what a key signs with where nothing else is said: SHA-384
-// with P-384, SHA-512 with P-521, nothing but itself with Ed25519, else SHA-256.
+// DefaultAlgorithm is what a key signs with where nothing else is said: SHA-384 with P-384, SHA-512
+// with P-521, nothing but itself with Ed25519, else SHA-256.
 func DefaultAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 	switch key := public.(type) {
 	case *rsa.PublicKey:

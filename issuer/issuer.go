@@ -30,8 +30,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// Backdate is how long before now a certificate begins to be valid, for clocks
-// that are a little behind. It is what kube-controller-manager's signer uses.
+// Backdate is how long before now a certificate begins to be valid, for clocks that are a little
+// behind. It is what kube-controller-manager's signer uses.
 const Backdate = 5 * time.Minute
 
 // For the certificates of pods, the API server requires more (PodCertificateRequest, status): it
@@ -65,9 +65,9 @@ type Issuer struct {
 	now       func() time.Time
 }
 
-// New returns an issuer for the CA. The key's public half must be the one in the
-// CA's certificate, and the algorithm one that it can sign with;
-// [x509.UnknownSignatureAlgorithm] means the default one of the key.
+// New returns an issuer for the CA. The key's public half must be the one in the CA's certificate,
+// and the algorithm one that it can sign with; [x509.UnknownSignatureAlgorithm] means the default
+// one of the key.
 func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm, j Journal) (*Issuer, error) {
 	if err := ca.Matches(key.Public()); err != nil {
 		return nil, err

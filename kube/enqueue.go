@@ -41,8 +41,8 @@ func (c *Controller) added(r request.Object) {
 	c.enqueue(r)
 }
 
-// updated takes up a request that has changed. One that was deleted and made
-// again while nobody watched comes as a change too.
+// updated takes up a request that has changed. One that was deleted and made again while nobody
+// watched comes as a change too.
 func (c *Controller) updated(before, after request.Object) {
 	if before.GetUID() != after.GetUID() {
 		c.deleted(before)

@@ -1,15 +1,14 @@
 // Package kube bridges the Kubernetes API and the decision.
 //
-// Duty: watch the certificate requests of our signers, gather the facts that a
-// decision needs (the live pod), hand them over, and write back the result of
-// it: approval, certificate, denial, failure, events.
+// Duty: watch the certificate requests of our signers, gather the facts that a decision needs (the
+// live pod), hand them over, and write back the result of it: approval, certificate, denial,
+// failure, events.
 //
-// Contract: the state of a request is read from the object, never remembered,
-// so after any crash it is enough to look again. Every write is an update of
-// the object just read, with its UID and resourceVersion, so that nothing lands
-// on a request that was deleted and made again. Denied and Failed are final,
-// and only a verdict leads to them: a fault leaves the request as it is, to be
-// tried again. The package knows neither certificates nor tokens, nor any kind of request: package
+// Contract: the state of a request is read from the object, never remembered, so after any crash it
+// is enough to look again. Every write carries the UID and resourceVersion of the object that was
+// decided on, so nothing lands on a request that has changed or was recreated. Denied and Failed
+// are final, and only a verdict leads to them: a fault leaves the request as it is, to be tried
+// again. The package knows neither certificates nor tokens, nor any kind of request: package
 // request has the interfaces of one.
 package kube
 
@@ -217,8 +216,8 @@ func (c *Controller) watching(selector string, err error) {
 	c.watches[selector] = err
 }
 
-// Run serves requests until the context ends; then it finishes what is in work
-// and returns. An API server that cannot be reached is tried again and again.
+// Run serves requests until the context ends; then it finishes what is in work and returns. An API
+// server that cannot be reached is tried again and again.
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watches also when Run ends by itself
@@ -296,8 +295,7 @@ func (c *Controller) work(ctx, syncs context.Context) {
 	}
 }
 
-// serve gives one request one sync. Work that has started is finished although
-// the context ends.
+// serve gives one request one sync. Work that has started is finished although the context ends.
 func (c *Controller) serve(ctx, syncs context.Context, item key) {
 	if ctx.Err() != nil {
 		return

@@ -23,8 +23,8 @@ type podsRead struct {
 	took         time.Duration // the call; 0 if there was none
 }
 
-// findPods reads the pods of a query consistently: with the resourceVersion unset,
-// not from a cache, which may be of any age.
+// findPods reads the pods of a query consistently: with the resourceVersion unset, not from a
+// cache, which may be of any age.
 func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) (read podsRead,
 	err error) {
 	began := time.Now()

@@ -13,8 +13,7 @@ import (
 	"hsm-signer/policy"
 )
 
-// errLookAgain ends a sync in which nothing was wrong and nothing could be done
-// yet.
+// errLookAgain ends a sync in which nothing was wrong and nothing could be done yet.
 var errLookAgain = errors.New("look again")
 
 // errPaced ends a sync whose request comes back when it may be answered.

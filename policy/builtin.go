@@ -32,8 +32,8 @@ func calicoLegacy() string {
 	return legacyHead + "version:" + before + "    pod: address\n" + after
 }
 
-// BuiltIn returns the text of a built-in policy, and false when there is none of
-// that name. [BuiltInNames] lists them.
+// BuiltIn returns the text of a built-in policy, and false when there is none of that name.
+// [BuiltInNames] lists them.
 func BuiltIn(name string) ([]byte, bool) {
 	switch name {
 	case "calico":

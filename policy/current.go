@@ -2,9 +2,8 @@ package policy
 
 import "sync/atomic"
 
-// A Current is the policy in force, which can be replaced while requests are
-// being decided: each is decided under one policy, and what an earlier one
-// granted is void. It is safe for concurrent use.
+// A Current is the policy in force, which can be replaced while requests are being decided: each is
+// decided under one policy, and what an earlier one granted is void. It is safe for concurrent use.
 type Current struct{ policy atomic.Pointer[Policy] }
 
 // NewCurrent puts the policy in force.

@@ -11,8 +11,8 @@ import (
 	"hsm-signer/policy/strictyaml"
 )
 
-// The text of a policy, as a user writes it. Every key is known: an unknown one
-// is an error. docs/policy.md explains the language by example.
+// The text of a policy, as a user writes it. Every key is known: an unknown one is an error.
+// docs/policy.md explains the language by example.
 type (
 	file struct {
 		Version  line[int]  `yaml:"version"`

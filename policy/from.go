@@ -27,8 +27,8 @@ type podBinding string
 const (
 	// podBound: its token is bound to the pod and names it.
 	podBound podBinding = "bound"
-	// podAddress: its token names no pod (clusters before Kubernetes 1.22); a live
-	// pod of the service account has the IP address that is asked for.
+	// podAddress: its token names no pod (clusters before Kubernetes 1.22); a live pod of the
+	// service account has the IP address that is asked for.
 	podAddress podBinding = "address"
 	// podNone: it need not be a pod.
 	podNone podBinding = "none"

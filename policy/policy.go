@@ -1,17 +1,14 @@
 // Package policy decides.
 //
-// Duty: answer, for one certificate request, whether the one who asks may have
-// the certificate that it asks for. What was asked is read in a closed world
-// (package pkcs10); the rules are data, in YAML; what no rule grants is
-// refused.
+// Duty: answer, for one certificate request, whether the one who asks may have the certificate that
+// it asks for. What was asked is read in a closed world (package pkcs10); the rules are data, in
+// YAML; what no rule grants is refused.
 //
-// Contract: a [Verdict] is exactly one of [*Grant], [*Refusal] and [*Waiting].
-// Only this package can make a Grant, and a Grant permits exactly one
-// certificate, once, under the policy that gave it. There is no I/O here, no
-// clock, and no Kubernetes client: what must be known of the world (the
-// requester's pod) comes in the [Facts] of a look-up, without which nothing is
-// refused because of the pod. The requester's labels and annotations are not
-// part of a [Request].
+// Contract: a [Verdict] is exactly one of [*Grant], [*Refusal] and [*Waiting]. Only this package
+// can make a Grant, and a Grant permits exactly one certificate, once, under the policy that gave
+// it. There is no I/O here, no clock, and no Kubernetes client: what must be known of the world
+// (the requester's pod) comes in the [Facts] of a look-up, without which nothing is refused because
+// of the pod. The requester's labels and annotations are not part of a [Request].
 package policy
 
 import (
@@ -26,8 +23,8 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// A Policy is a compiled set of rules. It does not change; [Policy.Withdraw]
-// ends it. It is safe for concurrent use.
+// A Policy is a compiled set of rules. It does not change; [Policy.Withdraw] ends it. It is safe
+// for concurrent use.
 type Policy struct {
 	rules         []rule
 	budget        Budget
@@ -70,8 +67,7 @@ func (p *Policy) Rules() []string {
 	return names
 }
 
-// Withdraw ends the policy: grants that it gave and that were not redeemed are
-// void from now on.
+// Withdraw ends the policy: grants that it gave and that were not redeemed are void from now on.
 func (p *Policy) Withdraw() { p.withdrawn.Store(true) }
 
 // Decide answers whether the request may have its certificate. It is granted if one rule grants all

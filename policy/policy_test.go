@@ -134,8 +134,8 @@ type component struct {
 	names             []string
 }
 
-// components are the certificates of Calico's components: the service account that
-// asks for it, the rule that grants it, its common name and its DNS names.
+// components are the certificates of Calico's components: the service account that asks for it, the
+// rule that grants it, its common name and its DNS names.
 var components = []component{
 	{"calico-system/calico-node", "calico-node", "", []string{"typha-client"}},
 	{"calico-system/calico-typha", "calico-typha", "", []string{"typha-server"}},

@@ -90,9 +90,8 @@ type ServiceAccount struct{ Namespace, Name string }
 // String returns NAMESPACE/NAME.
 func (a ServiceAccount) String() string { return a.Namespace + "/" + a.Name }
 
-// Keys of [Requester.Extra] that the API server sets for a token that is bound
-// to a pod. See "Additional metadata in pod bound tokens" in the Kubernetes
-// documentation of service accounts.
+// Keys of [Requester.Extra] that the API server sets for a token that is bound to a pod. See
+// "Additional metadata in pod bound tokens" in the Kubernetes documentation of service accounts.
 const (
 	extraPodName  = "authentication.kubernetes.io/pod-name"
 	extraPodUID   = "authentication.kubernetes.io/pod-uid"
@@ -169,8 +168,7 @@ func (r Requester) BoundPod() (name, uid string, ok bool) {
 // boundPod is the pod that the requester's token is bound to.
 type boundPod struct{ name, uid, node string }
 
-// pod returns what the token says of its pod; each of name and UID must have
-// exactly one value.
+// pod returns what the token says of its pod; each of name and UID must have exactly one value.
 func (r Requester) pod() (boundPod, bool) {
 	name, uid, node := r.Extra[extraPodName], r.Extra[extraPodUID], r.Extra[extraNodeName]
 	if len(name) != 1 || len(uid) != 1 || len(node) > 1 || uid[0] == "" ||

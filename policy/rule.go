@@ -10,8 +10,8 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// A rule says who may ask, and for what. It is the compiled form of an entry
-// under "rules" in a policy file.
+// A rule says who may ask, and for what. It is the compiled form of an entry under "rules" in a
+// policy file.
 type rule struct {
 	name        string
 	from        from
@@ -30,8 +30,8 @@ type rule struct {
 	conditions      []condition
 }
 
-// A finding is what one rule has to say of one request: granted when it has
-// neither reasons nor anything missing.
+// A finding is what one rule has to say of one request: granted when it has neither reasons nor
+// anything missing.
 type finding struct {
 	rule    *rule
 	reasons []Reason
@@ -95,8 +95,8 @@ func (u *rule) judge(r *Request, facts Facts) finding {
 	return f
 }
 
-// judgePod returns the live pod that asks, or nil when it is missing or there is
-// a reason against it. Where a rule asks for a pod, a token that names its pod binds.
+// judgePod returns the live pod that asks, or nil when it is missing or there is a reason against
+// it. Where a rule asks for a pod, a token that names its pod binds.
 func (u *rule) judgePod(r *Request, account ServiceAccount, pods []Pod, f *finding) *Pod {
 	bound, ok := r.Requester.pod()
 	switch {
@@ -197,8 +197,8 @@ func (u *rule) judgeNames(r *Request, account ServiceAccount, f *finding) {
 	u.judgeCommonName(r, account, f)
 }
 
-// judgeCommonName requires a common name that the rule writes out or derives, or
-// one of the DNS names that were asked for, in any case.
+// judgeCommonName requires a common name that the rule writes out or derives, or one of the DNS
+// names that were asked for, in any case.
 func (u *rule) judgeCommonName(r *Request, account ServiceAccount, f *finding) {
 	cn := r.asked.CommonName
 	switch {
@@ -249,9 +249,8 @@ func (u *rule) judgePodIP(r *Request, ip netip.Addr, pod *Pod, f *finding) {
 	}
 }
 
-// addressGrace is for pods whose sandbox was recreated, as after the reboot of
-// their node: kubelet tells the container its new address a moment before it tells the API
-// server.
+// addressGrace is for pods whose sandbox was recreated, as after the reboot of their node: kubelet
+// tells the container its new address a moment before it tells the API server.
 const addressGrace = 10 * time.Second
 
 func (u *rule) judgeKey(r *Request, f *finding) {

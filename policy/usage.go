@@ -6,12 +6,11 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// A Usage is a key usage as Kubernetes spells it
-// (CertificateSigningRequest, spec.usages).
+// A Usage is a key usage as Kubernetes spells it (CertificateSigningRequest, spec.usages).
 type Usage string
 
-// The usages that can be granted. The ones that make a CA ("cert sign", "crl
-// sign") and the one that means everything ("any") are not among them.
+// The usages that can be granted. The ones that make a CA ("cert sign", "crl sign") and the one
+// that means everything ("any") are not among them.
 const (
 	DigitalSignature  Usage = "digital signature"
 	ContentCommitment Usage = "content commitment"
@@ -31,9 +30,9 @@ func Usages() []Usage {
 // isKeyUsage reports whether a usage is one of the extension keyUsage, not of extKeyUsage.
 func isKeyUsage(u Usage) bool { return u != ServerAuth && u != ClientAuth }
 
-// fitUsages leaves out the usages that a key of this type cannot serve: only RSA
-// keys encipher, only ECDSA keys agree (RFC 3279, section 2.3.1; RFC 5480,
-// section 3; RFC 8410, section 5). Calico asks for both whatever the key is.
+// fitUsages leaves out the usages that a key of this type cannot serve: only RSA keys encipher,
+// only ECDSA keys agree (RFC 3279, section 2.3.1; RFC 5480, section 3; RFC 8410, section 5). Calico
+// asks for both whatever the key is.
 func fitUsages(asked []Usage, key pkcs10.KeyType) []Usage {
 	fitting := make([]Usage, 0, len(asked))
 	for _, usage := range asked {

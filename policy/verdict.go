@@ -12,8 +12,8 @@ func (*Grant) verdict()   {}
 func (*Refusal) verdict() {}
 func (*Waiting) verdict() {}
 
-// A Code says in one CamelCase word why a request was refused. It becomes
-// the reason of the condition, so the set is small and does not change.
+// A Code says in one CamelCase word why a request was refused. It becomes the reason of the
+// condition, so the set is small and does not change.
 type Code string
 
 // Every Code there is; see [Codes].
@@ -70,8 +70,7 @@ func (r Reason) String() string {
 // sentence is what the requester may read.
 func (r Reason) sentence() string { return "rule " + r.Rule + ": " + r.Field + " " + r.Message }
 
-// A Refusal says no, with every reason of the rule that came nearest. It is
-// final.
+// A Refusal says no, with every reason of the rule that came nearest. It is final.
 type Refusal struct {
 	Reasons    []Reason
 	PolicyHash string // the [Policy.Hash] of the policy that refuses

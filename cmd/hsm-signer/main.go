@@ -1,5 +1,5 @@
-// Command hsm-signer signs Kubernetes certificate requests with a CA key that
-// never leaves a PKCS#11 token.
+// Command hsm-signer signs Kubernetes certificate requests with a CA key that never leaves a
+// PKCS#11 token.
 //
 // This package holds the commands; the packages below internal/ hold what they do.
 package main

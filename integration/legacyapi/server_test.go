@@ -113,8 +113,8 @@ func TestEverythingElsePasses(t *testing.T) {
 	}
 }
 
-// TestLifeOfRequest takes a request from its creation to its certificate as an
-// informer sees it, in both encodings of bodies.
+// TestLifeOfRequest takes a request from its creation to its certificate as an informer sees it, in
+// both encodings of bodies.
 func TestLifeOfRequest(t *testing.T) {
 	for _, contentType := range []string{"application/json",
 		"application/vnd.kubernetes.protobuf"} {
@@ -131,8 +131,8 @@ func TestLifeOfRequest(t *testing.T) {
 	}
 }
 
-// listing tells an informer not to wait for the end of a watch's initial events
-// to be marked, which a server before 1.19 neither does nor refuses to do.
+// listing tells an informer not to wait for the end of a watch's initial events to be marked, which
+// a server before 1.19 neither does nor refuses to do.
 type listing struct{}
 
 func (listing) IsWatchListSemanticsUnSupported() bool { return true }
@@ -161,8 +161,8 @@ func TestLifeOfRequestBefore118(t *testing.T) {
 	}
 }
 
-// live creates a request without a signer name if it is "", and with it
-// otherwise, approves it and gives it a certificate.
+// live creates a request without a signer name if it is "", and with it otherwise, approves it and
+// gives it a certificate.
 func live(t *testing.T, client kubernetes.Interface,
 	seen <-chan *certificatesv1beta1.CertificateSigningRequest, signer string) {
 	t.Helper()
@@ -207,8 +207,7 @@ func live(t *testing.T, client kubernetes.Interface,
 	}
 }
 
-// observe runs an informer of v1beta1 for as long as the test, and gives out
-// what it sees.
+// observe runs an informer of v1beta1 for as long as the test, and gives out what it sees.
 func observe(t *testing.T,
 	informer cache.SharedIndexInformer) <-chan *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()

@@ -234,8 +234,8 @@ func TestKubeconfig(t *testing.T) {
 	}
 }
 
-// orphanVariable makes this test program start a cluster in the directory that
-// it names, and then hang, to be killed.
+// orphanVariable makes this test program start a cluster in the directory that it names, and then
+// hang, to be killed.
 const orphanVariable = "TESTENV_ORPHAN"
 
 func orphan() int {
@@ -267,8 +267,7 @@ func TestNothingOutlivesItsProcess(t *testing.T) {
 	waitUntilGone(t, dir)
 }
 
-// waitUntilGone waits until no server runs in dir: a new cluster can then start
-// there.
+// waitUntilGone waits until no server runs in dir: a new cluster can then start there.
 func waitUntilGone(t *testing.T, dir string) {
 	t.Helper()
 	var last error
@@ -327,8 +326,8 @@ func typhaRequest(t *testing.T, pod *corev1.Pod) calico.InitContainer {
 	}
 }
 
-// ask creates a certificate request as whoever has the token, and returns what
-// the API server made of it.
+// ask creates a certificate request as whoever has the token, and returns what the API server made
+// of it.
 func ask(t *testing.T, token string, pod *corev1.Pod) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(cluster.ConfigFor(token))
@@ -338,8 +337,7 @@ func ask(t *testing.T, token string, pod *corev1.Pod) *certificatesv1.Certificat
 	return request
 }
 
-// TestRefusalReachesCalico denies a request while its pod waits, and another
-// that takes its place.
+// TestRefusalReachesCalico denies a request while its pod waits, and another that takes its place.
 func TestRefusalReachesCalico(t *testing.T) {
 	pod, err := cluster.Pod(t.Context(),
 		testenv.PodSpec{Namespace: "calico-system", Name: "refused", ServiceAccount: "calico-typha",

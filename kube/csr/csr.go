@@ -148,8 +148,8 @@ func (a *API) Version() string { return a.version }
 // Selectors select the requests of each signer name.
 func (a *API) Selectors() []string {
 	if a.Kind.AcceptUnset && a.legacy {
-		// A server before 1.18 knows no such selector, and requests without a
-		// signer name match none: watch everything and sort it out here.
+		// A server before 1.18 knows no such selector, and requests without a signer name match
+		// none: watch everything and sort it out here.
 		return []string{""}
 	}
 	var selectors []string

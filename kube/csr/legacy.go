@@ -13,9 +13,8 @@ import (
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1beta1"
 )
 
-// legacyClient serves certificates.k8s.io/v1beta1 (Kubernetes up to 1.21) as
-// v1. The two have the same wire shape; only the signer name may be unset in
-// v1beta1, which is an empty one here.
+// legacyClient serves certificates.k8s.io/v1beta1 (Kubernetes up to 1.21) as v1. The two have the
+// same wire shape; only the signer name may be unset in v1beta1, which is an empty one here.
 type legacyClient struct {
 	client certificatesclient.CertificateSigningRequestInterface
 }

@@ -7,9 +7,8 @@ import (
 	"encoding/asn1"
 )
 
-// Attributes that a request may carry (RFC 2985, section 5.4). The ones that are
-// not extensionRequest are read over and never logged: a challenge password is
-// a secret.
+// Attributes that a request may carry (RFC 2985, section 5.4). The ones that are not
+// extensionRequest are read over and never logged: a challenge password is a secret.
 const (
 	oidChallengePassword = "1.2.840.113549.1.9.7"
 	oidUnstructuredName  = "1.2.840.113549.1.9.2"
@@ -32,8 +31,8 @@ type attribute struct {
 	Values []asn1.RawValue `asn1:"set"`
 }
 
-// readAttributes reads the attributes of the request, and through them the
-// requested extensions, into r.
+// readAttributes reads the attributes of the request, and through them the requested extensions,
+// into r.
 func readAttributes(csr *x509.CertificateRequest, r *Request, found *faults) {
 	const field = "request.attributes"
 	raw, ok := rawAttributes(csr.RawTBSCertificateRequest)
@@ -116,8 +115,8 @@ func readExtensionRequest(a attribute, r *Request, found *faults) {
 	}
 }
 
-// readExtension checks one extension. Only the names go on from here; the
-// others are hints that must at least be harmless.
+// readExtension checks one extension. Only the names go on from here; the others are hints that
+// must at least be harmless.
 func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 	switch oid {
 	case oidSubjectAltName:
@@ -140,8 +139,8 @@ func readExtension(oid string, e pkix.Extension, r *Request, found *faults) {
 	}
 }
 
-// checkBasicConstraints knows the two ways in which clients write CA:FALSE: left
-// out, as DER has it, and explicit.
+// checkBasicConstraints knows the two ways in which clients write CA:FALSE: left out, as DER has
+// it, and explicit.
 func checkBasicConstraints(der []byte, found *faults) {
 	leftOut, saidOutright := []byte{0x30, 0x00}, []byte{0x30, 0x03, 0x01, 0x01, 0x00}
 	if !bytes.Equal(der, leftOut) && !bytes.Equal(der, saidOutright) {

@@ -16,8 +16,7 @@ import (
 // A KeyType names the kind and the size of a public key, as rules spell it.
 type KeyType string
 
-// The keys that can be certified. They are the ones that Calico offers, RSA-3072
-// and Ed25519.
+// The keys that can be certified. They are the ones that Calico offers, RSA-3072 and Ed25519.
 const (
 	RSA2048   KeyType = "rsa-2048"
 	RSA3072   KeyType = "rsa-3072"

@@ -21,8 +21,8 @@ const (
 	tagIP    = 7
 )
 
-// readNames reads the subject alternative names, then writes them again and
-// requires the same bytes, so that nothing hides in the encoding.
+// readNames reads the subject alternative names, then writes them again and requires the same
+// bytes, so that nothing hides in the encoding.
 func readNames(der []byte, r *Request, found *faults) {
 	const field = "request.subjectAltName"
 	var names []asn1.RawValue

@@ -1,15 +1,14 @@
 // Package pkcs10 reads a certificate request in a closed world.
 //
-// Duty: turn the PEM of a PKCS#10 request (RFC 2986) into the few things that
-// a decision needs, and find every reason for which the request must be
-// refused whoever sends it: what is not known is refused, not skipped.
+// Duty: turn the PEM of a PKCS#10 request (RFC 2986) into the few things that a decision needs, and
+// find every reason for which the request must be refused whoever sends it: what is not known is
+// refused, not skipped.
 //
-// Contract: [Parse] does a bounded amount of work for each byte of input,
-// checks the size of a key before it checks a signature with it, does no I/O,
-// and never panics. A request with a fault must not be granted. In a Request
-// without faults the common name is printable ASCII, the DNS names are lower case and may have a
-// wildcard for their first label, and the URIs and email addresses are plain; the messages of
-// a Fault hold what the requester sent only quoted and cut short.
+// Contract: [Parse] does a bounded amount of work for each byte of input, checks the size of a key
+// before it checks a signature with it, does no I/O, and never panics. A request with a fault must
+// not be granted. In a Request without faults the common name is printable ASCII, the DNS names are
+// lower case and may have a wildcard for their first label, and the URIs and email addresses are
+// plain; the messages of a Fault hold what the requester sent only quoted and cut short.
 package pkcs10
 
 import (
@@ -69,8 +68,8 @@ func (f *faults) add(field, format string, args ...any) bool {
 	return false
 }
 
-// Parse reads one PEM-encoded request. It returns nil if what is there cannot
-// be read as a request at all, and then with at least one fault.
+// Parse reads one PEM-encoded request. It returns nil if what is there cannot be read as a request
+// at all, and then with at least one fault.
 func Parse(text []byte) (*Request, []Fault) {
 	var found faults
 	der, ok := decodePEM(text, &found)
@@ -165,17 +164,17 @@ func checkPreface(text []byte) string {
 	return ""
 }
 
-// sequence returns the elements of a SEQUENCE that must have from least to most
-// of them. encoding/asn1 and crypto/x509 read over what follows the last
-// field that they know; here nothing may.
+// sequence returns the elements of a SEQUENCE that must have from least to most of them.
+// encoding/asn1 and crypto/x509 read over what follows the last field that they know; here nothing
+// may.
 func sequence(der []byte, least, most int) ([]asn1.RawValue, bool) {
 	var elements []asn1.RawValue
 	rest, err := asn1.Unmarshal(der, &elements)
 	return elements, err == nil && len(rest) == 0 && len(elements) >= least && len(elements) <= most
 }
 
-// checkSignature proves that the requester holds the private key. It is called
-// only for a key that was judged to be of an allowed size.
+// checkSignature proves that the requester holds the private key. It is called only for a key that
+// was judged to be of an allowed size.
 func checkSignature(csr *x509.CertificateRequest, found *faults) {
 	const field = "request.signature"
 	if !wholeBytes(csr.Raw) {
@@ -239,8 +238,8 @@ func signatureParameters(der []byte) []byte {
 	return algorithm[1].FullBytes
 }
 
-// Quote returns what a requester sent in a form that is safe in a log, a
-// terminal and a condition: ASCII, quoted, escaped, at most 80 bytes of it.
+// Quote returns what a requester sent in a form that is safe in a log, a terminal and a condition:
+// ASCII, quoted, escaped, at most 80 bytes of it.
 func Quote(s string) string {
 	const most = 80
 	if len(s) > most {

@@ -279,8 +279,8 @@ func requireFault(t *testing.T, text []byte, field, message string) {
 	t.Errorf("no fault in %s that says %q; got %v", field, message, faults)
 }
 
-// FuzzParse: no input breaks it, and what it lets through asks for the same names
-// when it is read by crypto/x509, in plain ASCII.
+// FuzzParse: no input breaks it, and what it lets through asks for the same names when it is read
+// by crypto/x509, in plain ASCII.
 func FuzzParse(f *testing.F) {
 	for _, der := range heavy(f) {
 		f.Add(der)

@@ -7,8 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// Attribute types that a subject may hold (RFC 5280, section 4.1.2.4, and
-// PKCS#9's emailAddress).
+// Attribute types that a subject may hold (RFC 5280, section 4.1.2.4, and PKCS#9's emailAddress).
 var subjectTypes = map[string]string{
 	"2.5.4.3":                    "CN",
 	"2.5.4.5":                    "serialNumber",
@@ -105,8 +104,8 @@ func readRDN(field string, rdn asn1.RawValue, found *faults) (a Attribute, ok bo
 	return a, true
 }
 
-// readString reads one of the string types that RFC 5280, section 4.1.2.4, asks
-// for, or says what is wrong.
+// readString reads one of the string types that RFC 5280, section 4.1.2.4, asks for, or says what
+// is wrong.
 func readString(v asn1.RawValue) (text, fault string) {
 	if v.Class != asn1.ClassUniversal || v.IsCompound {
 		return "", "is not a string"

@@ -5,10 +5,9 @@ import (
 	"strings"
 )
 
-// CheckDNSName says what is wrong with a DNS name as a host's name in a
-// certificate, or nothing. The rules are those of RFC 5280, section 4.2.1.6
-// (preferred name syntax, RFC 1034, section 3.5, with RFC 1123, section 2.1),
-// read narrowly: lower case, as every Kubernetes name is, no A-labels
+// CheckDNSName says what is wrong with a DNS name as a host's name in a certificate, or nothing.
+// The rules are those of RFC 5280, section 4.2.1.6 (preferred name syntax, RFC 1034, section 3.5,
+// with RFC 1123, section 2.1), read narrowly: lower case, as every Kubernetes name is, no A-labels
 // (RFC 5890), and no name that could be taken for an IPv4 address.
 func CheckDNSName(name string) string {
 	const maxName, maxLabel = 253, 63

@@ -1,12 +1,11 @@
-// Command cluster keeps a real Kubernetes API server with its etcd running in
-// the background, on 127.0.0.1 alone, for a developer to try things on.
+// Command cluster keeps a real Kubernetes API server with its etcd running in the background, on
+// 127.0.0.1 alone, for a developer to try things on.
 //
 //	cluster up [--dir DIR]     start it; prints one line to be evaluated by a shell
 //	cluster down [--dir DIR]   stop it; its state stays
 //	cluster build              only build the servers, which up does too
 //
-// Started again it is the same cluster. To have a new one, remove DIR between
-// down and up.
+// Started again it is the same cluster. To have a new one, remove DIR between down and up.
 package main
 
 import (

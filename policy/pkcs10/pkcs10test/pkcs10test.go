@@ -1,5 +1,4 @@
-// Package pkcs10test makes certificate requests for tests, good ones and ones
-// with a defect.
+// Package pkcs10test makes certificate requests for tests, good ones and ones with a defect.
 package pkcs10test
 
 import (

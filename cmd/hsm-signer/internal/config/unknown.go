@@ -7,8 +7,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// WarnUnknown warns of variables that look like ours and are not known. It is no
-// error: PKCS#11 modules have variables of their own.
+// WarnUnknown warns of variables that look like ours and are not known. It is no error: PKCS#11
+// modules have variables of their own.
 func WarnUnknown(logger hclog.Logger, environ []string) {
 	var known []string
 	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
