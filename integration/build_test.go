@@ -12,7 +12,8 @@ import (
 )
 
 // sources are the files that the product is built from.
-var sources = []string{"Makefile", "go.mod", "go.sum", "cmd", "hsm", "issuer", "kube", "policy"}
+var sources = []string{"Makefile", "go.mod", "go.sum", "cmd", "docs", "hsm", "issuer",
+	"kube", "policy"}
 
 // build runs "make build" in a copy of the product's sources and returns the binary.
 func build(t *testing.T, settings ...string) (binary string) {

@@ -64,6 +64,9 @@ func Build(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if o.Out, err = filepath.Abs(o.Out); err != nil { // tools run in other directories
+		return fmt.Errorf("release: the directory for the files: %w", err)
+	}
 	work, err := os.MkdirTemp("", "hsm-signer-release-")
 	if err != nil {
 		return fmt.Errorf("release: %w", err)
@@ -73,8 +76,8 @@ func Build(ctx context.Context, o Options) error {
 		started: time.Now(), targets: list, binaries: map[target]string{},
 		tools: map[string]string{}}
 	for _, step := range []func(context.Context) error{
-		b.identify, b.export, b.emptyOut, b.compile, b.archives, b.packages, b.image, b.materials, b.checksums,
-		b.attest,
+		b.identify, b.export, b.emptyOut, b.compile, b.archives, b.packages, b.image, b.materials,
+		b.checksums, b.attest,
 	} {
 		if err := step(ctx); err != nil {
 			return err
