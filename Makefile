@@ -107,7 +107,7 @@ compose: ## the demo in containers, with docker compose; KEEP=1 leaves it runnin
 
 release: ## a release of the commit in dist: archives, packages, bills of materials; SIGNING_KEY=FILE or URI signs it (docs/release.md)
 	@sh integration/setup.sh release
-	@cd integration && $(GO) run ./cmd/release --out ../dist --base $(RUNTIME_IMAGE) $(if $(filter environment command,$(origin RELEASE)),--release $(RELEASE)) --key '$(if $(filter-out pkcs11:%,$(SIGNING_KEY)),$(abspath $(SIGNING_KEY)),$(SIGNING_KEY))' --public-key '$(abspath $(SIGNING_PUBLIC_KEY))' $(TARGETS)
+	@cd integration && $(GO) run ./cmd/release --out ../dist --base $(RUNTIME_IMAGE) $(if $(filter environment command,$(origin RELEASE)),--release '$(RELEASE)') --key '$(if $(filter-out pkcs11:%,$(SIGNING_KEY)),$(abspath $(SIGNING_KEY)),$(SIGNING_KEY))' --public-key '$(abspath $(SIGNING_PUBLIC_KEY))' $(TARGETS)
 
 release-check: ## as root: two releases from two directories have the same bytes; installs, upgrades and removes the packages; TARGETS=linux_amd64: fewer
 	@sh integration/setup.sh release-check
