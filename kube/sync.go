@@ -159,6 +159,9 @@ func (c *Controller) granted(
 	case *policy.Refusal:
 		return c.refuseGranted(ctx, r, v)
 	case *policy.Waiting:
+		if v.Budget == nil {
+			return ResultWaiting, v, errLookAgain
+		}
 		return ResultOverBudget, v, errLookAgain
 	}
 	err = c.answer(ctx, r, grant, prepared)

@@ -20,12 +20,12 @@ func (c *Connection) Sign(ctx context.Context, request csign.Request) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	begun := time.Now()
+	start := time.Now()
 	signature, err := c.signOn(ctx, session, request)
 	if err != nil {
 		return nil, c.failed(session, err)
 	}
-	c.sessions.release(session, time.Since(begun))
+	c.sessions.release(session, time.Since(start))
 	return signature, nil
 }
 

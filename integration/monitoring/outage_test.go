@@ -95,9 +95,9 @@ func TestAnOutageIsReportedInTime(t *testing.T) {
 // It stays quiet while nothing is open, and while a slow HSM answers one request after the other.
 func TestASlowStreamIsNoOutage(t *testing.T) {
 	for name, values := range map[string]timeline{
-		"idle":         func(int) int { return 0 },
-		"slow stream":  func(s int) int { return s % 14 },
-		"now and then": func(s int) int { return max(0, s%60-50) },
+		"idle":          func(int) int { return 0 },
+		"slow stream":   func(s int) int { return s % 14 },
+		"once a minute": func(s int) int { return max(0, s%60-50) },
 	} {
 		for firstScrape := range 15 {
 			if at := firstFiring(t, values, 15, firstScrape, 0); at >= 0 {

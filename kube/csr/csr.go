@@ -213,16 +213,13 @@ func (a *API) Get(ctx context.Context, name string) (request.Object, error) {
 }
 
 // Count asks the API server for one request, and how many more there are.
-func (a *API) Count(ctx context.Context) (int, error) {
+func (a *API) Count(ctx context.Context) (total int, err error) {
 	page, err := a.Client.List(ctx, metav1.ListOptions{Limit: 1})
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("count the certificate requests: %w", err)
-	case page.Continue == "":
-		return len(page.Items), nil
-	case page.RemainingItemCount == nil:
-		return 0, errors.New("count the certificate requests: " +
-			"the API server does not say how many there are")
+	if err == nil {
+		total, err = request.Total(page.ListMeta, len(page.Items))
 	}
-	return len(page.Items) + int(*page.RemainingItemCount), nil
+	if err != nil {
+		return 0, fmt.Errorf("count the certificate requests: %w", err)
+	}
+	return total, nil
 }

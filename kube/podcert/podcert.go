@@ -148,18 +148,15 @@ func (a *API) read(ctx context.Context, namespace, name string) (*Request, error
 }
 
 // Count asks the API server for one request, and how many more there are.
-func (a *API) Count(ctx context.Context) (int, error) {
+func (a *API) Count(ctx context.Context) (total int, err error) {
 	page, err := a.all().List(ctx, metav1.ListOptions{Limit: 1})
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("count the pod certificate requests: %w", err)
-	case page.Continue == "":
-		return len(page.Items), nil
-	case page.RemainingItemCount == nil:
-		return 0, errors.New("count the pod certificate requests: " +
-			"the API server does not say how many there are")
+	if err == nil {
+		total, err = request.Total(page.ListMeta, len(page.Items))
 	}
-	return len(page.Items) + int(*page.RemainingItemCount), nil
+	if err != nil {
+		return 0, fmt.Errorf("count the pod certificate requests: %w", err)
+	}
+	return total, nil
 }
 
 // mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in bytes.

@@ -51,8 +51,17 @@ func (h *refusalHold) until(hash string) (time.Time, bool) {
 // Decide is [kube.Decider]'s.
 func (h *refusalHold) Decide(r *policy.Request, facts policy.Facts) policy.Verdict {
 	verdict := h.Decider.Decide(r, facts)
+	if r.PodCertificate == nil {
+		return verdict
+	}
+	return h.keep(verdict, facts.PodStarted())
+}
+
+// keep returns [policy.Waiting] in place of a refusal that must not be final yet. Started says that
+// a container of the pod was started.
+func (h *refusalHold) keep(verdict policy.Verdict, started bool) policy.Verdict {
 	refusal, refused := verdict.(*policy.Refusal)
-	if !refused || r.PodCertificate == nil || refusal.Final() || !facts.PodStarted() {
+	if !refused || !started || refusal.Final() {
 		return verdict
 	}
 	if end, open := h.until(refusal.PolicyHash); open {
@@ -88,13 +97,8 @@ func (k kubeIssuer) Prepare(ctx context.Context, grant *policy.Grant) (kube.Prep
 		}
 	}
 	prepared, instead, err := k.Issuer.Prepare(ctx, grant)
-	if refusal, is := instead.(*policy.Refusal); is && grant.PodStarted() && !refusal.Final() {
-		if end, open := k.hold.until(refusal.PolicyHash); open {
-			return nil, nil, fmt.Errorf("waiting for %s", held(refusal, end))
-		}
-	}
 	if prepared == nil {
-		return nil, instead, err
+		return nil, k.hold.keep(instead, grant.PodStarted()), err
 	}
 	return prepared, nil, nil
 }

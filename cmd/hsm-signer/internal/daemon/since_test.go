@@ -39,8 +39,8 @@ func TestSinceWhenAPartIsAtFault(t *testing.T) {
 	since := time.Unix(1e9, 0)
 	h.parts()
 	h.faults.since["token"] = since
-	h.signing.token.note(errors.New("it is gone for good"))
-	require("another fault", "[-] token: it is gone for good (since "+
+	h.signing.token.note(errors.New("the token was removed"))
+	require("another fault", "[-] token: the token was removed (since "+
 		since.UTC().Format(time.RFC3339)+")", metric+`{part="token"} 1e+09`)
 	h.signing.token.note(nil)
 	require("well again", "[+] token ok", metric+`{part="token"} 0`)
