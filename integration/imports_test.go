@@ -45,8 +45,9 @@ var innerPackages = map[string][]string{
 	"kube/apifault":     nil,
 	"kube/pace":         nil,
 	"kube/lease":        {"kube/apifault"},
-	"kube/access":       {"kube/lease"},
+	"kube/access":       {"kube/lease", "kube/trustbundle"},
 	"kube/request":      {"policy"},
+	"kube/trustbundle":  nil,
 	"kube/podcert":      {"kube/request", "policy"},
 	"kube/csr":          {"kube/request", "policy", "policy/pkcs10"},
 

@@ -46,6 +46,7 @@ func everything(kustomization string) string {
   - ../../components/heal
   - ../../components/clean-up
   - ../../components/pod-certificates
+  - ../../components/trust-bundle
   - ../../components/pods-of-policy
   - ../../components/host-network
 `, 1)
@@ -62,7 +63,8 @@ func TestChartInstallsWhatKustomizeDoes(t *testing.T) {
 		}{
 			"": {asItIs, ""},
 			" with everything": {everything, "monitoring.enabled=true,heal.enabled=true," +
-				"cleanUp.enabled=true,podCertificates.enabled=true,podNamespaces={calico-system},hostNetwork=true"},
+				"cleanUp.enabled=true,podCertificates.enabled=true," +
+				"trustBundle.enabled=true,podNamespaces={calico-system},hostNetwork=true"},
 		} {
 			t.Run(overlay+kind, func(t *testing.T) {
 				dir := deployment(t, overlay, variant.edit)

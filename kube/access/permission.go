@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/kube/lease"
+	"hsm-signer/kube/trustbundle"
 )
 
 // EventNamespace is where the API server keeps Events on objects without a namespace, such as
@@ -26,6 +27,7 @@ const (
 	group    = "certificates.k8s.io"
 	requests = "certificatesigningrequests"
 	podReqs  = "podcertificaterequests"
+	bundles  = "clustertrustbundles"
 )
 
 // A Use says what a controller does, and so what it needs.
@@ -38,6 +40,7 @@ type Use struct {
 	Deletes       bool         // it deletes finished requests
 	// PodCertificates: it serves pod certificate requests too.
 	PodCertificates bool
+	TrustBundles    bool // it publishes a ClusterTrustBundle for each signer
 }
 
 // A Permission is one thing that a controller must be allowed to do.
@@ -63,6 +66,24 @@ func (u Use) Permissions() []Permission {
 	}
 	if u.PodCertificates {
 		all = append(all, u.forPods()...)
+	}
+	if u.TrustBundles {
+		all = append(all, u.forBundles()...)
+	}
+	return all
+}
+
+// forBundles lists what the ClusterTrustBundles of the signers need.
+func (u Use) forBundles() []Permission {
+	all := u.ofSigners("attest")
+	for _, name := range u.SignerNames {
+		for _, verb := range []string{"get", "create", "update"} {
+			p := permission(verb, group, bundles)
+			if verb != "create" { // which knows no name
+				p.attributes.Name = trustbundle.Name(name)
+			}
+			all = append(all, p)
+		}
 	}
 	return all
 }
@@ -137,8 +158,16 @@ func permission(verb, group, resource string) Permission {
 // deletion is the permission to delete finished requests. RBAC cannot restrict it to a signer's.
 var deletion = permission("delete", group, requests)
 
+// deletes reports whether the permission is for deleting finished requests.
+func (p Permission) deletes() bool { return p.attributes == deletion.attributes }
+
+// ofBundle reports whether the permission is for the ClusterTrustBundles of signers.
+func (p Permission) ofBundle() bool {
+	return p.attributes.Resource == bundles || p.attributes.Verb == "attest"
+}
+
 // optional reports whether requests are answered without the permission as well as with it.
-func (p Permission) optional() bool { return p.attributes == deletion.attributes }
+func (p Permission) optional() bool { return p.deletes() || p.ofBundle() }
 
 // needed reports whether no request can be answered without the permission. Events are not needed
 // for that, and without the lease there is nothing to do anyway.
@@ -149,8 +178,10 @@ func (p Permission) needed() bool {
 // Manifest is the file or directory of this project that grants the permission.
 func (p Permission) Manifest() string {
 	switch {
-	case p.optional():
+	case p.deletes():
 		return "deploy/components/clean-up"
+	case p.ofBundle():
+		return "deploy/components/trust-bundle"
 	case p.attributes.Resource == podReqs || p.attributes.Resource == "nodes" ||
 		p.attributes.Resource == "serviceaccounts":
 		return "deploy/components/pod-certificates"

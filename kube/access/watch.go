@@ -64,13 +64,13 @@ func (w *Watch) Recheck(err error) {
 func (w *Watch) Blocked() bool { return w.lacking(Permission.needed) != nil }
 
 // Permitted returns nil while no permission is known to be missing that requests need; see also
-// [Watch.MayDelete].
+// [Watch.MayDelete]. Without a permission for ClusterTrustBundles, publishing them fails.
 func (w *Watch) Permitted() error {
 	return w.lacking(func(p Permission) bool { return !p.optional() })
 }
 
 // MayDelete returns nil while the permission to delete requests is not known to be missing.
-func (w *Watch) MayDelete() error { return w.lacking(Permission.optional) }
+func (w *Watch) MayDelete() error { return w.lacking(Permission.deletes) }
 
 // lacking returns an error that names the missing permissions of that kind, or nil if there are
 // none.

@@ -46,6 +46,7 @@ type Config struct {
 	BlockedKeysFile string
 	AnyPolicy       bool // anyone may own the policy's files: nothing is signed by it
 	CACertFile      string
+	TrustBundleFile string // empty: no trust anchors are published
 	StateDir        string
 	MaxRequests     int
 	MaxUnfinished   int
@@ -128,6 +129,10 @@ var (
 		{"CA_CERT_FILE", "",
 			"PEM file: the CA's certificate, then its chain",
 			text(func(c *Config) *string { return &c.CACertFile })},
+		{"TRUST_BUNDLE_FILE", "",
+			"PEM file with the root certificates to publish as each signer's ClusterTrustBundle " +
+				"(Kubernetes 1.37 and later)",
+			text(func(c *Config) *string { return &c.TrustBundleFile })},
 		{"SIGNATURE_ALGORITHM", "",
 			"signature algorithm of certificates (by default SHA-256; SHA-384 with P-384, " +
 				"SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "),

@@ -82,6 +82,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"CLUSTER_DOMAIN":         {value: "cluster local"},
 		"POD_CERTIFICATES":       {value: "yes"},
 		"POD_REFUSAL_DELAY":      {value: "soon"},
+		"TRUST_BUNDLE_FILE":      {value: "/nowhere/roots.crt"},
 		"TRUST_DOMAIN":           {value: "spiffe://example.org"},
 		"CERTIFICATE_LIFETIME":   {value: "1 year"},
 		"APPROVE":                {value: "shadwo", without: "PKCS11_MODULE"},

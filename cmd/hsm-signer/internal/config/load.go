@@ -115,6 +115,26 @@ func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
 	return ca
 }
 
+// loadAnchors returns the certificates of TRUST_BUNDLE_FILE, or nil if it is not set.
+func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
+	if c.TrustBundleFile == "" {
+		return nil
+	}
+	text, err := CARules.Read(c.TrustBundleFile)
+	if err != nil {
+		faults.Add("TRUST_BUNDLE_FILE", err)
+		return nil
+	}
+	anchors, err := issuer.ParseAnchors(text)
+	if err == nil {
+		err = anchors.Trust(ca)
+	}
+	if err != nil {
+		faults.Addf("TRUST_BUNDLE_FILE", "%s: %v", c.TrustBundleFile, err)
+	}
+	return anchors
+}
+
 // CheckRules adds a fault for each rule of which the CA can issue nothing. It does nothing if the
 // policy or the CA could not be loaded.
 func (c *Config) CheckRules(p *policy.Policy, ca *issuer.CA, faults *Faults) {

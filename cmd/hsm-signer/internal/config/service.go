@@ -33,6 +33,7 @@ type Service struct {
 	Policy *policy.Policy
 	// with APPROVE=shadow and no CA_CERT_FILE, one without constraints
 	CA               *issuer.CA
+	Anchors          issuer.Anchors   // to publish; nil: none
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
 	Lease            *lease.Lease     // nil: no election
 	Client           *kubernetes.Clientset
@@ -103,6 +104,7 @@ func (s *Service) loadSigning(faults *Faults) {
 	if s.CA = s.LoadCA(faults); s.CA == nil {
 		return
 	}
+	s.Anchors = s.loadAnchors(s.CA, faults)
 	s.Token.Signature = issuer.SignerOpts(s.Algorithm, s.CA.Certificate().PublicKey)
 	key, err := s.Key(nil)
 	if err != nil {
@@ -180,6 +182,7 @@ func (s *Service) Permissions() []access.Permission {
 		SignerNames: s.SignerNames, PodNamespaces: PodNamespaces(s.Policy),
 		Answers: s.Mode != kube.Shadow, Approves: s.Mode == kube.Approve,
 		Lease: s.Lease, Deletes: s.DeleteFinishedAfter > 0, PodCertificates: s.PodCertificates,
+		TrustBundles: s.Anchors != nil,
 	}.Permissions()
 }
 

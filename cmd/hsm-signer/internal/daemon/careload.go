@@ -23,11 +23,12 @@ type caReloader struct {
 	watchedFile[*issuer.CA]
 	issuer caReplacer
 	policy *policy.Current
+	bundle *bundlePublisher // nil: no trust anchors are published
 }
 
-func newCAReloader(file string, is caReplacer, current *policy.Current, events eventSender,
-	m *metrics.Metrics, logger hclog.Logger) *caReloader {
-	r := &caReloader{issuer: is, policy: current}
+func newCAReloader(file string, is caReplacer, current *policy.Current, bundle *bundlePublisher,
+	events eventSender, m *metrics.Metrics, logger hclog.Logger) *caReloader {
+	r := &caReloader{issuer: is, policy: current, bundle: bundle}
 	r.watchedFile = watchedFile[*issuer.CA]{
 		file: r, path: file, name: "the file of the CA's certificate",
 		stays: "the certificate before it stays in use", reason: "CARefused",
@@ -40,14 +41,17 @@ func (r *caReloader) read() ([]byte, error) { return config.CARules.Read(r.path)
 
 func (r *caReloader) parse(text []byte) (*issuer.CA, error) { return issuer.ParseCA(text) }
 
-// apply puts another certificate of the CA in use, unless the issuer refuses it, or it could issue
-// nothing of a rule of the policy in force.
+// apply puts another certificate of the CA in use, unless the issuer refuses it, it could issue
+// nothing of a rule of the policy in force, or the published trust anchors do not trust it.
 func (r *caReloader) apply(fresh *issuer.CA) error {
 	if fresh.Equal(r.issuer.CA()) {
 		return nil
 	}
 	if _, err := config.LintRules(fresh, r.policy.Policy()); err != nil {
 		return err
+	}
+	if err := r.bundle.trust(fresh); err != nil {
+		return fmt.Errorf("%w to TRUST_BUNDLE_FILE first", err)
 	}
 	if err := r.issuer.Replace(fresh); err != nil {
 		return err

@@ -62,7 +62,7 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	is := &replacedCA{ca: current, key: ca.Key.Public()}
 	m, sent := metrics.New(), &sentEvents{}
 	refused := func() bool { return testutil.ToFloat64(m.CARefused) == 1 }
-	r := newCAReloader(file, is, policy.NewCurrent(builtInPolicy(t)), sent, m,
+	r := newCAReloader(file, is, policy.NewCurrent(builtInPolicy(t)), nil, sent, m,
 		hclog.New(&hclog.LoggerOptions{Output: &log}))
 	looks := func() { r.look(); r.look(); r.look() }
 	if looks(); len(is.taken) > 0 || log.Len() > 0 {

@@ -25,9 +25,10 @@ type Daemon struct {
 	service    *config.Service
 	warnings   []string // about the policy
 	metrics    *metrics.Metrics
-	signing    *signing    // nil in a shadow
-	caFile     *caReloader // nil in a shadow
-	shadow     *shadowLog  // nil in a process that signs
+	signing    *signing         // nil in a shadow
+	caFile     *caReloader      // nil in a shadow
+	bundle     *bundlePublisher // nil without TRUST_BUNDLE_FILE, and in a shadow
+	shadow     *shadowLog       // nil in a process that signs
 	controller *kube.Controller
 	policyFile *policyReloader
 	health     *health
@@ -61,10 +62,11 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 	d.policyFile = newPolicyReloader(s.Config, current, ca, d.controller, counts,
 		logger.Named("policy"))
 	if d.signing != nil {
-		d.caFile = newCAReloader(s.CACertFile, d.signing.issuer, current, d.controller, counts,
-			logger.Named("ca"))
+		d.bundle = newBundle(s, ca, d.controller, counts, logger.Named("ca"))
+		d.caFile = newCAReloader(s.CACertFile, d.signing.issuer, current, d.bundle, d.controller,
+			counts, logger.Named("ca"))
 	}
-	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile)
+	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile, d.bundle)
 	d.supervisor = newSupervisor(d.health, logger.Named("health"))
 	d.page = newStatusPage(s, d.health, recent, d.controller, d.signing)
 	counts.PolicyInForce(s.Policy)
@@ -103,6 +105,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	if d.signing != nil {
 		background = append(append(background, d.signing.watches()...), d.caFile.watch)
+	}
+	if d.bundle != nil {
+		background = append(background, d.bundle.anchors.watch, d.bundle.run)
 	}
 	for _, e := range d.endpoints(open) {
 		background = append(background, func(ctx context.Context) error {

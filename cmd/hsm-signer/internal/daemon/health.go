@@ -34,16 +34,17 @@ type health struct {
 	controller servingController
 	credential credentialState
 	policy     fileState
-	signing    *signingHealth // nil in a shadow
-	caFile     fileState      // nil in a shadow
+	signing    *signingHealth   // nil in a shadow
+	caFile     fileState        // nil in a shadow
+	bundle     *bundlePublisher // nil: no trust anchors are published
 	faults     faultTimes
 }
 
 // newHealth returns the health of a process; what signs, and the file of its CA, are nil in a
 // shadow.
 func newHealth(c servingController, credential credentialState, policy fileState, signs *signing,
-	caFile fileState) *health {
-	h := &health{controller: c, credential: credential, policy: policy}
+	caFile fileState, bundle *bundlePublisher) *health {
+	h := &health{controller: c, credential: credential, policy: policy, bundle: bundle}
 	if signs != nil {
 		h.signing, h.caFile = signs.health, caFile
 	}
@@ -110,8 +111,9 @@ var (
 			"(not expired), token, ca (within its dates), journal; else 0.", []string{"part"}, nil)
 	partSince = prometheus.NewDesc("hsm_signer_unhealthy_since_timestamp_seconds",
 		"Since when this part is not well; 0: it is well. The parts of hsm_signer_ready, and "+
-			"lease (nobody is known to lead), and the files policy_file, ca_file and kubeconfig "+
-			"(the changed file is refused).", []string{"part"}, nil)
+			"lease (nobody is known to lead), trust_bundle (it is not published), and the files "+
+			"policy_file, ca_file, trust_bundle_file and kubeconfig (the changed file is "+
+			"refused).", []string{"part"}, nil)
 )
 
 // Describe is [prometheus.Collector]'s.

@@ -55,7 +55,7 @@ func (h *health) remarks() []part {
 		}
 		remarks = append(remarks, part{name: "ca_file", err: h.caFile.refusal()}, lease)
 	}
-	return h.faults.note(remarks)
+	return h.faults.note(append(remarks, h.bundle.remarks()...))
 }
 
 // watch checks all parts until the context ends, so that it is known since when one is at fault.

@@ -111,14 +111,18 @@ func (s *statusPage) addRemarks(p *status.Page) {
 	names := map[string]string{
 		"policy_file": "The policy file is refused, and the policy before it stays in force",
 		"ca_file":     "CA_CERT_FILE is refused, and the certificate before it stays in use",
+		"trust_bundle_file": "TRUST_BUNDLE_FILE is refused, and the trust anchors before it stay " +
+			"published",
+		"trust_bundle": "The trust anchors are not published. docs/runbook.md: " +
+			"HSMSignerTrustBundle",
 		"kubeconfig": "The changed kubeconfig is refused, and the credential before it stays in " +
 			"use",
 	}
 	for _, remark := range s.health.remarks() {
-		name, isFile := names[remark.name]
+		name, named := names[remark.name]
 		switch {
 		case remark.err == nil:
-		case isFile:
+		case named:
 			p.Hints = append(p.Hints, fmt.Sprintf("%s: %v (since %s)", name, remark.err,
 				remark.since.UTC().Format(time.RFC3339)))
 		case remark.name == "lease":

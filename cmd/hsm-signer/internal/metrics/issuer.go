@@ -13,6 +13,8 @@ type issuerMetrics struct {
 	issued    *prometheus.CounterVec
 	requests  prometheus.Histogram
 	CARefused prometheus.Gauge
+	// TrustBundleRefused is 1 while TRUST_BUNDLE_FILE is refused.
+	TrustBundleRefused prometheus.Gauge
 }
 
 func newIssuerMetrics(register promauto.Factory) issuerMetrics {
@@ -32,6 +34,11 @@ func newIssuerMetrics(register promauto.Factory) issuerMetrics {
 			Name: "hsm_signer_ca_file_refused",
 			Help: "1 while the file of the CA's certificate as it is now is refused and the " +
 				"certificate before it stays in use, else 0.",
+		}),
+		TrustBundleRefused: register.NewGauge(prometheus.GaugeOpts{
+			Name: "hsm_signer_trust_bundle_file_refused",
+			Help: "1 while TRUST_BUNDLE_FILE as it is now is refused and the certificates " +
+				"before it stay published, else 0.",
 		}),
 	}
 }

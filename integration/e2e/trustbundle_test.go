@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/integration/must"
+)
+
+// allowBundle gives hsm-signer the rights of deploy/components/trust-bundle for this signer.
+func (s ownSigner) allowBundle(t *testing.T) {
+	t.Helper()
+	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "trust-bundle",
+		"role.yaml"))
+	must.OK(t, err)
+	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(strings.NewReplacer(
+		"example.com/calico", s.name(), "example.com:calico", "example.com:"+string(s),
+		"hsm-signer-trust-bundle", "hsm-signer-trust-bundle-"+string(s)).Replace(string(role)))))
+}
+
+// bundle is the name of the signer's ClusterTrustBundle.
+func (s ownSigner) bundle() string { return "example.com:" + string(s) + ":hsm-signer" }
+
+// requireBundle waits until the signer's ClusterTrustBundle holds exactly this.
+func (s ownSigner) requireBundle(t *testing.T, want string) {
+	t.Helper()
+	must.Eventually(t, "the ClusterTrustBundle", func(ctx context.Context) (bool, error) {
+		bundle, err := shared.Cluster.Client().CertificatesV1().ClusterTrustBundles().Get(ctx,
+			s.bundle(), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil && bundle.Spec.SignerName == s.name() && bundle.Spec.TrustBundle == want,
+			err
+	})
+}
+
+// hsm-signer creates the ClusterTrustBundle of its signer, restores it, and follows the file.
+func TestTrustBundle(t *testing.T) {
+	t.Parallel()
+	s := newOwnSigner(t, "bundle")
+	root, err := os.ReadFile(ca.CertFile)
+	must.OK(t, err)
+	file := filepath.Join(t.TempDir(), "roots.pem")
+	write(t, file, "# comment\n"+string(root))
+	d := startReady(t, ca, s.env("TRUST_BUNDLE_FILE="+file)...)
+	requireMetric(t, d, "hsm_signer_trust_bundle_published 0") // not allowed yet
+	if log := d.Log(); !strings.Contains(log, "the trust anchors could not be published") ||
+		!strings.Contains(log, "forbidden") {
+		t.Errorf("the log does not say why:\n%s", log)
+	}
+	s.allowBundle(t)
+	s.requireBundle(t, string(root))
+	requireMetric(t, d, "hsm_signer_trust_bundle_published 1")
+
+	bundles := shared.Cluster.Client().CertificatesV1().ClusterTrustBundles()
+	bundle, err := bundles.Get(t.Context(), s.bundle(), metav1.GetOptions{})
+	must.OK(t, err)
+	other := otherRoot(t)
+	bundle.Spec.TrustBundle = other
+	_, err = bundles.Update(t.Context(), bundle, metav1.UpdateOptions{})
+	must.OK(t, err)
+	s.requireBundle(t, string(root))
+	must.OK(t, bundles.Delete(t.Context(), s.bundle(), metav1.DeleteOptions{}))
+	s.requireBundle(t, string(root))
+
+	write(t, file, string(root)+other)
+	s.requireBundle(t, string(root)+other)
+	write(t, file, other) // clients would not trust the CA
+	requireMetric(t, d, "hsm_signer_trust_bundle_file_refused 1")
+	s.requireBundle(t, string(root)+other)
+}
+
+// A file without the CA's root keeps hsm-signer from starting, and check names missing rights.
+func TestTrustBundleIsChecked(t *testing.T) {
+	t.Parallel()
+	s := newOwnSigner(t, "bundle-checked")
+	file := filepath.Join(t.TempDir(), "roots.pem")
+	env := s.env("TRUST_BUNDLE_FILE=" + file)
+	write(t, file, otherRoot(t))
+	if _, stderr, code := shared.Command(t.Context(), ca, env, "check"); code == 0 ||
+		!strings.Contains(stderr, "TRUST_BUNDLE_FILE: ") ||
+		!strings.Contains(stderr, "do not trust the CA of CA_CERT_FILE") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	root, err := os.ReadFile(ca.CertFile)
+	must.OK(t, err)
+	write(t, file, string(root))
+	stdout, _, code := shared.Command(t.Context(), ca, env, "check")
+	for _, missing := range []string{"attest signers " + s.name(),
+		"get clustertrustbundles " + s.bundle(), "create clustertrustbundles",
+		"deploy/components/trust-bundle"} {
+		if code == 0 || !strings.Contains(stdout, missing) {
+			t.Errorf("exit code %d, without %q: %s", code, missing, stdout)
+		}
+	}
+}
+
+// otherRoot returns the PEM of a CA that certified nothing here.
+func otherRoot(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.OK(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "another root"},
+		NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, IsCA: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must.OK(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}

@@ -1,0 +1,70 @@
+package issuer
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+)
+
+// Anchors are certificates for clients to trust: the roots of a CA, and during a change of the CA
+// those before and after it.
+type Anchors []*x509.Certificate
+
+// maxAnchors is the longest PEM text that a ClusterTrustBundle holds (MaxTrustBundleSize in
+// k8s.io/kubernetes/pkg/apis/certificates).
+const maxAnchors = 1 << 20
+
+// ParseAnchors reads PEM. It refuses what a ClusterTrustBundle cannot hold
+// (ClusterTrustBundleSpec, trustBundle): certificates of others than CAs, duplicates, and more than
+// 1 MiB.
+func ParseAnchors(text []byte) (Anchors, error) {
+	certs, err := parseCertificates(text)
+	if err != nil {
+		return nil, err
+	}
+	for i, cert := range certs {
+		if !cert.BasicConstraintsValid || !cert.IsCA {
+			return nil, fmt.Errorf("certificate %d (%s) is not a CA's: basicConstraints must say "+
+				"CA:TRUE", i+1, cert.Subject)
+		}
+		for j, other := range certs[:i] {
+			if bytes.Equal(cert.Raw, other.Raw) {
+				return nil, fmt.Errorf("certificates %d and %d (%s) are the same: remove one",
+					j+1, i+1, cert.Subject)
+			}
+		}
+	}
+	anchors := Anchors(certs)
+	if n := len(anchors.PEM()); n > maxAnchors {
+		return nil, fmt.Errorf("the certificates take %d bytes, and a ClusterTrustBundle holds "+
+			"%d: remove some", n, maxAnchors)
+	}
+	return anchors, nil
+}
+
+// PEM returns the certificates in their order, one block each, without headers and comments.
+func (a Anchors) PEM() string {
+	return string(Chain(a).PEM())
+}
+
+// Trust returns nil if clients that trust the anchors, and nothing else, accept what the CA issues
+// while both are within their dates.
+func (a Anchors) Trust(ca *CA) error {
+	roots, above := x509.NewCertPool(), x509.NewCertPool()
+	for _, cert := range a {
+		roots.AddCert(cert)
+	}
+	for _, cert := range ca.above {
+		above.AddCert(cert)
+	}
+	_, err := ca.cert.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: above, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	invalid := x509.CertificateInvalidError{}
+	if err != nil && !(errors.As(err, &invalid) && invalid.Reason == x509.Expired) {
+		return fmt.Errorf("clients that trust these %d certificate(s) do not trust the CA of "+
+			"CA_CERT_FILE (%s): %w; add its root", len(a), ca.cert.Subject, err)
+	}
+	return nil
+}
