@@ -18,10 +18,10 @@ spec:
       path: /metrics
       interval: {{ .root.Values.monitoring.interval }}
       relabelings:
-        - targetLabel: job # names this installation in alerts and dashboard, as signer does
+        - targetLabel: job # with signer, names this installation in alerts and the dashboard
           replacement: {{ .name }}
         - targetLabel: signer
           replacement: {{ join "," .root.Values.signerNames }}
-        - sourceLabels: [__meta_kubernetes_pod_name] # the alerts name the instance: the pod, not its address
+        - sourceLabels: [__meta_kubernetes_pod_name] # the pod's name, not its address
           targetLabel: instance
 {{- end -}}
