@@ -57,6 +57,8 @@ func (s *eventSink) Report(r Report) {
 		}
 	case ResultOverBudget:
 		s.warn(&o.Object, "OverBudget", o.Reason)
+	case ResultHeld:
+		s.warn(&o.Object, "RefusalHeld", o.Reason)
 	case ResultFault:
 		s.warn(&o.Object, "SignerFault",
 			"the request cannot be answered now and stays open; you need to do nothing, since the "+

@@ -24,18 +24,21 @@ func (r *reluctant) Prepare(
 	return nil, &r.waiting, nil
 }
 
-// What is granted may wait for room in a budget or for a fact. Neither is a fault, and the first has
-// a time at which to look again.
+// What is granted may wait for room in a budget, for a fact, or for the end of a held refusal. None
+// is a fault, and the first and the last have a time at which to look again.
 func TestGrantedWaits(t *testing.T) {
 	for want, waiting := range map[Result]policy.Waiting{
 		ResultOverBudget: {Budget: &policy.OverBudget{Until: time.Now()}},
-		ResultWaiting:    {Missing: "a policy that grants the request"},
+		ResultHeld:       {Held: &policy.HeldRefusal{Until: time.Now()}},
+		ResultWaiting:    {Missing: "the pod's IP"},
 	} {
 		c, _ := withStore(t, &reluctant{waiting: waiting}, func() bool { return true })
 		r := (&csr.API{Kind: c.Kind.(csr.Kind)}).Whole(&certificatesv1.CertificateSigningRequest{})
 		result, _, err := c.granted(t.Context(), r, nil)
-		if result != want || !errors.Is(err, errLookAgain) {
-			t.Errorf("%q, %v; want %q", result, err, want)
+		until := waitsUntil(&waiting)
+		if result != want || !errors.Is(err, errLookAgain) ||
+			until.IsZero() != (want == ResultWaiting) {
+			t.Errorf("%q until %s, %v; want %q", result, until, err, want)
 		}
 	}
 }

@@ -335,7 +335,7 @@ func (c *Controller) serve(ctx, syncs context.Context, item key) {
 		return
 	}
 	c.pacer.Tried(item)
-	c.retry(r, item, result, verdict, err)
+	c.retry(r, item, verdict, err)
 }
 
 // isFault reports whether the error of a sync is more than a reason to look again.
@@ -345,14 +345,12 @@ func isFault(err error) bool {
 }
 
 // retry puts a request that is not finished into the queue again.
-func (c *Controller) retry(
-	r request.Object, item key, result Result, verdict policy.Verdict, err error,
-) {
-	switch waiting, _ := verdict.(*policy.Waiting); {
-	case result == ResultOverBudget && waiting != nil:
+func (c *Controller) retry(r request.Object, item key, verdict policy.Verdict, err error) {
+	switch until := waitsUntil(verdict); {
+	case !until.IsZero():
 		c.queue.Forget(item)
 		age := time.Since(r.GetCreationTimestamp().Time)
-		c.queue.AddAfter(item, budgetWait(waiting.Budget.Until, age))
+		c.queue.AddAfter(item, longWait(until, age))
 	case errors.Is(err, lease.ErrNotLeading):
 		c.Logger.Warn("the lease was lost during a sync; another controller continues",
 			"request", item.name, "uid", item.uid)
@@ -382,10 +380,24 @@ func (c *Controller) report(
 	c.sinks.Report(outcome)
 }
 
-// budgetWait returns how long a request waits that is over budget: until there is room, but at
-// least a while, since room for one is soon there where many wait; the longer, the older it is; and
-// not all at the same time. A change of the policy ends the wait.
-func budgetWait(until time.Time, age time.Duration) time.Duration {
+// waitsUntil returns when a budget has room again, or a held refusal becomes final; zero for any
+// other verdict.
+func waitsUntil(v policy.Verdict) time.Time {
+	waiting, _ := v.(*policy.Waiting)
+	switch {
+	case waiting == nil:
+	case waiting.Budget != nil:
+		return waiting.Budget.Until
+	case waiting.Held != nil:
+		return waiting.Held.Until
+	}
+	return time.Time{}
+}
+
+// longWait returns how long a request waits until a time: at least a while, since room in a budget
+// is soon there where many wait; the longer, the older the request is; and not all at the same
+// time. A change of the policy ends the wait.
+func longWait(until time.Time, age time.Duration) time.Duration {
 	const least, most = 20 * time.Second, 5 * time.Minute
 	return wait.Jitter(min(max(time.Until(until), age/4, least), most), 0.25)
 }

@@ -38,6 +38,8 @@ func (l logSink) outcome(o Outcome) {
 		log.Info("waiting for a fact", "rule", o.Rule, "missing", o.Reason)
 	case ResultOverBudget:
 		log.Warn("over budget; the request stays as it is and waits", "budget", o.Reason)
+	case ResultHeld:
+		log.Warn("refused, but held open for a running pod", "reasons", o.Reason)
 	case ResultFault:
 		log.Error("a fault; the request stays as it is and is tried again", "error", o.Reason)
 	}

@@ -18,7 +18,9 @@ const (
 	OpenHeld       OpenState = "held"        // so that slow clients keep their watches
 	OpenWaiting    OpenState = "waiting"     // for a fact
 	OpenOverBudget OpenState = "over_budget" // granted, and a budget is spent
-	OpenFailing    OpenState = "failing"     // the last sync ended with a fault
+	// OpenRefusalHeld: refused, and a running pod would lose its volume; see [policy.HeldRefusal].
+	OpenRefusalHeld OpenState = "refusal_held"
+	OpenFailing     OpenState = "failing" // the last sync ended with a fault
 )
 
 // forgetAfter is how long the time without an answer continues after the last due request was
@@ -27,7 +29,7 @@ const forgetAfter = 2 * time.Minute
 
 // OpenStates are all of them, in the order of a request's path.
 var OpenStates = []OpenState{OpenPending, OpenApproved, OpenUnapproved, OpenHeld, OpenWaiting,
-	OpenOverBudget, OpenFailing}
+	OpenOverBudget, OpenRefusalHeld, OpenFailing}
 
 // due reports whether a healthy hsm-signer would answer such a request at once.
 func (s OpenState) due() bool {
@@ -230,6 +232,8 @@ func (c *Controller) noteOpen(r request.Object, result Result, err error) {
 		c.open.synced(k, OpenWaiting)
 	case result == ResultOverBudget:
 		c.open.synced(k, OpenOverBudget)
+	case result == ResultHeld:
+		c.open.synced(k, OpenRefusalHeld)
 	case err == nil && !(c.Mode == Wait && r.State() == request.Pending):
 		c.open.closed(k, result == ResultIssued || result == ResultRefused)
 	}

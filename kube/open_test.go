@@ -56,6 +56,7 @@ func TestOpenRequestsAreCountedByState(t *testing.T) {
 		"a fault":          {Approve, resultNone, errors.New("no token"), OpenFailing},
 		"waits":            {Approve, ResultWaiting, errLookAgain, OpenWaiting},
 		"over budget":      {Approve, ResultOverBudget, errLookAgain, OpenOverBudget},
+		"held":             {Approve, ResultHeld, errLookAgain, OpenRefusalHeld},
 		"issued":           {Approve, ResultIssued, nil, ""},
 		"cannot be denied": {Approve, ResultRefused, nil, ""},
 		"not ours":         {Approve, resultNone, nil, ""},

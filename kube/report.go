@@ -40,6 +40,7 @@ const (
 	ResultRefused    Result = "refused" // denied, or failed when someone else had approved it
 	ResultWaiting    Result = "waiting" // for a fact, such as the pod's IP
 	ResultOverBudget Result = "over budget"
+	ResultHeld       Result = "refusal held"
 	ResultFault      Result = "fault"
 	ResultWouldIssue Result = "would issue" // these two in a shadow
 	ResultWouldDeny  Result = "would refuse"
@@ -78,6 +79,17 @@ type RequestCount struct {
 
 // A Deletion says that a finished request was deleted.
 type Deletion struct{ Name, UID, Signer string }
+
+// resultOf returns how far a sync takes a request that waits.
+func resultOf(v *policy.Waiting) Result {
+	switch {
+	case v.Held != nil:
+		return ResultHeld
+	case v.Budget != nil:
+		return ResultOverBudget
+	}
+	return ResultWaiting
+}
 
 // ruleOf returns the rule that a verdict is about.
 func ruleOf(v policy.Verdict) string {

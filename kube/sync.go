@@ -59,7 +59,7 @@ func (c *Controller) sync(
 		}
 		return c.refuse(ctx, r, v)
 	case *policy.Waiting:
-		return ResultWaiting, v, errLookAgain
+		return resultOf(v), v, errLookAgain
 	}
 	return resultNone, verdict, fmt.Errorf("the policy gave no verdict (%T)", verdict)
 }
@@ -129,23 +129,6 @@ func decide(
 	return decider.Decide(asked, pods.facts), pods, nil
 }
 
-// Judge returns the verdict on the request of that name as it is now, and writes nothing.
-func Judge(
-	ctx context.Context, client kubernetes.Interface, kind request.Kind, decider Decider,
-	name string,
-) (policy.Verdict, error) {
-	api, err := kind.Find(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := api.Get(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	verdict, _, err := decide(ctx, client, decider, r)
-	return verdict, err
-}
-
 // granted prepares the certificate, and then approves, issues and publishes. Nothing is approved
 // that cannot be signed now.
 func (c *Controller) granted(
@@ -159,10 +142,7 @@ func (c *Controller) granted(
 	case *policy.Refusal:
 		return c.refuseGranted(ctx, r, v)
 	case *policy.Waiting:
-		if v.Budget == nil {
-			return ResultWaiting, v, errLookAgain
-		}
-		return ResultOverBudget, v, errLookAgain
+		return resultOf(v), v, errLookAgain
 	}
 	err = c.answer(ctx, r, grant, prepared)
 	switch {

@@ -3,6 +3,7 @@ package policy
 import (
 	"slices"
 	"strings"
+	"time"
 )
 
 // A Verdict is exactly one of [*Grant], [*Refusal] and [*Waiting].
@@ -140,10 +141,17 @@ func join(reasons []Reason, sentence func(Reason) string, most int) string {
 	return text.String()
 }
 
-// Waiting says that a fact or room in a budget is missing and may still come: the request stays
-// open and is tried again.
+// Waiting says that a fact or room in a budget is missing and may still come, or that a refusal is
+// held: the request stays open and is tried again.
 type Waiting struct {
-	Rule    string      // the rule that would grant; empty if no rule was judged
-	Missing string      // what is missing; safe to show
-	Budget  *OverBudget // the budget that is spent; nil if a fact is missing
+	Rule    string       // the rule that would grant; empty if no rule was judged
+	Missing string       // what is missing; safe to show
+	Budget  *OverBudget  // the budget that is spent, or nil
+	Held    *HeldRefusal // the refusal that is held, or nil
+}
+
+// A HeldRefusal is a refusal that becomes final only if the policy is still in force later.
+type HeldRefusal struct {
+	*Refusal
+	Until time.Time // when it becomes final
 }

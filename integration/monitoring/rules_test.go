@@ -127,6 +127,10 @@ var cases = map[string]struct{ fires, quiet []string }{
 	},
 	"HSMSignerOverBudget": {[]string{`hsm_signer_over_budget_total 0+1x120`},
 		[]string{`hsm_signer_over_budget_total 5x120`}},
+	"HSMSignerRefusalsHeld": {
+		[]string{`hsm_signer_open_requests{state="refusal_held"} 0x60 3x60`},
+		[]string{`hsm_signer_open_requests{state="refusal_held"} 0x120`,
+			`hsm_signer_open_requests{state="waiting"} 3x120`}},
 	"HSMSignerManyRefused": {[]string{`hsm_signer_refusals_total 0+1x120`,
 		`hsm_signer_refusals_total 0x60 50x60`}, []string{`hsm_signer_refusals_total 0x60 3x60`}},
 	"HSMSignerRefusedAgainAndAgain": {[]string{`hsm_signer_refusals_total 0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x50`}, []string{`hsm_signer_refusals_total 0x60 9x60`, `hsm_signer_refusals_total 7x120`}},

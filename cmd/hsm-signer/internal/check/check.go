@@ -198,6 +198,7 @@ func checkPods(ctx context.Context, s *config.Service, report reporter) {
 	}
 	report("API of pod certificates", api.Version(), nil)
 	report("clock of the API server", "", s.Clock.Fault())
+	checkHeld(ctx, s, report)
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.

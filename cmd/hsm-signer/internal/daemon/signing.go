@@ -11,6 +11,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/refusal"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/hsm"
@@ -79,8 +80,7 @@ func (p *signing) register(m *metrics.Metrics, extractable bool) {
 
 // configure adds what a controller needs to issue.
 func (p *signing) configure(c *kube.Config, s *config.Service) {
-	hold := newRefusalHold(c.Decider, s.PodRefusalDelay)
-	hold.inForce(s.Policy.Hash())
+	hold := refusal.New(c.Decider, s.Policy.Hash(), s.PodRefusalDelay)
 	c.Decider = hold
 	c.Process = process{p.health, p.keeper.Witness}
 	c.Issuer = kubeIssuer{p.issuer, hold, s.Clock}

@@ -93,5 +93,6 @@ var stateNames = map[kube.OpenState]string{
 	kube.OpenPending: "pending", kube.OpenApproved: "approved without a certificate",
 	kube.OpenUnapproved: "waiting for an approval",
 	kube.OpenHeld:       "held back for slow clients", kube.OpenWaiting: "waiting for a fact",
-	kube.OpenOverBudget: "over budget", kube.OpenFailing: "failing",
+	kube.OpenOverBudget: "over budget", kube.OpenRefusalHeld: "refused, but held open",
+	kube.OpenFailing: "failing",
 }

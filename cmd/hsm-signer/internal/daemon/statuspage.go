@@ -14,6 +14,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
+	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
@@ -83,11 +84,12 @@ func newStatusPage(s *config.Service, h *health, recent *activity, c shownContro
 func (s *statusPage) page() status.Page {
 	now := time.Now()
 	recent, issued := s.activity.last(now)
+	open := s.controller.Open()
 	p := status.Page{
 		Now: now, Started: s.started, Version: "hsm-signer " + buildinfo.Version(),
 		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
 		Leads: s.controller.Leads(), Leader: s.controller.Leader(), Identity: s.identity,
-		Open: shownOpen(s.controller.Open()), Pace: paceInWords(s.controller.Pace()),
+		Open: shownOpen(open), Pace: paceInWords(s.controller.Pace()),
 		Policy: s.config.PolicyFile + ", " + s.health.policy.state(), Issued: issued,
 	}
 	for _, outcome := range recent {
@@ -99,6 +101,7 @@ func (s *statusPage) page() status.Page {
 			"hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
 	p.Hints = append(p.Hints, s.cleanUpHints()...)
+	p.Hints = append(p.Hints, heldHints(open)...)
 	s.addCredential(&p)
 	if s.signing != nil {
 		s.addSigning(&p)
@@ -136,6 +139,17 @@ func (s *statusPage) addRemarks(p *status.Page) {
 	}
 }
 
+// heldHints warn of requests of running pods that are refused.
+func heldHints(o kube.Open) []string {
+	n := o.States[kube.OpenRefusalHeld]
+	if n == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("The policy refuses certificates to running pods, whose "+
+		"volumes freeze if it stays in force: %s held open, with the latest among the decisions "+
+		"below. docs/runbook.md: HSMSignerRefusalsHeld", terminal.Plural(n, "request"))}
+}
+
 // overdue is how long requests are without an answer when the page warns of it, as the alert does.
 const overdue = 15 * time.Second
 
@@ -148,7 +162,7 @@ func shownOpen(o kube.Open) *status.Open {
 	for _, state := range kube.OpenStates {
 		if n := o.States[state]; n > 0 {
 			shown.States = append(shown.States, status.OpenState{Name: stateNames[state],
-				Count: n, Bad: state == kube.OpenFailing})
+				Count: n, Bad: state == kube.OpenFailing || state == kube.OpenRefusalHeld})
 		}
 	}
 	return shown

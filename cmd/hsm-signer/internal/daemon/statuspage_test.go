@@ -178,6 +178,21 @@ func TestOpenRequestsAreShown(t *testing.T) {
 	}
 }
 
+// Requests of running pods that the policy refuses are shown, and what to do.
+func TestHeldRefusalsAreShown(t *testing.T) {
+	s := newTestPage(t)
+	for held, hint := range map[int]bool{0: false, 2: true} {
+		s.controller.(*testController).open = kube.Open{Known: true,
+			States: map[kube.OpenState]int{kube.OpenRefusalHeld: held}}
+		p := s.page()
+		if strings.Contains(strings.Join(p.Hints, "\n"), "2 requests held open") != hint ||
+			slices.Contains(p.Open.States, status.OpenState{Name: "refused, but held open",
+				Count: 2, Bad: true}) != hint {
+			t.Errorf("%d held: %+v, %q", held, p.Open, p.Hints)
+		}
+	}
+}
+
 // Since when a part is at fault is shown, and so is the policy's name.
 func TestSinceIsShown(t *testing.T) {
 	s := newTestPage(t)

@@ -1,4 +1,4 @@
-package daemon
+package refusal
 
 import (
 	"crypto/rand"
@@ -55,8 +55,8 @@ func podAsks(t *testing.T, started bool, stub x509.CertificateRequest) (*policy.
 func TestRefusalOfARunningPodIsHeld(t *testing.T) {
 	now := time.Now()
 	current := policy.NewCurrent(noRuleForTeam(t, "a"))
-	h := newRefusalHold(current, time.Hour)
-	h.now = func() time.Time { return now }
+	h := New(current, current.Policy().Hash(), time.Hour)
+	h.now, h.since = func() time.Time { return now }, now
 	decide := func(started bool, stub x509.CertificateRequest) policy.Verdict {
 		r, facts := podAsks(t, started, stub)
 		return h.Decide(r, facts)
@@ -65,7 +65,8 @@ func TestRefusalOfARunningPodIsHeld(t *testing.T) {
 		t.Helper()
 		v := decide(true, x509.CertificateRequest{})
 		waiting, held := v.(*policy.Waiting)
-		if held != want || held && !strings.Contains(waiting.Missing, "which no rule names") {
+		if held != want || held && (!strings.Contains(waiting.Missing, "which no rule names") ||
+			waiting.Held == nil || !waiting.Held.Until.After(now)) {
 			t.Errorf("%s: %v", when, v)
 		}
 	}
