@@ -217,8 +217,9 @@ func TestRefusedRefreshIsHeld(t *testing.T) {
 		"pods-decided": {"0s", "Denied", true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, d := newPodSigner(t, name, withPolicy(t, rulesFor("pods/allowed")),
-				"POD_REFUSAL_DELAY="+c.delay)
+			settings := []string{withPolicy(t, rulesFor("pods/allowed")),
+				"POD_REFUSAL_DELAY=" + c.delay}
+			s, d := newPodSigner(t, name, settings...)
 			pod := newPlainPod(t)
 			if c.started {
 				pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main",
@@ -234,6 +235,12 @@ func TestRefusedRefreshIsHeld(t *testing.T) {
 					return strings.Contains(d.Log(), "The pod has had a certificate"), nil
 				})
 				requireOpen(t, pcr)
+				requireMetric(t, d, `hsm_signer_open_requests{state="refusal_held"} 1`)
+				stdout, stderr, _ := shared.Command(t.Context(), ca, s.podEnv(settings...), "check")
+				if !strings.Contains(stdout, "the policy refuses 1 request") ||
+					!strings.Contains(stdout, pcr.Name+": rule ") {
+					t.Errorf("%s%s", stdout, stderr)
+				}
 				return
 			}
 			must.Eventually(t, "the answer", func(context.Context) (bool, error) {

@@ -30,8 +30,13 @@ func newPodSigner(t *testing.T, name string, more ...string) (ownSigner, *testen
 	t.Helper()
 	must.OK(t, shared.AllowPods(t.Context()))
 	s := newOwnSigner(t, name)
-	return s, startReady(t, ca, s.env(append([]string{"POD_CERTIFICATES=true", "POLICY_FILE=pods",
-		"TRUST_DOMAIN=" + podTrustDomain}, more...)...)...)
+	return s, startReady(t, ca, s.podEnv(more...)...)
+}
+
+// podEnv is the configuration of a signer of pod certificates.
+func (s ownSigner) podEnv(more ...string) []string {
+	return s.env(append([]string{"POD_CERTIFICATES=true", "POLICY_FILE=pods",
+		"TRUST_DOMAIN=" + podTrustDomain}, more...)...)
 }
 
 // newPlainPod makes a pod of its own service account, without containers that run.

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -83,6 +84,29 @@ func newTestHealth(t *testing.T) *health {
 			token: newTokenWatch(&testKey{}, nil, nil, false, hclog.NewNullLogger()),
 			ca:    fixedCA{ca}, journal: j, witness: j,
 		},
+	}
+}
+
+// A testClock has that fault.
+type testClock struct{ error }
+
+func (c testClock) Fault() error { return c.error }
+
+// With pod certificates, a clock that is wrong makes the process unready, but does not keep it from
+// leading: other requests are answered.
+func TestClockIsAPart(t *testing.T) {
+	h := newTestHealth(t)
+	h.signing.token.note(nil)
+	if _, text := readyz(h); strings.Contains(text, "clock") {
+		t.Errorf("without pod certificates: %s", text)
+	}
+	for _, fault := range []error{nil, errors.New("is 5m0s ahead")} {
+		h.signing.clock = testClock{fault}
+		code, text := readyz(h)
+		if (code == http.StatusOK) != (fault == nil) || h.signing.Fit() != nil ||
+			fault != nil && !strings.Contains(text, "[-] clock: is 5m0s ahead (since ") {
+			t.Errorf("%v: %d\n%s", fault, code, text)
+		}
 	}
 }
 

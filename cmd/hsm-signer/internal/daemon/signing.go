@@ -67,6 +67,9 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	token := newTokenWatch(key, keys, j.Opened(), s.InPod, logger.Named("health"))
 	p.health = &signingHealth{token: token, ca: is, journal: j, witness: w,
 		standby: s.Lease != nil}
+	if s.PodCertificates {
+		p.health.clock = s.Clock
+	}
 	p.register(m, s.Token.AllowExtractable)
 	return p, nil
 }

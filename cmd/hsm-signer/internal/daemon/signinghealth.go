@@ -32,22 +32,30 @@ type signingHealth struct {
 	ca      caHolder
 	journal journalState
 	witness suspect
+	clock   clock // of the API server; nil: pod certificates are not served
 	standby bool // another process may lead and have the journal open, and this one stands by
 
 	mu      sync.Mutex
 	crowded time.Time // since when the journal has too many unfinished requests; zero if it has not
 }
 
-// Fit returns nil while token, CA and journal can serve requests.
+// Fit returns nil while token, CA and journal can serve requests. The clock is no part of it: other
+// requests are answered without it, and if it is the API server's that is wrong, every replica
+// finds the same.
 func (h *signingHealth) Fit() error {
 	now := time.Now()
 	return errors.Join(h.token.part().err, h.ca.CA().ValidAt(now), h.journalFit(now))
 }
 
-// parts returns the states of token, CA and journal. caNote is worth knowing of the CA.
+// parts returns the states of token, CA, journal and, for pod certificates, the clock. caNote is
+// worth knowing of the CA.
 func (h *signingHealth) parts(caNote string) []part {
 	ca := part{name: "ca", err: h.ca.CA().ValidAt(time.Now()), note: caNote}
-	return []part{h.token.part(), ca, h.journalPart()}
+	parts := []part{h.token.part(), ca, h.journalPart()}
+	if h.clock != nil {
+		parts = append(parts, part{name: "clock", err: h.clock.Fault()})
+	}
+	return parts
 }
 
 // journalPart returns the state of the journal.

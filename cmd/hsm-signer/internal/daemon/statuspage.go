@@ -213,6 +213,8 @@ var shownNames = map[string][2]string{
 		"HSMSignerCAExpiring"},
 	"journal": {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: " +
 		"HSMSignerJournalNotWritable, or HSMSignerJournalRolledBack if it was rolled back"},
+	"clock": {"Clock", "Pod certificates are not signed. Compare the clocks of this host and of " +
+		"the API server (chronyc tracking). docs/runbook.md: HSMSignerNotReady"},
 }
 
 func (s *statusPage) shownParts() []status.Part {
