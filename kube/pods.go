@@ -95,9 +95,14 @@ func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQue
 	return list.Items, nil
 }
 
-// isStarted reports whether a container of the pod was started, also if it has ended since.
+// isStarted reports whether all volumes of the pod were mounted: only then kubelet makes its
+// sandbox, and in it containers. An image that cannot be pulled keeps containers from being started,
+// and a container that was started may have ended, with its sandbox.
 func isStarted(pod *corev1.Pod) bool {
-	return slices.ContainsFunc(
+	sandbox := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReadyToStartContainers && c.Status == corev1.ConditionTrue
+	})
+	return sandbox || slices.ContainsFunc(
 		slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses),
 		func(status corev1.ContainerStatus) bool {
 			return status.ContainerID != "" || status.RestartCount > 0 ||

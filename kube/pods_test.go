@@ -47,3 +47,34 @@ func TestIsInitializing(t *testing.T) {
 		}
 	}
 }
+
+// A pod has had its certificate if its sandbox was made, although its image cannot be pulled, or if
+// a container was started, although its sandbox is gone.
+func TestStartedPods(t *testing.T) {
+	sandbox := func(is corev1.ConditionStatus) []corev1.PodCondition {
+		return []corev1.PodCondition{{Type: corev1.PodReadyToStartContainers, Status: is}}
+	}
+	pulling := corev1.ContainerStatus{State: corev1.ContainerState{
+		Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}
+	running := corev1.ContainerStatus{State: corev1.ContainerState{
+		Running: &corev1.ContainerStateRunning{}}}
+	for name, c := range map[string]struct {
+		status corev1.PodStatus
+		want   bool
+	}{
+		"new":         {corev1.PodStatus{}, false},
+		"no sandbox":  {corev1.PodStatus{Conditions: sandbox(corev1.ConditionFalse)}, false},
+		"pulls image": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{pulling}}, false},
+		"pulls image in its sandbox": {corev1.PodStatus{Conditions: sandbox(corev1.ConditionTrue),
+			ContainerStatuses: []corev1.ContainerStatus{pulling}}, true},
+		"runs": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{running}}, true},
+		"restarted, with a new sandbox": {corev1.PodStatus{Conditions: sandbox(corev1.ConditionFalse),
+			ContainerStatuses: []corev1.ContainerStatus{{RestartCount: 1}}}, true},
+		"in an init container": {corev1.PodStatus{
+			InitContainerStatuses: []corev1.ContainerStatus{running}}, true},
+	} {
+		if got := isStarted(&corev1.Pod{Status: c.status}); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
+		}
+	}
+}

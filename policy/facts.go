@@ -12,7 +12,7 @@ type Pod struct {
 	Finished             bool // its phase is Succeeded or Failed
 	Deleting             bool // it has a deletion timestamp
 	Mirror               bool // it mirrors a static pod of its node
-	// Started: a container of it was started, so it has had everything that its volumes need.
+	// Started: its volumes were mounted, so it has had everything that they need.
 	Started bool
 
 	// The UIDs of its service account and of its node; empty if there is none of that name now, or
@@ -66,7 +66,7 @@ type Facts struct {
 // They must have been read after the request was.
 func (q PodQuery) Found(pods ...Pod) Facts { return Facts{query: q, pods: pods} }
 
-// PodStarted reports whether a pod was found, and a container of it was started.
+// PodStarted reports whether a pod was found, and its volumes were mounted.
 func (f Facts) PodStarted() bool { return len(f.pods) > 0 && f.pods[0].Started }
 
 // answer reports whether the facts are what the request's query found, or the request has no query.

@@ -108,8 +108,8 @@ func (g *Grant) CheckKey() *Refusal {
 // (PodCertificateRequest).
 func (g *Grant) OfPod() bool { return g.submission.PodCertificate != nil }
 
-// PodStarted reports whether the certificate is a pod's of which a container was started: then it
-// has had one before.
+// PodStarted reports whether the certificate is a pod's whose volumes were mounted: then it has had
+// one before.
 func (g *Grant) PodStarted() bool { return g.podStarted }
 
 // RequestUID is the UID of the API object that is answered.
