@@ -35,35 +35,41 @@ func judge(
 	return verdict, err
 }
 
-// JudgeOpen calls do with the verdict on each open request of the kind, and writes nothing.
+// JudgeOpen calls do with the verdict on each open request of the kind, and ignored with those that
+// are left as they are and why. It writes nothing.
 func JudgeOpen(
 	ctx context.Context, client kubernetes.Interface, kind request.Kind, decider Decider,
-	do func(name string, verdict policy.Verdict),
+	do func(name string, verdict policy.Verdict), ignored func(name, why string),
 ) error {
 	api, err := kind.Find(ctx)
 	if err != nil {
 		return err
 	}
-	names, err := openNames(ctx, api, kind)
+	open, err := openOf(ctx, api, kind)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		verdict, err := judge(ctx, client, api, decider, name)
+	for _, r := range open {
+		if why := r.Ignored(); why != "" {
+			ignored(nameOf(r), why)
+			continue
+		}
+		verdict, err := judge(ctx, client, api, decider, nameOf(r))
 		switch {
 		case apierrors.IsNotFound(err): // it was deleted meanwhile
 		case err != nil:
 			return err
 		default:
-			do(name, verdict)
+			do(nameOf(r), verdict)
 		}
 	}
 	return nil
 }
 
-// openNames returns the names of the open requests of the kind.
-func openNames(ctx context.Context, api request.API, kind request.Kind) ([]string, error) {
-	var names []string
+// openOf returns the open requests of the kind.
+func openOf(
+	ctx context.Context, api request.API, kind request.Kind,
+) (open []request.Object, err error) {
 	for _, selector := range api.Selectors() {
 		all, err := listPages(ctx, api, metav1.ListOptions{FieldSelector: selector})
 		if err != nil {
@@ -71,10 +77,10 @@ func openNames(ctx context.Context, api request.API, kind request.Kind) ([]strin
 		}
 		for _, item := range all.Items {
 			r, err := requestIn(item)
-			if err == nil && r.State().Open() && r.Ignored() == "" && kind.Serves(r.Signer()) {
-				names = append(names, nameOf(r))
+			if err == nil && r.State().Open() && kind.Serves(r.Signer()) {
+				open = append(open, r)
 			}
 		}
 	}
-	return names, nil
+	return open, nil
 }

@@ -15,6 +15,9 @@ import (
 // is compared with the live pod before anything is granted.
 type PodCertificate struct {
 	Stub []byte // spec.stubPKCS10Request, DER
+	// Key and Proof are spec.pkixPublicKey and spec.proofOfPossession, which v1beta1 has and kubelets
+	// before 1.36 write instead of a stub.
+	Key, Proof []byte
 	// Pod is who the certificate is for, as the request says: its namespace, name and UID, its
 	// service account and its node, each with its UID.
 	Pod         Pod
@@ -42,8 +45,8 @@ func (p *Policy) decidePod(r *Request, facts Facts) Verdict {
 		refusal.Reasons = append(refusal.Reasons, tooLarge(r.ObjectFault))
 	}
 	for _, fault := range r.faults {
-		if fault.KeyType {
-			refusal.Reasons = append(refusal.Reasons, p.unsupportedKey(r, fault.Message))
+		if fault.UnknownKey != "" {
+			refusal.Reasons = append(refusal.Reasons, p.unsupportedKey(r, fault.UnknownKey))
 		} else {
 			refusal.Reasons = append(refusal.Reasons, invalid(fault))
 		}
@@ -74,6 +77,27 @@ func (p *Policy) decidePod(r *Request, facts Facts) Verdict {
 		return refusal
 	}
 	return p.grant(r, finding)
+}
+
+// parse reads the key.
+func (c *PodCertificate) parse() (*pkcs10.Request, []pkcs10.Fault) {
+	if len(c.Key)+len(c.Proof) == 0 {
+		return pkcs10.ParseStub(c.Stub)
+	}
+	asked, faults := pkcs10.ParseKey(c.Key, c.Proof, c.Pod.UID)
+	if len(c.Stub) > 0 {
+		faults = append(faults, pkcs10.Fault{Field: "request", Message: "has two keys: use " +
+			"spec.stubPKCS10Request alone"})
+	}
+	return asked, faults
+}
+
+// keyField is where the request has its key.
+func (c *PodCertificate) keyField() string {
+	if len(c.Key) > 0 {
+		return "spec.pkixPublicKey"
+	}
+	return "spec.stubPKCS10Request"
 }
 
 // name returns NAMESPACE/NAME of the pod.
@@ -138,7 +162,7 @@ func (u *rule) judgePodCertificate(r *Request, facts Facts, f *finding) {
 		}
 	}
 	if !slices.Contains(u.keys, r.asked.Key) {
-		f.refuse(UnsupportedKeyType, "spec.stubPKCS10Request", nil, "has a key of the type %s; %s",
+		f.refuse(UnsupportedKeyType, r.PodCertificate.keyField(), nil, "has a key of the type %s; %s",
 			pkcs10.Quote(apiKeyType(r.asked.Key)), supported(u.keys))
 	}
 	if r.Lifetime < MinPodLifetime {
@@ -207,18 +231,16 @@ func supported(keys []pkcs10.KeyType) string {
 
 // unsupportedKey refuses a key of a type that is never certified, and lists those of the rules that
 // apply to the requester.
-func (p *Policy) unsupportedKey(r *Request, fault string) Reason {
-	reason := Reason{Code: UnsupportedKeyType, Rule: ruleClosedWorld,
-		Field: "spec.stubPKCS10Request"}
+func (p *Policy) unsupportedKey(r *Request, described string) Reason {
 	var keys []pkcs10.KeyType
 	for i := range p.rules {
 		if p.rules[i].from.appliesTo(r) {
 			keys = append(keys, p.rules[i].keys...)
 		}
 	}
-	kind, _, _ := strings.Cut(fault, ";") // what follows lists the types of other requests
-	reason.Message = "has a key that " + kind + "; " + supported(keys)
-	return reason
+	return Reason{Code: UnsupportedKeyType, Rule: ruleClosedWorld,
+		Field:   r.PodCertificate.keyField(),
+		Message: "has " + described + "; " + supported(keys)}
 }
 
 // checkPodCertificates finds what a rule for pod certificates must not say, and what only such a

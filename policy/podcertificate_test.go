@@ -1,7 +1,11 @@
 package policy_test
 
 import (
+	"crypto"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"slices"
@@ -151,6 +155,82 @@ func TestStubHoldsTheKeyAlone(t *testing.T) {
 		refusal, refused := decideOn(p, podSubmissionWith(c.der), livePod()).(*policy.Refusal)
 		if !refused || refusal.Code() != c.want || !strings.Contains(refusal.Message(), c.says) {
 			t.Errorf("%s: %v", name, refusal)
+		}
+	}
+}
+
+// keyAndProof is what kubelet before 1.36 writes for the pod instead of a stub.
+func keyAndProof(t *testing.T, private crypto.Signer, podUID string) *policy.PodCertificate {
+	t.Helper()
+	key, err := x509.MarshalPKIXPublicKey(private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	message, options := []byte(podUID), crypto.SignerOpts(crypto.Hash(0))
+	if _, is := private.(ed25519.PrivateKey); !is {
+		digest := sha256.Sum256(message)
+		message, options = digest[:], crypto.SHA256
+	}
+	if _, is := private.(*rsa.PrivateKey); is {
+		options = &rsa.PSSOptions{Hash: crypto.SHA256}
+	}
+	proof, err := private.Sign(rand.Reader, message, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &policy.PodCertificate{Key: key, Proof: proof, Pod: livePod()}
+}
+
+// A key of v1beta1 counts as that of a stub does, with a proof that signs the pod's UID.
+func TestKeyWithProof(t *testing.T) {
+	p := builtIn(t, "pods")
+	newKey := func(kind pkcs10.KeyType) crypto.Signer {
+		private, err := kind.Generate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return private
+	}
+	decide := func(claim *policy.PodCertificate) policy.Verdict {
+		s := podSubmissionWith(nil)
+		s.PodCertificate = claim
+		return decideOn(p, s, livePod())
+	}
+	for _, kind := range []pkcs10.KeyType{pkcs10.RSA3072, pkcs10.RSA4096, pkcs10.ECDSAP256,
+		pkcs10.ECDSAP384, pkcs10.ECDSAP521, pkcs10.Ed25519} {
+		private := newKey(kind)
+		g, granted := decide(keyAndProof(t, private, livePod().UID)).(*policy.Grant)
+		public, is := private.Public().(interface{ Equal(crypto.PublicKey) bool })
+		if !granted || !is || !public.Equal(g.PublicKey()) {
+			t.Errorf("%s: %v", kind, decide(keyAndProof(t, private, livePod().UID)))
+		}
+		if v := decide(keyAndProof(t, private, "other")); !isRefusal(v, policy.InvalidRequest) {
+			t.Errorf("%s, with the proof of another pod: %v", kind, v)
+		}
+	}
+	good := keyAndProof(t, newKey(pkcs10.ECDSAP256), livePod().UID)
+	for name, c := range map[string]struct {
+		forge func(c *policy.PodCertificate)
+		want  policy.Code
+	}{
+		"two keys": {func(c *policy.PodCertificate) {
+			c.Stub = stub(t, pkcs10.ECDSAP256, x509.CertificateRequest{})
+		}, policy.InvalidRequest},
+		"no proof": {func(c *policy.PodCertificate) { c.Proof = nil }, policy.InvalidRequest},
+		"no key":   {func(c *policy.PodCertificate) { c.Key = nil }, policy.InvalidRequest},
+		"more behind the key": {func(c *policy.PodCertificate) {
+			c.Key = append(slices.Clone(c.Key), 0)
+		}, policy.InvalidRequest},
+		"a long proof": {func(c *policy.PodCertificate) { c.Proof = make([]byte, 1<<20) },
+			policy.InvalidRequest},
+		"a type no rule has": {func(c *policy.PodCertificate) {
+			*c = *keyAndProof(t, newKey(pkcs10.RSA2048), livePod().UID)
+		}, policy.UnsupportedKeyType},
+	} {
+		claim := *good
+		c.forge(&claim)
+		if v := decide(&claim); !isRefusal(v, c.want) {
+			t.Errorf("%s: %v", name, v)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func NewRequest(s Submission) *Request { return &Request{Submission: s} }
 func (r *Request) parse() {
 	if !r.parsed {
 		if r.PodCertificate != nil {
-			r.asked, r.faults = pkcs10.ParseStub(r.PodCertificate.Stub)
+			r.asked, r.faults = r.PodCertificate.parse()
 		} else {
 			r.asked, r.faults = pkcs10.Parse(r.PEM)
 		}

@@ -103,7 +103,13 @@ func readPodRequest(t *testing.T,
 func answer(t *testing.T, pcr *certificatesv1.PodCertificateRequest) (
 	*certificatesv1.PodCertificateRequest, metav1.Condition) {
 	t.Helper()
-	pcr = createPodRequest(t, pcr)
+	return awaitAnswer(t, createPodRequest(t, pcr))
+}
+
+// awaitAnswer returns the request with its answer.
+func awaitAnswer(t *testing.T, pcr *certificatesv1.PodCertificateRequest) (
+	*certificatesv1.PodCertificateRequest, metav1.Condition) {
+	t.Helper()
 	must.Eventually(t, "an answer to "+pcr.Name, func(context.Context) (bool, error) {
 		pcr = readPodRequest(t, pcr)
 		return len(pcr.Status.Conditions) > 0, nil

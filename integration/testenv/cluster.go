@@ -295,6 +295,16 @@ func (c *Cluster) whileStopped(ctx context.Context, do func() error) error {
 	return c.StartAPIServer(ctx)
 }
 
+// RestartAPIServer stops the API server, and starts it with these arguments in place of
+// [ClusterOptions.APIServerArgs].
+func (c *Cluster) RestartAPIServer(ctx context.Context, args ...string) error {
+	if err := c.StopAPIServer(); err != nil {
+		return err
+	}
+	c.options.APIServerArgs = args
+	return c.StartAPIServer(ctx)
+}
+
 // StopAPIServer kills the API server. etcd keeps the data.
 func (c *Cluster) StopAPIServer() error { return c.apiserver.kill() }
 

@@ -94,17 +94,12 @@ func (k Kind) find(ctx context.Context) (*API, error) {
 	defer cancel()
 	const group = "certificates.k8s.io/"
 	for _, version := range []string{"v1", "v1beta1"} {
-		resources, err := k.Client.Discovery().ServerResourcesForGroupVersionWithContext(ctx,
-			group+version)
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
+		served, err := request.Served(ctx, k.Client.Discovery(), group+version,
+			"certificatesigningrequests")
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		if !slices.ContainsFunc(resources.APIResources, func(r metav1.APIResource) bool {
-			return r.Name == "certificatesigningrequests"
-		}) {
+		case !served:
 			continue
 		}
 		api := &API{Kind: k, version: group + version, legacy: version == "v1beta1"}

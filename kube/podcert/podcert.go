@@ -1,8 +1,9 @@
 // Package podcert is the second kind of certificate request: PodCertificateRequest, which kubelet
 // makes for a pod's volume.
 //
-// Duty: find certificates.k8s.io/v1; read, watch and count requests; read the state of a request
-// from its conditions; and write its answer, the certificate with its dates or a denial, at once.
+// Duty: find certificates.k8s.io/v1beta1 or v1; read, watch and count requests; read the state of a
+// request from its conditions; and write its answer, the certificate with its dates or a denial, at
+// once.
 //
 // Contract: it implements the interfaces of kube/request. A request says which pod it is for, and
 // whoever can create one can say anything, so it is only a claim (see policy.PodCertificate). The
@@ -17,13 +18,15 @@ import (
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"hsm-signer/kube/request"
@@ -40,43 +43,44 @@ type Kind struct {
 // Serves reports whether requests of the signer name are served.
 func (k Kind) Serves(signer string) bool { return slices.Contains(k.SignerNames, signer) }
 
-// An API is certificates.k8s.io/v1.
+// An API is a version of certificates.k8s.io. Both are read and written by one client, since they
+// differ only in their objects; see [API.whole].
 type API struct {
-	kind   Kind
-	client certificatesclient.PodCertificateRequestsGetter
+	kind    Kind
+	version string // the group and the version
+	client  rest.Interface
 }
 
 const (
-	version = "certificates.k8s.io/v1"
+	group    = "certificates.k8s.io/"
+	resource = "podcertificaterequests"
 	// discoveryTimeout bounds one attempt to reach the API server.
 	discoveryTimeout = 10 * time.Second
 )
 
-// ErrNoAPI is why a cluster before Kubernetes 1.37 cannot be served.
-var ErrNoAPI = errors.New("the API server has no PodCertificateRequest in " + version + ", which " +
-	"Kubernetes has since 1.37: set POD_CERTIFICATES=false, or upgrade the cluster")
+// ErrNoAPI is why a cluster before Kubernetes 1.37 cannot be served, unless its v1beta1 is enabled.
+var ErrNoAPI = errors.New("the API server has no PodCertificateRequest in " + group + "v1, which " +
+	"Kubernetes has since 1.37, nor in v1beta1: set POD_CERTIFICATES=false, or upgrade the cluster")
 
-// Find asks the API server whether it has the API. It returns [ErrNoAPI] if it has not.
+// Find asks the API server which version it has. It prefers v1beta1, which alone shows the keys of
+// kubelets before 1.36. It returns [ErrNoAPI] if there is none.
 func (k Kind) Find(ctx context.Context) (request.API, error) {
 	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
 	defer cancel()
-	resources, err := k.Client.Discovery().ServerResourcesForGroupVersionWithContext(ctx, version)
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil, ErrNoAPI
-	case err != nil:
-		return nil, err
+	for _, api := range []*API{
+		{k, group + "v1beta1", k.Client.CertificatesV1beta1().RESTClient()},
+		{k, group + "v1", k.Client.CertificatesV1().RESTClient()},
+	} {
+		served, err := request.Served(ctx, k.Client.Discovery(), api.version, resource)
+		if err != nil || served {
+			return api, err
+		}
 	}
-	if !slices.ContainsFunc(resources.APIResources, func(r metav1.APIResource) bool {
-		return r.Name == "podcertificaterequests"
-	}) {
-		return nil, ErrNoAPI
-	}
-	return &API{kind: k, client: k.Client.CertificatesV1()}, nil
+	return nil, ErrNoAPI
 }
 
 // Version is the group and the version.
-func (a *API) Version() string { return version }
+func (a *API) Version() string { return a.version }
 
 // ListsFirst reports false: servers with this API can begin a watch with all requests.
 func (a *API) ListsFirst() bool { return false }
@@ -90,36 +94,61 @@ func (a *API) Selectors() []string {
 	return selectors
 }
 
-// all are the requests of every namespace.
-func (a *API) all() certificatesclient.PodCertificateRequestInterface {
-	return a.client.PodCertificateRequests(metav1.NamespaceAll)
+// on returns a call on the requests of a namespace, or of all.
+func on(call *rest.Request, namespace string) *rest.Request {
+	return call.NamespaceIfScoped(namespace, namespace != "").Resource(resource)
+}
+
+// list lists the requests of all namespaces.
+func (a *API) list(ctx context.Context, o metav1.ListOptions) (runtime.Object, metav1.ListMeta,
+	error) {
+	call := on(a.client.Get(), "").VersionedParams(&o, scheme.ParameterCodec)
+	page, err := call.Do(ctx).Get()
+	if err != nil {
+		return nil, metav1.ListMeta{}, err
+	}
+	about, err := meta.ListAccessor(page)
+	if err != nil {
+		return nil, metav1.ListMeta{}, err
+	}
+	return page, metav1.ListMeta{ResourceVersion: about.GetResourceVersion(),
+		Continue: about.GetContinue(), RemainingItemCount: about.GetRemainingItemCount()}, nil
 }
 
 // List returns one page of requests, each trimmed.
 func (a *API) List(
 	ctx context.Context, o metav1.ListOptions,
 ) (*metainternalversion.List, error) {
-	page, err := a.all().List(ctx, o)
+	page, about, err := a.list(ctx, o)
 	if err != nil {
 		return nil, explain(o.FieldSelector, err)
 	}
-	all := &metainternalversion.List{ListMeta: page.ListMeta}
-	for i := range page.Items {
-		all.Items = append(all.Items, a.trim(&page.Items[i]))
-	}
-	return all, nil
+	all := &metainternalversion.List{ListMeta: about}
+	err = meta.EachListItem(page, func(object runtime.Object) error {
+		r, err := a.whole(object, nil)
+		if err == nil {
+			all.Items = append(all.Items, a.trim(r))
+		}
+		return err
+	})
+	return all, err
 }
 
 // Watch watches requests, and trims each as soon as it has it.
 func (a *API) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	w, err := a.all().Watch(ctx, o)
+	o.Watch = true
+	call := on(a.client.Get(), "").VersionedParams(&o, scheme.ParameterCodec)
+	if o.TimeoutSeconds != nil {
+		call = call.Timeout(time.Duration(*o.TimeoutSeconds) * time.Second)
+	}
+	w, err := call.Watch(ctx)
 	if err != nil {
 		return nil, explain(o.FieldSelector, err)
 	}
 	return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
-		pcr, is := e.Object.(*certificatesv1.PodCertificateRequest)
-		if is && e.Type != watch.Bookmark { // whose annotations are client-go's
-			e.Object = a.trim(pcr)
+		r, err := a.whole(e.Object, nil)
+		if err == nil && e.Type != watch.Bookmark { // whose annotations are client-go's
+			e.Object = a.trim(r)
 		}
 		return e, true
 	}), nil
@@ -136,22 +165,22 @@ func (a *API) Get(ctx context.Context, name string) (request.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.read(ctx, namespace, name)
-}
-
-func (a *API) read(ctx context.Context, namespace, name string) (*Request, error) {
-	pcr, err := a.client.PodCertificateRequests(namespace).Get(ctx, name, metav1.GetOptions{})
+	r, err := a.read(ctx, namespace, name)
 	if err != nil {
 		return nil, err
 	}
-	return a.whole(pcr), nil
+	return r, nil
+}
+
+func (a *API) read(ctx context.Context, namespace, name string) (*Request, error) {
+	return a.whole(on(a.client.Get(), namespace).Name(name).Do(ctx).Get())
 }
 
 // Count asks the API server for one request, and how many more there are.
 func (a *API) Count(ctx context.Context) (total int, err error) {
-	page, err := a.all().List(ctx, metav1.ListOptions{Limit: 1})
+	page, about, err := a.list(ctx, metav1.ListOptions{Limit: 1})
 	if err == nil {
-		total, err = request.Total(page.ListMeta, len(page.Items))
+		total, err = request.Total(about, meta.LenList(page))
 	}
 	if err != nil {
 		return 0, fmt.Errorf("count the pod certificate requests: %w", err)
@@ -163,22 +192,21 @@ func (a *API) Count(ctx context.Context) (total int, err error) {
 const mostMeta = 16 << 10
 
 // trim returns the request without what a sync does not need. It may change the object.
-func (a *API) trim(pcr *certificatesv1.PodCertificateRequest) *Request {
-	r := a.whole(pcr)
+func (a *API) trim(r *Request) *Request {
 	meta := metav1.ObjectMeta{
-		Namespace: pcr.Namespace, Name: pcr.Name, UID: pcr.UID,
-		ResourceVersion: pcr.ResourceVersion, CreationTimestamp: pcr.CreationTimestamp,
+		Namespace: r.Namespace, Name: r.Name, UID: r.UID,
+		ResourceVersion: r.ResourceVersion, CreationTimestamp: r.CreationTimestamp,
 	}
 	if !a.kind.KeepFinished && !r.State().Open() {
-		return a.whole(&certificatesv1.PodCertificateRequest{
-			ObjectMeta: meta, Status: pcr.Status,
-			Spec: certificatesv1.PodCertificateRequestSpec{SignerName: pcr.Spec.SignerName},
-		})
+		return &Request{api: a, PodCertificateRequest: &certificatesv1.PodCertificateRequest{
+			ObjectMeta: meta, Status: r.Status,
+			Spec: certificatesv1.PodCertificateRequestSpec{SignerName: r.Spec.SignerName},
+		}}
 	}
 	large := !request.HasRoom(r.StoredSize(), request.RoomForAnswer)
-	pcr.ManagedFields = nil
-	if r.truncated = large || pcr.ObjectMeta.Size() > mostMeta; r.truncated {
-		pcr.ObjectMeta = meta
+	r.ManagedFields = nil
+	if r.truncated = large || r.ObjectMeta.Size() > mostMeta; r.truncated {
+		r.ObjectMeta = meta
 	}
 	return r
 }

@@ -21,21 +21,17 @@ import (
 type Request struct {
 	*certificatesv1.PodCertificateRequest
 
-	api       *API
-	truncated bool
+	api        *API
+	key, proof []byte // what v1beta1 alone shows: spec.pkixPublicKey, spec.proofOfPossession
+	truncated  bool
 }
 
 var _ request.Object = (*Request)(nil)
 
-// whole returns the request with nothing taken from it. The object must not be changed afterwards.
-func (a *API) whole(pcr *certificatesv1.PodCertificateRequest) *Request {
-	return &Request{PodCertificateRequest: pcr, api: a}
-}
-
 // Reference returns the reference that Events use.
 func (r *Request) Reference() *corev1.ObjectReference {
 	return &corev1.ObjectReference{
-		APIVersion: certificatesv1.SchemeGroupVersion.String(), Kind: "PodCertificateRequest",
+		APIVersion: r.api.version, Kind: "PodCertificateRequest",
 		Namespace: r.Namespace, Name: r.Name, UID: r.UID, ResourceVersion: r.ResourceVersion,
 	}
 }
@@ -46,9 +42,10 @@ func (r *Request) Signer() string { return r.Spec.SignerName }
 // Ignored returns why the request is left as it is, or "": kubelets before 1.36 write their key
 // into fields that v1 does not show, so the stub seems to be empty. A denial would be final.
 func (r *Request) Ignored() string {
-	if r.State().Open() && len(r.Spec.StubPKCS10Request) == 0 {
+	if r.State().Open() && len(r.Spec.StubPKCS10Request)+len(r.key)+len(r.proof) == 0 {
 		return "it shows no key (spec.stubPKCS10Request), since kubelet of the node " +
-			string(r.Spec.NodeName) + " is older than 1.36: upgrade it"
+			string(r.Spec.NodeName) + " is older than 1.36: upgrade it, or enable v1beta1 in the " +
+			"API server"
 	}
 	return ""
 }
@@ -83,13 +80,14 @@ func (r *Request) State() request.State {
 // StoredSize is the size of the object, and of its key three times, in bytes.
 func (r *Request) StoredSize() int {
 	const keyPrefix, overhead = len("/registry/podcertificaterequests//"), 256
-	return r.Size() + 3*(keyPrefix+len(r.Namespace)+len(r.Name)) + overhead
+	return r.Size() + len(r.key) + len(r.proof) + 3*(keyPrefix+len(r.Namespace)+len(r.Name)) + overhead
 }
 
 // Submission takes from the object what a decision may see.
 func (r *Request) Submission() policy.Submission {
 	claim := &policy.PodCertificate{
-		Stub: r.Spec.StubPKCS10Request, Annotations: r.Spec.UnverifiedUserAnnotations,
+		Stub: r.Spec.StubPKCS10Request, Key: r.key, Proof: r.proof,
+		Annotations: r.Spec.UnverifiedUserAnnotations,
 		Pod: policy.Pod{
 			Namespace: r.Namespace, Name: r.Spec.PodName, UID: string(r.Spec.PodUID),
 			ServiceAccount:    r.Spec.ServiceAccountName,
@@ -115,7 +113,7 @@ func (r *Request) Read(ctx context.Context) (request.Object, error) {
 	case err != nil:
 		return nil, err
 	case now.UID != r.UID:
-		return nil, apierrors.NewNotFound(certificatesv1.Resource("podcertificaterequests"), r.Name)
+		return nil, apierrors.NewNotFound(certificatesv1.Resource(resource), r.Name)
 	}
 	return now, nil
 }
@@ -192,10 +190,9 @@ func (r *Request) Refuse(ctx context.Context, reason, message string) error {
 
 // Delete deletes the request, unless it has changed or is gone.
 func (r *Request) Delete(ctx context.Context) error {
-	return r.api.client.PodCertificateRequests(r.Namespace).Delete(ctx, r.Name,
-		metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
-			UID: &r.UID, ResourceVersion: &r.ResourceVersion,
-		}})
+	return on(r.api.client.Delete(), r.Namespace).Name(r.Name).Body(&metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &r.UID, ResourceVersion: &r.ResourceVersion},
+	}).Do(ctx).Error()
 }
 
 // with returns a copy of the object with one condition more.
@@ -211,10 +208,10 @@ func (r *Request) with(kind, reason, message string) *certificatesv1.PodCertific
 func (r *Request) updateStatus(
 	ctx context.Context, pcr *certificatesv1.PodCertificateRequest,
 ) (request.Object, error) {
-	updated, err := r.api.client.PodCertificateRequests(r.Namespace).UpdateStatus(ctx, pcr,
-		metav1.UpdateOptions{})
+	call := on(r.api.client.Put(), r.Namespace).Name(r.Name).SubResource("status")
+	updated, err := r.api.whole(call.Body(r.api.statusOf(pcr)).Do(ctx).Get())
 	if err != nil {
 		return nil, err
 	}
-	return r.api.whole(updated), nil
+	return updated, nil
 }

@@ -2,10 +2,12 @@ package podcert
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -15,9 +17,9 @@ import (
 )
 
 func requestWith(conditions ...metav1.Condition) *Request {
-	return (&API{}).whole(&certificatesv1.PodCertificateRequest{
+	return &Request{api: &API{}, PodCertificateRequest: &certificatesv1.PodCertificateRequest{
 		Status: certificatesv1.PodCertificateRequestStatus{Conditions: conditions},
-	})
+	}}
 }
 
 // The state is that of the one condition that is true.
@@ -91,23 +93,83 @@ func TestRefusalOfTheNotBefore(t *testing.T) {
 
 // What is listed of a finished request, and the metadata of a large one, is not kept.
 func TestListedRequestIsTrimmed(t *testing.T) {
-	large := func() *certificatesv1.PodCertificateRequest {
-		return &certificatesv1.PodCertificateRequest{
+	a := &API{}
+	large := func(conditions ...metav1.Condition) *Request {
+		return &Request{api: a, PodCertificateRequest: &certificatesv1.PodCertificateRequest{
 			ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "b", UID: "c",
 				Annotations:   map[string]string{"large": string(make([]byte, mostMeta))},
 				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}},
 			Spec: certificatesv1.PodCertificateRequestSpec{SignerName: "s", PodName: "p",
 				StubPKCS10Request: []byte{1}},
-		}
+			Status: certificatesv1.PodCertificateRequestStatus{Conditions: conditions},
+		}}
 	}
-	a := &API{}
 	if r := a.trim(large()); !r.Truncated() || r.Annotations != nil || r.Spec.PodName != "p" {
 		t.Errorf("open: %+v", r.PodCertificateRequest)
 	}
-	done := large()
-	done.Status.Conditions = []metav1.Condition{{Type: "Issued", Status: metav1.ConditionTrue}}
+	done := large(metav1.Condition{Type: "Issued", Status: metav1.ConditionTrue})
 	if r := a.trim(done); r.Spec.PodName != "" || r.Spec.SignerName != "s" ||
 		r.State() != request.Issued || r.Namespace != "b" {
 		t.Errorf("finished: %+v", r.PodCertificateRequest)
+	}
+}
+
+// A request of v1beta1 is read as one of v1, with its key beside it, and answered in v1beta1.
+func TestBothVersionsAreOne(t *testing.T) {
+	old := &certificatesv1beta1.PodCertificateRequest{ObjectMeta: metav1.ObjectMeta{Name: "a"}}
+	fill(reflect.ValueOf(&old.Spec).Elem())
+	fill(reflect.ValueOf(&old.Status).Elem())
+	a := &API{version: group + "v1beta1"}
+	r, err := a.whole(old, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requireFilled(t, "spec", reflect.ValueOf(r.Spec))
+	requireFilled(t, "status", reflect.ValueOf(r.Status))
+	claim := r.Submission().PodCertificate
+	if r.Name != old.Name || len(claim.Key) == 0 || len(claim.Proof) == 0 || len(claim.Stub) == 0 {
+		t.Errorf("%+v", claim)
+	}
+	r.Spec.StubPKCS10Request = nil
+	r.Status.Conditions = nil
+	if why := r.Ignored(); why != "" {
+		t.Errorf("a request with a key of v1beta1: %s", why)
+	}
+	written, is := a.statusOf(r.PodCertificateRequest).(*certificatesv1beta1.PodCertificateRequest)
+	if !is || written.Name != old.Name || written.Status.CertificateChain == "" {
+		t.Errorf("%T %+v", written, written)
+	}
+	a.version = group + "v1"
+	if _, is := a.statusOf(r.PodCertificateRequest).(*certificatesv1.PodCertificateRequest); !is {
+		t.Error("v1 is written as another version")
+	}
+	if _, err := a.whole(&metav1.Status{}, nil); err == nil {
+		t.Error("a status is a request")
+	}
+}
+
+// fill gives every field of a struct a value.
+func fill(v reflect.Value) {
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.String:
+			f.SetString("x")
+		case reflect.Pointer:
+			f.Set(reflect.New(f.Type().Elem()))
+		case reflect.Slice:
+			f.Set(reflect.MakeSlice(f.Type(), 1, 1))
+		case reflect.Map:
+			f.Set(reflect.MakeMap(f.Type()))
+		}
+	}
+}
+
+// requireFilled requires that every field of a struct has a value.
+func requireFilled(t *testing.T, name string, v reflect.Value) {
+	t.Helper()
+	for i := range v.NumField() {
+		if v.Field(i).IsZero() {
+			t.Errorf("%s.%s was lost", name, v.Type().Field(i).Name)
+		}
 	}
 }

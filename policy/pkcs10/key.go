@@ -114,22 +114,25 @@ func (k KeyType) Generate() (crypto.Signer, error) {
 
 // judgeKey refuses a key that is not of an allowed kind and size, that is written in an unusual
 // way, or that is weak. The size comes first: it bounds the cost of all that follows.
-func judgeKey(csr *x509.CertificateRequest, found *faults) (KeyType, bool) {
+//
+// The key is given with its SubjectPublicKeyInfo in DER.
+func judgeKey(public crypto.PublicKey, der []byte, found *faults) (KeyType, bool) {
 	const field = "request.publicKey"
-	kind, ok := TypeOfKey(csr.PublicKey)
+	kind, ok := TypeOfKey(public)
 	if !ok {
+		described := describeKey(public)
 		found.add(field, "is %s; allowed are RSA of exactly 2048, 3072, 4096 or 8192 "+
-			"bits, ECDSA on P-256, P-384 or P-521, and Ed25519", describeKey(csr))
-		(*found)[len(*found)-1].KeyType = true
+			"bits, ECDSA on P-256, P-384 or P-521, and Ed25519", described)
+		(*found)[len(*found)-1].UnknownKey = described
 		return "", false
 	}
 	// Only the one canonical encoding: no hybrid point, no missing NULL, no unused bits.
-	canonical, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
-	if err != nil || !bytes.Equal(canonical, csr.RawSubjectPublicKeyInfo) {
+	canonical, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil || !bytes.Equal(canonical, der) {
 		return "", found.add(field, "is not in its canonical encoding (RFC 3279, section 2.3; "+
 			"RFC 5480, section 2)")
 	}
-	switch key := csr.PublicKey.(type) {
+	switch key := public.(type) {
 	case *rsa.PublicKey:
 		return kind, judgeRSA(key, found)
 	case ed25519.PublicKey:
@@ -155,12 +158,12 @@ func judgeRSA(key *rsa.PublicKey, found *faults) bool {
 	return true
 }
 
-func describeKey(csr *x509.CertificateRequest) string {
-	switch key := csr.PublicKey.(type) {
+func describeKey(public crypto.PublicKey) string {
+	switch key := public.(type) {
 	case *rsa.PublicKey:
 		return "an RSA key of " + big.NewInt(int64(key.N.BitLen())).String() + " bits"
 	case *ecdsa.PublicKey:
 		return "an ECDSA key on the curve " + Quote(key.Curve.Params().Name)
 	}
-	return "of an unknown kind (" + Quote(csr.PublicKeyAlgorithm.String()) + ")"
+	return "a key of an unknown kind"
 }

@@ -56,8 +56,9 @@ type Request struct {
 type Fault struct {
 	Field   string // where, as a path: "request.subject", "request.dnsNames[2]"
 	Message string // what is wrong and what would be right
-	// KeyType reports whether the key is of a type that is never certified.
-	KeyType bool
+	// UnknownKey describes a key of a type that is never certified, such as "an RSA key of 1024
+	// bits"; empty if the fault is another.
+	UnknownKey string
 }
 
 // faults collects faults; its methods return whether all was well.
@@ -104,7 +105,7 @@ func newRequest(csr *x509.CertificateRequest, found *faults) *Request {
 // readKey reads the type of the key, and proves that the requester holds its private half.
 func (r *Request) readKey(csr *x509.CertificateRequest, found *faults) {
 	var ok bool
-	if r.Key, ok = judgeKey(csr, found); ok {
+	if r.Key, ok = judgeKey(csr.PublicKey, csr.RawSubjectPublicKeyInfo, found); ok {
 		checkSignature(csr, found)
 	}
 }

@@ -33,7 +33,7 @@ type signingHealth struct {
 	journal journalState
 	witness suspect
 	clock   clock // of the API server; nil: pod certificates are not served
-	standby bool // another process may lead and have the journal open, and this one stands by
+	standby bool  // another process may lead and have the journal open, and this one stands by
 
 	mu      sync.Mutex
 	crowded time.Time // since when the journal has too many unfinished requests; zero if it has not
