@@ -19,6 +19,8 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/kube"
 	"hsm-signer/kube/csr"
+	"hsm-signer/kube/podcert"
+	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
@@ -47,12 +49,14 @@ func NewCommand() *cobra.Command {
 		Use:   "explain FILE…",
 		Short: "Print the policy's verdict on requests, and why",
 		Long: `Prints the verdict on a PKCS#10 request (PEM or DER), on each
-CertificateSigningRequest in a file (YAML or JSON, also several documents or a List, as "kubectl
-get csr -o yaml" prints), or with --live on one in the cluster. It writes nothing to the cluster.
-If a file has several requests, each gets its own line and is named FILE#1, FILE#2 and so on.
+CertificateSigningRequest and PodCertificateRequest in a file (YAML or JSON, also several documents
+or a List, as "kubectl get csr -o yaml" prints), or with --live on one in the cluster. It writes
+nothing to the cluster. If a file has several requests, each gets its own line and is named FILE#1,
+FILE#2 and so on.
 
 Flags supply what is not in a file: the requester (--as), its live pod (--pod, --pod-uid,
---pod-node, --pod-ip, --pod-host-network) and the usages. They apply to every request.
+--pod-node, --pod-ip, --pod-host-network) and the usages. They apply to every request, except that a
+PodCertificateRequest says all of this itself: it is judged as if its pod was as it says.
 
 With CA_CERT_FILE the verdict includes what the CA and the CAs above it permit. Without it their
 constraints are not checked, and a note on standard error reports it.
@@ -63,7 +67,8 @@ any is not, 1 on an error.`,
 		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
       --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   kubectl get csr -o yaml | hsm-signer policy explain --output json /dev/stdin
-  hsm-signer policy explain --live typha-certs:calico-typha-1`,
+  hsm-signer policy explain --live typha-certs:calico-typha-1
+  kubectl get podcertificaterequests -A -o yaml | hsm-signer policy explain --policy mine.yaml /dev/stdin`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, faults := config.Read(cmd, settings)
@@ -100,7 +105,7 @@ any is not, 1 on an error.`,
 	flags.StringSliceVar(&a.usages, "usages", nil, "the usages (spec.usages), comma-separated; by "+
 		"default, for a bare PKCS#10, those of Calico")
 	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the "+
-		"cluster (may be repeated)")
+		"cluster, or NAMESPACE/NAME of a PodCertificateRequest (may be repeated)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
 	return command
 }
@@ -142,7 +147,11 @@ func liveVerdicts(c *config.Config, d kube.Decider, faults *config.Faults) func(
 	string) (policy.Verdict, error) {
 	client, _ := c.LoadClient(faults, nil)
 	return func(ctx context.Context, name string) (policy.Verdict, error) {
-		return kube.Judge(ctx, client, csr.Kind{Client: client}, d, name)
+		var kind request.Kind = csr.Kind{Client: client}
+		if strings.Contains(name, "/") {
+			kind = podcert.Kind{Client: client}
+		}
+		return kube.Judge(ctx, client, kind, d, name)
 	}
 }
 
@@ -200,6 +209,9 @@ func (e *explainer) fromFile(file string,
 // decide returns the verdict on a request, completed by the flags.
 func (e *explainer) decide(submission policy.Submission) policy.Verdict {
 	submission = e.assume(submission)
+	if submission.PodCertificate != nil {
+		return e.policy.Decide(judge.ForPod(submission))
+	}
 	if e.assumed.pod == "" {
 		return e.policy.Decide(judge.WithoutPod(submission))
 	}
@@ -215,6 +227,9 @@ func (e *explainer) assume(s policy.Submission) policy.Submission {
 	a := e.assumed
 	s.Age = judge.AssumedAge
 	s.SignerName = cmp.Or(a.signer, s.SignerName)
+	if s.PodCertificate != nil {
+		return s // it says the rest itself
+	}
 	usages := a.usages
 	if len(usages) == 0 && len(s.Usages) == 0 {
 		usages = judge.CalicoUsages

@@ -17,6 +17,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
 // withTextBefore is the request as GnuTLS writes it.
@@ -63,6 +64,48 @@ func TestExplainReadsEveryForm(t *testing.T) {
 }
 
 // Every request in a file is judged, in whatever form the file holds several, and has a line.
+// A request for a pod certificate says itself who it is for, and in v1beta1 has another key.
+func TestExplainReadsPodCertificateRequests(t *testing.T) {
+	t.Setenv("TRUST_DOMAIN", "example.org")
+	stub := asDER(pkcs10test.Request{}.PEM(t))
+	for name, c := range map[string]struct {
+		key, account, want string
+		code               int
+	}{
+		"a stub": {"stubPKCS10Request: " + base64.StdEncoding.EncodeToString(stub), "web",
+			"granted by rule pods: URI:spiffe://example.org/ns/shop/sa/web", 0},
+		"a broken stub": {"stubPKCS10Request: AAAA", "web", "is not a PKCS#10 request",
+			exit.Refused},
+		"a key without its proof": {"pkixPublicKey: AAAA", "web", "is not a public key",
+			exit.Refused},
+		"no account": {"stubPKCS10Request: " + base64.StdEncoding.EncodeToString(stub), `""`,
+			"no rule", exit.Refused},
+	} {
+		file := fixture.File(t, "request.yaml", fmt.Sprintf(`
+apiVersion: v1
+kind: List
+items:
+  - apiVersion: certificates.k8s.io/v1
+    kind: PodCertificateRequest
+    metadata: {name: req-1, namespace: shop}
+    spec:
+      signerName: example.com/calico
+      podName: web-0
+      podUID: "1"
+      serviceAccountName: %s
+      serviceAccountUID: "2"
+      nodeName: node-1
+      nodeUID: "3"
+      maxExpirationSeconds: 86400
+      %s
+`, c.account, c.key))
+		out, stderr, code := command(t, "policy", "explain", file, "--policy", "pods")
+		if code != c.code || !strings.Contains(out, c.want) {
+			t.Errorf("%s: exit code %d: %s%s", name, code, out, stderr)
+		}
+	}
+}
+
 func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
 	granted, refused := readFile(t, fixture.RequestFile(t, asObject, "typha-server")), readFile(t,
 		fixture.RequestFile(t, asObject, "typha-client"))

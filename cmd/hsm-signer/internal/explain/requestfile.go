@@ -16,6 +16,7 @@ import (
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 
 	"hsm-signer/kube/csr"
+	"hsm-signer/kube/podcert"
 	"hsm-signer/policy"
 )
 
@@ -131,6 +132,7 @@ func kindOf(object json.RawMessage) string {
 
 const (
 	requestKind = "CertificateSigningRequest"
+	podKind     = "PodCertificateRequest"
 	listSuffix  = "List"
 )
 
@@ -161,11 +163,19 @@ func appendRequests(found []fileRequest, object json.RawMessage, kind string) []
 
 // requestIn reads a request from an object.
 func requestIn(object json.RawMessage, kind string) fileRequest {
-	if kind != requestKind {
-		if kind == "" {
-			kind = "an object without a kind"
+	switch kind {
+	case requestKind:
+	case podKind:
+		name, submission, err := podcert.Submission(object)
+		if err != nil {
+			err = fmt.Errorf("the %s cannot be read: %w", podKind, err)
 		}
-		return fileRequest{err: fmt.Errorf("is %s, not a %s", kind, requestKind)}
+		return fileRequest{name, submission, err}
+	case "":
+		kind = "an object without a kind"
+		fallthrough
+	default:
+		return fileRequest{err: fmt.Errorf("is %s, not a %s or %s", kind, requestKind, podKind)}
 	}
 	var made certificatesv1.CertificateSigningRequest
 	err := utiljson.Unmarshal(object, &made)

@@ -28,6 +28,14 @@ func WithoutPod(s policy.Submission) (*policy.Request, policy.Facts) {
 	return request, query.Found()
 }
 
+// ForPod returns a request for a pod certificate, and the facts of a look-up that finds everything
+// as the request says.
+func ForPod(s policy.Submission) (*policy.Request, policy.Facts) {
+	request := policy.NewRequest(s)
+	query, _ := request.PodQuery()
+	return request, query.Found(s.PodCertificate.Pod)
+}
+
 // CalicoUsages are the usages that Calico's pods request. They are the default.
 var CalicoUsages = []string{"server auth", "client auth", "digital signature", "key agreement",
 	"key encipherment"}

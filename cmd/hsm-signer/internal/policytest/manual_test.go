@@ -13,20 +13,30 @@ import (
 	"hsm-signer/policy"
 )
 
-// What docs/policy.md shows is right: each policy in it can be read, and its cases pass with the
-// first.
+// What the manual shows is right: each policy on a page can be read, and the page's cases pass with
+// the first.
 func TestPoliciesOfTheManual(t *testing.T) {
-	manual, err := os.ReadFile(fixture.Path(t, "docs/policy.md"))
+	policies := policiesOn(t, "docs/policy.md", 2, 2)
+	if p := policies[1].Budget(); p.String() != policies[0].Budget().String() {
+		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p,
+			policies[0].Budget())
+	}
+	policiesOn(t, "docs/pods.md", 1, 2)
+}
+
+// policiesOn returns the policies on a page, which must have so many, and so many cases that pass.
+func policiesOn(t *testing.T, page string, want, cases int) (policies []*policy.Policy) {
+	t.Helper()
+	manual, err := os.ReadFile(fixture.Path(t, page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var policies []*policy.Policy
 	passed := 0
 	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(manual, -1) {
 		switch text := string(block[1]); {
 		case strings.HasPrefix(text, "version: 1"):
-			p, err := policy.Parse(block[1],
-				policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
+			p, err := policy.Parse(block[1], policy.Options{ClusterDomain: "cluster.local",
+				TrustDomain: "example.org", MaxLifetime: time.Hour})
 			if err != nil {
 				t.Fatalf("%v in\n%s", err, text)
 			}
@@ -43,12 +53,9 @@ func TestPoliciesOfTheManual(t *testing.T) {
 			passed += strings.Count(out.String(), "ok ")
 		}
 	}
-	if len(policies) != 2 || passed != 2 {
-		t.Errorf("%d policies and %d cases that pass; the manual has 2 of each", len(policies),
-			passed)
+	if len(policies) != want || passed != cases {
+		t.Fatalf("%s has %d policies and %d cases that pass; want %d and %d", page, len(policies),
+			passed, want, cases)
 	}
-	if p := policies[1].Budget(); p.String() != policies[0].Budget().String() {
-		t.Errorf("the manual says that the budget is %v when nothing is said; it is %v", p,
-			policies[0].Budget())
-	}
+	return policies
 }

@@ -3,18 +3,13 @@ package policytest
 
 import (
 	"cmp"
-	"crypto"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +18,6 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
-	"hsm-signer/policy/pkcs10"
 	"hsm-signer/policy/strictyaml"
 )
 
@@ -51,9 +45,14 @@ type testCase struct {
 	Key         string       `yaml:"key"`      // optional: ecdsa-p256
 	Usages      []string     `yaml:"usages"`   // optional: those that Calico asks for
 	Lifetime    string       `yaml:"lifetime"` // optional: none is asked for
-	Expect      string       `yaml:"expect"`   // granted, refused or waiting
-	Rule        string       `yaml:"rule"`     // optional: the rule that grants
-	Reason      string       `yaml:"reason"`   // optional: the reason of the denial
+	// optional: it is a PodCertificateRequest, for whose pod the rule names all
+	PodCertificate bool              `yaml:"podCertificate"`
+	Annotations    map[string]string `yaml:"annotations"` // optional, with podCertificate
+	// optional: all names of the certificate, as "policy explain" prints them
+	Names  []string `yaml:"names"`
+	Expect string   `yaml:"expect"` // granted, refused or waiting
+	Rule   string   `yaml:"rule"`   // optional: the rule that grants
+	Reason string   `yaml:"reason"` // optional: the reason of the denial
 }
 
 type testPod struct {
@@ -152,9 +151,14 @@ func readTestFile(name string) ([]testCase, error) {
 			return nil, fmt.Errorf("cases[%d] (%q): needs a name, and \"expect\": granted, "+
 				"refused or waiting", i, c.Name)
 		}
-		if c.Rule != "" && c.Expect != "granted" || c.Reason != "" && c.Expect != "refused" {
-			return nil, fmt.Errorf("cases[%d] (%q): \"rule\" is for granted requests, "+
-				"\"reason\" for refused ones", i, c.Name)
+		if (c.Rule != "" || c.Names != nil) && c.Expect != "granted" ||
+			c.Reason != "" && c.Expect != "refused" {
+			return nil, fmt.Errorf("cases[%d] (%q): \"rule\" and \"names\" are for granted "+
+				"requests, \"reason\" for refused ones", i, c.Name)
+		}
+		if c.Annotations != nil && !c.PodCertificate {
+			return nil, fmt.Errorf("cases[%d] (%q): only requests for pod certificates have "+
+				"\"annotations\"; set podCertificate: true", i, c.Name)
 		}
 	}
 	return file.Cases, nil
@@ -170,6 +174,11 @@ func (c testCase) run(d kube.Decider, keys testKeys) (difference string, err err
 	case *policy.Grant:
 		if c.Expect != "granted" || c.Rule != "" && c.Rule != v.Rule() {
 			return fmt.Sprintf("granted by rule %s; expected: %s", v.Rule(), c.expectation()), nil
+		}
+		if c.Names != nil && !slices.Equal(slices.Sorted(slices.Values(c.Names)),
+			slices.Sorted(slices.Values(v.Names()))) {
+			return fmt.Sprintf("granted with the names %s; expected: %s",
+				strings.Join(v.Names(), ", "), strings.Join(c.Names, ", ")), nil
 		}
 	case *policy.Refusal:
 		if c.Expect != "refused" || c.Reason != "" && c.Reason != string(v.Code()) {
@@ -188,78 +197,4 @@ func (c testCase) expectation() string {
 		return c.Expect + " (" + detail + ")"
 	}
 	return c.Expect
-}
-
-// request returns what the case requests, and the facts that it states.
-func (c testCase) request(keys testKeys) (*policy.Request, policy.Facts, error) {
-	pkcs, err := c.pkcs10(keys)
-	if err != nil {
-		return nil, policy.Facts{}, err
-	}
-	submission := policy.Submission{
-		PEM: pkcs, Age: judge.AssumedAge, SignerName: c.Signer,
-		Requester: policy.Requester{Username: c.As,
-			Groups: append(judge.GroupsOf(c.As), c.Groups...), Extra: c.Extra},
-	}
-	if c.Lifetime != "" {
-		if submission.Lifetime, err = policy.ParseDuration(c.Lifetime); err != nil {
-			return nil, policy.Facts{}, err
-		}
-	}
-	if c.Usages == nil {
-		c.Usages = judge.CalicoUsages
-	}
-	for _, usage := range c.Usages {
-		submission.Usages = append(submission.Usages, policy.Usage(usage))
-	}
-	if c.Pod == nil {
-		request, facts := judge.WithoutPod(submission)
-		return request, facts, nil
-	}
-	request, facts := judge.WithPod(submission, policy.Pod{
-		Name: c.Pod.Name, UID: judge.AssumedUID, Node: c.Pod.Node, IPs: c.Pod.IPAddresses,
-		HostNetwork: c.Pod.HostNetwork,
-	})
-	return request, facts, nil
-}
-
-func (c testCase) pkcs10(keys testKeys) ([]byte, error) {
-	key, err := keys.get(pkcs10.KeyType(cmp.Or(c.Key, string(pkcs10.ECDSAP256))))
-	if err != nil {
-		return nil, err
-	}
-	template := &x509.CertificateRequest{DNSNames: c.DNSNames, EmailAddresses: c.Emails,
-		Subject: pkix.Name{CommonName: c.CommonName}}
-	if c.CommonName == "" && len(c.DNSNames) > 0 {
-		template.Subject.CommonName = c.DNSNames[0]
-	}
-	for _, text := range c.URIs {
-		uri, err := url.Parse(text)
-		if err != nil {
-			return nil, err
-		}
-		template.URIs = append(template.URIs, uri)
-	}
-	for _, ip := range c.IPAddresses {
-		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
-	if err != nil {
-		return nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
-}
-
-// testKeys keeps a key of each type.
-type testKeys map[pkcs10.KeyType]crypto.Signer
-
-func (k testKeys) get(kind pkcs10.KeyType) (key crypto.Signer, err error) {
-	if key := k[kind]; key != nil {
-		return key, nil
-	}
-	if key, err = kind.Generate(); err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	k[kind] = key
-	return key, nil
 }

@@ -120,6 +120,49 @@ rules:
 	}
 }
 
+// A case of a pod certificate says the pod; the rule gives the names, which a case can demand.
+func TestPolicyTestOfPodCertificates(t *testing.T) {
+	const text = `cases:
+  - name: its SPIFFE ID
+    podCertificate: true
+    as: system:serviceaccount:shop:web
+    pod: {name: web-0}
+    names: ["URI:spiffe://example.org/ns/shop/sa/web"]
+    expect: granted
+    rule: pods
+  - {name: no pod, podCertificate: true, as: "system:serviceaccount:shop:web", expect: waiting}
+  - name: a stub with a name
+    podCertificate: true
+    as: system:serviceaccount:shop:web
+    pod: {name: web-0}
+    dnsNames: [kubernetes]
+    expect: refused
+    reason: InvalidRequest
+  - name: an annotation
+    podCertificate: true
+    as: system:serviceaccount:shop:web
+    pod: {name: web-0}
+    annotations: {example.com/san: kubernetes}
+    expect: refused
+    reason: InvalidUnverifiedUserAnnotations
+  - {name: a CSR, as: "system:serviceaccount:shop:web", pod: {name: web-0}, expect: refused}
+`
+	t.Setenv("POLICY_FILE", "pods")
+	t.Setenv("TRUST_DOMAIN", "example.org")
+	if out, stderr, code := runPolicyTest(t, text); code != 0 || !strings.Contains(out, "5 passed") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+	for now, want := range map[string]string{
+		"shop/sa/other":  "granted with the names URI:spiffe://example.org/ns/shop/sa/web; expected",
+		"shop/sa/web, x": "expected: URI:spiffe://example.org/ns/shop/sa/web, x",
+	} {
+		out, _, code := runPolicyTest(t, strings.Replace(text, "shop/sa/web\"", now+"\"", 1))
+		if code != exit.Refused || !strings.Contains(out, want) {
+			t.Errorf("%s: exit code %d: %s", now, code, out)
+		}
+	}
+}
+
 // Without a directory the cases of the current one are run, and nothing else there; where there are
 // none, it is said what to do. A directory may hold the policy too.
 func TestPolicyTestWithoutADirectory(t *testing.T) {
@@ -246,7 +289,10 @@ func TestPolicyTestFaults(t *testing.T) {
 		"cases: []":          "there is no case",
 		"cases: [{name: x}]": "needs a name",
 		"cases: [{nmae: x}]": "nmae",
-		"cases: [{name: x, as: y, key: dsa, expect: refused}]": "is not known",
+		"cases: [{name: x, as: y, key: dsa, expect: refused}]":              "is not known",
+		"cases: [{name: x, as: y, podCertificate: true, expect: refused}]":  "not a service account",
+		"cases: [{name: x, as: y, annotations: {a/b: c}, expect: refused}]": "podCertificate: true",
+		"cases: [{name: x, as: y, names: [a], expect: refused}]":            "are for granted",
 	} {
 		if _, stderr, code := runPolicyTest(t, text); code != 1 || !strings.Contains(stderr, want) {
 			t.Errorf("%q: exit code %d: %s", text, code, stderr)
