@@ -114,7 +114,7 @@ func TestListedRequestIsTrimmed(t *testing.T) {
 	}
 }
 
-// A request of v1beta1 is read as one of v1, with its key beside it, and answered in v1beta1.
+// A request of v1beta1 is read as one of v1, with its key in addition, and answered in v1beta1.
 func TestBothVersionsAreOne(t *testing.T) {
 	old := &certificatesv1beta1.PodCertificateRequest{ObjectMeta: metav1.ObjectMeta{Name: "a"}}
 	fill(reflect.ValueOf(&old.Spec).Elem())
