@@ -43,23 +43,26 @@ var innerPackages = map[string][]string{
 	"hsm/pkcs11uri":     nil,
 	"policy/strictyaml": nil,
 	"kube/apifault":     nil,
+	"kube/clientset":    nil,
 	"kube/pace":         nil,
-	"kube/lease":        {"kube/apifault"},
-	"kube/access":       {"kube/lease", "kube/trustbundle"},
+	"kube/lease":        {"kube/apifault", "kube/clientset"},
+	"kube/access":       {"kube/clientset", "kube/lease", "kube/trustbundle"},
 	"kube/request":      {"policy"},
-	"kube/trustbundle":  nil,
-	"kube/podcert":      {"kube/request", "policy"},
-	"kube/csr":          {"kube/request", "policy", "policy/pkcs10"},
+	"kube/trustbundle":  {"kube/clientset"},
+	"kube/podcert":      {"kube/clientset", "kube/request", "policy"},
+	"kube/csr":          {"kube/clientset", "kube/request", "policy", "policy/pkcs10"},
 
-	command + "exit":        {"hsm"},
-	command + "expiry":      {command + "poll", "policy", "issuer/journal", "kube"},
+	command + "exit": {"hsm"},
+	command + "expiry": {command + "poll", "policy", "issuer/journal", "kube",
+		"kube/clientset"},
 	command + "fingerprint": nil,
 	command + "listener":    nil,
 	command + "logging":     {command + "terminal"},
 	command + "poll":        nil,
 	command + "rollback":    {"issuer/journal"},
 	command + "status":      nil,
-	command + "stuck":       {command + "poll", "policy", "issuer/journal", "kube"},
+	command + "stuck": {command + "poll", "policy", "issuer/journal", "kube",
+		"kube/clientset"},
 	command + "terminal":    nil,
 	command + "trustedfile": nil,
 }
@@ -210,6 +213,21 @@ func TestImportsOfController(t *testing.T) {
 		for _, path := range p.Imports {
 			if path == product+"/kube/csr" || within(path, "k8s.io/api/certificates") {
 				t.Errorf("%s imports %s; only a kind of request may", p.ImportPath, path)
+			}
+		}
+	}
+}
+
+// The program links no API group that it does not use: client-go's Clientset links all of them,
+// and so does its leader election.
+func TestImportsOfProgramAreFew(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.ImportPath != product+"/cmd/hsm-signer" {
+			continue
+		}
+		for _, path := range p.Deps {
+			if within(path, "k8s.io/client-go/kubernetes") {
+				t.Errorf("%s depends on %s: use kube/clientset", p.ImportPath, path)
 			}
 		}
 	}

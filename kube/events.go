@@ -2,12 +2,9 @@ package kube
 
 import (
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
 )
 
@@ -28,14 +25,13 @@ func newEventSink(mode Mode) *eventSink {
 		return &eventSink{broadcaster, &record.FakeRecorder{}}
 	}
 	source := corev1.EventSource{Component: component}
-	return &eventSink{broadcaster, broadcaster.NewRecorder(scheme.Scheme, source)}
+	return &eventSink{broadcaster, broadcaster.NewRecorder(clientset.Scheme, source)}
 }
 
 // start starts to send Events and returns a function that ends that.
-func (s *eventSink) start(client kubernetes.Interface, mode Mode) (stop func()) {
+func (s *eventSink) start(client clientset.Interface, mode Mode) (stop func()) {
 	if mode != Shadow {
-		all := client.CoreV1().Events(metav1.NamespaceAll)
-		s.broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: all})
+		s.broadcaster.StartRecordingToSink(client.Events())
 	}
 	return s.broadcaster.Shutdown
 }

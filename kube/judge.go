@@ -5,15 +5,15 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
 
 // Judge returns the verdict on the request of that name as it is now, and writes nothing.
 func Judge(
-	ctx context.Context, client kubernetes.Interface, kind request.Kind, decider Decider,
+	ctx context.Context, client clientset.Interface, kind request.Kind, decider Decider,
 	name string,
 ) (policy.Verdict, error) {
 	api, err := kind.Find(ctx)
@@ -24,7 +24,7 @@ func Judge(
 }
 
 func judge(
-	ctx context.Context, client kubernetes.Interface, api request.API, decider Decider,
+	ctx context.Context, client clientset.Interface, api request.API, decider Decider,
 	name string,
 ) (policy.Verdict, error) {
 	r, err := api.Get(ctx, name)
@@ -38,7 +38,7 @@ func judge(
 // JudgeOpen calls do with the verdict on each open request of the kind, and ignored with those that
 // are left as they are and why. It writes nothing.
 func JudgeOpen(
-	ctx context.Context, client kubernetes.Interface, kind request.Kind, decider Decider,
+	ctx context.Context, client clientset.Interface, kind request.Kind, decider Decider,
 	do func(name string, verdict policy.Verdict), ignored func(name, why string),
 ) error {
 	api, err := kind.Find(ctx)

@@ -22,11 +22,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/workqueue"
 
 	"hsm-signer/kube/access"
 	"hsm-signer/kube/apifault"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/pace"
 	"hsm-signer/kube/request"
@@ -98,7 +98,7 @@ type Process interface {
 
 // Config says what a Controller serves and how.
 type Config struct {
-	Client      kubernetes.Interface
+	Client      clientset.Interface
 	Kind        request.Kind // of request that is served
 	SignerNames []string     // that are served
 	// PodCertificates: the kind has pod certificate requests too.

@@ -8,8 +8,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/pager"
+
+	"hsm-signer/kube/clientset"
 )
 
 // podsAtOnce is how many pods one answer of the API server holds.
@@ -17,10 +18,10 @@ const podsAtOnce = 500
 
 // EachPod calls do with each pod of a namespace, and ends with the first error. The pods are read
 // consistently, and not from a cache, which may be of any age.
-func EachPod(ctx context.Context, client kubernetes.Interface, namespace string,
+func EachPod(ctx context.Context, client clientset.Interface, namespace string,
 	do func(*corev1.Pod) error) error {
 	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-		return client.CoreV1().Pods(namespace).List(ctx, o)
+		return client.Pods(namespace).List(ctx, o)
 	})
 	pages.PageSize = podsAtOnce
 	err := pages.EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {

@@ -11,8 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/kubernetes"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
 )
 
@@ -25,7 +25,7 @@ type podsRead struct {
 
 // findPods reads the pods of a query consistently: with the resourceVersion unset, not from a
 // cache, which may be of any age.
-func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) (read podsRead,
+func findPods(ctx context.Context, client clientset.Interface, q policy.PodQuery) (read podsRead,
 	err error) {
 	began := time.Now()
 	pods, err := queryPods(ctx, client, q)
@@ -49,8 +49,8 @@ func findPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuer
 }
 
 // readIdentity reads the UIDs of the pod's service account and node, as consistently as the pod.
-func readIdentity(ctx context.Context, client kubernetes.Interface, pod *policy.Pod) error {
-	account, err := client.CoreV1().ServiceAccounts(pod.Namespace).Get(ctx, pod.ServiceAccount,
+func readIdentity(ctx context.Context, client clientset.Interface, pod *policy.Pod) error {
+	account, err := client.ServiceAccounts(pod.Namespace).Get(ctx, pod.ServiceAccount,
 		metav1.GetOptions{})
 	switch {
 	case err == nil:
@@ -62,7 +62,7 @@ func readIdentity(ctx context.Context, client kubernetes.Interface, pod *policy.
 	if pod.Node == "" {
 		return nil
 	}
-	node, err := client.CoreV1().Nodes().Get(ctx, pod.Node, metav1.GetOptions{})
+	node, err := client.Nodes().Get(ctx, pod.Node, metav1.GetOptions{})
 	switch {
 	case err == nil:
 		pod.NodeUID = string(node.UID)
@@ -72,10 +72,10 @@ func readIdentity(ctx context.Context, client kubernetes.Interface, pod *policy.
 	return nil
 }
 
-func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQuery) ([]corev1.Pod,
+func queryPods(ctx context.Context, client clientset.Interface, q policy.PodQuery) ([]corev1.Pod,
 	error) {
 	if q.Name != "" {
-		pod, err := client.CoreV1().Pods(q.Namespace).Get(ctx, q.Name, metav1.GetOptions{})
+		pod, err := client.Pods(q.Namespace).Get(ctx, q.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			return nil, nil
@@ -86,7 +86,7 @@ func queryPods(ctx context.Context, client kubernetes.Interface, q policy.PodQue
 	}
 	selector := fields.Set{"spec.serviceAccountName": q.ServiceAccount,
 		"status.podIP": q.IP.String()}
-	list, err := client.CoreV1().Pods(q.Namespace).List(ctx,
+	list, err := client.Pods(q.Namespace).List(ctx,
 		metav1.ListOptions{FieldSelector: selector.String()})
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of the service account %s/%s: %w", q.Namespace,

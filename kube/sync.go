@@ -6,9 +6,9 @@ import (
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/kube/apifault"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
@@ -113,7 +113,7 @@ func (c *Controller) shadow(
 
 // decide gathers the facts and asks for the verdict. It also returns what it read of pods.
 func decide(
-	ctx context.Context, client kubernetes.Interface, decider Decider, r request.Object,
+	ctx context.Context, client clientset.Interface, decider Decider, r request.Object,
 ) (policy.Verdict, podsRead, error) {
 	asked := policy.NewRequest(r.Submission())
 	var pods podsRead

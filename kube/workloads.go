@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
 )
 
@@ -46,7 +46,7 @@ func (p LivePod) Restart() string {
 // LivePods lists the pods of a namespace that live, each with its owner. A Deployment is known
 // through its ReplicaSet; where that may not be read ("get replicasets", group apps), the
 // ReplicaSet is the owner.
-func LivePods(ctx context.Context, client kubernetes.Interface, namespace string) ([]LivePod,
+func LivePods(ctx context.Context, client clientset.Interface, namespace string) ([]LivePod,
 	error) {
 	owners := map[string]Workload{} // by ReplicaSet
 	var live []LivePod
@@ -63,7 +63,7 @@ func LivePods(ctx context.Context, client kubernetes.Interface, namespace string
 }
 
 // ownerOf follows the controllers of a pod upwards; known are those of ReplicaSets.
-func ownerOf(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod,
+func ownerOf(ctx context.Context, client clientset.Interface, pod *corev1.Pod,
 	known map[string]Workload) (Workload, error) {
 	controller := metav1.GetControllerOfNoCopy(pod)
 	if controller == nil {
@@ -76,7 +76,7 @@ func ownerOf(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod,
 	if above, ok := known[controller.Name]; ok {
 		return above, nil
 	}
-	set, err := client.AppsV1().ReplicaSets(pod.Namespace).Get(ctx, controller.Name,
+	set, err := client.ReplicaSets(pod.Namespace).Get(ctx, controller.Name,
 		metav1.GetOptions{})
 	switch {
 	case apierrors.IsForbidden(err), apierrors.IsNotFound(err):

@@ -13,8 +13,8 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/trustbundle"
 )
@@ -210,14 +210,14 @@ type Reviewer interface {
 }
 
 // Reviews asks the API server by SelfSubjectAccessReviews.
-type Reviews struct{ Client kubernetes.Interface }
+type Reviews struct{ Client clientset.Interface }
 
 // Allowed is [Reviewer]'s.
 func (r Reviews) Allowed(ctx context.Context, p Permission) (bool, error) {
 	review := &authorizationv1.SelfSubjectAccessReview{
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &p.attributes},
 	}
-	answer, err := r.Client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review,
+	answer, err := r.Client.SelfSubjectAccessReviews().Create(ctx, review,
 		metav1.CreateOptions{})
 	if err != nil {
 		return false, err

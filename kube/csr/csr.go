@@ -22,37 +22,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
-	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/request"
 )
 
-// A Client is what is needed of a version of the API; whatever the version, the objects are v1.
-// client-go's v1 client is one.
-type Client interface {
-	Get(
-		ctx context.Context, name string, o metav1.GetOptions,
-	) (*certificatesv1.CertificateSigningRequest, error)
-	List(
-		ctx context.Context, o metav1.ListOptions,
-	) (*certificatesv1.CertificateSigningRequestList, error)
-	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
-	UpdateApproval(
-		ctx context.Context, name string, csr *certificatesv1.CertificateSigningRequest,
-		o metav1.UpdateOptions,
-	) (*certificatesv1.CertificateSigningRequest, error)
-	UpdateStatus(
-		ctx context.Context, csr *certificatesv1.CertificateSigningRequest, o metav1.UpdateOptions,
-	) (*certificatesv1.CertificateSigningRequest, error)
-	Delete(ctx context.Context, name string, o metav1.DeleteOptions) error
-}
-
-var _ Client = certificatesclient.CertificateSigningRequestInterface(nil)
+// A Client reads and writes requests as v1, whichever version the API server has.
+type Client = clientset.Requests[*certificatesv1.CertificateSigningRequest,
+	*certificatesv1.CertificateSigningRequestList]
 
 // A Kind is the CertificateSigningRequests of some signer names.
 type Kind struct {
-	Client      kubernetes.Interface
+	Client      clientset.Interface
 	SignerNames []string
 	// AcceptUnset also serves requests without a signer name (clusters before 1.18).
 	AcceptUnset bool
@@ -94,8 +75,7 @@ func (k Kind) find(ctx context.Context) (*API, error) {
 	defer cancel()
 	const group = "certificates.k8s.io/"
 	for _, version := range []string{"v1", "v1beta1"} {
-		served, err := request.Served(ctx, k.Client.Discovery(), group+version,
-			"certificatesigningrequests")
+		served, err := k.Client.HasResource(ctx, group+version, "certificatesigningrequests")
 		switch {
 		case err != nil:
 			return nil, err
@@ -104,9 +84,9 @@ func (k Kind) find(ctx context.Context) (*API, error) {
 		}
 		api := &API{Kind: k, version: group + version, legacy: version == "v1beta1"}
 		if api.legacy {
-			api.Client = legacyClient{k.Client.CertificatesV1beta1().CertificateSigningRequests()}
+			api.Client = legacyClient{k.Client.CertificateSigningRequestsV1beta1()}
 		} else {
-			api.Client = k.Client.CertificatesV1().CertificateSigningRequests()
+			api.Client = k.Client.CertificateSigningRequests()
 		}
 		return api, nil
 	}

@@ -10,13 +10,15 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
-	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1beta1"
+
+	"hsm-signer/kube/clientset"
 )
 
 // legacyClient serves certificates.k8s.io/v1beta1 (Kubernetes up to 1.21) as v1. The two have the
 // same wire shape; only the signer name may be unset in v1beta1, which is an empty one here.
 type legacyClient struct {
-	client certificatesclient.CertificateSigningRequestInterface
+	client clientset.Requests[*certificatesv1beta1.CertificateSigningRequest,
+		*certificatesv1beta1.CertificateSigningRequestList]
 }
 
 func (l legacyClient) Get(
@@ -52,12 +54,12 @@ func (l legacyClient) Watch(ctx context.Context, o metav1.ListOptions) (watch.In
 }
 
 func (l legacyClient) UpdateApproval(
-	ctx context.Context, _ string, csr *certificatesv1.CertificateSigningRequest,
+	ctx context.Context, name string, csr *certificatesv1.CertificateSigningRequest,
 	o metav1.UpdateOptions,
 ) (*certificatesv1.CertificateSigningRequest, error) {
 	old, err := downgrade(csr)
 	if err == nil {
-		old, err = l.client.UpdateApproval(ctx, old, o)
+		old, err = l.client.UpdateApproval(ctx, name, old, o)
 	}
 	return upgrade[certificatesv1.CertificateSigningRequest](old, err)
 }

@@ -3,27 +3,23 @@
 // Duty: take part in an election by a Lease object, say who leads, and end what is in work when the
 // lease may have passed to another.
 //
-// Contract: client-go promises no fencing: a process that was stopped and continues believes for a
-// moment that it still leads. So each act asks [Election.Fence] or [Election.Acting], which judge
-// the age of the lease by both the monotonic clock, which a suspended machine may stop, and the
-// wall clock, which may be set. A nil [Election] is one without other candidates: it always leads.
+// Contract: the election follows the protocol of client-go's, which promises no fencing: a process
+// that was stopped and continues believes for a moment that it still leads. So each act asks
+// [Election.Fence] or [Election.Acting], which judge the age of the lease by both the monotonic
+// clock, which a suspended machine may stop, and the wall clock, which may be set. A nil [Election]
+// is one without other candidates: it always leads.
 package lease
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"hsm-signer/kube/clientset"
 )
 
 // A Lease names the object by which one of many controllers is the one that leads: the others watch
@@ -67,12 +63,12 @@ type Candidate interface {
 // An Election is one candidate's part in it. It is safe for concurrent use.
 type Election struct {
 	lease     Lease
-	client    kubernetes.Interface
+	client    clientset.Interface
 	candidate Candidate
 	logger    hclog.Logger
-	elector   atomic.Pointer[leaderelection.LeaderElector] // nil while it does not stand
 
 	mu      sync.Mutex
+	holder  string          // of the lease, as it was last read or written; "": nobody, or unknown
 	renewed time.Time       // when the last renewal that succeeded started; zero: it does not lead
 	term    context.Context // while it leads; ends when it gives the lease up
 	endTerm context.CancelFunc
@@ -80,7 +76,7 @@ type Election struct {
 }
 
 // New returns an election; [Election.Run] takes part in it.
-func New(l Lease, client kubernetes.Interface, candidate Candidate, logger hclog.Logger) *Election {
+func New(l Lease, client clientset.Interface, candidate Candidate, logger hclog.Logger) *Election {
 	return &Election{lease: l, client: client, candidate: candidate, logger: logger}
 }
 
@@ -112,14 +108,26 @@ func (e *Election) Fence() error {
 
 // leads returns nil or ErrNotLeading. The caller must hold mu.
 func (e *Election) leads() error {
-	now := time.Now()
-	byWall := now.Round(0).Sub(e.renewed.Round(0)) // Round strips the monotonic reading
-	tooOld := now.Sub(e.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0
-	if e.renewed.IsZero() || tooOld {
+	if !e.isFresh() {
 		e.said = true
 		return ErrNotLeading
 	}
 	return nil
+}
+
+// isFresh reports whether the last renewal is recent, by both clocks. The caller must hold mu.
+func (e *Election) isFresh() bool {
+	now := time.Now()
+	byWall := now.Round(0).Sub(e.renewed.Round(0)) // Round strips the monotonic reading
+	tooOld := now.Sub(e.renewed) >= renewDeadline || byWall >= renewDeadline || byWall < 0
+	return !e.renewed.IsZero() && !tooOld
+}
+
+// fresh is isFresh for callers that do not hold mu.
+func (e *Election) fresh() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.isFresh()
 }
 
 // Holder is the identity of the controller that leads, as the lease said when it was last read. It
@@ -129,11 +137,12 @@ func (e *Election) Holder() string {
 	if e == nil {
 		return ""
 	}
-	elector := e.elector.Load()
-	if elector == nil || elector.IsLeader() && e.Fence() != nil {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.holder == e.lease.Identity && e.leads() != nil {
 		return ""
 	}
-	return elector.GetLeader()
+	return e.holder
 }
 
 // unfitAfter is how long a leader must have been unfit to give the lease up: a fault that passes
@@ -177,54 +186,39 @@ func (e *Election) watchFit(ctx context.Context, resign func()) {
 	})
 }
 
-// stand stands for election, and leads, until the context ends.
+// stand stands for election, and leads, until the context ends. Then it gives the lease up.
 func (e *Election) stand(ctx context.Context) {
+	l := elector{Election: e, leases: e.client.Leases(e.lease.Namespace)}
+	defer e.setHolder("") // unknown while it does not stand
+	defer l.giveUp()
 	for ctx.Err() == nil {
-		e.standOnce(ctx)
+		l.try(ctx)
+		select {
+		case <-time.After(l.pause()):
+		case <-ctx.Done():
+		}
 	}
 }
 
-// standOnce ends when the lease is lost, or another holds it that this controller held: client-go
-// would try for the rest of its deadline to renew it, and only then begin to count how old the
-// other's is.
-func (e *Election) standOnce(ctx context.Context) {
-	ctx, lost := context.WithCancel(ctx)
-	defer lost()
-	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &watchedLock{Interface: e.lock(), election: e, lost: lost}, Name: e.lease.Name,
-		ReleaseOnCancel: true,
-		LeaseDuration:   leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
-		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: func(context.Context) {
-				e.logger.Info("this controller leads", "lease", e.lease.Name, "identity",
-					e.lease.Identity)
-			},
-			OnStoppedLeading: func() { e.note(time.Time{}) },
-			OnNewLeader: func(identity string) {
-				if identity == "" {
-					e.logger.Info("the lease was given up", "lease", e.lease.Name)
-					return
-				}
-				e.logger.Info("a controller leads", "lease", e.lease.Name, "identity", identity)
-				e.candidate.Changed(identity)
-			},
-		},
-	})
-	if err != nil { // its times are constants, and its lock is ours
-		e.logger.Error("no election", "error", err)
-		return
+// observe keeps who holds the lease, and reports a change.
+func (e *Election) observe(holder string) {
+	before := e.setHolder(holder)
+	switch holder {
+	case before:
+	case "":
+		e.logger.Info("the lease was given up", "lease", e.lease.Name)
+	default:
+		e.logger.Info("a controller leads", "lease", e.lease.Name, "identity", holder)
+		e.candidate.Changed(holder)
 	}
-	e.elector.Store(elector)
-	defer e.elector.Store(nil)
-	elector.Run(ctx)
 }
 
-func (e *Election) lock() resourcelock.Interface {
-	return &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Namespace: e.lease.Namespace, Name: e.lease.Name},
-		Client:     annotatedLeases{e.client.CoordinationV1(), e.candidate},
-		LockConfig: resourcelock.ResourceLockConfig{Identity: e.lease.Identity},
-	}
+// setHolder keeps who holds the lease, and returns who did before.
+func (e *Election) setHolder(holder string) (before string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	before, e.holder = e.holder, holder
+	return before
 }
 
 // note keeps the time of a renewal, or, with a zero time, that this controller does not lead. The
@@ -247,63 +241,4 @@ func (e *Election) note(renewed time.Time) {
 	if starts {
 		e.candidate.Leads()
 	}
-}
-
-// A watchedLock tells the election of each renewal: the time before it was asked for, since others
-// count from when they see it, which is later.
-type watchedLock struct {
-	resourcelock.Interface
-	election *Election
-	lost     func() // another holds the lease that was held
-	held     bool   // by this controller, since it stands; of one goroutine
-}
-
-// Get reads the lease, and of it only what this controller honours.
-func (w *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
-	record, raw, err := w.Interface.Get(ctx)
-	if err == nil {
-		honour(record)
-	}
-	if err == nil && w.held && record.HolderIdentity != w.Identity() {
-		w.lost()
-	}
-	return record, raw, err
-}
-
-// honour replaces what one write to the lease could stop every controller with. All controllers
-// hold the lease for leaseDuration: with a longer one nobody would take over from a holder that
-// does not exist; with a shorter one somebody would take over from a leader that still acts.
-// client-go adds one to the number of transitions, which the API server refuses beyond 32 bits.
-func honour(record *resourcelock.LeaderElectionRecord) {
-	if record.HolderIdentity != "" {
-		record.LeaseDurationSeconds = int(leaseDuration / time.Second)
-	}
-	if record.LeaderTransitions < 0 || record.LeaderTransitions >= math.MaxInt32 {
-		record.LeaderTransitions = 0
-	}
-}
-
-// Create makes the lease, held by this controller.
-func (w *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
-	return w.write(record, func() error { return w.Interface.Create(ctx, record) })
-}
-
-// Update takes, renews or gives up the lease.
-func (w *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
-	return w.write(record, func() error { return w.Interface.Update(ctx, record) })
-}
-
-func (w *watchedLock) write(record resourcelock.LeaderElectionRecord, write func() error) error {
-	started := time.Now()
-	if record.HolderIdentity != w.Identity() {
-		w.election.note(time.Time{}) // it is given up: nothing more is done from here on
-		return write()
-	}
-	if err := write(); err != nil {
-		w.election.candidate.Failed(err)
-		return fmt.Errorf("lease: %w", err)
-	}
-	w.held = true
-	w.election.note(started)
-	return nil
 }

@@ -13,9 +13,9 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
-	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"hsm-signer/kube/clientset"
 )
 
 // candidate is fit unless fit says otherwise.
@@ -168,91 +168,199 @@ func TestUnfitLeaderResigns(t *testing.T) {
 	})
 }
 
-// recordLock is a lease that says what the record does.
-type recordLock struct {
-	resourcelock.Interface
-	record resourcelock.LeaderElectionRecord
+// server is an API server with at most one lease. A write of another version than the one that it
+// has is a conflict.
+type server struct {
+	clientset.Interface
+	lease *coordinationv1.Lease
+	fails error // of each call
 }
 
-func (r recordLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
-	record := r.record
-	return &record, nil, nil
+func (s *server) Leases(string) clientset.Leases { return s }
+
+func (s *server) Get(context.Context, string, metav1.GetOptions) (*coordinationv1.Lease, error) {
+	if s.lease == nil {
+		return nil, apierrors.NewNotFound(schema.GroupResource{}, "l")
+	}
+	return s.lease.DeepCopy(), s.fails
+}
+
+func (s *server) Create(_ context.Context, lease *coordinationv1.Lease,
+	_ metav1.CreateOptions) (*coordinationv1.Lease, error) {
+	return s.write(lease, s.lease == nil)
+}
+
+func (s *server) Update(_ context.Context, lease *coordinationv1.Lease,
+	_ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
+	return s.write(lease, s.lease != nil && s.lease.ResourceVersion == lease.ResourceVersion)
+}
+
+func (s *server) write(lease *coordinationv1.Lease, current bool) (*coordinationv1.Lease, error) {
+	switch {
+	case s.fails != nil:
+		return nil, s.fails
+	case !current:
+		return nil, apierrors.NewConflict(schema.GroupResource{}, "l", nil)
+	case len(lease.Labels) > 0: // somebody has filled it with labels up to etcd's limit
+		return nil, apierrors.NewInternalError(errors.New("etcdserver: request is too large"))
+	}
+	s.lease = lease.DeepCopy()
+	s.lease.ResourceVersion += "+"
+	return s.lease.DeepCopy(), nil
+}
+
+// holder returns who holds the lease, and how often it passed to another.
+func (s *server) holder() (string, int32) {
+	return *s.lease.Spec.HolderIdentity, *s.lease.Spec.LeaseTransitions
+}
+
+// stand has a controller stand for election until the function that it returns is called.
+func (s *server) stand(t *testing.T, identity string, c *candidate) (e *Election, stop func()) {
+	t.Helper()
+	e = New(Lease{Namespace: "n", Name: "l", Identity: identity}, s, c, hclog.NewNullLogger())
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		e.Run(ctx)
+	}()
+	return e, func() { cancel(); <-ended }
+}
+
+// One controller leads. The other takes over at once when it gives the lease up, and after 15 s
+// when it only stops renewing it, as one that has lost the API server.
+func TestElection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{}
+		a, stopA := s.stand(t, "a", &candidate{})
+		synctest.Wait()
+		b, stopB := s.stand(t, "b", &candidate{})
+		time.Sleep(time.Minute)
+		if a.Fence() != nil || b.Fence() == nil || a.Holder() != "a" || b.Holder() != "a" {
+			t.Errorf("%v leads by a, %v by b; want a", a.Holder(), b.Holder())
+		}
+		stopA()
+		if holder, _ := s.holder(); holder != "" || a.Fence() == nil || a.Holder() != "" {
+			t.Errorf("%q holds a lease that was given up; a still leads: %v", holder, a.Fence())
+		}
+		time.Sleep(3 * time.Second)
+		if holder, passed := s.holder(); holder != "b" || passed != 2 || b.Fence() != nil {
+			t.Errorf("%s leads after %d transitions; want b after 2", holder, passed)
+		}
+
+		cut := &server{lease: s.lease.DeepCopy()} // b writes to another server than it thinks
+		c, stopC := cut.stand(t, "c", &candidate{})
+		time.Sleep(leaseDuration - time.Second)
+		if c.Fence() == nil {
+			t.Error("c took a lease that may be held")
+		}
+		time.Sleep(4 * time.Second)
+		if c.Fence() != nil {
+			t.Error("c did not take a lease that nobody renews")
+		}
+		s.lease = cut.lease.DeepCopy() // b is back
+		time.Sleep(2 * time.Second)
+		if b.Fence() == nil || b.Holder() != "c" {
+			t.Errorf("b believes that %q leads; want c", b.Holder())
+		}
+		stopC()
+		stopB()
+	})
+}
+
+// A leader whose renewals fail stops to act before another may take over, and leads again when they
+// succeed.
+func TestRenewalsFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c := &server{}, &candidate{}
+		e, stop := s.stand(t, "a", c)
+		synctest.Wait()
+		s.fails = apierrors.NewInternalError(errors.New("no quorum"))
+		time.Sleep(renewDeadline)
+		if e.Fence() == nil || e.Holder() != "" {
+			t.Errorf("it acts on a lease that it cannot renew; %q leads", e.Holder())
+		}
+		s.fails = nil
+		time.Sleep(2 * time.Second)
+		if e.Fence() != nil || c.leads != 1 {
+			t.Errorf("%v; it was told %d times that it leads; want 1", e.Fence(), c.leads)
+		}
+		stop()
+	})
 }
 
 // Whatever somebody writes to the lease, a holder counts for as long as every controller leads,
 // and the number of transitions stays one that the API server takes.
 func TestOnlyOurOwnTimesAreHonoured(t *testing.T) {
-	const ours = int(leaseDuration / time.Second)
 	for _, c := range []struct {
-		holder                                         string
-		seconds, transitions, honoured, transitionsNow int
+		holder               string
+		seconds, transitions int32
+		takenAfter           time.Duration
+		transitionsThen      int32
 	}{
-		{"nobody", math.MaxInt32, 7, ours, 7},
-		{"nobody", 1, 7, ours, 7},
-		{"nobody", -5, -5, ours, 0},
-		{"nobody", ours, math.MaxInt32, ours, 0},
-		{"nobody", ours, math.MaxInt32 - 1, ours, math.MaxInt32 - 1},
-		{"", 1, 7, 1, 7}, // it was given up
+		{"nobody", math.MaxInt32, 7, leaseDuration, 8},
+		{"nobody", 1, 7, leaseDuration, 8},
+		{"nobody", -5, -5, leaseDuration, 1},
+		{"nobody", 15, math.MaxInt32, leaseDuration, 0},
+		{"nobody", 15, math.MaxInt32 - 1, leaseDuration, math.MaxInt32},
+		{"", 15, 7, 0, 8},  // it was given up
+		{"a", 15, 7, 0, 7}, // this controller held it before a restart
 	} {
-		w := &watchedLock{Interface: recordLock{record: resourcelock.LeaderElectionRecord{
-			HolderIdentity: c.holder, LeaseDurationSeconds: c.seconds,
-			LeaderTransitions: c.transitions,
-		}}}
-		record, _, err := w.Get(t.Context())
-		if err != nil || record.LeaseDurationSeconds != c.honoured ||
-			record.LeaderTransitions != c.transitionsNow {
-			t.Errorf("%+v: %d s, %d transitions, %v", c, record.LeaseDurationSeconds,
-				record.LeaderTransitions, err)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			s := &server{lease: &coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{ResourceVersion: "1"},
+				Spec: coordinationv1.LeaseSpec{HolderIdentity: &c.holder,
+					LeaseDurationSeconds: &c.seconds, LeaseTransitions: &c.transitions},
+			}}
+			e, stop := s.stand(t, "a", &candidate{})
+			if c.takenAfter > 0 {
+				time.Sleep(c.takenAfter - time.Millisecond)
+				if e.Fence() == nil {
+					t.Errorf("%+v: it was taken at once", c)
+				}
+				time.Sleep(3 * retryPeriod)
+			}
+			synctest.Wait()
+			if holder, passed := s.holder(); holder != "a" || passed != c.transitionsThen {
+				t.Errorf("%+v: %s holds it, after %d transitions", c, holder, passed)
+			}
+			stop()
+		})
 	}
-}
-
-// fullLease is one that somebody has filled with labels up to etcd's limit.
-type fullLease struct {
-	coordinationclient.LeaseInterface
-}
-
-func (fullLease) Update(_ context.Context, lease *coordinationv1.Lease,
-	_ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
-	if len(lease.Labels) > 0 || len(lease.OwnerReferences) > 0 || len(lease.Finalizers) > 0 {
-		return nil, apierrors.NewInternalError(errors.New("etcdserver: request is too large"))
-	}
-	return lease, nil
 }
 
 // A lease that was filled up is emptied of what others wrote, and keeps what hsm-signer writes.
 func TestLeaseThatWasFilledUp(t *testing.T) {
 	says := map[string]string{"hsm-signer/journal": "j"}
-	a := annotatedLease{fullLease{}, &candidate{says: says}}
-	for _, meta := range []metav1.ObjectMeta{{Labels: map[string]string{"a": "b"}},
-		{OwnerReferences: []metav1.OwnerReference{{Name: "o"}}}, {Finalizers: []string{"f"}}, {}} {
-		updated, err := a.Update(t.Context(), &coordinationv1.Lease{ObjectMeta: meta},
-			metav1.UpdateOptions{})
-		if err != nil || !maps.Equal(updated.Annotations, says) {
-			t.Errorf("%+v: %v, %v", meta, updated, err)
-		}
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+		ResourceVersion: "1", Labels: map[string]string{"a": "b"},
+		OwnerReferences: []metav1.OwnerReference{{Name: "o"}}, Finalizers: []string{"f"},
+	}}
+	s := &server{lease: lease}
+	l := elector{Election: New(Lease{Identity: "a"}, s, &candidate{says: says},
+		hclog.NewNullLogger()), leases: s}
+	if l.try(t.Context()); !l.held || !maps.Equal(s.lease.Annotations, says) {
+		t.Errorf("held: %t; %+v", l.held, s.lease)
 	}
 }
 
 // What the lease says is shown before it can be taken, and what is said of others stays.
 func TestAnnotationsOfTheLease(t *testing.T) {
 	c := &candidate{says: map[string]string{"ours": "2", "old": ""}}
-	client := fake.NewClientset(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Namespace: "n", Name: "l",
-		Annotations: map[string]string{"of/another": "1", "old": "1", "empty": ""},
-	}})
-	leases := annotatedLeases{client.CoordinationV1(), c}.Leases("n")
-	lease, err := leases.Get(t.Context(), "l", metav1.GetOptions{})
-	if err != nil || c.heard["of/another"] != "1" {
-		t.Fatalf("%v; it was shown %v", err, c.heard)
-	}
-	lease, err = leases.Update(t.Context(), lease, metav1.UpdateOptions{})
-	if want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}; err != nil ||
-		!maps.Equal(lease.Annotations, want) {
-		t.Errorf("%v: %v; want %v", err, lease.Annotations, want)
-	}
+	s := &server{lease: &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+		ResourceVersion: "1",
+		Annotations:     map[string]string{"of/another": "1", "old": "1", "empty": ""},
+	}}}
+	l := elector{Election: New(Lease{Identity: "a"}, s, c, hclog.NewNullLogger()), leases: s}
 	c.refuses = errors.New("the journal was rolled back")
-	if _, err := leases.Get(t.Context(), "l", metav1.GetOptions{}); !errors.Is(err, c.refuses) {
-		t.Errorf("the lease can be taken: %v", err)
+	if l.try(t.Context()); l.held || s.lease.Spec.HolderIdentity != nil {
+		t.Errorf("the lease was taken: %+v", s.lease)
+	}
+	c.refuses = nil
+	l.try(t.Context())
+	want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}
+	if !l.held || c.heard["of/another"] != "1" || !maps.Equal(s.lease.Annotations, want) {
+		t.Errorf("held: %t; it was shown %v; the lease says %v, want %v", l.held, c.heard,
+			s.lease.Annotations, want)
 	}
 }

@@ -24,17 +24,16 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/request"
 )
 
 // A Kind is the PodCertificateRequests of some signer names.
 type Kind struct {
-	Client      kubernetes.Interface
+	Client      clientset.Interface
 	SignerNames []string
 	// KeepFinished keeps what a decision needs of finished requests too. A shadow decides on all.
 	KeepFinished bool
@@ -68,10 +67,10 @@ func (k Kind) Find(ctx context.Context) (request.API, error) {
 	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
 	defer cancel()
 	for _, api := range []*API{
-		{k, group + "v1beta1", k.Client.CertificatesV1beta1().RESTClient()},
-		{k, group + "v1", k.Client.CertificatesV1().RESTClient()},
+		{k, group + "v1beta1", k.Client.PodCertificates("v1beta1")},
+		{k, group + "v1", k.Client.PodCertificates("v1")},
 	} {
-		served, err := request.Served(ctx, k.Client.Discovery(), api.version, resource)
+		served, err := k.Client.HasResource(ctx, api.version, resource)
 		if err != nil || served {
 			return api, err
 		}
@@ -102,7 +101,7 @@ func on(call *rest.Request, namespace string) *rest.Request {
 // list lists the requests of all namespaces.
 func (a *API) list(ctx context.Context, o metav1.ListOptions) (runtime.Object, metav1.ListMeta,
 	error) {
-	call := on(a.client.Get(), "").VersionedParams(&o, scheme.ParameterCodec)
+	call := on(a.client.Get(), "").VersionedParams(&o, clientset.ParameterCodec)
 	page, err := call.Do(ctx).Get()
 	if err != nil {
 		return nil, metav1.ListMeta{}, err
@@ -137,7 +136,7 @@ func (a *API) List(
 // Watch watches requests, and trims each as soon as it has it.
 func (a *API) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 	o.Watch = true
-	call := on(a.client.Get(), "").VersionedParams(&o, scheme.ParameterCodec)
+	call := on(a.client.Get(), "").VersionedParams(&o, clientset.ParameterCodec)
 	if o.TimeoutSeconds != nil {
 		call = call.Timeout(time.Duration(*o.TimeoutSeconds) * time.Second)
 	}

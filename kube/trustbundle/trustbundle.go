@@ -17,7 +17,8 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	client "k8s.io/client-go/kubernetes/typed/certificates/v1"
+
+	"hsm-signer/kube/clientset"
 )
 
 // ErrNotServed says that the API server does not serve certificates.k8s.io/v1 ClusterTrustBundle.
@@ -31,7 +32,7 @@ func Name(signer string) string { return strings.ReplaceAll(signer, "/", ":") + 
 // Publish gives each signer's ClusterTrustBundle these anchors, in PEM as the API takes it. It
 // returns an error for the signers whose bundle does not hold them afterwards, and an
 // [ErrNotServed] if no bundle can.
-func Publish(ctx context.Context, bundles client.ClusterTrustBundleInterface, signers []string,
+func Publish(ctx context.Context, bundles clientset.ClusterTrustBundles, signers []string,
 	anchors string) error {
 	var faults []error
 	for _, signer := range signers {
@@ -42,7 +43,7 @@ func Publish(ctx context.Context, bundles client.ClusterTrustBundleInterface, si
 	return errors.Join(faults...)
 }
 
-func publish(ctx context.Context, bundles client.ClusterTrustBundleInterface, signer,
+func publish(ctx context.Context, bundles clientset.ClusterTrustBundles, signer,
 	anchors string) error {
 	bundle, err := bundles.Get(ctx, Name(signer), metav1.GetOptions{})
 	switch {
@@ -59,7 +60,7 @@ func publish(ctx context.Context, bundles client.ClusterTrustBundleInterface, si
 	return err
 }
 
-func create(ctx context.Context, bundles client.ClusterTrustBundleInterface, signer,
+func create(ctx context.Context, bundles clientset.ClusterTrustBundles, signer,
 	anchors string) error {
 	_, err := bundles.Create(ctx, &certificatesv1.ClusterTrustBundle{
 		ObjectMeta: metav1.ObjectMeta{Name: Name(signer)},

@@ -13,12 +13,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
 )
 
@@ -128,8 +128,8 @@ that name their pod.`,
 type auditList struct {
 	expiring, output string
 	stuck            bool
-	term             expiry.Term          // nil: all certificates
-	client           kubernetes.Interface // nil where the cluster is not looked at
+	term             expiry.Term         // nil: all certificates
+	client           clientset.Interface // nil where the cluster is not looked at
 	dir              string
 	out, errs        io.Writer
 }

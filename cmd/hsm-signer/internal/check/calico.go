@@ -35,8 +35,7 @@ func checkInstallation(ctx context.Context, s *config.Service, report reporter) 
 	const name = "Calico's Installation"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	text, err := s.Client.Discovery().RESTClient().Get().AbsPath(installationPath).
-		SetHeader("Accept", "application/json").DoRaw(ctx)
+	text, err := s.Client.GetJSON(ctx, installationPath)
 	var installation struct {
 		Spec struct {
 			CertificateManagement *certificateManagement `json:"certificateManagement"`

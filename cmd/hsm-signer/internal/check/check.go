@@ -168,7 +168,7 @@ const serverTimeout = 10 * time.Second
 func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 	versionCtx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
-	server, err := s.Client.Discovery().ServerVersionWithContext(versionCtx)
+	server, err := s.Client.ServerVersion(versionCtx)
 	checkCredential(s.Credential.Expiries(), time.Now(), report) // a plugin has run by now
 	address := s.Credential.Server()
 	if err != nil {
@@ -235,7 +235,7 @@ func checkNamespaces(ctx context.Context, s *config.Service, report reporter) {
 	rules := s.Policy.Namespaces()
 	var there, unread, missing []string
 	for _, namespace := range slices.Sorted(maps.Keys(rules)) {
-		_, err := s.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		_, err := s.Client.Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 		switch {
 		case apierrors.IsForbidden(err):
 			unread = append(unread, namespace)

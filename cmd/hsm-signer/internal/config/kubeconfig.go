@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
+	"hsm-signer/kube/clientset"
 )
 
 // inPod reports whether this runs in a pod, of whichever cluster.
@@ -45,7 +45,7 @@ func (c *Config) openCredential(base *rest.Config) (*credential.Source, error) {
 // LoadClient returns the client of the API server, and its credential. The client does not limit
 // its own rate: the server's flow control and WORKERS do. Every call goes through what wrap
 // returns, unless wrap is nil.
-func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*kubernetes.Clientset,
+func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*clientset.Clientset,
 	*credential.Source) {
 	source, err := c.openCredential(&rest.Config{
 		QPS: -1, UserAgent: "hsm-signer/" + buildinfo.Version(), WrapTransport: wrap,

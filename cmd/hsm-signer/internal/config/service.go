@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/transport"
 
 	"hsm-signer/cmd/hsm-signer/internal/apiclock"
@@ -19,6 +18,7 @@ import (
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/access"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/podcert"
@@ -36,7 +36,7 @@ type Service struct {
 	Anchors          issuer.Anchors   // to publish; nil: none
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
 	Lease            *lease.Lease     // nil: no election
-	Client           *kubernetes.Clientset
+	Client           *clientset.Clientset
 	Credential       *credential.Source // of the client
 	Clock            *apiclock.Clock    // of the API server
 }

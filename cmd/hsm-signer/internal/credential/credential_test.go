@@ -115,7 +115,7 @@ func (r *recorder) presented(t *testing.T, s *Source) string {
 	t.Helper()
 	client, err := s.Client()
 	fixture.Must(t, err)
-	_, err = client.Discovery().RESTClient().Get().AbsPath("/").DoRaw(t.Context())
+	_, err = client.GetJSON(t.Context(), "/")
 	fixture.Must(t, err)
 	return r.tokens[len(r.tokens)-1]
 }

@@ -17,10 +17,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/kube/clientset"
 )
 
 // A Source is where the credential comes from. It is safe for concurrent use, except that only one
@@ -97,9 +97,9 @@ func (s *Source) use(config *rest.Config) error {
 }
 
 // Client returns a client that presents the credential in use at each request.
-func (s *Source) Client() (*kubernetes.Clientset, error) {
+func (s *Source) Client() (*clientset.Clientset, error) {
 	config := rest.AnonymousClientConfig(s.current())
-	return kubernetes.NewForConfigAndClient(config, &http.Client{Transport: &s.transport})
+	return clientset.New(config, &http.Client{Transport: &s.transport})
 }
 
 // Server returns the API server's address.

@@ -6,12 +6,12 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	client "k8s.io/client-go/kubernetes/typed/certificates/v1"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/issuer"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/trustbundle"
 )
 
@@ -61,7 +61,7 @@ const publishTimeout = 10 * time.Second
 // A bundlePublisher keeps the anchors published while this process leads.
 type bundlePublisher struct {
 	anchors    *anchors
-	bundles    client.ClusterTrustBundleInterface
+	bundles    clientset.ClusterTrustBundles
 	signers    []string
 	controller bundleController
 	logger     hclog.Logger
@@ -84,7 +84,7 @@ func newBundle(s *config.Service, ca caHolder, controller bundleController, m *m
 		return nil
 	}
 	b := &bundlePublisher{anchors: newAnchors(s, ca, controller, m, logger),
-		bundles: s.Client.CertificatesV1().ClusterTrustBundles(), signers: s.SignerNames,
+		bundles: s.Client.ClusterTrustBundles(), signers: s.SignerNames,
 		controller: controller, logger: logger}
 	m.Registry.MustRegister(metrics.TrustBundleCollector{Bundle: b})
 	return b

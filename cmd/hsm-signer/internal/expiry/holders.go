@@ -6,15 +6,14 @@ import (
 	"slices"
 	"time"
 
-	"k8s.io/client-go/kubernetes"
-
 	"hsm-signer/kube"
+	"hsm-signer/kube/clientset"
 )
 
 // holders find the live pod of a certificate. Each namespace is read once, when it is first asked
 // for. They are not safe for concurrent use.
 type holders struct {
-	client     kubernetes.Interface
+	client     clientset.Interface
 	namespaces map[string]namespace
 }
 
@@ -47,7 +46,7 @@ func (h *holders) of(ctx context.Context, c Certificate) (kube.LivePod, bool, er
 	return kube.LivePod{}, false, nil
 }
 
-func read(ctx context.Context, client kubernetes.Interface, name string) namespace {
+func read(ctx context.Context, client clientset.Interface, name string) namespace {
 	pods, err := kube.LivePods(ctx, client, name)
 	n := namespace{byUID: make(map[string]kube.LivePod, len(pods)), all: pods, err: err}
 	for _, pod := range pods {
@@ -88,7 +87,7 @@ func (f Found) Count(now time.Time) (ending, ended int) {
 }
 
 // Find reads the journal in dir, and looks which pods live.
-func Find(ctx context.Context, dir string, client kubernetes.Interface, now time.Time,
+func Find(ctx context.Context, dir string, client clientset.Interface, now time.Time,
 	term Term) (Found, error) {
 	c, err := scan(dir, now, now, term, true)
 	if err != nil {
@@ -102,7 +101,7 @@ var errNoCluster = errors.New("no cluster is named: set KUBECONFIG")
 
 // find divides the certificates, in their order, into those whose pod lives and those of which that
 // is not known. Those whose pod is gone are left out.
-func find(ctx context.Context, client kubernetes.Interface, certificates []Certificate) Found {
+func find(ctx context.Context, client clientset.Interface, certificates []Certificate) Found {
 	h := &holders{client: client, namespaces: map[string]namespace{}}
 	var f Found
 	var faults []error

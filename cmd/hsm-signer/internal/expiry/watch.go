@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/kube/clientset"
 )
 
 const (
@@ -31,7 +31,7 @@ type Report struct {
 // use.
 type Watch struct {
 	journal Journal
-	client  kubernetes.Interface
+	client  clientset.Interface
 	logger  hclog.Logger
 
 	// Only Run touches these.
@@ -51,7 +51,7 @@ type Journal interface {
 }
 
 // NewWatch returns a watch of the journal; [Watch.Run] starts it.
-func NewWatch(j Journal, client kubernetes.Interface, logger hclog.Logger) *Watch {
+func NewWatch(j Journal, client clientset.Interface, logger hclog.Logger) *Watch {
 	return &Watch{journal: j, client: client, logger: logger}
 }
 

@@ -26,14 +26,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/flowcontrol"
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
+	"hsm-signer/kube/clientset"
 )
 
 const (
@@ -66,7 +64,7 @@ type Observer interface {
 
 // Config says what a Healer heals.
 type Config struct {
-	Client      kubernetes.Interface
+	Client      clientset.Interface
 	SignerNames []string
 	Namespaces  []string // of the pods
 	Observer    Observer
@@ -102,9 +100,8 @@ func (h *Healer) Ready() error { return errors.Join(h.requests.ready(), h.fault.
 func (h *Healer) Run(ctx context.Context) error {
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
-	sink := h.Client.CoreV1().Events(metav1.NamespaceAll)
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: sink})
-	h.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
+	broadcaster.StartRecordingToSink(h.Client.Events())
+	h.events = broadcaster.NewRecorder(clientset.Scheme, corev1.EventSource{Component: component})
 
 	defer h.requests.watch(ctx)()
 	h.requests.waitWhole(ctx)
@@ -201,7 +198,7 @@ func (h *Healer) heal(ctx context.Context, found stuck.Pod) error {
 // another of its name: the answers are not to its requests.
 func (h *Healer) judgeAgain(ctx context.Context,
 	found stuck.Pod) (*corev1.Pod, stuck.Verdict, error) {
-	pod, err := h.Client.CoreV1().Pods(found.Namespace).Get(ctx, found.Name, metav1.GetOptions{})
+	pod, err := h.Client.Pods(found.Namespace).Get(ctx, found.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, stuck.Verdict{}, nil
 	}
@@ -216,7 +213,7 @@ func (h *Healer) judgeAgain(ctx context.Context,
 // delete deletes the pod as it was read. A pod that has changed since is left to the next look.
 func (h *Healer) delete(ctx context.Context, pod *corev1.Pod, verdict stuck.Verdict) error {
 	owner := metav1.GetControllerOf(pod)
-	err := h.Client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+	err := h.Client.Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
 		Preconditions: &metav1.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion},
 	})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {

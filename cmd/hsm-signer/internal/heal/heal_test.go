@@ -14,9 +14,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
+
+	"hsm-signer/kube/clientset/fake"
 )
 
 // counts is an observer.
@@ -74,7 +75,7 @@ func asked(pod string) *certificatesv1.CertificateSigningRequest {
 }
 
 // newHealer returns a healer that knows that these pods were answered.
-func newHealer(client *fake.Clientset, pods ...string) (*Healer, *counts, *record.FakeRecorder) {
+func newHealer(client fake.Clientset, pods ...string) (*Healer, *counts, *record.FakeRecorder) {
 	seen, events := &counts{}, record.NewFakeRecorder(10)
 	h := New(Config{Client: client, SignerNames: []string{"example.com/calico"},
 		Namespaces: []string{"calico-system"}, Observer: seen, Logger: hclog.NewNullLogger()})
@@ -86,7 +87,7 @@ func newHealer(client *fake.Clientset, pods ...string) (*Healer, *counts, *recor
 }
 
 // deletions returns the options of each deletion that was asked for.
-func deletions(client *fake.Clientset) (all []metav1.DeleteOptions) {
+func deletions(client fake.Clientset) (all []metav1.DeleteOptions) {
 	for _, action := range client.Actions() {
 		if deletion, is := action.(ktesting.DeleteAction); is {
 			all = append(all, deletion.GetDeleteOptions())
@@ -97,7 +98,7 @@ func deletions(client *fake.Clientset) (all []metav1.DeleteOptions) {
 
 // A pod is deleted only as it was read.
 func TestDeletionHasPreconditions(t *testing.T) {
-	client := fake.NewClientset(stuckPod("1"))
+	client := fake.New(stuckPod("1"))
 	h, seen, events := newHealer(client, "1")
 	h.look(t.Context())
 	all := deletions(client)
@@ -123,7 +124,7 @@ func TestPodIsJudgedAgain(t *testing.T) {
 		"it is an orphan": func(p *corev1.Pod) { p.OwnerReferences = nil },
 		"it is deleted":   func(p *corev1.Pod) { at := metav1.Now(); p.DeletionTimestamp = &at },
 	} {
-		client := fake.NewClientset(stuckPod("1"))
+		client := fake.New(stuckPod("1"))
 		client.PrependReactor("get", "pods", func(ktesting.Action) (bool, runtime.Object, error) {
 			pod := stuckPod("1")
 			change(pod)
@@ -147,7 +148,7 @@ func TestDeletionThatFails(t *testing.T) {
 		"gone":      {apierrors.NewNotFound(pods, "1"), 0},
 		"forbidden": {apierrors.NewForbidden(pods, "1", nil), 1},
 	} {
-		client := fake.NewClientset(stuckPod("1"))
+		client := fake.New(stuckPod("1"))
 		client.PrependReactor("delete", "pods",
 			func(ktesting.Action) (bool, runtime.Object, error) { return true, nil, c.err })
 		h, seen, _ := newHealer(client, "1")
@@ -160,7 +161,7 @@ func TestDeletionThatFails(t *testing.T) {
 
 // Nothing is deleted while many requests wait for their answer.
 func TestDeletionsWaitForAnswers(t *testing.T) {
-	client := fake.NewClientset(stuckPod("1"))
+	client := fake.New(stuckPod("1"))
 	h, seen, _ := newHealer(client, "1")
 	for n := range maxWaiting + 1 {
 		h.requests.OnAdd(asked(strings.Repeat("x", n+1)), false)
@@ -176,7 +177,7 @@ func TestDeletionsWaitForAnswers(t *testing.T) {
 
 // After the burst there is one deletion a second.
 func TestBudget(t *testing.T) {
-	client := fake.NewClientset()
+	client := fake.New()
 	h, _, _ := newHealer(client)
 	for n := range burst {
 		if !h.budget.TryAccept() {
@@ -195,7 +196,7 @@ func TestBudget(t *testing.T) {
 func TestPodWithoutOwner(t *testing.T) {
 	pod := stuckPod("1")
 	pod.OwnerReferences = nil
-	client := fake.NewClientset(pod)
+	client := fake.New(pod)
 	h, seen, events := newHealer(client, "1")
 	h.look(t.Context())
 	h.look(t.Context())
@@ -208,7 +209,7 @@ func TestPodWithoutOwner(t *testing.T) {
 
 // Pods that cannot be read are not known to be well.
 func TestPodsThatCannotBeRead(t *testing.T) {
-	client := fake.NewClientset()
+	client := fake.New()
 	client.PrependReactor("list", "pods",
 		func(ktesting.Action) (bool, runtime.Object, error) {
 			return true, nil,
@@ -224,7 +225,7 @@ func TestPodsThatCannotBeRead(t *testing.T) {
 // Requests that were denied, or of other namespaces, are no answers. A request that was deleted
 // stays one.
 func TestWhatCountsAsAnswered(t *testing.T) {
-	h, _, _ := newHealer(fake.NewClientset())
+	h, _, _ := newHealer(fake.New())
 	denied := answered("denied")
 	denied.Status.Conditions = append(denied.Status.Conditions,
 		certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateDenied,

@@ -115,7 +115,7 @@ func (r *requests) watch(ctx context.Context) (stop func()) {
 
 // listerWatcher lists and watches the requests of one signer name, and notes what fails.
 func (r *requests) listerWatcher(signer string) *cache.ListWatch {
-	api := r.Client.CertificatesV1().CertificateSigningRequests()
+	api := r.Client.CertificateSigningRequests()
 	selector := fields.OneTermEqualSelector("spec.signerName", signer).String()
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object,

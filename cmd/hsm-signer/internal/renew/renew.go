@@ -19,11 +19,11 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/kube/clientset"
 )
 
 // options are the flags of the command.
@@ -79,7 +79,7 @@ Exit code 0 if the file holds a fresh token, 1 if not, 2 if the credential is re
 
 // A renewal is what the command does.
 type renewal struct {
-	client          kubernetes.Interface
+	client          clientset.Interface
 	own             []credential.Expiry // of the credential that mints
 	namespace, name string              // of the service account
 	out             string
@@ -122,7 +122,7 @@ func (r *renewal) run(ctx context.Context, out, errs io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	seconds := int64(r.lifetime.Seconds())
-	answer, err := r.client.CoreV1().ServiceAccounts(r.namespace).CreateToken(ctx, r.name,
+	answer, err := r.client.ServiceAccounts(r.namespace).CreateToken(ctx, r.name,
 		&authenticationv1.TokenRequest{
 			Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds},
 		}, metav1.CreateOptions{})

@@ -12,9 +12,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/kube"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
 )
 
@@ -107,7 +107,7 @@ func (a *Answers) Of(uid string) []Answer {
 // Look reads the pods that were answered, and returns those that are stuck, sorted by name. It
 // forgets the answers of pods that are settled or gone. On an error it returns the stuck pods of
 // the namespaces that could be read.
-func (a *Answers) Look(ctx context.Context, client kubernetes.Interface,
+func (a *Answers) Look(ctx context.Context, client clientset.Interface,
 	now time.Time) ([]Pod, error) {
 	var all []Pod
 	var faults []error
@@ -139,7 +139,7 @@ func (a *Answers) open() map[string]map[string]bool {
 }
 
 // lookAt reads the pods of a namespace, and judges those with the UIDs.
-func (a *Answers) lookAt(ctx context.Context, client kubernetes.Interface, namespace string,
+func (a *Answers) lookAt(ctx context.Context, client clientset.Interface, namespace string,
 	uids map[string]bool, now time.Time) (stuck []Pod, err error) {
 	gone := maps.Clone(uids)
 	err = kube.EachPod(ctx, client, namespace, func(pod *corev1.Pod) error {

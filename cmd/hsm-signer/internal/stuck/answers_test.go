@@ -9,9 +9,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
 
+	"hsm-signer/kube/clientset/fake"
 	"hsm-signer/policy"
 )
 
@@ -65,7 +65,7 @@ func known(answers *Answers) (uids []string) {
 
 // Stuck pods and pods that still start are checked again; those that work or are gone are not.
 func TestLookForgetsWhatIsSettled(t *testing.T) {
-	client := fake.NewClientset(in("a", "stuck", stuckPod()), in("a", "ready", readyPod()),
+	client := fake.New(in("a", "stuck", stuckPod()), in("a", "ready", readyPod()),
 		in("a", "starting", startingPod()), in("a", "not-answered", stuckPod()))
 	answers := rememberedAnswers(t, "stuck", "ready", "starting", "gone")
 	found, err := answers.Look(t.Context(), client, now)
@@ -82,7 +82,7 @@ func TestLookForgetsWhatIsSettled(t *testing.T) {
 	if got := known(answers); !slices.Equal(got, []string{"stuck"}) {
 		t.Errorf("after two hours, remembered are %q", got)
 	}
-	crashing := fake.NewClientset(in("a", "stuck", runningPod()))
+	crashing := fake.New(in("a", "stuck", runningPod()))
 	for after, want := range map[time.Duration]int{2*time.Hour + time.Minute: 1, 4 * time.Hour: 0} {
 		answers := rememberedAnswers(t, "stuck")
 		answers.note("stuck", Verdict{Stuck: true}, now.Add(2*time.Hour))
@@ -96,7 +96,7 @@ func TestLookForgetsWhatIsSettled(t *testing.T) {
 
 // What cannot be read is not forgotten.
 func TestLookKeepsWhatItCannotRead(t *testing.T) {
-	client := fake.NewClientset()
+	client := fake.New()
 	client.PrependReactor("list", "pods", func(ktesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("no answer")
 	})

@@ -7,10 +7,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
+	"hsm-signer/kube/clientset"
 )
 
 // answerIn returns what the journal knows of an answered request. It does not know when the request
@@ -28,7 +28,7 @@ type Found struct {
 
 // Find returns the pods that are stuck now, sorted by name, by what the journal in dir has of all
 // times. If the pods of a namespace cannot be read, it returns those of the others, and the error.
-func Find(ctx context.Context, dir string, client kubernetes.Interface,
+func Find(ctx context.Context, dir string, client clientset.Interface,
 	now time.Time) ([]Found, error) {
 	namespaces := map[string]bool{}
 	for issued, err := range journal.List(dir, journal.Filter{}) {
@@ -45,7 +45,7 @@ func Find(ctx context.Context, dir string, client kubernetes.Interface,
 }
 
 // suspected returns the pods, by UID, that are stuck if they were answered.
-func suspected(ctx context.Context, client kubernetes.Interface, namespaces map[string]bool,
+func suspected(ctx context.Context, client clientset.Interface, namespaces map[string]bool,
 	now time.Time) (map[string]*corev1.Pod, error) {
 	suspects := map[string]*corev1.Pod{}
 	var faults []error

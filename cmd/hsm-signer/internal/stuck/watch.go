@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/issuer/journal"
+	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
 )
 
@@ -36,7 +36,7 @@ type Report struct {
 // from the journal, which it reads once. It is safe for concurrent use.
 type Watch struct {
 	journal Journal
-	client  kubernetes.Interface
+	client  clientset.Interface
 	logger  hclog.Logger
 	answers *Answers
 
@@ -51,7 +51,7 @@ type Journal interface {
 }
 
 // NewWatch returns a watch; [Watch.Run] starts it.
-func NewWatch(j Journal, client kubernetes.Interface, logger hclog.Logger) *Watch {
+func NewWatch(j Journal, client clientset.Interface, logger hclog.Logger) *Watch {
 	return &Watch{journal: j, client: client, logger: logger, answers: NewAnswers()}
 }
 
