@@ -233,6 +233,18 @@ func TestImportsOfProgramAreFew(t *testing.T) {
 	}
 }
 
+// Templates look up methods by name, for which the linker keeps every exported method of the
+// program. cobra has them, which the linker drops as long as nothing sets one.
+func TestImportsOfTemplates(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, path := range p.Imports {
+			if path == "text/template" || path == "html/template" {
+				t.Errorf("%s imports %s, which makes the program 8 MiB larger", p.ImportPath, path)
+			}
+		}
+	}
+}
+
 // No dependency of a layer may bring in a library of another layer.
 func TestImportsOfLibraries(t *testing.T) {
 	for _, p := range packages(t) {

@@ -14,17 +14,25 @@ func newVersionCommand() *cobra.Command {
 		Short:   "Print version, commit, Go version and FIPS mode",
 		Example: "  hsm-signer version",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := io.WriteString(cmd.OutOrStdout(), buildinfo.Text())
-			return err
-		},
+		RunE:    printVersion,
 	}
 }
 
+func printVersion(cmd *cobra.Command, _ []string) error {
+	_, err := io.WriteString(cmd.OutOrStdout(), buildinfo.Text())
+	return err
+}
+
 // addVersionFlag gives the root command --version, without the short form -v, which elsewhere is
-// "verbose".
+// "verbose". It does not use cobra's own flag: a template of the version would make the linker keep
+// every exported method, as package text/template does.
 func addVersionFlag(root *cobra.Command) {
-	root.Version = buildinfo.Version()
-	root.SetVersionTemplate(buildinfo.Text())
-	root.Flags().Bool("version", false, "print version, commit, Go version and FIPS mode")
+	version := root.Flags().Bool("version", false,
+		"print version, commit, Go version and FIPS mode")
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if *version {
+			return printVersion(cmd, args)
+		}
+		return cmd.Help()
+	}
 }

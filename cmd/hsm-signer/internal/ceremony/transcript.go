@@ -3,44 +3,44 @@ package ceremony
 import (
 	"bytes"
 	"fmt"
-	"text/template"
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 )
 
-// transcript is for two people to sign. Fingerprints are in the form of sha256sum.
-var transcript = template.Must(template.New("transcript").Parse(`Transcript of a key ceremony
+// transcribe returns the transcript, for two people to sign. It does not include the PIN.
+// Fingerprints are in the form of sha256sum.
+func (d *ceremony) transcribe() []byte {
+	var text bytes.Buffer
+	origin := "was created in the token"
+	if d.want.existingKey {
+		origin = "was already in the token; another tool created it"
+	}
+	fmt.Fprintf(&text, `Transcript of a key ceremony
 
-Started          {{.Started}} (UTC)
-Ended            {{.Ended}} (UTC)
-hsm-signer       {{.Version}}
+Started          %s (UTC)
+Ended            %s (UTC)
+hsm-signer       %s
 
 The token, as it describes itself
-{{.Token}}
-The key {{if .Existing}}was already in the token; another tool created it{{else}}was created in the token{{end}}
-  label          {{.Label}}
-  id             {{.ID}}
-  type           {{.Type}}
-  public key     {{.Made.PublicKey}}
+%s
+The key %s
+  label          %s
+  id             %x
+  type           %s
+  public key     %s
                  (SHA-256 of its SubjectPublicKeyInfo)
 
 Its attributes, as the token reports them
-{{.Attributes}}
+%s
 A test signature was made in the token, and verifies with the public key.
 
-{{if .Request}}The request for its certificate{{else}}Its certificate{{end}}, signed in the token
-  file           {{.File}}
-  SHA-256        {{.Made.SHA256}}
-                 (of the DER)
-  subject        {{.Made.Subject}}
-{{- if not .Request}}
-  serial number  {{.Made.Serial}}
-  valid from     {{.From}}
-  valid until    {{.Until}}
-{{- end}}
-  constraints    {{.Made.Constraints}}{{if .Request}}, as requested{{end}}
-
+`, d.started.UTC().Format(time.DateTime), time.Now().UTC().Format(time.DateTime),
+		buildinfo.Version(), tokenLines(d.token), origin, d.pair.ID.Label, d.pair.ID.ID,
+		d.pair.Type, d.facts.PublicKey,
+		attributeLines(d.attributes.Attributes)+attributeLines(d.pair.Uses))
+	d.transcribeResult(&text)
+	text.WriteString(`
 We were present, and what we saw agrees with the above.
 
   Name       ______________________________    ______________________________
@@ -48,21 +48,27 @@ We were present, and what we saw agrees with the above.
   Signature  ______________________________    ______________________________
 
   Date       ______________________________    ______________________________
-`))
-
-// transcribe fills in the transcript. Its data do not include the PIN.
-func (d *ceremony) transcribe() []byte {
-	var text bytes.Buffer
-	// A buffer takes everything, and a test goes through each branch: there is no error.
-	_ = transcript.Execute(&text, map[string]any{
-		"Started": d.started.UTC().Format(time.DateTime),
-		"Ended":   time.Now().UTC().Format(time.DateTime), "Version": buildinfo.Version(),
-		"Token": tokenLines(d.token), "Existing": d.want.existingKey, "Request": d.want.request,
-		"Label": d.pair.ID.Label, "ID": fmt.Sprintf("%x", d.pair.ID.ID), "Type": d.pair.Type,
-		"Attributes": attributeLines(d.attributes.Attributes) + attributeLines(d.pair.Uses),
-		"File":       d.want.out, "Made": d.facts,
-		"From":  d.facts.NotBefore.Format(time.RFC3339),
-		"Until": d.facts.NotAfter.Format(time.RFC3339),
-	})
+`)
 	return text.Bytes()
+}
+
+// transcribeResult writes what was signed: the request for the CA's certificate, or the certificate.
+func (d *ceremony) transcribeResult(text *bytes.Buffer) {
+	what, note := "Its certificate", ""
+	if d.want.request {
+		what, note = "The request for its certificate", ", as requested"
+	}
+	fmt.Fprintf(text, `%s, signed in the token
+  file           %s
+  SHA-256        %s
+                 (of the DER)
+  subject        %s
+`, what, d.want.out, d.facts.SHA256, d.facts.Subject)
+	if !d.want.request {
+		fmt.Fprintf(text, `  serial number  %s
+  valid from     %s
+  valid until    %s
+`, d.facts.Serial, d.facts.NotBefore.Format(time.RFC3339), d.facts.NotAfter.Format(time.RFC3339))
+	}
+	fmt.Fprintf(text, "  constraints    %s%s\n", d.facts.Constraints, note)
 }

@@ -73,7 +73,9 @@ func completeValues(command *cobra.Command) {
 func requireKnown(command *cobra.Command) {
 	check := command.Args
 	if command.HasSubCommands() {
-		command.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		if command.RunE == nil {
+			command.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
 		check = func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return fmt.Errorf("there is no command %q", args[0])

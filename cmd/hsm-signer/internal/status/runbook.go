@@ -1,18 +1,25 @@
 package status
 
 import (
-	"html/template"
+	"html"
 	"regexp"
 	"strings"
 )
 
 // runbookPage shows the runbook.
-var runbookPage = template.Must(template.New("runbook.html").ParseFS(files, "runbook.html"))
+func runbookPage(sections []section) markup {
+	return document("Runbook – hsm-signer", "", element(`body class="runbook"`, element("main",
+		"<h1>Runbook</h1>\n", `<p><a href="/">Back to the status page</a></p>`,
+		each(sections, func(s section) markup {
+			return "\n" + element("section"+when(s.ID != "", attr("id", s.ID)),
+				when(s.Title != "", element("h2", text(s.Title))), "\n", s.Body)
+		}))))
+}
 
 // A section of the runbook has a heading of the second level.
 type section struct {
 	ID, Title string
-	Body      template.HTML
+	Body      markup
 }
 
 var (
@@ -40,32 +47,29 @@ func sections(markdown string) (all []section) {
 
 // rendered makes HTML of the Markdown that the runbook uses: paragraphs, lists, and within them
 // code, bold text and links.
-func rendered(body string) template.HTML {
-	var html strings.Builder
+func rendered(body string) markup {
+	var all []markup
 	for _, block := range strings.Split(body, "\n\n") {
 		block = strings.TrimSpace(block)
 		switch items := strings.Split("\n"+block, "\n- "); {
 		case block == "":
 		case strings.HasPrefix(block, "```"):
-			html.WriteString("<pre>" + template.HTMLEscapeString(strings.Trim(block, "`\n")) +
-				"</pre>\n")
+			all = append(all, element("pre", text(strings.Trim(block, "`\n"))))
 		case len(items) > 1 && items[0] == "":
-			html.WriteString("<ul>")
-			for _, item := range items[1:] {
-				html.WriteString("<li>" + inline(item) + "</li>")
-			}
-			html.WriteString("</ul>\n")
+			all = append(all, element("ul", each(items[1:], func(item string) markup {
+				return element("li", inline(item))
+			})))
 		default:
-			html.WriteString("<p>" + inline(block) + "</p>\n")
+			all = append(all, element("p", inline(block)))
 		}
 	}
-	return template.HTML(html.String()) // every text in it is escaped
+	return join(all...)
 }
 
 // inline renders one paragraph. Only links within the runbook are links: nothing else is served.
-func inline(text string) string {
+func inline(text string) markup {
 	var codes []string // what is in code is not rendered any further
-	text = code.ReplaceAllStringFunc(template.HTMLEscapeString(text), func(found string) string {
+	text = code.ReplaceAllStringFunc(html.EscapeString(text), func(found string) string {
 		codes = append(codes, "<code>"+strings.Trim(found, "`")+"</code>")
 		return "\x00"
 	})
@@ -81,13 +85,13 @@ func inline(text string) string {
 	for _, c := range codes {
 		text = strings.Replace(text, "\x00", c, 1)
 	}
-	return text
+	return markup(text) // it was escaped first
 }
 
 // linked escapes a text, and makes links of the sections of the runbook that it names.
-func linked(text string) template.HTML {
-	return template.HTML(reference.ReplaceAllStringFunc( // it is escaped
-		template.HTMLEscapeString(text), func(found string) string {
+func linked(text string) markup {
+	return markup(reference.ReplaceAllStringFunc(html.EscapeString(text),
+		func(found string) string {
 			name := reference.FindStringSubmatch(found)[1]
 			return `Runbook: <a href="/runbook#` + strings.ToLower(name) + `">` + name + "</a>"
 		}))

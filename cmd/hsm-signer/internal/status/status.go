@@ -12,9 +12,8 @@
 package status
 
 import (
-	"bytes"
 	"embed"
-	"html/template"
+	"io"
 	"net/http"
 	"time"
 )
@@ -97,11 +96,8 @@ type Page struct {
 	Unknown    string     // why it is not known whose certificates end; empty when it is
 }
 
-//go:embed page.html runbook.html style.css
+//go:embed style.css
 var files embed.FS
-
-// page is made once; a fault in it is found by every test.
-var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(files, "page.html"))
 
 // policyOfContent lets nothing in but the page's own style.
 const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action " +
@@ -111,25 +107,19 @@ const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; 
 func Handler(now func() Page, runbook string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /runbook", func(w http.ResponseWriter, _ *http.Request) {
-		serve(w, runbookPage, sections(runbook))
+		serve(w, runbookPage(sections(runbook)))
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		serve(w, page, view{now()})
+		serve(w, view{now()}.page())
 	})
 	mux.HandleFunc("GET /style.css",
 		func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
 	return guard(mux)
 }
 
-// serve executes a template.
-func serve(w http.ResponseWriter, t *template.Template, data any) {
-	var text bytes.Buffer
-	if err := t.Execute(&text, data); err != nil {
-		http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
-		return
-	}
+func serve(w http.ResponseWriter, page markup) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write(text.Bytes()) // whoever asked may have gone
+	_, _ = io.WriteString(w, string(page)) // whoever asked may have gone
 }
 
 // guard keeps browsers from doing anything with what they get but showing it.

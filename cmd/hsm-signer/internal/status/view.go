@@ -2,13 +2,15 @@ package status
 
 import (
 	"fmt"
-	"html/template"
 	"strings"
 	"time"
 )
 
 // A view is a page with what can be told from it.
 type view struct{ Page }
+
+// signers are the signer names, in one text.
+func (v view) signers() string { return strings.Join(v.Signers, ", ") }
 
 // Faults are the parts that are not well.
 func (v view) Faults() []Part {
@@ -199,15 +201,3 @@ func (e Ending) Shown() []string { return e.Pods[:min(len(e.Pods), podsShown)] }
 
 // More is how many are not.
 func (e Ending) More() int { return len(e.Pods) - len(e.Shown()) }
-
-// functions are for the template.
-var functions = template.FuncMap{
-	"utc":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-	"day":     func(t time.Time) string { return t.UTC().Format("2 January 2006") },
-	"clock":   func(t time.Time) string { return t.UTC().Format("15:04") },
-	"rfc3339": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"took":    func(d time.Duration) string { return d.Round(100 * time.Millisecond).String() },
-	"join":    strings.Join,
-	"linked":  linked,
-	"about":   about,
-}
