@@ -3,7 +3,6 @@ module hsm-signer
 go 1.26.0
 
 require (
-	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/eclipse-keypont/crypto11 v1.6.8
 	github.com/go-logr/logr v1.4.4
 	github.com/google/cel-go v0.29.2

@@ -3,11 +3,12 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
@@ -17,26 +18,55 @@ import (
 // how it is. To serve is to listen with a valid configuration: a missing token is no reason to be
 // restarted, so it is only in the line.
 type supervisor struct {
+	address  string // of its socket; empty: there is no supervisor
 	health   *health
 	patience time.Duration // the supervisor wants a sign of life within it; zero: it wants none
 	logger   hclog.Logger
 }
 
-// newSupervisor reads what the supervisor wants: sd_watchdog_enabled(3).
+// newSupervisor reads what the supervisor wants: sd_notify(3) and sd_watchdog_enabled(3).
 func newSupervisor(h *health, logger hclog.Logger) *supervisor {
-	patience, err := daemon.SdWatchdogEnabled(false)
-	if err != nil {
-		logger.Warn("the supervisor gets no signs of life", "error", err)
+	s := &supervisor{address: os.Getenv("NOTIFY_SOCKET"), health: h, logger: logger}
+	interval, pid := os.Getenv("WATCHDOG_USEC"), os.Getenv("WATCHDOG_PID")
+	if interval == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return s
 	}
-	return &supervisor{health: h, patience: patience, logger: logger}
+	microseconds, err := strconv.ParseUint(interval, 10, 48) // more would overflow a Duration
+	if err != nil || microseconds == 0 {
+		logger.Warn("the supervisor gets no signs of life: WATCHDOG_USEC is no number of microseconds",
+			"WATCHDOG_USEC", interval)
+	}
+	s.patience = time.Duration(microseconds) * time.Microsecond
+	return s
 }
 
-// tell sends the assignments in one message. A supervisor that cannot be told is no reason to stop.
-func (s *supervisor) tell(assignments ...string) {
-	if _, err := daemon.SdNotify(false, strings.Join(assignments, "\n")); err != nil {
-		s.logger.Warn("the supervisor could not be notified", "NOTIFY_SOCKET",
-			os.Getenv("NOTIFY_SOCKET"), "error", err)
+// tell sends the assignments in one message, and reports whether the supervisor has it. A
+// supervisor that cannot be told is no reason to stop.
+func (s *supervisor) tell(assignments ...string) bool {
+	err := s.send(strings.Join(assignments, "\n"))
+	if err != nil {
+		s.logger.Warn("the supervisor could not be notified", "NOTIFY_SOCKET", s.address,
+			"error", err)
 	}
+	return err == nil
+}
+
+// tellTimeout limits how long a message waits for room in the socket. The socket is full if the
+// supervisor does not read it, or if many processes write to it.
+const tellTimeout = time.Second
+
+func (s *supervisor) send(message string) error {
+	// An address that begins with @ is an abstract one, for package net too.
+	socket, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.address, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	if err := socket.SetWriteDeadline(time.Now().Add(tellTimeout)); err != nil {
+		return err
+	}
+	_, err = socket.Write([]byte(message))
+	return err
 }
 
 // interval is the time between two signs of life.
@@ -47,17 +77,18 @@ func (s *supervisor) interval() time.Duration {
 	return min(healthInterval, s.patience/2)
 }
 
-// run tells the supervisor that the process serves, and then gives signs of life, each with the
-// state, until the context ends. The state takes the locks of every part, so a process with a lock
-// that is never released gives no signs.
+// run gives signs of life, each with the state, until the context ends. Before the first it tells
+// the supervisor that the process serves. The state takes the locks of every part, so a process
+// with a lock that is never released gives no signs.
 func (s *supervisor) run(ctx context.Context) error {
-	if os.Getenv("NOTIFY_SOCKET") == "" {
+	if s.address == "" {
 		<-ctx.Done()
 		return nil
 	}
-	s.tell("READY=1")
 	defer s.tell("STOPPING=1", "STATUS=stopping")
+	ready := false // and the supervisor knows
 	return poll.Every(ctx, s.interval(), func(context.Context) {
+		ready = ready || s.tell("READY=1")
 		s.tell("WATCHDOG=1", "STATUS="+s.health.state())
 	})
 }

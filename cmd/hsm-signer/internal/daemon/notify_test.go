@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,4 +99,66 @@ func TestSupervisorThatIsGone(t *testing.T) {
 	if n := strings.Count(log.String(), "[WARN]"); n != 1 {
 		t.Errorf("%d warnings that the supervisor cannot be told:\n%s", n, &log)
 	}
+}
+
+// A supervisor that does not read delays no sign of life for long, and gets READY=1 once it reads.
+func TestSupervisorThatDoesNotRead(t *testing.T) {
+	address := filepath.Join(t.TempDir(), "notify")
+	next := supervise(t, address)
+	fill(t, address)
+	log := make(lines, 10)
+	h := newTestHealth(t)
+	t.Setenv("WATCHDOG_USEC", "2000")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- newSupervisor(h, hclog.New(&hclog.LoggerOptions{Output: log})).run(ctx) }()
+	for range 3 { // READY=1, a sign of life, READY=1 again
+		if line := <-log; !strings.Contains(line, "i/o timeout") {
+			t.Errorf("logged is %q", line)
+		}
+	}
+	for message := next(); message != "READY=1"; message = next() {
+		if message != filling && !strings.HasPrefix(message, "WATCHDOG=1\n") {
+			t.Fatalf("the supervisor was told %q", message)
+		}
+	}
+	if message := next(); !strings.HasPrefix(message, "WATCHDOG=1\n") {
+		t.Errorf("the supervisor was told %q after that", message)
+	}
+	cancel()
+	for message := next(); message != "STOPPING=1\nSTATUS=stopping"; message = next() {
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// filling is the message that fills a socket.
+const filling = "STATUS=another process"
+
+// fill sends messages to a socket until it has no room.
+func fill(t *testing.T, address string) {
+	t.Helper()
+	socket, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(socket)
+	for err = syscall.SetNonblock(socket, true); err == nil; {
+		err = syscall.Sendto(socket, []byte(filling), 0, &syscall.SockaddrUnix{Name: address})
+	}
+	if !errors.Is(err, syscall.EAGAIN) {
+		t.Fatal(err)
+	}
+}
+
+// lines receives each line of a log, and drops those that nobody reads.
+type lines chan string
+
+func (l lines) Write(line []byte) (int, error) {
+	select {
+	case l <- string(line):
+	default:
+	}
+	return len(line), nil
 }
