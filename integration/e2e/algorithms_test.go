@@ -107,10 +107,7 @@ func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA
 		t.Run("RSAWithSize2048",
 			func(t *testing.T) { certify(t, made, expected, "RSAWithSize2048", "SHA256WithRSA") })
 		t.Run("ECDSAWithCurve256",
-			func(t *testing.T) {
-				certify(t, made, expected, "ECDSAWithCurve256",
-					"ECDSAWithSHA256")
-			})
+			func(t *testing.T) { certify(t, made, expected, "ECDSAWithCurve256", "ECDSAWithSHA256") })
 		if t.Failed() {
 			t.Logf("the log of hsm-signer:\n%s", d.Log())
 		}
@@ -123,21 +120,15 @@ func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA
 }
 
 func TestAlgorithmThatTheKeyCannotUse(t *testing.T) {
-	_, stderr, code := shared.Command(t.Context(), ca,
-		[]string{"SIGNATURE_ALGORITHM=SHA256WithRSA"}, "run")
-	if code != 4 || !strings.Contains(stderr, "SIGNATURE_ALGORITHM: ") ||
-		!strings.Contains(stderr, "cannot sign with SHA256WithRSA") {
-		t.Errorf("exit code %d: %s", code, stderr)
-	}
+	command(t, ca, []string{"SIGNATURE_ALGORITHM=SHA256WithRSA"}, "run").complains(t, 4,
+		"SIGNATURE_ALGORITHM: ", "cannot sign with SHA256WithRSA")
 }
 
 // certify has a running hsm-signer certify a key, as for Calico's node, and checks the certificate.
 // expected is the signature algorithm of the certificate.
 func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string) {
 	t.Helper()
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	asking := p.InitContainer(node)
+	p, asking := newRequester(t, node)
 	asking.Key, asking.SignatureAlgorithm = cachedKey(t, key), requestSignature
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -204,12 +195,8 @@ func requireUsagesOf(t *testing.T, cert *x509.Certificate) {
 // requireVerified verifies the chain with crypto/x509, for both ends of a connection.
 func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	t.Helper()
-	root, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(root) {
-		t.Fatalf("%s holds no certificate", ca.CertFile)
-	}
+	roots.AddCert(certificateOf(t, ca))
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
 		x509.ExtKeyUsageClientAuth} {
 		options := x509.VerifyOptions{Roots: roots, DNSName: cert.DNSNames[0],

@@ -2,9 +2,7 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -72,26 +70,20 @@ func requireFingerprints(t *testing.T, transcript, printed string) {
 // which openssl verifies.
 func requireWorks(t *testing.T, ca testenv.CA, length int) {
 	t.Helper()
-	if stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check"); code != 0 {
-		t.Fatalf("check: exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, nil, "check").prints(t, 0)
 	startReady(t, ca)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	csr, err := p.InitContainer(node).Run(t.Context(), p.Client)
 	must.OK(t, err)
 	if got := bytes.Count(csr.Status.Certificate, []byte("-----BEGIN")); got != length {
 		t.Errorf("the chain has %d certificates, want %d", got, length)
 	}
-	block, _ := pem.Decode(csr.Status.Certificate)
-	cert, err := x509.ParseCertificate(block.Bytes)
-	must.OK(t, err)
-	requireOpenSSL(t, ca, cert)
+	requireOpenSSL(t, ca, parseCertificate(t, csr.Status.Certificate))
 }
 
 func TestCeremonyWithEd25519(t *testing.T) {
 	made := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
-	requireCommand(t, made, "ca", "create", "--key-type", "ed25519", "--out", made.CertFile)
+	createCA(t, made, "--key-type", "ed25519", "--out", made.CertFile)
 	out, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", made.CertFile, "-noout",
 		"-text").Output()
 	must.OK(t, err)
@@ -101,24 +93,10 @@ func TestCeremonyWithEd25519(t *testing.T) {
 	requireWorks(t, made, 1)
 }
 
-// requireCommand requires exit code 0 and returns the output.
-func requireCommand(t *testing.T, ca testenv.CA, args ...string) string {
+// createCA runs "ca create", which must succeed.
+func createCA(t *testing.T, ca testenv.CA, args ...string) {
 	t.Helper()
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
-	if code != 0 {
-		t.Fatalf("%v: exit code %d: %s", args, code, stderr)
-	}
-	return stdout
-}
-
-// requireRefusal requires this exit code and these words on stderr.
-func requireRefusal(t *testing.T, ca testenv.CA, want int, words string, args ...string) {
-	t.Helper()
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, args...)
-	if code != want || !strings.Contains(stderr, words) {
-		t.Errorf("%v: exit code %d, want %d; %s%s; want %q", args, code, want, stdout, stderr,
-			words)
-	}
+	command(t, ca, nil, append([]string{"ca", "create"}, args...)...).prints(t, 0)
 }
 
 // An existing key can be certified any number of times, and is never created again.
@@ -126,19 +104,19 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	made := testenv.CA{KeyLabel: label(t), CertFile: file("first.crt")}
-	requireCommand(t, made, "ca", "create", "--key-type", "rsa-2048", "--out", made.CertFile)
-	requireRefusal(t, made, 4, "holds a key labelled", "ca", "create", "--out", file("no.crt"))
-	requireRefusal(t, made, 4, "has the type rsa-2048, not ecdsa-p256", "ca", "create",
-		"--use-existing-key", "--key-type", "ecdsa-p256", "--out", file("no.crt"))
-	requireRefusal(t, testenv.CA{KeyLabel: "nobody"}, 4, "the token has no private key", "ca",
-		"create",
-		"--use-existing-key", "--out", file("no.crt"))
+	createCA(t, made, "--key-type", "rsa-2048", "--out", made.CertFile)
+	command(t, made, nil, "ca", "create", "--out", file("no.crt")).complains(t, 4,
+		"holds a key labelled")
+	command(t, made, nil, "ca", "create", "--use-existing-key", "--key-type", "ecdsa-p256", "--out",
+		file("no.crt")).complains(t, 4, "has the type rsa-2048, not ecdsa-p256")
+	command(t, testenv.CA{KeyLabel: "nobody"}, nil, "ca", "create", "--use-existing-key", "--out",
+		file("no.crt")).complains(t, 4, "the token has no private key")
 	// and no word on the type
 	must.OK(t, os.WriteFile(file("ca.yaml"), []byte("subject: CN=request\n"), 0o600))
-	requireCommand(t, made, "ca", "create", "--use-existing-key", "--profile", file("ca.yaml"),
-		"--csr", "--out", file("ca.csr"))
-	requireCommand(t, made, "ca", "create", "--use-existing-key", "--subject", "CN=second", "--out",
-		file("second.crt"), "--transcript", file("second.txt"))
+	createCA(t, made, "--use-existing-key", "--profile", file("ca.yaml"), "--csr", "--out",
+		file("ca.csr"))
+	createCA(t, made, "--use-existing-key", "--subject", "CN=second", "--out", file("second.crt"),
+		"--transcript", file("second.txt"))
 	requireKeyOf(t, file("ca.csr"), "req", file("first.crt"))
 	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
 	transcript, err := os.ReadFile(file("second.txt"))
@@ -170,15 +148,12 @@ func requireKeyOf(t *testing.T, file, kind, cert string) {
 func TestCeremonyRefusesAKeyThatCouldLeave(t *testing.T) {
 	imported := importKey(t, label(t))
 	out := filepath.Join(t.TempDir(), "ca.crt")
-	requireRefusal(t, imported, 4, "could leave the token", "ca", "create", "--use-existing-key",
-		"--out", out)
+	command(t, imported, nil, "ca", "create", "--use-existing-key", "--out", out).complains(t, 4,
+		"could leave the token")
 	if _, err := os.Stat(out); err == nil {
 		t.Error("it was certified")
 	}
-	if text := requireCommand(t, imported, "ca", "show"); !strings.Contains(text,
-		"CKA_NEVER_EXTRACTABLE  0 (should be 1)") {
-		t.Errorf("ca show does not say so:\n%s", text)
-	}
+	command(t, imported, nil, "ca", "show").prints(t, 0, "CKA_NEVER_EXTRACTABLE  0 (should be 1)")
 }
 
 func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
@@ -186,14 +161,15 @@ func TestCeremonyTriesAWrongPINOnce(t *testing.T) {
 	defer logIn(t)
 	out := filepath.Join(t.TempDir(), "new")
 	for _, args := range [][]string{
-		{"ca", "create", "--out", out}, {"ca", "create", "--use-existing-key", "--out", out}, {"ca",
-			"import", "--cert", ca.CertFile, "--out", out}, {"ca", "show"},
+		{"ca", "create", "--out", out},
+		{"ca", "create", "--use-existing-key", "--out", out},
+		{"ca", "import", "--cert", ca.CertFile, "--out", out},
+		{"ca", "show"},
 	} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong},
-			args...)
-		if code != 3 || strings.Count(stderr, "the PIN is wrong") != 1 ||
-			strings.Contains(stdout+stderr, wrong) {
-			t.Errorf("%v: exit code %d: %s%s", args, code, stdout, stderr)
+		p := command(t, ca, []string{"PKCS11_PIN=" + wrong}, args...)
+		p.lacks(t, wrong)
+		if text := p.complains(t, 3); strings.Count(text, "the PIN is wrong") != 1 {
+			t.Errorf("%v: %s", args, text)
 		}
 	}
 }
@@ -248,7 +224,7 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 	dir := t.TempDir()
 	request, out := filepath.Join(dir, "ca.csr"), filepath.Join(dir, "ca.crt")
 	asking := testenv.CA{KeyLabel: label(t), CertFile: out}
-	requireCommand(t, asking, "ca", "create", "--csr", "--out", request)
+	createCA(t, asking, "--csr", "--out", request)
 	root, narrow := newOfflineRoot(t, "CA:TRUE"), newOfflineRoot(t, "CA:TRUE,pathlen:0")
 	for _, c := range []struct {
 		words, chain string
@@ -264,18 +240,18 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 		{"SHA1", root.sign(t, request, goodCA, "-sha1")},
 		{"allows a path length of 0", narrow.sign(t, request, goodCA)},
 	} {
-		requireRefusal(t, asking, 2, c.words, "ca", "import", "--cert", c.chain)
+		command(t, asking, nil, "ca", "import", "--cert", c.chain).complains(t, 2, c.words)
 	}
 	good := root.sign(t, request, goodCA)
-	requireRefusal(t, asking, 2, "the chain is not complete", "ca", "import", "--cert",
-		filepath.Join(root.dir, "signed.crt"))
-	requireRefusal(t, ca, 2, "no certificate in the file is for the key", "ca", "import", "--cert",
-		good, "--out", out)
+	command(t, asking, nil, "ca", "import", "--cert", filepath.Join(root.dir, "signed.crt")).
+		complains(t, 2, "the chain is not complete")
+	command(t, ca, nil, "ca", "import", "--cert", good, "--out", out).complains(t, 2,
+		"no certificate in the file is for the key")
 	if _, err := os.Stat(out); err == nil {
 		t.Fatal("what was refused was written")
 	}
-	requireCommand(t, asking, "ca", "import", "--cert", good)
-	requireRefusal(t, asking, 4, "already exists", "ca", "import", "--cert", good)
+	command(t, asking, nil, "ca", "import", "--cert", good).prints(t, 0)
+	command(t, asking, nil, "ca", "import", "--cert", good).complains(t, 4, "already exists")
 }
 
 // ca show has an output for programs.
@@ -292,8 +268,8 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 		}
 		PEM string
 	}
-	must.OK(t,
-		json.Unmarshal([]byte(requireCommand(t, ca, "ca", "show", "--output", "json")), &shown))
+	text := command(t, ca, nil, "ca", "show", "--output", "json").prints(t, 0)
+	must.OK(t, json.Unmarshal([]byte(text), &shown))
 	file, err := os.ReadFile(ca.CertFile)
 	must.OK(t, err)
 	if len(shown.Certificates) != 1 || shown.PEM != string(file) ||
@@ -313,7 +289,7 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 			}
 		}
 	}
-	block := requireCommand(t, ca, "ca", "show", "--output", "yaml")
+	block := command(t, ca, nil, "ca", "show", "--output", "yaml").prints(t, 0)
 	must.OK(t, yaml.UnmarshalStrict([]byte(block), &asked))
 	if m := asked.Spec.CertificateManagement; string(m.CACert) != shown.PEM ||
 		m.SignerName != testenv.SignerName || m.KeyAlgorithm != "ECDSAWithCurve256" ||
@@ -321,10 +297,8 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 		t.Errorf("for Calico:\n%s", block)
 	}
 	other := testenv.CA{KeyLabel: label(t), CertFile: ca.CertFile}
-	requireCommand(t, other, "ca", "create", "--out", filepath.Join(t.TempDir(), "ca.crt"))
-	stdout, stderr, code := shared.Command(t.Context(), other, nil, "ca", "show")
-	if code != 4 || !strings.Contains(stderr, "is not the key of the CA certificate") ||
-		!strings.Contains(stdout, "-----BEGIN CERTIFICATE-----") {
-		t.Errorf("a certificate for another key: exit code %d: %s%s", code, stdout, stderr)
-	}
+	createCA(t, other, "--out", filepath.Join(t.TempDir(), "ca.crt"))
+	p := command(t, other, nil, "ca", "show")
+	p.prints(t, 4, "-----BEGIN CERTIFICATE-----")
+	p.complains(t, 4, "is not the key of the CA certificate")
 }

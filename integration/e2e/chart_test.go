@@ -79,11 +79,7 @@ spec:
 // installOperatorKinds adds them to the cluster until the end of the test.
 func installOperatorKinds(t *testing.T) {
 	t.Helper()
-	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(operatorKinds)))
-	t.Cleanup(func() {
-		kubectl(t, "delete", "crd", "podmonitors.monitoring.coreos.com",
-			"prometheusrules.monitoring.coreos.com")
-	})
+	apply(t, operatorKinds)
 	kubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd",
 		"podmonitors.monitoring.coreos.com", "prometheusrules.monitoring.coreos.com")
 }

@@ -42,14 +42,8 @@ func filesOf(overlay, dir string) (args []string) {
 
 // everything adds each component that an overlay can have.
 func everything(kustomization string) string {
-	return strings.Replace(withMonitoring(kustomization), "components:\n", `components:
-  - ../../components/heal
-  - ../../components/clean-up
-  - ../../components/pod-certificates
-  - ../../components/trust-bundle
-  - ../../components/pods-of-policy
-  - ../../components/host-network
-`, 1)
+	return with("heal", "clean-up", "pod-certificates", "trust-bundle", "pods-of-policy",
+		"host-network")(withMonitoring(kustomization))
 }
 
 // The chart and kustomize install the same objects, apart from labels and from names that the test

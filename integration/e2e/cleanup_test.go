@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,8 +10,6 @@ import (
 	"testing"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -30,16 +27,11 @@ func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
 	if certificate == nil {
 		kind = certificatesv1.CertificateDenied
 	}
-	csr.Status.Conditions = append(csr.Status.Conditions,
-		certificatesv1.CertificateSigningRequestCondition{
-			Type: kind, Status: corev1.ConditionTrue, Reason: "Admin",
-		})
-	csr, err := shared.Cluster.Requests().UpdateApproval(t.Context(), csr.Name, csr,
-		metav1.UpdateOptions{})
-	must.OK(t, err)
+	csr = decide(t, shared.Cluster.Client(), csr.Name,
+		certificatesv1.CertificateSigningRequestCondition{Type: kind})
 	if certificate != nil {
 		csr.Status.Certificate = certificate
-		_, err = shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
+		_, err := shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
 		must.OK(t, err)
 	}
 	return csr.Name
@@ -55,9 +47,7 @@ func keptRequests(t *testing.T, s ownSigner) map[string]string {
 		"denied by another": answered(t, s.submit(t), nil),
 		"another signer's":  answered(t, ownSigner("another").submit(t), foreign),
 	}
-	former, err := shared.Run(t.Context(), ca, s.env()...)
-	must.OK(t, err)
-	must.OK(t, former.WaitReady(t.Context()))
+	former := startReady(t, ca, s.env()...)
 	kept["another journal's"] = s.issue(t)
 	must.OK(t, former.Shutdown())
 	return kept
@@ -66,12 +56,11 @@ func keptRequests(t *testing.T, s ownSigner) map[string]string {
 // deniedRequest has a pod request a name that it may not have, and returns the name of the request.
 func deniedRequest(t *testing.T, s ownSigner) string {
 	t.Helper()
-	p := newPod(t, components()[0], nextIP())
+	p := newPod(t, node)
 	asking := s.initContainer(p)
-	asking.DNSNames = components()[1].DNSNames
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
-	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	asking.DNSNames = typha.DNSNames
+	csr := submit(t, p, asking)
+	_, err := calico.Wait(t.Context(), p.Client, csr.Name)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "")
 	return csr.Name
 }
@@ -79,12 +68,11 @@ func deniedRequest(t *testing.T, s ownSigner) string {
 // openRequest returns the name of a request that stays open, since its pod has no address.
 func openRequest(t *testing.T, s ownSigner) string {
 	t.Helper()
-	p := newPod(t, components()[0])
+	p := newPendingPod(t, node)
 	asking := s.initContainer(p)
 	asking.Pod = p.DeepCopy()
-	asking.Pod.Status.PodIP = nextIP()
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	asking.Pod.Status.PodIP = shared.NextIP()
+	csr := submit(t, p, asking)
 	return csr.Name
 }
 
@@ -131,36 +119,26 @@ func TestFinishedRequestsAreDeleted(t *testing.T) {
 			t.Errorf("the request that is %s was deleted; %v", what, err)
 		}
 	}
-	requireMetric(t, d, "hsm_signer_finished_requests_deleted_total 3")
-	requireMetric(t, d, `hsm_signer_certificates_in_cluster{origin="own"} 0`)
-	requireMetric(t, d, `hsm_signer_journal_lines_total{kind="unconfirmed"} 0`)
-	requireMetric(t, d, `hsm_signer_journal_lines_total{kind="orphaned"} 0`)
+	waitMetrics(t, d,
+		"\nhsm_signer_finished_requests_deleted_total 3\n",
+		"\n"+`hsm_signer_certificates_in_cluster{origin="own"} 0`+"\n",
+		"\n"+`hsm_signer_journal_lines_total{kind="unconfirmed"} 0`+"\n",
+		"\n"+`hsm_signer_journal_lines_total{kind="orphaned"} 0`+"\n")
 	requireJournal(t, env, finished[0], finished[2])
-}
-
-func requireMetric(t *testing.T, d *testenv.Daemon, line string) {
-	t.Helper()
-	must.Eventually(t, "the metrics to show "+line, func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), "\n"+line+"\n"), nil
-	})
 }
 
 // requireJournal requires that the journal verifies, and lists the published certificates of these
 // requests and no others.
 func requireJournal(t *testing.T, env []string, requests ...string) {
 	t.Helper()
-	if stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify"); code != 0 {
-		t.Errorf("audit verify: exit code %d: %s%s", code, stdout, stderr)
-	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list", "--output",
-		"json")
-	if code != 0 || strings.Count(stdout, `"state":"published"`) != len(requests) {
-		t.Errorf("audit list: exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, env, "audit", "verify").prints(t, 0)
+	var quoted []string
 	for _, name := range requests {
-		if !strings.Contains(stdout, fmt.Sprintf("%q", name)) {
-			t.Errorf("audit list lacks %s: %s", name, stdout)
-		}
+		quoted = append(quoted, fmt.Sprintf("%q", name))
+	}
+	list := command(t, ca, env, "audit", "list", "--output", "json").prints(t, 0, quoted...)
+	if strings.Count(list, `"state":"published"`) != len(requests) {
+		t.Errorf("audit list: %s", list)
 	}
 }
 
@@ -169,24 +147,19 @@ func requireJournal(t *testing.T, env []string, requests ...string) {
 func TestMissingRightToDeleteIsReported(t *testing.T) {
 	// What every service account may do here would hide what hsm-signer's may not.
 	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
-	t.Cleanup(func() {
-		must.OK(t,
-			shared.Cluster.AllowRequests(context.WithoutCancel(t.Context())))
-	})
+	t.Cleanup(func() { must.OK(t, shared.Cluster.AllowRequests(context.Background())) })
 	allowPodsAlone(t)
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), "DELETE_FINISHED_AFTER=90s"}
 	requireNamed(t, env, "delete certificatesigningrequests")
 	d := startReady(t, ca, env...)
 	const missing = "may not delete certificatesigningrequests: " +
 		"grant it to the service account, as deploy/components/clean-up does"
-	must.Eventually(t, "the log to name the right", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), missing), nil
-	})
-	ask(t)
+	waitLog(t, d, missing)
+	requireIssues(t)
 	must.OK(t, d.WaitReady(t.Context()))
 	manifest, err := os.ReadFile("../../deploy/components/clean-up/role.yaml")
-	must.OK(t, errors.Join(err, shared.Cluster.Apply(t.Context(), manifest)))
-	t.Cleanup(func() { kubectl(t, "delete", "-f", "../../deploy/components/clean-up/role.yaml") })
+	must.OK(t, err)
+	apply(t, string(manifest))
 	must.Eventually(t, "check to pass", func(ctx context.Context) (bool, error) {
 		stdout, _, code := shared.Command(ctx, ca, env, "check")
 		return code == 0 &&
@@ -198,20 +171,13 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 // the test.
 func allowPodsAlone(t *testing.T) {
 	t.Helper()
-	node, bindings := components()[0], shared.Cluster.Client().RbacV1().ClusterRoleBindings()
-	_, err := bindings.Create(t.Context(), &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "pods-alone"},
-		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole",
-			Name: testenv.RequesterRole},
-		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: node.Namespace,
-			Name: node.ServiceAccount}},
-	}, metav1.CreateOptions{})
-	must.OK(t, err)
-	t.Cleanup(func() {
-		must.OK(t,
-			bindings.Delete(context.WithoutCancel(t.Context()), "pods-alone",
-				metav1.DeleteOptions{}))
-	})
+	apply(t, fmt.Sprintf(`
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: pods-alone}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %q}
+subjects: [{kind: ServiceAccount, namespace: %s, name: %s}]
+`, testenv.RequesterRole, node.Namespace, node.ServiceAccount))
 }
 
 // The metric and check count the requests of all signers.
@@ -220,19 +186,12 @@ func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	d := startReady(t, ca)
 	all, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
-	requireMetric(t, d, fmt.Sprintf("hsm_signer_requests_in_cluster %d", len(all.Items)))
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check")
+	waitMetrics(t, d, fmt.Sprintf("\nhsm_signer_requests_in_cluster %d\n", len(all.Items)))
 	want := regexp.MustCompile(fmt.Sprintf(`(?m)^(ok|warning) +requests in the cluster +%d\b`,
 		len(all.Items)))
-	if code != 0 || !want.MatchString(stdout) {
-		t.Errorf("exit code %d; want %s:\n%s%s", code, want, stdout, stderr)
+	if text := command(t, ca, nil, "check").prints(t, 0); !want.MatchString(text) {
+		t.Errorf("want %s:\n%s", want, text)
 	}
-}
-
-// withCleanUp adds the component to the overlay.
-func withCleanUp(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n",
-		"components:\n  - ../../components/clean-up\n", 1)
 }
 
 // An overlay with the component has the setting and the right. An overlay without it has neither.
@@ -241,7 +200,7 @@ func TestCleanUpIsAComponent(t *testing.T) {
 		for _, c := range []struct {
 			edit  func(string) string
 			count int
-		}{{asItIs, 0}, {withCleanUp, 1}} {
+		}{{asItIs, 0}, {with("clean-up"), 1}} {
 			text, _ := kubectl(t, "kustomize", deployment(t, overlay, c.edit))
 			for _, words := range []string{"DELETE_FINISHED_AFTER: 5m\n",
 				"  - certificatesigningrequests\n  verbs:\n  - delete\n"} {

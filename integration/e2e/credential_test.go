@@ -86,14 +86,6 @@ func expiry(ctx context.Context, t *testing.T, d *testenv.Daemon) time.Time {
 	return time.Unix(int64(seconds), 0)
 }
 
-// requireIssues requires that hsm-signer issues a certificate.
-func requireIssues(t *testing.T) {
-	t.Helper()
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	requireCertificate(t, p, p.InitContainer(node))
-}
-
 // A token in a file that has ten minutes left is reported by check, in /readyz, by the metric of the
 // alert and on the status page, and its successor is used without a restart.
 func TestTokenFileIsRenewedWithoutARestart(t *testing.T) {
@@ -101,13 +93,13 @@ func TestTokenFileIsRenewedWithoutARestart(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	write(t, file, old)
 	setting, _ := kubeconfigWith(t, "tokenFile: "+file)
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{setting}, "check")
-	if code != 0 || !regexp.MustCompile(`(?m)^warning  credential +token of system:serviceaccount:`+
-		`hsm-signer:hsm-signer: expires in 9 minutes, at \S+; renew it`).MatchString(stdout) {
-		t.Errorf("check: exit code %d:\n%s%s", code, stdout, stderr)
+	checked := command(t, ca, []string{setting}, "check").prints(t, 0)
+	if !regexp.MustCompile(`(?m)^warning  credential +token of system:serviceaccount:` +
+		`hsm-signer:hsm-signer: expires in 9 minutes, at \S+; renew it`).MatchString(checked) {
+		t.Errorf("check:\n%s", checked)
 	}
 	d := startReady(t, ca, setting)
-	requireMetric(t, d, `hsm_signer_credential_lifetime_seconds{kind="token"} 600`)
+	waitMetrics(t, d, "\n"+`hsm_signer_credential_lifetime_seconds{kind="token"} 600`+"\n")
 	first := expiry(t.Context(), t, d)
 	if left := time.Until(first); left <= 0 || left > 10*time.Minute {
 		t.Errorf("the metric says that the token expires in %s", left)
@@ -173,16 +165,14 @@ func TestKubeconfigMayChangeItsCredentialOnly(t *testing.T) {
 			return ready && strings.Contains(body,
 				"KUBECONFIG in its present form is refused: ") && strings.Contains(body, want), err
 		})
-		requireMetric(t, d, "hsm_signer_kubeconfig_refused 1")
+		waitMetrics(t, d, "\nhsm_signer_kubeconfig_refused 1\n")
 	}
 	requireEvent(t, testenv.SignerName, "KubeconfigRefused")
 	requireIssues(t)
 	second, _ := mint(t)
 	write(t, path, strings.Replace(string(good), first, second, 1))
-	requireMetric(t, d, "hsm_signer_kubeconfig_refused 0")
-	must.Eventually(t, "the new token to be in use", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), "the credential for the API server was replaced"), nil
-	})
+	waitMetrics(t, d, "\nhsm_signer_kubeconfig_refused 0\n")
+	waitLog(t, d, "the credential for the API server was replaced")
 	revoke()
 	requireIssues(t)
 }
@@ -192,11 +182,8 @@ func TestExpiredTokenIsNotReady(t *testing.T) {
 	expired := "x." + "eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6YTpiIiwiaWF0IjoxNjAwMDAwMDAwLCJleHAiOj" +
 		"E2MDAwMDM2MDB9" + ".x"
 	setting, _ := kubeconfigWith(t, "token: "+expired)
-	stdout, _, code := shared.Command(t.Context(), ca, []string{setting}, "check")
-	if code != 2 || !strings.Contains(stdout, "failed   credential                         token of "+
-		"system:serviceaccount:a:b: expired at 2020-09-13T13:26:40Z") {
-		t.Errorf("exit code %d:\n%s", code, stdout)
-	}
+	requireCheck(t, []string{setting}, 2, "failed   credential                         token of "+
+		"system:serviceaccount:a:b: expired at 2020-09-13T13:26:40Z")
 	d := start(t, ca, setting)
 	must.OK(t, d.WaitNotReady(t.Context(), "[-] credential: token of system:serviceaccount:a:b: "+
 		"expired at"))
@@ -218,11 +205,8 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 	setting, _ := kubeconfigWith(t, fmt.Sprintf("exec: {apiVersion: client.authentication.k8s.io/v1, "+
 		"interactiveMode: Never, command: %s, args: [one, two], env: [{name: REGION, value: north}]}",
 		plugin))
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{setting}, "check")
-	if code != 0 || !strings.Contains(stdout, "ok       credential                         token of "+
-		"system:serviceaccount:hsm-signer:hsm-signer, from an exec plugin: expires in 9 minutes") {
-		t.Errorf("check: exit code %d:\n%s%s", code, stdout, stderr)
-	}
+	requireCheck(t, []string{setting}, 0, "ok       credential                         token of "+
+		"system:serviceaccount:hsm-signer:hsm-signer, from an exec plugin: expires in 9 minutes")
 	d := startReady(t, ca, setting)
 	requireIssues(t)
 	environment, err := os.ReadFile(seen)
@@ -241,8 +225,7 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 	}
 	// What a command does not read itself, it does not pass on: its pipe with the PIN.
 	pipes := func(pin string) int {
-		shared.Command(t.Context(), ca, []string{setting, "PKCS11_PIN=" + pin}, "policy", "explain",
-			"--live", "nothing")
+		command(t, ca, []string{setting, "PKCS11_PIN=" + pin}, "policy", "explain", "--live", "nothing")
 		text, err := os.ReadFile(seen)
 		must.OK(t, errors.Join(err, os.Remove(seen)))
 		return strings.Count(string(text), "-> pipe:")
@@ -257,10 +240,8 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 	must.OK(t, d.WaitReady(t.Context()))
 
 	must.OK(t, os.Chmod(plugin, 0o777))
-	if _, stderr, code := shared.Command(t.Context(), ca, []string{setting}, "run"); code != 4 ||
-		!strings.Contains(stderr, "KUBECONFIG: "+plugin+" can be written by everyone") {
-		t.Errorf("exit code %d: %s", code, stderr)
-	}
+	command(t, ca, []string{setting}, "run").complains(t, 4,
+		"KUBECONFIG: "+plugin+" can be written by everyone")
 }
 
 // The renewal's account may mint tokens of hsm-signer's, which may not mint its own.
@@ -289,9 +270,7 @@ func TestCredentialRenew(t *testing.T) {
 		t.Errorf("the file's mode is %s", info.Mode())
 	}
 	setting, _ := kubeconfigWith(t, "tokenFile: "+file)
-	if stdout, _, code := shared.Command(t.Context(), ca, []string{setting}, "check"); code != 0 {
-		t.Errorf("check: exit code %d:\n%s", code, stdout)
-	}
+	requireCheck(t, []string{setting}, 0)
 	for _, c := range []struct {
 		setting, account string
 		code             int
@@ -302,10 +281,7 @@ func TestCredentialRenew(t *testing.T) {
 		{renewal, "hsm-signer/default", 1, "apply deploy/systemd/renewal.yaml"},
 		{renewal, "hsm-signer", 4, "is not NAMESPACE/NAME"},
 	} {
-		_, stderr, code := shared.Command(t.Context(), ca, []string{c.setting}, "credential", "renew",
-			"--out", file, "--service-account", c.account)
-		if code != c.code || !strings.Contains(stderr, c.want) {
-			t.Errorf("%s: exit code %d: %s; want %d and %q", c.account, code, stderr, c.code, c.want)
-		}
+		command(t, ca, []string{c.setting}, "credential", "renew", "--out", file, "--service-account",
+			c.account).complains(t, c.code, c.want)
 	}
 }

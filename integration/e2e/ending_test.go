@@ -6,9 +6,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,10 +27,9 @@ import (
 // ownedPod returns a running pod of a component with an owner.
 func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	t.Helper()
-	made := newPod(t, c, nextIP())
-	patch :=
-		fmt.Sprintf(
-			`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
+	made := newPod(t, c)
+	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[
+		{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
 	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(),
 		made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	must.OK(t, err)
@@ -70,11 +67,7 @@ type formerCertificate struct {
 // certificates.
 func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	t.Helper()
-	text, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
-	block, _ := pem.Decode(text)
-	authority, err := x509.ParseCertificate(block.Bytes)
-	must.OK(t, err)
+	authority := certificateOf(t, ca)
 	dir = filepath.Join(t.TempDir(), "state")
 	j, err := journal.Open(dir, journal.Options{Version: "test", CA: authority})
 	must.OK(t, err)
@@ -139,14 +132,10 @@ func requesterOf(pod *corev1.Pod) policy.Requester {
 func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 	t.Helper()
 	const day = 24 * time.Hour
-	node, typha := components()[0], components()[1]
 	set := fmt.Sprintf("calico-typha-%d", numbers.Add(1))
 	ownedReplicaSet(t, typha.Namespace, set, "calico-typha")
 	gone = ownedPod(t, node, "DaemonSet", "calico-node")
-	zero := int64(0)
-	must.OK(t,
-		shared.Cluster.Client().CoreV1().Pods(gone.Namespace).Delete(t.Context(), gone.Name,
-			metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+	must.OK(t, shared.Cluster.DeletePod(t.Context(), gone))
 	renewed := ownedPod(t, node, "DaemonSet", "calico-node")
 	return journalOf(t,
 		formerCertificate{node, renewed, 3 * day},
@@ -165,31 +154,29 @@ func formerly(t *testing.T) (dir string, gone *corev1.Pod) {
 func TestExpiringCertificatesAreListedWithTheirPods(t *testing.T) {
 	dir, gone := formerly(t)
 	for _, expiring := range []string{"30d", "soon"} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", dir,
-			"--expiring", expiring)
+		text := command(t, ca, nil, "audit", "list", dir, "--expiring", expiring).prints(t, 0)
 		for want, times := range map[string]int{
 			" (lives)": 3, "ENDED": 1, gone.Name: 0, "unknown": 0,
 			"Restart them now:\n  kubectl -n calico-system rollout restart daemonset/calico-node\n":     1,
 			"before they expire:\n  kubectl -n calico-system rollout restart deployment/calico-typha\n": 1,
 		} {
-			if code != 0 || strings.Count(stdout, want) != times {
-				t.Errorf("%s: exit code %d: %q does not occur %d times: %s%s", expiring, code, want,
-					times, stdout, stderr)
+			if strings.Count(text, want) != times {
+				t.Errorf("%s: %q does not occur %d times: %s", expiring, want, times, text)
 			}
 		}
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{"KUBECONFIG="}, "audit",
-		"list", dir, "--expiring", "30d", "--output", "json")
-	if n := strings.Count(stdout,
-		`"pod":{"namespace":"calico-system","name":"calico-`); code != 0 || n != 4 ||
-		strings.Contains(stdout, "lives") || !strings.Contains(stderr, "is not known") {
-		t.Errorf("exit code %d, %d pods: %s%s", code, n, stdout, stderr)
+	p := command(t, ca, []string{"KUBECONFIG="}, "audit", "list", dir, "--expiring", "30d",
+		"--output", "json")
+	p.complains(t, 0, "is not known")
+	p.lacks(t, "lives")
+	if n := strings.Count(p.stdout, `"pod":{"namespace":"calico-system","name":"calico-`); n != 4 {
+		t.Errorf("%d pods: %s", n, p.stdout)
 	}
 	var first struct {
 		NotAfter time.Time
 		Ended    bool
 	}
-	if line, _, _ := strings.Cut(stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil ||
+	if line, _, _ := strings.Cut(p.stdout, "\n"); json.Unmarshal([]byte(line), &first) != nil ||
 		!first.Ended || !first.NotAfter.Before(time.Now()) {
 		t.Errorf("what has ended does not come first, with its time in RFC 3339: %s", line)
 	}

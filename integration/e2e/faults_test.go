@@ -17,7 +17,6 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/client-go/rest"
 
-	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 	"hsm-signer/policy"
@@ -25,42 +24,28 @@ import (
 
 // Without the token requests stay pending and unapproved. They are served when it is back.
 func TestTokenGoneAndBack(t *testing.T) {
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	d := startReady(t, ca)
 	requireCertificate(t, p, p.InitContainer(node))
 
-	must.OK(t, shared.Token.MoveAway())
-	back := false
-	t.Cleanup(func() {
-		if !back {
-			must.OK(t, shared.Token.MoveBack())
-		}
-	})
+	back := removeToken(t)
 	must.OK(t, d.WaitNotReady(t.Context(), "[-] token"))
 	asking := p.InitContainer(node)
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	csr := submit(t, p, asking)
 	requireEvent(t, csr.Name, "SignerFault")
-	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
-		t.Errorf("decided while the token was gone: %v", now.Status.Conditions)
-	}
+	requireOpen(t, csr.Name)
 
-	must.OK(t, shared.Token.MoveBack())
-	back = true
-	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
-	must.OK(t, err)
-	requireIssued(t, csr, asking)
+	back()
+	requireAnswered(t, p, asking)
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
 // hsm-signer waits for a token that is missing at the start.
 func TestTokenComesAfterTheStart(t *testing.T) {
-	must.OK(t, shared.Token.MoveAway())
+	back := removeToken(t)
 	d := start(t, ca)
-	err := d.WaitNotReady(t.Context(), "[-] token")
-	must.OK(t, shared.Token.MoveBack())
-	must.OK(t, err)
+	must.OK(t, d.WaitNotReady(t.Context(), "[-] token"))
+	back()
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
@@ -79,8 +64,7 @@ func TestAPIServerComesAfterTheStart(t *testing.T) {
 
 // hsm-signer watches again after an outage of the API server.
 func TestAPIServerGoneAndBack(t *testing.T) {
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	d := startReady(t, ca)
 	must.OK(t, shared.Cluster.StopAPIServer())
 	err := d.WaitNotReady(t.Context(), "[-] requests")
@@ -120,14 +104,11 @@ func TestStopsThoughTheAPIServerHangs(t *testing.T) {
 
 func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 	const wrong = "0000-canary"
-	for _, command := range []string{"check", "run"} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=" + wrong},
-			command)
-		if code != 3 || !strings.Contains(stdout+stderr, "the PIN is wrong") {
-			t.Errorf("%s: exit code %d:\n%s%s", command, code, stdout, stderr)
-		}
-		if strings.Contains(stdout+stderr, wrong) {
-			t.Errorf("%s shows the PIN:\n%s%s", command, stdout, stderr)
+	for _, name := range []string{"check", "run"} {
+		p := command(t, ca, []string{"PKCS11_PIN=" + wrong}, name)
+		p.lacks(t, wrong)
+		if p.code != 3 || !strings.Contains(p.stdout+p.stderr, "the PIN is wrong") {
+			t.Errorf("%s: exit code %d:\n%s%s", name, p.code, p.stdout, p.stderr)
 		}
 	}
 	logIn(t)
@@ -136,8 +117,7 @@ func TestWrongPINIsTriedOnceAndEnds(t *testing.T) {
 // A PIN with control characters is a configuration error, and the token does not see it.
 func TestPINThatNobodyCanType(t *testing.T) {
 	s, env := behindShim(t)
-	file := filepath.Join(t.TempDir(), "pin")
-	must.OK(t, os.WriteFile(file, []byte("0000-canary\n0000-canary\n"), 0o400))
+	file := tempFile(t, "pin", "0000-canary\n0000-canary\n")
 	for _, c := range []struct {
 		variable string
 		env      []string
@@ -145,13 +125,9 @@ func TestPINThatNobodyCanType(t *testing.T) {
 		{"PKCS11_PIN", []string{"PKCS11_PIN=0000-canary\n"}},
 		{"PKCS11_PIN_FILE", []string{"PKCS11_PIN=", "PKCS11_PIN_FILE=" + file}},
 	} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...),
-			"run")
-		if code != 4 || !strings.Contains(stderr, c.variable+": the ") ||
-			!strings.Contains(stderr, "the PIN contains a control character") ||
-			strings.Contains(stdout+stderr, "canary") {
-			t.Errorf("%s: exit code %d: %s%s", c.variable, code, stdout, stderr)
-		}
+		p := command(t, ca, slices.Concat(env, c.env), "run")
+		p.complains(t, 4, c.variable+": the ", "the PIN contains a control character")
+		p.lacks(t, "canary")
 	}
 	if n := logins(t, s); n != 0 {
 		t.Errorf("%d calls of C_Login", n)
@@ -159,42 +135,27 @@ func TestPINThatNobodyCanType(t *testing.T) {
 }
 
 func TestPINFromFile(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "pin")
-	must.OK(t, os.WriteFile(file, []byte(shared.Token.PIN+"\n"), 0o400))
+	file := tempFile(t, "pin", shared.Token.PIN+"\n")
 	startReady(t, ca, "PKCS11_PIN=", "PKCS11_PIN_FILE="+file)
 }
 
 // One message has every configuration error with its variable.
 func TestConfigurationFaultsComeAllAtOnce(t *testing.T) {
-	_, stderr, code := shared.Command(t.Context(), ca, []string{
+	command(t, ca, []string{
 		"SIGNER_NAME=kubernetes.io/kubelet-serving,nonsense", "PKCS11_SLOT=first", "PKCS11_PIN=",
-		"PKCS11_MODULE=", "CA_KEY_ID=xyz",
-		"CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere", "CERTIFICATE_LIFETIME=1s", "WORKERS=0",
-		"KUBECONFIG=/nowhere", "LOG_LEVEL=loud", "UNSET_SIGNER_NAME=perhaps",
-		"SIGNATURE_ALGORITHM=MD5",
-	}, "run")
-	if code != 4 {
-		t.Errorf("exit code %d", code)
-	}
-	for _, variable := range []string{
+		"PKCS11_MODULE=", "CA_KEY_ID=xyz", "CA_CERT_FILE=/nowhere", "POLICY_FILE=/nowhere",
+		"CERTIFICATE_LIFETIME=1s", "WORKERS=0", "KUBECONFIG=/nowhere", "LOG_LEVEL=loud",
+		"UNSET_SIGNER_NAME=perhaps", "SIGNATURE_ALGORITHM=MD5",
+	}, "run").complains(t, 4,
 		"SIGNER_NAME: \"kubernetes.io/kubelet-serving\" is reserved",
 		"\"nonsense\" is not a signer name", "PKCS11_SLOT:", "PKCS11_PIN_FILE:", "PKCS11_MODULE:",
 		"CA_KEY_ID:", "CA_CERT_FILE:", "POLICY_FILE:", "CERTIFICATE_LIFETIME:", "WORKERS:",
-		"KUBECONFIG:", "LOG_LEVEL:",
-		"UNSET_SIGNER_NAME:", "SIGNATURE_ALGORITHM:",
-	} {
-		if !strings.Contains(stderr, variable) {
-			t.Errorf("%s is missing in:\n%s", variable, stderr)
-		}
-	}
+		"KUBECONFIG:", "LOG_LEVEL:", "UNSET_SIGNER_NAME:", "SIGNATURE_ALGORITHM:")
 }
 
 func TestFlagWinsOverVariable(t *testing.T) {
-	_, stderr, code := shared.Command(t.Context(), ca, []string{"LOG_LEVEL=info"}, "run",
-		"--log-level", "loud")
-	if code != 4 || !strings.Contains(stderr, `"loud" is not one of`) {
-		t.Errorf("exit code %d: %s", code, stderr)
-	}
+	command(t, ca, []string{"LOG_LEVEL=info"}, "run", "--log-level", "loud").complains(t, 4,
+		`"loud" is not one of`)
 }
 
 func TestKeyAndCertificateThatDisagreeDoNotStart(t *testing.T) {
@@ -204,25 +165,16 @@ func TestKeyAndCertificateThatDisagreeDoNotStart(t *testing.T) {
 		{KeyLabel: other.KeyLabel, CertFile: ca.CertFile},
 		{KeyLabel: "nobody", CertFile: ca.CertFile},
 	} {
-		_, stderr, code := shared.Command(t.Context(), mixed, nil, "run")
-		if code != 4 || !strings.Contains(stderr, "key") {
-			t.Errorf("exit code %d: %s", code, stderr)
-		}
+		command(t, mixed, nil, "run").complains(t, 4, "key")
 	}
 }
 
 func TestPolicyThatAnyoneMayWriteIsRefused(t *testing.T) {
-	text, _, code := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
-	if code != 0 || !strings.Contains(text, "calico-typha") {
-		t.Fatalf("policy show: exit code %d: %s", code, text)
-	}
-	file := filepath.Join(t.TempDir(), "policy.yaml")
-	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
+	text := command(t, ca, nil, "policy", "show", "calico").prints(t, 0, "calico-typha")
+	file := tempFile(t, "policy.yaml", text)
 	must.OK(t, os.Chmod(file, 0o666))
-	_, stderr, code := shared.Command(t.Context(), ca, []string{"POLICY_FILE=" + file}, "run")
-	if code != 4 || !strings.Contains(stderr, "can be written by everyone") {
-		t.Errorf("exit code %d: %s", code, stderr)
-	}
+	command(t, ca, []string{"POLICY_FILE=" + file}, "run").complains(t, 4,
+		"can be written by everyone")
 }
 
 // The directory of a ConfigMap is writable by everyone and mounted read-only. Its files are links
@@ -232,8 +184,8 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 	must.OK(t, os.Mkdir(filepath.Join(dir, "..2026"), 0o700))
 	must.OK(t, os.Chmod(filepath.Join(dir, "..2026"), 0o755))
 	must.OK(t, os.Chmod(dir, 0o777))
-	must.OK(t,
-		os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"), 0o600))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "..2026", "policy.yaml"), []byte("version: 2\n"),
+		0o600))
 	must.OK(t, os.Symlink("..2026", filepath.Join(dir, "..data")))
 	must.OK(t, os.Symlink("..data/policy.yaml", filepath.Join(dir, "policy.yaml")))
 	for mount, want := range map[string]string{
@@ -259,13 +211,10 @@ func TestPolicyOfAConfigMapIsRead(t *testing.T) {
 
 // A changed policy takes effect without a restart; an invalid one does not.
 func TestPolicyIsReloaded(t *testing.T) {
-	text, _, _ := shared.Command(t.Context(), ca, nil, "policy", "show", "calico")
-	file := filepath.Join(t.TempDir(), "policy.yaml")
-	must.OK(t,
-		os.WriteFile(file, []byte(strings.ReplaceAll(text, "typha-client", "typha-guest")), 0o600))
+	text := command(t, ca, nil, "policy", "show", "calico").prints(t, 0)
+	file := tempFile(t, "policy.yaml", strings.ReplaceAll(text, "typha-client", "typha-guest"))
 	d := startReady(t, ca, "POLICY_FILE="+file)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	_, err := p.InitContainer(node).Run(t.Context(), p.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-client")
 
@@ -276,9 +225,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	})
 	requireEvent(t, testenv.SignerName, "PolicyRefused")
 	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
-	must.Eventually(t, "the good policy to be in force", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), "the policy has changed and is in force"), nil
-	})
+	waitLog(t, d, "the policy has changed and is in force")
 	requireCertificate(t, p, p.InitContainer(node))
 }
 
@@ -293,30 +240,16 @@ func TestUnknownVariableIsWarnedOf(t *testing.T) {
 // check passes with the rights of deploy/base/rbac.yaml, and the one logger prints client-go's
 // lines.
 func TestCheckPasses(t *testing.T) {
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "check", "--output", "json")
-	if code != 0 {
-		t.Fatalf("exit code %d: %s\n%s", code, stderr, stdout)
-	}
-	for _, want := range []string{
+	command(t, ca, nil, "check", "--output", "json").prints(t, 0,
 		`"module"`, `"token"`, `"PIN state"`, `"login"`, `"key"`, `"key cannot leave"`,
 		`"key is the CA's"`, `"CA certificate"`, `"state directory"`, `"API server"`,
-		`"API version"`,
-		`"may update certificatesigningrequests/approval"`, `"may sign signers example.com/calico"`,
-		`"policy"`,
-	} {
-		if !strings.Contains(stdout, want) {
-			t.Errorf("%s is missing in:\n%s", want, stdout)
-		}
-	}
+		`"API version"`, `"may update certificatesigningrequests/approval"`,
+		`"may sign signers example.com/calico"`, `"policy"`)
 }
 
 func TestCheckNamesAMissingPermission(t *testing.T) {
-	stdout, _, code := shared.Command(t.Context(), ca, []string{"SIGNER_NAME=example.com/unknown"},
-		"check")
-	if code != 2 || !strings.Contains(stdout, "may sign signers example.com/unknown") ||
-		!strings.Contains(stdout, "deploy/base/rbac.yaml") {
-		t.Errorf("exit code %d:\n%s", code, stdout)
-	}
+	requireCheck(t, []string{"SIGNER_NAME=example.com/unknown"}, 2,
+		"may sign signers example.com/unknown", "deploy/base/rbac.yaml")
 }
 
 // check reports namespaces that the policy names and that do not exist, if it may read them.
@@ -325,64 +258,34 @@ func TestCheckNamesAMissingNamespace(t *testing.T) {
 	text, _ := policy.BuiltIn("calico")
 	missing := withPolicy(t, strings.Replace(string(text), "[calico-apiserver/", "[nowhere/", 1))
 	// That of a rule for an earlier Calico need not be there: it is noted, with the remedy.
-	stdout, stderr, code := shared.Command(t.Context(), ca,
-		[]string{"KUBECONFIG=" + shared.Cluster.Kubeconfig()}, "check")
-	if code != 0 ||
-		!strings.Contains(stdout,
-			"note     namespaces of the policy           calico-apiserver does not exist") ||
-		!strings.Contains(stdout, "kubectl create namespace calico-apiserver\n") ||
-		!strings.Contains(stdout, "\nsummary: ") {
-		t.Errorf("exit code %d:\n%s%s", code, stdout, stderr)
-	}
-	for kubeconfig, want := range map[string][]string{
-		shared.Cluster.Kubeconfig(): {"ok       namespaces of the policy           calico-system\n",
-			"warning  namespaces of the policy           nowhere does not exist",
-			"the rules calico-apiserver-3.30 grant"},
-		"": {"skipped  namespaces of the policy           may not be " +
-			"read: calico-system, nowhere;"},
-	} {
-		env := []string{missing}
-		if kubeconfig != "" {
-			env = append(env, "KUBECONFIG="+kubeconfig)
-		}
-		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
-		for _, words := range want {
-			if code != 0 || !strings.Contains(stdout, words) {
-				t.Errorf("exit code %d; want %q:\n%s%s", code, words, stdout, stderr)
-			}
-		}
-	}
+	admin := "KUBECONFIG=" + shared.Cluster.Kubeconfig()
+	requireCheck(t, []string{admin}, 0,
+		"note     namespaces of the policy           calico-apiserver does not exist",
+		"kubectl create namespace calico-apiserver\n", "\nsummary: ")
+	requireCheck(t, []string{admin, missing}, 0,
+		"ok       namespaces of the policy           calico-system\n",
+		"warning  namespaces of the policy           nowhere does not exist",
+		"the rules calico-apiserver-3.30 grant")
+	requireCheck(t, []string{missing}, 0,
+		"skipped  namespaces of the policy           may not be read: calico-system, nowhere;")
 }
 
 // explain --live prints the verdict on a request in the cluster and changes nothing.
 func TestExplainLive(t *testing.T) {
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	csr, err := p.InitContainer(node).Submit(t.Context(), p.Client)
-	must.OK(t, err)
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "policy", "explain", "--live",
-		csr.Name)
-	if code != 0 || !strings.Contains(stdout, "granted by rule calico-node") {
-		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
-	if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
-		t.Errorf("the request was touched: %v", now.Status)
-	}
+	p := newPod(t, node)
+	csr := submit(t, p, p.InitContainer(node))
+	command(t, ca, nil, "policy", "explain", "--live", csr.Name).prints(t, 0,
+		"granted by rule calico-node")
+	requireUntouched(t, csr)
 }
 
 func TestCeremonyOverwritesNothing(t *testing.T) {
 	before, err := os.ReadFile(ca.CertFile)
 	must.OK(t, err)
 	out := filepath.Join(t.TempDir(), "again.crt")
-	_, stderr, code := shared.Command(t.Context(), ca, nil, "ca", "create", "--out", out)
-	if code == 0 || !strings.Contains(stderr, "holds a key labelled") {
-		t.Errorf("a second key with the label: exit code %d: %s", code, stderr)
-	}
-	_, stderr, code = shared.Command(t.Context(), testenv.CA{KeyLabel: "new"}, nil, "ca", "create",
-		"--out", ca.CertFile)
-	if code != 4 || !strings.Contains(stderr, "already exists") {
-		t.Errorf("a second certificate: exit code %d: %s", code, stderr)
-	}
+	command(t, ca, nil, "ca", "create", "--out", out).complains(t, 4, "holds a key labelled")
+	command(t, testenv.CA{KeyLabel: "new"}, nil, "ca", "create", "--out", ca.CertFile).
+		complains(t, 4, "already exists")
 	if after, err := os.ReadFile(ca.CertFile); err != nil || string(after) != string(before) {
 		t.Errorf("the certificate has changed: %v", err)
 	}
@@ -390,9 +293,7 @@ func TestCeremonyOverwritesNothing(t *testing.T) {
 
 // hsm-signer finishes its work before it stops, and exits with 0.
 func TestStopsCleanly(t *testing.T) {
-	d, err := shared.Run(context.WithoutCancel(t.Context()), ca)
-	must.OK(t, err)
-	must.OK(t, d.WaitReady(t.Context()))
+	d := startReady(t, ca)
 	must.OK(t, d.Shutdown())
 }
 
@@ -400,18 +301,10 @@ func TestStopsCleanly(t *testing.T) {
 // starts with a warning.
 func TestKeyThatCanLeaveIsRefused(t *testing.T) {
 	extractable := importKey(t, "imported")
-	_, stderr, code := shared.Command(t.Context(), extractable, nil, "run")
-	if code != 4 || !strings.Contains(stderr, "could leave the token") ||
-		!strings.Contains(stderr, "CKA_NEVER_EXTRACTABLE=0") {
-		t.Errorf("exit code %d: %s", code, stderr)
-	}
-	stdout, _, code := shared.Command(t.Context(), extractable,
-		[]string{"ALLOW_EXTRACTABLE_KEY=true"}, "check", "--output", "json")
-	if code != 0 ||
-		!strings.Contains(stdout,
-			`{"check":"key cannot leave","result":"warning","detail":"IT CAN`) {
-		t.Errorf("check: exit code %d: %s", code, stdout)
-	}
+	command(t, extractable, nil, "run").complains(t, 4, "could leave the token",
+		"CKA_NEVER_EXTRACTABLE=0")
+	command(t, extractable, []string{"ALLOW_EXTRACTABLE_KEY=true"}, "check", "--output", "json").
+		prints(t, 0, `{"check":"key cannot leave","result":"warning","detail":"IT CAN`)
 	d := startReady(t, extractable, "ALLOW_EXTRACTABLE_KEY=true")
 	if !strings.Contains(d.Log(), "CAN LEAVE ITS TOKEN") {
 		t.Errorf("the log does not say so:\n%s", d.Log())

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -9,17 +8,7 @@ import (
 	"hsm-signer/integration/fleet"
 	"hsm-signer/integration/load"
 	"hsm-signer/integration/must"
-	"hsm-signer/integration/testenv"
 )
-
-// startHealer runs "hsm-signer heal" until the end of the test.
-func startHealer(t *testing.T, env ...string) *testenv.Daemon {
-	t.Helper()
-	d, err := shared.Heal(context.WithoutCancel(t.Context()), env...)
-	must.OK(t, err)
-	t.Cleanup(func() { must.OK(t, d.Shutdown()) })
-	return d
-}
 
 // Clients that lose their watch leave pods without a certificate. heal deletes these pods, and
 // their successors get one.
@@ -28,7 +17,7 @@ func TestLostClientsAreHealed(t *testing.T) {
 	must.OK(t, err)
 	defer proxy.Close()
 	const pods = 4
-	f, err := fleet.New(t.Context(), shared, components()[0], pods)
+	f, err := fleet.New(t.Context(), shared, node, pods)
 	must.OK(t, err)
 	f.Backdate = 2 * time.Minute
 	watching := make(chan struct{}, 10*pods)

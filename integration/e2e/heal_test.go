@@ -150,7 +150,7 @@ func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.
 			},
 		},
 		status: corev1.PodStatus{
-			Phase: corev1.PodRunning, PodIP: nextIP(),
+			Phase: corev1.PodRunning, PodIP: shared.NextIP(),
 			InitContainerStatuses: []corev1.ContainerStatus{
 				{Name: "certificate", State: endedAgo(0, 2*time.Minute)}, {Name: "install",
 					State: endedAgo(0, 2*time.Minute)},
@@ -185,9 +185,10 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 	if !s.noRequest {
 		pod, err := shared.Cluster.WithToken(t.Context(), made)
 		must.OK(t, err)
-		csr, err := pod.InitContainer(c).Submit(t.Context(), pod.Client)
-		must.OK(t, err)
-		approveAt(t, csr.Name, ago(s.approved))
+		csr := submit(t, pod, pod.InitContainer(c))
+		decide(t, shared.Cluster.Client(), csr.Name,
+			certificatesv1.CertificateSigningRequestCondition{
+				Type: certificatesv1.CertificateApproved, LastUpdateTime: ago(s.approved)})
 		_, err = calico.Wait(t.Context(), pod.Client, csr.Name)
 		must.OK(t, err)
 	}
@@ -198,24 +199,9 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 	return made
 }
 
-// approveAt approves a request with this time of approval.
-func approveAt(t *testing.T, name string, at metav1.Time) {
-	t.Helper()
-	api := shared.Cluster.Requests()
-	csr := get(t, name)
-	csr.Status.Conditions = append(csr.Status.Conditions,
-		certificatesv1.CertificateSigningRequestCondition{
-			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
-			Reason: "ApprovedByTest", LastUpdateTime: at,
-		})
-	_, err := api.UpdateApproval(t.Context(), name, csr, metav1.UpdateOptions{})
-	must.OK(t, err)
-}
-
 // heal deletes only stuck pods: no pod that runs, is ready, starts, has finished, is being deleted,
 // mirrors a static pod, or has no controller. The metric and audit list show the stuck pods too.
 func TestHealDeletesStuckPodsAlone(t *testing.T) {
-	node := components()[0]
 	state := filepath.Join(t.TempDir(), "state")
 	d := startReady(t, ca, "APPROVE=false", "STATE_DIR="+state)
 	byName := map[string]podState{} // of the pod
@@ -230,24 +216,16 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	}
 	deleting := podState{name: "deleting"}.make(t, node) // it stays, since there is no kubelet
 	t.Cleanup(func() { _ = shared.Cluster.DeletePod(context.WithoutCancel(t.Context()), deleting) })
-	must.OK(t,
-		shared.Cluster.Client().CoreV1().Pods(node.Namespace).Delete(t.Context(), deleting.Name,
-			metav1.DeleteOptions{}))
+	pods := shared.Cluster.Client().CoreV1().Pods(node.Namespace)
+	must.OK(t, pods.Delete(t.Context(), deleting.Name, metav1.DeleteOptions{}))
 
 	requireListed(t, state, byName)
-	must.Eventually(t, "the metric to count them", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx),
-			fmt.Sprintf("\nhsm_signer_stuck_pods %d\n", stuck)), nil
-	})
+	waitMetrics(t, d, fmt.Sprintf("\nhsm_signer_stuck_pods %d\n", stuck))
 	healer := startHealer(t)
-	must.Eventually(t, "heal to have deleted what it may", func(ctx context.Context) (bool, error) {
-		// weak-2 and no-owner
-		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods 2\n"), nil
-	})
-	pods, err := shared.Cluster.Client().CoreV1().Pods(node.Namespace).List(t.Context(),
-		metav1.ListOptions{})
+	waitMetrics(t, healer, "\nhsm_signer_heal_stuck_pods 2\n") // weak-2 and no-owner
+	list, err := pods.List(t.Context(), metav1.ListOptions{})
 	must.OK(t, err)
-	for _, pod := range pods.Items {
+	for _, pod := range list.Items {
 		s, ours := byName[pod.Name]
 		if ours && s.deleted != (pod.DeletionTimestamp != nil) {
 			t.Errorf("%s: deleted is %t; the log of heal:\n%s", s.name, !s.deleted, healer.Log())
@@ -267,10 +245,7 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 // requireListed requires that audit list --stuck lists the stuck pods and no others.
 func requireListed(t *testing.T, state string, byName map[string]podState) {
 	t.Helper()
-	text, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", state, "--stuck")
-	if code != 0 {
-		t.Fatalf("exit code %d: %s", code, stderr)
-	}
+	text := command(t, ca, nil, "audit", "list", state, "--stuck").prints(t, 0)
 	for name, s := range byName {
 		command := "\n  kubectl -n calico-system delete pod " + name + "\n"
 		if strings.Contains(text, command) != s.stuck ||
@@ -278,10 +253,9 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 			t.Errorf("%s: stuck is %t, and the list is:\n%s", s.name, s.stuck, text)
 		}
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, nil, "audit", "list", state, "--stuck",
-		"--output", "json")
 	var listed []string
-	for line := range strings.Lines(stdout) {
+	lines := command(t, ca, nil, "audit", "list", state, "--stuck", "--output", "json").prints(t, 0)
+	for line := range strings.Lines(lines) {
 		var view struct {
 			Pod struct{ Name, Evidence, Restart string }
 		}
@@ -292,8 +266,8 @@ func requireListed(t *testing.T, state string, byName map[string]podState) {
 			t.Errorf("listed is %s", line)
 		}
 	}
-	if code != 0 || len(listed) != strings.Count(text, "\n  kubectl ") || !slices.IsSorted(listed) {
-		t.Errorf("exit code %d, %q: %s", code, listed, stderr)
+	if len(listed) != strings.Count(text, "\n  kubectl ") || !slices.IsSorted(listed) {
+		t.Errorf("listed are %q", listed)
 	}
 }
 
@@ -336,12 +310,11 @@ func TestHealDoesNotStartWithAPIN(t *testing.T) {
 	for _, variable := range []string{"PKCS11_PIN=1234", "PKCS11_PIN_FILE=/pin",
 		"PKCS11_URI=pkcs11:?pin-value=1234"} {
 		name, _, _ := strings.Cut(variable, "=")
-		_, stderr, code := shared.Command(t.Context(), ca, []string{"PKCS11_PIN=", variable},
-			"heal")
-		if code != 4 || !strings.Contains(stderr, "needs no token") ||
-			strings.Contains(stderr, "1234") || name != "PKCS11_URI" &&
-			!strings.Contains(stderr, name+": is set") {
-			t.Errorf("%s: exit code %d: %s", name, code, stderr)
+		p := command(t, ca, []string{"PKCS11_PIN=", variable}, "heal")
+		p.lacks(t, "1234")
+		if text := p.complains(t, 4, "needs no token"); name != "PKCS11_URI" &&
+			!strings.Contains(text, name+": is set") {
+			t.Errorf("%s: %s", name, text)
 		}
 	}
 }

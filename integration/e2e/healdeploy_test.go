@@ -12,20 +12,14 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// withHeal takes the component into the overlay.
-func withHeal(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n",
-		"components:\n  - ../../components/heal\n", 1)
-}
-
 // Every overlay with the component is taken by the API server, and the pod that comes of it is
 // admitted by the restricted standard. It has neither the PIN nor the journal, and the network of
 // its node only where hsm-signer has it.
 func TestHealIsAComponent(t *testing.T) {
 	must.OK(t, shared.Cluster.EnsureNamespace(t.Context(), "calico-system"))
 	for overlay := range overlays {
-		for kind, edit := range map[string]func(string) string{"": withHeal,
-			" with the node's network": func(k string) string { return withHeal(withHostNetwork(k)) }} {
+		for kind, edit := range map[string]func(string) string{"": with("heal"),
+			" with the node's network": with("heal", "host-network")} {
 			t.Run(overlay+kind, func(t *testing.T) {
 				defer clearVolumes(t)
 				_, warnings := kubectl(t, "apply", "--server-side", "--force-conflicts", "-k",
@@ -93,16 +87,8 @@ func TestRightsOfHeal(t *testing.T) {
 		{"get", "", "secrets", "calico-system", false},
 		{"get", "coordination.k8s.io", "leases", "hsm-signer", false},
 	} {
-		review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().
-			Create(t.Context(), &authorizationv1.SubjectAccessReview{
-				Spec: authorizationv1.SubjectAccessReviewSpec{
-					User: "system:serviceaccount:hsm-signer:hsm-signer-heal",
-					ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb,
-						Group: c.group, Resource: c.resource, Namespace: c.namespace},
-				},
-			}, metav1.CreateOptions{})
-		must.OK(t, err)
-		if review.Status.Allowed != c.want {
+		if may(t, "hsm-signer-heal", authorizationv1.ResourceAttributes{Verb: c.verb, Group: c.group,
+			Resource: c.resource, Namespace: c.namespace}) != c.want {
 			t.Errorf("%s %s in %q: allowed is %t", c.verb, c.resource, c.namespace, !c.want)
 		}
 	}

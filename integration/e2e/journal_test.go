@@ -17,7 +17,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
 	"hsm-signer/integration/testenv"
@@ -29,22 +28,16 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 	s, env := behindShim(t)
 	env = append(env, "STATE_DIR="+filepath.Join(t.TempDir(), "state"))
 	for range 2 {
-		d, err := shared.Run(t.Context(), ca, env...)
-		must.OK(t, err)
-		must.OK(t, d.WaitReady(t.Context()))
+		d := startReady(t, ca, env...)
 		for range 3 {
-			ask(t)
+			requireIssues(t)
 		}
 		must.OK(t, d.Shutdown())
 	}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "verify", "--output",
-		"json")
 	var summary journal.Summary
-	if err := json.Unmarshal([]byte(stdout), &summary); err != nil || code != 0 {
-		t.Fatalf("exit code %d: %s%s: %v", code, stdout, stderr, err)
-	}
-	calls, err := s.Calls()
-	must.OK(t, err)
+	text := command(t, ca, env, "audit", "verify", "--output", "json").prints(t, 0)
+	must.OK(t, json.Unmarshal([]byte(text), &summary))
+	calls := callsOf(t, s)
 	if n := calls.Count(pkcs11shim.SignInit); n != summary.Counts.Signed+summary.Counts.Probes ||
 		summary.Counts.Signed < 6 || summary.Counts.Probes < 2 {
 		t.Errorf("the token signed %d times; the journal has %d certificates and %d test "+
@@ -56,9 +49,9 @@ func TestEachSignatureIsInTheJournal(t *testing.T) {
 func TestForeignCertificateIsNoticed(t *testing.T) {
 	d := startReady(t, ca, "APPROVE=false")
 	before := foreign(t, d, -1) // other tests have left certificates of other CAs
-	p := newPod(t, components()[0], nextIP())
-	csr, err := p.InitContainer(components()[0]).Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	p := newPod(t, node)
+	csr := submit(t, p, p.InitContainer(node))
+	var err error
 	csr.Status.Certificate, err = os.ReadFile(importKey(t, "foreign").CertFile)
 	must.OK(t, err)
 	_, err = shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
@@ -67,9 +60,7 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	if after := foreign(t, d, before); after != before+1 {
 		t.Errorf("%d certificates are foreign, and %d were before", after, before)
 	}
-	must.OK(t,
-		shared.Cluster.Requests().Delete(t.Context(),
-			csr.Name, metav1.DeleteOptions{}))
+	must.OK(t, shared.Cluster.Requests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
 }
 
 // foreign returns the number of foreign certificates in the metric, once it differs from the given
@@ -111,14 +102,10 @@ func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	}
 	t.Cleanup(back)
 	must.OK(t, d.WaitNotReady(t.Context(), "[-] permissions: may not get pods; list pods"))
-	p := newPod(t, components()[0], nextIP())
-	asking := p.InitContainer(components()[0])
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	p, asking := newRequester(t, node)
+	submit(t, p, asking)
 	back()
-	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
-	must.OK(t, err)
-	requireIssued(t, csr, asking)
+	requireAnswered(t, p, asking)
 	must.OK(t, d.WaitReady(t.Context()))
 }
 
@@ -128,18 +115,15 @@ func TestCheckpointsAreSigned(t *testing.T) {
 	dir := t.TempDir()
 	public := filepath.Join(dir, "checkpoint.pub")
 	env := []string{"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=checkpoints"}
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "ca", "create-checkpoint-key",
-		"--out", public)
-	if code != 0 || !strings.Contains(stdout, "Key for checkpoints created") {
-		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, env, "ca", "create-checkpoint-key", "--out", public).prints(t, 0,
+		"Key for checkpoints created")
 	env = append(env, "CHECKPOINT_PUBLIC_KEY_FILE="+public, "CHECKPOINT_INTERVAL=1s")
-	requireCheckpointKey(t, env, 0,
+	requireCheck(t, env, 0,
 		"ok       checkpoint key                     a test signature by the private key "+
 			"labelled \"checkpoints\" verifies")
-	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2,
+	requireCheck(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2,
 		"failed   checkpoint key                     the token has no private key labelled \"away\"")
-	requireCheckpointKey(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2,
+	requireCheck(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2,
 		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+
 			"\" does not belong to the public key")
 	d := startReady(t, ca, env...)
@@ -147,47 +131,27 @@ func TestCheckpointsAreSigned(t *testing.T) {
 		return regexp.MustCompile(`journal_lines_total{kind="checkpoint"} [1-9]`).
 			MatchString(d.Metrics(ctx)), nil
 	})
-	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify",
-		"--checkpoint-key", public)
-	if code != 0 || !strings.Contains(stdout, "which vouch for all up to") {
-		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, env, "audit", "verify", "--checkpoint-key", public).prints(t, 0,
+		"which vouch for all up to")
 }
 
 // A checkpoint key that can leave the token is used. run and check warn about it.
 func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 	imported := importKey(t, "imported-checkpoints")
-	text, err := os.ReadFile(imported.CertFile)
+	der, err := x509.MarshalPKIXPublicKey(certificateOf(t, imported).PublicKey)
 	must.OK(t, err)
-	block, _ := pem.Decode(text)
-	cert, err := x509.ParseCertificate(block.Bytes)
-	must.OK(t, err)
-	der, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
-	must.OK(t, err)
-	dir := t.TempDir()
-	public := filepath.Join(dir, "checkpoint.pub")
-	must.OK(t,
-		os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600))
+	public := tempFile(t, "checkpoint.pub",
+		string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
 	env := []string{
-		"STATE_DIR=" + filepath.Join(dir, "state"), "CHECKPOINT_KEY_LABEL=" + imported.KeyLabel,
+		"STATE_DIR=" + filepath.Join(t.TempDir(), "state"),
+		"CHECKPOINT_KEY_LABEL=" + imported.KeyLabel,
 		"CHECKPOINT_PUBLIC_KEY_FILE=" + public,
 	}
-	requireCheckpointKey(t, env, 0, "warning  checkpoint key ")
+	requireCheck(t, env, 0, "warning  checkpoint key ")
 	d := startReady(t, ca, env...)
-	must.Eventually(t, "a line in the log", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), "THE CHECKPOINT KEY CAN LEAVE ITS TOKEN"), nil
-	})
+	waitLog(t, d, "THE CHECKPOINT KEY CAN LEAVE ITS TOKEN")
 	if strings.Contains(d.Log(), "THE CA'S KEY CAN LEAVE") {
 		t.Errorf("the log has the warning for the CA's key:\n%s", d.Log())
-	}
-}
-
-// requireCheckpointKey requires this line about the key in the output of check.
-func requireCheckpointKey(t *testing.T, env []string, want int, line string) {
-	t.Helper()
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
-	if code != want || !strings.Contains(stdout, line) {
-		t.Errorf("check: exit code %d, want %d, and %q:\n%s%s", code, want, line, stdout, stderr)
 	}
 }
 
@@ -199,38 +163,19 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	env := []string{"STATE_DIR=" + state}
 	d := startReady(t, ca, env...)
-	p := newPod(t, components()[0], nextIP())
-	asking := p.InitContainer(components()[0])
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
-	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
-	must.OK(t, err)
-	requireIssued(t, csr, asking)
+	p, asking := newRequester(t, node)
+	csr := submit(t, p, asking)
+	requireAnswered(t, p, asking)
 	must.OK(t, d.Shutdown())
 	cutBehindSigned(t, filepath.Join(state, "journal-00000001.jsonl"), string(csr.UID))
-	must.OK(t,
-		shared.Cluster.Requests().Delete(t.Context(),
-			csr.Name, metav1.DeleteOptions{}))
+	must.OK(t, shared.Cluster.Requests().Delete(t.Context(), csr.Name, metav1.DeleteOptions{}))
 	d = startReady(t, ca, env...)
-	must.Eventually(t, "the outcome of the request in the journal",
-		func(ctx context.Context) (bool, error) {
-			return strings.Contains(d.Metrics(ctx),
-				`hsm_signer_journal_lines_total{kind="unconfirmed"} 1`), nil
-		})
-	stdout, stderr, code := shared.Command(t.Context(), ca, env, "audit", "list")
-	if code != 0 || !strings.Contains(stdout, "unconfirmed") ||
-		strings.Contains(stdout, "orphaned") {
-		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
-	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "list", "--expiring",
-		"400d")
-	if code != 0 || !strings.Contains(stdout, csr.Name) {
-		t.Errorf("not listed as expiring: exit code %d: %s%s", code, stdout, stderr)
-	}
-	stdout, stderr, code = shared.Command(t.Context(), ca, env, "audit", "verify")
-	if code != 0 || !strings.Contains(stdout, "1 are unconfirmed") {
-		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
+	waitMetrics(t, d, `hsm_signer_journal_lines_total{kind="unconfirmed"} 1`)
+	list := command(t, ca, env, "audit", "list")
+	list.prints(t, 0, "unconfirmed")
+	list.lacks(t, "orphaned")
+	command(t, ca, env, "audit", "list", "--expiring", "400d").prints(t, 0, csr.Name)
+	command(t, ca, env, "audit", "verify").prints(t, 0, "1 are unconfirmed")
 }
 
 // cutBehindSigned truncates a journal after the line with the certificate of a request, as a kill
@@ -254,11 +199,8 @@ func cutBehindSigned(t *testing.T, path, uid string) {
 // first has exited.
 func TestJournalIsForOne(t *testing.T) {
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state")}
-	first, err := shared.Run(t.Context(), ca, env...)
-	must.OK(t, err)
-	must.OK(t, first.WaitReady(t.Context()))
-	second, err := shared.Run(t.Context(), ca, env...)
-	must.OK(t, err)
+	first := startReady(t, ca, env...)
+	second := start(t, ca, env...)
 	must.OK(t, second.WaitNotReady(t.Context(), "[-] journal: the journal is in use"))
 	must.OK(t, first.Kill())
 	must.OK(t, second.WaitReady(t.Context()))

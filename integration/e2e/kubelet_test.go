@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -229,35 +228,22 @@ func TestRefusedRefreshIsHeld(t *testing.T) {
 				must.OK(t, err)
 			}
 			pcr, _ := s.podRequest(t, pod, pkcs10.ECDSAP256)
-			pcr = createPodRequest(t, pcr)
 			if c.condition == "" {
-				must.Eventually(t, "the log", func(context.Context) (bool, error) {
-					return strings.Contains(d.Log(), "The pod has had a certificate"), nil
-				})
-				requireOpen(t, pcr)
-				requireMetric(t, d, `hsm_signer_open_requests{state="refusal_held"} 1`)
-				stdout, stderr, _ := shared.Command(t.Context(), ca, s.podEnv(settings...), "check")
-				if !strings.Contains(stdout, "the policy refuses 1 request") ||
-					!strings.Contains(stdout, pcr.Name+": rule ") {
-					t.Errorf("%s%s", stdout, stderr)
+				pcr = createPodRequest(t, pcr)
+				waitLog(t, d, "The pod has had a certificate")
+				requirePodRequestsOpen(t, pcr)
+				waitMetrics(t, d, "\nhsm_signer_open_requests{state=\"refusal_held\"} 1\n")
+				checked := command(t, ca, s.podEnv(settings...), "check").stdout
+				if !strings.Contains(checked, "the policy refuses 1 request") ||
+					!strings.Contains(checked, pcr.Name+": rule ") {
+					t.Errorf("check:\n%s", checked)
 				}
 				return
 			}
-			must.Eventually(t, "the answer", func(context.Context) (bool, error) {
-				pcr = readPodRequest(t, pcr)
-				return len(pcr.Status.Conditions) > 0, nil
-			})
-			if got := pcr.Status.Conditions[0]; got.Type != c.condition ||
+			if _, got := answer(t, pcr); got.Type != c.condition ||
 				got.Reason != "RequesterNotAllowed" {
 				t.Errorf("%+v", got)
 			}
 		})
-	}
-}
-
-func requireOpen(t *testing.T, pcr *certificatesv1.PodCertificateRequest) {
-	t.Helper()
-	if now := readPodRequest(t, pcr); len(now.Status.Conditions) > 0 {
-		t.Errorf("%s: %+v", now.Name, now.Status.Conditions)
 	}
 }

@@ -19,18 +19,10 @@ import (
 // electing is the environment of a candidate for leadership.
 var electing = []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}
 
-// one starts a candidate, which stops with the test at the latest.
-func one(t *testing.T, env ...string) *testenv.Daemon {
+// startCandidate starts a candidate, which is ready also while it stands by.
+func startCandidate(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
-	d, err := shared.Run(t.Context(), ca, append(env, electing...)...)
-	must.OK(t, err)
-	must.OK(t, d.WaitReady(t.Context())) // also while it stands by
-	t.Cleanup(func() {
-		if d.Running() {
-			_, _ = d.Stop() // which releases the lease for the next test
-		}
-	})
-	return d
+	return startReady(t, ca, append(env, electing...)...)
 }
 
 func waitLeads(t *testing.T, d *testenv.Daemon) {
@@ -41,23 +33,16 @@ func waitLeads(t *testing.T, d *testenv.Daemon) {
 	})
 }
 
-// ask has a new pod request its certificate, and requires that it gets one.
-func ask(t *testing.T) {
-	t.Helper()
-	p := newPod(t, components()[0], nextIP())
-	requireCertificate(t, p, p.InitContainer(components()[0]))
-}
-
 func issuedBy(d *testenv.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
 
 // One candidate leads, the other stands by and is ready. When the first stops it releases the
 // lease. The last journal head in the lease is a witness of its journal.
 func TestOneOfManyLeads(t *testing.T) {
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
-	first := one(t, state)
+	first := startCandidate(t, state)
 	waitLeads(t, first)
-	second := one(t)
-	ask(t)
+	second := startCandidate(t)
+	requireIssues(t)
 	must.Eventually(t, "the leader's log to say that it issued",
 		func(context.Context) (bool, error) { return issuedBy(first) > 0, nil })
 	if n := issuedBy(second); n != 0 {
@@ -69,7 +54,7 @@ func TestOneOfManyLeads(t *testing.T) {
 		requireWitnessed(t, state, log[1])
 	}
 	waitLeads(t, second)
-	ask(t)
+	requireIssues(t)
 }
 
 // The other candidate follows a leader that is killed.
@@ -77,7 +62,7 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "killed-leader")
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
-	first := one(t, s.env(state)...)
+	first := startCandidate(t, s.env(state)...)
 	waitLeads(t, first)
 	s.issue(t)
 	var head string
@@ -93,7 +78,7 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 			return before != "" && head != before, nil
 		})
 	requireWitnessed(t, state, head)
-	second := one(t, s.env()...)
+	second := startCandidate(t, s.env()...)
 	must.OK(t, first.Kill())
 	waitLeads(t, second)
 	s.issue(t)
@@ -103,15 +88,10 @@ func TestKilledLeaderIsFollowed(t *testing.T) {
 // that it does not have.
 func requireWitnessed(t *testing.T, state, head string) {
 	t.Helper()
-	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify",
-		"--witness", head); code != 0 {
-		t.Errorf("the witness %s: exit code %d: %s%s", head, code, stdout, stderr)
-	}
+	command(t, ca, []string{state}, "audit", "verify", "--witness", head).prints(t, 0)
 	_, sum, _ := strings.Cut(head, ":")
-	if _, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit", "verify",
-		"--witness", "9999:"+sum); code != 2 || !strings.Contains(stderr, "the end was cut off") {
-		t.Errorf("a witness of a missing head: exit code %d: %s", code, stderr)
-	}
+	command(t, ca, []string{state}, "audit", "verify", "--witness", "9999:"+sum).complains(t, 2,
+		"the end was cut off")
 }
 
 // Two candidates share the directory of the journal. The one that has the journal leads. The other
@@ -120,9 +100,9 @@ func TestOneJournalForMany(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "one-journal")
 	state := "STATE_DIR=" + filepath.Join(t.TempDir(), "state")
-	first := one(t, s.env(state)...)
+	first := startCandidate(t, s.env(state)...)
 	waitLeads(t, first)
-	second := one(t, s.env(state)...)
+	second := startCandidate(t, s.env(state)...)
 	if _, body, err := second.Readyz(t.Context()); err != nil ||
 		!strings.Contains(body, "stands by: the journal is in use") ||
 		!strings.Contains(body, "token ok: token connected") {
@@ -138,9 +118,9 @@ func TestOneJournalForMany(t *testing.T) {
 func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "absent-holder")
-	first := one(t, s.env()...)
+	first := startCandidate(t, s.env()...)
 	waitLeads(t, first)
-	second := one(t, s.env()...)
+	second := startCandidate(t, s.env()...)
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
 	_, err := leases.Patch(t.Context(), string(s), types.MergePatchType,
 		[]byte(
@@ -166,36 +146,27 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	state := "STATE_DIR=" + dir
-	first := one(t, state)
+	first := startCandidate(t, state)
 	waitLeads(t, first)
-	ask(t)
+	requireIssues(t)
 	must.OK(t, first.Shutdown())
 	path := filepath.Join(dir, "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)
 	must.OK(t, err)
 	must.OK(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600))
-	cut, err := shared.Run(t.Context(), ca, append([]string{state}, electing...)...)
-	must.OK(t, err)
-	t.Cleanup(func() { _ = cut.Kill() })
+	cut := start(t, ca, append([]string{state}, electing...)...)
 	must.OK(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))
 	if metrics := cut.Metrics(t.Context()); !strings.Contains(metrics,
 		"hsm_signer_journal_rolled_back 1") {
 		t.Error("the metric does not say so")
 	}
-	second := one(t)
+	second := startCandidate(t)
 	waitLeads(t, second)
-	ask(t)
+	requireIssues(t)
 	_, body, err := cut.Readyz(t.Context())
 	must.OK(t, err)
 	missing := regexp.MustCompile(`\d+:[0-9a-f]{64}`).FindString(body)
-	stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit",
-		"accept-rollback", "--head", missing)
-	if code != 0 {
-		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, []string{state}, "audit", "accept-rollback", "--head", missing).prints(t, 0)
 	must.OK(t, cut.WaitReady(t.Context()))
-	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{state}, "audit",
-		"verify"); code != 0 || !strings.Contains(stdout, "1 times someone accepted") {
-		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, []string{state}, "audit", "verify").prints(t, 0, "1 times someone accepted")
 }

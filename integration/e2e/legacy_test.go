@@ -73,9 +73,8 @@ func encrypted(t *testing.T,
 func deleteRequests(t *testing.T) {
 	t.Helper()
 	requests := shared.Cluster.Requests()
-	must.OK(t,
-		requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
-			metav1.ListOptions{}))
+	must.OK(t, requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
+		metav1.ListOptions{}))
 }
 
 // start runs hsm-signer on the old cluster until the end of the test.
@@ -93,11 +92,15 @@ func (o oldCluster) startReady(t *testing.T, env ...string) *testenv.Daemon {
 }
 
 // newPod creates a running pod with a token that does not name it.
-func (o oldCluster) newPod(t *testing.T, c calico.Component, ip string) testenv.Pod {
+func (o oldCluster) newPod(t *testing.T, c calico.Component) testenv.Pod {
 	t.Helper()
-	spec := testenv.PodSpec{Namespace: c.Namespace,
-		Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount,
-			numbers.Add(1)), ServiceAccount: c.ServiceAccount, IPs: []string{ip}}
+	return o.newPodAt(t, c, shared.NextIP())
+}
+
+func (o oldCluster) newPodAt(t *testing.T, c calico.Component, ip string) testenv.Pod {
+	t.Helper()
+	spec := testenv.PodSpec{Namespace: c.Namespace, ServiceAccount: c.ServiceAccount,
+		Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount, numbers.Add(1)), IPs: []string{ip}}
 	made, err := shared.Cluster.Pod(t.Context(), spec)
 	must.OK(t, err)
 	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
@@ -155,21 +158,12 @@ func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking cali
 	}
 }
 
-// requireUntouched requires that the request is unchanged.
-func requireUntouched(t *testing.T, made *certificatesv1beta1.CertificateSigningRequest) {
-	t.Helper()
-	if now := get(t, made.Name); now.UID != made.UID ||
-		now.ResourceVersion != made.ResourceVersion {
-		t.Errorf("the request %s of %s was touched: %v", now.Name, now.Spec.Username, now.Status)
-	}
-}
-
 func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
-	for _, who := range components() {
-		for _, whose := range components() {
-			p := old.newPod(t, who, nextIP())
+	for _, who := range components {
+		for _, whose := range components {
+			p := old.newPod(t, who)
 			asking := p.InitContainer(whose)
 			made := askOld(t, p, asking)
 			if who.ServiceAccount == whose.ServiceAccount {
@@ -190,36 +184,32 @@ func TestV1beta1EachComponentGetsItsOwnNamesAlone(t *testing.T) {
 func TestV1beta1AddressOfNoPodOfItsOwnIsWaitedFor(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
-	node, typha := components()[0], components()[1]
-	asker, other := old.newPod(t, node, nextIP()), old.newPod(t, typha, nextIP())
+	asker, other := old.newPod(t, node), old.newPod(t, typha)
 
 	asking := asker.InitContainer(node)
 	asking.Pod = other.Pod // whose address is asked for
 	made := askOld(t, asker, asking)
 	ip := other.Status.PodIP
-	must.Eventually(t, "the log to say what is missing", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(),
-			"a live pod of the service account calico-system/calico-node with the IP address "+
-				ip), nil
-	})
+	waitLog(t, d,
+		"a live pod of the service account calico-system/calico-node with the IP address "+ip)
 	// This request is newer, and is served.
-	p := old.newPod(t, node, nextIP())
+	p := old.newPod(t, node)
 	later := p.InitContainer(node)
 	requireOldCertificate(t, p, askOld(t, p, later).Name, later)
 	requireUntouched(t, made)
 
-	old.newPod(t, node, ip) // on the host's network both have one address
+	old.newPodAt(t, node, ip) // on the host's network both have one address
 	requireOldCertificate(t, asker, made.Name, asking)
 }
 
 func TestV1beta1ForeignRequestIsLeftAlone(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	old.startReady(t)
-	p := old.newPod(t, components()[0], nextIP())
-	foreign := p.InitContainer(components()[0])
+	p := old.newPod(t, node)
+	foreign := p.InitContainer(node)
 	foreign.SignerName, foreign.SecretName = "example.com/other", "foreign"
 	made := askOld(t, p, foreign)
-	own := p.InitContainer(components()[0])
+	own := p.InitContainer(node)
 	requireOldCertificate(t, p, askOld(t, p, own).Name, own) // newer, and served
 	requireUntouched(t, made)
 }
@@ -248,32 +238,31 @@ func TestBefore118UnsetSignerNameIsAccepted(t *testing.T) {
 	strangers := []*certificatesv1beta1.CertificateSigningRequest{old.askAsKubelet(t),
 		old.askAsDefault(t)}
 
-	node, typha := components()[0], components()[1]
-	impostor := old.newPod(t, node, nextIP())
+	impostor := old.newPod(t, node)
 	_, err := end(t, askUnset(t, impostor, impostor.InitContainer(typha)).Name)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "NameNotAllowed", "typha-server")
 
-	for _, c := range components() {
-		p := old.newPod(t, c, nextIP())
+	for _, c := range components {
+		p := old.newPod(t, c)
 		asking := p.InitContainer(c)
 		requireOldCertificate(t, p, askUnset(t, p, asking).Name, asking)
 	}
 	for _, made := range strangers {
 		requireUntouched(t, made)
-		requireNoEvent(t, made.Name)
+		if events := eventsOn(t, made.Name); len(events) > 0 {
+			t.Errorf("there are events on %s: %v", made.Name, events)
+		}
 	}
-	if log := d.Log(); strings.Contains(log, `"@level":"error"`) {
-		t.Errorf("there were faults:\n%s", log)
-	}
+	requireNoFaults(t, d)
 }
 
 // Without the setting nothing is changed. Such a server cannot select by signer name, so hsm-signer
 // is not ready, and reports why.
 func TestBefore118UnsetSignerNameIsIgnored(t *testing.T) {
 	old := before118(t)
-	p := old.newPod(t, components()[0], nextIP())
+	p := old.newPod(t, node)
 	made := []*certificatesv1beta1.CertificateSigningRequest{
-		askUnset(t, p, p.InitContainer(components()[0])), old.askAsKubelet(t), old.askAsDefault(t),
+		askUnset(t, p, p.InitContainer(node)), old.askAsKubelet(t), old.askAsDefault(t),
 	}
 	d := old.start(t)
 	must.OK(t, d.WaitNotReady(t.Context(), "field label not supported: spec.signerName"))
@@ -297,11 +286,7 @@ func TestCheckBefore118(t *testing.T) {
 	} {
 		env := []string{"KUBECONFIG=" + old.kubeconfig, "POLICY_FILE=calico-legacy",
 			"UNSET_SIGNER_NAME=" + setting}
-		stdout, stderr, code := shared.Command(t.Context(), ca, env, "check")
-		if code != c.code || !strings.Contains(stdout, c.words) {
-			t.Errorf("%s: exit code %d; want %d and %q:\n%s%s", setting, code, c.code, c.words,
-				stdout, stderr)
-		}
+		requireCheck(t, env, c.code, c.words)
 	}
 }
 
@@ -314,7 +299,7 @@ func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateS
 	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1",
 		Groups: []string{"system:nodes"}}
 	kubelet, err := testenv.PodWith(&corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: nextIP()},
+		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: shared.NextIP()},
 	}, config)
 	must.OK(t, err)
 	asking := kubelet.InitContainer(node)
@@ -332,18 +317,8 @@ func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateS
 // Calico's.
 func (o oldCluster) askAsDefault(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
-	p := o.newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"}, nextIP())
-	return askUnset(t, p, p.InitContainer(components()[0]))
-}
-
-func requireNoEvent(t *testing.T, request string) {
-	t.Helper()
-	events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
-		metav1.ListOptions{FieldSelector: "involvedObject.name=" + request})
-	must.OK(t, err)
-	for _, e := range events.Items {
-		t.Errorf("there is an event on %s: %s: %s", request, e.Reason, e.Message)
-	}
+	p := o.newPod(t, calico.Component{Namespace: "default", ServiceAccount: "default"})
+	return askUnset(t, p, p.InitContainer(node))
 }
 
 // The control plane is upgraded to 1.22 while hsm-signer runs: v1beta1 disappears, and hsm-signer
@@ -351,17 +326,14 @@ func requireNoEvent(t *testing.T, request string) {
 func TestV1beta1Disappears(t *testing.T) {
 	old := newOldCluster(t, legacyapi.Options{})
 	d := old.startReady(t)
-	node := components()[0]
-	p := old.newPod(t, node, nextIP())
+	p := old.newPod(t, node)
 	asking := p.InitContainer(node)
 	requireOldCertificate(t, p, askOld(t, p, asking).Name, asking)
 
 	old.api.Upgrade()
-	later := old.newPod(t, node, nextIP())
+	later := old.newPod(t, node)
 	asking = later.InitContainer(node)
-	csr, err := asking.Submit(t.Context(), later.Client)
-	must.OK(t, err)
-	csr, err = end(t, csr.Name)
+	csr, err := end(t, submit(t, later, asking).Name)
 	must.OK(t, err)
 	requireIssued(t, csr, asking)
 	must.OK(t, d.WaitReady(t.Context()))

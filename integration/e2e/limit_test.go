@@ -22,8 +22,7 @@ import (
 func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	d := startReady(t, ca, "STATE_DIR="+state)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	object := func(name string) *certificatesv1.CertificateSigningRequest {
 		csr, err := p.InitContainer(node).Object()
 		must.OK(t, err)
@@ -60,16 +59,12 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	})
 	requireCertificate(t, p, p.InitContainer(node)) // made later, and done
 	for _, csr := range full {
-		if now := get(t, csr.Name); now.ResourceVersion != csr.ResourceVersion {
-			t.Errorf("%s was written to: %v", csr.Name, now.Status)
-		}
-		events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
-			metav1.ListOptions{FieldSelector: "involvedObject.name=" + csr.Name})
-		must.OK(t, err)
-		for _, event := range events.Items {
-			if event.Count > 1 || len(events.Items) > 1 {
-				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events.Items),
-					event.Count, event.Reason)
+		requireUntouched(t, csr)
+		events := eventsOn(t, csr.Name)
+		for _, event := range events {
+			if event.Count > 1 || len(events) > 1 {
+				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events), event.Count,
+					event.Reason)
 			}
 		}
 	}
@@ -88,12 +83,10 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 func create(t *testing.T, p testenv.Pod,
 	csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	made, err := p.Requests().Create(t.Context(), csr,
-		metav1.CreateOptions{})
+	made, err := p.Requests().Create(t.Context(), csr, metav1.CreateOptions{})
 	must.OK(t, err)
 	t.Cleanup(func() {
-		_ = p.Requests().Delete(context.Background(),
-			made.Name, metav1.DeleteOptions{})
+		_ = p.Requests().Delete(context.Background(), made.Name, metav1.DeleteOptions{})
 	})
 	return made
 }

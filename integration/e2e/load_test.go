@@ -22,7 +22,7 @@ var patientClient = load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour
 // Pods that start at once all get their certificates, each within 90 seconds.
 func TestLoadIsServed(t *testing.T) {
 	startReady(t, ca)
-	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
+	pods, err := shared.LoadPods(t.Context(), node, 10)
 	must.OK(t, err)
 	report := load.Run(t.Context(), pods, patientClient)
 	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 ||
@@ -37,7 +37,7 @@ func TestLoadCountsLostClients(t *testing.T) {
 	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
 	must.OK(t, err)
 	defer proxy.Close()
-	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
+	pods, err := shared.LoadPods(t.Context(), node, 3)
 	must.OK(t, err)
 	for i := range pods {
 		pods[i].Config = proxy.Config(pods[i].Config.BearerToken)
@@ -58,7 +58,7 @@ func TestLoadCountsLostClients(t *testing.T) {
 // A client without an answer is late. Its next attempt replaces the request, whose key is lost, by
 // one with the same name.
 func TestLoadStartsLateClientsAgain(t *testing.T) {
-	pods, err := shared.LoadPods(t.Context(), components()[0], 2)
+	pods, err := shared.LoadPods(t.Context(), node, 2)
 	must.OK(t, err)
 	plan := load.Plan{Attempts: 2, Timeout: time.Second}
 	if report := load.Run(t.Context(), pods, plan); report.Late != len(pods) || report.Issued != 0 {
@@ -76,7 +76,7 @@ func TestLoadOfProcessesIsServed(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "calicoclient")
 	must.OK(t, testenv.BuildClient(t.Context(), binary))
 	startReady(t, ca)
-	pods, err := shared.LoadPods(t.Context(), components()[0], 3)
+	pods, err := shared.LoadPods(t.Context(), node, 3)
 	must.OK(t, err)
 	report, err := load.Processes{Binary: binary}.Run(t.Context(), pods)
 	must.OK(t, err)
@@ -96,15 +96,15 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 		replace func(t *testing.T, first *testenv.Daemon)
 	}{
 		{"killed and started again", func(t *testing.T) *testenv.Daemon {
-			return startMortal(t, state)
+			return startReady(t, ca, state)
 		}, func(t *testing.T, first *testenv.Daemon) {
 			must.OK(t, first.Kill())
-			startMortal(t, state)
+			startReady(t, ca, state)
 		}},
 		{"followed by another leader", func(t *testing.T) *testenv.Daemon {
-			first := one(t)
+			first := startCandidate(t)
 			waitLeads(t, first)
-			one(t)
+			startCandidate(t)
 			return first
 		}, func(t *testing.T, first *testenv.Daemon) {
 			must.OK(t, first.Shutdown())
@@ -117,20 +117,10 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 	}
 }
 
-// startMortal runs hsm-signer, which the test may kill, until it is ready.
-func startMortal(t *testing.T, env ...string) *testenv.Daemon {
-	t.Helper()
-	d, err := shared.Run(t.Context(), ca, env...)
-	must.OK(t, err)
-	t.Cleanup(func() { _ = d.Kill() })
-	must.OK(t, d.WaitReady(t.Context()))
-	return d
-}
-
 // requireServedAmid starts clients within a second, and calls middle when half of them watch.
 func requireServedAmid(t *testing.T, clients int, middle func()) {
 	t.Helper()
-	pods, err := shared.LoadPods(t.Context(), components()[0], clients)
+	pods, err := shared.LoadPods(t.Context(), node, clients)
 	must.OK(t, err)
 	before, err := load.Terminated(t.Context(), shared.Cluster.Client())
 	must.OK(t, err)
@@ -176,7 +166,7 @@ func waitIssued(t *testing.T, name string) {
 // A fixed rate serves all clients too, and the metrics show it.
 func TestAnswerRate(t *testing.T) {
 	d := startReady(t, ca, "ANSWER_RATE=20")
-	pods, err := shared.LoadPods(t.Context(), components()[0], 10)
+	pods, err := shared.LoadPods(t.Context(), node, 10)
 	must.OK(t, err)
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"os"
 	"regexp"
 	"slices"
@@ -25,18 +24,11 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	const manual = "docs/operate.md"
 	d := startReady(t, ca)
 	askInVain(t)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	requireCertificate(t, p, p.InitContainer(node))
-	must.Eventually(t, "the certificates to be counted", func(ctx context.Context) (bool, error) {
-		return strings.Contains(d.Metrics(ctx), "\nhsm_signer_certificates_in_cluster") &&
-			strings.Contains(d.Metrics(ctx), "\nhsm_signer_stuck_pods"), nil
-	})
+	requireIssues(t)
+	waitMetrics(t, d, "\nhsm_signer_certificates_in_cluster", "\nhsm_signer_stuck_pods")
 	metrics := d.Metrics(t.Context())
 	healer := startHealer(t)
-	must.Eventually(t, "heal to have looked", func(ctx context.Context) (bool, error) {
-		return strings.Contains(healer.Metrics(ctx), "\nhsm_signer_heal_stuck_pods"), nil
-	})
+	waitMetrics(t, healer, "\nhsm_signer_heal_stuck_pods")
 	metrics += healsOwn(healer.Metrics(t.Context()))
 	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml",
 		"deploy/monitoring/prometheusrule-installation.yaml", "deploy/monitoring/dashboard.json",
@@ -77,7 +69,7 @@ func TestMonitoringKnowsItsInstallation(t *testing.T) {
 	dir := deployment(t, "network-hsm", func(kustomization string) string {
 		kustomization = strings.Replace(kustomization, "SIGNER_NAME=example.com/calico",
 			"SIGNER_NAME=corp.example/typha", 1)
-		return strings.Replace(withHeal(withMonitoring(kustomization)), "patches:\n", `namespace: other
+		return strings.Replace(with("heal")(withMonitoring(kustomization)), "patches:\n", `namespace: other
 patches:
   - patch: |
       apiVersion: v1

@@ -4,7 +4,6 @@ import (
 	"context"
 	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 
 	"hsm-signer/integration/calico"
@@ -37,11 +36,9 @@ func openRequests(t *testing.T, metrics string) (all, failing float64) {
 // submitOpen has pods ask while nothing can be answered.
 func submitOpen(t *testing.T, n int) (names []string, pods []testenv.Pod) {
 	t.Helper()
-	node := components()[0]
 	for range n {
-		p := newPod(t, node, nextIP())
-		csr, err := p.InitContainer(node).Submit(t.Context(), p.Client)
-		must.OK(t, err)
+		p := newPod(t, node)
+		csr := submit(t, p, p.InitContainer(node))
 		names, pods = append(names, csr.Name), append(pods, p)
 	}
 	return names, pods
@@ -54,19 +51,11 @@ func TestOutageWithOpenRequests(t *testing.T) {
 	const since = `hsm_signer_unhealthy_since_timestamp_seconds{part="token"}`
 	deleteRequests(t)
 	d := startReady(t, ca)
-	if strings.Contains(d.Log(), `"@level":"error"`) {
-		t.Errorf("a healthy start logs an error:\n%s", d.Log())
-	}
+	requireNoFaults(t, d)
 	if all, _ := openRequests(t, d.Metrics(t.Context())); all != 0 {
 		t.Errorf("%v requests are open", all)
 	}
-	must.OK(t, shared.Token.MoveAway())
-	back := false
-	t.Cleanup(func() {
-		if !back {
-			must.OK(t, shared.Token.MoveBack())
-		}
-	})
+	back := removeToken(t)
 	must.OK(t, d.WaitNotReady(t.Context(), "[-] token"))
 	names, pods := submitOpen(t, requests)
 	must.Eventually(t, "the outage to be in the metrics", func(ctx context.Context) (bool, error) {
@@ -88,8 +77,7 @@ func TestOutageWithOpenRequests(t *testing.T) {
 	}
 	requireEvent(t, names[0], "SignerFault")
 
-	must.OK(t, shared.Token.MoveBack())
-	back = true
+	back()
 	for i, name := range names {
 		_, err := calico.Wait(t.Context(), pods[i].Client, name)
 		must.OK(t, err)

@@ -5,10 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
-	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -99,6 +96,16 @@ func readPodRequest(t *testing.T,
 	return now
 }
 
+// requirePodRequestsOpen requires that none of the requests has an answer.
+func requirePodRequestsOpen(t *testing.T, requests ...*certificatesv1.PodCertificateRequest) {
+	t.Helper()
+	for _, pcr := range requests {
+		if now := readPodRequest(t, pcr); len(now.Status.Conditions) > 0 {
+			t.Errorf("%s: %+v", now.Name, now.Status.Conditions)
+		}
+	}
+}
+
 // answer creates the request and returns it with its answer.
 func answer(t *testing.T, pcr *certificatesv1.PodCertificateRequest) (
 	*certificatesv1.PodCertificateRequest, metav1.Condition) {
@@ -121,31 +128,24 @@ func awaitAnswer(t *testing.T, pcr *certificatesv1.PodCertificateRequest) (
 func requirePodCertificate(t *testing.T, pcr *certificatesv1.PodCertificateRequest,
 	key crypto.Signer) *x509.Certificate {
 	t.Helper()
-	block, _ := pem.Decode([]byte(pcr.Status.CertificateChain))
-	if block == nil {
+	if pcr.Status.CertificateChain == "" {
 		t.Fatalf("%s has no certificate: %+v", pcr.Name, pcr.Status.Conditions)
 	}
-	leaf, err := x509.ParseCertificate(block.Bytes)
-	must.OK(t, err)
+	leaf := parseCertificate(t, []byte(pcr.Status.CertificateChain))
 	id := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", podTrustDomain, pcr.Namespace,
 		pcr.Spec.ServiceAccountName)
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id || len(leaf.DNSNames)+
 		len(leaf.IPAddresses)+len(leaf.EmailAddresses)+len(leaf.Subject.Names) > 0 {
 		t.Errorf("%s: certified are %v, %v and %s", pcr.Name, leaf.URIs, leaf.DNSNames, leaf.Subject)
 	}
-	if public, is := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !is ||
-		!public.Equal(leaf.PublicKey) {
-		t.Errorf("%s: the certificate is for another key", pcr.Name)
-	}
+	requireKey(t, pcr.Name, leaf, key)
 	if lifetime := leaf.NotAfter.Sub(leaf.NotBefore); lifetime != time.Hour ||
 		!pcr.Status.BeginRefreshAt.Time.Equal(leaf.NotBefore.Add(lifetime/2)) {
 		t.Errorf("%s: valid for %s, refreshed at %s", pcr.Name, lifetime,
 			pcr.Status.BeginRefreshAt)
 	}
 	roots := x509.NewCertPool()
-	if text, err := os.ReadFile(ca.CertFile); err != nil || !roots.AppendCertsFromPEM(text) {
-		t.Fatal("no root")
-	}
+	roots.AddCert(certificateOf(t, ca))
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots}); err != nil {
 		t.Errorf("%s: %v", pcr.Name, err)
 	}
@@ -224,19 +224,13 @@ func TestForgedPodRequests(t *testing.T) {
 		}
 	}
 	for _, pcr := range open {
-		must.Eventually(t, "a look at "+pcr.Name, func(context.Context) (bool, error) {
-			return strings.Contains(d.Log(), pcr.Name), nil
-		})
+		waitLog(t, d, pcr.Name)
 	}
 	// Each is checked again while this one is issued.
 	pcr, key := s.podRequest(t, newPlainPod(t), pkcs10.ECDSAP256)
 	pcr, _ = answer(t, pcr)
 	requirePodCertificate(t, pcr, key)
-	for _, pcr := range open {
-		if now := readPodRequest(t, pcr); len(now.Status.Conditions) > 0 {
-			t.Errorf("%s: %+v", now.Name, now.Status.Conditions)
-		}
-	}
+	requirePodRequestsOpen(t, open...)
 }
 
 // newMirrorPod makes a pod as kubelet makes it for a static pod.

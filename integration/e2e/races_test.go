@@ -25,11 +25,10 @@ func TestDeletedAndMadeAgainInMidTurn(t *testing.T) {
 	const pods = 4
 	times := timesEach(t)
 	startReady(t, ca, withBudget(t, "{perPod: 1000}"))
-	node := components()[0]
 	seen := watchRequests(t)
 	var group sync.WaitGroup
 	for range pods {
-		p := newPod(t, node, nextIP())
+		p := newPod(t, node)
 		group.Go(func() {
 			for range times {
 				asking := p.InitContainer(node)

@@ -62,7 +62,7 @@ func (s ownSigner) env(more ...string) []string {
 
 // initContainer returns the init container of the pod, with a request to this signer.
 func (s ownSigner) initContainer(p testenv.Pod) calico.InitContainer {
-	asking := p.InitContainer(components()[0])
+	asking := p.InitContainer(node)
 	asking.SignerName = s.name()
 	return asking
 }
@@ -70,16 +70,15 @@ func (s ownSigner) initContainer(p testenv.Pod) calico.InitContainer {
 // submit returns a request of a new pod. Nothing has answered it yet.
 func (s ownSigner) submit(t *testing.T) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	p := newPod(t, components()[0], nextIP())
-	csr, err := s.initContainer(p).Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	p := newPod(t, node)
+	csr := submit(t, p, s.initContainer(p))
 	return csr
 }
 
 // issue has a new pod get its certificate, and returns the name of its request.
 func (s ownSigner) issue(t *testing.T) string {
 	t.Helper()
-	p := newPod(t, components()[0], nextIP())
+	p := newPod(t, node)
 	asking := s.initContainer(p)
 	requireCertificate(t, p, asking)
 	return asking.Name()

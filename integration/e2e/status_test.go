@@ -165,9 +165,9 @@ func TestStatusPageInABrowser(t *testing.T) {
 		b.show(t, d, "nothing-yet", "All is well", "Nobody has asked", "days left")
 		askInVain(t)
 		for range 3 {
-			for _, c := range components() {
-				p := newPod(t, c, nextIP())
-				requireCertificate(t, p, p.InitContainer(c))
+			for _, c := range components {
+				p, asking := newRequester(t, c)
+				requireCertificate(t, p, asking)
 			}
 		}
 		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9",
@@ -177,9 +177,8 @@ func TestStatusPageInABrowser(t *testing.T) {
 	})
 	t.Run("down", func(t *testing.T) {
 		d := start(t, ca, "PKCS11_TOKEN_LABEL=nobody")
-		must.OK(t,
-			d.WaitNotReady(t.Context(),
-				"[+] requests ok\n[+] permissions ok\n[+] credential ok\n[-] token: token labelled"))
+		must.OK(t, d.WaitNotReady(t.Context(), "[+] requests ok\n[+] permissions ok\n"+
+			"[+] credential ok\n[-] token: token labelled"))
 		submitOpen(t, 50)
 		must.Eventually(t, "the outage to last", func(ctx context.Context) (bool, error) {
 			metrics := d.Metrics(ctx)
@@ -203,30 +202,21 @@ func TestStatusPageInABrowser(t *testing.T) {
 		b.showTo(t, d, "shadow", []look{desk}, "A shadow", "none: a shadow acts on nothing")
 	})
 	t.Run("standby", func(t *testing.T) {
-		first := one(t)
+		first := startCandidate(t)
 		waitLeads(t, first)
 		leader := identity.FindStringSubmatch(first.Log())[1]
 		b.showTo(t, first, "leader", []look{desk}, "this one\n"+leader)
-		second := one(t)
-		must.Eventually(t, "it to see who leads",
-			func(context.Context) (bool,
-				error) {
-				return strings.Contains(second.Log(), `"`+leader+`"`), nil
-			})
+		second := startCandidate(t)
+		waitLog(t, second, `"`+leader+`"`)
 		b.showTo(t, second, "standby", []look{desk, inBed}, "another one leads",
 			"another one; this one stands by\n"+leader)
 	})
 	t.Run("ending", func(t *testing.T) {
 		dir, gone := formerly(t)
 		d := startReady(t, ca, "STATE_DIR="+dir)
-		must.Eventually(t, "the pods to be known", func(ctx context.Context) (bool, error) {
-			metrics := d.Metrics(ctx)
-			return strings.Contains(metrics, "hsm_signer_expiring_pods 2\n") &&
-				strings.Contains(metrics, "hsm_signer_expired_pods 1\n") &&
-				strings.Contains(metrics, `hsm_signer_certificates_valid{within_days="7"} 3`) &&
-				strings.Contains(metrics,
-					`hsm_signer_certificates_valid{within_days="+Inf"} 6`), nil
-		})
+		waitMetrics(t, d, "hsm_signer_expiring_pods 2\n", "hsm_signer_expired_pods 1\n",
+			`hsm_signer_certificates_valid{within_days="7"} 3`,
+			`hsm_signer_certificates_valid{within_days="+Inf"} 6`)
 		b.show(t, d, "ending", "something needs you", "ended 3 hours ago",
 			"1 of 2 dark: calico-system/",
 			"kubectl -n calico-system rollout restart daemonset/calico-node",
@@ -240,9 +230,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 // askInVain has a pod request another component's name.
 func askInVain(t *testing.T) {
 	t.Helper()
-	node, typha := components()[0], components()[1]
-	p := newPod(t, node, nextIP())
-	asking := p.InitContainer(node)
+	p, asking := newRequester(t, node)
 	asking.DNSNames, asking.SecretName = typha.DNSNames, fmt.Sprintf("<b>impostor-%d",
 		numbers.Add(1))
 	if _, err := asking.Run(t.Context(), p.Client); err == nil {

@@ -17,8 +17,7 @@ import (
 func TestManyAskAtOnce(t *testing.T) {
 	const requests, askers = 300, 8
 	d := startReady(t, ca, withBudget(t, "{perPod: 1000}"))
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	numbers := make(chan int)
 	var group sync.WaitGroup
 	for range askers {

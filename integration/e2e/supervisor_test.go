@@ -31,13 +31,12 @@ func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 			}
 		}
 	}
-	d, err := shared.Run(t.Context(), ca, "NOTIFY_SOCKET="+address, "WATCHDOG_USEC=1000000")
-	must.OK(t, err)
+	d := start(t, ca, "NOTIFY_SOCKET="+address, "WATCHDOG_USEC=1000000")
 	hear("READY=1")
 	hear("WATCHDOG=1\nSTATUS=ready")
-	must.OK(t, shared.Token.MoveAway())
+	back := removeToken(t)
 	hear("WATCHDOG=1\nSTATUS=not ready: token: ")
-	must.OK(t, shared.Token.MoveBack())
+	back()
 	hear("WATCHDOG=1\nSTATUS=ready")
 	must.OK(t, d.Shutdown())
 	hear("STOPPING=1")
@@ -46,12 +45,7 @@ func TestSupervisorIsToldHowThingsStand(t *testing.T) {
 // The main job works with Go's FIPS 140-3 module.
 func TestCertificateInFIPSMode(t *testing.T) {
 	env := "GODEBUG=fips140=on"
-	if stdout, stderr, code := shared.Command(t.Context(), ca, []string{env},
-		"version"); code != 0 || !strings.Contains(stdout, ", mode on") {
-		t.Fatalf("version: exit code %d: %s%s", code, stdout, stderr)
-	}
+	command(t, ca, []string{env}, "version").prints(t, 0, ", mode on")
 	startReady(t, ca, env)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	requireOpenSSL(t, ca, requireCertificate(t, p, p.InitContainer(node)))
+	requireOpenSSL(t, ca, requireIssues(t))
 }

@@ -32,11 +32,17 @@ func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
 	return s, append(s.Env(), "PKCS11_MODULE="+s.Module)
 }
 
-func logins(t *testing.T, s *pkcs11shim.Shim) int {
+// callsOf returns the calls that the shim has logged.
+func callsOf(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 	t.Helper()
 	calls, err := s.Calls()
 	must.OK(t, err)
-	return calls.Count(pkcs11shim.Login)
+	return calls
+}
+
+func logins(t *testing.T, s *pkcs11shim.Shim) int {
+	t.Helper()
+	return callsOf(t, s).Count(pkcs11shim.Login)
 }
 
 // A supervisor that follows deploy/systemd/hsm-signer.service restarts a process that crashes, ten
@@ -51,14 +57,11 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 		t.Fatalf("the unit does not say when to restart:\n%s", unit)
 	}
 	s, env := behindShim(t)
-	pin := filepath.Join(t.TempDir(), "pin")
-	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o600))
+	pin := tempFile(t, "pin", shared.Token.PIN+"\n")
 	env = append(env, "PKCS11_PIN=", "PKCS11_PIN_FILE="+pin,
 		"STATE_DIR="+filepath.Join(t.TempDir(), "state"))
 	for range restarts {
-		d, err := shared.Run(t.Context(), ca, env...)
-		must.OK(t, err)
-		must.OK(t, d.WaitReady(t.Context()))
+		d := startReady(t, ca, env...)
 		must.OK(t, d.Kill())
 	}
 	must.OK(t, os.WriteFile(pin, []byte("0000-wrong\n"), 0o600))
@@ -72,8 +75,7 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 		}
 		t.Logf("start %d ended with exit code %d: %s", starts, code, stderr)
 	}
-	calls, err := s.Calls()
-	must.OK(t, err)
+	calls := callsOf(t, s)
 	wrong := calls.Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
 	if starts != 1 || len(wrong) != 1 || calls.Count(pkcs11shim.Login) != restarts+1 {
 		t.Errorf("%d calls of C_Login, %d with the wrong PIN, in %d starts with that; want "+
@@ -88,18 +90,14 @@ func TestSupervisorDoesNotTryAWrongPINAgain(t *testing.T) {
 func TestRefusedPINInAPod(t *testing.T) {
 	const wrong = "0000-canary"
 	s, env := behindShim(t)
-	pin := filepath.Join(t.TempDir(), "pin")
-	must.OK(t, os.WriteFile(pin, []byte(wrong), 0o600))
+	pin := tempFile(t, "pin", wrong)
 	d := start(t, ca,
 		append(env, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=1", "PKCS11_PIN=",
 			"PKCS11_PIN_FILE="+pin, "LOG_LEVEL=trace")...)
 	must.OK(t, d.WaitNotReady(t.Context(), "the PIN is wrong"))
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	asking := p.InitContainer(node)
+	p, asking := newRequester(t, node)
 	asking.SecretName = "refused-pin"
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	csr := submit(t, p, asking)
 	requireEvent(t, csr.Name, "SignerFault")
 	requireNowhere(t, d, wrong)
 	if n := logins(t, s); n != 1 {
@@ -107,9 +105,7 @@ func TestRefusedPINInAPod(t *testing.T) {
 	}
 	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN), 0o600))
 	must.OK(t, d.WaitReady(t.Context()))
-	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
-	must.OK(t, err)
-	requireIssued(t, csr, asking)
+	requireAnswered(t, p, asking)
 	if n := logins(t, s); n != 2 {
 		t.Errorf("%d calls of C_Login, for two PINs", n)
 	}
@@ -120,8 +116,8 @@ func TestRefusedPINInAPod(t *testing.T) {
 func TestCrashWritesNoCore(t *testing.T) {
 	var limit syscall.Rlimit
 	must.OK(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &limit))
-	must.OK(t,
-		syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}))
+	highest := syscall.Rlimit{Cur: limit.Max, Max: limit.Max}
+	must.OK(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &highest))
 	defer func() { must.OK(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &limit)) }()
 	other := exec.CommandContext(t.Context(), "sh", "-c", "kill -ABRT $$")
 	other.Dir = t.TempDir()
@@ -145,23 +141,16 @@ func TestCrashWritesNoCore(t *testing.T) {
 func TestTokenHangsAndGoesOn(t *testing.T) {
 	s, env := behindShim(t)
 	d := startReady(t, ca, append(env, "PKCS11_TIMEOUT=1s")...)
-	must.OK(t,
-		s.Rules(pkcs11shim.Hang(pkcs11shim.Sign), pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
+	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Sign),
+		pkcs11shim.Hang(pkcs11shim.GetAttributeValue)))
 	must.OK(t, d.WaitNotReady(t.Context(), "did not return within 1s"))
-	node := components()[0]
-	p := newPod(t, node, nextIP())
-	asking := p.InitContainer(node)
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
+	p, asking := newRequester(t, node)
+	csr := submit(t, p, asking)
 	requireEvent(t, csr.Name, "SignerFault")
-	if now := get(t, csr.Name); len(now.Status.Conditions) > 0 {
-		t.Errorf("it was decided while the token hung: %v", now.Status.Conditions)
-	}
+	requireOpen(t, csr.Name)
 	must.OK(t, s.Rules())
 	must.OK(t, d.WaitReady(t.Context()))
-	csr, err = calico.Wait(t.Context(), p.Client, csr.Name)
-	must.OK(t, err)
-	requireIssued(t, csr, asking)
+	requireAnswered(t, p, asking)
 }
 
 // If the module hangs permanently the process exits, so that a supervisor can start another one.
@@ -192,13 +181,8 @@ func TestURINamesAll(t *testing.T) {
 		strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
 		t.Error("the environment or the log holds the PIN, or the environment no URI")
 	}
-	pin := filepath.Join(t.TempDir(), "pin")
-	must.OK(t, os.WriteFile(pin, []byte(shared.Token.PIN+"\n"), 0o400))
-	stdout, stderr, code := shared.Command(t.Context(), ca, without, "check", "--pkcs11-uri",
-		uri+"&pin-source=file:"+pin)
-	if code != 0 {
-		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
-	}
+	pin := tempFile(t, "pin", shared.Token.PIN+"\n")
+	command(t, ca, without, "check", "--pkcs11-uri", uri+"&pin-source=file:"+pin).prints(t, 0)
 }
 
 // A setting in the URI must not be set elsewhere, and a flag must not have a PIN.
@@ -219,12 +203,9 @@ func TestURIFaults(t *testing.T) {
 		{[]string{"PKCS11_URI=pkcs11:token=ca?module-name=nowhere"}, nil,
 			"module-name: there is no such module"},
 	} {
-		_, stderr, code := shared.Command(t.Context(), ca, c.env,
-			append([]string{"check"}, c.args...)...)
-		if code != 4 || !strings.Contains(stderr, c.want) ||
-			strings.Contains(stderr, "0000-canary") {
-			t.Errorf("%v %v: exit code %d: %s; want %q", c.env, c.args, code, stderr, c.want)
-		}
+		p := command(t, ca, c.env, append([]string{"check"}, c.args...)...)
+		p.complains(t, 4, c.want)
+		p.lacks(t, "0000-canary")
 	}
 }
 
@@ -233,8 +214,7 @@ func TestPINIsInNoFault(t *testing.T) {
 	s, env := behindShim(t)
 	state := filepath.Join(t.TempDir(), "state")
 	d := startReady(t, ca, append(env, "LOG_LEVEL=trace", "STATE_DIR="+state)...)
-	node := components()[0]
-	p := newPod(t, node, nextIP())
+	p := newPod(t, node)
 	for _, rules := range [][]pkcs11shim.Rule{
 		{pkcs11shim.LoseSessions(pkcs11shim.SignInit),
 			pkcs11shim.Fail(pkcs11shim.Login, pkcs11.CKR_DEVICE_ERROR).Times(1)},
@@ -302,7 +282,7 @@ func requireNotInFiles(t *testing.T, dir, pin string) {
 // logIn makes the token forget a wrong PIN, which its flags would report to later tests.
 func logIn(t *testing.T) {
 	t.Helper()
-	requireCommand(t, ca, "check", "--try-pin")
+	command(t, ca, nil, "check", "--try-pin").prints(t, 0)
 }
 
 // While the token reports a wrong PIN, check tries no PIN unless it is asked to, not even the right
@@ -319,11 +299,10 @@ func TestCheckDoesNotTryAPINAfterAWrongOne(t *testing.T) {
 		{nil, []string{"--try-pin"}, 0, 2, "warning  PIN state "},
 		{nil, nil, 0, 3, "the token accepts the PIN"},
 	} {
-		stdout, stderr, code := shared.Command(t.Context(), ca, append(slices.Clone(env), c.env...),
-			append([]string{"check"}, c.args...)...)
-		if code != c.code || logins(t, s) != c.logins || !strings.Contains(stdout, c.want) {
-			t.Errorf("check %d: exit code %d and %d calls of C_Login so far, want %d and %d, and "+
-				"%q:\n%s%s", i+1, code, logins(t, s), c.code, c.logins, c.want, stdout, stderr)
+		command(t, ca, slices.Concat(env, c.env), append([]string{"check"}, c.args...)...).
+			prints(t, c.code, c.want)
+		if n := logins(t, s); n != c.logins {
+			t.Errorf("check %d: %d calls of C_Login so far, want %d", i+1, n, c.logins)
 		}
 	}
 }
@@ -336,7 +315,7 @@ func TestCheckAsksInOrder(t *testing.T) {
 	s, env := behindShim(t)
 	imported := importKey(t, label(t))
 	other := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "ca.crt")}
-	requireCommand(t, other, "ca", "create", "--out", other.CertFile)
+	createCA(t, other, "--out", other.CertFile)
 	with := func(key string) testenv.CA { return testenv.CA{KeyLabel: key, CertFile: ca.CertFile} }
 	for i, c := range []struct {
 		ca   testenv.CA
@@ -359,16 +338,15 @@ func TestCheckAsksInOrder(t *testing.T) {
 			"Name the key and the certificate that belong together"},
 	} {
 		must.OK(t, s.Rules(c.rule))
-		stdout, _, code := shared.Command(t.Context(), c.ca, append(slices.Clone(env), c.env...),
-			"check", "--output", "json")
+		p := command(t, c.ca, slices.Concat(env, c.env), "check", "--output", "json")
 		if steps[i] == "login" {
 			logIn(t)
 		}
-		if want := map[bool]int{true: 3, false: 2}[steps[i] == "PIN state" ||
-			steps[i] == "login"]; code != want {
-			t.Errorf("%s: exit code %d, want %d", steps[i], code, want)
+		code := 2
+		if steps[i] == "PIN state" || steps[i] == "login" {
+			code = 3
 		}
-		for n, line := range strings.SplitN(stdout, "\n", len(steps)+1)[:len(steps)] {
+		for n, line := range strings.SplitN(p.prints(t, code), "\n", len(steps)+1)[:len(steps)] {
 			want := fmt.Sprintf(`{"check":%q,"result":%q`, steps[n],
 				map[bool]string{true: "ok", false: "skipped"}[n < i])
 			if n == i {

@@ -35,23 +35,18 @@ func newStation(t *testing.T, kind tokens.Kind) *station {
 	must.OK(t, err)
 	dir := t.TempDir()
 	return &station{token: token, shim: s,
-		ca: testenv.CA{KeyLabel: "ca",
-			CertFile: filepath.Join(dir,
-				"ca.crt")}, env: slices.Concat(token.Env, s.Env(), []string{
-			"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" +
-				token.PIN,
-			"STATE_DIR=" + filepath.Join(dir, "state"), withBudget(t, "{perPod: 1000}"),
+		ca: testenv.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")},
+		env: slices.Concat(token.Env, s.Env(), []string{
+			"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label,
+			"PKCS11_PIN=" + token.PIN, "STATE_DIR=" + filepath.Join(dir, "state"),
+			withBudget(t, "{perPod: 1000}"),
 		})}
 }
 
 // command requires exit code 0, and returns the output.
 func (s *station) command(t *testing.T, args ...string) string {
 	t.Helper()
-	stdout, stderr, code := shared.Command(t.Context(), s.ca, s.env, args...)
-	if code != 0 {
-		t.Fatalf("%v: exit code %d: %s%s", args, code, stdout, stderr)
-	}
-	return stdout
+	return command(t, s.ca, s.env, args...).prints(t, 0)
 }
 
 // requireKey requires that the new key has an id, and that nothing was deleted.
@@ -62,17 +57,10 @@ func (s *station) requireKey(t *testing.T) {
 	if len(shown.Key.ID) != 16 {
 		t.Errorf("the key's id is %q, and not 8 random bytes", shown.Key.ID)
 	}
-	if calls := s.calls(t); calls.Count("C_GenerateKeyPair") == 0 ||
+	if calls := callsOf(t, s.shim); calls.Count("C_GenerateKeyPair") == 0 ||
 		calls.Count("C_DestroyObject") > 0 {
 		t.Errorf("a key was made and none deleted:\n%s", calls)
 	}
-}
-
-func (s *station) calls(t *testing.T) pkcs11shim.Calls {
-	t.Helper()
-	calls, err := s.shim.Calls()
-	must.OK(t, err)
-	return calls
 }
 
 // A loss makes the token unavailable between begin and end.
@@ -106,24 +94,20 @@ func TestEveryKindOfToken(t *testing.T) {
 			checked := s.command(t, "check")
 			s.requireKey(t)
 			d := startReady(t, s.ca, s.env...)
-			if checks, logs := strings.Contains(checked,
-				"warning  key cannot leave "),
-				strings.Contains(d.Log(),
-					"CKA_LOCAL=0 (should be 1)"); checks == s.token.Can.Local ||
-				logs == s.token.Can.Local {
+			checks := strings.Contains(checked, "warning  key cannot leave ")
+			logs := strings.Contains(d.Log(), "CKA_LOCAL=0 (should be 1)")
+			if checks == s.token.Can.Local || logs == s.token.Can.Local {
 				t.Errorf("an attribute that is not as it should be: check warns %t, the log %t",
 					checks, logs)
 			}
-			node := components()[0]
-			p := newPod(t, node, nextIP())
+			p := newPod(t, node)
 			requests := 0
 			ask := func(n int) (asked []calico.InitContainer) {
 				for range n {
 					requests++
 					asking := p.InitContainer(node)
 					asking.SecretName = fmt.Sprintf("token-%s-%d", kind.Name, requests)
-					_, err := asking.Submit(t.Context(), p.Client)
-					must.OK(t, err)
+					submit(t, p, asking)
 					asked = append(asked, asking)
 				}
 				return asked
@@ -135,17 +119,15 @@ func TestEveryKindOfToken(t *testing.T) {
 				asked = append(asked, ask(4)...)
 				must.OK(t, lose.end(t.Context()))
 				for _, asking := range asked {
-					csr, err := calico.Wait(t.Context(), p.Client, asking.Name())
-					must.OK(t, err)
-					requireOpenSSL(t, s.ca, requireIssued(t, csr, asking))
+					requireOpenSSL(t, s.ca, requireAnswered(t, p, asking))
 				}
 			}
-			if calls := s.calls(t).By(d.PID()); calls.Count(pkcs11shim.Initialize) < 2 {
+			if calls := callsOf(t, s.shim).By(d.PID()); calls.Count(pkcs11shim.Initialize) < 2 {
 				t.Errorf("the module was not initialized again:\n%s", calls)
 			}
 			s.command(t, "audit", "verify")
-			if n := strings.Count(s.command(t, "audit", "list", "--output", "json"),
-				"\n"); n != requests {
+			list := s.command(t, "audit", "list", "--output", "json")
+			if n := strings.Count(list, "\n"); n != requests {
 				t.Errorf("%d certificates for %d requests", n, requests)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +32,7 @@ type Daemon struct {
 	log     log
 	address string // of its health endpoints
 	ended   <-chan struct{}
+	killed  atomic.Bool
 }
 
 // Run starts hsm-signer and waits until it listens; see [Daemon.WaitReady]. Variables in env have
@@ -203,9 +205,10 @@ func (d *Daemon) Stop() (int, error) {
 	return d.Wait()
 }
 
-// Shutdown stops the process, and returns an error with the end of its log unless it exits with 0.
+// Shutdown stops the process, and returns an error with the end of its log unless it exits with 0
+// or was killed before.
 func (d *Daemon) Shutdown() error {
-	if code, err := d.Stop(); err != nil || code != 0 {
+	if code, err := d.Stop(); (err != nil || code != 0) && !d.killed.Load() {
 		const tail = 4000
 		log := d.Log()
 		return fmt.Errorf("hsm-signer exited with code %d, %v; the end of its log:\n%s",
@@ -216,6 +219,7 @@ func (d *Daemon) Shutdown() error {
 
 // Kill kills the process.
 func (d *Daemon) Kill() error {
+	d.killed.Store(true)
 	if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
