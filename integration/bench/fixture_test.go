@@ -124,7 +124,7 @@ func (p programs) onFreshServer(
 	pods, err := fresh.LoadPods(b.Context(), node(), count)
 	must.OK(b, err)
 	_, stop := fresh.start(b, a)
-	report := ask(pods, fresh.kubelet(b, pods))
+	report := ask(pods, fresh.Kubelet(b.Context(), pods, b.Error))
 	terminated, err := load.Terminated(b.Context(), fresh.Cluster.Client())
 	must.OK(b, err)
 	stop()
@@ -133,19 +133,6 @@ func (p programs) onFreshServer(
 		b.Fatalf("%d clients could not ask; the first: %v", report.Broken, report.Errors[0])
 	}
 	return report
-}
-
-// kubelet writes the status of a pod whose client has exited with 0. Otherwise a signer that reads
-// the pod of an open request would assume that a lost client still waits.
-func (f *fixture) kubelet(b *testing.B, pods []load.Pod) ended {
-	return func(i int, outcome load.Outcome, issued bool) {
-		if outcome != load.Succeeded && outcome != load.Lost {
-			return
-		}
-		if err := f.EndInit(b.Context(), pods[i].Asking.Pod, issued); err != nil {
-			b.Error(err)
-		}
-	}
 }
 
 // pairs returns the number of pairs of runs, or of single runs, of a benchmark.

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	certificatesv1 "k8s.io/api/certificates/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -158,11 +157,4 @@ func (f *fixture) create(b *testing.B, requesters []requester, bodies [][]byte) 
 	}
 	must.OK(b, group.Wait())
 	return started
-}
-
-// deleteRequests deletes every request.
-func (f *fixture) deleteRequests(b *testing.B) {
-	b.Helper()
-	must.OK(b, f.Cluster.Requests().DeleteCollection(b.Context(), *metav1.NewDeleteOptions(0),
-		metav1.ListOptions{}))
 }

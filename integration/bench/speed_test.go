@@ -127,7 +127,7 @@ func (c *course) storm(b *testing.B, with contender) (o outcome) {
 	})
 	stop()
 	if !c.keep {
-		c.deleteRequests(b)
+		must.OK(b, c.Cluster.DeleteRequests(b.Context()))
 	}
 	return o
 }
@@ -143,7 +143,7 @@ func (c *course) backlog(b *testing.B, with contender, approve bool) (o outcome)
 	pid, stop := with.start(b)
 	o = c.measured(b, pid, func() timing { return watching.wait(b, nil) })
 	stop()
-	c.deleteRequests(b)
+	must.OK(b, c.Cluster.DeleteRequests(b.Context()))
 	return o
 }
 

@@ -166,7 +166,6 @@ func (f *fixture) delayed(b *testing.B, name string, delay time.Duration,
 	if delay > 0 {
 		must.OK(b, shim.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)))
 	}
-	env = append(env, "PKCS11_MODULE="+shim.Module)
 	return f.product(name, append(env, shim.Env()...)...)
 }
 
@@ -253,6 +252,6 @@ func (c *course) single(b *testing.B, with contender) (o outcome) {
 		return watching.wait(b, started)
 	})
 	stop()
-	c.deleteRequests(b)
+	must.OK(b, c.Cluster.DeleteRequests(b.Context()))
 	return o
 }

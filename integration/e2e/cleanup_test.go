@@ -15,7 +15,6 @@ import (
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
-	"hsm-signer/integration/testenv"
 )
 
 // answered has the cluster's admin answer a request: with a certificate and an approval, or without
@@ -146,9 +145,7 @@ func requireJournal(t *testing.T, env []string, requests ...string) {
 // certificates are issued. With the component's manifest check passes.
 func TestMissingRightToDeleteIsReported(t *testing.T) {
 	// What every service account may do here would hide what hsm-signer's may not.
-	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
-	t.Cleanup(func() { must.OK(t, shared.Cluster.AllowRequests(context.Background())) })
-	allowPodsAlone(t)
+	restrictRequests(t)
 	env := []string{"STATE_DIR=" + filepath.Join(t.TempDir(), "state"), "DELETE_FINISHED_AFTER=90s"}
 	requireNamed(t, env, "delete certificatesigningrequests")
 	d := startReady(t, ca, env...)
@@ -165,19 +162,6 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 		return code == 0 &&
 			strings.Contains(stdout, "ok       may delete certificatesigningrequests"), nil
 	})
-}
-
-// allowPodsAlone allows only the pods of the first component to create requests, until the end of
-// the test.
-func allowPodsAlone(t *testing.T) {
-	t.Helper()
-	apply(t, fmt.Sprintf(`
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: pods-alone}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %q}
-subjects: [{kind: ServiceAccount, namespace: %s, name: %s}]
-`, testenv.RequesterRole, node.Namespace, node.ServiceAccount))
 }
 
 // The metric and check count the requests of all signers.

@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"hsm-signer/integration/demo"
@@ -254,25 +253,29 @@ func TestRightsOfTheOverlaySuffice(t *testing.T) {
 	must.OK(t, demo.Judge(demo.NewScreen(os.Stdout), outcomes))
 	// What every service account may do here, as Calico's may, would hide what hsm-signer's may
 	// not.
-	must.OK(t, shared.Cluster.ForbidRequests(t.Context()))
-	defer func() { must.OK(t, shared.Cluster.AllowRequests(t.Context())) }()
-	for _, role := range roles(t) {
-		for _, permission := range role.permissions() {
-			t.Run(permission.said, func(t *testing.T) {
-				role.without(t, permission)
-				defer role.restore(t)
-				if optional[permission.said] {
-					requireCheck(t, lease, 0)
-					return
-				}
-				requireNamed(t, lease, permission.said)
-			})
-		}
+	restrictRequests(t)
+	permissions, err := shared.Cluster.Permissions(t.Context())
+	must.OK(t, err)
+	for _, p := range permissions {
+		t.Run(p.String(), func(t *testing.T) {
+			must.OK(t, p.Revoke(t.Context()))
+			defer func() { must.OK(t, p.Restore(t.Context())) }()
+			if p.Optional {
+				requireCheck(t, lease, 0)
+				return
+			}
+			requireNamed(t, lease, p.String())
+		})
 	}
 }
 
-// optional are the permissions that hsm-signer does not need. With them it reports more.
-var optional = map[string]bool{"get replicasets": true, "get installations default": true}
+// restrictRequests allows only the service accounts of the first component's namespace to create
+// and read requests, until the end of the test.
+func restrictRequests(t *testing.T) {
+	t.Helper()
+	must.OK(t, shared.Cluster.AllowRequests(t.Context(), node.Namespace))
+	t.Cleanup(func() { must.OK(t, shared.Cluster.AllowRequests(context.Background(), "")) })
+}
 
 // requireNamed waits until check reports this permission, and no other, as missing.
 func requireNamed(t *testing.T, env []string, permission string) {
@@ -306,86 +309,4 @@ func may(t *testing.T, account string, act authorizationv1.ResourceAttributes) b
 		}, metav1.CreateOptions{})
 	must.OK(t, err)
 	return review.Status.Allowed
-}
-
-// A role is one of the roles of the overlay, with a function that writes its rules.
-type role struct {
-	rules []rbacv1.PolicyRule
-	write func(context.Context, []rbacv1.PolicyRule) error
-	where string // as check says it: " in NAMESPACE", or nothing
-}
-
-func roles(t *testing.T) []role {
-	t.Helper()
-	api := shared.Cluster.Client().RbacV1()
-	cluster, err := api.ClusterRoles().Get(t.Context(), "hsm-signer", metav1.GetOptions{})
-	must.OK(t, err)
-	all := []role{{rules: cluster.Rules,
-		write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
-			changed := cluster.DeepCopy()
-			changed.Rules, changed.ResourceVersion = rules, ""
-			_, err := api.ClusterRoles().Update(ctx, changed, metav1.UpdateOptions{})
-			return err
-		}}}
-	for name, namespace := range map[string]string{"hsm-signer-lease": "hsm-signer",
-		"hsm-signer-events": metav1.NamespaceDefault} {
-		namespaced, err := api.Roles(namespace).Get(t.Context(), name, metav1.GetOptions{})
-		must.OK(t, err)
-		all = append(all,
-			role{rules: namespaced.Rules, where: " in " + namespace,
-				write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
-					changed := namespaced.DeepCopy()
-					changed.Rules, changed.ResourceVersion = rules, ""
-					_, err := api.Roles(namespace).Update(ctx, changed, metav1.UpdateOptions{})
-					return err
-				}})
-	}
-	return all
-}
-
-// A permission is one verb on one resource of a rule.
-type permission struct {
-	rule           int
-	resource, verb string
-	said           string // by check
-}
-
-func (r role) permissions() []permission {
-	var all []permission
-	for i, rule := range r.rules {
-		for _, resource := range rule.Resources {
-			for _, verb := range rule.Verbs {
-				said := verb + " " + resource
-				if len(rule.ResourceNames) > 0 {
-					said += " " + rule.ResourceNames[0]
-				}
-				all = append(all, permission{i, resource, verb, said + r.where})
-			}
-		}
-	}
-	return all
-}
-
-// without removes one permission and keeps the others of its rule.
-func (r role) without(t *testing.T, p permission) {
-	t.Helper()
-	var rules []rbacv1.PolicyRule
-	for i, rule := range r.rules {
-		for _, resource := range rule.Resources {
-			for _, verb := range rule.Verbs {
-				if i == p.rule && resource == p.resource && verb == p.verb {
-					continue
-				}
-				one := *rule.DeepCopy()
-				one.Resources, one.Verbs = []string{resource}, []string{verb}
-				rules = append(rules, one)
-			}
-		}
-	}
-	must.OK(t, r.write(t.Context(), rules))
-}
-
-func (r role) restore(t *testing.T) {
-	t.Helper()
-	must.OK(t, r.write(t.Context(), r.rules))
 }

@@ -27,10 +27,8 @@ func startCandidate(t *testing.T, env ...string) *testenv.Daemon {
 
 func waitLeads(t *testing.T, d *testenv.Daemon) {
 	t.Helper()
-	must.Eventually(t, "it to lead", func(ctx context.Context) (bool, error) {
-		_, body, err := d.Readyz(ctx)
-		return err == nil && strings.Contains(body, "leads true"), nil
-	})
+	must.Eventually(t, "it to lead",
+		func(ctx context.Context) (bool, error) { return d.Leads(ctx), nil })
 }
 
 func issuedBy(d *testenv.Daemon) int { return strings.Count(d.Log(), `"@message":"issued"`) }
@@ -122,21 +120,14 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	waitLeads(t, first)
 	second := startCandidate(t, s.env()...)
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
-	_, err := leases.Patch(t.Context(), string(s), types.MergePatchType,
-		[]byte(
-			`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+	_, err := leases.Patch(t.Context(), string(s), types.MergePatchType, []byte(`{"spec":{
+		"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647
+	}}`), metav1.PatchOptions{})
 	must.OK(t, err)
 	must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 		lease, err := leases.Get(ctx, string(s), metav1.GetOptions{})
-		if err != nil || *lease.Spec.HolderIdentity == "nobody" {
-			return false, err
-		}
-		for _, d := range []*testenv.Daemon{first, second} {
-			if _, body, err := d.Readyz(ctx); err == nil && strings.Contains(body, "leads true") {
-				return true, nil
-			}
-		}
-		return false, nil
+		return err == nil && *lease.Spec.HolderIdentity != "nobody" &&
+			(first.Leads(ctx) || second.Leads(ctx)), err
 	})
 	s.issue(t)
 }

@@ -45,8 +45,8 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 			t.Error(err)
 		}
 	})
-	deleteRequests(t)
-	t.Cleanup(func() { deleteRequests(t) })
+	must.OK(t, shared.Cluster.DeleteRequests(t.Context()))
+	t.Cleanup(func() { must.OK(t, shared.Cluster.DeleteRequests(context.Background())) })
 	old := oldCluster{server, filepath.Join(t.TempDir(), "kubeconfig")}
 	must.OK(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, server.Config)))
 	return old
@@ -68,13 +68,6 @@ func encrypted(t *testing.T,
 			Bytes: server.Certificate().Raw})
 		return c
 	}
-}
-
-func deleteRequests(t *testing.T) {
-	t.Helper()
-	requests := shared.Cluster.Requests()
-	must.OK(t, requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
-		metav1.ListOptions{}))
 }
 
 // start runs hsm-signer on the old cluster until the end of the test.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,24 +123,10 @@ func requireServedAmid(t *testing.T, clients int, middle func()) {
 	must.OK(t, err)
 	before, err := load.Terminated(t.Context(), shared.Cluster.Client())
 	must.OK(t, err)
-	done, half := make(chan load.Report), make(chan struct{})
-	var watching atomic.Int64
 	plan := patientClient
 	plan.Every = time.Second / time.Duration(clients)
-	plan.Watching = func() {
-		if watching.Add(1) == int64(clients/2) {
-			close(half)
-		}
-	}
-	go func() { done <- load.Run(t.Context(), pods, plan) }()
-	select {
-	case <-half:
-	case report := <-done:
-		t.Fatalf("the clients ended before half of them watched: %s; errors: %v", report,
-			report.Errors)
-	}
-	middle()
-	report := <-done
+	report, err := load.RunAmid(t.Context(), pods, plan, middle)
+	must.OK(t, err)
 	after, err := load.Terminated(t.Context(), shared.Cluster.Client())
 	must.OK(t, err)
 	if report.Succeeded+report.Lost != clients || report.Lost > after-before {

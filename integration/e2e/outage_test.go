@@ -49,7 +49,7 @@ func submitOpen(t *testing.T, n int) (names []string, pods []testenv.Pod) {
 func TestOutageWithOpenRequests(t *testing.T) {
 	const requests = 50
 	const since = `hsm_signer_unhealthy_since_timestamp_seconds{part="token"}`
-	deleteRequests(t)
+	must.OK(t, shared.Cluster.DeleteRequests(t.Context()))
 	d := startReady(t, ca)
 	requireNoFaults(t, d)
 	if all, _ := openRequests(t, d.Metrics(t.Context())); all != 0 {

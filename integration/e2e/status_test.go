@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -154,13 +153,10 @@ func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []l
 	}
 }
 
-// identity finds the leader's identity in its log.
-var identity = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
-
 func TestStatusPageInABrowser(t *testing.T) {
 	b := newBrowser(t)
 	t.Run("well", func(t *testing.T) {
-		deleteRequests(t) // other tests may have left open ones
+		must.OK(t, shared.Cluster.DeleteRequests(t.Context())) // other tests may have left open ones
 		d := startReady(t, ca)
 		b.show(t, d, "nothing-yet", "All is well", "Nobody has asked", "days left")
 		askInVain(t)
@@ -187,7 +183,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 		b.show(t, d, "hsm-down", "Not well: HSM", "hsm-signer check", "stay pending",
 			"Open requests: 50", "No answer for", "Since 20", "Runbook: HSMSignerTokenUnavailable",
 			"none has been answered for")
-		deleteRequests(t)
+		must.OK(t, shared.Cluster.DeleteRequests(t.Context()))
 		page := b.page
 		b.page += "/runbook#hsmsignertokenunavailable"
 		for _, l := range []look{desk, inBed} {
@@ -204,7 +200,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 	t.Run("standby", func(t *testing.T) {
 		first := startCandidate(t)
 		waitLeads(t, first)
-		leader := identity.FindStringSubmatch(first.Log())[1]
+		leader := first.Identities()[0]
 		b.showTo(t, first, "leader", []look{desk}, "this one\n"+leader)
 		second := startCandidate(t)
 		waitLog(t, second, `"`+leader+`"`)

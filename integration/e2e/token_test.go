@@ -29,7 +29,7 @@ func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
 	t.Helper()
 	s, err := pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module)
 	must.OK(t, err)
-	return s, append(s.Env(), "PKCS11_MODULE="+s.Module)
+	return s, s.Env()
 }
 
 // callsOf returns the calls that the shim has logged.

@@ -37,9 +37,8 @@ func newStation(t *testing.T, kind tokens.Kind) *station {
 	return &station{token: token, shim: s,
 		ca: testenv.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")},
 		env: slices.Concat(token.Env, s.Env(), []string{
-			"PKCS11_MODULE=" + s.Module, "PKCS11_TOKEN_LABEL=" + token.Label,
-			"PKCS11_PIN=" + token.PIN, "STATE_DIR=" + filepath.Join(dir, "state"),
-			withBudget(t, "{perPod: 1000}"),
+			"PKCS11_TOKEN_LABEL=" + token.Label, "PKCS11_PIN=" + token.PIN,
+			"STATE_DIR=" + filepath.Join(dir, "state"), withBudget(t, "{perPod: 1000}"),
 		})}
 }
 

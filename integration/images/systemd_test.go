@@ -249,7 +249,7 @@ func newCluster(t *testing.T) *testenv.Cluster {
 	cluster, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = cluster.Stop() })
-	must.OK(t, cluster.AllowRequests(t.Context()))
+	must.OK(t, cluster.AllowRequests(t.Context(), ""))
 	return cluster
 }
 

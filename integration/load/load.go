@@ -119,6 +119,24 @@ func Run(ctx context.Context, pods []Pod, plan Plan) Report {
 	return report(results)
 }
 
+// RunAmid is Run that calls middle when half of the clients watch. It returns an error, and does not
+// call middle, if the clients end before.
+func RunAmid(ctx context.Context, pods []Pod, plan Plan, middle func()) (Report, error) {
+	done, watching := make(chan Report, 1), make(chan struct{}, len(pods))
+	plan.Watching = func() { watching <- struct{}{} }
+	go func() { done <- Run(ctx, pods, plan) }()
+	for range len(pods) / 2 {
+		select {
+		case <-watching:
+		case r := <-done:
+			return r, fmt.Errorf("the clients ended before half of them watched: %s; errors: %v", r,
+				r.Errors)
+		}
+	}
+	middle()
+	return <-done, nil
+}
+
 func slotsOf(plan Plan, pods int) int {
 	if plan.AtOnce > 0 {
 		return plan.AtOnce

@@ -55,10 +55,11 @@ func New(ctx context.Context, dir, real string) (*Shim, error) {
 	return s, nil
 }
 
-// Env returns the environment with which the shim finds the real module, its rules and its log.
+// Env returns the environment with which hsm-signer loads the shim, and the shim finds the real
+// module, its rules and its log.
 func (s *Shim) Env() []string {
-	return []string{moduleVariable + "=" + s.Real, rulesVariable + "=" + s.rulesFile(),
-		logVariable + "=" + s.logFile()}
+	return []string{"PKCS11_MODULE=" + s.Module, moduleVariable + "=" + s.Real,
+		rulesVariable + "=" + s.rulesFile(), logVariable + "=" + s.logFile()}
 }
 
 // Rules replaces all rules; without arguments the shim does nothing. The rules apply from the next

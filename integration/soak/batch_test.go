@@ -50,13 +50,7 @@ func (s *fixture) newBatch(t *testing.T) *batch {
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	admin, err := kubernetes.NewForConfig(config)
 	must.OK(t, err)
-	t.Cleanup(func() {
-		requests := admin.CertificatesV1().CertificateSigningRequests()
-		if err := requests.DeleteCollection(context.Background(), metav1.DeleteOptions{},
-			metav1.ListOptions{}); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { must.OK(t, s.Cluster.DeleteRequests(context.Background())) })
 	return &batch{pod: pod, admin: admin, asked: map[types.UID]asked{}, spoil: good}
 }
 
@@ -78,8 +72,7 @@ func (c *batch) askOne(ctx context.Context) (*certificatesv1.CertificateSigningR
 		return nil, err
 	}
 	at := time.Now()
-	csr, err = c.pod.Requests().Create(ctx, csr,
-		metav1.CreateOptions{})
+	csr, err = c.pod.Requests().Create(ctx, csr, metav1.CreateOptions{})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
@@ -157,7 +150,8 @@ func (c *batch) size() int {
 }
 
 // requests returns the requests of the batch as they are now, by UID.
-func (c *batch) requests(ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
+func (c *batch) requests(
+	ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
 	list, err := c.admin.CertificatesV1().CertificateSigningRequests().List(ctx,
 		metav1.ListOptions{})
 	if err != nil {

@@ -91,7 +91,10 @@ func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost
 		pods, err := s.LoadPods(t.Context(), node(), clients)
 		must.OK(t, err)
 		middle := i.start(t, s)
-		report := askAmid(t, s, pods, every, middle)
+		plan := load.Plan{PerEvent: 15 * time.Millisecond, Every: every,
+			Ended: s.Kubelet(t.Context(), pods, t.Error)}
+		report, err := load.RunAmid(t.Context(), pods, plan, middle)
+		must.OK(t, err)
 		closed, err := load.Terminated(t.Context(), s.Cluster.Client())
 		must.OK(t, err)
 		if lost = report.Lost; report.Broken > 0 || lost > closed {
@@ -104,39 +107,12 @@ func (i interruption) lost(t *testing.T, clients int, every time.Duration) (lost
 	return lost
 }
 
-// askAmid runs the pods' clients, and calls middle when half of them watch.
-func askAmid(t *testing.T, s *fixture, pods []load.Pod, every time.Duration,
-	middle func()) load.Report {
-	t.Helper()
-	done, watching := make(chan load.Report, 1), make(chan struct{}, len(pods))
-	plan := load.Plan{PerEvent: 15 * time.Millisecond, Every: every}
-	plan.Watching = func() { watching <- struct{}{} }
-	plan.Ended = func(i int, outcome load.Outcome, issued bool) {
-		if outcome == load.Succeeded || outcome == load.Lost {
-			if err := s.EndInit(t.Context(), pods[i].Asking.Pod, issued); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	go func() { done <- load.Run(t.Context(), pods, plan) }()
-	for range len(pods) / 2 {
-		select {
-		case <-watching:
-		case report := <-done:
-			t.Fatalf("the clients ended before half of them watched: %s; %v", report, report.Errors)
-		}
-	}
-	middle()
-	return <-done
-}
-
 // requireAllIssued waits until all requests of the cluster, which must be this many, have
 // certificates.
 func (s *fixture) requireAllIssued(t *testing.T, requests int) {
 	t.Helper()
 	must.Eventually(t, "all certificates", func(ctx context.Context) (bool, error) {
-		list, err := s.Cluster.Requests().List(ctx,
-			metav1.ListOptions{})
+		list, err := s.Cluster.Requests().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, err
 		}

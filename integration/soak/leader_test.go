@@ -2,8 +2,6 @@ package soak
 
 import (
 	"context"
-	"regexp"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -69,9 +67,8 @@ func (p *pair) watchLease(t *testing.T, s *fixture) {
 				continue
 			}
 			p.mu.Lock()
-			if next := (reign{*lease.Spec.HolderIdentity,
-				lease.Spec.AcquireTime.Time}); len(p.reigns) == 0 ||
-				p.reigns[len(p.reigns)-1] != next {
+			next := reign{*lease.Spec.HolderIdentity, lease.Spec.AcquireTime.Time}
+			if len(p.reigns) == 0 || p.reigns[len(p.reigns)-1] != next {
 				p.reigns = append(p.reigns, next)
 			}
 			p.mu.Unlock()
@@ -79,15 +76,12 @@ func (p *pair) watchLease(t *testing.T, s *fixture) {
 	}()
 }
 
-// leadsAs finds the identity of a leader in its log.
-var leadsAs = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
-
 // identities returns the identities with which a signer's processes have led.
 func (p *pair) identities(i int) map[string]bool {
 	all := map[string]bool{}
 	for _, d := range p.ran[i] {
-		for _, found := range leadsAs.FindAllStringSubmatch(d.Log(), -1) {
-			all[found[1]] = true
+		for _, identity := range d.Identities() {
+			all[identity] = true
 		}
 	}
 	return all
@@ -106,18 +100,13 @@ func (p *pair) holder(at time.Time) string {
 	return holder
 }
 
-func leads(ctx context.Context, d *testenv.Daemon) bool {
-	_, body, err := d.Readyz(ctx)
-	return err == nil && strings.Contains(body, "leads true")
-}
-
 // leader waits until one of them leads, and returns which.
 func (p *pair) leader(t *testing.T) int {
 	t.Helper()
 	leader := -1
 	must.Eventually(t, "one to lead", func(ctx context.Context) (bool, error) {
 		for i, d := range p.daemons {
-			if leads(ctx, d) {
+			if d.Leads(ctx) {
 				leader = i
 			}
 		}
@@ -130,7 +119,7 @@ func (p *pair) leader(t *testing.T) int {
 func (p *pair) takeover(t *testing.T, from int) time.Time {
 	t.Helper()
 	must.Eventually(t, "the other to lead",
-		func(ctx context.Context) (bool, error) { return leads(ctx, p.daemons[1-from]), nil })
+		func(ctx context.Context) (bool, error) { return p.daemons[1-from].Leads(ctx), nil })
 	return time.Now()
 }
 
@@ -188,7 +177,7 @@ func (p *pair) pause(t *testing.T) time.Duration {
 	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGCONT))
 	must.Eventually(t, "the former leader to stand by", func(ctx context.Context) (bool, error) {
 		ready, _, err := p.daemons[leader].Readyz(ctx)
-		return err == nil && ready && !leads(ctx, p.daemons[leader]), nil
+		return err == nil && ready && !p.daemons[leader].Leads(ctx), nil
 	})
 	return since.Sub(began)
 }
@@ -272,15 +261,16 @@ func TestLeaseOfAnUnknownHolder(t *testing.T) {
 	for range times {
 		p.leader(t)
 		leases := shared.Cluster.Client().CoordinationV1().Leases(leaseNamespace)
-		_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType,
-			[]byte(
-				`{"spec":{"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647}}`), metav1.PatchOptions{})
+		_, err := leases.Patch(t.Context(), "hsm-signer", types.MergePatchType, []byte(`{"spec":{
+			"holderIdentity":"nobody","leaseDurationSeconds":2147483647,
+			"leaseTransitions":2147483647
+		}}`), metav1.PatchOptions{})
 		must.OK(t, err)
 		began := time.Now()
 		must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 			lease, err := leases.Get(ctx, "hsm-signer", metav1.GetOptions{})
 			return err == nil && *lease.Spec.HolderIdentity != "nobody" &&
-				(leads(ctx, p.daemons[0]) || leads(ctx, p.daemons[1])), nil
+				(p.daemons[0].Leads(ctx) || p.daemons[1].Leads(ctx)), nil
 		})
 		after = append(after, time.Since(began))
 		c.ask(t, 2)

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -107,9 +108,7 @@ func (s *fixture) signer(t *testing.T, env ...string) *signer {
 	policy, err := s.WithBudget(t.Context(), s.ca, testenv.LargeBudget)
 	must.OK(t, err)
 	made := &signer{fixture: s, shim: before, state: filepath.Join(dir, "state")}
-	made.env = append(before.Env(), "PKCS11_MODULE="+before.Module, policy,
-		"STATE_DIR="+made.state)
-	made.env = append(made.env, env...)
+	made.env = slices.Concat(before.Env(), []string{policy, "STATE_DIR=" + made.state}, env)
 	return made
 }
 

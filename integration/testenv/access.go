@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	"k8s.io/client-go/rest"
@@ -97,6 +99,11 @@ func (c *Cluster) Client() kubernetes.Interface { return c.client }
 // Requests returns the admin's client for certificate requests.
 func (c *Cluster) Requests() certificatesclient.CertificateSigningRequestInterface {
 	return c.client.CertificatesV1().CertificateSigningRequests()
+}
+
+// DeleteRequests deletes every certificate request.
+func (c *Cluster) DeleteRequests(ctx context.Context) error {
+	return c.Requests().DeleteCollection(ctx, *metav1.NewDeleteOptions(0), metav1.ListOptions{})
 }
 
 // Kubeconfig returns the path of the admin's kubeconfig file.

@@ -43,7 +43,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer cluster.Stop()
-	if err := cluster.AllowRequests(context.Background()); err != nil {
+	if err := cluster.AllowRequests(context.Background(), ""); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,6 +196,23 @@ func (d *Daemon) waitReadyz(ctx context.Context, want bool, words string) error 
 			"its log:\n%s", want, words, err, last, d.Log())
 	}
 	return nil
+}
+
+// Leads reports whether the process has the lease, according to /readyz.
+func (d *Daemon) Leads(ctx context.Context) bool {
+	_, body, err := d.Readyz(ctx)
+	return err == nil && strings.Contains(body, "leads true")
+}
+
+// leadsAs finds the identity of a leader in its log.
+var leadsAs = regexp.MustCompile(`"@message":"this controller leads".*"identity":"([^"]+)"`)
+
+// Identities returns the identities with which the process has led, according to its log.
+func (d *Daemon) Identities() (all []string) {
+	for _, found := range leadsAs.FindAllStringSubmatch(d.Log(), -1) {
+		all = append(all, found[1])
+	}
+	return all
 }
 
 // Stop interrupts the process, as a supervisor does, and returns its exit code.

@@ -119,7 +119,7 @@ func (e *Env) authorize(ctx context.Context) error {
 	if err := e.Cluster.Apply(ctx, manifests); err != nil {
 		return fmt.Errorf("apply deploy/base/rbac.yaml: %w", err)
 	}
-	if err := e.Cluster.AllowRequests(ctx); err != nil {
+	if err := e.Cluster.AllowRequests(ctx, ""); err != nil {
 		return err
 	}
 	return e.KubeconfigVia(ctx, e.kubeconfig, e.Cluster.ConfigFor)

@@ -15,7 +15,6 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -205,50 +204,40 @@ func (c *Cluster) token(ctx context.Context, namespace, account string,
 	return answer.Status.Token, nil
 }
 
-// RequesterRole is the ClusterRole, and its binding, of AllowRequests.
-const RequesterRole = "testenv:certificate-requester"
+// requesterRole allows a group to make certificate requests.
+const requesterRole = `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: "testenv:certificate-requester"}
+rules:
+  - apiGroups: [certificates.k8s.io]
+    resources: [certificatesigningrequests]
+    verbs: [create, get, list, watch, delete]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: "testenv:certificate-requester"}
+roleRef:
+  {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "testenv:certificate-requester"}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: %q}]
+`
 
-// AllowRequests allows every service account to create, read and delete certificate requests, as
-// Calico's operator does for its service accounts. The rights are in effect when it returns.
-func (c *Cluster) AllowRequests(ctx context.Context) error {
-	name := metav1.ObjectMeta{Name: RequesterRole}
-	_, err := c.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
-		ObjectMeta: name,
-		Rules: []rbacv1.PolicyRule{{
-			APIGroups: []string{"certificates.k8s.io"},
-			Resources: []string{"certificatesigningrequests"},
-			Verbs:     []string{"create", "get", "list", "watch", "delete"},
-		}},
-	}, metav1.CreateOptions{})
-	if err := unlessThere(err); err != nil {
+// AllowRequests allows the service accounts of a namespace, or all if it is empty, to create, read
+// and delete certificate requests, as Calico's operator does for its service accounts. Those that
+// were allowed before lose the right. The rights are in effect when it returns.
+func (c *Cluster) AllowRequests(ctx context.Context, namespace string) error {
+	group := allServiceAccounts
+	if namespace != "" {
+		group += ":" + namespace
+	}
+	if err := c.Apply(ctx, fmt.Appendf(nil, requesterRole, group)); err != nil {
 		return err
 	}
-	_, err = c.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
-		ObjectMeta: name,
-		RoleRef: rbacv1.RoleRef{
-			APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: RequesterRole,
-		},
-		Subjects: []rbacv1.Subject{{
-			APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: allServiceAccounts,
-		}},
-	}, metav1.CreateOptions{})
-	if err := unlessThere(err); err != nil {
-		return err
-	}
-	return c.waitForRequests(ctx, true)
+	return c.waitForRequests(ctx, namespace == "")
 }
 
-// ForbidRequests undoes AllowRequests. The rights have ended when it returns.
-func (c *Cluster) ForbidRequests(ctx context.Context) error {
-	bindings := c.client.RbacV1().ClusterRoleBindings()
-	if err := bindings.Delete(ctx, RequesterRole, metav1.DeleteOptions{}); err != nil {
-		return err
-	}
-	return c.waitForRequests(ctx, false)
-}
-
-// waitForRequests waits until service accounts may, or may not, create certificate requests: the
-// API server applies changes of roles with a delay.
+// waitForRequests waits until all service accounts may, or may not, create certificate requests:
+// the API server applies changes of roles with a delay.
 func (c *Cluster) waitForRequests(ctx context.Context, allowed bool) error {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: "testenv", Groups: []string{allServiceAccounts},

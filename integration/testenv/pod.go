@@ -104,13 +104,23 @@ func (e *Env) loadPod(ctx context.Context, c calico.Component) (load.Pod, error)
 	return load.Pod{Asking: pod.InitContainer(c), Config: pod.Config}, nil
 }
 
-// EndInit writes the pod's status as its kubelet does when the init container has exited with 0:
-// with files the main container runs, without them it has crashed.
-func (e *Env) EndInit(ctx context.Context, pod *corev1.Pod, files bool) error {
-	return e.EndInitAt(ctx, pod, files, time.Now())
+// Kubelet is for [load.Plan.Ended]. It writes the status of a pod whose client has exited with 0, as
+// its kubelet does; otherwise a signer that reads the pod of an open request would assume that a
+// lost client still waits. failed is called with errors.
+func (e *Env) Kubelet(ctx context.Context, pods []load.Pod,
+	failed func(...any)) func(i int, outcome load.Outcome, issued bool) {
+	return func(i int, outcome load.Outcome, issued bool) {
+		if outcome != load.Succeeded && outcome != load.Lost {
+			return
+		}
+		if err := e.EndInitAt(ctx, pods[i].Asking.Pod, issued, time.Now()); err != nil {
+			failed(err)
+		}
+	}
 }
 
-// EndInitAt is EndInit with the time at which the containers changed.
+// EndInitAt writes the pod's status as its kubelet does when the init container has exited with 0 at
+// that time: with files the main container runs, without them it has crashed.
 func (e *Env) EndInitAt(ctx context.Context, pod *corev1.Pod, files bool, at time.Time) error {
 	status := afterInit(pod, files, metav1.NewTime(at))
 	_, err := e.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status,

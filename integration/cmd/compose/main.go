@@ -61,7 +61,7 @@ func authorize(ctx context.Context, dir, url, rbac, kubeconfig string) error {
 	if err := cluster.Apply(ctx, manifests); err != nil {
 		return fmt.Errorf("apply %s: %w", rbac, err)
 	}
-	if err := cluster.AllowRequests(ctx); err != nil {
+	if err := cluster.AllowRequests(ctx, ""); err != nil {
 		return err
 	}
 	token, err := cluster.UnboundToken(ctx, serviceAccount, serviceAccount)
