@@ -18,7 +18,6 @@ import (
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
-	"hsm-signer/integration/testenv"
 )
 
 // protobufType is the content type of Kubernetes' protobuf encoding.
@@ -41,28 +40,19 @@ func (f *fixture) newRequesters(ctx context.Context, count int) ([]requester, er
 	group.SetLimit(stormAskers)
 	for i := range all {
 		group.Go(func() (err error) {
-			all[i], err = f.newRequester(ctx, i)
+			all[i], err = f.newRequester(ctx)
 			return err
 		})
 	}
 	return all, group.Wait()
 }
 
-func (f *fixture) newRequester(ctx context.Context, i int) (r requester, err error) {
-	pod, err := f.Cluster.Pod(ctx, testenv.PodSpec{
-		Namespace: node().Namespace, ServiceAccount: node().ServiceAccount,
-		Name: fmt.Sprintf("requester-%d", i), IPs: []string{f.NextIP()},
-	})
+func (f *fixture) newRequester(ctx context.Context) (r requester, err error) {
+	pod, err := f.NewPod(ctx, node(), f.NextIP())
 	if err != nil {
 		return r, err
 	}
-	if r.token, err = f.Cluster.TokenFor(ctx, pod); err != nil {
-		return r, err
-	}
-	r.asking = calico.InitContainer{
-		Component: node(), Pod: pod, SignerName: testenv.SignerName,
-		Key: calico.NewP256Key(), SignatureAlgorithm: "ECDSAWithSHA256",
-	}
+	r.token, r.asking = pod.Config.BearerToken, pod.InitContainer(node())
 	r.pkcs10, err = r.asking.PKCS10()
 	return r, err
 }

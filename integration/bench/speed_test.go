@@ -108,12 +108,28 @@ type course struct {
 	keep       bool // the requests after a run
 }
 
-// newCourse creates the pods that request certificates.
-func (f *fixture) newCourse(b *testing.B, pods, count int) *course {
+// newCourse starts a fixture with as many requests as REQUESTS says.
+func newCourse(b *testing.B, usual int) *course {
 	b.Helper()
-	requesters, err := f.newRequesters(b.Context(), pods)
+	return newCourseOf(b, setting(b, "REQUESTS", usual))
+}
+
+// newCourseOf starts a fixture, and creates a pod for each request.
+func newCourseOf(b *testing.B, requests int) *course {
+	b.Helper()
+	f := buildPrograms(b).fixture(b)
+	b.Cleanup(func() { f.close(b) })
+	requesters, err := f.newRequesters(b.Context(), requests)
 	must.OK(b, err)
-	return &course{f, f.protobufClient(b), requesters, nil, count, false}
+	return &course{f, f.protobufClient(b), requesters, nil, requests, false}
+}
+
+// limit is the bare loop that approves, reads pods and issues.
+func (c *course) limit(b *testing.B) *softLoop {
+	b.Helper()
+	limit := newSoftLoop(b, c.client, testenv.SignerName)
+	limit.approve, limit.readPod = true, true
+	return limit
 }
 
 // storm starts the contender and creates all requests as fast as possible.

@@ -19,12 +19,8 @@ const (
 // BenchmarkStorm compares hsm-signer with the limit in a storm of requests, each from a pod of its
 // own: two writes and one consistent read per request, with a key in memory and no checks.
 func BenchmarkStorm(b *testing.B) {
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	count := setting(b, "REQUESTS", 5000)
-	c := f.newCourse(b, count, count)
-	limit := newSoftLoop(b, c.client, testenv.SignerName)
-	limit.approve, limit.readPod = true, true
+	c := newCourse(b, 5000)
+	limit := c.limit(b)
 	short := *limit
 	short.readPod = false
 	s := newSeries(usualPerEvent)
@@ -33,7 +29,7 @@ func BenchmarkStorm(b *testing.B) {
 		func(of map[string]outcome) {
 			s.storm(b, of[signer], of[withRead], of[noRead])
 			last = of
-		}, bare(withRead, limit), f.product(signer), bare(noRead, &short))
+		}, bare(withRead, limit), c.product(signer), bare(noRead, &short))
 	drawStorm(b, last[signer].timing, last[withRead].timing)
 	b.ReportMetric(0, "ns/op")
 }
@@ -59,10 +55,7 @@ func (s *series) storm(b *testing.B, product, limit, short outcome) {
 // BenchmarkApproved compares hsm-signer with the bare loop on requests that someone else has
 // approved: one write per request, and one consistent read.
 func BenchmarkApproved(b *testing.B) {
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	count := setting(b, "REQUESTS", 4000)
-	c := f.newCourse(b, count, count)
+	c := newCourse(b, 4000)
 	short := newSoftLoop(b, c.client, testenv.SignerName)
 	limit := *short
 	limit.readPod = true
@@ -74,7 +67,7 @@ func BenchmarkApproved(b *testing.B) {
 			s.add(b, "approved_vs_bare", product.perSecond()/of[noRead].perSecond())
 			s.add(b, "approved_per_second", product.perSecond())
 			s.add(b, "approved_cpu_ms", product.perCertificate(product.after.cpu-product.before.cpu))
-		}, bare(withRead, &limit), f.product(signer, "APPROVE=false"), bare(noRead, short))
+		}, bare(withRead, &limit), c.product(signer, "APPROVE=false"), bare(noRead, short))
 	b.ReportMetric(0, "ns/op")
 }
 
@@ -82,36 +75,29 @@ func BenchmarkApproved(b *testing.B) {
 // its limit on calls, on approved requests for client authentication: that controller takes no
 // others, and reads no pods.
 func BenchmarkKubernetes(b *testing.B) {
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	count := setting(b, "REQUESTS", 4000)
-	c := f.newCourse(b, count, count)
+	c := newCourse(b, 4000)
 	c.usages = clientUsages
 	s := newSeries(usualPerEvent)
 	inTurns(b, func(with contender) outcome { return c.backlog(b, with, true) },
 		func(of map[string]outcome) {
 			s.add(b, "approved_vs_kubernetes", of[signer].perSecond()/of[kubernetesOwn].perSecond())
-		}, f.kubernetes(b, c.client), f.product(signer, "APPROVE=false"))
+		}, c.kubernetes(b, c.client), c.product(signer, "APPROVE=false"))
 	b.ReportMetric(0, "ns/op")
 }
 
 // BenchmarkKeys measures the storm with other keys of the CA.
 func BenchmarkKeys(b *testing.B) {
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	count := setting(b, "REQUESTS", 1000)
-	c := f.newCourse(b, count, count)
-	limit := newSoftLoop(b, c.client, testenv.SignerName)
-	limit.approve, limit.readPod = true, true
+	c := newCourse(b, 1000)
+	limit := c.limit(b)
 	all := []contender{bare(withRead, limit)}
 	keys := map[string]string{
 		"rsa-2048": "storm_rsa2048_vs_wall", "rsa-4096": "storm_rsa4096_vs_wall",
 		"ecdsa-p384": "storm_p384_vs_wall",
 	}
 	for keyType := range keys {
-		ca, _, err := f.CreateCA(b.Context(), keyType)
+		ca, _, err := c.CreateCA(b.Context(), keyType)
 		must.OK(b, err)
-		all = append(all, f.product(keyType, "CA_KEY_LABEL="+ca.KeyLabel,
+		all = append(all, c.product(keyType, "CA_KEY_LABEL="+ca.KeyLabel,
 			"CA_CERT_FILE="+ca.CertFile))
 	}
 	s := newSeries(usualPerEvent)
@@ -127,11 +113,8 @@ func BenchmarkKeys(b *testing.B) {
 // BenchmarkDelays measures the storm with a delay of each PKCS#11 call, as a network before an HSM
 // has: with the default number of sessions, and with at most 16 and 64.
 func BenchmarkDelays(b *testing.B) {
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	count := setting(b, "REQUESTS", 1000)
-	c := f.newCourse(b, count, count)
-	none := f.delayed(b, "no delay", 0)
+	c := newCourse(b, 1000)
+	none := c.delayed(b, "no delay", 0)
 	all := []contender{none}
 	keys := map[string]string{}
 	for _, delay := range []time.Duration{2, 5, 20} {
@@ -143,7 +126,7 @@ func BenchmarkDelays(b *testing.B) {
 			if sessions != "" {
 				env = []string{"PKCS11_MAX_SESSIONS=" + sessions}
 			}
-			all = append(all, f.delayed(b, key, delay*time.Millisecond, env...))
+			all = append(all, c.delayed(b, key, delay*time.Millisecond, env...))
 			keys[key] = key
 		}
 	}
@@ -173,16 +156,14 @@ func (f *fixture) delayed(b *testing.B, name string, delay time.Duration,
 // when all of them have their certificates.
 func BenchmarkGrowth(b *testing.B) {
 	const few, many = 1000, 10_000
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	small := f.newCourse(b, few, few)
+	small := newCourseOf(b, few)
 	large := *small
 	large.count = many
 	s := newSeries(usualPerEvent)
 	for range min(repeats(b), 3) {
-		idle := f.idle(b, 0, 0)
-		little := small.backlog(b, f.product(signer), false)
-		much := large.backlog(b, f.product(signer), false)
+		idle := small.idle(b, 0, 0)
+		little := small.backlog(b, small.product(signer), false)
+		much := large.backlog(b, small.product(signer), false)
 		s.add(b, "growth_time", much.seconds()/little.seconds())
 		s.add(b, "growth_memory",
 			(much.after.peak-idle.after.rss)/(little.after.peak-idle.after.rss))
@@ -193,7 +174,7 @@ func BenchmarkGrowth(b *testing.B) {
 	large.storm(b, bare(noRead, limit))
 	for range min(repeats(b), 3) {
 		const watched = time.Minute
-		used := f.idle(b, time.Minute, watched)
+		used := small.idle(b, time.Minute, watched)
 		s.add(b, "idle_cpu_percent",
 			100*(used.after.cpu-used.before.cpu).Seconds()/watched.Seconds())
 	}
@@ -216,18 +197,14 @@ func (f *fixture) idle(b *testing.B, settle, watched time.Duration) (o outcome) 
 
 // BenchmarkSingle measures requests one at a time.
 func BenchmarkSingle(b *testing.B) {
-	f := buildPrograms(b).fixture(b)
-	defer f.close(b)
-	count := setting(b, "REQUESTS", 200)
-	c := f.newCourse(b, count, count)
-	limit := newSoftLoop(b, c.client, testenv.SignerName)
-	limit.approve, limit.readPod = true, true
+	c := newCourse(b, 200)
+	limit := c.limit(b)
 	s := newSeries(usualPerEvent)
 	inTurns(b, func(with contender) outcome { return c.single(b, with) },
 		func(of map[string]outcome) {
 			s.add(b, "single_p50_vs_wall", of[signer].quantile(0.5)/of[withRead].quantile(0.5))
 			s.add(b, "single_p50_ms", 1000*of[signer].quantile(0.5))
-		}, bare(withRead, limit), f.product(signer))
+		}, bare(withRead, limit), c.product(signer))
 	b.ReportMetric(0, "ns/op")
 }
 
