@@ -12,6 +12,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsm-signer/hsm/cryptoki"
+	"hsm-signer/internal/must"
 )
 
 // hangOn makes attempts in which a call hangs, each as soon as one may, and returns after how many
@@ -45,15 +46,13 @@ func TestSlowIsNotHung(t *testing.T) {
 // back. What they leave hanging meanwhile is not the end before that.
 func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 	text, err := os.ReadFile("../deploy/systemd/hsm-signer.service")
-	must(t, err)
+	must.OK(t, err)
 	says := func(name string) int {
 		line := regexp.MustCompile(`(?m)^` + name + `=(\d+)$`).FindSubmatch(text)
 		if line == nil {
 			t.Fatalf("the unit does not say %s", name)
 		}
-		n, err := strconv.Atoi(string(line[1]))
-		must(t, err)
-		return n
+		return must.Value(strconv.Atoi(string(line[1])))(t)
 	}
 	interval := time.Duration(says("StartLimitIntervalSec")) * time.Second
 	pause := time.Duration(says("RestartSec")) * time.Second

@@ -12,6 +12,8 @@ import (
 	"math/big"
 	"strings"
 	"testing"
+
+	"hsm-signer/internal/must"
 )
 
 // What needs a token is tested with tokens, in the module "integration".
@@ -32,19 +34,13 @@ func TestPINDoesNotShowItself(t *testing.T) {
 // verifies.
 func TestDigestInfoIsPKCS1(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
 		digest := bytes.Repeat([]byte{7}, hash.Size())
 		request, err := rsaMechanism{&key.PublicKey}.prepare(digest, hash)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		signature, err := rsa.SignPKCS1v15(nil, key, crypto.Hash(0), request.Input)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if err := rsa.VerifyPKCS1v15(&key.PublicKey, hash, digest, signature); err != nil {
 			t.Errorf("%s: %v", hash, err)
 		}
@@ -57,9 +53,7 @@ func TestDigestInfoIsPKCS1(t *testing.T) {
 
 func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	m := ecdsaMechanism{&key.PublicKey}
 	digest := bytes.Repeat([]byte{9}, 64)
 	request, err := m.prepare(digest, crypto.SHA512)
@@ -67,9 +61,7 @@ func TestECDSADigestIsTruncatedAndSignatureEncoded(t *testing.T) {
 		t.Fatalf("input of %d bytes, signature of %d: %v", len(request.Input), request.Length, err)
 	}
 	r, s, err := ecdsa.Sign(rand.Reader, key, request.Input)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	raw := append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
 	signature, err := m.finish(raw)
 	if err != nil || !ecdsa.VerifyASN1(&key.PublicKey, digest, signature) {

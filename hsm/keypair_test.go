@@ -14,29 +14,23 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/internal/must"
 )
 
 // der encodes what a test says is right.
 func der(t *testing.T, value any) []byte {
 	t.Helper()
-	text, err := asn1.Marshal(value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
+	return must.Value(asn1.Marshal(value))(t)
 }
 
 // A point is read in an OCTET STRING, in a BIT STRING and alone, as tokens return it.
 func TestPublicKeysOfTokens(t *testing.T) {
 	for _, known := range curveIDs {
 		key, err := ecdsa.GenerateKey(known.curve, rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		point, err := key.PublicKey.Bytes()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, form := range [][]byte{point, der(t, point),
 			der(t, asn1.BitString{Bytes: point, BitLength: 8 * len(point)})} {
 			public, err := parseECDSA(der(t, known.id), form)
@@ -137,9 +131,7 @@ func TestTypesOfKeys(t *testing.T) {
 // What a key is asked to be: it may sign and nothing else, and it never leaves.
 func TestTemplatesSayEverything(t *testing.T) {
 	made, err := newTemplates(KeyID{Label: "l", ID: []byte{1}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	yes, no := []byte{1}, []byte{0}
 	for kind, want := range map[uint][]byte{
 		pkcs11.CKA_TOKEN: yes, pkcs11.CKA_PRIVATE: yes, pkcs11.CKA_SENSITIVE: yes,

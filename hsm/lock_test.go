@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"hsm-signer/internal/must"
 )
 
 func TestLockKeepsWritersAlone(t *testing.T) {
@@ -16,7 +18,7 @@ func TestLockKeepsWritersAlone(t *testing.T) {
 		group.Go(func() {
 			for range 200 {
 				if i%4 == 0 {
-					must(t, l.lock(t.Context()))
+					must.OK(t, l.lock(t.Context()))
 					if writers.Add(1) != 1 || readers.Load() != 0 {
 						t.Error("a writer is not alone")
 					}
@@ -24,7 +26,7 @@ func TestLockKeepsWritersAlone(t *testing.T) {
 					l.unlock()
 					continue
 				}
-				must(t, l.rLock(t.Context()))
+				must.OK(t, l.rLock(t.Context()))
 				if readers.Add(1); writers.Load() != 0 {
 					t.Error("a reader beside a writer")
 				}
@@ -39,26 +41,19 @@ func TestLockKeepsWritersAlone(t *testing.T) {
 // Nobody waits longer than their context; and a writer that gave up does not keep readers out.
 func TestLockIsNotWaitedForLongerThanTheContext(t *testing.T) {
 	l := newLock()
-	must(t, l.rLock(t.Context()))
+	must.OK(t, l.rLock(t.Context()))
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := l.lock(over); !errors.Is(err, context.Canceled) {
 		t.Errorf("a writer beside a reader: %v", err)
 	}
-	must(t, l.rLock(t.Context()))
+	must.OK(t, l.rLock(t.Context()))
 	l.rUnlock()
 	l.rUnlock()
-	must(t, l.lock(t.Context()))
+	must.OK(t, l.lock(t.Context()))
 	if err := l.rLock(over); !errors.Is(err, context.Canceled) {
 		t.Errorf("a reader beside a writer: %v", err)
 	}
 	l.unlock()
-	must(t, l.rLock(t.Context()))
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Error(err)
-	}
+	must.OK(t, l.rLock(t.Context()))
 }

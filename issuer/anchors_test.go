@@ -5,15 +5,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // anchorsOf are the certificates as the file of a user holds them.
 func anchorsOf(t *testing.T, certs ...*x509.Certificate) Anchors {
 	t.Helper()
 	anchors, err := ParseAnchors(append([]byte("\r\n"), Chain(certs).PEM()...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return anchors
 }
 
@@ -22,13 +22,9 @@ func TestAnchorsTrustTheCA(t *testing.T) {
 	h := newThreeTier(t)
 	chain := h.chain(t)
 	ca, err := ParseCA(chain.PEM())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	withoutRoot, err := ParseCA(chain[:2].PEM())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	stranger := newThreeTier(t).chain(t)[2]
 	for _, anchor := range chain {
 		if err := anchorsOf(t, stranger, anchor).Trust(ca); err != nil {

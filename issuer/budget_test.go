@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -113,16 +114,12 @@ func TestAServiceAccountLeavesRoomForOthers(t *testing.T) {
 func TestBudgetOutlivesARestart(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
 	ca, err := ParseCA(made.chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	dir := t.TempDir()
 	start := func() (*spender, *journal.Writer) {
 		t.Helper()
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		s := &spender{t: t, policy: parsePolicy(t, thrifty), now: time.Now()}
 		if s.issuer, err = New(ca, softKey{key: made.key}, 0, j); err != nil {
 			t.Fatal(err)
@@ -139,9 +136,7 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 			grantTo(t, s.policy, "ns:sa", "a", uid, 0,
 				pkcs10test.Request{DNSNames: []string{"one"}}))
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	s, j = start()
 	if got := s.askFor("ns:sa", "a", "third"); got != `pod "a"` {
 		t.Errorf("after a restart it is over %q", got)
@@ -153,9 +148,7 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 	if got := s.askFor("ns:sa", "a", "third"); got != "" {
 		t.Errorf("an hour later it is over %q", got)
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	if journal.RecentWindow != policy.BudgetWindow {
 		t.Error("the journal tells of another time than budgets are for")
 	}

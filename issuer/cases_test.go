@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -70,9 +71,7 @@ func decideRequest(ca *CA, p *policy.Policy, uid string, usages []policy.Usage,
 // What real clients and private CAs use is issued; what RFC 5280 forbids is refused with its field.
 func TestWhatRealClientsAskFor(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	i, p := made.issuer(t), parsePolicy(t, keptAndSPIFFE)
 	kubernetes := []policy.Usage{policy.DigitalSignature, policy.KeyEncipherment, policy.ClientAuth}
@@ -124,16 +123,10 @@ func rawName(t *testing.T, rdns [][]namePart) []byte {
 	sets := []asn1.RawValue{}
 	for _, rdn := range rdns {
 		der, err := asn1.MarshalWithParams(rdn, "set")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		sets = append(sets, asn1.RawValue{FullBytes: der})
 	}
-	raw, err := asn1.Marshal(sets)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return must.Value(asn1.Marshal(sets))(t)
 }
 
 // Names of real CAs are taken and issue; a CA without a name is refused when it is loaded.
@@ -169,9 +162,7 @@ func TestEveryCAThatLoadsCanIssue(t *testing.T) {
 				return
 			}
 			i, err := New(ca, softKey{key: key}, 0, newJournal(t, ca))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if _, instead, err := i.Prepare(t.Context(),
 				grant(t, pkcs10test.NewKey(t), 0)); instead != nil || err != nil {
 				t.Errorf("no certificate can be issued: %v, %v", instead, err)
@@ -259,9 +250,7 @@ func TestRootWithSHA1(t *testing.T) {
 	}
 	chain[2] = old
 	ca, err := ParseCA(chain.PEM())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if err := chain.Check(h.caKey.Public(), time.Now()); err != nil {
 		t.Error(err)
 	}
@@ -270,9 +259,7 @@ func TestRootWithSHA1(t *testing.T) {
 		t.Errorf("%d certificates are sent, %v", len(sent), err)
 	}
 	spoiled, err := x509.ParseCertificate(replaceOID(t, chain[1].Raw, sha256, sha1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := ParseCA(Chain{chain[0], spoiled, old}.PEM()); err == nil ||
 		!strings.Contains(err.Error(), "which can be forged") {
 		t.Errorf("SHA-1 in the chain: %v", err)
@@ -301,14 +288,9 @@ func replaceOID(t *testing.T, der, from, to []byte) []byte {
 	}
 	parts[2] = asn1.RawValue{FullBytes: algorithm}
 	tbs, err := asn1.Marshal(parts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	made, err := asn1.Marshal(certificate{asn1.RawValue{FullBytes: tbs}, parts[2], c.Signature})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return made
+	must.OK(t, err)
+	forged := certificate{asn1.RawValue{FullBytes: tbs}, parts[2], c.Signature}
+	return must.Value(asn1.Marshal(forged))(t)
 }
 
 // A certificate that cannot be read is never passed over.
@@ -350,11 +332,7 @@ func TestReplacedCertificateKeepsItsConstraints(t *testing.T) {
 			ExcludedDNSDomains: []string{"a.example.com"},
 		}
 		change(cert)
-		ca, err := ParseCA(encodePEM(create(t, cert, nil, &key.PublicKey, key).Raw))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ca
+		return must.Value(ParseCA(encodePEM(create(t, cert, nil, &key.PublicKey, key).Raw)))(t)
 	}
 	before := template(func(*x509.Certificate) {})
 	for name, c := range map[string]struct {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/hostile"
 )
@@ -17,9 +18,7 @@ import (
 // checked.
 func TestNothingThatWasNotCheckedIsIssued(t *testing.T) {
 	text, err := os.ReadFile("../integration/testdata/allow-everything.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	everything := parsePolicy(t, string(text))
 	i := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
 	var usages []policy.Usage

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -75,36 +76,22 @@ func create(t testing.TB, template, parent *x509.Certificate, public crypto.Publ
 		parent = template
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert
+	must.OK(t, err)
+	return must.Value(x509.ParseCertificate(der))(t)
 }
 
 func (c aCA) issuer(t testing.TB) *Issuer {
 	t.Helper()
 	ca, err := ParseCA(c.chain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i, err := New(ca, softKey{key: c.key}, 0, newJournal(t, ca))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return i
+	must.OK(t, err)
+	return must.Value(New(ca, softKey{key: c.key}, 0, newJournal(t, ca)))(t)
 }
 
 // newJournal is a journal of the CA's, that ends with the test.
 func newJournal(t testing.TB, ca *CA) *journal.Writer {
 	t.Helper()
 	j, err := journal.Open(t.TempDir(), journal.Options{Version: "test", CA: ca.Certificate()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := j.Close(); err != nil {
 			t.Error(err)
@@ -128,12 +115,8 @@ rules:
 
 func parsePolicy(t testing.TB, text string) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse([]byte(text),
-		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return must.Value(policy.Parse([]byte(text),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour}))(t)
 }
 
 // grant has the policy grant a request, as it is in life.
@@ -219,14 +202,8 @@ func over(v policy.Verdict) *policy.OverBudget {
 func issue(t testing.TB, i *Issuer, g *policy.Grant) []*x509.Certificate {
 	t.Helper()
 	text, err := tryIssue(t, i, g)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs, err := parseCertificates(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return certs
+	must.OK(t, err)
+	return must.Value(parseCertificates(text))(t)
 }
 
 func TestCertificateIsBuiltFromTheGrant(t *testing.T) {
@@ -319,9 +296,7 @@ func TestEveryKindOfNameIsCertified(t *testing.T) {
 
 func TestRSAKeyEnciphers(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	leaf := issue(t, ca.issuer(t), grant(t, key, 0))[0]
 	if leaf.KeyUsage != x509.KeyUsageDigitalSignature|x509.KeyUsageKeyEncipherment {
@@ -369,9 +344,7 @@ func TestFaultOfTheKeyIsAFault(t *testing.T) {
 
 func TestNewRefusesAForeignKeyOrAlgorithm(t *testing.T) {
 	ca, err := ParseCA(newCA(t, time.Now(), time.Now().Add(time.Hour)).chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil ||
 		!strings.Contains(err.Error(), "does not belong to the CA certificate") {
 		t.Errorf("a foreign key: %v", err)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -31,14 +32,10 @@ func constrained(t *testing.T, domain string) (*Issuer, *int) {
 			Mask: net.CIDRMask(16, 32)}},
 	}
 	ca, err := ParseCA(encodePEM(create(t, template, nil, &key.PublicKey, key).Raw))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	signatures := 0
 	i, err := New(ca, countingKey{softKey{key: key}, &signatures}, 0, newJournal(t, ca))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return i, &signatures
 }
 
@@ -91,9 +88,7 @@ func TestLintsStopAWrongCertificate(t *testing.T) {
 	} {
 		g := grant(t, pkcs10test.NewKey(t), 0)
 		template, err := newTemplate(i.CA(), g, sampleSerial, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		spoil(template)
 		if _, findings := i.CA().linter.issue(template,
 			g.PublicKey()); !strings.Contains(fmt.Sprint(findings), words) {
@@ -107,9 +102,7 @@ func TestTheLintedBytesAreSigned(t *testing.T) {
 	i := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issuer(t)
 	prepared := prepare(t, i, grant(t, pkcs10test.NewKey(t), 0))
 	text, err := prepared.Issue(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	certs, err := parseCertificates(text)
 	if err != nil ||
 		string(certs[0].RawTBSCertificate) != string(prepared.once.linted.TBS.FullBytes) ||

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/zmap/zlint/v3/lint"
+
+	"hsm-signer/internal/must"
 )
 
 // docs/lints-list.md lists the lints that are dropped, with the reasons, and the others by source.
@@ -18,9 +20,7 @@ func TestTheManualListsTheLints(t *testing.T) {
 	const file = "../docs/lints-list.md"
 	want := lintsPage(t)
 	if os.Getenv("UPDATE_LINTS") != "" {
-		if err := os.WriteFile(file, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, want, 0o644))
 	}
 	if page, err := os.ReadFile(file); err != nil || !bytes.Equal(page, want) {
 		t.Errorf("%s is not up to date: run this test with UPDATE_LINTS=1: %v", file, err)
@@ -31,9 +31,7 @@ func TestTheManualListsTheLints(t *testing.T) {
 func lintsPage(t *testing.T) []byte {
 	t.Helper()
 	registry, err := keptLints()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	bySource := map[lint.LintSource][]string{}
 	for _, one := range registry.CertificateLints().Lints() {
 		bySource[one.Source] = append(bySource[one.Source], "`"+one.Name+"`")

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
@@ -27,22 +28,14 @@ func newPodAsking(t *testing.T, caLeft time.Duration) *podAsking {
 	t.Helper()
 	a := &podAsking{t: t, policy: podsPolicy(t), now: time.Now(), dir: t.TempDir()}
 	key, err := pkcs10.ECDSAP256.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a.stub, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a.ca = newCA(t, a.now.Add(-time.Hour), a.now.Add(caLeft))
 	ca, err := ParseCA(a.ca.chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	j, err := journal.Open(a.dir, journal.Options{Version: "test", CA: ca.Certificate()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = j.Close() })
 	if a.issuer, err = New(ca, softKey{key: a.ca.key}, 0, j); err != nil {
 		t.Fatal(err)
@@ -54,12 +47,8 @@ func newPodAsking(t *testing.T, caLeft time.Duration) *podAsking {
 func podsPolicy(t *testing.T) *policy.Policy {
 	t.Helper()
 	text, _ := policy.BuiltIn("pods")
-	p, err := policy.Parse(text, policy.Options{ClusterDomain: "cluster.local",
-		MaxLifetime: 24 * time.Hour, TrustDomain: "example.org"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return must.Value(policy.Parse(text, policy.Options{ClusterDomain: "cluster.local",
+		MaxLifetime: 24 * time.Hour, TrustDomain: "example.org"}))(t)
 }
 
 func (a *podAsking) grant(lifetime time.Duration) *policy.Grant {
@@ -177,16 +166,12 @@ func TestPodsIntentThatWasNotSigned(t *testing.T) {
 func TestPodsCertificateThatWasRefusedOrPublished(t *testing.T) {
 	a := newPodAsking(t, 1000*time.Hour)
 	first := a.leaf(time.Hour)
-	if err := a.issuer.Orphaned(t.Context(), "u", "the API server refuses it"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.issuer.Orphaned(t.Context(), "u", "the API server refuses it"))
 	second := a.leaf(time.Hour)
 	if second.Equal(first) {
 		t.Error("the certificate that was refused is issued again")
 	}
-	if err := a.issuer.Published(t.Context(), "u"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.issuer.Published(t.Context(), "u"))
 	if again := a.leaf(time.Hour); !again.Equal(second) {
 		t.Error("a published certificate is replaced")
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/zmap/zlint/v3/lint"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -78,9 +79,7 @@ func TestWhatWasPreparedIsNotIssuedAnyMore(t *testing.T) {
 			if err == nil {
 				err = i.Replace(same)
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 		}, policy.ErrGrantStale},
 		"the journal is closed": {func(_ *testing.T, i *Issuer) {
 			i.journal = closedJournal{i.journal}
@@ -113,9 +112,7 @@ func TestAnIntentThatWasGivenUpIsNotSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	prepared := prepare(t, a.issuer, a.grant("one"))
-	if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.issuer.Orphaned(t.Context(), "u", "the request is gone"))
 	if _, err := prepared.Issue(t.Context()); err == nil || errors.Is(err, errBroken) {
 		t.Errorf("%v", err)
 	}
@@ -154,14 +151,10 @@ rules:
 func TestEachStepIsDoneOnce(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	ca, err := ParseCA(made.chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var lints, signatures, params, lookups int
 	i, err := New(ca, countingKey{softKey{key: made.key}, &signatures}, 0, newJournal(t, ca))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ca.linter.lints = countedLints{ca.linter.lints, &lints}
 	i.journal = countedLookups{i.journal, &lookups}
 	public := ca.cert.PublicKey.(*ecdsa.PublicKey)
@@ -169,9 +162,7 @@ func TestEachStepIsDoneOnce(t *testing.T) {
 	counted := *public
 	counted.Curve = countedCurve{public.Curve, &params}
 	ca.cert.PublicKey = &counted
-	if err := made.leaf(t).CheckSignatureFrom(ca.cert); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, made.leaf(t).CheckSignatureFrom(ca.cert))
 	perVerification := params
 	params = 0
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -103,13 +104,9 @@ func TestEverythingGrantedIsIssued(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			chain := h.chain(t)
 			ca, err := ParseCA(chain.PEM())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			i, err := New(ca, softKey{key: h.caKey}, 0, newJournal(t, ca))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			openssl := newOpenSSL(t, chain)
 			tried, granted, issued := 0, 0, 0
 			for n, c := range combinations() {
@@ -143,9 +140,7 @@ func TestEverythingGrantedIsIssued(t *testing.T) {
 func verifyInGo(t *testing.T, chain Chain, text []byte) {
 	t.Helper()
 	certs, err := ReadChain(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(chain[len(chain)-1])
 	for _, cert := range certs[1:] {
@@ -181,11 +176,7 @@ func requestsOfEveryKey(t *testing.T, large bool) map[pkcs10.KeyType][]byte {
 
 func keyOfType(t *testing.T, kind pkcs10.KeyType) crypto.Signer {
 	t.Helper()
-	key, err := kind.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
+	return must.Value(kind.Generate())(t)
 }
 
 // openSSL verifies certificates in batches, by purpose.
@@ -205,18 +196,14 @@ func newOpenSSL(t *testing.T, chain Chain) *openSSL {
 func (o *openSSL) write(t *testing.T, name string, text []byte) string {
 	t.Helper()
 	file := filepath.Join(o.dir, name)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, text, 0o600))
 	return file
 }
 
 func (o *openSSL) add(t *testing.T, text []byte) {
 	t.Helper()
 	certs, err := ReadChain(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	file := o.write(t, fmt.Sprintf("%x.pem", certs[0].SerialNumber), encodePEM(certs[0].Raw))
 	if len(certs[0].ExtKeyUsage) == 0 {
 		o.files["any"] = append(o.files["any"], file)

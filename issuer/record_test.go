@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -80,9 +81,7 @@ func TestWhatWasIntendedIsSigned(t *testing.T) {
 		t.Fatalf("%v; %s", err, a.state())
 	}
 	before, err := a.issuer.journal.Lookup("u")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a.issuer.key = well
 	leaf := issue(t, a.issuer, a.grant("one"))[0]
 	if !bytes.Equal(leaf.RawTBSCertificate, before.Intent.TBS) {
@@ -115,9 +114,7 @@ func isFormer(err error, words string) bool {
 func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 	a := newAsking(t)
 	first, err := tryIssue(t, a.issuer, a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for step, why := range map[time.Duration]string{-50 * time.Minute: "", 50 * time.Minute: "",
 		2 * time.Hour: "has expired"} {
 		a.issuer.now = func() time.Time { return time.Now().Add(step) }
@@ -139,17 +136,13 @@ func TestAnotherTimeIsNoOtherGrant(t *testing.T) {
 func TestWhatTheAuditorNeeds(t *testing.T) {
 	a := newAsking(t)
 	chain, err := tryIssue(t, a.issuer, a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if record, err := a.issuer.journal.Lookup("u"); err != nil || record.Intent.Name != "name-u" {
 		t.Errorf("the intent has the name %q, %v", record.Intent.Name, err)
 	}
 	other := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)).issuer(t)
 	foreign, err := tryIssue(t, other, a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, c := range map[string]struct {
 		chain      []byte
 		byCA, ours bool
@@ -179,11 +172,7 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
 			SubjectKeyId: before.issuing.SubjectKeyId,
 		}, nil, &key.PublicKey, key)
-		ca, err := ParseCA(encodePEM(cert.Raw))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ca
+		return must.Value(ParseCA(encodePEM(cert.Raw)))(t)
 	}
 	for words, ca := range map[string]*CA{
 		"the key does not belong": made(pkcs10test.NewKey(t), "issuing"),
@@ -209,9 +198,7 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	}
 	i.key = well
 	renewed := made(before.key, "issuing")
-	if err := i.Replace(renewed); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, i.Replace(renewed))
 	issue(t, i, granted("begun")) // which is older than the CA's certificate now
 	leaf := issue(t, i, granted("second"))[0]
 	if err := leaf.CheckSignatureFrom(renewed.cert); err != nil ||
@@ -251,9 +238,7 @@ func (lateContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Mi
 func TestUnfinished(t *testing.T) {
 	a := newAsking(t)
 	chain, err := tryIssue(t, a.issuer, a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if got := a.issuer.Unfinished(); len(got) > 0 {
 		t.Errorf("just begun, and unfinished: %v", got)
 	}
@@ -309,17 +294,11 @@ func TestDelivered(t *testing.T) {
 	}
 	require("u", nil, false, true)
 	chain, err := tryIssue(t, a.issuer, a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	require("u", chain, false, false)
-	if err := a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.issuer.Unconfirmed(t.Context(), "u", "the request is gone"))
 	require("u", chain, false, false)
-	if err := a.issuer.Published(t.Context(), "u"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.issuer.Published(t.Context(), "u"))
 	require("u", chain, true, false)
 	require("u", a.issuer.CA().chainOf([]byte("x")), false, false)
 	require("u", []byte("no PEM"), false, false)
@@ -335,17 +314,13 @@ func TestUnconfirmed(t *testing.T) {
 	start := func() *journal.Writer {
 		t.Helper()
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		a.issuer.journal = j
 		return j
 	}
 	j := start()
 	chain, err := tryIssue(t, a.issuer, a.grant("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if got := a.issuer.Unfinished(); len(got) != 0 {
 		t.Errorf("unfinished, though it is being published: %v", got)
 	}
@@ -355,9 +330,7 @@ func TestUnconfirmed(t *testing.T) {
 		t.Errorf("while it is at work: %v; %s", err, a.state())
 	}
 	a.issuer.signing.Delete("u")
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	j = start()
 	if got := a.issuer.Unfinished(); len(got) != 1 || got[0].UID != "u" {
 		t.Errorf("unfinished after a restart are %v", got)
@@ -378,9 +351,7 @@ func TestUnconfirmed(t *testing.T) {
 	if err := a.issuer.Published(t.Context(), "u"); err != nil || a.state() != journal.IsPublished {
 		t.Errorf("%v; %s", err, a.state())
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	_, err = journal.Verify(dir, journal.VerifyOptions{CAs: []*x509.Certificate{ca.Certificate()}})
 	if err != nil {
 		t.Error(err)
@@ -398,9 +369,7 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 		// only what is unfinished stays in memory
 		options := journal.Options{Version: "test", CA: ca.Certificate(), FileSize: 1}
 		j, err := journal.Open(dir, options)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		a.issuer.journal = j
 		return j
 	}
@@ -412,9 +381,7 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 		if err == nil {
 			err = a.issuer.Published(t.Context(), uid)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return chain
 	}
 	j := start()
@@ -429,23 +396,17 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 				t.Errorf("%s has another certificate", uid)
 			}
 		}
-		if err := j.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, j.Close())
 		indexes, err := filepath.Glob(filepath.Join(dir, "index-*"))
 		if err != nil || len(indexes) == 0 {
 			t.Fatalf("%d indexes; %v", len(indexes), err)
 		}
 		for _, path := range indexes {
-			if err := os.Remove(path); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(path))
 		}
 		j = start()
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	s, err := journal.Verify(dir, journal.VerifyOptions{CAs: []*x509.Certificate{ca.Certificate()}})
 	if err != nil || s.Counts.Signed != len(uids) {
 		t.Errorf("%d certificates; %v", s.Counts.Signed, err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
@@ -231,20 +232,14 @@ func TestBudgetOfARenamedRule(t *testing.T) {
 func TestReservesOutliveARestart(t *testing.T) {
 	made := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour))
 	ca, err := ParseCA(made.chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	dir := t.TempDir()
 	p := parsePolicy(t, strings.Replace(small, "limit: 5, perNamespace: 3", "limit: 10", 1))
 	start := func() (*Issuer, *journal.Writer) {
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		i, err := New(ca, softKey{key: made.key}, 0, j)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return i, j
 	}
 	grant := func(account string, n int) *policy.Grant {
@@ -255,9 +250,7 @@ func TestReservesOutliveARestart(t *testing.T) {
 	for n := range 6 { // a reserve of 1, and the 5 for all
 		issue(t, i, grant(fmt.Sprint("tenant:", n), n))
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	i, j = start()
 	_, instead, err := i.Prepare(t.Context(), grant("other:x", 0))
 	if spent := over(instead); err != nil || spent == nil ||
@@ -270,7 +263,5 @@ func TestReservesOutliveARestart(t *testing.T) {
 			t.Errorf("node %d after the restart: %v, %v", n, instead, err)
 		}
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -33,13 +34,9 @@ func TestSelfSignedCertificateHoldsTheProfile(t *testing.T) {
 	for pathLength, want := range []string{"CA:TRUE, path length 0", "CA:TRUE, path length 1"} {
 		key := pkcs10test.NewKey(t)
 		text, err := SelfSign(aProfile(pathLength), key)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		chain, err := ReadChain(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if err := chain.Check(key.Public(), time.Now()); err != nil {
 			t.Error(err)
 		}
@@ -57,21 +54,15 @@ func TestRequestAsksForTheSameExtensions(t *testing.T) {
 	key := pkcs10test.NewKey(t)
 	for pathLength := range 2 {
 		text, err := SelfSign(aProfile(pathLength), key)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		chain, err := ReadChain(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if text, err = Request(aProfile(pathLength), key); err != nil {
 			t.Fatal(err)
 		}
 		block, _ := pem.Decode(text)
 		request, err := x509.ParseCertificateRequest(block.Bytes)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if err := request.CheckSignature(); err != nil || len(request.Extensions) != 3 ||
 			!bytes.Equal(request.RawSubject, chain[0].RawSubject) {
 			t.Errorf("%v; %d extensions; subject %s", err, len(request.Extensions), request.Subject)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/access"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
@@ -142,9 +143,7 @@ func TestOnlyRecordedRequestsAreDeleted(t *testing.T) {
 				made.Status.Conditions =
 					[]certificatesv1.CertificateSigningRequestCondition{approval}
 			})))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 	c.Kind = csr.Kind{SignerNames: c.SignerNames, AcceptUnset: true}
 	if got := c.after(keep); len(got) > 0 {

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/request"
 	"hsm-signer/policy"
@@ -78,14 +79,10 @@ func TestIgnoredRequestIsNotTakenUp(t *testing.T) {
 		api.Client = &storing{object: long}
 		one := func() any {
 			page, err := api.List(t.Context(), metav1.ListOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			return page.Items[0]
 		}
-		if err := errors.Join(store.Add(one()), store.Update(one())); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(store.Add(one()), store.Update(one())))
 		kept := store.List()
 		if len(kept) != 1 || c.serves(kept[0].(request.Object)) || c.queue.Len() != 0 {
 			t.Errorf("%s: %d are kept, %d are taken up", mode, len(kept), c.queue.Len())

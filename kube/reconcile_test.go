@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
 	"hsm-signer/policy"
@@ -103,9 +104,7 @@ func withStore(t *testing.T, issuer Issuer, synced func() bool) (*Controller,
 			Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte(
 				certificate), Conditions: conditions},
 		}))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 }
 

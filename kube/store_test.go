@@ -8,6 +8,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/request"
 )
@@ -58,9 +59,7 @@ func TestStoreKeepsAndTells(t *testing.T) {
 		}, "2>c@2 +b@7 -a@4 -d@5", "b c"},
 	} {
 		*told = nil
-		if err := step.do(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, step.do())
 		if got := strings.Join(*told, " "); got != step.told {
 			t.Errorf("told %q; want %q", got, step.told)
 		}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/request"
 	"hsm-signer/policy"
@@ -100,14 +101,10 @@ rules:
 func granted(t *testing.T, labels int) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	der, err := x509.CreateCertificateRequest(rand.Reader,
 		&x509.CertificateRequest{DNSNames: []string{"a.example.com"}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return newCSR("example.com/a", func(made *certificatesv1.CertificateSigningRequest) {
 		made.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 		made.Spec.Usages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature,
@@ -157,9 +154,7 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 			controller, _ := withStore(t, issuer, func() bool { return true })
 			p, err := policy.Parse([]byte(trusting),
 				policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			kept, events := &outcomes{}, record.NewFakeRecorder(16)
 			controller.Decider, controller.events.recorder = p, events
 			controller.sinks = sinks{kept, controller.events}
@@ -171,9 +166,7 @@ func TestWhatCannotBeWrittenIsLeftAlone(t *testing.T) {
 				if err == nil {
 					err = controller.requests.Load().stores[0].Update(page.Items[0])
 				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				controller.serve(t.Context(), t.Context(), key{"n", "u"})
 			}
 			look()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -18,9 +19,7 @@ func keyOf(t *testing.T) (pem []byte, sum string) {
 	t.Helper()
 	key := pkcs10test.NewKey(t)
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	hash := sha256.Sum256(spki)
 	return pkcs10test.Request{Key: key,
 		DNSNames: []string{"typha-client"}}.PEM(t), hex.EncodeToString(hash[:])
@@ -30,17 +29,11 @@ func keyOf(t *testing.T) (pem []byte, sum string) {
 func blocking(t *testing.T, list string) *policy.Policy {
 	t.Helper()
 	blocked, err := policy.ParseBlockedKeys([]byte(list))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text, _ := policy.BuiltIn("calico")
-	p, err := policy.Parse(text,
+	return must.Value(policy.Parse(text,
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour,
-			BlockedKeys: blocked})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+			BlockedKeys: blocked}))(t)
 }
 
 func TestBlockedKeysAreRefused(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -46,9 +47,7 @@ func TestConditions(t *testing.T) {
 		`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, request.lifetime > 0)))))`: false,
 	} {
 		p, err := withCondition(that)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		v := p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t))
 		if _, ok := v.(*policy.Grant); ok != granted {
 			t.Errorf("%s: granted is %t", that, ok)
@@ -63,9 +62,7 @@ func TestConditions(t *testing.T) {
 // when they have come.
 func TestConditionsWaitForFacts(t *testing.T) {
 	p, err := withCondition(`"10.65.0.8" in pod.ipAddresses`)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a := newAsker("calico-system", "calico-node", "typha-client")
 	a.pod.IPs = nil
 	if v, waits := p.Decide(a.request(t)).(*policy.Waiting); !waits ||

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -23,13 +24,9 @@ rules:
 	clusterIP, node := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("192.0.2.10")
 	parse := func(text string, forbidden ...netip.Addr) *policy.Policy {
 		t.Helper()
-		p, err := policy.Parse([]byte(text),
+		return must.Value(policy.Parse([]byte(text),
 			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour,
-				ForbiddenAddresses: forbidden})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
+				ForbiddenAddresses: forbidden}))(t)
 	}
 	asking := func(ip netip.Addr) (*policy.Request, policy.Facts) {
 		// A calico-node on a control-plane node; the second address is what a kubelet that lies

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -40,9 +41,7 @@ rules:
 func TestLanguage(t *testing.T) {
 	p, err := policy.Parse([]byte(language),
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, c := range []struct {
 		namespace, account, name string
 		ip                       string // in addition to the pod's own
@@ -83,9 +82,7 @@ func TestLanguage(t *testing.T) {
 func TestUsersAndGroups(t *testing.T) {
 	p, err := policy.Parse([]byte(language),
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, c := range []struct {
 		user    string
 		groups  []string
@@ -155,9 +152,7 @@ rules:
 `
 	p, err := policy.Parse([]byte(text),
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	requireGrant(t, p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
 	requireRefusal(t, p.Decide(newAsker("calico-system", "anybody", "typha-client").request(t)),
 		policy.RequesterNotAllowed, "anybody")

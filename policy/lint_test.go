@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -91,9 +92,7 @@ func TestRuleWithoutANameHasItsLine(t *testing.T) {
 
 func TestFiveMistakesWithTheirLines(t *testing.T) {
 	text, err := os.ReadFile("testdata/five-mistakes.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	found := mistakes(t, string(text))
 	for i, want := range []string{
 		`line 7: unknown key "dnsName"`,
@@ -110,9 +109,7 @@ func TestFiveMistakesWithTheirLines(t *testing.T) {
 
 func TestWideRulesAreSaid(t *testing.T) {
 	everything, err := os.ReadFile("../integration/testdata/allow-everything.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := []string{"rule everything: ANYONE (from.users: *) may have ANY name " +
 		"(grant.dnsNames: **)"}
 	if got := parse(t, string(everything)).Warnings(); !slices.Equal(got, want) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -41,12 +42,8 @@ rules:
 
 func parse(t testing.TB, text string) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse([]byte(text),
-		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return must.Value(policy.Parse([]byte(text),
+		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour}))(t)
 }
 
 func TestNamesOfEveryKind(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
 )
@@ -27,14 +28,8 @@ func livePod() policy.Pod {
 func stub(t *testing.T, key pkcs10.KeyType, template x509.CertificateRequest) []byte {
 	t.Helper()
 	private, err := key.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &template, private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	must.OK(t, err)
+	return must.Value(x509.CreateCertificateRequest(rand.Reader, &template, private))(t)
 }
 
 // podSubmission is what kubelet asks for the live pod.
@@ -163,9 +158,7 @@ func TestStubHoldsTheKeyAlone(t *testing.T) {
 func keyAndProof(t *testing.T, private crypto.Signer, podUID string) *policy.PodCertificate {
 	t.Helper()
 	key, err := x509.MarshalPKIXPublicKey(private.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	message, options := []byte(podUID), crypto.SignerOpts(crypto.Hash(0))
 	if _, is := private.(ed25519.PrivateKey); !is {
 		digest := sha256.Sum256(message)
@@ -175,9 +168,7 @@ func keyAndProof(t *testing.T, private crypto.Signer, podUID string) *policy.Pod
 		options = &rsa.PSSOptions{Hash: crypto.SHA256}
 	}
 	proof, err := private.Sign(rand.Reader, message, options)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return &policy.PodCertificate{Key: key, Proof: proof, Pod: livePod()}
 }
 
@@ -186,9 +177,7 @@ func TestKeyWithProof(t *testing.T) {
 	p := builtIn(t, "pods")
 	newKey := func(kind pkcs10.KeyType) crypto.Signer {
 		private, err := kind.Generate()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return private
 	}
 	decide := func(claim *policy.PodCertificate) policy.Verdict {

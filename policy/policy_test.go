@@ -13,6 +13,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -89,13 +90,9 @@ func builtIn(t testing.TB, name string) *policy.Policy {
 	if !ok {
 		t.Fatalf("no built-in policy %s", name)
 	}
-	p, err := policy.Parse(text,
+	return must.Value(policy.Parse(text,
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 8760 * time.Hour,
-			TrustDomain: "example.org"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+			TrustDomain: "example.org"}))(t)
 }
 
 // commonName is that of the granted subject; it may be empty.
@@ -388,9 +385,7 @@ func TestEveryRuleHasItsComponent(t *testing.T) {
 		}
 	}
 	text, _ := policy.BuiltIn("calico-enterprise")
-	if err := yaml.Unmarshal(text, &file); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, yaml.Unmarshal(text, &file))
 	var written, tested []string
 	for _, rule := range file.Rules {
 		for _, account := range rule.From.ServiceAccounts {
@@ -422,9 +417,7 @@ rules:
 `
 	p, err := policy.Parse([]byte(text),
 		policy.Options{ClusterDomain: "example.org", MaxLifetime: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, name := range []string{"x", "x.own", "x.own.svc", "x.own.svc.example.org", "y",
 		"y.other", "y.other.svc", "y.other.svc.example.org"} {
 		requireGrant(t, p.Decide(newAsker("own", "a", name).request(t)))
@@ -472,9 +465,7 @@ func TestLifetimeIsTheLeastOfAskedRuleAndMost(t *testing.T) {
 	} {
 		p, err := policy.Parse([]byte(c.text),
 			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 48 * time.Hour})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		a := newAsker("calico-system", "calico-node", "typha-client")
 		a.lifetime = c.asked
 		if g := requireGrant(t, p.Decide(a.request(t))); g.Lifetime() != c.want {
@@ -736,9 +727,7 @@ func TestRequesterIsToldItsOwnNames(t *testing.T) {
 func TestKeyThatTheRuleDoesNotAllow(t *testing.T) {
 	a := newAsker("shop", "till", "till.shop.example.com")
 	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	v := parse(t, names).Decide(a.requestOf(pkcs10test.Request{Key: key, DNSNames: a.dns}.PEM(t)))
 	requireRefusal(t, v, policy.KeyNotAllowed, "is of the type ed25519")
 	if refusal, ok := v.(*policy.Refusal); !ok ||
@@ -802,9 +791,7 @@ func TestGrantIsSpentOnce(t *testing.T) {
 	g := requireGrant(t,
 		p.Decide(newAsker("calico-system", "calico-node", "typha-client").request(t)))
 	twin := *g
-	if err := g.Redeem(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.Redeem())
 	if err := twin.Redeem(); !errors.Is(err, policy.ErrGrantSpent) {
 		t.Errorf("a copy of a spent grant: %v", err)
 	}

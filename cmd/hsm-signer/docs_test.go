@@ -12,15 +12,14 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
 // The manual lists every reason of a denial, and no other.
 func TestReasonsOfTheManual(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/policy.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, section, _ := strings.Cut(string(manual), "## Reasons of a denial")
 	var listed []policy.Code
 	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Za-z]+)` \\|").
@@ -45,9 +44,7 @@ func TestConfigurationOfTheManual(t *testing.T) {
 	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	for _, readme := range readmes {
 		manual, err := os.ReadFile(readme)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		defaults := map[string]string{}
 		for _, row := range regexp.MustCompile("(?m)^\\| (`[A-Z].*?) \\| .* \\| "+
 			"?(.*?) \\|$").FindAllStringSubmatch(string(manual), -1) {
@@ -77,18 +74,14 @@ func TestConfigurationOfTheManual(t *testing.T) {
 // it.
 func TestCommandsOfTheManuals(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	fenced := regexp.MustCompile("(?ms)^[ \t]*```.*?^[ \t]*```$")
 	line, span := regexp.MustCompile("(?m)^[ \t]*(?:bin/)?hsm-signer ([a-z][^#|>\n]*)"),
 		regexp.MustCompile("`hsm-signer ([a-z][^`]*)`")
 	seen := 0
 	for _, page := range append(pages, readmes...) {
 		manual, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		typed := line.FindAllStringSubmatch(strings.Join(fenced.FindAllString(string(manual), -1),
 			"\n"), -1)
 		for _, found := range append(typed,
@@ -116,9 +109,7 @@ func TestCommandsOfTheManuals(t *testing.T) {
 func TestExitCodesOfTheManual(t *testing.T) {
 	help := strings.Join(strings.Fields(preparedRoot().Long), " ")
 	manual, err := os.ReadFile(readmes[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	readme := strings.Join(strings.Fields(string(manual)), " ")
 	for code, meaning := range map[int]string{0: "done", exit.Fault: "fault",
 		exit.Refused: "refused, or a check failed", exit.PIN: "PIN refused or locked",

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/internal/cli"
-	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 )
 
 func command(t *testing.T, args ...string) (stdout, stderr string, code int) {
@@ -89,9 +89,9 @@ func TestPolicyShowFile(t *testing.T) {
 	dir := t.TempDir()
 	file, mistaken := filepath.Join(dir, "mine.yaml"), filepath.Join(dir, "mistaken.yaml")
 	calico, _, _ := command(t, "policy", "show", "calico")
-	fixture.Must(t, os.WriteFile(file, []byte(calico), 0o600))
-	fixture.Must(t, os.Chmod(file, 0o666))
-	fixture.Must(t, os.WriteFile(mistaken, []byte("version: 1\nrulez: []\n"), 0o600))
+	must.OK(t, os.WriteFile(file, []byte(calico), 0o600))
+	must.OK(t, os.Chmod(file, 0o666))
+	must.OK(t, os.WriteFile(mistaken, []byte("version: 1\nrulez: []\n"), 0o600))
 	if out, stderr, code := command(t, "policy", "show", file); code != 0 || out != calico {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/internal/must"
 )
 
 // mayAnswer are the codes of the functions that are called here, by PKCS#11 v2.40, section 5,
@@ -97,9 +99,7 @@ func TestCodesAreExplained(t *testing.T) {
 // The manual explains only codes that are explained here, and all that end the process.
 func TestCodesOfTheManual(t *testing.T) {
 	manual, err := os.ReadFile("../../docs/hsm.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, table, found := strings.Cut(string(manual), "\n## At 3 a.m.\n")
 	if !found {
 		t.Fatal("the manual has no such section")

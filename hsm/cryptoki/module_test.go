@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // hanging is a library that does not let itself be loaded before there is a file.
@@ -22,9 +24,7 @@ func TestModuleThatHangsWhileItIsLoaded(t *testing.T) {
 	dir := t.TempDir()
 	module, source, release := filepath.Join(dir, "hanging.so"), filepath.Join(dir,
 		"hanging.c"), filepath.Join(dir, "release")
-	if err := os.WriteFile(source, fmt.Appendf(nil, hanging, release), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(source, fmt.Appendf(nil, hanging, release), 0o600))
 	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-o", module,
 		source).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -35,9 +35,7 @@ func TestModuleThatHangsWhileItIsLoaded(t *testing.T) {
 		l.Close(t.Context()) {
 		t.Fatalf("library %v, %d calls hang: %v", l, n.Hanging.Load(), err)
 	}
-	if err := os.WriteFile(release, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(release, nil, 0o600))
 	for !l.Close(t.Context()) {
 		if t.Context().Err() != nil {
 			t.Fatal("it has not come back")

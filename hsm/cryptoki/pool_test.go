@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/internal/must"
 )
 
 // Sessions are counted with the login session, which a token that has no other signs with.
@@ -20,12 +22,12 @@ func TestSessionsAreCounted(t *testing.T) {
 	p.open, p.idle = map[pkcs11.SessionHandle]bool{2: true, 3: true}, []pkcs11.SessionHandle{2, 3}
 	require("two are idle", Sessions{Open: 3, Most: 4})
 	session, err := p.acquire(t.Context(), time.Second)
-	must(t, err)
+	must.OK(t, err)
 	require("one signs", Sessions{Open: 3, InUse: 1, Most: 4})
 	p.release(session, 0)
 	require("it came back", Sessions{Open: 3, Most: 4})
 	session, err = p.acquire(t.Context(), time.Second)
-	must(t, err)
+	must.OK(t, err)
 	p.forget(session)
 	require("a call hangs in it", Sessions{Open: 2, Most: 4})
 	p.open, p.idle = map[pkcs11.SessionHandle]bool{1: true}, nil
@@ -86,16 +88,9 @@ func TestSessionsGrowIfSignaturesAreSlow(t *testing.T) {
 	requireSigning("signatures are fast", 2)
 	for range 100 {
 		p.release(held[0], 2*slowSignature)
-		must(t, second(p.acquire(t.Context(), 0)))
+		must.OK(t, second(p.acquire(t.Context(), 0)))
 	}
 	requireSigning("signatures are slow", 3)
 }
 
 func second[T any](_ T, err error) error { return err }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Error(err)
-	}
-}

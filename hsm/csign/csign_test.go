@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/internal/must"
 )
 
 // module is a PKCS#11 module without a token. Its signature has four bytes, each the number of
@@ -42,9 +44,7 @@ func load(t *testing.T, define string) *pkcs11.Ctx {
 	t.Helper()
 	dir := t.TempDir()
 	source, library := filepath.Join(dir, "module.c"), filepath.Join(dir, "module.so")
-	if err := os.WriteFile(source, []byte(module), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(source, []byte(module), 0o600))
 	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-D"+define, "-o",
 		library, source).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -59,9 +59,7 @@ func load(t *testing.T, define string) *pkcs11.Ctx {
 
 func TestCallsOfASignature(t *testing.T) {
 	f, err := Of(load(t, "WITHOUT_SIGN=0"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, c := range map[string]struct {
 		session pkcs11.SessionHandle
 		input   string

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // crashVariable names the directory in the process that is killed.
@@ -25,10 +27,8 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		return
 	}
 	dir, ca := t.TempDir(), newCA(t)
-	if err := errors.Join(os.WriteFile(dir+"/ca", ca.cert.Raw, 0o600),
-		os.WriteFile(dir+"/key", ca.key, 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.WriteFile(dir+"/ca", ca.cert.Raw, 0o600),
+		os.WriteFile(dir+"/key", ca.key, 0o600)))
 	told := map[string]State{}
 	for range 20 {
 		for uid, state := range writeAndKill(t, dir, 1+rand.IntN(100)) {
@@ -53,12 +53,8 @@ func writeAndKill(t *testing.T, dir string, lines int) map[string]State {
 	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), crashVariable+"="+dir)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, cmd.Start())
 	told := map[string]State{}
 	scanner := bufio.NewScanner(out)
 	for n := 0; scanner.Scan(); n++ {
@@ -69,9 +65,7 @@ func writeAndKill(t *testing.T, dir string, lines int) map[string]State {
 		}
 		told[uid] = state
 		if n == lines {
-			if err := cmd.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, cmd.Process.Kill())
 		}
 	}
 	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
@@ -83,17 +77,11 @@ func writeAndKill(t *testing.T, dir string, lines int) map[string]State {
 // writeUntilKilled reports each line after it was written: the request and its state.
 func writeUntilKilled(t *testing.T, dir string) {
 	der, err := os.ReadFile(dir + "/ca")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	key, err := os.ReadFile(dir + "/key")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ca := &testCA{cert, key}
 	j := open(t, dir, Options{CA: ca.cert, FileSize: 16 << 10})
 	var group sync.WaitGroup
@@ -141,9 +129,7 @@ func TestVerifiedWhileItIsWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, err := range List(dir, Filter{}) {
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 		}
 		select {
 		case <-done:

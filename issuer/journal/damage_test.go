@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"hsm-signer/internal/must"
 )
 
 // written makes a journal with the lives of some requests and returns its only file.
@@ -30,20 +32,14 @@ func written(t *testing.T, ca *testCA, dir string, uids ...string) []byte {
 	j := open(t, dir, Options{CA: ca.cert})
 	issue(t, ca, j, uids...)
 	closeNow(t, j)
-	text, err := os.ReadFile(filePath(dir, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
+	return must.Value(os.ReadFile(filePath(dir, 1)))(t)
 }
 
 func directory(t *testing.T, files ...[]byte) string {
 	t.Helper()
 	dir := t.TempDir()
 	for i, text := range files {
-		if err := os.WriteFile(filePath(dir, uint32(i)+1), text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filePath(dir, uint32(i)+1), text, 0o600))
 	}
 	return dir
 }
@@ -58,9 +54,7 @@ func TestTornAtEveryByte(t *testing.T) {
 	from := len(text) - len(lines[len(lines)-1]) - len(lines[len(lines)-2]) - 1
 	dir := directory(t)
 	for cut := from; cut < len(text); cut++ {
-		if err := os.WriteFile(filePath(dir, 1), text[:cut], 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filePath(dir, 1), text[:cut], 0o600))
 		whole := bytes.LastIndexByte(text[:cut], '\n') + 1
 		torn := cut - whole
 		if s := verify(t, dir, ca); s.Torn != torn ||
@@ -93,9 +87,7 @@ func checkRepair(t *testing.T, dir string, r *Repair, torn []byte) {
 	if err != nil || !bytes.Contains(now, []byte(r.MovedTo)) {
 		t.Fatalf("the journal does not tell of it: %v", err)
 	}
-	if err := os.Remove(filepath.Join(dir, r.MovedTo)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(dir, r.MovedTo)))
 }
 
 // Pages that were not written before a power cut read as zeros, also with others behind them.
@@ -154,9 +146,7 @@ func TestAChangedByteIsNamed(t *testing.T) {
 	for at := 0; at < last; at += 7 {
 		changed := bytes.Clone(text)
 		changed[at] ^= 1
-		if err := os.WriteFile(filePath(dir, 1), changed, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filePath(dir, 1), changed, 0o600))
 		line := bytes.Count(text[:at], []byte("\n")) + 1
 		if _, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}}); !isFault(err, 1,
 			line) {
@@ -324,18 +314,14 @@ func TestAWitnessSeesThatTheEndIsCutOff(t *testing.T) {
 func TestCheckpointsAreVerified(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	j := open(t, dir, Options{CA: ca.cert})
 	issue(t, ca, j, "one")
 	head := j.Head()
 	put(t, j, Probe{ProbeReady, ""})
 	digest := sha256.Sum256(CheckpointText(j.ID(), head))
 	signature, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	put(t, j,
 		Checkpoint{HeadSeq: head.Seq, HeadSHA256: head.SHA256,
 			Algorithm: x509.ECDSAWithSHA256.String(), Signature: signature})
@@ -344,9 +330,7 @@ func TestCheckpointsAreVerified(t *testing.T) {
 		t.Errorf("%+v %v", s, err)
 	}
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	o.CheckpointKey = other.Public()
 	if _, err := Verify(dir, o); !isFault(err, 1, 6) {
 		t.Errorf("another key's: %v", err)
@@ -374,9 +358,7 @@ func TestList(t *testing.T) {
 	names := func(f Filter) (text string) {
 		t.Helper()
 		for i, err := range List(dir, f) {
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			text += fmt.Sprintf("%s/%s ", i.UID, i.State)
 		}
 		return text
@@ -411,13 +393,9 @@ func FuzzLine(f *testing.F) {
 		Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
 	} {
 		e, _, err := encodeEntry(e)
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		raw, err := Line{Seq: uint64(i), Time: time.Now(), Entry: e}.encode()
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		if _, err := parseLine(raw); err != nil {
 			f.Fatalf("%s: %v", raw, err)
 		}
@@ -444,13 +422,9 @@ func FuzzText(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		e, _, err := encodeEntry(Orphaned{UID: "u" + text, Serial: text, Why: text})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		raw, err := Line{Seq: 1, Time: time.Now(), Entry: e}.encode()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		l, err := parseLine(raw)
 		if err != nil || l.Entry != e || utf8.ValidString(text) && l.Entry.(Orphaned).Why != text {
 			t.Errorf("%q is read back as %+v: %v", text, l.Entry, err)
@@ -465,13 +439,9 @@ func TestAFinishedRequestThatWasChangedIsNotGivenOut(t *testing.T) {
 	intent, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
 	put(t, j, intent, Orphaned{"one", intent.Serial, "why"})
 	text, err := os.ReadFile(filePath(dir, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filePath(dir, 1),
-		bytes.Replace(text, []byte("csr-one"), []byte("csr-two"), 1), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(filePath(dir, 1),
+		bytes.Replace(text, []byte("csr-one"), []byte("csr-two"), 1), 0o600))
 	if r, err := j.Lookup("one"); err == nil || !strings.Contains(err.Error(), "was changed") {
 		t.Errorf("%+v %v", r, err)
 	}
@@ -546,9 +516,7 @@ func TestForgedNamesShowWithoutAnyKey(t *testing.T) {
 func TestNamesOfACertificate(t *testing.T) {
 	ca := newCA(t)
 	uri, err := url.Parse("spiffe://a.example/b?c#d")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(7), DNSNames: []string{"a.example", "*.b.example"},
 		URIs: []*url.URL{uri}, EmailAddresses: []string{"a@b.example"},
@@ -561,13 +529,9 @@ func TestNamesOfACertificate(t *testing.T) {
 				Value: asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte("example")}},
 		}},
 	}, ca.cert, ca.key.Public(), ca.key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tbs, err := tbsOf(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := []string{
 		`O="A \"B\" \u00e9"`, `CN="` + strings.Repeat("x", 80) + `"...`, `1.2.3="y"`,
 		`DC="example"`,
@@ -590,9 +554,7 @@ func TestWhatIsVouchedFor(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	j := open(t, dir, Options{CA: ca.cert})
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := func(what string, unvouched uint64, o VerifyOptions) {
 		t.Helper()
 		o.CAs = []*x509.Certificate{ca.cert}
@@ -607,9 +569,7 @@ func TestWhatIsVouchedFor(t *testing.T) {
 		t.Helper()
 		sum := sha256.Sum256(CheckpointText(j.ID(), head))
 		signature, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		put(t, j, Checkpoint{head.Seq, head.SHA256, "", x509.ECDSAWithSHA256.String(), signature})
 	}
 	withKey := VerifyOptions{CheckpointKey: key.Public()}

@@ -11,20 +11,17 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
 func decisions(t *testing.T, path string) (all []Decision) {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
 		var r Decision
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal(lines.Bytes(), &r))
 		all = append(all, r)
 	}
 	return all
@@ -38,9 +35,7 @@ func TestDecisionsAreCapped(t *testing.T) {
 			Reasons: []policy.Reason{{Code: policy.NameNotAllowed, Rule: "rule", Field: "dnsNames",
 				Message: "no", Allowed: []string{"all"}}}})
 	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, r.Close())
 	path := filepath.Join(dir, RefusalsLog)
 	for _, path := range []string{path, path + ".1"} {
 		info, err := os.Stat(path)
@@ -69,9 +64,7 @@ func TestOneDecisionIsShort(t *testing.T) {
 		long.Names = append(long.Names, strings.Repeat("z", 1<<16))
 	}
 	r.Record(long)
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, r.Close())
 	all := decisions(t, filepath.Join(dir, RefusalsLog))
 	if len(all) != 1 || len(all[0].Reasons) != decisionsMany+1 ||
 		all[0].Reasons[decisionsMany].Message != "and 980 more" ||
@@ -90,9 +83,7 @@ func TestDecisionsThatCannotBeWrittenAreCounted(t *testing.T) {
 	for range 1000 {
 		r.Record(Decision{})
 	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, r.Close())
 	if r.Dropped() != 1000 {
 		t.Errorf("%d are dropped", r.Dropped())
 	}
@@ -109,25 +100,17 @@ func TestLoggedDecisionsAreFound(t *testing.T) {
 	for _, uid := range []string{"a", "b", "c"} { // the first two fill a file
 		r.Record(Decision{UID: uid, Name: `","uid":"named"`, Username: strings.Repeat("x", 60)})
 	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, r.Close())
 	f, err := os.OpenFile(filepath.Join(dir, RefusalsLog), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, err = f.WriteString(`{"uid":"cut","na`)
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(err, f.Close()))
 	found, err := Logged(dir, RefusalsLog, []string{"a", "c", "cut", "named", "other"})
 	if want := map[string]bool{"a": true, "c": true}; err != nil || !maps.Equal(found, want) {
 		t.Errorf("%v, %v; want %v", found, err, want)
 	}
-	if err := errors.Join(os.Remove(filepath.Join(dir, RefusalsLog)),
-		os.Mkdir(filepath.Join(dir, RefusalsLog), 0o700)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Remove(filepath.Join(dir, RefusalsLog)),
+		os.Mkdir(filepath.Join(dir, RefusalsLog), 0o700)))
 	if found, err := Logged(dir, RefusalsLog, []string{"a"}); err == nil {
 		t.Errorf("what cannot be read: %v", found)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -48,9 +49,7 @@ func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
 	path := filepath.Join(dir, "filler")
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer f.Close()
 	for size := 1 << 16; size > 0; {
 		if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
@@ -60,9 +59,7 @@ func fill(t *testing.T, dir string) (free func()) {
 		}
 	}
 	return func() {
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Remove(path))
 	}
 }
 
@@ -109,9 +106,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		free()
 		j.tried = time.Time{}
-		if err := j.Ready(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, j.Ready())
 		issue(t, ca, j, refused)
 		if s := verify(t, dir, ca); s.Counts.Published != n+2 {
 			t.Errorf("%+v; %d", s, n)
@@ -151,18 +146,14 @@ func TestReadOnlyDisk(t *testing.T) {
 		reading := func(f *os.File) *os.File {
 			t.Helper()
 			again, err := os.Open(f.Name())
-			if err := errors.Join(err, f.Close()); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, errors.Join(err, f.Close()))
 			return again
 		}
 		under := j.file.(*testFile)
 		under.file = diskFile{reading(under.file.(diskFile).File)}
 		j.lock = reading(j.lock)
-		if err := syscall.Mount("", mount, "", syscall.MS_REMOUNT|syscall.MS_RDONLY,
-			""); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, syscall.Mount("", mount, "", syscall.MS_REMOUNT|syscall.MS_RDONLY,
+			""))
 		if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) {
 			t.Errorf("%v", err)
 		}
@@ -172,20 +163,14 @@ func TestReadOnlyDisk(t *testing.T) {
 		if _, err := Open(dir, Options{CA: ca.cert}); !errors.Is(err, syscall.EROFS) {
 			t.Errorf("%v", err)
 		}
-		if err := syscall.Mount("", mount, "", syscall.MS_REMOUNT, ""); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, syscall.Mount("", mount, "", syscall.MS_REMOUNT, ""))
 		j.tried = time.Time{}
-		if err := j.Ready(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, j.Ready())
 		var err error
 		if err = j.lock.Close(); err == nil {
 			j.lock, err = lockDirectory(dir, j.options)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		issue(t, ca, j, "after")
 		verify(t, dir, ca)
 	})
@@ -194,9 +179,7 @@ func TestReadOnlyDisk(t *testing.T) {
 // Refusals leave a tenth of the disk alone.
 func TestRefusalsDoNotFillTheDisk(t *testing.T) {
 	onSmallDisk(t, func(t *testing.T, dir string) {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Mkdir(dir, 0o700))
 		r := OpenDecisions(dir, RefusalsLog, 0)
 		for n := range 10_000 {
 			for r.Dropped() == 0 && len(r.queue) == cap(r.queue) { // as fast as the disk

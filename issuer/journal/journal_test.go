@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -31,22 +32,16 @@ type testCA struct {
 func newCA(t testing.TB) *testCA {
 	t.Helper()
 	public, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test CA"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, public, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return &testCA{cert, key}
 }
 
@@ -55,25 +50,17 @@ func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration)
 	Published) {
 	t.Helper()
 	serial, err := id.NewSerial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: uid}, DNSNames: []string{"a.example"},
 		NotBefore: time.Now().Add(-time.Minute).UTC(), NotAfter: time.Now().Add(lifetime).UTC(),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, ca.key.Public(), ca.key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tbs, err := tbsOf(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	signed, err := NewSigned(uid, der, ca.cert)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text := FormatSerial(serial)
 	return Intent{
 		UID: uid, Name: "csr-" + uid, Signer: "example.com/calico", Rule: "typha", PolicyHash: "0f",
@@ -87,9 +74,7 @@ func (ca *testCA) lines(t testing.TB, id ID, uid string, lifetime time.Duration)
 func open(t testing.TB, dir string, o Options) *Writer {
 	t.Helper()
 	j, err := Open(dir, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := j.Close(); err != nil {
 			t.Error(err)
@@ -100,9 +85,7 @@ func open(t testing.TB, dir string, o Options) *Writer {
 
 func closeNow(t testing.TB, j *Writer) {
 	t.Helper()
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 }
 
 func put(t testing.TB, j *Writer, entries ...Entry) {
@@ -134,11 +117,7 @@ func look(t testing.TB, j *Writer, uid string, want State) Record {
 
 func verify(t testing.TB, dir string, ca *testCA) Summary {
 	t.Helper()
-	s, err := Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return must.Value(Verify(dir, VerifyOptions{CAs: []*x509.Certificate{ca.cert}}))(t)
 }
 
 func TestWhatIsWrittenIsKnownAlsoAfterARestart(t *testing.T) {
@@ -188,9 +167,7 @@ func TestWhatIsWrittenIsKnownAlsoAfterARestart(t *testing.T) {
 
 func TestFilesAreTheOwnersAlone(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(dir, 0o777))
 	open(t, dir, Options{CA: ca.cert})
 	for path, want := range map[string]os.FileMode{dir: 0o700, filePath(dir, 1): 0o600,
 		filepath.Join(dir, lockName): 0o600} {
@@ -362,9 +339,7 @@ func TestRotationCarriesTheChain(t *testing.T) {
 		look(t, j, uid, IsPublished)
 	}
 	closeNow(t, j)
-	if err := os.Rename(filePath(dir, 2), filepath.Join(dir, "away")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(filePath(dir, 2), filepath.Join(dir, "away")))
 	var fault *Fault
 	if _, err := Open(dir, o); !errors.As(err, &fault) || fault.File != "journal-00000002.jsonl" ||
 		!strings.Contains(err.Error(), "missing") {
@@ -430,17 +405,13 @@ func TestNobodyWritesForARequestTwiceAtOnce(t *testing.T) {
 		}})})
 	intent, _, _ := ca.lines(t, j.ID(), "one", time.Hour)
 	p, err := j.start(intent)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if err := j.Append(t.Context(), intent); !errors.Is(err, ErrBusy) {
 		t.Error(err)
 	}
 	look(t, j, "one", Unknown) // what is not on the disk is not known
 	close(gate)
-	if err := p.wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.wait(t.Context()))
 	look(t, j, "one", Intended)
 }
 
@@ -491,9 +462,7 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	first := open(t, dir, Options{CA: ca.cert})
 	issue(t, ca, first, "one")
-	if err := os.Remove(filepath.Join(dir, lockName)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(dir, lockName)))
 	second := open(t, dir, Options{CA: ca.cert})
 	if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) ||
 		!strings.Contains(err.Error(), "removed or replaced") {
@@ -505,9 +474,7 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 	}
 	issue(t, ca, second, "two")
 	f, err := os.OpenFile(filePath(dir, 1), os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := f.WriteString(`{"seq":`); err != nil {
 		t.Fatal(err)
 	}
@@ -530,9 +497,7 @@ func TestForgottenLockIsNoticed(t *testing.T) {
 	first := open(t, dir, Options{CA: ca.cert, FileSize: 1}) // so that each batch begins a new file
 	issue(t, ca, first, "one")
 	// as a network's file system does
-	if err := syscall.Flock(int(first.lock.Fd()), syscall.LOCK_UN); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Flock(int(first.lock.Fd()), syscall.LOCK_UN))
 	second := open(t, dir, Options{CA: ca.cert, FileSize: 1})
 	issue(t, ca, second, "two")
 	before := verify(t, dir, ca)
@@ -616,9 +581,7 @@ func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
 		}}),
 	})
 	p, err := j.start(Probe{ProbeReady, ""})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	<-hangs
 	if err := j.Ready(); err != nil {
 		t.Errorf("at once: %v", err)
@@ -689,9 +652,7 @@ func TestAFailedDescriptorIsNotUsedAgain(t *testing.T) {
 			}
 			look(t, j, "before", IsPublished)
 			bad.Store(false)
-			if err := j.reopenNow(); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, j.reopenNow())
 			if name == "sync" {
 				look(t, j, "one", Intended) // the whole line was there
 			} else {
@@ -720,9 +681,7 @@ func TestSyncedLinesThatAreGoneStopTheJournal(t *testing.T) {
 		return f.Sync()
 	}})})
 	issue(t, ca, j, "before")
-	if err := os.Truncate(filePath(dir, 1), j.size-1); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Truncate(filePath(dir, 1), j.size-1))
 	bad.Store(true)
 	if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) {
 		t.Error(err)
@@ -782,14 +741,10 @@ func BenchmarkCertificate(b *testing.B) {
 		var last *batch
 		for _, life := range lives {
 			started, err := j.start(life[step])
-			if err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, err)
 			last = started
 		}
-		if err := last.wait(b.Context()); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, last.wait(b.Context()))
 	}
 }
 

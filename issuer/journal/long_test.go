@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // Benchmarks of a long journal. JOURNAL_BENCH_REQUESTS and JOURNAL_BENCH_ENTRIES say how long; with
@@ -26,11 +28,7 @@ func benchCount(b *testing.B, variable string, fallback int) int {
 	if text == "" {
 		return fallback
 	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return n
+	return must.Value(strconv.Atoi(text))(b)
 }
 
 // longJournal returns a journal of so many published requests. Their certificates differ in the
@@ -48,17 +46,13 @@ func longJournal(b *testing.B, ca *testCA, requests int) string {
 	const id = ID("1a2b3c4d")
 	intent, signed, _ := ca.lines(b, id, "template", time.Hour)
 	serial, err := hex.DecodeString(intent.Serial)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	number, size := uint32(0), int64(64<<20)
 	var out *bufio.Writer
 	var file *os.File
 	finish := func() {
 		if file != nil {
-			if err := errors.Join(out.Flush(), file.Close()); err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, errors.Join(out.Flush(), file.Close()))
 		}
 	}
 	var head Head
@@ -75,9 +69,7 @@ func longJournal(b *testing.B, ca *testCA, requests int) string {
 		if head, err = batch.put(head, time.Now().Add(-2*RecentWindow), e); err == nil {
 			_, err = out.Write(batch.bytes)
 		}
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 		size += int64(len(batch.bytes))
 	}
 	put(Opened{Journal: id})
@@ -113,13 +105,9 @@ func resident(b *testing.B) (now, peak float64) {
 func status(b *testing.B, field string) float64 {
 	b.Helper()
 	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	kib, err := strconv.Atoi(string(regexp.MustCompile(field + `:\s+(\d+)`).FindSubmatch(text)[1]))
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	return float64(kib) / 1024
 }
 
@@ -135,15 +123,11 @@ func BenchmarkLongJournal(b *testing.B) {
 			b.StartTimer()
 			j, err := Open(dir, o)
 			b.StopTimer()
-			if err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, err)
 			after, peak := resident(b)
 			b.ReportMetric(after-before, "MiB-more")
 			b.ReportMetric(peak-before, "MiB-more-at-peak")
-			if err := j.Close(); err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, j.Close())
 			b.StartTimer()
 		}
 	}
@@ -153,9 +137,7 @@ func BenchmarkLongJournal(b *testing.B) {
 			for _, path := range paths {
 				err = errors.Join(err, os.Remove(path))
 			}
-			if err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, err)
 		})
 	})
 	b.Run("start", func(b *testing.B) { start(b, func() {}) })
@@ -179,9 +161,7 @@ func BenchmarkLongJournal(b *testing.B) {
 		<-j.rechecked
 		for b.Loop() {
 			for _, s := range j.segments {
-				if err := s.read(dir, func(Head) error { return nil }); err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, s.read(dir, func(Head) error { return nil }))
 			}
 		}
 	})
@@ -207,16 +187,12 @@ func BenchmarkIndexes(b *testing.B) {
 		if err == nil {
 			err = s.save(dir, text)
 		}
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 	}
 	load := func() (segments []*segment) {
 		for number := range files {
 			s, err := readIndex(dir, number+1)
-			if err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, err)
 			segments = append(segments, s)
 		}
 		return segments

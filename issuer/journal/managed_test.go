@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // quiet drops what is logged.
@@ -85,9 +87,7 @@ func issueInto(t *testing.T, ca *testCA, j *Journal) {
 	t.Helper()
 	intent, signed, published := ca.lines(t, j.ID(), "one", time.Hour)
 	for _, e := range []Entry{intent, signed, published} {
-		if err := j.Append(t.Context(), e); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, j.Append(t.Context(), e))
 	}
 	if r, err := j.Lookup("one"); r.State != IsPublished || err != nil {
 		t.Errorf("%s, %v", r.State, err)

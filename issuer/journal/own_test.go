@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"hsm-signer/internal/must"
 )
 
 // stateFiles are the files in the state directory that a journal opens, each with a way to do it.
@@ -29,16 +31,9 @@ func openDecisions(name string) func(t *testing.T, dir string) error {
 		d := &Decisions{dir: dir, name: name, limit: 1 << 20}
 		err := d.open()
 		if d.file != nil {
-			must(t, d.file.Close())
+			must.OK(t, d.file.Close())
 		}
 		return err
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -49,8 +44,8 @@ func TestFilesThatLeadElsewhere(t *testing.T) {
 		t.Run(name+" is a symbolic link", func(t *testing.T) {
 			dir := t.TempDir()
 			victim := filepath.Join(t.TempDir(), "victim")
-			must(t, os.WriteFile(victim, []byte(theirs), 0o600))
-			must(t, os.Symlink(victim, filepath.Join(dir, name)))
+			must.OK(t, os.WriteFile(victim, []byte(theirs), 0o600))
+			must.OK(t, os.Symlink(victim, filepath.Join(dir, name)))
 			if err := use(t, dir); err == nil ||
 				!strings.Contains(err.Error(), "is a symbolic link") {
 				t.Errorf("%v", err)
@@ -64,7 +59,7 @@ func TestFilesThatLeadElsewhere(t *testing.T) {
 		})
 		t.Run(name+" is a dangling link", func(t *testing.T) {
 			dir, victim := t.TempDir(), filepath.Join(t.TempDir(), "victim")
-			must(t, os.Symlink(victim, filepath.Join(dir, name)))
+			must.OK(t, os.Symlink(victim, filepath.Join(dir, name)))
 			if err := use(t, dir); err == nil ||
 				!strings.Contains(err.Error(), "is a symbolic link") {
 				t.Errorf("%v", err)
@@ -75,7 +70,7 @@ func TestFilesThatLeadElsewhere(t *testing.T) {
 		})
 		t.Run(name+" is a pipe", func(t *testing.T) {
 			dir := t.TempDir()
-			must(t, syscall.Mkfifo(filepath.Join(dir, name), 0o600))
+			must.OK(t, syscall.Mkfifo(filepath.Join(dir, name), 0o600))
 			if err := use(t, dir); err == nil {
 				t.Error("a pipe was used")
 			}
@@ -88,23 +83,23 @@ func TestFilesOfAnotherUser(t *testing.T) {
 	for name, use := range stateFiles {
 		dir := t.TempDir()
 		path := filepath.Join(dir, name)
-		must(t, os.WriteFile(path, nil, 0o600))
+		must.OK(t, os.WriteFile(path, nil, 0o600))
 		if os.Geteuid() == 0 { // only root can give a file away
-			must(t, os.Chown(path, 4711, -1))
+			must.OK(t, os.Chown(path, 4711, -1))
 			if err := use(t, dir); err == nil ||
 				!strings.Contains(err.Error(), "belongs to user 4711") {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
 		info, err := os.Stat(path)
-		must(t, err)
+		must.OK(t, err)
 		if err := ownedBy(info, path, 4712); os.Geteuid() == 0 && err == nil {
 			t.Errorf("%s: a file of another user passes", name)
 		}
 	}
 	dir := t.TempDir()
 	info, err := os.Stat(dir)
-	must(t, err)
+	must.OK(t, err)
 	if err := ownedBy(info, dir, os.Geteuid()); err != nil {
 		t.Error(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // later is a clock by which all that was just written is older than an hour.
@@ -88,9 +90,7 @@ func indexes(t testing.TB, dir string) map[uint32][]byte {
 	t.Helper()
 	all := map[uint32][]byte{}
 	count, err := countFiles(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for number := uint32(1); number <= count; number++ {
 		text, err := os.ReadFile(indexPath(dir, number))
 		if err == nil {
@@ -195,9 +195,7 @@ func TestIndexesAreMadeAgain(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := change(indexPath(h.dir, 2), want[2]); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, change(indexPath(h.dir, 2), want[2]))
 			j := open(t, h.dir, small(ca))
 			h.require(t, j)
 			if n := len(j.segments); n != len(indexes(t, h.dir)) {
@@ -241,9 +239,7 @@ func TestAChangedSealedFileStopsSigning(t *testing.T) {
 	if changed[at]++; text[at] == '9' || text[at] == 'f' {
 		changed[at] = '0'
 	}
-	if err := os.WriteFile(filePath(h.dir, number), changed, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filePath(h.dir, number), changed, 0o600))
 	line := bytes.Count(text[:at], []byte("\n")) + 1
 	j.rechecked = make(chan struct{})
 	j.recheck(t.Context(), j.segments)
@@ -277,30 +273,20 @@ func TestDamageOfWhatIsLookedUp(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, dir string){
 		"the line": func(t *testing.T, dir string) {
 			text, err := os.ReadFile(filePath(dir, 1))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			at := bytes.Index(text, []byte(`"certificate":"`)) + 40
-			if err := os.WriteFile(filePath(dir, 1), flip(text, at), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filePath(dir, 1), flip(text, at), 0o600))
 		},
 		"the index": func(t *testing.T, dir string) {
 			text := indexes(t, dir)[1]
 			clear(text[bytes.IndexByte(text, '\n')+1:])
-			if err := os.WriteFile(indexPath(dir, 1), text, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(indexPath(dir, 1), text, 0o600))
 		},
 		"the file is gone": func(t *testing.T, dir string) {
-			if err := os.Remove(filePath(dir, 1)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(filePath(dir, 1)))
 		},
 		"the index is gone": func(t *testing.T, dir string) {
-			if err := os.Remove(indexPath(dir, 1)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(indexPath(dir, 1)))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -329,10 +315,8 @@ func TestDamageOfWhatIsLookedUp(t *testing.T) {
 func TestAnIndexThatCannotBeWritten(t *testing.T) {
 	ca, dir := newCA(t), t.TempDir()
 	for number := uint32(1); number < 20; number++ {
-		if err := os.MkdirAll(filepath.Join(indexPath(dir, number)+".new", "in the way"),
-			0o700); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Join(indexPath(dir, number)+".new", "in the way"),
+			0o700))
 	}
 	j := open(t, dir, small(ca))
 	for n := range 6 {

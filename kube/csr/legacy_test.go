@@ -8,6 +8,8 @@ import (
 	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"hsm-signer/internal/must"
 )
 
 // Nothing gets lost between the two versions of the API, there and back.
@@ -28,9 +30,7 @@ func TestLegacyRequestsTravelWhole(t *testing.T) {
 		},
 	}
 	request, err := upgrade[certificatesv1.CertificateSigningRequest](old, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if request.Spec.SignerName != signer || request.UID != "u" || request.ResourceVersion != "7" ||
 		request.Spec.Extra["k"][1] != "w" ||
 		request.Status.Conditions[0].Message != "M" || string(request.Status.Certificate) != "c" {

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10"
 )
 
@@ -127,9 +128,7 @@ func TestEverythingThatComesIsTrimmed(t *testing.T) {
 		server.events.Action(e, big())
 	}
 	w, err := api.Watch(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer w.Stop()
 	for range 4 {
 		e := <-w.ResultChan()

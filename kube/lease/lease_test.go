@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/clientset"
 )
 
@@ -82,9 +83,7 @@ func TestActsEndWithTheLease(t *testing.T) {
 			began := time.Now()
 			l.note(began)
 			ctx, cancel, err := l.Acting(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			defer cancel()
 			want := renewDeadline
 			if givesUp {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/request"
 )
 
@@ -121,9 +122,7 @@ func TestBothVersionsAreOne(t *testing.T) {
 	fill(reflect.ValueOf(&old.Status).Elem())
 	a := &API{version: group + "v1beta1"}
 	r, err := a.whole(old, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	requireFilled(t, "spec", reflect.ValueOf(r.Spec))
 	requireFilled(t, "status", reflect.ValueOf(r.Status))
 	claim := r.Submission().PodCertificate

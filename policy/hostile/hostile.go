@@ -21,6 +21,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -65,7 +66,7 @@ func (s Sample) RequireNothingElse(t *testing.T, chain []byte) {
 	}
 	block, _ := pem.Decode(chain)
 	cert, err := x509.ParseCertificate(block.Bytes)
-	must(t, err)
+	must.OK(t, err)
 	// SKI, KU, SAN, BC, AKI, EKU
 	known := []string{"2.5.29.14", "2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.35", "2.5.29.37"}
 	for _, extension := range cert.Extensions {
@@ -78,7 +79,7 @@ func (s Sample) RequireNothingElse(t *testing.T, chain []byte) {
 		Key       asn1.BitString
 	}
 	_, err = asn1.Unmarshal(cert.RawSubjectPublicKeyInfo, &info)
-	must(t, err)
+	must.OK(t, err)
 	keyID := sha256.Sum256(info.Key.RightAlign())
 	subject := pkix.Name{CommonName: strings.ToLower(asked.CommonName)}.String()
 	for what, ok := range map[string]bool{
@@ -115,16 +116,16 @@ func corpus(t *testing.T) []Sample {
 		return nil
 	}
 	manifest, err := os.Open(filepath.Join(dir, "manifest.tsv"))
-	must(t, err)
+	must.OK(t, err)
 	defer manifest.Close()
 	reader := csv.NewReader(manifest)
 	reader.Comma, reader.LazyQuotes, reader.FieldsPerRecord = '\t', true, -1
 	lines, err := reader.ReadAll()
-	must(t, err)
+	must.OK(t, err)
 	var samples []Sample
 	for _, line := range lines[1:] {
 		text, err := os.ReadFile(filepath.Join(dir, line[0]))
-		must(t, err)
+		must.OK(t, err)
 		if !bytes.Contains(text, []byte("-----BEGIN")) {
 			text = pkcs10test.Encode(text)
 		}
@@ -166,7 +167,7 @@ func own(t *testing.T) []Sample {
 		})
 	}
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
-	must(t, err)
+	must.OK(t, err)
 	return []Sample{
 		{"good", "accept", good.PEM(t)},
 		{"an IP address", "accept", with(func(r *pkcs10test.Request) {
@@ -212,12 +213,5 @@ func own(t *testing.T) []Sample {
 		{"headers", "reject",
 			bytes.Replace(good.PEM(t), []byte("REQUEST-----\n"),
 				[]byte("REQUEST-----\nA: b\n\n"), 1)},
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }

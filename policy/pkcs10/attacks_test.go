@@ -20,6 +20,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -73,7 +74,7 @@ type byHand struct {
 func newByHand(t *testing.T) *byHand {
 	h := &byHand{key: pkcs10test.NewKey(t), version: tlv(integer, []byte{0}),
 		algorithm: ecdsaWithSHA256}
-	h.spki = must(x509.MarshalPKIXPublicKey(h.key.Public()))(t)
+	h.spki = must.Value(x509.MarshalPKIXPublicKey(h.key.Public()))(t)
 	h.subject = subjectOf(tlv(utf8String, []byte("a")))
 	h.extend(oidBytesSAN, tlv(sequenceOf, tlv(0x82, []byte("a"))))
 	h.signature = func(s []byte) []byte { return tlv(bitString, []byte{0}, s) }
@@ -102,7 +103,7 @@ func (h *byHand) names(names ...[]byte) { h.extend(oidBytesSAN, tlv(sequenceOf, 
 func (h *byHand) der(t *testing.T) []byte {
 	tbs := tlv(sequenceOf, h.version, h.subject, h.spki, h.attributes)
 	digest := sha256.Sum256(tbs)
-	signature := must(ecdsa.SignASN1(rand.Reader, h.key, digest[:]))(t)
+	signature := must.Value(ecdsa.SignASN1(rand.Reader, h.key, digest[:]))(t)
 	return tlv(sequenceOf, tbs, h.algorithm, h.signature(signature))
 }
 
@@ -374,7 +375,7 @@ func TestRequestsMadeByHandAreRefused(t *testing.T) {
 
 // Whoever cannot sign the whole of it with the key in it has not shown that the key is its own.
 func TestSignaturesMadeByHandAreRefused(t *testing.T) {
-	other := must(x509.MarshalPKIXPublicKey(pkcs10test.NewKey(t).Public()))(t)
+	other := must.Value(x509.MarshalPKIXPublicKey(pkcs10test.NewKey(t).Public()))(t)
 	for name, change := range map[string]func(h *byHand){
 		"key of somebody else": func(h *byHand) { h.spki = other },
 		"signature with parameters": func(h *byHand) {
@@ -511,22 +512,22 @@ func rsaBits(exponent []byte, size int) []byte {
 // A BIT STRING can say that its last bits are unused, and encoding/asn1 shifts the rest to the
 // right: a signature that begins with zeros has a second encoding, by which it verifies.
 func TestSignatureShiftedWithinItsBitsIsRefused(t *testing.T) {
-	key := must(rsa.GenerateKey(rand.Reader, 2048))(t)
+	key := must.Value(rsa.GenerateKey(rand.Reader, 2048))(t)
 	h := newByHand(t)
-	h.spki = must(x509.MarshalPKIXPublicKey(key.Public()))(t)
+	h.spki = must.Value(x509.MarshalPKIXPublicKey(key.Public()))(t)
 	algorithm := tlv(sequenceOf, tlv(oid, unhex("2a864886f70d01010b")), tlv(null))
 	for i := 0; ; i++ {
 		h.subject = subjectOf(tlv(utf8String, []byte("a"+strconv.Itoa(i))))
 		tbs := tlv(sequenceOf, h.version, h.subject, h.spki, h.attributes)
 		digest := sha256.Sum256(tbs)
-		signature := must(rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:]))(t)
+		signature := must.Value(rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:]))(t)
 		if signature[0] >= 0x10 {
 			continue
 		}
 		shifted := new(big.Int).Lsh(new(big.Int).SetBytes(signature),
 			4).FillBytes(make([]byte, len(signature)))
 		der := tlv(sequenceOf, tbs, algorithm, tlv(bitString, []byte{4}, shifted))
-		csr := must(x509.ParseCertificateRequest(der))(t)
+		csr := must.Value(x509.ParseCertificateRequest(der))(t)
 		if err := csr.CheckSignature(); err != nil {
 			t.Fatalf("crypto/x509 does not take it any more: %v", err)
 		}
@@ -609,9 +610,7 @@ func TestEd25519KeysOfSmallOrderAreRefused(t *testing.T) {
 		}
 	}
 	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if r, faults := Parse(pkcs10test.Request{Key: private,
 		DNSNames: []string{"a"}}.PEM(t)); len(faults) > 0 || !public.Equal(r.PublicKey) {
 		t.Errorf("a good key: %v", faults)

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -48,7 +49,7 @@ func TestParseReadsWhatCalicoAsksFor(t *testing.T) {
 }
 
 func TestParseTakesEveryKeyAndAlgorithmOfCalico(t *testing.T) {
-	rsaKey := must(rsa.GenerateKey(rand.Reader, 2048))(t)
+	rsaKey := must.Value(rsa.GenerateKey(rand.Reader, 2048))(t)
 	for _, c := range []struct {
 		key  crypto.Signer
 		want KeyType
@@ -81,12 +82,13 @@ func TestParseTakesEveryKeyAndAlgorithmOfCalico(t *testing.T) {
 func TestParseRefuses(t *testing.T) {
 	good := pkcs10test.Request{DNSNames: []string{"a"}}
 	goodPEM := good.PEM(t)
+	rsa1024 := must.Value(rsa.GenerateKey(rand.Reader, 1024))(t)
 	with := func(e ...pkix.Extension) []byte {
 		return pkcs10test.Request{DNSNames: []string{"a"}, Extensions: e}.PEM(t)
 	}
 	names := func(dns ...string) []byte { return pkcs10test.Request{DNSNames: dns}.PEM(t) }
 	san := func(kind int, content string) []byte {
-		value := must(asn1.Marshal([]asn1.RawValue{
+		value := must.Value(asn1.Marshal([]asn1.RawValue{
 			{Class: asn1.ClassContextSpecific, Tag: tagDNS, Bytes: []byte("a")},
 			{Class: asn1.ClassContextSpecific, Tag: kind, Bytes: []byte(content)},
 		}))(t)
@@ -145,8 +147,7 @@ func TestParseRefuses(t *testing.T) {
 		{"bad signature", pkcs10test.Encode(flipped), "request.signature", "does not verify"},
 		{"P-224", pkcs10test.Request{Key: ecKey(t, elliptic.P224())}.PEM(t), "request.publicKey",
 			"P-224"},
-		{"RSA-1024", pkcs10test.Request{Key: must(rsa.GenerateKey(rand.Reader, 1024))(t)}.PEM(t),
-			"request.publicKey", "1024"},
+		{"RSA-1024", pkcs10test.Request{Key: rsa1024}.PEM(t), "request.publicKey", "1024"},
 		{"CA:TRUE", with(basicConstraints(t, true)), "request.extensions.basicConstraints",
 			"CA certificate"},
 		{"keyCertSign", with(keyUsage(t, 0x04)), "request.extensions.keyUsage", "only a CA"},
@@ -248,7 +249,7 @@ func extended(t testing.TB, der []byte, more asn1.RawValue) []byte {
 	if _, err := asn1.Unmarshal(der, &elements); err != nil {
 		t.Fatal(err)
 	}
-	return must(asn1.Marshal(append(elements, more)))(t)
+	return must.Value(asn1.Marshal(append(elements, more)))(t)
 }
 
 // resigned returns the request with one more element in what is signed.
@@ -260,12 +261,12 @@ func resigned(t testing.TB, key *ecdsa.PrivateKey, der []byte, more asn1.RawValu
 	}
 	tbs := extended(t, elements[0].FullBytes, more)
 	digest := sha256.Sum256(tbs)
-	signature := must(ecdsa.SignASN1(rand.Reader, key, digest[:]))(t)
+	signature := must.Value(ecdsa.SignASN1(rand.Reader, key, digest[:]))(t)
 	elements[0] = asn1.RawValue{FullBytes: tbs}
 	elements[2] =
-		asn1.RawValue{FullBytes: must(asn1.Marshal(asn1.BitString{Bytes: signature,
+		asn1.RawValue{FullBytes: must.Value(asn1.Marshal(asn1.BitString{Bytes: signature,
 			BitLength: 8 * len(signature)}))(t)}
-	return pkcs10test.Encode(must(asn1.Marshal(elements))(t))
+	return pkcs10test.Encode(must.Value(asn1.Marshal(elements))(t))
 }
 
 func requireFault(t *testing.T, text []byte, field, message string) {
@@ -349,7 +350,7 @@ func heavy(t testing.TB) map[string][]byte {
 	key := pkcs10test.NewKey(t)
 	whole := pkcs10test.Request{Key: key, DNSNames: []string{"a"}}.DER(t)
 	san := func(one asn1.RawValue, n int) []byte {
-		value := must(asn1.Marshal(slices.Repeat([]asn1.RawValue{one}, n)))(t)
+		value := must.Value(asn1.Marshal(slices.Repeat([]asn1.RawValue{one}, n)))(t)
 		return pkcs10test.Request{Key: key,
 			Extensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17},
 				Value: value}}}.DER(t)
@@ -369,7 +370,7 @@ func heavy(t testing.TB) map[string][]byte {
 	nested := []byte{}
 	for len(nested) < room {
 		nested =
-			must(asn1.Marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true,
+			must.Value(asn1.Marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true,
 				Bytes: nested}))(t)
 	}
 	modulus := new(big.Int).SetBit(new(big.Int).Lsh(big.NewInt(1), 3*room), 0, 1)
@@ -396,7 +397,7 @@ func signedBy(t testing.TB, modulus *big.Int) []byte {
 
 func basicConstraints(t testing.TB, isCA bool) pkix.Extension {
 	t.Helper()
-	value := must(asn1.Marshal(struct {
+	value := must.Value(asn1.Marshal(struct {
 		IsCA bool `asn1:"optional"`
 	}{isCA}))(t)
 	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: value}
@@ -404,7 +405,7 @@ func basicConstraints(t testing.TB, isCA bool) pkix.Extension {
 
 func keyUsage(t testing.TB, bits byte) pkix.Extension {
 	t.Helper()
-	value := must(asn1.Marshal(asn1.BitString{Bytes: []byte{bits}, BitLength: 8}))(t)
+	value := must.Value(asn1.Marshal(asn1.BitString{Bytes: []byte{bits}, BitLength: 8}))(t)
 	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Critical: true, Value: value}
 }
 
@@ -420,20 +421,10 @@ func extKeyUsage(t testing.TB, usages ...int) pkix.Extension {
 		}
 	}
 	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 37},
-		Value: must(asn1.Marshal(oids))(t)}
+		Value: must.Value(asn1.Marshal(oids))(t)}
 }
 
 func ecKey(t testing.TB, curve elliptic.Curve) crypto.Signer {
 	t.Helper()
-	return must(ecdsa.GenerateKey(curve, rand.Reader))(t)
-}
-
-func must[T any](v T, err error) func(testing.TB) T {
-	return func(t testing.TB) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
+	return must.Value(ecdsa.GenerateKey(curve, rand.Reader))(t)
 }

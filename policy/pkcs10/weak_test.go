@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10/internal/generator"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -24,7 +25,7 @@ func exponents(t *testing.T, order *big.Int) (e int, d *big.Int) {
 
 func prime(t *testing.T, bits int) *big.Int {
 	t.Helper()
-	return must(rand.Prime(rand.Reader, bits))(t)
+	return must.Value(rand.Prime(rand.Reader, bits))(t)
 }
 
 // nextPrime is the first prime at or above n.
@@ -81,7 +82,7 @@ func TestWeakRSAKeysAreRefused(t *testing.T) {
 }
 
 func TestGoodRSAKeyIsNotWeak(t *testing.T) {
-	key := must(rsa.GenerateKey(rand.Reader, 2048))(t)
+	key := must.Value(rsa.GenerateKey(rand.Reader, 2048))(t)
 	if why := weakness(&key.PublicKey); why != "" {
 		t.Error(why)
 	}
@@ -101,10 +102,10 @@ func rocaPrime(t *testing.T) *big.Int {
 	room := new(big.Int).Div(new(big.Int).Lsh(big.NewInt(1), 1024), m)
 	quarter := new(big.Int).Rsh(room, 2)
 	for {
-		k := must(rand.Int(rand.Reader, quarter))(t)
+		k := must.Value(rand.Int(rand.Reader, quarter))(t)
 		// the top bits are set, so that the product of two has 2048
 		k.Add(k, new(big.Int).Mul(quarter, big.NewInt(3)))
-		a := must(rand.Int(rand.Reader, m))(t)
+		a := must.Value(rand.Int(rand.Reader, m))(t)
 		p := new(big.Int).Exp(big.NewInt(65537), a, m)
 		p.Add(p, k.Mul(k, m))
 		if p.BitLen() == 1024 && p.ProbablyPrime(20) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10/internal/generator"
 )
 
@@ -27,9 +28,7 @@ type published struct {
 func readPublished(t *testing.T, variant string) []published {
 	t.Helper()
 	text, err := os.ReadFile("testdata/moduli")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var all []published
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, variant+" "); ok {

@@ -9,6 +9,8 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"testing"
+
+	"hsm-signer/internal/must"
 )
 
 // PrimeModulus makes a request whose RSA-2048 key has a prime for its modulus, for one DNS name. It
@@ -17,21 +19,11 @@ func PrimeModulus(t testing.TB) []byte {
 	t.Helper()
 	const e = 65537
 	for {
-		n := must(rand.Prime(rand.Reader, 2048))(t)
+		n := must.Value(rand.Prime(rand.Reader, 2048))(t)
 		if d := new(big.Int).ModInverse(big.NewInt(e),
 			new(big.Int).Sub(n, big.NewInt(1))); d != nil {
 			return SignedByHand(t, n, e, d)
 		}
-	}
-}
-
-func must[T any](v T, err error) func(testing.TB) T {
-	return func(t testing.TB) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
 	}
 }
 
@@ -40,16 +32,16 @@ func must[T any](v T, err error) func(testing.TB) T {
 func SignedByHand(t testing.TB, n *big.Int, e int, d *big.Int) []byte {
 	t.Helper()
 	san :=
-		must(
+		must.Value(
 			asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 2,
 				Bytes: []byte("a")}}))(t)
-	names := must(asn1.Marshal(struct {
+	names := must.Value(asn1.Marshal(struct {
 		Type   asn1.ObjectIdentifier
 		Values [][]pkix.Extension `asn1:"set"`
 	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14},
 		[][]pkix.Extension{{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: san}}}}))(t)
-	spki := must(x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: e}))(t)
-	tbs := must(asn1.Marshal(struct {
+	spki := must.Value(x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: e}))(t)
+	tbs := must.Value(asn1.Marshal(struct {
 		Version    int
 		Subject    asn1.RawValue
 		PublicKey  asn1.RawValue
@@ -67,7 +59,7 @@ func SignedByHand(t testing.TB, n *big.Int, e int, d *big.Int) []byte {
 	}
 	padded = append(append(padded, 0), info...)
 	signature := new(big.Int).Exp(new(big.Int).SetBytes(padded), d, n).FillBytes(make([]byte, size))
-	return Encode(must(asn1.Marshal(struct {
+	return Encode(must.Value(asn1.Marshal(struct {
 		TBS       asn1.RawValue
 		Algorithm pkix.AlgorithmIdentifier
 		Signature asn1.BitString

@@ -17,6 +17,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 )
@@ -39,9 +40,7 @@ func TestAuditVerify(t *testing.T) {
 	}
 	copied := filepath.Join(t.TempDir(), "journal-00000001.jsonl")
 	text, err := os.ReadFile(filepath.Join(dir, "state", "journal-00000001.jsonl"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	last := bytes.LastIndexByte(text[:len(text)-1], '\n') + 1
 	for name, c := range map[string]struct {
 		text  []byte
@@ -61,9 +60,7 @@ func TestAuditVerify(t *testing.T) {
 			"1 bytes that are no whole line"},
 		"empty": {nil, "this is no journal"},
 	} {
-		if err := os.WriteFile(copied, c.text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(copied, c.text, 0o600))
 		args := []string{"audit", "verify", filepath.Dir(copied)}
 		if !strings.HasPrefix(name, "renamed") { // which shows without any witness
 			args = append(args, "--witness", head)
@@ -102,9 +99,7 @@ func TestAuditList(t *testing.T) {
 		got := ""
 		for decoder := json.NewDecoder(strings.NewReader(out)); decoder.More(); {
 			var view issuedView
-			if err := decoder.Decode(&view); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, decoder.Decode(&view))
 			got += view.UID
 			if cert, err := x509.ParseCertificate(view.Certificate); err != nil ||
 				journal.FormatSerial(cert.SerialNumber) != view.Serial ||
@@ -176,9 +171,7 @@ func TestAuditListExpiringCountsTheNewest(t *testing.T) {
 					Why: "the request was denied or has failed"})
 		}
 	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	out, stderr, code := command(t, "audit", "list", "--expiring", "3h",
 		filepath.Join(dir, "state"))
 	if code != 0 ||
@@ -223,9 +216,7 @@ func TestAuditListShowsOrphans(t *testing.T) {
 	j := ca.OpenJournal(t, dir)
 	ca.Begin(t, j, "signed", true)
 	ca.Begin(t, j, "intended", false)
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	out, stderr, code := command(t, "audit", "list", filepath.Join(dir, "state"))
 	if code != 0 || strings.Count(out, "orphaned") != 2 || !strings.Contains(out, "typha-signed") ||
 		!strings.Contains(out, "typha-intended") {
@@ -261,18 +252,14 @@ func TestAuditByHand(t *testing.T) {
 	}
 	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for words, changed := range map[string][]byte{
 		"line 6": bytes.Replace(text, []byte("typha-b"), []byte("typha-x"), 1),
 		"line 2: the names are not": fixture.Rechain(t, text, func(line []byte) []byte {
 			return bytes.Replace(line, []byte("CN=typha-server"), []byte("CN=typha-clients"), 1)
 		}),
 	} {
-		if err := os.WriteFile(path, changed, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(path, changed, 0o600))
 		if out, err := fixture.VerifyByHand(t, dir, ""); err == nil ||
 			!strings.Contains(out, words) {
 			t.Errorf("want %q: %v\n%s", words, err, out)
@@ -286,9 +273,7 @@ func TestNamesByHand(t *testing.T) {
 	ca := fixture.NewCA(t)
 	j := ca.OpenJournal(t, dir)
 	serial, err := j.ID().NewSerial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cert := fixture.Certify(t, &x509.Certificate{
 		SerialNumber: serial, NotAfter: time.Now().Add(time.Hour),
 		Subject: pkix.Name{Organization: []string{`A "B" é, \C`}, CommonName: "node",
@@ -306,9 +291,7 @@ func TestNamesByHand(t *testing.T) {
 			"IP:10.0.0.1", "IP:fd00::1", "IP:::1", "IP:fd00:1:2:3:4:5:6:ab", "IP:fd00::",
 			"URI:spiffe://a/b", "email:a@b.example",
 		}})
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	if out, err := fixture.VerifyByHand(t, dir, ""); err != nil ||
 		!strings.Contains(out, "1 intents say what") {
 		t.Errorf("%v\n%s", err, out)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 )
 
@@ -46,9 +47,7 @@ func shownJournal(t *testing.T) (state string, intents map[string]journal.Intent
 	fixture.Write(t, j, signed)
 	i, signed = begin("uid-b", "again", false)
 	fixture.Write(t, j, signed, journal.Published{UID: i.UID, Serial: i.Serial})
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	return filepath.Join(dir, "state"), intents
 }
 
@@ -62,9 +61,7 @@ func shown(t *testing.T, state, argument string) []string {
 	var found []string
 	for decoder := json.NewDecoder(strings.NewReader(out)); decoder.More(); {
 		var view shownView
-		if err := decoder.Decode(&view); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, decoder.Decode(&view))
 		words := []string{view.UID, view.State, "="}
 		for _, e := range view.History {
 			if e.Time.IsZero() || e.Seq == 0 {

@@ -13,6 +13,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/hsm"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
 )
 
@@ -21,18 +22,14 @@ func readProfileWith(t *testing.T, text string, args ...string) (profile, issuer
 	*config.Faults) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "ca.yaml")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 	var flags profileFlags
 	command := &cobra.Command{}
 	flags.add(command)
 	if text != "" {
 		args = append(args, "--profile", file)
 	}
-	if err := command.ParseFlags(args); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, command.ParseFlags(args))
 	faults := &config.Faults{}
 	p := flags.read(command, faults)
 	return p, p.check(faults), faults
@@ -166,9 +163,7 @@ func TestTranscripts(t *testing.T) {
 func TestFilesOfTheCeremonyAreLookedAtFirst(t *testing.T) {
 	dir := t.TempDir()
 	there := filepath.Join(dir, "there")
-	if err := os.WriteFile(there, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(there, nil, 0o600))
 	for want, args := range map[string][]string{
 		"--out: " + there + " already exists":        {"create", "--out", there},
 		"--transcript: " + there + " already exists": {"create", "--transcript", there},

@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 )
 
 // In text a summary counts the lines; in JSON every line has the same shape.
@@ -58,9 +59,7 @@ func TestWideRulesAreWarnings(t *testing.T) {
 		ClusterDomain: "cluster.local", Lifetime: time.Hour,
 	}
 	p := c.LoadPolicy(faults)
-	if err := faults.Err(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, faults.Err())
 	var lines []checkLine
 	checkPolicy(fixture.GenericCA(t)(), p,
 		func(name, detail string, err error) { lines = append(lines, lineOf(name, detail, err)) })

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/internal/must"
 )
 
 // Root may check the state directory of the user that hsm-signer runs as, as under systemd.
@@ -16,9 +17,7 @@ func TestCheckOfAnotherUsersStateDir(t *testing.T) {
 		return // only root can give a directory away, and only for root it makes a difference
 	}
 	dir := filepath.Join(t.TempDir(), "private")
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, 4711, 4711)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, 4711, 4711)))
 	c, faults := &config.Config{StateDir: dir, ForOwner: true}, &config.Faults{}
 	c.ResolveStateDir(faults)
 	var details []string
@@ -34,9 +33,7 @@ func TestCheckOfAnotherUsersStateDir(t *testing.T) {
 // What "check" says of a state directory that "run" could not use.
 func TestCheckOfTheStateDir(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
 	for path, want := range map[string]string{
 		"none": "", "none/deep/down": "", ".": "", "file/below": "not a directory",
 	} {

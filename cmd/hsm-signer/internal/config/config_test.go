@@ -14,6 +14,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/internal/must"
 )
 
 // completeConfig is a configuration that "run" and "check" accept, without touching anything.
@@ -23,7 +24,7 @@ func completeConfig(t *testing.T) map[string]string {
 	write := func(name, text string) string {
 		t.Helper()
 		path := filepath.Join(dir, name)
-		fixture.Must(t, os.WriteFile(path, []byte(text), 0o600))
+		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
 	ca := fixture.NewCA(t)

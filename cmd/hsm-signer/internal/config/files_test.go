@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 )
 
 const testKubeconfig = `apiVersion: v1
@@ -32,14 +33,14 @@ func goodConfiguration(t *testing.T) (dir string) {
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: fixture.NewCA(t).Certificate.Raw})
 	public, _, err := ed25519.GenerateKey(rand.Reader)
-	fixture.Must(t, err)
+	must.OK(t, err)
 	der, err := x509.MarshalPKIXPublicKey(public)
-	fixture.Must(t, err)
+	must.OK(t, err)
 	for name, text := range map[string]string{
 		"pin": "1234\n", "ca.crt": string(ca), "kubeconfig": testKubeconfig,
 		"checkpoint.pub": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
 	} {
-		fixture.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
 		t.Setenv(s.Env, "")
@@ -147,7 +148,7 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 		{"ca.crt", "CA_CERT_FILE", 0o646, writable, writable, ""},
 	} {
 		dir := goodConfiguration(t)
-		fixture.Must(t, os.Chmod(filepath.Join(dir, c.name), c.mode))
+		must.OK(t, os.Chmod(filepath.Join(dir, c.name), c.mode))
 		for _, pod := range []bool{false, true} {
 			want, warning := c.outside, ""
 			if pod {
@@ -178,7 +179,7 @@ func TestPINFileIsCheckedAtEachLogin(t *testing.T) {
 	dir := goodConfiguration(t)
 	c, faults := load(t)
 	requireFaults(t, faults)
-	fixture.Must(t, os.Chmod(filepath.Join(dir, "pin"), 0o644))
+	must.OK(t, os.Chmod(filepath.Join(dir, "pin"), 0o644))
 	if _, err := c.Token.PIN(); err == nil ||
 		!strings.Contains(err.Error(), "can be read by everyone") {
 		t.Errorf("%v", err)
@@ -189,15 +190,15 @@ func TestPINFileIsCheckedAtEachLogin(t *testing.T) {
 func TestStateDirIsResolved(t *testing.T) {
 	dir := goodConfiguration(t)
 	real, err := filepath.EvalSymlinks(dir)
-	fixture.Must(t, err)
-	fixture.Must(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
-	fixture.Must(t, os.Symlink("private", filepath.Join(dir, "state")))
+	must.OK(t, err)
+	must.OK(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
+	must.OK(t, os.Symlink("private", filepath.Join(dir, "state")))
 	c, faults := load(t)
 	requireFaults(t, faults)
 	if want := filepath.Join(real, "private"); c.StateDir != want {
 		t.Errorf("%s; want %s", c.StateDir, want)
 	}
-	fixture.Must(t, os.Chmod(dir, 0o777))
+	must.OK(t, os.Chmod(dir, 0o777))
 	_, faults = load(t)
 	if !slices.ContainsFunc(faults, func(fault string) bool {
 		return strings.HasPrefix(fault, "STATE_DIR: ") &&
@@ -217,7 +218,7 @@ func TestKubeconfigIsAList(t *testing.T) {
 		"a": head, "b": "users:" + users, "c": "contexts:" + contexts,
 		"other": strings.ReplaceAll(testKubeconfig, "127.0.0.1:1", "127.0.0.1:2"),
 	} {
-		fixture.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	list := func(names ...string) string {
 		for i := range names {
@@ -254,13 +255,13 @@ func TestKubeconfigIsAList(t *testing.T) {
 func TestFilesThatAKubeconfigNames(t *testing.T) {
 	dir := goodConfiguration(t)
 	token := filepath.Join(dir, "token")
-	fixture.Must(t, os.WriteFile(token, []byte("t"), 0o600))
-	fixture.Must(t, os.Chmod(token, 0o644))
+	must.OK(t, os.WriteFile(token, []byte("t"), 0o600))
+	must.OK(t, os.Chmod(token, 0o644))
 	text := strings.Replace(testKubeconfig, "{token: t}", "{tokenFile: token}", 1)
-	fixture.Must(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(text), 0o600))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(text), 0o600))
 	_, faults := load(t)
 	requireFaults(t, faults, "token can be read by everyone")
-	fixture.Must(t, os.Chmod(token, 0o600))
+	must.OK(t, os.Chmod(token, 0o600))
 	_, faults = load(t)
 	requireFaults(t, faults)
 }
@@ -269,9 +270,9 @@ func TestFilesThatAKubeconfigNames(t *testing.T) {
 func ownedByAnother(t *testing.T) string {
 	t.Helper()
 	dir := goodConfiguration(t)
-	fixture.Must(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
-	fixture.Must(t, os.Chown(filepath.Join(dir, "private"), 4711, 4711))
-	fixture.Must(t, os.Symlink("private", filepath.Join(dir, "state")))
+	must.OK(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
+	must.OK(t, os.Chown(filepath.Join(dir, "private"), 4711, 4711))
+	must.OK(t, os.Symlink("private", filepath.Join(dir, "state")))
 	return filepath.Join(dir, "state")
 }
 
@@ -305,8 +306,8 @@ func TestBlockedKeysFileIsChecked(t *testing.T) {
 		{bad, 0o644, "blocked: the list of blocked keys has 1 mistake(s):\n  line 1: "},
 		{"", 0o644, "is empty"},
 	} {
-		fixture.Must(t, os.WriteFile(file, []byte(c.text), 0o600))
-		fixture.Must(t, os.Chmod(file, c.mode))
+		must.OK(t, os.WriteFile(file, []byte(c.text), 0o600))
+		must.OK(t, os.Chmod(file, c.mode))
 		variables["BLOCKED_KEYS_FILE"] = file
 		_, faults := configFaultsOf(t, variables)
 		if c.fault == "" && len(faults) > 0 || c.fault != "" &&

@@ -17,6 +17,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
+	"hsm-signer/internal/must"
 )
 
 var testRules = trustedfile.Rules{Limit: 1 << 20, Stake: "which API server is believed"}
@@ -114,9 +115,9 @@ clusters: [{name: c, cluster: {server: "%s", certificate-authority-data: %s}}]}`
 func (r *recorder) presented(t *testing.T, s *Source) string {
 	t.Helper()
 	client, err := s.Client()
-	fixture.Must(t, err)
+	must.OK(t, err)
 	_, err = client.GetJSON(t.Context(), "/")
-	fixture.Must(t, err)
+	must.OK(t, err)
 	return r.tokens[len(r.tokens)-1]
 }
 
@@ -128,12 +129,12 @@ func lookTwice(s *Source) { s.Look(); s.Look() }
 func TestTokenFileIsReadByTheRules(t *testing.T) {
 	r, dir := newRecorder(t), t.TempDir()
 	write := func(name, text string) {
-		fixture.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	write("token", "first\n")
 	write("kubeconfig", r.kubeconfig("tokenFile: token"))
 	s, err := Open(Files{List: filepath.Join(dir, "kubeconfig"), Rules: testRules}, &rest.Config{})
-	fixture.Must(t, err)
+	must.OK(t, err)
 	if token := r.presented(t, s); token != "first" || s.Server() != r.URL {
 		t.Errorf("presented %q to %s", token, s.Server())
 	}
@@ -153,7 +154,7 @@ func TestTokenFileIsReadByTheRules(t *testing.T) {
 		{" \n", 0o600, "is empty"},
 	} {
 		write("token", c.text)
-		fixture.Must(t, os.Chmod(filepath.Join(dir, "token"), c.mode))
+		must.OK(t, os.Chmod(filepath.Join(dir, "token"), c.mode))
 		if lookTwice(s); s.Refusal() == nil || !strings.Contains(s.Refusal().Error(), c.want) ||
 			r.presented(t, s) != "second" {
 			t.Errorf("%q, mode %04o: %v", c.text, c.mode, s.Refusal())
@@ -168,11 +169,11 @@ func TestTokenFileIsReadByTheRules(t *testing.T) {
 func TestOnlyTheCredentialMayChange(t *testing.T) {
 	r, other := newRecorder(t), newRecorder(t)
 	file := filepath.Join(t.TempDir(), "kubeconfig")
-	write := func(text string) { fixture.Must(t, os.WriteFile(file, []byte(text), 0o600)) }
+	write := func(text string) { must.OK(t, os.WriteFile(file, []byte(text), 0o600)) }
 	good := r.kubeconfig("token: first")
 	write(good)
 	s, err := Open(Files{List: file, Rules: testRules}, &rest.Config{})
-	fixture.Must(t, err)
+	must.OK(t, err)
 	for text, want := range map[string]string{
 		other.kubeconfig("token: second"): "names another API server, " + other.URL,
 		strings.Replace(good, "certificate-authority-data:",

@@ -19,6 +19,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
@@ -47,17 +48,13 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ca.crt")
 	write := func(der []byte) {
 		t.Helper()
-		if err := os.WriteFile(file,
-			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file,
+			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 	}
 	write(ca.Certificate.Raw)
 	current, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: ca.Certificate.Raw}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var log bytes.Buffer
 	is := &replacedCA{ca: current, key: ca.Key.Public()}
 	m, sent := metrics.New(), &sentEvents{}

@@ -16,6 +16,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/internal/must"
 )
 
 const kubeconfigOfNobody = `apiVersion: v1
@@ -30,15 +31,15 @@ current-context: x
 func TestAddressesInUse(t *testing.T) {
 	dir := t.TempDir()
 	ca := fixture.NewCA(t)
-	fixture.Must(t, os.WriteFile(dir+"/pin", []byte("1234"), 0o600))
-	fixture.Must(t, os.WriteFile(dir+"/kubeconfig", []byte(kubeconfigOfNobody), 0o600))
-	fixture.Must(t,
+	must.OK(t, os.WriteFile(dir+"/pin", []byte("1234"), 0o600))
+	must.OK(t, os.WriteFile(dir+"/kubeconfig", []byte(kubeconfigOfNobody), 0o600))
+	must.OK(t,
 		os.WriteFile(dir+"/ca.crt",
 			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw}), 0o600))
 	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	command := &cobra.Command{}
 	config.AddFlags(command, settings)
-	fixture.Must(t, command.ParseFlags([]string{
+	must.OK(t, command.ParseFlags([]string{
 		"--signer-name=example.com/calico", "--pkcs11-module=/none.so", "--pkcs11-token-label=ca", "--ca-key-label=ca",
 		"--pkcs11-pin-file=" + dir + "/pin", "--kubeconfig=" + dir +
 			"/kubeconfig", "--ca-cert-file=" + dir + "/ca.crt",
@@ -48,9 +49,9 @@ func TestAddressesInUse(t *testing.T) {
 	}))
 	c, faults := config.Read(command, settings)
 	s := c.LoadService(faults, nil)
-	fixture.Must(t, faults.Err())
+	must.OK(t, faults.Err())
 	d, err := New(s, metrics.New(), hclog.NewNullLogger())
-	fixture.Must(t, err)
+	must.OK(t, err)
 	err = d.Run(t.Context())
 	if err == nil || exit.Code(err) != exit.Config {
 		t.Fatalf("%v", err)

@@ -16,6 +16,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/hsm"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube"
@@ -73,9 +74,7 @@ func newTestHealth(t *testing.T) *health {
 	t.Helper()
 	ca, err := issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: fixture.NewCA(t).Certificate.Raw}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	j := &testJournal{}
 	return &health{
 		credential: credentials{},

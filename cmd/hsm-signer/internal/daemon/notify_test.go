@@ -15,27 +15,23 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/internal/must"
 )
 
 // supervise listens as a supervisor does, at an address of the file system or an abstract one.
 func supervise(t *testing.T, address string) (next func() string) {
 	t.Helper()
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { socket.Close() })
 	t.Setenv("NOTIFY_SOCKET", address)
 	return func() string {
 		t.Helper()
 		buffer := make([]byte, 1<<12)
-		if err := socket.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, socket.SetReadDeadline(time.Now().Add(30*time.Second)))
 		n, err := socket.Read(buffer)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return string(buffer[:n])
 	}
 }
@@ -140,9 +136,7 @@ const filling = "STATUS=another process"
 func fill(t *testing.T, address string) {
 	t.Helper()
 	socket, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer syscall.Close(socket)
 	for err = syscall.SetNonblock(socket, true); err == nil; {
 		err = syscall.Sendto(socket, []byte(filling), 0, &syscall.SockaddrUnix{Name: address})

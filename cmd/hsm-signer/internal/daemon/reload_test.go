@@ -15,6 +15,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -30,7 +31,7 @@ func builtInPolicy(t *testing.T) *policy.Policy {
 	c := &config.Config{PolicyFile: "calico", ClusterDomain: "cluster.local", Lifetime: time.Hour}
 	faults := &config.Faults{}
 	p := c.LoadPolicy(faults)
-	fixture.Must(t, faults.Err())
+	must.OK(t, faults.Err())
 	return p
 }
 
@@ -40,9 +41,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "policy.yaml")
 	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 	}
 	write(string(first))
 	c := &config.Config{PolicyFile: file, ClusterDomain: "cluster.local", Lifetime: time.Hour}
@@ -71,17 +70,13 @@ func TestPolicyIsReloaded(t *testing.T) {
 	}
 
 	write(string(first) + "# changed\n")
-	if err := os.Chmod(file, 0o666); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(file, 0o666))
 	r.look()
 	if r.current.Policy() != p || !strings.Contains(r.state(), "can be written by everyone") {
 		t.Errorf("a file that everybody may write came into force; state: %s", r.state())
 	}
 
-	if err := os.Chmod(file, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(file, 0o600))
 	r.look()
 	if r.current.Policy() != p {
 		t.Error("the file came into force at the first look, while it may still be written")
@@ -100,10 +95,10 @@ func TestPolicyIsReloaded(t *testing.T) {
 // The log warns of rules that are as wide as they can be.
 func TestWideRulesAreLogged(t *testing.T) {
 	text, err := os.ReadFile(fixture.Path(t, "integration/testdata/allow-everything.yaml"))
-	fixture.Must(t, err)
+	must.OK(t, err)
 	p, err := policy.Parse(text,
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-	fixture.Must(t, err)
+	must.OK(t, err)
 	var log bytes.Buffer
 	logWarnings(hclog.New(&hclog.LoggerOptions{Output: &log}), p.Warnings())
 	const loudly = "rule everything: ANYONE (from.users: *) may have ANY name"
@@ -118,7 +113,7 @@ func TestBlockedKeysAreReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "blocked")
 	write := func(text string) {
 		t.Helper()
-		fixture.Must(t, os.WriteFile(file, []byte(text), 0o600))
+		must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 	}
 	write(strings.Repeat("0", 64))
 	c := &config.Config{PolicyFile: "calico", BlockedKeysFile: file, ClusterDomain: "cluster.local",
@@ -144,7 +139,7 @@ func TestBlockedKeysAreReloaded(t *testing.T) {
 		strings.Contains(r.state(), "refused") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
 	}
-	fixture.Must(t, os.Remove(file))
+	must.OK(t, os.Remove(file))
 	r.look()
 	if r.current.Policy().BlockedKeys().Len() != 2 || !strings.Contains(r.state(), "refused") {
 		t.Errorf("without the file: %s", r.state())

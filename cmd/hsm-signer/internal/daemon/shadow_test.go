@@ -8,6 +8,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/internal/must"
 )
 
 // A shadow refuses the directory of a process that signs, and creates a missing one.
@@ -22,9 +23,7 @@ func TestShadowHasADirectoryOfItsOwn(t *testing.T) {
 	if err := errors.Join(err, config.RequireOwn(dir)); err != nil {
 		t.Error(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "journal-00000001.jsonl"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(dir, "journal-00000001.jsonl"), nil, 0o600))
 	if err := config.RequireOwn(dir); !errors.Is(err, config.ErrNotOwn) {
 		t.Errorf("beside a journal: %v", err)
 	}

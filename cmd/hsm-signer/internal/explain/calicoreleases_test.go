@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -139,9 +140,7 @@ func (pod calicoPod) request(t *testing.T, dir string) string {
 	text := pkcs10test.Request{Subject: subject, DNSNames: pod.names,
 		IPs: []netip.Addr{netip.MustParseAddr("10.65.0.7")}}.PEM(t)
 	file := filepath.Join(dir, "request.csr")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, text, 0o600))
 	return file
 }
 
@@ -188,9 +187,7 @@ func TestEveryReleaseCalico(t *testing.T) {
 	for _, profile := range []string{"calico", "calico-enterprise"} {
 		text, _ := policy.BuiltIn(profile)
 		p, err := policy.Parse(text, policy.Options{ClusterDomain: "cluster.local"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, rule := range p.Rules() {
 			if !needed[profile+" "+rule] {
 				t.Errorf("%s: no release needs the rule %s", profile, rule)

@@ -16,6 +16,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
@@ -126,13 +127,13 @@ func TestExplainJudgesEveryRequestOfAFile(t *testing.T) {
 		"document, then all": granted + "---\n" + list("List", other, one),
 	} {
 		file := filepath.Join(t.TempDir(), "requests.yaml")
-		fixture.Must(t, os.WriteFile(file, []byte(text), 0o600))
+		must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 		arguments := []string{"policy", "explain", file, "--pod", "p", "--pod-ip", "10.65.0.7"}
 		out, stderr, code := command(t, append(arguments, "--output", "json")...)
 		var lines []explanation
 		for line := range strings.Lines(out) {
 			var x explanation
-			fixture.Must(t, json.Unmarshal([]byte(line), &x))
+			must.OK(t, json.Unmarshal([]byte(line), &x))
 			lines = append(lines, x)
 		}
 		if code != 2 || len(lines) < 2 || lines[0].Verdict != "granted" ||
@@ -168,7 +169,7 @@ func TestExplainNamesWhatIsNoRequest(t *testing.T) {
 			"---\nkind: CertificateSigningRequest\nspec: {usages: 7, request: eA==}\n": "#2: the CertificateSigningRequest cannot be read",
 	} {
 		file := filepath.Join(t.TempDir(), "requests.yaml")
-		fixture.Must(t, os.WriteFile(file, []byte(text), 0o600))
+		must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 		out, stderr, code := command(t, "policy", "explain", file, "--pod", "p", "--pod-ip",
 			"10.65.0.7")
 		if code != 1 || !strings.Contains(stderr, want) ||
@@ -181,8 +182,8 @@ func TestExplainNamesWhatIsNoRequest(t *testing.T) {
 // A file that is too large is refused, and not judged by its beginning.
 func TestExplainRefusesAFileThatIsTooLarge(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "requests.yaml")
-	fixture.Must(t, os.WriteFile(file, nil, 0o600))
-	fixture.Must(t, os.Truncate(file, maxFile+1))
+	must.OK(t, os.WriteFile(file, nil, 0o600))
+	must.OK(t, os.Truncate(file, maxFile+1))
 	if _, stderr, code := command(t, "policy", "explain", file); code != 1 ||
 		!strings.Contains(stderr, "more than 32 MiB") {
 		t.Errorf("exit code %d: %s", code, stderr)
@@ -192,7 +193,7 @@ func TestExplainRefusesAFileThatIsTooLarge(t *testing.T) {
 func readFile(t *testing.T, path string) string {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	fixture.Must(t, err)
+	must.OK(t, err)
 	return string(text)
 }
 
@@ -200,7 +201,7 @@ func readFile(t *testing.T, path string) string {
 func asJSONObject(t *testing.T, text string) string {
 	t.Helper()
 	objects, err := readObjects([]byte(text))
-	fixture.Must(t, err)
+	must.OK(t, err)
 	return string(objects[0])
 }
 

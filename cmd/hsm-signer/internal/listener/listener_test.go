@@ -12,6 +12,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 // A fakeListener returns connections from the addresses that it is given.
@@ -70,9 +72,7 @@ func TestTheOldestOfTheHeaviestSourceIsClosed(t *testing.T) {
 		for _, address := range c.from {
 			from <- address
 			accepted, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			all = append(all, accepted)
 		}
 		var closed []int
@@ -106,9 +106,7 @@ func TestSlowReadersDoNotKeepOutAProbe(t *testing.T) {
 			_, _ = w.Write(bytes.Repeat([]byte("x"), 8<<20)) // more than the kernel buffers
 		})))
 	inner, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	limits := Limits{Connections: 8, PerSource: 4}
 	l := Limit(inner, limits).(*limited)
 	server := NewServer(mux)
@@ -120,18 +118,14 @@ func TestSlowReadersDoNotKeepOutAProbe(t *testing.T) {
 	})
 	for range 100 {
 		slow, err := net.Dial("tcp", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		t.Cleanup(func() { _ = slow.Close() })
 		fmt.Fprintf(slow, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	}
 	probe := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for range 10 {
 		response, err := probe.Get("http://" + inner.Addr().String() + "/livez")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		text, err := io.ReadAll(response.Body)
 		_ = response.Body.Close()
 		if err != nil || string(text) != "ok" {
@@ -164,9 +158,7 @@ func TestNewConnectionsHaveAGrace(t *testing.T) {
 	for range 5 {
 		from <- "10.0.0.1"
 		accepted, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		all = append(all, accepted.(*connection))
 	}
 	if !all[0].Conn.(*fakeConn).closed || all[1].Conn.(*fakeConn).closed {

@@ -13,27 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
+	"hsm-signer/internal/must"
 )
 
 // newTerminal makes a pseudoterminal: what is written to the one can be read from the other.
 func newTerminal(t *testing.T) (tty, screen *os.File) {
 	t.Helper()
 	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = screen.Close() })
-	if err := unix.IoctlSetPointerInt(int(screen.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.IoctlSetPointerInt(int(screen.Fd()), unix.TIOCSPTLCK, 0))
 	number, err := unix.IoctlGetInt(int(screen.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = tty.Close() })
 	return tty, screen
 }
@@ -42,17 +35,11 @@ func newTerminal(t *testing.T) (tty, screen *os.File) {
 func notTerminals(t *testing.T) (all []io.Writer) {
 	t.Helper()
 	file, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, f := range []*os.File{file, null, writer, reader} {
 		all = append(all, f)
 		t.Cleanup(func() { _ = f.Close() })

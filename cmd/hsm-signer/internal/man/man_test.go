@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"hsm-signer/internal/must"
 )
 
 func TestPages(t *testing.T) {
@@ -18,9 +20,7 @@ func TestPages(t *testing.T) {
 	root.AddCommand(sub, hidden, NewCommand(root, "v1.2.3"))
 	dir := t.TempDir()
 	root.SetArgs([]string{"man", dir})
-	if err := root.ExecuteContext(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, root.ExecuteContext(t.Context()))
 	for file, lines := range map[string][]string{
 		"tool.1": {`.TH "TOOL" 1 "" "tool v1.2.3" "tool manual"`, `tool \- Does things`,
 			".PP\n.nf\n  kept \\- as it is\n.fi\n", ".BR tool\\-do (1)\n"},

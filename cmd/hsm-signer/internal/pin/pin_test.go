@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
+	"hsm-signer/internal/must"
 )
 
 func TestPINIsTakenOutOfTheEnvironment(t *testing.T) {
@@ -33,9 +34,7 @@ func TestInvisibleCharactersInAPIN(t *testing.T) {
 		"12\u008534": "control character",
 	} {
 		file := filepath.Join(t.TempDir(), "pin")
-		if err := os.WriteFile(file, []byte(pin+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(pin+"\n"), 0o600))
 		_, err := InFile(trustedfile.Rules{Limit: Longest, Anyone: true}, file)
 		for _, err := range []error{Check(pin), err} {
 			if (err == nil) != (words == "") || err != nil &&

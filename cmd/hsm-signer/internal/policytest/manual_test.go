@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 )
 
@@ -28,9 +29,7 @@ func TestPoliciesOfTheManual(t *testing.T) {
 func policiesOn(t *testing.T, page string, want, cases int) (policies []*policy.Policy) {
 	t.Helper()
 	manual, err := os.ReadFile(fixture.Path(t, page))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	passed := 0
 	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(manual, -1) {
 		switch text := string(block[1]); {
@@ -43,9 +42,7 @@ func policiesOn(t *testing.T, page string, want, cases int) (policies []*policy.
 			policies = append(policies, p)
 		case strings.HasPrefix(text, "cases:"):
 			dir := t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, "cases.yaml"), block[1], 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(dir, "cases.yaml"), block[1], 0o600))
 			var out bytes.Buffer
 			if err := testPolicy(policies[0], []string{dir}, "text", &out); err != nil {
 				t.Errorf("%v:\n%s", err, &out)

@@ -14,6 +14,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/explain"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
@@ -45,9 +46,7 @@ const testCases = `cases:
 func runPolicyTest(t *testing.T, text string) (stdout, stderr string, code int) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "cases.yaml"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(dir, "cases.yaml"), []byte(text), 0o600))
 	return command(t, "policy", "test", dir)
 }
 
@@ -80,9 +79,7 @@ func TestPolicyTestOfConditions(t *testing.T) {
 	write := func(name, text string) string {
 		t.Helper()
 		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(text), 0o600))
 		return file
 	}
 	file := write("policy", `version: 1
@@ -173,9 +170,9 @@ func TestPolicyTestWithoutADirectory(t *testing.T) {
 		!strings.Contains(stderr, "hsm-signer policy test tests/") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
-	fixture.Must(t, os.WriteFile("compose.yml", []byte("services: {}\n"), 0o600))
-	fixture.Must(t, os.WriteFile("mine.yaml", []byte("version: 1\nrules: []\n"), 0o600))
-	fixture.Must(t, os.WriteFile("cases.yml", []byte(testCases), 0o600))
+	must.OK(t, os.WriteFile("compose.yml", []byte("services: {}\n"), 0o600))
+	must.OK(t, os.WriteFile("mine.yaml", []byte("version: 1\nrules: []\n"), 0o600))
+	must.OK(t, os.WriteFile("cases.yml", []byte(testCases), 0o600))
 	if out, stderr, code := command(t, "policy", "test"); code != 0 ||
 		!strings.Contains(out, "3 passed, 0 failed") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
@@ -205,12 +202,12 @@ var mixedCases = strings.Replace(testCases, "reason: NameNotAllowed", "reason: K
 
 func TestPolicyTestInJSON(t *testing.T) {
 	t.Chdir(t.TempDir())
-	fixture.Must(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
+	must.OK(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
 	out, stderr, code := command(t, "policy", "test", "--output", "json")
 	var got []string
 	for line := range strings.Lines(out) {
 		var r caseResult
-		fixture.Must(t, json.Unmarshal([]byte(line), &r))
+		must.OK(t, json.Unmarshal([]byte(line), &r))
 		if got = append(got, r.Result); r.File != "cases.yaml" || r.Case == "" ||
 			(r.Result == casePassed) != (r.Message == "") {
 			t.Errorf("%+v", r)
@@ -226,8 +223,8 @@ func TestPolicyTestInJSON(t *testing.T) {
 // as GitLab needs them, and the numbers agree.
 func TestPolicyTestAsJUnit(t *testing.T) {
 	t.Chdir(t.TempDir())
-	fixture.Must(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
-	fixture.Must(t, os.WriteFile("broken.yaml", []byte("cases: [{nmae: x}]\n"), 0o600))
+	must.OK(t, os.WriteFile("cases.yaml", []byte(mixedCases), 0o600))
+	must.OK(t, os.WriteFile("broken.yaml", []byte("cases: [{nmae: x}]\n"), 0o600))
 	out, _, code := command(t, "policy", "test", "--output", "junit")
 	var report junitReport
 	if err := xml.Unmarshal([]byte(out), &report); err != nil || code != 1 {

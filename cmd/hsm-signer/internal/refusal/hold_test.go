@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
 )
@@ -23,9 +24,7 @@ rules:
       keys: [ecdsa-p256]
       usages: [digital signature]
 `), policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return p
 }
 
@@ -34,13 +33,9 @@ func podAsks(t *testing.T, started bool, stub x509.CertificateRequest) (*policy.
 	policy.Facts) {
 	t.Helper()
 	key, err := pkcs10.ECDSAP256.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	der, err := x509.CreateCertificateRequest(rand.Reader, &stub, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	pod := policy.Pod{Namespace: "shop", Name: "web", UID: "1", ServiceAccount: "web",
 		ServiceAccountUID: "2", Node: "n", NodeUID: "3", Started: started}
 	claim := &policy.PodCertificate{Stub: der, Pod: pod}

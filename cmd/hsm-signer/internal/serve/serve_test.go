@@ -7,6 +7,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 )
 
 func TestTheInsecurePortOfOldAPIServersIsNamed(t *testing.T) {
@@ -22,7 +23,7 @@ func TestTheInsecurePortOfOldAPIServersIsNamed(t *testing.T) {
 func TestListenersAreClosedTogether(t *testing.T) {
 	free := fixture.Listen(t, "127.0.0.1:0")
 	address := free.Addr().String()
-	fixture.Must(t, free.Close())
+	must.OK(t, free.Close())
 	c := &config.Config{ListenAddress: address,
 		StatusAddress: fixture.Listen(t, "127.0.0.1:0").Addr().String()}
 	if _, err := Listen(t.Context(), c); err == nil {
@@ -52,7 +53,7 @@ func TestHostsOfTheAddresses(t *testing.T) {
 		{":8081", "", false},
 	} {
 		configured := &config.Config{StatusAddress: c.address, ListenAddress: c.address}
-		fixture.Must(t, config.ReadAllowedHosts(configured, "Allowed.example, other.example"))
+		must.OK(t, config.ReadAllowedHosts(configured, "Allowed.example, other.example"))
 		if got := StatusHosts(configured).Allow(c.host); got != c.want {
 			t.Errorf("status page on %s, asked as %q: %t", c.address, c.host, got)
 		}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"hsm-signer/internal/must"
 )
 
 // What WCAG 2.2 wants: of text (1.4.3), and of what else must be seen (1.4.11).
@@ -38,9 +40,7 @@ var notText = []string{"bar"}
 func palettes(t *testing.T) (css string, all map[string]map[string]string) {
 	t.Helper()
 	text, err := files.ReadFile("style.css")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	css = string(text)
 	roots := regexp.MustCompile(`(?s):root \{(.*?)\}`).FindAllString(css, -1)
 	if len(roots) != 2 {
@@ -62,9 +62,7 @@ func luminance(t *testing.T, colour string) float64 {
 	sum := 0.0
 	for i, weight := range []float64{0.2126, 0.7152, 0.0722} {
 		n, err := strconv.ParseUint(colour[1+2*i:3+2*i], 16, 8)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		c := float64(n) / 255
 		if c <= 0.04045 {
 			c /= 12.92

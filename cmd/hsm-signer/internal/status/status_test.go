@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"hsm-signer/internal/must"
 )
 
 var now = time.Date(2026, 11, 26, 3, 0, 0, 0, time.UTC)
@@ -27,9 +29,7 @@ First <b>, see [x](../a.yaml).
 // The runbook is served as text in HTML, and the page links to its sections.
 func TestRunbookIsServed(t *testing.T) {
 	var text strings.Builder
-	if err := get(t, wellPage(), "/runbook", "localhost").Write(&text); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, get(t, wellPage(), "/runbook", "localhost").Write(&text))
 	for _, want := range []string{"<p>First &lt;b&gt;, see x (../a.yaml).</p>",
 		`<section id="hsmsignerdown">`, "<h2>HSMSignerDown</h2>", "<strong>Means.</strong>",
 		"<code>kubectl get &lt;pod&gt;</code>", `<a href="#hsmsignerdown">that</a>`,

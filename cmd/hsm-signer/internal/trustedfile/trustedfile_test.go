@@ -8,14 +8,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-)
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+	"hsm-signer/internal/must"
+)
 
 // requireError requires an error with this text; without a text, none.
 func requireError(t *testing.T, err error, want string) {
@@ -37,7 +32,7 @@ func give(t *testing.T, path string) bool {
 	if os.Geteuid() != 0 {
 		return false
 	}
-	must(t, os.Lchown(path, otherUser, otherUser))
+	must.OK(t, os.Lchown(path, otherUser, otherUser))
 	return true
 }
 
@@ -46,10 +41,10 @@ func tree(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	for _, name := range []string{"kept", "kept/inner", "open", "open/inner"} {
-		must(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+		must.OK(t, os.Mkdir(filepath.Join(dir, name), 0o700))
 	}
 	for _, name := range []string{"kept/file", "kept/inner/file", "open/file", "open/inner/file"} {
-		must(t, os.WriteFile(filepath.Join(dir, name), []byte("text"), 0o600))
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("text"), 0o600))
 	}
 	return dir
 }
@@ -84,11 +79,11 @@ func TestWhoCanReplaceAFile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := tree(t)
 			if c.link != "" {
-				must(t, os.Symlink(strings.Replace(c.to, "DIR", dir, 1),
+				must.OK(t, os.Symlink(strings.Replace(c.to, "DIR", dir, 1),
 					filepath.Join(dir, c.link)))
 			}
 			if c.mode != 0 {
-				must(t, os.Chmod(filepath.Join(dir, "open"), c.mode))
+				must.OK(t, os.Chmod(filepath.Join(dir, "open"), c.mode))
 			}
 			path := dir + "/" + c.path // filepath.Join would take out ".."
 			text, err := rules.Read(path)
@@ -109,7 +104,7 @@ func TestRelativePaths(t *testing.T) {
 	dir := tree(t)
 	t.Chdir(filepath.Join(dir, "open", "inner"))
 	requireError(t, rules.Check("../../kept/file"), "")
-	must(t, os.Chmod(filepath.Join(dir, "open"), 0o777))
+	must.OK(t, os.Chmod(filepath.Join(dir, "open"), 0o777))
 	requireError(t, rules.Check("file"), "can be replaced by everyone")
 }
 
@@ -127,7 +122,7 @@ func TestModesOfAFile(t *testing.T) {
 		{0o404, "", "chmod o-r"},
 		{0o602, "can be written by everyone", "can be written by everyone"},
 	} {
-		must(t, os.Chmod(path, c.mode))
+		must.OK(t, os.Chmod(path, c.mode))
 		requireError(t, rules.Check(path), c.public)
 		err := secret.Check(path)
 		requireError(t, err, c.secret)
@@ -136,16 +131,16 @@ func TestModesOfAFile(t *testing.T) {
 		}
 	}
 	secret.Exposed = func(error) error { return nil }
-	must(t, os.Chmod(path, 0o644))
+	must.OK(t, os.Chmod(path, 0o644))
 	requireError(t, secret.Check(path), "")
 }
 
 func TestWhatIsNoFile(t *testing.T) {
 	dir := tree(t)
 	path := filepath.Join(dir, "kept", "pipe")
-	must(t, syscall.Mkfifo(path, 0o600))
+	must.OK(t, syscall.Mkfifo(path, 0o600))
 	requireError(t, rules.Check(path), "is not a regular file")
-	must(t, os.WriteFile(path+"2", make([]byte, 65), 0o600))
+	must.OK(t, os.WriteFile(path+"2", make([]byte, 65), 0o600))
 	requireError(t, rules.Check(path+"2"), "has 65 bytes, and at most 64")
 	requireError(t, rules.Check(""), "the path is empty")
 }
@@ -153,14 +148,14 @@ func TestWhatIsNoFile(t *testing.T) {
 // What decides nothing may come through a pipe, such as /dev/stdin, and is bounded anyway.
 func TestPipeOfAnyone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
-	must(t, syscall.Mkfifo(path, 0o600))
+	must.OK(t, syscall.Mkfifo(path, 0o600))
 	for text, words := range map[string]string{"rules: []\n": "",
 		strings.Repeat("x", 65): "more than 64 bytes"} {
 		written := make(chan error)
 		go func() { written <- os.WriteFile(path, []byte(text), 0) }() // waits for the reader
 		got, err := Rules{Limit: 64, Anyone: true}.Read(path)
 		requireError(t, err, words)
-		must(t, <-written)
+		must.OK(t, <-written)
 		if err == nil && string(got) != text {
 			t.Errorf("read %q, want %q", got, text)
 		}
@@ -177,9 +172,9 @@ func TestFilesOfAnother(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := tree(t)
-			must(t, os.Mkdir(filepath.Join(dir, "sticky"), 0o700))
-			must(t, os.Chmod(filepath.Join(dir, "sticky"), 0o777|fs.ModeSticky))
-			must(t, os.Symlink("../kept/file", filepath.Join(dir, "sticky", "l")))
+			must.OK(t, os.Mkdir(filepath.Join(dir, "sticky"), 0o700))
+			must.OK(t, os.Chmod(filepath.Join(dir, "sticky"), 0o777|fs.ModeSticky))
+			must.OK(t, os.Symlink("../kept/file", filepath.Join(dir, "sticky", "l")))
 			path := filepath.Join(dir, c.path)
 			if give(t, filepath.Join(dir, c.gives)) {
 				requireError(t, rules.Check(path), c.want)
@@ -187,7 +182,7 @@ func TestFilesOfAnother(t *testing.T) {
 			}
 			// Without root's rights, this process's own files are those of another.
 			info, err := os.Stat(path)
-			must(t, err)
+			must.OK(t, err)
 			_, err = walk(path, trust{user: otherUser, path: path, groups: anyGroup}.step)
 			requireError(t, errors.Join(err, rules.checkOwner(path, info, otherUser)), "user")
 		})
@@ -197,9 +192,9 @@ func TestFilesOfAnother(t *testing.T) {
 func TestResolveDir(t *testing.T) {
 	dir, user := tree(t), os.Geteuid()
 	real, err := filepath.EvalSymlinks(dir)
-	must(t, err)
+	must.OK(t, err)
 	// as systemd's DynamicUser makes it
-	must(t, os.Symlink("kept/inner", filepath.Join(dir, "state")))
+	must.OK(t, os.Symlink("kept/inner", filepath.Join(dir, "state")))
 	for path, want := range map[string]string{
 		"kept": "kept", "state": "kept/inner", "state/none/deep": "kept/inner/none/deep",
 		"none": "none",
@@ -215,19 +210,19 @@ func TestResolveDir(t *testing.T) {
 	if user != 0 {
 		requireError(t, err, "can be replaced by user")
 	}
-	must(t, os.Chmod(filepath.Join(dir, "kept"), 0o777))
+	must.OK(t, os.Chmod(filepath.Join(dir, "kept"), 0o777))
 	_, err = ResolveDir(filepath.Join(dir, "state"), user)
 	requireError(t, err, "can be replaced by everyone")
-	must(t, os.Chmod(filepath.Join(dir, "kept"), 0o770))
+	must.OK(t, os.Chmod(filepath.Join(dir, "kept"), 0o770))
 	_, err = ResolveDir(filepath.Join(dir, "state"), user)
 	requireError(t, err, "")
 	if os.Geteuid() == 0 {
-		must(t, os.Chown(filepath.Join(dir, "kept"), 0, otherUser))
+		must.OK(t, os.Chown(filepath.Join(dir, "kept"), 0, otherUser))
 		_, err = ResolveDir(filepath.Join(dir, "state"), user)
 		requireError(t, err, "can be replaced by the group 4711")
 		// a file may be its group's
 		requireError(t, rules.Check(filepath.Join(dir, "kept", "file")), "")
-		must(t, os.Chmod(filepath.Join(dir, "kept"), 0o700))
+		must.OK(t, os.Chmod(filepath.Join(dir, "kept"), 0o700))
 		give(t, filepath.Join(dir, "kept", "inner"))
 		_, err = ResolveDir(filepath.Join(dir, "state"), user)
 		requireError(t, err, "belongs to user 4711")

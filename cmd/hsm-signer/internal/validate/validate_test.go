@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 )
 
 const mistakenPolicy = `version: 1
@@ -29,7 +30,7 @@ func TestPolicyValidate(t *testing.T) {
 		t.Helper()
 		file := filepath.Join(dir, name)
 		// anybody's: nothing is signed by it
-		fixture.Must(t, os.WriteFile(file, []byte(text), 0o666))
+		must.OK(t, os.WriteFile(file, []byte(text), 0o666))
 		return file
 	}
 	mistaken, broken, empty := write("mistaken.yaml", mistakenPolicy), write("broken.yaml",
@@ -54,7 +55,7 @@ func TestPolicyValidate(t *testing.T) {
 		}
 		out, _, code = command(t, "policy", "validate", file, "--output", "json")
 		var r policyReport
-		fixture.Must(t, json.Unmarshal([]byte(out), &r))
+		must.OK(t, json.Unmarshal([]byte(out), &r))
 		valid := want.verdict == "valid"
 		if code != want.code || r.File != file || r.Verdict != want.verdict ||
 			valid != (len(r.Mistakes) == 0) || valid != (len(r.Rules) > 0) {
@@ -93,7 +94,7 @@ rules:
 	out, _, code := command(t, "policy", "validate", rules, "--ca-cert-file",
 		fixture.ConstrainedCA(t, []string{"elsewhere"}, nil), "--output", "json")
 	var r policyReport
-	fixture.Must(t, json.Unmarshal([]byte(out), &r))
+	must.OK(t, json.Unmarshal([]byte(out), &r))
 	if code != 2 || r.Verdict != "invalid" || len(r.Mistakes) != 2 || len(r.Rules) != 0 ||
 		!strings.HasPrefix(r.Mistakes[1].Message, `rule "lost too": `) {
 		t.Errorf("exit code %d: %s", code, out)

@@ -22,6 +22,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/audit"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 )
 
@@ -35,18 +36,12 @@ func (o openWriter) Writer() *journal.Writer { return o.writer }
 func softCheckpoints(t *testing.T, j *journal.Writer) (c *Checkpointer, public string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	der, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 	public = filepath.Join(t.TempDir(), "checkpoint.pub")
-	if err := os.WriteFile(public, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(public, text, 0o600))
 	return NewCheckpointer(openWriter{j}, NewKey(softKey{key}, key.Public()), 0,
 		hclog.NewNullLogger()), public
 }
@@ -76,9 +71,7 @@ func TestCheckpoints(t *testing.T) {
 	for i := range 3 {
 		ca.Issue(t, j, string(rune('a'+i)), time.Hour)
 		for range 2 {
-			if err := c.make(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, c.make(t.Context()))
 		}
 	}
 	if n := j.Summary().Counts.Checkpoints; n != 3 {
@@ -117,18 +110,12 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 	j := ca.OpenJournal(t, dir)
 	c, public := softCheckpoints(t, j)
 	ca.Issue(t, j, "a", time.Hour)
-	if err := c.make(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.make(t.Context()))
 	ca.Issue(t, j, "b", time.Hour)
 	c.Finish()
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, j.Close())
 	text, err := os.ReadFile(filepath.Join(dir, "state", "journal-00000001.jsonl"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Setenv("CA_CERT_FILE", filepath.Join(dir, "ca.crt"))
 	forged := t.TempDir()
 	same := func(line []byte) []byte { return line }
@@ -152,10 +139,8 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 		"orphaned, and last checkpoint gone": {fixture.Rechain(t, text[:lastCheckpoint],
 			fixture.Orphaned("b")), ""},
 	} {
-		if err := os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), c.text,
-			0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), c.text,
+			0o600))
 		if _, stderr, code := command(t, "audit", "verify", forged); code != 0 &&
 			!strings.HasPrefix(c.words, "the checkpoint") {
 			t.Errorf("%s, without the key: exit code %d: %s", name, code, stderr)
@@ -166,21 +151,15 @@ func TestACheckpointKeyShowsAForgedChain(t *testing.T) {
 			t.Errorf("%s: exit code %d, want %d and %q: %s%s", name, code, want, c.words, out,
 				stderr)
 		}
-		if err := os.WriteFile(path, c.text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(path, c.text, 0o600))
 		if out, err := fixture.VerifyByHand(t, dir, "",
 			"CHECKPOINT_PUBLIC_KEY_FILE="+public); (err != nil) != (c.words != "") {
 			t.Errorf("%s, by hand: %v: %s", name, err, out)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), text[:lastCheckpoint],
-		0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, text[:lastCheckpoint], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(forged, "journal-00000001.jsonl"), text[:lastCheckpoint],
+		0o600))
+	must.OK(t, os.WriteFile(path, text[:lastCheckpoint], 0o600))
 	for limit, wrong := range map[string]bool{"3600": false, "-1": true} {
 		if out, err := fixture.VerifyByHand(t, dir, "", "CHECKPOINT_PUBLIC_KEY_FILE="+public,
 			"MAX_UNVOUCHED="+limit); (err != nil) != wrong {

@@ -21,6 +21,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/rollback"
 	"hsm-signer/hsm"
+	"hsm-signer/internal/must"
 	"hsm-signer/issuer/journal"
 )
 
@@ -48,13 +49,9 @@ func cutLine(t *testing.T, dir string) {
 	t.Helper()
 	path := filepath.Join(dir, "state", "journal-00000001.jsonl")
 	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1],
-		0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1],
+		0o600))
 }
 
 // A journal that was cut by one line signs nothing, whichever witness knows the line, until that is
@@ -187,14 +184,10 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 	}
 	forge := func(change func(*witnessRecord)) map[string]string {
 		var r witnessRecord
-		if err := json.Unmarshal([]byte(said[name]), &r); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal([]byte(said[name]), &r))
 		change(&r)
 		text, err := json.Marshal(r)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return map[string]string{name: string(text)}
 	}
 	later := fmt.Sprintf("99:%064d", 7)
@@ -225,9 +218,7 @@ func TestOnlyASignedWitnessStops(t *testing.T) {
 	lost := journal.Head{Seq: 99, SHA256: journal.Hash{7}}
 	algorithm, signature, err := k.key.sign(t.Context(),
 		journal.WitnessText(k.Writer().ID(), lost))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	lease := forge(func(r *witnessRecord) {
 		r.Signed = &signedHead{lost.String(),
 			algorithm.String(), signature}
@@ -250,14 +241,10 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	for i := range maxWitnessed + 3 {
 		text, err := json.Marshal(witnessRecord{Head: fmt.Sprintf("%d:%064d", i+1, 1),
 			Time: began.Add(time.Duration(i) * time.Minute), Place: "elsewhere"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		lease[fmt.Sprintf("%s%08x", annotationPrefix, i+1)] = string(text)
 	}
-	if err := errors.Join(k.Heard(lease), k.Suspicion()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(k.Heard(lease), k.Suspicion()))
 	said := k.Annotations()
 	for i := range maxWitnessed + 3 {
 		if value, gone := said[fmt.Sprintf("%s%08x", annotationPrefix, i+1)]; gone != (i < 4) ||
@@ -273,17 +260,13 @@ func TestTheLeaseKeepsEachJournal(t *testing.T) {
 	head := k.Writer().Head()
 	maps.Copy(lease, said)
 	k.stop()
-	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.RemoveAll(filepath.Join(dir, "state")))
 	k = reopen(t, ca, dir, "")
 	if err := k.Heard(lease); err != nil || k.State() != nil || k.Suspicion() == nil ||
 		!strings.Contains(k.Suspicion().Error(), string(former)) {
 		t.Errorf("STATE_DIR is another: %v; suspected: %v", err, k.Suspicion())
 	}
-	if err := rollback.HandOver(k.dir, head); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, rollback.HandOver(k.dir, head))
 	k.accept(t.Context())
 	if err := errors.Join(k.Heard(lease), k.Suspicion()); err != nil {
 		t.Errorf("accepted: %v", err)
@@ -296,9 +279,7 @@ func TestWitnessFile(t *testing.T) {
 	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "witness")
 	ca := fixture.NewCA(t)
 	ca.OpenJournal(t, dir).Close()
-	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, []byte("{"), 0o600))
 	damaged := journal.New(filepath.Join(dir, "state"), journal.Options{CA: ca.Certificate},
 		New(filepath.Join(dir, "state"), file, nil, hclog.NewNullLogger()), hclog.NewNullLogger())
 	once, cancel := context.WithCancel(t.Context())
@@ -307,9 +288,7 @@ func TestWitnessFile(t *testing.T) {
 		!strings.Contains(err.Error(), "WITNESS_FILE") {
 		t.Errorf("a damaged file: %v", err)
 	}
-	if err := os.Remove(file); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(file))
 	k := reopen(t, ca, dir, file)
 	for _, uid := range []string{"", "a"} {
 		if uid != "" {
