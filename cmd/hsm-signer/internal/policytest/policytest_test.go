@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
-	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/explain"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
@@ -318,25 +317,7 @@ cases:
     ipAddresses: [10.65.0.7]
     expect: granted
 `))
-	const reason = `rule calico-typha: request.dnsNames cannot be certified by the CA: DNS name "typha-server" is not permitted by any constraint`
-	for _, c := range []struct {
-		ca     string
-		code   int
-		reason string
-	}{
-		{"", 0, ""},
-		{fixture.ConstrainedCA(t, []string{"typha-server"}, nil), 0, ""},
-		{fixture.ConstrainedCA(t, []string{"elsewhere"}, nil), exit.Refused, reason},
-	} {
-		out, stderr, code := command(t, "policy", "test", dir, "--ca-cert-file", c.ca)
-		if code != c.code || !strings.Contains(out, c.reason) {
-			t.Errorf("exit code %d: %s%s", code, out, stderr)
-		}
-		if noted := strings.Contains(stderr,
-			"the constraints of the CA were not checked"); noted != (c.ca == "") {
-			t.Errorf("under the CA %q: %s", c.ca, stderr)
-		}
-	}
+	fixture.RequireJudgedUnderCA(t, command, "policy", "test", dir)
 }
 
 func command(t *testing.T, args ...string) (stdout, stderr string, code int) {
