@@ -76,29 +76,10 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 			err := conn.FindToken(ctx)
 			return conn.Describe(), false, err
 		}},
-		{"PIN state", func() (string, bool, error) {
-			if conn.WrongPIN() {
-				return "not locked, but a wrong PIN was tried since the last login", true,
-					conn.PINState(ctx)
-			}
-			return "not locked", false, conn.PINState(ctx)
-		}},
-		{"login", func() (string, bool, error) {
-			if conn.WrongPIN() && !o.TryPIN {
-				return "", false, faultf(ErrPIN, "the PIN was not tried: the token has counted "+
-					"a wrong PIN since the last login, and tokens lock after a few. Compare the "+
-					"PIN with its source, then log in by hand once, or try it here with --try-pin")
-			}
-			err := conn.Login(ctx)
-			if conn.AlreadyLoggedIn() {
-				return "another application is logged in, so the token DID NOT CHECK THE PIN: " +
-					"run check again when that has ended", true, err
-			}
-			return "the token accepts the PIN", false, err
-		}},
+		{"PIN state", func() (string, bool, error) { return conn.checkPINState(ctx) }},
+		{"login", func() (string, bool, error) { return conn.checkLogin(ctx, o.TryPIN) }},
 		{"key", func() (string, bool, error) {
-			return "the private " + c.Key.String(), false,
-				conn.findKey(ctx, c.Key)
+			return "the private " + c.Key.String(), false, conn.findKey(ctx, c.Key)
 		}},
 		{"key cannot leave", func() (string, bool, error) { return k.checkAttributes(ctx, conn) }},
 		{"key is the CA's", func() (string, bool, error) {
@@ -114,6 +95,29 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 				func() (string, bool, error) { return o.Checkpoint.check(ctx, conn) }})
 	}
 	return all
+}
+
+func (c *connection) checkPINState(ctx context.Context) (detail string, warning bool, err error) {
+	err = c.PINState(ctx)
+	if c.WrongPIN() {
+		return "not locked, but a wrong PIN was tried since the last login", true, err
+	}
+	return "not locked", false, err
+}
+
+func (c *connection) checkLogin(ctx context.Context,
+	tryPIN bool) (detail string, warning bool, err error) {
+	if c.WrongPIN() && !tryPIN {
+		return "", false, faultf(ErrPIN, "the PIN was not tried: the token has counted a wrong PIN "+
+			"since the last login, and tokens lock after a few. Compare the PIN with its source, "+
+			"then log in by hand once, or try it here with --try-pin")
+	}
+	err = c.Login(ctx)
+	if c.AlreadyLoggedIn() {
+		return "another application is logged in, so the token DID NOT CHECK THE PIN: run check " +
+			"again when that has ended", true, err
+	}
+	return "the token accepts the PIN", false, err
 }
 
 func (k *Key) checkAttributes(ctx context.Context, conn *connection) (string, bool, error) {

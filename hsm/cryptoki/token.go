@@ -58,9 +58,16 @@ func (c *Connection) FindToken(ctx context.Context) error {
 			c.slot, c.token = slot, info
 		}
 	}
-	switch {
-	case len(found) == 1:
+	if len(found) == 1 {
 		return nil
+	}
+	return notOne(want, slots, found, seen)
+}
+
+// notOne returns why the tokens that were found, of those that were seen in the slots, are not
+// exactly one.
+func notOne(want TokenID, slots []uint, found, seen []string) error {
+	switch {
 	case len(found) > 1:
 		return Faultf(ErrUnavailable, "%d tokens match (%s): "+
 			"name one by PKCS11_SLOT, PKCS11_TOKEN_LABEL and PKCS11_TOKEN_SERIAL, or by PKCS11_URI",

@@ -116,12 +116,17 @@ that name their pod.`,
 		},
 	}
 	config.AddFlags(command, settings)
-	command.Flags().StringVar(&l.expiring, "expiring", "", "only those of live pods whose "+
-		"certificate has expired, or expires within this time: soon, or such as 30d or 12h")
-	command.Flags().BoolVar(&l.stuck, "stuck", false, "only those of pods that run without the "+
-		"certificate that was issued to them")
-	command.Flags().StringVarP(&l.output, "output", "o", "text", "text, or json: one line each")
+	l.addFlags(command)
 	return command
+}
+
+func (l *auditList) addFlags(command *cobra.Command) {
+	flags := command.Flags()
+	flags.StringVar(&l.expiring, "expiring", "", "only those of live pods whose certificate has "+
+		"expired, or expires within this time: soon, or such as 30d or 12h")
+	flags.BoolVar(&l.stuck, "stuck", false, "only those of pods that run without the certificate "+
+		"that was issued to them")
+	flags.StringVarP(&l.output, "output", "o", "text", "text, or json: one line each")
 }
 
 // auditList holds the flags of "audit list".

@@ -53,7 +53,8 @@ Flags, or a YAML file, describe the certificate. Flags win:
       dnsDomains: [kubernetes.default.svc]
 
 Nothing is overwritten or deleted: neither a key with that label or id nor a file.`,
-		Example: `  hsm-signer ca create --key-type ecdsa-p384 --subject "CN=Calico CA,O=Example" --out ca.crt
+		Example: `  hsm-signer ca create --key-type ecdsa-p384 --subject "CN=Calico CA,O=Example" \
+      --out ca.crt
   hsm-signer ca create --profile ca.yaml --csr --out ca.csr --transcript ceremony.txt`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,15 +77,20 @@ Nothing is overwritten or deleted: neither a key with that label or id nor a fil
 	}
 	config.AddFlags(command, config.TokenSettings)
 	flags.add(command)
-	command.Flags().BoolVar(&want.request, "csr", false, "create a request for an offline root "+
-		"instead of a self-signed certificate")
-	command.Flags().BoolVar(&want.existingKey, "use-existing-key", false, "create no key: use one "+
-		"that another tool created in the token")
-	command.Flags().StringVar(&want.out, "out", "", "file for the certificate or the request; it "+
-		"must not exist (default ca.crt or ca.csr)")
-	command.Flags().StringVar(&want.transcript, "transcript", "", "file for a transcript of the "+
-		"ceremony, for two people to sign; it must not exist")
+	want.addFlags(command)
 	return command
+}
+
+func (r *caRequest) addFlags(command *cobra.Command) {
+	flags := command.Flags()
+	flags.BoolVar(&r.request, "csr", false, "create a request for an offline root instead of a "+
+		"self-signed certificate")
+	flags.BoolVar(&r.existingKey, "use-existing-key", false, "create no key: use one that another "+
+		"tool created in the token")
+	flags.StringVar(&r.out, "out", "", "file for the certificate or the request; it must not exist "+
+		"(default ca.crt or ca.csr)")
+	flags.StringVar(&r.transcript, "transcript", "", "file for a transcript of the ceremony, for "+
+		"two people to sign; it must not exist")
 }
 
 // check reads the profile, and checks the files before anything is created.

@@ -42,8 +42,7 @@ type assumed struct {
 
 func NewCommand() *cobra.Command {
 	settings := config.Named("POLICY_FILE", "BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN",
-		"TRUST_DOMAIN",
-		"CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
+		"TRUST_DOMAIN", "CERTIFICATE_LIFETIME", "KUBECONFIG", "CA_CERT_FILE")
 	var a assumed
 	command := &cobra.Command{
 		Use:   "explain FILE…",
@@ -91,6 +90,11 @@ any is not, 1 on an error.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	a.addFlags(command)
+	return command
+}
+
+func (a *assumed) addFlags(command *cobra.Command) {
 	flags := command.Flags()
 	flags.StringVar(&a.policyFile, "policy", "", "the same as --policy-file")
 	flags.StringVar(&a.signer, "signer", "", "signer name of the request")
@@ -107,7 +111,6 @@ any is not, 1 on an error.`,
 	flags.StringArrayVar(&a.live, "live", nil, "name of a CertificateSigningRequest in the "+
 		"cluster, or NAMESPACE/NAME of a PodCertificateRequest (may be repeated)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json: one line each")
-	return command
 }
 
 // check returns the IP addresses of the pod.

@@ -213,15 +213,9 @@ const maxLinks = 40
 // step with the directory, the name and what the name stands for. If a component does not exist,
 // the error is [fs.ErrNotExist], and the path is the resolved part with the rest as it was written.
 func walk(path string, step func(dir, name string, entry fs.FileInfo) error) (string, error) {
-	if path == "" {
-		return "", errors.New("the path is empty")
-	}
-	if !filepath.IsAbs(path) {
-		wd, err := os.Getwd()
-		if err != nil {
-			return "", err
-		}
-		path = wd + "/" + path // not cleaned: ".." after a link is above where the link leads
+	path, err := absolute(path)
+	if err != nil {
+		return "", err
 	}
 	at, links := "/", 0
 	for rest := strings.Split(path, "/"); len(rest) > 0; {
@@ -262,6 +256,19 @@ func walk(path string, step func(dir, name string, entry fs.FileInfo) error) (st
 		rest = append(strings.Split(target, "/"), rest...)
 	}
 	return at, nil
+}
+
+// absolute returns the path from the root. It is not cleaned: ".." after a link is above where the
+// link leads.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", errors.New("the path is empty")
+	}
+	if filepath.IsAbs(path) {
+		return path, nil
+	}
+	wd, err := os.Getwd()
+	return wd + "/" + path, err
 }
 
 // OwnerOf returns the user who owns the file, and -1 if that is unknown.
