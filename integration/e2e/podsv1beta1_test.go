@@ -8,7 +8,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"strings"
 	"testing"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -83,15 +82,11 @@ func TestKeysOfEarlierKubelets(t *testing.T) {
 	}
 	s.requireIssued(t)
 	open := s.forgeEarlierRequests(t)
-	must.Eventually(t, "a look at "+open.Name, func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), open.Name), nil
-	})
+	waitLog(t, d, open.Name)
 	must.OK(t, shared.Cluster.RestartAPIServer(context.Background()))
-	must.Eventually(t, "the report of "+open.Name, func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), "it shows no key"), nil
-	})
+	waitLog(t, d, "it shows no key")
 	s.requireIssued(t)
-	requireOpen(t, open)
+	requirePodRequestsOpen(t, open)
 }
 
 // requireIssued requires that a request with a stub is issued.

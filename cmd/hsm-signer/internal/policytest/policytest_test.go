@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
+	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/explain"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
