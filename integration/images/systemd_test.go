@@ -3,6 +3,7 @@ package images_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,10 +35,8 @@ RestartSec=100ms
 func TestUnit(t *testing.T) {
 	needsEngine(t,
 		"docs/systemd.md, typed on a machine whose first process is systemd, makes a service that issues certificates, is watched, and is not restarted after a wrong PIN")
-	m := newMachine(t)
-	m.shell("mkdir /etc/systemd/system/hsm-signer.service.d; cat " +
-		">/etc/systemd/system/hsm-signer.service.d/test.conf <<END\n" + settings + "END")
-	m.shell(manual(t))
+	m := newMachine(t, builtMachine(t))
+	m.shell(manual(t, "# Under systemd"))
 	m.until("StatusText=ready")
 	for _, step := range []struct {
 		name string
@@ -58,13 +57,17 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// manual returns the commands of docs/systemd.md.
-func manual(t *testing.T) string {
+// manual returns the commands of docs/systemd.md from a heading on.
+func manual(t *testing.T, heading string) string {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join(root, "docs/systemd.md"))
 	must.OK(t, err)
+	_, rest, ok := bytes.Cut(page, []byte(heading+"\n"))
+	if !ok {
+		t.Fatalf("docs/systemd.md has no %q", heading)
+	}
 	var script bytes.Buffer
-	for _, block := range regexp.MustCompile("(?s)\n *```sh\n(.*?)```").FindAllSubmatch(page, -1) {
+	for _, block := range regexp.MustCompile("(?s)\n *```sh\n(.*?)```").FindAllSubmatch(rest, -1) {
 		script.Write(block[1])
 	}
 	return script.String()
@@ -213,40 +216,55 @@ func (m machine) in(t *testing.T) *machine {
 	return &m
 }
 
-func newMachine(t *testing.T) *machine {
+// builtMachine returns the options of docker run for a machine with the files of the repository after
+// "make build", and the machine's image.
+func builtMachine(t *testing.T) []string {
 	t.Helper()
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
 	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f",
 		"integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
+	product, err := filepath.Abs(root)
+	must.OK(t, err)
+	var args []string
+	for _, name := range []string{"README.md", "docs", "deploy"} {
+		args = append(args, "-v", filepath.Join(product, name)+":/src/"+name+":ro")
+	}
+	return append(args, image+"-systemd")
+}
+
+// newMachine starts a machine with a cluster, for which it has kubectl. The arguments of docker run
+// end with the machine's image.
+func newMachine(t *testing.T, args []string) *machine {
+	t.Helper()
 	bin, err := testenv.Binaries(t.Context(), os.Stderr)
 	must.OK(t, err)
 	cluster := newCluster(t)
-	product, err := filepath.Abs(root)
-	must.OK(t, err)
-	m := &machine{t: t, name: fmt.Sprintf("hsm-signer-systemd-%d", os.Getpid()), cluster: cluster,
-		pods: new(atomic.Int64)}
+	m := &machine{t: t, name: "hsm-signer-systemd-" + strings.ToLower(rand.Text()[:8]),
+		cluster: cluster, pods: new(atomic.Int64)}
 	t.Cleanup(func() {
 		_, _ = try(context.WithoutCancel(t.Context()), nil, "docker", "rm", "--force", "--volumes",
 			m.name)
 	})
-	run(t, nil, "docker", "run", "--detach", "--name", m.name, "--network=host",
+	run(t, nil, "docker", append([]string{"run", "--detach", "--name", m.name, "--network=host",
 		"--cgroupns=private",
 		"--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--security-opt=seccomp=unconfined",
 		"--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined",
 		"--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp",
-		"-v", filepath.Join(product, "README.md")+":/src/README.md:ro", "-v", filepath.Join(product,
-			"docs")+":/src/docs:ro", "-v", filepath.Join(product, "deploy")+":/src/deploy:ro",
-		"-v", bin.Kubectl+":/usr/local/bin/kubectl:ro", "-v", cluster.Kubeconfig()+":/root/.kube/config:ro", image+"-systemd")
+		"-v", bin.Kubectl + ":/usr/local/bin/kubectl:ro",
+		"-v", cluster.Kubeconfig() + ":/root/.kube/config:ro"}, args...)...)
 	m.poll(func() error {
 		_, err := m.try("systemctl is-system-running --wait")
 		return err
 	})
+	m.shell("mkdir /etc/systemd/system/hsm-signer.service.d; cat " +
+		">/etc/systemd/system/hsm-signer.service.d/test.conf <<END\n" + settings + "END")
 	return m
 }
 
-func newCluster(t *testing.T) *testenv.Cluster {
+func newCluster(t *testing.T, apiServerArgs ...string) *testenv.Cluster {
 	t.Helper()
-	cluster, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{})
+	cluster, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{
+		APIServerArgs: apiServerArgs})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = cluster.Stop() })
 	must.OK(t, cluster.AllowRequests(t.Context(), ""))
@@ -306,21 +324,23 @@ func (m *machine) journal() string {
 
 // certificate has a pod of Typha request its certificate.
 func (m *machine) certificate(t *testing.T) {
-	n := m.pods.Add(1)
-	name, ip := fmt.Sprintf("typha-%d", n), netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)})
-	if err := m.ask(t.Context(), calico.OpenSource("cluster.local")[1], name,
-		ip.String()); err != nil {
-		t.Errorf("%s: %v", name, err)
+	t.Helper()
+	if err := typhaAsks(t.Context(), m.cluster, m.pods.Add(1)); err != nil {
+		t.Error(err)
 	}
 }
 
-func (m *machine) ask(ctx context.Context, c calico.Component, name, ip string) error {
-	pod, err := m.cluster.NewPod(ctx, testenv.PodSpec{
-		Namespace: c.Namespace, Name: name, ServiceAccount: c.ServiceAccount, IPs: []string{ip},
-	})
+// typhaAsks has the n-th pod of Typha request its certificate.
+func typhaAsks(ctx context.Context, cluster *testenv.Cluster, n int64) error {
+	typha := calico.OpenSource("cluster.local")[1]
+	name, ip := fmt.Sprintf("typha-%d", n), netip.AddrFrom4([4]byte{10, 65, byte(n >> 8), byte(n)})
+	pod, err := cluster.NewPod(ctx, testenv.PodSpec{Namespace: typha.Namespace, Name: name,
+		ServiceAccount: typha.ServiceAccount, IPs: []string{ip.String()}})
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	_, err = pod.InitContainer(c).Run(ctx, pod.Client)
-	return err
+	if _, err := pod.InitContainer(typha).Run(ctx, pod.Client); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
