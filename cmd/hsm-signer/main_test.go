@@ -34,6 +34,10 @@ func TestPolicyShow(t *testing.T) {
 			t.Errorf("%v: exit code %d: %s", args, code, stderr)
 		}
 	}
+	if out, stderr, code := command(t, "policy", "show", "pods"); code != 0 ||
+		!strings.Contains(out, "{trustDomain}") {
+		t.Errorf("without TRUST_DOMAIN: exit code %d: %s", code, stderr)
+	}
 	if _, stderr, code := command(t, "policy", "show", "nonsense"); code != 4 ||
 		!strings.Contains(stderr, "calico-legacy") {
 		t.Errorf("exit code %d: %s", code, stderr)

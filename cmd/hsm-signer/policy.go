@@ -26,7 +26,7 @@ func newPolicyShowCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "show [" + strings.Join(policy.BuiltInNames(), "|") + "|FILE]",
 		Short: "Print the policy in force, a built-in one, or one in a file",
-		Long: `Prints the policy that POLICY_FILE names, a built-in one, or the one in a file. One with
+		Long: `Prints the policy that POLICY_FILE names, a built-in one, or the one in a file. A file with
 mistakes is not printed: the mistakes are, and the exit code is 4.`,
 		Example: `  hsm-signer policy show
   hsm-signer policy show calico > mine.yaml      # edit it, then name it in POLICY_FILE
@@ -40,7 +40,8 @@ mistakes is not printed: the mistakes are, and the exit code is 4.`,
 				source, c.PolicyFile, c.AnyPolicy = "FILE", args[0], true
 			}
 			text, err := c.ReadPolicy()
-			if err == nil {
+			// a built-in one may need a setting that is not known yet
+			if _, builtIn := policy.BuiltIn(c.PolicyFile); err == nil && !builtIn {
 				_, err = c.ParsePolicy(text, nil)
 			}
 			faults.Add(source, err)

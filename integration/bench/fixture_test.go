@@ -78,7 +78,7 @@ func (f *fixture) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, 
 	if !a.signer {
 		return nil, func() {}
 	}
-	policy, err := f.WithBudget(b.Context(), f.ca, testenv.LargeBudget)
+	policy, err := f.WithBudget(b.Context(), f.ca, "calico", testenv.LargeBudget)
 	must.OK(b, err)
 	env = slices.Concat([]string{policy, "STATE_DIR=" + f.state}, a.env, env)
 	d, err = f.Run(b.Context(), f.ca, env...)

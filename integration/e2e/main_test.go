@@ -120,7 +120,7 @@ func withPolicy(t *testing.T, text string) string {
 // withBudget returns the setting for Calico's policy with another budget.
 func withBudget(t *testing.T, budget string) string {
 	t.Helper()
-	setting, err := shared.WithBudget(t.Context(), ca, budget)
+	setting, err := shared.WithBudget(t.Context(), ca, "calico", budget)
 	must.OK(t, err)
 	return setting
 }

@@ -12,7 +12,6 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
@@ -52,23 +51,10 @@ func (s ownSigner) podRequest(t *testing.T, pod *corev1.Pod, key pkcs10.KeyType)
 	t.Helper()
 	private, err := key.Generate()
 	must.OK(t, err)
-	core := shared.Cluster.Client().CoreV1()
-	account, err := core.ServiceAccounts(pod.Namespace).Get(t.Context(),
-		pod.Spec.ServiceAccountName, metav1.GetOptions{})
+	pcr, err := shared.Cluster.PodCertificateRequest(t.Context(), s.name(), pod,
+		pkcs10Of(t, private, x509.CertificateRequest{}))
 	must.OK(t, err)
-	node, err := core.Nodes().Get(t.Context(), pod.Spec.NodeName, metav1.GetOptions{})
-	must.OK(t, err)
-	most := int32(3600)
-	return &certificatesv1.PodCertificateRequest{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, GenerateName: "req-"},
-		Spec: certificatesv1.PodCertificateRequestSpec{
-			SignerName: s.name(), PodName: pod.Name, PodUID: pod.UID,
-			ServiceAccountName: account.Name, ServiceAccountUID: account.UID,
-			NodeName: types.NodeName(node.Name), NodeUID: node.UID,
-			MaxExpirationSeconds: &most,
-			StubPKCS10Request:    pkcs10Of(t, private, x509.CertificateRequest{}),
-		},
-	}, private
+	return pcr, private
 }
 
 func pkcs10Of(t *testing.T, key crypto.Signer, template x509.CertificateRequest) []byte {

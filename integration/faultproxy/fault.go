@@ -86,10 +86,10 @@ func IsWatch(r *http.Request) bool {
 	return r.Method == http.MethodGet && r.URL.Query().Get("watch") == "true"
 }
 
-// Writes reports whether the call updates this subresource of a certificate request, such as
-// approval or status.
+// Writes reports whether the call updates this subresource of a certificate request of either kind,
+// such as approval or status.
 func Writes(r *http.Request, subresource string) bool {
-	return r.Method == http.MethodPut &&
-		strings.Contains(r.URL.Path, "/certificatesigningrequests/") &&
-		strings.HasSuffix(r.URL.Path, "/"+subresource)
+	ofRequest := strings.Contains(r.URL.Path, "/certificatesigningrequests/") ||
+		strings.Contains(r.URL.Path, "/podcertificaterequests/")
+	return r.Method == http.MethodPut && ofRequest && strings.HasSuffix(r.URL.Path, "/"+subresource)
 }

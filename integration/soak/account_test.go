@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"encoding/pem"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
-	certificatesv1 "k8s.io/api/certificates/v1"
 
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
@@ -145,19 +143,11 @@ func (a *account) requireWhole(t *testing.T, c *batch) {
 	if a.most() > 1 {
 		t.Errorf("a request has %d certificates in the journal", a.most())
 	}
-	now, err := c.requests(t.Context())
+	now, err := c.answers(t.Context())
 	must.OK(t, err)
-	for uid, csr := range now {
-		if made := a.certificates[string(uid)]; len(made) != 1 || !isOneOf(csr, made) {
-			t.Errorf("%s: its certificate is none of the %d in the journal", csr.Name, len(made))
+	for uid, answer := range now {
+		if made := a.certificates[string(uid)]; len(made) != 1 || !answer.isOneOf(made) {
+			t.Errorf("%s: its certificate is none of the %d in the journal", answer.name, len(made))
 		}
 	}
-}
-
-// isOneOf reports whether the certificate of the request is one of these.
-func isOneOf(csr *certificatesv1.CertificateSigningRequest, made [][]byte) bool {
-	block, _ := pem.Decode(csr.Status.Certificate)
-	return block != nil && slices.ContainsFunc(made, func(der []byte) bool {
-		return bytes.Equal(der, block.Bytes)
-	})
 }

@@ -18,12 +18,15 @@ import (
 
 // The API server commits a write, and the answer does not reach hsm-signer.
 func TestAnswerIsLost(t *testing.T) {
-	writes := of(20, 200)
 	r := begin(t, 3, "the answer dropped after a committed write, 200 times: "+
 		"of each approval and of each certificate the first", "signed again 0")
 	p, through := shared.proxied(t)
-	s := shared.signer(t, through)
-	c := shared.newBatch(t)
+	loseAnswers(t, r, p, shared.signer(t, through), shared.newBatch(t), of(20, 200), 2)
+}
+
+// loseAnswers loses so many answers, of which each request has some.
+func loseAnswers(t *testing.T, r *row, p *faultproxy.Proxy, s *signer, c *batch, writes, each int) {
+	t.Helper()
 	var lost atomic.Int64
 	var met sync.Map // paths
 	dropped := faultproxy.LoseAnswer(func(code int) {
@@ -39,7 +42,7 @@ func TestAnswerIsLost(t *testing.T) {
 		return nil
 	})
 	d := s.startReady(t)
-	c.ask(t, writes/2)
+	c.ask(t, writes/each)
 	took := c.waitForAll(t)
 	must.OK(t, d.Shutdown())
 	a := s.account(t)

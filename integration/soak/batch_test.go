@@ -1,38 +1,61 @@
 package soak
 
 import (
+	"bytes"
 	"context"
+	"encoding/pem"
 	"fmt"
-	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 
-	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
-	"hsm-signer/integration/testenv"
 )
 
-// A batch is a set of requests of one pod, valid ones unless spoil changes them. It talks to the
-// API server directly, even if the signer talks to it through a proxy.
+// A batch is a set of requests of one kind. It talks to the API server directly, even if the signer
+// talks to it through a proxy.
 type batch struct {
-	pod   testenv.Pod
-	admin kubernetes.Interface
-	// returns the object to create
-	spoil func(number int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest,
-		error)
+	kind kind
 
 	mu     sync.Mutex
 	number int
 	asked  map[types.UID]asked
+}
+
+// A kind of request is what a batch is of: it creates requests, and reads their answers.
+type kind interface {
+	// create creates a request. Each has another number.
+	create(ctx context.Context, number int) (metav1.Object, error)
+	// list returns all requests of the kind in the cluster.
+	list(ctx context.Context) ([]metav1.Object, error)
+	// answer returns the answer that the request shows.
+	answer(request any) answer
+	// informer watches all requests of the kind.
+	informer() cache.SharedIndexInformer
+}
+
+// An answer is what a request shows of its answer.
+type answer struct {
+	name       string
+	conditions int
+	chain      []byte // PEM
+	issued     bool   // with all that belongs to it
+	refused    bool   // forever
+}
+
+// isOneOf reports whether the answer is one of these certificates, in DER.
+func (a answer) isOneOf(made [][]byte) bool {
+	block, _ := pem.Decode(a.chain)
+	return block != nil && slices.ContainsFunc(made, func(der []byte) bool {
+		return bytes.Equal(der, block.Bytes)
+	})
 }
 
 // An asked request was created.
@@ -41,44 +64,22 @@ type asked struct {
 	at   time.Time
 }
 
-// newBatch creates the pod. Its requests are deleted when the test ends.
-func (s *fixture) newBatch(t *testing.T) *batch {
-	t.Helper()
-	pod, err := s.NewPod(t.Context(), node(), s.NextIP())
-	must.OK(t, err)
-	config := s.Cluster.Config()
-	config.ContentType = "application/vnd.kubernetes.protobuf"
-	admin, err := kubernetes.NewForConfig(config)
-	must.OK(t, err)
-	t.Cleanup(func() { must.OK(t, s.Cluster.DeleteRequests(context.Background())) })
-	return &batch{pod: pod, admin: admin, asked: map[types.UID]asked{}, spoil: good}
-}
-
-// good changes nothing.
-func good(_ int, asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
-	return asking.Object()
-}
+func newBatch(k kind) *batch { return &batch{kind: k, asked: map[types.UID]asked{}} }
 
 // askOne creates a request.
-func (c *batch) askOne(ctx context.Context) (*certificatesv1.CertificateSigningRequest, error) {
-	asking := c.pod.InitContainer(node())
+func (c *batch) askOne(ctx context.Context) (metav1.Object, error) {
 	c.mu.Lock()
 	c.number++
 	number := c.number
 	c.mu.Unlock()
-	asking.SecretName = fmt.Sprintf("batch-%d", number)
-	csr, err := c.spoil(number, &asking)
-	if err != nil {
-		return nil, err
-	}
 	at := time.Now()
-	csr, err = c.pod.Requests().Create(ctx, csr, metav1.CreateOptions{})
+	request, err := c.kind.create(ctx, number)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
-		c.asked[csr.UID] = asked{csr.Name, at}
+		c.asked[request.GetUID()] = asked{request.GetName(), at}
 	}
-	return csr, err
+	return request, err
 }
 
 // ask creates this many requests, several at a time.
@@ -149,52 +150,49 @@ func (c *batch) size() int {
 	return len(c.asked)
 }
 
-// requests returns the requests of the batch as they are now, by UID.
-func (c *batch) requests(
-	ctx context.Context) (map[types.UID]*certificatesv1.CertificateSigningRequest, error) {
-	list, err := c.admin.CertificatesV1().CertificateSigningRequests().List(ctx,
-		metav1.ListOptions{})
+// answers returns the answers to the requests of the batch as they are now, by UID.
+func (c *batch) answers(ctx context.Context) (map[types.UID]answer, error) {
+	all, err := c.kind.list(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ours := map[types.UID]*certificatesv1.CertificateSigningRequest{}
-	for i := range list.Items {
-		if csr := &list.Items[i]; c.asked[csr.UID].name != "" {
-			ours[csr.UID] = csr
+	ours := map[types.UID]answer{}
+	for _, request := range all {
+		if c.asked[request.GetUID()].name != "" {
+			ours[request.GetUID()] = c.kind.answer(request)
 		}
 	}
 	return ours, nil
 }
 
-// lost returns the names of the requests that have no certificate or no approval.
+// lost returns the names of the requests that were not issued a certificate.
 func (c *batch) lost(ctx context.Context) ([]string, error) {
-	now, err := c.requests(ctx)
+	now, err := c.answers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
-	all := maps.Clone(c.asked)
-	c.mu.Unlock()
+	defer c.mu.Unlock()
 	var lost []string
-	for uid, made := range all {
-		if csr := now[uid]; csr == nil || len(csr.Status.Certificate) == 0 ||
-			!has(csr, certificatesv1.CertificateApproved) {
+	for uid, made := range c.asked {
+		if !now[uid].issued {
 			lost = append(lost, made.name)
 		}
 	}
 	return lost, nil
 }
 
-func has(csr *certificatesv1.CertificateSigningRequest,
-	kind certificatesv1.RequestConditionType) bool {
-	for _, c := range csr.Status.Conditions {
-		if c.Type == kind && c.Status == corev1.ConditionTrue {
-			return true
+// refused returns the names of the requests that are refused.
+func (c *batch) refused(ctx context.Context) (refused []string, err error) {
+	now, err := c.answers(ctx)
+	for _, answer := range now {
+		if answer.refused {
+			refused = append(refused, answer.name)
 		}
 	}
-	return false
+	return refused, err
 }
 
 // waitForAll waits until every request has its certificate, and returns how long that took. It

@@ -12,9 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
@@ -65,19 +62,18 @@ func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *batch,
 	t.Helper()
 	must.OK(t, d.WaitNotReady(t.Context(), words))
 	before := s.certificatesSigned(t)
-	csr, err := c.askOne(t.Context())
+	request, err := c.askOne(t.Context())
 	must.OK(t, err)
 	must.Eventually(t, "the log to report the fault", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), fmt.Sprintf(`"request":%q`, csr.Name)), nil
+		return strings.Contains(d.Log(), fmt.Sprintf(`"request":%q`, c.kind.answer(request).name)), nil
 	})
-	now, err := c.admin.CertificatesV1().CertificateSigningRequests().Get(t.Context(), csr.Name,
-		metav1.GetOptions{})
+	now, err := c.answers(t.Context())
 	must.OK(t, err)
 	after := s.certificatesSigned(t)
-	if after != before || len(now.Status.Conditions) > 0 || len(now.Status.Certificate) > 0 {
+	answer := now[request.GetUID()]
+	if after != before || answer.conditions > 0 || len(answer.chain) > 0 {
 		t.Errorf("while the journal reports %q: %d certificates were signed; the request has %d "+
-			"conditions",
-			words, after-before, len(now.Status.Conditions))
+			"conditions", words, after-before, answer.conditions)
 	}
 }
 
@@ -94,11 +90,15 @@ func (s *signer) certificatesSigned(t *testing.T) int {
 func TestDiskIsFull(t *testing.T) {
 	r := begin(t, 11, "the state directory's disk full under load, then freed",
 		"no signature while it cannot write; recovers")
+	fillDisk(t, r, nil, shared.newBatch(t))
+}
+
+func fillDisk(t *testing.T, r *row, env []string, c *batch) {
+	t.Helper()
 	disk := smallDisk(t, "6m") // hsm-signer reserves 4 MiB of them
-	s := shared.signer(t, "STATE_DIR="+filepath.Join(disk, "state"))
+	s := shared.signer(t, append(env, "STATE_DIR="+filepath.Join(disk, "state"))...)
 	s.state = filepath.Join(disk, "state")
 	d := s.startReady(t)
-	c := shared.newBatch(t)
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
@@ -293,20 +293,17 @@ func (h *hostiles) waitForDenials(t *testing.T) int {
 	denied := 0
 	must.Eventually(t, "every hostile request to be denied",
 		func(ctx context.Context) (bool, error) {
-			now, err := h.requests(ctx)
-			if err != nil {
-				return false, err
-			}
+			now, err := h.answers(ctx)
 			denied = 0
-			for _, csr := range now {
-				if has(csr, certificatesv1.CertificateDenied) {
+			for _, answer := range now {
+				if answer.refused {
 					denied++
 				}
-				if len(csr.Status.Certificate) > 0 {
-					return false, fmt.Errorf("%s has a certificate", csr.Name)
+				if len(answer.chain) > 0 {
+					return false, fmt.Errorf("%s has a certificate", answer.name)
 				}
 			}
-			return denied == h.size(), nil
+			return denied == h.size(), err
 		})
 	return denied
 }

@@ -24,9 +24,7 @@ type hostiles struct{ *batch }
 
 func (s *fixture) newHostiles(t *testing.T) hostiles {
 	t.Helper()
-	h := hostiles{s.newBatch(t)}
-	h.spoil = spoiled
-	return h
+	return hostiles{s.newSpoiledBatch(t, spoiled)}
 }
 
 // spoiled returns, in turn, each kind of request for another's names or for too much.
@@ -96,8 +94,7 @@ var megabyte = bytes.Repeat([]byte("nothing to see here, move along\n"), 1<<15)
 
 // oversized changes requests to 1 MB, for this signer name: every second one is a good request
 // after text, the others are for very many names.
-func oversized(signerName string) func(int,
-	*calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
+func oversized(signerName string) spoiling {
 	return func(number int,
 		asking *calico.InitContainer) (*certificatesv1.CertificateSigningRequest, error) {
 		asking.SignerName = signerName
@@ -134,10 +131,9 @@ func TestMemory(t *testing.T) {
 			"half of them there before the start", "peak memory ≤ 256 MiB")
 	own := ownFixture(t)
 	s := own.signer(t)
-	others, bad, long, good := own.newBatch(t), hostiles{own.newBatch(t)}, own.newBatch(t),
-		own.newBatch(t)
-	others.spoil, bad.spoil, long.spoil = oversized("example.com/other"),
-		oversized(testenv.SignerName), longNamed
+	others := own.newSpoiledBatch(t, oversized("example.com/other"))
+	bad := hostiles{own.newSpoiledBatch(t, oversized(testenv.SignerName))}
+	long, good := own.newSpoiledBatch(t, longNamed), own.newBatch(t)
 	ask := func() {
 		others.ask(t, foreign/2)
 		bad.ask(t, ours/2)

@@ -18,12 +18,14 @@ import (
 
 // hsm-signer is killed at random, also during its start, while requests arrive.
 func TestKilledAtRandom(t *testing.T) {
-	kills, requests := of(8, 200), of(160, 5000)
 	r := begin(t, 1, "kill -9, 200 times at random during 5,000 requests, restarted each time",
 		"lost 0; certificates per UID ≤ 1; every C_Sign in the shim's log accounted for in the "+
 			"journal; orphans 0")
-	s := shared.signer(t)
-	c := shared.newBatch(t)
+	killAtRandom(t, r, shared.signer(t), shared.newBatch(t), of(8, 200), of(160, 5000))
+}
+
+func killAtRandom(t *testing.T, r *row, s *signer, c *batch, kills, requests int) {
+	t.Helper()
 	var group sync.WaitGroup
 	for range kills {
 		d := s.start(t)
@@ -121,13 +123,16 @@ var points = []point{
 
 // hsm-signer is killed at each point between two steps of a sync.
 func TestKilledAtEachPoint(t *testing.T) {
-	times := of(1, 20)
 	r := begin(t, 2, "kill -9 at each point between two steps of a sync: "+
 		"before and after the approval, the signature, the publication, 20 times each",
 		"as above, and the bytes of an intent are the only ones that are ever signed again")
 	p, through := shared.proxied(t)
-	s := shared.signer(t, through)
-	c := shared.newBatch(t)
+	killAtPoints(t, r, p, shared.signer(t, through), shared.newBatch(t), points, of(1, 20))
+}
+
+func killAtPoints(t *testing.T, r *row, p *faultproxy.Proxy, s *signer, c *batch, points []point,
+	times int) {
+	t.Helper()
 	for _, point := range points {
 		for range times {
 			d := s.startReady(t)

@@ -31,11 +31,12 @@ type reign struct {
 	from   time.Time
 }
 
-func newPair(t *testing.T, s *fixture) *pair {
+func newPair(t *testing.T, s *fixture, env ...string) *pair {
 	t.Helper()
 	p := &pair{}
 	for i := range p.signers {
-		p.signers[i] = s.signer(t, "LEADER_ELECT=true", "LEASE_NAMESPACE="+leaseNamespace)
+		p.signers[i] = s.signer(t, append(env, "LEADER_ELECT=true",
+			"LEASE_NAMESPACE="+leaseNamespace)...)
 	}
 	p.watchLease(t, s)
 	p.start(t, 0)
@@ -125,13 +126,15 @@ func (p *pair) takeover(t *testing.T, from int) time.Time {
 
 // Leaders are stopped and continued, killed, and terminated.
 func TestLeaders(t *testing.T) {
-	pauses, kills, stops := of(1, 20), of(1, 5), of(1, 5)
 	r := begin(t, 10,
 		"the leader stopped with SIGSTOP for 30 s and continued, 20 times; kill -9, 5 times; "+
 			"SIGTERM, 5 times; while 5 requests a second come in",
 		"second certificates for one UID 0; takeover ≤ 20 s after a kill, ≤ 3 s after SIGTERM")
-	p := newPair(t, shared)
-	c := shared.newBatch(t)
+	changeLeaders(t, r, newPair(t, shared), shared.newBatch(t), of(1, 20), of(1, 5), of(1, 5))
+}
+
+func changeLeaders(t *testing.T, r *row, p *pair, c *batch, pauses, kills, stops int) {
+	t.Helper()
 	w := watchCertificates(t, c)
 	p.leader(t)
 	stopAsking := c.keepAsking(t, 5)
@@ -221,15 +224,15 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 			}
 		}
 	}
-	now, err := c.requests(t.Context())
+	now, err := c.answers(t.Context())
 	must.OK(t, err)
-	for uid, csr := range now {
+	for uid, answer := range now {
 		first, second := accounts[0].certificates[string(uid)],
 			accounts[1].certificates[string(uid)]
 		if len(first) > 0 && len(second) > 0 {
 			both++
 		}
-		if !isOneOf(csr, append(first, second...)) {
+		if !answer.isOneOf(append(first, second...)) {
 			unpublished++
 		}
 	}

@@ -105,7 +105,7 @@ func (s *fixture) signer(t *testing.T, env ...string) *signer {
 	dir := t.TempDir()
 	before, err := pkcs11shim.New(t.Context(), dir, s.Token.Module)
 	must.OK(t, err)
-	policy, err := s.WithBudget(t.Context(), s.ca, testenv.LargeBudget)
+	policy, err := s.WithBudget(t.Context(), s.ca, "calico", testenv.LargeBudget)
 	must.OK(t, err)
 	made := &signer{fixture: s, shim: before, state: filepath.Join(dir, "state")}
 	made.env = slices.Concat(before.Env(), []string{policy, "STATE_DIR=" + made.state}, env)

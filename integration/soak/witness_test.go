@@ -8,10 +8,9 @@ import (
 	"testing"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
 	"hsm-signer/integration/must"
@@ -39,8 +38,7 @@ type certified struct {
 func watchCertificates(t *testing.T, c *batch) *witness {
 	t.Helper()
 	w := &witness{batch: c, seen: map[types.UID]certified{}}
-	informer := informers.NewSharedInformerFactory(c.admin,
-		0).Certificates().V1().CertificateSigningRequests().Informer()
+	informer := c.kind.informer()
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: w.note, UpdateFunc: func(_, after any) { w.note(after) },
 	})
@@ -52,16 +50,16 @@ func watchCertificates(t *testing.T, c *batch) *witness {
 }
 
 func (w *witness) note(object any) {
-	csr, is := object.(*certificatesv1.CertificateSigningRequest)
-	if !is || len(csr.Status.Certificate) == 0 {
+	uid, now := object.(metav1.Object).GetUID(), w.batch.kind.answer(object)
+	if len(now.chain) == 0 {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch first, was := w.seen[csr.UID]; {
+	switch first, was := w.seen[uid]; {
 	case !was:
-		w.seen[csr.UID] = certified{time.Now(), csr.Status.Certificate}
-	case !bytes.Equal(first.chain, csr.Status.Certificate):
+		w.seen[uid] = certified{time.Now(), now.chain}
+	case !bytes.Equal(first.chain, now.chain):
 		w.another++
 	}
 }

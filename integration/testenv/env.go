@@ -188,11 +188,12 @@ func (e *Env) Command(ctx context.Context, ca CA, env []string, args ...string) 
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// WithBudget writes Calico's policy with this budget to a file, and returns the setting for it.
-func (e *Env) WithBudget(ctx context.Context, ca CA, budget string) (setting string, err error) {
-	text, stderr, code := e.Command(ctx, ca, nil, "policy", "show", "calico")
+// WithBudget writes a built-in policy with this budget to a file, and returns the setting for it.
+func (e *Env) WithBudget(ctx context.Context, ca CA, policy, budget string) (setting string,
+	err error) {
+	text, stderr, code := e.Command(ctx, ca, nil, "policy", "show", policy)
 	if code != 0 {
-		return "", fmt.Errorf("hsm-signer policy show calico: exit code %d: %s", code, stderr)
+		return "", fmt.Errorf("hsm-signer policy show %s: exit code %d: %s", policy, code, stderr)
 	}
 	file := filepath.Join(e.dir, fmt.Sprintf("policy-%d.yaml", e.states.Add(1)))
 	return "POLICY_FILE=" + file, os.WriteFile(file, []byte(text+"\nbudget: "+budget+"\n"), 0o600)
