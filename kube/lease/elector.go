@@ -59,9 +59,7 @@ func (e *elector) log(err error) {
 func (e *elector) read(ctx context.Context) error {
 	lease, err := e.leases.Get(ctx, e.lease.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		e.seen = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-			Namespace: e.lease.Namespace, Name: e.lease.Name,
-		}}
+		e.seen = e.gone()
 		return nil
 	}
 	if err != nil {
@@ -80,6 +78,18 @@ func (e *elector) read(ctx context.Context) error {
 	}
 	e.observe(holderOf(lease))
 	return nil
+}
+
+// gone returns the lease that is to be created. One that somebody deleted counts as held by whoever
+// held it: that controller may be cut off from the API server, and still act.
+func (e *elector) gone() *coordinationv1.Lease {
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+		Namespace: e.lease.Namespace, Name: e.lease.Name,
+	}}
+	if e.seen != nil {
+		lease.Spec = e.seen.Spec
+	}
+	return lease
 }
 
 // free reports whether this controller may take the lease. All controllers hold it for

@@ -267,6 +267,31 @@ func TestElection(t *testing.T) {
 	})
 }
 
+// Nobody takes a lease that was deleted while its holder, which is cut off, may still act.
+func TestDeletedLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{}
+		a, stopA := s.stand(t, "a", &candidate{})
+		synctest.Wait()
+		cut := &server{lease: s.lease.DeepCopy()}
+		b, stopB := cut.stand(t, "b", &candidate{})
+		time.Sleep(2 * retryPeriod)
+		cut.lease, s.fails = nil, apierrors.NewInternalError(errors.New("cut off"))
+		for range leaseDuration / time.Second {
+			time.Sleep(time.Second)
+			if a.Fence() == nil && b.Fence() == nil {
+				t.Fatal("both lead")
+			}
+		}
+		time.Sleep(3 * retryPeriod)
+		if holder, passed := cut.holder(); b.Fence() != nil || holder != "b" || passed != 2 {
+			t.Errorf("%s leads after %d transitions; want b after 2", holder, passed)
+		}
+		stopB()
+		stopA()
+	})
+}
+
 // A leader whose renewals fail stops to act before another may take over, and leads again when they
 // succeed.
 func TestRenewalsFail(t *testing.T) {
