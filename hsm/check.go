@@ -108,9 +108,9 @@ func (c *connection) checkPINState(ctx context.Context) (detail string, warning 
 func (c *connection) checkLogin(ctx context.Context,
 	tryPIN bool) (detail string, warning bool, err error) {
 	if c.WrongPIN() && !tryPIN {
-		return "", false, faultf(ErrPIN, "the PIN was not tried: the token has counted a wrong PIN "+
-			"since the last login, and tokens lock after a few. Compare the PIN with its source, "+
-			"then log in by hand once, or try it here with --try-pin")
+		return "", false, faultf(ErrPIN, "the PIN was not tried: the token has counted a wrong "+
+			"PIN since the last login, and tokens lock after a few. Compare the PIN with its "+
+			"source, then log in by hand once, or try it here with --try-pin")
 	}
 	err = c.Login(ctx)
 	if c.AlreadyLoggedIn() {

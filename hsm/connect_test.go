@@ -41,9 +41,9 @@ func TestSlowIsNotHung(t *testing.T) {
 	})
 }
 
-// A token that hangs permanently ends the process, and the next, and so on, as long as it hangs: not
-// so often that the unit's limit of starts is reached, and nobody starts another when the token is
-// back. What they leave hanging meanwhile is not the end before that.
+// A token that hangs permanently ends the process, and the next, and so on, as long as it hangs:
+// not so often that the unit's limit of starts is reached, and nobody starts another when the token
+// is back. What they leave hanging meanwhile is not the end before that.
 func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 	text, err := os.ReadFile("../deploy/systemd/hsm-signer.service")
 	must.OK(t, err)

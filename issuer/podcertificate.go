@@ -10,8 +10,8 @@ import (
 
 // lintFormerOfPod makes the certificate again that the journal has for the request of a pod. It
 // returns nil if the certificate cannot be published any more and was not published, so another one
-// may be made: the API server has refused it, it is too old, or it no longer fits the grant. A pod's
-// request is not refused for that: kubelet would never ask again.
+// may be made: the API server has refused it, it is too old, or it no longer fits the grant. A
+// pod's request is not refused for that: kubelet would never ask again.
 func (i *Issuer) lintFormerOfPod(
 	ca *CA, grant *policy.Grant, record journal.Record,
 ) (*linted, error) {
@@ -37,8 +37,8 @@ func (i *Issuer) lintFormerOfPod(
 }
 
 // giveUpFormer writes that the former certificate of a pod's request will not be published, if
-// there is one and the journal does not know it yet. The API server takes it no more, so the request
-// gets no second one.
+// there is one and the journal does not know it yet. The API server takes it no more, so the
+// request gets no second one.
 func (p *preparation) giveUpFormer(ctx context.Context) error {
 	if p.former == nil {
 		return nil

@@ -29,7 +29,8 @@ rules:
       dnsNames: [gw.example.com]
       ipAddresses: [pod]
       keys: [rsa-2048, rsa-3072, rsa-4096, rsa-8192, ecdsa-p256, ecdsa-p384, ecdsa-p521, ed25519]
-      usages: [server auth, client auth, digital signature, content commitment, key encipherment, data encipherment, key agreement]
+      usages: [server auth, client auth, digital signature, content commitment, key encipherment,
+        data encipherment, key agreement]
 `
 
 // caseCAs are chains that ParseCA accepts.

@@ -105,7 +105,7 @@ type Config struct {
 	PodCertificates bool
 	Mode            Mode
 	Lease           *lease.Lease // nil: there is no other controller. A shadow has none
-	Process         Process      // the candidate for the lease; nil: always fit, with nothing to say
+	Process         Process      // candidate for the lease; nil: always fit, with nothing to say
 	// PodNamespaces returns the namespaces in which pods are read; nil means all.
 	PodNamespaces func() []string
 	Workers       int // requests in work at once

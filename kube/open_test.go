@@ -66,7 +66,8 @@ func TestOpenRequestsAreCountedByState(t *testing.T) {
 		c.open.seen(keyOf(pending), c.openState(pending), time.Now())
 		c.noteOpen(pending, step.result, step.err)
 		counts := c.open.count(time.Now())
-		if step.want == "" && len(c.open.all) > 0 || step.want != "" && counts.States[step.want] != 1 {
+		if step.want == "" && len(c.open.all) > 0 ||
+			step.want != "" && counts.States[step.want] != 1 {
 			t.Errorf("%s: %v", name, counts.States)
 		}
 		if len(counts.States) != len(OpenStates) {

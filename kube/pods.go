@@ -96,8 +96,8 @@ func queryPods(ctx context.Context, client clientset.Interface, q policy.PodQuer
 }
 
 // isStarted reports whether all volumes of the pod were mounted: only then kubelet makes its
-// sandbox, and in it containers. An image that cannot be pulled keeps containers from being started,
-// and a container that was started may have ended, with its sandbox.
+// sandbox, and in it containers. An image that cannot be pulled keeps containers from being
+// started, and a container that was started may have ended, with its sandbox.
 func isStarted(pod *corev1.Pod) bool {
 	sandbox := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReadyToStartContainers && c.Status == corev1.ConditionTrue

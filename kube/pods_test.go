@@ -10,10 +10,11 @@ import (
 // A pod initializes until each of its init containers has ended well, or a sidecar has started.
 func TestIsInitializing(t *testing.T) {
 	ended := func(code int32) corev1.ContainerStatus {
-		return corev1.ContainerStatus{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code}}}
+		return corev1.ContainerStatus{State: corev1.ContainerState{
+			Terminated: &corev1.ContainerStateTerminated{ExitCode: code}}}
 	}
-	started, running := true,
-		corev1.ContainerStatus{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}
+	started, running := true, corev1.ContainerStatus{
+		State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}
 	sidecar := running
 	sidecar.Started = &started
 	for name, c := range map[string]struct {

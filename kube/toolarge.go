@@ -53,8 +53,8 @@ func (c *Controller) giveUp(
 	return ResultRefused, refusal, nil
 }
 
-// unwritable remembers objects that cannot be written, the latest mostUnwritable of them. Its zero value
-// is empty. It is safe for concurrent use.
+// unwritable remembers objects that cannot be written, the latest mostUnwritable of them. Its zero
+// value is empty. It is safe for concurrent use.
 type unwritable struct {
 	mu       sync.Mutex
 	versions map[types.UID]string // the resourceVersion of each

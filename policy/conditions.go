@@ -21,8 +21,8 @@ type condition struct {
 	program  cel.Program
 }
 
-// What a condition sees. There are no labels and no annotations, which are the requester's to write,
-// except those of pod certificates that the rule names.
+// What a condition sees. There are no labels and no annotations, which are the requester's to
+// write, except those of pod certificates that the rule names.
 type (
 	celRequest struct {
 		SignerName     string              `cel:"signerName"`

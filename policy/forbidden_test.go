@@ -16,7 +16,10 @@ func TestForbiddenAddresses(t *testing.T) {
 version: 1
 defaults:
   from: {serviceAccounts: [calico-system/calico-node]}
-  grant: {dnsNames: [typha-client], keys: [ecdsa-p256], usages: [server auth, client auth, digital signature, key encipherment, key agreement]}
+  grant:
+    dnsNames: [typha-client]
+    keys: [ecdsa-p256]
+    usages: [server auth, client auth, digital signature, key encipherment, key agreement]
 rules:
   - name: pods
     grant: {ipAddresses: [pod]}

@@ -84,7 +84,8 @@ func TestRuleWithoutANameHasItsLine(t *testing.T) {
 	text = strings.Replace(text, "  - name: on-the-gateway\n    from:", "  - from:", 1)
 	text = strings.Replace(text, "dnsNames: [gateway]", "usages: [digital signature]", 1)
 	want := []string{"line 7: an entry of a list has no value",
-		`line 17: rule "": grant: names nothing that one could ask for; add dnsNames, ipAddresses, uris or emailAddresses`, "line 17: rules[1]: has no name"}
+		`line 17: rule "": grant: names nothing that one could ask for; ` +
+			"add dnsNames, ipAddresses, uris or emailAddresses", "line 17: rules[1]: has no name"}
 	if found := mistakes(t, text); !slices.Equal(found, want) {
 		t.Errorf("%s\nwant\n%s", strings.Join(found, "\n"), strings.Join(want, "\n"))
 	}
@@ -201,7 +202,8 @@ func TestWhatGrantsNothingIsAMistake(t *testing.T) {
 			"dnsNames: [a]\n      commonNames: [" + strings.Repeat("a", 63) + ".b]",
 			"longer than the 64 bytes"},
 		{"serviceAccounts: [edge/gateway]", `serviceAccounts: [edge/gateway]
-      groups: ["system:serviceaccounts:edges", "system:unauthenticated"]`, `line 19: rule "on-the-gateway": from.groups: no requester that the rule names`},
+      groups: ["system:serviceaccounts:edges", "system:unauthenticated"]`,
+			`line 19: rule "on-the-gateway": from.groups: no requester that the rule names`},
 		{"dnsNames: [gateway]", `ipAddresses: ["::ffff:10.0.0.0/104"]`, "special addresses alone"},
 		{"dnsNames: [gateway]", "dnsNames: [{pattern: localhost}]", "has no wildcard"},
 		{"dnsNames: [gateway]", "dnsNames: [service: web.prod]", "is not the name of a service"},

@@ -112,7 +112,11 @@ func TestReservedNamesOfServices(t *testing.T) {
 rules:
   - name: a
     from: {serviceAccounts: ["*/a"]}
-    grant: {dnsNames: [SERVICE], ipAddresses: [pod], keys: [ecdsa-p256], usages: [server auth, client auth, digital signature, key encipherment, key agreement]}
+    grant:
+      dnsNames: [SERVICE]
+      ipAddresses: [pod]
+      keys: [ecdsa-p256]
+      usages: [server auth, client auth, digital signature, key encipherment, key agreement]
 `
 	for _, c := range []struct {
 		service, namespace, name string
@@ -127,7 +131,8 @@ rules:
 		{"{service: kubernetes, namespace: default}", "edge", "kubernetes.default.svc", true},
 	} {
 		p := parse(t, strings.Replace(text, "SERVICE", c.service, 1))
-		if _, granted := p.Decide(newAsker(c.namespace, "a", c.name).request(t)).(*policy.Grant); granted != c.granted {
+		asker := newAsker(c.namespace, "a", c.name)
+		if _, granted := p.Decide(asker.request(t)).(*policy.Grant); granted != c.granted {
 			t.Errorf("%+v: granted is %t", c, granted)
 		}
 	}

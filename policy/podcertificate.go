@@ -15,8 +15,8 @@ import (
 // is compared with the live pod before anything is granted.
 type PodCertificate struct {
 	Stub []byte // spec.stubPKCS10Request, DER
-	// Key and Proof are spec.pkixPublicKey and spec.proofOfPossession, which v1beta1 has and kubelets
-	// before 1.36 write instead of a stub.
+	// Key and Proof are spec.pkixPublicKey and spec.proofOfPossession, which v1beta1 has and
+	// kubelets before 1.36 write instead of a stub.
 	Key, Proof []byte
 	// Pod is who the certificate is for, as the request says: its namespace, name and UID, its
 	// service account and its node, each with its UID.
@@ -150,8 +150,8 @@ func (c *PodCertificate) missing(live *Pod) string {
 // podNames are the names that a rule gives to a pod.
 type podNames struct{ dnsNames, uris []string }
 
-// judgePodCertificate collects every reason for which the rule does not grant a pod certificate. The
-// request has no faults, and is for the live pod.
+// judgePodCertificate collects every reason for which the rule does not grant a pod certificate.
+// The request has no faults, and is for the live pod.
 func (u *rule) judgePodCertificate(r *Request, facts Facts, f *finding) {
 	account, _ := r.Requester.ServiceAccount()
 	f.pod = &facts.pods[0]
@@ -162,8 +162,9 @@ func (u *rule) judgePodCertificate(r *Request, facts Facts, f *finding) {
 		}
 	}
 	if !slices.Contains(u.keys, r.asked.Key) {
-		f.refuse(UnsupportedKeyType, r.PodCertificate.keyField(), nil, "has a key of the type %s; %s",
-			pkcs10.Quote(apiKeyType(r.asked.Key)), supported(u.keys))
+		f.refuse(UnsupportedKeyType, r.PodCertificate.keyField(), nil,
+			"has a key of the type %s; %s", pkcs10.Quote(apiKeyType(r.asked.Key)),
+			supported(u.keys))
 	}
 	if r.Lifetime < MinPodLifetime {
 		f.refuse(InvalidRequest, "spec.maxExpirationSeconds", nil, "is less than %s",

@@ -15,8 +15,8 @@ import (
 // and its name is for the record alone.
 //
 // Its Requester, or what stands in for it, must be proved by the API server: fields that no client
-// can set, or that admission checks. A kind of request without such fields must not be served, since
-// any client would choose whose names it gets.
+// can set, or that admission checks. A kind of request without such fields must not be served,
+// since any client would choose whose names it gets.
 type Submission struct {
 	UID        string // of the API object
 	Name       string // of the API object, NAME or NAMESPACE/NAME; no rule sees it

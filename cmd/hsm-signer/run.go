@@ -24,7 +24,8 @@ func newRunCommand() *cobra.Command {
 It starts only with a CA certificate that belongs to the key in the token. It waits
 for a missing token or API server: meanwhile requests stay pending and /readyz says
 what is missing.`,
-		Example: `  hsm-signer run --signer-name example.com/calico --ca-cert-file ca.crt --kubeconfig /etc/hsm-signer/kubeconfig
+		Example: `  hsm-signer run --signer-name example.com/calico --ca-cert-file ca.crt \
+      --kubeconfig /etc/hsm-signer/kubeconfig
   APPROVE=shadow hsm-signer run      # tries a policy on production and touches nothing`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -18,12 +18,9 @@ func tokenCommands() []*cobra.Command {
 		commands = append(commands, &cobra.Command{
 			Use: name, Hidden: true, DisableFlagParsing: true, Args: cobra.ArbitraryArgs,
 			RunE: func(*cobra.Command, []string) error {
-				return exit.With(
-					exit.Config,
-					fmt.Errorf("this build has no %q, only policy, audit "+
-						"and version: it was built without cgo, which PKCS#11 needs; use hsm-signer "+
-						"for Linux from the same release", name),
-				)
+				return exit.With(exit.Config, fmt.Errorf("this build has no %q, only policy, "+
+					"audit and version: it was built without cgo, which PKCS#11 needs; use "+
+					"hsm-signer for Linux from the same release", name))
 			},
 		})
 	}

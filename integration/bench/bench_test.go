@@ -131,7 +131,8 @@ func (f *signers) compare(b *testing.B, callers int,
 
 // signer signs with the product's signer, and returns the time and the number of calls. Its
 // sessions are open before.
-func (f *signers) signer(b *testing.B, module string, callers, signatures int) (time.Duration, int) {
+func (f *signers) signer(b *testing.B, module string, callers,
+	signatures int) (time.Duration, int) {
 	b.Helper()
 	key := f.key(b, module, callers)
 	defer key.Close()

@@ -86,8 +86,8 @@ func (o outcome) String() string {
 	text := fmt.Sprintf("%s, API server and etcd %.2f ms of CPU each", o.timing,
 		o.perCertificate(o.apiserver))
 	if o.after.cpu > 0 {
-		text += fmt.Sprintf("; process: %.2f ms of CPU each, %.0f MiB idle, %.0f after, %.0f at most"+
-			" (not of files: %.0f idle, %.0f after)", o.perCertificate(o.after.cpu-o.before.cpu),
+		text += fmt.Sprintf("; process: %.2f ms of CPU each, %.0f MiB idle, %.0f after, "+
+			"%.0f at most (not of files: %.0f idle, %.0f after)", o.perCertificate(o.after.cpu-o.before.cpu),
 			o.before.rss, o.after.rss, o.after.peak, o.before.anonymous, o.after.anonymous)
 	}
 	return text
@@ -213,8 +213,8 @@ func (c *course) approveAll(b *testing.B, signer string) {
 	must.OK(b, group.Wait())
 }
 
-// inTurns has the contenders run in turns, each first in some of the rounds, and calls keep with the
-// outcomes of each round, by name.
+// inTurns has the contenders run in turns, each first in some of the rounds, and calls keep with
+// the outcomes of each round, by name.
 func inTurns(b *testing.B, measure func(contender) outcome, keep func(map[string]outcome),
 	all ...contender) {
 	b.Helper()

@@ -66,7 +66,8 @@ func BenchmarkApproved(b *testing.B) {
 			s.add(b, "approved_vs_read", product.perSecond()/of[withRead].perSecond())
 			s.add(b, "approved_vs_bare", product.perSecond()/of[noRead].perSecond())
 			s.add(b, "approved_per_second", product.perSecond())
-			s.add(b, "approved_cpu_ms", product.perCertificate(product.after.cpu-product.before.cpu))
+			s.add(b, "approved_cpu_ms",
+				product.perCertificate(product.after.cpu-product.before.cpu))
 		}, bare(withRead, &limit), c.product(signer, "APPROVE=false"), bare(noRead, short))
 	b.ReportMetric(0, "ns/op")
 }

@@ -115,7 +115,10 @@ func TestWait(t *testing.T) {
 		"approved, then issued": {seen: []certificatesv1.CertificateSigningRequestStatus{pending,
 			{Conditions: condition("Approved")}, {Conditions: condition("Approved"),
 				Certificate: certificate}}},
-		"issued, then approved": {seen: []certificatesv1.CertificateSigningRequestStatus{{Certificate: certificate}, {Conditions: condition("Approved"), Certificate: certificate}}},
+		"issued, then approved": {seen: []certificatesv1.CertificateSigningRequestStatus{
+			{Certificate: certificate},
+			{Conditions: condition("Approved"), Certificate: certificate},
+		}},
 		"denied": {seen: []certificatesv1.CertificateSigningRequestStatus{pending,
 			{Conditions: condition("Denied")}}, refused: true},
 		"failed": {seen: []certificatesv1.CertificateSigningRequestStatus{{Conditions: condition(

@@ -106,8 +106,9 @@ func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA
 		d := startReady(t, made, env...)
 		t.Run("RSAWithSize2048",
 			func(t *testing.T) { certify(t, made, expected, "RSAWithSize2048", "SHA256WithRSA") })
-		t.Run("ECDSAWithCurve256",
-			func(t *testing.T) { certify(t, made, expected, "ECDSAWithCurve256", "ECDSAWithSHA256") })
+		t.Run("ECDSAWithCurve256", func(t *testing.T) {
+			certify(t, made, expected, "ECDSAWithCurve256", "ECDSAWithSHA256")
+		})
 		if t.Failed() {
 			t.Logf("the log of hsm-signer:\n%s", d.Log())
 		}

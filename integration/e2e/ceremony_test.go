@@ -235,7 +235,8 @@ func TestCeremonyRefusesWrongCertificates(t *testing.T) {
 				identifiers+"basicConstraints=critical,CA:TRUE\nkeyUsage=digitalSignature\n")},
 		{"no subjectKeyIdentifier",
 			root.sign(t, request,
-				"subjectKeyIdentifier=none\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n")},
+				"subjectKeyIdentifier=none\nbasicConstraints=critical,CA:TRUE\n"+
+					"keyUsage=keyCertSign\n")},
 		{"expired", root.sign(t, request, goodCA, "-days", "-1")},
 		{"SHA1", root.sign(t, request, goodCA, "-sha1")},
 		{"allows a path length of 0", narrow.sign(t, request, goodCA)},

@@ -68,7 +68,11 @@ metadata: {name: prometheusrules.monitoring.coreos.com}
 spec:
   group: monitoring.coreos.com
   scope: Namespaced
-  names: {kind: PrometheusRule, listKind: PrometheusRuleList, plural: prometheusrules, singular: prometheusrule}
+  names:
+    kind: PrometheusRule
+    listKind: PrometheusRuleList
+    plural: prometheusrules
+    singular: prometheusrule
   versions:
     - name: v1
       served: true
@@ -158,8 +162,8 @@ func TestChartIsInstalledUpgradedAndRolledBack(t *testing.T) {
 		helm(t, h, "install", "signer", chart, "--namespace", namespace, "--values", values)
 	}
 	setting := func(name string) string {
-		environment, err := shared.Cluster.Client().CoreV1().ConfigMaps("charted-a").Get(t.Context(),
-			"signer-hsm-signer-environment", metav1.GetOptions{})
+		environment, err := shared.Cluster.Client().CoreV1().ConfigMaps("charted-a").Get(
+			t.Context(), "signer-hsm-signer-environment", metav1.GetOptions{})
 		must.OK(t, err)
 		return environment.Data[name]
 	}

@@ -24,8 +24,9 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// mint returns a token of hsm-signer's service account that is valid for ten minutes, the least that
-// the API allows, and revoke, which makes it invalid and waits until the API server refuses it.
+// mint returns a token of hsm-signer's service account that is valid for ten minutes, the least
+// that the API allows, and revoke, which makes it invalid and waits until the API server refuses
+// it.
 func mint(t *testing.T) (token string, revoke func()) {
 	t.Helper()
 	core := shared.Cluster.Client().CoreV1()
@@ -86,8 +87,8 @@ func expiry(ctx context.Context, t *testing.T, d *testenv.Daemon) time.Time {
 	return time.Unix(int64(seconds), 0)
 }
 
-// A token in a file that has ten minutes left is reported by check, in /readyz, by the metric of the
-// alert and on the status page, and its successor is used without a restart.
+// A token in a file that has ten minutes left is reported by check, in /readyz, by the metric of
+// the alert and on the status page, and its successor is used without a restart.
 func TestTokenFileIsRenewedWithoutARestart(t *testing.T) {
 	old, revoke := mint(t)
 	file := filepath.Join(t.TempDir(), "token")
@@ -179,8 +180,8 @@ func TestKubeconfigMayChangeItsCredentialOnly(t *testing.T) {
 
 // A token that has expired fails check, and hsm-signer is not ready and says why.
 func TestExpiredTokenIsNotReady(t *testing.T) {
-	expired := "x." + "eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6YTpiIiwiaWF0IjoxNjAwMDAwMDAwLCJleHAiOj" +
-		"E2MDAwMDM2MDB9" + ".x"
+	expired := "x.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6YTpiIiwiaWF0IjoxNjAwMDAwMDAwLCJleHAi" +
+		"OjE2MDAwMDM2MDB9.x"
 	setting, _ := kubeconfigWith(t, "token: "+expired)
 	requireCheck(t, []string{setting}, 2, "failed   credential                         token of "+
 		"system:serviceaccount:a:b: expired at 2020-09-13T13:26:40Z")
@@ -203,8 +204,8 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 	"$(cat `+file+`)"
 `), 0o700))
 	setting, _ := kubeconfigWith(t, fmt.Sprintf("exec: {apiVersion: client.authentication.k8s.io/v1, "+
-		"interactiveMode: Never, command: %s, args: [one, two], env: [{name: REGION, value: north}]}",
-		plugin))
+		"interactiveMode: Never, command: %s, args: [one, two], "+
+		"env: [{name: REGION, value: north}]}", plugin))
 	requireCheck(t, []string{setting}, 0, "ok       credential                         token of "+
 		"system:serviceaccount:hsm-signer:hsm-signer, from an exec plugin: expires in 9 minutes")
 	d := startReady(t, ca, setting)
@@ -225,7 +226,8 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 	}
 	// What a command does not read itself, it does not pass on: its pipe with the PIN.
 	pipes := func(pin string) int {
-		command(t, ca, []string{setting, "PKCS11_PIN=" + pin}, "policy", "explain", "--live", "nothing")
+		command(t, ca, []string{setting, "PKCS11_PIN=" + pin}, "policy", "explain", "--live",
+			"nothing")
 		text, err := os.ReadFile(seen)
 		must.OK(t, errors.Join(err, os.Remove(seen)))
 		return strings.Count(string(text), "-> pipe:")
@@ -255,13 +257,13 @@ func TestCredentialRenew(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	stdout := ""
 	must.Eventually(t, "the rights to be in effect", func(ctx context.Context) (bool, error) {
-		out, _, code := shared.Command(ctx, ca, []string{renewal}, "credential", "renew", "--out", file,
-			"--lifetime", "12h")
+		out, _, code := shared.Command(ctx, ca, []string{renewal}, "credential", "renew", "--out",
+			file, "--lifetime", "12h")
 		stdout = out
 		return code == 0, nil
 	})
-	if !strings.Contains(stdout, file+" holds a token of system:serviceaccount:hsm-signer:hsm-signer "+
-		"that expires in 11 hours") {
+	if !strings.Contains(stdout, file+" holds a token of "+
+		"system:serviceaccount:hsm-signer:hsm-signer that expires in 11 hours") {
 		t.Errorf("it prints %s", stdout)
 	}
 	info, err := os.Stat(file)
@@ -281,7 +283,7 @@ func TestCredentialRenew(t *testing.T) {
 		{renewal, "hsm-signer/default", 1, "apply deploy/systemd/renewal.yaml"},
 		{renewal, "hsm-signer", 4, "is not NAMESPACE/NAME"},
 	} {
-		command(t, ca, []string{c.setting}, "credential", "renew", "--out", file, "--service-account",
-			c.account).complains(t, c.code, c.want)
+		command(t, ca, []string{c.setting}, "credential", "renew", "--out", file,
+			"--service-account", c.account).complains(t, c.code, c.want)
 	}
 }

@@ -192,8 +192,7 @@ func TestPodsAreReadInTheNamespacesOfThePolicy(t *testing.T) {
 
 // withMonitoring adds alerts, dashboard and scraping to the overlay.
 func withMonitoring(kustomization string) string {
-	return strings.Replace(kustomization, "components:\n", "components:\n  - ../../monitoring\n", 1) +
-		"transformers: [../../monitoring/installation]\n"
+	return with("../monitoring")(kustomization) + "transformers: [../../monitoring/installation]\n"
 }
 
 // An overlay with the component has the objects of Prometheus' operator and the dashboard, and is

@@ -266,8 +266,7 @@ func requireVerdicts(t *testing.T, log string, made []*certificatesv1.Certificat
 	for line := range strings.Lines(string(text)) {
 		var d journal.Decision
 		must.OK(t, json.Unmarshal([]byte(line), &d))
-		if !slices.ContainsFunc(made,
-			func(csr *certificatesv1.CertificateSigningRequest) bool { return string(csr.UID) == d.UID }) {
+		if d.UID != string(made[0].UID) && d.UID != string(made[1].UID) {
 			continue // an earlier test's, which may be unreadable
 		}
 		verdicts[d.UID] = d.Verdict

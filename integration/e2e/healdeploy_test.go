@@ -87,8 +87,9 @@ func TestRightsOfHeal(t *testing.T) {
 		{"get", "", "secrets", "calico-system", false},
 		{"get", "coordination.k8s.io", "leases", "hsm-signer", false},
 	} {
-		if may(t, "hsm-signer-heal", authorizationv1.ResourceAttributes{Verb: c.verb, Group: c.group,
-			Resource: c.resource, Namespace: c.namespace}) != c.want {
+		act := authorizationv1.ResourceAttributes{Verb: c.verb, Group: c.group,
+			Resource: c.resource, Namespace: c.namespace}
+		if may(t, "hsm-signer-heal", act) != c.want {
 			t.Errorf("%s %s in %q: allowed is %t", c.verb, c.resource, c.namespace, !c.want)
 		}
 	}

@@ -122,7 +122,8 @@ func TestCheckpointsAreSigned(t *testing.T) {
 		"ok       checkpoint key                     a test signature by the private key "+
 			"labelled \"checkpoints\" verifies")
 	requireCheck(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL=away"), 2,
-		"failed   checkpoint key                     the token has no private key labelled \"away\"")
+		"failed   checkpoint key                     the token has no private key labelled "+
+			"\"away\"")
 	requireCheck(t, append(slices.Clone(env), "CHECKPOINT_KEY_LABEL="+ca.KeyLabel), 2,
 		"failed   checkpoint key                     the private key labelled \""+ca.KeyLabel+
 			"\" does not belong to the public key")

@@ -105,7 +105,8 @@ func (o oldCluster) newPodAt(t *testing.T, c calico.Component, ip string) testen
 
 // submitOld submits the request as v1beta1. An empty signer name is left out.
 func submitOld(t *testing.T, client kubernetes.Interface,
-	request *certificatesv1.CertificateSigningRequest) *certificatesv1beta1.CertificateSigningRequest {
+	request *certificatesv1.CertificateSigningRequest,
+) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
 	text, err := json.Marshal(request)
 	must.OK(t, err)
@@ -292,7 +293,8 @@ func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateS
 	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1",
 		Groups: []string{"system:nodes"}}
 	kubelet, err := testenv.PodWith(&corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"}, Status: corev1.PodStatus{PodIP: shared.NextIP()},
+		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"},
+		Status:     corev1.PodStatus{PodIP: shared.NextIP()},
 	}, config)
 	must.OK(t, err)
 	asking := kubelet.InitContainer(node)

@@ -63,8 +63,8 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 		events := eventsOn(t, csr.Name)
 		for _, event := range events {
 			if event.Count > 1 || len(events) > 1 {
-				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events), event.Count,
-					event.Reason)
+				t.Errorf("%s has %d events, such as %d times %s", csr.Name, len(events),
+					event.Count, event.Reason)
 			}
 		}
 	}

@@ -69,7 +69,8 @@ func TestMonitoringKnowsItsInstallation(t *testing.T) {
 	dir := deployment(t, "network-hsm", func(kustomization string) string {
 		kustomization = strings.Replace(kustomization, "SIGNER_NAME=example.com/calico",
 			"SIGNER_NAME=corp.example/typha", 1)
-		return strings.Replace(with("heal")(withMonitoring(kustomization)), "patches:\n", `namespace: other
+		kustomization = with("heal")(withMonitoring(kustomization))
+		return strings.Replace(kustomization, "patches:\n", `namespace: other
 patches:
   - patch: |
       apiVersion: v1
@@ -83,7 +84,8 @@ patches:
 		`absent(hsm_signer_ready{part="token",namespace="other",job="hsm-signer"})`,
 		"runbook_url: https://wiki.example.com/runbook#hsmsignerdown",
 		"runbook_url: https://wiki.example.com/runbook#hsmsignernoleader",
-		"signer: corp.example/typha", "- replacement: corp.example/typha\n      targetLabel: signer",
+		"signer: corp.example/typha",
+		"- replacement: corp.example/typha\n      targetLabel: signer",
 		"- replacement: hsm-signer\n      targetLabel: job",
 		"- replacement: hsm-signer-heal\n      targetLabel: job",
 	} {
@@ -91,7 +93,8 @@ patches:
 			t.Errorf("kustomize does not print %q", want)
 		}
 	}
-	for _, not := range []string{"git.example.com", "name: hsm-signer-monitoring", "example.com/calico"} {
+	for _, not := range []string{"git.example.com", "name: hsm-signer-monitoring",
+		"example.com/calico"} {
 		if strings.Contains(text, not) {
 			t.Errorf("kustomize prints %q", not)
 		}

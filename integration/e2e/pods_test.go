@@ -122,7 +122,8 @@ func requirePodCertificate(t *testing.T, pcr *certificatesv1.PodCertificateReque
 		pcr.Spec.ServiceAccountName)
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id || len(leaf.DNSNames)+
 		len(leaf.IPAddresses)+len(leaf.EmailAddresses)+len(leaf.Subject.Names) > 0 {
-		t.Errorf("%s: certified are %v, %v and %s", pcr.Name, leaf.URIs, leaf.DNSNames, leaf.Subject)
+		t.Errorf("%s: certified are %v, %v and %s", pcr.Name, leaf.URIs, leaf.DNSNames,
+			leaf.Subject)
 	}
 	requireKey(t, pcr.Name, leaf, key)
 	if lifetime := leaf.NotAfter.Sub(leaf.NotBefore); lifetime != time.Hour ||

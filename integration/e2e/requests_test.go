@@ -200,8 +200,8 @@ func decide(t *testing.T, client kubernetes.Interface, name string,
 	csr := get(t, name)
 	c.Status, c.Reason = corev1.ConditionTrue, "DecidedByTest"
 	csr.Status.Conditions = append(csr.Status.Conditions, c)
-	csr, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(), name,
-		csr, metav1.UpdateOptions{})
+	csr, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(),
+		name, csr, metav1.UpdateOptions{})
 	must.OK(t, err)
 	return csr
 }

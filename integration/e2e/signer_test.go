@@ -36,7 +36,10 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: "%[1]s", namespace: hsm-signer}
 rules:
-  - {apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: ["%[1]s"], verbs: [get, update]}
+  - apiGroups: [coordination.k8s.io]
+    resources: [leases]
+    resourceNames: ["%[1]s"]
+    verbs: [get, update]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding

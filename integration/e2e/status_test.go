@@ -69,7 +69,8 @@ var (
 const faintTexts = `(() => {
 	const parse = c => c.match(/[\d.]+/g).map(Number);
 	const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-	const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+	const luminance = ([r, g, b]) =>
+		0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
 	const behind = e => {
 		for (; e; e = e.parentElement) {
 			const c = parse(getComputedStyle(e).backgroundColor);
@@ -80,7 +81,8 @@ const faintTexts = `(() => {
 	const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 	for (let n; n = texts.nextNode();) {
 		if (!n.textContent.trim()) continue;
-		const a = luminance(parse(getComputedStyle(n.parentElement).color)), b = luminance(behind(n.parentElement));
+		const a = luminance(parse(getComputedStyle(n.parentElement).color));
+		const b = luminance(behind(n.parentElement));
 		const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 		if (contrast < 4.5) faint.push(contrast.toFixed(2) + ":1 of " + n.textContent.trim());
 	}
@@ -94,7 +96,9 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
 	_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia,
-		emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+		emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+			{Name: "prefers-color-scheme", Value: scheme},
+		}})
 	must.OK(t, err)
 	must.OK(t, chromedp.Do(ctx, chromedp.EmulateViewport(l.width, 800), chromedp.Navigate(b.page)))
 	text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
@@ -156,7 +160,8 @@ func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []l
 func TestStatusPageInABrowser(t *testing.T) {
 	b := newBrowser(t)
 	t.Run("well", func(t *testing.T) {
-		must.OK(t, shared.Cluster.DeleteRequests(t.Context())) // other tests may have left open ones
+		// Other tests may have left open ones.
+		must.OK(t, shared.Cluster.DeleteRequests(t.Context()))
 		d := startReady(t, ca)
 		b.show(t, d, "nothing-yet", "All is well", "Nobody has asked", "days left")
 		askInVain(t)

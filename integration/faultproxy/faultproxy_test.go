@@ -86,9 +86,13 @@ func TestProxy(t *testing.T) {
 	}{
 		{"no fault", http.MethodGet, "/", hello, nil, 1},
 		{"an answer", http.MethodGet, "/",
-			`429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"TooManyRequests","code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
+			`429 Too Many Requests {"kind":"Status","apiVersion":"v1","metadata":{},` +
+				`"status":"Failure","message":"injected fault","reason":"TooManyRequests",` +
+				`"code":429}`, faultproxy.Answer(http.StatusTooManyRequests), 0},
 		{"an expired watch", http.MethodGet, watching,
-			`200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"injected fault","reason":"Expired","code":410},"type":"ERROR"}`, faultproxy.Expire, 0},
+			`200 OK {"object":{"kind":"Status","apiVersion":"v1","metadata":{},` +
+				`"status":"Failure","message":"injected fault","reason":"Expired","code":410},` +
+				`"type":"ERROR"}`, faultproxy.Expire, 0},
 		{"a reset", http.MethodPut, approval, "", faultproxy.Reset, 0},
 		{"a lost answer", http.MethodPut, approval, "",
 			faultproxy.LoseAnswer(func(code int) { lost = code }), 1},

@@ -115,8 +115,9 @@ func (f *Fleet) client() typedcorev1.PodInterface {
 
 // adopt gives the pod an owner and its place in the fleet.
 func (f *Fleet) adopt(ctx context.Context, pod *load.Pod, m *member) error {
-	patch := fmt.Sprintf(`{"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet",
-		"name": %q, "uid": %q, "controller": true}]}}`, f.component.ServiceAccount, m.owner)
+	patch := fmt.Sprintf(`{"metadata": {"ownerReferences": [{"apiVersion": "apps/v1",
+		"kind": "DaemonSet", "name": %q, "uid": %q, "controller": true}]}}`,
+		f.component.ServiceAccount, m.owner)
 	owned, err := f.client().Patch(ctx, pod.Asking.Pod.Name, types.MergePatchType, []byte(patch),
 		metav1.PatchOptions{})
 	if err != nil {

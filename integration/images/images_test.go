@@ -70,7 +70,8 @@ var hardened = []string{"run", "--rm", "--read-only", "--cap-drop=ALL",
 
 func TestImageRunsHardened(t *testing.T) {
 	needsEngine(t,
-		"make image builds an image that runs as 65532, read-only, without capabilities, and says its commit")
+		"make image builds an image that runs as 65532, read-only, without capabilities, and "+
+			"says its commit")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
 	out := run(t, nil, "docker", append(hardened, image, "version")...)
 	if !strings.Contains(out, "hsm-signer v0.0.0-test\ncommit 0123abc\ngo1.") ||
@@ -95,7 +96,8 @@ func TestImageRunsHardened(t *testing.T) {
 // The key is in a token of the host, behind p11-kit's server. The container has only a socket.
 func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 	needsEngine(t,
-		"make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the host through a socket")
+		"make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the "+
+			"host through a socket")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image+"-p11-kit", "PACKAGES=p11-kit-modules")
 	token, err := tokens.NewP11Kit(t.Context())
 	must.OK(t, err)
@@ -122,7 +124,8 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 // The test tries every compose on this machine: Docker's plugin, and docker-compose.
 func TestCompose(t *testing.T) {
 	needsEngine(t,
-		"make compose ends 0 with the table of the demo; run again it has the same CA, and a longer journal that audit verify confirms")
+		"make compose ends 0 with the table of the demo; run again it has the same CA, and a "+
+			"longer journal that audit verify confirms")
 	setting, tried := warm(t), 0
 	for n, command := range []string{"docker compose", "docker-compose"} {
 		words := strings.Fields(command)

@@ -183,8 +183,9 @@ func live(t *testing.T, client kubernetes.Interface,
 		return (r.Spec.SignerName == nil) == (signer == "")
 	})
 
-	request.Status.Conditions =
-		[]certificatesv1beta1.CertificateSigningRequestCondition{{Type: certificatesv1beta1.CertificateApproved, Reason: "Test"}}
+	request.Status.Conditions = []certificatesv1beta1.CertificateSigningRequestCondition{
+		{Type: certificatesv1beta1.CertificateApproved, Reason: "Test"},
+	}
 	request, err = requests.UpdateApproval(ctx, request, metav1.UpdateOptions{})
 	must.OK(t, err)
 	await(t, seen, "is approved", func(r *certificatesv1beta1.CertificateSigningRequest) bool {
@@ -196,7 +197,9 @@ func live(t *testing.T, client kubernetes.Interface,
 	_, err = requests.UpdateStatus(ctx, request, metav1.UpdateOptions{})
 	must.OK(t, err)
 	await(t, seen, "is issued",
-		func(r *certificatesv1beta1.CertificateSigningRequest) bool { return len(r.Status.Certificate) > 0 })
+		func(r *certificatesv1beta1.CertificateSigningRequest) bool {
+			return len(r.Status.Certificate) > 0
+		})
 
 	must.OK(t,
 		requests.Delete(ctx, request.Name,

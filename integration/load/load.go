@@ -119,8 +119,8 @@ func Run(ctx context.Context, pods []Pod, plan Plan) Report {
 	return report(results)
 }
 
-// RunAmid is Run that calls middle when half of the clients watch. It returns an error, and does not
-// call middle, if the clients end before.
+// RunAmid is Run that calls middle when half of the clients watch. It returns an error, and does
+// not call middle, if the clients end before.
 func RunAmid(ctx context.Context, pods []Pod, plan Plan, middle func()) (Report, error) {
 	done, watching := make(chan Report, 1), make(chan struct{}, len(pods))
 	plan.Watching = func() { watching <- struct{}{} }

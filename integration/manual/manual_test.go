@@ -58,7 +58,8 @@ var (
 	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
 	// needsMore are the commands that change something, or that need what is missing here:
 	// hsm-signer in a pod, with a lease and an overlay; Calico; a policy's tests.
-	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|test|accept-rollback)( |$)`)
+	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|` +
+		`test|accept-rollback)( |$)`)
 	// placeholders stand for what is there on that cluster.
 	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1", `SERIAL\|REQUEST`,
 		"typha-certs:typha-1", " DIR", ` "$STATE_DIR"`,
@@ -155,7 +156,8 @@ func pages(t *testing.T) []string {
 }
 
 // command is a line that begins as one that is typed.
-var command = regexp.MustCompile(`(?m)^[ \t]*(kubectl|hsm-signer|bin/hsm-signer|make|systemctl|docker|docker-compose|softhsm2-util|openssl|curl|jq|pkcs11-tool|journalctl) `)
+var command = regexp.MustCompile(`(?m)^[ \t]*(kubectl|hsm-signer|bin/hsm-signer|make|systemctl|` +
+	`docker|docker-compose|softhsm2-util|openssl|curl|jq|pkcs11-tool|journalctl) `)
 
 // A block for a shell is on a page that a test runs. Any other that holds commands comes after the
 // words "not run".

@@ -100,8 +100,8 @@ func requireVariables(t *testing.T, title string, selector []*labels.Matcher) {
 	}
 }
 
-// now evaluates a query for all installations, an hour after the first scrape, and returns the value
-// for each installation.
+// now evaluates a query for all installations, an hour after the first scrape, and returns the
+// value for each installation.
 func now(t *testing.T, expr, load string) map[string]float64 {
 	t.Helper()
 	for _, name := range []string{"cluster", "namespace", "signer"} {

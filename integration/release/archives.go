@@ -78,13 +78,13 @@ const (
 // shells are the shells that have completions.
 var shells = []string{"bash", "zsh", "fish"}
 
-// generated returns a directory with the manual pages and the shell completions of all commands. The
-// binary for this machine writes them.
+// generated returns a directory with the manual pages and the shell completions of all commands.
+// The binary for this machine writes them.
 func (b *build) generated(ctx context.Context) (string, error) {
 	at := slices.IndexFunc(b.targets, target.native)
 	if at < 0 {
-		return "", fmt.Errorf("release: hsm-signer writes its manual pages itself, and no binary is " +
-			"built for this machine: use Linux on amd64 or arm64")
+		return "", fmt.Errorf("release: hsm-signer writes its manual pages itself, and no binary " +
+			"is built for this machine: use Linux on amd64 or arm64")
 	}
 	binary, dir := b.binaries[b.targets[at]], filepath.Join(b.work, "share")
 	if _, err := os.Stat(dir); err == nil {

@@ -32,9 +32,9 @@ const (
 	debianSuite     = "bookworm"
 )
 
-// openBase returns the base image for an architecture. It comes from a registry, or is the stand-in,
-// which no release may have unless UNPINNED is "allow". A copy of an image that has a digest, and of
-// the stand-in, stays in the user's cache.
+// openBase returns the base image for an architecture. It comes from a registry, or is the
+// stand-in, which no release may have unless UNPINNED is "allow". A copy of an image that has a
+// digest, and of the stand-in, stays in the user's cache.
 func (b *build) openBase(ctx context.Context, arch string) (base, error) {
 	if _, err := run(ctx, b.source, nil, "sh", "integration/images/pinned.sh", b.version.text,
 		b.BaseImage); err != nil {
@@ -46,7 +46,8 @@ func (b *build) openBase(ctx context.Context, arch string) (base, error) {
 	}
 	cache = filepath.Join(cache, "hsm-signer-release")
 	pinned := strings.Contains(b.BaseImage, "@sha256:")
-	kept := layout(filepath.Join(cache, fmt.Sprintf("%x-%s", sha256.Sum256([]byte(b.BaseImage)), arch)))
+	name := fmt.Sprintf("%x-%s", sha256.Sum256([]byte(b.BaseImage)), arch)
+	kept := layout(filepath.Join(cache, name))
 	if pinned && kept.exists() {
 		return kept.openBase(b.BaseImage)
 	}

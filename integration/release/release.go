@@ -1,12 +1,12 @@
-// Package release builds what users install: archives, Debian and RPM packages, a container image, a
-// software bill of materials for each, checksums, provenance and signatures.
+// Package release builds what users install: archives, Debian and RPM packages, a container image,
+// a software bill of materials for each, checksums, provenance and signatures.
 //
 // Duty: turn one commit into the files of a release.
 //
-// Contract: the bytes depend only on the commit, the version of Go, the C compilers and the
-// base image, except those of provenance and signatures. Sources come from the commit, never from the working tree;
-// every time in a file is the commit's; lists are sorted; identifiers are derived from names and
-// contents.
+// Contract: the bytes depend only on the commit, the version of Go, the C compilers and the base
+// image, except those of provenance and signatures. Sources come from the commit, never from the
+// working tree; every time in a file is the commit's; lists are sorted; identifiers are derived
+// from names and contents.
 package release
 
 import (

@@ -36,8 +36,8 @@ func TestVersionsSort(t *testing.T) {
 		if err != nil || v.pkg != c.want {
 			t.Errorf("%q is %q for packages, %v; not %q", c.text, v.pkg, err, c.want)
 		}
-		if earlier != "" && noDpkg == nil && exec.CommandContext(t.Context(), "dpkg", "--compare-versions", earlier,
-			"lt", v.pkg).Run() != nil {
+		if earlier != "" && noDpkg == nil && exec.CommandContext(t.Context(), "dpkg",
+			"--compare-versions", earlier, "lt", v.pkg).Run() != nil {
 			t.Errorf("dpkg sorts %s after %s", earlier, v.pkg)
 		}
 		earlier = v.pkg

@@ -23,8 +23,8 @@ var (
 // parseVersion returns the version with that name. committed orders snapshots without a tag.
 //
 // Packages of v1.2.3-rc.1, v1.2.3 and v1.2.3-4-g0123abc have the versions 1.2.3~rc.1, 1.2.3 and
-// 1.2.3+4.g0123abc, which dpkg and rpm sort in this order. Snapshots without a tag sort before every
-// release.
+// 1.2.3+4.g0123abc, which dpkg and rpm sort in this order. Snapshots without a tag sort before
+// every release.
 func parseVersion(text string, committed time.Time) (version, error) {
 	number := func(match []string) string {
 		if match[2] == "" {

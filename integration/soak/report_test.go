@@ -94,8 +94,9 @@ func render(rows []*row) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# The soak
 
-Written by `+"`make soak`"+`: the real API server and etcd, SoftHSM behind a shim that writes down what is signed, and
-hsm-signer as a process of its own, on %d processors (%s/%s) that all of them share.
+Written by `+"`make soak`"+`: the real API server and etcd, SoftHSM behind a shim that writes down
+what is signed, and hsm-signer as a process of its own, on %d processors (%s/%s) that all of them
+share.
 [docs/failure-modes.md](../../docs/failure-modes.md) describes what to expect and what to do.
 
 | What was done | Must be | Measured | |

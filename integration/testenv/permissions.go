@@ -69,7 +69,7 @@ func (c *Cluster) clusterRole(ctx context.Context, name string, err *error) *rol
 	api := c.client.RbacV1().ClusterRoles()
 	found, failed := api.Get(ctx, name, metav1.GetOptions{})
 	*err = errors.Join(*err, failed)
-	return &role{rules: found.Rules, write: func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+	return &role{"", found.Rules, func(ctx context.Context, rules []rbacv1.PolicyRule) error {
 		changed := found.DeepCopy()
 		changed.Rules, changed.ResourceVersion = rules, ""
 		_, err := api.Update(ctx, changed, metav1.UpdateOptions{})

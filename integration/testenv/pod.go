@@ -104,8 +104,8 @@ func (e *Env) loadPod(ctx context.Context, c calico.Component) (load.Pod, error)
 	return load.Pod{Asking: pod.InitContainer(c), Config: pod.Config}, nil
 }
 
-// Kubelet is for [load.Plan.Ended]. It writes the status of a pod whose client has exited with 0, as
-// its kubelet does; otherwise a signer that reads the pod of an open request would assume that a
+// Kubelet is for [load.Plan.Ended]. It writes the status of a pod whose client has exited with 0,
+// as its kubelet does; otherwise a signer that reads the pod of an open request would assume that a
 // lost client still waits. failed is called with errors.
 func (e *Env) Kubelet(ctx context.Context, pods []load.Pod,
 	failed func(...any)) func(i int, outcome load.Outcome, issued bool) {
@@ -119,8 +119,8 @@ func (e *Env) Kubelet(ctx context.Context, pods []load.Pod,
 	}
 }
 
-// EndInitAt writes the pod's status as its kubelet does when the init container has exited with 0 at
-// that time: with files the main container runs, without them it has crashed.
+// EndInitAt writes the pod's status as its kubelet does when the init container has exited with 0
+// at that time: with files the main container runs, without them it has crashed.
 func (e *Env) EndInitAt(ctx context.Context, pod *corev1.Pod, files bool, at time.Time) error {
 	status := afterInit(pod, files, metav1.NewTime(at))
 	_, err := e.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, status,

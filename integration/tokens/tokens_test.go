@@ -18,7 +18,8 @@ import (
 )
 
 // pinFlags are the flags that report wrong PINs.
-const pinFlags = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY | pkcs11.CKF_USER_PIN_LOCKED
+const pinFlags = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY |
+	pkcs11.CKF_USER_PIN_LOCKED
 
 // keyTypes are the types of key that every token is asked for. RSA-8192 takes minutes on tokens
 // that support it.

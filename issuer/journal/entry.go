@@ -82,8 +82,8 @@ type Intent struct {
 	Anew bool `json:"anew,omitempty"`
 }
 
-// OfPod reports whether the request is a PodCertificateRequest, which kubelet makes, and makes again
-// before the certificate ends. Its name is NAMESPACE/NAME; no other has a slash.
+// OfPod reports whether the request is a PodCertificateRequest, which kubelet makes, and makes
+// again before the certificate ends. Its name is NAMESPACE/NAME; no other has a slash.
 func (i Intent) OfPod() bool { return strings.Contains(i.Name, "/") }
 
 // Signed is the certificate that came of an intent. [Writer.Append] takes only what [NewSigned]

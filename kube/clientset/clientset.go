@@ -43,7 +43,8 @@ type Interface interface {
 	CertificateSigningRequestsV1beta1() Requests[*certificatesv1beta1.CertificateSigningRequest,
 		*certificatesv1beta1.CertificateSigningRequestList]
 	ClusterTrustBundles() ClusterTrustBundles
-	// PodCertificates makes calls on PodCertificateRequests, of v1 or v1beta1: their objects differ.
+	// PodCertificates makes calls on PodCertificateRequests, of v1 or v1beta1: their objects
+	// differ.
 	PodCertificates(version string) rest.Interface
 
 	// HasResource reports whether the server has the resource in this version of its group.

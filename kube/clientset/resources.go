@@ -128,7 +128,8 @@ func (r requests[T, L, P, Q]) UpdateApproval(
 ) (P, error) {
 	result := P(new(T))
 	err := r.GetClient().Put().Resource("certificatesigningrequests").Name(name).
-		SubResource("approval").VersionedParams(&o, ParameterCodec).Body(request).Do(ctx).Into(result)
+		SubResource("approval").VersionedParams(&o, ParameterCodec).Body(request).
+		Do(ctx).Into(result)
 	return result, err
 }
 

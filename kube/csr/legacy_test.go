@@ -26,7 +26,10 @@ func TestLegacyRequestsTravelWhole(t *testing.T) {
 		},
 		Status: certificatesv1beta1.CertificateSigningRequestStatus{
 			Certificate: []byte("c"),
-			Conditions:  []certificatesv1beta1.CertificateSigningRequestCondition{{Type: certificatesv1beta1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "R", Message: "M"}},
+			Conditions: []certificatesv1beta1.CertificateSigningRequestCondition{{
+				Type: certificatesv1beta1.CertificateApproved, Status: corev1.ConditionTrue,
+				Reason: "R", Message: "M",
+			}},
 		},
 	}
 	request, err := upgrade[certificatesv1.CertificateSigningRequest](old, nil)

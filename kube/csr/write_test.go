@@ -28,8 +28,8 @@ func (w *writes) UpdateStatus(_ context.Context, csr *certificatesv1.Certificate
 	return csr.DeepCopy(), nil
 }
 
-// A write sends the whole object except for its managed fields, with the UID and the version that were
-// read, and changes nothing of what others may read.
+// A write sends the whole object except for its managed fields, with the UID and the version that
+// were read, and changes nothing of what others may read.
 func TestAWriteSendsTheObjectThatWasRead(t *testing.T) {
 	const approved, denied, failed = certificatesv1.CertificateApproved,
 		certificatesv1.CertificateDenied, certificatesv1.CertificateFailed

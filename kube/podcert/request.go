@@ -80,7 +80,8 @@ func (r *Request) State() request.State {
 // StoredSize is the size of the object, and of its key three times, in bytes.
 func (r *Request) StoredSize() int {
 	const keyPrefix, overhead = len("/registry/podcertificaterequests//"), 256
-	return r.Size() + len(r.key) + len(r.proof) + 3*(keyPrefix+len(r.Namespace)+len(r.Name)) + overhead
+	return r.Size() + len(r.key) + len(r.proof) + overhead +
+		3*(keyPrefix+len(r.Namespace)+len(r.Name))
 }
 
 // Submission takes from the object what a decision may see.

@@ -11,8 +11,8 @@ import (
 	"hsm-signer/policy"
 )
 
-// Submission reads a request in JSON, of either version, and returns its name NAMESPACE/NAME and what
-// a decision may see of it.
+// Submission reads a request in JSON, of either version, and returns its name NAMESPACE/NAME and
+// what a decision may see of it.
 func Submission(object []byte) (name string, s policy.Submission, err error) {
 	pcr := &certificatesv1beta1.PodCertificateRequest{} // which has all fields of v1
 	if err := json.Unmarshal(object, pcr); err != nil {

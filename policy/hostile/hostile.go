@@ -90,7 +90,8 @@ func (s Sample) RequireNothingElse(t *testing.T, chain []byte) {
 		"other names": slices.Equal(cert.DNSNames, asked.DNSNames) &&
 			len(cert.IPAddresses) == len(asked.IPAddresses) &&
 			len(cert.URIs)+len(cert.EmailAddresses) == 0,
-		"usages beyond asked": cert.KeyUsage&^(x509.KeyUsageDigitalSignature|x509.KeyUsageKeyEncipherment) == 0,
+		"usages beyond asked": cert.KeyUsage&^
+			(x509.KeyUsageDigitalSignature|x509.KeyUsageKeyEncipherment) == 0,
 		"extended usages": slices.Equal(cert.ExtKeyUsage,
 			[]x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}) && len(cert.UnknownExtKeyUsage) == 0,
 		"a place to fetch from": len(cert.OCSPServer)+len(cert.IssuingCertificateURL)+

@@ -218,7 +218,9 @@ func TestParseRefuses(t *testing.T) {
 			with(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 14}, Critical: true,
 				Value: []byte{4, 1, 1}}), "request.extensions", "must not be critical"},
 		{"two CNs",
-			pkcs10test.Request{Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCN, Value: "a"}, {Type: oidCN, Value: "b"}}}}.PEM(t), "request.subject", "more than one common name"},
+			pkcs10test.Request{Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
+				{Type: oidCN, Value: "a"}, {Type: oidCN, Value: "b"},
+			}}}.PEM(t), "request.subject", "more than one common name"},
 	} {
 		t.Run(c.name, func(t *testing.T) { requireFault(t, c.text, c.field, c.message) })
 	}

@@ -21,7 +21,8 @@ func main() {
 	o := release.Options{Repository: "..", Go: "go", Progress: os.Stderr}
 	flag.StringVar(&o.Out, "out", "../dist", "the `directory` for the files")
 	flag.StringVar(&o.Version, "release", "", "the `version`; by default that of the Git tag")
-	flag.StringVar(&o.BaseImage, "base", "debian:bookworm-slim", "the container image's base `image`")
+	flag.StringVar(&o.BaseImage, "base", "debian:bookworm-slim",
+		"the container image's base `image`")
 	flag.StringVar(&o.Key.Name, "key", "", "the private `key` that signs: a file or a PKCS#11 URI")
 	flag.StringVar(&o.Key.Public, "public-key", "",
 		"for a URI: a `file` with the public key or certificate")

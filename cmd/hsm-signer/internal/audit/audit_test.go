@@ -204,7 +204,8 @@ func TestRestartsOfWhatHasEndedComeFirst(t *testing.T) {
 	var out bytes.Buffer
 	if err := r.print(&out); err != nil ||
 		!regexp.MustCompile(
-			`(?s)^\nThe certificates of these pods have expired.* now:\n  a\n\nNothing renews .*:\n  b\n$`).MatchString(out.String()) {
+			`(?s)^\nThe certificates of these pods have expired.* now:\n  a\n\n`+
+				`Nothing renews .*:\n  b\n$`).MatchString(out.String()) {
 		t.Errorf("%v: %s", err, &out)
 	}
 }

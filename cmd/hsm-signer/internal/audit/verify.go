@@ -194,7 +194,8 @@ func (a *AuditVerify) print(dir string, s journal.Summary, witnessed bool, out i
 		checkpointed = "which vouch for all up to " + s.Checkpointed.String()
 	}
 	_, err := fmt.Fprintf(out, `journal          %s in %s, %d file(s)
-requests         %d, of which %d are published, %d were orphaned, %d are unconfirmed, %d are unfinished
+requests         %d, of which %d are published, %d were orphaned, `+
+		`%d are unconfirmed, %d are unfinished
 certificates     %d
 test signatures  %d
 checkpoints      %d, %s

@@ -74,7 +74,8 @@ func (f certificateFacts) lines() string {
   SHA-256        %s
   public key     %s (SHA-256)
 `, f.Subject, f.Issuer, f.Serial, terminal.LocalTime(f.NotBefore),
-		terminal.LocalTime(f.NotAfter), f.DaysLeft, f.Constraints, f.Algorithm, f.SHA256, f.PublicKey)
+		terminal.LocalTime(f.NotAfter), f.DaysLeft, f.Constraints, f.Algorithm, f.SHA256,
+		f.PublicKey)
 }
 
 // attributeLines returns the attributes of a private key, one a line.

@@ -28,8 +28,9 @@ func newCACheckpointKeyCommand() *cobra.Command {
 journal. Writes its public half to a file, for CHECKPOINT_PUBLIC_KEY_FILE and for everyone who
 verifies checkpoints. Nothing is
 overwritten.`,
-		Example: `  CHECKPOINT_KEY_LABEL=calico-checkpoints hsm-signer ca create-checkpoint-key --out checkpoint.pub`,
-		Args:    cobra.NoArgs,
+		Example: `  CHECKPOINT_KEY_LABEL=calico-checkpoints \
+      hsm-signer ca create-checkpoint-key --out checkpoint.pub`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
 			c.RequireToken(faults)

@@ -87,8 +87,8 @@ func (r *caRequest) addFlags(command *cobra.Command) {
 		"self-signed certificate")
 	flags.BoolVar(&r.existingKey, "use-existing-key", false, "create no key: use one that another "+
 		"tool created in the token")
-	flags.StringVar(&r.out, "out", "", "file for the certificate or the request; it must not exist "+
-		"(default ca.crt or ca.csr)")
+	flags.StringVar(&r.out, "out", "", "file for the certificate or the request; it must not "+
+		"exist (default ca.crt or ca.csr)")
 	flags.StringVar(&r.transcript, "transcript", "", "file for a transcript of the ceremony, for "+
 		"two people to sign; it must not exist")
 }

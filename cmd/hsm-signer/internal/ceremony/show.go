@@ -54,7 +54,8 @@ func newCAShowCommand() *cobra.Command {
 		Short: "Show the CA's certificate, its key's attributes, and the settings for Calico",
 		Example: `  hsm-signer ca show
   hsm-signer ca show --output json | jq -r .certificates[0].sha256
-  hsm-signer ca show --output yaml --signer-name example.com/calico > calico.yaml  # kubectl patch installation default --type merge --patch-file calico.yaml`,
+  hsm-signer ca show --output yaml --signer-name example.com/calico > calico.yaml
+  kubectl patch installation default --type merge --patch-file calico.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)

@@ -52,7 +52,8 @@ We were present, and what we saw agrees with the above.
 	return text.Bytes()
 }
 
-// transcribeResult writes what was signed: the request for the CA's certificate, or the certificate.
+// transcribeResult writes what was signed: the request for the CA's certificate, or the
+// certificate.
 func (d *ceremony) transcribeResult(text *bytes.Buffer) {
 	what, note := "Its certificate", ""
 	if d.want.request {

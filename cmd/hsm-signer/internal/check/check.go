@@ -271,7 +271,8 @@ func checkNamespaces(ctx context.Context, s *config.Service, report reporter) {
 
 // checkPolicy reports the policy, and warns of rules that are as wide as they can be.
 func checkPolicy(ca *issuer.CA, p *policy.Policy, report reporter) {
-	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()), nil)
+	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()),
+		nil)
 	warnings, err := config.LintRules(ca, p)
 	if err != nil { // was reported when the configuration was loaded
 		report("policy", "", err)

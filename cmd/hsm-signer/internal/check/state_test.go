@@ -25,7 +25,8 @@ func TestCheckOfAnotherUsersStateDir(t *testing.T) {
 		details = append(details, detail)
 		faults.Add("check", err)
 	})
-	if len(*faults) > 0 || len(details) != 1 || !strings.Contains(details[0], "only its owner, user 4711") {
+	if len(*faults) > 0 || len(details) != 1 ||
+		!strings.Contains(details[0], "only its owner, user 4711") {
 		t.Errorf("%q, faults %q", details, *faults)
 	}
 }

@@ -31,7 +31,8 @@ func completeConfig(t *testing.T) map[string]string {
 	return map[string]string{
 		"SIGNER_NAME": "example.com/calico", "STATE_DIR": filepath.Join(dir,
 			"state"), "CA_KEY_LABEL": "ca",
-		"PKCS11_MODULE": "/nowhere/module.so", "PKCS11_TOKEN_LABEL": "ca", "PKCS11_PIN_FILE": write("pin", "1234"),
+		"PKCS11_MODULE": "/nowhere/module.so", "PKCS11_TOKEN_LABEL": "ca",
+		"PKCS11_PIN_FILE": write("pin", "1234"),
 		"CA_CERT_FILE": write("ca.crt",
 			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw}))),
 		// A policy that depends on what other variables say.
@@ -39,10 +40,16 @@ func completeConfig(t *testing.T) map[string]string {
 rules:
   - name: metrics
     from: {serviceAccounts: [monitoring/metrics]}
-    grant: {dnsNames: [service: metrics], keys: [ecdsa-p256], usages: [digital signature], maxLifetime: 2w, defaultLifetime: 1d12h}
+    grant:
+      dnsNames: [service: metrics]
+      keys: [ecdsa-p256]
+      usages: [digital signature]
+      maxLifetime: 2w
+      defaultLifetime: 1d12h
 `),
 		"KUBECONFIG": write("kubeconfig", "apiVersion: v1\nkind: Config\ncurrent-context: c\n"+
-			"contexts: [{name: c, context: {cluster: c}}]\nclusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n"),
+			"contexts: [{name: c, context: {cluster: c}}]\n"+
+			"clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n"),
 	}
 }
 
@@ -114,7 +121,8 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		pin.URIVariable:          {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},
 	}
 	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL",
-		"CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE", "WITNESS_FILE"}
+		"CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE",
+		"WITNESS_FILE"}
 	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
 		if _, tried := cases[s.Env]; !tried && !slices.Contains(anything, s.Env) {
 			t.Errorf("no wrong value of %s is tried", s.Env)
@@ -152,7 +160,8 @@ func TestShadowDeletesNothing(t *testing.T) {
 
 func TestSlotsAreDecimal(t *testing.T) {
 	for text, want := range map[string]uint{
-		"7": 7, "010": 10, "007": 7, "0": 0, "08": 8, "0x10": 16, "0X1f": 31, "1932742651": 1932742651,
+		"7": 7, "010": 10, "007": 7, "0": 0, "08": 8, "0x10": 16, "0X1f": 31,
+		"1932742651": 1932742651,
 	} {
 		var c Config
 		if err := readSlot(&c, text); err != nil || *c.Token.Token.Slot != want {

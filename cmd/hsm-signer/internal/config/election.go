@@ -39,7 +39,8 @@ func (c *Config) requireLease(faults *Faults) *lease.Lease {
 	}
 	host, err := os.Hostname()
 	faults.Add("LEADER_ELECT", err)
-	return &lease.Lease{Namespace: e.namespace, Name: e.name, Identity: host + "_" + rand.Text()[:8]}
+	identity := host + "_" + rand.Text()[:8]
+	return &lease.Lease{Namespace: e.namespace, Name: e.name, Identity: identity}
 }
 
 func readElection(c *Config, v string) error {

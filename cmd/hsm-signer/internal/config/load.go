@@ -20,8 +20,8 @@ var errUnsetNeedsUnbound = errors.New("UNSET_SIGNER_NAME is accept, for clusters
 	"calico-legacy, or pod: address")
 
 // errNoRuleForPods is why some policies do not fit POD_CERTIFICATES: every pod would be denied.
-var errNoRuleForPods = errors.New("POD_CERTIFICATES is true, and no rule of the policy is for pod " +
-	"certificates: use the built-in policy pods, or add a rule with podCertificates: true " +
+var errNoRuleForPods = errors.New("POD_CERTIFICATES is true, and no rule of the policy is for " +
+	"pod certificates: use the built-in policy pods, or add a rule with podCertificates: true " +
 	"(docs/pods.md)")
 
 // LoadPolicy returns the policy, and adds what is wrong with it to the faults.

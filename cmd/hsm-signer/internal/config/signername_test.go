@@ -10,8 +10,17 @@ import (
 
 func TestSignerNames(t *testing.T) {
 	for name, words := range map[string]string{
-		"example.com/calico": "", "a.b/c.d": "", "a.b/c/d": "is not a signer name", "a.b/C d": "is not a signer name", "a.b/c=d": "is not a signer name", "calico": "is not a signer name", "com/calico": "is not a signer name",
-		"example.com/": "is not a signer name", "kubernetes.io/x": "reserved", "a.kubernetes.io/x": "reserved", "tigera.io/operator-signer": "Calico operator",
+		"example.com/calico":        "",
+		"a.b/c.d":                   "",
+		"a.b/c/d":                   "is not a signer name",
+		"a.b/C d":                   "is not a signer name",
+		"a.b/c=d":                   "is not a signer name",
+		"calico":                    "is not a signer name",
+		"com/calico":                "is not a signer name",
+		"example.com/":              "is not a signer name",
+		"kubernetes.io/x":           "reserved",
+		"a.kubernetes.io/x":         "reserved",
+		"tigera.io/operator-signer": "Calico operator",
 	} {
 		err := checkSignerName(name)
 		if (err == nil) != (words == "") || err != nil && !strings.Contains(err.Error(), words) {

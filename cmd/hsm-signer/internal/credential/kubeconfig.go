@@ -164,8 +164,8 @@ func (l *loaded) allows(fresh *loaded) error {
 		before.InsecureSkipTLSVerify != now.InsecureSkipTLSVerify:
 		return fmt.Errorf("it names another CA for the API server %s; %w", now.Server, errChanged)
 	case !reflect.DeepEqual(before, now):
-		return fmt.Errorf("it reaches the API server %s in another way (tls-server-name, proxy-url "+
-			"or disable-compression); %w", now.Server, errChanged)
+		return fmt.Errorf("it reaches the API server %s in another way (tls-server-name, "+
+			"proxy-url or disable-compression); %w", now.Server, errChanged)
 	case !reflect.DeepEqual(impersonated(l.user), impersonated(fresh.user)):
 		return fmt.Errorf("it impersonates another user; %w", errChanged)
 	}

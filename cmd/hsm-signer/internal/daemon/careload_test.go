@@ -41,8 +41,8 @@ func (r *replacedCA) Replace(fresh *issuer.CA) error {
 	return nil
 }
 
-// A renewed CA certificate is reloaded. One that the issuer refuses, or that is none, is reported, and
-// the former one stays.
+// A renewed CA certificate is reloaded. One that the issuer refuses, or that is none, is reported,
+// and the former one stays.
 func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	ca := fixture.NewCA(t)
 	file := filepath.Join(t.TempDir(), "ca.crt")
@@ -66,8 +66,9 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 		t.Errorf("the certificate in use was taken up again: %s", &log)
 	}
 	renewed := fixture.Certify(t, &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Test CA"}, NotAfter: time.Now().Add(48 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Test CA"},
+		NotAfter: time.Now().Add(48 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte{1},
 	}, nil, ca.Key.Public(), ca.Key)
 	write(renewed.Raw)
 	if r.look(); len(is.taken) > 0 {

@@ -36,7 +36,8 @@ func TestPartOfTheCredential(t *testing.T) {
 		{credentials{refusal: errors.New("a mistake")}, "", "is refused: a mistake"},
 	} {
 		p := credentialPart(c.state, now)
-		if (p.err == nil) != (c.err == "") || p.err != nil && !strings.Contains(p.err.Error(), c.err) ||
+		if (p.err == nil) != (c.err == "") ||
+			p.err != nil && !strings.Contains(p.err.Error(), c.err) ||
 			(p.note == "") != (c.note == "") || !strings.Contains(p.note, c.note) {
 			t.Errorf("%+v: %+v", c.state, p)
 		}

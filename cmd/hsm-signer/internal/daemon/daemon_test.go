@@ -40,7 +40,8 @@ func TestAddressesInUse(t *testing.T) {
 	command := &cobra.Command{}
 	config.AddFlags(command, settings)
 	must.OK(t, command.ParseFlags([]string{
-		"--signer-name=example.com/calico", "--pkcs11-module=/none.so", "--pkcs11-token-label=ca", "--ca-key-label=ca",
+		"--signer-name=example.com/calico", "--pkcs11-module=/none.so", "--pkcs11-token-label=ca",
+		"--ca-key-label=ca",
 		"--pkcs11-pin-file=" + dir + "/pin", "--kubeconfig=" + dir +
 			"/kubeconfig", "--ca-cert-file=" + dir + "/ca.crt",
 		"--state-dir=" + dir + "/state", "--leader-elect=false",

@@ -19,8 +19,8 @@ type kubeIssuer struct {
 	clock clock
 }
 
-// Prepare is [issuer.Issuer.Prepare]. A pod's certificate is not prepared while the API server would
-// not take it, and a refusal that another policy or CA could change is held.
+// Prepare is [issuer.Issuer.Prepare]. A pod's certificate is not prepared while the API server
+// would not take it, and a refusal that another policy or CA could change is held.
 func (k kubeIssuer) Prepare(ctx context.Context, grant *policy.Grant) (kube.Prepared,
 	policy.Verdict, error) {
 	if grant.OfPod() {

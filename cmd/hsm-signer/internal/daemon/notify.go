@@ -33,8 +33,8 @@ func newSupervisor(h *health, logger hclog.Logger) *supervisor {
 	}
 	microseconds, err := strconv.ParseUint(interval, 10, 48) // more would overflow a Duration
 	if err != nil || microseconds == 0 {
-		logger.Warn("the supervisor gets no signs of life: WATCHDOG_USEC is no number of microseconds",
-			"WATCHDOG_USEC", interval)
+		logger.Warn("the supervisor gets no signs of life: WATCHDOG_USEC is no number of "+
+			"microseconds", "WATCHDOG_USEC", interval)
 	}
 	s.patience = time.Duration(microseconds) * time.Microsecond
 	return s

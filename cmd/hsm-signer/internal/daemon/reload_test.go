@@ -86,7 +86,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 		!strings.Contains(log.String(), "is in force") {
 		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
 	}
-	if sent.events[len(sent.events)-1] != "changed" || testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
+	if sent.events[len(sent.events)-1] != "changed" ||
+		testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
 		testutil.ToFloat64(r.metrics.InForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
 		t.Error("the metrics still show the bad file, or nobody was told")
 	}
@@ -107,8 +108,8 @@ func TestWideRulesAreLogged(t *testing.T) {
 	}
 }
 
-// A changed list takes effect, with a built-in policy too; a bad one is refused, and the former list
-// stays.
+// A changed list takes effect, with a built-in policy too; a bad one is refused, and the former
+// list stays.
 func TestBlockedKeysAreReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "blocked")
 	write := func(text string) {

@@ -235,8 +235,9 @@ func (s *statusPage) shownParts() []status.Part {
 
 func decisionOf(o kube.Outcome) status.Decision {
 	d := status.Decision{
-		At: o.At, Result: string(o.Result), Request: o.Name, Requester: o.Requester, Rule: o.Rule, Reason: o.Reason,
-		Good: o.Result == kube.ResultIssued || o.Result == kube.ResultWouldIssue,
+		At: o.At, Result: string(o.Result), Request: o.Name, Requester: o.Requester, Rule: o.Rule,
+		Reason: o.Reason,
+		Good:   o.Result == kube.ResultIssued || o.Result == kube.ResultWouldIssue,
 	}
 	if o.Result == kube.ResultIssued {
 		d.Took = o.Age

@@ -88,8 +88,11 @@ func TestStrangeCertificatesAreAHint(t *testing.T) {
 		origins map[kube.Issuance]int
 		hint    bool
 	}{
-		{nil, false}, {map[kube.Issuance]int{kube.Own: 2, kube.OtherJournal: 1},
-			false}, {map[kube.Issuance]int{kube.Foreign: 1}, true}, {map[kube.Issuance]int{kube.Unrecorded: 1}, true}, {nil, false},
+		{nil, false},
+		{map[kube.Issuance]int{kube.Own: 2, kube.OtherJournal: 1}, false},
+		{map[kube.Issuance]int{kube.Foreign: 1}, true},
+		{map[kube.Issuance]int{kube.Unrecorded: 1}, true},
+		{nil, false},
 	} {
 		for _, sink := range []kube.Sink{m, s.activity} {
 			sink.Report(kube.Census{Certificates: step.origins})
@@ -116,8 +119,9 @@ func TestManyRequestsAreAHint(t *testing.T) {
 		{0, false, "", ""},
 		{2000, true, "", "hsm_signer_requests_in_cluster 2000\n"},
 		{6001, true,
-			"6001 certificate requests, of all signers, are in the cluster. Each of Calico's init containers reads " +
-				"all of them first, which may take 90 of its 90 seconds", "hsm_signer_requests_in_cluster 6001\n"},
+			"6001 certificate requests, of all signers, are in the cluster. Each of Calico's init " +
+				"containers reads all of them first, which may take 90 of its 90 seconds",
+			"hsm_signer_requests_in_cluster 6001\n"},
 		{0, false, "", ""},
 	} {
 		for _, sink := range []kube.Sink{m, s.activity} {

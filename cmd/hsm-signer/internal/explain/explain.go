@@ -63,11 +63,13 @@ constraints are not checked, and a note on standard error reports it.
 Output json is one line for each request:
 {"file","verdict","reasons":[{"rule","field","message"}]}. Exit code 0 if all are granted, 2 if
 any is not, 1 on an error.`,
-		Example: `  hsm-signer policy explain tls.csr --as system:serviceaccount:calico-system:calico-typha \
-      --pod calico-typha-1 --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
+		Example: `  hsm-signer policy explain tls.csr \
+      --as system:serviceaccount:calico-system:calico-typha --pod calico-typha-1 \
+      --pod-ip 10.65.0.7 --usages "server auth,client auth,digital signature"
   kubectl get csr -o yaml | hsm-signer policy explain --output json /dev/stdin
   hsm-signer policy explain --live typha-certs:calico-typha-1
-  kubectl get podcertificaterequests -A -o yaml | hsm-signer policy explain --policy mine.yaml /dev/stdin`,
+  kubectl get podcertificaterequests -A -o yaml |
+      hsm-signer policy explain --policy mine.yaml /dev/stdin`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, faults := config.Read(cmd, settings)

@@ -31,9 +31,9 @@ func NewCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "heal",
 		Short: "Delete pods that are stuck without their certificate, so that they ask again",
-		Long: `Deletes pods that run without the certificate that was issued to them, until it is stopped.
-Their controllers make new ones, which ask again. "audit list --stuck" lists such pods and
-deletes nothing.
+		Long: `Deletes pods that run without the certificate that was issued to them, until it is
+stopped. Their controllers make new ones, which ask again. "audit list --stuck" lists such pods
+and deletes nothing.
 
 It is a process of its own, with a service account of its own. It reads the requests of
 SIGNER_NAME, and reads and deletes pods in the namespaces that the policy names. It needs no

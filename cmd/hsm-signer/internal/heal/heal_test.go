@@ -40,9 +40,11 @@ func stuckPod(name string) *corev1.Pod {
 			Containers: []corev1.Container{{Name: "main"}}},
 		Status: corev1.PodStatus{
 			InitContainerStatuses: []corev1.ContainerStatus{{Name: "certificate",
-				State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{FinishedAt: long}}}},
+				State: corev1.ContainerState{
+					Terminated: &corev1.ContainerStateTerminated{FinishedAt: long}}}},
 			ContainerStatuses: []corev1.ContainerStatus{{Name: "main",
-				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}}},
+				State: corev1.ContainerState{
+					Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}}},
 		},
 	}
 }

@@ -35,7 +35,8 @@ func TestTheHeadOfTheJournalIsAMetric(t *testing.T) {
 	for uid := range 3 {
 		ca.Issue(t, j, strconv.Itoa(uid), time.Hour)
 		text := fixture.Scrape(m.Handler())
-		series := regexp.MustCompile(`hsm_signer_journal_head_sha256\{word="(\d)"\} (\S+)`).FindAllStringSubmatch(text, -1)
+		series := regexp.MustCompile(`hsm_signer_journal_head_sha256\{word="(\d)"\} (\S+)`).
+			FindAllStringSubmatch(text, -1)
 		if len(series) != 8 {
 			t.Fatalf("%d series: %s", len(series), text)
 		}
@@ -93,7 +94,9 @@ func headByHand(t *testing.T, metrics string) string {
 // Calls to the API server are counted by verb and code, also those without an answer.
 func TestCallsAreCounted(t *testing.T) {
 	m := New()
-	answer := func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 403}, nil }
+	answer := func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 403}, nil
+	}
 	transport := m.CountCalls(roundTrip(func(r *http.Request) (*http.Response,
 		error) {
 		return answer(r)
@@ -111,8 +114,10 @@ func TestCallsAreCounted(t *testing.T) {
 	m.Signed(time.Millisecond)
 	text := fixture.Scrape(m.Handler())
 	for _, want := range []string{
-		`hsm_signer_api_calls_total{code="403",verb="put"} 1`, `hsm_signer_api_calls_total{code="403",verb="watch"} 1`,
-		`hsm_signer_api_calls_total{code="error",verb="get"} 1`, `hsm_signer_signature_duration_seconds_count 1`,
+		`hsm_signer_api_calls_total{code="403",verb="put"} 1`,
+		`hsm_signer_api_calls_total{code="403",verb="watch"} 1`,
+		`hsm_signer_api_calls_total{code="error",verb="get"} 1`,
+		`hsm_signer_signature_duration_seconds_count 1`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s is missing in %s", want, text)

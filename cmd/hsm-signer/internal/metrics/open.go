@@ -17,9 +17,10 @@ type OpenCollector struct {
 var (
 	descOpen = prometheus.NewDesc("hsm_signer_open_requests",
 		"Requests without an answer, by state: pending, approved (without a certificate), "+
-			"unapproved (somebody else must approve it), held (slow clients must keep up), waiting "+
-			"(for a fact), over_budget, refusal_held (a running pod is refused, and denied later), "+
-			"failing (the last try ended with a fault). Missing while another replica leads.", []string{"state"}, nil)
+			"unapproved (somebody else must approve it), held (slow clients must keep up), "+
+			"waiting (for a fact), over_budget, refusal_held (a running pod is refused, and "+
+			"denied later), failing (the last try ended with a fault). Missing while another "+
+			"replica leads.", []string{"state"}, nil)
 	descOldest = prometheus.NewDesc("hsm_signer_oldest_request_seconds",
 		"The age of the oldest request without an answer; 0 if there is none. Calico's clients "+
 			"recreate theirs after 90 s.", nil, nil)

@@ -85,7 +85,9 @@ func TestPolicyTestOfConditions(t *testing.T) {
 	file := write("policy", `version: 1
 rules:
   - name: gateway
-    from: {serviceAccounts: [edge/gateway], extra: {authentication.kubernetes.io/node-name: [gateway-1, other-1]}}
+    from:
+      serviceAccounts: [edge/gateway]
+      extra: {authentication.kubernetes.io/node-name: [gateway-1, other-1]}
     grant: {dnsNames: [gateway], keys: [ecdsa-p256], usages: [digital signature]}
     conditions:
       - {that: 'pod.node.startsWith("gateway-")', message: it runs on a gateway}
@@ -93,11 +95,45 @@ rules:
       - {that: '!pod.hostNetwork', message: it has an address of its own}
 `)
 	write("cases.yaml", `cases:
-  - {name: a, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: gateway-1}, dnsNames: [gateway], usages: [digital signature], expect: granted}
-  - {name: b, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: other-1}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
-  - {name: c, as: "system:serviceaccount:edge:gateway", signer: example.com/core, pod: {name: g, node: gateway-1}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
-  - {name: d, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: RequesterNotAllowed}
-  - {name: e, as: "system:serviceaccount:edge:gateway", signer: example.com/edge, pod: {name: g, node: gateway-1, hostNetwork: true}, dnsNames: [gateway], usages: [digital signature], expect: refused, reason: ConditionNotMet}
+  - name: a
+    as: "system:serviceaccount:edge:gateway"
+    signer: example.com/edge
+    pod: {name: g, node: gateway-1}
+    dnsNames: [gateway]
+    usages: [digital signature]
+    expect: granted
+  - name: b
+    as: "system:serviceaccount:edge:gateway"
+    signer: example.com/edge
+    pod: {name: g, node: other-1}
+    dnsNames: [gateway]
+    usages: [digital signature]
+    expect: refused
+    reason: ConditionNotMet
+  - name: c
+    as: "system:serviceaccount:edge:gateway"
+    signer: example.com/core
+    pod: {name: g, node: gateway-1}
+    dnsNames: [gateway]
+    usages: [digital signature]
+    expect: refused
+    reason: ConditionNotMet
+  - name: d
+    as: "system:serviceaccount:edge:gateway"
+    signer: example.com/edge
+    pod: {name: g}
+    dnsNames: [gateway]
+    usages: [digital signature]
+    expect: refused
+    reason: RequesterNotAllowed
+  - name: e
+    as: "system:serviceaccount:edge:gateway"
+    signer: example.com/edge
+    pod: {name: g, node: gateway-1, hostNetwork: true}
+    dnsNames: [gateway]
+    usages: [digital signature]
+    expect: refused
+    reason: ConditionNotMet
 `)
 	if out, stderr, code := command(t, "policy", "test", dir, "--policy", file); code != 0 ||
 		!strings.Contains(out, "5 passed") {
@@ -193,7 +229,8 @@ func TestPolicyTestWithoutADirectory(t *testing.T) {
 }
 
 // mixedCases have one of each result, one name twice, and text that XML must escape.
-var mixedCases = strings.Replace(testCases, "reason: NameNotAllowed", "reason: KeyNotAllowed", 1) + `  - name: "a <fault> & \"more\" \e"
+var mixedCases = strings.Replace(testCases, "reason: NameNotAllowed", "reason: KeyNotAllowed", 1) +
+	`  - name: "a <fault> & \"more\" \e"
     as: x
     key: dsa
     expect: refused

@@ -54,8 +54,8 @@ func (c testCase) request(keys testKeys) (*policy.Request, policy.Facts, error) 
 	return request, facts, nil
 }
 
-// podRequest returns the request for the certificate of a pod, with what kubelet adds, and the facts
-// that the pod is as the request says. Without a pod there is none.
+// podRequest returns the request for the certificate of a pod, with what kubelet adds, and the
+// facts that the pod is as the request says. Without a pod there is none.
 func (c testCase) podRequest(s policy.Submission, stub []byte) (*policy.Request, policy.Facts,
 	error) {
 	account, is := s.Requester.ServiceAccount()

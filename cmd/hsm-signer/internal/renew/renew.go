@@ -47,17 +47,18 @@ func newRenewCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "renew",
 		Short: "Replace a token file by one with a fresh token",
-		Long: `Has the API server mint a token for a service account, and replaces the file that holds it.
-A running hsm-signer whose kubeconfig names the file (tokenFile) uses the new token within
-seconds. A timer runs this command; see docs/credentials.md.
+		Long: `Has the API server mint a token for a service account, and replaces the file that
+holds it. A running hsm-signer whose kubeconfig names the file (tokenFile) uses the new token
+within seconds. A timer runs this command; see docs/credentials.md.
 
 KUBECONFIG is that of the renewal: a credential of another account that may create
 serviceaccounts/token for this one, and nothing else. A credential of the same account is
 refused: a token that can mint its own successor never ends once it is stolen.
 
 Exit code 0 if the file holds a fresh token, 1 if not, 2 if the credential is refused.`,
-		Example: `  hsm-signer credential renew --kubeconfig /etc/hsm-signer/renewal.kubeconfig --out /var/lib/hsm-signer-credential/token`,
-		Args:    cobra.NoArgs,
+		Example: `  hsm-signer credential renew --kubeconfig /etc/hsm-signer/renewal.kubeconfig \
+      --out /var/lib/hsm-signer-credential/token`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
 			renewal := load(c, o, faults)
@@ -114,9 +115,9 @@ func (r *renewal) run(ctx context.Context, out, errs io.Writer) error {
 	account := "system:serviceaccount:" + r.namespace + ":" + r.name
 	for _, own := range r.own {
 		if own.Subject == account {
-			return exit.With(exit.Refused, fmt.Errorf("KUBECONFIG holds a credential of %s itself: "+
-				"a token that can mint its own successor never ends once it is stolen; use a "+
-				"credential of another account", account))
+			return exit.With(exit.Refused, fmt.Errorf("KUBECONFIG holds a credential of %s "+
+				"itself: a token that can mint its own successor never ends once it is stolen; "+
+				"use a credential of another account", account))
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)

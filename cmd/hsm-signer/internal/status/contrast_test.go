@@ -48,7 +48,8 @@ func palettes(t *testing.T) (css string, all map[string]map[string]string) {
 	}
 	all = map[string]map[string]string{"light": {}, "dark": {}}
 	for i, name := range []string{"light", "dark"} {
-		for _, c := range regexp.MustCompile(`--([a-z-]+): (#[0-9a-f]{6});`).FindAllStringSubmatch(roots[i], -1) {
+		for _, c := range regexp.MustCompile(`--([a-z-]+): (#[0-9a-f]{6});`).
+			FindAllStringSubmatch(roots[i], -1) {
 			all[name][c[1]] = c[2]
 		}
 		css = strings.Replace(css, roots[i], "", 1)
@@ -111,11 +112,14 @@ func TestContrast(t *testing.T) {
 // All colours are of the palettes, and in a pair, so that none escapes the test of its contrast.
 func TestColoursAreOfThePalette(t *testing.T) {
 	css, _ := palettes(t)
-	if colours := regexp.MustCompile(`#[0-9a-fA-F]{3,8}\b|\b(?:rgb|hsl|oklch|color-mix)a?\(|opacity:`).FindAllString(css, -1); len(colours) > 0 {
+	colour := regexp.MustCompile(
+		`#[0-9a-fA-F]{3,8}\b|\b(?:rgb|hsl|oklch|color-mix)a?\(|opacity:`)
+	if colours := colour.FindAllString(css, -1); len(colours) > 0 {
 		t.Errorf("colours that are not of the palette: %v", colours)
 	}
 	grounds := slices.Concat(slices.Collect(maps.Values(onGrounds))...)
-	for _, use := range regexp.MustCompile(`[{;\s](color|background): ([^;}]+)`).FindAllStringSubmatch(css, -1) {
+	for _, use := range regexp.MustCompile(`[{;\s](color|background): ([^;}]+)`).
+		FindAllStringSubmatch(css, -1) {
 		for _, name := range named(css, use[2]) {
 			if use[1] == "color" && onGrounds[name] == nil || use[1] == "background" &&
 				!slices.Contains(grounds, name) {
@@ -134,7 +138,8 @@ func named(css, value string) []string {
 		return nil
 	case "mood", "tint":
 		var all []string
-		for _, m := range regexp.MustCompile(`--`+name+`: var\(--([a-z-]+)\)`).FindAllStringSubmatch(css, -1) {
+		for _, m := range regexp.MustCompile(`--`+name+`: var\(--([a-z-]+)\)`).
+			FindAllStringSubmatch(css, -1) {
 			all = append(all, m[1])
 		}
 		return all

@@ -54,9 +54,9 @@ func (v view) needs() markup {
 				func(hint string) markup { return element("li", linked(hint)) }))),
 			when(v.Unknown != "", element(`p class="said"`, "Which pods will outlive their "+
 				"certificates is not known: ", text(v.Unknown))),
-			when(len(v.Ending) > 0, element("p", "The certificates of these pods end soon, or have "+
-				"ended, and nothing renews them: a pod asks once, when it starts. Restart them "+
-				"before that; those that are dark, now."), v.ending())))
+			when(len(v.Ending) > 0, element("p", "The certificates of these pods end soon, or "+
+				"have ended, and nothing renews them: a pod asks once, when it starts. Restart "+
+				"them before that; those that are dark, now."), v.ending())))
 }
 
 func (v view) ending() markup {

@@ -58,12 +58,12 @@ Output: text, or json, one line for each file:
 verdict "valid" or "invalid". Exit code 0 if all are valid, whatever the warnings; 2 if any is
 not; 1 if a file cannot be read.
 
-With CA_CERT_FILE a rule is a mistake too if the CA can issue nothing that it grants. Without it a
-note on
-standard error says that the CA's constraints were not checked.`,
+With CA_CERT_FILE a rule is a mistake too if the CA can issue nothing that it grants. Without it
+a note on standard error says that the CA's constraints were not checked.`,
 		Example: `  hsm-signer policy validate mine.yaml
   hsm-signer policy validate mine.yaml --output json | jq -r '.warnings[].message'
-  kubectl get configmap policy -o jsonpath='{.data.policy\.yaml}' | hsm-signer policy validate /dev/stdin`,
+  kubectl get configmap policy -o jsonpath='{.data.policy\.yaml}' |
+      hsm-signer policy validate /dev/stdin`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cli.CompletePolicies,
 		RunE: func(cmd *cobra.Command, files []string) error {
