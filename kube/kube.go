@@ -120,6 +120,18 @@ type Config struct {
 	Answers             Answers
 }
 
+// Use returns what the controller does, for which it needs permissions.
+func (c *Config) Use() access.Use {
+	use := access.Use{
+		SignerNames: c.SignerNames, Answers: c.Mode != Shadow, Approves: c.Mode == Approve,
+		Lease: c.Lease, Deletes: c.DeleteFinishedAfter > 0, PodCertificates: c.PodCertificates,
+	}
+	if c.PodNamespaces != nil {
+		use.PodNamespaces = c.PodNamespaces()
+	}
+	return use
+}
+
 // A Controller serves certificate requests.
 type Controller struct {
 	Config

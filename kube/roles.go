@@ -1,7 +1,5 @@
 package kube
 
-import "hsm-signer/kube/access"
-
 // candidate is a controller as it stands for election; see [lease.Candidate].
 type candidate struct{ *Controller }
 
@@ -40,18 +38,6 @@ func (c candidate) Changed(identity string) { c.sinks.Report(LeaderChange{Identi
 
 // accessUser is a controller as its permissions are watched; see [access.Controller].
 type accessUser struct{ *Controller }
-
-// Use returns what the controller does.
-func (u accessUser) Use() access.Use {
-	use := access.Use{
-		SignerNames: u.SignerNames, Answers: u.Mode != Shadow, Approves: u.Mode == Approve,
-		Lease: u.Lease, Deletes: u.DeleteFinishedAfter > 0, PodCertificates: u.PodCertificates,
-	}
-	if u.PodNamespaces != nil {
-		use.PodNamespaces = u.PodNamespaces()
-	}
-	return use
-}
 
 // Unblocked takes all requests up again.
 func (u accessUser) Unblocked() { u.LookAgain() }

@@ -176,21 +176,27 @@ func RequireOwn(dir string) error {
 	return err
 }
 
-// Permissions lists what "run" needs.
-func (s *Service) Permissions() []access.Permission {
-	return access.Use{
-		SignerNames: s.SignerNames, PodNamespaces: PodNamespaces(s.Policy),
-		Answers: s.Mode != kube.Shadow, Approves: s.Mode == kube.Approve,
-		Lease: s.Lease, Deletes: s.DeleteFinishedAfter > 0, PodCertificates: s.PodCertificates,
-		TrustBundles: s.Anchors != nil,
-	}.Permissions()
+// Controller returns what the settings say of the controller, without its decider, its issuer and
+// what reports. It reads pods in the namespaces of the policy in force.
+func (s *Service) Controller(inForce func() *policy.Policy) kube.Config {
+	return kube.Config{
+		Client: s.Client, Kind: s.Kind(), SignerNames: s.SignerNames, Mode: s.Mode,
+		PodCertificates: s.PodCertificates, Lease: s.Lease, Workers: s.Workers, Pace: s.Pace,
+		DeleteFinishedAfter: s.DeleteFinishedAfter,
+		PodNamespaces: func() []string {
+			namespaces, bounded := inForce().PodNamespaces()
+			if !bounded {
+				return nil
+			}
+			return namespaces
+		},
+	}
 }
 
-// PodNamespaces are the namespaces in which a policy needs pods to be read; nil: in all.
-func PodNamespaces(p *policy.Policy) []string {
-	namespaces, bounded := p.PodNamespaces()
-	if !bounded {
-		return nil
-	}
-	return namespaces
+// Permissions lists what "run" needs.
+func (s *Service) Permissions() []access.Permission {
+	controller := s.Controller(func() *policy.Policy { return s.Policy })
+	use := controller.Use()
+	use.TrustBundles = s.Anchors != nil
+	return use.Permissions()
 }

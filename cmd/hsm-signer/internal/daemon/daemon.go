@@ -46,7 +46,8 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 	}
 	d := Daemon{service: s, warnings: warnings, metrics: counts, logger: logger}
 	current, recent := policy.NewCurrent(s.Policy), &activity{}
-	serving, ca := kubeConfig(s, current, logger.Named("kube")), caHolder(fixedCA{s.CA})
+	serving, ca := s.Controller(current.Policy), caHolder(fixedCA{s.CA})
+	serving.Decider, serving.Logger = current, logger.Named("kube")
 	serving.Sinks = []kube.Sink{counts, recent}
 	if s.Mode == kube.Shadow {
 		d.shadow = newShadowLog(s.StateDir)
@@ -74,16 +75,6 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 	counts.Registry.MustRegister(readiness{d.health},
 		metrics.CredentialCollector{Source: s.Credential})
 	return &d, nil
-}
-
-// kubeConfig is what the controllers of every process have in common.
-func kubeConfig(s *config.Service, current *policy.Current, logger hclog.Logger) kube.Config {
-	return kube.Config{
-		Client: s.Client, Kind: s.Kind(), SignerNames: s.SignerNames, Mode: s.Mode,
-		PodCertificates: s.PodCertificates, Lease: s.Lease,
-		PodNamespaces: func() []string { return config.PodNamespaces(current.Policy()) },
-		Workers:       s.Workers, Pace: s.Pace, Decider: current, Logger: logger,
-	}
 }
 
 // Run serves until the context ends, or until it is clear that only a human can help.

@@ -87,7 +87,7 @@ func (p *signing) configure(c *kube.Config, s *config.Service) {
 	c.Decider = hold
 	c.Process = process{p.health, p.keeper.Witness}
 	c.Issuer = kubeIssuer{p.issuer, hold, s.Clock}
-	c.DeleteFinishedAfter, c.Answers = s.DeleteFinishedAfter, answers{p.issuer, s.StateDir}
+	c.Answers = answers{p.issuer, s.StateDir}
 	c.Sinks = append(c.Sinks, refusalSink{p.journal}, answeredSink{p.stuck})
 }
 
