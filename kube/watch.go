@@ -88,7 +88,7 @@ const rediscoverAfter = time.Second
 // Kubernetes 1.22 on, another version is looked for.
 func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
 	for {
-		c.Logger.Info("watching certificate requests", "api", api.Version(), "signers",
+		c.Logger.Info("watching requests", "api", api.Version(), "signers",
 			c.SignerNames)
 		c.watchWhileServed(ctx, api, started)
 		select {

@@ -22,7 +22,7 @@ import (
 
 // Each service account requests the names of each component. It gets its own, and no others.
 func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
-	startReady(t, ca)
+	d := startReady(t, ca)
 	for _, who := range components {
 		for _, whose := range components {
 			p := newPod(t, who)
@@ -36,6 +36,7 @@ func TestEachComponentGetsItsOwnNamesAlone(t *testing.T) {
 				whose.DNSNames[0])
 		}
 	}
+	requireNeverNamed(t, d, "podcertificate")
 }
 
 func TestImpostorsAreDenied(t *testing.T) {

@@ -94,6 +94,16 @@ func requireNoFaults(t *testing.T, d *testenv.Daemon) {
 	}
 }
 
+// requireNeverNamed requires that the log names no other kind of request than those that were made.
+func requireNeverNamed(t *testing.T, d *testenv.Daemon, kind string) {
+	t.Helper()
+	for line := range strings.Lines(d.Log()) {
+		if strings.Contains(strings.ToLower(line), kind) {
+			t.Errorf("the log names a %s: %s", kind, line)
+		}
+	}
+}
+
 // removeToken makes the token unavailable until the caller calls back, or the test ends.
 func removeToken(t *testing.T) (back func()) {
 	t.Helper()

@@ -142,7 +142,7 @@ func requirePodCertificate(t *testing.T, pcr *certificatesv1.PodCertificateReque
 // A pod gets its SPIFFE ID, and nothing else, for each type of key that the API has.
 func TestPodCertificates(t *testing.T) {
 	t.Parallel()
-	s, _ := newPodSigner(t, "pods-keys")
+	s, d := newPodSigner(t, "pods-keys")
 	for _, key := range []pkcs10.KeyType{pkcs10.RSA3072, pkcs10.RSA4096, pkcs10.ECDSAP256,
 		pkcs10.ECDSAP384, pkcs10.ECDSAP521, pkcs10.Ed25519} {
 		pcr, private := s.podRequest(t, newPlainPod(t), key)
@@ -152,6 +152,7 @@ func TestPodCertificates(t *testing.T) {
 		}
 		requirePodCertificate(t, pcr, private)
 	}
+	requireNeverNamed(t, d, "certificatesigningrequest")
 }
 
 // What a request says is compared with the live objects. It is denied only for what no lag
