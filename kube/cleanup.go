@@ -142,9 +142,10 @@ type cleaner struct {
 	now     func() time.Time
 
 	seen     map[types.UID]*sighting
-	round    int       // of looks
-	waited   time.Time // when a client was last seen waiting
-	searched time.Time // when the refusal log was last read
+	queue    []*sighting // to be deleted, the first answered first; sorted once for all of them
+	round    int         // of looks
+	waited   time.Time   // when a client was last seen waiting
+	searched time.Time   // when the refusal log was last read
 
 	mu    sync.Mutex
 	fault error
@@ -152,6 +153,7 @@ type cleaner struct {
 
 // A sighting is what the cleaner knows of one request.
 type sighting struct {
+	request  request.Object
 	state    request.State
 	since    time.Time // when it was first seen in this state, or was last tried
 	round    int       // in which it was last seen
@@ -176,6 +178,7 @@ func (c *cleaner) see(all []request.Object) {
 			*s = sighting{state: state, since: now}
 			c.waited = now
 		}
+		s.request = r
 		if state.Open() && now.Sub(s.since) < clientPatience {
 			c.waited = now
 		}
@@ -193,43 +196,49 @@ func (c *cleaner) see(all []request.Object) {
 
 // next returns the request to delete now, of those last given to see. It returns nil if there is
 // none, or while clients may be waiting.
-func (c *cleaner) next(
-	all []request.Object,
-) (request.Object, error) {
+func (c *cleaner) next(all []request.Object) (request.Object, error) {
 	if c.now().Sub(c.waited) < quietTime {
 		return nil, nil
 	}
 	if err := c.searchRefusals(all); err != nil {
 		return nil, err
 	}
-	for _, r := range c.candidates(all) {
-		s := c.seen[r.GetUID()]
+	if len(c.queue) == 0 {
+		c.queue = c.candidates()
+	}
+	for len(c.queue) > 0 {
+		s := c.queue[0]
+		c.queue = c.queue[1:]
+		if s.round != c.round || !c.mayDelete(s) { // it is gone, or has changed since
+			continue
+		}
 		s.since = c.now() // whatever comes of it, it is not the next one
 		if s.state == request.Refused {
-			return r, nil
+			return s.request, nil
 		}
-		delivered, err := c.answers.Delivered(string(r.GetUID()), r.Certificate())
+		delivered, err := c.answers.Delivered(string(s.request.GetUID()), s.request.Certificate())
 		if err != nil || delivered {
-			return r, err
+			return s.request, err
 		}
 	}
 	return nil, nil
 }
 
-// candidates returns the requests that are due, without the refused ones that are not known to be
-// recorded, in the order in which they were answered.
-func (c *cleaner) candidates(
-	all []request.Object,
-) (due []request.Object) {
-	for _, r := range all {
-		if s := c.seen[r.GetUID()]; c.due(s) && (s.state == request.Issued || s.recorded) {
-			due = append(due, r)
+// candidates returns what may be deleted, in the order in which it was answered. What is due later
+// comes after all of it.
+func (c *cleaner) candidates() (due []*sighting) {
+	for _, s := range c.seen {
+		if c.mayDelete(s) {
+			due = append(due, s)
 		}
 	}
-	slices.SortFunc(due, func(a, b request.Object) int {
-		return c.seen[a.GetUID()].since.Compare(c.seen[b.GetUID()].since)
-	})
+	slices.SortFunc(due, func(a, b *sighting) int { return a.since.Compare(b.since) })
 	return due
+}
+
+// mayDelete reports whether the request is due, and its answer was recorded as far as is known.
+func (c *cleaner) mayDelete(s *sighting) bool {
+	return c.due(s) && (s.state == request.Issued || s.recorded)
 }
 
 // due reports whether the request was answered long enough ago.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,7 @@ import (
 	"hsm-signer/kube/access"
 	"hsm-signer/kube/csr"
 	"hsm-signer/kube/lease"
+	"hsm-signer/kube/request"
 )
 
 const keep = 5 * time.Minute // of the tests' requests
@@ -335,5 +337,50 @@ func TestRefusalLogIsReadSeldom(t *testing.T) {
 	}
 	if got := c.after(keep + 2*refusalsInterval); len(got) != 50 || c.record.searches > 5 {
 		t.Errorf("%d were deleted, with %d readings of the log", len(got), c.record.searches)
+	}
+}
+
+// What was answered first is deleted first, also if more becomes due meanwhile.
+func TestOldestAnswerIsDeletedFirst(t *testing.T) {
+	c := newCleaning(t)
+	var order []string
+	for _, uid := range []string{"c", "a", "b"} {
+		c.add(uid, "own", approval)
+		c.cleanUpOnce(t.Context())
+		order = append(order, uid)
+		c.clock = c.clock.Add(quietTime)
+	}
+	c.clock = c.clock.Add(keep - 2*quietTime) // c and a are due
+	for range order {
+		c.cleanUpOnce(t.Context())
+		c.remove(c.server.deleted...)
+		c.clock = c.clock.Add(quietTime)
+	}
+	if !slices.Equal(c.server.deleted, order) {
+		t.Errorf("deleted in the order %v; want %v", c.server.deleted, order)
+	}
+}
+
+// BenchmarkCleanUp chooses one of 10,000 requests to delete, as it does ten times a second.
+func BenchmarkCleanUp(b *testing.B) {
+	api, all := &csr.API{}, make([]request.Object, 10_000)
+	for i := range all {
+		uid := types.UID(strconv.Itoa(i))
+		all[i] = api.Whole(&certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{Name: string(uid), UID: uid},
+			Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte("own"),
+				Conditions: []certificatesv1.CertificateSigningRequestCondition{approval}},
+		})
+	}
+	c := newCleaner(0, &onRecord{})
+	c.see(all)
+	started := time.Now()
+	c.now = func() time.Time { return started.Add(time.Hour) }
+	b.ReportAllocs()
+	for b.Loop() {
+		c.see(all)
+		if r, err := c.next(all); r == nil || err != nil {
+			b.Fatal(r, err)
+		}
 	}
 }
