@@ -58,8 +58,8 @@ func InPod(config, base *rest.Config) (*Source, error) {
 	return s, s.use(config)
 }
 
-// Open returns the source of kubeconfig files. Rate limit, user agent, content types and wrapped
-// transport of the client are those of base. Open returns an error if a file cannot be read, is not
+// Open returns the source of kubeconfig files. Rate limit, user agent, content types, compression
+// and wrapped transport of the client are those of base. Open returns an error if a file cannot be read, is not
 // to be trusted, or has a mistake.
 func Open(files Files, base *rest.Config) (*Source, error) {
 	s := &Source{files: &files, base: base}
@@ -82,6 +82,7 @@ func (s *Source) use(config *rest.Config) error {
 		config.Wrap(s.observe)
 	}
 	config.QPS, config.UserAgent = s.base.QPS, s.base.UserAgent
+	config.DisableCompression = s.base.DisableCompression
 	config.ContentConfig = s.base.ContentConfig
 	config.Wrap(s.base.WrapTransport)
 	transport, err := rest.TransportFor(config)
