@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"math/big"
 	"slices"
+	"sync"
 
 	"github.com/titanous/rocacheck"
 
@@ -43,8 +44,9 @@ func CheckKey(public crypto.PublicKey) (Fault, bool) {
 	return Fault{}, false
 }
 
-// smallPrimes is the product of all primes below 752.
-var smallPrimes = func() *big.Int {
+// smallPrimes is the product of all primes below 752. It is made for the first RSA key: it takes 2 ms
+// and 0.7 MiB, which most processes do not need.
+var smallPrimes = sync.OnceValue(func() *big.Int {
 	product := big.NewInt(1)
 	for n := int64(2); n < 752; n++ {
 		if candidate := big.NewInt(n); candidate.ProbablyPrime(0) {
@@ -52,10 +54,10 @@ var smallPrimes = func() *big.Int {
 		}
 	}
 	return product
-}()
+})
 
 func hasSmallFactor(n *big.Int) bool {
-	return new(big.Int).GCD(nil, nil, n, smallPrimes).Cmp(big.NewInt(1)) != 0
+	return new(big.Int).GCD(nil, nil, n, smallPrimes()).Cmp(big.NewInt(1)) != 0
 }
 
 // fermatRounds is what the Baseline Requirements ask for.
