@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"hsm-signer/kube/clientset"
 	"hsm-signer/policy"
@@ -38,6 +39,11 @@ func findPods(ctx context.Context, client clientset.Interface, q policy.PodQuery
 		pod := podOf(&pods[i])
 		if q.Identity {
 			if err := readIdentity(ctx, client, &pod); err != nil {
+				return podsRead{}, err
+			}
+		}
+		if q.Services {
+			if pod.Services, err = servicesOf(ctx, client, &pods[i]); err != nil {
 				return podsRead{}, err
 			}
 		}
@@ -70,6 +76,25 @@ func readIdentity(ctx context.Context, client clientset.Interface, pod *policy.P
 		return fmt.Errorf("read the node %s: %w", pod.Node, err)
 	}
 	return nil
+}
+
+// servicesOf reads the Services that select the pod, as consistently as the pod. It never returns
+// nil without an error.
+func servicesOf(ctx context.Context, client clientset.Interface, pod *corev1.Pod) (
+	[]policy.Service, error) {
+	list, err := client.Services(pod.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list the Services in %s: %w", pod.Namespace, err)
+	}
+	found := []policy.Service{}
+	for _, s := range list.Items {
+		if len(s.Spec.Selector) > 0 && s.Spec.Type != corev1.ServiceTypeExternalName &&
+			labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(pod.Labels)) {
+			found = append(found, policy.Service{Name: s.Name,
+				Headless: s.Spec.ClusterIP == corev1.ClusterIPNone})
+		}
+	}
+	return found, nil
 }
 
 func queryPods(ctx context.Context, client clientset.Interface, q policy.PodQuery) ([]corev1.Pod,
@@ -146,6 +171,8 @@ func podOf(pod *corev1.Pod) policy.Pod {
 		ServiceAccount: pod.Spec.ServiceAccountName,
 		Node:           pod.Spec.NodeName,
 		HostNetwork:    pod.Spec.HostNetwork,
+		Hostname:       pod.Spec.Hostname,
+		Subdomain:      pod.Spec.Subdomain,
 		Finished: pod.Status.Phase == corev1.PodSucceeded ||
 			pod.Status.Phase == corev1.PodFailed,
 		Deleting: pod.DeletionTimestamp != nil,

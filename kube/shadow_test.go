@@ -15,6 +15,10 @@ type undecided struct{}
 
 func (undecided) Knows(policy.Requester) bool { return false }
 
+func (undecided) PodQuery(*policy.Request) (policy.PodQuery, bool) {
+	return policy.PodQuery{}, false
+}
+
 func (undecided) Decide(*policy.Request, policy.Facts) policy.Verdict { return &policy.Waiting{} }
 
 // A shadow looks again at every open request that waits for a fact: also at one that is approved,

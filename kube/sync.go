@@ -119,7 +119,7 @@ func decide(
 	var pods podsRead
 	// For others it would cost parsing the request, and a call.
 	if asked.PodCertificate != nil || decider.Knows(asked.Requester) {
-		if query, ok := asked.PodQuery(); ok {
+		if query, ok := decider.PodQuery(asked); ok {
 			var err error
 			if pods, err = findPods(ctx, client, query); err != nil {
 				return nil, podsRead{}, err

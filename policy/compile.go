@@ -89,7 +89,9 @@ func (r *fileRule) inherit(defaults *fileRule) {
 	if r.From.PodCertificates.at == 0 {
 		r.From.PodCertificates = defaults.From.PodCertificates
 	}
-	if !r.From.PodCertificates.value {
+	if r.From.PodCertificates.value {
+		list(&r.Grant.PodNames, defaults.Grant.PodNames)
+	} else {
 		r.inheritNames(defaults)
 	}
 	list(&r.Grant.URIs, defaults.Grant.URIs)
@@ -153,10 +155,13 @@ func (c *compiler) compile() rule {
 		uris:        c.compileTexts("grant.uris", c.Grant.URIs, pkcs10.CheckURI),
 		emails: c.compileTexts("grant.emailAddresses", c.Grant.EmailAddresses,
 			pkcs10.CheckEmailAddress),
+		podNames:    c.compilePodNames(),
 		keepSubject: c.compileSubject(),
 		keys:        compileWords(c, "grant.keys", c.Grant.Keys, pkcs10.KeyTypes()),
 		usages:      compileWords(c, "grant.usages", c.Grant.Usages, Usages()),
 		conditions:  c.compileConditions(),
+
+		clusterDomain: c.ClusterDomain,
 	}
 	compiled.maxLifetime, compiled.defaultLifetime = c.compileLifetimes()
 	c.checkPodCertificates(&compiled)

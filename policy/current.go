@@ -22,5 +22,8 @@ func (c *Current) Decide(r *Request, facts Facts) Verdict { return c.Policy().De
 // Knows reports what the policy in force does; see [Policy.Knows].
 func (c *Current) Knows(r Requester) bool { return c.Policy().Knows(r) }
 
+// PodQuery returns the query of the policy in force; see [Policy.PodQuery].
+func (c *Current) PodQuery(r *Request) (PodQuery, bool) { return c.Policy().PodQuery(r) }
+
 // Replace puts another policy in force and withdraws the one before.
 func (c *Current) Replace(p *Policy) { c.policy.Swap(p).Withdraw() }

@@ -18,6 +18,10 @@ type Pod struct {
 	// The UIDs of its service account and of its node; empty if there is none of that name now, or
 	// the query has no [PodQuery.Identity].
 	ServiceAccountUID, NodeUID string
+
+	// Services are those that select it; nil if they were not looked up ([PodQuery.Services]).
+	Services            []Service
+	Hostname, Subdomain string // as its spec has them
 }
 
 // A PodQuery selects the pods that a decision depends on: the one called Name, or, if Name is
@@ -29,10 +33,13 @@ type PodQuery struct {
 	IP             netip.Addr
 	// Identity: the UIDs of the service account and of the node are to be looked up too.
 	Identity bool
+	// Services: the Services that select the pods are to be looked up too.
+	Services bool
 }
 
-// PodQuery returns the query to look up before [Policy.Decide]. It returns false if the decision
-// depends on no pod. It parses the request; see [Policy.Knows].
+// PodQuery returns the query to look up before [Policy.Decide], whatever the policy; see
+// [Policy.PodQuery]. It returns false if the decision depends on no pod. It parses the request; see
+// [Policy.Knows].
 func (r *Request) PodQuery() (PodQuery, bool) {
 	account, ok := r.Requester.ServiceAccount()
 	if !ok {
@@ -72,5 +79,6 @@ func (f Facts) PodStarted() bool { return len(f.pods) > 0 && f.pods[0].Started }
 // answer reports whether the facts are what the request's query found, or the request has no query.
 func (f Facts) answer(r *Request) bool {
 	query, needed := r.PodQuery()
+	query.Services = f.query.Services // a rule that needs them waits for them
 	return !needed || f.query == query
 }

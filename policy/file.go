@@ -73,8 +73,10 @@ type (
 		URIs           []line[string] `yaml:"uris"`
 		EmailAddresses []line[string] `yaml:"emailAddresses"`
 		Subject        line[string]   `yaml:"subject"` // rebuilt (default) or kept
-		Keys           []line[string] `yaml:"keys"`
-		Usages         []line[string] `yaml:"usages"`
+		// optional, for pod certificates: services, hostname
+		PodNames []line[string] `yaml:"podNames"`
+		Keys     []line[string] `yaml:"keys"`
+		Usages   []line[string] `yaml:"usages"`
 		// optional: a duration, see ParseDuration
 		MaxLifetime line[string] `yaml:"maxLifetime"`
 		// optional: when none is asked for; without it, the most

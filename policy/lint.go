@@ -10,7 +10,7 @@ import (
 
 // checkUse finds what makes a rule useless: that it, or a part of it, could never grant anything.
 func (c *compiler) checkUse(u *rule) {
-	if len(u.dnsNames)+len(u.uris)+len(u.emails) == 0 && !u.ips.any() {
+	if len(u.dnsNames)+len(u.uris)+len(u.emails)+len(u.podNames) == 0 && !u.ips.any() {
 		c.wrong(0, "grant", "names nothing that one could ask for; add dnsNames, ipAddresses, "+
 			"uris or emailAddresses")
 	}

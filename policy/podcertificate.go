@@ -73,8 +73,11 @@ func (p *Policy) decidePod(r *Request, facts Facts) Verdict {
 	}
 	finding := p.judge(r, facts)
 	refusal.Reasons = append(refusal.Reasons, finding.reasons...)
-	if len(refusal.Reasons) > 0 {
+	switch {
+	case len(refusal.Reasons) > 0:
 		return refusal
+	case finding.missing != "":
+		return &Waiting{Rule: finding.rule.name, Missing: finding.missing}
 	}
 	return p.grant(r, finding)
 }
@@ -172,7 +175,10 @@ func (u *rule) judgePodCertificate(r *Request, facts Facts, f *finding) {
 	}
 	f.names.dnsNames = u.derive(u.dnsNames, "grant.dnsNames", account, f)
 	f.names.uris = u.derive(u.uris, "grant.uris", account, f)
-	if len(f.reasons) == 0 {
+	if len(u.podNames) > 0 {
+		u.judgePodNames(f)
+	}
+	if len(f.reasons) == 0 && f.missing == "" {
 		u.judgeConditions(r, account, f.pod, f)
 	}
 }
@@ -252,6 +258,10 @@ func (c *compiler) checkPodCertificates(u *rule) {
 			c.wrong(c.From.Annotations[0].at, "from.annotations",
 				"only requests for pod certificates have them; set from.podCertificates: true")
 		}
+		if len(u.podNames) > 0 {
+			c.wrong(c.Grant.PodNames[0].at, "grant.podNames", "only pod certificates have names "+
+				"without asking for them; set from.podCertificates: true")
+		}
 		return
 	}
 	const field = "from.podCertificates"
@@ -297,6 +307,10 @@ func (u *rule) warnOfPods() (all []string) {
 		all = append(all, "whoever makes the pod, and whoever holds its node's credential, "+
 			"chooses the annotations "+strings.Join(u.from.annotations, ", ")+
 			" (from.annotations)")
+	}
+	if len(u.podNames) > 0 {
+		all = append(all, "whoever may label pods, or write Services, in a namespace of the rule "+
+			"gives its pods the names of Services there (grant.podNames)")
 	}
 	for _, source := range slices.Concat(u.dnsNames, u.uris) {
 		if !source.derives() && (u.from.manyNamespaces() || u.from.manyAccounts()) {

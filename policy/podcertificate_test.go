@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -319,11 +320,81 @@ func TestMistakesInRulesForPods(t *testing.T) {
 			"    grant: {uris: ['spiffe://a/x'], " + keys + "}": "from.groups has no meaning",
 		"from: {serviceAccounts: ['*/*'], annotations: [a/b]}\n" +
 			"    grant: {dnsNames: [a], " + keys + "}": "only requests for pod certificates",
+		"from: {serviceAccounts: ['*/*']}\n" +
+			"    grant: {podNames: [services], " + keys + "}": "only pod certificates have names",
+		pods + "\n    grant: {podNames: [labels], " + keys + "}": "choose from: services, hostname",
 	} {
 		_, err := policy.Parse([]byte("version: 1\nrules:\n  - name: a\n    "+text+"\n"),
 			policy.Options{ClusterDomain: "cluster.local", MaxLifetime: 24 * time.Hour})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\n%v\nwant %s", text, err, want)
 		}
+	}
+}
+
+// A rule gives a pod the names of the Services that select it, and its own name below a headless
+// one, when they are known. Those of the API server are nobody's.
+func TestNamesOfServices(t *testing.T) {
+	const rules = `version: 1
+rules:
+  - name: services
+    from: {podCertificates: true, serviceAccounts: ["*/*"]}
+    grant: {podNames: [%s], keys: [ecdsa-p256], usages: [digital signature]}
+`
+	const services, both = "services", "services, hostname"
+	web, sets := policy.Service{Name: "web"}, policy.Service{Name: "sets", Headless: true}
+	many := make([]policy.Service, 51)
+	for i := range many {
+		many[i].Name = fmt.Sprintf("s-%d", i)
+	}
+	for name, c := range map[string]struct {
+		kinds, namespace string
+		services         []policy.Service
+		want             []string // empty: not granted
+		says             string
+	}{
+		"one": {services, "shop", []policy.Service{web},
+			[]string{"web.shop.svc", "web.shop.svc.cluster.local"}, ""},
+		"a headless one": {both, "shop", []policy.Service{web, sets}, []string{"web.shop.svc",
+			"web.shop.svc.cluster.local", "sets.shop.svc", "sets.shop.svc.cluster.local",
+			"web-0.sets.shop.svc", "web-0.sets.shop.svc.cluster.local"}, ""},
+		"its own name alone": {"hostname", "shop", []policy.Service{web, sets},
+			[]string{"web-0.sets.shop.svc", "web-0.sets.shop.svc.cluster.local"}, ""},
+		"its subdomain is not headless": {"hostname", "shop", []policy.Service{{Name: "sets"}}, nil,
+			"a Service that selects the pod"},
+		"none":          {both, "shop", []policy.Service{}, nil, "a Service that selects the pod"},
+		"not looked up": {both, "shop", nil, nil, "a look-up of the Services"},
+		"the API server": {services, "default", []policy.Service{{Name: "kubernetes"}}, nil,
+			"a Service that selects the pod"},
+		"too many": {services, "shop", many, nil, "gives 102 names"},
+	} {
+		p := parse(t, fmt.Sprintf(rules, c.kinds))
+		s := podSubmission(t)
+		s.PodCertificate.Pod.Namespace = c.namespace
+		s.Requester = s.PodCertificate.Requester()
+		live := s.PodCertificate.Pod
+		live.Services, live.Hostname, live.Subdomain = c.services, "web-0", "sets"
+		r := policy.NewRequest(s)
+		query, _ := p.PodQuery(r)
+		v := p.Decide(r, query.Found(live))
+		grant, granted := v.(*policy.Grant)
+		waiting, _ := v.(*policy.Waiting)
+		refusal, _ := v.(*policy.Refusal)
+		switch {
+		case !query.Services || !p.NeedsServices():
+			t.Errorf("%s: Services are not looked up", name)
+		case granted != (c.want != nil) || granted && !slices.Equal(grant.DNSNames(), c.want):
+			t.Errorf("%s: %v", name, v)
+		case waiting != nil && !strings.Contains(waiting.Missing, c.says),
+			refusal != nil && !strings.Contains(refusal.String(), c.says):
+			t.Errorf("%s: %v", name, v)
+		}
+	}
+	if query, _ := builtIn(t, "pods").PodQuery(policy.NewRequest(podSubmission(t))); query.Services {
+		t.Error("Services are looked up for nothing")
+	}
+	if w := parse(t, fmt.Sprintf(rules, both)).Warnings(); len(w) == 0 ||
+		!strings.Contains(w[0], "may label pods") {
+		t.Errorf("warnings: %q", w)
 	}
 }

@@ -20,6 +20,7 @@ type rule struct {
 	ips         addresses
 	uris        []nameSource
 	emails      []nameSource
+	podNames    []podName // of pod certificates, in addition
 	keepSubject bool
 	// no kept subject holds one of them; "*" at the end stands for any ending
 	reservedGroups  []string
@@ -28,6 +29,7 @@ type rule struct {
 	maxLifetime     time.Duration
 	defaultLifetime time.Duration // when none is asked for
 	conditions      []condition
+	clusterDomain   string
 }
 
 // A finding is what one rule has to say of one request: granted when it has neither reasons nor

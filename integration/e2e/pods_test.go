@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -232,4 +234,57 @@ func newMirrorPod(t *testing.T) *corev1.Pod {
 	mirror, err := pods.Create(t.Context(), mirror, metav1.CreateOptions{})
 	must.OK(t, err)
 	return mirror
+}
+
+// A rule can give pods the names of the Services that select them. Which do is read from the API
+// server: a Service of another selector, and one in another namespace, give nothing.
+func TestNamesOfServices(t *testing.T) {
+	t.Parallel()
+	const account = "served"
+	s, d := newPodSigner(t, "pods-services", withPolicy(t, strings.Replace(
+		rulesFor("pods/"+account), "    grant:\n", "    grant:\n      podNames: [services, hostname]\n",
+		1)))
+	pod := newServedPod(t, account)
+	newService(t, "pods", "web", map[string]string{"app": account}, "")
+	newService(t, "pods", "sets", map[string]string{"app": account}, corev1.ClusterIPNone)
+	newService(t, "pods", "other", map[string]string{"app": "other"}, "")
+	newService(t, "pods", "unselected", nil, "")
+	newService(t, "default", "elsewhere", map[string]string{"app": account}, "")
+	pcr, _ := s.podRequest(t, pod, pkcs10.ECDSAP256)
+	pcr, condition := answer(t, pcr)
+	if pcr.Status.CertificateChain == "" {
+		t.Fatalf("%+v\n%s", condition, d.Log())
+	}
+	leaf := parseCertificate(t, []byte(pcr.Status.CertificateChain))
+	own := pod.Spec.Hostname + ".sets.pods.svc"
+	want := []string{"web.pods.svc", "web.pods.svc.cluster.local", "sets.pods.svc",
+		"sets.pods.svc.cluster.local", own, own + ".cluster.local"}
+	slices.Sort(want)
+	if slices.Sort(leaf.DNSNames); !slices.Equal(leaf.DNSNames, want) || len(leaf.URIs) != 1 {
+		t.Errorf("certified are %q and %v; want %q", leaf.DNSNames, leaf.URIs, want)
+	}
+}
+
+// newServedPod makes a pod with a label and a name below the Service "sets".
+func newServedPod(t *testing.T, account string) *corev1.Pod {
+	t.Helper()
+	pod, err := shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods",
+		Name: account + "-empty", ServiceAccount: account})
+	must.OK(t, err)
+	pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: account + "-0",
+		Labels: map[string]string{"app": account}}, Spec: pod.Spec}
+	pod.Spec.Hostname, pod.Spec.Subdomain = account+"-0", "sets"
+	pod, err = shared.Cluster.Client().CoreV1().Pods("pods").Create(t.Context(), pod,
+		metav1.CreateOptions{})
+	must.OK(t, err)
+	return pod
+}
+
+func newService(t *testing.T, namespace, name string, selector map[string]string, ip string) {
+	t.Helper()
+	_, err := shared.Cluster.Client().CoreV1().Services(namespace).Create(t.Context(),
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: corev1.ServiceSpec{Selector: selector, ClusterIP: ip,
+				Ports: []corev1.ServicePort{{Port: 443}}}}, metav1.CreateOptions{})
+	must.OK(t, err)
 }

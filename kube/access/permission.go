@@ -40,6 +40,7 @@ type Use struct {
 	Deletes       bool         // it deletes finished requests
 	// PodCertificates: it serves pod certificate requests too.
 	PodCertificates bool
+	Services        bool // the policy depends on the Services of pods
 	TrustBundles    bool // it publishes a ClusterTrustBundle for each signer
 }
 
@@ -95,6 +96,9 @@ func (u Use) forPods() []Permission {
 		all = append(all, permission(verb, group, podReqs))
 	}
 	all = append(all, permission("get", "", "serviceaccounts"), permission("get", "", "nodes"))
+	if u.Services {
+		all = append(all, permission("list", "", "services"))
+	}
 	if u.Answers {
 		all = append(all, permission("update", group, podReqs+"/status"))
 	}
@@ -183,6 +187,7 @@ func (p Permission) Manifest() string {
 	case p.ofBundle():
 		return "deploy/components/trust-bundle"
 	case p.attributes.Resource == podReqs || p.attributes.Resource == "nodes" ||
+		p.attributes.Resource == "services" ||
 		p.attributes.Resource == "serviceaccounts":
 		return "deploy/components/pod-certificates"
 	}

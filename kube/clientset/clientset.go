@@ -32,6 +32,7 @@ import (
 type Interface interface {
 	Pods(namespace string) Pods
 	ServiceAccounts(namespace string) ServiceAccounts
+	Services(namespace string) Lister[*corev1.ServiceList]
 	Nodes() Getter[*corev1.Node]
 	Namespaces() Getter[*corev1.Namespace]
 	ReplicaSets(namespace string) Getter[*appsv1.ReplicaSet]
@@ -96,6 +97,11 @@ func (c *Clientset) Pods(namespace string) Pods {
 // ServiceAccounts implements [Interface].
 func (c *Clientset) ServiceAccounts(namespace string) ServiceAccounts {
 	return serviceAccounts{objects[corev1.ServiceAccount](c.core, "serviceaccounts", namespace)}
+}
+
+// Services implements [Interface].
+func (c *Clientset) Services(namespace string) Lister[*corev1.ServiceList] {
+	return listed[corev1.Service, corev1.ServiceList](c.core, "services", namespace)
 }
 
 // Nodes implements [Interface].

@@ -197,6 +197,6 @@ func (s *Service) Controller(inForce func() *policy.Policy) kube.Config {
 func (s *Service) Permissions() []access.Permission {
 	controller := s.Controller(func() *policy.Policy { return s.Policy })
 	use := controller.Use()
-	use.TrustBundles = s.Anchors != nil
+	use.TrustBundles, use.Services = s.Anchors != nil, s.Policy.NeedsServices()
 	return use.Permissions()
 }

@@ -60,6 +60,11 @@ type testPod struct {
 	Node        string       `yaml:"node"`        // optional
 	IPAddresses []netip.Addr `yaml:"ipAddresses"` // optional: none yet
 	HostNetwork bool         `yaml:"hostNetwork"` // optional
+	// optional, with podCertificate: the Services that select it; the one called as the subdomain
+	// is headless
+	Services  []string `yaml:"services"`
+	Hostname  string   `yaml:"hostname"`
+	Subdomain string   `yaml:"subdomain"`
 }
 
 func NewCommand() *cobra.Command {

@@ -196,6 +196,31 @@ func TestPolicyTestOfPodCertificates(t *testing.T) {
 	}
 }
 
+// The pod of a case says which Services select it.
+func TestPolicyTestOfPodNames(t *testing.T) {
+	policy := fixture.File(t, "policy.yaml", `version: 1
+rules:
+  - name: web
+    from: {podCertificates: true, serviceAccounts: [shop/web]}
+    grant: {podNames: [services, hostname], keys: [ecdsa-p256], usages: [digital signature]}
+`)
+	t.Setenv("POLICY_FILE", policy)
+	out, stderr, code := runPolicyTest(t, `cases:
+  - name: its Services
+    podCertificate: true
+    as: system:serviceaccount:shop:web
+    pod: {name: web-0, services: [web, sets], hostname: web-0, subdomain: sets}
+    names: [DNS:web.shop.svc, DNS:web.shop.svc.cluster.local, DNS:sets.shop.svc,
+      DNS:sets.shop.svc.cluster.local, DNS:web-0.sets.shop.svc,
+      DNS:web-0.sets.shop.svc.cluster.local]
+    expect: granted
+  - {name: none, podCertificate: true, as: "system:serviceaccount:shop:web", pod: {name: web-0}, expect: waiting}
+`)
+	if code != 0 || !strings.Contains(out, "2 passed") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
+	}
+}
+
 // Without a directory the cases of the current one are run, and nothing else there; where there are
 // none, it is said what to do. A directory may hold the policy too.
 func TestPolicyTestWithoutADirectory(t *testing.T) {

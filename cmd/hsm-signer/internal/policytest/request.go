@@ -69,8 +69,14 @@ func (c testCase) podRequest(s policy.Submission, stub []byte) (*policy.Request,
 			Namespace: account.Namespace, Name: live.Name, UID: judge.AssumedUID,
 			ServiceAccount: account.Name, ServiceAccountUID: judge.AssumedUID,
 			Node: cmp.Or(live.Node, "assumed"), NodeUID: judge.AssumedUID,
-			IPs: live.IPAddresses, HostNetwork: live.HostNetwork,
+			IPs: live.IPAddresses, HostNetwork: live.HostNetwork, Services: []policy.Service{},
+			Hostname: live.Hostname, Subdomain: live.Subdomain,
 		}}
+	for _, name := range live.Services {
+		pod := &s.PodCertificate.Pod
+		pod.Services = append(pod.Services, policy.Service{Name: name,
+			Headless: name == live.Subdomain})
+	}
 	s.Requester = s.PodCertificate.Requester()
 	s.Lifetime = cmp.Or(s.Lifetime, defaultPodLifetime)
 	judged := judge.ForPod
