@@ -20,8 +20,9 @@ COPY policy policy
 ARG GOFIPS140=off
 ARG RELEASE=
 ARG COMMIT=
-# The same sources give the same bytes: no paths, no VCS stamp. cgo loads the PKCS#11 library.
-RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -o /hsm-signer \
+# The same sources give the same bytes: no paths, no VCS stamp. cgo loads the PKCS#11 library. The kernel loads the code
+# at a random address (PIE).
+RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -buildmode=pie -o /hsm-signer \
     -ldflags "-s -w -X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$RELEASE -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$COMMIT" ./cmd/hsm-signer
 
 FROM ${RUNTIME_IMAGE}

@@ -33,7 +33,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 build: ## bin/hsm-signer
-	GOFIPS140=$(GOFIPS140) $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$(RELEASE) -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$(COMMIT)" -o bin/hsm-signer ./cmd/hsm-signer
+	GOFIPS140=$(GOFIPS140) $(GO) build -trimpath -buildvcs=false -buildmode=pie -ldflags "-s -w -X hsm-signer/cmd/hsm-signer/internal/buildinfo.release=$(RELEASE) -X hsm-signer/cmd/hsm-signer/internal/buildinfo.commit=$(COMMIT)" -o bin/hsm-signer ./cmd/hsm-signer
 
 setup: ## install what building and testing need
 	@sh integration/setup.sh

@@ -10,4 +10,4 @@ COPY hsm hsm
 COPY issuer issuer
 COPY kube kube
 COPY policy policy
-RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -o /dev/null ./cmd/hsm-signer
+RUN CGO_ENABLED=1 go build -trimpath -buildvcs=false -buildmode=pie -o /dev/null ./cmd/hsm-signer

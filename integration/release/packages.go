@@ -15,6 +15,8 @@ import (
 // nfpm writes packages without the tools of a distribution.
 const nfpm = "github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2"
 
+const maintainer = "the maintainers of hsm-signer <hsm-signer@localhost>"
+
 // A format is a kind of package.
 type format struct {
 	name       string            // as nfpm knows it
@@ -104,6 +106,7 @@ func (b *build) packageEntries(ctx context.Context, t target, f format) ([]entry
 		entries = append(entries, found...)
 	}
 	for _, part := range []func() ([]entry, error){
+		func() ([]entry, error) { return b.changelog(f) },
 		b.units,
 		func() ([]entry, error) { return b.pages(ctx, f) },
 	} {
@@ -114,6 +117,21 @@ func (b *build) packageEntries(ctx context.Context, t target, f format) ([]entry
 		entries = append(entries, found...)
 	}
 	return entries, nil
+}
+
+// changelog returns the changelog in the form that Debian's tools read.
+func (b *build) changelog(f format) ([]entry, error) {
+	if f.name != "deb" {
+		return nil, nil
+	}
+	text := fmt.Sprintf("hsm-signer (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n"+
+		" -- %s  %s\n", b.version.pkg, maintainer, b.time.UTC().Format(time.RFC1123Z))
+	plain, err := b.staged("changelog", []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	compressed, err := b.compressed(plain)
+	return []entry{file("usr/share/doc/hsm-signer/changelog.gz", compressed, 0o644)}, err
 }
 
 // unitFiles are the files of deploy/systemd and deploy/packages that systemd reads, each with its
@@ -210,7 +228,7 @@ func (b *build) recipe(t target, entries []entry, libc string) recipe {
 	script := func(name string) string { return filepath.Join(b.source, "deploy/packages", name) }
 	r := recipe{Name: "hsm-signer", Arch: t.arch, Version: b.version.pkg, VersionSchema: "none",
 		Release: "", Section: "admin", Priority: "optional",
-		Maintainer: "the maintainers of hsm-signer <hsm-signer@localhost>",
+		Maintainer: maintainer,
 		Description: "Signs Kubernetes certificate requests with a key in an HSM\n" +
 			"hsm-signer watches certificate requests, checks that the requester may have\n" +
 			"the names that it asks for, has a PKCS#11 token sign, and publishes the\n" +
