@@ -112,6 +112,7 @@ release: ## a release of the commit in dist: archives, packages, bills of materi
 release-check: ## as root: two releases from two directories have the same bytes; installs, upgrades and removes the packages; TARGETS=linux_amd64: fewer
 	@sh integration/setup.sh release-check
 	cd integration && RELEASE_CHECK='$(or $(TARGETS),all)' $(GO) test -count=1 -timeout 2h -v -run '^TestRelease$$' ./release
+	cd integration && RELEASE_CHECK=packages $(GO) test -count=1 -timeout 1h -v -run '^TestReleaseUnderSystemd$$' ./images
 
 clean: ## remove what was built here
 	rm -rf bin dist

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -103,7 +104,7 @@ func (b *build) packageEntries(ctx context.Context, t target, f format) ([]entry
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, found...)
+		entries = append(entries, slices.DeleteFunc(found, isPackaging)...)
 	}
 	for _, part := range []func() ([]entry, error){
 		func() ([]entry, error) { return b.changelog(f) },
@@ -118,6 +119,9 @@ func (b *build) packageEntries(ctx context.Context, t target, f format) ([]entry
 	}
 	return entries, nil
 }
+
+// isPackaging reports whether an entry is a file that only makes packages.
+func isPackaging(e entry) bool { return strings.Contains(e.path, "/deploy/packages/") }
 
 // changelog returns the changelog in the form that Debian's tools read.
 func (b *build) changelog(f format) ([]entry, error) {
