@@ -79,7 +79,8 @@ type signers struct {
 	digest [sha256.Size]byte
 }
 
-func newSigners(b *testing.B) *signers {
+// newToken creates a SoftHSM with the P-256 key "ca", and a shim before it, for this process.
+func newToken(b *testing.B) (*tokens.Token, *ecdsa.PublicKey, *pkcs11shim.Shim) {
 	b.Helper()
 	token, err := tokens.NewSoftHSM(b.Context())
 	must.OK(b, err)
@@ -87,11 +88,16 @@ func newSigners(b *testing.B) *signers {
 	setenv(b, token.Env...)
 	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
 	must.OK(b, err)
-	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
+	shim, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
 	must.OK(b, err)
-	setenv(b, s.Env()...)
-	return &signers{token: token, public: public.(*ecdsa.PublicKey), shim: s,
-		digest: sha256.Sum256([]byte("to be signed"))}
+	setenv(b, shim.Env()...)
+	return token, public.(*ecdsa.PublicKey), shim
+}
+
+func newSigners(b *testing.B) *signers {
+	b.Helper()
+	token, public, shim := newToken(b)
+	return &signers{token, public, shim, sha256.Sum256([]byte("to be signed"))}
 }
 
 // rounds is how often both signers are measured.

@@ -20,7 +20,6 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
-	"hsm-signer/integration/tokens"
 )
 
 // unreliableVariable names the page for the table of random faults.
@@ -146,17 +145,9 @@ type flaky struct {
 
 func newFlaky(b *testing.B) *flaky {
 	b.Helper()
-	token, err := tokens.NewSoftHSM(b.Context())
-	must.OK(b, err)
-	b.Cleanup(func() { must.OK(b, token.Close()) })
-	setenv(b, token.Env...)
-	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
-	must.OK(b, err)
-	s, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
-	must.OK(b, err)
-	setenv(b, s.Env()...)
-	return &flaky{shim: s, public: public, config: hsm.Config{
-		Module: s.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
+	token, public, shim := newToken(b)
+	return &flaky{shim: shim, public: public, config: hsm.Config{
+		Module: shim.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
 		Key: hsm.KeyID{Label: "ca"}, MaxSessions: unreliableCallers,
 	}}
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,44 +47,31 @@ func chartModes(t *testing.T) map[string]string {
 	return modes
 }
 
-// operatorKinds are those kinds of Prometheus' operator that the chart has, without their schemas,
-// which the tests of integration/monitoring apply.
-const operatorKinds = `
+// customKind defines a kind of resource without its schema.
+func customKind(group, kind, scope string) string {
+	return fmt.Sprintf(`
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: podmonitors.monitoring.coreos.com}
+metadata: {name: %[3]ss.%[1]s}
 spec:
-  group: monitoring.coreos.com
-  scope: Namespaced
-  names: {kind: PodMonitor, listKind: PodMonitorList, plural: podmonitors, singular: podmonitor}
-  versions: &versions
-    - name: v1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
----
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: prometheusrules.monitoring.coreos.com}
-spec:
-  group: monitoring.coreos.com
-  scope: Namespaced
-  names:
-    kind: PrometheusRule
-    listKind: PrometheusRuleList
-    plural: prometheusrules
-    singular: prometheusrule
+  group: %[1]s
+  scope: %[4]s
+  names: {kind: %[2]s, listKind: %[2]sList, plural: %[3]ss, singular: %[3]s}
   versions:
     - name: v1
       served: true
       storage: true
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
+`, group, kind, strings.ToLower(kind), scope)
+}
 
-// installOperatorKinds adds them to the cluster until the end of the test.
+// installOperatorKinds adds the kinds of Prometheus' operator that the chart has, until the end of
+// the test. The tests of integration/monitoring apply their schemas.
 func installOperatorKinds(t *testing.T) {
 	t.Helper()
-	apply(t, operatorKinds)
+	const group = "monitoring.coreos.com"
+	apply(t, customKind(group, "PodMonitor", "Namespaced")+"---"+
+		customKind(group, "PrometheusRule", "Namespaced"))
 	kubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd",
 		"podmonitors.monitoring.coreos.com", "prometheusrules.monitoring.coreos.com")
 }

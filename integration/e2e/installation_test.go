@@ -13,27 +13,10 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// installationKind is Calico's, as far as it is read here.
-const installationKind = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: installations.operator.tigera.io}
-spec:
-  group: operator.tigera.io
-  scope: Cluster
-  names:
-    {kind: Installation, listKind: InstallationList, plural: installations, singular: installation}
-  versions:
-    - name: v1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
-
 // check says whether Calico names this signer and this CA, in a cluster that has Calico's kind.
 func TestCheckReadsCalicosInstallation(t *testing.T) {
 	requireCheck(t, nil, 0, "there is none in this cluster")
-	apply(t, installationKind)
+	apply(t, customKind("operator.tigera.io", "Installation", "Cluster"))
 	client := shared.Cluster.Client().Discovery().RESTClient()
 	must.Eventually(t, "the kind to be served", func(ctx context.Context) (bool, error) {
 		err := client.Get().AbsPath("/apis/operator.tigera.io/v1/installations/default").Do(ctx).
