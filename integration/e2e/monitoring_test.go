@@ -22,7 +22,7 @@ func healsOwn(metrics string) string {
 // their names follow Prometheus' conventions.
 func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	const manual = "docs/operate.md"
-	d := startReady(t, ca)
+	d := startReady(t, ca, "TRUST_BUNDLE_FILE="+ca.CertFile)
 	askInVain(t)
 	requireIssues(t)
 	waitMetrics(t, d, "\nhsm_signer_certificates_in_cluster", "\nhsm_signer_stuck_pods")

@@ -171,6 +171,8 @@ func TestStatusPageInABrowser(t *testing.T) {
 				requireCertificate(t, p, asking)
 			}
 		}
+		must.Eventually(t, "the last one to be reported",
+			func(context.Context) (bool, error) { return issuedBy(d) == 9, nil })
 		b.show(t, d, "healthy", "All is well", "Issued in the last hour: 9",
 			"issued by rule calico-typha", "refused", `"typha-server"`,
 			"system:serviceaccount:calico-system:calico-node", "Open requests: 0",
