@@ -69,24 +69,26 @@ func (c *Cluster) clusterRole(ctx context.Context, name string, err *error) *rol
 	api := c.client.RbacV1().ClusterRoles()
 	found, failed := api.Get(ctx, name, metav1.GetOptions{})
 	*err = errors.Join(*err, failed)
-	return &role{"", found.Rules, func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+	write := func(ctx context.Context, rules []rbacv1.PolicyRule) error {
 		changed := found.DeepCopy()
 		changed.Rules, changed.ResourceVersion = rules, ""
 		_, err := api.Update(ctx, changed, metav1.UpdateOptions{})
 		return err
-	}}
+	}
+	return &role{"", found.Rules, write}
 }
 
 func (c *Cluster) role(ctx context.Context, namespace, name string, err *error) *role {
 	api := c.client.RbacV1().Roles(namespace)
 	found, failed := api.Get(ctx, name, metav1.GetOptions{})
 	*err = errors.Join(*err, failed)
-	return &role{namespace, found.Rules, func(ctx context.Context, rules []rbacv1.PolicyRule) error {
+	write := func(ctx context.Context, rules []rbacv1.PolicyRule) error {
 		changed := found.DeepCopy()
 		changed.Rules, changed.ResourceVersion = rules, ""
 		_, err := api.Update(ctx, changed, metav1.UpdateOptions{})
 		return err
-	}}
+	}
+	return &role{namespace, found.Rules, write}
 }
 
 // Revoke removes the permission from its role, which keeps the others.
