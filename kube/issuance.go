@@ -48,7 +48,7 @@ func (c *Controller) issuanceOf(r request.Object) (Issuance, error) {
 // reports the numbers. It warns of certificates that ought not to be there.
 func (c *Controller) countCertificates(all map[types.UID]request.Object) {
 	before, counts := c.certificates, map[Issuance]int{}
-	c.certificates = make(map[types.UID]known, len(before))
+	c.certificates = make(map[types.UID]known, len(all))
 	for uid, r := range all {
 		chain := r.Certificate()
 		if len(chain) == 0 || r.Signer() == "" || !c.serves(r) {

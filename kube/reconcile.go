@@ -40,7 +40,7 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 		c.sinks.Report(Census{})
 		return false
 	}
-	all := c.requests.Load().all()
+	all := c.requests.Load().byUID()
 	for _, submission := range unfinished {
 		if !c.Kind.Serves(submission.SignerName) {
 			continue // it may be there, and nobody watches it

@@ -47,17 +47,28 @@ func (r *requests) whole() bool {
 	})
 }
 
-// all returns every request that is known, by UID.
-func (r *requests) all() map[types.UID]request.Object {
-	all := map[types.UID]request.Object{}
+// all returns every request that is known.
+func (r *requests) all() (all []request.Object) {
 	for _, store := range r.stores {
-		for _, object := range store.List() {
+		objects := store.List()
+		all = slices.Grow(all, len(objects))
+		for _, object := range objects {
 			if o, is := object.(request.Object); is {
-				all[o.GetUID()] = o
+				all = append(all, o)
 			}
 		}
 	}
 	return all
+}
+
+// byUID returns every request that is known, by UID.
+func (r *requests) byUID() map[types.UID]request.Object {
+	all := r.all()
+	byUID := make(map[types.UID]request.Object, len(all))
+	for _, one := range all {
+		byUID[one.GetUID()] = one
+	}
+	return byUID
 }
 
 // findAPI waits until the API server says which version of the API it has.
