@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -101,8 +102,12 @@ func probeLivez(t *testing.T, address string, lasting time.Duration) (took []tim
 			response, err := client.Get("http://" + address + "/livez")
 			if err == nil {
 				_ = response.Body.Close()
+				if response.StatusCode != http.StatusOK {
+					err = errors.New(response.Status)
+				}
 			}
-			if err != nil || response.StatusCode != http.StatusOK {
+			if err != nil {
+				t.Logf("after %s: %v", time.Since(began), err)
 				failed++
 				return false, nil
 			}
