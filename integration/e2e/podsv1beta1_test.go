@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 kubelets before 1.36 put their key only into these fields
+
 package e2e
 
 import (

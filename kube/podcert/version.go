@@ -36,8 +36,9 @@ func (a *API) whole(object runtime.Object, err error) (*Request, error) {
 	case *certificatesv1.PodCertificateRequest:
 		return &Request{PodCertificateRequest: pcr, api: a}, nil
 	case *certificatesv1beta1.PodCertificateRequest:
-		return &Request{PodCertificateRequest: upgrade(pcr), api: a,
-			key: pcr.Spec.PKIXPublicKey, proof: pcr.Spec.ProofOfPossession}, nil
+		//lint:ignore SA1019 kubelets before 1.36 put their key only there
+		key, proof := pcr.Spec.PKIXPublicKey, pcr.Spec.ProofOfPossession
+		return &Request{PodCertificateRequest: upgrade(pcr), api: a, key: key, proof: proof}, nil
 	}
 	return nil, fmt.Errorf("the API server returned %T instead of a pod certificate request",
 		object)
