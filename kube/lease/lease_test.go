@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"math"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -171,13 +172,37 @@ func TestUnfitLeaderResigns(t *testing.T) {
 // has is a conflict.
 type server struct {
 	clientset.Interface
+	mu    sync.Mutex
 	lease *coordinationv1.Lease
 	fails error // of each call
+}
+
+// fail has each call fail from now on; nil: none.
+func (s *server) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fails = err
+}
+
+// store replaces the lease.
+func (s *server) store(lease *coordinationv1.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lease = lease
+}
+
+// stored returns a copy of the lease.
+func (s *server) stored() *coordinationv1.Lease {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lease.DeepCopy()
 }
 
 func (s *server) Leases(string) clientset.Leases { return s }
 
 func (s *server) Get(context.Context, string, metav1.GetOptions) (*coordinationv1.Lease, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.lease == nil {
 		return nil, apierrors.NewNotFound(schema.GroupResource{}, "l")
 	}
@@ -186,19 +211,24 @@ func (s *server) Get(context.Context, string, metav1.GetOptions) (*coordinationv
 
 func (s *server) Create(_ context.Context, lease *coordinationv1.Lease,
 	_ metav1.CreateOptions) (*coordinationv1.Lease, error) {
-	return s.write(lease, s.lease == nil)
+	return s.write(lease, func() bool { return s.lease == nil })
 }
 
 func (s *server) Update(_ context.Context, lease *coordinationv1.Lease,
 	_ metav1.UpdateOptions) (*coordinationv1.Lease, error) {
-	return s.write(lease, s.lease != nil && s.lease.ResourceVersion == lease.ResourceVersion)
+	return s.write(lease, func() bool {
+		return s.lease != nil && s.lease.ResourceVersion == lease.ResourceVersion
+	})
 }
 
-func (s *server) write(lease *coordinationv1.Lease, current bool) (*coordinationv1.Lease, error) {
+func (s *server) write(lease *coordinationv1.Lease, current func() bool) (*coordinationv1.Lease,
+	error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case s.fails != nil:
 		return nil, s.fails
-	case !current:
+	case !current():
 		return nil, apierrors.NewConflict(schema.GroupResource{}, "l", nil)
 	case len(lease.Labels) > 0: // somebody has filled it with labels up to etcd's limit
 		return nil, apierrors.NewInternalError(errors.New("etcdserver: request is too large"))
@@ -210,7 +240,8 @@ func (s *server) write(lease *coordinationv1.Lease, current bool) (*coordination
 
 // holder returns who holds the lease, and how often it passed to another.
 func (s *server) holder() (string, int32) {
-	return *s.lease.Spec.HolderIdentity, *s.lease.Spec.LeaseTransitions
+	lease := s.stored()
+	return *lease.Spec.HolderIdentity, *lease.Spec.LeaseTransitions
 }
 
 // stand has a controller stand for election until the function that it returns is called.
@@ -247,7 +278,7 @@ func TestElection(t *testing.T) {
 			t.Errorf("%s leads after %d transitions; want b after 2", holder, passed)
 		}
 
-		cut := &server{lease: s.lease.DeepCopy()} // b writes to another server than it thinks
+		cut := &server{lease: s.stored()} // b writes to another server than it thinks
 		c, stopC := cut.stand(t, "c", &candidate{})
 		time.Sleep(leaseDuration - time.Second)
 		if c.Fence() == nil {
@@ -257,7 +288,7 @@ func TestElection(t *testing.T) {
 		if c.Fence() != nil {
 			t.Error("c did not take a lease that nobody renews")
 		}
-		s.lease = cut.lease.DeepCopy() // b is back
+		s.store(cut.stored()) // b is back
 		time.Sleep(2 * time.Second)
 		if b.Fence() == nil || b.Holder() != "c" {
 			t.Errorf("b believes that %q leads; want c", b.Holder())
@@ -273,10 +304,11 @@ func TestDeletedLease(t *testing.T) {
 		s := &server{}
 		a, stopA := s.stand(t, "a", &candidate{})
 		synctest.Wait()
-		cut := &server{lease: s.lease.DeepCopy()}
+		cut := &server{lease: s.stored()}
 		b, stopB := cut.stand(t, "b", &candidate{})
 		time.Sleep(2 * retryPeriod)
-		cut.lease, s.fails = nil, apierrors.NewInternalError(errors.New("cut off"))
+		cut.store(nil)
+		s.fail(apierrors.NewInternalError(errors.New("cut off")))
 		for range leaseDuration / time.Second {
 			time.Sleep(time.Second)
 			if a.Fence() == nil && b.Fence() == nil {
@@ -299,12 +331,12 @@ func TestRenewalsFail(t *testing.T) {
 		s, c := &server{}, &candidate{}
 		e, stop := s.stand(t, "a", c)
 		synctest.Wait()
-		s.fails = apierrors.NewInternalError(errors.New("no quorum"))
+		s.fail(apierrors.NewInternalError(errors.New("no quorum")))
 		time.Sleep(renewDeadline)
 		if e.Fence() == nil || e.Holder() != "" {
 			t.Errorf("it acts on a lease that it cannot renew; %q leads", e.Holder())
 		}
-		s.fails = nil
+		s.fail(nil)
 		time.Sleep(2 * time.Second)
 		if e.Fence() != nil || c.leads != 1 {
 			t.Errorf("%v; it was told %d times that it leads; want 1", e.Fence(), c.leads)
