@@ -24,6 +24,8 @@ func TestKilledAtRandom(t *testing.T) {
 	killAtRandom(t, r, shared.signer(t), shared.newBatch(t), of(8, 200), of(160, 5000))
 }
 
+// killAtRandom kills hsm-signer this often. At least 20 requests must come in each of its runs, so
+// that it writes linesOfRun lines.
 func killAtRandom(t *testing.T, r *row, s *signer, c *batch, kills, requests int) {
 	t.Helper()
 	var group sync.WaitGroup

@@ -99,7 +99,7 @@ func TestPodsKilledAtRandom(t *testing.T) {
 	r := begin(t, 25, "as row 1, 50 times during 1,000 requests for pod certificates",
 		"as row 1")
 	killAtRandom(t, r, shared.signer(t, shared.forPods(t)...), shared.newPodBatch(t), of(4, 50),
-		of(40, 1000))
+		of(80, 1000))
 }
 
 func TestPodsKilledAtEachPoint(t *testing.T) {
