@@ -238,6 +238,7 @@ func TestOverlaySaysItsNamesOnce(t *testing.T) {
 // hsm-signer passes the demonstration with only the rights that the overlay gives its service
 // account. check names each permission that is removed.
 func TestRightsOfTheOverlaySuffice(t *testing.T) {
+	defer clearVolumes(t)
 	kubectl(t, "apply", "--server-side", "--force-conflicts", "-k",
 		deployment(t, "softhsm", asItIs))
 	lease := []string{"LEADER_ELECT=true", "LEASE_NAMESPACE=hsm-signer"}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/testenv"
 )
@@ -61,12 +63,9 @@ func fill(t *testing.T, dir string) (free func()) {
 func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *batch, words string) {
 	t.Helper()
 	must.OK(t, d.WaitNotReady(t.Context(), words))
+	s.askUnanswered(t, d, c) // what was in the journal before may still be signed until then
 	before := s.certificatesSigned(t)
-	request, err := c.askOne(t.Context())
-	must.OK(t, err)
-	must.Eventually(t, "the log to report the fault", func(context.Context) (bool, error) {
-		return strings.Contains(d.Log(), fmt.Sprintf(`"request":%q`, c.kind.answer(request).name)), nil
-	})
+	request := s.askUnanswered(t, d, c)
 	now, err := c.answers(t.Context())
 	must.OK(t, err)
 	after := s.certificatesSigned(t)
@@ -75,6 +74,18 @@ func (s *signer) requireNothingSigned(t *testing.T, d *testenv.Daemon, c *batch,
 		t.Errorf("while the journal reports %q: %d certificates were signed; the request has %d "+
 			"conditions", words, after-before, answer.conditions)
 	}
+}
+
+// askUnanswered creates a request and waits until the log has a fault of it.
+func (s *signer) askUnanswered(t *testing.T, d *testenv.Daemon, c *batch) metav1.Object {
+	t.Helper()
+	request, err := c.askOne(t.Context())
+	must.OK(t, err)
+	must.Eventually(t, "the log to report the fault", func(context.Context) (bool, error) {
+		return strings.Contains(d.Log(),
+			fmt.Sprintf(`"request":%q`, c.kind.answer(request).name)), nil
+	})
+	return request
 }
 
 // certificatesSigned counts the signatures that are not test signatures.
