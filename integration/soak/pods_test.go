@@ -137,7 +137,7 @@ func TestDiskIsFullWithPods(t *testing.T) {
 
 // kubelet takes a denial or a failure as final, so an unavailable token must lead to neither.
 func TestTokenIsAwayWithPods(t *testing.T) {
-	r := begin(t, 31, "the token is away for 8 minutes, while a pod certificate is requested each "+
+	r := begin(t, 31, "the token is unavailable for 8 minutes, while a pod certificate is requested each "+
 		"second", "none denied or failed; all issued within 60 s after it is back")
 	s := shared.signer(t, shared.forPods(t)...)
 	d := s.startReady(t)
@@ -161,6 +161,6 @@ func TestTokenIsAwayWithPods(t *testing.T) {
 	if len(refused) > 0 || len(open) != c.size() {
 		t.Errorf("refused: %v; open: %d of %d", refused, len(open), c.size())
 	}
-	r.measured("%d requests, all open while it was away; denied or failed %d; all issued %s after "+
+	r.measured("%d requests, all open meanwhile; denied or failed %d; all issued %s after "+
 		"it was back", c.size(), len(refused), seconds(took))
 }
