@@ -6,7 +6,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VALE        := github.com/vale-cli/vale/v3/cmd/vale@v3.21.0
 # What Vale reads: the manuals, and the Go packages whose comments pass. These lists only grow.
-PROSE       := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs integration/bench/README.md integration/refused.md
+PROSE       := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs integration/bench/README.md integration/bench/profiles.md integration/refused.md
 PROSE_GO    := cmd hsm integration internal issuer kube policy
 FUZZTIME    ?= 60s
 IMAGE       ?= hsm-signer:latest
