@@ -105,7 +105,7 @@ compose: ## the demo in containers, with docker compose; KEEP=1 leaves it runnin
 	@sh integration/setup.sh images
 	@sh integration/images/compose.sh
 
-release: ## a release of the commit in dist: archives, packages, bills of materials; SIGNING_KEY=FILE or URI signs it (docs/release.md)
+release: ## a release of the commit in dist: archives, packages, bills of materials; SIGNING_KEY=FILE or URI signs it (CONTRIBUTING.md)
 	@sh integration/setup.sh release
 	@cd integration && $(GO) run ./cmd/release --out ../dist --base $(RUNTIME_IMAGE) $(if $(filter environment command,$(origin RELEASE)),--release '$(RELEASE)') --key '$(if $(filter-out pkcs11:%,$(SIGNING_KEY)),$(abspath $(SIGNING_KEY)),$(SIGNING_KEY))' --public-key '$(abspath $(SIGNING_PUBLIC_KEY))' $(TARGETS)
 
