@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Anchors are certificates for clients to trust: the roots of a CA, and during a change of the CA
@@ -43,6 +44,17 @@ func ParseAnchors(text []byte) (Anchors, error) {
 	return anchors, nil
 }
 
+// With returns these certificates and the others, each once.
+func (a Anchors) With(others Anchors) (Anchors, error) {
+	all := slices.Clone(a)
+	for _, cert := range others {
+		if !slices.ContainsFunc(a, cert.Equal) {
+			all = append(all, cert)
+		}
+	}
+	return ParseAnchors([]byte(all.PEM()))
+}
+
 // PEM returns the certificates in their order, one block each, without headers and comments.
 func (a Anchors) PEM() string {
 	return string(Chain(a).PEM())
@@ -63,8 +75,8 @@ func (a Anchors) Trust(ca *CA) error {
 	})
 	invalid := x509.CertificateInvalidError{}
 	if err != nil && !(errors.As(err, &invalid) && invalid.Reason == x509.Expired) {
-		return fmt.Errorf("clients that trust these %d certificate(s) do not trust the CA of "+
-			"CA_CERT_FILE (%s): %w; add its root", len(a), ca.cert.Subject, err)
+		return fmt.Errorf("clients that trust these %d certificate(s) do not trust the CA %s: "+
+			"%w; add its root", len(a), ca.cert.Subject, err)
 	}
 	return nil
 }

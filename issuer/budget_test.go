@@ -121,7 +121,7 @@ func TestBudgetOutlivesARestart(t *testing.T) {
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
 		must.OK(t, err)
 		s := &spender{t: t, policy: parsePolicy(t, thrifty), now: time.Now()}
-		if s.issuer, err = New(ca, softKey{key: made.key}, 0, j); err != nil {
+		if s.issuer, err = New(Authority{CA: ca, Key: softKey{key: made.key}}, j); err != nil {
 			t.Fatal(err)
 		}
 		s.issuer.now = func() time.Time { return s.now }

@@ -3,6 +3,7 @@ package issuer
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -94,6 +95,12 @@ func (c *CA) check() error {
 
 // Certificate returns the CA's own certificate.
 func (c *CA) Certificate() *x509.Certificate { return c.cert }
+
+// KeySHA256 returns the SHA-256 of the CA's SubjectPublicKeyInfo in DER. It names the CA, whatever
+// certificate it has.
+func (c *CA) KeySHA256() [sha256.Size]byte {
+	return sha256.Sum256(c.cert.RawSubjectPublicKeyInfo)
+}
 
 // Equal reports whether the other has the same certificate and chain.
 func (c *CA) Equal(other *CA) bool {

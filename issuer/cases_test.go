@@ -161,7 +161,7 @@ func TestEveryCAThatLoadsCanIssue(t *testing.T) {
 				}
 				return
 			}
-			i, err := New(ca, softKey{key: key}, 0, newJournal(t, ca))
+			i, err := New(Authority{CA: ca, Key: softKey{key: key}}, newJournal(t, ca))
 			must.OK(t, err)
 			if _, instead, err := i.Prepare(t.Context(),
 				grant(t, pkcs10test.NewKey(t), 0)); instead != nil || err != nil {

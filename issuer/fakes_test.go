@@ -9,6 +9,14 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
+// breakKey has the key of the CA in force fail, until repair is called.
+func (i *Issuer) breakKey() (repair func()) {
+	a := i.authorities.inForce.Load()
+	well := a.Key
+	a.Key = brokenKey{well}
+	return func() { a.Key = well }
+}
+
 var errBroken = errors.New("the key is broken")
 
 // brokenKey is a key that fails to sign.

@@ -24,7 +24,6 @@ import (
 	"net/url"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"hsm-signer/policy"
@@ -44,72 +43,42 @@ const (
 	podWindow = 3 * time.Minute
 )
 
-// A Key signs for the CA.
-type Key interface {
-	Public() crypto.PublicKey
-	// Ready returns nil if the key can sign now.
-	Ready(ctx context.Context) error
-	// Signer returns a signer whose signatures end with the context.
-	Signer(ctx context.Context) crypto.Signer
-}
-
-// An Issuer issues the certificates of one CA. It is safe for concurrent use.
+// An Issuer issues certificates under one CA, and after [Issuer.SignWith] under another. It is safe
+// for concurrent use.
 type Issuer struct {
-	authority atomic.Pointer[CA] // each certificate is made with one of them
-	key       Key
-	algorithm x509.SignatureAlgorithm
-	journal   Journal
-	budget    *budget
-	signing   sync.Map // of the UIDs that are being signed
-	recent    recent
-	now       func() time.Time
+	authorities authorities // each certificate is made with the one that was in force
+	journal     Journal
+	budget      *budget
+	signing     sync.Map // of the UIDs that are being signed
+	recent      recent
+	now         func() time.Time
 }
 
-// New returns an issuer for the CA. The key's public half must be the one in the CA's certificate,
-// and the algorithm one that it can sign with; [x509.UnknownSignatureAlgorithm] means the default
-// one of the key.
-func New(ca *CA, key Key, algorithm x509.SignatureAlgorithm, j Journal) (*Issuer, error) {
-	if err := ca.Matches(key.Public()); err != nil {
+// New returns an issuer that issues under the CA.
+func New(a Authority, j Journal) (*Issuer, error) {
+	first, err := a.complete()
+	if err != nil {
 		return nil, err
 	}
-	if algorithm == x509.UnknownSignatureAlgorithm {
-		algorithm = DefaultAlgorithm(key.Public())
-	}
-	if err := fits(algorithm, key.Public()); err != nil {
-		return nil, err
-	}
-	i := &Issuer{key: key, algorithm: algorithm, journal: j, budget: newBudget(), now: time.Now}
-	i.authority.Store(ca)
+	i := &Issuer{journal: j, budget: newBudget(), now: time.Now}
+	i.authorities.byKey = map[[sha256.Size]byte]*Authority{first.CA.KeySHA256(): first}
+	i.authorities.inForce.Store(first)
 	return i, nil
 }
 
-// CA is the one that certificates are issued under now.
-func (i *Issuer) CA() *CA { return i.authority.Load() }
-
-// Replace has certificates issued under another certificate of the same CA, of the same key and
-// name, such as one that is valid for longer, or has another chain.
-func (i *Issuer) Replace(ca *CA) error {
-	if err := ca.Matches(i.key.Public()); err != nil {
-		return err
-	}
-	if err := i.CA().replaceableBy(ca); err != nil {
-		return err
-	}
-	i.authority.Store(ca)
-	return nil
+// Ready returns nil if a certificate could be issued now.
+func (i *Issuer) Ready(ctx context.Context) error {
+	return i.ready(ctx, i.authorities.inForce.Load())
 }
 
-// Ready returns nil if a certificate could be issued now.
-func (i *Issuer) Ready(ctx context.Context) error { return i.ready(ctx, i.CA()) }
-
-func (i *Issuer) ready(ctx context.Context, ca *CA) error {
-	if err := ca.ValidAt(i.now()); err != nil {
+func (i *Issuer) ready(ctx context.Context, a *Authority) error {
+	if err := a.CA.ValidAt(i.now()); err != nil {
 		return err
 	}
 	if err := i.journal.Ready(); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	return i.key.Ready(ctx)
+	return a.Key.Ready(ctx)
 }
 
 // newTemplate builds the certificate (RFC 5280, section 4) from the grant, for the default

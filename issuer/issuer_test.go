@@ -84,7 +84,7 @@ func (c aCA) issuer(t testing.TB) *Issuer {
 	t.Helper()
 	ca, err := ParseCA(c.chain)
 	must.OK(t, err)
-	return must.Value(New(ca, softKey{key: c.key}, 0, newJournal(t, ca)))(t)
+	return must.Value(New(Authority{CA: ca, Key: softKey{key: c.key}}, newJournal(t, ca)))(t)
 }
 
 // newJournal is a journal of the CA's, that ends with the test.
@@ -333,7 +333,7 @@ func TestFaultOfTheKeyIsAFault(t *testing.T) {
 	ca := newCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	i := ca.issuer(t)
 	gone := errors.New("the token is gone")
-	i.key = softKey{key: ca.key, fault: gone}
+	i.authorities.inForce.Load().Key = softKey{key: ca.key, fault: gone}
 	if err := i.Ready(t.Context()); !errors.Is(err, gone) {
 		t.Errorf("ready: %v", err)
 	}
@@ -345,13 +345,13 @@ func TestFaultOfTheKeyIsAFault(t *testing.T) {
 func TestNewRefusesAForeignKeyOrAlgorithm(t *testing.T) {
 	ca, err := ParseCA(newCA(t, time.Now(), time.Now().Add(time.Hour)).chain)
 	must.OK(t, err)
-	if _, err := New(ca, softKey{key: pkcs10test.NewKey(t)}, 0, nil); err == nil ||
+	if _, err := New(Authority{CA: ca, Key: softKey{key: pkcs10test.NewKey(t)}}, nil); err == nil ||
 		!strings.Contains(err.Error(), "does not belong to the CA certificate") {
 		t.Errorf("a foreign key: %v", err)
 	}
 	own := newCA(t, time.Now(), time.Now().Add(time.Hour))
 	ca, _ = ParseCA(own.chain)
-	if _, err := New(ca, softKey{key: own.key}, x509.SHA256WithRSA, nil); err == nil ||
+	if _, err := New(Authority{ca, softKey{key: own.key}, x509.SHA256WithRSA}, nil); err == nil ||
 		!strings.Contains(err.Error(), "ECDSAWithSHA256") {
 		t.Errorf("a foreign algorithm: %v", err)
 	}

@@ -34,7 +34,8 @@ func constrained(t *testing.T, domain string) (*Issuer, *int) {
 	ca, err := ParseCA(encodePEM(create(t, template, nil, &key.PublicKey, key).Raw))
 	must.OK(t, err)
 	signatures := 0
-	i, err := New(ca, countingKey{softKey{key: key}, &signatures}, 0, newJournal(t, ca))
+	counting := countingKey{softKey{key: key}, &signatures}
+	i, err := New(Authority{CA: ca, Key: counting}, newJournal(t, ca))
 	must.OK(t, err)
 	return i, &signatures
 }

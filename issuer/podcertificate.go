@@ -13,7 +13,7 @@ import (
 // may be made: the API server has refused it, it is too old, or it no longer fits the grant. A
 // pod's request is not refused for that: kubelet would never ask again.
 func (i *Issuer) lintFormerOfPod(
-	ca *CA, grant *policy.Grant, record journal.Record,
+	a *Authority, grant *policy.Grant, record journal.Record,
 ) (*linted, error) {
 	if record.State == journal.IsOrphaned {
 		return nil, nil
@@ -22,7 +22,7 @@ func (i *Issuer) lintFormerOfPod(
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	again, refusal, err := i.lintFormer(ca, grant, record)
+	again, refusal, err := i.lintFormer(a, grant, record)
 	age := i.now().Sub(former.NotBefore)
 	switch {
 	case err != nil:

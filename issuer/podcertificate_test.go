@@ -11,6 +11,7 @@ import (
 	"hsm-signer/issuer/journal"
 	"hsm-signer/policy"
 	"hsm-signer/policy/pkcs10"
+	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
 // A podAsking is a pod whose request is granted again and again, by an issuer with a clock.
@@ -20,6 +21,7 @@ type podAsking struct {
 	stub   []byte
 	issuer *Issuer
 	ca     aCA
+	next   Authority // not registered yet
 	dir    string
 	now    time.Time
 }
@@ -34,10 +36,13 @@ func newPodAsking(t *testing.T, caLeft time.Duration) *podAsking {
 	a.ca = newCA(t, a.now.Add(-time.Hour), a.now.Add(caLeft))
 	ca, err := ParseCA(a.ca.chain)
 	must.OK(t, err)
-	j, err := journal.Open(a.dir, journal.Options{Version: "test", CA: ca.Certificate()})
+	soft := softKey{key: pkcs10test.NewKey(t)}
+	a.next = Authority{CA: selfSigned(t, soft.key, "next", []byte{7}), Key: soft}
+	j, err := journal.Open(a.dir, journal.Options{Version: "test", CA: ca.Certificate(),
+		Next: a.next.CA.Certificate()})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = j.Close() })
-	if a.issuer, err = New(ca, softKey{key: a.ca.key}, 0, j); err != nil {
+	if a.issuer, err = New(Authority{CA: ca, Key: softKey{key: a.ca.key}}, j); err != nil {
 		t.Fatal(err)
 	}
 	a.issuer.now = func() time.Time { return a.now }
@@ -143,15 +148,33 @@ func TestPodsCertificateThatWasNotPublished(t *testing.T) {
 	}
 }
 
-// An intent that was not signed in time is given up too.
-func TestPodsIntentThatWasNotSigned(t *testing.T) {
+// An intent of the former CA is given up, and the pod gets a certificate of the one that signs now:
+// kubelet would not ask again after a denial.
+func TestPodsIntentOfTheFormerCA(t *testing.T) {
 	a := newPodAsking(t, 1000*time.Hour)
-	well := a.issuer.key
-	a.issuer.key = brokenKey{well}
+	must.OK(t, a.issuer.Next(a.next))
+	repair := a.issuer.breakKey()
 	if _, err := tryIssue(t, a.issuer, a.grant(time.Hour)); !errors.Is(err, errBroken) {
 		t.Fatal(err)
 	}
-	a.issuer.key = well
+	repair()
+	must.OK(t, a.issuer.SignWith(a.next.CA.KeySHA256()))
+	if err := a.leaf(time.Hour).CheckSignatureFrom(a.next.CA.cert); err != nil {
+		t.Error(err)
+	}
+	if counts := a.verified(); counts.Intents != 2 || counts.Signed != 1 || counts.Orphaned != 1 {
+		t.Errorf("%+v", counts)
+	}
+}
+
+// An intent that was not signed in time is given up too.
+func TestPodsIntentThatWasNotSigned(t *testing.T) {
+	a := newPodAsking(t, 1000*time.Hour)
+	repair := a.issuer.breakKey()
+	if _, err := tryIssue(t, a.issuer, a.grant(time.Hour)); !errors.Is(err, errBroken) {
+		t.Fatal(err)
+	}
+	repair()
 	a.now = a.now.Add(time.Hour)
 	if leaf := a.leaf(time.Hour); a.now.Sub(leaf.NotBefore) > 2*time.Minute {
 		t.Errorf("valid since %s", leaf.NotBefore)

@@ -27,11 +27,11 @@ type Prepared struct {
 }
 
 type preparation struct {
-	issuer *Issuer
-	ca     *CA
-	grant  *policy.Grant
-	linted *linted        // what is to be signed
-	record journal.Record // what the journal had when it was prepared, and is used
+	issuer    *Issuer
+	authority *Authority // whose CA the certificate names, and whose key signs it
+	grant     *policy.Grant
+	linted    *linted        // what is to be signed
+	record    journal.Record // what the journal had when it was prepared, and is used
 	// former is what the journal had of a pod's request, and is given up; nil: nothing is.
 	former *journal.Record
 	spent  atomic.Bool
@@ -55,8 +55,8 @@ func (i *Issuer) Prepare(
 	if err := grant.Redeem(); err != nil {
 		return nil, nil, err
 	}
-	ca := i.CA()
-	if err := i.ready(ctx, ca); err != nil {
+	authority := i.authorities.inForce.Load()
+	if err := i.ready(ctx, authority); err != nil {
 		return nil, nil, err
 	}
 	record, err := i.journal.Lookup(grant.RequestUID())
@@ -73,7 +73,7 @@ func (i *Issuer) Prepare(
 	if refusal := grant.CheckKey(); refusal != nil {
 		return nil, refusal, nil
 	}
-	once := &preparation{issuer: i, ca: ca, grant: grant, record: record}
+	once := &preparation{issuer: i, authority: authority, grant: grant, record: record}
 	refusal, err := once.lint()
 	switch {
 	case err != nil:
@@ -90,32 +90,32 @@ func (p *preparation) lint() (refusal *policy.Refusal, err error) {
 	i := p.issuer
 	switch {
 	case p.record.State == journal.Unknown:
-		p.linted, refusal, err = i.lintNew(p.ca, p.grant)
+		p.linted, refusal, err = i.lintNew(p.authority, p.grant)
 	case !p.grant.OfPod():
-		p.linted, refusal, err = i.lintFormer(p.ca, p.grant, p.record)
+		p.linted, refusal, err = i.lintFormer(p.authority, p.grant, p.record)
 	default:
-		p.linted, err = i.lintFormerOfPod(p.ca, p.grant, p.record)
+		p.linted, err = i.lintFormerOfPod(p.authority, p.grant, p.record)
 		if p.linted == nil && err == nil {
 			former := p.record
 			p.record, p.former = journal.Record{}, &former
-			p.linted, refusal, err = i.lintNew(p.ca, p.grant)
+			p.linted, refusal, err = i.lintNew(p.authority, p.grant)
 		}
 	}
 	return refusal, err
 }
 
 // lintNew makes a new certificate with the throwaway key.
-func (i *Issuer) lintNew(ca *CA, grant *policy.Grant) (*linted, *policy.Refusal, error) {
+func (i *Issuer) lintNew(a *Authority, grant *policy.Grant) (*linted, *policy.Refusal, error) {
 	serial, err := i.journal.ID().NewSerial()
 	if err != nil {
 		return nil, nil, fmt.Errorf("serial number: %w", err)
 	}
-	template, err := newTemplate(ca, grant, serial, i.now())
+	template, err := newTemplate(a.CA, grant, serial, i.now())
 	if err != nil {
 		return nil, nil, err
 	}
-	template.SignatureAlgorithm = i.algorithm
-	linted, findings := ca.linter.issue(template, grant.PublicKey())
+	template.SignatureAlgorithm = a.Algorithm
+	linted, findings := a.CA.linter.issue(template, grant.PublicKey())
 	return linted, refusalOf(grant, findings), nil
 }
 
@@ -123,7 +123,7 @@ func (i *Issuer) lintNew(ca *CA, grant *policy.Grant) (*linted, *policy.Refusal,
 // bytes: those of the journal come from a disk. It compares the lifetime without the clock, which
 // may have been set.
 func (i *Issuer) lintFormer(
-	ca *CA, grant *policy.Grant, record journal.Record,
+	a *Authority, grant *policy.Grant, record journal.Record,
 ) (*linted, *policy.Refusal, error) {
 	if record.State == journal.IsOrphaned && record.Certificate == nil {
 		return nil, formerCertificate(grant, "was given up before it was signed"), nil
@@ -140,13 +140,13 @@ func (i *Issuer) lintFormer(
 		expired := former.NotAfter.Format(time.RFC3339)
 		return nil, formerCertificate(grant, "has expired at %s", expired), nil
 	}
-	template, err := newTemplate(ca, grant, former.SerialNumber, i.now())
+	template, err := newTemplate(a.CA, grant, former.SerialNumber, i.now())
 	if err != nil {
 		return nil, nil, err
 	}
-	template.SignatureAlgorithm = i.algorithm
+	template.SignatureAlgorithm = a.Algorithm
 	template.NotBefore, template.NotAfter = former.NotBefore, former.NotAfter
-	again, findings := ca.linter.issue(template, grant.PublicKey())
+	again, findings := a.CA.linter.issue(template, grant.PublicKey())
 	switch {
 	case len(findings) > 0:
 		why := refusalOf(grant, findings).Message()
@@ -186,7 +186,7 @@ func (p *preparation) issue(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	if p.record.Certificate != nil {
-		return p.ca.chainOf(p.record.Certificate), nil
+		return p.authority.CA.chainOf(p.record.Certificate), nil
 	}
 	uid := p.grant.RequestUID()
 	p.issuer.signing.Store(uid, true)
@@ -207,7 +207,7 @@ func (p *preparation) issue(ctx context.Context) ([]byte, error) {
 			"written", err, uid)
 	}
 	p.issuer.recent.add(uid, signed.Certificate)
-	return p.ca.chainOf(signed.Certificate), nil
+	return p.authority.CA.chainOf(signed.Certificate), nil
 }
 
 // check spends the preparation, and returns an error if it must not be used now.
@@ -215,8 +215,8 @@ func (p *preparation) check(ctx context.Context) error {
 	switch {
 	case !p.spent.CompareAndSwap(false, true):
 		return ErrIssued
-	case p.issuer.CA() != p.ca:
-		return fmt.Errorf("%w: the CA's certificate was replaced", policy.ErrGrantStale)
+	case p.issuer.authorities.inForce.Load() != p.authority:
+		return fmt.Errorf("%w: the CA, or its certificate, was replaced", policy.ErrGrantStale)
 	}
 	if err := p.grant.InForce(); err != nil {
 		return err
@@ -258,8 +258,8 @@ func (p *preparation) intend(ctx context.Context) error {
 
 // sign has the CA's key sign the bytes that were linted, and verifies the signature.
 func (p *preparation) sign(ctx context.Context) (journal.Signed, error) {
-	i, tbs := p.issuer, p.linted.TBS
-	opts := SignerOpts(i.algorithm, i.key.Public())
+	a, tbs := p.authority, p.linted.TBS
+	opts := SignerOpts(a.Algorithm, a.Key.Public())
 	digest := tbs.FullBytes
 	if hash := opts.HashFunc(); hash != 0 { // Ed25519 signs the bytes themselves
 		h := hash.New()
@@ -269,7 +269,7 @@ func (p *preparation) sign(ctx context.Context) (journal.Signed, error) {
 	if err := inTime(ctx); err != nil {
 		return journal.Signed{}, err
 	}
-	signature, err := i.key.Signer(ctx).Sign(rand.Reader, digest, opts)
+	signature, err := a.Key.Signer(ctx).Sign(rand.Reader, digest, opts)
 	if err != nil {
 		return journal.Signed{}, err
 	}
@@ -278,7 +278,7 @@ func (p *preparation) sign(ctx context.Context) (journal.Signed, error) {
 	if err != nil {
 		return journal.Signed{}, err
 	}
-	return journal.NewSigned(p.grant.RequestUID(), der, p.ca.cert)
+	return journal.NewSigned(p.grant.RequestUID(), der, a.CA.cert)
 }
 
 // writeTimeout bounds the wait for the journal's disk after a signature.

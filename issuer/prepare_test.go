@@ -90,7 +90,7 @@ func TestWhatWasPreparedIsNotIssuedAnyMore(t *testing.T) {
 			i := newTestIssuer(t)
 			prepared := prepare(t, i,
 				grantTo(t, p, "ns:sa", "pu", "u", 0, pkcs10test.Request{DNSNames: []string{"one"}}))
-			i.key = brokenKey{i.key}
+			i.breakKey()
 			c.change(t, i)
 			if _, err := prepared.Issue(t.Context()); !errors.Is(err, c.want) ||
 				errors.Is(err, errBroken) {
@@ -106,8 +106,7 @@ func TestWhatWasPreparedIsNotIssuedAnyMore(t *testing.T) {
 // An intent that was given up after the certificate was prepared is not signed.
 func TestAnIntentThatWasGivenUpIsNotSigned(t *testing.T) {
 	a := newAsking(t)
-	well := a.issuer.key
-	a.issuer.key = brokenKey{well}
+	a.issuer.breakKey()
 	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) {
 		t.Fatal(err)
 	}
@@ -153,7 +152,8 @@ func TestEachStepIsDoneOnce(t *testing.T) {
 	ca, err := ParseCA(made.chain)
 	must.OK(t, err)
 	var lints, signatures, params, lookups int
-	i, err := New(ca, countingKey{softKey{key: made.key}, &signatures}, 0, newJournal(t, ca))
+	counting := countingKey{softKey{key: made.key}, &signatures}
+	i, err := New(Authority{CA: ca, Key: counting}, newJournal(t, ca))
 	must.OK(t, err)
 	ca.linter.lints = countedLints{ca.linter.lints, &lints}
 	i.journal = countedLookups{i.journal, &lookups}

@@ -106,7 +106,7 @@ func TestEverythingGrantedIsIssued(t *testing.T) {
 			chain := h.chain(t)
 			ca, err := ParseCA(chain.PEM())
 			must.OK(t, err)
-			i, err := New(ca, softKey{key: h.caKey}, 0, newJournal(t, ca))
+			i, err := New(Authority{CA: ca, Key: softKey{key: h.caKey}}, newJournal(t, ca))
 			must.OK(t, err)
 			openssl := newOpenSSL(t, chain)
 			tried, granted, issued := 0, 0, 0

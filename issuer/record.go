@@ -84,17 +84,15 @@ func (i *Issuer) NeverIssued(uid string) (bool, error) {
 	return record.State == journal.Unknown || record.State == journal.IsOrphaned, nil
 }
 
-// Signed reports whether the CA has signed the first certificate in PEM, and whether its serial
-// number is one of this journal's.
+// Signed reports whether one of the CAs has signed the first certificate in PEM, and whether its
+// serial number is one of this journal's.
 func (i *Issuer) Signed(chain []byte) (byCA, ours bool) {
 	block, _ := pem.Decode(chain)
 	if block == nil {
 		return false, false
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
-	ca := i.CA().cert
-	if err != nil || !bytes.Equal(cert.RawIssuer, ca.RawSubject) ||
-		cert.CheckSignatureFrom(ca) != nil {
+	if err != nil || !i.authorities.signed(cert) {
 		return false, false
 	}
 	return true, i.journal.ID().Carries(journal.FormatSerial(cert.SerialNumber))

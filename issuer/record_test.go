@@ -74,15 +74,14 @@ func TestOneRequestHasOneCertificate(t *testing.T) {
 // What was intended and perhaps signed before a crash is signed again, the same bytes.
 func TestWhatWasIntendedIsSigned(t *testing.T) {
 	a := newAsking(t)
-	well := a.issuer.key
-	a.issuer.key = brokenKey{well}
+	repair := a.issuer.breakKey()
 	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) ||
 		a.state() != journal.Intended {
 		t.Fatalf("%v; %s", err, a.state())
 	}
 	before, err := a.issuer.journal.Lookup("u")
 	must.OK(t, err)
-	a.issuer.key = well
+	repair()
 	leaf := issue(t, a.issuer, a.grant("one"))[0]
 	if !bytes.Equal(leaf.RawTBSCertificate, before.Intent.TBS) {
 		t.Error("other bytes were signed than were intended")
@@ -191,12 +190,11 @@ func TestCertificateOfTheCAIsReplaced(t *testing.T) {
 	if leaf := issue(t, i, granted("first"))[0]; leaf.NotAfter.After(before.issuing.NotAfter) {
 		t.Errorf("valid until %s, and the CA until %s", leaf.NotAfter, before.issuing.NotAfter)
 	}
-	well := i.key
-	i.key = brokenKey{well}
+	repair := i.breakKey()
 	if _, err := tryIssue(t, i, granted("begun")); !errors.Is(err, errBroken) {
 		t.Fatal(err)
 	}
-	i.key = well
+	repair()
 	renewed := made(before.key, "issuing")
 	must.OK(t, i.Replace(renewed))
 	issue(t, i, granted("begun")) // which is older than the CA's certificate now
@@ -416,12 +414,11 @@ func TestEtcdRestoredFromBeforeTheMemory(t *testing.T) {
 // A request that was given up before anything was signed for it gets nothing when it comes back.
 func TestGivenUpBeforeItWasSigned(t *testing.T) {
 	a := newAsking(t)
-	well := a.issuer.key
-	a.issuer.key = brokenKey{well}
+	repair := a.issuer.breakKey()
 	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, errBroken) {
 		t.Fatal(err)
 	}
-	a.issuer.key = well
+	repair()
 	for range 2 { // the second time there is nothing more to note
 		if err := a.issuer.Orphaned(t.Context(), "u", "the request is gone"); err != nil ||
 			a.state() != journal.IsOrphaned {
@@ -440,7 +437,7 @@ func TestNothingIsSignedWithoutTheJournal(t *testing.T) {
 	if err := a.issuer.Ready(t.Context()); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("ready: %v", err)
 	}
-	a.issuer.key = brokenKey{a.issuer.key}
+	a.issuer.breakKey()
 	if _, err := tryIssue(t, a.issuer, a.grant("one")); !errors.Is(err, journal.ErrClosed) ||
 		errors.Is(err, errBroken) {
 		t.Errorf("issue: %v", err)

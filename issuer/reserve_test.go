@@ -238,7 +238,7 @@ func TestReservesOutliveARestart(t *testing.T) {
 	start := func() (*Issuer, *journal.Writer) {
 		j, err := journal.Open(dir, journal.Options{Version: "test", CA: ca.Certificate()})
 		must.OK(t, err)
-		i, err := New(ca, softKey{key: made.key}, 0, j)
+		i, err := New(Authority{CA: ca, Key: softKey{key: made.key}}, j)
 		must.OK(t, err)
 		return i, j
 	}

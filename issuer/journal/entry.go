@@ -27,10 +27,12 @@ const (
 	KindProbe       Kind = "probe"
 	KindCheckpoint  Kind = "checkpoint"
 	KindRollback    Kind = "rollback"
+	KindRotation    Kind = "rotation"
 )
 
 // An Entry is what a line says in addition to its place in the chain: an [Opened], [Intent],
-// [Signed], [Published], [Orphaned], [Unconfirmed], [Probe], [Checkpoint] or [Rollback].
+// [Signed], [Published], [Orphaned], [Unconfirmed], [Probe], [Checkpoint], [Rollback] or
+// [Rotation].
 type Entry interface {
 	Kind() Kind
 	check() error // what can be told from the entry alone
@@ -41,8 +43,10 @@ type Opened struct {
 	Journal  ID     `json:"journal"`
 	Version  string `json:"version"`
 	CASHA256 string `json:"caSHA256"` // of the CA's certificate in DER, hex
-	Host     string `json:"host"`
-	PID      int    `json:"pid"`
+	// of the next CA's certificate; empty if none is configured
+	NextCASHA256 string `json:"nextCASHA256,omitempty"`
+	Host         string `json:"host"`
+	PID          int    `json:"pid"`
 	// what had broken the journal, when it is opened again by the same process
 	Resumed  string  `json:"resumed,omitempty"`
 	Repaired *Repair `json:"repaired,omitempty"`
@@ -286,6 +290,8 @@ func decodeEntry(kind string, body []byte) (Entry, error) {
 		return decode[Checkpoint](body)
 	case KindRollback:
 		return decode[Rollback](body)
+	case KindRotation:
+		return decode[Rotation](body)
 	}
 	return nil, fmt.Errorf("%q is not a kind of line that this version knows", kind)
 }

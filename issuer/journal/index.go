@@ -43,6 +43,8 @@ type indexHeader struct {
 	Entries int         `json:"entries"`
 	// Accepted are the heads of all lines of the kind rollback up to there.
 	Accepted []Head `json:"accepted,omitempty"`
+	// Rotation is the last line of its kind up to there; nil: there is none.
+	Rotation *Rotation `json:"rotation,omitempty"`
 }
 
 // openLines are the lines of an unfinished request.

@@ -67,6 +67,7 @@ var (
 type Options struct {
 	Version string            // of the program, for the journal's reader
 	CA      *x509.Certificate // whose certificates are recorded
+	Next    *x509.Certificate // the next CA, whose certificates are recorded too; nil: none
 
 	FileSize int64 // bytes after which a new file is started: 64 MiB by default, 1 GiB at most
 	// bytes kept free on the disk for finishing started requests: 4 MiB by default
@@ -246,6 +247,9 @@ func (j *Writer) begin(lines []byte, opened Opened) error {
 	}
 	opened.Journal, opened.Version = j.id, j.options.Version
 	opened.CASHA256 = hash(j.options.CA.Raw)
+	if next := j.options.Next; next != nil {
+		opened.NextCASHA256 = hash(next.Raw)
+	}
 	opened.Host, _ = os.Hostname() // it is for people to read
 	opened.PID = os.Getpid()
 	entry, body, err := encodeEntry(opened)

@@ -79,7 +79,8 @@ type ledger struct {
 	counts Counts
 	// accepted are the heads of the lines of the kind rollback.
 	accepted []Head
-	opened   bool // the journal is open: what is applied from now on is this process's
+	rotation *Rotation // the last one; nil: there was none
+	opened   bool      // the journal is open: what is applied from now on is this process's
 }
 
 // Counts are of lines.
@@ -93,6 +94,7 @@ type Counts struct {
 	Checkpoints int `json:"checkpoints"`
 	Opened      int `json:"opened"`
 	Rollbacks   int `json:"rollbacks"`
+	Rotations   int `json:"rotations"`
 }
 
 // ByKind returns the counts by the kind of line.
@@ -102,6 +104,7 @@ func (c Counts) ByKind() map[Kind]int {
 		KindPublished: c.Published,
 		KindOrphaned:  c.Orphaned, KindUnconfirmed: c.Unconfirmed, KindProbe: c.Probes,
 		KindCheckpoint: c.Checkpoints, KindRollback: c.Rollbacks,
+		KindRotation: c.Rotations,
 	}
 }
 
@@ -136,7 +139,7 @@ func (l *ledger) remembers(k key) bool {
 func (l *ledger) header(number uint32, size, last int64, before, after Head) indexHeader {
 	h := indexHeader{
 		File: number, Journal: l.id, Size: size, Last: last, Latest: l.latest, Before: before,
-		After: after, Counts: l.counts, Accepted: l.accepted,
+		After: after, Counts: l.counts, Accepted: l.accepted, Rotation: l.rotation,
 	}
 	for _, r := range l.unfinished() {
 		lines := openLines{Intent: r.intent}
@@ -280,6 +283,9 @@ func (l *ledger) apply(line Line, at place, sum Hash) error {
 	case Rollback:
 		l.counts.Rollbacks++
 		l.accepted = append(l.accepted, Head{e.HeadSeq, e.HeadSHA256})
+	case Rotation:
+		l.counts.Rotations++
+		l.rotation = &e
 	}
 	return nil
 }

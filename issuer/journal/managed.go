@@ -235,6 +235,14 @@ func (j *Journal) Recent() []Recent {
 	return nil
 }
 
+// Rotation returns the last line of its kind; nil if there is none, or the journal is not open.
+func (j *Journal) Rotation() *Rotation {
+	if w := j.Writer(); w != nil {
+		return w.Rotation()
+	}
+	return nil
+}
+
 // Append writes an entry. See [Writer.Append].
 func (j *Journal) Append(ctx context.Context, e Entry) error {
 	w, err := j.use()

@@ -53,7 +53,7 @@ func (l *loader) begin(e *end) error {
 	}
 	var err error
 	ledger := l.journal.ledger
-	ledger.counts, ledger.accepted = s.Counts, s.Accepted
+	ledger.counts, ledger.accepted, ledger.rotation = s.Counts, s.Accepted, s.Rotation
 	if ledger.open, err = s.restore(l.journal.dir); err != nil {
 		return err
 	}

@@ -14,8 +14,8 @@ import (
 
 // VerifyOptions say what a journal is verified against.
 type VerifyOptions struct {
-	// CAs are the certificates of the CA: the present one, and former ones. Each certificate in the
-	// journal must be signed by one of them.
+	// CAs are the certificates of the CA: the present one, the next one, and former ones. Each
+	// certificate in the journal must be signed by one of them, or by a [RotatedCA].
 	CAs []*x509.Certificate
 	// Witnessed are heads that someone else has kept: each must be in the chain.
 	Witnessed []Head
@@ -35,6 +35,8 @@ type Summary struct {
 	Counts  Counts `json:"lines"`
 	// Unfinished are the requests that are neither published nor orphaned.
 	Unfinished int `json:"unfinished"`
+	// RotatedCAs are known from the journal alone: their certificates are protected by the chain.
+	RotatedCAs []RotatedCA `json:"rotatedCAs,omitempty"`
 	// Checkpointed is the last line that a checkpoint vouches for whose signature was verified;
 	// zero when there is none.
 	Checkpointed Head `json:"checkpointed,omitzero"`
@@ -66,10 +68,12 @@ func Verify(dir string, o VerifyOptions) (Summary, error) {
 		}
 		v.witnessed[head.Seq] = head.SHA256
 	}
+	v.rotated = rotatedCAs(o.CAs, rotations(dir))
 	v.total = size(dir)
 	e, err := replay(dir, reader{line: v.line, fits: v.ledger.fits, progress: v.progress})
 	s := Summary{Checkpointed: v.checkpointed, VouchedAt: v.vouchedAt, Unvouched: v.unvouched,
-		Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head}
+		Journal: v.ledger.id, Counts: v.ledger.counts, Unfinished: len(v.ledger.open), Head: v.head,
+		RotatedCAs: v.rotated}
 	if err != nil {
 		return s, err
 	}
@@ -98,6 +102,7 @@ type verifier struct {
 	serials   map[[8]byte]bool
 	witnessed map[uint64]Hash // that were not met yet
 	head      Head
+	rotated   []RotatedCA
 
 	checkpointed Head
 	vouchedAt    time.Time
@@ -135,7 +140,7 @@ func (v *verifier) line(l Line, at place, sum Hash) error {
 			err = checkNames(e)
 		}
 	case Signed:
-		_, err = checkSignature(e.Certificate, v.options.CAs)
+		err = v.signature(e.Certificate)
 	case Checkpoint:
 		err = v.checkpoint(e, l.Seq)
 	}
@@ -174,6 +179,22 @@ func (v *verifier) serial(e Intent) error {
 	}
 	v.serials[short(e.Serial)] = true
 	return nil
+}
+
+// signature returns nil if a CA has signed the certificate, and counts it if that is a rotated one.
+func (v *verifier) signature(der []byte) error {
+	_, err := checkSignature(der, v.options.CAs)
+	for n := range v.rotated {
+		ca := &v.rotated[n]
+		if err == nil {
+			break
+		}
+		if _, other := checkSignature(der, []*x509.Certificate{ca.cert}); other == nil {
+			ca.Certificates++
+			err = nil
+		}
+	}
+	return err
 }
 
 // checkpoint verifies the signature of the checkpoint in the line at.

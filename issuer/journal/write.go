@@ -128,7 +128,8 @@ func (j *Writer) acceptable(e Entry) error {
 	if err := e.check(); err != nil {
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
-	if s, is := e.(Signed); is && !s.isVerifiedBy(j.options.CA) {
+	if s, is := e.(Signed); is && !s.isVerifiedBy(j.options.CA) &&
+		!s.isVerifiedBy(j.options.Next) {
 		return fmt.Errorf("%w: request %s: nobody has verified that the CA signed the certificate",
 			ErrConflict, s.UID)
 	}
@@ -136,9 +137,10 @@ func (j *Writer) acceptable(e Entry) error {
 }
 
 // isVerifiedBy reports whether the signature was verified as one of this CA, of which there may be
-// several certificates.
+// several certificates; nil: there is no such CA.
 func (s Signed) isVerifiedBy(ca *x509.Certificate) bool {
-	return s.verifiedBy != nil && bytes.Equal(s.verifiedBy.RawSubject, ca.RawSubject) &&
+	return s.verifiedBy != nil && ca != nil &&
+		bytes.Equal(s.verifiedBy.RawSubject, ca.RawSubject) &&
 		bytes.Equal(s.verifiedBy.RawSubjectPublicKeyInfo, ca.RawSubjectPublicKeyInfo)
 }
 
@@ -159,7 +161,7 @@ func (j *Writer) admit(e Entry) error {
 	switch e := e.(type) {
 	case Intent:
 		return errors.Join(j.damaged, j.rolledBack(), j.full, j.usage().limit())
-	case Probe:
+	case Probe, Rotation:
 		return errors.Join(j.damaged, j.rolledBack(), j.full)
 	case Checkpoint:
 		// Lines that are in the queue come before the checkpoint: half of what a reader remembers

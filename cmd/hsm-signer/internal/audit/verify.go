@@ -42,7 +42,7 @@ type AuditVerify struct {
 }
 
 func newAuditVerifyCommand() *cobra.Command {
-	settings := config.Named("CA_CERT_FILE", "STATE_DIR", "CHECKPOINT_INTERVAL")
+	settings := config.Named("CA_CERT_FILE", "NEXT_CA_CERT_FILE", "STATE_DIR", "CHECKPOINT_INTERVAL")
 	var a AuditVerify
 	command := &cobra.Command{
 		Use:   "verify [DIR]",
@@ -99,6 +99,9 @@ func (a *AuditVerify) options(c *config.Config, faults *config.Faults) journal.V
 	var o journal.VerifyOptions
 	if ca := c.LoadCA(faults); ca != nil {
 		o.CAs = append(o.CAs, ca.Certificate())
+	}
+	if next := c.LoadNextCA(faults); next != nil {
+		o.CAs = append(o.CAs, next.Certificate())
 	}
 	for _, file := range a.formerCAs {
 		if chain := config.ReadChain("--former-ca", file, faults); len(chain) > 0 {
@@ -206,6 +209,14 @@ requester, rule, request hash and outcome are protected by the chain alone; %s
 `, s.Journal, dir, s.Files, n.Intents, n.Published, n.Orphaned, n.Unconfirmed, s.Unfinished,
 		n.Signed, n.Probes, n.Checkpoints, checkpointed, s.Head,
 		vouchers(s, witnessed))
+	for _, ca := range s.RotatedCAs {
+		if err == nil && ca.Certificates > 0 {
+			_, err = fmt.Fprintf(out, "%d certificates are signed by %s, whose certificate is in "+
+				"the lines of the kind %s alone; compare its SHA-256 with yours, or name it "+
+				"(--former-ca): %s\n", ca.Certificates, terminal.OneLine(ca.Subject),
+				journal.KindRotation, ca.SHA256)
+		}
+	}
 	if err == nil && n.Rollbacks > 0 {
 		_, err = fmt.Fprintf(out, "%d times someone accepted that a line seen by a witness is "+
 			"missing (lines of the kind %s)\n", n.Rollbacks, journal.KindRollback)

@@ -55,6 +55,7 @@ type Config struct {
 	Algorithm       x509.SignatureAlgorithm
 	Token           hsm.Config
 	uri             *pkcs11uri.URI
+	next            next
 	ListenAddress   string
 	StatusAddress   string // "none": there is no status page
 	AllowedHosts    []string
@@ -122,7 +123,7 @@ var (
 			"accept a key that could leave the token; for trials only",
 			boolean(func(c *Config) *bool { return &c.Token.AllowExtractable })},
 	}
-	ServiceSettings = []Setting{
+	ServiceSettings = append([]Setting{
 		{"SIGNER_NAME", "",
 			"signer name(s) to serve, comma-separated",
 			readSignerNames},
@@ -230,7 +231,7 @@ var (
 		{"STATUS_ADDRESS", "127.0.0.1:8081",
 			"address of the status page, for browsers; none turns it off",
 			readStatusAddress},
-	}
+	}, nextSettings...)
 	LogSettings = []Setting{
 		{"LOG_LEVEL", "info",
 			"trace, debug, info, warn or error",
@@ -412,13 +413,18 @@ func readSlot(c *Config, v string) error {
 
 // readPINFile checks the file now, so that a mistake shows at start. It is read again before each
 // login.
-func readPINFile(c *Config, v string) error {
-	c.Token.PIN = func() (hsm.PIN,
-		error) {
-		return pin.InFile(c.secret(pinRules, func(error) {}), v)
-	}
-	_, err := pin.InFile(c.secret(pinRules, c.warnOf("PKCS11_PIN_FILE")), v)
+func readPINFile(c *Config, v string) (err error) {
+	c.Token.PIN, err = c.pinInFile("PKCS11_PIN_FILE", v)
 	return err
+}
+
+// pinInFile returns the source of the PIN in a file that the variable names, and an error if the
+// file is not acceptable now.
+func (c *Config) pinInFile(variable, path string) (hsm.PINSource, error) {
+	_, err := pin.InFile(c.secret(pinRules, c.warnOf(variable)), path)
+	return func() (hsm.PIN, error) {
+		return pin.InFile(c.secret(pinRules, func(error) {}), path)
+	}, err
 }
 
 func readKeyID(c *Config, v string) (err error) {

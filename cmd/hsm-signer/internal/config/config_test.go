@@ -56,6 +56,13 @@ rules:
 // configFaultsOf returns what is wrong with a configuration of "run".
 func configFaultsOf(t *testing.T, variables map[string]string) (*Config, []string) {
 	t.Helper()
+	c, _, faults := serviceOf(t, variables)
+	return c, faults
+}
+
+// serviceOf loads a configuration of "run", and returns what is wrong with it.
+func serviceOf(t *testing.T, variables map[string]string) (*Config, *Service, []string) {
+	t.Helper()
 	settings := slices.Concat(ServiceSettings, TokenSettings, LogSettings)
 	for _, s := range settings {
 		t.Setenv(s.Env, variables[s.Env])
@@ -64,8 +71,8 @@ func configFaultsOf(t *testing.T, variables map[string]string) (*Config, []strin
 	command := &cobra.Command{}
 	AddFlags(command, settings)
 	c, faults := Read(command, settings)
-	c.LoadService(faults, nil)
-	return c, *faults
+	s := c.LoadService(faults, nil)
+	return c, s, *faults
 }
 
 func TestCompleteConfiguration(t *testing.T) {
@@ -118,7 +125,14 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"JOURNAL_MAX_REQUESTS":   {value: "all"},
 		"JOURNAL_MAX_UNFINISHED": {value: "0"},
 		"ALLOWED_HOSTS":          {value: "a host"},
-		pin.URIVariable:          {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},
+		"NEXT_CA_CERT_FILE":      {value: "/nowhere/next.crt", with: election},
+		"NEXT_CA_KEY_LABEL":      {value: "next"}, // without NEXT_CA_CERT_FILE
+		"NEXT_CA_KEY_ID":         {value: "xyz"},
+		nextURI:                  {value: "pkcs12:"},
+
+		"NEXT_SIGNATURE_ALGORITHM": {value: "MD5WithRSA"},
+		"NEXT_TRUST_BUNDLE_FILE":   {value: "/nowhere/roots.crt"},
+		pin.URIVariable:            {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},
 	}
 	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL",
 		"CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE",

@@ -92,14 +92,19 @@ func (c *Config) LoadCA(faults *Faults) *issuer.CA {
 			"\"hsm-signer ca create\" creates one")
 		return nil
 	}
-	text, err := CARules.Read(c.CACertFile)
+	return readCA("CA_CERT_FILE", c.CACertFile, faults)
+}
+
+// readCA returns the CA in a file that the variable names; nil if it cannot be used.
+func readCA(variable, path string, faults *Faults) *issuer.CA {
+	text, err := CARules.Read(path)
 	if err != nil {
-		faults.Add("CA_CERT_FILE", err)
+		faults.Add(variable, err)
 		return nil
 	}
 	ca, err := issuer.ParseCA(text)
 	if err != nil {
-		faults.Addf("CA_CERT_FILE", "%s: %v", c.CACertFile, err)
+		faults.Addf(variable, "%s: %v", path, err)
 		return nil
 	}
 	return ca
@@ -120,9 +125,14 @@ func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
 	if c.TrustBundleFile == "" {
 		return nil
 	}
-	text, err := CARules.Read(c.TrustBundleFile)
+	return readAnchors("TRUST_BUNDLE_FILE", c.TrustBundleFile, ca, faults)
+}
+
+// readAnchors returns the certificates in a file that the variable names, which must trust the CA.
+func readAnchors(variable, path string, ca *issuer.CA, faults *Faults) issuer.Anchors {
+	text, err := CARules.Read(path)
 	if err != nil {
-		faults.Add("TRUST_BUNDLE_FILE", err)
+		faults.Add(variable, err)
 		return nil
 	}
 	anchors, err := issuer.ParseAnchors(text)
@@ -130,7 +140,7 @@ func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
 		err = anchors.Trust(ca)
 	}
 	if err != nil {
-		faults.Addf("TRUST_BUNDLE_FILE", "%s: %v", c.TrustBundleFile, err)
+		faults.Addf(variable, "%s: %v", path, err)
 	}
 	return anchors
 }

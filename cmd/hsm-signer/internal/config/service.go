@@ -35,6 +35,7 @@ type Service struct {
 	CA               *issuer.CA
 	Anchors          issuer.Anchors   // to publish; nil: none
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
+	Next             *NextCA          // of a rotation; nil: none
 	Lease            *lease.Lease     // nil: no election
 	Client           *clientset.Clientset
 	Credential       *credential.Source // of the client
@@ -69,6 +70,7 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 	}
 	c.CheckRules(s.Policy, s.CA, faults)
 	s.Lease = c.requireLease(faults)
+	s.loadNext(faults)
 	s.Client, s.Credential = c.LoadClient(faults, transport.Wrappers(s.Clock.Watch, wrap))
 	return s
 }
@@ -111,7 +113,7 @@ func (s *Service) loadSigning(faults *Faults) {
 		faults.Add("CA_CERT_FILE", err)
 		return
 	}
-	_, err = issuer.New(s.CA, key, s.Algorithm, nil) // signs nothing: only checks
+	_, err = issuer.New(s.Authority(key), nil) // signs nothing: only checks
 	faults.Add("SIGNATURE_ALGORITHM", err)
 	s.loadCheckpointKey(faults)
 	if _, err := s.CheckpointKey(key); err != nil {
@@ -152,6 +154,11 @@ func (s *Service) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.K
 	token := s.Token
 	token.BeforeProbe = record
 	return hsm.NewKey(token, s.CA.Certificate().PublicKey)
+}
+
+// Authority returns the CA with its key.
+func (s *Service) Authority(key issuer.Key) issuer.Authority {
+	return issuer.Authority{CA: s.CA, Key: key, Algorithm: s.Algorithm}
 }
 
 // CheckpointKey returns the checkpoint key, which uses the connection of the CA's key. It is nil if

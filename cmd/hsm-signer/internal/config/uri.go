@@ -48,23 +48,14 @@ func (c *Config) applyURI(faults *Faults, fromFlag bool) {
 
 func (c *Config) takeURI(faults *Faults) {
 	u, t := c.uri, &c.Token
-	t.Token = hsm.TokenID{
-		Slot: u.SlotID, Label: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer,
-		Model:           u.Model,
-		SlotDescription: u.SlotDescription, SlotManufacturer: u.SlotManufacturer,
-	}
-	t.Library = hsm.LibraryID{
-		Manufacturer: u.LibraryManufacturer, Description: u.LibraryDescription,
-		Version: (*hsm.Version)(u.LibraryVersion),
-	}
+	t.Token, t.Library = tokenOf(u), libraryOf(u)
 	if u.Object != "" || len(u.ID) > 0 {
 		t.Key = hsm.KeyID{Label: u.Object, ID: u.ID}
 	}
-	switch {
-	case u.ModulePath != "":
-		t.Module = u.ModulePath
-	case u.ModuleName != "":
-		faults.Add(pin.URIVariable, c.findModule(u.ModuleName))
+	if path, err := modulePath(u); err != nil {
+		faults.Add(pin.URIVariable, err)
+	} else if path != "" {
+		t.Module = path
 	}
 	switch {
 	case u.PINValue != "":
@@ -74,20 +65,44 @@ func (c *Config) takeURI(faults *Faults) {
 	}
 }
 
+// tokenOf returns what names the token in a URI.
+func tokenOf(u *pkcs11uri.URI) hsm.TokenID {
+	return hsm.TokenID{
+		Slot: u.SlotID, Label: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer,
+		Model:           u.Model,
+		SlotDescription: u.SlotDescription, SlotManufacturer: u.SlotManufacturer,
+	}
+}
+
+// libraryOf returns what a URI says of the module.
+func libraryOf(u *pkcs11uri.URI) hsm.LibraryID {
+	return hsm.LibraryID{
+		Manufacturer: u.LibraryManufacturer, Description: u.LibraryDescription,
+		Version: (*hsm.Version)(u.LibraryVersion),
+	}
+}
+
+// modulePath returns the path of the module in a URI; "" if it names none.
+func modulePath(u *pkcs11uri.URI) (string, error) {
+	if u.ModulePath != "" || u.ModuleName == "" {
+		return u.ModulePath, nil
+	}
+	return findModule(u.ModuleName)
+}
+
 // modulePlaces are the directories in which distributions keep PKCS#11 modules.
 var modulePlaces = []string{"/usr/lib/*/pkcs11/", "/usr/lib64/pkcs11/", "/usr/lib/pkcs11/",
 	"/usr/lib/*/", "/usr/lib64/", "/usr/lib/", "/usr/lib/softhsm/"}
 
 // findModule finds the module of that name (RFC 7512, section 2.3: without path, prefix or suffix).
-func (c *Config) findModule(name string) error {
+func findModule(name string) (string, error) {
 	for _, place := range modulePlaces {
 		for _, file := range []string{name + ".so", "lib" + name + ".so"} {
 			if found, err := filepath.Glob(place + file); err == nil && len(found) > 0 {
-				c.Token.Module = found[0]
-				return nil
+				return found[0], nil
 			}
 		}
 	}
-	return errors.New("module-name: there is no such module in the usual directories: name its " +
+	return "", errors.New("module-name: there is no such module in the usual directories: name its " +
 		"path by module-path or PKCS11_MODULE")
 }

@@ -37,15 +37,12 @@ type signing struct {
 func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*signing, error) {
 	log := logger.Named("journal")
 	w := witness.New(s.StateDir, s.WitnessFile, s.CheckpointPublic, log)
-	j := journal.New(s.StateDir, journal.Options{
-		Version: buildinfo.Version(), CA: s.CA.Certificate(), MaxRequests: s.MaxRequests,
-		MaxUnfinished: s.MaxUnfinished,
-	}, w, log)
+	j := journal.New(s.StateDir, journalOptions(s), w, log)
 	key, err := s.Key(probes{j}.record)
 	if err != nil {
 		return nil, err
 	}
-	is, err := issuer.New(s.CA, caKey{key, j, m}, s.Algorithm, j)
+	is, err := issuer.New(s.Authority(caKey{key, j, m}), j)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +69,16 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	}
 	p.register(m, s.Token.AllowExtractable)
 	return p, nil
+}
+
+// journalOptions returns what the configuration says of the journal.
+func journalOptions(s *config.Service) journal.Options {
+	o := journal.Options{Version: buildinfo.Version(), CA: s.CA.Certificate(),
+		MaxRequests: s.MaxRequests, MaxUnfinished: s.MaxUnfinished}
+	if s.Next != nil {
+		o.Next = s.Next.CA.Certificate()
+	}
+	return o
 }
 
 // register has the metrics shown.

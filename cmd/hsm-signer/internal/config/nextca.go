@@ -1,0 +1,99 @@
+//go:build cgo
+
+package config
+
+import (
+	"crypto/x509"
+
+	"hsm-signer/hsm"
+	"hsm-signer/issuer"
+	"hsm-signer/kube"
+)
+
+// A NextCA is the CA that a rotation leads to, loaded and checked.
+type NextCA struct {
+	CA        *issuer.CA
+	Anchors   issuer.Anchors // to publish with those of the present CA; nil: none
+	Token     hsm.Config     // names the token and the key
+	algorithm x509.SignatureAlgorithm
+}
+
+// Authority returns the next CA with its key.
+func (n *NextCA) Authority(key issuer.Key) issuer.Authority {
+	return issuer.Authority{CA: n.CA, Key: key, Algorithm: n.algorithm}
+}
+
+// loadNext loads the next CA if one is configured. Everything else is loaded already.
+func (s *Service) loadNext(faults *Faults) {
+	n := s.next
+	switch {
+	case len(n.set) == 0 || faults.has(n.set...) || faults.has("APPROVE"):
+		return
+	case s.Mode == kube.Shadow:
+		faults.Addf(n.set[0], "is set, and APPROVE is shadow, which signs nothing: remove it")
+		return
+	case n.caFile == "":
+		faults.Addf(n.set[0], "is set, and NEXT_CA_CERT_FILE is not: name the certificate of the "+
+			"next CA")
+		return
+	case s.Lease == nil && !faults.has("LEADER_ELECT", "LEASE_NAMESPACE"):
+		faults.Addf("NEXT_CA_CERT_FILE", "needs LEADER_ELECT=true: the lease holds the phase of a "+
+			"rotation")
+		return
+	}
+	if ca := s.LoadNextCA(faults); ca != nil && s.CA != nil {
+		s.checkNext(ca, faults)
+	}
+}
+
+// checkNext sets the next CA, and adds what is wrong with it to the faults.
+func (s *Service) checkNext(ca *issuer.CA, faults *Faults) {
+	next := &NextCA{CA: ca, Token: s.nextToken(faults), algorithm: s.next.algorithm}
+	next.Token.Signature = issuer.SignerOpts(next.algorithm, ca.Certificate().PublicKey)
+	key, err := hsm.NewKey(next.Token, ca.Certificate().PublicKey)
+	if err != nil {
+		faults.Add("NEXT_CA_CERT_FILE", err)
+		return
+	}
+	alone, err := issuer.New(next.Authority(key), nil) // signs nothing: only checks
+	if err != nil {
+		faults.Add("NEXT_SIGNATURE_ALGORITHM", err)
+		return
+	}
+	if own, err := s.Key(nil); err == nil {
+		faults.Add("NEXT_CA_CERT_FILE", alone.Next(s.Authority(own)))
+	}
+	if s.CheckpointPublic != nil && ca.Matches(s.CheckpointPublic) == nil {
+		faults.Addf("CHECKPOINT_KEY_LABEL", "names the next CA's key: checkpoints need their own")
+	}
+	if s.Policy != nil {
+		_, err := LintRules(ca, s.Policy)
+		faults.Add("NEXT_CA_CERT_FILE", err)
+	}
+	next.Anchors = s.loadNextAnchors(ca, faults)
+	s.Next = next
+}
+
+// loadNextAnchors returns the certificates of NEXT_TRUST_BUNDLE_FILE, which must fit into one
+// bundle with those of TRUST_BUNDLE_FILE; nil if none are published.
+func (s *Service) loadNextAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
+	const variable = "NEXT_TRUST_BUNDLE_FILE"
+	file := s.next.bundleFile
+	switch {
+	case file == "" && s.TrustBundleFile == "":
+		return nil
+	case file == "":
+		faults.Addf(variable, "is not set, and TRUST_BUNDLE_FILE is: name the roots of the next "+
+			"CA, which are published with those of the present one")
+		return nil
+	case s.TrustBundleFile == "":
+		faults.Addf(variable, "is set, and TRUST_BUNDLE_FILE is not: set both, or none")
+		return nil
+	}
+	anchors := readAnchors(variable, file, ca, faults)
+	if s.Anchors != nil && anchors != nil {
+		_, err := s.Anchors.With(anchors)
+		faults.Add(variable, err)
+	}
+	return anchors
+}
