@@ -32,8 +32,7 @@ func (c *Controller) sync(
 		return resultNone, nil, err
 	}
 	defer release()
-	if r.State() == request.Approved || r.Truncated() {
-		// The object in the cache may be answered already, recreated, or truncated.
+	if c.readsAgain(r) {
 		if r, err = fresh(ctx, r); err != nil {
 			return resultNone, nil, err
 		}
@@ -62,6 +61,16 @@ func (c *Controller) sync(
 		return resultOf(v), v, errLookAgain
 	}
 	return resultNone, verdict, fmt.Errorf("the policy gave no verdict (%T)", verdict)
+}
+
+// readsAgain reports whether a request must be read from the API server before it is decided on. The
+// cache may have only a part of it. Or it may be answered already, and the cache does not know yet:
+// by another controller, or by this one, which has just approved it. A controller that is alone and
+// waits for approvals knows its answers from the journal, and signs none twice. If anybody else has
+// changed the request, writing the certificate fails.
+func (c *Controller) readsAgain(r request.Object) bool {
+	return r.Truncated() ||
+		r.State() == request.Approved && (c.Mode == Approve || c.election != nil)
 }
 
 // takeLarge lets one sync at a time read a truncated request whole. While another one does, it

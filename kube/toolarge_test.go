@@ -31,10 +31,12 @@ type storing struct {
 	object *certificatesv1.CertificateSigningRequest
 	refuse func(subresource string) error
 	writes int
+	reads  int // of the one request
 }
 
 func (s *storing) Get(context.Context, string,
 	metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+	s.reads++
 	return s.object.DeepCopy(), nil
 }
 

@@ -58,6 +58,7 @@ type openPod struct {
 	namespace string
 	answers   []Answer
 	last      time.Time // when an answer was added, or the pod was stuck
+	due       time.Time // when it is worth reading for the first time
 }
 
 // NewAnswers returns no answers yet.
@@ -73,12 +74,19 @@ func AnswerTo(requester policy.Requester, request string, asked, earliest time.T
 }
 
 // Add adds an answer. It does nothing if the answer to that request was added before.
+//
+// A pod is not stuck before its main containers have failed for a while, so there is nothing to see
+// for as long after its first answer.
 func (a *Answers) Add(answer Answer, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	pod := a.byPod[answer.Pod]
 	if pod == nil {
-		pod = &openPod{namespace: answer.Namespace}
+		answered := answer.Earliest
+		if answered.IsZero() {
+			answered = now
+		}
+		pod = &openPod{namespace: answer.Namespace, due: answered.Add(quiet)}
 		a.byPod[answer.Pod] = pod
 	}
 	same := func(other Answer) bool { return other.Request == answer.Request }
@@ -87,11 +95,17 @@ func (a *Answers) Add(answer Answer, now time.Time) {
 	}
 }
 
-// Empty reports whether there are no answers.
-func (a *Answers) Empty() bool {
+// Due reports whether a pod may be stuck by now. Until then [Answers.Look] would read all pods of a
+// namespace without a result, and during a storm more than once.
+func (a *Answers) Due(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.byPod) == 0
+	for _, pod := range a.byPod {
+		if !now.Before(pod.due) {
+			return true
+		}
+	}
+	return false
 }
 
 // Of returns the answers to the requests of a pod.

@@ -94,6 +94,30 @@ func TestLookForgetsWhatIsSettled(t *testing.T) {
 	}
 }
 
+// Nothing is read before the first pod can be stuck. It then stays due until it is settled. When an
+// earlier process answered is known from the journal.
+func TestPodsAreReadWhenTheyMayBeStuck(t *testing.T) {
+	answers := rememberedAnswers(t, "stuck")
+	if answers.Due(now.Add(quiet-1)) || !answers.Due(now.Add(quiet)) {
+		t.Errorf("the pod must be due %s after its answer, and not earlier", quiet)
+	}
+	answers.Add(Answer{Request: "second", Namespace: "a", Pod: "stuck"}, now.Add(quiet))
+	client := fake.New(in("a", "stuck", stuckPod()))
+	if _, err := answers.Look(t.Context(), client, now.Add(quiet)); err != nil ||
+		!answers.Due(now.Add(quiet+1)) {
+		t.Errorf("a stuck pod is no longer due; %v", err)
+	}
+	if _, err := answers.Look(t.Context(), fake.New(), now.Add(2*quiet)); err != nil ||
+		answers.Due(now.Add(2*quiet)) {
+		t.Errorf("a pod that is gone is due; %v", err)
+	}
+	former := NewAnswers()
+	former.Add(Answer{Request: "r", Namespace: "a", Pod: "p", Earliest: now.Add(-quiet)}, now)
+	if !former.Due(now) {
+		t.Error("a pod that an earlier process answered long ago is not due")
+	}
+}
+
 // What cannot be read is not forgotten.
 func TestLookKeepsWhatItCannotRead(t *testing.T) {
 	client := fake.New()

@@ -109,9 +109,9 @@ func (w *Watch) addFrom(now time.Time) error {
 	return nil
 }
 
-// look reads the pods if there are any to look at.
+// look reads the pods if any may be stuck by now.
 func (w *Watch) look(ctx context.Context, now time.Time) {
-	if w.answers.Empty() {
+	if !w.answers.Due(now) {
 		w.note(Report{Known: true})
 		return
 	}
