@@ -53,5 +53,6 @@ mistakes is not printed: the mistakes are, and the exit code is 4.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	return command
 }

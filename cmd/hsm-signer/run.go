@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/transport"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/daemon"
@@ -19,7 +20,8 @@ func newRunCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "run",
 		Short: "Serve certificate requests",
-		Long: `Watches the certificate requests of SIGNER_NAME and answers them until it is stopped.
+		Long: `Watches the certificate requests of SIGNER_NAME and answers them until it is stopped. With
+CONFIG_FILE it does so for several CAs, each with its own key, policy and journal.
 
 It starts only with a CA certificate that belongs to the key in the token. It waits
 for a missing token or API server: meanwhile requests stay pending and /readyz says
@@ -29,15 +31,17 @@ what is missing.`,
   APPROVE=shadow hsm-signer run      # tries a policy on production and touches nothing`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, faults := config.Read(cmd, settings)
-			counts := metrics.New()
-			s := c.LoadService(faults, counts.CountCalls)
+			p, faults := config.ReadProcess(cmd, settings)
+			counts := metrics.NewProcess()
+			services := p.Load(faults, func(ca string) transport.WrapperFunc {
+				return counts.Of(ca).CountCalls
+			})
 			if err := faults.Err(); err != nil {
 				return err
 			}
-			logger := logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr())
+			logger := logging.New(p.LogLevel, p.LogFormat, cmd.ErrOrStderr())
 			config.WarnUnknown(logger, os.Environ())
-			d, err := daemon.New(s, counts, logger)
+			d, err := daemon.New(p.Config, services, counts, logger)
 			if err != nil {
 				return err
 			}

@@ -52,13 +52,21 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 	if err := os.WriteFile(t.Conf, []byte(conf), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of token %q: %w", label, err)
 	}
-	cmd := exec.CommandContext(ctx, softhsmTool,
-		"--init-token", "--free", "--label", label, "--pin", t.PIN, "--so-pin", t.SOPIN)
-	cmd.Env = append(os.Environ(), t.Env())
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%s cannot create token %q: %w: %s", softhsmTool, label, err, output)
+	if err := t.AddToken(ctx, label, t.PIN); err != nil {
+		return nil, err
 	}
 	return t, nil
+}
+
+// AddToken creates another token, which the module shows too.
+func (t *SoftHSM) AddToken(ctx context.Context, label, pin string) error {
+	cmd := exec.CommandContext(ctx, softhsmTool,
+		"--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", t.SOPIN)
+	cmd.Env = append(os.Environ(), t.Env())
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s cannot create token %q: %w: %s", softhsmTool, label, err, output)
+	}
+	return nil
 }
 
 // Env returns the environment variable with which the module finds the token.

@@ -46,6 +46,7 @@ certificates in the lost lines exist without a record, and their requests may ge
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVar(&text, "head", "", "head that a witness has and the journal lacks, "+
 		"SEQ:SHA256")
 	return command

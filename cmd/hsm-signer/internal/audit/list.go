@@ -116,6 +116,7 @@ that name their pod.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	l.addFlags(command)
 	return command
 }

@@ -70,6 +70,7 @@ Exit code 1 if nothing matches.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one line each")
 	return command
 }

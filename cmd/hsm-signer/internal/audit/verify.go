@@ -74,6 +74,7 @@ Exit code 0 if all is right, 2 if not; then the first wrong line is named.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	flags := command.Flags()
 	flags.StringArrayVar(&a.formerCAs, "former-ca", nil, "PEM file with the certificate of an "+
 		"earlier CA (may be repeated)")

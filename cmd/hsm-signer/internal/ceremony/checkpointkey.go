@@ -51,6 +51,7 @@ overwritten.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVar(&keyType, "key-type", "ecdsa-p256",
 		"type of the key: "+strings.Join(hsm.KeyTypes(), ", "))
 	command.Flags().StringVar(&out, "out", "checkpoint.pub", "file for the public half; it must "+

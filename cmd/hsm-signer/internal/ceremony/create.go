@@ -76,6 +76,7 @@ Nothing is overwritten or deleted: neither a key with that label or id nor a fil
 		},
 	}
 	config.AddFlags(command, config.TokenSettings)
+	config.AddCAFlags(command)
 	flags.add(command)
 	want.addFlags(command)
 	return command

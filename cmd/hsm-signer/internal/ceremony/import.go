@@ -53,6 +53,7 @@ Exit code 2 if the certificate is not acceptable.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVar(&file, "cert", "", "PEM file: the certificate that the root signed, "+
 		"then its chain up to the root")
 	command.Flags().StringVar(&out, "out", "", "file to write; it must not exist (default "+

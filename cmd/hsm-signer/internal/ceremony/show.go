@@ -80,6 +80,7 @@ func newCAShowCommand() *cobra.Command {
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVarP(&output, "output", "o", "text",
 		"text, json, or yaml: only the settings for Calico")
 	return command

@@ -30,6 +30,7 @@ import (
 
 // A checkLine is the printed result of one precondition.
 type checkLine struct {
+	CA     string `json:"ca,omitempty"` // in CONFIG_FILE
 	Check  string `json:"check"`
 	Result string `json:"result"` // ok, note, warning, failed or skipped
 	Detail string `json:"detail,omitempty"`
@@ -54,24 +55,27 @@ Each line begins with its result:
   skipped  not checked: an earlier check failed, or a permission is missing
 
 The last line counts the results. With --output json there is no such line: each line is one
-check, {"check","result","detail"}.
+check, {"check","result","detail"}. With CONFIG_FILE every CA is checked, and each line names its
+CA, in JSON as "ca".
 
 Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
 		Example: `  hsm-signer check
   hsm-signer check --output json | jq -r 'select(.result == "failed") | .check + ": " + .detail'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, faults := config.Read(cmd, settings)
+			p, faults := config.ReadProcess(cmd, settings)
 			faults.RequireOutput(output)
-			c.ForOwner = true
-			s := c.LoadService(faults, nil)
+			for _, c := range p.CAs() {
+				c.ForOwner = true
+			}
+			services := p.Load(faults, nil)
 			if err := faults.Err(); err != nil {
 				return err
 			}
-			c.LogLevel = max(c.LogLevel, hclog.Warn) // the lines below say the rest
-			logging.New(c.LogLevel, c.LogFormat, cmd.ErrOrStderr())
-			return check(cmd.Context(), s, tryPIN, newCheckPrinter(output, cmd.OutOrStdout()),
-				cmd.ErrOrStderr())
+			level := max(p.LogLevel, hclog.Warn) // the lines below say the rest
+			logging.New(level, p.LogFormat, cmd.ErrOrStderr())
+			return check(cmd.Context(), services, tryPIN,
+				newCheckPrinter(output, cmd.OutOrStdout()), cmd.ErrOrStderr())
 		},
 	}
 	config.AddFlags(command, settings)
@@ -81,24 +85,19 @@ Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
 	return command
 }
 
-// check checks the preconditions, and prints each result as soon as it is known.
-func check(ctx context.Context, s *config.Service, tryPIN bool, printer *checkPrinter,
+// check checks the preconditions of each CA, and prints each result as soon as it is known.
+func check(ctx context.Context, services []*config.Service, tryPIN bool, printer *checkPrinter,
 	errs io.Writer) error {
 	var failed, pin bool
-	report := func(name, detail string, err error) {
-		line := lineOf(name, detail, err)
-		failed = failed || line.Result == "failed" || errors.Is(err, errSkipped)
-		pin = pin || errors.Is(err, hsm.ErrPIN)
-		printer.line(line)
+	for _, s := range services {
+		checkOne(ctx, s, tryPIN, func(name, detail string, err error) {
+			line := lineOf(name, detail, err)
+			line.CA = s.Name
+			failed = failed || line.Result == "failed" || errors.Is(err, errSkipped)
+			pin = pin || errors.Is(err, hsm.ErrPIN)
+			printer.line(line)
+		}, errs)
 	}
-	if s.Mode != kube.Shadow {
-		checkToken(ctx, s, tryPIN, report, errs)
-		checkCA(s.CA, report)
-	}
-	checkState(s.Config, report)
-	checkFiles(s.Config, report)
-	checkCluster(ctx, s, report)
-	checkPolicy(s.CA, s.Policy, report)
 	printer.summary()
 	switch {
 	case pin:
@@ -108,6 +107,19 @@ func check(ctx context.Context, s *config.Service, tryPIN bool, printer *checkPr
 		return exit.With(exit.Refused, errors.New("not every precondition holds"))
 	}
 	return nil
+}
+
+// checkOne checks the preconditions of one CA.
+func checkOne(ctx context.Context, s *config.Service, tryPIN bool, report reporter,
+	errs io.Writer) {
+	if s.Mode != kube.Shadow {
+		checkToken(ctx, s, tryPIN, report, errs)
+		checkCA(s.CA, report)
+	}
+	checkState(s.Config, report)
+	checkFiles(s.Config, report)
+	checkCluster(ctx, s, report)
+	checkPolicy(s.CA, s.Policy, report)
 }
 
 // errSkipped marks a precondition that was not checked, because an earlier one does not hold.
@@ -315,7 +327,11 @@ func (p *checkPrinter) line(line checkLine) {
 		_ = terminal.PrintJSON(p.out, line)
 		return
 	}
-	text := fmt.Sprintf("%-8s %-34s %s", line.Result, line.Check, line.Detail)
+	name := line.Check
+	if line.CA != "" {
+		name = line.CA + ": " + name
+	}
+	text := fmt.Sprintf("%-8s %-34s %s", line.Result, name, line.Detail)
 	fmt.Fprintln(p.out, terminal.Escape(strings.TrimRight(text, " ")))
 }
 

@@ -33,6 +33,7 @@ import (
 
 // Config is the configuration, read once and checked.
 type Config struct {
+	Name            string // of the CA in CONFIG_FILE; empty: there is no such file
 	SignerNames     []string
 	AcceptUnset     bool
 	Mode            kube.Mode
@@ -79,6 +80,11 @@ type Setting struct {
 	help     string
 	read     func(c *Config, value string) error
 }
+
+// fileSetting is the file with the settings of several CAs.
+var fileSetting = Setting{fileVariable, "",
+	"YAML file with several CAs and their settings, instead of variables (docs/several.md)",
+	func(*Config, string) error { return nil }}
 
 // flagName returns the flag of a setting: SIGNER_NAME is --signer-name.
 func (s Setting) flagName() string {
@@ -127,6 +133,7 @@ var (
 		{"SIGNER_NAME", "",
 			"signer name(s) to serve, comma-separated",
 			readSignerNames},
+		fileSetting,
 		{"CA_CERT_FILE", "",
 			"PEM file: the CA's certificate, then its chain",
 			text(func(c *Config) *string { return &c.CACertFile })},
@@ -338,18 +345,34 @@ func (f Faults) Err() error {
 		fmt.Errorf("the configuration has %d error(s):\n  %s", len(f), strings.Join(f, "\n  ")))
 }
 
-// Read reads the settings of a command from its flags and the environment. The faults are about
-// single values; the command adds those about what it requires.
+// Read reads the settings of a command for one CA: from its flags and the environment, or from
+// CONFIG_FILE if the command has the flags of [AddCAFlags]. The faults are about single values; the
+// command adds those about what it requires.
 func Read(command *cobra.Command, settings []Setting) (*Config, *Faults) {
+	if c, faults := readOneOfFile(command, settings); c != nil {
+		return c, faults
+	}
+	c, faults := read(settings, given(command))
+	c.applyURI(faults, command.Flags().Changed(uriFlag))
+	return c, faults
+}
+
+// given returns a function that returns the value of a setting from the flags, or else from the
+// environment. It is empty if the setting is not set.
+func given(command *cobra.Command) func(Setting) string {
+	return func(s Setting) string {
+		if flag := command.Flags().Lookup(s.flagName()); flag != nil && flag.Changed {
+			return flag.Value.String() // an empty flag counts as not set
+		}
+		return os.Getenv(s.Env)
+	}
+}
+
+// read reads the settings, each from the value that the function returns.
+func read(settings []Setting, value func(Setting) string) (*Config, *Faults) {
 	c, faults := &Config{InPod: inPod()}, &Faults{}
 	for _, s := range settings {
-		value := s.Fallback
-		if v, ok := os.LookupEnv(s.Env); ok && v != "" {
-			value = v
-		}
-		if flag := command.Flags().Lookup(s.flagName()); flag != nil && flag.Changed {
-			value = cmp.Or(flag.Value.String(), s.Fallback) // an empty flag counts as not set
-		}
+		value := cmp.Or(value(s), s.Fallback)
 		if value == "" {
 			continue
 		}
@@ -360,7 +383,6 @@ func Read(command *cobra.Command, settings []Setting) (*Config, *Faults) {
 			}
 		}
 	}
-	c.applyURI(faults, command.Flags().Changed(uriFlag))
 	return c, faults
 }
 
@@ -383,6 +405,9 @@ func (c *Config) RequireToken(faults *Faults) {
 			"only one of them")
 	case given != "":
 		c.Token.PIN = given.Fixed()
+	case c.Token.PIN == nil && c.Name != "":
+		faults.Missing("PKCS11_PIN_FILE", "is not set, and PKCS11_URI has no pin-source: name a "+
+			"file with the token's user PIN", pin.URIVariable)
 	case c.Token.PIN == nil:
 		faults.Missing("PKCS11_PIN_FILE", "is not set, and neither is PKCS11_PIN: set one of "+
 			"them to the token's user PIN", "PKCS11_PIN", pin.URIVariable)

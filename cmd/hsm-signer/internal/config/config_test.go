@@ -136,7 +136,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 	}
 	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL",
 		"CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE",
-		"WITNESS_FILE"}
+		"WITNESS_FILE", fileVariable}
 	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
 		if _, tried := cases[s.Env]; !tried && !slices.Contains(anything, s.Env) {
 			t.Errorf("no wrong value of %s is tried", s.Env)

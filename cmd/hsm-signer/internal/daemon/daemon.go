@@ -1,5 +1,6 @@
-// Package daemon is what "run" runs: it puts the controller, the issuer, the key and the journal
-// together, serves health, metrics and the status page, and reloads the files that may change.
+// Package daemon is what "run" runs: it puts the controller, the issuer, the key and the journal of
+// each CA together, serves health, metrics and the status page, and reloads the files that may
+// change.
 package daemon
 
 import (
@@ -10,17 +11,13 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
-	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
-	"hsm-signer/cmd/hsm-signer/internal/serve"
-	"hsm-signer/cmd/hsm-signer/internal/status"
-	"hsm-signer/docs"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
-// A Daemon serves the requests of some signers.
+// A Daemon serves the requests of one CA's signers. A [Group] runs it.
 type Daemon struct {
 	service    *config.Service
 	warnings   []string // about the policy
@@ -32,14 +29,13 @@ type Daemon struct {
 	controller *kube.Controller
 	policyFile *policyReloader
 	health     *health
-	supervisor *supervisor
 	page       *statusPage
 	logger     hclog.Logger
 }
 
-// New puts a daemon together; [Daemon.Run] runs it, and must be called. New is not in touch with
-// the token, the API server or the disk. An error is one of the configuration.
-func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daemon, error) {
+// newDaemon puts a daemon together; [Daemon.run] runs it, and must be called. It is not in touch
+// with the token, the API server or the disk. An error is one of the configuration.
+func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daemon, error) {
 	warnings, err := config.LintRules(s.CA, s.Policy)
 	if err != nil {
 		return nil, err
@@ -68,7 +64,6 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 			counts, logger.Named("ca"))
 	}
 	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile, d.bundle)
-	d.supervisor = newSupervisor(d.health, logger.Named("health"))
 	d.page = newStatusPage(s, d.health, recent, d.controller, d.signing)
 	counts.PolicyInForce(s.Policy)
 	counts.WatchController(d.controller)
@@ -77,33 +72,24 @@ func New(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daem
 	return &d, nil
 }
 
-// Run serves until the context ends, or until it is clear that only a human can help.
-func (d *Daemon) Run(ctx context.Context) error {
+// run serves requests until the context ends, or until it is clear that only a human can help. It
+// calls tried when the token was tried.
+func (d *Daemon) run(ctx context.Context, tried func()) error {
 	d.announce()
-	open, err := serve.Listen(ctx, d.service.Config)
-	if err != nil {
-		return err
-	}
-	defer open.Close()
 	stop, err := d.start(ctx)
 	defer stop()
 	if err != nil {
 		return err
 	}
+	tried()
 	background := []func(context.Context) error{
-		d.controller.Run, d.policyFile.watch, d.supervisor.run, d.watchCredential,
-		d.health.watch,
+		d.controller.Run, d.policyFile.watch, d.watchCredential, d.health.watch,
 	}
 	if d.signing != nil {
 		background = append(append(background, d.signing.watches()...), d.caFile.watch)
 	}
 	if d.bundle != nil {
 		background = append(background, d.bundle.anchors.watch, d.bundle.run)
-	}
-	for _, e := range d.endpoints(open) {
-		background = append(background, func(ctx context.Context) error {
-			return e.Serve(ctx, d.logger.Named("http"))
-		})
 	}
 	return poll.All(ctx, background...)
 }
@@ -129,22 +115,5 @@ func (d *Daemon) start(ctx context.Context) (stop func(), err error) {
 		return d.shadow.stop, d.shadow.makeDir()
 	}
 	stop = d.signing.start()
-	return stop, d.signing.tryToken(ctx, d.service, d.logger)
-}
-
-// endpoints are what is served: an address for probes and scrapers, and one for people.
-func (d *Daemon) endpoints(open serve.Listeners) []serve.Endpoint {
-	c := d.service.Config
-	all := []serve.Endpoint{{
-		Variable: "LISTEN_ADDRESS", Listener: open["LISTEN_ADDRESS"], Hosts: serve.HealthHosts(c),
-		Handler: d.health.handler(d.metrics.Handler()), Said: "listening",
-	}}
-	if opened := open["STATUS_ADDRESS"]; opened != nil {
-		all = append(all, serve.Endpoint{
-			Variable: "STATUS_ADDRESS", Listener: opened, Hosts: serve.StatusHosts(c),
-			Handler: listener.DefaultInFlight.Guard(status.Handler(d.page.page, docs.Runbook)),
-			Said:    "the status page is there",
-		})
-	}
-	return all
+	return stop, d.signing.lost().note(d.signing.tryToken(ctx, d.service, d.logger))
 }

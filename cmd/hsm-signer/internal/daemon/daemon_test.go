@@ -48,10 +48,10 @@ func TestAddressesInUse(t *testing.T) {
 		"--listen-address=" + fixture.Listen(t, "127.0.0.1:0").Addr().String(),
 		"--status-address=" + fixture.Listen(t, "127.0.0.1:0").Addr().String(),
 	}))
-	c, faults := config.Read(command, settings)
-	s := c.LoadService(faults, nil)
+	c, faults := config.ReadProcess(command, settings)
+	services := c.Load(faults, nil)
 	must.OK(t, faults.Err())
-	d, err := New(s, metrics.New(), hclog.NewNullLogger())
+	d, err := New(c.Config, services, metrics.NewProcess(), hclog.NewNullLogger())
 	must.OK(t, err)
 	err = d.Run(t.Context())
 	if err == nil || exit.Code(err) != exit.Config {

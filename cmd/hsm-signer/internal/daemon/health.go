@@ -2,13 +2,12 @@ package daemon
 
 import (
 	"fmt"
-	"net/http"
+	"io"
 	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/kube"
 )
@@ -70,36 +69,25 @@ func (h *health) parts() []part {
 	return h.faults.note(parts)
 }
 
-// handler serves /livez, /readyz and /metrics. Only a request for /metrics waits for others.
-func (h *health) handler(metrics http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez",
-		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", h.readyz)
-	mux.Handle("GET /metrics", listener.DefaultInFlight.Guard(metrics))
-	return mux
-}
-
-// readyz reports each part, and why it is not ready.
-func (h *health) readyz(w http.ResponseWriter, _ *http.Request) {
+// report writes each part, and why it is not ready, and reports whether all are. Each name begins
+// with the prefix.
+func (h *health) report(w io.Writer, prefix string) (ready bool) {
 	parts := h.parts()
-	if slices.ContainsFunc(parts, func(p part) bool { return p.err != nil }) {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
 	for _, p := range parts {
 		switch {
 		case p.err != nil:
-			fmt.Fprintf(w, "[-] %s: %v (since %s)\n", p.name, p.err,
+			fmt.Fprintf(w, "[-] %s%s: %v (since %s)\n", prefix, p.name, p.err,
 				p.since.UTC().Format(time.RFC3339))
 		case p.note != "":
-			fmt.Fprintf(w, "[+] %s ok: %s\n", p.name, p.note)
+			fmt.Fprintf(w, "[+] %s%s ok: %s\n", prefix, p.name, p.note)
 		default:
-			fmt.Fprintf(w, "[+] %s ok\n", p.name)
+			fmt.Fprintf(w, "[+] %s%s ok\n", prefix, p.name)
 		}
 	}
-	fmt.Fprintf(w, "policy %s\n", h.policy.state())
-	fmt.Fprintf(w, "leads %t\n", h.controller.Leads())
-	fmt.Fprintf(w, "open requests: %s\n", openInWords(h.controller.Open(), time.Now()))
+	fmt.Fprintf(w, "%spolicy %s\n", prefix, h.policy.state())
+	fmt.Fprintf(w, "%sleads %t\n", prefix, h.controller.Leads())
+	fmt.Fprintf(w, "%sopen requests: %s\n", prefix, openInWords(h.controller.Open(), time.Now()))
+	return !slices.ContainsFunc(parts, func(p part) bool { return p.err != nil })
 }
 
 // readiness shows at each scrape which part is ready, and since when one is not.

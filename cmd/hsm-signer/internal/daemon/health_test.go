@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/hsm"
 	"hsm-signer/internal/must"
@@ -111,7 +112,7 @@ func TestClockIsAPart(t *testing.T) {
 
 func readyz(h *health) (int, string) {
 	w := httptest.NewRecorder()
-	h.readyz(w, nil)
+	new(Group).readyz(w, &Daemon{service: &config.Service{Config: &config.Config{}}, health: h})
 	return w.Code, w.Body.String()
 }
 

@@ -19,13 +19,13 @@ import (
 // restarted, so it is only in the line.
 type supervisor struct {
 	address  string // of its socket; empty: there is no supervisor
-	health   *health
+	health   interface{ state() string }
 	patience time.Duration // the supervisor wants a sign of life within it; zero: it wants none
 	logger   hclog.Logger
 }
 
 // newSupervisor reads what the supervisor wants: sd_notify(3) and sd_watchdog_enabled(3).
-func newSupervisor(h *health, logger hclog.Logger) *supervisor {
+func newSupervisor(h interface{ state() string }, logger hclog.Logger) *supervisor {
 	s := &supervisor{address: os.Getenv("NOTIFY_SOCKET"), health: h, logger: logger}
 	interval, pid := os.Getenv("WATCHDOG_USEC"), os.Getenv("WATCHDOG_PID")
 	if interval == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {

@@ -118,6 +118,9 @@ func (p *signing) start() (stop func()) {
 	}
 }
 
+// lost returns what is told when only a person can help.
+func (p *signing) lost() lostFunc { return p.health.token.lost }
+
 // tryToken tries the token once. It returns an error for what only a human can fix, and nil for a
 // missing token, which may still appear.
 func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.Logger) error {

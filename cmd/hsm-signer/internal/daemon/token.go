@@ -27,6 +27,7 @@ type tokenWatch struct {
 	keys      []*loggedKey
 	opened    <-chan struct{} // closed when test signatures can be recorded: check again at once
 	restarted bool            // its supervisor restarts the process, whatever the exit code
+	lost      lostFunc
 	logger    hclog.Logger
 
 	state poll.Fault // why the token is not ready; errNotLooked before the first check
@@ -49,8 +50,8 @@ var errNotLooked = errors.New("not looked at yet")
 // healthInterval is the time between two checks of the token.
 const healthInterval = 2 * time.Second
 
-// run checks the token until the context ends. It returns an error if only a person can help: the
-// PIN is rejected, or the first token holds a wrong key.
+// run checks the token until the context ends. It returns an error if the process must end: only a
+// person can help, or another process ([tokenWatch.ends]), and no other CA works.
 func (w *tokenWatch) run(ctx context.Context) error {
 	neverReady := true
 	return poll.Repeat(ctx, w.opened, func(ctx context.Context) (time.Duration, error) {
@@ -60,7 +61,11 @@ func (w *tokenWatch) run(ctx context.Context) error {
 			return healthInterval, nil
 		}
 		w.note(err)
+		var final error
 		if w.ends(err, neverReady) {
+			final = err
+		}
+		if err := w.lost.note(final); err != nil {
 			return 0, err
 		}
 		neverReady = neverReady && err != nil
@@ -79,9 +84,9 @@ func (w *tokenWatch) look(ctx context.Context) error {
 	return err
 }
 
-// ends reports whether the process must end: only a person can help, or another process. A pod
-// would be restarted again and again, so there a rejected PIN leaves the process running, not
-// ready. The PIN is not tried again until its file has another.
+// ends reports whether the process must end unless another CA works: only a person can help, or
+// another process. A pod would be restarted again and again, so there a rejected PIN leaves the
+// process running, not ready. The PIN is not tried again until its file has another.
 func (w *tokenWatch) ends(err error, neverReady bool) bool {
 	return errors.Is(err, hsm.ErrPIN) && !w.restarted || errors.Is(err, hsm.ErrKey) && neverReady ||
 		errors.Is(err, hsm.ErrHung)

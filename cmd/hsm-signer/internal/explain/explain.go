@@ -92,6 +92,7 @@ any is not, 1 on an error.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	a.addFlags(command)
 	return command
 }

@@ -18,26 +18,52 @@ import (
 	"hsm-signer/kube"
 )
 
-// Metrics counts what happens, for Prometheus, package by package. Every label has few values:
-// rules and reasons come from the policy and from this program, never from a requester.
+// Metrics counts what happens for one CA, package by package.
 type Metrics struct {
-	Registry *prometheus.Registry
+	*Process
+	Registry prometheus.Registerer
 	policyMetrics
 	issuerMetrics
 	tokenMetrics
 	kubeMetrics
 }
 
-func New() *Metrics {
+// A Process has the metrics of a process. It is not safe for concurrent use, unlike the metrics.
+type Process struct {
+	registry *prometheus.Registry
+	cas      map[string]*Metrics
+}
+
+// NewProcess returns the metrics of Go, of the process and of its build. [Process.Of] adds those of
+// a CA.
+func NewProcess() *Process {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	register := promauto.With(registry)
-	register.NewGauge(prometheus.GaugeOpts{Name: buildinfo.MetricName, Help: buildinfo.MetricHelp,
-		ConstLabels: buildinfo.MetricLabels()}).Set(1)
-	return &Metrics{registry, newPolicyMetrics(register), newIssuerMetrics(register),
-		newTokenMetrics(register), newKubeMetrics(register)}
+	promauto.With(registry).NewGauge(prometheus.GaugeOpts{Name: buildinfo.MetricName,
+		Help: buildinfo.MetricHelp, ConstLabels: buildinfo.MetricLabels()}).Set(1)
+	return &Process{registry, map[string]*Metrics{}}
 }
+
+// caLabel names the CA of a metric, in a process with CONFIG_FILE.
+const caLabel = "ca"
+
+// Of returns the metrics of a CA. If it has a name, each of them has the label "ca".
+func (p *Process) Of(ca string) *Metrics {
+	if p.cas[ca] == nil {
+		registerer := prometheus.Registerer(p.registry)
+		if ca != "" {
+			registerer = prometheus.WrapRegistererWith(prometheus.Labels{caLabel: ca}, registerer)
+		}
+		register := promauto.With(registerer)
+		p.cas[ca] = &Metrics{p, registerer, newPolicyMetrics(register),
+			newIssuerMetrics(register), newTokenMetrics(register), newKubeMetrics(register)}
+	}
+	return p.cas[ca]
+}
+
+// New returns the metrics of a process with one CA.
+func New() *Metrics { return NewProcess().Of("") }
 
 // Report is [kube.Sink]'s.
 func (m *Metrics) Report(r kube.Report) {
@@ -73,6 +99,7 @@ func Number(b bool) float64 {
 	return 0
 }
 
-func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
+// Handler serves the metrics of the whole process.
+func (p *Process) Handler() http.Handler {
+	return promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{})
 }

@@ -104,6 +104,7 @@ Exit code 0 if all pass, 2 if any does not, 1 on an error.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVar(&policyFile, "policy", "", "the same as --policy-file")
 	command.Flags().StringVarP(&output, "output", "o", "text", "text, json (one line for each "+
 		"case) or junit")

@@ -6,24 +6,41 @@ import (
 	"time"
 )
 
-// page is the status page, which a browser loads again every 15 seconds.
+// refresh has a browser load a page again every 15 seconds.
+const refresh markup = `<meta http-equiv="refresh" content="15">`
+
+// page is the status page of a CA.
 func (v view) page() markup {
-	return document(v.Headline()+" – hsm-signer", `<meta http-equiv="refresh" content="15">`,
+	return document(v.title()+" – hsm-signer", refresh,
 		element("body"+attr("class", v.Mood()), v.header(),
 			element("main", v.faults(), v.needs(), v.openRequests(), v.parts(), v.issued(),
 				v.decisions()),
 			v.footer()))
 }
 
-func (v view) header() markup {
-	sign := markup("!")
-	if v.Mood() == "well" {
-		sign = "✓"
+// title is the headline, with the CA of many before it.
+func (v view) title() string {
+	if v.CAName == "" {
+		return v.Headline()
 	}
+	return v.CAName + ": " + v.Headline()
+}
+
+func (v view) header() markup {
 	return element("header",
 		element(`p class="name"`, "hsm-signer ", element("span", text(v.signers()))),
-		element("h1", element(`span class="sign" aria-hidden="true"`, sign), text(v.Headline())),
-		element("p", text(v.Meaning())))
+		heading(v.Mood(), v.title()),
+		element("p", text(v.Meaning())),
+		when(v.CAName != "", element("p", `<a href="/">All CAs of this process</a>`)))
+}
+
+// heading is the headline of a page.
+func heading(mood, headline string) markup {
+	sign := markup("!")
+	if mood == "well" {
+		sign = "✓"
+	}
+	return element("h1", element(`span class="sign" aria-hidden="true"`, sign), text(headline))
 }
 
 // titled is a section of the page with this ID and heading.
@@ -197,7 +214,8 @@ func (v view) decision(d Decision) markup {
 func (v view) footer() markup {
 	return element("footer",
 		element("p", "As of ", timeAs(v.Now, text(utc(v.Now))),
-			`. <a href="/">Look again</a>; the page does so every 15 seconds.`),
+			". ", element("a"+attr("href", pathOf(v.CAName)), "Look again"),
+			"; the page does so every 15 seconds."),
 		element("p", text(v.Version), ", started ", text(v.Ago(v.Started)), ". More: ",
 			"<code>hsm-signer check</code>, <code>hsm-signer policy explain --live NAME</code>, ",
 			`and the <a href="/runbook">runbook</a>.`))

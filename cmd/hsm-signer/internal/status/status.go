@@ -72,6 +72,7 @@ type Ending struct {
 
 // A Page is all that is shown. Times are shown in UTC.
 type Page struct {
+	CAName     string // in CONFIG_FILE; empty where there is only one
 	Now        time.Time
 	Version    string
 	Started    time.Time
@@ -103,18 +104,25 @@ var files embed.FS
 const policyOfContent = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action " +
 	"'none'; frame-ancestors 'none'"
 
-// Handler serves the page, as it is when it is asked for, and the runbook, which is in Markdown.
+// Handler serves the page of the only CA, as it is when it is asked for, and the runbook, which is
+// in Markdown.
 func Handler(now func() Page, runbook string) http.Handler {
+	mux := newMux(runbook)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		serve(w, view{now()}.page())
+	})
+	return guard(mux)
+}
+
+// newMux serves what every page needs.
+func newMux(runbook string) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /runbook", func(w http.ResponseWriter, _ *http.Request) {
 		serve(w, runbookPage(sections(runbook)))
 	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		serve(w, view{now()}.page())
-	})
 	mux.HandleFunc("GET /style.css",
 		func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, files, "style.css") })
-	return guard(mux)
+	return mux
 }
 
 func serve(w http.ResponseWriter, page markup) {

@@ -79,6 +79,7 @@ a note on standard error says that the CA's constraints were not checked.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
 	command.Flags().StringVarP(&output, "output", "o", "text", "text, or json: one line for "+
 		"each file")
 	return command
