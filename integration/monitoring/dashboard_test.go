@@ -70,7 +70,7 @@ func readDashboard(t *testing.T) (panels []panel, variables []string) {
 // Every query selects by the variables of the dashboard, in each of its selectors.
 func TestDashboardSelectsInstallations(t *testing.T) {
 	panels, variables := readDashboard(t)
-	if got := strings.Join(variables, " "); got != "datasource cluster namespace signer" {
+	if got := strings.Join(variables, " "); got != "datasource cluster namespace signer ca" {
 		t.Errorf("the variables are %s", got)
 	}
 	for _, p := range panels {
@@ -93,7 +93,11 @@ func requireVariables(t *testing.T, title string, selector []*labels.Matcher) {
 	for _, m := range selector {
 		values[m.Name] = m.Value
 	}
-	for _, name := range []string{"cluster", "namespace", "signer"} {
+	variables := []string{"cluster", "namespace", "signer", "ca"}
+	if values["__name__"] == "hsm_signer_build_info" { // of the process
+		variables = variables[:3]
+	}
+	for _, name := range variables {
 		if values[name] != "$"+name {
 			t.Errorf("%s: %v does not select by $%s", title, selector, name)
 		}
@@ -104,7 +108,7 @@ func requireVariables(t *testing.T, title string, selector []*labels.Matcher) {
 // value for each installation.
 func now(t *testing.T, expr, load string) map[string]float64 {
 	t.Helper()
-	for _, name := range []string{"cluster", "namespace", "signer"} {
+	for _, name := range []string{"cluster", "namespace", "signer", "ca"} {
 		expr = strings.ReplaceAll(expr, "$"+name, ".*")
 	}
 	engine := promqltest.NewTestEngine(t, false, 0, promqltest.DefaultMaxSamplesPerQuery)
@@ -115,7 +119,7 @@ func now(t *testing.T, expr, load string) map[string]float64 {
 	}
 	values := map[string]float64{}
 	for _, s := range samples {
-		values[s.Metric.Get("namespace")+" "+s.Metric.Get("signer")] = s.F
+		values[s.Metric.Get("namespace")+" "+s.Metric.Get("signer")+s.Metric.Get("ca")] = s.F
 	}
 	return values
 }

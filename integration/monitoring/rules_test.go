@@ -304,3 +304,28 @@ func TestEachAlertHasItsSectionInTheRunbook(t *testing.T) {
 		}
 	}
 }
+
+// An alert on an installation keeps the label of its CA, unless it is about what the CAs of a
+// process share.
+func TestAlertsKeepTheCA(t *testing.T) {
+	shared := []string{"HSMSignerDown", "HSMSignerReplicaGone", "HSMSignerManyRequests",
+		"HSMSignerCredentialExpiring", "HSMSignerCredentialExpires", "HSMSignerKubeconfigRefused"}
+	for _, r := range readRules(t) {
+		expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+			by, is := node.(*parser.AggregateExpr)
+			if is && slices.Contains(by.Grouping, "ca") == by.Without &&
+				!slices.Contains(shared, r.Alert) {
+				t.Errorf("%s drops the label ca: %s", r.Alert, node)
+			}
+			return nil
+		})
+		if text := r.Annotations["summary"]; strings.Contains(text, "$labels.ca") ==
+			slices.Contains(shared, r.Alert) {
+			t.Errorf("%s names the CA, or not: %s", r.Alert, text)
+		}
+	}
+}
