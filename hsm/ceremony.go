@@ -19,8 +19,8 @@ import (
 // never uses it. It adds at most one key, and changes and deletes nothing.
 type Ceremony struct {
 	config Config
-	module *cryptoki.Module
-	conn   *connection // nil: closed
+	user   *cryptoki.User // of the module
+	conn   *connection    // nil: closed
 }
 
 // OpenCeremony logs in to the token for a ceremony. Close it at the end.
@@ -33,11 +33,12 @@ func OpenCeremony(ctx context.Context, c Config) (*Ceremony, error) {
 }
 
 func (c *Ceremony) open(ctx context.Context) (err error) {
-	if c.module, err = cryptoki.Load(ctx, c.config.module(), &cryptoki.Counts{}); err != nil {
+	c.user = cryptoki.NewUser(c.config.module(), &cryptoki.Counts{})
+	if err = c.user.Load(ctx); err != nil {
 		return err
 	}
-	if c.conn, err = connect(ctx, c.module); err != nil {
-		c.module.Close(ctx)
+	if c.conn, err = connect(ctx, c.user); err != nil {
+		c.user.Leave(ctx)
 	}
 	return err
 }
@@ -50,7 +51,7 @@ func (c *Ceremony) Close() bool {
 	}
 	c.conn.Close()
 	c.conn = nil
-	return c.module.Close(context.Background())
+	return c.user.Leave(context.Background())
 }
 
 // Token describes the token of the ceremony.

@@ -7,8 +7,6 @@ import (
 	"crypto"
 	"fmt"
 	"time"
-
-	"hsm-signer/hsm/cryptoki"
 )
 
 // A Step is one precondition of signing and its result.
@@ -50,7 +48,7 @@ func Check(ctx context.Context, c Config, public crypto.PublicKey, o CheckOption
 	if conn.Connection != nil {
 		conn.Close()
 	}
-	k.unload(ctx)
+	k.user.Leave(ctx)
 	return results
 }
 
@@ -65,11 +63,11 @@ func preconditions(ctx context.Context, k *Key, conn *connection, o CheckOptions
 	c := k.config
 	all := []precondition{
 		{"module", func() (detail string, _ bool, err error) {
-			if k.module, err = cryptoki.Load(ctx, c.module(), &k.counts); err != nil {
+			if err := k.user.Load(ctx); err != nil {
 				return "", false, err
 			}
-			conn.Connection = cryptoki.NewConnection(k.module)
-			detail, err = k.module.Describe(ctx)
+			conn.Connection = k.user.NewConnection()
+			detail, err = k.user.Describe(ctx)
 			return detail, false, err
 		}},
 		{"token", func() (string, bool, error) {

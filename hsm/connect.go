@@ -7,8 +7,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/miekg/pkcs11"
-
 	"hsm-signer/hsm/ckr"
 	"hsm-signer/hsm/cryptoki"
 )
@@ -43,13 +41,13 @@ func (k *Key) connect(ctx context.Context, failed *connection, r ckr.Recovery) e
 	defer cancel()
 	k.countLoss()
 	if k.disconnect(); r == ckr.NewModule {
-		k.unload(ctx)
+		k.user.Unload(ctx, true)
 	}
 	if err := k.mayTry(); err != nil {
 		return err
 	}
-	if pin, err := k.config.PIN(); err == nil && k.module != nil && k.module.MayKnowAnother(pin) {
-		k.unload(ctx)
+	if pin, err := k.config.PIN(); err == nil && k.user.MayKnowAnother(pin) {
+		k.user.UnloadNow(ctx)
 	}
 	return k.tried(k.openAgain(ctx))
 }
@@ -59,29 +57,35 @@ func (k *Key) connect(ctx context.Context, failed *connection, r ckr.Recovery) e
 // credit, so only a token that fails far more often than it signs is given a pause.
 func (k *Key) openAgain(ctx context.Context) error {
 	for free := true; ; free = false {
-		loaded := k.module != nil
+		loaded := k.user.Loaded()
 		err := k.open(ctx)
 		if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrKey) {
-			k.unload(ctx) // some modules read their keys only in C_Initialize
+			k.user.Unload(ctx, isCKR(err)) // some modules read their keys only in C_Initialize
 		}
-		if err == nil || !k.mayPass(err, loaded) || !free && !k.spend() {
+		if err == nil || !k.mayPass(err, loaded && !k.user.Loaded()) || !free && !k.spend() {
 			return err
 		}
 	}
 }
 
-// mayPass reports whether another connection may succeed right after this failure. No call may be
-// in flight, and C_Login must not have failed: a second one would be a second try of the PIN.
-func (k *Key) mayPass(err error, loaded bool) bool {
-	var ckr pkcs11.Error
+// isCKR reports whether a call into the module has failed, and not what hsm-signer requires.
+func isCKR(err error) bool {
+	_, is := ckr.RecoveryFrom(err)
+	return is
+}
+
+// mayPass reports whether another connection may succeed right after this failure; unloaded reports
+// whether the module was finalised since. No call may hang, and C_Login must not have failed: a
+// second one would be a second try of the PIN.
+func (k *Key) mayPass(err error, unloaded bool) bool {
 	switch {
-	case k.module != nil || failedToLogIn(err) || errors.Is(err, ErrPIN):
+	case k.user.Busy() || failedToLogIn(err) || errors.Is(err, ErrPIN):
 		return false
-	case errors.As(err, &ckr):
+	case isCKR(err) || errors.Is(err, cryptoki.ErrEnded):
 		return true
 	}
 	// a module that was initialised again may find the token
-	return loaded && errors.Is(err, ErrUnavailable)
+	return unloaded && errors.Is(err, ErrUnavailable)
 }
 
 // Each signature for a caller earns credit for two failures, up to mostCredit. So hsm-signer pauses
@@ -138,16 +142,10 @@ func (k *Key) countLoss() {
 func (k *Key) disconnect() {
 	k.good.Store(0)
 	k.shown.Store(nil)
+	k.user.Lost()
 	if k.conn != nil {
 		k.conn.Close()
 		k.conn = nil
-	}
-}
-
-// unload finalises the module if no call is in flight in it.
-func (k *Key) unload(ctx context.Context) {
-	if k.module != nil && k.module.Close(ctx) {
-		k.module = nil
 	}
 }
 
@@ -190,8 +188,8 @@ func (k *Key) tried(err error) error {
 	if k.hung++; k.hung == 1 {
 		k.hungSince = time.Now()
 	}
-	if err == nil || k.counts.Hanging.Load() == 0 || cutOff(err) || k.module != nil &&
-		k.module.Undecided() {
+	if err == nil || k.counts.Hanging.Load() == 0 || cutOff(err) ||
+		k.user.Undecided() {
 		// A login that may have had a wrong PIN must not be followed by a new process, which would
 		// try it again, sooner than by another try here.
 		k.hung = 0
@@ -241,19 +239,11 @@ func (k *Key) later(wait *time.Duration, first, last time.Duration) {
 
 // open makes a connection, and loads the module if necessary. It keeps the connection only if the
 // key is the right one and cannot leave.
-func (k *Key) open(ctx context.Context) (err error) {
-	if k.module != nil && !k.module.Ready() {
-		if k.unload(ctx); k.module != nil {
-			return faultf(ErrUnavailable, "dlopen, C_Initialize or C_Finalize has not returned "+
-				"from the PKCS#11 module %s yet", k.config.Module)
-		}
+func (k *Key) open(ctx context.Context) error {
+	if err := k.user.Load(ctx); err != nil {
+		return err
 	}
-	if k.module == nil {
-		if k.module, err = cryptoki.Load(ctx, k.config.module(), &k.counts); err != nil {
-			return err
-		}
-	}
-	conn, err := connect(ctx, k.module)
+	conn, err := connect(ctx, k.user)
 	if err != nil {
 		return err
 	}
@@ -262,6 +252,7 @@ func (k *Key) open(ctx context.Context) (err error) {
 		return err
 	}
 	conn.CloseStale()
+	k.user.Works()
 	k.connections.Add(1)
 	k.conn = conn
 	k.shown.Store(conn)

@@ -15,6 +15,13 @@ import (
 	"hsm-signer/internal/must"
 )
 
+// aKey is one that is not in touch with a module.
+func aKey() *Key {
+	k := &Key{config: Config{PIN: PIN("1234").Fixed()}}
+	k.user = cryptoki.NewUser(cryptoki.Config{Timeout: time.Second, MaxSessions: 64}, &k.counts)
+	return k
+}
+
 // hangOn makes attempts in which a call hangs, each as soon as one may, and returns after how many
 // and how long one gave up, or that one did not within an hour.
 func hangOn(k *Key, early error) (attempts int, took time.Duration, gaveUp bool) {
@@ -35,7 +42,7 @@ func hangOn(k *Key, early error) (attempts int, took time.Duration, gaveUp bool)
 // not hang.
 func TestSlowIsNotHung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		if attempts, took, gaveUp := hangOn(&Key{}, errSlow); gaveUp {
+		if attempts, took, gaveUp := hangOn(aKey(), errSlow); gaveUp {
 			t.Errorf("one gave up after %d attempts and %s", attempts, took)
 		}
 	})
@@ -57,7 +64,7 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 	interval := time.Duration(says("StartLimitIntervalSec")) * time.Second
 	pause := time.Duration(says("RestartSec")) * time.Second
 	synctest.Test(t, func(t *testing.T) {
-		attempts, took, gaveUp := hangOn(&Key{}, nil)
+		attempts, took, gaveUp := hangOn(aKey(), nil)
 		if starts := says("StartLimitBurst"); !gaveUp ||
 			time.Duration(starts)*(took+pause) <= interval {
 			t.Errorf("one gave up: %t, after %s; %d times that are not %s", gaveUp, took, starts,
@@ -74,7 +81,7 @@ func TestHangsDoNotReachTheLimitOfStarts(t *testing.T) {
 // does not count.
 func TestWaitsAfterLateLogins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := &Key{config: Config{PIN: PIN("1234").Fixed()}}
+		k := aKey()
 		for _, want := range []time.Duration{cryptoki.FirstLoginRetry, 2 * cryptoki.FirstLoginRetry,
 			4 * cryptoki.FirstLoginRetry} {
 			for range 3 {
@@ -98,12 +105,11 @@ func TestWaitsAfterLateLogins(t *testing.T) {
 // does with any other call.
 func TestLoginThatNeverComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := &Key{}
-		k.module = cryptoki.New(cryptoki.Config{Timeout: time.Second, MaxSessions: 64}, &k.counts)
+		k := aKey()
 		never := make(chan struct{})
 		defer close(never)
 		login := func() error {
-			return k.module.Do(t.Context(), "C_Login", func(*pkcs11.Ctx) error {
+			return k.user.Do(t.Context(), "C_Login", func(*pkcs11.Ctx) error {
 				k.counts.Logins.Add(1)
 				<-never
 				return nil

@@ -25,9 +25,9 @@ type connection struct {
 }
 
 // connect finds the token and logs in. It does not look for the key.
-func connect(ctx context.Context, m *cryptoki.Module) (*connection, error) {
+func connect(ctx context.Context, u *cryptoki.User) (*connection, error) {
 	started := time.Now()
-	login, err := cryptoki.Connect(ctx, m)
+	login, err := u.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,7 @@ func (c *Ceremony) generateEd25519(ctx context.Context, t templates) error {
 		pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, edwards25519))
 	private := append(t.private.ToSlice(), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, ckkECEdwards))
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(ckmECEdwardsKeyPairGen, nil)}
-	return c.module.Do(ctx, "C_GenerateKeyPair", func(m *pkcs11.Ctx) error {
+	return c.user.Do(ctx, "C_GenerateKeyPair", func(m *pkcs11.Ctx) error {
 		session, err := m.OpenSession(c.conn.Slot(),
 			pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		if err != nil {

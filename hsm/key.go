@@ -44,8 +44,8 @@ type Key struct {
 	// Users of the connection hold the lock for reading. Who opens or closes it holds it for
 	// writing.
 	lock   lock
-	module *cryptoki.Module // nil: not loaded
-	conn   *connection      // nil: not connected
+	user   *cryptoki.User // of the module
+	conn   *connection    // nil: not connected
 	closed bool
 	shown  atomic.Pointer[connection] // the connection, for callers that do not wait
 
@@ -76,8 +76,10 @@ func NewKey(config Config, public crypto.PublicKey) (*Key, error) {
 		return nil, err
 	}
 	config = config.withDefaults(public)
-	return &Key{config: config, public: public, mech: mech, lock: newLock(),
-		since: time.Now().Add(-time.Hour), probe: make(chan struct{}, 1)}, nil
+	k := &Key{config: config, public: public, mech: mech, lock: newLock(),
+		since: time.Now().Add(-time.Hour), probe: make(chan struct{}, 1)}
+	k.user = cryptoki.NewUser(config.module(), &k.counts)
+	return k, nil
 }
 
 // withDefaults sets the fields that have their zero value.
@@ -390,8 +392,8 @@ func (k *Key) Stats() Stats {
 	return stats
 }
 
-// Close closes the sessions and the module permanently. It waits for callers, but not for calls
-// that hang.
+// Close closes the sessions permanently, and the module unless other keys of this process use it.
+// It waits for callers, but not for calls that hang.
 func (k *Key) Close() {
 	if k.lock.lock(context.Background()) != nil { // nothing ends that context
 		return
@@ -399,5 +401,5 @@ func (k *Key) Close() {
 	defer k.lock.unlock()
 	k.closed = true
 	k.disconnect()
-	k.unload(context.Background())
+	k.user.Leave(context.Background())
 }

@@ -34,6 +34,8 @@ func recoveryFrom(err error) ckr.Recovery {
 	switch {
 	case errors.As(err, &hung) && hung.Early != nil:
 		return ckr.None // the token is not at fault
+	case errors.Is(err, cryptoki.ErrEnded):
+		return ckr.NewLogin // the module is initialised again already
 	case hung != nil || errors.Is(err, ErrKey):
 		return ckr.NewLogin
 	}

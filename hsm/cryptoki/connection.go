@@ -14,12 +14,13 @@ import (
 	"hsm-signer/hsm/ckr"
 )
 
-// A Connection is one login to a token, on a module that may outlive it. It is never repaired:
+// A Connection is one login to a token, on a module that may outlive it, or be replaced for another
+// user. It is never repaired:
 // after a fault it is closed and another one is made. [Connection.Sign] and [Connection.Sessions]
 // are safe for concurrent use. Everything else works in the login session, where only one call may
 // be made at a time.
 type Connection struct {
-	module       *Module
+	caller
 	slot         uint
 	token        pkcs11.TokenInfo
 	loginSession pkcs11.SessionHandle // stays open and idle, which keeps the login
@@ -28,15 +29,16 @@ type Connection struct {
 	// an application was already logged in, so the token did not check the PIN
 	alreadyIn bool
 	hung      atomic.Bool // a call hangs in the login session; the call closes it when it returns
+	lost      atomic.Bool // the module has lost the sessions
 }
 
-// NewConnection returns a connection to the token that the module's configuration names. The caller
+// NewConnection returns a connection to the token of the user, whose module is loaded. The caller
 // finds the token, checks the state of the PIN and logs in, in this order, and closes it.
-func NewConnection(m *Module) *Connection { return &Connection{module: m} }
+func (u *User) NewConnection() *Connection { return &Connection{caller: caller{u, u.on}} }
 
 // Connect finds the token and logs in. It looks for no key.
-func Connect(ctx context.Context, m *Module) (*Connection, error) {
-	c := NewConnection(m)
+func (u *User) Connect(ctx context.Context) (*Connection, error) {
+	c := u.NewConnection()
 	for _, step := range []func(context.Context) error{c.FindToken, c.PINState, c.Login} {
 		if err := step(ctx); err != nil {
 			c.Close()
@@ -50,11 +52,15 @@ func Connect(ctx context.Context, m *Module) (*Connection, error) {
 // nothing else may while a call is in flight in it.
 func onLoginSession[T any](ctx context.Context, c *Connection, name string, f func() (T, error),
 	late func(error)) (T, error) {
-	value, err := call(ctx, c.module, c.module.config.Timeout, name, f, func(_ T, err error) {
+	if c.lost.Load() {
+		var none T
+		return none, errLost
+	}
+	value, err := call(ctx, c.caller, c.user.config.Timeout, name, f, func(_ T, err error) {
 		if late != nil {
 			late(err)
 		}
-		_ = c.module.ctx.CloseSession(c.loginSession)
+		c.closeLate(c.loginSession)
 	})
 	if abandoned := (*AbandonedError)(nil); errors.As(err, &abandoned) {
 		c.hung.Store(true)
@@ -62,9 +68,19 @@ func onLoginSession[T any](ctx context.Context, c *Connection, name string, f fu
 	return value, err
 }
 
+// errLost is what every call in a session returns when the module has lost the sessions.
+var errLost = pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)
+
+// closeLate closes a session after a call in it has returned late.
+func (c *Connection) closeLate(session pkcs11.SessionHandle) {
+	if c.module.disown(session, c) {
+		_ = c.module.ctx.CloseSession(session)
+	}
+}
+
 // Login opens the login session and logs in. It tries the PIN once.
 func (c *Connection) Login(ctx context.Context) error {
-	config := c.module.config
+	config := c.user.config
 	var err error
 	if c.loginSession, err = c.openSession(ctx); err != nil {
 		return Unavailable(err, "open a session with the %s", config.Token)
@@ -84,7 +100,7 @@ func (c *Connection) newSessions(wanted int) *pool {
 
 func (c *Connection) openSession(ctx context.Context) (pkcs11.SessionHandle, error) {
 	m := c.module.ctx
-	return call(ctx, c.module, c.module.config.Timeout, "C_OpenSession",
+	session, err := call(ctx, c.caller, c.user.config.Timeout, "C_OpenSession",
 		func() (pkcs11.SessionHandle, error) {
 			return m.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION)
 		}, func(session pkcs11.SessionHandle, err error) {
@@ -92,27 +108,44 @@ func (c *Connection) openSession(ctx context.Context) (pkcs11.SessionHandle, err
 				_ = m.CloseSession(session)
 			}
 		})
+	if err == nil {
+		c.module.own(session, c)
+	}
+	return session, err
 }
 
+// closeSession closes a session unless another connection has it now.
 func (c *Connection) closeSession(session pkcs11.SessionHandle) error {
-	return c.module.do(context.Background(), closeTimeout, "C_CloseSession",
+	if !c.module.disown(session, c) {
+		return nil
+	}
+	return c.do(context.Background(), closeTimeout, "C_CloseSession",
 		func() error { return c.module.ctx.CloseSession(session) })
 }
 
-// login tries the PIN once.
+// login tries the PIN once, unless it was tried without success for another key.
 func (c *Connection) login(ctx context.Context) error {
-	config := c.module.config
+	config := c.user.config
 	pin, err := config.PIN()
 	if err != nil {
 		return Faultf(ErrUnavailable, "the PIN of the %s cannot be read: %v", config.Token, err)
 	}
+	l := c.user.shared.loginsOf(c.loginKey())
+	c.user.logins.Store(l)
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	if err := l.allow(pin); err != nil {
+		return err
+	}
 	_, err = onLoginSession(ctx, c, callLogin, func() (struct{}, error) {
-		c.module.tries(pin)
-		c.module.counts.Logins.Add(1)
-		return struct{}{}, c.module.ctx.Login(c.loginSession, pkcs11.CKU_USER, string(pin))
+		l.begin(pin, c.module)
+		c.user.counts.Logins.Add(1)
+		err := c.module.ctx.Login(c.loginSession, pkcs11.CKU_USER, string(pin))
+		l.end(pin, config.Token, err)
+		return struct{}{}, err
 	}, func(err error) {
 		if ckr.IsPIN(err) || ckr.MayBePIN(err) { // it is late, but counts
-			c.module.counts.FailedLate.Store(LoginFault(pin, config.Token, err))
+			c.user.counts.FailedLate.Store(LoginFault(pin, config.Token, err))
 		}
 	})
 	switch {
@@ -137,16 +170,23 @@ func (c *Connection) Close() {
 	if !c.hung.Load() {
 		idle = append(idle, c.loginSession)
 	}
-	c.module.stale = append(c.module.stale, idle...)
+	if c.user.on != c.module || c.lost.Load() {
+		return // the sessions have ended already
+	}
+	for _, session := range idle {
+		if c.module.disown(session, c) {
+			c.user.stale = append(c.user.stale, session)
+		}
+	}
 	c.CloseStale()
 }
 
 // CloseStale closes the sessions that earlier connections left open, until a call hangs.
 func (c *Connection) CloseStale() {
 	hung := (*AbandonedError)(nil)
-	for len(c.module.stale) > 0 {
-		session := c.module.stale[0]
-		c.module.stale = c.module.stale[1:]
+	for len(c.user.stale) > 0 {
+		session := c.user.stale[0]
+		c.user.stale = c.user.stale[1:]
 		if err := c.closeSession(session); errors.As(err, &hung) || errors.Is(err, ErrHung) {
 			return
 		}

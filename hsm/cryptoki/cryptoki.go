@@ -5,9 +5,11 @@
 //
 // Contract: no caller waits longer than a timeout for a call. A call that does not return in time
 // is abandoned ([AbandonedError]), which costs one thread, and no other call is made in its
-// session. The module is not finalised while a call is in flight. A login is tried once for each
-// [Connection], and never while an abandoned one may still count as a wrong PIN. Handles and
-// sessions do not outlive their connection. No error contains the PIN.
+// session. All keys of a process share a module ([User]): it is not finalised while a call is in
+// flight, and then each of the others must connect again. A login is tried once for each
+// [Connection], never with a PIN that the token has rejected, nor while an abandoned one may still
+// count as a wrong PIN. Handles and sessions do not outlive their connection. No error contains the
+// PIN.
 //
 // Without cgo no module can be called: only the names and the errors are left, for the commands
 // that need no token.

@@ -18,6 +18,9 @@ var (
 	// ErrHung: so many calls hang in the module that no more are made. Only another process can
 	// help.
 	ErrHung = errors.New("the PKCS#11 module hangs")
+	// ErrEnded: the connection has ended, since the module was initialised again for another key of
+	// this process. Another connection can be made at once.
+	ErrEnded = errors.New("the PKCS#11 module was initialised again for another key")
 )
 
 // A Fault is an error of one kind, with its own text.

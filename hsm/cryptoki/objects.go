@@ -52,7 +52,7 @@ func (c *Connection) Attribute(ctx context.Context, object pkcs11.ObjectHandle,
 	kind uint) ([]byte, error) {
 	if c.hung.Load() {
 		return nil, &AbandonedError{Call: "an earlier call in the login session",
-			Timeout: c.module.config.Timeout}
+			Timeout: c.user.config.Timeout}
 	}
 	values, err := onLoginSession(ctx, c, "C_GetAttributeValue",
 		func() ([]*pkcs11.Attribute, error) {

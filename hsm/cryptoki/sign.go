@@ -16,7 +16,7 @@ import (
 // waits for a session, and then for the signature, each as long as the timeout of the configuration
 // at most. After an error the session is closed, since its operation may still be active.
 func (c *Connection) Sign(ctx context.Context, request csign.Request) ([]byte, error) {
-	session, err := c.sessions.acquire(ctx, c.module.config.Timeout)
+	session, err := c.sessions.acquire(ctx, c.user.config.Timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -46,8 +46,10 @@ func (c *Connection) failed(session pkcs11.SessionHandle, err error) error {
 // signOn makes both calls as one, so that a session is closed once if its answer is late.
 func (c *Connection) signOn(ctx context.Context, session pkcs11.SessionHandle,
 	request csign.Request) ([]byte, error) {
-	m := c.module
-	return call(ctx, m, m.config.Timeout, "C_Sign",
-		func() ([]byte, error) { return m.signing.Sign(session, request) },
-		func([]byte, error) { _ = m.ctx.CloseSession(session) })
+	if c.lost.Load() {
+		return nil, errLost
+	}
+	return call(ctx, c.caller, c.user.config.Timeout, "C_Sign",
+		func() ([]byte, error) { return c.module.signing.Sign(session, request) },
+		func([]byte, error) { c.closeLate(session) })
 }

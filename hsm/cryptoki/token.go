@@ -28,11 +28,11 @@ func (t TokenID) brief() TokenID { return TokenID{Slot: t.Slot, Label: t.Label, 
 // cannot be read is an error, since it may hold a second one. If the slot is named, no other is
 // read.
 func (c *Connection) FindToken(ctx context.Context) error {
-	want := c.module.config.Token
-	if err := c.module.identify(ctx); err != nil {
+	want := c.user.config.Token
+	if err := c.user.identify(ctx); err != nil {
 		return err
 	}
-	slots, err := call(ctx, c.module, c.module.config.Timeout, "C_GetSlotList",
+	slots, err := call(ctx, c.caller, c.user.config.Timeout, "C_GetSlotList",
 		func() ([]uint, error) { return c.module.ctx.GetSlotList(true) }, nil)
 	if err != nil {
 		return Unavailable(err, "list the slots")
@@ -88,12 +88,12 @@ func notOne(want TokenID, slots []uint, found, seen []string) error {
 
 // identify reads the description of a slot and its token.
 func (c *Connection) identify(ctx context.Context, slot uint) (TokenID, pkcs11.TokenInfo, error) {
-	info, err := call(ctx, c.module, c.module.config.Timeout, "C_GetTokenInfo",
+	info, err := call(ctx, c.caller, c.user.config.Timeout, "C_GetTokenInfo",
 		func() (pkcs11.TokenInfo, error) { return c.module.ctx.GetTokenInfo(slot) }, nil)
 	if err != nil {
 		return TokenID{}, info, err
 	}
-	where, err := call(ctx, c.module, c.module.config.Timeout, "C_GetSlotInfo",
+	where, err := call(ctx, c.caller, c.user.config.Timeout, "C_GetSlotInfo",
 		func() (pkcs11.SlotInfo, error) { return c.module.ctx.GetSlotInfo(slot) }, nil)
 	return TokenID{
 		Slot: &slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
@@ -111,7 +111,7 @@ func trim(s string) string {
 
 // PINState returns an error if the PIN is locked, or if one more failure would lock it.
 func (c *Connection) PINState(context.Context) error {
-	token := c.module.config.Token
+	token := c.user.config.Token
 	switch flags := c.token.Flags; {
 	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
 		return Faultf(ErrPIN, "the user PIN of the %s is locked: ask the security officer to "+
