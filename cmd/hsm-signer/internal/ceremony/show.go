@@ -27,7 +27,8 @@ type caView struct {
 	Faults       []string           `json:"faults,omitempty"`
 	Key          *keyView           `json:"key,omitempty"`
 	PEM          string             `json:"pem"` // the CA's certificate and its chain
-	Calico       installation       `json:"calico"`
+	Calico       *installation      `json:"calico,omitempty"`
+	Next         *caView            `json:"next,omitempty"` // the next CA of a rotation
 }
 
 type keyView struct {
@@ -47,7 +48,8 @@ type attributeView struct {
 }
 
 func newCAShowCommand() *cobra.Command {
-	settings := slices.Concat(config.Named("CA_CERT_FILE", "SIGNER_NAME"), config.TokenSettings)
+	settings := slices.Concat(config.Named("CA_CERT_FILE", "SIGNER_NAME"),
+		config.NextCASettings, config.TokenSettings)
 	var output string
 	command := &cobra.Command{
 		Use:   "show",
@@ -56,11 +58,15 @@ func newCAShowCommand() *cobra.Command {
   hsm-signer ca show --output json | jq -r .certificates[0].sha256
   hsm-signer ca show --output yaml --signer-name example.com/calico > calico.yaml
   kubectl patch installation default --type merge --patch-file calico.yaml`,
+		Long: `Shows the CA's certificate and chain, its key with the attributes, and what Calico's
+Installation needs. With NEXT_CA_CERT_FILE it shows the next CA too, and the settings for Calico
+have both CAs in caCert, as a rotation requires.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
 			c.RequireToken(faults)
 			c.RequireKey(faults)
+			next, nextChain := readNext(c, faults)
 			faults.RequireOutput(output, "yaml")
 			if output == "yaml" && len(c.SignerNames) != 1 {
 				faults.Addf("SIGNER_NAME", "names %d signers: Calico's Installation names exactly "+
@@ -76,7 +82,14 @@ func newCAShowCommand() *cobra.Command {
 			if err := faults.Err(); err != nil {
 				return err
 			}
-			return showCA(cmd.Context(), c, chain, output, cmd.OutOrStdout())
+			ctx, out := cmd.Context(), cmd.OutOrStdout()
+			view, unreachable := viewCA(ctx, c, chain)
+			if next != nil {
+				var err error
+				view.Next, err = viewCA(ctx, next, nextChain)
+				unreachable = errors.Join(unreachable, err)
+			}
+			return errors.Join(unreachable, view.show(c.SignerNames, output, out))
 		},
 	}
 	config.AddFlags(command, settings)
@@ -86,31 +99,51 @@ func newCAShowCommand() *cobra.Command {
 	return command
 }
 
-// showCA shows the certificate even if the key cannot be reached, and then returns an error.
-func showCA(ctx context.Context, c *config.Config, chain issuer.Chain, output string,
-	out io.Writer) error {
-	view := caView{File: c.CACertFile, PEM: string(chain.PEM())}
+// readNext returns the configuration of the next CA as if it were the CA's, and its chain; nil if
+// none is configured.
+func readNext(c *config.Config, faults *config.Faults) (*config.Config, issuer.Chain) {
+	next := c.OfNext(faults)
+	if next == nil {
+		return nil, nil
+	}
+	return next, config.ReadChain("NEXT_CA_CERT_FILE", next.CACertFile, faults)
+}
+
+// viewCA views the certificate even if the key cannot be reached, and then returns an error too.
+func viewCA(ctx context.Context, c *config.Config, chain issuer.Chain) (*caView, error) {
+	view := &caView{File: c.CACertFile, PEM: string(chain.PEM())}
 	for _, cert := range chain {
 		view.Certificates = append(view.Certificates, factsOf(cert))
 	}
 	if err := chain.Check(chain[0].PublicKey, time.Now()); err != nil {
 		view.Faults = strings.Split(err.Error(), "\n")
 	}
-	view.Calico = installationOf(c.SignerNames, view.PEM)
-	var unreachable, err error
+	var unreachable error
 	view.Key, unreachable = viewKey(ctx, c, chain)
+	return view, unreachable
+}
+
+// show writes the view, with what Calico needs for the CA, and for the next one if there is one.
+func (v *caView) show(signers []string, output string, out io.Writer) (err error) {
+	trusted, text := v.PEM, v.String()
+	if v.Next != nil {
+		trusted += v.Next.PEM
+		text += "\nNEXT CA\n\n" + v.Next.String()
+	}
+	calico := installationOf(signers, trusted)
+	v.Calico = &calico
 	switch output {
 	case "json":
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
-		err = encoder.Encode(view)
+		return encoder.Encode(v)
 	case "yaml":
-		_, err = io.WriteString(out, view.Calico.String())
+		_, err = io.WriteString(out, calico.String())
 	default:
 		_, err = io.WriteString(out,
-			view.String()+"\nFor Calico, in its Installation:\n\n"+view.Calico.String())
+			text+"\nFor Calico, in its Installation:\n\n"+calico.String())
 	}
-	return errors.Join(unreachable, err)
+	return err
 }
 
 // viewKey reads the key, which must be the certificate's.
@@ -145,7 +178,7 @@ func viewKey(ctx context.Context, c *config.Config, chain issuer.Chain) (*keyVie
 }
 
 // String returns the view for people.
-func (v caView) String() string {
+func (v *caView) String() string {
 	var text strings.Builder
 	for i, facts := range v.Certificates {
 		title := "CA certificate, in " + v.File

@@ -238,7 +238,7 @@ var (
 		{"STATUS_ADDRESS", "127.0.0.1:8081",
 			"address of the status page, for browsers; none turns it off",
 			readStatusAddress},
-	}, nextSettings...)
+	}, NextCASettings...)
 	LogSettings = []Setting{
 		{"LOG_LEVEL", "info",
 			"trace, debug, info, warn or error",

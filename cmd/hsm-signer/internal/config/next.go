@@ -22,8 +22,8 @@ type next struct {
 
 const nextURI = "NEXT_PKCS11_URI"
 
-// nextSettings are those of the next CA.
-var nextSettings = []Setting{
+// NextCASettings are those of the next CA.
+var NextCASettings = []Setting{
 	{"NEXT_CA_CERT_FILE", "",
 		"PEM file of the next CA, for a rotation: its certificate, then its chain",
 		ofNext("NEXT_CA_CERT_FILE", func(n *next, v string) error { n.caFile = v; return nil })},
@@ -81,6 +81,17 @@ func readNextURI(c *Config, v string) error {
 	}
 	c.next.pin, err = c.pinInFile(nextURI, uri.PINSource)
 	return errors.Join(err, uri.CheckKey())
+}
+
+// OfNext returns the configuration in which the next CA is the CA; nil if none is configured.
+func (c *Config) OfNext(faults *Faults) *Config {
+	if c.next.caFile == "" {
+		return nil
+	}
+	next := *c
+	next.CACertFile, next.Token, next.Algorithm = c.next.caFile, c.nextToken(faults),
+		c.next.algorithm
+	return &next
 }
 
 // LoadNextCA returns the CA of NEXT_CA_CERT_FILE; nil if that is not set.
