@@ -9,12 +9,21 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
-// With a next CA, "ca show" shows both, and gives Calico the certificates of both.
-func TestCeremonyShowsBothCAs(t *testing.T) {
+// With a next CA, "check" checks both, and tries no PIN after a refused one. "ca show" shows both,
+// and gives Calico the certificates of both.
+func TestNextCA(t *testing.T) {
 	next := testenv.CA{KeyLabel: label(t), CertFile: filepath.Join(t.TempDir(), "next.crt")}
 	createCA(t, next, "--key-type", "ecdsa-p384", "--subject", "CN=next", "--out", next.CertFile)
-	requireBothShown(t, []string{"NEXT_CA_CERT_FILE=" + next.CertFile,
-		"NEXT_CA_KEY_LABEL=" + next.KeyLabel})
+	env := append([]string{"NEXT_CA_CERT_FILE=" + next.CertFile,
+		"NEXT_CA_KEY_LABEL=" + next.KeyLabel}, electing...)
+	requireBothShown(t, env)
+	requireCheck(t, env, 0, "ok       next CA: key is the CA's           a test signature verifies",
+		"ok       next CA: CA certificate            CN=next")
+	requireCheck(t, append(env, "NEXT_CA_KEY_LABEL="+ca.KeyLabel), 2,
+		"failed   next CA: key is the CA's")
+	requireCheck(t, append(env, "PKCS11_PIN=wrong-1"), 3, "failed   login ",
+		"skipped  next CA: token ")
+	logIn(t)
 }
 
 // requireBothShown requires that "ca show" shows both CAs, and gives Calico both certificates.

@@ -90,7 +90,7 @@ func check(ctx context.Context, services []*config.Service, tryPIN bool, printer
 	errs io.Writer) error {
 	var failed, pin bool
 	for _, s := range services {
-		checkOne(ctx, s, tryPIN, func(name, detail string, err error) {
+		checkOne(ctx, s, pinTries{tryPIN, &pin}, func(name, detail string, err error) {
 			line := lineOf(name, detail, err)
 			line.CA = s.Name
 			failed = failed || line.Result == "failed" || errors.Is(err, errSkipped)
@@ -110,11 +110,10 @@ func check(ctx context.Context, services []*config.Service, tryPIN bool, printer
 }
 
 // checkOne checks the preconditions of one CA.
-func checkOne(ctx context.Context, s *config.Service, tryPIN bool, report reporter,
+func checkOne(ctx context.Context, s *config.Service, pins pinTries, report reporter,
 	errs io.Writer) {
 	if s.Mode != kube.Shadow {
-		checkToken(ctx, s, tryPIN, report, errs)
-		checkCA(s.CA, report)
+		checkKeys(ctx, s, pins, report, errs)
 	}
 	checkState(s.Config, report)
 	checkFiles(s.Config, report)
@@ -136,20 +135,51 @@ var errNote = errors.New("note")
 
 type reporter func(name, detail string, err error)
 
-func checkToken(ctx context.Context, s *config.Service, tryPIN bool, report reporter,
+// pinTries says whether PINs may be tried: none after one was refused, since it may be another
+// token's too, and tokens lock after a few tries.
+type pinTries struct {
+	afterWrong bool  // also after a wrong one that the token reports
+	refused    *bool // one was refused
+}
+
+// checkKeys checks the CA and its key, and of a rotation the next CA and its key.
+func checkKeys(ctx context.Context, s *config.Service, pins pinTries, report reporter,
 	errs io.Writer) {
-	options := hsm.CheckOptions{TryPIN: tryPIN}
+	checkToken(ctx, s, pins, report, errs)
+	checkCA(s.CA, "CA_CERT_FILE", report)
+	if s.Next == nil {
+		return
+	}
+	next := func(name, detail string, err error) { report("next CA: "+name, detail, err) }
+	checkSteps(ctx, s.Next.Token, s.Next.CA, nil, pins, next, errs)
+	checkCA(s.Next.CA, "NEXT_CA_CERT_FILE", next)
+}
+
+func checkToken(ctx context.Context, s *config.Service, pins pinTries, report reporter,
+	errs io.Writer) {
+	var checkpoint *hsm.CheckpointKey
 	key, err := s.Key(nil) // nothing is recorded: a process that runs may have the journal open
 	if err == nil {
-		options.Checkpoint, err = s.CheckpointKey(key)
+		checkpoint, err = s.CheckpointKey(key)
 	}
 	if err != nil { // was reported when the configuration was loaded
 		report("token", "", err)
 		return
 	}
+	checkSteps(ctx, s.Token, s.CA, checkpoint, pins, report, errs)
+}
+
+// checkSteps checks the key of a CA in its token.
+func checkSteps(ctx context.Context, token hsm.Config, ca *issuer.CA,
+	checkpoint *hsm.CheckpointKey, pins pinTries, report reporter, errs io.Writer) {
+	if *pins.refused {
+		report("token", "", errSkipped)
+		return
+	}
+	options := hsm.CheckOptions{TryPIN: pins.afterWrong, Checkpoint: checkpoint}
 	var steps []hsm.Step
 	terminal.ShowProgress(errs, "asking the token", func() {
-		steps = hsm.Check(ctx, s.Token, s.CA.Certificate().PublicKey, options)
+		steps = hsm.Check(ctx, token, ca.Certificate().PublicKey, options)
 	})
 	for _, step := range steps {
 		switch {
@@ -163,13 +193,13 @@ func checkToken(ctx context.Context, s *config.Service, tryPIN bool, report repo
 }
 
 // checkCA checks the dates. The rest of the certificate was checked when it was loaded.
-func checkCA(ca *issuer.CA, report reporter) {
+func checkCA(ca *issuer.CA, variable string, report reporter) {
 	const name = "CA certificate"
 	cert := ca.Certificate()
 	report(name, fmt.Sprintf("%s, valid until %s", cert.Subject, terminal.LocalTime(cert.NotAfter)),
 		ca.ValidAt(time.Now()))
 	if !ca.HasRoot() {
-		report(name, "the root is not in CA_CERT_FILE, so the chain was verified only up to its "+
+		report(name, "the root is not in "+variable+", so the chain was verified only up to its "+
 			"last certificate: append the root, which is never sent", errWarning)
 	}
 }
