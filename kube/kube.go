@@ -93,9 +93,11 @@ type Process interface {
 	// Annotations returns annotations for each write of the lease. An empty value removes one;
 	// those that are not named stay as they are.
 	Annotations() map[string]string
-	// Heard is shown the annotations of the lease each time it is read. On an error the process
-	// does not take the lease.
+	// Heard is shown the annotations of the lease each time it is read, and nil if there is no
+	// lease. On an error the process does not take the lease.
 	Heard(annotations map[string]string) error
+	// Written is shown the annotations of the lease each time this process has written it.
+	Written(annotations map[string]string)
 }
 
 // Config says what a Controller serves and how.

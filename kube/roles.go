@@ -27,6 +27,13 @@ func (c candidate) Heard(annotations map[string]string) error {
 	return c.Process.Heard(annotations)
 }
 
+// Written is shown the annotations of the lease that this controller has written.
+func (c candidate) Written(annotations map[string]string) {
+	if c.Process != nil {
+		c.Process.Written(annotations)
+	}
+}
+
 // Leads takes up what may have been left to another.
 func (c candidate) Leads() { c.LookAgain() }
 

@@ -54,11 +54,14 @@ func (e *elector) log(err error) {
 	}
 }
 
-// read reads the lease, and shows the candidate its annotations. It notes if another controller
-// has come to hold it.
+// read reads the lease, and shows the candidate its annotations; a missing lease has none. It notes
+// if another controller has come to hold it.
 func (e *elector) read(ctx context.Context) error {
 	lease, err := e.leases.Get(ctx, e.lease.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
+		if err := e.candidate.Heard(nil); err != nil {
+			return fmt.Errorf("the lease %s is not created: %w", e.lease.Name, err)
+		}
 		e.seen = e.gone()
 		return nil
 	}
@@ -174,6 +177,7 @@ func (e *elector) write(ctx context.Context, spec coordinationv1.LeaseSpec) erro
 		return err
 	}
 	e.seen, e.changed = written, time.Now()
+	e.candidate.Written(written.Annotations)
 	return nil
 }
 

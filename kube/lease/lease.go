@@ -48,9 +48,11 @@ type Candidate interface {
 	// Annotations returns what each write of the lease says in addition to the leader. An empty
 	// value removes an annotation; those that are not named stay as they are.
 	Annotations() map[string]string
-	// Heard is shown the annotations of the lease each time it is read. On an error the candidate
-	// does not take the lease.
+	// Heard is shown the annotations of the lease each time it is read, and nil if there is no
+	// lease. On an error the candidate does not take the lease.
 	Heard(annotations map[string]string) error
+	// Written is shown the annotations of the lease each time this candidate has written it.
+	Written(annotations map[string]string)
 	// Leads is called when the candidate leads, and [Election.Fence] has said before that it does
 	// not: somebody may have left work to another.
 	Leads()

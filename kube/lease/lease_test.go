@@ -25,6 +25,7 @@ type candidate struct {
 	fit     func() error
 	says    map[string]string
 	heard   map[string]string
+	written map[string]string
 	refuses error
 	leads   int // how often it was told that it leads
 }
@@ -42,6 +43,8 @@ func (c *candidate) Heard(annotations map[string]string) error {
 	c.heard = annotations
 	return c.refuses
 }
+
+func (c *candidate) Written(annotations map[string]string) { c.written = annotations }
 
 func (c *candidate) Leads()         { c.leads++ }
 func (c *candidate) Failed(error)   {}
@@ -415,8 +418,23 @@ func TestAnnotationsOfTheLease(t *testing.T) {
 	c.refuses = nil
 	l.try(t.Context())
 	want := map[string]string{"of/another": "1", "ours": "2", "empty": ""}
-	if !l.held || c.heard["of/another"] != "1" || !maps.Equal(s.lease.Annotations, want) {
-		t.Errorf("held: %t; it was shown %v; the lease says %v, want %v", l.held, c.heard,
-			s.lease.Annotations, want)
+	if !l.held || c.heard["of/another"] != "1" || !maps.Equal(s.lease.Annotations, want) ||
+		!maps.Equal(c.written, want) {
+		t.Errorf("held: %t; it was shown %v and wrote %v; the lease says %v, want %v", l.held,
+			c.heard, c.written, s.lease.Annotations, want)
+	}
+}
+
+// A candidate that does not want a lease without annotations does not create one.
+func TestMissingLeaseIsHeard(t *testing.T) {
+	c := &candidate{heard: map[string]string{"before": ""}, refuses: errors.New("it was deleted")}
+	s := &server{}
+	l := elector{Election: New(Lease{Identity: "a"}, s, c, hclog.NewNullLogger()), leases: s}
+	if l.try(t.Context()); l.held || s.lease != nil || c.heard != nil || c.written != nil {
+		t.Errorf("held: %t; %+v; it was shown %v", l.held, s.lease, c.heard)
+	}
+	c.refuses = nil
+	if l.try(t.Context()); !l.held || s.lease == nil {
+		t.Errorf("held: %t; %+v", l.held, s.lease)
 	}
 }

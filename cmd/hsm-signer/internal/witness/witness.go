@@ -281,6 +281,9 @@ func (w *Witness) Annotations() map[string]string {
 	return said
 }
 
+// Written is shown what was written, which says nothing new.
+func (w *Witness) Written(map[string]string) {}
+
 // oldest returns the n records that were said longest ago.
 func oldest[K cmp.Ordered](records map[K]witnessRecord, n int) []K {
 	var names []K
