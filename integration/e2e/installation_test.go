@@ -48,7 +48,7 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		{management("example.com/calico", "RSAWithSize4096", "", text), 0,
 			"in a trial 3 of 5 finished in time"},
 		{management("example.com/calico", "", "", foreign), 2,
-			"caCert holds neither the CA certificate"},
+			"caCert holds neither the certificate of the CA"},
 		{management("example.com/calico", "", "", nil), 2, "caCert: there is no certificate"},
 	} {
 		must.OK(t, shared.Cluster.Apply(t.Context(), []byte("apiVersion: operator.tigera.io/v1\n"+

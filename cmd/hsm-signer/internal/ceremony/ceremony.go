@@ -22,6 +22,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
+	"hsm-signer/cmd/hsm-signer/internal/rotate"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -29,9 +30,9 @@ import (
 
 func NewCommand() *cobra.Command {
 	command := &cobra.Command{Use: "ca", Short: "The key ceremony: create a CA whose key stays " +
-		"in the token"}
+		"in the token; the change from one CA to the next"}
 	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCACheckpointKeyCommand(),
-		newCAShowCommand())
+		newCAShowCommand(), rotate.NewCommand())
 	return command
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/issuer"
-	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
 
@@ -29,9 +28,10 @@ type certificateManagement struct {
 	SignatureAlgorithm string `json:"signatureAlgorithm"`
 }
 
-// checkInstallation checks that Calico names this signer and this CA. It needs "get" of
+// checkInstallation checks that Calico names this signer and trusts these CAs. It needs "get" of
 // installations, and nothing else does.
-func checkInstallation(ctx context.Context, s *config.Service, report reporter) {
+func checkInstallation(ctx context.Context, s *config.Service, cas []*issuer.CA,
+	report reporter) {
 	const name = "Calico's Installation"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
@@ -61,7 +61,7 @@ func checkInstallation(ctx context.Context, s *config.Service, report reporter) 
 			"show\" prints what to add", errWarning)
 	default:
 		report(name, fmt.Sprintf("names the signer %s and the CA", m.SignerName),
-			errors.Join(m.checkSigner(s.SignerNames), m.checkAlgorithms(), m.checkCA(s)))
+			errors.Join(m.checkSigner(s.SignerNames), m.checkAlgorithms(), m.checkCAs(cas)))
 		if slow := m.slowKey(); slow != "" {
 			report(name, slow, errWarning)
 		}
@@ -117,19 +117,21 @@ func (m *certificateManagement) checkAlgorithms() error {
 		m.KeyAlgorithm, m.SignatureAlgorithm)
 }
 
-// checkCA returns an error unless clients that trust caCert trust what is issued here.
-func (m *certificateManagement) checkCA(s *config.Service) error {
-	if s.Mode == kube.Shadow {
-		return nil // it has no CA
+// checkCAs returns an error unless clients that trust caCert trust what these CAs issue.
+func (m *certificateManagement) checkCAs(cas []*issuer.CA) error {
+	if len(cas) == 0 {
+		return nil
 	}
 	trusted, err := issuer.ReadChain(m.CACert)
 	if err != nil {
 		return fmt.Errorf("spec.certificateManagement.caCert: %w", err)
 	}
-	if !s.CA.AnchoredIn(trusted) {
-		return fmt.Errorf("spec.certificateManagement.caCert holds neither the CA certificate " +
-			"in CA_CERT_FILE nor one above it: Calico's pods would not trust each other; " +
-			"\"hsm-signer ca show\" prints what to add")
+	for _, ca := range cas {
+		if !ca.AnchoredIn(trusted) {
+			return fmt.Errorf("spec.certificateManagement.caCert holds neither the certificate of "+
+				"the CA %s nor one above it: Calico's pods would not trust each other; "+
+				"\"hsm-signer ca show\" prints what to add", ca.Certificate().Subject)
+		}
 	}
 	return nil
 }

@@ -226,7 +226,8 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 	}
 	checkPermissions(ctx, s, report)
 	checkRequests(ctx, s, report)
-	checkInstallation(ctx, s, report)
+	state := checkRotation(ctx, s, report)
+	checkInstallation(ctx, s, trustedCAs(s, state), report)
 	checkNamespaces(ctx, s, report)
 }
 

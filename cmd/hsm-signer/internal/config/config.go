@@ -65,7 +65,9 @@ type Config struct {
 	WitnessFile     string
 	PodCertificates bool          // pod certificate requests are served too
 	PodRefusalDelay time.Duration // how long a policy must be in force to deny a refresh
-	TrustDomain     string
+	// RotationTrustTime is how long both CAs must have been trusted before the next one signs.
+	RotationTrustTime time.Duration
+	TrustDomain       string
 	// deleteFinishedAfter is 0 if finished requests are left to Kubernetes.
 	DeleteFinishedAfter time.Duration
 
@@ -175,6 +177,9 @@ var (
 		{"UNSET_SIGNER_NAME", "ignore",
 			"accept or ignore requests without a signer name; clusters before 1.18 need accept",
 			readUnset},
+		{"ROTATION_TRUST_TIME", "1h",
+			"how long both CAs of a rotation must have been trusted before the next one signs",
+			duration(0, func(c *Config) *time.Duration { return &c.RotationTrustTime })},
 		{"DELETE_FINISHED_AFTER", "",
 			"delete finished requests this long after they were answered, such as 5m; " +
 				"Kubernetes deletes them after an hour",

@@ -97,6 +97,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"CLUSTER_DOMAIN":         {value: "cluster local"},
 		"POD_CERTIFICATES":       {value: "yes"},
 		"POD_REFUSAL_DELAY":      {value: "soon"},
+		"ROTATION_TRUST_TIME":    {value: "an hour"},
 		"TRUST_BUNDLE_FILE":      {value: "/nowhere/roots.crt"},
 		"TRUST_DOMAIN":           {value: "spiffe://example.org"},
 		"CERTIFICATE_LIFETIME":   {value: "1 year"},

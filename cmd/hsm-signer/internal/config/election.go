@@ -28,19 +28,11 @@ func (c *Config) requireLease(faults *Faults) *lease.Lease {
 		e.wanted == "" && !c.inServedCluster() {
 		return nil
 	}
-	if e.namespace == "" {
-		text, err := os.ReadFile(NamespaceFile)
-		if err != nil {
-			faults.Missing("LEASE_NAMESPACE", "is not set, and this is not a pod, whose own "+
-				"would be the default: name a namespace in which hsm-signer may keep a lease, "+
-				"or set LEADER_ELECT=false")
-		}
-		e.namespace = strings.TrimSpace(string(text))
-	}
+	namespace := c.leaseNamespace(faults)
 	host, err := os.Hostname()
 	faults.Add("LEADER_ELECT", err)
 	identity := host + "_" + rand.Text()[:8]
-	return &lease.Lease{Namespace: e.namespace, Name: e.name, Identity: identity}
+	return &lease.Lease{Namespace: namespace, Name: e.name, Identity: identity}
 }
 
 func readElection(c *Config, v string) error {
@@ -62,4 +54,24 @@ func readLeaseName(c *Config, v string) error {
 	}
 	c.election.name = v
 	return nil
+}
+
+// LeaseToRead returns the lease that a command reads and writes, without taking part in the
+// election.
+func (c *Config) LeaseToRead(faults *Faults) lease.Lease {
+	return lease.Lease{Namespace: c.leaseNamespace(faults), Name: c.election.name}
+}
+
+// leaseNamespace returns the namespace of the lease: the one that is set, or the pod's own.
+func (c *Config) leaseNamespace(faults *Faults) string {
+	if c.election.namespace != "" {
+		return c.election.namespace
+	}
+	text, err := os.ReadFile(NamespaceFile)
+	if err != nil {
+		faults.Missing("LEASE_NAMESPACE", "is not set, and this is not a pod, whose own "+
+			"would be the default: name a namespace in which hsm-signer may keep a lease, "+
+			"or set LEADER_ELECT=false")
+	}
+	return strings.TrimSpace(string(text))
 }

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"context"
 	"crypto/x509"
 
 	"hsm-signer/hsm"
@@ -16,6 +17,14 @@ type NextCA struct {
 	Anchors   issuer.Anchors // to publish with those of the present CA; nil: none
 	Token     hsm.Config     // names the token and the key
 	algorithm x509.SignatureAlgorithm
+}
+
+// Key returns the next CA's key, which is not in touch with the token yet. It calls record before
+// each test signature, unless record is nil.
+func (n *NextCA) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.Key, error) {
+	token := n.Token
+	token.BeforeProbe = record
+	return hsm.NewKey(token, n.CA.Certificate().PublicKey)
 }
 
 // Authority returns the next CA with its key.

@@ -11,12 +11,21 @@ import (
 	"hsm-signer/issuer/journal"
 )
 
-// A caKey is the key that signs certificates: none while the journal is known to be rolled back,
-// and the time of each signature is shown in the metrics.
+// A caKey is a key that signs certificates: none while the journal is known to be rolled back or
+// the phase of a rotation is not clear, and the time of each signature is shown in the metrics.
 type caKey struct {
 	*hsm.Key
-	journal *journal.Journal
-	metrics *metrics.Metrics
+	journal  *journal.Journal
+	rotation interface{ Fault() error }
+	metrics  *metrics.Metrics
+}
+
+// Ready returns nil if the key can sign now.
+func (k caKey) Ready(ctx context.Context) error {
+	if err := k.rotation.Fault(); err != nil {
+		return err
+	}
+	return k.Key.Ready(ctx)
 }
 
 // Signer returns a signer whose signatures end with the context.
@@ -29,9 +38,12 @@ type caSigner struct {
 	key caKey
 }
 
-// Sign returns an error while the journal is rolled back.
+// Sign returns an error while the journal is rolled back, or the phase of a rotation is not clear.
 func (s caSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if err := s.key.journal.RolledBack(); err != nil {
+		return nil, err
+	}
+	if err := s.key.rotation.Fault(); err != nil {
 		return nil, err
 	}
 	began := time.Now()

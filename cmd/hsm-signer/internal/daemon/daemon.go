@@ -53,15 +53,13 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 			return nil, err
 		}
 		d.signing.configure(&serving, s)
-		ca = d.signing.issuer
+		ca = d.signing.configuredCA(s)
 	}
 	d.controller = kube.New(serving)
 	d.policyFile = newPolicyReloader(s.Config, current, ca, d.controller, counts,
 		logger.Named("policy"))
 	if d.signing != nil {
-		d.bundle = newBundle(s, ca, d.controller, counts, logger.Named("ca"))
-		d.caFile = newCAReloader(s.CACertFile, d.signing.issuer, current, d.bundle, d.controller,
-			counts, logger.Named("ca"))
+		d.keepCAs(current, logger.Named("ca"))
 	}
 	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile, d.bundle)
 	d.page = newStatusPage(s, d.health, recent, d.controller, d.signing)
@@ -70,6 +68,17 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 	counts.Registry.MustRegister(readiness{d.health},
 		metrics.CredentialCollector{Source: s.Credential})
 	return &d, nil
+}
+
+// keepCAs adds what publishes the roots of the CAs and reads the CA's certificate again.
+func (d *Daemon) keepCAs(current *policy.Current, logger hclog.Logger) {
+	s, ca := d.service, d.signing.configuredCA(d.service)
+	if s.Next != nil {
+		d.policyFile.next = s.Next.CA
+	}
+	d.bundle = newBundle(s, ca, d.signing.rotator, d.controller, d.metrics, logger)
+	d.signing.rotator.Connect(d.controller, d.bundle.holds)
+	d.caFile = newCAReloader(s.CACertFile, ca, current, d.bundle, d.controller, d.metrics, logger)
 }
 
 // run serves requests until the context ends, or until it is clear that only a human can help. It

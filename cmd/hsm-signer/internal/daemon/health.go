@@ -97,7 +97,8 @@ var (
 	partReady = prometheus.NewDesc("hsm_signer_ready",
 		"1 while this part of /readyz is ok: requests (they are watched), permissions, credential "+
 			"(not expired), token, ca (within its dates), journal, clock (of the API server, with "+
-			"POD_CERTIFICATES: near enough); else 0.", []string{"part"}, nil)
+			"POD_CERTIFICATES: near enough), rotation (of the CA, while there is one: its phase is "+
+			"clear); else 0.", []string{"part"}, nil)
 	partSince = prometheus.NewDesc("hsm_signer_unhealthy_since_timestamp_seconds",
 		"Since when this part is not well; 0: it is well. The parts of hsm_signer_ready, and "+
 			"lease (nobody is known to lead), trust_bundle (it is not published), and the files "+

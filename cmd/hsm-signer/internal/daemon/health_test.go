@@ -82,8 +82,37 @@ func newTestHealth(t *testing.T) *health {
 		controller: &testController{}, policy: testFile("in force x"), caFile: testFile(""),
 		signing: &signingHealth{
 			token: newTokenWatch(&testKey{}, nil, nil, false, hclog.NewNullLogger()),
-			ca:    fixedCA{ca}, journal: j, witness: j,
+			ca:    fixedCA{ca}, journal: j, witness: j, phase: testPhase{},
 		},
+	}
+}
+
+// A testPhase is that of a rotation of the CA; the zero one is none.
+type testPhase struct {
+	fault   error
+	summary string
+}
+
+func (p testPhase) Unclear() error { return p.fault }
+
+func (p testPhase) Summary() string { return p.summary }
+
+// A rotation of the CA is shown while there is one. If its phase is not clear, the process is not
+// ready; but it stands for election, since only then it reads the lease.
+func TestRotationIsAPart(t *testing.T) {
+	h := newTestHealth(t)
+	h.signing.token.note(nil)
+	for want, phase := range map[string]testPhase{
+		"":                                       {},
+		"[+] rotation ok: trusted since":         {summary: "trusted since"},
+		"[-] rotation: the lease is malformed (": {fault: errors.New("the lease is malformed")},
+	} {
+		h.signing.phase = phase
+		code, text := readyz(h)
+		if (code == http.StatusOK) != (phase.fault == nil) || h.signing.Fit() != nil ||
+			strings.Contains(text, "rotation") != (want != "") || !strings.Contains(text, want) {
+			t.Errorf("%+v: %d\n%s", phase, code, text)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
 
@@ -23,6 +24,7 @@ type policyReloader struct {
 	config  *config.Config
 	current *policy.Current
 	ca      caHolder
+	next    *issuer.CA // of a rotation, which may sign at any moment; nil: none
 	user    policyUser
 	metrics *metrics.Metrics
 }
@@ -62,6 +64,9 @@ func (r *policyReloader) apply(fresh *policy.Policy) error {
 		return nil
 	}
 	warnings, err := config.LintRules(r.ca.CA(), fresh)
+	if err == nil && r.next != nil {
+		_, err = config.LintRules(r.next, fresh)
+	}
 	if err != nil {
 		return err
 	}

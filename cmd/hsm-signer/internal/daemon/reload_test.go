@@ -16,6 +16,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/internal/must"
+	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
 
@@ -90,6 +91,44 @@ func TestPolicyIsReloaded(t *testing.T) {
 		testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
 		testutil.ToFloat64(r.metrics.InForce.WithLabelValues(r.current.Policy().Hash())) != 1 {
 		t.Error("the metrics still show the bad file, or nobody was told")
+	}
+}
+
+// A policy under which the next CA could issue nothing is refused: it may sign at any moment.
+func TestPolicyMustFitTheNextCA(t *testing.T) {
+	const text = `version: 1
+rules:
+  - name: one
+    from: {serviceAccounts: [ns/sa]}
+    grant: {dnsNames: [NAME], keys: [ecdsa-p256], usages: [digital signature]}
+`
+	write := func(file, name string) {
+		t.Helper()
+		must.OK(t, os.WriteFile(file, []byte(strings.Replace(text, "NAME", name, 1)), 0o600))
+	}
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	write(file, "here")
+	c := &config.Config{PolicyFile: file, ClusterDomain: "cluster.local", Lifetime: time.Hour}
+	faults := &config.Faults{}
+	p := c.LoadPolicy(faults)
+	must.OK(t, faults.Err())
+	r := newPolicyReloader(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()},
+		&sentEvents{}, metrics.New(), hclog.NewNullLogger())
+	narrow, err := os.ReadFile(fixture.ConstrainedCA(t, []string{"here", "there"}, nil))
+	must.OK(t, err)
+	r.next, err = issuer.ParseCA(narrow)
+	must.OK(t, err)
+	write(file, "elsewhere")
+	r.look()
+	r.look()
+	if r.current.Policy() != p || !strings.Contains(r.state(), "refused") {
+		t.Errorf("it is in force: %s", r.state())
+	}
+	write(file, "there")
+	r.look()
+	r.look()
+	if r.current.Policy() == p || strings.Contains(r.state(), "refused") {
+		t.Errorf("it is refused: %s", r.state())
 	}
 }
 

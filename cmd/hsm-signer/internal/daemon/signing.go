@@ -12,6 +12,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/refusal"
+	"hsm-signer/cmd/hsm-signer/internal/rotator"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/hsm"
@@ -22,12 +23,13 @@ import (
 
 // signing is what a process that signs has in addition to the controller.
 type signing struct {
-	key         *hsm.Key
+	keys        *keyring
 	journal     *journal.Journal
 	issuer      *issuer.Issuer
 	checkpoints *witness.Checkpointer // nil: none are wanted
 	keeper      *witness.Keeper
 	health      *signingHealth
+	rotator     *rotator.Rotator
 	expiry      *expiry.Watch
 	stuck       *stuck.Watch
 }
@@ -42,7 +44,8 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	if err != nil {
 		return nil, err
 	}
-	is, err := issuer.New(s.Authority(caKey{key, j, m}), j)
+	rotates := newRotator(s, j, w, logger.Named("rotation"))
+	is, err := issuer.New(s.Authority(caKey{key, j, rotates, m}), j)
 	if err != nil {
 		return nil, err
 	}
@@ -50,10 +53,18 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	if err != nil {
 		return nil, err
 	}
-	p := &signing{key: key, journal: j, issuer: is, keeper: witness.NewKeeper(w, nil),
+	p := &signing{keys: newKeyring(), journal: j, issuer: is, rotator: rotates,
+		keeper: witness.NewKeeper(w, nil),
 		expiry: expiry.NewWatch(j, s.Client, logger.Named("expiry")),
 		stuck:  stuck.NewWatch(j, s.Client, logger.Named("stuck"))}
 	keys := []*loggedKey{{name: "the CA's key", key: key}}
+	p.keys.ca, rotates.Issuer = is, is
+	p.keys.add(s.CA, key)
+	if next, err := p.addNext(s, m); err != nil {
+		return nil, err
+	} else if next != nil {
+		keys = append(keys, &loggedKey{name: "the next CA's key", key: next})
+	}
 	if checkpoint != nil {
 		signer := witness.NewKey(checkpoint, s.CheckpointPublic)
 		p.keeper = witness.NewKeeper(w, signer)
@@ -61,14 +72,28 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 		keys = append(keys, &loggedKey{name: "the checkpoint key", key: checkpoint})
 	}
 	// test signatures can be recorded when the journal is open
-	token := newTokenWatch(key, keys, j.Opened(), s.InPod, logger.Named("health"))
+	token := newTokenWatch(p.keys, keys, j.Opened(), s.InPod, logger.Named("health"))
 	p.health = &signingHealth{token: token, ca: is, journal: j, witness: w,
-		standby: s.Lease != nil}
+		standby: s.Lease != nil, phase: rotates}
 	if s.PodCertificates {
 		p.health.clock = s.Clock
 	}
 	p.register(m, s.Token.AllowExtractable)
 	return p, nil
+}
+
+// addNext has the issuer know the next CA of a rotation, and returns its key; nil if there is none.
+func (p *signing) addNext(s *config.Service, m *metrics.Metrics) (*hsm.Key, error) {
+	if s.Next == nil {
+		return nil, nil
+	}
+	key, err := s.Next.Key(probes{p.journal}.record)
+	if err != nil {
+		return nil, err
+	}
+	p.keys.add(s.Next.CA, key)
+	p.rotator.Proved = key.Healthy
+	return key, p.issuer.Next(s.Next.Authority(caKey{key, p.journal, p.rotator, m}))
 }
 
 // journalOptions returns what the configuration says of the journal.
@@ -83,16 +108,16 @@ func journalOptions(s *config.Service) journal.Options {
 
 // register has the metrics shown.
 func (p *signing) register(m *metrics.Metrics, extractable bool) {
-	m.WatchSigning(p.key, p.issuer.CA, p.journal, p.keeper.Witness, extractable)
+	m.WatchSigning(p.keys, p.issuer.CA, p.journal, p.keeper.Witness, extractable)
 	m.Registry.MustRegister(metrics.ExpiryCollector{Watch: p.expiry},
-		metrics.StuckCollector{Watch: p.stuck})
+		metrics.StuckCollector{Watch: p.stuck}, metrics.RotationCollector{Rotator: p.rotator})
 }
 
 // configure adds what a controller needs to issue.
 func (p *signing) configure(c *kube.Config, s *config.Service) {
 	hold := refusal.New(c.Decider, s.Policy.Hash(), s.PodRefusalDelay)
 	c.Decider = hold
-	c.Process = process{p.health, p.keeper.Witness}
+	c.Process = process{p.health, p.keeper.Witness, p.rotator}
 	c.Issuer = kubeIssuer{p.issuer, hold, s.Clock}
 	c.Answers = answers{p.issuer, s.StateDir}
 	c.Sinks = append(c.Sinks, refusalSink{p.journal}, answeredSink{p.stuck})
@@ -102,6 +127,7 @@ func (p *signing) configure(c *kube.Config, s *config.Service) {
 type process struct {
 	*signingHealth
 	*witness.Witness
+	rotator *rotator.Rotator
 }
 
 // start opens the journal and keeps it. The function that it returns ends that, after everything
@@ -114,7 +140,7 @@ func (p *signing) start() (stop func()) {
 		}
 		stopJournal()
 		p.keeper.Finish()
-		p.key.Close()
+		p.keys.Close()
 	}
 }
 
@@ -127,7 +153,7 @@ func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.
 	ca := s.CA.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token",
 		s.Token.Token.String(), "key", s.Token.Key.String())
-	err := p.key.Healthy(ctx)
+	err := p.keys.Healthy(ctx)
 	if errors.Is(err, hsm.ErrPIN) && !s.InPod || errors.Is(err, hsm.ErrKey) {
 		return err
 	}
@@ -141,7 +167,7 @@ func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.
 // watches are what runs alongside the controller.
 func (p *signing) watches() []func(context.Context) error {
 	all := []func(context.Context) error{p.health.token.run, p.keeper.Watch, p.expiry.Run,
-		p.stuck.Run}
+		p.stuck.Run, p.rotator.Run, p.rotator.Watch}
 	if p.checkpoints != nil {
 		all = append(all, p.checkpoints.Watch)
 	}

@@ -26,6 +26,13 @@ type journalState interface{ State() error }
 // A suspect is what a witness makes suspect about the journal.
 type suspect interface{ Suspicion() error }
 
+// A phase is how a rotation of the CA stands.
+type phase interface {
+	Unclear() error // why nothing may be signed
+	// Summary describes a rotation that is under way; empty: there is none.
+	Summary() string
+}
+
 // signingHealth knows whether token, CA and journal can serve requests.
 type signingHealth struct {
 	token   *tokenWatch
@@ -33,6 +40,7 @@ type signingHealth struct {
 	journal journalState
 	witness suspect
 	clock   clock // of the API server; nil: pod certificates are not served
+	phase   phase // of a rotation of the CA
 	standby bool  // another process may lead and have the journal open, and this one stands by
 
 	mu      sync.Mutex
@@ -47,15 +55,24 @@ func (h *signingHealth) Fit() error {
 	return errors.Join(h.token.part().err, h.ca.CA().ValidAt(now), h.journalFit(now))
 }
 
-// parts returns the states of token, CA, journal and, for pod certificates, the clock. caNote is
-// worth knowing of the CA.
+// parts returns the states of token, CA, journal, for pod certificates the clock, and of a rotation
+// of the CA, if there is one. caNote is worth knowing of the CA.
 func (h *signingHealth) parts(caNote string) []part {
 	ca := part{name: "ca", err: h.ca.CA().ValidAt(time.Now()), note: caNote}
 	parts := []part{h.token.part(), ca, h.journalPart()}
 	if h.clock != nil {
 		parts = append(parts, part{name: "clock", err: h.clock.Fault()})
 	}
-	return parts
+	return append(parts, h.rotationPart()...)
+}
+
+// rotationPart returns the state of a rotation of the CA; nothing without one.
+func (h *signingHealth) rotationPart() []part {
+	p := part{name: "rotation", err: h.phase.Unclear(), note: h.phase.Summary()}
+	if p.err == nil && p.note == "" {
+		return nil
+	}
+	return []part{p}
 }
 
 // journalPart returns the state of the journal.

@@ -64,6 +64,7 @@ type shownSigning struct {
 	ca     caHolder
 	expiry interface{ Report() expiry.Report }
 	stuck  interface{ Report() stuck.Report }
+	phase  interface{ Facts() []string }
 }
 
 // newStatusPage returns the page of a process that started now.
@@ -75,7 +76,8 @@ func newStatusPage(s *config.Service, h *health, recent *activity, c shownContro
 		page.identity = s.Lease.Identity
 	}
 	if signs != nil {
-		page.signing = &shownSigning{signs.key, signs.issuer, signs.expiry, signs.stuck}
+		page.signing = &shownSigning{signs.keys, signs.issuer, signs.expiry, signs.stuck,
+			signs.rotator}
 	}
 	return page
 }
@@ -173,6 +175,7 @@ func (s *statusPage) addSigning(p *status.Page) {
 	cert := s.signing.ca.CA().Certificate()
 	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter,
 		SHA256: fingerprint.Of(cert.Raw)}
+	p.Rotation = s.signing.phase.Facts()
 	p.Token = s.config.Token.Token.String() + ", " + s.config.Token.Key.String()
 	p.Sessions = sessionsOf(s.signing.key.Stats().Sessions)
 	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
@@ -213,6 +216,8 @@ var shownNames = map[string][2]string{
 		"HSMSignerCAExpiring"},
 	"journal": {"Journal", "Look at the disk that holds STATE_DIR. docs/runbook.md: " +
 		"HSMSignerJournalNotWritable, or HSMSignerJournalRolledBack if it was rolled back"},
+	"rotation": {"Rotation", "The phase of the CA's rotation is not clear: hsm-signer ca rotate " +
+		"status, and docs/rotation.md"},
 	"clock": {"Clock", "Pod certificates are not signed. Compare the clocks of this host and of " +
 		"the API server (chronyc tracking). docs/runbook.md: HSMSignerNotReady"},
 }

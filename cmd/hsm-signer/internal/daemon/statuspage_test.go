@@ -41,8 +41,21 @@ func newTestPage(t *testing.T) *statusPage {
 		controller: h.controller.(*testController),
 		signing: &shownSigning{
 			key: &testStats{hsm.Sessions{Open: 3, InUse: 2, Most: 16}}, ca: h.signing.ca,
-			expiry: notFound{}, stuck: stuckReport{},
+			expiry: notFound{}, stuck: stuckReport{}, phase: testFacts(nil),
 		},
+	}
+}
+
+// testFacts are what is said of a rotation of the CA.
+type testFacts []string
+
+func (f testFacts) Facts() []string { return f }
+
+func TestStatusPageInARotation(t *testing.T) {
+	s := newTestPage(t)
+	s.signing.phase = testFacts{"trusted since noon", "certificates in use: 2"}
+	if p := s.page(); !slices.Equal(p.Rotation, s.signing.phase.Facts()) {
+		t.Errorf("%q", p.Rotation)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 // anchors are the certificates of TRUST_BUNDLE_FILE, which are read again when the file changes.
-// They always trust the CA in use.
+// They always trust the CA of CA_CERT_FILE.
 type anchors struct {
 	watchedFile[issuer.Anchors]
 	ca    caHolder
@@ -58,9 +58,12 @@ const publishInterval = 5 * time.Second
 // publishTimeout bounds one check of all bundles.
 const publishTimeout = 10 * time.Second
 
-// A bundlePublisher keeps the anchors published while this process leads.
+// A bundlePublisher keeps the anchors published while this process leads: those of TRUST_BUNDLE_FILE,
+// and in a rotation of the CA those of NEXT_TRUST_BUNDLE_FILE, as the phase says.
 type bundlePublisher struct {
 	anchors    *anchors
+	next       issuer.Anchors
+	phase      publishedPhase
 	bundles    clientset.ClusterTrustBundles
 	signers    []string
 	controller bundleController
@@ -68,6 +71,12 @@ type bundlePublisher struct {
 
 	known atomic.Bool // the fault is of the bundles as this process left them
 	fault poll.Fault
+}
+
+// A publishedPhase knows whose roots a phase publishes.
+type publishedPhase interface {
+	Publishes() (ca, next bool)
+	Unclear() error
 }
 
 // A bundleController leads, or does not, and sends Events.
@@ -78,14 +87,17 @@ type bundleController interface {
 
 // newBundle returns what publishes the anchors, and has its metric shown. It returns nil without
 // TRUST_BUNDLE_FILE.
-func newBundle(s *config.Service, ca caHolder, controller bundleController, m *metrics.Metrics,
-	logger hclog.Logger) *bundlePublisher {
+func newBundle(s *config.Service, ca caHolder, phase publishedPhase, controller bundleController,
+	m *metrics.Metrics, logger hclog.Logger) *bundlePublisher {
 	if s.Anchors == nil {
 		return nil
 	}
-	b := &bundlePublisher{anchors: newAnchors(s, ca, controller, m, logger),
+	b := &bundlePublisher{anchors: newAnchors(s, ca, controller, m, logger), phase: phase,
 		bundles: s.Client.ClusterTrustBundles(), signers: s.SignerNames,
 		controller: controller, logger: logger}
+	if s.Next != nil {
+		b.next = s.Next.Anchors
+	}
 	m.Registry.MustRegister(metrics.TrustBundleCollector{Bundle: b})
 	return b
 }
@@ -104,7 +116,10 @@ func (b *bundlePublisher) publish(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	err := trustbundle.Publish(ctx, b.bundles, b.signers, b.anchors.inUse.Load().PEM())
+	roots, err := b.roots()
+	if err == nil {
+		err = trustbundle.Publish(ctx, b.bundles, b.signers, roots.PEM())
+	}
 	first := !b.known.Swap(true)
 	switch change := b.fault.Note(err); {
 	case change == poll.Fails:
@@ -112,6 +127,30 @@ func (b *bundlePublisher) publish(ctx context.Context) {
 	case err == nil && (first || change == poll.Works):
 		b.logger.Info("the trust anchors are published", "signers", b.signers)
 	}
+}
+
+// roots returns what is to be published in the present phase.
+func (b *bundlePublisher) roots() (issuer.Anchors, error) {
+	if err := b.phase.Unclear(); err != nil {
+		return nil, err
+	}
+	roots := *b.anchors.inUse.Load()
+	switch ca, next := b.phase.Publishes(); {
+	case ca && next:
+		return roots.With(b.next)
+	case next:
+		return b.next, nil
+	}
+	return roots, nil
+}
+
+// holds publishes the anchors, and returns why they are not published. A nil publisher has none.
+func (b *bundlePublisher) holds(ctx context.Context) error {
+	if b == nil {
+		return nil
+	}
+	b.publish(ctx)
+	return b.fault.Err()
 }
 
 // trust returns nil if the anchors trust the CA, or there are none.

@@ -75,13 +75,12 @@ func (m *Metrics) Report(r kube.Report) {
 }
 
 // WatchSigning has shown at each scrape how token, CA and journal stand.
-func (m *Metrics) WatchSigning(key *hsm.Key, ca func() *issuer.CA, j *journal.Journal,
-	w *witness.Witness,
-	extractable bool) {
+func (m *Metrics) WatchSigning(keys interface{ Stats() hsm.Stats }, ca func() *issuer.CA,
+	j *journal.Journal, w *witness.Witness, extractable bool) {
 	m.gauge("hsm_signer_extractable_key_allowed", "1 when ALLOW_EXTRACTABLE_KEY is set: the "+
 		"CA's key may be one that can leave its token; else 0.",
 		func() float64 { return Number(extractable) })
-	m.watchToken(key.Stats)
+	m.watchToken(keys.Stats)
 	m.watchCA(ca)
 	m.Registry.MustRegister(journalMetrics{j, w})
 }

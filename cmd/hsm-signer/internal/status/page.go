@@ -131,6 +131,7 @@ func (v view) parts() markup {
 			when(!v.LostSince.IsZero(), why("nobody since "+text(v.Ago(v.LostSince))))),
 		when(v.Pace != "", fact("Answers", text(v.Pace))),
 		v.ca(),
+		when(len(v.Rotation) > 0, wideFact("Rotation of the CA", v.rotation())),
 		when(v.Token != "", wideFact("Key", text(v.Token), why(text(v.Sessions)))),
 		when(v.Credential != "", wideFact("Credential for the API server", text(v.Credential))),
 		wideFact("Policy", text(v.Policy))))
@@ -153,6 +154,10 @@ func (v view) ca() markup {
 		element("strong", number(v.DaysLeft(v.CA.NotAfter)), " days left"), ", until ",
 		timeAs(v.CA.NotAfter, text(day(v.CA.NotAfter))), "<br>", text(v.CA.Subject), "<br>",
 		element(`code class="hash" title="SHA-256 of the certificate"`, text(v.CA.SHA256)))
+}
+
+func (v view) rotation() markup {
+	return each(v.Rotation, func(fact string) markup { return element("p", text(fact)) })
 }
 
 func (v view) issued() markup {

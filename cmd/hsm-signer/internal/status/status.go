@@ -83,6 +83,7 @@ type Page struct {
 	Token      string   // the token and its key; empty where there is none
 	Sessions   string   // with the token, in words
 	CA         *CA      // nil where there is none
+	Rotation   []string // how a rotation of the CA stands, one fact each; empty without one
 	Leads      bool
 	Identity   string // its own among many; empty without an election
 	Leader     string // the identity of the one that leads; empty when that is not known

@@ -281,8 +281,38 @@ func (w *Witness) Annotations() map[string]string {
 	return said
 }
 
-// Written is shown what was written, which says nothing new.
-func (w *Witness) Written(map[string]string) {}
+// A Said is what the lease says of the journal of a replica that has led.
+type Said struct {
+	ID    journal.ID
+	Place string    // the host and STATE_DIR
+	Time  time.Time // when it was said
+}
+
+// Journals returns what the annotations of the lease say of each journal, by its ID.
+func Journals(annotations map[string]string) (all []Said) {
+	for name, text := range annotations {
+		var r witnessRecord
+		id, is := strings.CutPrefix(name, annotationPrefix)
+		if is && json.Unmarshal([]byte(text), &r) == nil {
+			all = append(all, Said{journal.ID(id), r.Place, r.Time})
+		}
+	}
+	slices.SortFunc(all, func(a, b Said) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}
+
+// Others returns the journals of other replicas that have led since a time, as the lease last said.
+func (w *Witness) Others(since time.Time) (ids []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, r := range w.others {
+		if r.Time.After(since) {
+			ids = append(ids, strings.TrimPrefix(name, annotationPrefix))
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
 
 // oldest returns the n records that were said longest ago.
 func oldest[K cmp.Ordered](records map[K]witnessRecord, n int) []K {

@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"context"
+	"crypto/x509"
+	"maps"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/rotation"
+	"hsm-signer/cmd/hsm-signer/internal/rotator"
+	"hsm-signer/cmd/hsm-signer/internal/witness"
+	"hsm-signer/issuer"
+	"hsm-signer/issuer/journal"
+)
+
+// newRotator returns what carries out a rotation of the CA. Its issuer and the next CA's key are
+// still to be set.
+func newRotator(s *config.Service, j *journal.Journal, w *witness.Witness,
+	logger hclog.Logger) *rotator.Rotator {
+	keys := rotation.Keys{CA: s.CA.KeySHA256()}
+	if s.Next != nil {
+		keys.Next = s.Next.CA.KeySHA256()
+	}
+	return rotator.New(rotator.Config{
+		Keys: keys, Elected: s.Lease != nil, Journal: j, TrustTime: s.RotationTrustTime,
+		Lifetime: s.Lifetime, Logger: logger,
+		Usage: func(ctx context.Context, cas []*x509.Certificate, before time.Time) (expiry.Usage,
+			error) {
+			return expiry.FindUsage(ctx, s.StateDir, s.Client, time.Now(), cas, before)
+		},
+		Others: func() []string { return w.Others(time.Now().Add(-s.Lifetime)) },
+	})
+}
+
+// A configuredCA is the CA of CA_CERT_FILE, whether or not it signs now.
+type configuredCA struct {
+	*issuer.Issuer
+	key rotation.Key
+}
+
+func (p *signing) configuredCA(s *config.Service) configuredCA {
+	return configuredCA{p.issuer, s.CA.KeySHA256()}
+}
+
+// CA is [caHolder]'s.
+func (c configuredCA) CA() *issuer.CA { return c.CAOf(c.key) }
+
+// Annotations are those of all parts of the process.
+func (p process) Annotations() map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, p.Witness.Annotations())
+	maps.Copy(all, p.rotator.Annotations())
+	return all
+}
+
+// Heard shows the annotations of the lease to all parts of the process.
+func (p process) Heard(annotations map[string]string) error {
+	if err := p.Witness.Heard(annotations); err != nil {
+		return err
+	}
+	return p.rotator.Heard(annotations)
+}
+
+// Written shows what was written to the lease to the part that waits for it.
+func (p process) Written(annotations map[string]string) { p.rotator.Written(annotations) }

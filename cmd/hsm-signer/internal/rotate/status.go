@@ -1,0 +1,212 @@
+package rotate
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/rotation"
+	"hsm-signer/cmd/hsm-signer/internal/terminal"
+	"hsm-signer/cmd/hsm-signer/internal/witness"
+	"hsm-signer/issuer"
+	"hsm-signer/kube/clientset"
+)
+
+// keysOf returns the keys of the CAs that the configuration names, and adds what is wrong to the
+// faults.
+func keysOf(c *config.Config, faults *config.Faults) (k rotation.Keys) {
+	if ca := c.LoadCA(faults); ca != nil {
+		k.CA = ca.KeySHA256()
+	}
+	if next := c.LoadNextCA(faults); next != nil {
+		k.Next = next.KeySHA256()
+	}
+	return k
+}
+
+func newStatusCommand() *cobra.Command {
+	settings := config.Named("KUBECONFIG", "LEASE_NAMESPACE", "LEASE_NAME", "CA_CERT_FILE",
+		"NEXT_CA_CERT_FILE", "STATE_DIR")
+	var output string
+	command := &cobra.Command{
+		Use:   "status",
+		Short: "Show the phase, and which certificates of each CA are in use",
+		Long: `Shows the phase as the lease has it, and what the journal in STATE_DIR knows of the
+certificates of both CAs: how many are in use (valid, and the pod lives), when the last one ends,
+and which pods have one from before both CAs were trusted. Each replica's journal knows only what
+that replica has signed: run this command in each.`,
+		Example: `  hsm-signer ca rotate status
+  kubectl -n hsm-signer exec hsm-signer-0 -- hsm-signer ca rotate status`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, faults := config.Read(cmd, settings)
+			faults.RequireOutput(output)
+			cas := []*issuer.CA{c.LoadCA(faults)}
+			if next := c.LoadNextCA(faults); next != nil {
+				cas = append(cas, next)
+			}
+			t := open(c, faults)
+			if err := faults.Err(); err != nil {
+				return err
+			}
+			v, err := t.view(cmd.Context(), t.client, c.StateDir, cas)
+			if err != nil {
+				return err
+			}
+			return v.print(output, cmd.OutOrStdout())
+		},
+	}
+	config.AddFlags(command, settings)
+	config.AddCAFlags(command)
+	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return command
+}
+
+// A view is what "status" shows.
+type view struct {
+	State    rotation.State `json:"state"`
+	Fault    string         `json:"fault,omitempty"` // why the state cannot be used
+	Leader   string         `json:"leader,omitempty"`
+	CAs      []caView       `json:"cas"`
+	Unknown  string         `json:"unknown,omitempty"` // why the numbers may be too small
+	Early    []string       `json:"early"`             // pods, with the commands that restart them
+	Journals []journalView  `json:"journals"`
+}
+
+// A caView is one CA of the configuration.
+type caView struct {
+	Variable string       `json:"variable"`
+	Subject  string       `json:"subject"`
+	Key      rotation.Key `json:"key"`
+	NotAfter time.Time    `json:"notAfter"`
+	Signs    bool         `json:"signs"`
+	InUse    int          `json:"inUse"`
+	Last     time.Time    `json:"last,omitzero"` // the end of the last certificate
+}
+
+// A journalView is a journal of this or another replica, as the lease has it.
+type journalView struct {
+	ID    string    `json:"id"`
+	Place string    `json:"place"`
+	Time  time.Time `json:"time"` // when its replica last led
+}
+
+// view returns how the rotation stands.
+func (t *target) view(ctx context.Context, client clientset.Interface, dir string,
+	cas []*issuer.CA) (*view, error) {
+	found, err := t.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v := &view{Leader: leader(found)}
+	var keys rotation.Keys
+	var certs []*x509.Certificate
+	for n, ca := range cas {
+		cert := ca.Certificate()
+		certs = append(certs, cert)
+		v.CAs = append(v.CAs, caView{Variable: "CA_CERT_FILE", Subject: cert.Subject.String(),
+			Key: rotation.KeyOf(cert), NotAfter: cert.NotAfter.UTC()})
+		if keys.CA = v.CAs[0].Key; n > 0 {
+			v.CAs[n].Variable, keys.Next = "NEXT_CA_CERT_FILE", v.CAs[n].Key
+		}
+	}
+	v.setState(found, keys)
+	usage, err := expiry.FindUsage(ctx, dir, client, time.Now(), certs, v.State.Trusted)
+	if err != nil {
+		v.Unknown = err.Error()
+		return v, nil
+	}
+	v.setUsage(usage)
+	return v, nil
+}
+
+// setState takes over what the lease says.
+func (v *view) setState(l *coordinationv1.Lease, keys rotation.Keys) {
+	var err error
+	if v.State, err = rotation.Read(l.Annotations); err == nil {
+		err = v.State.Fits(keys)
+	}
+	if err != nil {
+		v.Fault = err.Error()
+	}
+	for n := range v.CAs {
+		v.CAs[n].Signs = err == nil && v.CAs[n].Key == v.State.Signer(keys)
+	}
+	for _, j := range witness.Journals(l.Annotations) {
+		v.Journals = append(v.Journals, journalView{string(j.ID), j.Place, j.Time})
+	}
+}
+
+// setUsage takes over what the journal knows.
+func (v *view) setUsage(usage expiry.Usage) {
+	for n, of := range usage.Of {
+		v.CAs[n].InUse, v.CAs[n].Last = of.Live, of.Last.UTC()
+	}
+	for _, early := range usage.Early {
+		v.Early = append(v.Early, early.String())
+	}
+	if usage.Fault != nil {
+		v.Unknown = usage.Fault.Error()
+	}
+}
+
+func (v *view) print(output string, out io.Writer) error {
+	if output == "json" {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(v)
+	}
+	_, err := io.WriteString(out, terminal.Escape(v.String()))
+	return err
+}
+
+// String returns the view for people.
+func (v *view) String() string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "phase      %s\n", v.State)
+	if v.Fault != "" {
+		fmt.Fprintf(&text, "FAULT      %s\n", v.Fault)
+	}
+	if v.Leader == "" {
+		text.WriteString("leader     none\n")
+	} else {
+		fmt.Fprintf(&text, "leader     %s\n", v.Leader)
+	}
+	for _, ca := range v.CAs {
+		fmt.Fprintf(&text, "\n%s: %s\n  key          %s\n  valid until  %s\n  signs        %t\n"+
+			"  in use       %s of live pods, as this journal knows%s\n", ca.Variable, ca.Subject,
+			ca.Key, terminal.LocalTime(ca.NotAfter), ca.Signs,
+			terminal.Plural(ca.InUse, "certificate"), lastOf(ca.Last))
+	}
+	if v.Unknown != "" {
+		fmt.Fprintf(&text, "\nNOT KNOWN  %s\n", v.Unknown)
+	}
+	if len(v.Early) > 0 {
+		fmt.Fprintf(&text, "\nPods with a certificate from before %s, and how to restart them:\n",
+			v.State.Trusted.Format(time.RFC3339))
+	}
+	for _, early := range v.Early {
+		fmt.Fprintf(&text, "  %s\n", early)
+	}
+	text.WriteString("\nJournals of the replicas that have led:\n")
+	for _, j := range v.Journals {
+		fmt.Fprintf(&text, "  %s  %s, last at %s\n", j.ID, j.Place, terminal.LocalTime(j.Time))
+	}
+	return text.String()
+}
+
+func lastOf(last time.Time) string {
+	if last.IsZero() {
+		return ""
+	}
+	return "; the last one ends at " + terminal.LocalTime(last)
+}
