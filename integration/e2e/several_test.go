@@ -23,7 +23,9 @@ const pinOfSecond = "5028-second"
 // twoCAs are two CAs in one CONFIG_FILE, each with its own token and module. The second is behind a
 // shim.
 type twoCAs struct {
-	file, pin2    string // the file, and that of the second CA's PIN
+	file          string
+	pin1, pin2    string // the files with the PINs
+	module        string // of the first
 	shim          *pkcs11shim.Shim
 	first, second ownSigner
 	env           []string
@@ -44,7 +46,8 @@ func newTwoCAs(t *testing.T, prefix string) twoCAs {
 	shim, err := pkcs11shim.New(t.Context(), dir, other)
 	must.OK(t, err)
 	c := twoCAs{
-		file: filepath.Join(dir, "config.yaml"), pin2: tempFile(t, "pin2", pinOfSecond), shim: shim,
+		file: filepath.Join(dir, "config.yaml"), module: token.Module, shim: shim,
+		pin1: tempFile(t, "pin1", token.PIN), pin2: tempFile(t, "pin2", pinOfSecond),
 		first: newOwnSigner(t, prefix+"-first"), second: newOwnSigner(t, prefix+"-second"),
 	}
 	must.OK(t, os.WriteFile(c.file, fmt.Appendf(nil, `
@@ -61,8 +64,7 @@ cas:
     CA_CERT_FILE: %[1]s/second.crt
     PKCS11_URI: pkcs11:token=second;object=second?module-path=%[6]s
     PKCS11_PIN_FILE: %[7]s
-`, dir, c.first.name(), token.Module, tempFile(t, "pin1", token.PIN), c.second.name(), shim.Module,
-		c.pin2), 0o600))
+`, dir, c.first.name(), token.Module, c.pin1, c.second.name(), shim.Module, c.pin2), 0o600))
 	c.env = append([]string{"CONFIG_FILE=" + c.file, token.Env()}, shim.Env()...)
 	for _, variable := range []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_PIN",
 		"CA_KEY_LABEL", "CA_CERT_FILE", "SIGNER_NAME", "STATE_DIR"} {
@@ -80,6 +82,20 @@ cas:
 func (c twoCAs) setPIN(t *testing.T, pin string) {
 	t.Helper()
 	must.OK(t, os.WriteFile(c.pin2, []byte(pin), 0o600))
+}
+
+// change replaces texts in CONFIG_FILE: each first one by the one that follows.
+func (c twoCAs) change(t *testing.T, oldnew ...string) {
+	t.Helper()
+	text, err := os.ReadFile(c.file)
+	must.OK(t, err)
+	write(t, c.file, strings.NewReplacer(oldnew...).Replace(string(text)))
+}
+
+// wrongPINs returns how often the token of a module behind the shim has rejected the PIN.
+func (c twoCAs) wrongPINs(t *testing.T) int {
+	t.Helper()
+	return len(callsOf(t, c.shim).Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT))
 }
 
 // readyz returns the status code and the body of /readyz, or of a path below it.
@@ -144,9 +160,25 @@ func TestAWrongPINStopsItsOwnCA(t *testing.T) {
 	requireAnswered(t, p, asking)
 	waitLog(t, d, "this CA works again")
 	wrong := callsOf(t, c.shim).By(d.PID()).Of(pkcs11shim.Login).With(pkcs11.CKR_PIN_INCORRECT)
-	if len(wrong) != 1 {
+	if len(wrong) != 1 { // "check" has tried it too
 		t.Errorf("the wrong PIN was tried %d times", len(wrong))
 	}
+	c.requireCommands(t)
+}
+
+// requireCommands requires that commands are about the CA that they are given.
+func (c twoCAs) requireCommands(t *testing.T) {
+	t.Helper()
+	for words, args := range map[string][]string{
+		"CN=second":     {"ca", "show", "--ca", "second"},
+		c.second.name(): {"audit", "list", "--ca", "second", "--output", "json"},
+		"/state/first":  {"audit", "verify", "--ca", "first"},
+		"calico-typha":  {"policy", "show", "--ca", "first"},
+	} {
+		command(t, testenv.CA{}, c.env, args...).prints(t, 0, words)
+	}
+	command(t, testenv.CA{}, c.env, "audit", "verify").complains(t, 4,
+		"--ca: is not set: name a CA of CONFIG_FILE: first, second")
 }
 
 // A token that is taken away, and a module that hangs permanently, stop their own CA alone.
@@ -185,14 +217,46 @@ func TestALostHSMStopsItsOwnCA(t *testing.T) {
 // When every CA has failed, the process ends. It says why, and no supervisor starts it again.
 func TestEveryCAHasFailed(t *testing.T) {
 	c := newTwoCAs(t, "lost")
-	text, err := os.ReadFile(c.file)
-	must.OK(t, err)
 	c.setPIN(t, "0000-wrong")
-	write(t, c.file, strings.Replace(string(text), "object=first", "object=nobody", 1))
+	c.change(t, "object=first", "object=nobody")
 	command(t, testenv.CA{}, c.env, "run").complains(t, 3, "every CA has failed:\n",
 		"first: the token has no private key",
 		`second: the token labelled "second" rejected the PIN`)
 	if n := logins(t, c.shim); n != 1 {
+		t.Errorf("the wrong PIN was tried %d times", n)
+	}
+}
+
+// Two CAs whose tokens are behind one library: a wrong PIN of one stops that one alone, and neither
+// the fault nor the recovery keeps the other from issuing.
+func TestCAsBehindOneLibrary(t *testing.T) {
+	c := newTwoCAs(t, "library")
+	c.change(t, "module-path="+c.module, "module-path="+c.shim.Module)
+	c.setPIN(t, "0000-wrong")
+	d := start(t, testenv.CA{}, c.env...)
+	waitLog(t, d, "this CA has failed and signs nothing; the other CAs are served")
+	waitLog(t, d, "this CA shares its PKCS#11 module with another one")
+	csr := c.second.submit(t)
+	requireEvent(t, csr.Name, "SignerFault")
+	c.first.issue(t)
+	c.setPIN(t, pinOfSecond)
+	must.OK(t, d.WaitReady(t.Context()))
+	c.first.issue(t)
+	c.second.issue(t)
+	if n := c.wrongPINs(t); n != 1 {
+		t.Errorf("the wrong PIN was tried %d times", n)
+	}
+}
+
+// Two CAs on one token try a wrong PIN once, since the token counts for both.
+func TestCAsOnOneTokenTryAWrongPINOnce(t *testing.T) {
+	c := newTwoCAs(t, "token")
+	c.change(t, "module-path="+c.module, "module-path="+c.shim.Module,
+		"token=second;object=second", "token=first;object=first", "second.crt", "first.crt")
+	must.OK(t, os.WriteFile(c.pin1, []byte("0000-wrong"), 0o600))
+	c.setPIN(t, "0000-wrong")
+	command(t, testenv.CA{}, c.env, "run").complains(t, 3, "every CA has failed:\n")
+	if n := c.wrongPINs(t); n != 1 {
 		t.Errorf("the wrong PIN was tried %d times", n)
 	}
 }
