@@ -263,7 +263,7 @@ func TestALyingLineIsNamed(t *testing.T) {
 		"published twice over": {5, "already", []Entry{opened, one, oneSigned, onePublished, again}},
 		"no certificate":       {2, "no certificate", []Entry{opened, onePublished}},
 		"another journal":      {2, "this is the journal", []Entry{opened, Opened{Journal: "0a2b3c4d"}}},
-		"no beginning":         {1, "first line", []Entry{Probe{ProbeReady, ""}}},
+		"no beginning":         {1, "first line", []Entry{Probe{When: ProbeReady}}},
 		"checkpoint": {2, "checkpoint",
 			[]Entry{opened, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"}}},
 	} {
@@ -318,7 +318,7 @@ func TestCheckpointsAreVerified(t *testing.T) {
 	j := open(t, dir, Options{CA: ca.cert})
 	issue(t, ca, j, "one")
 	head := j.Head()
-	put(t, j, Probe{ProbeReady, ""})
+	put(t, j, Probe{When: ProbeReady})
 	digest := sha256.Sum256(CheckpointText(j.ID(), head))
 	signature, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
 	must.OK(t, err)
@@ -390,7 +390,7 @@ func FuzzLine(f *testing.F) {
 	for i, e := range []Entry{
 		Opened{Journal: "1a2b3c4d", Repaired: &Repair{File: "x"}}, intent, signed, published,
 		Orphaned{"one", "0A", "why\x00"}, Unconfirmed{"one", "0A", "why"},
-		Probe{ProbeReady, "text"}, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
+		aProbe, Checkpoint{HeadSeq: 1, Algorithm: "ECDSA-SHA256"},
 	} {
 		e, _, err := encodeEntry(e)
 		must.OK(f, err)
@@ -458,14 +458,14 @@ func TestAnOldCheckpointIsRefused(t *testing.T) {
 		if n == most {
 			put(t, j, check) // the last that is taken
 		}
-		if _, err := j.start(Probe{ProbeReady, ""}); err != nil {
+		if _, err := j.start(Probe{When: ProbeReady}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := j.Append(t.Context(), check); !errors.Is(err, ErrConflict) {
 		t.Error(err)
 	}
-	put(t, j, Probe{ProbeReady, ""})
+	put(t, j, Probe{When: ProbeReady})
 	verify(t, dir, ca)
 }
 
@@ -582,7 +582,7 @@ func TestWhatIsVouchedFor(t *testing.T) {
 	issue(t, ca, j, "two")
 	want("lines behind it", 3, withKey)
 	middle := j.Head()
-	put(t, j, Probe{ProbeReady, ""})
+	put(t, j, Probe{When: ProbeReady})
 	want("a witness", 1, VerifyOptions{Witnessed: []Head{middle}})
 	want("a witness that knows more than the checkpoint", 1,
 		VerifyOptions{Witnessed: []Head{middle}, CheckpointKey: key.Public()})

@@ -90,7 +90,7 @@ func TestFullDisk(t *testing.T) {
 		if err := j.Ready(); !errors.Is(err, ErrFull) {
 			t.Errorf("ready: %v", err)
 		}
-		if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrFull) {
+		if err := j.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrFull) {
 			t.Errorf("a test signature: %v", err)
 		}
 		look(t, j, refused, Unknown)
@@ -154,7 +154,7 @@ func TestReadOnlyDisk(t *testing.T) {
 		j.lock = reading(j.lock)
 		must.OK(t, syscall.Mount("", mount, "", syscall.MS_REMOUNT|syscall.MS_RDONLY,
 			""))
-		if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) {
+		if err := j.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrBroken) {
 			t.Errorf("%v", err)
 		}
 		if err := j.Ready(); !errors.Is(err, syscall.EROFS) {

@@ -154,6 +154,9 @@ const (
 type Probe struct {
 	When string `json:"when"` // ProbeBegin or ProbeReady
 	Text string `json:"text"` // what is signed
+	// of the key's SubjectPublicKeyInfo in DER, hex; empty: the key of the CA in caSHA256 of the
+	// [Opened] before
+	KeySHA256 string `json:"keySHA256,omitempty"`
 }
 
 // A Checkpoint is a signature over the head of the journal by a key of its own.

@@ -23,6 +23,9 @@ import (
 	"hsm-signer/policy"
 )
 
+// aProbe says that a test signature is made.
+var aProbe = Probe{When: ProbeBegin, Text: "test"}
+
 // A testCA signs in software.
 type testCA struct {
 	cert *x509.Certificate
@@ -127,7 +130,7 @@ func TestWhatIsWrittenIsKnownAlsoAfterARestart(t *testing.T) {
 	second, secondSigned, _ := ca.lines(t, j.ID(), "two", time.Hour)
 	third, _, _ := ca.lines(t, j.ID(), "three", time.Hour)
 	look(t, j, "one", Unknown)
-	put(t, j, Probe{ProbeBegin, "test"}, intent)
+	put(t, j, aProbe, intent)
 	if r := look(t, j, "one", Intended); !bytes.Equal(r.Intent.TBS, intent.TBS) ||
 		r.Intent.Requester.Extra["authentication.kubernetes.io/pod-name"][0] != "p" {
 		t.Errorf("%+v", r)
@@ -314,7 +317,7 @@ func TestOnlyOneProcessWrites(t *testing.T) {
 		t.Error("not locked")
 	}
 	closeNow(t, j)
-	if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrClosed) {
+	if err := j.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
 	open(t, dir, Options{CA: ca.cert})
@@ -464,7 +467,7 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 	issue(t, ca, first, "one")
 	must.OK(t, os.Remove(filepath.Join(dir, lockName)))
 	second := open(t, dir, Options{CA: ca.cert})
-	if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) ||
+	if err := first.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrBroken) ||
 		!strings.Contains(err.Error(), "removed or replaced") {
 		t.Errorf("without the lock: %v", err)
 	}
@@ -479,7 +482,7 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := errors.Join(f.Close(),
-		second.Append(t.Context(), Probe{ProbeReady, ""})); !errors.Is(err, ErrBroken) ||
+		second.Append(t.Context(), Probe{When: ProbeReady})); !errors.Is(err, ErrBroken) ||
 		!strings.Contains(err.Error(), "another process") {
 		t.Errorf("behind others' bytes: %v", err)
 	}
@@ -502,7 +505,7 @@ func TestForgottenLockIsNoticed(t *testing.T) {
 	issue(t, ca, second, "two")
 	before := verify(t, dir, ca)
 	for range 2 {
-		if err := first.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) ||
+		if err := first.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrBroken) ||
 			!errors.Is(err, ErrLocked) {
 			t.Errorf("without the lock: %v", err)
 		}
@@ -580,7 +583,7 @@ func TestADiskThatHangsIsNotWaitedFor(t *testing.T) {
 			return f.Sync()
 		}}),
 	})
-	p, err := j.start(Probe{ProbeReady, ""})
+	p, err := j.start(Probe{When: ProbeReady})
 	must.OK(t, err)
 	<-hangs
 	if err := j.Ready(); err != nil {
@@ -683,7 +686,7 @@ func TestSyncedLinesThatAreGoneStopTheJournal(t *testing.T) {
 	issue(t, ca, j, "before")
 	must.OK(t, os.Truncate(filePath(dir, 1), j.size-1))
 	bad.Store(true)
-	if err := j.Append(t.Context(), Probe{ProbeReady, ""}); !errors.Is(err, ErrBroken) {
+	if err := j.Append(t.Context(), Probe{When: ProbeReady}); !errors.Is(err, ErrBroken) {
 		t.Error(err)
 	}
 	bad.Store(false)
@@ -707,7 +710,7 @@ func BenchmarkAppend(b *testing.B) {
 				group.Go(func() {
 					for left.Add(-1) >= 0 {
 						if err := j.Append(b.Context(),
-							Probe{ProbeReady, "hsm-signer: test signature"}); err != nil {
+							aProbe); err != nil {
 							b.Error(err)
 						}
 					}

@@ -44,7 +44,7 @@ func TestRotationIsKnownAfterARestart(t *testing.T) {
 			dir, from, to := rotated(t, Options{FileSize: size, now: now})
 			for ; ago >= 0; ago -= 2 * time.Hour {
 				j := open(t, dir, Options{CA: from.cert, FileSize: size, now: now})
-				put(t, j, Probe{ProbeBegin, "test"}) // in the next file
+				put(t, j, aProbe) // in the next file
 				r := j.Rotation()
 				if r == nil || r.Phase != PhaseRetired || r.From != keyHash(from.cert) ||
 					r.To != keyHash(to.cert) || r.Why != "all pods were restarted" {

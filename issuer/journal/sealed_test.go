@@ -255,7 +255,7 @@ func TestAChangedSealedFileStopsSigning(t *testing.T) {
 		t.Errorf("ready: %v", err)
 	}
 	intent, _, _ := ca.lines(t, j.ID(), "new", time.Hour)
-	for _, e := range []Entry{intent, Probe{ProbeReady, ""}} {
+	for _, e := range []Entry{intent, Probe{When: ProbeReady}} {
 		if err := j.Append(t.Context(), e); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", e.Kind(), err)
 		}

@@ -58,7 +58,7 @@ func TestARolledBackJournalStops(t *testing.T) {
 		t.Helper()
 		other, _, _ := ca.lines(t, j.ID(), "three", time.Hour)
 		head := j.Head()
-		for _, e := range []Entry{other, Probe{ProbeReady, ""},
+		for _, e := range []Entry{other, Probe{When: ProbeReady},
 			Checkpoint{head.Seq, head.SHA256, "", x509.ECDSAWithSHA256.String(), nil}} {
 			if err := j.Append(t.Context(), e); !errors.Is(err, ErrRolledBack) {
 				t.Errorf("%s: %v", e.Kind(), err)
@@ -74,7 +74,7 @@ func TestARolledBackJournalStops(t *testing.T) {
 	put(t, j, signed, published)
 	put(t, j, Rollback{seen.Seq + 1, seen.SHA256})
 	stopped(j) // that was another head
-	put(t, j, Rollback{seen.Seq, seen.SHA256}, Probe{ProbeReady, ""})
+	put(t, j, Rollback{seen.Seq, seen.SHA256}, Probe{When: ProbeReady})
 	if err := errors.Join(j.Ready(), j.RolledBack(), j.Witnessed(seen)); err != nil {
 		t.Error(err)
 	}

@@ -85,6 +85,9 @@ func (h *health) report(w io.Writer, prefix string) (ready bool) {
 		}
 	}
 	fmt.Fprintf(w, "%spolicy %s\n", prefix, h.policy.state())
+	if h.signing != nil {
+		h.signing.other.write(w, prefix)
+	}
 	fmt.Fprintf(w, "%sleads %t\n", prefix, h.controller.Leads())
 	fmt.Fprintf(w, "%sopen requests: %s\n", prefix, openInWords(h.controller.Open(), time.Now()))
 	return !slices.ContainsFunc(parts, func(p part) bool { return p.err != nil })
@@ -101,9 +104,9 @@ var (
 			"clear); else 0.", []string{"part"}, nil)
 	partSince = prometheus.NewDesc("hsm_signer_unhealthy_since_timestamp_seconds",
 		"Since when this part is not well; 0: it is well. The parts of hsm_signer_ready, and "+
-			"lease (nobody is known to lead), trust_bundle (it is not published), and the files "+
-			"policy_file, ca_file, trust_bundle_file and kubeconfig (the changed file is "+
-			"refused).", []string{"part"}, nil)
+			"lease (nobody is known to lead), other_ca (the key of a rotation that does not sign "+
+			"now), trust_bundle (it is not published), and the files policy_file, ca_file, "+
+			"trust_bundle_file and kubeconfig (the changed file is refused).", []string{"part"}, nil)
 )
 
 // Describe is [prometheus.Collector]'s.

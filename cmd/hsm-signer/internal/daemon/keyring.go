@@ -27,6 +27,17 @@ func (k *keyring) Healthy(ctx context.Context) error {
 	return k.byKey[k.ca.CA().KeySHA256()].Healthy(ctx)
 }
 
+// other returns the key of a rotation that does not sign now; nil: there is none.
+func (k *keyring) other() *hsm.Key {
+	signs := k.ca.CA().KeySHA256()
+	for hash, key := range k.byKey {
+		if hash != signs {
+			return key
+		}
+	}
+	return nil
+}
+
 // Stats returns the counts of all keys. The sessions are those of all, too.
 func (k *keyring) Stats() (sum hsm.Stats) {
 	for _, key := range k.keys {

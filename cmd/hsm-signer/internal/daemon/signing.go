@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 
 	"github.com/hashicorp/go-hclog"
@@ -40,7 +41,7 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	log := logger.Named("journal")
 	w := witness.New(s.StateDir, s.WitnessFile, s.CheckpointPublic, log)
 	j := journal.New(s.StateDir, journalOptions(s), w, log)
-	key, err := s.Key(probes{j}.record)
+	key, err := s.Key(probes{journal: j}.record)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +75,8 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	// test signatures can be recorded when the journal is open
 	token := newTokenWatch(p.keys, keys, j.Opened(), s.InPod, logger.Named("health"))
 	p.health = &signingHealth{token: token, ca: is, journal: j, witness: w,
-		standby: s.Lease != nil, phase: rotates}
+		standby: s.Lease != nil, phase: rotates,
+		other: &otherKey{keys: p.keys, logger: logger.Named("health")}}
 	if s.PodCertificates {
 		p.health.clock = s.Clock
 	}
@@ -87,7 +89,8 @@ func (p *signing) addNext(s *config.Service, m *metrics.Metrics) (*hsm.Key, erro
 	if s.Next == nil {
 		return nil, nil
 	}
-	key, err := s.Next.Key(probes{p.journal}.record)
+	hash := s.Next.CA.KeySHA256()
+	key, err := s.Next.Key(probes{p.journal, hex.EncodeToString(hash[:])}.record)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +170,8 @@ func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.
 // watches are what runs alongside the controller.
 func (p *signing) watches() []func(context.Context) error {
 	all := []func(context.Context) error{p.health.token.run, p.keeper.Watch, p.expiry.Run,
-		p.stuck.Run, p.rotator.Run, p.rotator.Watch}
+		p.stuck.Run, p.rotator.Run, p.rotator.Watch,
+		p.health.other.run}
 	if p.checkpoints != nil {
 		all = append(all, p.checkpoints.Watch)
 	}

@@ -41,7 +41,8 @@ type signingHealth struct {
 	witness suspect
 	clock   clock // of the API server; nil: pod certificates are not served
 	phase   phase // of a rotation of the CA
-	standby bool  // another process may lead and have the journal open, and this one stands by
+	other   *otherKey
+	standby bool // another process may lead and have the journal open, and this one stands by
 
 	mu      sync.Mutex
 	crowded time.Time // since when the journal has too many unfinished requests; zero if it has not

@@ -54,6 +54,7 @@ func (h *health) remarks() []part {
 			lease.err = errNoLeader
 		}
 		remarks = append(remarks, part{name: "ca_file", err: h.caFile.refusal()}, lease)
+		remarks = append(remarks, h.signing.other.remarks()...)
 	}
 	return h.faults.note(append(remarks, h.bundle.remarks()...))
 }
