@@ -45,7 +45,8 @@ func (b *build) archiveName(t target) string {
 }
 
 func (b *build) archiveEntries(ctx context.Context, t target, stem string) ([]entry, error) {
-	entries := []entry{file(path.Join(stem, "bin/hsm-signer"), b.binaries[t], 0o755)}
+	entries := []entry{file(path.Join(stem, "bin/hsm-signer"), b.binaries[t], 0o755),
+		file(path.Join(stem, licensesFile), b.licenses[t], 0o644)}
 	for _, name := range manuals {
 		entries = append(entries, file(path.Join(stem, name), filepath.Join(b.source, name), 0o644))
 	}

@@ -112,7 +112,12 @@ func unpacked(t *testing.T, archive string) string {
 	return only(t, dir, "*/bin/hsm-signer")
 }
 
-// listsAllModules compares each bill of materials with "go version -m" of the binary.
+// licensesPattern is where the licenses are, from the directory above the binary's.
+var licensesPattern = map[string]string{".gz": licensesFile,
+	".deb": "share/doc/hsm-signer/" + licensesFile, ".rpm": "share/doc/hsm-signer/" + licensesFile}
+
+// listsAllModules compares each bill of materials, and the licenses, with "go version -m" of the
+// binary.
 func listsAllModules(t *testing.T, dir string) {
 	for _, pattern := range []string{"*.tar.gz", "*.deb", "*.rpm"} { // the image has the same binary
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -121,10 +126,17 @@ func listsAllModules(t *testing.T, dir string) {
 			t.Errorf("there is no %s", pattern)
 		}
 		for _, name := range files {
-			want := []string{"stdlib"}
-			for line := range strings.Lines(command(t, "go", "version", "-m", unpacked(t, name))) {
-				if f := strings.Fields(line); f[0] == "mod" || f[0] == "dep" {
+			want, binary := []string{"stdlib"}, unpacked(t, name)
+			licenses, err := os.ReadFile(only(t, filepath.Join(filepath.Dir(binary), ".."),
+				licensesPattern[filepath.Ext(name)]))
+			must.OK(t, err)
+			for line := range strings.Lines(command(t, "go", "version", "-m", binary)) {
+				f := strings.Fields(line)
+				if f[0] == "mod" || f[0] == "dep" {
 					want = append(want, f[1])
+				}
+				if f[0] == "dep" && !bytes.Contains(licenses, []byte("\n"+f[1]+" "+f[2]+"\n")) {
+					t.Errorf("%s has no license of %s", name, f[1])
 				}
 			}
 			slices.Sort(want)

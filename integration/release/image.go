@@ -91,6 +91,7 @@ func (b *build) imageFor(ctx context.Context, l layout, t target) (descriptor, [
 		return writeTar(w, []entry{
 			file("usr/local/bin/hsm-signer", b.binaries[t], 0o755),
 			file("usr/share/doc/hsm-signer/copyright", filepath.Join(b.source, "LICENSE"), 0o644),
+			file("usr/share/doc/hsm-signer/"+licensesFile, b.licenses[t], 0o644),
 			{path: "var/lib/hsm-signer", mode: 0o700, owner: imageUser},
 		}, b.time)
 	})

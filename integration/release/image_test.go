@@ -50,12 +50,14 @@ func newImage(t *testing.T) (*build, layout) {
 	dir := t.TempDir()
 	b := &build{Options: Options{Out: dir, BaseImage: pinnedBase, Progress: t.Output()},
 		version: version{text: "v1.2.3-1-g0123abc", pkg: "1.2.3+1.g0123abc"}, time: commitTime,
-		work: t.TempDir(), commit: "0123abc", targets: targets, binaries: map[target]string{}}
+		work: t.TempDir(), commit: "0123abc", targets: targets, binaries: map[target]string{},
+		licenses: map[target]string{}}
 	source, err := filepath.Abs("../..")
 	must.OK(t, err)
 	b.source = source
 	for _, target := range targets {
 		b.binaries[target] = filepath.Join(source, "LICENSE")
+		b.licenses[target] = b.binaries[target]
 	}
 	must.OK(t, b.image(t.Context()))
 	unpacked := t.TempDir()

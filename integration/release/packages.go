@@ -92,6 +92,7 @@ func (b *build) packageEntries(ctx context.Context, t target, f format) ([]entry
 	entries := []entry{
 		file("usr/bin/hsm-signer", b.binaries[t], 0o755),
 		file(path.Join(doc, "copyright"), filepath.Join(b.source, "LICENSE"), 0o644),
+		file(path.Join(doc, licensesFile), b.licenses[t], 0o644),
 		{path: path.Join(doc, "deploy"), link: "../../hsm-signer/deploy", mode: 0o777},
 		{path: "etc/hsm-signer", mode: 0o755},
 	}

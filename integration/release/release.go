@@ -42,6 +42,7 @@ type build struct {
 
 	targets   []target          // which binaries are built
 	binaries  map[target]string // the path of each
+	licenses  map[target]string // the path of a file with those of all that is in the binary
 	artefacts []artefact
 	tools     map[string]string // the version of each tool
 	inputs    []subject         // what the release is made from, in addition to the commit
@@ -74,10 +75,10 @@ func Build(ctx context.Context, o Options) error {
 	defer os.RemoveAll(work)
 	b := &build{Options: o, work: work, source: filepath.Join(work, "source"),
 		started: time.Now(), targets: list, binaries: map[target]string{},
-		tools: map[string]string{}}
+		licenses: map[target]string{}, tools: map[string]string{}}
 	for _, step := range []func(context.Context) error{
-		b.identify, b.export, b.emptyOut, b.compile, b.archives, b.packages, b.image, b.materials,
-		b.checksums, b.attest,
+		b.identify, b.export, b.emptyOut, b.compile, b.collectLicenses, b.archives, b.packages,
+		b.image, b.materials, b.checksums, b.attest,
 	} {
 		if err := step(ctx); err != nil {
 			return err

@@ -171,6 +171,26 @@ func TestMaterialsAreReproducible(t *testing.T) {
 	}
 }
 
+// The licenses name each module of a binary, once, and a module without one is an error.
+func TestLicensesAreComplete(t *testing.T) {
+	m, _ := ownMaterial(t)
+	b := &build{Options: Options{Go: "go"}, source: "."}
+	dirs, err := b.moduleDirs(t.Context(), m.parts)
+	must.OK(t, err)
+	text, err := notice(m.parts, dirs)
+	must.OK(t, err)
+	for _, p := range m.parts {
+		own := strings.HasPrefix(p.name, "hsm-signer")
+		if n := strings.Count(text, "\n"+p.name+" "+p.version+"\n"); n != 1 && !own || n != 0 && own {
+			t.Errorf("%s is named %d times", p.name, n)
+		}
+	}
+	dirs["stdlib"] = t.TempDir()
+	if _, err := notice(m.parts, dirs); err == nil || !strings.Contains(err.Error(), "stdlib") {
+		t.Errorf("without Go's license: %v", err)
+	}
+}
+
 // A release never removes a directory that holds something else.
 func TestOutIsNotOverwritten(t *testing.T) {
 	dir := tree(t, 0o600, "mine")
