@@ -56,6 +56,8 @@ func TestChartInstallsWhatKustomizeDoes(t *testing.T) {
 			set  string
 		}{
 			"": {asItIs, ""},
+			" with ConfigMaps": {with("trust-bundle-configmaps"),
+				"trustBundle.enabled=true,trustBundle.namespaces={default}"},
 			" with everything": {everything, "monitoring.enabled=true,heal.enabled=true," +
 				"cleanUp.enabled=true,podCertificates.enabled=true," +
 				"trustBundle.enabled=true,podNamespaces={calico-system},hostNetwork=true"},

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -95,8 +96,61 @@ func TestTrustBundleIsChecked(t *testing.T) {
 	root, err := os.ReadFile(ca.CertFile)
 	must.OK(t, err)
 	write(t, file, string(root))
-	requireCheck(t, env, 2, "attest signers "+s.name(), "get clustertrustbundles "+s.bundle(),
+	requireCheck(t, env, 2, "trust anchors", "attest signers "+s.name(), "get clustertrustbundles "+s.bundle(),
 		"create clustertrustbundles", "deploy/components/trust-bundle")
+}
+
+// Where the API server has no ClusterTrustBundles, hsm-signer keeps a ConfigMap in each namespace, and
+// leaves one alone that it did not create.
+func TestTrustBundleInConfigMaps(t *testing.T) {
+	t.Parallel()
+	const name = "hsm-signer-trust-bundle"
+	s := newOwnSigner(t, "configmaps")
+	client := shared.Cluster.Client().CoreV1()
+	ours, theirs := "trust-of-"+string(s), "foreign-of-"+string(s)
+	roles, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components",
+		"trust-bundle-configmaps", "roles.yaml"))
+	must.OK(t, err)
+	for _, namespace := range []string{ours, theirs} {
+		_, err := client.Namespaces().Create(t.Context(), &corev1.Namespace{
+			ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+		must.OK(t, err)
+		must.OK(t, shared.Cluster.Apply(t.Context(), []byte(strings.ReplaceAll(string(roles),
+			"namespace: default", "namespace: "+namespace))))
+	}
+	foreign := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name},
+		Data: map[string]string{"ca.crt": "mine"}}
+	foreign, err = client.ConfigMaps(theirs).Create(t.Context(), foreign, metav1.CreateOptions{})
+	must.OK(t, err)
+	root, err := os.ReadFile(ca.CertFile)
+	must.OK(t, err)
+	env := s.env("TRUST_BUNDLE_FILE="+ca.CertFile, "TRUST_BUNDLE_NAMESPACES="+ours+","+theirs)
+	d := startReady(t, ca, env...)
+	holds := func(ctx context.Context) (bool, error) {
+		m, err := client.ConfigMaps(ours).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil && len(m.Data) == 1 && m.Data["ca.crt"] == string(root), err
+	}
+	must.Eventually(t, "the ConfigMap", holds)
+	waitMetrics(t, d, "\nhsm_signer_trust_bundle_published 0\n") // one is foreign
+	requireCheck(t, env, 2, "trust anchors", theirs+"/"+name,
+		"was not created for this signer, so it stays as it is")
+
+	m, err := client.ConfigMaps(ours).Get(t.Context(), name, metav1.GetOptions{})
+	must.OK(t, err)
+	m.Data["ca.crt"], m.Data["more"] = "changed", "more"
+	_, err = client.ConfigMaps(ours).Update(t.Context(), m, metav1.UpdateOptions{})
+	must.OK(t, err)
+	must.Eventually(t, "the ConfigMap as it was", holds)
+	same, err := client.ConfigMaps(theirs).Get(t.Context(), name, metav1.GetOptions{})
+	must.OK(t, err)
+	if same.ResourceVersion != foreign.ResourceVersion {
+		t.Errorf("another's ConfigMap was changed: %v", same.Data)
+	}
+	must.OK(t, client.ConfigMaps(theirs).Delete(t.Context(), name, metav1.DeleteOptions{}))
+	waitMetrics(t, d, "\nhsm_signer_trust_bundle_published 1\n")
 }
 
 // otherRoot returns the PEM of a CA that certified nothing here.

@@ -28,6 +28,8 @@ const (
 	requests = "certificatesigningrequests"
 	podReqs  = "podcertificaterequests"
 	bundles  = "clustertrustbundles"
+
+	configMaps = "configmaps"
 )
 
 // A Use says what a controller does, and so what it needs.
@@ -42,6 +44,8 @@ type Use struct {
 	PodCertificates bool
 	Services        bool // the policy depends on the Services of pods
 	TrustBundles    bool // it publishes a ClusterTrustBundle for each signer
+	// ConfigMaps are the namespaces in which it publishes a ConfigMap with trust anchors.
+	ConfigMaps []string
 }
 
 // A Permission is one thing that a controller must be allowed to do.
@@ -70,6 +74,23 @@ func (u Use) Permissions() []Permission {
 	}
 	if u.TrustBundles {
 		all = append(all, u.forBundles()...)
+	}
+	for _, namespace := range u.ConfigMaps {
+		all = append(all, inNamespace("", configMaps, namespace, trustbundle.ConfigMap)...)
+	}
+	return all
+}
+
+// inNamespace lists what is needed to keep one object of a namespace.
+func inNamespace(group, resource, namespace, name string) []Permission {
+	var all []Permission
+	for _, verb := range []string{"get", "create", "update"} {
+		p := permission(verb, group, resource)
+		p.attributes.Namespace = namespace
+		if verb != "create" { // which knows no name
+			p.attributes.Name = name
+		}
+		all = append(all, p)
 	}
 	return all
 }
@@ -129,15 +150,8 @@ func (u Use) writes() []Permission {
 	if u.Lease == nil {
 		return all
 	}
-	for _, verb := range []string{"get", "create", "update"} {
-		p := permission(verb, "coordination.k8s.io", "leases")
-		p.attributes.Namespace = u.Lease.Namespace
-		if verb != "create" { // which knows no name
-			p.attributes.Name = u.Lease.Name
-		}
-		all = append(all, p)
-	}
-	return all
+	return append(all, inNamespace("coordination.k8s.io", "leases", u.Lease.Namespace,
+		u.Lease.Name)...)
 }
 
 // ofSigners returns the permission to do something in the name of each signer.
@@ -165,10 +179,12 @@ var deletion = permission("delete", group, requests)
 // deletes reports whether the permission is for deleting finished requests.
 func (p Permission) deletes() bool { return p.attributes == deletion.attributes }
 
-// ofBundle reports whether the permission is for the ClusterTrustBundles of signers.
+// ofBundle reports whether the permission is for publishing trust anchors.
 func (p Permission) ofBundle() bool {
-	return p.attributes.Resource == bundles || p.attributes.Verb == "attest"
+	return p.attributes.Resource == bundles || p.attributes.Verb == "attest" || p.ofConfigMap()
 }
+
+func (p Permission) ofConfigMap() bool { return p.attributes.Resource == configMaps }
 
 // optional reports whether requests are answered without the permission as well as with it.
 func (p Permission) optional() bool { return p.deletes() || p.ofBundle() }
@@ -184,6 +200,8 @@ func (p Permission) Manifest() string {
 	switch {
 	case p.deletes():
 		return "deploy/components/clean-up"
+	case p.ofConfigMap():
+		return "deploy/components/trust-bundle-configmaps"
 	case p.ofBundle():
 		return "deploy/components/trust-bundle"
 	case p.attributes.Resource == podReqs || p.attributes.Resource == "nodes" ||

@@ -64,7 +64,7 @@ func (w *Watch) Recheck(err error) {
 func (w *Watch) Blocked() bool { return w.lacking(Permission.needed) != nil }
 
 // Permitted returns nil while no permission is known to be missing that requests need; see also
-// [Watch.MayDelete]. Without a permission for ClusterTrustBundles, publishing them fails.
+// [Watch.MayDelete]. Without a permission for trust anchors, publishing them fails.
 func (w *Watch) Permitted() error {
 	return w.lacking(func(p Permission) bool { return !p.optional() })
 }

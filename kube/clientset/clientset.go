@@ -44,6 +44,7 @@ type Interface interface {
 	CertificateSigningRequestsV1beta1() Requests[*certificatesv1beta1.CertificateSigningRequest,
 		*certificatesv1beta1.CertificateSigningRequestList]
 	ClusterTrustBundles() ClusterTrustBundles
+	ConfigMaps(namespace string) ConfigMaps
 	// PodCertificates makes calls on PodCertificateRequests, of v1 or v1beta1: their objects
 	// differ.
 	PodCertificates(version string) rest.Interface
@@ -159,6 +160,11 @@ func (c *Clientset) PodCertificates(version string) rest.Interface {
 // ClusterTrustBundles implements [Interface].
 func (c *Clientset) ClusterTrustBundles() ClusterTrustBundles {
 	return objects[certificatesv1.ClusterTrustBundle](c.certificates, "clustertrustbundles", "")
+}
+
+// ConfigMaps implements [Interface].
+func (c *Clientset) ConfigMaps(namespace string) ConfigMaps {
+	return objects[corev1.ConfigMap](c.core, "configmaps", namespace)
 }
 
 // HasResource implements [Interface].

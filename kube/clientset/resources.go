@@ -90,6 +90,13 @@ type ClusterTrustBundles interface {
 	Updater[*certificatesv1.ClusterTrustBundle]
 }
 
+// ConfigMaps are those of a namespace.
+type ConfigMaps interface {
+	Getter[*corev1.ConfigMap]
+	Creator[*corev1.ConfigMap]
+	Updater[*corev1.ConfigMap]
+}
+
 // pointer is *T, which is an object.
 type pointer[T any] interface {
 	*T

@@ -28,7 +28,7 @@ func newScheme() *runtime.Scheme {
 	for group, types := range map[schema.GroupVersion][]runtime.Object{
 		corev1.SchemeGroupVersion: {&corev1.Pod{}, &corev1.PodList{}, &corev1.ServiceAccount{},
 			&corev1.Service{}, &corev1.ServiceList{}, &corev1.Node{},
-			&corev1.Namespace{}, &corev1.Event{}},
+			&corev1.Namespace{}, &corev1.ConfigMap{}, &corev1.Event{}},
 		appsv1.SchemeGroupVersion:           {&appsv1.ReplicaSet{}},
 		coordinationv1.SchemeGroupVersion:   {&coordinationv1.Lease{}},
 		authenticationv1.SchemeGroupVersion: {&authenticationv1.TokenRequest{}},

@@ -1,11 +1,12 @@
-// Package trustbundle publishes the trust anchors of signers as ClusterTrustBundles, which kubelet
-// mounts into pods.
+// Package trustbundle publishes the trust anchors of signers, which kubelet mounts into pods.
 //
-// Duty: keep one object for each signer, linked to it by name, with exactly the configured
-// certificates: create it if it is missing, and correct it if it differs.
+// Duty: keep objects with exactly the configured certificates: a ClusterTrustBundle for each signer,
+// linked to it by name, or, in clusters that do not serve those, a ConfigMap in each of some
+// namespaces. Create what is missing, and correct what differs.
 //
-// Contract: only the objects named by [Name] are written; other bundles of the same signer are left
-// alone. The caller decides who publishes and when, and repeats it.
+// Contract: only the ClusterTrustBundles named by [Name] are written, and only ConfigMaps that this
+// package has created; others are left alone. The caller decides who publishes and when, and repeats
+// it.
 package trustbundle
 
 import (
@@ -23,20 +24,68 @@ import (
 
 // ErrNotServed says that the API server does not serve certificates.k8s.io/v1 ClusterTrustBundle.
 var ErrNotServed = errors.New("the API server does not serve ClusterTrustBundles of " +
-	"certificates.k8s.io/v1, which Kubernetes 1.37 and later do: unset TRUST_BUNDLE_FILE")
+	"certificates.k8s.io/v1, which Kubernetes 1.37 and later do: set TRUST_BUNDLE_NAMESPACES to " +
+	"publish ConfigMaps instead, or unset TRUST_BUNDLE_FILE")
 
 // Name returns the name of the signer's ClusterTrustBundle. The API requires that it begins with
 // the signer's name, with a colon in place of the slash (ClusterTrustBundleSpec, signerName).
 func Name(signer string) string { return strings.ReplaceAll(signer, "/", ":") + ":hsm-signer" }
 
-// Publish gives each signer's ClusterTrustBundle these anchors, in PEM as the API takes it. It
-// returns an error for the signers whose bundle does not hold them afterwards, and an
-// [ErrNotServed] if no bundle can.
-func Publish(ctx context.Context, bundles clientset.ClusterTrustBundles, signers []string,
-	anchors string) error {
+// A Place is where the anchors of an installation are published: [Bundles] or [ConfigMaps].
+type Place interface {
+	// Publish has the place hold these anchors, in PEM as [issuer.Anchors.PEM] writes it. The error
+	// names each object that does not hold them afterwards.
+	Publish(ctx context.Context, anchors string) error
+	// Holds returns nil if the place holds these anchors, and otherwise an error that names each
+	// object that does not. It writes nothing. An error is [ErrNotServed], [ErrForeign], of the API
+	// server, or an [ErrOutdated] that publishing corrects.
+	Holds(ctx context.Context, anchors string) error
+	// String says what the objects are, for people.
+	String() string
+}
+
+// ErrOutdated says that an object is missing or holds other anchors.
+var ErrOutdated = errors.New("does not hold the certificates of TRUST_BUNDLE_FILE")
+
+// Bundles publishes a ClusterTrustBundle for each signer.
+type Bundles struct {
+	Client  clientset.Interface
+	Signers []string
+}
+
+func (b Bundles) String() string { return "ClusterTrustBundles" }
+
+// Publish implements [Place].
+func (b Bundles) Publish(ctx context.Context, anchors string) error {
+	return b.each(func(signer string) error {
+		return publish(ctx, b.Client.ClusterTrustBundles(), signer, anchors)
+	})
+}
+
+// Holds implements [Place].
+func (b Bundles) Holds(ctx context.Context, anchors string) error {
+	served, err := b.Client.HasResource(ctx, certificatesv1.SchemeGroupVersion.String(),
+		"clustertrustbundles")
+	switch {
+	case err != nil:
+		return err
+	case !served:
+		return ErrNotServed
+	}
+	return b.each(func(signer string) error {
+		bundle, err := b.Client.ClusterTrustBundles().Get(ctx, Name(signer), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && bundle.Spec.TrustBundle != anchors {
+			return ErrOutdated
+		}
+		return err
+	})
+}
+
+// each calls the function for each signer, and names the bundles in its errors.
+func (b Bundles) each(call func(signer string) error) error {
 	var faults []error
-	for _, signer := range signers {
-		if err := publish(ctx, bundles, signer, anchors); err != nil {
+	for _, signer := range b.Signers {
+		if err := call(signer); err != nil {
 			faults = append(faults, fmt.Errorf("ClusterTrustBundle %s: %w", Name(signer), err))
 		}
 	}

@@ -224,6 +224,9 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 	if s.PodCertificates {
 		checkPods(ctx, s, report)
 	}
+	if s.Anchors != nil {
+		checkTrustBundle(ctx, s, report)
+	}
 	checkPermissions(ctx, s, report)
 	checkRequests(ctx, s, report)
 	state := checkRotation(ctx, s, report)

@@ -28,6 +28,7 @@ import (
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
+	"hsm-signer/kube/trustbundle"
 	"hsm-signer/policy"
 )
 
@@ -48,23 +49,26 @@ type Config struct {
 	AnyPolicy       bool // anyone may own the policy's files: nothing is signed by it
 	CACertFile      string
 	TrustBundleFile string // empty: no trust anchors are published
-	StateDir        string
-	MaxRequests     int
-	MaxUnfinished   int
-	ForOwner        bool // root checks for the user who owns STATE_DIR
-	Checkpoints     checkpoints
-	Algorithm       x509.SignatureAlgorithm
-	Token           hsm.Config
-	uri             *pkcs11uri.URI
-	next            next
-	ListenAddress   string
-	StatusAddress   string // "none": there is no status page
-	AllowedHosts    []string
-	LogLevel        hclog.Level
-	LogFormat       string // text, json, or empty: by the terminal
-	WitnessFile     string
-	PodCertificates bool          // pod certificate requests are served too
-	PodRefusalDelay time.Duration // how long a policy must be in force to deny a refresh
+	// TrustBundleNamespaces are those in which they are published as ConfigMaps; empty: they are
+	// published as ClusterTrustBundles.
+	TrustBundleNamespaces []string
+	StateDir              string
+	MaxRequests           int
+	MaxUnfinished         int
+	ForOwner              bool // root checks for the user who owns STATE_DIR
+	Checkpoints           checkpoints
+	Algorithm             x509.SignatureAlgorithm
+	Token                 hsm.Config
+	uri                   *pkcs11uri.URI
+	next                  next
+	ListenAddress         string
+	StatusAddress         string // "none": there is no status page
+	AllowedHosts          []string
+	LogLevel              hclog.Level
+	LogFormat             string // text, json, or empty: by the terminal
+	WitnessFile           string
+	PodCertificates       bool          // pod certificate requests are served too
+	PodRefusalDelay       time.Duration // how long a policy must be in force to deny a refresh
 	// RotationTrustTime is how long both CAs must have been trusted before the next one signs.
 	RotationTrustTime time.Duration
 	TrustDomain       string
@@ -143,6 +147,10 @@ var (
 			"PEM file with the root certificates to publish as each signer's ClusterTrustBundle " +
 				"(Kubernetes 1.37 and later)",
 			text(func(c *Config) *string { return &c.TrustBundleFile })},
+		{trustBundleNamespaces, "",
+			"namespaces, comma-separated: publish the certificates of TRUST_BUNDLE_FILE there, as " +
+				"the ConfigMap " + trustbundle.ConfigMap + ", and not as ClusterTrustBundles",
+			readTrustBundleNamespaces},
 		{"SIGNATURE_ALGORITHM", "",
 			"signature algorithm of certificates (by default SHA-256; SHA-384 with P-384, " +
 				"SHA-512 with P-521): " + strings.Join(issuer.AlgorithmNames(), ", "),

@@ -131,6 +131,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 		"NEXT_CA_KEY_ID":         {value: "xyz"},
 		nextURI:                  {value: "pkcs12:"},
 
+		"TRUST_BUNDLE_NAMESPACES":  {value: "default"}, // without TRUST_BUNDLE_FILE
 		"NEXT_SIGNATURE_ALGORITHM": {value: "MD5WithRSA"},
 		"NEXT_TRUST_BUNDLE_FILE":   {value: "/nowhere/roots.crt"},
 		pin.URIVariable:            {value: "pkcs12:", without: "PKCS11_TOKEN_LABEL"},

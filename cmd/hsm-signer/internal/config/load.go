@@ -123,6 +123,10 @@ func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
 // loadAnchors returns the certificates of TRUST_BUNDLE_FILE, or nil if it is not set.
 func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
 	if c.TrustBundleFile == "" {
+		if len(c.TrustBundleNamespaces) > 0 {
+			faults.Addf(trustBundleNamespaces, "is set without TRUST_BUNDLE_FILE, so nothing would "+
+				"be published: set that too")
+		}
 		return nil
 	}
 	return readAnchors("TRUST_BUNDLE_FILE", c.TrustBundleFile, ca, faults)

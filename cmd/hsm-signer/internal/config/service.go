@@ -23,6 +23,7 @@ import (
 	"hsm-signer/kube/lease"
 	"hsm-signer/kube/podcert"
 	"hsm-signer/kube/request"
+	"hsm-signer/kube/trustbundle"
 	"hsm-signer/policy"
 )
 
@@ -204,6 +205,16 @@ func (s *Service) Controller(inForce func() *policy.Policy) kube.Config {
 func (s *Service) Permissions() []access.Permission {
 	controller := s.Controller(func() *policy.Policy { return s.Policy })
 	use := controller.Use()
-	use.TrustBundles, use.Services = s.Anchors != nil, s.Policy.NeedsServices()
+	use.TrustBundles = s.Anchors != nil && len(s.TrustBundleNamespaces) == 0
+	use.ConfigMaps, use.Services = s.TrustBundleNamespaces, s.Policy.NeedsServices()
 	return use.Permissions()
+}
+
+// TrustBundlePlace is where the certificates of TRUST_BUNDLE_FILE are published.
+func (s *Service) TrustBundlePlace() trustbundle.Place {
+	if len(s.TrustBundleNamespaces) > 0 {
+		return trustbundle.ConfigMaps{Client: s.Client, Namespaces: s.TrustBundleNamespaces,
+			Signers: s.SignerNames}
+	}
+	return trustbundle.Bundles{Client: s.Client, Signers: s.SignerNames}
 }

@@ -11,7 +11,6 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/issuer"
-	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/trustbundle"
 )
 
@@ -64,8 +63,7 @@ type bundlePublisher struct {
 	anchors    *anchors
 	next       issuer.Anchors
 	phase      publishedPhase
-	bundles    clientset.ClusterTrustBundles
-	signers    []string
+	place      trustbundle.Place
 	controller bundleController
 	logger     hclog.Logger
 
@@ -93,8 +91,7 @@ func newBundle(s *config.Service, ca caHolder, phase publishedPhase, controller 
 		return nil
 	}
 	b := &bundlePublisher{anchors: newAnchors(s, ca, controller, m, logger), phase: phase,
-		bundles: s.Client.ClusterTrustBundles(), signers: s.SignerNames,
-		controller: controller, logger: logger}
+		place: s.TrustBundlePlace(), controller: controller, logger: logger}
 	if s.Next != nil {
 		b.next = s.Next.Anchors
 	}
@@ -118,14 +115,14 @@ func (b *bundlePublisher) publish(ctx context.Context) {
 	defer cancel()
 	roots, err := b.roots()
 	if err == nil {
-		err = trustbundle.Publish(ctx, b.bundles, b.signers, roots.PEM())
+		err = b.place.Publish(ctx, roots.PEM())
 	}
 	first := !b.known.Swap(true)
 	switch change := b.fault.Note(err); {
 	case change == poll.Fails:
 		b.logger.Error("the trust anchors could not be published", "error", err)
 	case err == nil && (first || change == poll.Works):
-		b.logger.Info("the trust anchors are published", "signers", b.signers)
+		b.logger.Info("the trust anchors are published", "as", b.place)
 	}
 }
 

@@ -11,8 +11,9 @@ type TrustBundleCollector struct {
 }
 
 var descPublished = prometheus.NewDesc("hsm_signer_trust_bundle_published",
-	"1 while each signer's ClusterTrustBundle holds the certificates of TRUST_BUNDLE_FILE, else "+
-		"0. Missing while another replica leads, and without TRUST_BUNDLE_FILE.", nil, nil)
+	"1 while each signer's ClusterTrustBundle, or each namespace's ConfigMap, holds the "+
+		"certificates of TRUST_BUNDLE_FILE, else 0. Missing while another replica leads, and "+
+		"without TRUST_BUNDLE_FILE.", nil, nil)
 
 // Describe is [prometheus.Collector]'s.
 func (t TrustBundleCollector) Describe(to chan<- *prometheus.Desc) { to <- descPublished }

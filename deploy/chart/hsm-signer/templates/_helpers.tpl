@@ -78,6 +78,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.podCertificates.enabled -}}{{- $_ := set $env "POD_CERTIFICATES" "true" -}}{{- end -}}
 {{- with .Values.podCertificates.trustDomain -}}{{- $_ := set $env "TRUST_DOMAIN" . -}}{{- end -}}
 {{- if .Values.trustBundle.enabled -}}{{- $_ := set $env "TRUST_BUNDLE_FILE" (printf "/etc/hsm-signer/ca/%s" .Values.trustBundle.file) -}}{{- end -}}
+{{- with .Values.trustBundle.namespaces -}}{{- $_ := set $env "TRUST_BUNDLE_NAMESPACES" (join "," .) -}}{{- end -}}
 {{- $name := include "hsm-signer.fullname" . -}}
 {{- if ne $name "hsm-signer" -}}{{- $_ := set $env "LEASE_NAME" $name -}}{{- end -}}
 {{- merge (deepCopy .Values.environment) $env | toYaml -}}
