@@ -32,6 +32,9 @@ func (n *NextCA) Authority(key issuer.Key) issuer.Authority {
 	return issuer.Authority{CA: n.CA, Key: key, Algorithm: n.algorithm}
 }
 
+// NextCACertFile returns the path of the next CA's certificate.
+func (s *Service) NextCACertFile() string { return s.next.caFile }
+
 // loadNext loads the next CA if one is configured. Everything else is loaded already.
 func (s *Service) loadNext(faults *Faults) {
 	n := s.next

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
@@ -34,6 +35,16 @@ func newCAReloader(file string, is caReplacer, current *policy.Current, bundle *
 		stays: "the certificate before it stays in use", reason: "CARefused",
 		refused: m.CARefused, events: events, logger: logger,
 	}
+	return r
+}
+
+// newNextCAReloader is newCAReloader for the next CA of a rotation. A refusal shows as the remark
+// next_ca_file, and not in the gauge of the CA's file.
+func newNextCAReloader(file string, is caReplacer, current *policy.Current, events eventSender,
+	m *metrics.Metrics, logger hclog.Logger) *caReloader {
+	r := newCAReloader(file, is, current, nil, events, m, logger)
+	r.name = "the file of the next CA's certificate"
+	r.refused = prometheus.NewGauge(prometheus.GaugeOpts{}) // shown nowhere
 	return r
 }
 

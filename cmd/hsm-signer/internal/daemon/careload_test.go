@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -89,5 +90,34 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	write(renewed.Raw)
 	if looks(); refused() || r.state() != "" || len(is.taken) != 1 {
 		t.Errorf("well again: state: %s", r.state())
+	}
+}
+
+// A memoryKey is a key in memory.
+type memoryKey struct{ signer crypto.Signer }
+
+func (k memoryKey) Public() crypto.PublicKey { return k.signer.Public() }
+
+func (memoryKey) Ready(context.Context) error { return nil }
+
+func (k memoryKey) Signer(context.Context) crypto.Signer { return k.signer }
+
+// During a rotation a file whose certificate becomes that of the other CA is refused.
+func TestFileOfACADoesNotTakeTheOther(t *testing.T) {
+	of := func(ca fixture.CA) issuer.Authority {
+		parsed := must.Value(issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: ca.Certificate.Raw})))(t)
+		return issuer.Authority{CA: parsed, Key: memoryKey{ca.Key}}
+	}
+	own, next := of(fixture.NewCA(t)), of(fixture.NewCA(t))
+	is := must.Value(issuer.New(own, nil))(t)
+	must.OK(t, is.Next(next))
+	for _, ca := range []*issuer.CA{own.CA, next.CA} {
+		configured := configuredCA{is, ca.KeySHA256()}
+		for _, fresh := range []*issuer.CA{own.CA, next.CA} {
+			if err := configured.Replace(fresh); (err == nil) != (fresh == ca) {
+				t.Errorf("%x takes %x: %v", ca.KeySHA256(), fresh.KeySHA256(), err)
+			}
+		}
 	}
 }

@@ -24,6 +24,7 @@ type Daemon struct {
 	metrics    *metrics.Metrics
 	signing    *signing         // nil in a shadow
 	caFile     *caReloader      // nil in a shadow
+	nextFile   *caReloader      // nil without NEXT_CA_CERT_FILE
 	bundle     *bundlePublisher // nil without TRUST_BUNDLE_FILE, and in a shadow
 	shadow     *shadowLog       // nil in a process that signs
 	controller *kube.Controller
@@ -75,6 +76,10 @@ func (d *Daemon) keepCAs(current *policy.Current, logger hclog.Logger) {
 	s, ca := d.service, d.signing.configuredCA(d.service)
 	if s.Next != nil {
 		d.policyFile.next = s.Next.CA
+		next := configuredCA{d.signing.issuer, s.Next.CA.KeySHA256()}
+		d.nextFile = newNextCAReloader(s.NextCACertFile(), next, current, d.controller, d.metrics,
+			logger)
+		d.signing.health.nextFile = d.nextFile
 	}
 	d.bundle = newBundle(s, ca, d.signing.rotator, d.controller, d.metrics, logger)
 	d.signing.rotator.Connect(d.controller, d.bundle.holds)
@@ -96,6 +101,9 @@ func (d *Daemon) run(ctx context.Context, tried func()) error {
 	}
 	if d.signing != nil {
 		background = append(append(background, d.signing.watches()...), d.caFile.watch)
+		if d.nextFile != nil {
+			background = append(background, d.nextFile.watch)
+		}
 	}
 	if d.bundle != nil {
 		background = append(background, d.bundle.anchors.watch, d.bundle.run)

@@ -106,7 +106,8 @@ var (
 		"Since when this part is not well; 0: it is well. The parts of hsm_signer_ready, and "+
 			"lease (nobody is known to lead), other_ca (the key of a rotation that does not sign "+
 			"now), trust_bundle (it is not published), and the files policy_file, ca_file, "+
-			"trust_bundle_file and kubeconfig (the changed file is refused).", []string{"part"}, nil)
+			"next_ca_file, trust_bundle_file and kubeconfig (the changed file is refused).",
+		[]string{"part"}, nil)
 )
 
 // Describe is [prometheus.Collector]'s.

@@ -24,6 +24,13 @@ type otherKey struct {
 	fault poll.Fault
 }
 
+// newOtherKey returns a watch of the key that does not sign now; [otherKey.run] starts it.
+func newOtherKey(keys otherKeys, logger hclog.Logger) *otherKey {
+	o := &otherKey{keys: keys, logger: logger}
+	o.fault.Note(errNotLooked)
+	return o
+}
+
 // run checks the key until the context ends.
 func (o *otherKey) run(ctx context.Context) error {
 	return poll.Every(ctx, healthInterval, func(ctx context.Context) {

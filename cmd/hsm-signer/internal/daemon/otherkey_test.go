@@ -30,7 +30,10 @@ func TestKeyThatDoesNotSignKeepsNobody(t *testing.T) {
 	} {
 		h := newTestHealth(t)
 		h.signing.token.note(nil)
-		h.signing.other = &otherKey{keys: oneMore{c.key}, logger: hclog.NewNullLogger()}
+		h.signing.other = newOtherKey(oneMore{c.key}, hclog.NewNullLogger())
+		if _, text := readyz(h); strings.Contains(text, "could sign") {
+			t.Errorf("before the first look: %s", text)
+		}
 		h.signing.other.note(c.fault)
 		code, text := readyz(h)
 		if code != http.StatusOK || h.signing.Fit() != nil ||

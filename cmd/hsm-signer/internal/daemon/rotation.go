@@ -36,7 +36,7 @@ func newRotator(s *config.Service, j *journal.Journal, w *witness.Witness,
 	})
 }
 
-// A configuredCA is the CA of CA_CERT_FILE, whether or not it signs now.
+// A configuredCA is the CA of a file of the configuration, whether or not it signs now.
 type configuredCA struct {
 	*issuer.Issuer
 	key rotation.Key
@@ -48,6 +48,15 @@ func (p *signing) configuredCA(s *config.Service) configuredCA {
 
 // CA is [caHolder]'s.
 func (c configuredCA) CA() *issuer.CA { return c.CAOf(c.key) }
+
+// Replace is [issuer.Issuer.Replace], of this CA alone: the file must not come to hold the other
+// one's certificate.
+func (c configuredCA) Replace(fresh *issuer.CA) error {
+	if err := fresh.Matches(c.CA().Certificate().PublicKey); err != nil {
+		return err
+	}
+	return c.Issuer.Replace(fresh)
+}
 
 // Annotations are those of all parts of the process.
 func (p process) Annotations() map[string]string {

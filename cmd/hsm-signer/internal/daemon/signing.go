@@ -76,7 +76,7 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	token := newTokenWatch(p.keys, keys, j.Opened(), s.InPod, logger.Named("health"))
 	p.health = &signingHealth{token: token, ca: is, journal: j, witness: w,
 		standby: s.Lease != nil, phase: rotates,
-		other: &otherKey{keys: p.keys, logger: logger.Named("health")}}
+		other: newOtherKey(p.keys, logger.Named("health"))}
 	if s.PodCertificates {
 		p.health.clock = s.Clock
 	}

@@ -42,6 +42,9 @@ type signingHealth struct {
 	clock   clock // of the API server; nil: pod certificates are not served
 	phase   phase // of a rotation of the CA
 	other   *otherKey
+
+	nextFile *caReloader // of the next CA's certificate; nil: there is none
+
 	standby bool // another process may lead and have the journal open, and this one stands by
 
 	mu      sync.Mutex

@@ -55,6 +55,9 @@ func (h *health) remarks() []part {
 		}
 		remarks = append(remarks, part{name: "ca_file", err: h.caFile.refusal()}, lease)
 		remarks = append(remarks, h.signing.other.remarks()...)
+		if next := h.signing.nextFile; next != nil {
+			remarks = append(remarks, part{name: "next_ca_file", err: next.refusal()})
+		}
 	}
 	return h.faults.note(append(remarks, h.bundle.remarks()...))
 }

@@ -114,9 +114,10 @@ func (s *statusPage) page() status.Page {
 // addRemarks adds what is at fault without making the process unready, with its time.
 func (s *statusPage) addRemarks(p *status.Page) {
 	names := map[string]string{
-		"policy_file": "The policy file is refused, and the policy before it stays in force",
-		"ca_file":     "CA_CERT_FILE is refused, and the certificate before it stays in use",
-		"other_ca":    "The key of the CA that does not sign now cannot sign",
+		"policy_file":  "The policy file is refused, and the policy before it stays in force",
+		"ca_file":      "CA_CERT_FILE is refused, and the certificate before it stays in use",
+		"next_ca_file": "NEXT_CA_CERT_FILE is refused, and the certificate before it stays in use",
+		"other_ca":     "The key of the CA that does not sign now cannot sign",
 		"trust_bundle_file": "TRUST_BUNDLE_FILE is refused, and the trust anchors before it stay " +
 			"published",
 		"trust_bundle": "The trust anchors are not published. docs/runbook.md: " +
