@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // A Phase is how far a rotation of the CA has come.
@@ -33,6 +34,8 @@ type Rotation struct {
 	FromCertificate []byte `json:"fromCertificate"` // DER
 	ToCertificate   []byte `json:"toCertificate"`   // DER
 	Why             string `json:"why,omitempty"`   // why a person forced the step
+	// Since is when the step was decided on, by the clock of the process that led then.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // NewRotation returns the line for a step of the rotation from one CA to the other.

@@ -73,6 +73,8 @@ type State struct {
 	Trusted   time.Time `json:"trusted,omitzero"`
 	Signing   time.Time `json:"signing,omitzero"`
 	Retired   time.Time `json:"retired,omitzero"`
+	// when the last step was decided on; each step is later than the one before
+	Changed time.Time `json:"changed,omitzero"`
 	// when the next CA ceased to sign, if it did: its certificates may still be in use
 	Withdrawn time.Time `json:"withdrawn,omitzero"`
 	Reason    string    `json:"reason,omitempty"` // of the last step, if somebody gave one
@@ -203,7 +205,8 @@ func (s State) String() string {
 // Restored returns the state that an operator confirms when the lease has lost it, for a process
 // with these keys. All times are now, so that each guard begins again.
 func Restored(phase Phase, k Keys, now time.Time, reason string) (State, error) {
-	s := State{Phase: phase, Reason: reason}
+	now = now.UTC().Round(0)
+	s := State{Phase: phase, Changed: now, Reason: reason}
 	entered := slices.Index(Phases, phase)
 	if entered < 0 {
 		return s, fmt.Errorf("%q is not a phase", phase)
@@ -218,7 +221,6 @@ func Restored(phase Phase, k Keys, now time.Time, reason string) (State, error) 
 		return s, fmt.Errorf("the phase %s needs both CAs: set CA_CERT_FILE and NEXT_CA_CERT_FILE",
 			phase)
 	}
-	now = now.UTC().Round(0)
 	s.From, s.To = k.CA, k.Next
 	for i, at := range []*time.Time{&s.Announced, &s.Trusted, &s.Signing, &s.Retired} {
 		if i < entered {

@@ -187,15 +187,20 @@ func TestBackFromSigningIsRemembered(t *testing.T) {
 	for _, want := range []Phase{Trusted, Announced} {
 		var refusal *Refusal
 		if s, refusal = s.Take(Wish{Step: Back}, facts); refusal != nil || s.Phase != want ||
-			!s.Withdrawn.Equal(facts.Now) {
+			!s.Withdrawn.Equal(good().Now) {
 			t.Fatalf("%+v, %v; want %s", s, refusal, want)
 		}
+		if _, refusal = s.Take(Wish{Step: Trust}, facts); refusal == nil {
+			t.Errorf("%s: a step is taken at the time of the one before", want)
+		}
+		facts.Now = facts.Now.Add(time.Second)
 	}
 	if _, refusal := s.Take(Wish{Step: Back}, facts); refusal == nil {
 		t.Error("the roots of a CA are withdrawn whose certificates are in use")
 	}
 	again, refusal := at(Trusted), (*Refusal)(nil)
 	again.Withdrawn = now
+	again.Changed = now
 	if again, refusal = again.Take(Wish{Step: Sign}, facts); refusal != nil ||
 		!again.Withdrawn.IsZero() || !again.Trusted.Equal(now.Add(time.Hour)) {
 		t.Errorf("%+v, %v", again, refusal)

@@ -115,7 +115,7 @@ func (r *Refusal) Error() string {
 func (s State) Take(w Wish, f Facts) (State, *Refusal) {
 	next, missing := s.after(w, f)
 	if len(missing) == 0 {
-		next.Reason, next.Forced = w.Reason, false
+		next.Reason, next.Forced, next.Changed = w.Reason, false, f.Now.UTC().Round(0)
 		missing = s.guard(w, next, f)
 		if len(missing) > 0 && w.Force && s.forcible(w.Step) {
 			next.Forced = true
@@ -128,8 +128,9 @@ func (s State) Take(w Wish, f Facts) (State, *Refusal) {
 	if len(missing) == 0 {
 		if err := next.Fits(f.Keys); err != nil {
 			missing = []Missing{{What: err.Error()}}
-		} else if err := next.check(); err != nil { // a clock was set back
-			missing = []Missing{{What: "a clock that goes forward: " + err.Error()}}
+		} else if err := next.check(); err != nil || !next.Changed.After(s.Changed) {
+			missing = []Missing{{What: "a clock that goes forward: the last step was at " +
+				s.Changed.UTC().Format(time.RFC3339)}}
 		}
 	}
 	if len(missing) > 0 {

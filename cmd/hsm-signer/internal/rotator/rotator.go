@@ -180,9 +180,29 @@ func (r *Rotator) Heard(annotations map[string]string) error {
 	}
 	r.readOrder(annotations)
 	if err == nil {
+		err = r.rolledBack(state)
+	}
+	if err == nil {
 		err = r.adopt(state)
 	}
 	return r.note(err)
+}
+
+// rolledBack returns an error if the journal has a later step than the lease: etcd was restored
+// from a snapshot, or somebody wrote an earlier state.
+func (r *Rotator) rolledBack(s rotation.State) error {
+	w := r.Journal.Writer()
+	if w == nil || s == (rotation.State{}) {
+		return nil // nothing is signed either; see lost
+	}
+	last := w.Rotation()
+	if last == nil || !last.Since.After(s.Changed) {
+		return nil
+	}
+	return fmt.Errorf("the journal says that the CA's rotation has entered the phase %s at %s, and "+
+		"the lease has an earlier step: find out why, and what the other replicas say (hsm-signer "+
+		"ca rotate status), then run \"hsm-signer ca rotate restore PHASE\"", last.Phase,
+		last.Since.UTC().Format(time.RFC3339))
 }
 
 // Written takes over what this process has written to the lease.
@@ -282,8 +302,9 @@ func (r *Rotator) record(s rotation.State) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), appendTimeout)
 	defer cancel()
-	return r.Journal.Append(ctx, journal.NewRotation(phase, from.Certificate(), to.Certificate(),
-		s.Reason))
+	line := journal.NewRotation(phase, from.Certificate(), to.Certificate(), s.Reason)
+	line.Since = s.Changed
+	return r.Journal.Append(ctx, line)
 }
 
 // Annotations returns what the lease is to say: the state, and an answer to the order.

@@ -346,6 +346,27 @@ func TestPhaseIsRecordedFirst(t *testing.T) {
 	r.requireSigns(t, c.next)
 }
 
+// A lease with an earlier step than the journal, as after a restore of etcd, is not followed.
+func TestLeaseIsRolledBack(t *testing.T) {
+	c := newCluster(t)
+	r := c.replica(t, t.TempDir(), c.former, c.next)
+	c.renew(t, r)
+	var states []string
+	for _, o := range []rotation.Order{{Step: rotation.Announce}, {Step: rotation.Back},
+		{Step: rotation.Announce}, {Step: rotation.Trust}, {Step: rotation.Sign}} {
+		c.order(t, r, o)
+		states = append(states, c.lease[rotation.StateKey])
+	}
+	for n, state := range states {
+		c.lease[rotation.StateKey] = state
+		if err := c.hear(r); (err == nil) != (n == len(states)-1) || (err == nil) !=
+			(r.Fault() == nil) || err != nil && !strings.Contains(err.Error(), "an earlier step") {
+			t.Errorf("%s: %v; fault: %v", state, err, r.Fault())
+		}
+	}
+	r.requireSigns(t, c.next)
+}
+
 // A lease that is deleted while replicas run gets the phase back. After that, the journal shows
 // that it is lost, until a person has restored it.
 func TestLeaseIsDeleted(t *testing.T) {
