@@ -12,7 +12,8 @@ import (
 )
 
 // manuals are what every archive has from the repository, in addition to docs.
-var manuals = []string{"LICENSE", "README.md", "README.zh-CN.md", "CHANGELOG.md", "SECURITY.md"}
+var manuals = []string{"LICENSE", "README.md", "README.zh-CN.md", "CHANGELOG.md",
+	"CONTRIBUTING.md", "SECURITY.md"}
 
 // archives writes an archive for each target. Its layout is that of the repository after "make
 // build", so that the commands of the manual work in it.
