@@ -302,34 +302,6 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// A file for GitOps names a phase, which is at most one step away.
-func TestTowards(t *testing.T) {
-	for _, c := range []struct {
-		state  State
-		keys   Keys
-		wanted Phase
-		step   Step
-		wrong  bool
-	}{
-		{State{}, both, None, "", false}, {State{}, both, Announced, Announce, false},
-		{State{}, both, Trusted, "", true}, {State{}, both, Retired, "", true},
-		{at(Announced), both, Trusted, Trust, false}, {at(Announced), both, None, Back, false},
-		{at(Trusted), both, Signing, Sign, false}, {at(Signing), both, Trusted, Back, false},
-		{at(Signing), both, Retired, Retire, false}, {at(Signing), both, None, "", true},
-		{at(Retired), both, Retired, "", false}, {at(Retired), both, Signing, Back, false},
-		{at(Retired), both, Announced, "", true},
-		{at(Retired), Keys{next, another}, Announced, Announce, false},
-		{at(Retired), Keys{CA: next}, Retired, "", false},
-		{at(Retired), Keys{CA: next}, None, "", false},
-	} {
-		step, err := c.state.Towards(c.wanted, c.keys)
-		if step != c.step || (err != nil) != c.wrong {
-			t.Errorf("from %s to %s: %q, %v; want %q", c.state.Current(), c.wanted, step, err,
-				c.step)
-		}
-	}
-}
-
 // What an operator confirms has every guard begin again.
 func TestRestored(t *testing.T) {
 	for _, phase := range Phases {

@@ -27,24 +27,6 @@ func (s Step) target() Phase {
 	return map[Step]Phase{Announce: Announced, Trust: Trusted, Sign: Signing, Retire: Retired}[s]
 }
 
-// Towards returns the step from a phase to a wanted one. It returns an error if more than one is
-// needed, and "" if the phase is the wanted one.
-func (s State) Towards(wanted Phase, k Keys) (Step, error) {
-	now := slices.Index(Phases, s.Current())
-	if !s.Ongoing(k) && wanted != Retired {
-		now = 0 // after a rotation begins the next one
-	}
-	switch next := slices.Index(Phases, wanted); {
-	case next == now || wanted == None && now == 0:
-		return "", nil
-	case next == now+1:
-		return Steps[now], nil
-	case next == now-1:
-		return Back, nil
-	}
-	return "", fmt.Errorf("the phase is %s, and %s is more than one step away", s.Current(), wanted)
-}
-
 // A Wish is what an operator wants.
 type Wish struct {
 	Step     Step
