@@ -12,10 +12,10 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// healsOwn returns the metrics that only heal has.
-func healsOwn(metrics string) string {
-	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_heal_.*\n`).
-		FindAllString(metrics, -1), "")
+// only returns the metrics whose names begin with one of the prefixes.
+func only(metrics string, prefixes ...string) string {
+	return strings.Join(regexp.MustCompile(`(?m)^(# \w+ )?hsm_signer_(`+
+		strings.Join(prefixes, "|")+`)_.*\n`).FindAllString(metrics, -1), "")
 }
 
 // Every metric in an alert, the dashboard or the manual exists, the manual has all of them, and
@@ -29,7 +29,11 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	metrics := d.Metrics(t.Context())
 	healer := startHealer(t)
 	waitMetrics(t, healer, "\nhsm_signer_heal_stuck_pods")
-	metrics += healsOwn(healer.Metrics(t.Context()))
+	metrics += only(healer.Metrics(t.Context()), "heal")
+	r := newRotating(t, "metrics")
+	rotating := startReady(t, ca, r.both()...)
+	waitMetrics(t, rotating, "\nhsm_signer_rotation_phase{", "\nhsm_signer_live_certificates{")
+	metrics += only(rotating.Metrics(t.Context()), "rotation", "live")
 	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml",
 		"deploy/monitoring/prometheusrule-installation.yaml", "deploy/monitoring/dashboard.json",
 		manual} {

@@ -57,9 +57,9 @@ var (
 	looked = []string{"docs/runbook.md", "docs/operate.md"}
 	spans  = regexp.MustCompile("`((?:hsm-signer|kubectl) [^`]+)`")
 	// needsMore are the commands that change something, or that need what is missing here:
-	// hsm-signer in a pod, with a lease and an overlay; Calico; a policy's tests.
+	// hsm-signer in a pod, with a lease and an overlay; Calico; a policy's tests; a next CA.
 	needsMore = regexp.MustCompile(` (run|exec|logs|port-forward|rollout|apply|create|pods?|lease|` +
-		`test|accept-rollback)( |$)`)
+		`test|accept-rollback|rotate)( |$)`)
 	// placeholders stand for what is there on that cluster.
 	placeholders = strings.NewReplacer("NAME", "typha-certs:typha-1", `SERIAL\|REQUEST`,
 		"typha-certs:typha-1", " DIR", ` "$STATE_DIR"`,
