@@ -54,7 +54,7 @@ test: setup ## every test; the first run builds kube-apiserver and etcd (6 to 15
 soak: basics ## every external failure in full, about an hour, as root; writes integration/soak/report.md; ROW=TestLeaders: one row
 	cd integration && SOAK=full $(GO) test -count=1 -timeout 3h -v -run '$(ROW)' ./soak
 
-bench: basics ## the speed, in less than an hour; writes integration/bench/results.json; BENCH=storm: one part (signer, storm, approved, kubernetes, single, keys, delays, growth, start)
+bench: basics ## the speed, in less than an hour; writes integration/bench/results.json; BENCH=storm: one part (signer, storm, approved, kubernetes, single, keys, delays, growth; only if named: pods, start)
 	$(if $(filter-out signer,$(BENCH)),:,cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench Signer -benchtime 300x -timeout 30m ./bench)
 	$(if $(filter signer,$(BENCH)),:,cd integration && BENCH_RESULTS=results.json $(GO) test -run '^$$' -bench '(?i)^Benchmark($(or $(BENCH),$(SPEED)))$$' -benchtime 1x -timeout 90m ./bench)
 

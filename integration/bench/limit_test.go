@@ -17,7 +17,9 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 
 	"hsm-signer/integration/must"
@@ -32,12 +34,13 @@ type softLoop struct {
 	client  kubernetes.Interface
 	ca      *x509.Certificate
 	key     crypto.Signer
+	kind    kind   // of requests
 	signer  string // name
-	readPod bool   // reads the requester's pod consistently, as a policy with live pods needs
-	approve bool   // writes the approval first
+	readPod bool   // reads the pod of a CSR consistently, as a policy with live pods needs
+	approve bool   // writes the approval of a CSR first
 }
 
-// newSoftLoop returns a bare loop with a new P-256 key.
+// newSoftLoop returns a bare loop for CSRs with a new P-256 key.
 func newSoftLoop(b *testing.B, client kubernetes.Interface, signer string) *softLoop {
 	b.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -51,7 +54,7 @@ func newSoftLoop(b *testing.B, client kubernetes.Interface, signer string) *soft
 	must.OK(b, err)
 	ca, err := x509.ParseCertificate(der)
 	must.OK(b, err)
-	return &softLoop{client: client, ca: ca, key: key, signer: signer}
+	return &softLoop{client: client, ca: ca, key: key, kind: csrs, signer: signer}
 }
 
 // run lists the requests, calls listed, watches from there, and answers until the context ends. An
@@ -59,14 +62,12 @@ func newSoftLoop(b *testing.B, client kubernetes.Interface, signer string) *soft
 func (l *softLoop) run(ctx context.Context, listed func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	requests := l.client.CertificatesV1().CertificateSigningRequests()
-	list, err := requests.List(ctx, metav1.ListOptions{
-		FieldSelector: "spec.signerName=" + l.signer,
-	})
+	requests := l.kind.of(l.client, l.signer)
+	todo := make(chan object, 100_000)
+	version, err := list(ctx, requests, func(r object) { todo <- r })
 	if err != nil {
 		return err
 	}
-	todo := make(chan *certificatesv1.CertificateSigningRequest, 100_000)
 	for range limitWorkers {
 		go func() {
 			for request := range todo {
@@ -78,20 +79,25 @@ func (l *softLoop) run(ctx context.Context, listed func()) error {
 	}
 	defer close(todo)
 	listed()
-	for i := range list.Items {
-		todo <- &list.Items[i]
-	}
-	err = follow(ctx, requests, l.signer, list.ResourceVersion, func(event request) bool {
-		if event.added {
-			todo <- event.CertificateSigningRequest
+	err = follow(ctx, requests, version, func(event request) bool {
+		if event.change == watch.Added {
+			todo <- event.object
 		}
 		return true
 	})
 	return cmp.Or(context.Cause(ctx), err)
 }
 
-// answer approves the request, if the loop does that, and issues its certificate.
-func (l *softLoop) answer(ctx context.Context,
+// answer answers a request of either kind.
+func (l *softLoop) answer(ctx context.Context, r object) error {
+	if pcr, is := r.(*certificatesv1.PodCertificateRequest); is {
+		return l.answerPod(ctx, pcr)
+	}
+	return l.answerCSR(ctx, r.(*certificatesv1.CertificateSigningRequest))
+}
+
+// answerCSR approves the request, if the loop does that, and issues its certificate.
+func (l *softLoop) answerCSR(ctx context.Context,
 	request *certificatesv1.CertificateSigningRequest) (err error) {
 	if l.readPod {
 		pod := request.Spec.Extra["authentication.kubernetes.io/pod-name"][0]
@@ -108,10 +114,53 @@ func (l *softLoop) answer(ctx context.Context,
 			return err
 		}
 	}
-	if request.Status.Certificate, err = l.sign(request.Spec.Request); err != nil {
+	block, _ := pem.Decode(request.Spec.Request)
+	if block == nil {
+		return fmt.Errorf("no PEM: %q", request.Spec.Request)
+	}
+	if request.Status.Certificate, err = l.sign(block.Bytes, time.Now()); err != nil {
 		return err
 	}
 	_, err = requests.UpdateStatus(ctx, request, metav1.UpdateOptions{})
+	return err
+}
+
+// answerPod reads the pod, its service account and its node consistently, as hsm-signer does to
+// verify a request, and issues the certificate.
+func (l *softLoop) answerPod(ctx context.Context, r *certificatesv1.PodCertificateRequest) error {
+	core := l.client.CoreV1()
+	_, err := core.Pods(r.Namespace).Get(ctx, r.Spec.PodName, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = core.ServiceAccounts(r.Namespace).Get(ctx, r.Spec.ServiceAccountName,
+		metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = core.Nodes().Get(ctx, string(r.Spec.NodeName), metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	now := metav1.Now().Rfc3339Copy() // a certificate has whole seconds
+	chain, err := l.sign(r.Spec.StubPKCS10Request, now.Time)
+	if err != nil {
+		return err
+	}
+	r.Status = certificatesv1.PodCertificateRequestStatus{
+		Conditions: []metav1.Condition{{
+			Type:   certificatesv1.PodCertificateRequestConditionTypeIssued,
+			Status: metav1.ConditionTrue, Reason: "Benchmark", LastTransitionTime: now,
+		}},
+		CertificateChain: string(chain), NotBefore: &now,
+		NotAfter:       &metav1.Time{Time: now.Add(lifetime)},
+		BeginRefreshAt: &metav1.Time{Time: now.Add(lifetime / 2)},
+	}
+	requests := l.client.CertificatesV1().PodCertificateRequests(r.Namespace)
+	_, err = requests.UpdateStatus(ctx, r, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) { // the cleaner was faster
+		return nil
+	}
 	return err
 }
 
@@ -123,13 +172,12 @@ func approved() certificatesv1.CertificateSigningRequestCondition {
 	}
 }
 
-// sign returns a certificate in PEM for the PKCS#10 request in PEM.
-func (l *softLoop) sign(text []byte) ([]byte, error) {
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("no PEM: %q", text)
-	}
-	request, err := x509.ParseCertificateRequest(block.Bytes)
+// lifetime is that of the loop's certificates.
+const lifetime = time.Hour
+
+// sign returns a certificate in PEM for the PKCS#10 request in DER, valid from then on.
+func (l *softLoop) sign(pkcs10 []byte, notBefore time.Time) ([]byte, error) {
+	request, err := x509.ParseCertificateRequest(pkcs10)
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +187,8 @@ func (l *softLoop) sign(text []byte) ([]byte, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: request.Subject, DNSNames: request.DNSNames,
-		IPAddresses: request.IPAddresses, NotBefore: time.Now(),
-		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		IPAddresses: request.IPAddresses, NotBefore: notBefore,
+		NotAfter: notBefore.Add(lifetime), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{
 			x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth,
 		},

@@ -9,13 +9,14 @@ import (
 	"testing"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 
 	"hsm-signer/integration/must"
 )
@@ -30,66 +31,86 @@ func (f *fixture) protobufClient(b *testing.B) kubernetes.Interface {
 	return client
 }
 
-// An observer notes when each request of a wave gets its certificate.
+// An observer notes when each request of a wave gets its certificate. The fields without a channel
+// are to be read after done.
 type observer struct {
-	issued map[string]time.Time // to be read after done
-	came   chan struct{}        // has a value for each certificate
-	done   chan error           // has a value after the last certificate
+	kind   kind
+	issued map[string]time.Time
+	lost   int           // requests that were removed without an answer
+	came   chan struct{} // has a value for each certificate
+	done   chan error    // has a value after the last certificate
 }
 
-// observe starts to watch for this many certificates.
-func (f *fixture) observe(b *testing.B, client kubernetes.Interface, signer string,
-	count int) *observer {
+// observe starts to watch for the certificates of the signer's requests.
+func (c *course) observe(b *testing.B, signer string) *observer {
 	b.Helper()
-	requests := client.CertificatesV1().CertificateSigningRequests()
-	list, err := requests.List(b.Context(), metav1.ListOptions{Limit: 1})
+	requests := c.kind.of(c.client, signer)
+	version, err := list(b.Context(), requests, func(object) {})
 	must.OK(b, err)
-	o := &observer{make(map[string]time.Time, count), make(chan struct{}, count),
+	o := &observer{c.kind, make(map[string]time.Time, c.count), 0, make(chan struct{}, c.count),
 		make(chan error, 1)}
 	go func() {
 		ctx, cancel := context.WithTimeout(b.Context(), patience)
 		defer cancel()
-		o.done <- follow(ctx, requests, signer, list.ResourceVersion, func(event request) bool {
-			return o.note(event) < count
+		o.done <- follow(ctx, requests, version, func(event request) bool {
+			return o.note(event) < c.count
 		})
 	}()
 	return o
 }
 
-// note notes the certificate of a request, and returns how many there are.
+// note notes the certificate of a request, and returns how many requests are done.
 func (o *observer) note(event request) int {
-	if len(event.Status.Certificate) > 0 && o.issued[event.Name].IsZero() {
-		o.issued[event.Name] = time.Now()
+	switch name := event.GetName(); {
+	case !o.issued[name].IsZero():
+	case hasCertificate(event.object):
+		o.issued[name] = time.Now()
 		o.came <- struct{}{}
+	case event.change == watch.Deleted:
+		o.lost++
 	}
-	return len(o.issued)
+	return len(o.issued) + o.lost
 }
 
 // A request is one event of a watch.
 type request struct {
-	*certificatesv1.CertificateSigningRequest
-	added bool
+	object
+	change watch.EventType
 }
 
-// follow calls each with every change of the signer's requests after a version, until that returns
-// false or the context ends. The API server ends watches that do not keep up; they are continued.
-func follow(ctx context.Context, requests certificatesclient.CertificateSigningRequestInterface,
-	signer, version string, each func(request) (more bool)) error {
+// list calls each with every request, and returns the version of the list.
+func list(ctx context.Context, requests *cache.ListWatch, each func(object)) (string, error) {
+	all, err := requests.ListWithContext(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	about, err := meta.ListAccessor(all)
+	if err != nil {
+		return "", err
+	}
+	return about.GetResourceVersion(), meta.EachListItem(all, func(item runtime.Object) error {
+		each(item.(object))
+		return nil
+	})
+}
+
+// follow calls each with every change of the requests after a version, until that returns false or
+// the context ends. The API server ends watches that do not keep up; they are continued.
+func follow(ctx context.Context, requests *cache.ListWatch, version string,
+	each func(request) (more bool)) error {
 	for {
-		watcher, err := requests.Watch(ctx, metav1.ListOptions{
-			ResourceVersion: version, FieldSelector: "spec.signerName=" + signer,
-		})
+		watcher, err := requests.WatchWithContext(ctx, metav1.ListOptions{ResourceVersion: version})
 		if err != nil {
 			return err
 		}
 		for event := range watcher.ResultChan() {
-			csr, is := event.Object.(*certificatesv1.CertificateSigningRequest)
+			changed, is := event.Object.(object)
 			if !is {
 				watcher.Stop()
 				return apierrors.FromObject(event.Object)
 			}
-			version = csr.ResourceVersion
-			if !each(request{csr, event.Type == watch.Added}) {
+			version = changed.GetResourceVersion()
+			if !each(request{changed, event.Type}) {
 				watcher.Stop()
 				return nil
 			}
@@ -114,16 +135,20 @@ func (o *observer) wait(b *testing.B, created []time.Time) timing {
 		starts = slices.Collect(maps.Values(o.issued))
 	}
 	start := slices.MinFunc(starts, time.Time.Compare)
-	t := make(timing, len(o.issued))
-	for i := range t {
-		at := o.issued[nameOf(i)]
+	var t timing
+	for i := range len(o.issued) + o.lost {
+		at := o.issued[o.kind.nameOf(i)]
 		if at.IsZero() {
-			b.Fatalf("no certificate for %s", nameOf(i))
+			continue
 		}
-		t[i].at = at.Sub(start)
+		came := arrival{at: at.Sub(start)}
 		if created != nil {
-			t[i].latency = at.Sub(created[i])
+			came.latency = at.Sub(created[i])
 		}
+		t = append(t, came)
+	}
+	if len(t) == 0 || len(t) < len(o.issued) {
+		b.Fatalf("%d certificates, %d of them for the requests of the run", len(o.issued), len(t))
 	}
 	slices.SortFunc(t, func(x, y arrival) int { return cmp.Compare(x.at, y.at) })
 	return t

@@ -3,6 +3,8 @@ package bench
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,38 +25,66 @@ import (
 // protobufType is the content type of Kubernetes' protobuf encoding.
 const protobufType = "application/vnd.kubernetes.protobuf"
 
-// requestsURL is the path of the collection of certificate requests.
-const requestsURL = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
-
-// A requester is a running pod that creates certificate requests with its own token.
+// A requester is a running pod that gets certificates.
 type requester struct {
-	token  string
-	asking calico.InitContainer
-	pkcs10 []byte // PEM
+	token   string // of whoever creates its requests
+	request func(signer string) (object, error)
 }
 
-// newRequesters creates this many running pods, each with a key and a token that is bound to it.
-func (f *fixture) newRequesters(ctx context.Context, count int) ([]requester, error) {
+// newRequesters creates this many running pods, each with a key.
+func (f *fixture) newRequesters(ctx context.Context, k kind, count int) ([]requester, error) {
 	all := make([]requester, count)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(stormAskers)
 	for i := range all {
 		group.Go(func() (err error) {
-			all[i], err = f.newRequester(ctx)
+			all[i], err = k.newRequester(f, ctx)
 			return err
 		})
 	}
 	return all, group.Wait()
 }
 
-func (f *fixture) newRequester(ctx context.Context) (r requester, err error) {
+// newCalicoRequester creates a pod that creates its requests itself, with a token bound to it.
+func (f *fixture) newCalicoRequester(ctx context.Context) (r requester, err error) {
 	pod, err := f.NewPod(ctx, node(), f.NextIP())
 	if err != nil {
 		return r, err
 	}
-	r.token, r.asking = pod.Config.BearerToken, pod.InitContainer(node())
-	r.pkcs10, err = r.asking.PKCS10()
-	return r, err
+	asking := pod.InitContainer(node())
+	pkcs10, err := asking.PKCS10()
+	return requester{pod.Config.BearerToken, func(signer string) (object, error) {
+		csr, err := asking.Object()
+		if err != nil {
+			return nil, err
+		}
+		csr.Spec.Request, csr.Spec.SignerName = pkcs10, signer
+		return csr, nil
+	}}, err
+}
+
+// podNamespace is the namespace of pods that get pod certificates.
+const podNamespace = "pods"
+
+// newPodRequester creates a pod whose kubelet creates its requests. The admin does it in kubelet's
+// place.
+func (f *fixture) newPodRequester(ctx context.Context) (r requester, err error) {
+	plain := calico.Component{Namespace: podNamespace, ServiceAccount: "default"}
+	pod, err := f.NewPod(ctx, plain, f.NextIP())
+	if err != nil {
+		return r, err
+	}
+	stub, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{},
+		calico.NewP256Key())
+	if err != nil {
+		return r, err
+	}
+	pcr, err := f.Cluster.PodCertificateRequest(ctx, "", pod.Pod, stub)
+	return requester{f.Cluster.Config().BearerToken, func(signer string) (object, error) {
+		request := pcr.DeepCopy()
+		request.Spec.SignerName = signer
+		return request, nil
+	}}, err
 }
 
 // clientUsages are those of a request for client authentication alone, which Kubernetes' own signer
@@ -65,12 +95,10 @@ var clientUsages = []certificatesv1.KeyUsage{
 
 // A wave is a set of requests. Requester i modulo the number of requesters creates request i.
 type wave struct {
+	kind   kind
 	signer string
-	usages []certificatesv1.KeyUsage // nil: Calico's
+	usages []certificatesv1.KeyUsage // of CSRs; nil: Calico's
 }
-
-// nameOf returns the name of request i.
-func nameOf(i int) string { return fmt.Sprintf("node-certs:requester-%d", i) }
 
 // bodies returns the bodies of the calls that create this many requests.
 func (w wave) bodies(requesters []requester, count int) ([][]byte, error) {
@@ -78,16 +106,15 @@ func (w wave) bodies(requesters []requester, count int) ([][]byte, error) {
 	encoder := scheme.Codecs.EncoderForVersion(serializer, certificatesv1.SchemeGroupVersion)
 	all := make([][]byte, count)
 	for i := range all {
-		r := requesters[i%len(requesters)]
-		object, err := r.asking.Object()
+		request, err := requesters[i%len(requesters)].request(w.signer)
 		if err != nil {
 			return nil, err
 		}
-		object.Name, object.Spec.Request, object.Spec.SignerName = nameOf(i), r.pkcs10, w.signer
-		if w.usages != nil {
-			object.Spec.Usages = w.usages
+		request.SetName(w.kind.nameOf(i))
+		if csr, is := request.(*certificatesv1.CertificateSigningRequest); is && w.usages != nil {
+			csr.Spec.Usages = w.usages
 		}
-		if all[i], err = runtime.Encode(encoder, object); err != nil {
+		if all[i], err = runtime.Encode(encoder, request); err != nil {
 			return nil, err
 		}
 	}
@@ -101,14 +128,13 @@ type poster struct {
 	http *http.Client
 }
 
-func (f *fixture) newPoster(b *testing.B) poster {
+func (c *course) newPoster(b *testing.B) poster {
 	b.Helper()
-	config := f.Cluster.Config()
-	tls, err := rest.TLSConfigFor(config)
+	tls, err := rest.TLSConfigFor(c.Cluster.Config())
 	must.OK(b, err)
 	transport := &http.Transport{TLSClientConfig: tls, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
-	return poster{config.Host + requestsURL, &http.Client{Transport: transport}}
+	return poster{c.kind.url(c.client), &http.Client{Transport: transport}}
 }
 
 // post creates one request as the owner of the token.
@@ -133,16 +159,16 @@ func (p poster) post(ctx context.Context, token string, body []byte) error {
 }
 
 // create creates the requests, stormAskers at a time, and returns when each call started.
-func (f *fixture) create(b *testing.B, requesters []requester, bodies [][]byte) []time.Time {
+func (c *course) create(b *testing.B, bodies [][]byte) []time.Time {
 	b.Helper()
-	p := f.newPoster(b)
+	p := c.newPoster(b)
 	started := make([]time.Time, len(bodies))
 	group, ctx := errgroup.WithContext(b.Context())
 	group.SetLimit(stormAskers)
 	for i, body := range bodies {
 		group.Go(func() error {
 			started[i] = time.Now()
-			return p.post(ctx, requesters[i%len(requesters)].token, body)
+			return p.post(ctx, c.requesters[i%len(c.requesters)].token, body)
 		})
 	}
 	must.OK(b, group.Wait())

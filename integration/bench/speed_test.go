@@ -77,6 +77,7 @@ func inBackground(b *testing.B, run func(ctx context.Context, started func()) er
 // An outcome is what one run measured.
 type outcome struct {
 	timing
+	lost          int           // requests that were removed without an answer
 	before, after usage         // of the contender, unless it runs in this process
 	apiserver     time.Duration // CPU time of the API server and etcd
 }
@@ -85,13 +86,19 @@ type outcome struct {
 func (o outcome) String() string {
 	text := fmt.Sprintf("%s, API server and etcd %.2f ms of CPU each", o.timing,
 		o.perCertificate(o.apiserver))
+	if o.lost > 0 {
+		text += fmt.Sprintf("; %d lost", o.lost)
+	}
 	if o.after.cpu > 0 {
 		text += fmt.Sprintf("; process: %.2f ms of CPU each, %.0f MiB idle, %.0f after, "+
-			"%.0f at most (not of files: %.0f idle, %.0f after)", o.perCertificate(o.after.cpu-o.before.cpu),
+			"%.0f at most (not of files: %.0f idle, %.0f after)", o.cpuMilliseconds(),
 			o.before.rss, o.after.rss, o.after.peak, o.before.anonymous, o.after.anonymous)
 	}
 	return text
 }
+
+// cpuMilliseconds returns the contender's CPU time for one certificate.
+func (o outcome) cpuMilliseconds() float64 { return o.perCertificate(o.after.cpu - o.before.cpu) }
 
 // perCertificate returns the time for one certificate, in milliseconds.
 func (o outcome) perCertificate(d time.Duration) float64 {
@@ -101,34 +108,35 @@ func (o outcome) perCertificate(d time.Duration) float64 {
 // A course is what runs consist of: this many requests of a wave.
 type course struct {
 	*fixture
+	kind       kind                 // of the requests
 	client     kubernetes.Interface // the admin's
 	requesters []requester
-	usages     []certificatesv1.KeyUsage // of the requests; nil: Calico's
+	usages     []certificatesv1.KeyUsage // of CSRs; nil: Calico's
 	count      int
 	keep       bool // the requests after a run
 }
 
-// newCourse starts a fixture with as many requests as REQUESTS says.
+// newCourse starts a fixture with as many CSRs as REQUESTS says.
 func newCourse(b *testing.B, usual int) *course {
 	b.Helper()
-	return newCourseOf(b, setting(b, "REQUESTS", usual))
+	return newCourseOf(b, csrs, setting(b, "REQUESTS", usual))
 }
 
 // newCourseOf starts a fixture, and creates a pod for each request.
-func newCourseOf(b *testing.B, requests int) *course {
+func newCourseOf(b *testing.B, k kind, requests int) *course {
 	b.Helper()
 	f := buildPrograms(b).fixture(b)
 	b.Cleanup(func() { f.close(b) })
-	requesters, err := f.newRequesters(b.Context(), requests)
+	requesters, err := f.newRequesters(b.Context(), k, requests)
 	must.OK(b, err)
-	return &course{f, f.protobufClient(b), requesters, nil, requests, false}
+	return &course{f, k, f.protobufClient(b), requesters, nil, requests, false}
 }
 
-// limit is the bare loop that approves, reads pods and issues.
+// limit is the bare loop that approves CSRs, reads pods and issues.
 func (c *course) limit(b *testing.B) *softLoop {
 	b.Helper()
 	limit := newSoftLoop(b, c.client, testenv.SignerName)
-	limit.approve, limit.readPod = true, true
+	limit.kind, limit.approve, limit.readPod = c.kind, true, true
 	return limit
 }
 
@@ -137,13 +145,14 @@ func (c *course) storm(b *testing.B, with contender) (o outcome) {
 	b.Helper()
 	bodies := c.bodies(b, with)
 	pid, stop := with.start(b)
-	watching := c.observe(b, c.client, with.signer, c.count)
+	watching := c.observe(b, with.signer)
 	o = c.measured(b, pid, func() timing {
-		return watching.wait(b, c.create(b, c.requesters, bodies))
+		return watching.wait(b, c.create(b, bodies))
 	})
+	o.lost = watching.lost
 	stop()
 	if !c.keep {
-		must.OK(b, c.Cluster.DeleteRequests(b.Context()))
+		must.OK(b, c.kind.deleteAll(b.Context(), c.client))
 	}
 	return o
 }
@@ -151,22 +160,22 @@ func (c *course) storm(b *testing.B, with contender) (o outcome) {
 // backlog creates all requests, approves them if asked, and then starts the contender.
 func (c *course) backlog(b *testing.B, with contender, approve bool) (o outcome) {
 	b.Helper()
-	c.create(b, c.requesters, c.bodies(b, with))
+	c.create(b, c.bodies(b, with))
 	if approve {
 		c.approveAll(b, with.signer)
 	}
-	watching := c.observe(b, c.client, with.signer, c.count)
+	watching := c.observe(b, with.signer)
 	pid, stop := with.start(b)
 	o = c.measured(b, pid, func() timing { return watching.wait(b, nil) })
 	stop()
-	must.OK(b, c.Cluster.DeleteRequests(b.Context()))
+	must.OK(b, c.kind.deleteAll(b.Context(), c.client))
 	return o
 }
 
 // bodies returns the bodies of the calls that create the requests of a run.
 func (c *course) bodies(b *testing.B, with contender) [][]byte {
 	b.Helper()
-	bodies, err := wave{with.signer, c.usages}.bodies(c.requesters, c.count)
+	bodies, err := wave{c.kind, with.signer, c.usages}.bodies(c.requesters, c.count)
 	must.OK(b, err)
 	return bodies
 }

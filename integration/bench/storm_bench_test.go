@@ -37,19 +37,25 @@ func BenchmarkStorm(b *testing.B) {
 // storm adds the keys of one round of a storm.
 func (s *series) storm(b *testing.B, product, limit, short outcome) {
 	b.Helper()
-	s.add(b, "storm_vs_wall", product.perSecond()/limit.perSecond())
+	s.compare(b, "storm", product, limit)
 	s.add(b, "storm_vs_bare", product.perSecond()/short.perSecond())
 	s.add(b, "storm_5000_max_vs_wall", product.quantile(1)/limit.quantile(1))
-	s.add(b, "storm_per_second", product.perSecond())
-	s.add(b, "storm_per_second_wall", limit.perSecond())
-	s.add(b, "storm_p50_s", product.quantile(0.5))
-	s.add(b, "storm_p99_s", product.quantile(0.99))
-	s.add(b, "cpu_ms_per_certificate", product.perCertificate(product.after.cpu-product.before.cpu))
+	s.add(b, "cpu_ms_per_certificate", product.cpuMilliseconds())
 	s.add(b, "idle_rss_mib", product.before.rss)
 	s.add(b, "after_rss_mib", product.after.rss)
 	s.add(b, "idle_anonymous_mib", product.before.anonymous)
 	s.add(b, "after_anonymous_mib", product.after.anonymous)
 	s.add(b, "storm_peak_rss_mib", product.after.peak)
+}
+
+// compare adds what each kind of storm compares and measures, with this prefix of the keys.
+func (s *series) compare(b *testing.B, prefix string, product, limit outcome) {
+	b.Helper()
+	s.add(b, prefix+"_vs_wall", product.perSecond()/limit.perSecond())
+	s.add(b, prefix+"_per_second", product.perSecond())
+	s.add(b, prefix+"_per_second_wall", limit.perSecond())
+	s.add(b, prefix+"_p50_s", product.quantile(0.5))
+	s.add(b, prefix+"_p99_s", product.quantile(0.99))
 }
 
 // BenchmarkApproved compares hsm-signer with the bare loop on requests that someone else has
@@ -66,8 +72,7 @@ func BenchmarkApproved(b *testing.B) {
 			s.add(b, "approved_vs_read", product.perSecond()/of[withRead].perSecond())
 			s.add(b, "approved_vs_bare", product.perSecond()/of[noRead].perSecond())
 			s.add(b, "approved_per_second", product.perSecond())
-			s.add(b, "approved_cpu_ms",
-				product.perCertificate(product.after.cpu-product.before.cpu))
+			s.add(b, "approved_cpu_ms", product.cpuMilliseconds())
 		}, bare(withRead, &limit), c.product(signer, "APPROVE=false"), bare(noRead, short))
 	b.ReportMetric(0, "ns/op")
 }
@@ -157,7 +162,7 @@ func (f *fixture) delayed(b *testing.B, name string, delay time.Duration,
 // when all of them have their certificates.
 func BenchmarkGrowth(b *testing.B) {
 	const few, many = 1000, 10_000
-	small := newCourseOf(b, few)
+	small := newCourseOf(b, csrs, few)
 	large := *small
 	large.count = many
 	s := newSeries(usualPerEvent)
@@ -215,7 +220,7 @@ func (c *course) single(b *testing.B, with contender) (o outcome) {
 	b.Helper()
 	bodies := c.bodies(b, with)
 	pid, stop := with.start(b)
-	watching := c.observe(b, c.client, with.signer, c.count)
+	watching := c.observe(b, with.signer)
 	p := c.newPoster(b)
 	o = c.measured(b, pid, func() timing {
 		started := make([]time.Time, c.count)
@@ -230,6 +235,6 @@ func (c *course) single(b *testing.B, with contender) (o outcome) {
 		return watching.wait(b, started)
 	})
 	stop()
-	must.OK(b, c.Cluster.DeleteRequests(b.Context()))
+	must.OK(b, c.kind.deleteAll(b.Context(), c.client))
 	return o
 }

@@ -30,10 +30,9 @@ type pcrs struct {
 // forPods is what a signer of pod certificates needs.
 func (s *fixture) forPods(t *testing.T) (env []string) {
 	t.Helper()
-	must.OK(t, s.AllowPods(t.Context()))
-	policy, err := s.WithBudget(t.Context(), s.ca, "pods", testenv.LargeBudget)
+	env, err := s.ForPods(t.Context(), s.ca)
 	must.OK(t, err)
-	return []string{policy, "POD_CERTIFICATES=true", "TRUST_DOMAIN=example.org"}
+	return env
 }
 
 // newPodBatch returns a batch of requests for a new pod. They are deleted when the test ends.

@@ -81,6 +81,16 @@ func (e *Env) AllowPods(ctx context.Context) error {
 	return nil
 }
 
+// ForPods gives hsm-signer the rights for pod certificates, and returns its settings for them, with
+// the built-in policy and a budget that no test exhausts.
+func (e *Env) ForPods(ctx context.Context, ca CA) (env []string, err error) {
+	if err := e.AllowPods(ctx); err != nil {
+		return nil, err
+	}
+	policy, err := e.WithBudget(ctx, ca, "pods", LargeBudget)
+	return []string{policy, "POD_CERTIFICATES=true", "TRUST_DOMAIN=example.org"}, err
+}
+
 // start starts a serving command of hsm-signer, and waits until it listens.
 func (e *Env) start(ctx context.Context, command string, env []string) (*Daemon, error) {
 	d := &Daemon{cmd: exec.CommandContext(ctx, e.binary, command)}
