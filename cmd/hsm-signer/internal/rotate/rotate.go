@@ -323,8 +323,13 @@ func restored(c *config.Config, phase rotation.Phase, reason string,
 	return state
 }
 
+// restoreTimeout bounds the attempts to write a restored state.
+const restoreTimeout = 30 * time.Second
+
 // restore writes a state into the lease while nobody leads. A missing lease is created.
 func (t *target) restore(ctx context.Context, state rotation.State, out io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
 	err := t.change(ctx, func(l *coordinationv1.Lease) error {
 		if holder := leader(l); holder != "" {
 			return exit.With(exit.Refused, fmt.Errorf("the replica %s leads: order a step "+
