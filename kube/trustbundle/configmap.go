@@ -3,7 +3,6 @@ package trustbundle
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -66,15 +65,11 @@ func (c ConfigMaps) Holds(ctx context.Context, anchors string) error {
 	})
 }
 
-// each calls the function for each namespace, and names the ConfigMaps in its errors.
+// each calls the function for each namespace.
 func (c ConfigMaps) each(call func(namespace string) error) error {
-	var faults []error
-	for _, namespace := range c.Namespaces {
-		if err := call(namespace); err != nil {
-			faults = append(faults, fmt.Errorf("ConfigMap %s/%s: %w", namespace, ConfigMap, err))
-		}
-	}
-	return errors.Join(faults...)
+	return each(c.Namespaces, func(namespace string) string {
+		return "ConfigMap " + namespace + "/" + ConfigMap
+	}, call)
 }
 
 // find returns the ConfigMap of a namespace, with ErrOutdated if it does not hold the anchors.

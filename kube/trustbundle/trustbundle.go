@@ -81,12 +81,19 @@ func (b Bundles) Holds(ctx context.Context, anchors string) error {
 	})
 }
 
-// each calls the function for each signer, and names the bundles in its errors.
+// each calls the function for each signer.
 func (b Bundles) each(call func(signer string) error) error {
+	return each(b.Signers, func(signer string) string {
+		return "ClusterTrustBundle " + Name(signer)
+	}, call)
+}
+
+// each calls the function for each of all, and has its errors name the object that each stands for.
+func each(all []string, object func(of string) string, call func(of string) error) error {
 	var faults []error
-	for _, signer := range b.Signers {
-		if err := call(signer); err != nil {
-			faults = append(faults, fmt.Errorf("ClusterTrustBundle %s: %w", Name(signer), err))
+	for _, of := range all {
+		if err := call(of); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", object(of), err))
 		}
 	}
 	return errors.Join(faults...)
