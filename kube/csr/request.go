@@ -50,6 +50,9 @@ func (r *Request) Certificate() []byte { return r.Status.Certificate }
 // Truncated reports whether the request must be read again before it is decided on or written.
 func (r *Request) Truncated() bool { return r.truncated }
 
+// NeedsApproval reports true.
+func (r *Request) NeedsApproval() bool { return true }
+
 // PublishFirst reports whether the request names no signer: before Kubernetes 1.18 the controller
 // manager signs whatever is approved and has no certificate yet, with the cluster's own CA and the
 // requester's own subject.

@@ -74,7 +74,8 @@ type Election struct {
 	renewed time.Time       // when the last renewal that succeeded started; zero: it does not lead
 	term    context.Context // while it leads; ends when it gives the lease up
 	endTerm context.CancelFunc
-	said    bool // that it does not lead, since then
+	began   time.Time // when the term did
+	said    bool      // that it does not lead, since then
 }
 
 // New returns an election; [Election.Run] takes part in it.
@@ -106,6 +107,21 @@ func (e *Election) Fence() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.leads()
+}
+
+// settled is how old a term is when a watch has shown what the leader before answered, unless the
+// watch has been standing still for that long.
+const settled = time.Minute
+
+// Settled reports whether this controller leads and has led for a minute, so that its watch has most
+// likely shown all that other leaders have written.
+func (e *Election) Settled() bool {
+	if e == nil {
+		return true
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.leads() == nil && time.Since(e.began) >= settled
 }
 
 // leads returns nil or ErrNotLeading. The caller must hold mu.
@@ -238,6 +254,7 @@ func (e *Election) note(renewed time.Time) {
 		e.endTerm = nil
 	case !renewed.IsZero() && e.endTerm == nil:
 		e.term, e.endTerm = context.WithCancel(context.Background())
+		e.began = renewed
 	}
 	e.mu.Unlock()
 	if starts {

@@ -102,6 +102,31 @@ func TestActsEndWithTheLease(t *testing.T) {
 	})
 }
 
+// A term is settled after a minute, if it was not interrupted: another may have led in between.
+func TestSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if !(*Election)(nil).Settled() {
+			t.Error("without an election: not settled")
+		}
+		l := &Election{candidate: &candidate{}}
+		lead := func(period time.Duration) {
+			for end := time.Now().Add(period); time.Now().Before(end); time.Sleep(retryPeriod) {
+				l.note(time.Now())
+			}
+			l.note(time.Now())
+		}
+		lead(settled - time.Second)
+		early := l.Settled()
+		lead(time.Second)
+		late := l.Settled()
+		l.note(time.Time{})
+		lead(settled / 2)
+		if after := l.Settled(); early || !late || after {
+			t.Errorf("before a minute %t, after it %t, in the next term %t", early, late, after)
+		}
+	})
+}
+
 // Whatever was left to another is served again: also when the lease was never lost, and too old
 // for a moment.
 func TestWhatWasLeftToAnotherIsTakenUp(t *testing.T) {

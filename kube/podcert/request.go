@@ -56,6 +56,9 @@ func (r *Request) Certificate() []byte { return []byte(r.Status.CertificateChain
 // Truncated reports whether the request must be read again before it is decided on or written.
 func (r *Request) Truncated() bool { return r.truncated }
 
+// NeedsApproval reports false: the API has no approval.
+func (r *Request) NeedsApproval() bool { return false }
+
 // PublishFirst reports false: there is no approval.
 func (r *Request) PublishFirst() bool { return false }
 

@@ -79,6 +79,8 @@ type Object interface {
 	// Truncated reports whether the object must be read again before it is decided on or written:
 	// something of it was not kept, or it may be too large to be written.
 	Truncated() bool
+	// NeedsApproval reports whether the request is of a kind with approval.
+	NeedsApproval() bool
 	// PublishFirst reports whether the certificate must be written before the approval.
 	PublishFirst() bool
 
