@@ -37,17 +37,14 @@ func build(t *testing.T, settings ...string) (binary string) {
 
 func digest(t *testing.T, file string) [sha256.Size]byte {
 	t.Helper()
-	content, err := os.ReadFile(file)
-	must.OK(t, err)
-	return sha256.Sum256(content)
+	return sha256.Sum256(must.Get(os.ReadFile(file))(t))
 }
 
 // The same sources give the same binary: in another directory, with an empty cache, for another
 // user, in another time zone.
 func TestBuildIsReproducible(t *testing.T) {
 	first := digest(t, build(t))
-	modules, err := exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE").Output()
-	must.OK(t, err)
+	modules := must.Get(exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE").Output())(t)
 	t.Setenv("GOMODCACHE", strings.TrimSpace(string(modules)))
 	for _, variable := range []string{"GOCACHE", "HOME", "TMPDIR"} {
 		t.Setenv(variable, t.TempDir())

@@ -149,9 +149,7 @@ func run(name string, args ...string) ([]byte, error) {
 
 func packages(t *testing.T) []goPackage {
 	t.Helper()
-	all, err := listed()
-	must.OK(t, err)
-	return all
+	return must.Get(listed())(t)
 }
 
 // within reports whether an import path is root or below it.
@@ -306,8 +304,7 @@ func TestImportsHavePackageComments(t *testing.T) {
 }
 
 func TestImportsNoServers(t *testing.T) {
-	out, err := run("go", "mod", "edit", "-json")
-	must.OK(t, err)
+	out := must.Get(run("go", "mod", "edit", "-json"))(t)
 	var file struct{ Require []struct{ Path string } }
 	must.OK(t, json.Unmarshal(out, &file))
 	if len(file.Require) == 0 {

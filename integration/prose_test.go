@@ -32,8 +32,7 @@ func proseRules(t *testing.T) (rules []proseRule) {
 		t.Fatalf("no rules: %v", err)
 	}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		must.OK(t, err)
+		text := must.Get(os.ReadFile(file))(t)
 		var rule struct {
 			Message    string            `json:"message"`
 			IgnoreCase bool              `json:"ignorecase"`
@@ -84,20 +83,17 @@ type literal struct {
 func literals(t *testing.T, dir string) (all []literal) {
 	t.Helper()
 	files := token.NewFileSet()
-	entries, err := fs.Glob(os.DirFS(dir), "*.go")
-	must.OK(t, err)
+	entries := must.Get(fs.Glob(os.DirFS(dir), "*.go"))(t)
 	for _, name := range entries {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
-		text, err := os.ReadFile(filepath.Join(dir, name))
-		must.OK(t, err)
+		text := must.Get(os.ReadFile(filepath.Join(dir, name)))(t)
 		if !bytes.ContainsAny(text, "\"`") {
 			continue
 		}
-		file, err := parser.ParseFile(files, filepath.Join(dir, name), text,
-			parser.SkipObjectResolution)
-		must.OK(t, err)
+		file := must.Get(parser.ParseFile(files, filepath.Join(dir, name), text,
+			parser.SkipObjectResolution))(t)
 		ast.Inspect(file, func(node ast.Node) bool {
 			switch node := node.(type) {
 			case *ast.ImportSpec:

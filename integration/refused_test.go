@@ -15,8 +15,7 @@ import (
 // refused.md names tests for every class of request that is refused, and every test that it names
 // exists.
 func TestEveryRefusalHasItsTest(t *testing.T) {
-	page, err := os.ReadFile("refused.md")
-	must.OK(t, err)
+	page := must.Get(os.ReadFile("refused.md"))(t)
 	tests := testFiles(t)
 	classes, seen := 0, map[string]bool{}
 	for line := range strings.Lines(string(page)) {

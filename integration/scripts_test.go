@@ -51,8 +51,7 @@ func TestReleasesArePinned(t *testing.T) {
 		}
 	}
 	// make image asks first, and builds from what was asked about.
-	recipe, err := run("make", "-n", "image", "RELEASE=v1.2.3", "RUNTIME_IMAGE="+pinned)
-	must.OK(t, err)
+	recipe := must.Get(run("make", "-n", "image", "RELEASE=v1.2.3", "RUNTIME_IMAGE="+pinned))(t)
 	ask := `pinned.sh "v1.2.3" "golang:1.26-bookworm" "` + pinned + `"`
 	_, after, asked := strings.Cut(string(recipe), ask)
 	if !asked || !strings.Contains(after, "--build-arg RUNTIME_IMAGE="+pinned) {

@@ -79,25 +79,16 @@ type signers struct {
 	digest [sha256.Size]byte
 }
 
-// newToken creates a SoftHSM with the P-256 key "ca", and a shim before it, for this process.
-func newToken(b *testing.B) (*tokens.Token, *ecdsa.PublicKey, *pkcs11shim.Shim) {
-	b.Helper()
-	token, err := tokens.NewSoftHSM(b.Context())
-	must.OK(b, err)
-	b.Cleanup(func() { must.OK(b, token.Close()) })
-	setenv(b, token.Env...)
-	public, err := token.Generate("ecdsa-p256", "ca", []byte{1})
-	must.OK(b, err)
-	shim, err := pkcs11shim.New(b.Context(), b.TempDir(), token.Module)
-	must.OK(b, err)
-	setenv(b, shim.Env()...)
-	return token, public.(*ecdsa.PublicKey), shim
-}
-
+// newSigners creates a SoftHSM with the P-256 key "ca", and a shim before it, for this process.
 func newSigners(b *testing.B) *signers {
 	b.Helper()
-	token, public, shim := newToken(b)
-	return &signers{token, public, shim, sha256.Sum256([]byte("to be signed"))}
+	token := must.Get(tokens.NewSoftHSM(b.Context()))(b)
+	b.Cleanup(func() { must.OK(b, token.Close()) })
+	must.Setenv(b, token.Env...)
+	public := must.Get(token.Generate("ecdsa-p256", "ca", []byte{1}))(b)
+	shim := must.Get(pkcs11shim.New(b.Context(), b.TempDir(), token.Module))(b)
+	must.Setenv(b, shim.Env()...)
+	return &signers{token, public.(*ecdsa.PublicKey), shim, sha256.Sum256([]byte("to be signed"))}
 }
 
 // rounds is how often both signers are measured.
@@ -150,19 +141,16 @@ func (f *signers) signer(b *testing.B, module string, callers,
 	timed(b, callers, 2*callers, sign)
 	must.OK(b, f.shim.Forget())
 	took := timed(b, callers, signatures, sign)
-	calls, err := f.shim.Calls()
-	must.OK(b, err)
-	return took, len(calls)
+	return took, len(must.Get(f.shim.Calls())(b))
 }
 
 // key returns the product's key, connected.
 func (f *signers) key(b *testing.B, module string, callers int) *hsm.Key {
 	b.Helper()
-	key, err := hsm.NewKey(hsm.Config{
+	key := must.Get(hsm.NewKey(hsm.Config{
 		Module: module, Token: hsm.TokenID{Label: f.token.Label},
 		PIN: hsm.PIN(f.token.PIN).Fixed(), Key: hsm.KeyID{Label: "ca"}, MaxSessions: callers,
-	}, f.public)
-	must.OK(b, err)
+	}, f.public))(b)
 	must.OK(b, key.Ready(b.Context()))
 	return key
 }
@@ -218,9 +206,7 @@ func (f *signers) loop(b *testing.B, module string, callers, signatures int) tim
 	slot := findSlot(b, p, f.token.Label)
 	sessions := make([]pkcs11.SessionHandle, callers)
 	for i := range sessions {
-		var err error
-		sessions[i], err = p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
-		must.OK(b, err)
+		sessions[i] = must.Get(p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION))(b)
 	}
 	must.OK(b, p.Login(sessions[0], pkcs11.CKU_USER, f.token.PIN))
 	must.OK(b,
@@ -229,8 +215,7 @@ func (f *signers) loop(b *testing.B, module string, callers, signatures int) tim
 				pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ca")}))
 	keys, _, err := p.FindObjects(sessions[0], 1)
 	must.OK(b, errors.Join(err, p.FindObjectsFinal(sessions[0])))
-	functions, err := csign.Of(p)
-	must.OK(b, err)
+	functions := must.Get(csign.Of(p))(b)
 	request := csign.Request{Key: keys[0], Mechanism: pkcs11.CKM_ECDSA, Input: f.digest[:],
 		Length: 64}
 	return timed(b, callers, signatures, func(caller int) error {
@@ -248,8 +233,7 @@ func (f *signers) loop(b *testing.B, module string, callers, signatures int) tim
 
 func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 	b.Helper()
-	slots, err := p.GetSlotList(true)
-	must.OK(b, err)
+	slots := must.Get(p.GetSlotList(true))(b)
 	for _, slot := range slots {
 		if info, err := p.GetTokenInfo(slot); err == nil &&
 			strings.TrimRight(info.Label, " \x00") == label {
@@ -258,11 +242,4 @@ func findSlot(b *testing.B, p *pkcs11.Ctx, label string) uint {
 	}
 	b.Fatalf("no token labelled %q", label)
 	return 0
-}
-
-func setenv(b *testing.B, variables ...string) {
-	for _, variable := range variables {
-		name, value, _ := strings.Cut(variable, "=")
-		b.Setenv(name, value)
-	}
 }

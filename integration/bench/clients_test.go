@@ -141,13 +141,10 @@ func (p programs) benchmarkHealed(b *testing.B) {
 	plan := load.Plan{PerEvent: perEvent(b), Every: time.Second / count}
 	for range longRuns(b) {
 		fresh := p.fixture(b)
-		f, err := fleet.New(b.Context(), fresh.Env, node(), count)
-		must.OK(b, err)
+		f := must.Get(fleet.New(b.Context(), fresh.Env, node(), count))(b)
 		_, stop := fresh.start(b, paced)
-		f.Healer, err = fresh.Heal(b.Context())
-		must.OK(b, err)
-		report, err := f.Run(b.Context(), plan, 10*time.Minute)
-		must.OK(b, err)
+		f.Healer = must.Get(fresh.Heal(b.Context()))(b)
+		report := must.Get(f.Run(b.Context(), plan, 10*time.Minute))(b)
 		fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
 		must.OK(b, f.Healer.Kill())
 		stop()
@@ -202,8 +199,7 @@ func (p programs) benchmarkBesideFinished(b *testing.B) {
 // oneClient returns how many seconds one new client takes.
 func (f *fixture) oneClient(b *testing.B) float64 {
 	b.Helper()
-	pods, err := f.LoadPods(b.Context(), node(), 1)
-	must.OK(b, err)
+	pods := must.Get(f.LoadPods(b.Context(), node(), 1))(b)
 	report := load.Run(b.Context(), pods, load.Plan{PerEvent: perEvent(b), Timeout: time.Hour})
 	fmt.Fprintf(os.Stderr, "%s: %s\n", b.Name(), report)
 	if report.Succeeded != 1 {
@@ -215,9 +211,8 @@ func (f *fixture) oneClient(b *testing.B) float64 {
 // allowCleanUp gives hsm-signer the right to delete requests.
 func (f *fixture) allowCleanUp(b *testing.B) {
 	b.Helper()
-	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "clean-up",
-		"role.yaml"))
-	must.OK(b, err)
+	role := must.Get(os.ReadFile(filepath.Join("..", "..", "deploy", "components", "clean-up",
+		"role.yaml")))(b)
 	must.OK(b, f.Cluster.Apply(b.Context(), role))
 }
 

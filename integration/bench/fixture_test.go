@@ -57,8 +57,7 @@ type fixture struct {
 func (p programs) fixture(b *testing.B) *fixture {
 	b.Helper()
 	options := testenv.Options{Dir: b.TempDir(), Binary: p.signer, Progress: os.Stderr}
-	made, err := testenv.New(b.Context(), options)
-	must.OK(b, err)
+	made := must.Get(testenv.New(b.Context(), options))(b)
 	ca, _, err := made.CreateCA(b.Context(), "ecdsa-p256")
 	if err != nil {
 		b.Fatal(errors.Join(err, made.Close()))
@@ -78,11 +77,9 @@ func (f *fixture) start(b *testing.B, a arm, env ...string) (d *testenv.Daemon, 
 	if !a.signer {
 		return nil, func() {}
 	}
-	policy, err := f.WithBudget(b.Context(), f.ca, "calico", testenv.LargeBudget)
-	must.OK(b, err)
+	policy := must.Get(f.WithBudget(b.Context(), f.ca, "calico", testenv.LargeBudget))(b)
 	env = slices.Concat([]string{policy, "STATE_DIR=" + f.state}, a.env, env)
-	d, err = f.Run(b.Context(), f.ca, env...)
-	must.OK(b, err)
+	d = must.Get(f.Run(b.Context(), f.ca, env...))(b)
 	must.OK(b, d.WaitReady(b.Context()))
 	return d, func() { must.OK(b, d.Shutdown()) }
 }
@@ -104,9 +101,7 @@ func (p programs) processes(b *testing.B, a arm, count int) load.Report {
 	b.Helper()
 	return p.onFreshServer(b, a, count, func(pods []load.Pod, kubelet ended) load.Report {
 		clients := load.Processes{Binary: p.client, MilliCPU: 10, Ended: kubelet}
-		report, err := clients.Run(b.Context(), pods)
-		must.OK(b, err)
-		return report
+		return must.Get(clients.Run(b.Context(), pods))(b)
 	})
 }
 
@@ -121,12 +116,10 @@ func (p programs) onFreshServer(
 	b.Helper()
 	fresh := p.fixture(b)
 	defer fresh.close(b)
-	pods, err := fresh.LoadPods(b.Context(), node(), count)
-	must.OK(b, err)
+	pods := must.Get(fresh.LoadPods(b.Context(), node(), count))(b)
 	_, stop := fresh.start(b, a)
 	report := ask(pods, fresh.Kubelet(b.Context(), pods, b.Error))
-	terminated, err := load.Terminated(b.Context(), fresh.Cluster.Client())
-	must.OK(b, err)
+	terminated := must.Get(load.Terminated(b.Context(), fresh.Cluster.Client()))(b)
 	stop()
 	fmt.Fprintf(os.Stderr, "%s: %s; terminated watches %d\n", a.name, report, terminated)
 	if report.Broken > 0 {

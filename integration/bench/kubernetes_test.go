@@ -26,8 +26,7 @@ func (f *fixture) kubernetes(b *testing.B, client kubernetes.Interface) contende
 	b.Helper()
 	const name = certificatesv1.KubeAPIServerClientSignerName
 	l := newSoftLoop(b, client, name)
-	key, err := x509.MarshalPKCS8PrivateKey(l.key)
-	must.OK(b, err)
+	key := must.Get(x509.MarshalPKCS8PrivateKey(l.key))(b)
 	dir := b.TempDir()
 	files := map[string]string{"CERTIFICATE": "ca.crt", "PRIVATE KEY": "ca.key"}
 	for kind, der := range map[string][]byte{"CERTIFICATE": l.ca.Raw, "PRIVATE KEY": key} {

@@ -43,17 +43,14 @@ type softLoop struct {
 // newSoftLoop returns a bare loop for CSRs with a new P-256 key.
 func newSoftLoop(b *testing.B, client kubernetes.Interface, signer string) *softLoop {
 	b.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must.OK(b, err)
+	key := must.Get(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(b)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "limit"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must.OK(b, err)
-	ca, err := x509.ParseCertificate(der)
-	must.OK(b, err)
+	der := must.Get(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(b)
+	ca := must.Get(x509.ParseCertificate(der))(b)
 	return &softLoop{client: client, ca: ca, key: key, kind: csrs, signer: signer}
 }
 

@@ -26,9 +26,7 @@ func (f *fixture) protobufClient(b *testing.B) kubernetes.Interface {
 	b.Helper()
 	config := rest.CopyConfig(f.Cluster.Config())
 	config.ContentType, config.AcceptContentTypes = protobufType, protobufType
-	client, err := kubernetes.NewForConfig(config)
-	must.OK(b, err)
-	return client
+	return must.Get(kubernetes.NewForConfig(config))(b)
 }
 
 // An observer notes when each request of a wave gets its certificate. The fields without a channel
@@ -45,8 +43,7 @@ type observer struct {
 func (c *course) observe(b *testing.B, signer string) *observer {
 	b.Helper()
 	requests := c.kind.of(c.client, signer)
-	version, err := list(b.Context(), requests, func(object) {})
-	must.OK(b, err)
+	version := must.Get(list(b.Context(), requests, func(object) {}))(b)
 	o := &observer{c.kind, make(map[string]time.Time, c.count), 0, make(chan struct{}, c.count),
 		make(chan error, 1)}
 	go func() {

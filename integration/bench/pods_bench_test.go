@@ -18,8 +18,7 @@ import (
 func BenchmarkPods(b *testing.B) {
 	c := newCourseOf(b, pcrs, setting(b, "REQUESTS", 10_000))
 	defer c.clean(b)()
-	env, err := c.ForPods(b.Context(), c.ca)
-	must.OK(b, err)
+	env := must.Get(c.ForPods(b.Context(), c.ca))(b)
 	s := newSeries(usualPerEvent)
 	inTurns(b, func(with contender) outcome { return c.storm(b, with) },
 		func(of map[string]outcome) {

@@ -25,17 +25,14 @@ type usage struct {
 // usageOf reads the usage of a process from /proc.
 func usageOf(b *testing.B, pid int) (u usage) {
 	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	must.OK(b, err)
+	stat := must.Get(os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)))(b)
 	// The second field is a name in parentheses, which may hold spaces.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	for _, ticks := range fields[11:13] { // utime and stime
-		n, err := strconv.ParseInt(ticks, 10, 64)
-		must.OK(b, err)
+		n := must.Get(strconv.ParseInt(ticks, 10, 64))(b)
 		u.cpu += time.Duration(n) * time.Second / userHZ
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	must.OK(b, err)
+	status := must.Get(os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)))(b)
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
 		kilobytes, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
@@ -56,10 +53,8 @@ func (f *fixture) servers(b *testing.B) map[string]int {
 	b.Helper()
 	pids := map[string]int{}
 	for _, name := range []string{"kube-apiserver", "etcd"} {
-		text, err := os.ReadFile(filepath.Join(f.Cluster.Dir(), name+".pid"))
-		must.OK(b, err)
-		pids[name], err = strconv.Atoi(strings.Fields(string(text))[0])
-		must.OK(b, err)
+		text := must.Get(os.ReadFile(filepath.Join(f.Cluster.Dir(), name+".pid")))(b)
+		pids[name] = must.Get(strconv.Atoi(strings.Fields(string(text))[0]))(b)
 	}
 	return pids
 }

@@ -130,8 +130,7 @@ type poster struct {
 
 func (c *course) newPoster(b *testing.B) poster {
 	b.Helper()
-	tls, err := rest.TLSConfigFor(c.Cluster.Config())
-	must.OK(b, err)
+	tls := must.Get(rest.TLSConfigFor(c.Cluster.Config()))(b)
 	transport := &http.Transport{TLSClientConfig: tls, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
 	return poster{c.kind.url(c.client), &http.Client{Transport: transport}}

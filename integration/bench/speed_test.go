@@ -127,8 +127,7 @@ func newCourseOf(b *testing.B, k kind, requests int) *course {
 	b.Helper()
 	f := buildPrograms(b).fixture(b)
 	b.Cleanup(func() { f.close(b) })
-	requesters, err := f.newRequesters(b.Context(), k, requests)
-	must.OK(b, err)
+	requesters := must.Get(f.newRequesters(b.Context(), k, requests))(b)
 	return &course{f, k, f.protobufClient(b), requesters, nil, requests, false}
 }
 
@@ -175,9 +174,7 @@ func (c *course) backlog(b *testing.B, with contender, approve bool) (o outcome)
 // bodies returns the bodies of the calls that create the requests of a run.
 func (c *course) bodies(b *testing.B, with contender) [][]byte {
 	b.Helper()
-	bodies, err := wave{c.kind, with.signer, c.usages}.bodies(c.requesters, c.count)
-	must.OK(b, err)
-	return bodies
+	return must.Get(wave{c.kind, with.signer, c.usages}.bodies(c.requesters, c.count))(b)
 }
 
 // measured adds to a run what the processes used during it.
@@ -205,10 +202,9 @@ func (c *course) measured(b *testing.B, pid int, run func() timing) (o outcome) 
 func (c *course) approveAll(b *testing.B, signer string) {
 	b.Helper()
 	requests := c.client.CertificatesV1().CertificateSigningRequests()
-	list, err := requests.List(b.Context(), metav1.ListOptions{
+	list := must.Get(requests.List(b.Context(), metav1.ListOptions{
 		FieldSelector: "spec.signerName=" + signer,
-	})
-	must.OK(b, err)
+	}))(b)
 	group, ctx := errgroup.WithContext(b.Context())
 	group.SetLimit(stormAskers)
 	for i := range list.Items {

@@ -35,8 +35,7 @@ func BenchmarkStart(b *testing.B) {
 	output := run("start", repeats(b))
 	s := newSeries(usualPerEvent)
 	for _, found := range startTime.FindAllStringSubmatch(output, -1) {
-		nanoseconds, err := strconv.ParseFloat(found[1], 64)
-		must.OK(b, err)
+		nanoseconds := must.Get(strconv.ParseFloat(found[1], 64))(b)
 		s.add(b, "start_1m_s", nanoseconds/1e9)
 	}
 	if len(s.values) == 0 {

@@ -150,8 +150,7 @@ func BenchmarkDelays(b *testing.B) {
 func (f *fixture) delayed(b *testing.B, name string, delay time.Duration,
 	env ...string) contender {
 	b.Helper()
-	shim, err := pkcs11shim.New(b.Context(), b.TempDir(), f.Token.Module)
-	must.OK(b, err)
+	shim := must.Get(pkcs11shim.New(b.Context(), b.TempDir(), f.Token.Module))(b)
 	if delay > 0 {
 		must.OK(b, shim.Rules(pkcs11shim.Delay(pkcs11shim.Any, delay)))
 	}

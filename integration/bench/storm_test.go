@@ -33,8 +33,7 @@ type preparedRequest struct {
 // between the first request and the last certificate. It creates the pods before that.
 func (f *fixture) storm(b *testing.B, d *testenv.Daemon, requests int, initialize bool) float64 {
 	b.Helper()
-	prepared, err := f.prepare(b.Context(), requests, initialize)
-	must.OK(b, err)
+	prepared := must.Get(f.prepare(b.Context(), requests, initialize))(b)
 	before := issued(b.Context(), d)
 	began := time.Now()
 	asking, ctx := errgroup.WithContext(b.Context())

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -83,27 +82,17 @@ func randomFaults() []randomFault {
 	lossy := []pkcs11shim.Rule{pkcs11shim.Fail(pkcs11shim.Sign,
 		pkcs11.CKR_SESSION_HANDLE_INVALID).Percent(baseLosses, 7)}
 	var all []randomFault
-	for _, code := range signCodes {
-		all = append(all,
-			randomFault{"C_SignInit, C_Sign: " + codeName(code),
-				[]string{pkcs11shim.SignInit, pkcs11shim.Sign}, code, nil})
+	add := func(codes []uint, base []pkcs11shim.Rule, functions ...string) {
+		for _, code := range codes {
+			name := strings.Join(functions, ", ") + ": " + pkcs11shim.CodeName(code)
+			all = append(all, randomFault{name, functions, code, base})
+		}
 	}
+	add(signCodes, nil, pkcs11shim.SignInit, pkcs11shim.Sign)
 	all = append(all, randomFault{"sessions lost, nothing else", nil, 0, lossy})
-	for _, code := range openCodes {
-		all = append(all,
-			randomFault{"C_OpenSession: " + codeName(code), []string{pkcs11shim.OpenSession}, code,
-				lossy})
-	}
-	for _, code := range loginCodes {
-		all = append(all,
-			randomFault{"C_Login: " + codeName(code), []string{pkcs11shim.Login}, code, lossy})
-	}
+	add(openCodes, lossy, pkcs11shim.OpenSession)
+	add(loginCodes, lossy, pkcs11shim.Login)
 	return all
-}
-
-func codeName(code uint) string {
-	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(),
-		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
 }
 
 // rules returns the rules of one run.
@@ -136,30 +125,12 @@ func (r flakyRun) cell(healthy flakyRun) string {
 		per100(r.connections), per100(r.logins))
 }
 
-// A flaky token is SoftHSM behind a shim that makes calls fail at random.
-type flaky struct {
-	config hsm.Config
-	public crypto.PublicKey
-	shim   *pkcs11shim.Shim
-}
-
-func newFlaky(b *testing.B) *flaky {
-	b.Helper()
-	token, public, shim := newToken(b)
-	return &flaky{shim: shim, public: public, config: hsm.Config{
-		Module: shim.Module, Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
-		Key: hsm.KeyID{Label: "ca"}, MaxSessions: unreliableCallers,
-	}}
-}
-
-// run signs with these rules, which apply once the key has connected.
-func (f *flaky) run(b *testing.B, rules []pkcs11shim.Rule) flakyRun {
+// flaky signs with these rules, which apply once the key has connected.
+func (f *signers) flaky(b *testing.B, rules []pkcs11shim.Rule) flakyRun {
 	b.Helper()
 	must.OK(b, f.shim.Rules())
-	key, err := hsm.NewKey(f.config, f.public)
-	must.OK(b, err)
+	key := f.key(b, f.shim.Module, unreliableCallers)
 	defer key.Close()
-	must.OK(b, key.Ready(b.Context()))
 	before := key.Stats()
 	must.OK(b, errors.Join(f.shim.Rules(rules...), f.shim.Forget()))
 	r := flakyRun{requests: unreliableRequests}
@@ -206,27 +177,27 @@ func ask(ctx context.Context, key *hsm.Key) (retries, lost int64, took time.Dura
 // row has its own runs.
 func BenchmarkUnreliableToken(b *testing.B) {
 	file := os.Getenv(unreliableVariable)
-	f := newFlaky(b)
+	f := newSigners(b)
 	var healthy, all flakyRun
 	var rows strings.Builder
 	for _, fault := range randomFaults() {
-		fmt.Fprintf(&rows, "| %s |", fault.name)
+		row := "| " + fault.name + " |"
 		for _, percent := range unreliableRates {
 			var beside, sum flakyRun // in turns, so that both meet the same load of the machine
 			for seed := range uint(unreliableRuns) {
-				beside.add(f.run(b, nil))
-				sum.add(f.run(b, fault.rules(percent, seed+1)))
+				beside.add(f.flaky(b, nil))
+				sum.add(f.flaky(b, fault.rules(percent, seed+1)))
 			}
 			healthy.add(beside)
 			all.add(sum)
-			fmt.Fprintf(&rows, " %s |", sum.cell(beside))
+			row += " " + sum.cell(beside) + " |"
 			if fault.functions == nil {
-				rows.WriteString(" – | – |")
+				row += " – | – |"
 				break
 			}
 		}
-		rows.WriteString("\n")
-		b.Logf("%s", lastLine(rows.String()))
+		rows.WriteString(row + "\n")
+		b.Logf("%s", row)
 	}
 	if all.lost > 0 {
 		b.Errorf("%d of %d requests are lost", all.lost, all.requests)
@@ -236,11 +207,6 @@ func BenchmarkUnreliableToken(b *testing.B) {
 	if file != "" {
 		must.OK(b, os.WriteFile(file, []byte(unreliablePage(healthy, all, rows.String())), 0o644))
 	}
-}
-
-func lastLine(text string) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return lines[len(lines)-1]
 }
 
 func unreliablePage(healthy, all flakyRun, rows string) string {
@@ -261,5 +227,6 @@ is one login, and the next 30 s later at the earliest, doubling to 15 minutes.
 
 | Fails at random | 1 %% | 5 %% | 20 %% |
 |---|---|---|---|
-%s`, unreliableCallers, unreliableRuns, unreliableRequests, all.requests, all.lost, all.retries, healthy.perSecond(), baseLosses, rows)
+%s`, unreliableCallers, unreliableRuns, unreliableRequests, all.requests, all.lost, all.retries,
+		healthy.perSecond(), baseLosses, rows)
 }

@@ -22,8 +22,7 @@ import (
 
 func typha(t *testing.T, keyAlgorithm, signatureAlgorithm string) calico.InitContainer {
 	t.Helper()
-	key, err := calico.NewKey(keyAlgorithm)
-	must.OK(t, err)
+	key := must.Get(calico.NewKey(keyAlgorithm))(t)
 	return calico.InitContainer{
 		Component: calico.OpenSource("cluster.local")[1],
 		Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-0"},
@@ -35,8 +34,7 @@ func typha(t *testing.T, keyAlgorithm, signatureAlgorithm string) calico.InitCon
 }
 
 func TestRequestIsCalicos(t *testing.T) {
-	request, err := typha(t, "ECDSAWithCurve256", "ECDSAWithSHA256").Object()
-	must.OK(t, err)
+	request := must.Get(typha(t, "ECDSAWithCurve256", "ECDSAWithSHA256").Object())(t)
 	if request.Name != "typha-certs:calico-typha-0" {
 		t.Errorf("name is %q", request.Name)
 	}
@@ -69,8 +67,7 @@ func TestEveryMatchingPairOfAlgorithms(t *testing.T) {
 		if keyAlgorithm == "RSAWithSize8192" {
 			continue // takes up to a minute, and is made like the others
 		}
-		key, err := calico.NewKey(keyAlgorithm)
-		must.OK(t, err)
+		key := must.Get(calico.NewKey(keyAlgorithm))(t)
 		for _, signatureAlgorithm := range calico.SignatureAlgorithms {
 			i := typha(t, "ECDSAWithCurve256", signatureAlgorithm)
 			i.Key = key

@@ -6,15 +6,16 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/util/keyutil"
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
@@ -60,21 +61,20 @@ var authorities = []struct {
 // Every CA key signs with every algorithm that it supports, for an RSA key and for an ECDSA key.
 func TestAlgorithms(t *testing.T) {
 	ceremonies := startCeremonies(t)
-	var passed table
-	t.Cleanup(func() { t.Logf("issued, and verified by crypto/x509 and by openssl:\n%s", &passed) })
 	t.Run("requesters", func(t *testing.T) {
 		startReady(t, ca)
 		for _, key := range calico.KeyAlgorithms {
-			t.Run(key, func(t *testing.T) { passed.testRequester(t, key) })
+			t.Run(key, func(t *testing.T) { testRequester(t, key) })
 		}
 	})
 	t.Run("authorities", func(t *testing.T) {
 		for _, authority := range authorities {
+			made := <-ceremonies
 			t.Run(authority.keyType, func(t *testing.T) {
-				made := ceremonies[authority.keyType].wait(t)
-				passed.testAuthority(t, authority.keyType, made, "", authority.usual)
+				must.OK(t, made.err)
+				testAuthority(t, made.ca, "", authority.usual)
 				for _, signature := range authority.algorithms {
-					passed.testAuthority(t, authority.keyType, made, signature, signature)
+					testAuthority(t, made.ca, signature, signature)
 				}
 			})
 		}
@@ -82,27 +82,24 @@ func TestAlgorithms(t *testing.T) {
 }
 
 // testRequester certifies the key with the shared CA, with each signature algorithm of the request.
-func (passed *table) testRequester(t *testing.T, key string) {
+func testRequester(t *testing.T, key string) {
 	for _, signature := range calico.SignatureAlgorithms {
-		if strings.HasPrefix(key, "RSA") != strings.HasSuffix(signature, "RSA") {
-			continue
+		if strings.HasPrefix(key, "RSA") == strings.HasSuffix(signature, "RSA") {
+			t.Run(signature, func(t *testing.T) {
+				certify(t, ca, "ECDSAWithSHA256", key, signature)
+			})
 		}
-		ok := t.Run(signature, func(t *testing.T) {
-			certify(t, ca, "ECDSAWithSHA256", key, signature)
-		})
-		passed.add(ok, "requester's key "+key, signature)
 	}
 }
 
 // testAuthority runs hsm-signer with this SIGNATURE_ALGORITHM, or without one if it is "", and
 // certifies an RSA key and an ECDSA key.
-func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA, signature,
-	expected string) {
+func testAuthority(t *testing.T, made testenv.CA, signature, expected string) {
 	name, env := signature, []string{"SIGNATURE_ALGORITHM=" + signature}
 	if signature == "" {
 		name, env = "default", nil
 	}
-	ok := t.Run(name, func(t *testing.T) {
+	t.Run(name, func(t *testing.T) {
 		d := startReady(t, made, env...)
 		t.Run("RSAWithSize2048",
 			func(t *testing.T) { certify(t, made, expected, "RSAWithSize2048", "SHA256WithRSA") })
@@ -113,11 +110,6 @@ func (passed *table) testAuthority(t *testing.T, keyType string, made testenv.CA
 			t.Logf("the log of hsm-signer:\n%s", d.Log())
 		}
 	})
-	cell := expected
-	if signature == "" {
-		cell += " (default)"
-	}
-	passed.add(ok, "CA's key "+keyType, cell)
 }
 
 func TestAlgorithmThatTheKeyCannotUse(t *testing.T) {
@@ -133,9 +125,7 @@ func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string
 	asking.Key, asking.SignatureAlgorithm = cachedKey(t, key), requestSignature
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	csr, err := asking.Run(ctx, p.Client)
-	must.OK(t, err)
-	cert := requireIssued(t, csr, asking)
+	cert := requireIssued(t, must.Get(asking.Run(ctx, p.Client))(t), asking)
 	if got := cert.SignatureAlgorithm; got != byName[expected] {
 		t.Errorf("the certificate is signed with %s, not %s", got, expected)
 	}
@@ -145,35 +135,6 @@ func certify(t *testing.T, ca testenv.CA, expected, key, requestSignature string
 	requireUsagesOf(t, cert)
 	requireVerified(t, ca, cert)
 	requireOpenSSL(t, ca, cert)
-}
-
-// A table lists the successful cases in order.
-type table struct {
-	keys  []string
-	cells map[string][]string // by key
-}
-
-// add adds a successful case.
-func (passed *table) add(ok bool, key, cell string) {
-	if !ok {
-		return
-	}
-	if passed.cells == nil {
-		passed.cells = map[string][]string{}
-	}
-	if !slices.Contains(passed.keys, key) {
-		passed.keys = append(passed.keys, key)
-	}
-	passed.cells[key] = append(passed.cells[key], cell)
-}
-
-// String returns a line for each key.
-func (passed *table) String() string {
-	var b strings.Builder
-	for _, key := range passed.keys {
-		fmt.Fprintf(&b, "%-33s %s\n", key, strings.Join(passed.cells[key], ", "))
-	}
-	return b.String()
 }
 
 // requireUsagesOf requires the usages that Calico requests, without the one that a key of this type
@@ -208,37 +169,30 @@ func requireVerified(t *testing.T, ca testenv.CA, cert *x509.Certificate) {
 	}
 }
 
-// A ceremony creates a CA in the background.
+// A ceremony is a created CA, or why there is none.
 type ceremony struct {
-	ca   testenv.CA
-	err  error
-	done chan struct{}
+	ca  testenv.CA
+	err error
 }
 
-// startCeremonies creates a CA of each type, one after the other. They end with the test.
-func startCeremonies(t *testing.T) map[string]*ceremony {
+// startCeremonies creates a CA of each type in the background, one after the other. They end with
+// the test.
+func startCeremonies(t *testing.T) <-chan ceremony {
 	t.Helper()
-	all := map[string]*ceremony{}
-	for _, authority := range authorities {
-		all[authority.keyType] = &ceremony{done: make(chan struct{})}
-	}
+	all := make(chan ceremony, len(authorities))
 	ctx, dir := t.Context(), t.TempDir()
-	go func() {
+	var group sync.WaitGroup
+	group.Go(func() {
 		for _, authority := range authorities {
-			all[authority.keyType].hold(ctx, authority.keyType, dir)
-		}
-	}()
-	t.Cleanup(func() {
-		for _, c := range all {
-			<-c.done
+			all <- hold(ctx, authority.keyType, dir)
 		}
 	})
+	t.Cleanup(group.Wait)
 	return all
 }
 
-// hold creates the CA. No other test, and no earlier run, has a key with this label.
-func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
-	defer close(c.done)
+// hold creates a CA. No other test, and no earlier run, has a key with this label.
+func hold(ctx context.Context, keyType, dir string) (c ceremony) {
 	c.ca = testenv.CA{KeyLabel: filepath.Base(filepath.Dir(dir)) + "-" + keyType,
 		CertFile: filepath.Join(dir, keyType+".crt")}
 	_, stderr, code := shared.Command(ctx, c.ca, nil, "ca", "create", "--key-type", keyType,
@@ -247,74 +201,23 @@ func (c *ceremony) hold(ctx context.Context, keyType, dir string) {
 		c.err = fmt.Errorf("hsm-signer ca create --key-type %s: exit code %d: %s", keyType, code,
 			stderr)
 	}
-}
-
-// wait waits until the CA exists, and returns it.
-func (c *ceremony) wait(t *testing.T) testenv.CA {
-	t.Helper()
-	<-c.done
-	must.OK(t, c.err)
-	return c.ca
+	return c
 }
 
 // cachedKey returns a requester's key. Some keys take most of a minute to create, so the user's
 // cache keeps them.
 func cachedKey(t *testing.T, algorithm string) crypto.Signer {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	must.OK(t, err)
+	cache := must.Get(os.UserCacheDir())(t)
 	file := filepath.Join(cache, "hsm-signer", "testkeys", algorithm+".pem")
-	if key, err := readKey(file); err == nil && nameOf(key.Public()) == algorithm {
-		return key
+	if found, err := keyutil.PrivateKeyFromFile(file); err == nil {
+		if key, is := found.(crypto.Signer); is && nameOf(key.Public()) == algorithm {
+			return key
+		}
 	}
-	key, err := calico.NewKey(algorithm)
-	must.OK(t, err)
-	must.OK(t, writeKey(file, key))
+	key := must.Get(calico.NewKey(algorithm))(t)
+	must.OK(t, keyutil.WriteKey(file, must.Get(keyutil.MarshalPrivateKeyToPEM(key))(t)))
 	return key
-}
-
-func readKey(file string) (crypto.Signer, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("%s is not PEM", file)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("%s holds a key that does not sign: %T", file, parsed)
-	}
-	return key, nil
-}
-
-// writeKey writes a file that only its owner may read. A concurrent reader sees the whole file or
-// none.
-func writeKey(file string, key crypto.Signer) error {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return err
-	}
-	part, err := os.CreateTemp(filepath.Dir(file), "part-") // mode 0600
-	if err != nil {
-		return err
-	}
-	err = errors.Join(pem.Encode(part, &pem.Block{Type: "PRIVATE KEY", Bytes: der}), part.Close())
-	if err == nil {
-		err = os.Rename(part.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(part.Name()))
-	}
-	return nil
 }
 
 // nameOf returns Calico's name for the algorithm of a key.

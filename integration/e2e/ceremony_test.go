@@ -21,8 +21,7 @@ import (
 // The manual of the ceremony is right: its commands work as written, and the CA that an offline
 // root certifies in it issues certificates.
 func TestCeremonyManual(t *testing.T) {
-	manual, err := os.ReadFile("../../docs/ceremony.md")
-	must.OK(t, err)
+	manual := must.Get(os.ReadFile("../../docs/ceremony.md"))(t)
 	var script bytes.Buffer
 	for _, block := range regexp.MustCompile("(?s)\n```sh\n(.*?)```").FindAllSubmatch(manual, -1) {
 		script.Write(block[1])
@@ -55,8 +54,7 @@ func label(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), numbers.
 // requireFingerprints requires the fingerprints of the transcript in the output of sha256sum.
 func requireFingerprints(t *testing.T, transcript, printed string) {
 	t.Helper()
-	text, err := os.ReadFile(transcript)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(transcript))(t)
 	sums := regexp.MustCompile(`  SHA-256 +([0-9a-f]{64})\n`).FindSubmatch(text)
 	if sums == nil || !strings.Contains(printed, string(sums[1])+"  -") {
 		t.Errorf("the fingerprint of the transcript is not the file's:\n%s", text)
@@ -73,8 +71,7 @@ func requireWorks(t *testing.T, ca testenv.CA, length int) {
 	command(t, ca, nil, "check").prints(t, 0)
 	startReady(t, ca)
 	p := newPod(t, node)
-	csr, err := p.InitContainer(node).Run(t.Context(), p.Client)
-	must.OK(t, err)
+	csr := must.Get(p.InitContainer(node).Run(t.Context(), p.Client))(t)
 	if got := bytes.Count(csr.Status.Certificate, []byte("-----BEGIN")); got != length {
 		t.Errorf("the chain has %d certificates, want %d", got, length)
 	}
@@ -119,8 +116,7 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 		"--transcript", file("second.txt"))
 	requireKeyOf(t, file("ca.csr"), "req", file("first.crt"))
 	requireKeyOf(t, file("second.crt"), "x509", file("first.crt"))
-	transcript, err := os.ReadFile(file("second.txt"))
-	must.OK(t, err)
+	transcript := must.Get(os.ReadFile(file("second.txt")))(t)
 	if text := string(transcript); !strings.Contains(text, "another tool created it") ||
 		!strings.Contains(text, "CKA_NEVER_EXTRACTABLE  1\n") {
 		t.Errorf("transcript:\n%s", text)
@@ -134,12 +130,10 @@ func TestCeremonyWithAnExistingKey(t *testing.T) {
 // certificate in the other.
 func requireKeyOf(t *testing.T, file, kind, cert string) {
 	t.Helper()
-	one, err := exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout",
-		"-pubkey").Output()
-	must.OK(t, err)
-	other, err := exec.CommandContext(t.Context(), "openssl", "x509", "-in", cert, "-noout",
-		"-pubkey").Output()
-	must.OK(t, err)
+	one := must.Get(exec.CommandContext(t.Context(), "openssl", kind, "-in", file, "-noout",
+		"-pubkey").Output())(t)
+	other := must.Get(exec.CommandContext(t.Context(), "openssl", "x509", "-in", cert, "-noout",
+		"-pubkey").Output())(t)
 	if len(one) == 0 || !bytes.Equal(one, other) {
 		t.Errorf("%s is for the key\n%s%s is for\n%s", file, one, cert, other)
 	}
@@ -204,10 +198,8 @@ func (r offlineRoot) sign(t *testing.T, request, extensions string, args ...stri
 	r.openssl(t,
 		append([]string{"x509", "-req", "-in", request, "-CA", "root.crt", "-CAkey", "root.key",
 			"-set_serial", "7", "-extfile", "ext", "-out", "signed.crt"}, args...)...)
-	signed, err := os.ReadFile(filepath.Join(r.dir, "signed.crt"))
-	must.OK(t, err)
-	root, err := os.ReadFile(filepath.Join(r.dir, "root.crt"))
-	must.OK(t, err)
+	signed := must.Get(os.ReadFile(filepath.Join(r.dir, "signed.crt")))(t)
+	root := must.Get(os.ReadFile(filepath.Join(r.dir, "root.crt")))(t)
 	chain := filepath.Join(t.TempDir(), "chain.crt")
 	must.OK(t, os.WriteFile(chain, slices.Concat(signed, root), 0o600))
 	return chain
@@ -271,8 +263,7 @@ func TestCeremonyShowsTheCA(t *testing.T) {
 	}
 	text := command(t, ca, nil, "ca", "show", "--output", "json").prints(t, 0)
 	must.OK(t, json.Unmarshal([]byte(text), &shown))
-	file, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
+	file := must.Get(os.ReadFile(ca.CertFile))(t)
 	if len(shown.Certificates) != 1 || shown.PEM != string(file) ||
 		shown.Key.Type != "ecdsa-p256" || shown.Key.Token.Label != shared.Token.Label {
 		t.Errorf("%+v", shown)

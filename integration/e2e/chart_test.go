@@ -35,8 +35,7 @@ func helm(t *testing.T, h *testenv.Helm, args ...string) string {
 // chartModes returns the files of values in the chart, by name: one for each way to install it.
 func chartModes(t *testing.T) map[string]string {
 	t.Helper()
-	files, err := filepath.Glob(chart + "/examples/*.yaml")
-	must.OK(t, err)
+	files := must.Get(filepath.Glob(chart + "/examples/*.yaml"))(t)
 	modes := map[string]string{}
 	for _, file := range files {
 		modes[strings.TrimSuffix(filepath.Base(file), ".yaml")] = file
@@ -150,9 +149,8 @@ func TestChartIsInstalledUpgradedAndRolledBack(t *testing.T) {
 		helm(t, h, "install", "signer", chart, "--namespace", namespace, "--values", values)
 	}
 	setting := func(name string) string {
-		environment, err := shared.Cluster.Client().CoreV1().ConfigMaps("charted-a").Get(
-			t.Context(), "signer-hsm-signer-environment", metav1.GetOptions{})
-		must.OK(t, err)
+		environment := must.Get(shared.Cluster.Client().CoreV1().ConfigMaps("charted-a").Get(
+			t.Context(), "signer-hsm-signer-environment", metav1.GetOptions{}))(t)
 		return environment.Data[name]
 	}
 	helm(t, h, "upgrade", "signer", chart, "--namespace", "charted-a", "--values", values, "--set",
@@ -169,9 +167,8 @@ func TestChartIsInstalledUpgradedAndRolledBack(t *testing.T) {
 	if level := setting("LOG_LEVEL"); level != "" {
 		t.Errorf("after the rollback LOG_LEVEL is %q", level)
 	}
-	all, err := roles.List(t.Context(), metav1.ListOptions{
-		LabelSelector: "app.kubernetes.io/instance=signer"})
-	must.OK(t, err)
+	all := must.Get(roles.List(t.Context(), metav1.ListOptions{
+		LabelSelector: "app.kubernetes.io/instance=signer"}))(t)
 	var names []string
 	for _, role := range all.Items {
 		names = append(names, role.Name)

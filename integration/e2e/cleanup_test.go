@@ -39,8 +39,7 @@ func answered(t *testing.T, csr *certificatesv1.CertificateSigningRequest,
 // keptRequests returns finished requests that this hsm-signer must not delete, by what they are.
 func keptRequests(t *testing.T, s ownSigner) map[string]string {
 	t.Helper()
-	foreign, err := os.ReadFile(importKey(t, "foreign-to-all").CertFile)
-	must.OK(t, err)
+	foreign := must.Get(os.ReadFile(importKey(t, "foreign-to-all").CertFile))(t)
 	kept := map[string]string{
 		"foreign":           answered(t, s.submit(t), foreign),
 		"denied by another": answered(t, s.submit(t), nil),
@@ -154,9 +153,7 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 	waitLog(t, d, missing)
 	requireIssues(t)
 	must.OK(t, d.WaitReady(t.Context()))
-	manifest, err := os.ReadFile("../../deploy/components/clean-up/role.yaml")
-	must.OK(t, err)
-	apply(t, string(manifest))
+	apply(t, string(must.Get(os.ReadFile("../../deploy/components/clean-up/role.yaml"))(t)))
 	must.Eventually(t, "check to pass", func(ctx context.Context) (bool, error) {
 		stdout, _, code := shared.Command(ctx, ca, env, "check")
 		return code == 0 &&
@@ -168,8 +165,7 @@ func TestMissingRightToDeleteIsReported(t *testing.T) {
 func TestRequestsInTheClusterAreCounted(t *testing.T) {
 	ownSigner("another").submit(t)
 	d := startReady(t, ca)
-	all, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
-	must.OK(t, err)
+	all := must.Get(shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{}))(t)
 	waitMetrics(t, d, fmt.Sprintf("\nhsm_signer_requests_in_cluster %d\n", len(all.Items)))
 	want := regexp.MustCompile(fmt.Sprintf(`(?m)^(ok|warning) +requests in the cluster +%d\b`,
 		len(all.Items)))

@@ -23,8 +23,7 @@ import (
 // every hostile request is refused through the real API server, every harmless one gets its
 // certificate, and no certificate has anything unchecked.
 func TestHostileRequests(t *testing.T) {
-	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
-	must.OK(t, err)
+	everything := must.Get(os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml")))(t)
 	startReady(t, ca,
 		withPolicy(t,
 			string(everything)+
@@ -57,8 +56,7 @@ func TestHostileRequests(t *testing.T) {
 // Expensive checks count against the budget, and so do refusals. Without budget the key is not
 // checked.
 func TestExaminedWithinTheBudgetAlone(t *testing.T) {
-	everything, err := os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml"))
-	must.OK(t, err)
+	everything := must.Get(os.ReadFile(filepath.Join("..", "testdata", "allow-everything.yaml")))(t)
 	startReady(t, ca, withPolicy(t, string(everything)+"\nbudget: {perPod: 1}\n"))
 	p := newPod(t, node)
 	prime := hostile.Sample{PEM: pkcs10test.PrimeModulus(t)}
@@ -66,9 +64,8 @@ func TestExaminedWithinTheBudgetAlone(t *testing.T) {
 		!strings.Contains(err.Error(), "its modulus is a prime") {
 		t.Errorf("%v", err)
 	}
-	_, err = p.Requests().Create(t.Context(),
-		object(prime, "prime-2"), metav1.CreateOptions{})
-	must.OK(t, err)
+	must.Get(p.Requests().Create(t.Context(),
+		object(prime, "prime-2"), metav1.CreateOptions{}))(t)
 	requireEvent(t, "prime-2", "OverBudget")
 	requireOpen(t, "prime-2")
 }

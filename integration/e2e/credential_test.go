@@ -30,23 +30,20 @@ import (
 func mint(t *testing.T) (token string, revoke func()) {
 	t.Helper()
 	core := shared.Cluster.Client().CoreV1()
-	secret, err := core.Secrets("hsm-signer").Create(t.Context(), &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "credential-"}}, metav1.CreateOptions{})
-	must.OK(t, err)
+	secret := must.Get(core.Secrets("hsm-signer").Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "credential-"}}, metav1.CreateOptions{}))(t)
 	lifetime := int64(600)
-	answer, err := core.ServiceAccounts("hsm-signer").CreateToken(t.Context(), "hsm-signer",
+	answer := must.Get(core.ServiceAccounts("hsm-signer").CreateToken(t.Context(), "hsm-signer",
 		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 			ExpirationSeconds: &lifetime, BoundObjectRef: &authenticationv1.BoundObjectReference{
 				Kind: "Secret", APIVersion: "v1", Name: secret.Name, UID: secret.UID},
-		}}, metav1.CreateOptions{})
-	must.OK(t, err)
+		}}, metav1.CreateOptions{}))(t)
 	token = answer.Status.Token
 	return token, func() {
 		t.Helper()
 		must.OK(t, core.Secrets("hsm-signer").Delete(t.Context(), secret.Name,
 			metav1.DeleteOptions{}))
-		client, err := kubernetes.NewForConfig(shared.Cluster.ConfigFor(token))
-		must.OK(t, err)
+		client := must.Get(kubernetes.NewForConfig(shared.Cluster.ConfigFor(token)))(t)
 		must.Eventually(t, "the token to be refused", func(ctx context.Context) (bool, error) {
 			_, err := client.AuthenticationV1().SelfSubjectReviews().Create(ctx,
 				&authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
@@ -61,8 +58,7 @@ func kubeconfigWith(t *testing.T, user string) (setting, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "kubeconfig")
 	must.OK(t, testenv.WriteKubeconfig(path, shared.Cluster.ConfigFor("TOKEN")))
-	text, err := os.ReadFile(path)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(path))(t)
 	write(t, path, strings.Replace(string(text), "token: TOKEN", user, 1))
 	return "KUBECONFIG=" + path, path
 }
@@ -82,9 +78,7 @@ func expiry(ctx context.Context, t *testing.T, d *testenv.Daemon) time.Time {
 	if found == nil {
 		t.Fatalf("no metric of the credential in:\n%s", d.Metrics(ctx))
 	}
-	seconds, err := strconv.ParseFloat(found[1], 64)
-	must.OK(t, err)
-	return time.Unix(int64(seconds), 0)
+	return time.Unix(int64(must.Get(strconv.ParseFloat(found[1], 64))(t)), 0)
 }
 
 // A token in a file that has ten minutes left is reported by check, in /readyz, by the metric of
@@ -114,8 +108,7 @@ func TestTokenFileIsRenewedWithoutARestart(t *testing.T) {
 	}
 	requireIssues(t)
 
-	token, err := shared.Cluster.UnboundToken(t.Context(), "hsm-signer", "hsm-signer")
-	must.OK(t, err)
+	token := must.Get(shared.Cluster.UnboundToken(t.Context(), "hsm-signer", "hsm-signer"))(t)
 	write(t, file, token)
 	must.Eventually(t, "the new token to be in use", func(ctx context.Context) (bool, error) {
 		return expiry(ctx, t, d).After(first), nil
@@ -132,14 +125,10 @@ func TestTokenFileIsRenewedWithoutARestart(t *testing.T) {
 // statusPage returns the text of the status page.
 func statusPage(t *testing.T, d *testenv.Daemon) string {
 	t.Helper()
-	url, err := d.StatusPage(t.Context())
-	must.OK(t, err)
-	response, err := http.Get(url)
-	must.OK(t, err)
+	url := must.Get(d.StatusPage(t.Context()))(t)
+	response := must.Get(http.Get(url))(t)
 	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	must.OK(t, err)
-	return string(text)
+	return string(must.Get(io.ReadAll(response.Body))(t))
 }
 
 // A changed kubeconfig may bring another token, and neither another server nor another CA.
@@ -147,8 +136,7 @@ func TestKubeconfigMayChangeItsCredentialOnly(t *testing.T) {
 	first, revoke := mint(t)
 	setting, path := kubeconfigWith(t, "token: "+first)
 	d := startReady(t, ca, setting)
-	good, err := os.ReadFile(path)
-	must.OK(t, err)
+	good := must.Get(os.ReadFile(path))(t)
 	host := shared.Cluster.Config().Host
 	authority := regexp.MustCompile(`certificate-authority-data: \S+`)
 	for want, text := range map[string]string{
@@ -210,8 +198,7 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 		"system:serviceaccount:hsm-signer:hsm-signer, from an exec plugin: expires in 9 minutes")
 	d := startReady(t, ca, setting)
 	requireIssues(t)
-	environment, err := os.ReadFile(seen)
-	must.OK(t, err)
+	environment := must.Get(os.ReadFile(seen))(t)
 	for _, want := range []string{"REGION=north", "PATH=/", "KUBERNETES_EXEC_INFO={",
 		"arguments: one two"} {
 		if !strings.Contains(string(environment), want) {
@@ -248,8 +235,7 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 
 // The renewal's account may mint tokens of hsm-signer's, which may not mint its own.
 func TestCredentialRenew(t *testing.T) {
-	manifests, err := os.ReadFile("../../deploy/systemd/renewal.yaml")
-	must.OK(t, err)
+	manifests := must.Get(os.ReadFile("../../deploy/systemd/renewal.yaml"))(t)
 	must.OK(t, shared.Cluster.Apply(t.Context(), manifests))
 	token, err := shared.Cluster.UnboundToken(t.Context(), "hsm-signer", "hsm-signer-renewal")
 	must.OK(t, err)
@@ -266,8 +252,7 @@ func TestCredentialRenew(t *testing.T) {
 		"system:serviceaccount:hsm-signer:hsm-signer that expires in 11 hours") {
 		t.Errorf("it prints %s", stdout)
 	}
-	info, err := os.Stat(file)
-	must.OK(t, err)
+	info := must.Get(os.Stat(file))(t)
 	if info.Mode() != 0o440 {
 		t.Errorf("the file's mode is %s", info.Mode())
 	}

@@ -30,8 +30,7 @@ var overlays = map[string]map[string]string{
 func kubectl(t *testing.T, args ...string) (stdout, stderr string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context()) // it is used in clean-up too
-	bin, err := testenv.Binaries(ctx, nil)
-	must.OK(t, err)
+	bin := must.Get(testenv.Binaries(ctx, nil))(t)
 	var out, errs strings.Builder
 	cmd := exec.CommandContext(ctx, bin.Kubectl, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+shared.Cluster.Kubeconfig())
@@ -61,8 +60,7 @@ func deployment(t *testing.T, overlay string, edit func(kustomization string) st
 		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	file := filepath.Join(dir, "kustomization.yaml")
-	text, err := os.ReadFile(file)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(file))(t)
 	must.OK(t, os.WriteFile(file, []byte(edit(string(text))), 0o600))
 	return dir
 }
@@ -107,8 +105,7 @@ func TestOverlaysAreTakenByTheAPIServer(t *testing.T) {
 func clearVolumes(t *testing.T) {
 	t.Helper()
 	ctx, api := context.WithoutCancel(t.Context()), shared.Cluster.Client().CoreV1()
-	volumes, err := api.PersistentVolumes().List(ctx, metav1.ListOptions{})
-	must.OK(t, err)
+	volumes := must.Get(api.PersistentVolumes().List(ctx, metav1.ListOptions{}))(t)
 	for _, v := range volumes.Items {
 		v.Finalizers = nil
 		_, err := api.PersistentVolumes().Update(ctx, &v, metav1.UpdateOptions{})
@@ -116,8 +113,7 @@ func clearVolumes(t *testing.T) {
 			api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{})))
 	}
 	claims := api.PersistentVolumeClaims("hsm-signer")
-	claimed, err := claims.List(ctx, metav1.ListOptions{})
-	must.OK(t, err)
+	claimed := must.Get(claims.List(ctx, metav1.ListOptions{}))(t)
 	for _, c := range claimed.Items {
 		c.Finalizers = nil
 		_, err := claims.Update(ctx, &c, metav1.UpdateOptions{})
@@ -129,9 +125,8 @@ func clearVolumes(t *testing.T) {
 func requireAdmitted(t *testing.T) {
 	t.Helper()
 	api := shared.Cluster.Client()
-	set, err := api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer",
-		metav1.GetOptions{})
-	must.OK(t, err)
+	set := must.Get(api.AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer",
+		metav1.GetOptions{}))(t)
 	pod := testenv.PodOf(set)
 	made, err := api.CoreV1().Pods("hsm-signer").Create(t.Context(), pod, metav1.CreateOptions{})
 	must.OK(t, err)
@@ -248,14 +243,11 @@ func TestRightsOfTheOverlaySuffice(t *testing.T) {
 		Cluster: shared.Cluster, SignerName: testenv.SignerName, CACert: ca.CertFile,
 		Dir: t.TempDir(),
 	}
-	outcomes, err := d.AskAll(t.Context())
-	must.OK(t, err)
-	must.OK(t, demo.Judge(demo.NewScreen(os.Stdout), outcomes))
+	must.OK(t, demo.Judge(demo.NewScreen(os.Stdout), must.Get(d.AskAll(t.Context()))(t)))
 	// What every service account may do here, as Calico's may, would hide what hsm-signer's may
 	// not.
 	restrictRequests(t)
-	permissions, err := shared.Cluster.Permissions(t.Context())
-	must.OK(t, err)
+	permissions := must.Get(shared.Cluster.Permissions(t.Context()))(t)
 	for _, p := range permissions {
 		t.Run(p.String(), func(t *testing.T) {
 			must.OK(t, p.Revoke(t.Context()))
@@ -301,12 +293,11 @@ func requireNamed(t *testing.T, env []string, permission string) {
 // may reports whether a service account of hsm-signer's namespace may do this.
 func may(t *testing.T, account string, act authorizationv1.ResourceAttributes) bool {
 	t.Helper()
-	review, err := shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(
+	review := must.Get(shared.Cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(
 		t.Context(), &authorizationv1.SubjectAccessReview{
 			Spec: authorizationv1.SubjectAccessReviewSpec{
 				User: "system:serviceaccount:hsm-signer:" + account, ResourceAttributes: &act,
 			},
-		}, metav1.CreateOptions{})
-	must.OK(t, err)
+		}, metav1.CreateOptions{}))(t)
 	return review.Status.Allowed
 }

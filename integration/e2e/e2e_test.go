@@ -56,13 +56,11 @@ func TestImpostorsAreDenied(t *testing.T) {
 
 	token, err := shared.Cluster.UnboundToken(t.Context(), node.Namespace, node.ServiceAccount)
 	must.OK(t, err)
-	unbound, err := testenv.PodWith(p.Pod, shared.Cluster.ConfigFor(token))
-	must.OK(t, err)
+	unbound := must.Get(testenv.PodWith(p.Pod, shared.Cluster.ConfigFor(token)))(t)
 	_, err = unbound.InitContainer(node).Run(t.Context(), unbound.Client)
 	requireRefused(t, err, certificatesv1.CertificateDenied, "PodNotVerified", "bound to its pod")
 
-	csr, err := p.InitContainer(node).Object()
-	must.OK(t, err)
+	csr := must.Get(p.InitContainer(node).Object())(t)
 	csr.Name += "-usages"
 	csr.Spec.Usages = append(csr.Spec.Usages, certificatesv1.UsageCertSign)
 	requireRefused(t, refusal(t, p, csr), certificatesv1.CertificateDenied, "UsageNotAllowed",
@@ -90,8 +88,7 @@ func TestPodWithoutAnAddressIsWaitedFor(t *testing.T) {
 	csr := submit(t, p, asking)
 	waitLog(t, d, "the IP address of the pod "+p.Namespace+"/"+p.Name)
 	requireOpen(t, csr.Name)
-	_, err := shared.Cluster.RunPod(t.Context(), p.Pod, ip)
-	must.OK(t, err)
+	must.Get(shared.Cluster.RunPod(t.Context(), p.Pod, ip))(t)
 	requireAnswered(t, p, asking)
 }
 
@@ -115,8 +112,7 @@ func TestAnothersApproval(t *testing.T) {
 
 	good := submit(t, p, p.InitContainer(node))
 	approve(t, shared.Cluster.Client(), good.Name)
-	csr, err := calico.Wait(t.Context(), p.Client, good.Name)
-	must.OK(t, err)
+	csr := must.Get(calico.Wait(t.Context(), p.Client, good.Name))(t)
 	requireIssued(t, csr, p.InitContainer(node))
 	if c := csr.Status.Conditions; len(c) != 1 || c[0].Reason != "DecidedByTest" {
 		t.Errorf("conditions: %v", c)
@@ -124,7 +120,7 @@ func TestAnothersApproval(t *testing.T) {
 
 	bad := submit(t, p, p.InitContainer(typha))
 	approve(t, shared.Cluster.Client(), bad.Name)
-	_, err = calico.Wait(t.Context(), p.Client, bad.Name)
+	_, err := calico.Wait(t.Context(), p.Client, bad.Name)
 	requireRefused(t, err, certificatesv1.CertificateFailed, "NameNotAllowed", "typha-server")
 }
 
@@ -261,8 +257,7 @@ func says(log, message string, csr *certificatesv1.CertificateSigningRequest) bo
 // each with the data by which an auditor finds it.
 func requireVerdicts(t *testing.T, log string, made []*certificatesv1.CertificateSigningRequest) {
 	t.Helper()
-	text, err := os.ReadFile(log)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(log))(t)
 	verdicts := map[string]string{}
 	for line := range strings.Lines(string(text)) {
 		var d journal.Decision
@@ -300,8 +295,7 @@ func TestOverBudgetWaits(t *testing.T) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	file, _ := strings.CutPrefix(env, "POLICY_FILE=")
-	text, err := os.ReadFile(file)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(file))(t)
 	write(t, file, strings.Replace(string(text), "perPod: 1", "perPod: 2", 1))
 	requireAnswered(t, p, second)
 }

@@ -30,10 +30,8 @@ func ownedPod(t *testing.T, c calico.Component, kind, name string) *corev1.Pod {
 	made := newPod(t, c)
 	patch := fmt.Sprintf(`{"metadata":{"ownerReferences":[
 		{"apiVersion":"apps/v1","kind":%q,"name":%q,"uid":"1","controller":true}]}}`, kind, name)
-	owned, err := shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(),
-		made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-	must.OK(t, err)
-	return owned
+	return must.Get(shared.Cluster.Client().CoreV1().Pods(made.Namespace).Patch(t.Context(),
+		made.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}))(t)
 }
 
 // ownedReplicaSet creates the ReplicaSet of a Deployment.
@@ -69,22 +67,17 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 	t.Helper()
 	authority := certificateOf(t, ca)
 	dir = filepath.Join(t.TempDir(), "state")
-	j, err := journal.Open(dir, journal.Options{Version: "test", CA: authority})
-	must.OK(t, err)
+	j := must.Get(journal.Open(dir, journal.Options{Version: "test", CA: authority}))(t)
 	signer := caSigner(t, authority)
 	for n, c := range certificates {
-		serial, err := j.ID().NewSerial()
-		must.OK(t, err)
-		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		serial := must.Get(j.ID().NewSerial())(t)
+		der := must.Get(x509.CreateCertificate(rand.Reader, &x509.Certificate{
 			SerialNumber: serial, Subject: pkix.Name{CommonName: c.component.DNSNames[0]},
 			NotBefore: time.Now().Add(c.left - 365*24*time.Hour), NotAfter: time.Now().Add(c.left),
-		}, authority, authority.PublicKey, signer)
-		must.OK(t, err)
-		cert, err := x509.ParseCertificate(der)
-		must.OK(t, err)
+		}, authority, authority.PublicKey, signer))(t)
+		cert := must.Get(x509.ParseCertificate(der))(t)
 		uid, number := fmt.Sprintf("former-%d", n), journal.FormatSerial(serial)
-		signed, err := journal.NewSigned(uid, der, authority)
-		must.OK(t, err)
+		signed := must.Get(journal.NewSigned(uid, der, authority))(t)
 		for _, e := range []journal.Entry{
 			journal.Intent{UID: uid, Name: c.component.SecretName + ":" + c.pod.Name,
 				Signer: "example.com/calico", Requester: requesterOf(c.pod),
@@ -103,13 +96,11 @@ func journalOf(t *testing.T, certificates ...formerCertificate) (dir string) {
 // caSigner signs with the CA's key, which only hsm-signer should do.
 func caSigner(t *testing.T, authority *x509.Certificate) crypto.Signer {
 	t.Helper()
-	name, value, _ := strings.Cut(shared.Token.Env(), "=")
-	t.Setenv(name, value)
-	key, err := hsm.NewKey(hsm.Config{
+	must.Setenv(t, shared.Token.Env())
+	key := must.Get(hsm.NewKey(hsm.Config{
 		Module: shared.Token.Module, Token: hsm.TokenID{Label: shared.Token.Label},
 		PIN: hsm.PIN(shared.Token.PIN).Fixed(), Key: hsm.KeyID{Label: ca.KeyLabel},
-	}, authority.PublicKey)
-	must.OK(t, err)
+	}, authority.PublicKey))(t)
 	t.Cleanup(key.Close)
 	return key.Signer(t.Context())
 }

@@ -280,8 +280,7 @@ func TestExplainLive(t *testing.T) {
 }
 
 func TestCeremonyOverwritesNothing(t *testing.T) {
-	before, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
+	before := must.Get(os.ReadFile(ca.CertFile))(t)
 	out := filepath.Join(t.TempDir(), "again.crt")
 	command(t, ca, nil, "ca", "create", "--out", out).complains(t, 4, "holds a key labelled")
 	command(t, testenv.CA{KeyLabel: "new"}, nil, "ca", "create", "--out", ca.CertFile).

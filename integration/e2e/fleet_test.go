@@ -13,12 +13,10 @@ import (
 // Clients that lose their watch leave pods without a certificate. heal deletes these pods, and
 // their successors get one.
 func TestLostClientsAreHealed(t *testing.T) {
-	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
-	must.OK(t, err)
+	proxy := must.Get(faultproxy.NewProxy(shared.Cluster.Config()))(t)
 	defer proxy.Close()
 	const pods = 4
-	f, err := fleet.New(t.Context(), shared, node, pods)
-	must.OK(t, err)
+	f := must.Get(fleet.New(t.Context(), shared, node, pods))(t)
 	f.Backdate = 2 * time.Minute
 	watching := make(chan struct{}, 10*pods)
 	plan := load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour,

@@ -170,11 +170,9 @@ func (s podState) played(t *testing.T, c calico.Component) (*podPlayed, *corev1.
 	must.OK(t, shared.Cluster.EnsureServiceAccount(t.Context(), c.Namespace, c.ServiceAccount))
 	must.OK(t, shared.Cluster.EnsureNode(t.Context(), p.pod.Spec.NodeName))
 	pods := shared.Cluster.Client().CoreV1().Pods(c.Namespace)
-	made, err := pods.Create(t.Context(), p.pod, metav1.CreateOptions{})
-	must.OK(t, err)
+	made := must.Get(pods.Create(t.Context(), p.pod, metav1.CreateOptions{}))(t)
 	made.Status.PodIP, made.Status.PodIPs = p.status.PodIP, p.status.PodIPs
-	made, err = pods.UpdateStatus(t.Context(), made, metav1.UpdateOptions{})
-	must.OK(t, err)
+	made = must.Get(pods.UpdateStatus(t.Context(), made, metav1.UpdateOptions{}))(t)
 	return p, made
 }
 
@@ -183,14 +181,12 @@ func (s podState) make(t *testing.T, c calico.Component) *corev1.Pod {
 	t.Helper()
 	p, made := s.played(t, c)
 	if !s.noRequest {
-		pod, err := shared.Cluster.WithToken(t.Context(), made)
-		must.OK(t, err)
+		pod := must.Get(shared.Cluster.WithToken(t.Context(), made))(t)
 		csr := submit(t, pod, pod.InitContainer(c))
 		decide(t, shared.Cluster.Client(), csr.Name,
 			certificatesv1.CertificateSigningRequestCondition{
 				Type: certificatesv1.CertificateApproved, LastUpdateTime: ago(s.approved)})
-		_, err = calico.Wait(t.Context(), pod.Client, csr.Name)
-		must.OK(t, err)
+		must.Get(calico.Wait(t.Context(), pod.Client, csr.Name))(t)
 	}
 	made.Status = p.status
 	made, err := shared.Cluster.Client().CoreV1().Pods(c.Namespace).UpdateStatus(t.Context(), made,
@@ -223,8 +219,7 @@ func TestHealDeletesStuckPodsAlone(t *testing.T) {
 	waitMetrics(t, d, fmt.Sprintf("\nhsm_signer_stuck_pods %d\n", stuck))
 	healer := startHealer(t)
 	waitMetrics(t, healer, "\nhsm_signer_heal_stuck_pods 2\n") // weak-2 and no-owner
-	list, err := pods.List(t.Context(), metav1.ListOptions{})
-	must.OK(t, err)
+	list := must.Get(pods.List(t.Context(), metav1.ListOptions{}))(t)
 	for _, pod := range list.Items {
 		s, ours := byName[pod.Name]
 		if ours && s.deleted != (pod.DeletionTimestamp != nil) {

@@ -27,9 +27,8 @@ func TestHealIsAComponent(t *testing.T) {
 				if warnings != "" && kind == "" {
 					t.Errorf("kubectl apply: %s", warnings)
 				}
-				made, err := shared.Cluster.Client().AppsV1().Deployments("hsm-signer").
-					Get(t.Context(), "hsm-signer-heal", metav1.GetOptions{})
-				must.OK(t, err)
+				made := must.Get(shared.Cluster.Client().AppsV1().Deployments("hsm-signer").
+					Get(t.Context(), "hsm-signer-heal", metav1.GetOptions{}))(t)
 				requireHealPod(t, made, kind != "")
 			})
 		}
@@ -58,8 +57,7 @@ func requireHealPod(t *testing.T, made *appsv1.Deployment, hostNetwork bool) {
 	pods := shared.Cluster.Client().CoreV1().Pods("hsm-signer")
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "hsm-signer-heal-0",
 		Labels: made.Spec.Template.Labels}, Spec: spec}
-	created, err := pods.Create(t.Context(), pod, metav1.CreateOptions{})
-	must.OK(t, err)
+	created := must.Get(pods.Create(t.Context(), pod, metav1.CreateOptions{}))(t)
 	must.OK(t, shared.Cluster.DeletePod(t.Context(), created))
 }
 

@@ -24,12 +24,10 @@ func TestCheckReadsCalicosInstallation(t *testing.T) {
 		return apierrors.IsNotFound(err) &&
 			strings.Contains(err.Error(), "\"default\" not found"), nil
 	})
-	text, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(ca.CertFile))(t)
 	other, _, err := shared.CreateCA(t.Context(), "ecdsa-p521")
 	must.OK(t, err)
-	foreign, err := os.ReadFile(other.CertFile)
-	must.OK(t, err)
+	foreign := must.Get(os.ReadFile(other.CertFile))(t)
 	for _, c := range []struct {
 		spec  string
 		code  int

@@ -51,11 +51,8 @@ func TestForeignCertificateIsNoticed(t *testing.T) {
 	before := foreign(t, d, -1) // other tests have left certificates of other CAs
 	p := newPod(t, node)
 	csr := submit(t, p, p.InitContainer(node))
-	var err error
-	csr.Status.Certificate, err = os.ReadFile(importKey(t, "foreign").CertFile)
-	must.OK(t, err)
-	_, err = shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{})
-	must.OK(t, err)
+	csr.Status.Certificate = must.Get(os.ReadFile(importKey(t, "foreign").CertFile))(t)
+	must.Get(shared.Cluster.Requests().UpdateStatus(t.Context(), csr, metav1.UpdateOptions{}))(t)
 	requireEvent(t, csr.Name, "ForeignCertificate")
 	if after := foreign(t, d, before); after != before+1 {
 		t.Errorf("%d certificates are foreign, and %d were before", after, before)
@@ -86,19 +83,15 @@ func foreign(t *testing.T, d *testenv.Daemon, other int) (n int) {
 func TestPermissionTakenAwayAndGivenBack(t *testing.T) {
 	d := startReady(t, ca)
 	roles := shared.Cluster.Client().RbacV1().ClusterRoles()
-	whole, err := roles.Get(t.Context(), "hsm-signer", metav1.GetOptions{})
-	must.OK(t, err)
+	whole := must.Get(roles.Get(t.Context(), "hsm-signer", metav1.GetOptions{}))(t)
 	without := whole.DeepCopy()
 	without.Rules = slices.DeleteFunc(without.Rules,
 		func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods") })
-	_, err = roles.Update(t.Context(), without, metav1.UpdateOptions{})
-	must.OK(t, err)
+	must.Get(roles.Update(t.Context(), without, metav1.UpdateOptions{}))(t)
 	back := func() {
-		now, err := roles.Get(context.Background(), "hsm-signer", metav1.GetOptions{})
-		must.OK(t, err)
+		now := must.Get(roles.Get(context.Background(), "hsm-signer", metav1.GetOptions{}))(t)
 		now.Rules = whole.Rules
-		_, err = roles.Update(context.Background(), now, metav1.UpdateOptions{})
-		must.OK(t, err)
+		must.Get(roles.Update(context.Background(), now, metav1.UpdateOptions{}))(t)
 	}
 	t.Cleanup(back)
 	must.OK(t, d.WaitNotReady(t.Context(), "[-] permissions: may not get pods; list pods"))
@@ -139,8 +132,7 @@ func TestCheckpointsAreSigned(t *testing.T) {
 // A checkpoint key that can leave the token is used. run and check warn about it.
 func TestCheckpointKeyThatCanLeaveIsLogged(t *testing.T) {
 	imported := importKey(t, "imported-checkpoints")
-	der, err := x509.MarshalPKIXPublicKey(certificateOf(t, imported).PublicKey)
-	must.OK(t, err)
+	der := must.Get(x509.MarshalPKIXPublicKey(certificateOf(t, imported).PublicKey))(t)
 	public := tempFile(t, "checkpoint.pub",
 		string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
 	env := []string{
@@ -183,8 +175,7 @@ func TestDeliveredCertificateIsNoOrphan(t *testing.T) {
 // would.
 func cutBehindSigned(t *testing.T, path, uid string) {
 	t.Helper()
-	text, err := os.ReadFile(path)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(path))(t)
 	end := 0
 	for line := range bytes.Lines(text) {
 		end += len(line)

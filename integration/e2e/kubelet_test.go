@@ -53,8 +53,7 @@ func startKubelet(t *testing.T, node string, pods ...*corev1.Pod) *kubelet {
 	config := shared.Cluster.Config()
 	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:" + node,
 		Groups: []string{"system:nodes", "system:authenticated"}}
-	client, err := kubernetes.NewForConfig(config)
-	must.OK(t, err)
+	client := must.Get(kubernetes.NewForConfig(config))(t)
 	own := func(field string) informers.SharedInformerFactory {
 		return informers.NewSharedInformerFactoryWithOptions(client, 0,
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -87,9 +86,8 @@ func startKubelet(t *testing.T, node string, pods ...*corev1.Pod) *kubelet {
 // newVolumePod makes a pod on a node of its own with a volume of the signer's.
 func (s ownSigner) newVolumePod(t *testing.T, node, keyType string) *corev1.Pod {
 	t.Helper()
-	made, err := shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods",
-		Name: node + "-" + strings.ToLower(keyType) + "-empty", Node: node})
-	must.OK(t, err)
+	made := must.Get(shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods",
+		Name: node + "-" + strings.ToLower(keyType) + "-empty", Node: node}))(t)
 	most := int32(3600)
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: node + "-" + strings.ToLower(keyType)},
 		Spec: made.Spec}
@@ -100,10 +98,8 @@ func (s ownSigner) newVolumePod(t *testing.T, node, keyType string) *corev1.Pod 
 				CredentialBundlePath: "credentials.pem",
 			}}},
 		}}})
-	pod, err = shared.Cluster.Client().CoreV1().Pods(made.Namespace).Create(t.Context(), pod,
-		metav1.CreateOptions{})
-	must.OK(t, err)
-	return pod
+	return must.Get(shared.Cluster.Client().CoreV1().Pods(made.Namespace).Create(t.Context(), pod,
+		metav1.CreateOptions{}))(t)
 }
 
 // bundle returns the private key and the certificate that kubelet would write into the volume, in
@@ -223,9 +219,8 @@ func TestRefusedRefreshIsHeld(t *testing.T) {
 			if c.started {
 				pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main",
 					State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
-				_, err := shared.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(
-					t.Context(), pod, metav1.UpdateOptions{})
-				must.OK(t, err)
+				must.Get(shared.Cluster.Client().CoreV1().Pods(pod.Namespace).UpdateStatus(
+					t.Context(), pod, metav1.UpdateOptions{}))(t)
 			}
 			pcr, _ := s.podRequest(t, pod, pkcs10.ECDSAP256)
 			if c.condition == "" {

@@ -120,10 +120,9 @@ func TestLeaseOfAHolderThatIsNotThere(t *testing.T) {
 	waitLeads(t, first)
 	second := startCandidate(t, s.env()...)
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
-	_, err := leases.Patch(t.Context(), string(s), types.MergePatchType, []byte(`{"spec":{
+	must.Get(leases.Patch(t.Context(), string(s), types.MergePatchType, []byte(`{"spec":{
 		"holderIdentity":"nobody","leaseDurationSeconds":2147483647,"leaseTransitions":2147483647
-	}}`), metav1.PatchOptions{})
-	must.OK(t, err)
+	}}`), metav1.PatchOptions{}))(t)
 	must.Eventually(t, "one to lead again", func(ctx context.Context) (bool, error) {
 		lease, err := leases.Get(ctx, string(s), metav1.GetOptions{})
 		return err == nil && *lease.Spec.HolderIdentity != "nobody" &&
@@ -142,8 +141,7 @@ func TestAJournalCutByOneLineDoesNotLead(t *testing.T) {
 	requireIssues(t)
 	must.OK(t, first.Shutdown())
 	path := filepath.Join(dir, "journal-00000001.jsonl")
-	text, err := os.ReadFile(path)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(path))(t)
 	must.OK(t, os.WriteFile(path, text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1], 0o600))
 	cut := start(t, ca, append([]string{state}, electing...)...)
 	must.OK(t, cut.WaitNotReady(t.Context(), "[-] journal: the journal was rolled back"))

@@ -38,8 +38,7 @@ type oldCluster struct {
 func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	t.Helper()
 	o.Upstream = shared.Cluster.Config()
-	server, err := legacyapi.Start(o)
-	must.OK(t, err)
+	server := must.Get(legacyapi.Start(o))(t)
 	t.Cleanup(func() {
 		if err := server.Close(); err != nil {
 			t.Error(err)
@@ -57,8 +56,7 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 func encrypted(t *testing.T,
 	config func(token string) *rest.Config) func(token string) *rest.Config {
 	t.Helper()
-	plain, err := url.Parse(config("").Host)
-	must.OK(t, err)
+	plain := must.Get(url.Parse(config("").Host))(t)
 	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(plain))
 	t.Cleanup(server.Close)
 	return func(token string) *rest.Config {
@@ -94,13 +92,9 @@ func (o oldCluster) newPodAt(t *testing.T, c calico.Component, ip string) testen
 	t.Helper()
 	spec := testenv.PodSpec{Namespace: c.Namespace, ServiceAccount: c.ServiceAccount,
 		Name: fmt.Sprintf("%s-old-%d", c.ServiceAccount, numbers.Add(1)), IPs: []string{ip}}
-	made, err := shared.Cluster.Pod(t.Context(), spec)
-	must.OK(t, err)
-	token, err := shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount)
-	must.OK(t, err)
-	p, err := testenv.PodWith(made, o.api.Config(token))
-	must.OK(t, err)
-	return p
+	made := must.Get(shared.Cluster.Pod(t.Context(), spec))(t)
+	token := must.Get(shared.Cluster.UnboundToken(t.Context(), c.Namespace, c.ServiceAccount))(t)
+	return must.Get(testenv.PodWith(made, o.api.Config(token)))(t)
 }
 
 // submitOld submits the request as v1beta1. An empty signer name is left out.
@@ -108,26 +102,21 @@ func submitOld(t *testing.T, client kubernetes.Interface,
 	request *certificatesv1.CertificateSigningRequest,
 ) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
-	text, err := json.Marshal(request)
-	must.OK(t, err)
+	text := must.Get(json.Marshal(request))(t)
 	old := &certificatesv1beta1.CertificateSigningRequest{}
 	must.OK(t, json.Unmarshal(text, old))
 	if request.Spec.SignerName == "" {
 		old.Spec.SignerName = nil
 	}
-	old, err = client.CertificatesV1beta1().CertificateSigningRequests().Create(t.Context(), old,
-		metav1.CreateOptions{})
-	must.OK(t, err)
-	return old
+	requests := client.CertificatesV1beta1().CertificateSigningRequests()
+	return must.Get(requests.Create(t.Context(), old, metav1.CreateOptions{}))(t)
 }
 
 // askOld submits the request of the init container as v1beta1.
 func askOld(t *testing.T, p testenv.Pod,
 	asking calico.InitContainer) *certificatesv1beta1.CertificateSigningRequest {
 	t.Helper()
-	request, err := asking.Object()
-	must.OK(t, err)
-	return submitOld(t, p.Client, request)
+	return submitOld(t, p.Client, must.Get(asking.Object())(t))
 }
 
 // end waits for the end of a request, as the cluster stores it.
@@ -141,8 +130,7 @@ func end(t *testing.T, name string) (*certificatesv1.CertificateSigningRequest, 
 // requireOldCertificate waits until the pod can read its certificate as v1beta1.
 func requireOldCertificate(t *testing.T, p testenv.Pod, name string, asking calico.InitContainer) {
 	t.Helper()
-	csr, err := end(t, name)
-	must.OK(t, err)
+	csr := must.Get(end(t, name))(t)
 	requireOpenSSL(t, ca, requireIssued(t, csr, asking))
 	old, err := p.Client.CertificatesV1beta1().CertificateSigningRequests().Get(t.Context(), name,
 		metav1.GetOptions{})
@@ -292,15 +280,13 @@ func (o oldCluster) askAsKubelet(t *testing.T) *certificatesv1beta1.CertificateS
 	config := o.api.Config(shared.Cluster.Config().BearerToken)
 	config.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node-1",
 		Groups: []string{"system:nodes"}}
-	kubelet, err := testenv.PodWith(&corev1.Pod{
+	kubelet := must.Get(testenv.PodWith(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "kubelet"},
 		Status:     corev1.PodStatus{PodIP: shared.NextIP()},
-	}, config)
-	must.OK(t, err)
+	}, config))(t)
 	asking := kubelet.InitContainer(node)
 	asking.SignerName = ""
-	request, err := asking.Object()
-	must.OK(t, err)
+	request := must.Get(asking.Object())(t)
 	request.Spec.Usages = []certificatesv1.KeyUsage{
 		certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment,
 		certificatesv1.UsageClientAuth,
@@ -328,9 +314,7 @@ func TestV1beta1Disappears(t *testing.T) {
 	old.api.Upgrade()
 	later := old.newPod(t, node)
 	asking = later.InitContainer(node)
-	csr, err := end(t, submit(t, later, asking).Name)
-	must.OK(t, err)
-	requireIssued(t, csr, asking)
+	requireIssued(t, must.Get(end(t, submit(t, later, asking).Name))(t), asking)
 	must.OK(t, d.WaitReady(t.Context()))
 	if log := d.Log(); !strings.Contains(log, `"api":"certificates.k8s.io/v1"`) ||
 		strings.Contains(log, `"@level":"error"`) {

@@ -24,13 +24,11 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 	d := startReady(t, ca, "STATE_DIR="+state)
 	p := newPod(t, node)
 	object := func(name string) *certificatesv1.CertificateSigningRequest {
-		csr, err := p.InitContainer(node).Object()
-		must.OK(t, err)
+		csr := must.Get(p.InitContainer(node).Object())(t)
 		csr.Name = name
 		return csr
 	}
-	longest, err := p.LongestRequest(t.Context(), object("limit-0"))
-	must.OK(t, err)
+	longest := must.Get(p.LongestRequest(t.Context(), object("limit-0")))(t)
 	t.Logf("etcd stores %d bytes of spec.request", longest)
 	var full []*certificatesv1.CertificateSigningRequest
 	for n, spare := range []int{0, 100, 299, 2000} {
@@ -83,8 +81,7 @@ func TestRequestsNearTheLimitOfEtcd(t *testing.T) {
 func create(t *testing.T, p testenv.Pod,
 	csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	made, err := p.Requests().Create(t.Context(), csr, metav1.CreateOptions{})
-	must.OK(t, err)
+	made := must.Get(p.Requests().Create(t.Context(), csr, metav1.CreateOptions{}))(t)
 	t.Cleanup(func() {
 		_ = p.Requests().Delete(context.Background(), made.Name, metav1.DeleteOptions{})
 	})

@@ -21,8 +21,7 @@ var patientClient = load.Plan{PerEvent: 3 * time.Millisecond, Timeout: time.Hour
 // Pods that start at once all get their certificates, each within 90 seconds.
 func TestLoadIsServed(t *testing.T) {
 	startReady(t, ca)
-	pods, err := shared.LoadPods(t.Context(), node, 10)
-	must.OK(t, err)
+	pods := must.Get(shared.LoadPods(t.Context(), node, 10))(t)
 	report := load.Run(t.Context(), pods, patientClient)
 	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 ||
 		report.Max < report.P99 {
@@ -33,11 +32,9 @@ func TestLoadIsServed(t *testing.T) {
 // A client whose watch ends early is lost: it exits with success and has no files. It does not try
 // again.
 func TestLoadCountsLostClients(t *testing.T) {
-	proxy, err := faultproxy.NewProxy(shared.Cluster.Config())
-	must.OK(t, err)
+	proxy := must.Get(faultproxy.NewProxy(shared.Cluster.Config()))(t)
 	defer proxy.Close()
-	pods, err := shared.LoadPods(t.Context(), node, 3)
-	must.OK(t, err)
+	pods := must.Get(shared.LoadPods(t.Context(), node, 3))(t)
 	for i := range pods {
 		pods[i].Config = proxy.Config(pods[i].Config.BearerToken)
 	}
@@ -57,8 +54,7 @@ func TestLoadCountsLostClients(t *testing.T) {
 // A client without an answer is late. Its next attempt replaces the request, whose key is lost, by
 // one with the same name.
 func TestLoadStartsLateClientsAgain(t *testing.T) {
-	pods, err := shared.LoadPods(t.Context(), node, 2)
-	must.OK(t, err)
+	pods := must.Get(shared.LoadPods(t.Context(), node, 2))(t)
 	plan := load.Plan{Attempts: 2, Timeout: time.Second}
 	if report := load.Run(t.Context(), pods, plan); report.Late != len(pods) || report.Issued != 0 {
 		t.Fatalf("without a signer: %s; errors: %v", report, report.Errors)
@@ -75,10 +71,8 @@ func TestLoadOfProcessesIsServed(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "calicoclient")
 	must.OK(t, testenv.BuildClient(t.Context(), binary))
 	startReady(t, ca)
-	pods, err := shared.LoadPods(t.Context(), node, 3)
-	must.OK(t, err)
-	report, err := load.Processes{Binary: binary}.Run(t.Context(), pods)
-	must.OK(t, err)
+	pods := must.Get(shared.LoadPods(t.Context(), node, 3))(t)
+	report := must.Get(load.Processes{Binary: binary}.Run(t.Context(), pods))(t)
 	if report.Succeeded != len(pods) || report.Issued != len(pods) || report.P50 <= 0 {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}
@@ -119,16 +113,12 @@ func TestClientsSurviveTheEndOfASigner(t *testing.T) {
 // requireServedAmid starts clients within a second, and calls middle when half of them watch.
 func requireServedAmid(t *testing.T, clients int, middle func()) {
 	t.Helper()
-	pods, err := shared.LoadPods(t.Context(), node, clients)
-	must.OK(t, err)
-	before, err := load.Terminated(t.Context(), shared.Cluster.Client())
-	must.OK(t, err)
+	pods := must.Get(shared.LoadPods(t.Context(), node, clients))(t)
+	before := must.Get(load.Terminated(t.Context(), shared.Cluster.Client()))(t)
 	plan := patientClient
 	plan.Every = time.Second / time.Duration(clients)
-	report, err := load.RunAmid(t.Context(), pods, plan, middle)
-	must.OK(t, err)
-	after, err := load.Terminated(t.Context(), shared.Cluster.Client())
-	must.OK(t, err)
+	report := must.Get(load.RunAmid(t.Context(), pods, plan, middle))(t)
+	after := must.Get(load.Terminated(t.Context(), shared.Cluster.Client()))(t)
 	if report.Succeeded+report.Lost != clients || report.Lost > after-before {
 		t.Errorf("%s; the API server closed %d watches; errors: %v", report, after-before,
 			report.Errors)
@@ -151,8 +141,7 @@ func waitIssued(t *testing.T, name string) {
 // A fixed rate serves all clients too, and the metrics show it.
 func TestAnswerRate(t *testing.T) {
 	d := startReady(t, ca, "ANSWER_RATE=20")
-	pods, err := shared.LoadPods(t.Context(), node, 10)
-	must.OK(t, err)
+	pods := must.Get(shared.LoadPods(t.Context(), node, 10))(t)
 	if report := load.Run(t.Context(), pods, patientClient); report.Succeeded != len(pods) {
 		t.Errorf("%d pods asked: %s; errors: %v", len(pods), report, report.Errors)
 	}

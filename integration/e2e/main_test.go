@@ -48,8 +48,7 @@ var numbers atomic.Uint32
 // start runs hsm-signer until the end of the test. Unless the test kills it, it must exit with 0.
 func start(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 	t.Helper()
-	d, err := shared.Run(context.WithoutCancel(t.Context()), ca, env...)
-	must.OK(t, err)
+	d := must.Get(shared.Run(context.WithoutCancel(t.Context()), ca, env...))(t)
 	t.Cleanup(func() { must.OK(t, d.Shutdown()) })
 	return d
 }
@@ -64,8 +63,7 @@ func startReady(t *testing.T, ca testenv.CA, env ...string) *testenv.Daemon {
 // startHealer runs "hsm-signer heal" until the end of the test.
 func startHealer(t *testing.T, env ...string) *testenv.Daemon {
 	t.Helper()
-	d, err := shared.Heal(context.WithoutCancel(t.Context()), env...)
-	must.OK(t, err)
+	d := must.Get(shared.Heal(context.WithoutCancel(t.Context()), env...))(t)
 	t.Cleanup(func() { must.OK(t, d.Shutdown()) })
 	return d
 }
@@ -130,7 +128,5 @@ func withPolicy(t *testing.T, text string) string {
 // withBudget returns the setting for Calico's policy with another budget.
 func withBudget(t *testing.T, budget string) string {
 	t.Helper()
-	setting, err := shared.WithBudget(t.Context(), ca, "calico", budget)
-	must.OK(t, err)
-	return setting
+	return must.Get(shared.WithBudget(t.Context(), ca, "calico", budget))(t)
 }

@@ -37,8 +37,7 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 	for _, file := range []string{"deploy/monitoring/prometheusrule.yaml",
 		"deploy/monitoring/prometheusrule-installation.yaml", "deploy/monitoring/dashboard.json",
 		manual} {
-		text, err := os.ReadFile("../../" + file)
-		must.OK(t, err)
+		text := must.Get(os.ReadFile("../../" + file))(t)
 		names := regexp.MustCompile(`\bhsm_signer_[a-z0-9_]+`).FindAllString(string(text), -1)
 		slices.Sort(names)
 		for _, name := range slices.Compact(names) {
@@ -49,16 +48,14 @@ func TestEveryMetricThatIsWatchedExists(t *testing.T) {
 			}
 		}
 	}
-	text, err := os.ReadFile("../../" + manual)
-	must.OK(t, err)
+	text := must.Get(os.ReadFile("../../" + manual))(t)
 	for _, line := range regexp.MustCompile(`(?m)^# TYPE (hsm_signer_\S+)`).
 		FindAllStringSubmatch(metrics, -1) {
 		if !strings.Contains(string(text), "`"+line[1]+"`") {
 			t.Errorf("%s does not name %s", manual, line[1])
 		}
 	}
-	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
-	must.OK(t, err)
+	problems := must.Get(promlint.New(strings.NewReader(metrics)).Lint())(t)
 	for _, problem := range problems {
 		t.Errorf("%s: %s", problem.Metric, problem.Text)
 	}

@@ -19,9 +19,7 @@ func metric(t *testing.T, metrics, series string) float64 {
 	if line == nil {
 		return -1
 	}
-	value, err := strconv.ParseFloat(line[1], 64)
-	must.OK(t, err)
-	return value
+	return must.Get(strconv.ParseFloat(line[1], 64))(t)
 }
 
 // openRequests returns how many requests are open, and how many of them have met a fault.
@@ -79,8 +77,7 @@ func TestOutageWithOpenRequests(t *testing.T) {
 
 	back()
 	for i, name := range names {
-		_, err := calico.Wait(t.Context(), pods[i].Client, name)
-		must.OK(t, err)
+		must.Get(calico.Wait(t.Context(), pods[i].Client, name))(t)
 	}
 	must.Eventually(t, "nothing to be open", func(ctx context.Context) (bool, error) {
 		metrics := d.Metrics(ctx)

@@ -41,47 +41,37 @@ func (s ownSigner) podEnv(more ...string) []string {
 func newPlainPod(t *testing.T) *corev1.Pod {
 	t.Helper()
 	name := fmt.Sprintf("plain-%d", numbers.Add(1))
-	pod, err := shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods", Name: name,
-		ServiceAccount: name})
-	must.OK(t, err)
-	return pod
+	return must.Get(shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods", Name: name,
+		ServiceAccount: name}))(t)
 }
 
 // podRequest is what kubelet asks for the pod with a new key, which it returns.
 func (s ownSigner) podRequest(t *testing.T, pod *corev1.Pod, key pkcs10.KeyType) (
 	*certificatesv1.PodCertificateRequest, crypto.Signer) {
 	t.Helper()
-	private, err := key.Generate()
-	must.OK(t, err)
-	pcr, err := shared.Cluster.PodCertificateRequest(t.Context(), s.name(), pod,
-		pkcs10Of(t, private, x509.CertificateRequest{}))
-	must.OK(t, err)
+	private := must.Get(key.Generate())(t)
+	pcr := must.Get(shared.Cluster.PodCertificateRequest(t.Context(), s.name(), pod,
+		pkcs10Of(t, private, x509.CertificateRequest{})))(t)
 	return pcr, private
 }
 
 func pkcs10Of(t *testing.T, key crypto.Signer, template x509.CertificateRequest) []byte {
 	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
-	must.OK(t, err)
-	return der
+	return must.Get(x509.CreateCertificateRequest(rand.Reader, &template, key))(t)
 }
 
 func createPodRequest(t *testing.T,
 	pcr *certificatesv1.PodCertificateRequest) *certificatesv1.PodCertificateRequest {
 	t.Helper()
-	created, err := shared.Cluster.Client().CertificatesV1().
-		PodCertificateRequests(pcr.Namespace).Create(t.Context(), pcr, metav1.CreateOptions{})
-	must.OK(t, err)
-	return created
+	return must.Get(shared.Cluster.Client().CertificatesV1().
+		PodCertificateRequests(pcr.Namespace).Create(t.Context(), pcr, metav1.CreateOptions{}))(t)
 }
 
 func readPodRequest(t *testing.T,
 	pcr *certificatesv1.PodCertificateRequest) *certificatesv1.PodCertificateRequest {
 	t.Helper()
-	now, err := shared.Cluster.Client().CertificatesV1().
-		PodCertificateRequests(pcr.Namespace).Get(t.Context(), pcr.Name, metav1.GetOptions{})
-	must.OK(t, err)
-	return now
+	return must.Get(shared.Cluster.Client().CertificatesV1().
+		PodCertificateRequests(pcr.Namespace).Get(t.Context(), pcr.Name, metav1.GetOptions{}))(t)
 }
 
 // requirePodRequestsOpen requires that none of the requests has an answer.
@@ -167,8 +157,7 @@ func TestForgedPodRequests(t *testing.T) {
 	mirror := newMirrorPod(t)
 	type spec = certificatesv1.PodCertificateRequestSpec
 	ecdsa := func(template x509.CertificateRequest) []byte {
-		key, err := pkcs10.ECDSAP256.Generate()
-		must.OK(t, err)
+		key := must.Get(pkcs10.ECDSAP256.Generate())(t)
 		return pkcs10Of(t, key, template)
 	}
 	var open []*certificatesv1.PodCertificateRequest
@@ -231,9 +220,7 @@ func newMirrorPod(t *testing.T) *corev1.Pod {
 	must.OK(t, shared.Cluster.DeletePod(t.Context(), pod))
 	mirror := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: pod.Name + "-mirror",
 		Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "1"}}, Spec: pod.Spec}
-	mirror, err := pods.Create(t.Context(), mirror, metav1.CreateOptions{})
-	must.OK(t, err)
-	return mirror
+	return must.Get(pods.Create(t.Context(), mirror, metav1.CreateOptions{}))(t)
 }
 
 // A rule can give pods the names of the Services that select them. Which do is read from the API
@@ -268,23 +255,19 @@ func TestNamesOfServices(t *testing.T) {
 // newServedPod makes a pod with a label and a name below the Service "sets".
 func newServedPod(t *testing.T, account string) *corev1.Pod {
 	t.Helper()
-	pod, err := shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods",
-		Name: account + "-empty", ServiceAccount: account})
-	must.OK(t, err)
+	pod := must.Get(shared.Cluster.Pod(t.Context(), testenv.PodSpec{Namespace: "pods",
+		Name: account + "-empty", ServiceAccount: account}))(t)
 	pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: account + "-0",
 		Labels: map[string]string{"app": account}}, Spec: pod.Spec}
 	pod.Spec.Hostname, pod.Spec.Subdomain = account+"-0", "sets"
-	pod, err = shared.Cluster.Client().CoreV1().Pods("pods").Create(t.Context(), pod,
-		metav1.CreateOptions{})
-	must.OK(t, err)
-	return pod
+	return must.Get(shared.Cluster.Client().CoreV1().Pods("pods").Create(t.Context(), pod,
+		metav1.CreateOptions{}))(t)
 }
 
 func newService(t *testing.T, namespace, name string, selector map[string]string, ip string) {
 	t.Helper()
-	_, err := shared.Cluster.Client().CoreV1().Services(namespace).Create(t.Context(),
+	must.Get(shared.Cluster.Client().CoreV1().Services(namespace).Create(t.Context(),
 		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name},
 			Spec: corev1.ServiceSpec{Selector: selector, ClusterIP: ip,
-				Ports: []corev1.ServicePort{{Port: 443}}}}, metav1.CreateOptions{})
-	must.OK(t, err)
+				Ports: []corev1.ServicePort{{Port: 443}}}}, metav1.CreateOptions{}))(t)
 }

@@ -64,8 +64,7 @@ func (k *kubelet) tlsOf(t *testing.T, pod, peer *corev1.Pod, roots *x509.CertPoo
 	t.Helper()
 	key, chain, err := k.bundle(pod)
 	must.OK(t, err)
-	pair, err := tls.X509KeyPair(chain, key)
-	must.OK(t, err)
+	pair := must.Get(tls.X509KeyPair(chain, key))(t)
 	want := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", podTrustDomain, peer.Namespace,
 		peer.Spec.ServiceAccountName)
 	return &tls.Config{
@@ -89,8 +88,7 @@ func (k *kubelet) tlsOf(t *testing.T, pod, peer *corev1.Pod, roots *x509.CertPoo
 // handshake connects the two, and returns why either turned the other away.
 func handshake(t *testing.T, server, client *tls.Config) error {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must.OK(t, err)
+	listener := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer listener.Close()
 	served := make(chan error, 1)
 	go func() {

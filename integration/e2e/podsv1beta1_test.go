@@ -32,8 +32,7 @@ func (s ownSigner) earlierRequest(t *testing.T, pod *corev1.Pod, kind pkcs10.Key
 	*certificatesv1beta1.PodCertificateRequest, crypto.Signer) {
 	t.Helper()
 	pcr, private := s.podRequest(t, pod, kind)
-	key, err := x509.MarshalPKIXPublicKey(private.Public())
-	must.OK(t, err)
+	key := must.Get(x509.MarshalPKIXPublicKey(private.Public()))(t)
 	return &certificatesv1beta1.PodCertificateRequest{ObjectMeta: pcr.ObjectMeta,
 		Spec: certificatesv1beta1.PodCertificateRequestSpec{
 			SignerName: pcr.Spec.SignerName, PodName: pcr.Spec.PodName, PodUID: pcr.Spec.PodUID,
@@ -55,18 +54,15 @@ func proofOf(t *testing.T, private crypto.Signer, uid types.UID) []byte {
 	case *rsa.PrivateKey:
 		options = &rsa.PSSOptions{Hash: crypto.SHA256}
 	}
-	proof, err := private.Sign(rand.Reader, message, options)
-	must.OK(t, err)
-	return proof
+	return must.Get(private.Sign(rand.Reader, message, options))(t)
 }
 
 // createEarlier creates the request and returns it as v1 shows it.
 func createEarlier(t *testing.T,
 	pcr *certificatesv1beta1.PodCertificateRequest) *certificatesv1.PodCertificateRequest {
 	t.Helper()
-	made, err := shared.Cluster.Client().CertificatesV1beta1().PodCertificateRequests(
-		pcr.Namespace).Create(t.Context(), pcr, metav1.CreateOptions{})
-	must.OK(t, err)
+	made := must.Get(shared.Cluster.Client().CertificatesV1beta1().PodCertificateRequests(
+		pcr.Namespace).Create(t.Context(), pcr, metav1.CreateOptions{}))(t)
 	return readPodRequest(t, &certificatesv1.PodCertificateRequest{ObjectMeta: made.ObjectMeta})
 }
 

@@ -75,8 +75,7 @@ type witness struct {
 
 func watchRequests(t *testing.T) *witness {
 	t.Helper()
-	watch, err := shared.Cluster.Requests().Watch(t.Context(), metav1.ListOptions{})
-	must.OK(t, err)
+	watch := must.Get(shared.Cluster.Requests().Watch(t.Context(), metav1.ListOptions{}))(t)
 	w := &witness{watch: watch, ended: make(chan struct{})}
 	go func() {
 		defer close(w.ended)
@@ -104,8 +103,7 @@ func (w *witness) finish(t *testing.T, name string, p testenv.Pod) {
 // approval.
 func (w *witness) end(t *testing.T) (certificates, approvals int) {
 	t.Helper()
-	list, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
-	must.OK(t, err)
+	list := must.Get(shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{}))(t)
 	must.Eventually(t, "the watch to show all states", func(context.Context) (bool, error) {
 		last := w.last.Load()
 		return last != nil && !newer(list.Items, *last), nil

@@ -31,17 +31,13 @@ var (
 // newPod creates a running pod of the component.
 func newPod(t *testing.T, c calico.Component) testenv.Pod {
 	t.Helper()
-	p, err := shared.NewPod(t.Context(), c, shared.NextIP())
-	must.OK(t, err)
-	return p
+	return must.Get(shared.NewPod(t.Context(), c, shared.NextIP()))(t)
 }
 
 // newPendingPod creates a pod of the component that has no address.
 func newPendingPod(t *testing.T, c calico.Component) testenv.Pod {
 	t.Helper()
-	p, err := shared.NewPod(t.Context(), c)
-	must.OK(t, err)
-	return p
+	return must.Get(shared.NewPod(t.Context(), c))(t)
 }
 
 // newRequester creates a running pod of the component, with an init container that requests the
@@ -56,26 +52,21 @@ func newRequester(t *testing.T, c calico.Component) (testenv.Pod, calico.InitCon
 func submit(t *testing.T, p testenv.Pod,
 	asking calico.InitContainer) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	csr, err := asking.Submit(t.Context(), p.Client)
-	must.OK(t, err)
-	return csr
+	return must.Get(asking.Submit(t.Context(), p.Client))(t)
 }
 
 // refusal creates the request as the pod, and returns how it was refused.
 func refusal(t *testing.T, p testenv.Pod, csr *certificatesv1.CertificateSigningRequest) error {
 	t.Helper()
-	_, err := p.Requests().Create(t.Context(), csr, metav1.CreateOptions{})
-	must.OK(t, err)
-	_, err = calico.Wait(t.Context(), p.Client, csr.Name)
+	must.Get(p.Requests().Create(t.Context(), csr, metav1.CreateOptions{}))(t)
+	_, err := calico.Wait(t.Context(), p.Client, csr.Name)
 	return err
 }
 
 // requireAnswered waits until the submitted request has its certificate, and checks it.
 func requireAnswered(t *testing.T, p testenv.Pod, asking calico.InitContainer) *x509.Certificate {
 	t.Helper()
-	csr, err := calico.Wait(t.Context(), p.Client, asking.Name())
-	must.OK(t, err)
-	return requireIssued(t, csr, asking)
+	return requireIssued(t, must.Get(calico.Wait(t.Context(), p.Client, asking.Name()))(t), asking)
 }
 
 // requireCertificate has the pod request its certificate and checks it.
@@ -119,9 +110,7 @@ func parseCertificate(t *testing.T, text []byte) *x509.Certificate {
 	if block == nil {
 		t.Fatalf("not PEM: %q", text)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	must.OK(t, err)
-	return cert
+	return must.Get(x509.ParseCertificate(block.Bytes))(t)
 }
 
 func requireKey(t *testing.T, request string, cert *x509.Certificate, key crypto.Signer) {
@@ -135,9 +124,7 @@ func requireKey(t *testing.T, request string, cert *x509.Certificate, key crypto
 // certificateOf returns the certificate of the CA.
 func certificateOf(t *testing.T, ca testenv.CA) *x509.Certificate {
 	t.Helper()
-	text, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
-	return parseCertificate(t, text)
+	return parseCertificate(t, must.Get(os.ReadFile(ca.CertFile))(t))
 }
 
 // requireOpenSSL verifies the chain with openssl.
@@ -169,9 +156,7 @@ func requireRefused(t *testing.T, err error, kind certificatesv1.RequestConditio
 // get returns the request as it is now.
 func get(t *testing.T, name string) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	csr, err := shared.Cluster.Requests().Get(t.Context(), name, metav1.GetOptions{})
-	must.OK(t, err)
-	return csr
+	return must.Get(shared.Cluster.Requests().Get(t.Context(), name, metav1.GetOptions{}))(t)
 }
 
 // requireOpen requires that the request has neither an approval nor an answer.
@@ -200,10 +185,8 @@ func decide(t *testing.T, client kubernetes.Interface, name string,
 	csr := get(t, name)
 	c.Status, c.Reason = corev1.ConditionTrue, "DecidedByTest"
 	csr.Status.Conditions = append(csr.Status.Conditions, c)
-	csr, err := client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(),
-		name, csr, metav1.UpdateOptions{})
-	must.OK(t, err)
-	return csr
+	return must.Get(client.CertificatesV1().CertificateSigningRequests().UpdateApproval(t.Context(),
+		name, csr, metav1.UpdateOptions{}))(t)
 }
 
 // approve approves a request, with the rights of the client.
@@ -216,9 +199,8 @@ func approve(t *testing.T, client kubernetes.Interface, name string) {
 // eventsOn returns the events on a request, or on a signer.
 func eventsOn(t *testing.T, name string) []corev1.Event {
 	t.Helper()
-	events, err := shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
-		metav1.ListOptions{FieldSelector: "involvedObject.name=" + name})
-	must.OK(t, err)
+	events := must.Get(shared.Cluster.Client().CoreV1().Events("default").List(t.Context(),
+		metav1.ListOptions{FieldSelector: "involvedObject.name=" + name}))(t)
 	return events.Items
 }
 

@@ -45,8 +45,7 @@ func newBrowser(t *testing.T) *browser {
 	var cancel context.CancelFunc
 	b.ctx, cancel = chromedp.NewContext(t.Context(), noSandbox, listen)
 	t.Cleanup(cancel)
-	_, err := chromedp.Call(b.ctx, log.Enable, cdp.Empty{})
-	must.OK(t, err)
+	must.Get(chromedp.Call(b.ctx, log.Enable, cdp.Empty{}))(t)
 	return b
 }
 
@@ -95,28 +94,22 @@ func (b *browser) see(t *testing.T, what string, l look) (text string) {
 	scheme := map[bool]string{false: "light", true: "dark"}[l.dark]
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
-	_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia,
+	must.Get(chromedp.Call(ctx, emulation.SetEmulatedMedia,
 		emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
 			{Name: "prefers-color-scheme", Value: scheme},
-		}})
-	must.OK(t, err)
+		}}))(t)
 	must.OK(t, chromedp.Do(ctx, chromedp.EmulateViewport(l.width, 800), chromedp.Navigate(b.page)))
-	text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
-	must.OK(t, err)
-	wide, err := chromedp.Run(ctx,
+	text = must.Get(chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`)))(t)
+	wide := must.Get(chromedp.Run(ctx,
 		chromedp.Evaluate[bool](
-			`document.documentElement.scrollWidth > document.documentElement.clientWidth`))
-	must.OK(t, err)
-	background, err := chromedp.Run(ctx,
-		chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`))
-	must.OK(t, err)
-	faint, err := chromedp.Run(ctx, chromedp.Evaluate[[]string](faintTexts))
-	must.OK(t, err)
+			`document.documentElement.scrollWidth > document.documentElement.clientWidth`)))(t)
+	background := must.Get(chromedp.Run(ctx,
+		chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`)))(t)
+	faint := must.Get(chromedp.Run(ctx, chromedp.Evaluate[[]string](faintTexts)))(t)
 	for _, text := range faint {
 		t.Errorf("%s, %s: too little contrast: %s", what, l.name, text)
 	}
-	image, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
-	must.OK(t, err)
+	image := must.Get(chromedp.Run(ctx, chromedp.FullScreenshot(100)))(t)
 	if wide {
 		t.Errorf("%s, %s: it is wider than the screen", what, l.name)
 	}
@@ -144,9 +137,7 @@ func (b *browser) show(t *testing.T, d *testenv.Daemon, what string, words ...st
 func (b *browser) showTo(t *testing.T, d *testenv.Daemon, what string, looks []look,
 	words ...string) {
 	t.Helper()
-	var err error
-	b.page, err = d.StatusPage(t.Context())
-	must.OK(t, err)
+	b.page = must.Get(d.StatusPage(t.Context()))(t)
 	for _, l := range looks {
 		text := b.see(t, what, l)
 		for _, want := range words {
@@ -243,15 +234,12 @@ func askInVain(t *testing.T) {
 
 // A hostile site can resolve its own name to this machine. The browser then sends that name.
 func TestStatusPageIsForItsOwnNamesAlone(t *testing.T) {
-	page, err := startReady(t, ca).StatusPage(t.Context())
-	must.OK(t, err)
+	page := must.Get(startReady(t, ca).StatusPage(t.Context()))(t)
 	for host, want := range map[string]int{"localhost": http.StatusOK,
 		"evil.example": http.StatusMisdirectedRequest} {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
-		must.OK(t, err)
+		request := must.Get(http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil))(t)
 		request.Host = host
-		response, err := http.DefaultClient.Do(request)
-		must.OK(t, err)
+		response := must.Get(http.DefaultClient.Do(request))(t)
 		must.OK(t, response.Body.Close())
 		if response.StatusCode != want || response.Header.Get("X-Frame-Options") != "DENY" {
 			t.Errorf("%s: %s", host, response.Status)

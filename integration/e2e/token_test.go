@@ -27,17 +27,14 @@ import (
 // it.
 func behindShim(t *testing.T) (*pkcs11shim.Shim, []string) {
 	t.Helper()
-	s, err := pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module)
-	must.OK(t, err)
+	s := must.Get(pkcs11shim.New(t.Context(), t.TempDir(), shared.Token.Module))(t)
 	return s, s.Env()
 }
 
 // callsOf returns the calls that the shim has logged.
 func callsOf(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 	t.Helper()
-	calls, err := s.Calls()
-	must.OK(t, err)
-	return calls
+	return must.Get(s.Calls())(t)
 }
 
 func logins(t *testing.T, s *pkcs11shim.Shim) int {
@@ -122,12 +119,10 @@ func TestCrashWritesNoCore(t *testing.T) {
 	other := exec.CommandContext(t.Context(), "sh", "-c", "kill -ABRT $$")
 	other.Dir = t.TempDir()
 	_ = other.Run()
-	d, err := shared.Run(t.Context(), ca, "GOTRACEBACK=crash")
-	must.OK(t, err)
+	d := must.Get(shared.Run(t.Context(), ca, "GOTRACEBACK=crash"))(t)
 	must.OK(t, d.WaitReady(t.Context()))
 	must.OK(t, d.Signal(syscall.SIGABRT))
-	_, err = d.Wait()
-	must.OK(t, err)
+	must.Get(d.Wait())(t)
 	if d.DumpedCore() || strings.Contains(d.Log(), shared.Token.PIN) {
 		t.Errorf("it wrote a core: %t; or its last words hold the PIN:\n%s", d.DumpedCore(),
 			d.Log())
@@ -162,8 +157,7 @@ func TestTokenHangsForGood(t *testing.T) {
 	must.OK(t, err)
 	must.OK(t, d.WaitReady(t.Context()))
 	must.OK(t, s.Rules(pkcs11shim.Hang(pkcs11shim.Any)))
-	code, err := d.Wait()
-	must.OK(t, err)
+	code := must.Get(d.Wait())(t)
 	if code != 1 || !strings.Contains(d.Log(), "attempts to continue without the") {
 		t.Errorf("exit code %d; log:\n%s", code, d.Log())
 	}
@@ -175,8 +169,7 @@ func TestURINamesAll(t *testing.T) {
 	uri := "pkcs11:token=" + shared.Token.Label + ";manufacturer=SoftHSM%20project;object=" +
 		ca.KeyLabel + ";type=private?module-path=" + shared.Token.Module
 	d := startReady(t, ca, append(without, "PKCS11_URI="+uri+"&pin-value="+shared.Token.PIN)...)
-	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "environ"))
-	must.OK(t, err)
+	environ := must.Get(os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "environ")))(t)
 	if !strings.Contains(string(environ), "PKCS11_URI=pkcs11:") ||
 		strings.Contains(string(environ)+d.Log(), shared.Token.PIN) {
 		t.Error("the environment or the log holds the PIN, or the environment no URI")
@@ -239,15 +232,13 @@ func requireNowhere(t *testing.T, d *testenv.Daemon, pin string) {
 	events, err := shared.Cluster.Client().CoreV1().Events(metav1.NamespaceAll).List(t.Context(),
 		metav1.ListOptions{})
 	must.OK(t, err)
-	requests, err := shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{})
-	must.OK(t, err)
+	requests := must.Get(shared.Cluster.Requests().List(t.Context(), metav1.ListOptions{}))(t)
 	places := map[string]string{
 		"log": d.Log(), "/readyz": ready, "/metrics": d.Metrics(t.Context()),
 		"events": fmt.Sprintf("%+v", events.Items), "requests": fmt.Sprintf("%+v", requests.Items),
 	}
 	for _, name := range []string{"environ", "cmdline"} {
-		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), name))
-		must.OK(t, err)
+		text := must.Get(os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), name)))(t)
 		places["/proc/PID/"+name] = string(text)
 	}
 	for where, text := range places {

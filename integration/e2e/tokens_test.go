@@ -28,11 +28,9 @@ type station struct {
 
 func newStation(t *testing.T, kind tokens.Kind) *station {
 	t.Helper()
-	token, err := kind.New(t.Context())
-	must.OK(t, err)
+	token := must.Get(kind.New(t.Context()))(t)
 	t.Cleanup(func() { must.OK(t, token.Close()) })
-	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
-	must.OK(t, err)
+	s := must.Get(pkcs11shim.New(t.Context(), t.TempDir(), token.Module))(t)
 	dir := t.TempDir()
 	return &station{token: token, shim: s,
 		ca: testenv.CA{KeyLabel: "ca", CertFile: filepath.Join(dir, "ca.crt")},

@@ -25,9 +25,8 @@ import (
 // allowBundle gives hsm-signer the rights of deploy/components/trust-bundle for this signer.
 func (s ownSigner) allowBundle(t *testing.T) {
 	t.Helper()
-	role, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components", "trust-bundle",
-		"role.yaml"))
-	must.OK(t, err)
+	role := must.Get(os.ReadFile(filepath.Join("..", "..", "deploy", "components", "trust-bundle",
+		"role.yaml")))(t)
 	must.OK(t, shared.Cluster.Apply(t.Context(), []byte(strings.NewReplacer(
 		"example.com/calico", s.name(), "example.com:calico", "example.com:"+string(s),
 		"hsm-signer-trust-bundle", "hsm-signer-trust-bundle-"+string(s)).Replace(string(role)))))
@@ -54,8 +53,7 @@ func (s ownSigner) requireBundle(t *testing.T, want string) {
 func TestTrustBundle(t *testing.T) {
 	t.Parallel()
 	s := newOwnSigner(t, "bundle")
-	root, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
+	root := must.Get(os.ReadFile(ca.CertFile))(t)
 	file := tempFile(t, "roots.pem", "# comment\n"+string(root))
 	d := startReady(t, ca, s.env("TRUST_BUNDLE_FILE="+file)...)
 	waitMetrics(t, d, "\nhsm_signer_trust_bundle_published 0\n") // not allowed yet
@@ -68,12 +66,10 @@ func TestTrustBundle(t *testing.T) {
 	waitMetrics(t, d, "\nhsm_signer_trust_bundle_published 1\n")
 
 	bundles := shared.Cluster.Client().CertificatesV1().ClusterTrustBundles()
-	bundle, err := bundles.Get(t.Context(), s.bundle(), metav1.GetOptions{})
-	must.OK(t, err)
+	bundle := must.Get(bundles.Get(t.Context(), s.bundle(), metav1.GetOptions{}))(t)
 	other := otherRoot(t)
 	bundle.Spec.TrustBundle = other
-	_, err = bundles.Update(t.Context(), bundle, metav1.UpdateOptions{})
-	must.OK(t, err)
+	must.Get(bundles.Update(t.Context(), bundle, metav1.UpdateOptions{}))(t)
 	s.requireBundle(t, string(root))
 	must.OK(t, bundles.Delete(t.Context(), s.bundle(), metav1.DeleteOptions{}))
 	s.requireBundle(t, string(root))
@@ -93,37 +89,33 @@ func TestTrustBundleIsChecked(t *testing.T) {
 	env := s.env("TRUST_BUNDLE_FILE=" + file)
 	command(t, ca, env, "check").complains(t, 4, "TRUST_BUNDLE_FILE: ",
 		"do not trust the CA ")
-	root, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
-	write(t, file, string(root))
-	requireCheck(t, env, 2, "trust anchors", "attest signers "+s.name(), "get clustertrustbundles "+s.bundle(),
+	write(t, file, string(must.Get(os.ReadFile(ca.CertFile))(t)))
+	requireCheck(t, env, 2, "trust anchors", "attest signers "+s.name(),
+		"get clustertrustbundles "+s.bundle(),
 		"create clustertrustbundles", "deploy/components/trust-bundle")
 }
 
-// Where the API server has no ClusterTrustBundles, hsm-signer keeps a ConfigMap in each namespace, and
-// leaves one alone that it did not create.
+// Where the API server has no ClusterTrustBundles, hsm-signer keeps a ConfigMap in each namespace,
+// and leaves one alone that it did not create.
 func TestTrustBundleInConfigMaps(t *testing.T) {
 	t.Parallel()
 	const name = "hsm-signer-trust-bundle"
 	s := newOwnSigner(t, "configmaps")
 	client := shared.Cluster.Client().CoreV1()
 	ours, theirs := "trust-of-"+string(s), "foreign-of-"+string(s)
-	roles, err := os.ReadFile(filepath.Join("..", "..", "deploy", "components",
-		"trust-bundle-configmaps", "roles.yaml"))
-	must.OK(t, err)
+	roles := must.Get(os.ReadFile(filepath.Join("..", "..", "deploy", "components",
+		"trust-bundle-configmaps", "roles.yaml")))(t)
 	for _, namespace := range []string{ours, theirs} {
-		_, err := client.Namespaces().Create(t.Context(), &corev1.Namespace{
-			ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
-		must.OK(t, err)
+		must.Get(client.Namespaces().Create(t.Context(), &corev1.Namespace{
+			ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}))(t)
 		must.OK(t, shared.Cluster.Apply(t.Context(), []byte(strings.ReplaceAll(string(roles),
 			"namespace: default", "namespace: "+namespace))))
 	}
 	foreign := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name},
 		Data: map[string]string{"ca.crt": "mine"}}
-	foreign, err = client.ConfigMaps(theirs).Create(t.Context(), foreign, metav1.CreateOptions{})
-	must.OK(t, err)
-	root, err := os.ReadFile(ca.CertFile)
-	must.OK(t, err)
+	foreign = must.Get(client.ConfigMaps(theirs).Create(t.Context(), foreign,
+		metav1.CreateOptions{}))(t)
+	root := must.Get(os.ReadFile(ca.CertFile))(t)
 	env := s.env("TRUST_BUNDLE_FILE="+ca.CertFile, "TRUST_BUNDLE_NAMESPACES="+ours+","+theirs)
 	d := startReady(t, ca, env...)
 	holds := func(ctx context.Context) (bool, error) {
@@ -138,14 +130,11 @@ func TestTrustBundleInConfigMaps(t *testing.T) {
 	requireCheck(t, env, 2, "trust anchors", theirs+"/"+name,
 		"was not created for this signer, so it stays as it is")
 
-	m, err := client.ConfigMaps(ours).Get(t.Context(), name, metav1.GetOptions{})
-	must.OK(t, err)
+	m := must.Get(client.ConfigMaps(ours).Get(t.Context(), name, metav1.GetOptions{}))(t)
 	m.Data["ca.crt"], m.Data["more"] = "changed", "more"
-	_, err = client.ConfigMaps(ours).Update(t.Context(), m, metav1.UpdateOptions{})
-	must.OK(t, err)
+	must.Get(client.ConfigMaps(ours).Update(t.Context(), m, metav1.UpdateOptions{}))(t)
 	must.Eventually(t, "the ConfigMap as it was", holds)
-	same, err := client.ConfigMaps(theirs).Get(t.Context(), name, metav1.GetOptions{})
-	must.OK(t, err)
+	same := must.Get(client.ConfigMaps(theirs).Get(t.Context(), name, metav1.GetOptions{}))(t)
 	if same.ResourceVersion != foreign.ResourceVersion {
 		t.Errorf("another's ConfigMap was changed: %v", same.Data)
 	}
@@ -156,13 +145,11 @@ func TestTrustBundleInConfigMaps(t *testing.T) {
 // otherRoot returns the PEM of a CA that certified nothing here.
 func otherRoot(t *testing.T) string {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must.OK(t, err)
+	key := must.Get(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "another root"},
 		NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, IsCA: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must.OK(t, err)
+	der := must.Get(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t)
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }

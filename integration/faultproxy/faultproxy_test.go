@@ -75,8 +75,7 @@ const (
 
 func TestProxy(t *testing.T) {
 	s := newServer(t)
-	p, err := faultproxy.NewProxy(s.config())
-	must.OK(t, err)
+	p := must.Get(faultproxy.NewProxy(s.config()))(t)
 	t.Cleanup(p.Close)
 	lost := 0
 	for _, c := range []struct {
@@ -126,14 +125,11 @@ func TestProxyGivesACallItsShareOfFaults(t *testing.T) {
 
 func TestProxyCutsWatches(t *testing.T) {
 	s := newServer(t)
-	p, err := faultproxy.NewProxy(s.config())
-	must.OK(t, err)
+	p := must.Get(faultproxy.NewProxy(s.config()))(t)
 	t.Cleanup(p.Close)
 	config := p.Config("secret")
-	client, err := rest.HTTPClientFor(config)
-	must.OK(t, err)
-	response, err := client.Get(config.Host + watching)
-	must.OK(t, err)
+	client := must.Get(rest.HTTPClientFor(config))(t)
+	response := must.Get(client.Get(config.Host + watching))(t)
 	defer response.Body.Close()
 	reader := bufio.NewReader(response.Body)
 	if line, err := reader.ReadString('\n'); err != nil || !strings.HasPrefix(line, "hello") {
@@ -149,8 +145,7 @@ func TestProxyCutsWatches(t *testing.T) {
 
 func TestLine(t *testing.T) {
 	s := newServer(t)
-	l, err := faultproxy.NewLine(s.config())
-	must.OK(t, err)
+	l := must.Get(faultproxy.NewLine(s.config()))(t)
 	t.Cleanup(func() { must.OK(t, l.Close()) })
 	config := l.Config(s.config())
 	ask := func(patience time.Duration) (string, error) {

@@ -59,10 +59,8 @@ type chartCluster struct {
 func newChartCluster(t *testing.T) *chartCluster {
 	t.Helper()
 	cluster := newCluster(t, "--bind-address=0.0.0.0")
-	helm, err := testenv.NewHelm(t.Context(), cluster.Kubeconfig(), t.TempDir(), os.Stderr)
-	must.OK(t, err)
-	bin, err := testenv.Binaries(t.Context(), nil)
-	must.OK(t, err)
+	helm := must.Get(testenv.NewHelm(t.Context(), cluster.Kubeconfig(), t.TempDir(), os.Stderr))(t)
+	bin := must.Get(testenv.Binaries(t.Context(), nil))(t)
 	must.OK(t, cluster.EnsureNamespace(t.Context(), "hsm-signer"))
 	run(t, []string{"KUBECONFIG=" + cluster.Kubeconfig()}, bin.Kubectl, "label", "namespace",
 		"hsm-signer", "pod-security.kubernetes.io/enforce=restricted")
@@ -71,9 +69,8 @@ func newChartCluster(t *testing.T) *chartCluster {
 
 // issues installs the chart, or upgrades it, runs its pod, and requests a certificate.
 func (c *chartCluster) issues(t *testing.T, node map[string]string, values ...string) {
-	_, err := c.helm.Run(t.Context(), append([]string{"upgrade", "--install", "hsm-signer", chart,
-		"--namespace", "hsm-signer"}, values...)...)
-	must.OK(t, err)
+	must.Get(c.helm.Run(t.Context(), append([]string{"upgrade", "--install", "hsm-signer", chart,
+		"--namespace", "hsm-signer"}, values...)...))(t)
 	pod := c.schedule(t)
 	k := newKubelet(t, c.Cluster, pod, node)
 	container := k.start()
@@ -95,12 +92,10 @@ func (c *chartCluster) issues(t *testing.T, node map[string]string, values ...st
 // deletes it.
 func (c *chartCluster) schedule(t *testing.T) *corev1.Pod {
 	t.Helper()
-	set, err := c.Client().AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer",
-		metav1.GetOptions{})
-	must.OK(t, err)
-	pod, err := c.Client().CoreV1().Pods("hsm-signer").Create(t.Context(), testenv.PodOf(set),
-		metav1.CreateOptions{})
-	must.OK(t, err)
+	set := must.Get(c.Client().AppsV1().StatefulSets("hsm-signer").Get(t.Context(), "hsm-signer",
+		metav1.GetOptions{}))(t)
+	pod := must.Get(c.Client().CoreV1().Pods("hsm-signer").Create(t.Context(), testenv.PodOf(set),
+		metav1.CreateOptions{}))(t)
 	t.Cleanup(func() { must.OK(t, c.DeletePod(context.WithoutCancel(t.Context()), pod)) })
 	return pod
 }

@@ -39,9 +39,7 @@ func needsEngine(t *testing.T, expectation string) {
 // with 0.
 func run(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
-	out, err := try(t.Context(), env, name, args...)
-	must.OK(t, err)
-	return out
+	return must.Get(try(t.Context(), env, name, args...))(t)
 }
 
 func try(ctx context.Context, env []string, name string, args ...string) (string, error) {
@@ -99,8 +97,7 @@ func TestImageReachesATokenThroughP11Kit(t *testing.T) {
 		"make image PACKAGES=p11-kit-modules builds an image that makes a CA in a token of the "+
 			"host through a socket")
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image+"-p11-kit", "PACKAGES=p11-kit-modules")
-	token, err := tokens.NewP11Kit(t.Context())
-	must.OK(t, err)
+	token := must.Get(tokens.NewP11Kit(t.Context()))(t)
 	defer token.Close()
 	socket := strings.TrimPrefix(token.Env[0], "P11_KIT_SERVER_ADDRESS=unix:path=")
 	dir := t.TempDir()
@@ -191,9 +188,7 @@ func (c compose) try(ctx context.Context, args ...string) (string, error) {
 // inSigner runs a program in a container like that of hsm-signer.
 func (c compose) inSigner(t *testing.T, program string, args ...string) string {
 	t.Helper()
-	out, err := c.try(t.Context(),
+	return must.Get(c.try(t.Context(),
 		append([]string{"run", "--rm", "--no-deps", "-T", "--entrypoint", program, "hsm-signer"},
-			args...)...)
-	must.OK(t, err)
-	return out
+			args...)...))(t)
 }

@@ -46,9 +46,8 @@ func newKubelet(t *testing.T, cluster *testenv.Cluster, pod *corev1.Pod,
 		case v.ConfigMap != nil:
 			k.volumes[v.Name] = k.files(k.configMap(v.ConfigMap.Name), 0o644)
 		case v.Secret != nil:
-			secret, err := cluster.Client().CoreV1().Secrets(pod.Namespace).Get(t.Context(),
-				v.Secret.SecretName, metav1.GetOptions{})
-			must.OK(t, err)
+			secret := must.Get(cluster.Client().CoreV1().Secrets(pod.Namespace).Get(t.Context(),
+				v.Secret.SecretName, metav1.GetOptions{}))(t)
 			k.volumes[v.Name] = k.files(secret.Data, os.FileMode(*v.Secret.DefaultMode))
 		case v.PersistentVolumeClaim != nil && nodes[v.Name] != "":
 			k.volumes[v.Name] = k.ownedByGroup(nodes[v.Name])
@@ -56,8 +55,7 @@ func newKubelet(t *testing.T, cluster *testenv.Cluster, pod *corev1.Pod,
 			t.Fatalf("no directory for the volume %+v", v)
 		}
 	}
-	token, err := cluster.TokenFor(t.Context(), pod)
-	must.OK(t, err)
+	token := must.Get(cluster.TokenFor(t.Context(), pod))(t)
 	k.volumes[accountMount] = k.files(map[string][]byte{"token": []byte(token),
 		"ca.crt": cluster.Config().CAData, "namespace": []byte(pod.Namespace)}, 0o644)
 	return k

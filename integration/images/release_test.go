@@ -21,7 +21,8 @@ func TestReleaseUnderSystemd(t *testing.T) {
 			"an upgrade restarts it, and a removal stops it")
 	t.Setenv("UNPINNED", "allow") // no registry is needed
 	run(t, nil, "integration/images/stand-ins.sh", "debian:bookworm-slim")
-	run(t, nil, "docker", "build", "--target", "bare", "-f", "integration/images/systemd.Dockerfile",
+	run(t, nil, "docker", "build", "--target", "bare",
+		"-f", "integration/images/systemd.Dockerfile",
 		"-t", image+"-bare", ".")
 	earlier, later := built(t, "v1.2.2"), built(t, "v1.2.3")
 	t.Run("archive", func(t *testing.T) { archiveServes(t, later) })

@@ -60,8 +60,7 @@ func TestUnit(t *testing.T) {
 // manual returns the commands of docs/systemd.md from a heading on.
 func manual(t *testing.T, heading string) string {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs/systemd.md"))
-	must.OK(t, err)
+	page := must.Get(os.ReadFile(filepath.Join(root, "docs/systemd.md")))(t)
 	_, rest, ok := bytes.Cut(page, []byte(heading+"\n"))
 	if !ok {
 		t.Fatalf("docs/systemd.md has no %q", heading)
@@ -216,15 +215,14 @@ func (m machine) in(t *testing.T) *machine {
 	return &m
 }
 
-// builtMachine returns the options of docker run for a machine with the files of the repository after
-// "make build", and the machine's image.
+// builtMachine returns the options of docker run for a machine with the files of the repository
+// after "make build", and the machine's image.
 func builtMachine(t *testing.T) []string {
 	t.Helper()
 	run(t, nil, "make", "image", warm(t), "IMAGE="+image, "RELEASE=v0.0.0-test", "COMMIT=0123abc")
 	run(t, nil, "docker", "build", "--build-arg", "HSM_SIGNER="+image, "-f",
 		"integration/images/systemd.Dockerfile", "-t", image+"-systemd", ".")
-	product, err := filepath.Abs(root)
-	must.OK(t, err)
+	product := must.Get(filepath.Abs(root))(t)
 	var args []string
 	for _, name := range []string{"README.md", "docs", "deploy"} {
 		args = append(args, "-v", filepath.Join(product, name)+":/src/"+name+":ro")
@@ -236,8 +234,7 @@ func builtMachine(t *testing.T) []string {
 // end with the machine's image.
 func newMachine(t *testing.T, args []string) *machine {
 	t.Helper()
-	bin, err := testenv.Binaries(t.Context(), os.Stderr)
-	must.OK(t, err)
+	bin := must.Get(testenv.Binaries(t.Context(), os.Stderr))(t)
 	cluster := newCluster(t)
 	m := &machine{t: t, name: "hsm-signer-systemd-" + strings.ToLower(rand.Text()[:8]),
 		cluster: cluster, pods: new(atomic.Int64)}
@@ -263,9 +260,8 @@ func newMachine(t *testing.T, args []string) *machine {
 
 func newCluster(t *testing.T, apiServerArgs ...string) *testenv.Cluster {
 	t.Helper()
-	cluster, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{
-		APIServerArgs: apiServerArgs})
-	must.OK(t, err)
+	cluster := must.Get(testenv.StartCluster(t.Context(), testenv.ClusterOptions{
+		APIServerArgs: apiServerArgs}))(t)
 	t.Cleanup(func() { _ = cluster.Stop() })
 	must.OK(t, cluster.AllowRequests(t.Context(), ""))
 	return cluster

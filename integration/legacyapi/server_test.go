@@ -52,8 +52,7 @@ func run(m *testing.M) int {
 func serve(t *testing.T, o legacyapi.Options) *rest.Config {
 	t.Helper()
 	o.Upstream = cluster.Config()
-	s, err := legacyapi.Start(o)
-	must.OK(t, err)
+	s := must.Get(legacyapi.Start(o))(t)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -172,8 +171,7 @@ func live(t *testing.T, client kubernetes.Interface,
 	if signer != "" {
 		request.Spec.SignerName = &signer
 	}
-	request, err := requests.Create(ctx, request, metav1.CreateOptions{})
-	must.OK(t, err)
+	request = must.Get(requests.Create(ctx, request, metav1.CreateOptions{}))(t)
 	stored, err := cluster.Client().CertificatesV1().CertificateSigningRequests().Get(ctx,
 		request.Name, metav1.GetOptions{})
 	if err != nil || stored.Spec.SignerName != signerName {
@@ -186,16 +184,14 @@ func live(t *testing.T, client kubernetes.Interface,
 	request.Status.Conditions = []certificatesv1beta1.CertificateSigningRequestCondition{
 		{Type: certificatesv1beta1.CertificateApproved, Reason: "Test"},
 	}
-	request, err = requests.UpdateApproval(ctx, request, metav1.UpdateOptions{})
-	must.OK(t, err)
+	request = must.Get(requests.UpdateApproval(ctx, request, metav1.UpdateOptions{}))(t)
 	await(t, seen, "is approved", func(r *certificatesv1beta1.CertificateSigningRequest) bool {
 		return len(r.Status.Conditions) == 1 &&
 			r.Status.Conditions[0].Status == corev1.ConditionTrue
 	})
 
 	request.Status.Certificate = newCertificate(t)
-	_, err = requests.UpdateStatus(ctx, request, metav1.UpdateOptions{})
-	must.OK(t, err)
+	must.Get(requests.UpdateStatus(ctx, request, metav1.UpdateOptions{}))(t)
 	await(t, seen, "is issued",
 		func(r *certificatesv1beta1.CertificateSigningRequest) bool {
 			return len(r.Status.Certificate) > 0
@@ -216,9 +212,8 @@ func observe(t *testing.T,
 	t.Helper()
 	seen := make(chan *certificatesv1beta1.CertificateSigningRequest, 100)
 	send := func(object any) { seen <- object.(*certificatesv1beta1.CertificateSigningRequest) }
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: send,
-		UpdateFunc: func(_, object any) { send(object) }})
-	must.OK(t, err)
+	must.Get(informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: send,
+		UpdateFunc: func(_, object any) { send(object) }}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { informer.RunWithContext(ctx) })
@@ -260,8 +255,7 @@ func newRequest(t *testing.T) *certificatesv1beta1.CertificateSigningRequest {
 		Key:                calico.NewP256Key(),
 		SignatureAlgorithm: "ECDSAWithSHA256",
 	}
-	pkcs10, err := request.PKCS10()
-	must.OK(t, err)
+	pkcs10 := must.Get(request.PKCS10())(t)
 	return &certificatesv1beta1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: request.Name()},
 		Spec: certificatesv1beta1.CertificateSigningRequestSpec{
@@ -277,7 +271,6 @@ func newCertificate(t *testing.T) []byte {
 	t.Helper()
 	key := calico.NewP256Key()
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must.OK(t, err)
+	der := must.Get(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t)
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

@@ -33,8 +33,7 @@ var run = map[string]string{
 // The page is typed as it stands there, on a machine that has what "make setup" installs. Before
 // its end the commands of other pages are given.
 func TestTry(t *testing.T) {
-	here, err := filepath.Abs(filepath.Join(root, "bin"))
-	must.OK(t, err)
+	here := must.Get(filepath.Abs(filepath.Join(root, "bin")))(t)
 	cluster := filepath.Join(t.TempDir(), "cluster")
 	t.Cleanup(func() { _ = testenv.StopCluster(cluster) })
 	const end = "kill %1\n"
@@ -135,21 +134,16 @@ func script(t *testing.T, page string) string {
 
 func read(t *testing.T, page string) []byte {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, page))
-	must.OK(t, err)
-	return text
+	return must.Get(os.ReadFile(filepath.Join(root, page)))(t)
 }
 
 func pages(t *testing.T) []string {
 	t.Helper()
 	var all []string
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/decisions/*.md", "deploy/*.md"} {
-		found, err := filepath.Glob(filepath.Join(root, pattern))
-		must.OK(t, err)
+		found := must.Get(filepath.Glob(filepath.Join(root, pattern)))(t)
 		for _, path := range found {
-			page, err := filepath.Rel(root, path)
-			must.OK(t, err)
-			all = append(all, page)
+			all = append(all, must.Get(filepath.Rel(root, path))(t))
 		}
 	}
 	return all

@@ -150,7 +150,8 @@ func TestInstallationThatIsGoneIsRed(t *testing.T) {
 		}
 		delete(want, p.Title)
 		if !p.Targets[0].Instant || p.color(-1) != "red" || p.color(0) != "red" {
-			t.Errorf("%s: instant: %v; -1 is %s, 0 is %s", p.Title, p.Targets[0].Instant, p.color(-1),
+			t.Errorf("%s: instant: %v; -1 is %s, 0 is %s",
+				p.Title, p.Targets[0].Instant, p.color(-1),
 				p.color(0))
 		}
 	}

@@ -80,7 +80,8 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{`hsm_signer_unanswered_seconds 0x120`, `hsm_signer_unanswered_seconds 15x120`}},
 	"HSMSignerNotReady": {[]string{`hsm_signer_ready{part="requests"} 0x120`,
 		`hsm_signer_ready{part="permissions"} 0x120`,
-		`hsm_signer_ready{part="clock"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`, `hsm_signer_ready{part="token"} 0x120`}},
+		`hsm_signer_ready{part="clock"} 0x120`}, []string{`hsm_signer_ready{part="requests"} 1x120`,
+		`hsm_signer_ready{part="token"} 0x120`}},
 	"HSMSignerTokenUnavailable": {[]string{`hsm_signer_ready{part="token"} 0x120`},
 		[]string{`hsm_signer_ready{part="token"} 1x120`,
 			`hsm_signer_ready{part="token"} 1x50 0x1 1x60`}},
@@ -106,7 +107,8 @@ var cases = map[string]struct{ fires, quiet []string }{
 		[]string{`hsm_signer_faults_total 0x60 3x60`}},
 	"HSMSignerSlow": {
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"45\"} 0x120\n  " +
-			"hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
+			"hsm_signer_request_duration_seconds_bucket{le=\"90\"} 0+1x120\n  " +
+			"hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120"},
 		[]string{"hsm_signer_request_duration_seconds_bucket{le=\"1\"} 0+1x120\n  " +
 			"hsm_signer_request_duration_seconds_bucket{le=\"+Inf\"} 0+1x120",
 			`hsm_signer_request_duration_seconds_bucket{le="+Inf"} 0x120`},
@@ -134,7 +136,9 @@ var cases = map[string]struct{ fires, quiet []string }{
 			`hsm_signer_open_requests{state="waiting"} 3x120`}},
 	"HSMSignerManyRefused": {[]string{`hsm_signer_refusals_total 0+1x120`,
 		`hsm_signer_refusals_total 0x60 50x60`}, []string{`hsm_signer_refusals_total 0x60 3x60`}},
-	"HSMSignerRefusedAgainAndAgain": {[]string{`hsm_signer_refusals_total 0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x50`}, []string{`hsm_signer_refusals_total 0x60 9x60`, `hsm_signer_refusals_total 7x120`}},
+	"HSMSignerRefusedAgainAndAgain": {
+		[]string{`hsm_signer_refusals_total 0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x50`},
+		[]string{`hsm_signer_refusals_total 0x60 9x60`, `hsm_signer_refusals_total 7x120`}},
 	"HSMSignerReplicaGone": {[]string{`hsm_signer_ready{part="token",instance="a"} 1x100`},
 		[]string{`hsm_signer_ready{part="token",instance="a"} 1x1700`,
 			`hsm_signer_ready{part="token",instance="a"} 1x60 _x10 1x1700`}},

@@ -2,6 +2,7 @@
 package must
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +19,25 @@ func OK(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Get returns a function that returns the value, or fails the test now if err is not nil. Call both
+// in one expression: must.Get(os.ReadFile(name))(t).
+func Get[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		OK(t, err)
+		return value
+	}
+}
+
+// Setenv sets variables, each as NAME=VALUE, until the end of the test.
+func Setenv(t testing.TB, variables ...string) {
+	t.Helper()
+	for _, variable := range variables {
+		name, value, _ := strings.Cut(variable, "=")
+		t.Setenv(name, value)
 	}
 }
 

@@ -1,6 +1,7 @@
 package pkcs11shim
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -36,6 +37,12 @@ func (c Call) String() string {
 	}
 	return fmt.Sprintf("%d %d %s: %s %s", c.PID, c.Number, c.Function, result,
 		strings.Join(c.Did, ","))
+}
+
+// CodeName returns the name of a CKR code in the standard.
+func CodeName(code uint) string {
+	name := strings.TrimPrefix(pkcs11.Error(code).Error(), fmt.Sprintf("pkcs11: 0x%X: ", code))
+	return cmp.Or(name, "a vendor's code")
 }
 
 // Calls are calls in the order in which they returned.

@@ -39,14 +39,10 @@ const (
 func newApplication(t *testing.T) *application {
 	t.Helper()
 	dir := t.TempDir()
-	token, err := testenv.NewSoftHSM(t.Context(), dir, "shim")
-	must.OK(t, err)
-	s, err := pkcs11shim.New(t.Context(), dir, token.Module)
-	must.OK(t, err)
+	token := must.Get(testenv.NewSoftHSM(t.Context(), dir, "shim"))(t)
+	s := must.Get(pkcs11shim.New(t.Context(), dir, token.Module))(t)
 	t.Setenv(testenv.SoftHSMVariable, token.Conf)
-	for _, variable := range s.Env() {
-		setenv(t, variable)
-	}
+	must.Setenv(t, s.Env()...)
 	a := &application{shim: s, token: token, public: map[string]*ecdsa.PublicKey{},
 		private: map[string]pkcs11.ObjectHandle{}}
 	a.module = pkcs11.New(s.Module)
@@ -68,18 +64,15 @@ func newApplication(t *testing.T) *application {
 // open opens a session, logs in, and keeps the session for the other helpers.
 func (a *application) open(t *testing.T) {
 	t.Helper()
-	slots, err := a.module.GetSlotList(true)
-	must.OK(t, err)
-	a.slot = slots[0]
-	a.session, err = a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	must.OK(t, err)
+	a.slot = must.Get(a.module.GetSlotList(true))(t)[0]
+	a.session = must.Get(a.module.OpenSession(a.slot,
+		pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))(t)
 	must.OK(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
 }
 
 func (a *application) generate(t *testing.T, label string) {
 	t.Helper()
-	p256, err := asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7})
-	must.OK(t, err)
+	p256 := must.Get(asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}))(t)
 	both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
 	public, private, err := a.module.GenerateKeyPair(a.session,
@@ -88,14 +81,11 @@ func (a *application) generate(t *testing.T, label string) {
 			pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
 	must.OK(t, err)
 	a.private[label] = private
-	values, err := a.module.GetAttributeValue(a.session, public,
-		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)})
-	must.OK(t, err)
+	values := must.Get(a.module.GetAttributeValue(a.session, public,
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)}))(t)
 	var point []byte
-	_, err = asn1.Unmarshal(values[0].Value, &point)
-	must.OK(t, err)
-	a.public[label], err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
-	must.OK(t, err)
+	must.Get(asn1.Unmarshal(values[0].Value, &point))(t)
+	a.public[label] = must.Get(ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point))(t)
 }
 
 // sign signs, and returns the label of the key or the error's text.
@@ -139,9 +129,8 @@ func (a *application) find(label string) (pkcs11.ObjectHandle, error) {
 
 func (a *application) label(t *testing.T, key pkcs11.ObjectHandle) string {
 	t.Helper()
-	values, err := a.module.GetAttributeValue(a.session, key,
-		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
-	must.OK(t, err)
+	values := must.Get(a.module.GetAttributeValue(a.session, key,
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)}))(t)
 	return string(values[0].Value)
 }
 
@@ -152,9 +141,7 @@ func (a *application) rules(t *testing.T, rules ...pkcs11shim.Rule) {
 
 func (a *application) calls(t *testing.T) pkcs11shim.Calls {
 	t.Helper()
-	calls, err := a.shim.Calls()
-	must.OK(t, err)
-	return calls
+	return must.Get(a.shim.Calls())(t)
 }
 
 // name returns the name of the CKR code.
@@ -164,12 +151,6 @@ func name(err error) string {
 	}
 	text := err.Error()
 	return text[strings.LastIndex(text, " ")+1:]
-}
-
-func setenv(t *testing.T, variable string) {
-	t.Helper()
-	name, value, _ := strings.Cut(variable, "=")
-	t.Setenv(name, value)
 }
 
 // childVariable makes this test program sign once and exit.

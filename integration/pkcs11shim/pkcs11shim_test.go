@@ -142,13 +142,11 @@ func TestHang(t *testing.T) {
 	a := newApplication(t)
 	hang := pkcs11shim.Hang(pkcs11shim.Sign).Times(1)
 	a.rules(t, hang)
-	other, err := a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
-	must.OK(t, err)
+	other := must.Get(a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION))(t)
 	done := make(chan string, 1)
 	go func() { done <- a.sign(a.session, a.private[first]) }()
-	_, err = a.shim.WaitFor(t.Context(),
-		func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 })
-	must.OK(t, err)
+	must.Get(a.shim.WaitFor(t.Context(),
+		func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 }))(t)
 	if got := a.sign(other, a.private[second]); got != second {
 		t.Errorf("on another session meanwhile: %s", got)
 	}
@@ -176,15 +174,12 @@ func TestLoseSessions(t *testing.T) {
 	if n := len(calls.Of(pkcs11shim.SignInit)); n != 3 || calls.Count(pkcs11shim.Initialize) != 0 {
 		t.Errorf("want three C_SignInit, and none of the shim's own calls:\n%s", calls)
 	}
-	var err error
-	a.session, err = a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
-	must.OK(t, err)
+	a.session = must.Get(a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION))(t)
 	if _, err := a.find(first); err == nil {
 		t.Error("a private key is found although the login was lost")
 	}
 	must.OK(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
-	key, err := a.find(first)
-	must.OK(t, err)
+	key := must.Get(a.find(first))(t)
 	if got := a.sign(a.session, key); got != first {
 		t.Errorf("with a new session: %s", got)
 	}
@@ -197,8 +192,7 @@ func TestCloseSessions(t *testing.T) {
 		t.Errorf("on a session that was closed: %s", got)
 	}
 	a.open(t) // and logs in, which is refused when the login lasts
-	key, err := a.find(first)
-	must.OK(t, err)
+	key := must.Get(a.find(first))(t)
 	if got := a.sign(a.session, key); got != first {
 		t.Errorf("with a new session: %s", got)
 	}
@@ -233,8 +227,7 @@ func TestLimitSessions(t *testing.T) {
 		t.Errorf("opened %d after all were closed", len(opened))
 	}
 	a.rules(t, pkcs11shim.LimitSessions(3), pkcs11shim.LoseSessions(pkcs11shim.GetSlotList))
-	_, err := a.module.GetSlotList(true)
-	must.OK(t, err)
+	must.Get(a.module.GetSlotList(true))(t)
 	if opened, _ := open(5); len(opened) != 3 {
 		t.Errorf("opened %d after all were lost", len(opened))
 	}
@@ -242,8 +235,7 @@ func TestLimitSessions(t *testing.T) {
 
 func TestTokenInfo(t *testing.T) {
 	a := newApplication(t)
-	before, err := a.module.GetTokenInfo(a.slot)
-	must.OK(t, err)
+	before := must.Get(a.module.GetTokenInfo(a.slot))(t)
 	for _, most := range []uint{2, pkcs11shim.SessionsUnlimited, pkcs11shim.SessionsUnknown} {
 		a.rules(t, pkcs11shim.ReportSessions(most))
 		if info, err := a.module.GetTokenInfo(a.slot); err != nil || info.MaxSessionCount != most ||
@@ -262,8 +254,7 @@ func TestTokenInfo(t *testing.T) {
 func TestSwapKey(t *testing.T) {
 	a := newApplication(t)
 	a.rules(t, pkcs11shim.SwapKey(pkcs11shim.FindObjects, second))
-	key, err := a.find(first)
-	must.OK(t, err)
+	key := must.Get(a.find(first))(t)
 	a.rules(t)
 	if got := a.label(t, key); got != second {
 		t.Errorf("found %s", got)

@@ -198,7 +198,8 @@ func packagesIn(status io.Reader) ([]part, error) {
 	flush := func() {
 		if name := fields["Package"]; name != "" {
 			parts = append(parts, part{name: name, version: fields["Version"],
-				purl: fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", strings.ReplaceAll(name, "+", "%2B"),
+				purl: fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s",
+					strings.ReplaceAll(name, "+", "%2B"),
 					strings.NewReplacer("+", "%2B", ":", "%3A").Replace(fields["Version"]),
 					fields["Architecture"])})
 		}

@@ -49,7 +49,8 @@ func TestRelease(t *testing.T) {
 	}
 	t.Run("is an image", func(t *testing.T) { isAnImage(t, first) })
 	t.Run("is an RPM package", func(t *testing.T) { isAnRPMPackage(t, first) })
-	earlier := releaseFromClone(t, Options{Version: earlierVersion, Targets: []string{"linux_amd64"}})
+	earlier := releaseFromClone(t, Options{Version: earlierVersion,
+		Targets: []string{"linux_amd64"}})
 	t.Run("is a Debian package", func(t *testing.T) { isADebianPackage(t, earlier, first) })
 }
 
@@ -66,16 +67,13 @@ func releaseFromClone(t *testing.T, o Options) (dir string) {
 // command runs a program and returns its standard output. The program must exit with 0.
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := run(t.Context(), ".", nil, name, args...)
-	must.OK(t, err)
-	return out
+	return must.Get(run(t.Context(), ".", nil, name, args...))(t)
 }
 
 // only returns the file of the pattern.
 func only(t *testing.T, dir, pattern string) string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(dir, pattern))
-	must.OK(t, err)
+	found := must.Get(filepath.Glob(filepath.Join(dir, pattern)))(t)
 	if len(found) != 1 {
 		t.Fatalf("%s matches %q", pattern, found)
 	}
@@ -87,10 +85,8 @@ func sameBytes(t *testing.T, first, second string) {
 		filepath.Join(second, checksumFile)); err != nil {
 		t.Errorf("%v %s", err, out)
 	}
-	one, err := os.ReadFile(filepath.Join(first, checksumFile))
-	must.OK(t, err)
-	other, err := os.ReadFile(filepath.Join(second, checksumFile))
-	must.OK(t, err)
+	one := must.Get(os.ReadFile(filepath.Join(first, checksumFile)))(t)
+	other := must.Get(os.ReadFile(filepath.Join(second, checksumFile)))(t)
 	if !bytes.Equal(one, other) || len(one) == 0 {
 		t.Errorf("the checksums are\n%s\nand\n%s", one, other)
 	}
@@ -119,17 +115,16 @@ var licensesPattern = map[string]string{".gz": licensesFile,
 // listsAllModules compares each bill of materials, and the licenses, with "go version -m" of the
 // binary.
 func listsAllModules(t *testing.T, dir string) {
-	for _, pattern := range []string{"*.tar.gz", "*.deb", "*.rpm"} { // the image has the same binary
-		files, err := filepath.Glob(filepath.Join(dir, pattern))
-		must.OK(t, err)
+	// The image has the same binary.
+	for _, pattern := range []string{"*.tar.gz", "*.deb", "*.rpm"} {
+		files := must.Get(filepath.Glob(filepath.Join(dir, pattern)))(t)
 		if len(files) == 0 {
 			t.Errorf("there is no %s", pattern)
 		}
 		for _, name := range files {
 			want, binary := []string{"stdlib"}, unpacked(t, name)
-			licenses, err := os.ReadFile(only(t, filepath.Join(filepath.Dir(binary), ".."),
-				licensesPattern[filepath.Ext(name)]))
-			must.OK(t, err)
+			licenses := must.Get(os.ReadFile(only(t, filepath.Join(filepath.Dir(binary), ".."),
+				licensesPattern[filepath.Ext(name)])))(t)
 			for line := range strings.Lines(command(t, "go", "version", "-m", binary)) {
 				f := strings.Fields(line)
 				if f[0] == "mod" || f[0] == "dep" {
@@ -155,9 +150,7 @@ func listed(t *testing.T, name string) map[string][]string {
 	var spdx spdxDocument
 	var cdx cdxDocument
 	for extension, document := range map[string]any{".spdx.json": &spdx, ".cdx.json": &cdx} {
-		text, err := os.ReadFile(name + extension)
-		must.OK(t, err)
-		must.OK(t, json.Unmarshal(text, document))
+		must.OK(t, json.Unmarshal(must.Get(os.ReadFile(name+extension))(t), document))
 	}
 	names := map[string][]string{}
 	for _, p := range spdx.Packages[1:] {
@@ -208,7 +201,8 @@ func isAnImage(t *testing.T, dir string) {
 	if !strings.HasPrefix(out, "hsm-signer "+checkedVersion+"\n") {
 		t.Errorf("version says %q", out)
 	}
-	user := command(t, "docker", "run", "--rm", "--entrypoint=/usr/bin/stat", name, "--format=%u %a",
+	user := command(t, "docker", "run", "--rm", "--entrypoint=/usr/bin/stat", name,
+		"--format=%u %a",
 		"/var/lib/hsm-signer")
 	if user != "65532 700" {
 		t.Errorf("the journal's directory is %q", user)

@@ -52,7 +52,8 @@ func (b *build) compile(ctx context.Context) error {
 		b.say("building for %s", t)
 		path := filepath.Join(b.work, "bin", t.String(), "hsm-signer")
 		_, err := run(ctx, b.source, t.environment(), b.Go, "build", "-trimpath", "-buildvcs=false",
-			"-buildmode=pie", "-ldflags", fmt.Sprintf("-s -w -X %s.release=%s -X %[1]s.commit=%[3]s",
+			"-buildmode=pie", "-ldflags",
+			fmt.Sprintf("-s -w -X %s.release=%s -X %[1]s.commit=%[3]s",
 				buildinfoPackage, b.version, b.commit), "-o", path, "./cmd/hsm-signer")
 		if err != nil {
 			return err

@@ -23,7 +23,8 @@ func (b *build) image(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a := artefact{file: fmt.Sprintf("hsm-signer_%s_image.tar", b.version.file()), name: "hsm-signer",
+	a := artefact{file: fmt.Sprintf("hsm-signer_%s_image.tar", b.version.file()),
+		name:  "hsm-signer",
 		image: true}
 	index := imageIndex{Schema: 2, MediaType: indexType, Annotations: b.labels()}
 	for _, t := range b.targets {
@@ -111,7 +112,8 @@ func (b *build) imageFor(ctx context.Context, l layout, t target) (descriptor, [
 		Digest: map[string]string{"sha256": strings.TrimPrefix(under.digest, "sha256:")}})
 	others, err := under.packages()
 	return d, append(others, part{name: under.name, version: under.digest,
-		purl: "pkg:oci/base@" + strings.ReplaceAll(under.digest, ":", "%3A") + "?arch=" + t.arch}), err
+		purl: "pkg:oci/base@" + strings.ReplaceAll(under.digest, ":", "%3A") +
+			"?arch=" + t.arch}), err
 }
 
 // imageConfig returns the base's configuration with what the Dockerfile sets.

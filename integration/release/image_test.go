@@ -21,27 +21,22 @@ const pinnedBase = "example.com/base:1@sha256:0a"
 // newBase puts a base image with dpkg's list of packages into the cache, as if it had been pulled.
 func newBase(t *testing.T, arch string) {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	must.OK(t, err)
-	l, err := newLayout(filepath.Join(cache, "hsm-signer-release",
-		fmt.Sprintf("%x-%s", sha256.Sum256([]byte(pinnedBase)), arch)))
-	must.OK(t, err)
+	l := must.Get(newLayout(filepath.Join(must.Get(os.UserCacheDir())(t), "hsm-signer-release",
+		fmt.Sprintf("%x-%s", sha256.Sum256([]byte(pinnedBase)), arch))))(t)
 	dir := t.TempDir()
 	must.OK(t, os.WriteFile(filepath.Join(dir, "status"), []byte("Package: libstdc++6\n"+
 		"Version: 1:12.2-14\nArchitecture: "+arch+"\nDescription: a library\n more\n\n"), 0o600))
 	layer, diff, err := l.addLayer(func(w io.Writer) error {
-		return writeTar(w, []entry{file("var/lib/dpkg/status", filepath.Join(dir, "status"), 0o644)},
+		return writeTar(w, []entry{file("var/lib/dpkg/status",
+			filepath.Join(dir, "status"), 0o644)},
 			commitTime)
 	})
 	must.OK(t, err)
 	config := imageConfig{Architecture: arch, OS: "linux"}
 	config.Config.Env, config.RootFS.Diffs = []string{"PATH=/bin"}, []string{diff}
 	m := manifest{Schema: 2, MediaType: manifestType, Layers: []descriptor{layer}}
-	m.Config, err = l.add(configType, config)
-	must.OK(t, err)
-	d, err := l.add(manifestType, m)
-	must.OK(t, err)
-	must.OK(t, l.finish(d))
+	m.Config = must.Get(l.add(configType, config))(t)
+	must.OK(t, l.finish(must.Get(l.add(manifestType, m))(t)))
 }
 
 // newImage writes an image into a directory, and returns it with what was unpacked from it.
@@ -52,8 +47,7 @@ func newImage(t *testing.T) (*build, layout) {
 		version: version{text: "v1.2.3-1-g0123abc", pkg: "1.2.3+1.g0123abc"}, time: commitTime,
 		work: t.TempDir(), commit: "0123abc", targets: targets, binaries: map[target]string{},
 		licenses: map[target]string{}}
-	source, err := filepath.Abs("../..")
-	must.OK(t, err)
+	source := must.Get(filepath.Abs("../.."))(t)
 	b.source = source
 	for _, target := range targets {
 		b.binaries[target] = filepath.Join(source, "LICENSE")
@@ -74,8 +68,7 @@ func TestImage(t *testing.T) {
 	}
 	b, l := newImage(t)
 	again, _ := newImage(t)
-	first, err := digest(b.out(b.artefacts[0].file))
-	must.OK(t, err)
+	first := must.Get(digest(b.out(b.artefacts[0].file)))(t)
 	if second, err := digest(again.out(again.artefacts[0].file)); err != nil || first != second {
 		t.Errorf("two images have the SHA-256 %s and %s, %v", first, second, err)
 	}
@@ -109,16 +102,12 @@ func TestImage(t *testing.T) {
 func diffs(t *testing.T, l layout, m manifest) (list []string) {
 	t.Helper()
 	for _, layer := range m.Layers {
-		packed, err := os.ReadFile(l.blob(layer.Digest))
-		must.OK(t, err)
+		packed := must.Get(os.ReadFile(l.blob(layer.Digest)))(t)
 		if sum := fmt.Sprintf("sha256:%x", sha256.Sum256(packed)); sum != layer.Digest ||
 			int64(len(packed)) != layer.Size {
 			t.Errorf("the layer %+v has the digest %s", layer, sum)
 		}
-		z, err := gzip.NewReader(bytes.NewReader(packed))
-		must.OK(t, err)
-		plain, err := io.ReadAll(z)
-		must.OK(t, err)
+		plain := must.Get(io.ReadAll(must.Get(gzip.NewReader(bytes.NewReader(packed)))(t)))(t)
 		list = append(list, fmt.Sprintf("sha256:%x", sha256.Sum256(plain)))
 	}
 	return list

@@ -67,14 +67,11 @@ func tree(t *testing.T, mode fs.FileMode, names ...string) string {
 func TestArchivesAreReproducible(t *testing.T) {
 	archive := func(dir string) []byte {
 		t.Helper()
-		entries, err := below(dir, "top")
-		must.OK(t, err)
+		entries := must.Get(below(dir, "top"))(t)
 		slices.Reverse(entries)
 		to := filepath.Join(t.TempDir(), "a.tar.gz")
 		must.OK(t, writeArchive(to, entries, commitTime))
-		content, err := os.ReadFile(to)
-		must.OK(t, err)
-		return content
+		return must.Get(os.ReadFile(to))(t)
 	}
 	first := archive(tree(t, 0o600, "b/c", "a", "b/a"))
 	if !bytes.Equal(first, archive(tree(t, 0o644, "b/a", "b/c", "a"))) {
@@ -85,8 +82,7 @@ func TestArchivesAreReproducible(t *testing.T) {
 	}
 	list := exec.CommandContext(t.Context(), "tar", "-tvzf", "-", "--utc")
 	list.Stdin = bytes.NewReader(first)
-	out, err := list.CombinedOutput()
-	must.OK(t, err)
+	out := must.Get(list.CombinedOutput())(t)
 	want := `drwxr-xr-x root/root 0 2026-02-03 04:05 top/
 -rw-r--r-- root/root 1 2026-02-03 04:05 top/a
 drwxr-xr-x root/root 0 2026-02-03 04:05 top/b/
@@ -102,22 +98,19 @@ lrwxrwxrwx root/root 0 2026-02-03 04:05 top/link -> a
 // ownMaterial returns the bill of materials of this test's binary.
 func ownMaterial(t *testing.T) (m material, binary string) {
 	t.Helper()
-	binary, err := os.Executable()
-	must.OK(t, err)
+	binary = must.Get(os.Executable())(t)
 	b := &build{Options: Options{Out: filepath.Dir(binary)}, version: version{pkg: "1.2.3"},
 		time: commitTime}
 	name := filepath.Base(binary)
-	m, err = b.material(artefact{file: name, name: "test", purl: "pkg:generic/test@1.2.3",
-		binaries: []string{binary, binary}})
-	must.OK(t, err)
+	m = must.Get(b.material(artefact{file: name, name: "test", purl: "pkg:generic/test@1.2.3",
+		binaries: []string{binary, binary}}))(t)
 	return m, binary
 }
 
 // A bill of materials has each module of "go version -m" once, and Go itself.
 func TestMaterialsAreComplete(t *testing.T) {
 	m, binary := ownMaterial(t)
-	out, err := exec.CommandContext(t.Context(), "go", "version", "-m", binary).Output()
-	must.OK(t, err)
+	out := must.Get(exec.CommandContext(t.Context(), "go", "version", "-m", binary).Output())(t)
 	want := []string{"stdlib"}
 	for line := range strings.Lines(string(out)) {
 		if fields := strings.Fields(line); fields[0] == "mod" || fields[0] == "dep" {
@@ -155,10 +148,8 @@ func TestMaterialsAreReproducible(t *testing.T) {
 	}
 	again, _ := ownMaterial(t)
 	for _, pair := range [][2]any{{spdx, again.spdx()}, {cdx, again.cycloneDX()}} {
-		first, err := json.Marshal(pair[0])
-		must.OK(t, err)
-		second, err := json.Marshal(pair[1])
-		must.OK(t, err)
+		first := must.Get(json.Marshal(pair[0]))(t)
+		second := must.Get(json.Marshal(pair[1]))(t)
 		if !bytes.Equal(first, second) {
 			t.Errorf("twice the same is\n%s\n%s", first, second)
 		}
@@ -175,13 +166,12 @@ func TestMaterialsAreReproducible(t *testing.T) {
 func TestLicensesAreComplete(t *testing.T) {
 	m, _ := ownMaterial(t)
 	b := &build{Options: Options{Go: "go"}, source: "."}
-	dirs, err := b.moduleDirs(t.Context(), m.parts)
-	must.OK(t, err)
-	text, err := notice(m.parts, dirs)
-	must.OK(t, err)
+	dirs := must.Get(b.moduleDirs(t.Context(), m.parts))(t)
+	text := must.Get(notice(m.parts, dirs))(t)
 	for _, p := range m.parts {
 		own := strings.HasPrefix(p.name, "hsm-signer")
-		if n := strings.Count(text, "\n"+p.name+" "+p.version+"\n"); n != 1 && !own || n != 0 && own {
+		if n := strings.Count(text, "\n"+p.name+" "+p.version+"\n"); n != 1 && !own ||
+			n != 0 && own {
 			t.Errorf("%s is named %d times", p.name, n)
 		}
 	}

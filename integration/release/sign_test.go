@@ -54,8 +54,7 @@ func verify(t *testing.T, dir string) {
 	if good(publicKeyFile, signatureFile) {
 		t.Error("openssl verifies another file")
 	}
-	text, err := os.ReadFile(filepath.Join(dir, provenanceFile))
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(filepath.Join(dir, provenanceFile)))(t)
 	var e envelope
 	must.OK(t, json.Unmarshal(text, &e))
 	must.OK(t, os.WriteFile(filepath.Join(dir, "text"), signedText(e.Payload), 0o600))
@@ -65,8 +64,7 @@ func verify(t *testing.T, dir string) {
 	}
 	var s statement
 	must.OK(t, json.Unmarshal(e.Payload, &s))
-	sums, err := os.ReadFile(filepath.Join(dir, checksumFile))
-	must.OK(t, err)
+	sums := must.Get(os.ReadFile(filepath.Join(dir, checksumFile)))(t)
 	for _, one := range s.Subject {
 		if line := one.Digest["sha256"] + "  " + one.Name + "\n"; !bytes.Contains(sums,
 			[]byte(line)) {
@@ -107,18 +105,14 @@ func TestSignaturesOfFiles(t *testing.T) {
 // openssl verifies what a key in a token signs.
 func TestSignaturesOfATokensKey(t *testing.T) {
 	dir := t.TempDir()
-	token, err := testenv.NewSoftHSM(t.Context(), dir, "releases")
-	must.OK(t, err)
+	token := must.Get(testenv.NewSoftHSM(t.Context(), dir, "releases"))(t)
 	t.Setenv(testenv.SoftHSMVariable, token.Conf)
-	ceremony, err := hsm.OpenCeremony(t.Context(), hsm.Config{Module: token.Module,
+	ceremony := must.Get(hsm.OpenCeremony(t.Context(), hsm.Config{Module: token.Module,
 		Token: hsm.TokenID{Label: token.Label}, PIN: hsm.PIN(token.PIN).Fixed(),
-		Key: hsm.KeyID{Label: "release"}})
-	must.OK(t, err)
-	pair, err := ceremony.Generate(t.Context(), "ecdsa-p256")
-	must.OK(t, err)
+		Key: hsm.KeyID{Label: "release"}}))(t)
+	pair := must.Get(ceremony.Generate(t.Context(), "ecdsa-p256"))(t)
 	ceremony.Close()
-	spki, err := x509.MarshalPKIXPublicKey(pair.Public)
-	must.OK(t, err)
+	spki := must.Get(x509.MarshalPKIXPublicKey(pair.Public))(t)
 	public, pin := filepath.Join(dir, "public.pem"), filepath.Join(dir, "pin")
 	must.OK(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY",
 		Bytes: spki}), 0o600))
@@ -135,8 +129,7 @@ func TestSignaturesOfATokensKey(t *testing.T) {
 // Without a key the provenance has no signature, and nothing else is written.
 func TestNoSignatures(t *testing.T) {
 	dir := attested(t, Key{})
-	text, err := os.ReadFile(filepath.Join(dir, provenanceFile))
-	must.OK(t, err)
+	text := must.Get(os.ReadFile(filepath.Join(dir, provenanceFile)))(t)
 	if !strings.Contains(string(text), `"signatures":[]`) {
 		t.Errorf("the provenance is %s", text)
 	}

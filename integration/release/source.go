@@ -28,7 +28,8 @@ func (b *build) identify(ctx context.Context) error {
 	}
 	unix, err := strconv.ParseInt(seconds, 10, 64)
 	if err != nil {
-		return fmt.Errorf("release: %s is %q: it must be a number of seconds", epochVariable, seconds)
+		return fmt.Errorf("release: %s is %q: it must be a number of seconds",
+			epochVariable, seconds)
 	}
 	b.commit, b.time = commit, time.Unix(unix, 0).UTC()
 	text := b.Version
@@ -78,13 +79,15 @@ func (b *build) git(ctx context.Context, args ...string) (string, error) {
 
 // run runs a program in a directory, with env in addition to this process's environment. It returns
 // what the program wrote to its standard output, without the last newline.
-func run(ctx context.Context, dir string, env []string, name string, args ...string) (string, error) {
+func run(ctx context.Context, dir string, env []string, name string, args ...string) (string,
+	error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out, errs bytes.Buffer
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, append(os.Environ(), env...), &out, &errs
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", fmt.Errorf("release: %s is missing: install it (make release does so as root)", name)
+		return "", fmt.Errorf("release: %s is missing: install it (make release does so as root)",
+			name)
 	}
 	if err != nil {
 		return "", fmt.Errorf("release: %s %s: %w:\n%s%s", name, strings.Join(args, " "), err,

@@ -32,9 +32,10 @@ const (
 	kubeconfigFile = "kubeconfig"
 )
 
-// makeSecrets creates the admin's token and the key that signs the tokens of service accounts,
-// unless the directory has them.
-func makeSecrets(dir string) error {
+// MakeSecrets writes the files that an API server needs so that Attach can connect to it:
+// tokens.csv with the admin's token (--token-auth-file), and service-account.key
+// (--service-account-key-file, --service-account-signing-key-file). Existing files stay.
+func MakeSecrets(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, accountKeyFile)); err == nil {
 		return nil
 	}

@@ -11,11 +11,6 @@ import (
 // attachTimeout limits the wait for an API server that another program starts.
 const attachTimeout = 3 * time.Minute
 
-// MakeSecrets writes the files that an API server needs so that Attach can connect to it:
-// tokens.csv with the admin's token (--token-auth-file), and service-account.key
-// (--service-account-key-file, --service-account-signing-key-file). Existing files stay.
-func MakeSecrets(dir string) error { return makeSecrets(dir) }
-
 // Attach waits for the API server at the URL, which another program runs with the secrets in dir
 // and with --cert-dir=dir/certs. The caller may only use methods of the Cluster that call the API.
 func Attach(ctx context.Context, dir, url string) (*Cluster, error) {

@@ -120,7 +120,7 @@ func stateDir(dir string) (string, error) {
 }
 
 func (c *Cluster) up(ctx context.Context) error {
-	if err := makeSecrets(c.dir); err != nil {
+	if err := MakeSecrets(c.dir); err != nil {
 		return err
 	}
 	if err := c.startEtcd(ctx); err != nil {

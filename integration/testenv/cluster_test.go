@@ -60,9 +60,7 @@ func TestTokenOfPodNamesThePod(t *testing.T) {
 		len(pod.Status.PodIPs) != 2 {
 		t.Fatalf("pod's status is %+v, want running with both addresses", pod.Status)
 	}
-	token, err := cluster.TokenFor(ctx, pod)
-	must.OK(t, err)
-	request := ask(t, token, pod)
+	request := ask(t, must.Get(cluster.TokenFor(ctx, pod))(t), pod)
 	if got, want := request.Spec.Username,
 		"system:serviceaccount:calico-system:calico-typha"; got != want {
 		t.Errorf("username is %q, want %q", got, want)
@@ -78,8 +76,7 @@ func TestTokenOfPodNamesThePod(t *testing.T) {
 
 func TestUnboundTokenNamesNoPod(t *testing.T) {
 	must.OK(t, cluster.EnsureServiceAccount(t.Context(), "calico-system", "intruder"))
-	token, err := cluster.UnboundToken(t.Context(), "calico-system", "intruder")
-	must.OK(t, err)
+	token := must.Get(cluster.UnboundToken(t.Context(), "calico-system", "intruder"))(t)
 	pretended := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "calico-typha-1"},
 		Status: corev1.PodStatus{PodIP: "10.0.0.9"}}
 	for key := range ask(t, token, pretended).Spec.Extra {
@@ -91,14 +88,12 @@ func TestUnboundTokenNamesNoPod(t *testing.T) {
 }
 
 func TestPodWithoutNetworkIsPending(t *testing.T) {
-	pod, err := cluster.Pod(t.Context(),
-		testenv.PodSpec{Namespace: "pending", Name: "a", HostNetwork: true})
-	must.OK(t, err)
+	pod := must.Get(cluster.Pod(t.Context(),
+		testenv.PodSpec{Namespace: "pending", Name: "a", HostNetwork: true}))(t)
 	if pod.Status.Phase != corev1.PodPending || pod.Status.PodIP != "" {
 		t.Fatalf("pod's status is %+v, want pending without address", pod.Status)
 	}
-	pod, err = cluster.RunPod(t.Context(), pod, "192.0.2.9")
-	must.OK(t, err)
+	pod = must.Get(cluster.RunPod(t.Context(), pod, "192.0.2.9"))(t)
 	if pod.Status.HostIP != "192.0.2.9" {
 		t.Errorf("host IP is %q, want the pod's, which is on its node's network", pod.Status.HostIP)
 	}
@@ -111,11 +106,10 @@ func TestPodWithoutNetworkIsPending(t *testing.T) {
 
 // A pod that initializes has its IPs before its main container runs.
 func TestPodWithInitContainersIsPending(t *testing.T) {
-	pod, err := cluster.Pod(t.Context(), testenv.PodSpec{
+	pod := must.Get(cluster.Pod(t.Context(), testenv.PodSpec{
 		Namespace: "pending", Name: "b", IPs: []string{"10.0.0.8"},
 		InitContainers: []string{"certs", "more"},
-	})
-	must.OK(t, err)
+	}))(t)
 	status := pod.Status
 	if status.Phase != corev1.PodPending || status.PodIP != "10.0.0.8" ||
 		len(status.InitContainerStatuses) != 2 || len(status.ContainerStatuses) != 1 {
@@ -145,9 +139,8 @@ data: {key: %s}
 `
 	for _, value := range []string{"first", "second"} {
 		must.OK(t, cluster.Apply(t.Context(), fmt.Appendf(nil, manifests, value)))
-		got, err := cluster.Client().CoreV1().ConfigMaps("applied").Get(t.Context(), "a",
-			metav1.GetOptions{})
-		must.OK(t, err)
+		got := must.Get(cluster.Client().CoreV1().ConfigMaps("applied").Get(t.Context(), "a",
+			metav1.GetOptions{}))(t)
 		if got.Data["key"] != value {
 			t.Errorf("key is %q, want %q", got.Data["key"], value)
 		}
@@ -201,8 +194,7 @@ func TestSameDirectoryIsSameCluster(t *testing.T) {
 	if err := taken.EnsureNamespace(t.Context(), "b"); err == nil {
 		t.Fatal("the cluster answers after it was put down")
 	}
-	again, err := testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir})
-	must.OK(t, err)
+	again := must.Get(testenv.StartCluster(t.Context(), testenv.ClusterOptions{Dir: dir}))(t)
 	defer again.Stop()
 	if _, err := first.Client().CoreV1().Namespaces().Get(t.Context(), "kept",
 		metav1.GetOptions{}); err != nil {
@@ -217,18 +209,15 @@ func TestSameDirectoryIsSameCluster(t *testing.T) {
 
 func TestContextEndsTheCluster(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	short, err := testenv.StartCluster(ctx, testenv.ClusterOptions{})
-	must.OK(t, err)
+	short := must.Get(testenv.StartCluster(ctx, testenv.ClusterOptions{}))(t)
 	defer short.Stop()
 	cancel()
 	waitUntilGone(t, short.Dir())
 }
 
 func TestKubeconfig(t *testing.T) {
-	config, err := clientcmd.BuildConfigFromFlags("", cluster.Kubeconfig())
-	must.OK(t, err)
-	version, err := kubernetes.NewForConfigOrDie(config).Discovery().ServerVersion()
-	must.OK(t, err)
+	config := must.Get(clientcmd.BuildConfigFromFlags("", cluster.Kubeconfig()))(t)
+	version := must.Get(kubernetes.NewForConfigOrDie(config).Discovery().ServerVersion())(t)
 	if version.Minor == "" || version.GitVersion == "v0.0.0" {
 		t.Errorf("server's version is %+v, want a real one", version)
 	}
@@ -252,11 +241,10 @@ func TestNothingOutlivesItsProcess(t *testing.T) {
 	dir := t.TempDir()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), orphanVariable+"="+dir)
-	stdout, err := cmd.StdoutPipe()
-	must.OK(t, err)
+	stdout := must.Get(cmd.StdoutPipe())(t)
 	must.OK(t, cmd.Start())
 	var line string
-	_, err = fmt.Fscanln(stdout, &line)
+	_, err := fmt.Fscanln(stdout, &line)
 	if killed := cmd.Process.Kill(); killed != nil {
 		t.Fatal(killed)
 	}
@@ -286,8 +274,7 @@ func waitUntilGone(t *testing.T, dir string) {
 }
 
 func TestSoftHSM(t *testing.T) {
-	token, err := testenv.NewSoftHSM(t.Context(), t.TempDir(), "test")
-	must.OK(t, err)
+	token := must.Get(testenv.NewSoftHSM(t.Context(), t.TempDir(), "test"))(t)
 	slots := func() string {
 		cmd := exec.Command("softhsm2-util", "--show-slots")
 		cmd.Env = append(os.Environ(), token.Env())
@@ -330,21 +317,16 @@ func typhaRequest(t *testing.T, pod *corev1.Pod) calico.InitContainer {
 // of it.
 func ask(t *testing.T, token string, pod *corev1.Pod) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	client, err := kubernetes.NewForConfig(cluster.ConfigFor(token))
-	must.OK(t, err)
-	request, err := typhaRequest(t, pod).Submit(t.Context(), client)
-	must.OK(t, err)
-	return request
+	client := must.Get(kubernetes.NewForConfig(cluster.ConfigFor(token)))(t)
+	return must.Get(typhaRequest(t, pod).Submit(t.Context(), client))(t)
 }
 
 // TestRefusalReachesCalico denies a request while its pod waits, and another that takes its place.
 func TestRefusalReachesCalico(t *testing.T) {
-	pod, err := cluster.Pod(t.Context(),
+	pod := must.Get(cluster.Pod(t.Context(),
 		testenv.PodSpec{Namespace: "calico-system", Name: "refused", ServiceAccount: "calico-typha",
-			IPs: []string{"10.0.0.8"}})
-	must.OK(t, err)
-	token, err := cluster.TokenFor(t.Context(), pod)
-	must.OK(t, err)
+			IPs: []string{"10.0.0.8"}}))(t)
+	token := must.Get(cluster.TokenFor(t.Context(), pod))(t)
 	client := kubernetes.NewForConfigOrDie(cluster.ConfigFor(token))
 	earlier := ask(t, token, pod)
 	later := ask(t, token, pod)

@@ -51,13 +51,8 @@ func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 	if err := e.Cluster.EnsureNamespace(ctx, "calico-system"); err != nil {
 		return nil, err
 	}
-	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "components", "heal",
-		"rbac.yaml"))
-	if err != nil {
+	if err := e.apply(ctx, "components/heal/rbac.yaml"); err != nil {
 		return nil, err
-	}
-	if err := e.Cluster.Apply(ctx, manifests); err != nil {
-		return nil, fmt.Errorf("apply the component heal: %w", err)
 	}
 	kubeconfig := filepath.Join(e.dir, healer+".kubeconfig")
 	if err := e.kubeconfigOf(ctx, healer, kubeconfig, e.Cluster.ConfigFor); err != nil {
@@ -70,15 +65,7 @@ func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 
 // AllowPods gives hsm-signer the rights of deploy/components/pod-certificates.
 func (e *Env) AllowPods(ctx context.Context) error {
-	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "components", "pod-certificates",
-		"role.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := e.Cluster.Apply(ctx, manifests); err != nil {
-		return fmt.Errorf("apply the component pod-certificates: %w", err)
-	}
-	return nil
+	return e.apply(ctx, "components/pod-certificates/role.yaml")
 }
 
 // ForPods gives hsm-signer the rights for pod certificates, and returns its settings for them, with
@@ -102,16 +89,10 @@ func (e *Env) start(ctx context.Context, command string, env []string) (*Daemon,
 	if d.ended, err = Spawn(d.cmd); err != nil {
 		return nil, fmt.Errorf("start hsm-signer: %w", err)
 	}
-	if err := d.findAddress(ctx); err != nil {
+	if d.address, err = d.logged(ctx, "listening"); err != nil {
 		return nil, errors.Join(err, d.Kill())
 	}
 	return d, nil
-}
-
-// findAddress waits for the log line with the listening address.
-func (d *Daemon) findAddress(ctx context.Context) (err error) {
-	d.address, err = d.logged(ctx, "listening")
-	return err
 }
 
 // StatusPage waits until the status page is served, and returns its URL.

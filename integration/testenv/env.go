@@ -87,21 +87,15 @@ func (e *Env) set(ctx context.Context, progress io.Writer) (err error) {
 
 // Build builds the hsm-signer of this repository.
 func Build(ctx context.Context, binary string) error {
-	return goBuild(ctx, root(), "./cmd/hsm-signer", binary)
+	_, err := goOutput(ctx, root(), nil, "build", "-o", binary, "./cmd/hsm-signer")
+	return err
 }
 
 // BuildClient builds the program for [load.Processes].
 func BuildClient(ctx context.Context, binary string) error {
-	return goBuild(ctx, filepath.Join(root(), "integration"), "./cmd/calicoclient", binary)
-}
-
-func goBuild(ctx context.Context, module, program, binary string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, program)
-	cmd.Dir = module
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w: %s", program, err, out)
-	}
-	return nil
+	_, err := goOutput(ctx, filepath.Join(root(), "integration"), nil, "build", "-o", binary,
+		"./cmd/calicoclient")
+	return err
 }
 
 // root returns the root of the repository.
@@ -112,17 +106,25 @@ func root() string {
 
 // authorize applies deploy/base/rbac.yaml and writes the kubeconfig of its service account.
 func (e *Env) authorize(ctx context.Context) error {
-	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", "base", "rbac.yaml"))
-	if err != nil {
+	if err := e.apply(ctx, "base/rbac.yaml"); err != nil {
 		return err
-	}
-	if err := e.Cluster.Apply(ctx, manifests); err != nil {
-		return fmt.Errorf("apply deploy/base/rbac.yaml: %w", err)
 	}
 	if err := e.Cluster.AllowRequests(ctx, ""); err != nil {
 		return err
 	}
 	return e.KubeconfigVia(ctx, e.kubeconfig, e.Cluster.ConfigFor)
+}
+
+// apply applies a file of deploy.
+func (e *Env) apply(ctx context.Context, file string) error {
+	manifests, err := os.ReadFile(filepath.Join(root(), "deploy", file))
+	if err == nil {
+		err = e.Cluster.Apply(ctx, manifests)
+	}
+	if err != nil {
+		return fmt.Errorf("apply deploy/%s: %w", file, err)
+	}
+	return nil
 }
 
 // KubeconfigVia writes a kubeconfig file with which hsm-signer's service account uses another path

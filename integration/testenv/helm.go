@@ -3,7 +3,6 @@ package testenv
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -30,51 +29,17 @@ type Helm struct {
 // which takes minutes; of several processes one builds and the others wait. dir must exist.
 // progress, if not nil, receives a line for each slow step.
 func NewHelm(ctx context.Context, kubeconfig, dir string, progress io.Writer) (*Helm, error) {
-	goVersion, err := goOutput(ctx, "", "env", "GOVERSION")
+	goVersion, err := goOutput(ctx, "", nil, "env", "GOVERSION")
 	if err != nil {
 		return nil, err
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return nil, fmt.Errorf("no cache directory for Helm: %w; set HOME", err)
-	}
-	target := filepath.Join(cache, "hsm-signer", "helm-"+helmVersion+"-"+goVersion)
-	h := &Helm{Kubeconfig: kubeconfig, Dir: dir, binary: filepath.Join(target, "helm")}
-	if _, err := os.Stat(h.binary); err == nil {
-		return h, nil
-	}
-	stop := ticker(progress, "building Helm "+helmVersion)
-	defer stop()
-	return h, buildHelm(ctx, target)
-}
-
-// buildHelm builds Helm into the directory under a lock, unless another process has built it.
-func buildHelm(ctx context.Context, target string) error {
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return fmt.Errorf("directory for Helm: %w", err)
-	}
-	lock, err := waitForLock(ctx, target+".lock")
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if _, err := os.Stat(filepath.Join(target, "helm")); err == nil {
-		return nil // another process has built it
-	}
-	temp, err := os.MkdirTemp(filepath.Dir(target), "building-")
-	if err != nil {
-		return fmt.Errorf("directory to build Helm in: %w", err)
-	}
-	defer os.RemoveAll(temp)
-	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "go", "install", helmPackage+"@"+helmVersion)
-	cmd.Dir, cmd.Stderr = temp, &stderr
-	cmd.Env = append(os.Environ(), buildEnvironment, "GOBIN="+temp, "CGO_ENABLED=0")
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("go install %s@%s: %w: %s", helmPackage, helmVersion, err,
-			bytes.TrimSpace(stderr.Bytes()))
-	}
-	return errors.Join(os.Chmod(temp, 0o755), os.RemoveAll(target), os.Rename(temp, target))
+	target, err := Cached(ctx, "helm-"+helmVersion+"-"+goVersion, []string{"helm"}, progress,
+		"building Helm "+helmVersion, func(temp string) error {
+			_, err := goOutput(ctx, temp, []string{"GOBIN=" + temp, "CGO_ENABLED=0"}, "install",
+				helmPackage+"@"+helmVersion)
+			return err
+		})
+	return &Helm{Kubeconfig: kubeconfig, Dir: dir, binary: filepath.Join(target, "helm")}, err
 }
 
 // Run runs Helm with the arguments and returns what it prints. The error holds its messages.

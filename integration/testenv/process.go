@@ -87,8 +87,10 @@ func (p *process) start(ctx context.Context, detach bool, binary string, args ..
 	if p.reaped, err = Spawn(cmd); err != nil {
 		return fmt.Errorf("start %s (%s): %w", p.name, binary, err)
 	}
-	if err := errors.Join(pidFile.Truncate(0),
-		writeAt(pidFile, strconv.Itoa(cmd.Process.Pid))); err != nil {
+	if err = pidFile.Truncate(0); err == nil {
+		_, err = pidFile.WriteString(strconv.Itoa(cmd.Process.Pid))
+	}
+	if err != nil {
 		return fmt.Errorf("pid file of %s: %w", p.name, errors.Join(err, cmd.Process.Kill()))
 	}
 	return nil
@@ -149,15 +151,13 @@ func (p *process) kill() error {
 }
 
 // lastWords returns the end of the server's log.
-func (p *process) lastWords() string {
-	log, err := os.ReadFile(p.logFile())
+func (p *process) lastWords() string { return Tail(p.logFile()) }
+
+// Tail returns the end of a log, or why it cannot be read.
+func Tail(file string) string {
+	log, err := os.ReadFile(file)
 	if err != nil {
 		return err.Error()
 	}
 	return strings.TrimSpace(string(log[max(0, len(log)-logTail):]))
-}
-
-func writeAt(file *os.File, text string) error {
-	_, err := file.WriteAt([]byte(text), 0)
-	return err
 }

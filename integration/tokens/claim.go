@@ -2,40 +2,24 @@ package tokens
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/wait"
+	"hsm-signer/integration/testenv"
 )
 
-const (
-	claimPoll    = 100 * time.Millisecond
-	claimTimeout = 10 * time.Minute
-)
+const claimTimeout = 10 * time.Minute
 
 // claim waits until no other test on this machine uses the named resource, and reserves it until
 // the token is closed.
 func (t *Token) claim(ctx context.Context, name string) error {
-	path := filepath.Join(os.TempDir(), "hsm-signer-"+name+".lock")
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	file, err := testenv.Lock(ctx, filepath.Join(os.TempDir(), "hsm-signer-"+name+".lock"))
 	if err != nil {
-		return err
-	}
-	err = wait.PollUntilContextTimeout(ctx, claimPoll, claimTimeout, true,
-		func(context.Context) (bool, error) {
-			err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-			if errors.Is(err, syscall.EWOULDBLOCK) {
-				return false, nil
-			}
-			return err == nil, err
-		})
-	if err != nil {
-		return errors.Join(fmt.Errorf("another test has %s (lock %s): %w", name, path, err),
-			file.Close())
+		return fmt.Errorf("another test has %s: %w", name, err)
 	}
 	t.undo = append(t.undo, file.Close)
 	return nil

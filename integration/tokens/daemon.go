@@ -67,7 +67,7 @@ func (d *daemon) start(ctx context.Context) error {
 			return d.ready(ctx), nil
 		})
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s is not ready: %w: %s", d.name, err, d.lastWords()),
+		return errors.Join(fmt.Errorf("%s is not ready: %w: %s", d.name, err, testenv.Tail(d.log)),
 			d.kill())
 	}
 	return nil
@@ -120,18 +120,9 @@ func (d *daemon) stop() error {
 	case <-time.After(stopTimeout):
 		err = errors.Join(err,
 			fmt.Errorf("%s did not exit within %s: %s", d.name, stopTimeout,
-				d.lastWords()), d.kill())
+				testenv.Tail(d.log)), d.kill())
 	}
 	return err
-}
-
-// lastWords returns the end of the daemon's log.
-func (d *daemon) lastWords() string {
-	log, err := os.ReadFile(d.log)
-	if err != nil {
-		return err.Error()
-	}
-	return strings.TrimSpace(string(log[max(0, len(log)-logTail):]))
 }
 
 // command runs a command with more variables than this process has.

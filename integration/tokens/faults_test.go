@@ -2,7 +2,6 @@ package tokens_test
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto"
 	"encoding/json"
@@ -12,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -99,14 +97,11 @@ func inProcess(t *testing.T, kind string, results *table) {
 	child.Env = append(os.Environ(), kindVariable+"="+kind, tableVariable+"="+file)
 	var out bytes.Buffer
 	child.Stdout, child.Stderr = &out, &out
-	ended, err := testenv.Spawn(child)
-	must.OK(t, err)
+	ended := must.Get(testenv.Spawn(child))(t)
 	if <-ended; !child.ProcessState.Success() {
 		t.Fatalf("the process of %s: %s:\n%s", kind, child.ProcessState, &out)
 	}
-	text, err := os.ReadFile(file)
-	must.OK(t, err)
-	must.OK(t, json.Unmarshal(text, results))
+	must.OK(t, json.Unmarshal(must.Get(os.ReadFile(file))(t), results))
 }
 
 // faultsOf causes every fault on a token of this kind, and writes the table.
@@ -178,19 +173,13 @@ var places = []struct {
 		func(code uint) pkcs11shim.Rule { return pkcs11shim.FailAfter(pkcs11shim.Sign, code) }},
 }
 
-// nameOf returns a code's name in the standard.
-func nameOf(code uint) string {
-	return cmp.Or(strings.TrimPrefix(pkcs11.Error(code).Error(),
-		fmt.Sprintf("pkcs11: 0x%X: ", code)), "a vendor's code")
-}
-
 // everyRung injects each code once. No request fails, except for codes that mean that the token
 // rejects the data: then the next sync succeeds.
 func everyRung(tr *trial) {
 	for _, rung := range ladder {
 		for _, code := range someOf(tr, rung.codes) {
 			for _, place := range places {
-				fault := nameOf(code) + " " + place.name
+				fault := pkcs11shim.CodeName(code) + " " + place.name
 				o := tr.inject(fault, nil, place.rule(code).Times(1))
 				n := tr.calls().Count(pkcs11shim.Initialize)
 				if tr.ownFaults(1) == 0 &&
@@ -237,7 +226,7 @@ func lasting(tr *trial) {
 		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
 	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE,
 		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
-		tr.inject(nameOf(code)+", until the key was looked up again", func() error {
+		tr.inject(pkcs11shim.CodeName(code)+", until the key was looked up again", func() error {
 			return errors.Join(tr.until(func() bool {
 				return tr.calls().Count(pkcs11shim.FindObjects) > 0
 			}), tr.shim.Rules())

@@ -18,27 +18,21 @@ import (
 // behind puts a shim before the token, which the product loads instead.
 func behind(t *testing.T, token *tokens.Token) *pkcs11shim.Shim {
 	t.Helper()
-	s, err := pkcs11shim.New(t.Context(), t.TempDir(), token.Module)
-	must.OK(t, err)
-	for _, variable := range s.Env() {
-		setenv(t, variable)
-	}
+	s := must.Get(pkcs11shim.New(t.Context(), t.TempDir(), token.Module))(t)
+	must.Setenv(t, s.Env()...)
 	return s
 }
 
 func newKey(t *testing.T, config hsm.Config, public crypto.PublicKey) *hsm.Key {
 	t.Helper()
-	key, err := hsm.NewKey(config, public)
-	must.OK(t, err)
+	key := must.Get(hsm.NewKey(config, public))(t)
 	t.Cleanup(key.Close)
 	return key
 }
 
 func calls(t *testing.T, s *pkcs11shim.Shim) pkcs11shim.Calls {
 	t.Helper()
-	calls, err := s.Calls()
-	must.OK(t, err)
-	return calls
+	return must.Get(s.Calls())(t)
 }
 
 // The ceremony creates a key of each type that the token supports. The key signs, and cannot leave
@@ -99,10 +93,7 @@ func TestCeremonyOfAKeyThatTheTokenCannotMake(t *testing.T) {
 // hold opens a ceremony for one action.
 func hold(t *testing.T, c hsm.Config, do func(*hsm.Ceremony) (hsm.KeyPair, error)) hsm.KeyPair {
 	t.Helper()
-	ceremony, err := hsm.OpenCeremony(t.Context(), c)
-	must.OK(t, err)
+	ceremony := must.Get(hsm.OpenCeremony(t.Context(), c))(t)
 	defer ceremony.Close()
-	pair, err := do(ceremony)
-	must.OK(t, err)
-	return pair
+	return must.Get(do(ceremony))(t)
 }

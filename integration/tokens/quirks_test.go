@@ -40,9 +40,8 @@ func TestTextsThatEndWithNUL(t *testing.T) {
 	for _, rule := range []pkcs11shim.Rule{pkcs11shim.PadWithNUL(), pkcs11shim.PadWithRubbish()} {
 		must.OK(t, s.Rules(rule))
 		for _, padding := range []string{"", "%00%00", "%20%20", "%00%23%23"} {
-			uri, err := pkcs11uri.Parse("pkcs11:model=SoftHSM%20v2" + padding + ";token=" +
-				c.Token.Label + padding)
-			must.OK(t, err)
+			uri := must.Get(pkcs11uri.Parse("pkcs11:model=SoftHSM%20v2" + padding + ";token=" +
+				c.Token.Label + padding))(t)
 			c.Token = hsm.TokenID{Label: uri.Token, Model: uri.Model}
 			must.OK(t, newKey(t, c, public).Ready(t.Context()))
 		}

@@ -157,16 +157,16 @@ func TestLoginThatFailsWithoutAReason(t *testing.T) {
 		looks := 0
 		must.OK(t, tr.until(func() bool {
 			if err := tr.key.Load().Ready(t.Context()); !errors.Is(err, hsm.ErrUnavailable) ||
-				!strings.Contains(err.Error(), nameOf(c.code)) &&
+				!strings.Contains(err.Error(), pkcs11shim.CodeName(c.code)) &&
 					c.code < pkcs11.CKR_VENDOR_DEFINED {
-				t.Errorf("%s: %v", nameOf(c.code), err)
+				t.Errorf("%s: %v", pkcs11shim.CodeName(c.code), err)
 			}
 			looks++
 			return looks == 40
 		}))
 		if n := tr.calls().Count(pkcs11shim.Login); (n > 1) != c.again {
-			t.Errorf("%s: C_Login was called %d times, want it again: %t", nameOf(c.code), n,
-				c.again)
+			t.Errorf("%s: C_Login was called %d times, want it again: %t",
+				pkcs11shim.CodeName(c.code), n, c.again)
 		}
 	}
 }
@@ -211,8 +211,7 @@ func TestCheckOfATokenThatIsLoggedInTo(t *testing.T) {
 func TestOneKeyMustMatchOfAllThatAreFound(t *testing.T) {
 	tr := newSoftHSMTrial(t, patient)
 	tr.key.Load().Close()
-	_, err := tr.token.Generate("rsa-2048", "ca", []byte{3})
-	must.OK(t, err)
+	must.Get(tr.token.Generate("rsa-2048", "ca", []byte{3}))(t)
 	for _, most := range []uint{1, 2, 32} {
 		tr.quiet(pkcs11shim.FindAtMost(most))
 		c := config(tr.token, "ca")

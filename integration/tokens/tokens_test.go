@@ -36,23 +36,14 @@ func forEach(t *testing.T, test func(*testing.T, *tokens.Token)) {
 // fresh returns a token that this process can reach until the end of the test.
 func fresh(t *testing.T, kind tokens.Kind) *tokens.Token {
 	t.Helper()
-	token, err := kind.New(t.Context())
-	must.OK(t, err)
+	token := must.Get(kind.New(t.Context()))(t)
 	t.Cleanup(func() {
 		if err := token.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	for _, variable := range token.Env {
-		setenv(t, variable)
-	}
+	must.Setenv(t, token.Env...)
 	return token
-}
-
-func setenv(t *testing.T, variable string) {
-	t.Helper()
-	name, value, _ := strings.Cut(variable, "=")
-	t.Setenv(name, value)
 }
 
 // config returns the product's configuration for a key with this label.
@@ -88,8 +79,7 @@ func TestKeys(t *testing.T) {
 					return
 				}
 				must.OK(t, err)
-				key, err := hsm.NewKey(config(token, keyType), public)
-				must.OK(t, err)
+				key := must.Get(hsm.NewKey(config(token, keyType), public))(t)
 				defer key.Close()
 				requireProof(t, token, key)
 				requireSignatures(t, key, public)
@@ -102,8 +92,7 @@ func TestKeys(t *testing.T) {
 // kind of token sets it.
 func requireProof(t *testing.T, token *tokens.Token, key *hsm.Key) {
 	t.Helper()
-	proof, err := key.Attributes(t.Context())
-	must.OK(t, err)
+	proof := must.Get(key.Attributes(t.Context()))(t)
 	if !proof.Holds() {
 		t.Errorf("the key could leave: %s", proof)
 	}
@@ -119,9 +108,7 @@ func requireSignatures(t *testing.T, key *hsm.Key, public crypto.PublicKey) {
 	t.Helper()
 	digest := sha256.Sum256([]byte("to be signed"))
 	sign := func(opts crypto.SignerOpts) []byte {
-		signature, err := key.Signer(t.Context()).Sign(nil, digest[:], opts)
-		must.OK(t, err)
-		return signature
+		return must.Get(key.Signer(t.Context()).Sign(nil, digest[:], opts))(t)
 	}
 	switch public := public.(type) {
 	case *ecdsa.PublicKey:
@@ -154,8 +141,7 @@ func newApplication(t *testing.T, token *tokens.Token) *application {
 	a := &application{token: token}
 	t.Cleanup(a.unload)
 	must.OK(t, a.load(t))
-	slots, err := a.GetSlotList(true)
-	must.OK(t, err)
+	slots := must.Get(a.GetSlotList(true))(t)
 	i := slices.IndexFunc(slots, func(slot uint) bool {
 		info, err := a.GetTokenInfo(slot)
 		return err == nil && strings.TrimRight(info.Label, " \x00") == token.Label
@@ -186,9 +172,7 @@ func (a *application) unload() {
 
 func (a *application) open(t *testing.T) pkcs11.SessionHandle {
 	t.Helper()
-	session, err := a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION)
-	must.OK(t, err)
-	return session
+	return must.Get(a.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION))(t)
 }
 
 func TestWrongPIN(t *testing.T) {
@@ -199,8 +183,7 @@ func TestWrongPIN(t *testing.T) {
 		for _, want := range append(token.Can.WrongPINs,
 			token.Can.WrongPINs[len(token.Can.WrongPINs)-1]) {
 			got := code(t, a.Login(session, pkcs11.CKU_USER, "00000000"))
-			info, err := a.GetTokenInfo(a.slot)
-			must.OK(t, err)
+			info := must.Get(a.GetTokenInfo(a.slot))(t)
 			if got != want.Code || info.Flags&pinFlags != want.Flags {
 				t.Errorf("%v and flags %#x, want %v and %#x", pkcs11.Error(got),
 					info.Flags&pinFlags, pkcs11.Error(want.Code), want.Flags)
@@ -244,9 +227,7 @@ func TestSessions(t *testing.T) {
 // generateRSA creates a key of the one type that every kind of token supports.
 func generateRSA(t *testing.T, token *tokens.Token, label string) crypto.PublicKey {
 	t.Helper()
-	public, err := token.Generate("rsa-2048", label, []byte{1})
-	must.OK(t, err)
-	return public
+	return must.Get(token.Generate("rsa-2048", label, []byte{1}))(t)
 }
 
 // loggedIn opens a session, logs in, and finds the only private key.

@@ -50,11 +50,9 @@ type trial struct {
 func newTrial(t *testing.T, token *tokens.Token, results *table) *trial {
 	t.Helper()
 	public := generateRSA(t, token, "ca")
-	_, err := token.Generate("rsa-2048", "other", []byte{2})
-	must.OK(t, err)
+	must.Get(token.Generate("rsa-2048", "other", []byte{2}))(t)
 	a := newApplication(t, token)
-	info, err := a.GetInfo()
-	must.OK(t, err)
+	info := must.Get(a.GetInfo())(t)
 	a.unload()
 	maker := strings.TrimRight(info.ManufacturerID, " \x00")
 	results.describe(token.Name,
@@ -88,8 +86,7 @@ func (tr *trial) open() {
 	c := config(tr.token, "ca")
 	c.Module, c.Library.Manufacturer, c.PIN, c.Timeout, c.MaxSessions = tr.shim.Module, tr.maker,
 		tr.pin.get, tr.timeout, callers
-	key, err := hsm.NewKey(c, tr.public)
-	must.OK(tr.t, err)
+	key := must.Get(hsm.NewKey(c, tr.public))(tr.t)
 	tr.key.Store(key)
 	if err := key.Ready(tr.t.Context()); err != nil && !errors.Is(err, hsm.ErrPIN) &&
 		!errors.Is(err, hsm.ErrUnavailable) {
@@ -269,11 +266,9 @@ func changePIN(t *testing.T, token *tokens.Token, fresh string) {
 	if err := module.Initialize(); code(t, err) == pkcs11.CKR_OK {
 		defer func() { must.OK(t, module.Finalize()) }()
 	}
-	slots, err := module.GetSlotList(true)
-	must.OK(t, err)
+	slots := must.Get(module.GetSlotList(true))(t)
 	for _, slot := range slots {
-		info, err := module.GetTokenInfo(slot)
-		must.OK(t, err)
+		info := must.Get(module.GetTokenInfo(slot))(t)
 		if strings.TrimRight(info.Label, " \x00") != token.Label {
 			continue
 		}

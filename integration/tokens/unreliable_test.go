@@ -97,7 +97,8 @@ func TestCreditDoesNotPayForLogins(t *testing.T) {
 		looks := 0
 		tr.ask(callers, func() bool { looks++; return looks == 40 })
 		if n := tr.calls().Count(pkcs11shim.Login); n != 1 {
-			t.Errorf("%s: C_Login was called %d times, want 1:\n%s", nameOf(code), n, tr.calls())
+			t.Errorf("%s: C_Login was called %d times, want 1:\n%s", pkcs11shim.CodeName(code), n,
+				tr.calls())
 		}
 		must.OK(t, tr.shim.Rules())
 		tr.restart()

@@ -34,8 +34,7 @@ func TestMergeReplacesOnlyWhatWasMeasured(t *testing.T) {
 	} {
 		must.OK(t, Merge(path, measured))
 	}
-	got, err := os.ReadFile(path)
-	must.OK(t, err)
+	got := must.Get(os.ReadFile(path))(t)
 	const want = `{
   "a": {"median":2,"min":1,"max":3,"n":3},
   "b": {"median":3,"min":2,"max":4,"n":2},
@@ -74,10 +73,8 @@ func TestMergeKeepsWhatItCannotRead(t *testing.T) {
 // The file in the repository has the shape that Merge reads and writes.
 func TestFileOfTheRepository(t *testing.T) {
 	path := filepath.Join("..", "results.json")
-	all, err := read(path)
-	must.OK(t, err)
-	text, err := render(all)
-	must.OK(t, err)
+	all := must.Get(read(path))(t)
+	text := must.Get(render(all))(t)
 	if now, err := os.ReadFile(path); err != nil || string(now) != string(text) {
 		t.Errorf("%s is not as Merge writes it: %v; want\n%s", path, err, text)
 	}
