@@ -63,9 +63,10 @@ func TestStartedPods(t *testing.T) {
 		status corev1.PodStatus
 		want   bool
 	}{
-		"new":         {corev1.PodStatus{}, false},
-		"no sandbox":  {corev1.PodStatus{Conditions: sandbox(corev1.ConditionFalse)}, false},
-		"pulls image": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{pulling}}, false},
+		"new":        {corev1.PodStatus{}, false},
+		"no sandbox": {corev1.PodStatus{Conditions: sandbox(corev1.ConditionFalse)}, false},
+		"pulls image": {corev1.PodStatus{
+			ContainerStatuses: []corev1.ContainerStatus{pulling}}, false},
 		"pulls image in its sandbox": {corev1.PodStatus{Conditions: sandbox(corev1.ConditionTrue),
 			ContainerStatuses: []corev1.ContainerStatus{pulling}}, true},
 		"runs": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{running}}, true},

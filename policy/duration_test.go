@@ -11,7 +11,8 @@ func TestParseDuration(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"30d": 30 * day, "2w": 14 * day, "1w2d12h": 9*day + 12*time.Hour, "1.5d": 36 * time.Hour,
 		"12h1d": 36 * time.Hour,
-		"0":     0, "0d": 0, "-1d": -day, "+1w": 7 * day, "8760h": 365 * day, "1h30m": 90 * time.Minute,
+		"0":     0, "0d": 0, "-1d": -day, "+1w": 7 * day,
+		"8760h": 365 * day, "1h30m": 90 * time.Minute,
 		"10s":  10 * time.Second,
 		"1.5h": 90 * time.Minute, ".5d": 12 * time.Hour, "1µs": time.Microsecond,
 		"15250w":                15250 * 7 * day,

@@ -178,7 +178,9 @@ rules:
 func TestNamespacesThatRulesWriteOut(t *testing.T) {
 	const more = `
   - {name: accounts, from: {serviceAccounts: [shop/till, edge/till, "*/web"]}, grant: {dnsNames: [a]}}
-  - {name: users, from: {users: ["system:serviceaccount:bank:*", "system:serviceaccount:b*", alice], pod: none}, grant: {dnsNames: [a]}}
+  - name: users
+    from: {users: ["system:serviceaccount:bank:*", "system:serviceaccount:b*", alice], pod: none}
+    grant: {dnsNames: [a]}
   - {name: groups, from: {groups: ["system:serviceaccounts:inn"], pod: none}, grant: {dnsNames: [a]}}
   - {name: narrowed, from: {serviceAccounts: [inn/a], groups: ["system:serviceaccounts:inn"]}, grant: {dnsNames: [a]}}
 `

@@ -93,7 +93,8 @@ func TestNamesOfEveryKind(t *testing.T) {
 	} {
 		namespace, account, _ := strings.Cut(c.who, "/")
 		g, granted := parse(t,
-			names).Decide(newAsker(namespace, account, "-").requestOf(c.asks.PEM(t))).(*policy.Grant)
+			names).
+			Decide(newAsker(namespace, account, "-").requestOf(c.asks.PEM(t))).(*policy.Grant)
 		if granted != c.granted {
 			t.Errorf("%s, %+v: granted is %t", c.who, c.asks, granted)
 		}

@@ -36,7 +36,8 @@ func (p *Policy) Offers() []Offer {
 	for i := range p.rules {
 		u := &p.rules[i]
 		offer := Offer{
-			Rule: u.name, DNSNames: append(shapes(u.dnsNames), u.podNameShapes()...), URIs: shapes(u.uris),
+			Rule: u.name, DNSNames: append(shapes(u.dnsNames), u.podNameShapes()...),
+			URIs:           shapes(u.uris),
 			EmailAddresses: shapes(u.emails),
 			IPAddresses:    slices.Clone(u.ips.patterns), PodAddresses: u.ips.pod,
 			Keys: slices.Clone(u.keys), usages: u.usages,

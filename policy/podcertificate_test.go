@@ -390,7 +390,8 @@ rules:
 			t.Errorf("%s: %v", name, v)
 		}
 	}
-	if query, _ := builtIn(t, "pods").PodQuery(policy.NewRequest(podSubmission(t))); query.Services {
+	if query, _ := builtIn(t, "pods").PodQuery(
+		policy.NewRequest(podSubmission(t))); query.Services {
 		t.Error("Services are looked up for nothing")
 	}
 	if w := parse(t, fmt.Sprintf(rules, both)).Warnings(); len(w) == 0 ||

@@ -6,7 +6,8 @@ import (
 	"hsm-signer/policy/pkcs10"
 )
 
-// A podName is a kind of DNS names that a pod has by what else is in its namespace (grant.podNames).
+// A podName is a kind of DNS names that a pod has by what else is in its namespace
+// (grant.podNames).
 type podName string
 
 const (
@@ -45,7 +46,8 @@ func (p *Pod) liveNames(kinds []podName, clusterDomain string) []string {
 	return all
 }
 
-// judgePodNames adds the names that the live pod has. A pod that has none yet may come to have some.
+// judgePodNames adds the names that the live pod has. A pod that has none yet may come to have
+// some.
 func (u *rule) judgePodNames(f *finding) {
 	if f.pod.Services == nil {
 		f.missing = "a look-up of the Services that select the pod " + f.pod.Name

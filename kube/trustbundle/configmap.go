@@ -73,7 +73,8 @@ func (c ConfigMaps) each(call func(namespace string) error) error {
 }
 
 // find returns the ConfigMap of a namespace, with ErrOutdated if it does not hold the anchors.
-func (c ConfigMaps) find(ctx context.Context, namespace, anchors string) (*corev1.ConfigMap, error) {
+func (c ConfigMaps) find(ctx context.Context, namespace, anchors string) (*corev1.ConfigMap,
+	error) {
 	found, err := c.Client.ConfigMaps(namespace).Get(ctx, ConfigMap, metav1.GetOptions{})
 	switch want := map[string]string{configMapKey: anchors}; {
 	case err != nil:

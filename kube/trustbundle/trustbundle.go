@@ -1,12 +1,12 @@
 // Package trustbundle publishes the trust anchors of signers, which kubelet mounts into pods.
 //
-// Duty: keep objects with exactly the configured certificates: a ClusterTrustBundle for each signer,
-// linked to it by name, or, in clusters that do not serve those, a ConfigMap in each of some
-// namespaces. Create what is missing, and correct what differs.
+// Duty: keep objects with exactly the configured certificates: a ClusterTrustBundle for each
+// signer, linked to it by name, or, in clusters that do not serve those, a ConfigMap in each of
+// some namespaces. Create what is missing, and correct what differs.
 //
 // Contract: only the ClusterTrustBundles named by [Name] are written, and only ConfigMaps that this
-// package has created; others are left alone. The caller decides who publishes and when, and repeats
-// it.
+// package has created; others are left alone. The caller decides who publishes and when, and
+// repeats it.
 package trustbundle
 
 import (

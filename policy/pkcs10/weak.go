@@ -44,8 +44,8 @@ func CheckKey(public crypto.PublicKey) (Fault, bool) {
 	return Fault{}, false
 }
 
-// smallPrimes is the product of all primes below 752. It is made for the first RSA key: it takes 2 ms
-// and 0.7 MiB, which most processes do not need.
+// smallPrimes is the product of all primes below 752. It is made for the first RSA key: it takes 2
+// ms and 0.7 MiB, which most processes do not need.
 var smallPrimes = sync.OnceValue(func() *big.Int {
 	product := big.NewInt(1)
 	for n := int64(2); n < 752; n++ {

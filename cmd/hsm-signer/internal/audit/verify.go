@@ -42,7 +42,8 @@ type AuditVerify struct {
 }
 
 func newAuditVerifyCommand() *cobra.Command {
-	settings := config.Named("CA_CERT_FILE", "NEXT_CA_CERT_FILE", "STATE_DIR", "CHECKPOINT_INTERVAL")
+	settings := config.Named("CA_CERT_FILE", "NEXT_CA_CERT_FILE", "STATE_DIR",
+		"CHECKPOINT_INTERVAL")
 	var a AuditVerify
 	command := &cobra.Command{
 		Use:   "verify [DIR]",

@@ -47,8 +47,9 @@ func goodConfiguration(t *testing.T) (dir string) {
 	}
 	for variable, value := range map[string]string{
 		"KUBERNETES_SERVICE_HOST": "", "PKCS11_PIN": "",
-		"SIGNER_NAME": "example.com/calico", "PKCS11_MODULE": "/none.so", "PKCS11_TOKEN_LABEL": "ca",
-		"PKCS11_PIN_FILE": dir + "/pin", "CA_KEY_LABEL": "ca", "CA_CERT_FILE": dir + "/ca.crt",
+		"SIGNER_NAME": "example.com/calico", "PKCS11_MODULE": "/none.so",
+		"PKCS11_TOKEN_LABEL": "ca",
+		"PKCS11_PIN_FILE":    dir + "/pin", "CA_KEY_LABEL": "ca", "CA_CERT_FILE": dir + "/ca.crt",
 		"KUBECONFIG": dir + "/kubeconfig", "STATE_DIR": dir + "/state",
 	} {
 		t.Setenv(variable, value)

@@ -124,8 +124,8 @@ func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
 func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
 	if c.TrustBundleFile == "" {
 		if len(c.TrustBundleNamespaces) > 0 {
-			faults.Addf(trustBundleNamespaces, "is set without TRUST_BUNDLE_FILE, so nothing would "+
-				"be published: set that too")
+			faults.Addf(trustBundleNamespaces, "is set without TRUST_BUNDLE_FILE, so nothing "+
+				"would be published: set that too")
 		}
 		return nil
 	}

@@ -178,7 +178,8 @@ func TestOnlyTheCredentialMayChange(t *testing.T) {
 		other.kubeconfig("token: second"): "names another API server, " + other.URL,
 		strings.Replace(good, "certificate-authority-data:",
 			"insecure-skip-tls-verify: true, x:", 1): "names another CA",
-		strings.Replace(good, "cluster: {server", "cluster: {proxy-url: 'http://127.0.0.1:1', server",
+		strings.Replace(good,
+			"cluster: {server", "cluster: {proxy-url: 'http://127.0.0.1:1', server",
 			1): "in another way",
 		r.kubeconfig("token: second, as: root"): "impersonates another user",
 	} {

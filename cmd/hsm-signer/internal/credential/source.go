@@ -59,8 +59,8 @@ func InPod(config, base *rest.Config) (*Source, error) {
 }
 
 // Open returns the source of kubeconfig files. Rate limit, user agent, content types, compression
-// and wrapped transport of the client are those of base. Open returns an error if a file cannot be read, is not
-// to be trusted, or has a mistake.
+// and wrapped transport of the client are those of base. Open returns an error if a file cannot be
+// read, is not to be trusted, or has a mistake.
 func Open(files Files, base *rest.Config) (*Source, error) {
 	s := &Source{files: &files, base: base}
 	first, err := files.load()

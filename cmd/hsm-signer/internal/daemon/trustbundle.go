@@ -57,8 +57,9 @@ const publishInterval = 5 * time.Second
 // publishTimeout bounds one check of all bundles.
 const publishTimeout = 10 * time.Second
 
-// A bundlePublisher keeps the anchors published while this process leads: those of TRUST_BUNDLE_FILE,
-// and in a rotation of the CA those of NEXT_TRUST_BUNDLE_FILE, as the phase says.
+// A bundlePublisher keeps the anchors published while this process leads: those of
+// TRUST_BUNDLE_FILE, and in a rotation of the CA those of NEXT_TRUST_BUNDLE_FILE, as the phase
+// says.
 type bundlePublisher struct {
 	anchors    *anchors
 	next       issuer.Anchors

@@ -110,7 +110,8 @@ func TestUsage(t *testing.T) {
 			[]*x509.Certificate{former.cert, other.cert, next.cert}, before))(t)
 	}
 	u := count()
-	if u.Of[1] != (InUse{}) || u.Of[0].Live != 2 || u.Of[0].Unknown != 1 || u.Of[2].Live != 2 || u.Fault != nil ||
+	if u.Of[1] != (InUse{}) || u.Of[0].Live != 2 || u.Of[0].Unknown != 1 ||
+		u.Of[2].Live != 2 || u.Fault != nil ||
 		u.PodsFault != nil {
 		t.Errorf("%+v", u)
 	}

@@ -70,7 +70,8 @@ func asked(pod string) *certificatesv1.CertificateSigningRequest {
 			Username: "system:serviceaccount:calico-system:calico-node",
 			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:calico-system"},
 			Extra: map[string]certificatesv1.ExtraValue{
-				"authentication.kubernetes.io/pod-name": {pod}, "authentication.kubernetes.io/pod-uid": {pod},
+				"authentication.kubernetes.io/pod-name": {pod},
+				"authentication.kubernetes.io/pod-uid":  {pod},
 			},
 		},
 	}

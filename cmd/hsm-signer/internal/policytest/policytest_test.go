@@ -182,7 +182,8 @@ func TestPolicyTestOfPodCertificates(t *testing.T) {
 `
 	t.Setenv("POLICY_FILE", "pods")
 	t.Setenv("TRUST_DOMAIN", "example.org")
-	if out, stderr, code := runPolicyTest(t, text); code != 0 || !strings.Contains(out, "5 passed") {
+	if out, stderr, code := runPolicyTest(t, text); code != 0 ||
+		!strings.Contains(out, "5 passed") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	for now, want := range map[string]string{

@@ -296,8 +296,8 @@ func TestOnlyTheLeaderCarriesOut(t *testing.T) {
 	}
 }
 
-// inSigning returns a cluster whose rotation is in the phase signing, and the directory of a journal
-// that has it.
+// inSigning returns a cluster whose rotation is in the phase signing, and the directory of a
+// journal that has it.
 func inSigning(t *testing.T) (*cluster, *replica, string) {
 	t.Helper()
 	c, dir := newCluster(t), t.TempDir()

@@ -47,7 +47,8 @@ func TestRunbookIsServed(t *testing.T) {
 // wellPage is one on which all is well.
 func wellPage() Page {
 	return Page{
-		Now: now, Started: now.Add(-time.Hour), Version: "hsm-signer v1", Signers: []string{"example.com/calico"}, Mode: "true", Leads: true,
+		Now: now, Started: now.Add(-time.Hour), Version: "hsm-signer v1",
+		Signers: []string{"example.com/calico"}, Mode: "true", Leads: true,
 		Parts: []Part{{Name: "API server"},
 			{Name: "HSM"}}, Policy: "in force abc", Issued: make([]int, 60),
 		CA: &CA{Subject: "CN=Calico CA", NotAfter: now.Add(400 * 24 * time.Hour), SHA256: "ab12"},
@@ -118,12 +119,15 @@ func TestPageSaysWhetherAllIsWell(t *testing.T) {
 		"ending": {func(p *Page) {
 			p.Ending = []Ending{{"DaemonSet calico-system/calico-node",
 				[]string{"a", "b", "c", "d",
-					"e"}, 0, now.Add(50 * time.Hour), "kubectl -n calico-system rollout restart daemonset/calico-node"}}
-		}, []string{`<body class="look">`, "in 2 days", "a, b, c and 2 more", "<code>kubectl -n calico-system rollout restart daemonset/calico-node</code>"}},
+					"e"}, 0, now.Add(50 * time.Hour),
+				"kubectl -n calico-system rollout restart daemonset/calico-node"}}
+		}, []string{`<body class="look">`, "in 2 days", "a, b, c and 2 more",
+			"<code>kubectl -n calico-system rollout restart daemonset/calico-node</code>"}},
 		"ended": {func(p *Page) {
 			p.Ending = []Ending{{Workload: "w", Pods: []string{"a", "b"}, Dark: 1,
 				First: now.Add(-3 * time.Hour)}}
-		}, []string{`<body class="look">`, ` class="dark">ended 3 hours ago`, `<strong class="bad">1 of 2 dark:</strong> a, b`}},
+		}, []string{`<body class="look">`, ` class="dark">ended 3 hours ago`,
+			`<strong class="bad">1 of 2 dark:</strong> a, b`}},
 		"shadow": {func(p *Page) { p.Mode, p.CA = "shadow", nil },
 			[]string{"A shadow", "none: a shadow acts on nothing</dd>"}},
 		"chart": {func(p *Page) { p.Issued[58], p.Issued[59] = 4, 8 },
@@ -159,7 +163,9 @@ func TestHeadersLetNothingIn(t *testing.T) {
 	for _, path := range []string{"/", "/style.css", "/runbook"} {
 		response := get(t, wellPage(), path, "localhost")
 		for name, want := range map[string]string{
-			"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+			"Content-Security-Policy": "default-src 'none'; style-src 'self'",
+			"X-Content-Type-Options":  "nosniff", "X-Frame-Options": "DENY",
+			"Cache-Control": "no-store",
 		} {
 			if got := response.Header.Get(name); response.StatusCode != http.StatusOK ||
 				!strings.HasPrefix(got, want) {

@@ -140,7 +140,8 @@ func TestAnswersAreOfPods(t *testing.T) {
 		Username: "system:serviceaccount:a:b", Groups: []string{"system:serviceaccounts",
 			"system:serviceaccounts:a"},
 		Extra: map[string][]string{
-			"authentication.kubernetes.io/pod-name": {"p"}, "authentication.kubernetes.io/pod-uid": {"1"},
+			"authentication.kubernetes.io/pod-name": {"p"},
+			"authentication.kubernetes.io/pod-uid":  {"1"},
 		},
 	}
 	answer, ok := AnswerTo(requester, "r", now, now)
