@@ -63,11 +63,11 @@ func (c *Controller) sync(
 	return resultNone, verdict, fmt.Errorf("the policy gave no verdict (%T)", verdict)
 }
 
-// readsAgain reports whether a request must be read from the API server before it is decided on. The
-// cache may have only a part of it. Or it may be answered already, and the cache does not know yet:
-// by this controller, which has just approved it, or by the leader before. Otherwise a controller
-// knows its answers from the journal, and signs none twice. Whoever else has changed the request,
-// writing the certificate to it then fails.
+// readsAgain reports whether a request must be read from the API server before it is decided on.
+// The cache may have only a part of it. Or it may be answered already, and the cache does not know
+// yet: by this controller, which has just approved it, or by the leader before. Otherwise a
+// controller knows its answers from the journal, and signs none twice. Whoever else has changed the
+// request, writing the certificate to it then fails.
 func (c *Controller) readsAgain(r request.Object) bool {
 	return r.Truncated() || r.State() == request.Approved &&
 		(r.NeedsApproval() && c.Mode == Approve || !c.election.Settled())

@@ -17,8 +17,8 @@ import (
 )
 
 // A request that needs no approval of ours is answered as the watch has shown it, if no other
-// controller and no approval of our own can have led to an answer that the watch has not shown yet. Another
-// answer makes the write fail, and nothing is reported as issued.
+// controller and no approval of our own can have led to an answer that the watch has not shown yet.
+// Another answer makes the write fail, and nothing is reported as issued.
 func TestApprovedRequestIsReadAgain(t *testing.T) {
 	conflict := apierrors.NewConflict(schema.GroupResource{}, "n", errors.New("changed"))
 	for name, c := range map[string]struct {

@@ -113,8 +113,8 @@ func (e *Election) Fence() error {
 // watch has been standing still for that long.
 const settled = time.Minute
 
-// Settled reports whether this controller leads and has led for a minute, so that its watch has most
-// likely shown all that other leaders have written.
+// Settled reports whether this controller leads and has led for a minute, so that its watch has
+// most likely shown all that other leaders have written.
 func (e *Election) Settled() bool {
 	if e == nil {
 		return true
