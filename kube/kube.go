@@ -35,8 +35,6 @@ import (
 
 // A Decider decides whether a request may have its certificate.
 type Decider interface {
-	// Knows reports whether any request of the requester may be granted.
-	Knows(requester policy.Requester) bool
 	// PodQuery returns the look-up that the decision depends on, or false if there is none.
 	PodQuery(r *policy.Request) (policy.PodQuery, bool)
 	Decide(r *policy.Request, facts policy.Facts) policy.Verdict

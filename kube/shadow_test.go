@@ -13,8 +13,6 @@ import (
 // undecided keeps every request waiting.
 type undecided struct{}
 
-func (undecided) Knows(policy.Requester) bool { return false }
-
 func (undecided) PodQuery(*policy.Request) (policy.PodQuery, bool) {
 	return policy.PodQuery{}, false
 }

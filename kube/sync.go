@@ -126,13 +126,10 @@ func decide(
 ) (policy.Verdict, podsRead, error) {
 	asked := policy.NewRequest(r.Submission())
 	var pods podsRead
-	// For others it would cost parsing the request, and a call.
-	if asked.PodCertificate != nil || decider.Knows(asked.Requester) {
-		if query, ok := decider.PodQuery(asked); ok {
-			var err error
-			if pods, err = findPods(ctx, client, query); err != nil {
-				return nil, podsRead{}, err
-			}
+	if query, ok := decider.PodQuery(asked); ok {
+		var err error
+		if pods, err = findPods(ctx, client, query); err != nil {
+			return nil, podsRead{}, err
 		}
 	}
 	return decider.Decide(asked, pods.facts), pods, nil

@@ -19,9 +19,6 @@ func (c *Current) Policy() *Policy { return c.policy.Load() }
 // Decide answers as the policy in force does; see [Policy.Decide].
 func (c *Current) Decide(r *Request, facts Facts) Verdict { return c.Policy().Decide(r, facts) }
 
-// Knows reports what the policy in force does; see [Policy.Knows].
-func (c *Current) Knows(r Requester) bool { return c.Policy().Knows(r) }
-
 // PodQuery returns the query of the policy in force; see [Policy.PodQuery].
 func (c *Current) PodQuery(r *Request) (PodQuery, bool) { return c.Policy().PodQuery(r) }
 

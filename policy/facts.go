@@ -38,8 +38,7 @@ type PodQuery struct {
 }
 
 // PodQuery returns the query to look up before [Policy.Decide], whatever the policy; see
-// [Policy.PodQuery]. It returns false if the decision depends on no pod. It parses the request; see
-// [Policy.Knows].
+// [Policy.PodQuery]. It returns false if the decision depends on no pod. It parses the request.
 func (r *Request) PodQuery() (PodQuery, bool) {
 	account, ok := r.Requester.ServiceAccount()
 	if !ok {

@@ -37,11 +37,9 @@ const (
 var podBindings = []podBinding{podBound, podAddress, podNone}
 
 func (f from) appliesTo(r *Request) bool {
-	return f.podCertificates == (r.PodCertificate != nil) && f.names(r)
-}
-
-// names reports whether the rule names the requester, whatever kind of request it makes.
-func (f from) names(r *Request) bool {
+	if f.podCertificates != (r.PodCertificate != nil) {
+		return false
+	}
 	named := len(f.accounts)+len(f.users) == 0
 	if account, ok := r.Requester.ServiceAccount(); ok {
 		named = named || slices.ContainsFunc(f.accounts, func(a ServiceAccount) bool {

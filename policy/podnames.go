@@ -85,8 +85,12 @@ func (u *rule) podNameShapes() []string {
 }
 
 // PodQuery returns the query to look up before [Policy.Decide], with the Services of the pod if a
-// rule that applies needs them. It returns false if the decision depends on no pod.
+// rule that applies needs them. It returns false if the decision depends on no pod. A request to
+// which no rule applies is not even parsed, unless it is one for a pod, which may be forged.
 func (p *Policy) PodQuery(r *Request) (PodQuery, bool) {
+	if r.PodCertificate == nil && !p.appliesTo(r) {
+		return PodQuery{}, false
+	}
 	query, needed := r.PodQuery()
 	query.Services = needed && slices.ContainsFunc(p.rules, func(u rule) bool {
 		return len(u.podNames) > 0 && u.from.appliesTo(r)

@@ -130,13 +130,6 @@ func (p *Policy) judge(r *Request, facts Facts) finding {
 	return *best
 }
 
-// Knows reports whether a rule applies to the requester. If none does, [Policy.Decide] refuses
-// whatever the request holds, and no pod needs to be looked up.
-func (p *Policy) Knows(requester Requester) bool {
-	r := &Request{Submission: Submission{Requester: requester}}
-	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.names(r) })
-}
-
 // appliesTo reports whether any rule applies to the requester.
 func (p *Policy) appliesTo(r *Request) bool {
 	return slices.ContainsFunc(p.rules, func(one rule) bool { return one.from.appliesTo(r) })
