@@ -14,13 +14,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"hsm-signer/kube/clientset"
@@ -58,9 +56,6 @@ type API struct {
 	legacy  bool   // it is v1beta1
 }
 
-// discoveryTimeout bounds one attempt to reach the API server.
-const discoveryTimeout = 10 * time.Second
-
 // Find asks the API server which version it has and prefers v1.
 func (k Kind) Find(ctx context.Context) (request.API, error) {
 	api, err := k.find(ctx)
@@ -71,7 +66,7 @@ func (k Kind) Find(ctx context.Context) (request.API, error) {
 }
 
 func (k Kind) find(ctx context.Context) (*API, error) {
-	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, request.DiscoveryTimeout)
 	defer cancel()
 	const group = "certificates.k8s.io/"
 	for _, version := range []string{"v1", "v1beta1"} {
@@ -98,7 +93,7 @@ func (k Kind) find(ctx context.Context) (*API, error) {
 // of the signer names: API servers before Kubernetes 1.18 know none, so all requests must be
 // watched (AcceptUnset). It tries what the controller does, whatever version the server says it is.
 func (k Kind) Check(ctx context.Context) (version string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, request.DiscoveryTimeout)
 	defer cancel()
 	api, err := k.find(ctx)
 	if err != nil {
@@ -127,11 +122,7 @@ func (a *API) Selectors() []string {
 		// none: watch everything and sort it out here.
 		return []string{""}
 	}
-	var selectors []string
-	for _, name := range a.Kind.SignerNames {
-		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
-	}
-	return selectors
+	return request.Selectors(a.Kind.SignerNames)
 }
 
 // List returns one page of requests, each trimmed.

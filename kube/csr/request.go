@@ -167,7 +167,7 @@ func (r *Request) Refuse(ctx context.Context, reason, message string) (err error
 // Delete deletes the request, unless it has changed or is gone.
 func (r *Request) Delete(ctx context.Context) error {
 	return r.api.Client.Delete(ctx, r.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &r.UID, ResourceVersion: &r.ResourceVersion},
+		Preconditions: request.Unchanged(r.ObjectMeta),
 	})
 }
 

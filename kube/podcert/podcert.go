@@ -21,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
@@ -53,8 +52,6 @@ type API struct {
 const (
 	group    = "certificates.k8s.io/"
 	resource = "podcertificaterequests"
-	// discoveryTimeout bounds one attempt to reach the API server.
-	discoveryTimeout = 10 * time.Second
 )
 
 // ErrNoAPI is why a cluster before Kubernetes 1.37 cannot be served, unless its v1beta1 is enabled.
@@ -64,7 +61,7 @@ var ErrNoAPI = errors.New("the API server has no PodCertificateRequest in " + gr
 // Find asks the API server which version it has. It prefers v1beta1, which alone shows the keys of
 // kubelets before 1.36. It returns [ErrNoAPI] if there is none.
 func (k Kind) Find(ctx context.Context) (request.API, error) {
-	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, request.DiscoveryTimeout)
 	defer cancel()
 	for _, api := range []*API{
 		{k, group + "v1beta1", k.Client.PodCertificates("v1beta1")},
@@ -85,13 +82,7 @@ func (a *API) Version() string { return a.version }
 func (a *API) ListsFirst() bool { return false }
 
 // Selectors select the requests of each signer name.
-func (a *API) Selectors() []string {
-	var selectors []string
-	for _, name := range a.kind.SignerNames {
-		selectors = append(selectors, fields.OneTermEqualSelector("spec.signerName", name).String())
-	}
-	return selectors
-}
+func (a *API) Selectors() []string { return request.Selectors(a.kind.SignerNames) }
 
 // on returns a call on the requests of a namespace, or of all.
 func on(call *rest.Request, namespace string) *rest.Request {
@@ -187,25 +178,14 @@ func (a *API) Count(ctx context.Context) (total int, err error) {
 	return total, nil
 }
 
-// mostMeta is how much of annotations, labels, and what else is in the metadata is kept, in bytes.
-const mostMeta = 16 << 10
-
 // trim returns the request without what a sync does not need. It may change the object.
 func (a *API) trim(r *Request) *Request {
-	meta := metav1.ObjectMeta{
-		Namespace: r.Namespace, Name: r.Name, UID: r.UID,
-		ResourceVersion: r.ResourceVersion, CreationTimestamp: r.CreationTimestamp,
-	}
 	if !a.kind.KeepFinished && !r.State().Open() {
 		return &Request{api: a, PodCertificateRequest: &certificatesv1.PodCertificateRequest{
-			ObjectMeta: meta, Status: r.Status,
+			ObjectMeta: request.TrimmedMeta(r.ObjectMeta), Status: r.Status,
 			Spec: certificatesv1.PodCertificateRequestSpec{SignerName: r.Spec.SignerName},
 		}}
 	}
-	large := !request.HasRoom(r.StoredSize(), request.RoomForAnswer)
-	r.ManagedFields = nil
-	if r.truncated = large || r.ObjectMeta.Size() > mostMeta; r.truncated {
-		r.ObjectMeta = meta
-	}
+	r.truncated = request.Trim(&r.ObjectMeta, r.StoredSize())
 	return r
 }

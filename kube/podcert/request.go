@@ -195,7 +195,7 @@ func (r *Request) Refuse(ctx context.Context, reason, message string) error {
 // Delete deletes the request, unless it has changed or is gone.
 func (r *Request) Delete(ctx context.Context) error {
 	return on(r.api.client.Delete(), r.Namespace).Name(r.Name).Body(&metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &r.UID, ResourceVersion: &r.ResourceVersion},
+		Preconditions: request.Unchanged(r.ObjectMeta),
 	}).Do(ctx).Error()
 }
 

@@ -98,7 +98,7 @@ func TestListedRequestIsTrimmed(t *testing.T) {
 	large := func(conditions ...metav1.Condition) *Request {
 		return &Request{api: a, PodCertificateRequest: &certificatesv1.PodCertificateRequest{
 			ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "b", UID: "c",
-				Annotations:   map[string]string{"large": string(make([]byte, mostMeta))},
+				Annotations:   map[string]string{"large": string(make([]byte, 16<<10))},
 				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}},
 			Spec: certificatesv1.PodCertificateRequestSpec{SignerName: "s", PodName: "p",
 				StubPKCS10Request: []byte{1}},

@@ -1,7 +1,8 @@
 // Package request defines a kind of certificate request as the controller sees it.
 //
 // Duty: the interfaces between package kube, which decides and answers, and the packages that know
-// one API each, such as kube/csr; and the limit on the size of an object.
+// one API each, such as kube/csr; the limit on the size of an object; and what kinds of Kubernetes'
+// own have in common.
 //
 // Contract: an [Object] is never changed. Every write carries the UID and resourceVersion of the
 // object that was read, so nothing is written to one that has changed (Conflict) or was recreated
