@@ -112,8 +112,24 @@ func (c *CA) Equal(other *CA) bool {
 // read with: who trusts them trusts what is issued.
 func (c *CA) AnchoredIn(trusted []*x509.Certificate) bool {
 	return slices.ContainsFunc(trusted, func(anchor *x509.Certificate) bool {
-		return anchor.Equal(c.cert) || slices.ContainsFunc(c.above, anchor.Equal)
+		return anchor.Equal(c.cert) || slices.ContainsFunc(c.above, anchor.Equal) ||
+			c.alsoHas(anchor)
 	})
+}
+
+// alsoHas reports whether this is another certificate of the same CA, such as the self-signed one
+// of a CA that is cross-signed, under which clients accept all that this one lets it issue.
+func (c *CA) alsoHas(other *x509.Certificate) bool {
+	names := ConstraintsOf(other)
+	if c.Matches(other.PublicKey) != nil || !bytes.Equal(c.cert.RawSubject, other.RawSubject) ||
+		!bytes.Equal(c.cert.SubjectKeyId, other.SubjectKeyId) ||
+		!slices.ContainsFunc(c.constraints(), func(own Constraints) bool {
+			return own.asStrictAs(names)
+		}) {
+		return false
+	}
+	_, err := Chain{other}.load()
+	return err == nil
 }
 
 // Matches returns nil if the CA's certificate is for this key.

@@ -180,12 +180,16 @@ func checkExtensions(cert *x509.Certificate) error {
 // not enough for OpenSSL.
 func checkUse(cert *x509.Certificate) error {
 	has := func(use x509.ExtKeyUsage) bool { return slices.Contains(cert.ExtKeyUsage, use) }
-	limited := len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0
-	if limited && !(has(x509.ExtKeyUsageServerAuth) && has(x509.ExtKeyUsageClientAuth)) {
+	if limitsUse(cert) && !(has(x509.ExtKeyUsageServerAuth) && has(x509.ExtKeyUsageClientAuth)) {
 		return fmt.Errorf("extendedKeyUsage of %s does not allow both serverAuth and clientAuth: "+
 			"leave the extension out of CA certificates", cert.Subject)
 	}
 	return nil
+}
+
+// limitsUse reports whether a CA's certificate has extendedKeyUsage.
+func limitsUse(cert *x509.Certificate) bool {
+	return len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0
 }
 
 // checkAuthority requires the certificate at a place in the chain to be one that may certify the

@@ -54,15 +54,15 @@ rules:
 // A rotating is an installation with two CAs.
 type rotating struct {
 	ownSigner
-	next testenv.CA
-	env  []string // of each replica
+	former, next testenv.CA
+	env          []string // of each replica
 }
 
 // newRotating creates the next CA. SoftHSM may not find its token while another process writes it, so
 // call this before t.Parallel.
 func newRotating(t *testing.T, name string) *rotating {
 	t.Helper()
-	r := &rotating{ownSigner: newOwnSigner(t, name), next: testenv.CA{KeyLabel: name,
+	r := &rotating{ownSigner: newOwnSigner(t, name), former: ca, next: testenv.CA{KeyLabel: name,
 		CertFile: filepath.Join(t.TempDir(), "next.crt")}}
 	createCA(t, r.next, "--subject", "CN=Next CA,O=Example", "--out", r.next.CertFile)
 	r.env = r.ownSigner.env(append([]string{"ROTATION_TRUST_TIME=1s"}, electing...)...)
@@ -78,7 +78,7 @@ func (r *rotating) both(more ...string) []string {
 // rotate gives a command of "ca rotate".
 func (r *rotating) rotate(t *testing.T, args ...string) printout {
 	t.Helper()
-	return command(t, ca, r.both(), append([]string{"ca", "rotate"}, args...)...)
+	return command(t, r.former, r.both(), append([]string{"ca", "rotate"}, args...)...)
 }
 
 // step takes a step, which must lead to the phase.

@@ -1,5 +1,5 @@
 // Package ceremony holds the "ca" commands: they create a CA whose key never leaves the token,
-// import its certificate from an offline root, and show both.
+// import its certificate from an offline root, certify the next CA by it, and show all of them.
 //
 // A ceremony overwrites and deletes nothing, in the token or on disk. The running service never
 // creates a key or a CA.
@@ -31,8 +31,8 @@ import (
 func NewCommand() *cobra.Command {
 	command := &cobra.Command{Use: "ca", Short: "The key ceremony: create a CA whose key stays " +
 		"in the token; the change from one CA to the next"}
-	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCACheckpointKeyCommand(),
-		newCAShowCommand(), rotate.NewCommand())
+	command.AddCommand(newCACreateCommand(), newCAImportCommand(), newCACrossSignCommand(),
+		newCACheckpointKeyCommand(), newCAShowCommand(), rotate.NewCommand())
 	return command
 }
 
@@ -117,6 +117,18 @@ func requireNew(flag, path string, faults *config.Faults) {
 	}
 	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
 		faults.Addf(flag, "there is no directory %s; nothing was created", filepath.Dir(path))
+	}
+}
+
+// requireNewFiles adds a fault for each of the files of --out and --transcript that cannot be
+// created. The transcript may be empty.
+func requireNewFiles(out, transcript string, faults *config.Faults) {
+	requireNew("--out", out, faults)
+	if transcript != "" {
+		requireNew("--transcript", transcript, faults)
+	}
+	if transcript == out {
+		faults.Addf("--transcript", "is the same file as --out")
 	}
 }
 

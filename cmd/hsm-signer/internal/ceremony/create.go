@@ -110,28 +110,19 @@ func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *confi
 			"lifetime")
 	}
 	r.out = cmp.Or(r.out, map[bool]string{true: "ca.csr", false: "ca.crt"}[r.request])
-	requireNew("--out", r.out, faults)
-	if r.transcript != "" {
-		requireNew("--transcript", r.transcript, faults)
-	}
-	if r.transcript == r.out {
-		faults.Addf("--transcript", "is the same file as --out")
-	}
+	requireNewFiles(r.out, r.transcript, faults)
 }
 
 // A ceremony is what was done, for the transcript.
 type ceremony struct {
-	want       caRequest
-	pair       hsm.KeyPair
-	token      hsm.Token
-	attributes hsm.KeyAttributes
-	started    time.Time
-	text       []byte // PEM: the certificate or the request
-	facts      certificateFacts
+	session
+	want  caRequest
+	text  []byte // PEM: the certificate or the request
+	facts certificateFacts
 }
 
 func createCA(ctx context.Context, c *config.Config, want caRequest, out io.Writer) error {
-	done := ceremony{want: want, started: time.Now()}
+	done := ceremony{want: want, session: session{started: time.Now()}}
 	var err error
 	if want.existingKey {
 		done.pair, done.token, err = existingKey(ctx, c, nil)
@@ -169,14 +160,11 @@ func newKey(ctx context.Context, c *config.Config, keyType string) (hsm.KeyPair,
 
 // certify makes a test signature, and then the certificate or the request.
 func (d *ceremony) certify(ctx context.Context, c *config.Config) error {
-	key, err := keyOf(c, d.pair)
+	key, err := d.open(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer key.Close()
-	if d.attributes, err = key.Attributes(ctx); err != nil {
-		return err
-	}
 	sign := issuer.SelfSign
 	if d.want.request {
 		sign = issuer.Request
@@ -225,22 +213,29 @@ func (d *ceremony) what() string {
 
 // report prints what was created, and writes the transcript.
 func (d *ceremony) report(out io.Writer) error {
-	var err error
-	if d.want.transcript != "" {
-		if err = writeNew(d.want.transcript, d.transcribe()); err != nil {
-			err = fmt.Errorf("everything was created, but the transcript could not be written: "+
-				"%w; save it by hand:\n%s", err, d.transcribe())
-		}
-	}
+	err := writeTranscript(d.want.transcript, d.transcribe())
 	title := "CA created"
 	if d.want.request {
 		title = "Request created; let the root sign it, then: hsm-signer ca import"
 	}
 	_, printed := fmt.Fprintf(out, "%s\n  file           %s\n%s  key            %s (%s), in the "+
-		"token labelled %q, serial number %s\n%s%s",
+		"token labelled %q, serial number %s\n%s",
 		title, d.want.out, d.madeLines(), d.pair.ID, d.pair.Type, d.token.Label, d.token.Serial,
-		attributeLines(d.attributes.Attributes), attributeLines(d.pair.Uses))
+		d.keyLines())
 	return errors.Join(err, printed)
+}
+
+// transcribe returns the transcript.
+func (d *ceremony) transcribe() []byte {
+	origin := "was created in the token"
+	if d.want.existingKey {
+		origin = "was already in the token; another tool created it"
+	}
+	what, note := "Its certificate", ""
+	if d.want.request {
+		what, note = "The request for its certificate", ", as requested"
+	}
+	return d.transcript(origin, d.facts.PublicKey, d.facts.resultLines(what, d.want.out, note))
 }
 
 // madeLines prints the certificate or the request.

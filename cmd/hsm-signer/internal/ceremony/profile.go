@@ -117,8 +117,8 @@ func (f *profileFlags) add(command *cobra.Command) {
 		"CN, O, OU, L, ST and C")
 	flags.StringVar(&f.lifetime, "lifetime", defaultLifetime, "lifetime of a self-signed "+
 		"certificate, such as 3650d or 87600h")
-	flags.IntVar(&f.pathLength, "path-length", 0, "how many CAs may follow this one; hsm-signer "+
-		"needs none")
+	flags.IntVar(&f.pathLength, "path-length", 0, "how many CAs may follow this one; 1 lets it "+
+		"certify the next CA (ca cross-sign)")
 	flags.StringSliceVar(&f.permitDNS, "permit-dns", nil, "the only DNS domains that certificates "+
 		"may name, and all below them")
 	flags.StringSliceVar(&f.permitIP, "permit-ip", nil, "the only ranges that certificates' IP "+

@@ -120,13 +120,15 @@ func TestProfilesWithMistakes(t *testing.T) {
 // The transcript tells everything that two people can compare, whatever was done.
 func TestTranscripts(t *testing.T) {
 	done := ceremony{
-		want: caRequest{out: "ca.crt"}, token: hsm.Token{Label: "the token", Serial: "4711",
-			Model: "m", Manufacturer: "f", Firmware: "1.2"},
-		pair: hsm.KeyPair{ID: hsm.KeyID{Label: "the key", ID: []byte{0xab}},
-			Type: "ecdsa-p384", Uses: []hsm.Attribute{{Name: "CKA_DECRYPT", Is: true,
-				Known: true}}},
-		attributes: hsm.KeyAttributes{Attributes: []hsm.Attribute{{Name: "CKA_SENSITIVE",
-			Want: true, Is: true, Known: true}, {Name: "CKA_LOCAL", Want: true}}},
+		want: caRequest{out: "ca.crt"}, session: session{
+			token: hsm.Token{Label: "the token", Serial: "4711", Model: "m", Manufacturer: "f",
+				Firmware: "1.2"},
+			pair: hsm.KeyPair{ID: hsm.KeyID{Label: "the key", ID: []byte{0xab}},
+				Type: "ecdsa-p384", Uses: []hsm.Attribute{{Name: "CKA_DECRYPT", Is: true,
+					Known: true}}},
+			attributes: hsm.KeyAttributes{Attributes: []hsm.Attribute{{Name: "CKA_SENSITIVE",
+				Want: true, Is: true, Known: true}, {Name: "CKA_LOCAL", Want: true}}},
+		},
 		facts: certificateFacts{SHA256: "fingerprint", PublicKey: "key's fingerprint",
 			Subject: "CN=ca", Constraints: "CA:TRUE", Serial: "77"},
 	}
@@ -176,6 +178,8 @@ func TestFilesOfTheCeremonyAreLookedAtFirst(t *testing.T) {
 		"--cert: is not set":                                {"import"},
 		"--cert: open /nowhere":                             {"import", "--cert", "/nowhere"},
 		there + ": there is no certificate":                 {"import", "--cert", there},
+		"--cert: is not set: name the file with the next":   {"cross-sign"},
+		"--out: " + there + " already exists; nothing":      {"cross-sign", "--out", there},
 		"CA_CERT_FILE: is not set":                          {"show"},
 		`--output: "xml" is not one of text, json and yaml`: {"show", "--output", "xml"},
 	} {

@@ -1,22 +1,42 @@
 package ceremony
 
 import (
-	"bytes"
+	"context"
 	"fmt"
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
+	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/hsm"
 )
 
-// transcribe returns the transcript, for two people to sign. It does not include the PIN.
-// Fingerprints are in the form of sha256sum.
-func (d *ceremony) transcribe() []byte {
-	var text bytes.Buffer
-	origin := "was created in the token"
-	if d.want.existingKey {
-		origin = "was already in the token; another tool created it"
+// A session is what a ceremony did with a key in the token, for the transcript.
+type session struct {
+	pair       hsm.KeyPair
+	token      hsm.Token
+	attributes hsm.KeyAttributes
+	started    time.Time
+}
+
+// open makes a test signature with the key, and notes the key's attributes. The caller closes the
+// key that it returns.
+func (s *session) open(ctx context.Context, c *config.Config) (*hsm.Key, error) {
+	key, err := keyOf(c, s.pair)
+	if err != nil {
+		return nil, err
 	}
-	fmt.Fprintf(&text, `Transcript of a key ceremony
+	if s.attributes, err = key.Attributes(ctx); err != nil {
+		key.Close()
+		return nil, err
+	}
+	return key, nil
+}
+
+// transcript returns the transcript, for two people to sign. origin says what is known of the key,
+// and result what was signed with it. It does not include the PIN. Fingerprints are in the form of
+// sha256sum.
+func (s *session) transcript(origin, publicKey, result string) []byte {
+	return fmt.Appendf(nil, `Transcript of a key ceremony
 
 Started          %s (UTC)
 Ended            %s (UTC)
@@ -35,12 +55,7 @@ Its attributes, as the token reports them
 %s
 A test signature was made in the token, and verifies with the public key.
 
-`, d.started.UTC().Format(time.DateTime), time.Now().UTC().Format(time.DateTime),
-		buildinfo.Version(), tokenLines(d.token), origin, d.pair.ID.Label, d.pair.ID.ID,
-		d.pair.Type, d.facts.PublicKey,
-		attributeLines(d.attributes.Attributes)+attributeLines(d.pair.Uses))
-	d.transcribeResult(&text)
-	text.WriteString(`
+%s
 We were present, and what we saw agrees with the above.
 
   Name       ______________________________    ______________________________
@@ -48,28 +63,42 @@ We were present, and what we saw agrees with the above.
   Signature  ______________________________    ______________________________
 
   Date       ______________________________    ______________________________
-`)
-	return text.Bytes()
+`, s.started.UTC().Format(time.DateTime), time.Now().UTC().Format(time.DateTime),
+		buildinfo.Version(), tokenLines(s.token), origin, s.pair.ID.Label, s.pair.ID.ID,
+		s.pair.Type, publicKey, s.keyLines(), result)
 }
 
-// transcribeResult writes what was signed: the request for the CA's certificate, or the
-// certificate.
-func (d *ceremony) transcribeResult(text *bytes.Buffer) {
-	what, note := "Its certificate", ""
-	if d.want.request {
-		what, note = "The request for its certificate", ", as requested"
-	}
-	fmt.Fprintf(text, `%s, signed in the token
+// keyLines returns the attributes and the uses of the key, one a line.
+func (s *session) keyLines() string {
+	return attributeLines(s.attributes.Attributes) + attributeLines(s.pair.Uses)
+}
+
+// resultLines describe what was signed, for the transcript. A request has neither a serial number
+// nor dates.
+func (f certificateFacts) resultLines(what, file, note string) string {
+	text := fmt.Sprintf(`%s, signed in the token
   file           %s
   SHA-256        %s
                  (of the DER)
   subject        %s
-`, what, d.want.out, d.facts.SHA256, d.facts.Subject)
-	if !d.want.request {
-		fmt.Fprintf(text, `  serial number  %s
+`, what, file, f.SHA256, f.Subject)
+	if f.Serial != "" {
+		text += fmt.Sprintf(`  serial number  %s
   valid from     %s
   valid until    %s
-`, d.facts.Serial, d.facts.NotBefore.Format(time.RFC3339), d.facts.NotAfter.Format(time.RFC3339))
+`, f.Serial, f.NotBefore.Format(time.RFC3339), f.NotAfter.Format(time.RFC3339))
 	}
-	fmt.Fprintf(text, "  constraints    %s%s\n", d.facts.Constraints, note)
+	return text + fmt.Sprintf("  constraints    %s%s\n", f.Constraints, note)
+}
+
+// writeTranscript writes the transcript, unless there is no path.
+func writeTranscript(path string, text []byte) error {
+	if path == "" {
+		return nil
+	}
+	if err := writeNew(path, text); err != nil {
+		return fmt.Errorf("everything was created, but the transcript could not be written: %w; "+
+			"save it by hand:\n%s", err, text)
+	}
+	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
+	"hsm-signer/issuer"
 )
 
 // rotating is a complete configuration with a next CA, whose key is in the token of the CA's.
@@ -74,6 +76,28 @@ func TestNextKeyInAnotherToken(t *testing.T) {
 			t.Errorf("%v, %s, %s, %s", err, s.Next.Token.Token, s.Next.Token.Key,
 				s.Next.Token.Module)
 		}
+	}
+}
+
+// With a cross-certificate of the next CA, its self-signed certificate is what is published.
+func TestNextCAIsCrossSigned(t *testing.T) {
+	variables, dir := rotating(t)
+	write := func(variable string, certs issuer.Chain) *issuer.CA {
+		t.Helper()
+		variables[variable] = filepath.Join(dir, variable)
+		must.OK(t, os.WriteFile(variables[variable], certs.PEM(), 0o600))
+		return must.Value(issuer.ParseCA(certs.PEM()))(t)
+	}
+	former, next := fixture.NewCA(t), fixture.NewCA(t)
+	ca := write("CA_CERT_FILE", issuer.Chain{former.Certificate})
+	write("TRUST_BUNDLE_FILE", issuer.Chain{former.Certificate})
+	write("NEXT_TRUST_BUNDLE_FILE", issuer.Chain{next.Certificate})
+	cross := must.Value(issuer.NewCross(ca, next.Certificate, time.Now()))(t)
+	write("NEXT_CA_CERT_FILE", must.Value(cross.Sign(former.Key))(t))
+	_, s, faults := serviceOf(t, variables)
+	requireFaults(t, faults)
+	if !next.Certificate.Equal(s.Next.Anchors[0]) || next.Certificate.Equal(s.Next.CA.Certificate()) {
+		t.Errorf("%v, %v", s.Next.Anchors[0].Issuer, s.Next.CA.Certificate().Issuer)
 	}
 }
 
