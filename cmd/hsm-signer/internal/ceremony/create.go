@@ -231,11 +231,12 @@ func (d *ceremony) transcribe() []byte {
 	if d.want.existingKey {
 		origin = "was already in the token; another tool created it"
 	}
-	what, note := "Its certificate", ""
+	what := "Its certificate"
 	if d.want.request {
-		what, note = "The request for its certificate", ", as requested"
+		what = "The request for its certificate"
 	}
-	return d.transcript(origin, d.facts.PublicKey, d.facts.resultLines(what, d.want.out, note))
+	return d.transcript(origin, d.facts.PublicKey,
+		d.facts.resultLines(what, d.want.out, d.want.request))
 }
 
 // madeLines prints the certificate or the request.

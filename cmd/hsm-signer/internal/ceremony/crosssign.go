@@ -112,7 +112,7 @@ func crossSign(ctx context.Context, c *config.Config, want crossRequest, out io.
 // reportCross prints what was signed, and writes the transcript.
 func (s *session) reportCross(want crossRequest, chain issuer.Chain, out io.Writer) error {
 	facts := factsOf(chain[0])
-	result := facts.resultLines("The cross-certificate of the next CA", want.out, "") +
+	result := facts.resultLines("The cross-certificate of the next CA", want.out, false) +
 		fmt.Sprintf("  issuer         %s\n  public key     %s\n                 (of the next CA)\n",
 			facts.Issuer, facts.PublicKey)
 	err := writeTranscript(want.transcript, s.transcript("of the CA was already in the token",

@@ -73,22 +73,23 @@ func (s *session) keyLines() string {
 	return attributeLines(s.attributes.Attributes) + attributeLines(s.pair.Uses)
 }
 
-// resultLines describe what was signed, for the transcript. A request has neither a serial number
-// nor dates.
-func (f certificateFacts) resultLines(what, file, note string) string {
+// resultLines describe what was signed, for the transcript: a certificate, or a request for one, of
+// which neither the serial number nor the dates are known.
+func (f certificateFacts) resultLines(what, file string, request bool) string {
 	text := fmt.Sprintf(`%s, signed in the token
   file           %s
   SHA-256        %s
                  (of the DER)
   subject        %s
 `, what, file, f.SHA256, f.Subject)
-	if f.Serial != "" {
-		text += fmt.Sprintf(`  serial number  %s
+	if request {
+		return text + fmt.Sprintf("  constraints    %s, as requested\n", f.Constraints)
+	}
+	return text + fmt.Sprintf(`  serial number  %s
   valid from     %s
   valid until    %s
-`, f.Serial, f.NotBefore.Format(time.RFC3339), f.NotAfter.Format(time.RFC3339))
-	}
-	return text + fmt.Sprintf("  constraints    %s%s\n", f.Constraints, note)
+  constraints    %s
+`, f.Serial, f.NotBefore.Format(time.RFC3339), f.NotAfter.Format(time.RFC3339), f.Constraints)
 }
 
 // writeTranscript writes the transcript, unless there is no path.
