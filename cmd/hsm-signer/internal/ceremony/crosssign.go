@@ -88,11 +88,11 @@ func crossSign(ctx context.Context, c *config.Config, want crossRequest, out io.
 		return exit.With(exit.Refused, fmt.Errorf("the next CA cannot be cross-signed, and "+
 			"nothing was signed: %w", err))
 	}
-	done := session{started: time.Now()}
-	done.pair, done.token, err = existingKey(ctx, c, want.by.Certificate().PublicKey)
-	if err != nil {
+	done, public := session{started: time.Now()}, want.by.Certificate().PublicKey
+	if done.pair, done.token, err = existingKey(ctx, c, public); err != nil {
 		return err
 	}
+	done.pair.Public = public // which the test signature must verify with
 	key, err := done.open(ctx, c)
 	if err != nil {
 		return err
