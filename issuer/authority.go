@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"hsm-signer/issuer/journal"
 )
 
 // A Key signs for the CA.
@@ -137,6 +139,30 @@ func (i *Issuer) Replace(ca *CA) error {
 	i.authorities.byKey[ca.KeySHA256()] = after
 	i.authorities.inForce.CompareAndSwap(before, after)
 	return nil
+}
+
+// of returns the authority of the CA that a to-be-signed certificate names; nil if it is of none.
+func (a *authorities) of(tbs []byte) *Authority {
+	cert, err := journal.ParseTBS(tbs)
+	if err != nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, one := range a.byKey {
+		if bytes.Equal(cert.RawIssuer, one.CA.cert.RawSubject) &&
+			bytes.Equal(cert.AuthorityKeyId, one.CA.cert.SubjectKeyId) {
+			return one
+		}
+	}
+	return nil
+}
+
+// has reports whether the authority was not replaced, and, to sign, whether it is in force.
+func (a *authorities) has(one *Authority, toSign bool) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.byKey[one.CA.KeySHA256()] == one && (!toSign || a.inForce.Load() == one)
 }
 
 // signed reports whether one of the CAs has signed the certificate.

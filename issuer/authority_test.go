@@ -156,24 +156,65 @@ func TestASwitchWhileTheKeySigns(t *testing.T) {
 	}
 }
 
-// An intent names a CA: under another one its request gets nothing, as after a restart with another
-// CA. When the former CA signs again, exactly the bytes of the intent are signed.
-func TestAnIntentOfTheFormerCA(t *testing.T) {
-	c := newTwoCAs(t)
+// intended has the journal hold an intent of the first CA that is not signed.
+func (c twoCAs) intended() journal.Intent {
+	c.t.Helper()
 	repair := c.issuer.breakKey()
-	if _, err := tryIssue(t, c.issuer, c.grant("one")); !errors.Is(err, errBroken) {
-		t.Fatal(err)
+	if _, err := tryIssue(c.t, c.issuer, c.grant("one")); !errors.Is(err, errBroken) {
+		c.t.Fatal(err)
 	}
 	repair()
-	intent := must.Value(c.issuer.journal.Lookup("u"))(t).Intent
+	return must.Value(c.issuer.journal.Lookup("u"))(c.t).Intent
+}
+
+// An intent names a CA. When another one signs, it is given up, and its request gets a certificate of
+// that CA, and no other when the former signs again.
+func TestAnIntentOfTheFormerCAIsGivenUp(t *testing.T) {
+	c := newTwoCAs(t)
+	intent := c.intended()
 	must.OK(t, c.issuer.SignWith(c.next.KeySHA256()))
-	if _, err := tryIssue(t, c.issuer, c.grant("one")); !isFormer(err, "granted now") {
-		t.Errorf("%v", err)
+	leaf := issue(t, c.issuer, c.grant("one"))[0]
+	if err := leaf.CheckSignatureFrom(c.next.cert); err != nil ||
+		journal.FormatSerial(leaf.SerialNumber) == intent.Serial {
+		t.Errorf("%s: %v", leaf.Issuer, err)
 	}
 	must.OK(t, c.issuer.SignWith(c.first.KeySHA256()))
+	if again := issue(t, c.issuer, c.grant("one"))[0]; !again.Equal(leaf) {
+		t.Error("the request has two certificates")
+	}
+}
+
+// When the former CA signs again before another one has signed for the request, exactly the bytes of
+// its intent are signed. What was prepared under the other is not issued.
+func TestAnIntentOfTheFormerCAThatSignsAgain(t *testing.T) {
+	c := newTwoCAs(t)
+	intent := c.intended()
+	must.OK(t, c.issuer.SignWith(c.next.KeySHA256()))
+	prepared := prepare(t, c.issuer, c.grant("one"))
+	must.OK(t, c.issuer.SignWith(c.first.KeySHA256()))
+	if _, err := prepared.Issue(t.Context()); !errors.Is(err, policy.ErrGrantStale) ||
+		c.state() != journal.Intended {
+		t.Errorf("%v; %s", err, c.state())
+	}
 	leaf := issue(t, c.issuer, c.grant("one"))[0]
 	if !bytes.Equal(leaf.RawTBSCertificate, intent.TBS) {
 		t.Error("other bytes were signed than those of the intent")
+	}
+}
+
+// A certificate that a CA has signed stays its request's when another CA signs: it may have reached
+// the API server. Its chain is that of its CA. Nothing is signed for it.
+func TestACertificateOfTheFormerCA(t *testing.T) {
+	c := newTwoCAs(t)
+	first := must.Value(tryIssue(t, c.issuer, c.grant("one")))(t)
+	must.OK(t, c.issuer.SignWith(c.next.KeySHA256()))
+	c.issuer.breakKey()
+	if again, err := tryIssue(t, c.issuer, c.grant("one")); err != nil ||
+		!bytes.Equal(first, again) {
+		t.Errorf("another certificate, or none: %v", err)
+	}
+	if _, err := tryIssue(t, c.issuer, c.grant("two")); !isFormer(err, "granted now") {
+		t.Errorf("granted otherwise: %v", err)
 	}
 }
 

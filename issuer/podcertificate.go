@@ -36,9 +36,9 @@ func (i *Issuer) lintFormerOfPod(
 	return nil, nil
 }
 
-// giveUpFormer writes that the former certificate of a pod's request will not be published, if
-// there is one and the journal does not know it yet. The API server takes it no more, so the
-// request gets no second one.
+// giveUpFormer writes that the former certificate of a request will not be published, if there is one
+// and the journal does not know it yet. It is a pod's, and the API server takes it no more, or it was
+// never signed; so the request gets no second one.
 func (p *preparation) giveUpFormer(ctx context.Context) error {
 	if p.former == nil {
 		return nil
@@ -51,6 +51,9 @@ func (p *preparation) giveUpFormer(ctx context.Context) error {
 	case now.State != p.former.State:
 		return fmt.Errorf("the certificate for request %s is %s", uid, now.State)
 	}
-	return j.Append(ctx, journal.Orphaned{UID: uid, Serial: now.Intent.Serial,
-		Why: "it could not be published in time, and is issued again"})
+	why := "it could not be published in time, and is issued again"
+	if !p.grant.OfPod() {
+		why = "the CA has changed before it was signed, and it is issued again"
+	}
+	return j.Append(ctx, journal.Orphaned{UID: uid, Serial: now.Intent.Serial, Why: why})
 }

@@ -46,9 +46,10 @@ type preparation struct {
 //     issued, or [*policy.Waiting] if a budget is spent;
 //   - an error: a fault that may pass. Decide again, and try again with the new grant.
 //
-// If the journal has the request already, the same certificate is prepared again. If that
-// certificate no longer fits the grant, the refusal has the code [policy.FormerCertificate]; a pod
-// gets another one, and the former is given up.
+// If the journal has the request already, the same certificate is prepared again, also if another CA
+// has signed it before [Issuer.SignWith]. What such a CA was to sign is given up, and another
+// certificate prepared. If the certificate no longer fits the grant, the refusal has the code
+// [policy.FormerCertificate]; a pod gets another one, and the former is given up.
 func (i *Issuer) Prepare(
 	ctx context.Context, grant *policy.Grant,
 ) (*Prepared, policy.Verdict, error) {
@@ -92,15 +93,38 @@ func (p *preparation) lint() (refusal *policy.Refusal, err error) {
 	case p.record.State == journal.Unknown:
 		p.linted, refusal, err = i.lintNew(p.authority, p.grant)
 	case !p.grant.OfPod():
-		p.linted, refusal, err = i.lintFormer(p.authority, p.grant, p.record)
+		return p.lintFormer()
 	default:
 		p.linted, err = i.lintFormerOfPod(p.authority, p.grant, p.record)
 		if p.linted == nil && err == nil {
-			former := p.record
-			p.record, p.former = journal.Record{}, &former
-			p.linted, refusal, err = i.lintNew(p.authority, p.grant)
+			return p.lintAgain()
 		}
 	}
+	return refusal, err
+}
+
+// lintFormer makes the certificate that the journal has for the request. What another CA has signed
+// stays the request's, with the chain of that CA. What another CA was to sign, it must not sign any
+// more: then a new one is made.
+func (p *preparation) lintFormer() (refusal *policy.Refusal, err error) {
+	if of := p.issuer.authorities.of(p.record.Intent.TBS); of != nil && of != p.authority {
+		switch {
+		case p.record.State == journal.Intended:
+			return p.lintAgain()
+		case p.record.Certificate != nil:
+			p.authority = of
+		}
+	}
+	p.linted, refusal, err = p.issuer.lintFormer(p.authority, p.grant, p.record)
+	return refusal, err
+}
+
+// lintAgain makes a new certificate with the throwaway key instead of the one that the journal has,
+// which is to be given up.
+func (p *preparation) lintAgain() (refusal *policy.Refusal, err error) {
+	former := p.record
+	p.record, p.former = journal.Record{}, &former
+	p.linted, refusal, err = p.issuer.lintNew(p.authority, p.grant)
 	return refusal, err
 }
 
@@ -215,7 +239,7 @@ func (p *preparation) check(ctx context.Context) error {
 	switch {
 	case !p.spent.CompareAndSwap(false, true):
 		return ErrIssued
-	case p.issuer.authorities.inForce.Load() != p.authority:
+	case !p.issuer.authorities.has(p.authority, p.record.Certificate == nil):
 		return fmt.Errorf("%w: the CA, or its certificate, was replaced", policy.ErrGrantStale)
 	}
 	if err := p.grant.InForce(); err != nil {
