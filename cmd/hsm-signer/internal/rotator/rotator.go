@@ -282,8 +282,9 @@ func (r *Rotator) adopt(s rotation.State) error {
 	return nil
 }
 
-// record writes the phase to the journal, unless its last line about a rotation says the same, or
-// the process does not know both CAs: then there is no rotation.
+// record writes the step to the journal, unless its last line about a rotation is of the same step, or
+// the process does not know both CAs: then there is no rotation. A later step to the same phase has a
+// line of its own, by which an earlier lease is known.
 func (r *Rotator) record(s rotation.State) error {
 	w := r.Journal.Writer()
 	if w == nil {
@@ -292,8 +293,8 @@ func (r *Rotator) record(s rotation.State) error {
 	phase := journal.Phase(s.Current())
 	last := w.Rotation()
 	if last == nil && phase == journal.PhaseNone || last != nil && last.Phase == phase &&
-		(phase == journal.PhaseNone || rotation.Key(last.From) == s.From &&
-			rotation.Key(last.To) == s.To) {
+		last.Since.Equal(s.Changed) && rotation.Key(last.From) == s.From &&
+		rotation.Key(last.To) == s.To {
 		return nil
 	}
 	from, to := r.Issuer.CAOf(s.From), r.Issuer.CAOf(s.To)

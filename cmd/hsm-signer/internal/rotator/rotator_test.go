@@ -367,6 +367,56 @@ func TestLeaseIsRolledBack(t *testing.T) {
 	r.requireSigns(t, c.next)
 }
 
+// A replica that has missed steps to and fro does not follow the lease of one of them, which is as
+// early as for the others.
+func TestLeaseIsRolledBackToAMissedStep(t *testing.T) {
+	c := newCluster(t)
+	r, away := c.replica(t, t.TempDir(), c.former, c.next), c.replica(t, t.TempDir(), c.former,
+		c.next)
+	c.renew(t, r)
+	c.take(t, r, rotation.Order{Step: rotation.Announce}, rotation.Announced)
+	c.take(t, r, rotation.Order{Step: rotation.Trust}, rotation.Trusted)
+	must.OK(t, c.hear(away))
+	c.take(t, r, rotation.Order{Step: rotation.Sign}, rotation.Signing)
+	missed := c.lease[rotation.StateKey]
+	c.take(t, r, rotation.Order{Step: rotation.Back}, rotation.Trusted)
+	must.OK(t, c.hear(away))
+	c.lease[rotation.StateKey] = missed
+	if err := c.hear(away); err == nil || away.issuer.signs != c.former.KeySHA256() {
+		t.Errorf("%v; %s signs", err, away.issuer.signs.Short())
+	}
+}
+
+// A replica that is killed when the lease has a step, and before its journal has, follows the lease
+// after its start, as others do; its journal has the step before the other CA can sign.
+func TestKilledBetweenLeaseAndJournal(t *testing.T) {
+	c, dir := newCluster(t), t.TempDir()
+	r := c.replica(t, dir, c.former, c.next)
+	c.renew(t, r)
+	c.take(t, r, rotation.Order{Step: rotation.Announce}, rotation.Announced)
+	c.take(t, r, rotation.Order{Step: rotation.Trust}, rotation.Trusted)
+	r.journal.fault = errors.New("killed")
+	c.order(t, r, rotation.Order{Step: rotation.Sign})
+	if last := r.journal.writer.Rotation(); last.Phase != journal.PhaseTrusted ||
+		r.issuer.signs != c.former.KeySHA256() || r.Fault() == nil {
+		t.Errorf("the journal says %s; %s signs; fault: %v", last.Phase, r.issuer.signs.Short(),
+			r.Fault())
+	}
+	must.OK(t, r.journal.writer.Close())
+	for name, dir := range map[string]string{"again": dir, "another": t.TempDir()} {
+		started := c.replica(t, dir, c.former, c.next)
+		if started.issuer.signs != c.former.KeySHA256() || started.Fault() == nil {
+			t.Errorf("%s: it could sign before it has read the lease", name)
+		}
+		must.OK(t, c.hear(started))
+		started.requireSigns(t, c.next)
+		if last := started.journal.writer.Rotation(); last == nil ||
+			last.Phase != journal.PhaseSigning {
+			t.Errorf("%s: the journal says %+v", name, last)
+		}
+	}
+}
+
 // A lease that is deleted while replicas run gets the phase back. After that, the journal shows
 // that it is lost, until a person has restored it.
 func TestLeaseIsDeleted(t *testing.T) {
