@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"io"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,14 +23,14 @@ type caReplacer interface {
 // same key and name, or another chain. Anything else in the file is refused.
 type caReloader struct {
 	watchedFile[*issuer.CA]
-	issuer caReplacer
-	policy *policy.Current
-	bundle *bundlePublisher // nil: no trust anchors are published
+	issuer  caReplacer
+	policy  *policy.Current
+	trusted func(*issuer.CA) error // by the published trust anchors; nil if there are none
 }
 
 func newCAReloader(file string, is caReplacer, current *policy.Current, bundle *bundlePublisher,
 	events eventSender, m *metrics.Metrics, logger hclog.Logger) *caReloader {
-	r := &caReloader{issuer: is, policy: current, bundle: bundle}
+	r := &caReloader{issuer: is, policy: current, trusted: bundle.trust}
 	r.watchedFile = watchedFile[*issuer.CA]{
 		file: r, path: file, name: "the file of the CA's certificate",
 		stays: "the certificate before it stays in use", reason: "CARefused",
@@ -40,9 +41,10 @@ func newCAReloader(file string, is caReplacer, current *policy.Current, bundle *
 
 // newNextCAReloader is newCAReloader for the next CA of a rotation. A refusal shows as the remark
 // next_ca_file, and not in the gauge of the CA's file.
-func newNextCAReloader(file string, is caReplacer, current *policy.Current, events eventSender,
-	m *metrics.Metrics, logger hclog.Logger) *caReloader {
-	r := newCAReloader(file, is, current, nil, events, m, logger)
+func newNextCAReloader(file string, is caReplacer, current *policy.Current, bundle *bundlePublisher,
+	events eventSender, m *metrics.Metrics, logger hclog.Logger) *caReloader {
+	r := newCAReloader(file, is, current, bundle, events, m, logger)
+	r.trusted = bundle.trustNext
 	r.name = "the file of the next CA's certificate"
 	r.refused = prometheus.NewGauge(prometheus.GaugeOpts{}) // shown nowhere
 	return r
@@ -61,8 +63,8 @@ func (r *caReloader) apply(fresh *issuer.CA) error {
 	if _, err := config.LintRules(fresh, r.policy.Policy()); err != nil {
 		return err
 	}
-	if err := r.bundle.trust(fresh); err != nil {
-		return fmt.Errorf("%w to TRUST_BUNDLE_FILE first", err)
+	if err := r.trusted(fresh); err != nil {
+		return err
 	}
 	if err := r.issuer.Replace(fresh); err != nil {
 		return err
@@ -79,4 +81,16 @@ func (r *caReloader) state() string {
 		return fmt.Sprintf("but CA_CERT_FILE in its present form is refused: %v", err)
 	}
 	return ""
+}
+
+// writeNext writes for /readyz what is wrong with the file of the next CA, if anything. A nil
+// reloader has no file.
+func (r *caReloader) writeNext(w io.Writer, prefix string) {
+	if r == nil {
+		return
+	}
+	if err := r.refusal(); err != nil {
+		fmt.Fprintf(w, "%snext CA: NEXT_CA_CERT_FILE in its present form is refused, and the "+
+			"certificate before it stays in use: %v\n", prefix, err)
+	}
 }

@@ -23,6 +23,7 @@ import (
 	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
+	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
 // A replacedCA is a CA that is replaced by any with the same key.
@@ -90,6 +91,58 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	write(renewed.Raw)
 	if looks(); refused() || r.state() != "" || len(is.taken) != 1 {
 		t.Errorf("well again: state: %s", r.state())
+	}
+}
+
+// A renewed certificate of the next CA is refused if the roots that are published for it do not trust
+// it, whatever those of the CA trust. The one before stays in use.
+func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
+	root, other := fixture.NewCA(t), fixture.NewCA(t)
+	key := pkcs10test.NewKey(t)
+	of := func(above fixture.CA, lifetime time.Duration) *issuer.CA {
+		t.Helper()
+		cert := fixture.Certify(t, &x509.Certificate{
+			SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Next CA"},
+			NotAfter: time.Now().Add(lifetime), KeyUsage: x509.KeyUsageCertSign,
+			IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte{2},
+		}, above.Certificate, key.Public(), above.Key)
+		return must.Value(issuer.ParseCA(issuer.Chain{cert}.PEM()))(t)
+	}
+	roots := func(ca fixture.CA) issuer.Anchors {
+		return must.Value(issuer.ParseAnchors(issuer.Chain{ca.Certificate}.PEM()))(t)
+	}
+	good, published := of(root, time.Hour), roots(other)
+	b := &bundlePublisher{anchors: &anchors{}, next: roots(root)}
+	b.anchors.inUse.Store(&published)
+	var log bytes.Buffer
+	is, m, sent := &replacedCA{ca: good, key: key.Public()}, metrics.New(), &sentEvents{}
+	r := newNextCAReloader(filepath.Join(t.TempDir(), "next.crt"), is,
+		policy.NewCurrent(builtInPolicy(t)), b, sent, m,
+		hclog.New(&hclog.LoggerOptions{Output: &log}))
+	write := func(ca *issuer.CA) {
+		t.Helper()
+		must.OK(t, os.WriteFile(r.path, issuer.Chain{ca.Certificate()}.PEM(), 0o600))
+		r.look()
+		r.look()
+	}
+	var readyz bytes.Buffer
+	write(of(other, 48*time.Hour))
+	if r.writeNext(&readyz, "pods/"); len(is.taken) > 0 || r.refusal() == nil ||
+		!strings.Contains(r.refusal().Error(), "to NEXT_TRUST_BUNDLE_FILE first") ||
+		!strings.HasPrefix(readyz.String(), "pods/next CA: NEXT_CA_CERT_FILE in its present form") ||
+		!strings.Contains(log.String(), "is refused") || len(sent.events) != 1 ||
+		testutil.ToFloat64(m.CARefused) != 0 {
+		t.Errorf("a certificate of another root: %d taken; %v; %s; events %v; log: %s",
+			len(is.taken), r.refusal(), &readyz, sent.events, &log)
+	}
+	readyz.Reset()
+	write(of(root, 48*time.Hour))
+	if r.writeNext(&readyz, ""); len(is.taken) != 1 || r.refusal() != nil || readyz.Len() > 0 {
+		t.Errorf("a certificate of its root: %d taken; %v", len(is.taken), r.refusal())
+	}
+	(*caReloader)(nil).writeNext(&readyz, "")
+	if err := (*bundlePublisher)(nil).trustNext(good); err != nil || readyz.Len() > 0 {
+		t.Errorf("without a bundle: %v", err)
 	}
 }
 

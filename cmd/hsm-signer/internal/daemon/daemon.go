@@ -74,14 +74,14 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 // keepCAs adds what publishes the roots of the CAs and reads the CA's certificate again.
 func (d *Daemon) keepCAs(current *policy.Current, logger hclog.Logger) {
 	s, ca := d.service, d.signing.configuredCA(d.service)
+	d.bundle = newBundle(s, ca, d.signing.rotator, d.controller, d.metrics, logger)
 	if s.Next != nil {
 		d.policyFile.next = s.Next.CA
 		next := configuredCA{d.signing.issuer, s.Next.CA.KeySHA256()}
-		d.nextFile = newNextCAReloader(s.NextCACertFile(), next, current, d.controller, d.metrics,
-			logger)
+		d.nextFile = newNextCAReloader(s.NextCACertFile(), next, current, d.bundle, d.controller,
+			d.metrics, logger)
 		d.signing.health.nextFile = d.nextFile
 	}
-	d.bundle = newBundle(s, ca, d.signing.rotator, d.controller, d.metrics, logger)
 	d.signing.rotator.Connect(d.controller, d.bundle.holds)
 	d.caFile = newCAReloader(s.CACertFile, ca, current, d.bundle, d.controller, d.metrics, logger)
 }

@@ -87,6 +87,7 @@ func (h *health) report(w io.Writer, prefix string) (ready bool) {
 	fmt.Fprintf(w, "%spolicy %s\n", prefix, h.policy.state())
 	if h.signing != nil {
 		h.signing.other.write(w, prefix)
+		h.signing.nextFile.writeNext(w, prefix)
 	}
 	fmt.Fprintf(w, "%sleads %t\n", prefix, h.controller.Leads())
 	fmt.Fprintf(w, "%sopen requests: %s\n", prefix, openInWords(h.controller.Open(), time.Now()))

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -151,12 +152,28 @@ func (b *bundlePublisher) holds(ctx context.Context) error {
 	return b.fault.Err()
 }
 
-// trust returns nil if the anchors trust the CA, or there are none.
+// trust returns nil if the anchors of TRUST_BUNDLE_FILE trust the CA, or there are none.
 func (b *bundlePublisher) trust(ca *issuer.CA) error {
 	if b == nil {
 		return nil
 	}
-	return b.anchors.inUse.Load().Trust(ca)
+	if err := b.anchors.inUse.Load().Trust(ca); err != nil {
+		return fmt.Errorf("%w to TRUST_BUNDLE_FILE first", err)
+	}
+	return nil
+}
+
+// trustNext is trust for the next CA of a rotation and NEXT_TRUST_BUNDLE_FILE, in every phase: it is
+// also demanded at the start.
+func (b *bundlePublisher) trustNext(ca *issuer.CA) error {
+	if b == nil {
+		return nil
+	}
+	if err := b.next.Trust(ca); err != nil {
+		return fmt.Errorf("%w to NEXT_TRUST_BUNDLE_FILE first, start hsm-signer again, and let "+
+			"clients get it", err)
+	}
+	return nil
 }
 
 // Published reports whether the bundles hold the anchors; known is false while another process
