@@ -185,6 +185,13 @@ func (f configFile) value(ca section, s Setting) string {
 	return value
 }
 
+// dropProcess forgets the settings of the process.
+func (f configFile) dropProcess() {
+	for _, variable := range processWide {
+		delete(f.common.values, variable)
+	}
+}
+
 // find returns the CA of that name. Without a name it returns the only one.
 func (f configFile) find(name string, faults *Faults) (section, bool) {
 	var names []string

@@ -18,6 +18,16 @@ func AddCAFlags(command *cobra.Command) {
 	command.Flags().String(caFlag, "", "name of the CA in CONFIG_FILE, if that has several")
 }
 
+// besideRun marks the flag of a command that is a process of its own.
+const besideRun = "hsm-signer/beside-run"
+
+// AddCAFlagsBesideRun is [AddCAFlags] for a command that is a process of its own. What CONFIG_FILE says
+// of the process of the CAs, such as its credential and its addresses, is not about this one.
+func AddCAFlagsBesideRun(command *cobra.Command) {
+	AddCAFlags(command)
+	command.Flags().Lookup(caFlag).Annotations = map[string][]string{besideRun: nil}
+}
+
 // readOneOfFile reads the settings of one CA from CONFIG_FILE. A flag wins over the file. It
 // returns nil if the command has no such flags, or there is no such file.
 func readOneOfFile(command *cobra.Command, settings []Setting) (*Config, *Faults) {
@@ -37,6 +47,9 @@ func readOneOfFile(command *cobra.Command, settings []Setting) (*Config, *Faults
 		faults.Addf("--"+caFlag, "names a CA of CONFIG_FILE, which is not set")
 	} else {
 		file = readFile(path, faults)
+		if _, beside := flag.Annotations[besideRun]; beside {
+			file.dropProcess()
+		}
 		ca, found = file.find(name, faults)
 	}
 	if !found {

@@ -263,3 +263,28 @@ func TestOneCAOfCONFIGFILE(t *testing.T) {
 		}
 	}
 }
+
+// A process beside that of the CAs reads what is said of its CA, and nothing that is said of their
+// process.
+func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
+	f := twoCAs(t)
+	f[common]["LISTEN_ADDRESS"] = "127.0.0.1:8080"
+	f[common]["CLUSTER_DOMAIN"] = "example.org"
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	must.OK(t, os.WriteFile(file, []byte(f.text()), 0o600))
+	settings := Named("SIGNER_NAME", "CLUSTER_DOMAIN", "KUBECONFIG", "LISTEN_ADDRESS")
+	for _, s := range settings {
+		t.Setenv(s.Env, "")
+	}
+	t.Setenv(fileVariable, file)
+	t.Setenv("KUBECONFIG", "/own")
+	command := &cobra.Command{}
+	AddFlags(command, settings)
+	AddCAFlagsBesideRun(command)
+	must.OK(t, command.ParseFlags([]string{"--ca", "second", "--listen-address", "127.0.0.1:1"}))
+	c, faults := Read(command, settings)
+	if len(*faults) > 0 || c.SignerNames[0] != "example.com/second" || c.Kubeconfig != "/own" ||
+		c.ListenAddress != "127.0.0.1:1" || c.ClusterDomain != "example.org" {
+		t.Errorf("%+v: %v", c, *faults)
+	}
+}

@@ -38,7 +38,8 @@ and deletes nothing.
 It is a process of its own, with a service account of its own. It reads the requests of
 SIGNER_NAME, and reads and deletes pods in the namespaces that the policy names. It needs no
 token, no PIN and no STATE_DIR, and does not start with a PIN. Run one replica: a second one
-doubles the pace of deletions.
+doubles the pace of deletions. With CONFIG_FILE, run one for each CA whose pods it is to watch, and
+name the CA with --ca. KUBECONFIG and addresses in CONFIG_FILE are not its own: give it others.
 
 A pod is stuck if a request of it was answered, all of its init containers ended with 0, no main
 container has been ready or running for 60 seconds, and at least one is waiting or ended with an
@@ -46,8 +47,9 @@ error. It is deleted at once if an init container ended before its certificate w
 Otherwise one such pod is deleted for each owner and node in ten minutes. heal deletes five pods
 at once, then one a second, and none while more than 20 requests wait for their answer. It never
 deletes a pod that no controller makes again, nor a mirror of a static pod.`,
-		Example: `  hsm-signer heal --signer-name example.com/calico --kubeconfig heal-kubeconfig`,
-		Args:    cobra.NoArgs,
+		Example: `  hsm-signer heal --signer-name example.com/calico --kubeconfig heal-kubeconfig
+  hsm-signer heal --config-file config.yaml --ca calico --kubeconfig heal-kubeconfig`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
 			healer, source := loadHealer(c, faults)
@@ -59,6 +61,7 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 		},
 	}
 	config.AddFlags(command, settings)
+	config.AddCAFlagsBesideRun(command)
 	return command
 }
 
