@@ -1,7 +1,9 @@
 package faultproxy
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -92,4 +94,11 @@ func Writes(r *http.Request, subresource string) bool {
 	ofRequest := strings.Contains(r.URL.Path, "/certificatesigningrequests/") ||
 		strings.Contains(r.URL.Path, "/podcertificaterequests/")
 	return r.Method == http.MethodPut && ofRequest && strings.HasSuffix(r.URL.Path, "/"+subresource)
+}
+
+// Body returns the body of a call, which can be passed on after that. What cannot be read is missing.
+func Body(r *http.Request) []byte {
+	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return body
 }

@@ -28,6 +28,8 @@ type line struct {
 	Certificate []byte
 	Text        string
 	PID         int
+	Phase       string    // of a rotation
+	Since       time.Time // when its step was decided on
 }
 
 // journal returns the lines of the journal.

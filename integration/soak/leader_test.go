@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"syscall"
 	"testing"
@@ -168,14 +169,17 @@ func changeLeaders(t *testing.T, r *row, p *pair, c *batch, pauses, kills, stops
 	p.account(t, r, c)
 }
 
-// pause stops the leader for 30 s, or in the short form until the other one leads, and continues
-// it.
-func (p *pair) pause(t *testing.T) time.Duration {
+// pause stops the leader for 30 s, or in the short form until the other one leads and has done this
+// meanwhile, and continues it.
+func (p *pair) pause(t *testing.T, meanwhile ...func()) time.Duration {
 	t.Helper()
 	leader := p.leader(t)
 	began := time.Now()
 	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGSTOP))
 	since := p.takeover(t, leader)
+	for _, do := range meanwhile {
+		do()
+	}
 	hold(t, 30*time.Second-since.Sub(began))
 	must.OK(t, syscall.Kill(p.daemons[leader].PID(), syscall.SIGCONT))
 	must.Eventually(t, "the former leader to stand by", func(ctx context.Context) (bool, error) {
@@ -211,7 +215,7 @@ func (p *pair) terminate(t *testing.T) time.Duration {
 // account counts in both journals: the intents that one signer wrote while the other one led, and
 // the requests that have a certificate in both. The former leader signed such a certificate and did
 // not publish it, so no client has it.
-func (p *pair) account(t *testing.T, r *row, c *batch) {
+func (p *pair) account(t *testing.T, r *row, batches ...*batch) {
 	t.Helper()
 	overlapping, both, unaccounted, unpublished := 0, 0, 0, 0
 	accounts := [2]*account{p.signers[0].account(t), p.signers[1].account(t)}
@@ -224,8 +228,12 @@ func (p *pair) account(t *testing.T, r *row, c *batch) {
 			}
 		}
 	}
-	now, err := c.answers(t.Context())
-	must.OK(t, err)
+	now := map[types.UID]answer{}
+	for _, c := range batches {
+		of, err := c.answers(t.Context())
+		must.OK(t, err)
+		maps.Copy(now, of)
+	}
 	for uid, answer := range now {
 		first, second := accounts[0].certificates[string(uid)],
 			accounts[1].certificates[string(uid)]
