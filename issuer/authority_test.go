@@ -167,8 +167,8 @@ func (c twoCAs) intended() journal.Intent {
 	return must.Value(c.issuer.journal.Lookup("u"))(c.t).Intent
 }
 
-// An intent names a CA. When another one signs, it is given up, and its request gets a certificate of
-// that CA, and no other when the former signs again.
+// An intent names a CA. When another one signs, it is given up, and its request gets a certificate
+// of that CA, and no other when the former signs again.
 func TestAnIntentOfTheFormerCAIsGivenUp(t *testing.T) {
 	c := newTwoCAs(t)
 	intent := c.intended()
@@ -184,8 +184,8 @@ func TestAnIntentOfTheFormerCAIsGivenUp(t *testing.T) {
 	}
 }
 
-// When the former CA signs again before another one has signed for the request, exactly the bytes of
-// its intent are signed. What was prepared under the other is not issued.
+// When the former CA signs again before another one has signed for the request, exactly the bytes
+// of its intent are signed. What was prepared under the other is not issued.
 func TestAnIntentOfTheFormerCAThatSignsAgain(t *testing.T) {
 	c := newTwoCAs(t)
 	intent := c.intended()

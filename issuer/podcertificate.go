@@ -36,9 +36,9 @@ func (i *Issuer) lintFormerOfPod(
 	return nil, nil
 }
 
-// giveUpFormer writes that the former certificate of a request will not be published, if there is one
-// and the journal does not know it yet. It is a pod's, and the API server takes it no more, or it was
-// never signed; so the request gets no second one.
+// giveUpFormer writes that the former certificate of a request will not be published, if there is
+// one and the journal does not know it yet. It is a pod's, and the API server takes it no more, or
+// it was never signed; so the request gets no second one.
 func (p *preparation) giveUpFormer(ctx context.Context) error {
 	if p.former == nil {
 		return nil

@@ -96,7 +96,8 @@ func Writes(r *http.Request, subresource string) bool {
 	return r.Method == http.MethodPut && ofRequest && strings.HasSuffix(r.URL.Path, "/"+subresource)
 }
 
-// Body returns the body of a call, which can be passed on after that. What cannot be read is missing.
+// Body returns the body of a call, which can be passed on after that. What cannot be read is
+// missing.
 func Body(r *http.Request) []byte {
 	body, _ := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))

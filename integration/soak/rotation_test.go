@@ -135,8 +135,8 @@ func (r *rotation) take(t *testing.T, s step, more ...string) {
 	})
 }
 
-// restartPod returns a batch of requests of a new pod, and deletes the one that the batch was of: its
-// certificates are from before both CAs were trusted.
+// restartPod returns a batch of requests of a new pod, and deletes the one that the batch was of:
+// its certificates are from before both CAs were trusted.
 func (r *rotation) restartPod(t *testing.T, c *batch) *batch {
 	t.Helper()
 	c.waitForAll(t)

@@ -21,8 +21,8 @@ func AddCAFlags(command *cobra.Command) {
 // besideRun marks the flag of a command that is a process of its own.
 const besideRun = "hsm-signer/beside-run"
 
-// AddCAFlagsBesideRun is [AddCAFlags] for a command that is a process of its own. What CONFIG_FILE says
-// of the process of the CAs, such as its credential and its addresses, is not about this one.
+// AddCAFlagsBesideRun is [AddCAFlags] for a command that is a process of its own. What CONFIG_FILE
+// says of the process of the CAs, such as its credential and its addresses, is not about this one.
 func AddCAFlagsBesideRun(command *cobra.Command) {
 	AddCAFlags(command)
 	command.Flags().Lookup(caFlag).Annotations = map[string][]string{besideRun: nil}

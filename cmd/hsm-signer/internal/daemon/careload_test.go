@@ -94,8 +94,8 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	}
 }
 
-// A renewed certificate of the next CA is refused if the roots that are published for it do not trust
-// it, whatever those of the CA trust. The one before stays in use.
+// A renewed certificate of the next CA is refused if the roots that are published for it do not
+// trust it, whatever those of the CA trust. The one before stays in use.
 func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
 	root, other := fixture.NewCA(t), fixture.NewCA(t)
 	key := pkcs10test.NewKey(t)

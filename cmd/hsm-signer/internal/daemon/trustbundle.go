@@ -163,8 +163,8 @@ func (b *bundlePublisher) trust(ca *issuer.CA) error {
 	return nil
 }
 
-// trustNext is trust for the next CA of a rotation and NEXT_TRUST_BUNDLE_FILE, in every phase: it is
-// also demanded at the start.
+// trustNext is trust for the next CA of a rotation and NEXT_TRUST_BUNDLE_FILE, in every phase: it
+// is also demanded at the start.
 func (b *bundlePublisher) trustNext(ca *issuer.CA) error {
 	if b == nil {
 		return nil

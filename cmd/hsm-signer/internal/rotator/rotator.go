@@ -282,9 +282,9 @@ func (r *Rotator) adopt(s rotation.State) error {
 	return nil
 }
 
-// record writes the step to the journal, unless its last line about a rotation is of the same step, or
-// the process does not know both CAs: then there is no rotation. A later step to the same phase has a
-// line of its own, by which an earlier lease is known.
+// record writes the step to the journal, unless its last line about a rotation is of the same step,
+// or the process does not know both CAs: then there is no rotation. A later step to the same phase
+// has a line of its own, by which an earlier lease is known.
 func (r *Rotator) record(s rotation.State) error {
 	w := r.Journal.Writer()
 	if w == nil {
