@@ -260,3 +260,70 @@ func TestCAsOnOneTokenTryAWrongPINOnce(t *testing.T) {
 		t.Errorf("the wrong PIN was tried %d times", n)
 	}
 }
+
+// One CA of two is changed, and the other one neither knows nor notices.
+func TestRotationOfOneCA(t *testing.T) {
+	c := newTwoCAs(t, "rotate")
+	dir := filepath.Dir(c.file)
+	file := func(name string) testenv.CA {
+		return testenv.CA{CertFile: filepath.Join(dir, name+".crt")}
+	}
+	c.change(t, "object=second", "object=next")
+	command(t, testenv.CA{}, c.env, "ca", "create", "--ca", "second", "--subject", "CN=next",
+		"--out", file("next").CertFile).prints(t, 0)
+	c.change(t, "object=next", "object=second", "common:", "common:\n  LEADER_ELECT: true\n"+
+		"  LEASE_NAMESPACE: hsm-signer", "  first:\n", "  first:\n    LEASE_NAME: "+
+		string(c.first)+"\n", "  second:\n", "  second:\n    LEASE_NAME: "+string(c.second)+
+		"\n    ROTATION_TRUST_TIME: 1s\n    NEXT_CA_KEY_LABEL: next\n    NEXT_CA_CERT_FILE: "+
+		file("next").CertFile+"\n")
+	d := startReady(t, testenv.CA{}, c.env...)
+	waitMetrics(t, d, `hsm_signer_leading{ca="first"} 1`, `hsm_signer_leading{ca="second"} 1`)
+	rotate := func(args ...string) printout {
+		return command(t, testenv.CA{}, c.env, append([]string{"ca", "rotate"}, args...)...)
+	}
+	signs := func(signer ownSigner, by testenv.CA) {
+		t.Helper()
+		p := newPod(t, node)
+		requireIssuedBy(t, requireCertificate(t, p, signer.initContainer(p)), by)
+	}
+	rotate("announce").complains(t, 4, "--ca: is not set: name a CA of CONFIG_FILE")
+	rotate("announce", "--ca", "first").complains(t, 2, "set NEXT_CA_CERT_FILE")
+	rotate("announce", "--ca", "second").prints(t, 0, "the phase is announced")
+	rotate("trust", "--ca", "second").prints(t, 0, "the phase is trusted")
+	signs(c.second, file("second"))
+	must.Eventually(t, "the phase signing", func(context.Context) (bool, error) {
+		return rotate("sign", "--ca", "second").code == 0, nil
+	})
+	signs(c.second, file("next"))
+	signs(c.first, file("first"))
+	waitMetrics(t, d, `hsm_signer_rotation_phase{ca="second",phase="signing"} 1`,
+		`hsm_signer_live_certificates{ca="second",file="NEXT_CA_CERT_FILE"} `,
+		`hsm_signer_certificates_issued_total{ca="first",rule="calico-node"} 1`)
+	if text := d.Metrics(t.Context()); strings.Contains(text,
+		`hsm_signer_live_certificates{ca="first"`) || strings.Contains(text,
+		`hsm_signer_rotation_phase{ca="first",phase="signing"} 1`) {
+		t.Errorf("the first CA has metrics of a rotation:\n%s", text)
+	}
+	rotate("status", "--ca", "second").prints(t, 0, "signing since", "CN=next")
+	rotate("status", "--ca", "first").prints(t, 0, "no rotation")
+	must.OK(t, d.Shutdown())
+	for _, name := range []string{"first", "second"} {
+		command(t, testenv.CA{}, c.env, "audit", "verify", "--ca", name).prints(t, 0)
+	}
+}
+
+// heal reads what CONFIG_FILE says of one CA, and has its own credential and address.
+func TestHealOfOneCA(t *testing.T) {
+	c := newTwoCAs(t, "heal")
+	c.change(t, "common:", "common:\n  KUBECONFIG: /nowhere\n  LISTEN_ADDRESS: 192.0.2.1:80")
+	command(t, testenv.CA{}, c.env, "heal").complains(t, 4,
+		"--ca: is not set: name a CA of CONFIG_FILE: first, second")
+	healer, err := shared.HealOf(context.WithoutCancel(t.Context()), "second", c.env...)
+	must.OK(t, err)
+	t.Cleanup(func() { must.OK(t, healer.Shutdown()) })
+	must.OK(t, healer.WaitReady(t.Context()))
+	if log := healer.Log(); !strings.Contains(log, c.second.name()) || strings.Contains(log,
+		c.first.name()) {
+		t.Errorf("it heals pods of others:\n%s", log)
+	}
+}

@@ -39,7 +39,7 @@ type Daemon struct {
 // Run starts hsm-signer and waits until it listens; see [Daemon.WaitReady]. Variables in env have
 // precedence.
 func (e *Env) Run(ctx context.Context, ca CA, env ...string) (*Daemon, error) {
-	return e.start(ctx, "run", e.environment(ca, env))
+	return e.start(ctx, []string{"run"}, e.environment(ca, env))
 }
 
 // healer is the service account of deploy/components/heal.
@@ -48,6 +48,15 @@ const healer = "hsm-signer-heal"
 // Heal starts "hsm-signer heal" with the rights of deploy/components/heal, and waits until it
 // listens. Variables in env have precedence.
 func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
+	return e.heal(ctx, []string{"heal"}, env)
+}
+
+// HealOf is [Env.Heal] for a CA of CONFIG_FILE, which env names.
+func (e *Env) HealOf(ctx context.Context, ca string, env ...string) (*Daemon, error) {
+	return e.heal(ctx, []string{"heal", "--ca", ca}, env)
+}
+
+func (e *Env) heal(ctx context.Context, command, env []string) (*Daemon, error) {
 	if err := e.Cluster.EnsureNamespace(ctx, "calico-system"); err != nil {
 		return nil, err
 	}
@@ -60,7 +69,7 @@ func (e *Env) Heal(ctx context.Context, env ...string) (*Daemon, error) {
 	}
 	own := append(os.Environ(), "SIGNER_NAME="+SignerName, "KUBECONFIG="+kubeconfig,
 		"LISTEN_ADDRESS=127.0.0.1:0", "LOG_FORMAT=json")
-	return e.start(ctx, "heal", append(own, env...))
+	return e.start(ctx, command, append(own, env...))
 }
 
 // AllowPods gives hsm-signer the rights of deploy/components/pod-certificates.
@@ -79,8 +88,8 @@ func (e *Env) ForPods(ctx context.Context, ca CA) (env []string, err error) {
 }
 
 // start starts a serving command of hsm-signer, and waits until it listens.
-func (e *Env) start(ctx context.Context, command string, env []string) (*Daemon, error) {
-	d := &Daemon{cmd: exec.CommandContext(ctx, e.binary, command)}
+func (e *Env) start(ctx context.Context, command, env []string) (*Daemon, error) {
+	d := &Daemon{cmd: exec.CommandContext(ctx, e.binary, command...)}
 	d.cmd.Env = env
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(os.Interrupt) }
