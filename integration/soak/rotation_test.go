@@ -34,7 +34,9 @@ type rotation struct {
 // newRotation creates the next CA, and starts both replicas with these settings.
 func newRotation(t *testing.T, s *fixture, env ...string) *rotation {
 	t.Helper()
-	next := testenv.CA{KeyLabel: t.Name(), CertFile: filepath.Join(t.TempDir(), "next.crt")}
+	dir := t.TempDir()
+	next := testenv.CA{KeyLabel: filepath.Base(filepath.Dir(dir)), // of this run of the test
+		CertFile: filepath.Join(dir, "next.crt")}
 	_, stderr, code := s.Command(t.Context(), next, nil, "ca", "create", "--key-type",
 		"ecdsa-p256", "--subject", "CN=Next CA,O=Example", "--out", next.CertFile)
 	if code != 0 {
