@@ -18,14 +18,14 @@ func AddCAFlags(command *cobra.Command) {
 	command.Flags().String(caFlag, "", "name of the CA in CONFIG_FILE, if that has several")
 }
 
-// besideRun marks the flag of a command that is a process of its own.
-const besideRun = "hsm-signer/beside-run"
+// ownProcess marks the flag of a command that is a process of its own.
+const ownProcess = "hsm-signer/own-process"
 
-// AddCAFlagsBesideRun is [AddCAFlags] for a command that is a process of its own. What CONFIG_FILE
+// AddCAFlagsOfProcess is [AddCAFlags] for a command that is a process of its own. What CONFIG_FILE
 // says of the process of the CAs, such as its credential and its addresses, is not about this one.
-func AddCAFlagsBesideRun(command *cobra.Command) {
+func AddCAFlagsOfProcess(command *cobra.Command) {
 	AddCAFlags(command)
-	command.Flags().Lookup(caFlag).Annotations = map[string][]string{besideRun: nil}
+	command.Flags().Lookup(caFlag).Annotations = map[string][]string{ownProcess: nil}
 }
 
 // readOneOfFile reads the settings of one CA from CONFIG_FILE. A flag wins over the file. It
@@ -47,7 +47,7 @@ func readOneOfFile(command *cobra.Command, settings []Setting) (*Config, *Faults
 		faults.Addf("--"+caFlag, "names a CA of CONFIG_FILE, which is not set")
 	} else {
 		file = readFile(path, faults)
-		if _, beside := flag.Annotations[besideRun]; beside {
+		if _, own := flag.Annotations[ownProcess]; own {
 			file.dropProcess()
 		}
 		ca, found = file.find(name, faults)

@@ -264,8 +264,8 @@ func TestOneCAOfCONFIGFILE(t *testing.T) {
 	}
 }
 
-// A process beside that of the CAs reads what is said of its CA, and nothing that is said of their
-// process.
+// A process that is not the one of the CAs reads what is said of its CA, and nothing that is said of
+// their process.
 func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
 	f := twoCAs(t)
 	f[common]["LISTEN_ADDRESS"] = "127.0.0.1:8080"
@@ -280,7 +280,7 @@ func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
 	t.Setenv("KUBECONFIG", "/own")
 	command := &cobra.Command{}
 	AddFlags(command, settings)
-	AddCAFlagsBesideRun(command)
+	AddCAFlagsOfProcess(command)
 	must.OK(t, command.ParseFlags([]string{"--ca", "second", "--listen-address", "127.0.0.1:1"}))
 	c, faults := Read(command, settings)
 	if len(*faults) > 0 || c.SignerNames[0] != "example.com/second" || c.Kubeconfig != "/own" ||

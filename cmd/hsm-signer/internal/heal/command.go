@@ -61,7 +61,7 @@ deletes a pod that no controller makes again, nor a mirror of a static pod.`,
 		},
 	}
 	config.AddFlags(command, settings)
-	config.AddCAFlagsBesideRun(command)
+	config.AddCAFlagsOfProcess(command)
 	return command
 }
 
