@@ -253,7 +253,7 @@ func (r *rotation) askUnpublished(t *testing.T, p *faultproxy.Proxy, c *batch, o
 
 // killedAt has the leader killed at a point of a step, when it has a certificate that it has not
 // published. Then it is started again while the other one
-// does not run, or the other one goes on. Whoever leads follows the phase of the lease.
+// does not run, or the other one continues. Whoever leads follows the phase of the lease.
 func (r *rotation) killedAt(t *testing.T, p *faultproxy.Proxy, c *batch, at stepPoint, s step,
 	again bool) {
 	t.Helper()
@@ -305,7 +305,7 @@ func (r *rotation) killedAt(t *testing.T, p *faultproxy.Proxy, c *batch, at step
 func TestKilledAtEachStepOfARotation(t *testing.T) {
 	report := begin(t, 32, "kill -9 of the leader at 3 points of each step of a rotation and back: "+
 		"before and after the lease has the phase, and when the journal has it; it is started "+
-		"again, or the other replica goes on",
+		"again, or the other replica continues",
 		"the phase of the lease is followed, and in the journal before it is used; every "+
 			"certificate of the CA that signs in its phase; lost 0")
 	p, through := shared.proxied(t)
