@@ -264,7 +264,7 @@ func TestOneCAOfCONFIGFILE(t *testing.T) {
 	}
 }
 
-// A process that is not the one of the CAs reads what is said of its CA, and nothing that is said of
+// A process that signs nothing reads what is said of its CA, and nothing that is said of
 // their process.
 func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
 	f := twoCAs(t)
