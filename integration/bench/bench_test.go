@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+	"golang.org/x/sync/errgroup"
 
 	"hsm-signer/hsm"
 	"hsm-signer/hsm/csign"
@@ -177,22 +178,19 @@ func timed(b *testing.B, callers, times int, do func(caller int) error) time.Dur
 	b.Helper()
 	var left atomic.Int64
 	left.Store(int64(times))
-	errs := make(chan error, callers)
+	var group errgroup.Group
 	begin := time.Now()
 	for caller := range callers {
-		go func() {
+		group.Go(func() error {
 			for left.Add(-1) >= 0 {
 				if err := do(caller); err != nil {
-					errs <- err
-					return
+					return err
 				}
 			}
-			errs <- nil
-		}()
+			return nil
+		})
 	}
-	for range callers {
-		must.OK(b, <-errs)
-	}
+	must.OK(b, group.Wait())
 	return time.Since(begin)
 }
 

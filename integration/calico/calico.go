@@ -25,7 +25,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 )
 
 // Timeout is how long the original waits for its certificate, including the creation of its key,
@@ -105,17 +104,18 @@ func (i InitContainer) Submit(ctx context.Context,
 	if err != nil {
 		return nil, err
 	}
-	requests := client.CertificatesV1().CertificateSigningRequests()
-	created, err := requests.Create(ctx, request, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return replace(ctx, requests, request)
-	}
-	return created, err
+	return Create(ctx, client, request)
 }
 
-func replace(ctx context.Context, requests certificatesclient.CertificateSigningRequestInterface,
+// Create creates the request, and replaces an earlier one with the same name.
+func Create(ctx context.Context, client kubernetes.Interface,
 	request *certificatesv1.CertificateSigningRequest) (*certificatesv1.CertificateSigningRequest,
 	error) {
+	requests := client.CertificatesV1().CertificateSigningRequests()
+	created, err := requests.Create(ctx, request, metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		return created, err
+	}
 	if err := requests.Delete(ctx, request.Name, metav1.DeleteOptions{}); err != nil {
 		return nil, err
 	}

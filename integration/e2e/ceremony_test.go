@@ -183,11 +183,7 @@ func newOfflineRoot(t *testing.T, constraints string) offlineRoot {
 
 func (r offlineRoot) openssl(t *testing.T, args ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "openssl", args...)
-	cmd.Dir = r.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", cmd, err, out)
-	}
+	must.Get(testenv.Output(t.Context(), r.dir, nil, "openssl", args...))(t)
 }
 
 // sign certifies the request with the extensions, and returns the file with the certificate and the

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -73,12 +70,12 @@ func write(t *testing.T, path, text string) {
 // expiry returns when the token of the process expires, according to its metric.
 func expiry(ctx context.Context, t *testing.T, d *testenv.Daemon) time.Time {
 	t.Helper()
-	found := regexp.MustCompile(`(?m)^hsm_signer_credential_not_after_timestamp_seconds` +
-		`\{kind="token"\} (\S+)$`).FindStringSubmatch(d.Metrics(ctx))
-	if found == nil {
-		t.Fatalf("no metric of the credential in:\n%s", d.Metrics(ctx))
+	const series = `hsm_signer_credential_not_after_timestamp_seconds{kind="token"}`
+	seconds := metric(t, d.Metrics(ctx), series)
+	if seconds < 0 {
+		t.Fatal("there is no metric of the credential")
 	}
-	return time.Unix(int64(must.Get(strconv.ParseFloat(found[1], 64))(t)), 0)
+	return time.Unix(int64(seconds), 0)
 }
 
 // A token in a file that has ten minutes left is reported by check, in /readyz, by the metric of
@@ -125,10 +122,8 @@ func TestTokenFileIsRenewedWithoutARestart(t *testing.T) {
 // statusPage returns the text of the status page.
 func statusPage(t *testing.T, d *testenv.Daemon) string {
 	t.Helper()
-	url := must.Get(d.StatusPage(t.Context()))(t)
-	response := must.Get(http.Get(url))(t)
-	defer response.Body.Close()
-	return string(must.Get(io.ReadAll(response.Body))(t))
+	_, text := getText(t, must.Get(d.StatusPage(t.Context()))(t))
+	return text
 }
 
 // A changed kubeconfig may bring another token, and neither another server nor another CA.

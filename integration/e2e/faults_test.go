@@ -324,11 +324,8 @@ func importKey(t *testing.T, label string) testenv.CA {
 		{"softhsm2-util", "--import", file("p8"), "--token", shared.Token.Label, "--label", label,
 			"--id", fmt.Sprintf("e1%04x", numbers.Add(1)), "--pin", shared.Token.PIN},
 	} {
-		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
-		cmd.Env = append(os.Environ(), shared.Token.Env())
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", args[0], err, out)
-		}
+		must.Get(testenv.Output(t.Context(), "", []string{shared.Token.Env()}, args[0],
+			args[1:]...))(t)
 	}
 	return testenv.CA{KeyLabel: label, CertFile: file("crt")}
 }

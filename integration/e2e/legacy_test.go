@@ -3,11 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,33 +35,12 @@ func newOldCluster(t *testing.T, o legacyapi.Options) oldCluster {
 	t.Helper()
 	o.Upstream = shared.Cluster.Config()
 	server := must.Get(legacyapi.Start(o))(t)
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(server.Close)
 	must.OK(t, shared.Cluster.DeleteRequests(t.Context()))
 	t.Cleanup(func() { must.OK(t, shared.Cluster.DeleteRequests(context.Background())) })
 	old := oldCluster{server, filepath.Join(t.TempDir(), "kubeconfig")}
-	must.OK(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, encrypted(t, server.Config)))
+	must.OK(t, shared.KubeconfigVia(t.Context(), old.kubeconfig, server.Config))
 	return old
-}
-
-// encrypted adds TLS to a plain HTTP server until the end of the test: with a kubeconfig file
-// client-go does not send a token unencrypted.
-func encrypted(t *testing.T,
-	config func(token string) *rest.Config) func(token string) *rest.Config {
-	t.Helper()
-	plain := must.Get(url.Parse(config("").Host))(t)
-	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(plain))
-	t.Cleanup(server.Close)
-	return func(token string) *rest.Config {
-		c := config(token)
-		c.Host = server.URL
-		c.CAData = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
-			Bytes: server.Certificate().Raw})
-		return c
-	}
 }
 
 // start runs hsm-signer on the old cluster until the end of the test.

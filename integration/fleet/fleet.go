@@ -32,6 +32,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 
@@ -181,21 +182,11 @@ func (f *Fleet) addDetection() {
 
 // waitServed waits until every pod has its certificate, or the context ends.
 func (f *Fleet) waitServed(ctx context.Context) {
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
-	for {
+	_ = wait.PollUntilContextCancel(ctx, pollInterval, true, func(context.Context) (bool, error) {
 		f.mu.Lock()
-		done := f.unserved() == 0 || f.fault != nil
-		f.mu.Unlock()
-		if done {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
+		defer f.mu.Unlock()
+		return f.unserved() == 0 || f.fault != nil, nil
+	})
 }
 
 // unserved counts the places without a certificate. The caller must hold mu.

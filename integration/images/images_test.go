@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"hsm-signer/integration/must"
+	"hsm-signer/integration/testenv"
 	"hsm-signer/integration/tokens"
 )
 
@@ -43,16 +44,7 @@ func run(t *testing.T, env []string, name string, args ...string) string {
 }
 
 func try(ctx context.Context, env []string, name string, args ...string) (string, error) {
-	var out, errs strings.Builder
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %s: %w:\n%s%s", name, strings.Join(args, " "), err,
-			out.String(), errs.String())
-	}
-	return out.String(), nil
+	return testenv.Output(ctx, root, env, name, args...)
 }
 
 // warm returns the setting for building images from compiled modules.

@@ -2,7 +2,7 @@
 // requests. It serves the storage of certificates.k8s.io/v1 as v1beta1 and hides v1, as Kubernetes
 // before 1.19 did. With Before118 requests have no signer names either.
 //
-// A Server is a reverse proxy on 127.0.0.1 over plain HTTP. It passes on the callers' bearer
+// A Server is a reverse proxy on 127.0.0.1 with TLS. It passes on the callers' bearer
 // tokens, so the real API server authenticates and authorizes them. Requests for other resources
 // pass unchanged; discovery is answered in the old form.
 //
@@ -14,13 +14,13 @@ package legacyapi
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"time"
 
 	"k8s.io/client-go/rest"
 )
@@ -39,11 +39,9 @@ type Options struct {
 
 // A Server is a running proxy.
 type Server struct {
-	options  Options
-	proxy    *httputil.ReverseProxy
-	listener net.Listener
-	server   *http.Server
-	served   chan error
+	options Options
+	proxy   *httputil.ReverseProxy
+	server  *httptest.Server
 
 	upgraded context.Context // ends when the old API server is replaced
 	upgrade  context.CancelFunc
@@ -63,30 +61,22 @@ func Start(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("transport to the real API server: %w", err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{options: o, listener: listener, served: make(chan error, 1)}
+	s := &Server{options: o}
 	s.upgraded, s.upgrade = context.WithCancel(context.Background())
 	s.proxy = &httputil.ReverseProxy{
 		Rewrite:        func(r *httputil.ProxyRequest) { r.SetURL(upstream) },
 		Transport:      transport,
 		ModifyResponse: s.modifyResponse,
 	}
-	s.server = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: time.Minute}
-	go func() { s.served <- s.server.Serve(listener) }()
+	s.server = httptest.NewTLSServer(http.HandlerFunc(s.serve))
 	return s, nil
 }
 
 // Close stops the Server, closes its connections and waits until both are done.
-func (s *Server) Close() error {
+func (s *Server) Close() {
 	s.upgrade()
-	err := s.server.Close()
-	if served := <-s.served; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	return err
+	s.server.CloseClientConnections()
+	s.server.Close()
 }
 
 // Upgrade replaces the old API server by the real one: requests in progress end, and v1beta1 is no
@@ -95,7 +85,10 @@ func (s *Server) Upgrade() { s.upgrade() }
 
 // Config returns the client configuration of the token's owner for the Server.
 func (s *Server) Config(token string) *rest.Config {
-	return &rest.Config{Host: "http://" + s.listener.Addr().String(), BearerToken: token, QPS: -1}
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: s.server.Certificate().Raw})
+	return &rest.Config{Host: s.server.URL, BearerToken: token, QPS: -1,
+		TLSClientConfig: rest.TLSClientConfig{CAData: authority}}
 }
 
 const (

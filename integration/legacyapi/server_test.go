@@ -53,11 +53,7 @@ func serve(t *testing.T, o legacyapi.Options) *rest.Config {
 	t.Helper()
 	o.Upstream = cluster.Config()
 	s := must.Get(legacyapi.Start(o))(t)
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(s.Close)
 	return s.Config(cluster.Config().BearerToken)
 }
 

@@ -12,13 +12,14 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 
 	"hsm-signer/integration/calico"
@@ -98,24 +99,23 @@ func (r Report) String() string {
 // Run runs a client for each pod, as the plan says, and returns when all have ended.
 func Run(ctx context.Context, pods []Pod, plan Plan) Report {
 	results := make([]result, len(pods))
-	slots := make(chan struct{}, max(1, slotsOf(plan, len(pods))))
 	began := time.Now()
-	var group sync.WaitGroup
+	var group errgroup.Group
+	group.SetLimit(cmp.Or(plan.AtOnce, -1))
 	for i, pod := range pods {
-		if until(ctx, began.Add(time.Duration(i)*plan.Every)) != nil {
+		if spend(ctx, time.Until(began.Add(time.Duration(i)*plan.Every))) != nil {
 			results[i] = result{outcome: Broken, err: ctx.Err()}
 			continue
 		}
-		slots <- struct{}{}
-		group.Go(func() {
+		group.Go(func() error {
 			results[i] = pod.ask(ctx, plan)
-			<-slots
 			if plan.Ended != nil {
 				plan.Ended(i, results[i].outcome, results[i].issued)
 			}
+			return nil
 		})
 	}
-	group.Wait()
+	_ = group.Wait() // the outcomes are in results
 	return report(results)
 }
 
@@ -136,16 +136,6 @@ func RunAmid(ctx context.Context, pods []Pod, plan Plan, middle func()) (Report,
 	middle()
 	return <-done, nil
 }
-
-func slotsOf(plan Plan, pods int) int {
-	if plan.AtOnce > 0 {
-		return plan.AtOnce
-	}
-	return pods
-}
-
-// until waits until that time, or until the context ends.
-func until(ctx context.Context, at time.Time) error { return spend(ctx, time.Until(at)) }
 
 // A result is the result of one pod.
 type result struct {

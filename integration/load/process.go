@@ -135,7 +135,7 @@ func (t Task) Do(ctx context.Context) (Outcome, error) {
 	if err != nil {
 		return Broken, err
 	}
-	if err = t.submit(ctx, client); err == nil {
+	if _, err = calico.Create(ctx, client, t.Request); err == nil {
 		err = t.await(ctx, client)
 	}
 	switch {
@@ -147,20 +147,6 @@ func (t Task) Do(ctx context.Context) (Outcome, error) {
 		return Lost, nil
 	}
 	return Broken, err
-}
-
-// submit creates the request in place of one of the same name that an earlier run left behind.
-func (t Task) submit(ctx context.Context, client kubernetes.Interface) error {
-	requests := client.CertificatesV1().CertificateSigningRequests()
-	_, err := requests.Create(ctx, t.Request, metav1.CreateOptions{})
-	if !apierrors.IsAlreadyExists(err) {
-		return err
-	}
-	if err := requests.Delete(ctx, t.Request.Name, metav1.DeleteOptions{}); err != nil {
-		return err
-	}
-	_, err = requests.Create(ctx, t.Request, metav1.CreateOptions{})
-	return err
 }
 
 // await returns nil when the watch shows the request approved and with a certificate, and

@@ -2,17 +2,14 @@ package pkcs11shim
 
 import (
 	"cmp"
-	"context"
 	"encoding/hex"
 	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/miekg/pkcs11"
-	"k8s.io/apimachinery/pkg/util/wait"
 )
 
 // A Call is a call of the application.
@@ -162,23 +159,3 @@ func parseCall(line string) (Call, error) {
 
 // Forget empties the log.
 func (s *Shim) Forget() error { return os.WriteFile(s.logFile(), nil, 0o600) }
-
-const (
-	pollEvery = 5 * time.Millisecond
-	patience  = 2 * time.Minute
-)
-
-// WaitFor waits until wanted returns true for the logged calls, and returns them. After two minutes
-// it returns an error.
-func (s *Shim) WaitFor(ctx context.Context, wanted func(Calls) bool) (Calls, error) {
-	var calls Calls
-	err := wait.PollUntilContextTimeout(ctx, pollEvery, patience, true,
-		func(context.Context) (_ bool, err error) {
-			calls, err = s.Calls()
-			return err == nil && wanted(calls), err
-		})
-	if err != nil {
-		return calls, fmt.Errorf("waiting for calls: %w; so far:\n%s", err, calls)
-	}
-	return calls, nil
-}

@@ -2,9 +2,7 @@ package pkcs11shim_test
 
 import (
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/sha256"
-	"encoding/asn1"
 	"fmt"
 	"math/big"
 	"os"
@@ -15,13 +13,13 @@ import (
 
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
-	"hsm-signer/integration/testenv"
+	"hsm-signer/integration/tokens"
 )
 
 // An application is this process with the shim over SoftHSM, logged in, with two keys.
 type application struct {
 	shim    *pkcs11shim.Shim
-	token   *testenv.SoftHSM
+	token   *tokens.Token
 	module  *pkcs11.Ctx
 	slot    uint
 	session pkcs11.SessionHandle
@@ -38,14 +36,18 @@ const (
 
 func newApplication(t *testing.T) *application {
 	t.Helper()
-	dir := t.TempDir()
-	token := must.Get(testenv.NewSoftHSM(t.Context(), dir, "shim"))(t)
-	s := must.Get(pkcs11shim.New(t.Context(), dir, token.Module))(t)
-	t.Setenv(testenv.SoftHSMVariable, token.Conf)
-	must.Setenv(t, s.Env()...)
-	a := &application{shim: s, token: token, public: map[string]*ecdsa.PublicKey{},
+	token := must.Get(tokens.NewSoftHSM(t.Context()))(t)
+	t.Cleanup(func() { must.OK(t, token.Close()) })
+	must.Setenv(t, token.Env...)
+	a := &application{token: token, public: map[string]*ecdsa.PublicKey{},
 		private: map[string]pkcs11.ObjectHandle{}}
-	a.module = pkcs11.New(s.Module)
+	for i, label := range []string{first, second} {
+		public := must.Get(token.Generate("ecdsa-p256", label, []byte{byte(i)}))(t)
+		a.public[label] = public.(*ecdsa.PublicKey)
+	}
+	a.shim = must.Get(pkcs11shim.New(t.Context(), t.TempDir(), token.Module))(t)
+	must.Setenv(t, a.shim.Env()...)
+	a.module = pkcs11.New(a.shim.Module)
 	if a.module == nil {
 		t.Fatal("the shim cannot be loaded")
 	}
@@ -55,9 +57,10 @@ func newApplication(t *testing.T) *application {
 		a.module.Destroy()
 	})
 	a.open(t)
-	a.generate(t, first)
-	a.generate(t, second)
-	must.OK(t, s.Forget())
+	for label := range a.public {
+		a.private[label] = must.Get(a.find(label))(t)
+	}
+	must.OK(t, a.shim.Forget())
 	return a
 }
 
@@ -68,24 +71,6 @@ func (a *application) open(t *testing.T) {
 	a.session = must.Get(a.module.OpenSession(a.slot,
 		pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))(t)
 	must.OK(t, a.module.Login(a.session, pkcs11.CKU_USER, a.token.PIN))
-}
-
-func (a *application) generate(t *testing.T, label string) {
-	t.Helper()
-	p256 := must.Get(asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}))(t)
-	both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)}
-	public, private, err := a.module.GenerateKeyPair(a.session,
-		[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
-		append(both, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256)), append(both,
-			pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
-	must.OK(t, err)
-	a.private[label] = private
-	values := must.Get(a.module.GetAttributeValue(a.session, public,
-		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, nil)}))(t)
-	var point []byte
-	must.Get(asn1.Unmarshal(values[0].Value, &point))(t)
-	a.public[label] = must.Get(ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point))(t)
 }
 
 // sign signs, and returns the label of the key or the error's text.

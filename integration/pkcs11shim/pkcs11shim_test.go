@@ -2,6 +2,7 @@ package pkcs11shim_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -145,8 +146,10 @@ func TestHang(t *testing.T) {
 	other := must.Get(a.module.OpenSession(a.slot, pkcs11.CKF_SERIAL_SESSION))(t)
 	done := make(chan string, 1)
 	go func() { done <- a.sign(a.session, a.private[first]) }()
-	must.Get(a.shim.WaitFor(t.Context(),
-		func(c pkcs11shim.Calls) bool { return len(c.Of(pkcs11shim.Sign).Hanging()) == 1 }))(t)
+	must.Eventually(t, "the call to hang", func(context.Context) (bool, error) {
+		calls, err := a.shim.Calls()
+		return len(calls.Of(pkcs11shim.Sign).Hanging()) == 1, err
+	})
 	if got := a.sign(other, a.private[second]); got != second {
 		t.Errorf("on another session meanwhile: %s", got)
 	}

@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -77,22 +76,28 @@ func install(ctx context.Context, dir string, files []string, build func(string)
 
 // goOutput runs the go command, which ends with ctx, and returns its output.
 func goOutput(ctx context.Context, dir string, env []string, args ...string) (string, error) {
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = dir
-	cmd.Env = append(append(os.Environ(), buildEnvironment), env...)
+	out, err := Output(ctx, dir, append([]string{buildEnvironment}, env...), "go", args...)
+	return strings.TrimSpace(out), err
+}
+
+// Output runs a command in a directory, with more variables than this process has, and returns what
+// it prints to standard output. The command ends with ctx. The error has all that it printed.
+func Output(ctx context.Context, dir string, env []string, name string, args ...string) (string,
+	error) {
+	var stdout, stderr strings.Builder
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		return "", fmt.Errorf("go %s: %w", args[0], context.Cause(ctx))
+		return "", fmt.Errorf("%s: %w", cmd, context.Cause(ctx))
 	}
 	if err != nil {
-		return "", fmt.Errorf("go %s in %s: %w: %s",
-			strings.Join(args, " "), dir, err, bytes.TrimSpace(stderr.Bytes()))
+		err = fmt.Errorf("%s: %w: %s%s", cmd, err, &stdout, &stderr)
 	}
-	return strings.TrimSpace(stdout.String()), nil
+	return stdout.String(), err
 }
 
 // lockFile opens the file and locks it until every copy of the descriptor is closed, also in child

@@ -1,14 +1,9 @@
 package testenv
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 )
 
 // The version of Helm that installs the chart in tests. It is in no go.mod, so that it changes
@@ -44,14 +39,6 @@ func NewHelm(ctx context.Context, kubeconfig, dir string, progress io.Writer) (*
 
 // Run runs Helm with the arguments and returns what it prints. The error holds its messages.
 func (h *Helm) Run(ctx context.Context, args ...string) (string, error) {
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, h.binary, args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+h.Kubeconfig, "HELM_CACHE_HOME="+h.Dir,
-		"HELM_CONFIG_HOME="+h.Dir, "HELM_DATA_HOME="+h.Dir)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("helm %s: %w: %s%s", strings.Join(args, " "), err,
-			stdout.String(), stderr.String())
-	}
-	return stdout.String(), nil
+	return Output(ctx, "", []string{"KUBECONFIG=" + h.Kubeconfig, "HELM_CACHE_HOME=" + h.Dir,
+		"HELM_CONFIG_HOME=" + h.Dir, "HELM_DATA_HOME=" + h.Dir}, h.binary, args...)
 }

@@ -2,7 +2,6 @@ package testenv
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,10 +11,7 @@ import (
 // SoftHSMVariable names the configuration file that the SoftHSM module reads when it is loaded.
 const SoftHSMVariable = "SOFTHSM2_CONF"
 
-const (
-	softhsmTool = "softhsm2-util"
-	softhsmHint = "run `make setup`, or install the package softhsm2"
-)
+const softhsmTool = "softhsm2-util"
 
 // A SoftHSM is a PKCS#11 token in software, in its own directory. A process that loads Module must
 // set SOFTHSM2_CONF to Conf.
@@ -32,7 +28,11 @@ type SoftHSM struct {
 // NewSoftHSM creates a token with that label in dir, and creates dir if it is missing. The caller
 // removes dir.
 func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
-	module, err := softhsmModule()
+	if _, err := exec.LookPath(softhsmTool); err != nil {
+		return nil, fmt.Errorf("SoftHSM is missing (%w): run `make setup`, or install the package "+
+			"softhsm2", err)
+	}
+	module, err := FindLibrary("libsofthsm2.so", "softhsm2")
 	if err != nil {
 		return nil, err
 	}
@@ -60,13 +60,9 @@ func NewSoftHSM(ctx context.Context, dir, label string) (*SoftHSM, error) {
 
 // AddToken creates another token, which the module shows too.
 func (t *SoftHSM) AddToken(ctx context.Context, label, pin string) error {
-	cmd := exec.CommandContext(ctx, softhsmTool,
-		"--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", t.SOPIN)
-	cmd.Env = append(os.Environ(), t.Env())
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s cannot create token %q: %w: %s", softhsmTool, label, err, output)
-	}
-	return nil
+	_, err := Output(ctx, "", []string{t.Env()}, softhsmTool, "--init-token", "--free", "--label",
+		label, "--pin", pin, "--so-pin", t.SOPIN)
+	return err
 }
 
 // Env returns the environment variable with which the module finds the token.
@@ -80,27 +76,3 @@ func (t *SoftHSM) MoveBack() error { return os.Rename(t.Tokens()+".away", t.Toke
 
 // Tokens returns the directory of the token's files.
 func (t *SoftHSM) Tokens() string { return filepath.Join(t.dir, "tokens") }
-
-// softhsmModule returns the path of the library in one of the distributions' directories.
-func softhsmModule() (string, error) {
-	if _, err := exec.LookPath(softhsmTool); err != nil {
-		return "", fmt.Errorf("SoftHSM is missing (%w): %s", err, softhsmHint)
-	}
-	for _, pattern := range []string{
-		"/usr/lib/softhsm/libsofthsm2.so",           // Debian, Alpine
-		"/usr/lib/*/softhsm/libsofthsm2.so",         // Debian, multiarch
-		"/usr/lib64/pkcs11/libsofthsm2.so",          // Fedora
-		"/usr/lib64/softhsm/libsofthsm2.so",         // Fedora, openSUSE
-		"/usr/lib/pkcs11/libsofthsm2.so",            // Arch
-		"/usr/local/lib/softhsm/libsofthsm2.so",     // from source
-		"/opt/homebrew/lib/softhsm/libsofthsm2.so",  // Homebrew
-		"/run/current-system/sw/lib/libsofthsm2.so", // NixOS
-	} {
-		found, err := filepath.Glob(pattern)
-		if err == nil && len(found) > 0 {
-			return found[0], nil
-		}
-	}
-	return "", errors.New("no directory of a distribution has libsofthsm2.so, the library of " +
-		"SoftHSM: " + softhsmHint)
-}

@@ -20,7 +20,6 @@ const (
 	readyPoll    = 10 * time.Millisecond
 	readyTimeout = 2 * time.Minute // on a busy machine a daemon takes its time
 	stopTimeout  = time.Minute
-	logTail      = 2000
 )
 
 // A daemon is a process that a token needs. It leads a process group, so that signals reach its
@@ -127,15 +126,11 @@ func (d *daemon) stop() error {
 
 // command runs a command with more variables than this process has.
 func command(ctx context.Context, env []string, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if errors.Is(err, exec.ErrNotFound) {
-			return fmt.Errorf("%w; run `make setup`", err)
-		}
-		return fmt.Errorf("%s: %w: %s", name, err, out[max(0, len(out)-logTail):])
+	_, err := testenv.Output(ctx, "", env, name, args...)
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%w; run `make setup`", err)
 	}
-	return nil
+	return err
 }
 
 // listens returns a function that reports whether some process listens on all of these sockets. It
@@ -157,4 +152,12 @@ func listens(sockets ...string) func(context.Context) bool {
 		}
 		return open >= len(sockets)
 	}
+}
+
+// program finds a program, also in the directories of root.
+func program(name string) string {
+	if _, err := exec.LookPath(name); err != nil {
+		return "/usr/sbin/" + name
+	}
+	return name
 }

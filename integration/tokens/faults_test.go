@@ -226,13 +226,18 @@ func lasting(tr *trial) {
 		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_DEVICE_ERROR).Times(3))
 	for _, code := range []uint{pkcs11.CKR_OPERATION_ACTIVE,
 		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED} {
-		tr.inject(pkcs11shim.CodeName(code)+", until the key was looked up again", func() error {
-			return errors.Join(tr.until(func() bool {
-				return tr.calls().Count(pkcs11shim.FindObjects) > 0
-			}), tr.shim.Rules())
-		}, pkcs11shim.Fail(pkcs11shim.SignInit, code))
+		tr.inject(pkcs11shim.CodeName(code)+", until the key was looked up again",
+			tr.untilCall(pkcs11shim.FindObjects), pkcs11shim.Fail(pkcs11shim.SignInit, code))
 	}
 	tr.impatient()
+}
+
+// untilCall returns a function that waits for a call of this function, and then removes the rules.
+func (tr *trial) untilCall(function string) (heal func() error) {
+	return func() error {
+		return errors.Join(tr.until(func() bool { return tr.calls().Count(function) > 0 }),
+			tr.shim.Rules())
+	}
 }
 
 // impatient is a caller with a short deadline, which does not cost the other callers their
@@ -254,11 +259,8 @@ func (tr *trial) impatient() {
 func keySwapped(tr *trial) {
 	tr.inject("another key under the handle, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.SignInit, "other").Times(1))
-	tr.inject("another key under the handle, until the key was looked up again", func() error {
-		return errors.Join(tr.until(func() bool {
-			return tr.calls().Count(pkcs11shim.FindObjects) > 0
-		}), tr.shim.Rules())
-	}, pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
+	tr.inject("another key under the handle, until the key was looked up again",
+		tr.untilCall(pkcs11shim.FindObjects), pkcs11shim.SwapKey(pkcs11shim.SignInit, "other"))
 	tr.inject("another key found in its place, once", nil,
 		pkcs11shim.SwapKey(pkcs11shim.FindObjects,
 			"other").Times(1),
@@ -268,11 +270,9 @@ func keySwapped(tr *trial) {
 // keyAway removes the key for a while. A module that lists its keys when it is initialized does not
 // see it for longer.
 func keyAway(tr *trial) {
-	tr.inject("the key missing until the module is initialised again", func() error {
-		return errors.Join(tr.until(func() bool {
-			return tr.calls().Count(pkcs11shim.Initialize) > 0
-		}), tr.shim.Rules())
-	}, pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1),
+	tr.inject("the key missing until the module is initialised again",
+		tr.untilCall(pkcs11shim.Initialize),
+		pkcs11shim.Fail(pkcs11shim.Sign, pkcs11.CKR_KEY_HANDLE_INVALID).Times(1),
 		pkcs11shim.FindAtMost(0))
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"hsm-signer/integration/testenv"
 )
 
 // NewNSS creates a token of NSS behind p11-kit's proxy. NSS needs its directory when it is
@@ -18,10 +20,10 @@ func NewNSS(ctx context.Context) (*Token, error) {
 }
 
 func setNSS(ctx context.Context, t *Token) (err error) {
-	if t.Module, err = find("p11-kit-proxy.so", "p11-kit-modules"); err != nil {
+	if t.Module, err = testenv.FindLibrary("p11-kit-proxy.so", "p11-kit-modules"); err != nil {
 		return err
 	}
-	library, err := find("libsoftokn3.so", "libnss3")
+	library, err := testenv.FindLibrary("libsoftokn3.so", "libnss3")
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/miekg/pkcs11"
+
+	"hsm-signer/integration/testenv"
 )
 
 // The paths of opencryptoki's daemon, which cannot be configured.
@@ -43,7 +45,7 @@ func NewOpencryptoki(ctx context.Context) (*Token, error) {
 }
 
 func setOpencryptoki(ctx context.Context, t *Token) (err error) {
-	if t.Module, err = find("libopencryptoki.so", "opencryptoki"); err != nil {
+	if t.Module, err = testenv.FindLibrary("libopencryptoki.so", "opencryptoki"); err != nil {
 		return err
 	}
 	if os.Getuid() != 0 {

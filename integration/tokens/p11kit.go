@@ -23,7 +23,7 @@ func NewP11Kit(ctx context.Context) (*Token, error) {
 }
 
 func setP11Kit(ctx context.Context, t *Token) (err error) {
-	if t.Module, err = find("p11-kit-client.so", "p11-kit-modules"); err != nil {
+	if t.Module, err = testenv.FindLibrary("p11-kit-client.so", "p11-kit-modules"); err != nil {
 		return err
 	}
 	soft, err := testenv.NewSoftHSM(ctx, t.dir, label)

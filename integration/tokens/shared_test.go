@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"errors"
-	"os/exec"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"hsm-signer/hsm"
 	"hsm-signer/integration/must"
 	"hsm-signer/integration/pkcs11shim"
+	"hsm-signer/integration/testenv"
 	"hsm-signer/integration/tokens"
 )
 
@@ -54,11 +54,8 @@ func newPair(t *testing.T, twoTokens bool) *pair {
 // addToken makes a second token of SoftHSM.
 func addToken(t *testing.T, label, pin string) {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "softhsm2-util", "--init-token", "--free",
-		"--label", label, "--pin", pin, "--so-pin", "12345678").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	must.Get(testenv.Output(t.Context(), "", nil, "softhsm2-util", "--init-token", "--free",
+		"--label", label, "--pin", pin, "--so-pin", "12345678"))(t)
 }
 
 // ready requires that both keys can sign.

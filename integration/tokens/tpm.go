@@ -35,7 +35,7 @@ func NewTPM(ctx context.Context) (*Token, error) {
 }
 
 func setTPM(ctx context.Context, t *Token) (err error) {
-	if t.Module, err = find("libtpm2_pkcs11.so", "libtpm2-pkcs11-1"); err != nil {
+	if t.Module, err = testenv.FindLibrary("libtpm2_pkcs11.so", "libtpm2-pkcs11-1"); err != nil {
 		return err
 	}
 	bus, err := messageBus()
