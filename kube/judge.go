@@ -20,18 +20,17 @@ func Judge(
 	if err != nil {
 		return nil, err
 	}
-	return judge(ctx, client, api, decider, name)
+	return judge(ctx, &podReader{client: client}, api, decider, name)
 }
 
 func judge(
-	ctx context.Context, client clientset.Interface, api request.API, decider Decider,
-	name string,
+	ctx context.Context, pods *podReader, api request.API, decider Decider, name string,
 ) (policy.Verdict, error) {
 	r, err := api.Get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	verdict, _, err := decide(ctx, client, decider, r)
+	verdict, _, err := decide(ctx, pods, decider, r)
 	return verdict, err
 }
 
@@ -49,12 +48,13 @@ func JudgeOpen(
 	if err != nil {
 		return err
 	}
+	pods := &podReader{client: client}
 	for _, r := range open {
 		if why := r.Ignored(); why != "" {
 			ignored(nameOf(r), why)
 			continue
 		}
-		verdict, err := judge(ctx, client, api, decider, nameOf(r))
+		verdict, err := judge(ctx, pods, api, decider, nameOf(r))
 		switch {
 		case apierrors.IsNotFound(err): // it was deleted meanwhile
 		case err != nil:

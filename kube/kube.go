@@ -143,6 +143,7 @@ type Controller struct {
 	pacer    *pace.Pacer[key]
 	election *lease.Election          // nil without a lease
 	requests atomic.Pointer[requests] // nil until the API was found
+	pods     podReader
 
 	access     *access.Watch
 	cleaner    *cleaner
@@ -178,6 +179,7 @@ func New(c Config) *Controller {
 		watches: map[string]error{"": errStarting},
 		cleaner: newCleaner(c.DeleteFinishedAfter, c.Answers),
 		large:   make(chan struct{}, 1),
+		pods:    podReader{client: c.Client},
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[key](firstRetry, lastRetry),
 			workqueue.TypedRateLimitingQueueConfig[key]{Name: "requests"},

@@ -24,12 +24,18 @@ type podsRead struct {
 	took         time.Duration // the call; 0 if there was none
 }
 
-// findPods reads the pods of a query consistently: with the resourceVersion unset, not from a
-// cache, which may be of any age.
-func findPods(ctx context.Context, client clientset.Interface, q policy.PodQuery) (read podsRead,
-	err error) {
+// A podReader reads pods, and what is needed of other objects to judge them, consistently: with the
+// resourceVersion unset, not from a cache, which may be of any age.
+type podReader struct {
+	client          clientset.Interface
+	accounts, nodes shared[string] // their UIDs; empty if there is none of that name
+	services        shared[[]corev1.Service]
+}
+
+// find reads the pods of a query.
+func (p *podReader) find(ctx context.Context, q policy.PodQuery) (read podsRead, err error) {
 	began := time.Now()
-	pods, err := queryPods(ctx, client, q)
+	pods, err := p.query(ctx, q)
 	if err != nil {
 		return podsRead{}, err
 	}
@@ -38,12 +44,12 @@ func findPods(ctx context.Context, client clientset.Interface, q policy.PodQuery
 	for i := range pods {
 		pod := podOf(&pods[i])
 		if q.Identity {
-			if err := readIdentity(ctx, client, &pod); err != nil {
+			if err := p.readIdentity(ctx, &pod); err != nil {
 				return podsRead{}, err
 			}
 		}
 		if q.Services {
-			if pod.Services, err = servicesOf(ctx, client, &pods[i]); err != nil {
+			if pod.Services, err = p.servicesOf(ctx, &pods[i]); err != nil {
 				return podsRead{}, err
 			}
 		}
@@ -54,40 +60,55 @@ func findPods(ctx context.Context, client clientset.Interface, q policy.PodQuery
 	return read, nil
 }
 
-// readIdentity reads the UIDs of the pod's service account and node, as consistently as the pod.
-func readIdentity(ctx context.Context, client clientset.Interface, pod *policy.Pod) error {
-	account, err := client.ServiceAccounts(pod.Namespace).Get(ctx, pod.ServiceAccount,
-		metav1.GetOptions{})
-	switch {
-	case err == nil:
-		pod.ServiceAccountUID = string(account.UID)
-	case !apierrors.IsNotFound(err):
-		return fmt.Errorf("read the service account %s/%s: %w", pod.Namespace, pod.ServiceAccount,
-			err)
+// readIdentity reads the UIDs of the pod's service account and node.
+func (p *podReader) readIdentity(ctx context.Context, pod *policy.Pod) (err error) {
+	account := pod.Namespace + "/" + pod.ServiceAccount
+	pod.ServiceAccountUID, err = p.accounts.get(ctx, account,
+		func(ctx context.Context) (string, error) {
+			return uidOf(p.client.ServiceAccounts(pod.Namespace).Get(ctx, pod.ServiceAccount,
+				metav1.GetOptions{}))
+		})
+	if err != nil {
+		return fmt.Errorf("read the service account %s: %w", account, err)
 	}
 	if pod.Node == "" {
 		return nil
 	}
-	node, err := client.Nodes().Get(ctx, pod.Node, metav1.GetOptions{})
-	switch {
-	case err == nil:
-		pod.NodeUID = string(node.UID)
-	case !apierrors.IsNotFound(err):
+	pod.NodeUID, err = p.nodes.get(ctx, pod.Node, func(ctx context.Context) (string, error) {
+		return uidOf(p.client.Nodes().Get(ctx, pod.Node, metav1.GetOptions{}))
+	})
+	if err != nil {
 		return fmt.Errorf("read the node %s: %w", pod.Node, err)
 	}
 	return nil
 }
 
-// servicesOf reads the Services that select the pod, as consistently as the pod. It never returns
-// nil without an error.
-func servicesOf(ctx context.Context, client clientset.Interface, pod *corev1.Pod) (
-	[]policy.Service, error) {
-	list, err := client.Services(pod.Namespace).List(ctx, metav1.ListOptions{})
+// uidOf returns the UID of an object that was read; empty if there is none.
+func uidOf(object metav1.Object, err error) (string, error) {
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", nil
+	case err != nil:
+		return "", err
+	}
+	return string(object.GetUID()), nil
+}
+
+// servicesOf reads the Services that select the pod. It never returns nil without an error.
+func (p *podReader) servicesOf(ctx context.Context, pod *corev1.Pod) ([]policy.Service, error) {
+	all, err := p.services.get(ctx, pod.Namespace,
+		func(ctx context.Context) ([]corev1.Service, error) {
+			list, err := p.client.Services(pod.Namespace).List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return nil, err
+			}
+			return list.Items, nil
+		})
 	if err != nil {
 		return nil, fmt.Errorf("list the Services in %s: %w", pod.Namespace, err)
 	}
 	found := []policy.Service{}
-	for _, s := range list.Items {
+	for _, s := range all {
 		if len(s.Spec.Selector) > 0 && s.Spec.Type != corev1.ServiceTypeExternalName &&
 			labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(pod.Labels)) {
 			found = append(found, policy.Service{Name: s.Name,
@@ -97,10 +118,9 @@ func servicesOf(ctx context.Context, client clientset.Interface, pod *corev1.Pod
 	return found, nil
 }
 
-func queryPods(ctx context.Context, client clientset.Interface, q policy.PodQuery) ([]corev1.Pod,
-	error) {
+func (p *podReader) query(ctx context.Context, q policy.PodQuery) ([]corev1.Pod, error) {
 	if q.Name != "" {
-		pod, err := client.Pods(q.Namespace).Get(ctx, q.Name, metav1.GetOptions{})
+		pod, err := p.client.Pods(q.Namespace).Get(ctx, q.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			return nil, nil
@@ -111,7 +131,7 @@ func queryPods(ctx context.Context, client clientset.Interface, q policy.PodQuer
 	}
 	selector := fields.Set{"spec.serviceAccountName": q.ServiceAccount,
 		"status.podIP": q.IP.String()}
-	list, err := client.Pods(q.Namespace).List(ctx,
+	list, err := p.client.Pods(q.Namespace).List(ctx,
 		metav1.ListOptions{FieldSelector: selector.String()})
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of the service account %s/%s: %w", q.Namespace,

@@ -8,7 +8,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"hsm-signer/kube/apifault"
-	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/request"
 	"hsm-signer/policy"
 )
@@ -42,7 +41,7 @@ func (c *Controller) sync(
 		// nothing to do, or someone else's approval will come as an update
 		return resultNone, nil, nil
 	}
-	verdict, pods, err := decide(ctx, c.Client, c.Decider, r)
+	verdict, pods, err := decide(ctx, &c.pods, c.Decider, r)
 	if err != nil {
 		return resultNone, nil, err
 	}
@@ -101,7 +100,7 @@ func (c *Controller) shadow(
 			return resultNone, nil, err
 		}
 	}
-	verdict, _, err := decide(ctx, c.Client, c.Decider, r)
+	verdict, _, err := decide(ctx, &c.pods, c.Decider, r)
 	if err != nil {
 		return resultNone, nil, err
 	}
@@ -122,13 +121,13 @@ func (c *Controller) shadow(
 
 // decide gathers the facts and asks for the verdict. It also returns what it read of pods.
 func decide(
-	ctx context.Context, client clientset.Interface, decider Decider, r request.Object,
+	ctx context.Context, reader *podReader, decider Decider, r request.Object,
 ) (policy.Verdict, podsRead, error) {
 	asked := policy.NewRequest(r.Submission())
 	var pods podsRead
 	if query, ok := decider.PodQuery(asked); ok {
 		var err error
-		if pods, err = findPods(ctx, client, query); err != nil {
+		if pods, err = reader.find(ctx, query); err != nil {
 			return nil, podsRead{}, err
 		}
 	}
