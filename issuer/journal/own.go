@@ -57,9 +57,9 @@ func requireOwn(f *os.File) error {
 func ownedBy(info fs.FileInfo, path string, user int) error {
 	stat, is := info.Sys().(*syscall.Stat_t)
 	if is && stat.Uid != 0 && int(stat.Uid) != user {
-		return fmt.Errorf("%s belongs to user %d: chown it to user %d, the user that "+
-			"hsm-signer runs as",
-			path, stat.Uid, user)
+		return fmt.Errorf("%s belongs to user %d, and this runs as user %d: run it as user %d, or "+
+			"chown the file to user %d if hsm-signer is to run as that", path, stat.Uid, user,
+			stat.Uid, user)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"hsm-signer/issuer/journal"
 )
@@ -29,7 +30,8 @@ func Record(ctx context.Context, j *journal.Writer, head journal.Head) error {
 }
 
 // HandOver has the process that has the journal open record that a head is missing. It writes a
-// file as a whole: its reader sees nothing or all of it.
+// file as a whole: its reader sees nothing or all of it. The file gets the owner of the directory,
+// who is the reader's user, since root may be the one who accepts.
 func HandOver(dir string, head journal.Head) error {
 	path := filepath.Join(dir, File)
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-")
@@ -37,11 +39,24 @@ func HandOver(dir string, head journal.Head) error {
 		return err
 	}
 	_, err = fmt.Fprintln(f, head)
-	if err = errors.Join(err, f.Close()); err == nil {
+	if err = errors.Join(err, giveTo(f, dir), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
+}
+
+// giveTo gives the file the owner of the directory, if it is another user's.
+func giveTo(f *os.File, dir string) error {
+	about, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner, is := about.Sys().(*syscall.Stat_t)
+	if !is || int(owner.Uid) == os.Geteuid() {
+		return nil
+	}
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
