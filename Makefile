@@ -47,8 +47,8 @@ demo: basics ## the main job on real parts, in a terminal; KEEP=1 leaves it runn
 test: setup ## every test; the first run builds kube-apiserver and etcd (6 to 15 minutes)
 	$(GO) test -race ./...
 	cd integration && $(GO) run ./cmd/cluster build
-	cd integration && $(GO) test -count=1 -timeout 30m $(LONG_SUITES) $$($(GO) list ./... | grep -v -e '/integration$$' -e '/images$$')
-	cd integration && SOURCES=$$(sh sources.sh) $(GO) test -p 1 -timeout 30m . ./images # cached by the sources
+	cd integration && $(GO) test -count=1 -timeout 60m $(LONG_SUITES) $$($(GO) list ./... | grep -v -e '/integration$$' -e '/images$$')
+	cd integration && SOURCES=$$(sh sources.sh) $(GO) test -p 1 -timeout 60m . ./images # cached by the sources
 	cd integration/monitoring && $(GO) test -count=1 ./...
 
 soak: basics ## every external failure in full, about an hour, as root; writes integration/soak/report.md; ROW=TestLeaders: one row
