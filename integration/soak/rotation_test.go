@@ -187,9 +187,9 @@ type stepPoint struct {
 
 var stepPoints = []stepPoint{
 	{name: "before the lease has the phase", is: writesPhase, takenLater: true},
-	{name: "after the lease has the phase: and before the journal has it", after: true,
+	{name: "after the lease has the phase and before the journal has it", after: true,
 		is: writesPhase, inLease: true},
-	{name: "after the journal has the phase: and nobody was told", is: tellsRotation,
+	{name: "after the journal has the phase and before anybody is told", is: tellsRotation,
 		inLease: true, inJournal: true},
 }
 
@@ -252,8 +252,8 @@ func (r *rotation) askUnpublished(t *testing.T, p *faultproxy.Proxy, c *batch, o
 }
 
 // killedAt has the leader killed at a point of a step, when it has a certificate that it has not
-// published. Then it is started again while the other one
-// does not run, or the other one continues. Whoever leads follows the phase of the lease.
+// published. Then it is started again while the other one does not run, or the other one continues.
+// Whoever leads follows the phase of the lease.
 func (r *rotation) killedAt(t *testing.T, p *faultproxy.Proxy, c *batch, at stepPoint, s step,
 	again bool) {
 	t.Helper()
