@@ -65,7 +65,7 @@ func TestSharedCallBeginsAfterItWasAskedFor(t *testing.T) {
 	})
 }
 
-// One who does not wait any longer takes the result from nobody.
+// A caller that stops waiting does not cancel the call for others.
 func TestSharedCallOutlivesWhoAskedFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s shared[int]

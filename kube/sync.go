@@ -65,8 +65,8 @@ func (c *Controller) sync(
 // readsAgain reports whether a request must be read from the API server before it is decided on.
 // The cache may have only a part of it. Or it may be answered already, and the cache does not know
 // yet: by this controller, which has just approved it, or by the leader before. Otherwise a
-// controller knows its answers from the journal, and signs none twice. Whoever else has changed the
-// request, writing the certificate to it then fails.
+// controller knows its answers from the journal, and signs none twice. If anybody else has changed
+// the request, writing the certificate fails.
 func (c *Controller) readsAgain(r request.Object) bool {
 	return r.Truncated() || r.State() == request.Approved &&
 		(r.NeedsApproval() && c.Mode == Approve || !c.election.Settled())

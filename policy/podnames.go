@@ -86,7 +86,8 @@ func (u *rule) podNameShapes() []string {
 
 // PodQuery returns the query to look up before [Policy.Decide], with the Services of the pod if a
 // rule that applies needs them. It returns false if the decision depends on no pod. A request to
-// which no rule applies is not even parsed, unless it is one for a pod, which may be forged.
+// which no rule applies is not even parsed, except one for a pod certificate: its claim to be for
+// that pod is checked first.
 func (p *Policy) PodQuery(r *Request) (PodQuery, bool) {
 	if r.PodCertificate == nil && !p.appliesTo(r) {
 		return PodQuery{}, false

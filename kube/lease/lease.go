@@ -109,8 +109,8 @@ func (e *Election) Fence() error {
 	return e.leads()
 }
 
-// settled is how old a term is when a watch has shown what the leader before answered, unless the
-// watch has been standing still for that long.
+// settled is the age of a term at which the watch has shown what the leader before answered. Only a
+// watch that has stalled for that long has not.
 const settled = time.Minute
 
 // Settled reports whether this controller leads and has led for a minute, so that its watch has

@@ -21,8 +21,8 @@ func AddCAFlags(command *cobra.Command) {
 // ownProcess marks the flag of a command that is a process of its own.
 const ownProcess = "hsm-signer/own-process"
 
-// AddCAFlagsOfProcess is [AddCAFlags] for a command that is a process of its own. What CONFIG_FILE
-// says of the process of the CAs, such as its credential and its addresses, is not about this one.
+// AddCAFlagsOfProcess is [AddCAFlags] for a command that is a process of its own. It ignores the
+// settings of CONFIG_FILE that belong to the process of the CAs, such as credential and addresses.
 func AddCAFlagsOfProcess(command *cobra.Command) {
 	AddCAFlags(command)
 	command.Flags().Lookup(caFlag).Annotations = map[string][]string{ownProcess: nil}

@@ -367,8 +367,8 @@ func TestLeaseIsRolledBack(t *testing.T) {
 	r.requireSigns(t, c.next)
 }
 
-// A replica that has missed steps to and fro does not follow the lease of one of them, which is as
-// early as for the others.
+// A replica that has missed a step and the step back does not follow an earlier lease with that
+// step, just as the other replicas do not.
 func TestLeaseIsRolledBackToAMissedStep(t *testing.T) {
 	c := newCluster(t)
 	r, away := c.replica(t, t.TempDir(), c.former, c.next), c.replica(t, t.TempDir(), c.former,
