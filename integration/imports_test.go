@@ -64,7 +64,7 @@ var innerPackages = map[string][]string{
 	command + "logging":     {command + "terminal"},
 	command + "poll":        nil,
 	command + "rollback":    {"issuer/journal"},
-	command + "rotation":    nil,
+	command + "rotation":    {"issuer"},
 	command + "status":      nil,
 	command + "stuck": {command + "poll", "policy", "issuer/journal", "kube",
 		"kube/clientset"},

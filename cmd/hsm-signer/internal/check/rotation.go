@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"time"
@@ -38,7 +39,7 @@ func checkRotation(ctx context.Context, s *config.Service, report reporter) rota
 	}
 	state, keys := rotation.State{}, keysOf(s)
 	if state, err = rotation.Read(found.Annotations); err == nil {
-		err = state.Fits(keys)
+		err = state.MaySign(keys, rootsOf(s), casOf(s))
 	}
 	switch {
 	case err != nil:
@@ -49,9 +50,20 @@ func checkRotation(ctx context.Context, s *config.Service, report reporter) rota
 		report(rotationName, "none yet: \"hsm-signer ca rotate announce\" begins it", errNote)
 	}
 	if s.Next != nil {
+		checkSign(s, state, report)
 		checkUsage(ctx, s, state, report)
 	}
 	return state
+}
+
+// checkSign warns if clients may not trust yet what the next CA would issue.
+func checkSign(s *config.Service, state rotation.State, report reporter) {
+	if state.Current() != rotation.Trusted || state.Fits(keysOf(s)) != nil {
+		return
+	}
+	if err := state.CheckRoots(keysOf(s), rootsOf(s), casOf(s)(state.To)); err != nil {
+		report(rotationName, "the next CA cannot sign yet: "+err.Error(), errWarning)
+	}
 }
 
 func keysOf(s *config.Service) rotation.Keys {
@@ -60,6 +72,27 @@ func keysOf(s *config.Service) rotation.Keys {
 		keys.Next = s.Next.CA.KeySHA256()
 	}
 	return keys
+}
+
+func rootsOf(s *config.Service) rotation.Roots {
+	roots := rotation.Roots{CA: s.Anchors}
+	if s.Next != nil {
+		roots.Next = s.Next.Anchors
+	}
+	return roots
+}
+
+// casOf returns a function that returns the CA with a key; nil if it is not configured.
+func casOf(s *config.Service) func([sha256.Size]byte) *issuer.CA {
+	return func(key [sha256.Size]byte) *issuer.CA {
+		switch {
+		case s.CA.KeySHA256() == key:
+			return s.CA
+		case s.Next != nil && s.Next.CA.KeySHA256() == key:
+			return s.Next.CA
+		}
+		return nil
+	}
 }
 
 // checkUsage reports which certificates of each CA are in use, as far as this journal knows.

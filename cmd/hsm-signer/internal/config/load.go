@@ -132,17 +132,35 @@ func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
 	return readAnchors("TRUST_BUNDLE_FILE", c.TrustBundleFile, ca, faults)
 }
 
+// LoadRoots returns the certificates of TRUST_BUNDLE_FILE; nil if that is not set. It does not
+// require them to trust the CA.
+func (c *Config) LoadRoots(faults *Faults) issuer.Anchors {
+	if c.TrustBundleFile == "" {
+		return nil
+	}
+	return parseAnchors("TRUST_BUNDLE_FILE", c.TrustBundleFile, faults)
+}
+
 // readAnchors returns the certificates in a file that the variable names, which must trust the CA.
 func readAnchors(variable, path string, ca *issuer.CA, faults *Faults) issuer.Anchors {
+	anchors := parseAnchors(variable, path, faults)
+	if anchors == nil {
+		return nil
+	}
+	if err := anchors.Trust(ca); err != nil {
+		faults.Addf(variable, "%s: %v", path, err)
+	}
+	return anchors
+}
+
+// parseAnchors returns the certificates in a file that the variable names; nil if it has a mistake.
+func parseAnchors(variable, path string, faults *Faults) issuer.Anchors {
 	text, err := CARules.Read(path)
 	if err != nil {
 		faults.Add(variable, err)
 		return nil
 	}
 	anchors, err := issuer.ParseAnchors(text)
-	if err == nil {
-		err = anchors.Trust(ca)
-	}
 	if err != nil {
 		faults.Addf(variable, "%s: %v", path, err)
 	}

@@ -102,6 +102,14 @@ func (c *Config) LoadNextCA(faults *Faults) *issuer.CA {
 	return readCA("NEXT_CA_CERT_FILE", c.next.caFile, faults)
 }
 
+// LoadNextRoots is LoadRoots for NEXT_TRUST_BUNDLE_FILE.
+func (c *Config) LoadNextRoots(faults *Faults) issuer.Anchors {
+	if c.next.bundleFile == "" {
+		return nil
+	}
+	return parseAnchors("NEXT_TRUST_BUNDLE_FILE", c.next.bundleFile, faults)
+}
+
 // nextToken returns what names the token and the key of the next CA. Without a URI it is the token
 // of the CA's key.
 func (c *Config) nextToken(faults *Faults) hsm.Config {

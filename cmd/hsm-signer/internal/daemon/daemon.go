@@ -54,7 +54,7 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 			return nil, err
 		}
 		d.signing.configure(&serving, s)
-		ca = d.signing.configuredCA(s)
+		ca = d.signing.configured(s.CA)
 	}
 	d.controller = kube.New(serving)
 	d.policyFile = newPolicyReloader(s.Config, current, ca, d.controller, counts,
@@ -73,16 +73,16 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 
 // keepCAs adds what publishes the roots of the CAs and reads the CA's certificate again.
 func (d *Daemon) keepCAs(current *policy.Current, logger hclog.Logger) {
-	s, ca := d.service, d.signing.configuredCA(d.service)
+	s, ca := d.service, d.signing.configured(d.service.CA)
 	d.bundle = newBundle(s, ca, d.signing.rotator, d.controller, d.metrics, logger)
 	if s.Next != nil {
 		d.policyFile.next = s.Next.CA
-		next := configuredCA{d.signing.issuer, s.Next.CA.KeySHA256()}
+		next := d.signing.configured(s.Next.CA)
 		d.nextFile = newNextCAReloader(s.NextCACertFile(), next, current, d.bundle, d.controller,
 			d.metrics, logger)
 		d.signing.health.nextFile = d.nextFile
 	}
-	d.signing.rotator.Connect(d.controller, d.bundle.holds)
+	d.signing.rotator.Connect(d.controller, d.bundle)
 	d.caFile = newCAReloader(s.CACertFile, ca, current, d.bundle, d.controller, d.metrics, logger)
 }
 

@@ -39,11 +39,18 @@ func newRotator(s *config.Service, j *journal.Journal, w *witness.Witness,
 // A configuredCA is the CA of a file of the configuration, whether or not it signs now.
 type configuredCA struct {
 	*issuer.Issuer
-	key rotation.Key
+	key   rotation.Key
+	steps steps
 }
 
-func (p *signing) configuredCA(s *config.Service) configuredCA {
-	return configuredCA{p.issuer, s.CA.KeySHA256()}
+// steps are those of a rotation. It refuses a certificate that clients may not trust yet.
+type steps interface {
+	Replace(fresh *issuer.CA, replace func(*issuer.CA) error) error
+}
+
+// configured returns the CA of a file.
+func (p *signing) configured(ca *issuer.CA) configuredCA {
+	return configuredCA{p.issuer, ca.KeySHA256(), p.rotator}
 }
 
 // CA is [caHolder]'s.
@@ -55,7 +62,7 @@ func (c configuredCA) Replace(fresh *issuer.CA) error {
 	if err := fresh.Matches(c.CA().Certificate().PublicKey); err != nil {
 		return err
 	}
-	return c.Issuer.Replace(fresh)
+	return c.steps.Replace(fresh, c.Issuer.Replace)
 }
 
 // Annotations are those of all parts of the process.

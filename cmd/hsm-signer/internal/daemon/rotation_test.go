@@ -45,12 +45,18 @@ func TestRootsOfEachPhase(t *testing.T) {
 		{rolePhase{ca: true, fault: errors.New("malformed")}, ""},
 	} {
 		b.phase = c.phase
-		roots, err := b.roots()
+		roots, err := b.wanted()
 		if got := roots.PEM(); got != c.want || (err == nil) != (c.phase.fault == nil) {
 			t.Errorf("%+v: %v, %v", c.phase, len(roots), err)
 		}
 	}
-	if err := (*bundlePublisher)(nil).holds(t.Context()); err != nil {
+	if got := b.Roots(); got.CA.PEM() != former.PEM() || got.Next.PEM() != b.next.PEM() {
+		t.Errorf("the roots of both CAs: %v, %v", got.CA, got.Next)
+	}
+	if got := (*bundlePublisher)(nil).Roots(); got.CA != nil || got.Next != nil {
+		t.Errorf("without a bundle: %+v", got)
+	}
+	if err := (*bundlePublisher)(nil).Holds(t.Context()); err != nil {
 		t.Errorf("without a bundle: %v", err)
 	}
 }

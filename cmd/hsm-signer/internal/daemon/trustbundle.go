@@ -11,6 +11,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/rotation"
 	"hsm-signer/issuer"
 	"hsm-signer/kube/trustbundle"
 )
@@ -115,7 +116,7 @@ func (b *bundlePublisher) publish(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	roots, err := b.roots()
+	roots, err := b.wanted()
 	if err == nil {
 		err = b.place.Publish(ctx, roots.PEM())
 	}
@@ -128,8 +129,8 @@ func (b *bundlePublisher) publish(ctx context.Context) {
 	}
 }
 
-// roots returns what is to be published in the present phase.
-func (b *bundlePublisher) roots() (issuer.Anchors, error) {
+// wanted returns what is to be published in the present phase.
+func (b *bundlePublisher) wanted() (issuer.Anchors, error) {
 	if err := b.phase.Unclear(); err != nil {
 		return nil, err
 	}
@@ -143,13 +144,21 @@ func (b *bundlePublisher) roots() (issuer.Anchors, error) {
 	return roots, nil
 }
 
-// holds publishes the anchors, and returns why they are not published. A nil publisher has none.
-func (b *bundlePublisher) holds(ctx context.Context) error {
+// Holds publishes the anchors, and returns why they are not published. A nil publisher has none.
+func (b *bundlePublisher) Holds(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
 	b.publish(ctx)
 	return b.fault.Err()
+}
+
+// Roots returns the anchors of each CA, in whatever phase. A nil publisher has none.
+func (b *bundlePublisher) Roots() rotation.Roots {
+	if b == nil {
+		return rotation.Roots{}
+	}
+	return rotation.Roots{CA: *b.anchors.inUse.Load(), Next: b.next}
 }
 
 // trust returns nil if the anchors of TRUST_BUNDLE_FILE trust the CA, or there are none.

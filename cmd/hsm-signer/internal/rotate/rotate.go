@@ -271,7 +271,7 @@ var errGone = errors.New("the lease has no such order")
 
 func newRestoreCommand() *cobra.Command {
 	settings := config.Named("KUBECONFIG", "LEASE_NAMESPACE", "LEASE_NAME", "CA_CERT_FILE",
-		"NEXT_CA_CERT_FILE")
+		"NEXT_CA_CERT_FILE", "NEXT_TRUST_BUNDLE_FILE")
 	var reason string
 	var phases []string
 	for _, phase := range rotation.Phases {
@@ -316,7 +316,8 @@ func restored(c *config.Config, phase rotation.Phase, reason string,
 		faults.Addf("PHASE", "%q is none of %v", phase, rotation.Phases)
 		return rotation.State{}
 	}
-	state, err := rotation.Restored(phase, keysOf(c, faults), time.Now(), reason)
+	roots := rotation.NewRootSet(c.LoadNextRoots(faults))
+	state, err := rotation.Restored(phase, keysOf(c, faults), roots, time.Now(), reason)
 	if len(*faults) == 0 {
 		faults.Add("PHASE", err)
 	}

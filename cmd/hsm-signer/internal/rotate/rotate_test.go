@@ -100,7 +100,7 @@ func TestOrderIsAnswered(t *testing.T) {
 // A phase is restored while nobody leads, also into a lease that does not exist.
 func TestRestore(t *testing.T) {
 	state, err := rotation.Restored(rotation.Signing, rotation.Keys{CA: rotation.Key{1},
-		Next: rotation.Key{2}}, time.Now(), "r")
+		Next: rotation.Key{2}}, "", time.Now(), "r")
 	must.OK(t, err)
 	l, client := newTarget(0, map[string]string{})
 	if err := l.restore(t.Context(), state, &bytes.Buffer{}); exit.Code(err) != exit.Refused ||

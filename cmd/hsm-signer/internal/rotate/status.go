@@ -2,6 +2,7 @@ package rotate
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -18,7 +19,6 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/issuer"
-	"hsm-signer/kube/clientset"
 )
 
 // keysOf returns the keys of the CAs that the configuration names, and adds what is wrong to the
@@ -33,9 +33,39 @@ func keysOf(c *config.Config, faults *config.Faults) (k rotation.Keys) {
 	return k
 }
 
+// configured is what the configuration says of both CAs.
+type configured struct {
+	ca, next *issuer.CA // next is nil if it is not configured
+	roots    rotation.Roots
+}
+
+// casOf loads what the configuration names, and adds what is wrong to the faults.
+func casOf(c *config.Config, faults *config.Faults) configured {
+	return configured{c.LoadCA(faults), c.LoadNextCA(faults),
+		rotation.Roots{CA: c.LoadRoots(faults), Next: c.LoadNextRoots(faults)}}
+}
+
+// all returns the CAs that are configured.
+func (c configured) all() []*issuer.CA {
+	if c.next == nil {
+		return []*issuer.CA{c.ca}
+	}
+	return []*issuer.CA{c.ca, c.next}
+}
+
+// of returns the CA with the key; nil if it is not configured.
+func (c configured) of(key [sha256.Size]byte) *issuer.CA {
+	for _, ca := range c.all() {
+		if ca.KeySHA256() == key {
+			return ca
+		}
+	}
+	return nil
+}
+
 func newStatusCommand() *cobra.Command {
 	settings := config.Named("KUBECONFIG", "LEASE_NAMESPACE", "LEASE_NAME", "CA_CERT_FILE",
-		"NEXT_CA_CERT_FILE", "STATE_DIR")
+		"TRUST_BUNDLE_FILE", "NEXT_CA_CERT_FILE", "NEXT_TRUST_BUNDLE_FILE", "STATE_DIR")
 	var output string
 	command := &cobra.Command{
 		Use:   "status",
@@ -50,15 +80,12 @@ that replica has signed: run this command in each.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, faults := config.Read(cmd, settings)
 			faults.RequireOutput(output)
-			cas := []*issuer.CA{c.LoadCA(faults)}
-			if next := c.LoadNextCA(faults); next != nil {
-				cas = append(cas, next)
-			}
+			own := casOf(c, faults)
 			t := open(c, faults)
 			if err := faults.Err(); err != nil {
 				return err
 			}
-			v, err := t.view(cmd.Context(), t.client, c.StateDir, cas)
+			v, err := t.view(cmd.Context(), c.StateDir, own)
 			if err != nil {
 				return err
 			}
@@ -101,8 +128,7 @@ type journalView struct {
 }
 
 // view returns how the rotation stands.
-func (t *target) view(ctx context.Context, client clientset.Interface, dir string,
-	cas []*issuer.CA) (*view, error) {
+func (t *target) view(ctx context.Context, dir string, own configured) (*view, error) {
 	found, err := t.get(ctx)
 	if err != nil {
 		return nil, err
@@ -110,7 +136,7 @@ func (t *target) view(ctx context.Context, client clientset.Interface, dir strin
 	v := &view{Leader: leader(found)}
 	var keys rotation.Keys
 	var certs []*x509.Certificate
-	for n, ca := range cas {
+	for n, ca := range own.all() {
 		cert := ca.Certificate()
 		certs = append(certs, cert)
 		v.CAs = append(v.CAs, caView{Variable: "CA_CERT_FILE", Subject: cert.Subject.String(),
@@ -119,8 +145,8 @@ func (t *target) view(ctx context.Context, client clientset.Interface, dir strin
 			v.CAs[n].Variable, keys.Next = "NEXT_CA_CERT_FILE", v.CAs[n].Key
 		}
 	}
-	v.setState(found, keys)
-	usage, err := expiry.FindUsage(ctx, dir, client, time.Now(), certs, v.State.Trusted)
+	v.setState(found, keys, own)
+	usage, err := expiry.FindUsage(ctx, dir, t.client, time.Now(), certs, v.State.Trusted)
 	if err != nil {
 		v.Unknown = err.Error()
 		return v, nil
@@ -130,10 +156,10 @@ func (t *target) view(ctx context.Context, client clientset.Interface, dir strin
 }
 
 // setState takes over what the lease says.
-func (v *view) setState(l *coordinationv1.Lease, keys rotation.Keys) {
+func (v *view) setState(l *coordinationv1.Lease, keys rotation.Keys, own configured) {
 	var err error
 	if v.State, err = rotation.Read(l.Annotations); err == nil {
-		err = v.State.Fits(keys)
+		err = v.State.MaySign(keys, own.roots, own.of)
 	}
 	if err != nil {
 		v.Fault = err.Error()

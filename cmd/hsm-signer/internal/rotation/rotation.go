@@ -77,8 +77,10 @@ type State struct {
 	Changed time.Time `json:"changed,omitzero"`
 	// when the next CA ceased to sign, if it did: its certificates may still be in use
 	Withdrawn time.Time `json:"withdrawn,omitzero"`
-	Reason    string    `json:"reason,omitempty"` // of the last step, if somebody gave one
-	Forced    bool      `json:"forced,omitempty"` // the last step, against its guard
+	// of the next CA, that were published when Trusted was entered; empty: none were
+	Roots  RootSet `json:"roots,omitempty"`
+	Reason string  `json:"reason,omitempty"` // of the last step, if somebody gave one
+	Forced bool    `json:"forced,omitempty"` // the last step, against its guard
 }
 
 // Current returns the phase; that of the zero State is [None].
@@ -120,6 +122,9 @@ func (s State) check() error {
 	case entered > 0 && s.From == s.To:
 		return fmt.Errorf("the phase is %s, and both CAs have the key %s", s.Phase, s.To.Short())
 	}
+	if s.Trusted.IsZero() && s.Roots != "" {
+		return fmt.Errorf("the phase is %s, and there are roots of %s", s.Phase, Trusted)
+	}
 	before := time.Time{}
 	for i, at := range s.times() {
 		switch phase := Phases[i+1]; {
@@ -132,7 +137,7 @@ func (s State) check() error {
 		}
 		before = at
 	}
-	return nil
+	return s.Roots.check()
 }
 
 // Signer returns the key that signs, in a process with these keys.
@@ -203,8 +208,9 @@ func (s State) String() string {
 }
 
 // Restored returns the state that an operator confirms when the lease has lost it, for a process
-// with these keys. All times are now, so that each guard begins again.
-func Restored(phase Phase, k Keys, now time.Time, reason string) (State, error) {
+// with these keys, and these roots of the next CA. All times are now, so that each guard begins
+// again.
+func Restored(phase Phase, k Keys, roots RootSet, now time.Time, reason string) (State, error) {
 	now = now.UTC().Round(0)
 	s := State{Phase: phase, Changed: now, Reason: reason}
 	entered := slices.Index(Phases, phase)
@@ -226,6 +232,9 @@ func Restored(phase Phase, k Keys, now time.Time, reason string) (State, error) 
 		if i < entered {
 			*at = now
 		}
+	}
+	if !s.Trusted.IsZero() {
+		s.Roots = roots
 	}
 	if phase == Announced || phase == Trusted { // the next CA may have signed
 		s.Withdrawn = now

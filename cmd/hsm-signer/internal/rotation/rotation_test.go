@@ -112,6 +112,9 @@ func TestGuards(t *testing.T) {
 		"which nothing forces": {at(Trusted), Wish{Step: Sign, Force: true, Reason: "r"},
 			func(f *Facts) { f.Now = now.Add(90 * time.Minute) }, "the phase trusted for",
 			now.Add(2 * time.Hour)},
+		"a root that is newer": {at(Trusted), Wish{Step: Sign, Force: true, Reason: "r"},
+			func(f *Facts) { f.Rooted = fault }, "a root of the next CA that clients have had time " +
+				"to trust: cannot be read", time.Time{}},
 		"no longer published": {at(Trusted), Wish{Step: Sign},
 			func(f *Facts) { f.Published = fault }, "published roots", time.Time{}},
 		"the next key is away": {at(Trusted), Wish{Step: Sign},
@@ -305,7 +308,7 @@ func TestOrders(t *testing.T) {
 // What an operator confirms has every guard begin again.
 func TestRestored(t *testing.T) {
 	for _, phase := range Phases {
-		s, err := Restored(phase, both, now, "r")
+		s, err := Restored(phase, both, "", now, "r")
 		must.OK(t, err)
 		read, err := Read(map[string]string{StateKey: Encode(s)})
 		if err != nil || read != s || s.Current() != phase {
@@ -315,13 +318,13 @@ func TestRestored(t *testing.T) {
 			t.Errorf("%s since %s", phase, s.Since())
 		}
 	}
-	if _, err := Restored(Signing, Keys{CA: former}, now, "r"); err == nil {
+	if _, err := Restored(Signing, Keys{CA: former}, "", now, "r"); err == nil {
 		t.Error("a phase with one CA is restored")
 	}
-	if _, err := Restored("leap", both, now, "r"); err == nil {
+	if _, err := Restored("leap", both, "", now, "r"); err == nil {
 		t.Error("an unknown phase is restored")
 	}
-	s, err := Restored(Announced, both, now, "r")
+	s, err := Restored(Announced, both, "", now, "r")
 	must.OK(t, err)
 	if _, refusal := s.Take(Wish{Step: Back}, Facts{Now: now, Keys: both}); refusal == nil {
 		t.Error("the roots of a CA are withdrawn that may have signed")

@@ -44,6 +44,8 @@ type Facts struct {
 	Lifetime  time.Duration // the longest that a certificate may have
 	Proved    error         // why the key of the next CA cannot sign now
 	Published error         // why the roots of both CAs are not published
+	Roots     RootSet       // of the next CA, that are published
+	Rooted    error         // why clients may not trust the next CA yet
 	Live      Live
 	Ends      map[Key]time.Time // of the CAs' certificates
 }
@@ -141,7 +143,7 @@ func (s State) after(w Wish, f Facts) (State, []Missing) {
 	}
 	switch w.Step {
 	case Trust:
-		next.Trusted = now
+		next.Trusted, next.Roots = now, f.Roots
 	case Sign:
 		next.Signing, next.Withdrawn = now, time.Time{}
 	case Retire:
@@ -157,7 +159,7 @@ func (s State) before(now time.Time) (State, []Missing) {
 	case Announced:
 		return State{Phase: None, From: s.From, To: s.To}, nil
 	case Trusted:
-		next.Phase, next.Trusted = Announced, time.Time{}
+		next.Phase, next.Trusted, next.Roots = Announced, time.Time{}, ""
 	case Signing:
 		next.Phase, next.Signing = Trusted, time.Time{}
 		next.Withdrawn = now.UTC().Round(0)
@@ -213,12 +215,16 @@ func published(f Facts) []Missing {
 
 // trustedGuard requires that both CAs have been trusted for long enough.
 func (s State) trustedGuard(f Facts) []Missing {
-	until := s.Trusted.Add(f.TrustTime)
-	if !f.Now.Before(until) {
-		return nil
+	var all []Missing
+	if until := s.Trusted.Add(f.TrustTime); f.Now.Before(until) {
+		all = append(all, Missing{What: fmt.Sprintf("the phase trusted for %s "+
+			"(ROTATION_TRUST_TIME)", f.TrustTime), Until: until})
 	}
-	return []Missing{{What: fmt.Sprintf("the phase trusted for %s (ROTATION_TRUST_TIME)",
-		f.TrustTime), Until: until}}
+	if f.Rooted != nil {
+		all = append(all, Missing{What: "a root of the next CA that clients have had time to " +
+			"trust: " + f.Rooted.Error()})
+	}
+	return all
 }
 
 // signGuard requires that no live pod knows only the former CA.

@@ -64,11 +64,19 @@ type Controller interface {
 	Warn(reason, message string)
 }
 
+// A Bundle publishes the roots of the CAs, as the phase says.
+type Bundle interface {
+	// Holds publishes them, and returns why they are not published.
+	Holds(ctx context.Context) error
+	// Roots returns those of each CA.
+	Roots() rotation.Roots
+}
+
 // A Rotator is safe for concurrent use.
 type Rotator struct {
 	Config
 	controller Controller
-	published  func(ctx context.Context) error
+	bundle     Bundle
 
 	mu      sync.Mutex
 	state   rotation.State // as last read from the lease, or written
@@ -92,11 +100,9 @@ var errNotHeard = errors.New("the phase of the CA's rotation was not read from t
 // New returns a rotator; [Rotator.Run] has it carry out orders.
 func New(c Config) *Rotator { return &Rotator{Config: c, fault: errNotHeard} }
 
-// Connect names the controller that the rotator is part of, and a function that returns nil if the
-// roots are published as the phase says. It must be called before [Rotator.Run] and the election.
-func (r *Rotator) Connect(c Controller, published func(ctx context.Context) error) {
-	r.controller, r.published = c, published
-}
+// Connect names the controller that the rotator is part of, and the bundle. It must be called before
+// [Rotator.Run] and the election.
+func (r *Rotator) Connect(c Controller, b Bundle) { r.controller, r.bundle = c, b }
 
 // Fault returns why nothing may be signed, or nil.
 func (r *Rotator) Fault() error {
@@ -261,7 +267,7 @@ func (r *Rotator) adopt(s rotation.State) error {
 		r.heardAt = time.Now()
 		return nil
 	}
-	if err := s.Fits(r.Keys); err != nil {
+	if err := s.MaySign(r.Keys, r.bundle.Roots(), r.Issuer.CAOf); err != nil {
 		return err
 	}
 	if err := r.record(s); err != nil {
@@ -280,6 +286,19 @@ func (r *Rotator) adopt(s rotation.State) error {
 	}
 	r.state, r.heardAt = s, time.Now()
 	return nil
+}
+
+// Replace calls replace with another certificate of one of the CAs. It returns an error instead if
+// that is of the CA to which the rotation leads, and clients may not trust it yet.
+func (r *Rotator) Replace(fresh *issuer.CA, replace func(*issuer.CA) error) error {
+	r.mu.Lock() // no step is taken meanwhile
+	defer r.mu.Unlock()
+	if fresh.KeySHA256() == r.state.To {
+		if err := r.state.CheckRoots(r.Keys, r.bundle.Roots(), fresh); err != nil {
+			return err
+		}
+	}
+	return replace(fresh)
 }
 
 // record writes the step to the journal, unless its last line about a rotation is of the same step,
@@ -397,7 +416,12 @@ func (r *Rotator) facts(ctx context.Context, s rotation.State, step rotation.Ste
 	if next := r.Issuer.CAOf(r.Keys.Next); next != nil {
 		f.Proved = errors.Join(next.ValidAt(f.Now), r.Proved(ctx))
 	}
-	f.Published = r.published(ctx)
+	if to := r.Issuer.CAOf(s.To); to != nil {
+		roots := r.bundle.Roots()
+		f.Roots, f.Rooted = rotation.NewRootSet(roots.Of(s.To, r.Keys)),
+			s.CheckRoots(r.Keys, roots, to)
+	}
+	f.Published = r.bundle.Holds(ctx)
 	if s.NeedsLive(step) {
 		f.Live = r.live(ctx, s)
 	}

@@ -2,11 +2,13 @@ package rotator
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"maps"
+	"math/big"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/rotation"
 	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
@@ -54,6 +57,7 @@ type replica struct {
 	journal *openJournal
 	usage   expiry.Usage
 	others  []string
+	roots   rotation.Roots
 	events  []string
 	leads   bool
 }
@@ -109,12 +113,18 @@ func (c *cluster) replica(t *testing.T, dir string, ca, next *issuer.CA) *replic
 		Others: func() []string { return r.others },
 		Logger: hclog.NewNullLogger(),
 	})
-	r.Connect(r, func(context.Context) error { return nil })
+	r.Connect(r, r)
 	return r
 }
 
 // Leads is [Controller]'s.
 func (r *replica) Leads() bool { return r.leads }
+
+// Holds is [Bundle]'s.
+func (r *replica) Holds(context.Context) error { return nil }
+
+// Roots is [Bundle]'s.
+func (r *replica) Roots() rotation.Roots { return r.roots }
 
 // Warn is [Controller]'s.
 func (r *replica) Warn(reason, message string) { r.events = append(r.events, reason+": "+message) }
@@ -333,6 +343,69 @@ func TestReplicaThatDoesNotFit(t *testing.T) {
 	r.requireSigns(t, c.next)
 }
 
+// below returns the CA of a key, certified by a root.
+func below(t *testing.T, root fixture.CA, key crypto.PublicKey) *issuer.CA {
+	t.Helper()
+	cert := fixture.Certify(t, &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Next CA"},
+		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign, IsCA: true,
+		BasicConstraintsValid: true, SubjectKeyId: []byte{2},
+	}, root.Certificate, key, root.Key)
+	return must.Value(issuer.ParseCA(issuer.Chain{cert}.PEM()))(t)
+}
+
+// A root of the next CA that is added by a restart, after the phase trusted was entered, is not relied
+// on until the phase begins again: the step to signing is refused, in signing the replica does not
+// sign, and no other certificate is taken while it runs.
+func TestRootThatIsAddedLate(t *testing.T) {
+	c, key := newCluster(t), pkcs10test.NewKey(t).Public()
+	old, late := fixture.NewCA(t), fixture.NewCA(t)
+	one, two := issuer.Anchors{old.Certificate}, issuer.Anchors{old.Certificate, late.Certificate}
+	start := func(dir string, by fixture.CA, roots issuer.Anchors) *replica {
+		r := c.replica(t, dir, c.former, below(t, by, key))
+		r.roots.Next = roots
+		return r
+	}
+	r := start(t.TempDir(), old, one)
+	c.renew(t, r)
+	c.take(t, r, rotation.Order{Step: rotation.Announce}, rotation.Announced)
+	c.take(t, r, rotation.Order{Step: rotation.Trust}, rotation.Trusted)
+	dir := t.TempDir()
+	again := start(dir, late, two)
+	must.OK(t, c.hear(again))
+	answer := c.order(t, again, rotation.Order{Step: rotation.Sign})
+	if !strings.Contains(answer.Refused, "sign needs: a root of the next CA that clients have had "+
+		"time to trust") {
+		t.Errorf("%+v", answer)
+	}
+	must.OK(t, again.journal.writer.Close())
+
+	r.roots.Next = two // it is the same root for this certificate
+	must.OK(t, c.hear(r))
+	c.take(t, r, rotation.Order{Step: rotation.Sign}, rotation.Signing)
+	again = start(dir, late, two)
+	if err := c.hear(again); err == nil || again.Fault() == nil ||
+		!strings.Contains(err.Error(), "put the former certificate back") ||
+		again.issuer.signs != c.former.KeySHA256() {
+		t.Errorf("it would sign under a root that is newer: %v; fault: %v", err, again.Fault())
+	}
+	replaced := false
+	replace := func(*issuer.CA) error { replaced = true; return nil }
+	if err := r.Replace(below(t, late, key), replace); err == nil || replaced {
+		t.Error("a certificate of a newer root is taken")
+	}
+	if err := r.Replace(below(t, old, key), replace); err != nil || !replaced {
+		t.Errorf("a certificate of a root of then is not taken: %v", err)
+	}
+
+	c.take(t, r, rotation.Order{Step: rotation.Back}, rotation.Trusted)
+	c.take(t, r, rotation.Order{Step: rotation.Back}, rotation.Announced)
+	c.take(t, r, rotation.Order{Step: rotation.Trust}, rotation.Trusted)
+	c.take(t, r, rotation.Order{Step: rotation.Sign}, rotation.Signing)
+	must.OK(t, c.hear(again))
+	again.requireSigns(t, again.issuer.CAOf(again.Keys.Next))
+}
+
 // A phase that is not in the journal is not followed.
 func TestPhaseIsRecordedFirst(t *testing.T) {
 	c, _, _ := inSigning(t)
@@ -443,7 +516,7 @@ func TestLeaseIsDeleted(t *testing.T) {
 		t.Errorf("without an election: %v", err)
 	}
 	again.Elected = true
-	state, err := rotation.Restored(rotation.Signing, again.Keys, time.Now(), "r")
+	state, err := rotation.Restored(rotation.Signing, again.Keys, "", time.Now(), "r")
 	must.OK(t, err)
 	c.lease = map[string]string{rotation.StateKey: rotation.Encode(state)}
 	must.OK(t, c.hear(again))
