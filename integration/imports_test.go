@@ -65,6 +65,7 @@ var innerPackages = map[string][]string{
 	command + "poll":        nil,
 	command + "rollback":    {"issuer/journal"},
 	command + "rotation":    {"issuer"},
+	command + "sdnotify":    {command + "poll"},
 	command + "status":      nil,
 	command + "stuck": {command + "poll", "policy", "issuer/journal", "kube",
 		"kube/clientset"},

@@ -14,6 +14,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/listener"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/sdnotify"
 	"hsm-signer/cmd/hsm-signer/internal/serve"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/docs"
@@ -78,7 +79,7 @@ func (g *Group) Run(ctx context.Context) error {
 			}
 		}
 	}
-	background = append(background, after(newSupervisor(g, g.logger.Named("health")).run))
+	background = append(background, after(sdnotify.New(g, g.logger.Named("health")).Run))
 	for _, e := range g.endpoints(open) {
 		background = append(background, after(func(ctx context.Context) error {
 			return e.Serve(ctx, g.logger.Named("http"))
@@ -164,8 +165,8 @@ func (g *Group) readyz(w http.ResponseWriter, daemons ...*Daemon) {
 	_, _ = text.WriteTo(w) // whoever asked may have gone
 }
 
-// state returns the state of all CAs in one line.
-func (g *Group) state() string {
+// State returns the state of all CAs in one line.
+func (g *Group) State() string {
 	var all []string
 	for _, d := range g.daemons {
 		if d.service.Name == "" {

@@ -47,7 +47,7 @@ func TestCAsAreToldApart(t *testing.T) {
 			t.Errorf("%s: %d %s", path, w.Code, body)
 		}
 	}
-	if state := g.state(); state != "first: ready; second: not ready: token: it is gone" {
+	if state := g.State(); state != "first: ready; second: not ready: token: it is gone" {
 		t.Errorf("the state is %q", state)
 	}
 	text := fixture.Scrape(g.metrics.Handler())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -133,4 +134,22 @@ func (r readiness) Collect(all chan<- prometheus.Metric) {
 		}
 		gauge(partSince, since, p.name)
 	}
+}
+
+// state returns the state in one line.
+func (h *health) state() string {
+	var wrong []string
+	for _, p := range h.parts() {
+		if p.err != nil {
+			text := strings.Join(strings.Fields(p.err.Error()), " ") // one line
+			wrong = append(wrong, fmt.Sprintf("%s: %s", p.name, text))
+		}
+	}
+	switch {
+	case len(wrong) > 0:
+		return "not ready: " + strings.Join(wrong, "; ")
+	case !h.controller.Leads():
+		return "ready, and stands by"
+	}
+	return "ready"
 }

@@ -210,6 +210,26 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 	}
 }
 
+// The state is one line, whatever the fault.
+func TestStateIsOneLine(t *testing.T) {
+	h := newTestHealth(t)
+	token, c := h.signing.token, h.controller.(*testController)
+	for _, step := range []struct {
+		prepare func()
+		want    string
+	}{
+		{func() {}, "not ready: token: not looked at yet"},
+		{func() { token.note(errors.New("two\nlines")) }, "not ready: token: two lines"},
+		{func() { token.note(nil) }, "ready"},
+		{func() { c.stands = true }, "ready, and stands by"},
+	} {
+		step.prepare()
+		if state := h.state(); state != step.want {
+			t.Errorf("%q; want %q", state, step.want)
+		}
+	}
+}
+
 // A journal at its limit lets another lead. With too many unfinished requests it stands again after
 // a while, since only who leads can publish them; with any other fault it does not.
 func TestJournalAtItsLimitIsUnfit(t *testing.T) {

@@ -1,8 +1,13 @@
-package daemon
+// Package sdnotify tells the supervisor of the process, by sd_notify(3), that it serves, that it is
+// alive, and in one line how it is.
+//
+// Contract: without NOTIFY_SOCKET there is no supervisor, and nothing is sent. A supervisor that
+// cannot be told, or does not read, is no reason to stop, and delays a sign of life for a second at
+// most.
+package sdnotify
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -14,19 +19,25 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 )
 
-// A supervisor is told, by sd_notify(3), that the process serves, that it is alive, and in one line
-// how it is. To serve is to listen with a valid configuration: a missing token is no reason to be
-// restarted, so it is only in the line.
-type supervisor struct {
+// A Stater knows how the process is.
+type Stater interface {
+	// State describes it in one line.
+	State() string
+}
+
+// A Supervisor is told about the process. To serve is to listen with a valid configuration: a
+// missing token is no reason to be restarted, so it is only in the line.
+type Supervisor struct {
 	address  string // of its socket; empty: there is no supervisor
-	health   interface{ state() string }
+	process  Stater
 	patience time.Duration // the supervisor wants a sign of life within it; zero: it wants none
 	logger   hclog.Logger
 }
 
-// newSupervisor reads what the supervisor wants: sd_notify(3) and sd_watchdog_enabled(3).
-func newSupervisor(h interface{ state() string }, logger hclog.Logger) *supervisor {
-	s := &supervisor{address: os.Getenv("NOTIFY_SOCKET"), health: h, logger: logger}
+// New reads what the supervisor wants: sd_notify(3) and sd_watchdog_enabled(3). [Supervisor.Run]
+// tells it.
+func New(process Stater, logger hclog.Logger) *Supervisor {
+	s := &Supervisor{address: os.Getenv("NOTIFY_SOCKET"), process: process, logger: logger}
 	interval, pid := os.Getenv("WATCHDOG_USEC"), os.Getenv("WATCHDOG_PID")
 	if interval == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return s
@@ -42,7 +53,7 @@ func newSupervisor(h interface{ state() string }, logger hclog.Logger) *supervis
 
 // tell sends the assignments in one message, and reports whether the supervisor has it. A
 // supervisor that cannot be told is no reason to stop.
-func (s *supervisor) tell(assignments ...string) bool {
+func (s *Supervisor) tell(assignments ...string) bool {
 	err := s.send(strings.Join(assignments, "\n"))
 	if err != nil {
 		s.logger.Warn("the supervisor could not be notified", "NOTIFY_SOCKET", s.address,
@@ -55,7 +66,7 @@ func (s *supervisor) tell(assignments ...string) bool {
 // supervisor does not read it, or if many processes write to it.
 const tellTimeout = time.Second
 
-func (s *supervisor) send(message string) error {
+func (s *Supervisor) send(message string) error {
 	// An address that begins with @ is an abstract one, for package net too.
 	socket, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.address, Net: "unixgram"})
 	if err != nil {
@@ -69,18 +80,21 @@ func (s *supervisor) send(message string) error {
 	return err
 }
 
+// longestInterval is the time between two signs of life unless the supervisor wants them sooner.
+const longestInterval = 2 * time.Second
+
 // interval is the time between two signs of life.
-func (s *supervisor) interval() time.Duration {
+func (s *Supervisor) interval() time.Duration {
 	if s.patience == 0 {
-		return healthInterval
+		return longestInterval
 	}
-	return min(healthInterval, s.patience/2)
+	return min(longestInterval, s.patience/2)
 }
 
-// run gives signs of life, each with the state, until the context ends. Before the first it tells
+// Run gives signs of life, each with the state, until the context ends. Before the first it tells
 // the supervisor that the process serves. The state takes the locks of every part, so a process
 // with a lock that is never released gives no signs.
-func (s *supervisor) run(ctx context.Context) error {
+func (s *Supervisor) Run(ctx context.Context) error {
 	if s.address == "" {
 		<-ctx.Done()
 		return nil
@@ -89,24 +103,6 @@ func (s *supervisor) run(ctx context.Context) error {
 	ready := false // and the supervisor knows
 	return poll.Every(ctx, s.interval(), func(context.Context) {
 		ready = ready || s.tell("READY=1")
-		s.tell("WATCHDOG=1", "STATUS="+s.health.state())
+		s.tell("WATCHDOG=1", "STATUS="+s.process.State())
 	})
-}
-
-// state returns the state in one line.
-func (h *health) state() string {
-	var wrong []string
-	for _, p := range h.parts() {
-		if p.err != nil {
-			text := strings.Join(strings.Fields(p.err.Error()), " ") // one line
-			wrong = append(wrong, fmt.Sprintf("%s: %s", p.name, text))
-		}
-	}
-	switch {
-	case len(wrong) > 0:
-		return "not ready: " + strings.Join(wrong, "; ")
-	case !h.controller.Leads():
-		return "ready, and stands by"
-	}
-	return "ready"
 }

@@ -1,4 +1,4 @@
-package daemon
+package sdnotify
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,6 +37,13 @@ func supervise(t *testing.T, address string) (next func() string) {
 	}
 }
 
+// A state is that of a process, in one line.
+type state struct{ line atomic.Pointer[string] }
+
+func (s *state) set(line string) { s.line.Store(&line) }
+
+func (s *state) State() string { return *s.line.Load() }
+
 func TestSupervisorIsTold(t *testing.T) {
 	for name, address := range map[string]string{
 		"file":     filepath.Join(t.TempDir(), "notify"),
@@ -45,11 +53,11 @@ func TestSupervisorIsTold(t *testing.T) {
 			next := supervise(t, address)
 			t.Setenv("WATCHDOG_USEC", "2000")
 			t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
-			h := newTestHealth(t)
-			token := h.signing.token
+			var process state
+			process.set("starting")
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error)
-			go func() { ended <- newSupervisor(h, hclog.NewNullLogger()).run(ctx) }()
+			go func() { ended <- New(&process, hclog.NewNullLogger()).Run(ctx) }()
 
 			if message := next(); message != "READY=1" {
 				t.Errorf("the supervisor was told %q first", message)
@@ -62,10 +70,10 @@ func TestSupervisorIsTold(t *testing.T) {
 					}
 				}
 			}
-			until("WATCHDOG=1\nSTATUS=not ready: token: not looked at yet")
-			token.note(errors.New("two\nlines"))
-			until("WATCHDOG=1\nSTATUS=not ready: token: two lines")
-			token.note(nil)
+			until("WATCHDOG=1\nSTATUS=starting")
+			process.set("not ready: token: it is gone")
+			until("WATCHDOG=1\nSTATUS=not ready: token: it is gone")
+			process.set("ready")
 			until("WATCHDOG=1\nSTATUS=ready")
 			cancel()
 			until("STOPPING=1\nSTATUS=stopping")
@@ -81,7 +89,7 @@ func TestWatchdogOfAnotherProcessIsNotFed(t *testing.T) {
 	for pid, want := range map[string]time.Duration{"1": 0, "": 2 * time.Millisecond,
 		strconv.Itoa(os.Getpid()): 2 * time.Millisecond} {
 		t.Setenv("WATCHDOG_PID", pid)
-		if got := newSupervisor(nil, hclog.NewNullLogger()).patience; got != want {
+		if got := New(nil, hclog.NewNullLogger()).patience; got != want {
 			t.Errorf("WATCHDOG_PID=%s: signs of life within %s; want %s", pid, got, want)
 		}
 	}
@@ -91,7 +99,7 @@ func TestWatchdogOfAnotherProcessIsNotFed(t *testing.T) {
 func TestSupervisorThatIsGone(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
 	var log bytes.Buffer
-	newSupervisor(nil, hclog.New(&hclog.LoggerOptions{Output: &log})).tell("READY=1")
+	New(nil, hclog.New(&hclog.LoggerOptions{Output: &log})).tell("READY=1")
 	if n := strings.Count(log.String(), "[WARN]"); n != 1 {
 		t.Errorf("%d warnings that the supervisor cannot be told:\n%s", n, &log)
 	}
@@ -103,11 +111,12 @@ func TestSupervisorThatDoesNotRead(t *testing.T) {
 	next := supervise(t, address)
 	fill(t, address)
 	log := make(lines, 10)
-	h := newTestHealth(t)
+	var process state
+	process.set("ready")
 	t.Setenv("WATCHDOG_USEC", "2000")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- newSupervisor(h, hclog.New(&hclog.LoggerOptions{Output: log})).run(ctx) }()
+	go func() { ended <- New(&process, hclog.New(&hclog.LoggerOptions{Output: log})).Run(ctx) }()
 	for range 3 { // READY=1, a sign of life, READY=1 again
 		if line := <-log; !strings.Contains(line, "i/o timeout") {
 			t.Errorf("logged is %q", line)
