@@ -56,7 +56,8 @@ var innerPackages = map[string][]string{
 	"kube/podcert":      {"kube/clientset", "kube/request", "policy"},
 	"kube/csr":          {"kube/clientset", "kube/request", "policy", "policy/pkcs10"},
 
-	command + "exit": {"hsm"},
+	command + "anchors": {command + "poll", command + "rotation", "issuer", "kube/trustbundle"},
+	command + "exit":    {"hsm"},
 	command + "expiry": {command + "poll", "policy", "issuer/journal", "kube",
 		"kube/clientset"},
 	command + "fingerprint": nil,

@@ -8,11 +8,14 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"hsm-signer/cmd/hsm-signer/internal/anchors"
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/reload"
+	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
 )
@@ -22,13 +25,11 @@ type Daemon struct {
 	service    *config.Service
 	warnings   []string // about the policy
 	metrics    *metrics.Metrics
-	signing    *signing         // nil in a shadow
-	caFile     *caReloader      // nil in a shadow
-	nextFile   *caReloader      // nil without NEXT_CA_CERT_FILE
-	bundle     *bundlePublisher // nil without TRUST_BUNDLE_FILE, and in a shadow
-	shadow     *shadowLog       // nil in a process that signs
+	signing    *signing   // nil in a shadow
+	shadow     *shadowLog // nil in a process that signs
 	controller *kube.Controller
-	policyFile *policyReloader
+	files      files
+	bundle     *anchors.Publisher // nil without TRUST_BUNDLE_FILE, and in a shadow
 	health     *health
 	page       *statusPage
 	logger     hclog.Logger
@@ -43,7 +44,7 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 	}
 	d := Daemon{service: s, warnings: warnings, metrics: counts, logger: logger}
 	current, recent := policy.NewCurrent(s.Policy), &activity{}
-	serving, ca := s.Controller(current.Policy), caHolder(fixedCA{s.CA})
+	serving := s.Controller(current.Policy)
 	serving.Decider, serving.Logger = current, logger.Named("kube")
 	serving.Sinks = []kube.Sink{counts, recent}
 	if s.Mode == kube.Shadow {
@@ -54,15 +55,14 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 			return nil, err
 		}
 		d.signing.configure(&serving, s)
-		ca = d.signing.configured(s.CA)
 	}
 	d.controller = kube.New(serving)
-	d.policyFile = newPolicyReloader(s.Config, current, ca, d.controller, counts,
-		logger.Named("policy"))
+	d.files = d.newFiles(current)
 	if d.signing != nil {
-		d.keepCAs(current, logger.Named("ca"))
+		d.bundle = d.newBundle()
+		d.signing.rotator.Connect(d.controller, d.bundle)
 	}
-	d.health = newHealth(d.controller, s.Credential, d.policyFile, d.signing, d.caFile, d.bundle)
+	d.health = newHealth(d.controller, s.Credential, d.signing, d.files, d.bundle)
 	d.page = newStatusPage(s, d.health, recent, d.controller, d.signing)
 	counts.PolicyInForce(s.Policy)
 	counts.WatchController(d.controller)
@@ -71,19 +71,21 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 	return &d, nil
 }
 
-// keepCAs adds what publishes the roots of the CAs and reads the CA's certificate again.
-func (d *Daemon) keepCAs(current *policy.Current, logger hclog.Logger) {
-	s, ca := d.service, d.signing.configured(d.service.CA)
-	d.bundle = newBundle(s, ca, d.signing.rotator, d.controller, d.metrics, logger)
-	if s.Next != nil {
-		d.policyFile.next = s.Next.CA
-		next := d.signing.configured(s.Next.CA)
-		d.nextFile = newNextCAReloader(s.NextCACertFile(), next, current, d.bundle, d.controller,
-			d.metrics, logger)
-		d.signing.health.nextFile = d.nextFile
+// newBundle returns what publishes the roots of the CAs, and has its metric shown; nil if none are
+// published.
+func (d *Daemon) newBundle() *anchors.Publisher {
+	s := d.service
+	if d.files.anchors == nil {
+		return nil
 	}
-	d.signing.rotator.Connect(d.controller, d.bundle)
-	d.caFile = newCAReloader(s.CACertFile, ca, current, d.bundle, d.controller, d.metrics, logger)
+	var next issuer.Anchors
+	if s.Next != nil {
+		next = s.Next.Anchors
+	}
+	p := anchors.New(d.files.anchors, next, d.signing.rotator, s.TrustBundlePlace(), d.controller,
+		d.logger.Named("ca"))
+	d.metrics.Registry.MustRegister(metrics.TrustBundleCollector{Bundle: p})
+	return p
 }
 
 // run serves requests until the context ends, or until it is clear that only a human can help. It
@@ -97,16 +99,14 @@ func (d *Daemon) run(ctx context.Context, tried func()) error {
 	}
 	tried()
 	background := []func(context.Context) error{
-		d.controller.Run, d.policyFile.watch, d.watchCredential, d.health.watch,
+		d.controller.Run, d.watchCredential, d.health.watch,
 	}
+	background = append(background, d.files.watches()...)
 	if d.signing != nil {
-		background = append(append(background, d.signing.watches()...), d.caFile.watch)
-		if d.nextFile != nil {
-			background = append(background, d.nextFile.watch)
-		}
+		background = append(background, d.signing.watches()...)
 	}
 	if d.bundle != nil {
-		background = append(background, d.bundle.anchors.watch, d.bundle.run)
+		background = append(background, d.bundle.Run)
 	}
 	return poll.All(ctx, background...)
 }
@@ -119,7 +119,7 @@ func (d *Daemon) announce() {
 	}
 	d.logger.Info("starting", "version", buildinfo.Version(), "signers", c.SignerNames, "policy",
 		c.PolicyFile, "policyHash", d.service.Policy.Hash(), "approve", c.Mode)
-	logWarnings(d.logger, d.warnings)
+	reload.LogWarnings(d.logger, d.warnings)
 	if d.shadow != nil && c.CACertFile == "" {
 		d.logger.Warn(judge.WithoutCA)
 	}

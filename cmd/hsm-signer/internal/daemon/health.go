@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"hsm-signer/cmd/hsm-signer/internal/anchors"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/kube"
 )
@@ -22,31 +23,42 @@ type servingController interface {
 	Open() kube.Open
 }
 
-// A fileState says in words what is wrong with a file of the configuration, if anything, and what
-// is in use.
-type fileState interface {
-	state() string
-	refusal() error // why the file as it is now is refused
+// A file is one of the configuration that is read again.
+type file interface {
+	Refusal() error // why the file as it is now is refused
+}
+
+// A shownFile says in words what is wrong with it, if anything, and what is in use.
+type shownFile interface {
+	file
+	State() string
 }
 
 // health knows whether the process can do its work.
 type health struct {
-	controller servingController
-	credential credentialState
-	policy     fileState
-	signing    *signingHealth   // nil in a shadow
-	caFile     fileState        // nil in a shadow
-	bundle     *bundlePublisher // nil: no trust anchors are published
-	faults     faultTimes
+	controller  servingController
+	credential  credentialState
+	policy      shownFile
+	signing     *signingHealth             // nil in a shadow
+	caFile      shownFile                  // nil in a shadow
+	nextFile    file                       // of the next CA; nil: there is none
+	anchorsFile file                       // nil: no trust anchors are published
+	bundle      interface{ Fault() error } // nil: no trust anchors are published
+	faults      faultTimes
 }
 
-// newHealth returns the health of a process; what signs, and the file of its CA, are nil in a
-// shadow.
-func newHealth(c servingController, credential credentialState, policy fileState, signs *signing,
-	caFile fileState, bundle *bundlePublisher) *health {
-	h := &health{controller: c, credential: credential, policy: policy, bundle: bundle}
+// newHealth returns the health of a process; what signs is nil in a shadow, and so is the bundle.
+func newHealth(c servingController, credential credentialState, signs *signing, f files,
+	bundle *anchors.Publisher) *health {
+	h := &health{controller: c, credential: credential, policy: f.policy}
 	if signs != nil {
-		h.signing, h.caFile = signs.health, caFile
+		h.signing, h.caFile = signs.health, f.ca
+	}
+	if f.next != nil {
+		h.nextFile = f.next
+	}
+	if bundle != nil {
+		h.anchorsFile, h.bundle = f.anchors, bundle
 	}
 	return h
 }
@@ -65,7 +77,7 @@ func (h *health) parts() []part {
 		{name: "permissions", err: h.controller.Permitted()},
 		credentialPart(h.credential, time.Now())}
 	if h.signing != nil {
-		parts = append(parts, h.signing.parts(h.caFile.state())...)
+		parts = append(parts, h.signing.parts(h.caFile.State())...)
 	}
 	return h.faults.note(parts)
 }
@@ -85,14 +97,25 @@ func (h *health) report(w io.Writer, prefix string) (ready bool) {
 			fmt.Fprintf(w, "[+] %s%s ok\n", prefix, p.name)
 		}
 	}
-	fmt.Fprintf(w, "%spolicy %s\n", prefix, h.policy.state())
+	fmt.Fprintf(w, "%spolicy %s\n", prefix, h.policy.State())
 	if h.signing != nil {
 		h.signing.other.write(w, prefix)
-		h.signing.nextFile.writeNext(w, prefix)
 	}
+	h.writeNext(w, prefix)
 	fmt.Fprintf(w, "%sleads %t\n", prefix, h.controller.Leads())
 	fmt.Fprintf(w, "%sopen requests: %s\n", prefix, openInWords(h.controller.Open(), time.Now()))
 	return !slices.ContainsFunc(parts, func(p part) bool { return p.err != nil })
+}
+
+// writeNext writes what is wrong with the file of the next CA, if anything.
+func (h *health) writeNext(w io.Writer, prefix string) {
+	if h.nextFile == nil {
+		return
+	}
+	if err := h.nextFile.Refusal(); err != nil {
+		fmt.Fprintf(w, "%snext CA: NEXT_CA_CERT_FILE in its present form is refused, and the "+
+			"certificate before it stays in use: %v\n", prefix, err)
+	}
 }
 
 // readiness shows at each scrape which part is ready, and since when one is not.

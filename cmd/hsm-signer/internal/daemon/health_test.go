@@ -46,8 +46,8 @@ func (c *testController) CleanUpFault() error { return c.cleanFault }
 // A testFile is a file of the configuration with that state, which is not refused.
 type testFile string
 
-func (f testFile) state() string  { return string(f) }
-func (f testFile) refusal() error { return nil }
+func (f testFile) State() string  { return string(f) }
+func (f testFile) Refusal() error { return nil }
 
 // A testJournal has that state.
 type testJournal struct {
@@ -226,6 +226,23 @@ func TestStateIsOneLine(t *testing.T) {
 		step.prepare()
 		if state := h.state(); state != step.want {
 			t.Errorf("%q; want %q", state, step.want)
+		}
+	}
+}
+
+// A refused file of the next CA is named, with the CA that it is configured for.
+func TestReadyzNamesTheFileOfTheNextCA(t *testing.T) {
+	h := newTestHealth(t)
+	var text bytes.Buffer
+	for want, file := range map[string]file{
+		"": testFile(""),
+		"pods/next CA: NEXT_CA_CERT_FILE in its present form is refused, and the certificate " +
+			"before it stays in use: line 3\n": refusedFile{},
+	} {
+		h.nextFile = file
+		text.Reset()
+		if h.writeNext(&text, "pods/"); text.String() != want {
+			t.Errorf("%q; want %q", &text, want)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (p *signing) configured(ca *issuer.CA) configuredCA {
 	return configuredCA{p.issuer, ca.KeySHA256(), p.rotator}
 }
 
-// CA is [caHolder]'s.
+// CA is [reload.CA]'s.
 func (c configuredCA) CA() *issuer.CA { return c.CAOf(c.key) }
 
 // Replace is [issuer.Issuer.Replace], of this CA alone: the file must not come to hold the other

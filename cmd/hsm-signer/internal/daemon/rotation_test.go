@@ -1,62 +1,58 @@
 package daemon
 
 import (
-	"crypto/x509/pkix"
+	"context"
+	"crypto"
+	"encoding/pem"
 	"errors"
 	"testing"
-	"time"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
-	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
-// rootOf returns the root of a new CA.
-func rootOf(t *testing.T, name string) issuer.Anchors {
-	t.Helper()
-	text, err := issuer.SelfSign(issuer.CAProfile{Subject: pkix.Name{CommonName: name},
-		Lifetime: time.Hour}, pkcs10test.NewKey(t))
-	must.OK(t, err)
-	return must.Value(issuer.ParseAnchors(text))(t)
+// A memoryKey is a key in memory.
+type memoryKey struct{ signer crypto.Signer }
+
+func (k memoryKey) Public() crypto.PublicKey { return k.signer.Public() }
+
+func (memoryKey) Ready(context.Context) error { return nil }
+
+func (k memoryKey) Signer(context.Context) crypto.Signer { return k.signer }
+
+// noSteps are those of a rotation that refuses no certificate.
+type noSteps struct{}
+
+func (noSteps) Replace(fresh *issuer.CA, replace func(*issuer.CA) error) error {
+	return replace(fresh)
 }
 
-// rolePhase publishes the roots of these CAs.
-type rolePhase struct {
-	ca, next bool
-	fault    error
-}
+// wary are steps that refuse every certificate.
+type wary struct{}
 
-func (p rolePhase) Publishes() (ca, next bool) { return p.ca, p.next }
+func (wary) Replace(*issuer.CA, func(*issuer.CA) error) error { return errors.New("not yet") }
 
-func (p rolePhase) Unclear() error { return p.fault }
-
-// The phase says whose roots are published; while it is not clear, the bundle stays as it is.
-func TestRootsOfEachPhase(t *testing.T) {
-	former, next := rootOf(t, "former"), rootOf(t, "next")
-	b := &bundlePublisher{anchors: &anchors{}, next: append(next, former...)}
-	b.anchors.inUse.Store(&former)
-	for _, c := range []struct {
-		phase rolePhase
-		want  string
-	}{
-		{rolePhase{ca: true}, former.PEM()},
-		{rolePhase{ca: true, next: true}, former.PEM() + next.PEM()}, // each once
-		{rolePhase{next: true}, next.PEM() + former.PEM()},
-		{rolePhase{ca: true, fault: errors.New("malformed")}, ""},
-	} {
-		b.phase = c.phase
-		roots, err := b.wanted()
-		if got := roots.PEM(); got != c.want || (err == nil) != (c.phase.fault == nil) {
-			t.Errorf("%+v: %v, %v", c.phase, len(roots), err)
+// During a rotation a file whose certificate becomes that of the other CA is refused, and so is one
+// that clients may not trust yet.
+func TestFileOfACADoesNotTakeTheOther(t *testing.T) {
+	of := func(ca fixture.CA) issuer.Authority {
+		parsed := must.Value(issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: ca.Certificate.Raw})))(t)
+		return issuer.Authority{CA: parsed, Key: memoryKey{ca.Key}}
+	}
+	own, next := of(fixture.NewCA(t)), of(fixture.NewCA(t))
+	is := must.Value(issuer.New(own, nil))(t)
+	must.OK(t, is.Next(next))
+	for _, ca := range []*issuer.CA{own.CA, next.CA} {
+		configured := configuredCA{is, ca.KeySHA256(), noSteps{}}
+		for _, fresh := range []*issuer.CA{own.CA, next.CA} {
+			if err := configured.Replace(fresh); (err == nil) != (fresh == ca) {
+				t.Errorf("%x takes %x: %v", ca.KeySHA256(), fresh.KeySHA256(), err)
+			}
 		}
-	}
-	if got := b.Roots(); got.CA.PEM() != former.PEM() || got.Next.PEM() != b.next.PEM() {
-		t.Errorf("the roots of both CAs: %v, %v", got.CA, got.Next)
-	}
-	if got := (*bundlePublisher)(nil).Roots(); got.CA != nil || got.Next != nil {
-		t.Errorf("without a bundle: %+v", got)
-	}
-	if err := (*bundlePublisher)(nil).Holds(t.Context()); err != nil {
-		t.Errorf("without a bundle: %v", err)
+		if err := (configuredCA{is, ca.KeySHA256(), wary{}}).Replace(ca); err == nil {
+			t.Errorf("%x is taken against the steps", ca.KeySHA256())
+		}
 	}
 }

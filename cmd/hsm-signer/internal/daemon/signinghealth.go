@@ -14,12 +14,6 @@ import (
 // A caHolder has the CA that certificates are issued under now, or would be.
 type caHolder interface{ CA() *issuer.CA }
 
-// A fixedCA is one that is not replaced.
-type fixedCA struct{ ca *issuer.CA }
-
-// CA is [caHolder]'s.
-func (f fixedCA) CA() *issuer.CA { return f.ca }
-
 // A journalState reports whether the journal takes a new request.
 type journalState interface{ State() error }
 
@@ -42,8 +36,6 @@ type signingHealth struct {
 	clock   clock // of the API server; nil: pod certificates are not served
 	phase   phase // of a rotation of the CA
 	other   *otherKey
-
-	nextFile *caReloader // of the next CA's certificate; nil: there is none
 
 	standby bool // another process may lead and have the journal open, and this one stands by
 

@@ -46,20 +46,24 @@ var errNoLeader = errors.New("nobody is known to lead")
 // remarks are the states of what does not make the process unready: the lease, and the files that
 // are read again.
 func (h *health) remarks() []part {
-	remarks := []part{{name: "policy_file", err: h.policy.refusal()},
+	remarks := []part{{name: "policy_file", err: h.policy.Refusal()},
 		{name: "kubeconfig", err: h.credential.Refusal()}}
 	if h.signing != nil {
 		lease := part{name: "lease"}
 		if !h.controller.Leads() && h.controller.Leader() == "" {
 			lease.err = errNoLeader
 		}
-		remarks = append(remarks, part{name: "ca_file", err: h.caFile.refusal()}, lease)
+		remarks = append(remarks, part{name: "ca_file", err: h.caFile.Refusal()}, lease)
 		remarks = append(remarks, h.signing.other.remarks()...)
-		if next := h.signing.nextFile; next != nil {
-			remarks = append(remarks, part{name: "next_ca_file", err: next.refusal()})
-		}
 	}
-	return h.faults.note(append(remarks, h.bundle.remarks()...))
+	if h.nextFile != nil {
+		remarks = append(remarks, part{name: "next_ca_file", err: h.nextFile.Refusal()})
+	}
+	if h.bundle != nil {
+		remarks = append(remarks, part{name: "trust_bundle_file", err: h.anchorsFile.Refusal()},
+			part{name: "trust_bundle", err: h.bundle.Fault()})
+	}
+	return h.faults.note(remarks)
 }
 
 // watch checks all parts until the context ends, so that it is known since when one is at fault.

@@ -92,7 +92,7 @@ func (s *statusPage) page() status.Page {
 		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
 		Leads: s.controller.Leads(), Leader: s.controller.Leader(), Identity: s.identity,
 		Open: shownOpen(open), Pace: paceInWords(s.controller.Pace()),
-		Policy: s.config.PolicyFile + ", " + s.health.policy.state(), Issued: issued,
+		Policy: s.config.PolicyFile + ", " + s.health.policy.State(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))

@@ -232,8 +232,8 @@ func TestSinceIsShown(t *testing.T) {
 // A refusedFile has a mistake.
 type refusedFile struct{}
 
-func (refusedFile) state() string  { return "in force x" }
-func (refusedFile) refusal() error { return errors.New("line 3") }
+func (refusedFile) State() string  { return "in force x" }
+func (refusedFile) Refusal() error { return errors.New("line 3") }
 
 func TestPaceInWords(t *testing.T) {
 	for want, state := range map[string]pace.State{

@@ -1,4 +1,4 @@
-package daemon
+package reload
 
 import (
 	"context"
@@ -12,26 +12,28 @@ import (
 	"hsm-signer/policy"
 )
 
-// A policyUser is the controller as a change of the policy concerns it.
-type policyUser interface {
-	eventSender
+// A PolicyUser is the controller as a change of the policy concerns it.
+type PolicyUser interface {
+	Events
 	LookAgain() // another policy is in force
 }
 
-// A policyReloader applies a changed policy file.
-type policyReloader struct {
+// A Policy applies the changed files of the policy.
+type Policy struct {
 	watchedFile[*policy.Policy]
 	config  *config.Config
 	current *policy.Current
-	ca      caHolder
+	ca      CA
 	next    *issuer.CA // of a rotation, which may sign at any moment; nil: none
-	user    policyUser
+	user    PolicyUser
 	metrics *metrics.Metrics
 }
 
-func newPolicyReloader(c *config.Config, current *policy.Current, ca caHolder, user policyUser,
-	m *metrics.Metrics, logger hclog.Logger) *policyReloader {
-	r := &policyReloader{config: c, current: current, ca: ca, user: user, metrics: m}
+// NewPolicy returns what replaces the current policy when its files change. Another policy must fit
+// the CA, and the next CA of a rotation; nil if there is none. [Policy.Watch] starts it.
+func NewPolicy(c *config.Config, current *policy.Current, ca CA, next *issuer.CA, user PolicyUser,
+	m *metrics.Metrics, logger hclog.Logger) *Policy {
+	r := &Policy{config: c, current: current, ca: ca, next: next, user: user, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
 		file: r, path: c.PolicyFile, name: "the policy file",
 		stays: "the policy before it stays in force", reason: "PolicyRefused",
@@ -40,25 +42,25 @@ func newPolicyReloader(c *config.Config, current *policy.Current, ca caHolder, u
 	return r
 }
 
-// watch checks the files until the context ends. A built-in policy without blocked keys does not
+// Watch checks the files until the context ends. A built-in policy without blocked keys does not
 // change.
-func (r *policyReloader) watch(ctx context.Context) error {
+func (r *Policy) Watch(ctx context.Context) error {
 	if _, builtIn := policy.BuiltIn(r.config.PolicyFile); builtIn &&
 		r.config.BlockedKeysFile == "" {
 		<-ctx.Done()
 		return nil
 	}
-	return r.watchedFile.watch(ctx)
+	return r.watchedFile.Watch(ctx)
 }
 
-func (r *policyReloader) read() ([]byte, error) { return r.config.ReadPolicySources() }
+func (r *Policy) read() ([]byte, error) { return r.config.ReadPolicySources() }
 
-func (r *policyReloader) parse(text []byte) (*policy.Policy, error) {
+func (r *Policy) parse(text []byte) (*policy.Policy, error) {
 	return r.config.ParsePolicySources(text)
 }
 
 // apply puts another policy in force.
-func (r *policyReloader) apply(fresh *policy.Policy) error {
+func (r *Policy) apply(fresh *policy.Policy) error {
 	before := r.current.Policy()
 	if fresh.Hash() == before.Hash() {
 		return nil
@@ -75,23 +77,23 @@ func (r *policyReloader) apply(fresh *policy.Policy) error {
 		"blockedKeys", fresh.BlockedKeys().Len())
 	r.current.Replace(fresh)
 	r.metrics.PolicyInForce(fresh)
-	logWarnings(r.logger, warnings)
+	LogWarnings(r.logger, warnings)
 	r.user.LookAgain()
 	return nil
 }
 
-// logWarnings logs very wide rules, and combinations that can never be issued.
-func logWarnings(logger hclog.Logger, warnings []string) {
+// LogWarnings logs the warnings about a policy: very wide rules, and combinations that can never be issued.
+func LogWarnings(logger hclog.Logger, warnings []string) {
 	for _, warning := range warnings {
 		logger.Warn("the policy is wide", "warning", warning)
 	}
 }
 
-// state returns which policy is in force, and what is wrong with the file, if anything. A wrong
+// State returns which policy is in force, and what is wrong with the file, if anything. A wrong
 // file does not make the service unready.
-func (r *policyReloader) state() string {
+func (r *Policy) State() string {
 	text := fmt.Sprintf("in force %.12s", r.current.Policy().Hash())
-	if err := r.refusal(); err != nil {
+	if err := r.Refusal(); err != nil {
 		text += fmt.Sprintf("; but the file as it is now is refused: %v", err)
 	}
 	return text

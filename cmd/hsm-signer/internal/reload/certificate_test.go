@@ -1,8 +1,7 @@
-package daemon
+package reload
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -61,7 +60,7 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	is := &replacedCA{ca: current, key: ca.Key.Public()}
 	m, sent := metrics.New(), &sentEvents{}
 	refused := func() bool { return testutil.ToFloat64(m.CARefused) == 1 }
-	r := newCAReloader(file, is, policy.NewCurrent(builtInPolicy(t)), nil, sent, m,
+	r := NewCertificate(file, is, policy.NewCurrent(builtInPolicy(t)), nil, sent, m,
 		hclog.New(&hclog.LoggerOptions{Output: &log}))
 	looks := func() { r.look(); r.look(); r.look() }
 	if looks(); len(is.taken) > 0 || log.Len() > 0 {
@@ -76,21 +75,21 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	if r.look(); len(is.taken) > 0 {
 		t.Error("it was taken up at the first look, while it may still be written")
 	}
-	if looks(); len(is.taken) != 1 || !is.taken[0].Certificate().Equal(renewed) || r.state() != "" {
-		t.Errorf("%d were taken up; state: %s", len(is.taken), r.state())
+	if looks(); len(is.taken) != 1 || !is.taken[0].Certificate().Equal(renewed) || r.State() != "" {
+		t.Errorf("%d were taken up; state: %s", len(is.taken), r.State())
 	}
 	write(fixture.NewCA(t).Certificate.Raw)
-	if looks(); len(is.taken) != 1 || !refused() || !strings.Contains(r.state(), "another key") {
-		t.Errorf("another CA: state: %s", r.state())
+	if looks(); len(is.taken) != 1 || !refused() || !strings.Contains(r.State(), "another key") {
+		t.Errorf("another CA: state: %s", r.State())
 	}
 	write([]byte("x"))
-	if looks(); !refused() || !strings.Contains(r.state(), "certificate 1") ||
+	if looks(); !refused() || !strings.Contains(r.State(), "certificate 1") ||
 		strings.Count(log.String(), "is refused") != 2 || len(sent.events) != 2 {
-		t.Errorf("no certificate: state: %s; events %v; log: %s", r.state(), sent.events, &log)
+		t.Errorf("no certificate: state: %s; events %v; log: %s", r.State(), sent.events, &log)
 	}
 	write(renewed.Raw)
-	if looks(); refused() || r.state() != "" || len(is.taken) != 1 {
-		t.Errorf("well again: state: %s", r.state())
+	if looks(); refused() || r.State() != "" || len(is.taken) != 1 {
+		t.Errorf("well again: state: %s", r.State())
 	}
 }
 
@@ -111,13 +110,11 @@ func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
 	roots := func(ca fixture.CA) issuer.Anchors {
 		return must.Value(issuer.ParseAnchors(issuer.Chain{ca.Certificate}.PEM()))(t)
 	}
-	good, published := of(root, time.Hour), roots(other)
-	b := &bundlePublisher{anchors: &anchors{}, next: roots(root)}
-	b.anchors.inUse.Store(&published)
+	good := of(root, time.Hour)
 	var log bytes.Buffer
 	is, m, sent := &replacedCA{ca: good, key: key.Public()}, metrics.New(), &sentEvents{}
-	r := newNextCAReloader(filepath.Join(t.TempDir(), "next.crt"), is,
-		policy.NewCurrent(builtInPolicy(t)), b, sent, m,
+	r := NewNextCertificate(filepath.Join(t.TempDir(), "next.crt"), is,
+		policy.NewCurrent(builtInPolicy(t)), roots(root), sent, m,
 		hclog.New(&hclog.LoggerOptions{Output: &log}))
 	write := func(ca *issuer.CA) {
 		t.Helper()
@@ -125,68 +122,19 @@ func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
 		r.look()
 		r.look()
 	}
-	var readyz bytes.Buffer
 	write(of(other, 48*time.Hour))
-	if r.writeNext(&readyz, "pods/"); len(is.taken) > 0 || r.refusal() == nil ||
-		!strings.Contains(r.refusal().Error(), "to NEXT_TRUST_BUNDLE_FILE first") ||
-		!strings.HasPrefix(readyz.String(), "pods/next CA: NEXT_CA_CERT_FILE in its present form") ||
+	if len(is.taken) > 0 || r.Refusal() == nil ||
+		!strings.Contains(r.Refusal().Error(), "to NEXT_TRUST_BUNDLE_FILE first") ||
 		!strings.Contains(log.String(), "is refused") || len(sent.events) != 1 ||
 		testutil.ToFloat64(m.CARefused) != 0 {
-		t.Errorf("a certificate of another root: %d taken; %v; %s; events %v; log: %s",
-			len(is.taken), r.refusal(), &readyz, sent.events, &log)
+		t.Errorf("a certificate of another root: %d taken; %v; events %v; log: %s",
+			len(is.taken), r.Refusal(), sent.events, &log)
 	}
-	readyz.Reset()
 	write(of(root, 48*time.Hour))
-	if r.writeNext(&readyz, ""); len(is.taken) != 1 || r.refusal() != nil || readyz.Len() > 0 {
-		t.Errorf("a certificate of its root: %d taken; %v", len(is.taken), r.refusal())
+	if len(is.taken) != 1 || r.Refusal() != nil {
+		t.Errorf("a certificate of its root: %d taken; %v", len(is.taken), r.Refusal())
 	}
-	(*caReloader)(nil).writeNext(&readyz, "")
-	if err := (*bundlePublisher)(nil).trustNext(good); err != nil || readyz.Len() > 0 {
+	if err := errors.Join((*Anchors)(nil).trust(good), nextAnchors(nil).trust(good)); err != nil {
 		t.Errorf("without a bundle: %v", err)
-	}
-}
-
-// A memoryKey is a key in memory.
-type memoryKey struct{ signer crypto.Signer }
-
-func (k memoryKey) Public() crypto.PublicKey { return k.signer.Public() }
-
-func (memoryKey) Ready(context.Context) error { return nil }
-
-func (k memoryKey) Signer(context.Context) crypto.Signer { return k.signer }
-
-// noSteps are those of a rotation that refuses no certificate.
-type noSteps struct{}
-
-func (noSteps) Replace(fresh *issuer.CA, replace func(*issuer.CA) error) error {
-	return replace(fresh)
-}
-
-// wary are steps that refuse every certificate.
-type wary struct{}
-
-func (wary) Replace(*issuer.CA, func(*issuer.CA) error) error { return errors.New("not yet") }
-
-// During a rotation a file whose certificate becomes that of the other CA is refused, and so is one
-// that clients may not trust yet.
-func TestFileOfACADoesNotTakeTheOther(t *testing.T) {
-	of := func(ca fixture.CA) issuer.Authority {
-		parsed := must.Value(issuer.ParseCA(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
-			Bytes: ca.Certificate.Raw})))(t)
-		return issuer.Authority{CA: parsed, Key: memoryKey{ca.Key}}
-	}
-	own, next := of(fixture.NewCA(t)), of(fixture.NewCA(t))
-	is := must.Value(issuer.New(own, nil))(t)
-	must.OK(t, is.Next(next))
-	for _, ca := range []*issuer.CA{own.CA, next.CA} {
-		configured := configuredCA{is, ca.KeySHA256(), noSteps{}}
-		for _, fresh := range []*issuer.CA{own.CA, next.CA} {
-			if err := configured.Replace(fresh); (err == nil) != (fresh == ca) {
-				t.Errorf("%x takes %x: %v", ca.KeySHA256(), fresh.KeySHA256(), err)
-			}
-		}
-		if err := (configuredCA{is, ca.KeySHA256(), wary{}}).Replace(ca); err == nil {
-			t.Errorf("%x is taken against the steps", ca.KeySHA256())
-		}
 	}
 }

@@ -1,4 +1,11 @@
-package daemon
+// Package reload reads files of the configuration again while the process runs: the policy, the
+// CA's certificate and the trust anchors.
+//
+// Contract: a changed file is applied when two checks in a row find the same contents. One that
+// cannot be read, has a mistake or does not fit the rest of the configuration is refused, and what
+// was read before it stays in use. A refusal is logged, counted and sent as an Event, once, and
+// never makes the process unready.
+package reload
 
 import (
 	"bytes"
@@ -10,11 +17,21 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/issuer"
 )
 
 // lookInterval is the time between two checks of a file. Polling also sees a change of a
 // ConfigMap's file, which is swapped behind a link.
 const lookInterval = 2 * time.Second
+
+// A CA is one that may be replaced while the process runs.
+type CA interface {
+	// CA returns the CA that certificates are issued under now, or would be.
+	CA() *issuer.CA
+}
+
+// Events are sent about each signer as a whole.
+type Events interface{ Warn(reason, message string) }
 
 // A reloadable file has contents of type T that are applied when they change.
 type reloadable[T any] interface {
@@ -23,9 +40,6 @@ type reloadable[T any] interface {
 	// apply puts the contents in use. It does nothing if they already are.
 	apply(fresh T) error
 }
-
-// An eventSender sends an Event about each signer as a whole.
-type eventSender interface{ Warn(reason, message string) }
 
 // A watchedFile is applied when it changes. A file that cannot be read, has a mistake or is
 // rejected is reported, and the one before stays in use.
@@ -36,7 +50,7 @@ type watchedFile[T any] struct {
 	stays   string // in words: what stays in use while the file is refused
 	reason  string // of the event
 	refused prometheus.Gauge
-	events  eventSender
+	events  Events
 	logger  hclog.Logger
 
 	text    []byte // what the last check read
@@ -45,8 +59,8 @@ type watchedFile[T any] struct {
 	fault poll.Fault // why the file as it is now is refused
 }
 
-// watch checks the file until the context ends.
-func (w *watchedFile[T]) watch(ctx context.Context) error {
+// Watch checks the file until the context ends.
+func (w *watchedFile[T]) Watch(ctx context.Context) error {
 	return poll.Every(ctx, lookInterval, func(context.Context) { w.look() })
 }
 
@@ -85,5 +99,5 @@ func (w *watchedFile[T]) note(err error) {
 	w.refused.Set(metrics.Number(err != nil))
 }
 
-// refusal returns why the present file is refused, or nil if it is not.
-func (w *watchedFile[T]) refusal() error { return w.fault.Err() }
+// Refusal returns why the present file is refused, or nil if it is not.
+func (w *watchedFile[T]) Refusal() error { return w.fault.Err() }

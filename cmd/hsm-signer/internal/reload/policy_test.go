@@ -1,4 +1,4 @@
-package daemon
+package reload
 
 import (
 	"bytes"
@@ -26,6 +26,11 @@ type sentEvents struct{ events []string }
 func (s *sentEvents) Warn(reason, _ string) { s.events = append(s.events, reason) }
 func (s *sentEvents) LookAgain()            { s.events = append(s.events, "changed") }
 
+// A fixedCA is one that is not replaced.
+type fixedCA struct{ ca *issuer.CA }
+
+func (f fixedCA) CA() *issuer.CA { return f.ca }
+
 // builtInPolicy is Calico's policy.
 func builtInPolicy(t *testing.T) *policy.Policy {
 	t.Helper()
@@ -49,7 +54,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	p := c.LoadPolicy(&config.Faults{})
 	var log bytes.Buffer
 	sent := &sentEvents{}
-	r := newPolicyReloader(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, sent,
+	r := NewPolicy(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, nil, sent,
 		metrics.New(), hclog.New(&hclog.LoggerOptions{Output: &log}))
 
 	r.look()
@@ -61,8 +66,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 	r.look()
 	r.look()
 	if r.current.Policy() != p || strings.Count(log.String(), "refused") != 1 ||
-		!strings.Contains(r.state(), `unknown key "rulez"`) {
-		t.Errorf("a bad file: %s; state: %s", &log, r.state())
+		!strings.Contains(r.State(), `unknown key "rulez"`) {
+		t.Errorf("a bad file: %s; state: %s", &log, r.State())
 	}
 	if !slices.Equal(sent.events, []string{"PolicyRefused"}) ||
 		testutil.ToFloat64(r.metrics.FileRefused) != 1 {
@@ -73,8 +78,8 @@ func TestPolicyIsReloaded(t *testing.T) {
 	write(string(first) + "# changed\n")
 	must.OK(t, os.Chmod(file, 0o666))
 	r.look()
-	if r.current.Policy() != p || !strings.Contains(r.state(), "can be written by everyone") {
-		t.Errorf("a file that everybody may write came into force; state: %s", r.state())
+	if r.current.Policy() != p || !strings.Contains(r.State(), "can be written by everyone") {
+		t.Errorf("a file that everybody may write came into force; state: %s", r.State())
 	}
 
 	must.OK(t, os.Chmod(file, 0o600))
@@ -83,9 +88,9 @@ func TestPolicyIsReloaded(t *testing.T) {
 		t.Error("the file came into force at the first look, while it may still be written")
 	}
 	r.look()
-	if r.current.Policy() == p || strings.Contains(r.state(), "refused") ||
+	if r.current.Policy() == p || strings.Contains(r.State(), "refused") ||
 		!strings.Contains(log.String(), "is in force") {
-		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
+		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.State())
 	}
 	if sent.events[len(sent.events)-1] != "changed" ||
 		testutil.ToFloat64(r.metrics.FileRefused) != 0 ||
@@ -112,23 +117,22 @@ rules:
 	faults := &config.Faults{}
 	p := c.LoadPolicy(faults)
 	must.OK(t, faults.Err())
-	r := newPolicyReloader(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()},
-		&sentEvents{}, metrics.New(), hclog.NewNullLogger())
 	narrow, err := os.ReadFile(fixture.ConstrainedCA(t, []string{"here", "there"}, nil))
 	must.OK(t, err)
-	r.next, err = issuer.ParseCA(narrow)
-	must.OK(t, err)
+	next := must.Value(issuer.ParseCA(narrow))(t)
+	r := NewPolicy(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, next,
+		&sentEvents{}, metrics.New(), hclog.NewNullLogger())
 	write(file, "elsewhere")
 	r.look()
 	r.look()
-	if r.current.Policy() != p || !strings.Contains(r.state(), "refused") {
-		t.Errorf("it is in force: %s", r.state())
+	if r.current.Policy() != p || !strings.Contains(r.State(), "refused") {
+		t.Errorf("it is in force: %s", r.State())
 	}
 	write(file, "there")
 	r.look()
 	r.look()
-	if r.current.Policy() == p || strings.Contains(r.state(), "refused") {
-		t.Errorf("it is refused: %s", r.state())
+	if r.current.Policy() == p || strings.Contains(r.State(), "refused") {
+		t.Errorf("it is refused: %s", r.State())
 	}
 }
 
@@ -140,7 +144,7 @@ func TestWideRulesAreLogged(t *testing.T) {
 		policy.Options{ClusterDomain: "cluster.local", MaxLifetime: time.Hour})
 	must.OK(t, err)
 	var log bytes.Buffer
-	logWarnings(hclog.New(&hclog.LoggerOptions{Output: &log}), p.Warnings())
+	LogWarnings(hclog.New(&hclog.LoggerOptions{Output: &log}), p.Warnings())
 	const loudly = "rule everything: ANYONE (from.users: *) may have ANY name"
 	if !strings.Contains(log.String(), loudly) || !strings.Contains(log.String(), "[WARN]") {
 		t.Errorf("the log says %s", &log)
@@ -160,7 +164,7 @@ func TestBlockedKeysAreReloaded(t *testing.T) {
 		Lifetime: time.Hour}
 	p := c.LoadPolicy(&config.Faults{})
 	var log bytes.Buffer
-	r := newPolicyReloader(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, &sentEvents{},
+	r := NewPolicy(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, nil, &sentEvents{},
 		metrics.New(), hclog.New(&hclog.LoggerOptions{Output: &log}))
 	r.look()
 	if r.current.Policy() != p || log.Len() > 0 {
@@ -168,20 +172,20 @@ func TestBlockedKeysAreReloaded(t *testing.T) {
 	}
 	write("x\n")
 	r.look()
-	if r.current.Policy() != p || !strings.Contains(r.state(), "BLOCKED_KEYS_FILE: "+file) ||
-		!strings.Contains(r.state(), "line 1: ") {
-		t.Errorf("a bad file: %s; state: %s", &log, r.state())
+	if r.current.Policy() != p || !strings.Contains(r.State(), "BLOCKED_KEYS_FILE: "+file) ||
+		!strings.Contains(r.State(), "line 1: ") {
+		t.Errorf("a bad file: %s; state: %s", &log, r.State())
 	}
 	write(strings.Repeat("0", 64) + "\n" + strings.Repeat("1", 64))
 	r.look()
 	r.look()
 	if now := r.current.Policy(); now == p || now.BlockedKeys().Len() != 2 ||
-		strings.Contains(r.state(), "refused") {
-		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.state())
+		strings.Contains(r.State(), "refused") {
+		t.Errorf("a good file did not come into force: %s; state: %s", &log, r.State())
 	}
 	must.OK(t, os.Remove(file))
 	r.look()
-	if r.current.Policy().BlockedKeys().Len() != 2 || !strings.Contains(r.state(), "refused") {
-		t.Errorf("without the file: %s", r.state())
+	if r.current.Policy().BlockedKeys().Len() != 2 || !strings.Contains(r.State(), "refused") {
+		t.Errorf("without the file: %s", r.State())
 	}
 }
