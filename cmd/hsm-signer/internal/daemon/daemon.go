@@ -1,18 +1,26 @@
-// Package daemon is what "run" runs: it puts the controller, the issuer, the key and the journal of
-// each CA together, serves health, metrics and the status page, and reloads the files that may
-// change.
+// Package daemon is what "run" runs.
+//
+// Duty: put together, for each CA, the controller, the issuer, the keys, the journal and what watches
+// them; start and stop them in the right order; serve /readyz, the metrics and the status page; and
+// end the process once no CA can be helped but by a person.
+//
+// Contract: the parts know each other only through the interfaces that they declare. What they do
+// is in their own packages.
 package daemon
 
 import (
 	"context"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/anchors"
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/health"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/overview"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/reload"
 	"hsm-signer/issuer"
@@ -25,25 +33,27 @@ type Daemon struct {
 	service    *config.Service
 	warnings   []string // about the policy
 	metrics    *metrics.Metrics
+	lost       *loss
 	signing    *signing   // nil in a shadow
 	shadow     *shadowLog // nil in a process that signs
 	controller *kube.Controller
 	files      files
 	bundle     *anchors.Publisher // nil without TRUST_BUNDLE_FILE, and in a shadow
-	health     *health
-	page       *statusPage
+	health     *health.Health
+	page       *overview.Overview
 	logger     hclog.Logger
 }
 
 // newDaemon puts a daemon together; [Daemon.run] runs it, and must be called. It is not in touch
 // with the token, the API server or the disk. An error is one of the configuration.
-func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) (*Daemon, error) {
+func newDaemon(s *config.Service, counts *metrics.Metrics, lost *loss,
+	logger hclog.Logger) (*Daemon, error) {
 	warnings, err := config.LintRules(s.CA, s.Policy)
 	if err != nil {
 		return nil, err
 	}
-	d := Daemon{service: s, warnings: warnings, metrics: counts, logger: logger}
-	current, recent := policy.NewCurrent(s.Policy), &activity{}
+	d := Daemon{service: s, warnings: warnings, metrics: counts, lost: lost, logger: logger}
+	current, recent := policy.NewCurrent(s.Policy), &overview.Activity{}
 	serving := s.Controller(current.Policy)
 	serving.Decider, serving.Logger = current, logger.Named("kube")
 	serving.Sinks = []kube.Sink{counts, recent}
@@ -51,7 +61,7 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 		d.shadow = newShadowLog(s.StateDir)
 		d.shadow.configure(&serving, s.CA)
 	} else {
-		if d.signing, err = newSigning(s, counts, logger); err != nil {
+		if d.signing, err = newSigning(s, counts, lost, logger); err != nil {
 			return nil, err
 		}
 		d.signing.configure(&serving, s)
@@ -62,13 +72,43 @@ func newDaemon(s *config.Service, counts *metrics.Metrics, logger hclog.Logger) 
 		d.bundle = d.newBundle()
 		d.signing.rotator.Connect(d.controller, d.bundle)
 	}
-	d.health = newHealth(d.controller, s.Credential, d.signing, d.files, d.bundle)
-	d.page = newStatusPage(s, d.health, recent, d.controller, d.signing)
+	d.health = d.newHealth()
+	d.page = d.newPage(recent)
 	counts.PolicyInForce(s.Policy)
 	counts.WatchController(d.controller)
-	counts.Registry.MustRegister(readiness{d.health},
+	counts.Registry.MustRegister(metrics.HealthCollector{Health: d.health},
 		metrics.CredentialCollector{Source: s.Credential})
 	return &d, nil
+}
+
+// newHealth returns the health of what is put together.
+func (d *Daemon) newHealth() *health.Health {
+	h := &health.Health{Controller: d.controller, Credential: d.service.Credential,
+		Policy: d.files.policy}
+	if d.signing != nil {
+		h.Signing, h.CA = d.signing.health, d.files.ca
+	}
+	if d.files.next != nil {
+		h.NextCA = d.files.next
+	}
+	if d.bundle != nil {
+		h.Anchors, h.Bundle = d.files.anchors, d.bundle
+	}
+	return h
+}
+
+// newPage returns the status page of a process that starts now.
+func (d *Daemon) newPage(recent *overview.Activity) *overview.Overview {
+	page := &overview.Overview{Config: d.service.Config, Started: time.Now(), Health: d.health,
+		Activity: recent, Controller: d.controller}
+	if d.service.Lease != nil {
+		page.Identity = d.service.Lease.Identity
+	}
+	if p := d.signing; p != nil {
+		page.Signing = &overview.Signing{Keys: p.keys, Issuer: p.issuer, Expiry: p.expiry,
+			Stuck: p.stuck, Phase: p.rotator}
+	}
+	return page
 }
 
 // newBundle returns what publishes the roots of the CAs, and has its metric shown; nil if none are
@@ -99,7 +139,7 @@ func (d *Daemon) run(ctx context.Context, tried func()) error {
 	}
 	tried()
 	background := []func(context.Context) error{
-		d.controller.Run, d.watchCredential, d.health.watch,
+		d.controller.Run, d.watchCredential, d.health.Watch,
 	}
 	background = append(background, d.files.watches()...)
 	if d.signing != nil {
@@ -109,6 +149,11 @@ func (d *Daemon) run(ctx context.Context, tried func()) error {
 		background = append(background, d.bundle.Run)
 	}
 	return poll.All(ctx, background...)
+}
+
+// watchCredential applies a changed credential until the context ends.
+func (d *Daemon) watchCredential(ctx context.Context) error {
+	return d.service.Credential.Watch(ctx, d.controller, d.logger.Named("credential"))
 }
 
 // announce logs what is started, and what is doubtful about the configuration.
@@ -132,5 +177,5 @@ func (d *Daemon) start(ctx context.Context) (stop func(), err error) {
 		return d.shadow.stop, d.shadow.makeDir()
 	}
 	stop = d.signing.start()
-	return stop, d.signing.lost().note(d.signing.tryToken(ctx, d.service, d.logger))
+	return stop, d.lost.Note(d.signing.tryToken(ctx, d.service, d.logger))
 }

@@ -40,12 +40,9 @@ func New(c *config.Config, services []*config.Service, counts *metrics.Process,
 		if s.Name != "" {
 			log = logger.With("ca", s.Name)
 		}
-		d, err := newDaemon(s, counts.Of(s.Name), log)
+		d, err := newDaemon(s, counts.Of(s.Name), g.losses.of(s.Name, log), log)
 		if err != nil {
 			return nil, err
-		}
-		if lost := g.losses.of(s.Name, log); d.signing != nil { // a shadow is never lost
-			d.signing.health.token.lost = lost
 		}
 		g.daemons = append(g.daemons, d)
 	}
@@ -122,9 +119,9 @@ func (g *Group) statusHandler() http.Handler {
 	var pages []status.Source
 	for _, d := range g.daemons {
 		if d.service.Name == "" {
-			return status.Handler(d.page.page, docs.Runbook)
+			return status.Handler(d.page.Page, docs.Runbook)
 		}
-		pages = append(pages, status.Source{CA: d.service.Name, Now: d.page.page})
+		pages = append(pages, status.Source{CA: d.service.Name, Now: d.page.Page})
 	}
 	return status.IndexHandler(pages, docs.Runbook)
 }
@@ -157,7 +154,7 @@ func (g *Group) readyz(w http.ResponseWriter, daemons ...*Daemon) {
 		if d.service.Name != "" {
 			prefix = d.service.Name + "/"
 		}
-		ready = d.health.report(&text, prefix) && ready
+		ready = d.health.Report(&text, prefix) && ready
 	}
 	if !ready {
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -170,9 +167,9 @@ func (g *Group) State() string {
 	var all []string
 	for _, d := range g.daemons {
 		if d.service.Name == "" {
-			return d.health.state()
+			return d.health.State()
 		}
-		all = append(all, d.service.Name+": "+d.health.state())
+		all = append(all, d.service.Name+": "+d.health.State())
 	}
 	return strings.Join(all, "; ")
 }

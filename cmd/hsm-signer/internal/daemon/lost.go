@@ -13,19 +13,6 @@ import (
 	"hsm-signer/hsm"
 )
 
-// A lostFunc gets the error of a CA that only a person, or another process, can help, and nil for
-// one that works or waits. It returns an error if the process must end. A nil lostFunc ends it with
-// the first such error.
-type lostFunc func(error) error
-
-// note calls the function.
-func (f lostFunc) note(err error) error {
-	if f == nil {
-		return err
-	}
-	return f(err)
-}
-
 // losses knows which CAs of a process are lost. The process ends when all are. Until then those
 // that work continue, and a lost one is checked again, since a corrected PIN file helps it.
 type losses struct {
@@ -33,30 +20,41 @@ type losses struct {
 	all map[string]error // by CA; nil: it is not lost
 }
 
-// of returns the function for a CA.
-func (l *losses) of(ca string, logger hclog.Logger) lostFunc {
+// of adds a CA, which is not lost.
+func (l *losses) of(ca string, logger hclog.Logger) *loss {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all == nil {
 		l.all = map[string]error{}
 	}
 	l.all[ca] = nil
-	return func(err error) error {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		before := l.all[ca]
-		l.all[ca] = err
-		final := l.err()
-		switch {
-		case final != nil:
-		case err != nil && before == nil:
-			logger.Error("this CA has failed and signs nothing; the other CAs are served", "error",
-				err)
-		case err == nil && before != nil:
-			logger.Info("this CA works again")
-		}
-		return final
+	return &loss{process: l, ca: ca, logger: logger}
+}
+
+// A loss is that of one CA of a process.
+type loss struct {
+	process *losses
+	ca      string
+	logger  hclog.Logger
+}
+
+// Note is [keyring.Losses]'. It logs when the CA is lost, and when it works again.
+func (l *loss) Note(err error) error {
+	all := l.process
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	before := all.all[l.ca]
+	all.all[l.ca] = err
+	final := all.err()
+	switch {
+	case final != nil:
+	case err != nil && before == nil:
+		l.logger.Error("this CA has failed and signs nothing; the other CAs are served", "error",
+			err)
+	case err == nil && before != nil:
+		l.logger.Info("this CA works again")
 	}
+	return final
 }
 
 // err returns an error if every CA is lost. The caller must hold mu.

@@ -21,7 +21,7 @@ func TestProcessEndsWhenEveryCAIsLost(t *testing.T) {
 	first, second := l.of("first", logger.With("ca", "first")),
 		l.of("second", logger.With("ca", "second"))
 	for n, c := range []struct {
-		of   lostFunc
+		of   *loss
 		err  error
 		ends bool
 		says string
@@ -35,7 +35,7 @@ func TestProcessEndsWhenEveryCAIsLost(t *testing.T) {
 		{second, nil, false, "this CA works again"},
 	} {
 		log.Reset()
-		if err := c.of.note(c.err); (err != nil) != c.ends ||
+		if err := c.of.Note(c.err); (err != nil) != c.ends ||
 			(log.Len() > 0) != (c.says != "") || !strings.Contains(log.String(), c.says) {
 			t.Errorf("step %d: %v; the log says %q", n, err, log.String())
 		}
@@ -58,13 +58,13 @@ func TestExitCodeWhenEveryCAIsLost(t *testing.T) {
 		{[]error{key, pin}, exit.PIN},
 	} {
 		var l losses
-		var all []lostFunc
+		var all []*loss
 		for i := range c.lost {
 			all = append(all, l.of(fmt.Sprint("ca", i), hclog.NewNullLogger()))
 		}
 		var err error
 		for i, lost := range all {
-			err = lost.note(c.lost[i])
+			err = lost.Note(c.lost[i])
 		}
 		if exit.Code(err) != c.code {
 			t.Errorf("%v: exit code %d", c.lost, exit.Code(err))

@@ -10,6 +10,8 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/health"
+	"hsm-signer/cmd/hsm-signer/internal/keyring"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/refusal"
@@ -24,12 +26,14 @@ import (
 
 // signing is what a process that signs has in addition to the controller.
 type signing struct {
-	keys        *keyring
+	keys        *keyring.Keyring
 	journal     *journal.Journal
 	issuer      *issuer.Issuer
 	checkpoints *witness.Checkpointer // nil: none are wanted
 	keeper      *witness.Keeper
-	health      *signingHealth
+	token       *keyring.Watch
+	other       *keyring.OtherWatch
+	health      *health.Signing
 	rotator     *rotator.Rotator
 	expiry      *expiry.Watch
 	stuck       *stuck.Watch
@@ -37,7 +41,8 @@ type signing struct {
 
 // newSigning puts the parts together, and has their metrics shown. It is not in touch with the
 // token, and does not open the journal.
-func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*signing, error) {
+func newSigning(s *config.Service, m *metrics.Metrics, lost *loss,
+	logger hclog.Logger) (*signing, error) {
 	log := logger.Named("journal")
 	w := witness.New(s.StateDir, s.WitnessFile, s.CheckpointPublic, log)
 	j := journal.New(s.StateDir, journalOptions(s), w, log)
@@ -54,31 +59,31 @@ func newSigning(s *config.Service, m *metrics.Metrics, logger hclog.Logger) (*si
 	if err != nil {
 		return nil, err
 	}
-	p := &signing{keys: newKeyring(), journal: j, issuer: is, rotator: rotates,
+	p := &signing{keys: keyring.New(is), journal: j, issuer: is, rotator: rotates,
 		keeper: witness.NewKeeper(w, nil),
 		expiry: expiry.NewWatch(j, s.Client, logger.Named("expiry")),
 		stuck:  stuck.NewWatch(j, s.Client, logger.Named("stuck"))}
-	keys := []*loggedKey{{name: "the CA's key", key: key}}
-	p.keys.ca, rotates.Issuer = is, is
-	p.keys.add(s.CA, key)
+	keys := []keyring.NamedKey{{Name: "the CA's key", Key: key}}
+	rotates.Issuer = is
+	p.keys.Add(s.CA, key)
 	if next, err := p.addNext(s, m); err != nil {
 		return nil, err
 	} else if next != nil {
-		keys = append(keys, &loggedKey{name: "the next CA's key", key: next})
+		keys = append(keys, keyring.NamedKey{Name: "the next CA's key", Key: next})
 	}
 	if checkpoint != nil {
 		signer := witness.NewKey(checkpoint, s.CheckpointPublic)
 		p.keeper = witness.NewKeeper(w, signer)
 		p.checkpoints = witness.NewCheckpointer(j, signer, s.Checkpoints.Interval, log)
-		keys = append(keys, &loggedKey{name: "the checkpoint key", key: checkpoint})
+		keys = append(keys, keyring.NamedKey{Name: "the checkpoint key", Key: checkpoint})
 	}
 	// test signatures can be recorded when the journal is open
-	token := newTokenWatch(p.keys, keys, j.Opened(), s.InPod, logger.Named("health"))
-	p.health = &signingHealth{token: token, ca: is, journal: j, witness: w,
-		standby: s.Lease != nil, phase: rotates,
-		other: newOtherKey(p.keys, logger.Named("health"))}
+	p.token = keyring.NewWatch(p.keys, keys, j.Opened(), s.InPod, lost, logger.Named("health"))
+	p.other = keyring.NewOtherWatch(p.keys, logger.Named("health"))
+	p.health = &health.Signing{Token: p.token, Other: p.other, Issuer: is, Journal: j, Witness: w,
+		Phase: rotates, Standby: s.Lease != nil}
 	if s.PodCertificates {
-		p.health.clock = s.Clock
+		p.health.Clock = s.Clock
 	}
 	p.register(m, s.Token.AllowExtractable)
 	return p, nil
@@ -94,7 +99,7 @@ func (p *signing) addNext(s *config.Service, m *metrics.Metrics) (*hsm.Key, erro
 	if err != nil {
 		return nil, err
 	}
-	p.keys.add(s.Next.CA, key)
+	p.keys.Add(s.Next.CA, key)
 	p.rotator.Proved = key.Healthy
 	return key, p.issuer.Next(s.Next.Authority(caKey{key, p.journal, p.rotator, m}))
 }
@@ -128,7 +133,7 @@ func (p *signing) configure(c *kube.Config, s *config.Service) {
 
 // A process is this process as a candidate for the lease; see [kube.Process].
 type process struct {
-	*signingHealth
+	*health.Signing
 	*witness.Witness
 	rotator *rotator.Rotator
 }
@@ -146,9 +151,6 @@ func (p *signing) start() (stop func()) {
 		p.keys.Close()
 	}
 }
-
-// lost returns what is told when only a person can help.
-func (p *signing) lost() lostFunc { return p.health.token.lost }
 
 // tryToken tries the token once. It returns an error for what only a human can fix, and nil for a
 // missing token, which may still appear.
@@ -169,9 +171,9 @@ func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.
 
 // watches are what runs alongside the controller.
 func (p *signing) watches() []func(context.Context) error {
-	all := []func(context.Context) error{p.health.token.run, p.keeper.Watch, p.expiry.Run,
+	all := []func(context.Context) error{p.token.Run, p.keeper.Watch, p.expiry.Run,
 		p.stuck.Run, p.rotator.Run, p.rotator.Watch,
-		p.health.other.run}
+		p.other.Run}
 	if p.checkpoints != nil {
 		all = append(all, p.checkpoints.Watch)
 	}

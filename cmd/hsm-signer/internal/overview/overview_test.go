@@ -1,6 +1,7 @@
-package daemon
+package overview
 
 import (
+	"encoding/pem"
 	"errors"
 	"math"
 	"slices"
@@ -9,11 +10,15 @@ import (
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/cmd/hsm-signer/internal/health"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/hsm"
+	"hsm-signer/internal/must"
+	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
 	"hsm-signer/policy"
@@ -29,19 +34,65 @@ type notFound struct{}
 
 func (notFound) Report() expiry.Report { return expiry.Report{} }
 
+// testController watches requests, has all permissions, and leads without an election, unless its
+// fields say otherwise.
+type testController struct {
+	stands     bool   // by
+	leader     string // of many
+	pace       pace.State
+	cleanFault error
+	open       kube.Open
+}
+
+func (c *testController) Ready() error        { return nil }
+func (c *testController) Permitted() error    { return nil }
+func (c *testController) Leads() bool         { return !c.stands }
+func (c *testController) Leader() string      { return c.leader }
+func (c *testController) Open() kube.Open     { return c.open }
+func (c *testController) Pace() pace.State    { return c.pace }
+func (c *testController) CleanUpFault() error { return c.cleanFault }
+
+// A testPart of the process is well unless it has a fault. It is a file with a mistake, a journal,
+// or a credential, too.
+type testPart struct{ fault error }
+
+func (p testPart) Fault() error                { return p.fault }
+func (p testPart) Refusal() error              { return p.fault }
+func (testPart) State() string                 { return "in force x" }
+func (testPart) Expiries() []credential.Expiry { return nil }
+
+// A testJournal is well.
+type testJournal struct{}
+
+func (testJournal) State() error     { return nil }
+func (testJournal) Suspicion() error { return nil }
+
+// A testIssuer issues under that CA.
+type testIssuer struct{ ca *issuer.CA }
+
+func (i testIssuer) CA() *issuer.CA { return i.ca }
+
+// noOtherKey is that without a rotation.
+type noOtherKey struct{}
+
+func (noOtherKey) Fault() (exists bool, err error) { return false, nil }
+
 // newTestPage is of one that signs, is well, and leads without an election.
-func newTestPage(t *testing.T) *statusPage {
+func newTestPage(t *testing.T) *Overview {
 	t.Helper()
-	h := newTestHealth(t)
-	h.signing.token.note(nil)
-	return &statusPage{
-		config: &config.Config{Mode: kube.Approve,
+	c, is := &testController{}, testIssuer{must.Value(issuer.ParseCA(pem.EncodeToMemory(
+		&pem.Block{Type: "CERTIFICATE", Bytes: fixture.NewCA(t).Certificate.Raw})))(t)}
+	return &Overview{
+		Config: &config.Config{Mode: kube.Approve,
 			SignerNames: []string{"example.com/calico"}},
-		health: h, activity: &activity{}, started: time.Now(),
-		controller: h.controller.(*testController),
-		signing: &shownSigning{
-			key: &testStats{hsm.Sessions{Open: 3, InUse: 2, Most: 16}}, ca: h.signing.ca,
-			expiry: notFound{}, stuck: stuckReport{}, phase: testFacts(nil),
+		Health: &health.Health{Controller: c, Credential: testPart{}, Policy: testPart{},
+			CA: testPart{},
+			Signing: &health.Signing{Token: testPart{}, Other: noOtherKey{}, Issuer: is,
+				Journal: testJournal{}, Witness: testJournal{}, Phase: testFacts(nil)}},
+		Activity: &Activity{}, Started: time.Now(), Controller: c,
+		Signing: &Signing{
+			Keys: &testStats{hsm.Sessions{Open: 3, InUse: 2, Most: 16}}, Issuer: is,
+			Expiry: notFound{}, Stuck: stuckReport{}, Phase: testFacts(nil),
 		},
 	}
 }
@@ -50,25 +101,27 @@ func newTestPage(t *testing.T) *statusPage {
 type testFacts []string
 
 func (f testFacts) Facts() []string { return f }
+func (testFacts) Unclear() error    { return nil }
+func (testFacts) Summary() string   { return "" }
 
 func TestStatusPageInARotation(t *testing.T) {
 	s := newTestPage(t)
-	s.signing.phase = testFacts{"trusted since noon", "certificates in use: 2"}
-	if p := s.page(); !slices.Equal(p.Rotation, s.signing.phase.Facts()) {
+	s.Signing.Phase = testFacts{"trusted since noon", "certificates in use: 2"}
+	if p := s.Page(); !slices.Equal(p.Rotation, s.Signing.Phase.Facts()) {
 		t.Errorf("%q", p.Rotation)
 	}
 }
 
 func TestStatusPageOfOneThatStandsBy(t *testing.T) {
 	s := newTestPage(t)
-	if p := s.page(); !p.Leads || p.Leader != "" || p.CA == nil ||
+	if p := s.Page(); !p.Leads || p.Leader != "" || p.CA == nil ||
 		p.Sessions != "3 PKCS#11 sessions open; 2 of at most 16 sign" {
 		t.Errorf("alone: %+v", p)
 	}
-	s.controller.(*testController).stands = true
-	s.controller.(*testController).leader, s.identity = "other_1", "this_2"
-	s.signing.key = &testStats{}
-	if p := s.page(); p.Leads || p.Leader != "other_1" || p.Identity != "this_2" ||
+	s.Controller.(*testController).stands = true
+	s.Controller.(*testController).leader, s.Identity = "other_1", "this_2"
+	s.Signing.Keys = &testStats{}
+	if p := s.Page(); p.Leads || p.Leader != "other_1" || p.Identity != "this_2" ||
 		p.Sessions != "not connected" {
 		t.Errorf("one that stands by: %+v", p)
 	}
@@ -77,11 +130,11 @@ func TestStatusPageOfOneThatStandsBy(t *testing.T) {
 // A shadow has no token, no CA and no journal, and no one tells it who leads.
 func TestStatusPageOfAShadow(t *testing.T) {
 	s := newTestPage(t)
-	s.config.Mode = kube.Shadow
-	s.signing, s.health.signing = nil, nil
-	s.activity.Report(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue,
+	s.Config.Mode = kube.Shadow
+	s.Signing, s.Health.Signing = nil, nil
+	s.Activity.Report(kube.Outcome{UID: "1", Name: "csr-1", Result: kube.ResultWouldIssue,
 		At: time.Now()})
-	p := s.page()
+	p := s.Page()
 	if p.CA != nil || p.Token != "" || p.Sessions != "" || p.Mode != "shadow" ||
 		len(p.Decisions) != 1 || !p.Decisions[0].Good {
 		t.Errorf("%+v", p)
@@ -107,10 +160,10 @@ func TestStrangeCertificatesAreAHint(t *testing.T) {
 		{map[kube.Issuance]int{kube.Unrecorded: 1}, true},
 		{nil, false},
 	} {
-		for _, sink := range []kube.Sink{m, s.activity} {
+		for _, sink := range []kube.Sink{m, s.Activity} {
 			sink.Report(kube.Census{Certificates: step.origins})
 		}
-		hints := strings.Join(s.page().Hints, "\n")
+		hints := strings.Join(s.Page().Hints, "\n")
 		if strings.Contains(hints, "HSMSignerForeignCertificate") != step.hint ||
 			strings.Contains(fixture.Scrape(m.Handler()),
 				"hsm_signer_certificates_in_cluster{") != (step.origins != nil) {
@@ -137,7 +190,7 @@ func TestManyRequestsAreAHint(t *testing.T) {
 			"hsm_signer_requests_in_cluster 6001\n"},
 		{0, false, "", ""},
 	} {
-		for _, sink := range []kube.Sink{m, s.activity} {
+		for _, sink := range []kube.Sink{m, s.Activity} {
 			sink.Report(kube.RequestCount{Requests: step.n, Known: step.known})
 		}
 		hints, metrics := strings.Join(s.cleanUpHints(), "\n"), fixture.Scrape(m.Handler())
@@ -149,8 +202,8 @@ func TestManyRequestsAreAHint(t *testing.T) {
 			t.Errorf("%+v: %s", step, metrics)
 		}
 	}
-	s.controller.(*testController).cleanFault = errors.New("may not delete")
-	if hints := s.page().Hints; !strings.Contains(strings.Join(hints, "\n"),
+	s.Controller.(*testController).cleanFault = errors.New("may not delete")
+	if hints := s.Page().Hints; !strings.Contains(strings.Join(hints, "\n"),
 		"left to Kubernetes: may not delete") {
 		t.Errorf("%q", hints)
 	}
@@ -178,15 +231,15 @@ func TestPodsThatAreDarkComeFirst(t *testing.T) {
 // What waits is shown with its reasons, and is a hint when it waits for too long.
 func TestOpenRequestsAreShown(t *testing.T) {
 	s := newTestPage(t)
-	c := s.controller.(*testController)
-	if p := s.page(); p.Open != nil {
+	c := s.Controller.(*testController)
+	if p := s.Page(); p.Open != nil {
 		t.Errorf("they are not known: %+v", p.Open)
 	}
 	for waited, hint := range map[time.Duration]bool{0: false, 15 * time.Second: false,
 		16 * time.Second: true} {
 		c.open = kube.Open{Known: true, Unanswered: waited,
 			States: map[kube.OpenState]int{kube.OpenFailing: 2, kube.OpenHeld: 1}}
-		p := s.page()
+		p := s.Page()
 		if !slices.Equal(p.Open.States, []status.OpenState{
 			{Name: "held back for slow clients", Count: 1}, {Name: "failing", Count: 2, Bad: true},
 		}) || strings.Contains(strings.Join(p.Hints, "\n"), "HSMSignerUnanswered") != hint {
@@ -199,9 +252,9 @@ func TestOpenRequestsAreShown(t *testing.T) {
 func TestHeldRefusalsAreShown(t *testing.T) {
 	s := newTestPage(t)
 	for held, hint := range map[int]bool{0: false, 2: true} {
-		s.controller.(*testController).open = kube.Open{Known: true,
+		s.Controller.(*testController).open = kube.Open{Known: true,
 			States: map[kube.OpenState]int{kube.OpenRefusalHeld: held}}
-		p := s.page()
+		p := s.Page()
 		if strings.Contains(strings.Join(p.Hints, "\n"), "2 requests held open") != hint ||
 			slices.Contains(p.Open.States, status.OpenState{Name: "refused, but held open",
 				Count: 2, Bad: true}) != hint {
@@ -213,11 +266,11 @@ func TestHeldRefusalsAreShown(t *testing.T) {
 // Since when a part is at fault is shown, and so is the policy's name.
 func TestSinceIsShown(t *testing.T) {
 	s := newTestPage(t)
-	s.config.PolicyFile = "/etc/p.yaml"
-	s.signing.ca, s.health.policy = s.health.signing.ca, refusedFile{}
-	s.health.signing.token.note(errors.New("gone"))
-	s.controller.(*testController).stands = true
-	p := s.page()
+	s.Config.PolicyFile = "/etc/p.yaml"
+	s.Health.Policy, s.Health.Signing.Token = testPart{errors.New("line 3")},
+		testPart{errors.New("gone")}
+	s.Controller.(*testController).stands = true
+	p := s.Page()
 	if p.Policy != "/etc/p.yaml, in force x" || p.LostSince.IsZero() ||
 		!strings.Contains(strings.Join(p.Hints, "\n"), "line 3 (since 20") {
 		t.Errorf("%+v", p)
@@ -228,12 +281,6 @@ func TestSinceIsShown(t *testing.T) {
 		}
 	}
 }
-
-// A refusedFile has a mistake.
-type refusedFile struct{}
-
-func (refusedFile) State() string  { return "in force x" }
-func (refusedFile) Refusal() error { return errors.New("line 3") }
 
 func TestPaceInWords(t *testing.T) {
 	for want, state := range map[string]pace.State{

@@ -1,4 +1,4 @@
-package daemon
+package overview
 
 import (
 	"slices"
@@ -15,9 +15,8 @@ const (
 	longestText  = 600 // bytes of one text of an outcome
 )
 
-// activity remembers what a controller reported lately, for the status page. It is safe for
-// concurrent use.
-type activity struct {
+// Activity remembers what a controller reported lately. It is safe for concurrent use.
+type Activity struct {
 	mu     sync.Mutex
 	recent []kube.Outcome // the latest last
 	issued [minutesKept]int
@@ -28,7 +27,7 @@ type activity struct {
 }
 
 // Report is [kube.Sink]'s.
-func (a *activity) Report(r kube.Report) {
+func (a *Activity) Report(r kube.Report) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch r := r.(type) {
@@ -42,7 +41,7 @@ func (a *activity) Report(r kube.Report) {
 }
 
 // add keeps an outcome: a request has one entry, with its last. The caller must hold mu.
-func (a *activity) add(o kube.Outcome) {
+func (a *Activity) add(o kube.Outcome) {
 	for _, text := range []*string{&o.Name, &o.Requester, &o.Reason} {
 		*text = terminal.OneLine((*text)[:min(len(*text), longestText)])
 	}
@@ -58,7 +57,7 @@ func (a *activity) add(o kube.Outcome) {
 }
 
 // advance makes the last entry that of the time.
-func (a *activity) advance(now time.Time) {
+func (a *Activity) advance(now time.Time) {
 	minute := now.Unix() / 60
 	passed := min(max(minute-a.minute, 0), minutesKept)
 	if passed > 0 {
@@ -70,7 +69,7 @@ func (a *activity) advance(now time.Time) {
 
 // last returns the outcomes, the latest first, and how many certificates were issued in each of the
 // last minutes, the latest last.
-func (a *activity) last(now time.Time) ([]kube.Outcome, []int) {
+func (a *Activity) last(now time.Time) ([]kube.Outcome, []int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.advance(now)
@@ -81,14 +80,14 @@ func (a *activity) last(now time.Time) ([]kube.Outcome, []int) {
 
 // unexpected is the number of certificates on requests of our signers that were made neither here
 // nor by the CA for another journal.
-func (a *activity) unexpected() int {
+func (a *Activity) unexpected() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.certificates[kube.Foreign] + a.certificates[kube.Unrecorded]
 }
 
 // requestCount is the number of requests in the cluster; 0 if it is not known.
-func (a *activity) requestCount() int {
+func (a *Activity) requestCount() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.requests

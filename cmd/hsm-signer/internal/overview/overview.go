@@ -1,56 +1,36 @@
-package daemon
+// Package overview gathers what the status page of a CA shows.
+//
+// Duty: put into words what the parts of a process know: their health, the leader, the open
+// requests, the latest decisions, and the pods that will outlive their certificates; and hint at
+// what to do.
+//
+// Contract: only what is known already is shown, so a page costs nothing. Its form is the duty of
+// package status.
+package overview
 
 import (
-	"cmp"
 	"fmt"
 	"math"
-	"slices"
-	"strings"
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
+	"hsm-signer/cmd/hsm-signer/internal/health"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
-	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
+	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/kube/pace"
 )
 
-// paceInWords describes the pace of answers for the status page.
-func paceInWords(s pace.State) string {
-	rate := "at once"
-	switch {
-	case s.Rate == 0:
-		rate = "none for the moment"
-	case !math.IsInf(s.Rate, 1):
-		rate = fmt.Sprintf("%.0f a second", math.Ceil(s.Rate))
-	}
-	if s.Waiting > 0 {
-		rate += fmt.Sprintf(", %d held back", s.Waiting)
-	}
-	return fmt.Sprintf("%s (%s)", rate, s.Reason)
-}
-
 // caWarning is how long before the CA's end the page warns of it, as the alert does.
 const caWarning = 90 * 24 * time.Hour
 
-// A statusPage gathers what the status page shows.
-type statusPage struct {
-	config     *config.Config
-	identity   string // its own among many; empty without an election
-	health     *health
-	activity   *activity
-	controller shownController
-	signing    *shownSigning // nil in a shadow
-	started    time.Time
-}
-
-// A shownController is a controller as the page shows it.
-type shownController interface {
+// A Controller is a controller as the page shows it.
+type Controller interface {
 	Leads() bool
 	Leader() string // who leads, of many
 	Open() kube.Open
@@ -58,61 +38,58 @@ type shownController interface {
 	CleanUpFault() error // why finished requests cannot be deleted
 }
 
-// shownSigning is what the page shows only of a process that signs.
-type shownSigning struct {
-	key    interface{ Stats() hsm.Stats }
-	ca     caHolder
-	expiry interface{ Report() expiry.Report }
-	stuck  interface{ Report() stuck.Report }
-	phase  interface{ Facts() []string }
+// Signing is what the page shows only of a process that signs.
+type Signing struct {
+	Keys   interface{ Stats() hsm.Stats }
+	Issuer interface{ CA() *issuer.CA }
+	Expiry interface{ Report() expiry.Report }
+	Stuck  interface{ Report() stuck.Report }
+	Phase  interface{ Facts() []string } // of a rotation of the CA
 }
 
-// newStatusPage returns the page of a process that started now.
-func newStatusPage(s *config.Service, h *health, recent *activity, c shownController,
-	signs *signing) *statusPage {
-	page := &statusPage{config: s.Config, health: h, activity: recent, controller: c,
-		started: time.Now()}
-	if s.Lease != nil {
-		page.identity = s.Lease.Identity
-	}
-	if signs != nil {
-		page.signing = &shownSigning{signs.keys, signs.issuer, signs.expiry, signs.stuck,
-			signs.rotator}
-	}
-	return page
+// An Overview gathers what the page shows. Its fields must not change once it is in use; then it is
+// safe for concurrent use.
+type Overview struct {
+	Config     *config.Config
+	Identity   string    // its own among many; empty without an election
+	Started    time.Time // when the process started
+	Health     *health.Health
+	Activity   *Activity
+	Controller Controller
+	Signing    *Signing // nil in a shadow
 }
 
-// page is how things stand now. Nobody is asked, so that who looks costs nothing.
-func (s *statusPage) page() status.Page {
+// Page is how things stand now.
+func (o *Overview) Page() status.Page {
 	now := time.Now()
-	recent, issued := s.activity.last(now)
-	open := s.controller.Open()
+	recent, issued := o.Activity.last(now)
+	open := o.Controller.Open()
 	p := status.Page{
-		Now: now, Started: s.started, Version: "hsm-signer " + buildinfo.Version(),
-		Signers: s.config.SignerNames, Mode: string(s.config.Mode), Parts: s.shownParts(),
-		Leads: s.controller.Leads(), Leader: s.controller.Leader(), Identity: s.identity,
-		Open: shownOpen(open), Pace: paceInWords(s.controller.Pace()),
-		Policy: s.config.PolicyFile + ", " + s.health.policy.State(), Issued: issued,
+		Now: now, Started: o.Started, Version: "hsm-signer " + buildinfo.Version(),
+		Signers: o.Config.SignerNames, Mode: string(o.Config.Mode), Parts: o.shownParts(),
+		Leads: o.Controller.Leads(), Leader: o.Controller.Leader(), Identity: o.Identity,
+		Open: shownOpen(open), Pace: paceInWords(o.Controller.Pace()),
+		Policy: o.Config.PolicyFile + ", " + o.Health.Policy.State(), Issued: issued,
 	}
 	for _, outcome := range recent {
 		p.Decisions = append(p.Decisions, decisionOf(outcome))
 	}
-	s.addRemarks(&p)
-	if n := s.activity.unexpected(); n > 0 {
+	o.addRemarks(&p)
+	if n := o.Activity.unexpected(); n > 0 {
 		p.Hints = append(p.Hints, fmt.Sprintf("Certificates on requests of our signers that "+
 			"hsm-signer did not make: %d. docs/runbook.md: HSMSignerForeignCertificate", n))
 	}
-	p.Hints = append(p.Hints, s.cleanUpHints()...)
+	p.Hints = append(p.Hints, o.cleanUpHints()...)
 	p.Hints = append(p.Hints, heldHints(open)...)
-	s.addCredential(&p)
-	if s.signing != nil {
-		s.addSigning(&p)
+	o.addCredential(&p)
+	if o.Signing != nil {
+		o.addSigning(&p)
 	}
 	return p
 }
 
 // addRemarks adds what is at fault without making the process unready, with its time.
-func (s *statusPage) addRemarks(p *status.Page) {
+func (o *Overview) addRemarks(p *status.Page) {
 	names := map[string]string{
 		"policy_file":  "The policy file is refused, and the policy before it stays in force",
 		"ca_file":      "CA_CERT_FILE is refused, and the certificate before it stays in use",
@@ -125,15 +102,15 @@ func (s *statusPage) addRemarks(p *status.Page) {
 		"kubeconfig": "The changed kubeconfig is refused, and the credential before it stays in " +
 			"use",
 	}
-	for _, remark := range s.health.remarks() {
-		name, named := names[remark.name]
+	for _, remark := range o.Health.Remarks() {
+		name, named := names[remark.Name]
 		switch {
-		case remark.err == nil:
+		case remark.Err == nil:
 		case named:
-			p.Hints = append(p.Hints, fmt.Sprintf("%s: %v (since %s)", name, remark.err,
-				remark.since.UTC().Format(time.RFC3339)))
-		case remark.name == "lease":
-			p.LostSince = remark.since
+			p.Hints = append(p.Hints, fmt.Sprintf("%s: %v (since %s)", name, remark.Err,
+				remark.Since.UTC().Format(time.RFC3339)))
+		case remark.Name == "lease":
+			p.LostSince = remark.Since
 		}
 	}
 	if p.Open != nil && p.Open.Unanswered > overdue {
@@ -141,17 +118,6 @@ func (s *statusPage) addRemarks(p *status.Page) {
 			"for %s. docs/runbook.md: HSMSignerUnanswered",
 			p.Open.Unanswered.Round(time.Second)))
 	}
-}
-
-// heldHints warn of requests of running pods that are refused.
-func heldHints(o kube.Open) []string {
-	n := o.States[kube.OpenRefusalHeld]
-	if n == 0 {
-		return nil
-	}
-	return []string{fmt.Sprintf("The policy refuses certificates to running pods, whose "+
-		"volumes freeze if it stays in force: %s held open, with the latest among the decisions "+
-		"below. docs/runbook.md: HSMSignerRefusalsHeld", terminal.Plural(n, "request"))}
 }
 
 // overdue is how long requests are without an answer when the page warns of it, as the alert does.
@@ -165,7 +131,7 @@ func shownOpen(o kube.Open) *status.Open {
 	shown := &status.Open{Oldest: o.Oldest, LastAnswer: o.LastAnswer, Unanswered: o.Unanswered}
 	for _, state := range kube.OpenStates {
 		if n := o.States[state]; n > 0 {
-			shown.States = append(shown.States, status.OpenState{Name: stateNames[state],
+			shown.States = append(shown.States, status.OpenState{Name: health.StateName(state),
 				Count: n, Bad: state == kube.OpenFailing || state == kube.OpenRefusalHeld})
 		}
 	}
@@ -173,23 +139,23 @@ func shownOpen(o kube.Open) *status.Open {
 }
 
 // addSigning adds what only those who sign have.
-func (s *statusPage) addSigning(p *status.Page) {
-	cert := s.signing.ca.CA().Certificate()
+func (o *Overview) addSigning(p *status.Page) {
+	cert := o.Signing.Issuer.CA().Certificate()
 	p.CA = &status.CA{Subject: cert.Subject.String(), NotAfter: cert.NotAfter,
 		SHA256: fingerprint.Of(cert.Raw)}
-	p.Rotation = s.signing.phase.Facts()
-	p.Token = s.config.Token.Token.String() + ", " + s.config.Token.Key.String()
-	p.Sessions = sessionsOf(s.signing.key.Stats().Sessions)
+	p.Rotation = o.Signing.Phase.Facts()
+	p.Token = o.Config.Token.Token.String() + ", " + o.Config.Token.Key.String()
+	p.Sessions = sessionsOf(o.Signing.Keys.Stats().Sessions)
 	if left := cert.NotAfter.Sub(p.Now); left > 0 && left < caWarning {
 		p.Hints = append(p.Hints, fmt.Sprintf("The CA ends in %d days, and no certificate "+
 			"outlives it. Make the next one now: docs/ceremony.md", int(left.Hours()/24)))
 	}
-	if s.config.Token.AllowExtractable {
+	if o.Config.Token.AllowExtractable {
 		p.Hints = append(p.Hints, "ALLOW_EXTRACTABLE_KEY is set: the CA's key may be one that "+
 			"can leave its token. For trials only.")
 	}
-	p.Hints = append(p.Hints, stuckHints(s.signing.stuck.Report())...)
-	report := s.signing.expiry.Report()
+	p.Hints = append(p.Hints, stuckHints(o.Signing.Stuck.Report())...)
+	report := o.Signing.Expiry.Report()
 	p.Ending = endingOf(report.Pods, p.Now)
 	if report.Fault != nil {
 		p.Unknown = report.Fault.Error()
@@ -224,16 +190,16 @@ var shownNames = map[string][2]string{
 		"the API server (chronyc tracking). docs/runbook.md: HSMSignerNotReady"},
 }
 
-func (s *statusPage) shownParts() []status.Part {
+func (o *Overview) shownParts() []status.Part {
 	var shown []status.Part
-	for _, p := range s.health.parts() {
-		texts, known := shownNames[p.name]
-		part := status.Part{Name: p.name, Note: p.note, Since: p.since}
+	for _, p := range o.Health.Parts() {
+		texts, known := shownNames[p.Name]
+		part := status.Part{Name: p.Name, Note: p.Note, Since: p.Since}
 		if known {
 			part.Name = texts[0]
 		}
-		if p.err != nil {
-			part.Fault, part.Do = p.err.Error(), texts[1]
+		if p.Err != nil {
+			part.Fault, part.Do = p.Err.Error(), texts[1]
 		}
 		shown = append(shown, part)
 	}
@@ -252,44 +218,17 @@ func decisionOf(o kube.Outcome) status.Decision {
 	return d
 }
 
-// endingOf puts the pods of one workload together, the earliest first.
-func endingOf(pods []expiry.Endangered, now time.Time) []status.Ending {
-	byCommand := map[string]int{}
-	var all []status.Ending
-	for _, e := range pods {
-		restart := e.Pod.Restart()
-		i, known := byCommand[restart]
-		if !known {
-			i = len(all)
-			byCommand[restart] = i
-			all = append(all,
-				status.Ending{Workload: ownerOf(e.Pod), First: e.NotAfter, Restart: restart})
-		}
-		if name := e.Pod.Namespace + "/" + e.Pod.Name; !slices.Contains(all[i].Pods, name) {
-			all[i].Pods = append(all[i].Pods, name)
-			if e.Ended(now) { // its first certificate to end comes first
-				all[i].Dark++
-			}
-		}
-		all[i].First = earlier(all[i].First, e.NotAfter)
+// paceInWords describes the pace of answers for the status page.
+func paceInWords(s pace.State) string {
+	rate := "at once"
+	switch {
+	case s.Rate == 0:
+		rate = "none for the moment"
+	case !math.IsInf(s.Rate, 1):
+		rate = fmt.Sprintf("%.0f a second", math.Ceil(s.Rate))
 	}
-	slices.SortStableFunc(all, func(a, b status.Ending) int {
-		return cmp.Or(a.First.Compare(b.First), strings.Compare(a.Workload, b.Workload))
-	})
-	return all
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
+	if s.Waiting > 0 {
+		rate += fmt.Sprintf(", %d held back", s.Waiting)
 	}
-	return a
-}
-
-// ownerOf says in words what a pod is restarted by.
-func ownerOf(pod kube.LivePod) string {
-	if pod.Owner.Kind == "" {
-		return "nothing makes it again"
-	}
-	return pod.Owner.Kind + " " + pod.Owner.Namespace + "/" + pod.Owner.Name
+	return fmt.Sprintf("%s (%s)", rate, s.Reason)
 }

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
 )
@@ -30,16 +29,4 @@ func (a answers) Refused(uids []string) (map[string]bool, error) {
 		}
 	}
 	return refused, nil
-}
-
-// cleanUpHints are what the status page says of finished requests.
-func (s *statusPage) cleanUpHints() (hints []string) {
-	if crowded := config.AdviseCleanUp(s.activity.requestCount()); crowded != "" {
-		hints = append(hints, crowded)
-	}
-	if err := s.controller.CleanUpFault(); err != nil {
-		hints = append(hints,
-			"Finished requests cannot be deleted, and are left to Kubernetes: "+err.Error())
-	}
-	return hints
 }

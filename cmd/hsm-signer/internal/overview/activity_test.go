@@ -1,4 +1,4 @@
-package daemon
+package overview
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 )
 
 func TestActivityKeepsTheLast(t *testing.T) {
-	var a activity
+	var a Activity
 	begin := time.Unix(6000, 0)
 	for n := range 60 {
 		a.Report(kube.Outcome{UID: fmt.Sprint(n), Result: kube.ResultIssued,

@@ -6,7 +6,6 @@ import (
 
 	"hsm-signer/hsm"
 	"hsm-signer/issuer/journal"
-	"hsm-signer/kube"
 )
 
 // probeTimeout bounds the wait for a line that says that a test signature is made.
@@ -25,14 +24,4 @@ func (p probes) record(ctx context.Context, when hsm.ProbeTime) error {
 	defer cancel()
 	return p.journal.Append(ctx, journal.Probe{When: string(when), Text: hsm.ProbeText,
 		KeySHA256: p.key})
-}
-
-// refusalSink records each refusal in the log next to the journal.
-type refusalSink struct{ journal *journal.Journal }
-
-// Report is [kube.Sink]'s.
-func (s refusalSink) Report(r kube.Report) {
-	if o, is := r.(kube.Outcome); is && o.Result == kube.ResultRefused {
-		s.journal.Refused(decision(o))
-	}
 }

@@ -1,4 +1,4 @@
-package daemon
+package health
 
 import (
 	"errors"
@@ -36,9 +36,9 @@ func TestPartOfTheCredential(t *testing.T) {
 		{credentials{refusal: errors.New("a mistake")}, "", "is refused: a mistake"},
 	} {
 		p := credentialPart(c.state, now)
-		if (p.err == nil) != (c.err == "") ||
-			p.err != nil && !strings.Contains(p.err.Error(), c.err) ||
-			(p.note == "") != (c.note == "") || !strings.Contains(p.note, c.note) {
+		if (p.Err == nil) != (c.err == "") ||
+			p.Err != nil && !strings.Contains(p.Err.Error(), c.err) ||
+			(p.Note == "") != (c.note == "") || !strings.Contains(p.Note, c.note) {
 			t.Errorf("%+v: %+v", c.state, p)
 		}
 	}
