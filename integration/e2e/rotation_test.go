@@ -406,6 +406,13 @@ func TestReplicaThatDoesNotKnowThePhase(t *testing.T) {
 	r.stepLater(t, "signing", "sign")
 	r.requireSigns(t, r.next)
 
+	good := pemOf(t, r.next)
+	must.OK(t, os.WriteFile(r.next.CertFile, []byte(pemOf(t, ca)), 0o600))
+	r.waitStatus(t, d, "REFUSED    NEXT_CA_CERT_FILE in its present form is refused, and the "+
+		"certificate before it stays in use: ")
+	must.OK(t, os.WriteFile(r.next.CertFile, []byte(good), 0o600))
+	r.requireSigns(t, r.next)
+
 	leases := shared.Cluster.Client().CoordinationV1().Leases("hsm-signer")
 	must.OK(t, leases.Delete(t.Context(), string(r.ownSigner), metav1.DeleteOptions{}))
 	must.Eventually(t, "the phase to be in the lease again", func(ctx context.Context) (bool,
@@ -446,6 +453,15 @@ func TestReplicaThatDoesNotKnowThePhase(t *testing.T) {
 	requireIssuedBy(t, parseCertificate(t, csr.Status.Certificate), r.next)
 	requireCheck(t, r.both(state), 0, "rotation of the CA", "signing since",
 		"certificates in use")
+}
+
+// waitStatus waits until the status that is printed next to the daemon has the text.
+func (r *rotating) waitStatus(t *testing.T, d *testenv.Daemon, text string) {
+	t.Helper()
+	must.Eventually(t, text, func(context.Context) (bool, error) {
+		p := command(t, r.former, r.both("LISTEN_ADDRESS="+d.Address()), "ca", "rotate", "status")
+		return strings.Contains(p.stdout, text), nil
+	})
 }
 
 // restore confirms the phase signing, as soon as nobody counts as the leader any more.

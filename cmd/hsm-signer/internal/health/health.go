@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"hsm-signer/cmd/hsm-signer/internal/poll"
+	"hsm-signer/cmd/hsm-signer/internal/rotation"
 	"hsm-signer/kube"
 )
 
@@ -110,8 +111,9 @@ func (h *Health) writeNext(w io.Writer, prefix string) {
 		return
 	}
 	if err := h.NextCA.Refusal(); err != nil {
-		fmt.Fprintf(w, "%snext CA: NEXT_CA_CERT_FILE in its present form is refused, and the "+
-			"certificate before it stays in use: %v\n", prefix, err)
+		fmt.Fprintf(w, "%s%sNEXT_CA_CERT_FILE in its present form is refused, and the certificate "+
+			"before it stays in use: %s\n", prefix, rotation.NextFileLine,
+			strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 }
 

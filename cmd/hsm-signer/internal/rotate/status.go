@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,14 +36,17 @@ func keysOf(c *config.Config, faults *config.Faults) (k rotation.Keys) {
 
 // configured is what the configuration says of both CAs.
 type configured struct {
-	ca, next *issuer.CA // next is nil if it is not configured
+	ca, next *issuer.CA // next is nil if it is not configured, or its file has a mistake
 	roots    rotation.Roots
+	faults   config.Faults // of the files of the next CA
 }
 
-// casOf loads what the configuration names, and adds what is wrong to the faults.
-func casOf(c *config.Config, faults *config.Faults) configured {
-	return configured{c.LoadCA(faults), c.LoadNextCA(faults),
-		rotation.Roots{CA: c.LoadRoots(faults), Next: c.LoadNextRoots(faults)}}
+// casOf loads what the configuration names, and adds what is wrong to the faults. A file of the next
+// CA may have a mistake: a replica that runs has what the file held before.
+func casOf(c *config.Config, faults *config.Faults) (own configured) {
+	own.ca, own.roots.CA = c.LoadCA(faults), c.LoadRoots(faults)
+	own.next, own.roots.Next = c.LoadNextCA(&own.faults), c.LoadNextRoots(&own.faults)
+	return own
 }
 
 // all returns the CAs that are configured.
@@ -65,7 +69,8 @@ func (c configured) of(key [sha256.Size]byte) *issuer.CA {
 
 func newStatusCommand() *cobra.Command {
 	settings := config.Named("KUBECONFIG", "LEASE_NAMESPACE", "LEASE_NAME", "CA_CERT_FILE",
-		"TRUST_BUNDLE_FILE", "NEXT_CA_CERT_FILE", "NEXT_TRUST_BUNDLE_FILE", "STATE_DIR")
+		"TRUST_BUNDLE_FILE", "NEXT_CA_CERT_FILE", "NEXT_TRUST_BUNDLE_FILE", "STATE_DIR",
+		"LISTEN_ADDRESS")
 	var output string
 	command := &cobra.Command{
 		Use:   "status",
@@ -73,7 +78,9 @@ func newStatusCommand() *cobra.Command {
 		Long: `Shows the phase as the lease has it, and what the journal in STATE_DIR knows of the
 certificates of both CAs: how many are in use (valid, and the pod lives), when the last one ends,
 and which pods have one from before both CAs were trusted. Each replica's journal knows only what
-that replica has signed: run this command in each.`,
+that replica has signed: run this command in each.
+
+If a file of the next CA is refused, it says why. It asks the hsm-signer at LISTEN_ADDRESS for that.`,
 		Example: `  hsm-signer ca rotate status
   kubectl -n hsm-signer exec hsm-signer-0 -- hsm-signer ca rotate status`,
 		Args: cobra.NoArgs,
@@ -89,6 +96,9 @@ that replica has signed: run this command in each.`,
 			if err != nil {
 				return err
 			}
+			if own.next != nil || len(own.faults) > 0 {
+				v.setRefused(askRefused(cmd.Context(), c))
+			}
 			return v.print(output, cmd.OutOrStdout())
 		},
 	}
@@ -101,10 +111,11 @@ that replica has signed: run this command in each.`,
 // A view is what "status" shows.
 type view struct {
 	State    rotation.State `json:"state"`
-	Fault    string         `json:"fault,omitempty"` // why the state cannot be used
+	Fault    string         `json:"fault,omitempty"`   // why the state cannot be used
+	Refused  []string       `json:"refused,omitempty"` // files of the next CA, and why
 	Leader   string         `json:"leader,omitempty"`
 	CAs      []caView       `json:"cas"`
-	Unknown  string         `json:"unknown,omitempty"` // why the numbers may be too small
+	Unknown  string         `json:"unknown,omitempty"` // why something is not known
 	Early    []string       `json:"early"`             // pods, with the commands that restart them
 	Journals []journalView  `json:"journals"`
 }
@@ -133,7 +144,7 @@ func (t *target) view(ctx context.Context, dir string, own configured) (*view, e
 	if err != nil {
 		return nil, err
 	}
-	v := &view{Leader: leader(found)}
+	v := &view{Leader: leader(found), Refused: own.faults}
 	var keys rotation.Keys
 	var certs []*x509.Certificate
 	for n, ca := range own.all() {
@@ -158,7 +169,7 @@ func (t *target) view(ctx context.Context, dir string, own configured) (*view, e
 // setState takes over what the lease says.
 func (v *view) setState(l *coordinationv1.Lease, keys rotation.Keys, own configured) {
 	var err error
-	if v.State, err = rotation.Read(l.Annotations); err == nil {
+	if v.State, err = rotation.Read(l.Annotations); err == nil && len(own.faults) == 0 {
 		err = v.State.MaySign(keys, own.roots, own.of)
 	}
 	if err != nil {
@@ -169,6 +180,20 @@ func (v *view) setState(l *coordinationv1.Lease, keys rotation.Keys, own configu
 	}
 	for _, j := range witness.Journals(l.Annotations) {
 		v.Journals = append(v.Journals, journalView{string(j.ID), j.Place, j.Time})
+	}
+}
+
+// setRefused takes over what the process says of the file of the next CA's certificate, or why that
+// is not known. That replaces what this command has found in the file.
+func (v *view) setRefused(said string, err error) {
+	switch {
+	case err != nil:
+		err = fmt.Errorf("whether it refuses a file of the next CA: %w", err)
+		v.Unknown = strings.TrimPrefix(v.Unknown+"; "+err.Error(), "; ")
+	case said != "":
+		v.Refused = append(slices.DeleteFunc(v.Refused, func(fault string) bool {
+			return strings.HasPrefix(fault, "NEXT_CA_CERT_FILE: ")
+		}), said)
 	}
 }
 
@@ -201,6 +226,9 @@ func (v *view) String() string {
 	fmt.Fprintf(&text, "phase      %s\n", v.State)
 	if v.Fault != "" {
 		fmt.Fprintf(&text, "FAULT      %s\n", v.Fault)
+	}
+	for _, refused := range v.Refused {
+		fmt.Fprintf(&text, "REFUSED    %s\n", refused)
 	}
 	if v.Leader == "" {
 		text.WriteString("leader     none\n")

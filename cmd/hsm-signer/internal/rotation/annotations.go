@@ -19,6 +19,9 @@ const (
 	AnswerKey = "hsm-signer/rotation-answer"
 )
 
+// NextFileLine begins the line of /readyz that says why a file of the next CA is refused.
+const NextFileLine = "next CA: "
+
 // An Order is what an operator has written into the lease for the leader.
 type Order struct {
 	ID       string    `json:"id"` // of its own, so that the answer can be told from others

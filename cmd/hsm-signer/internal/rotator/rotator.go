@@ -100,8 +100,8 @@ var errNotHeard = errors.New("the phase of the CA's rotation was not read from t
 // New returns a rotator; [Rotator.Run] has it carry out orders.
 func New(c Config) *Rotator { return &Rotator{Config: c, fault: errNotHeard} }
 
-// Connect names the controller that the rotator is part of, and the bundle. It must be called before
-// [Rotator.Run] and the election.
+// Connect names the controller that the rotator is part of, and the bundle. It must be called
+// before [Rotator.Run] and the election.
 func (r *Rotator) Connect(c Controller, b Bundle) { r.controller, r.bundle = c, b }
 
 // Fault returns why nothing may be signed, or nil.

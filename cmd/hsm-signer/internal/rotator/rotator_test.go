@@ -354,9 +354,9 @@ func below(t *testing.T, root fixture.CA, key crypto.PublicKey) *issuer.CA {
 	return must.Value(issuer.ParseCA(issuer.Chain{cert}.PEM()))(t)
 }
 
-// A root of the next CA that is added by a restart, after the phase trusted was entered, is not relied
-// on until the phase begins again: the step to signing is refused, in signing the replica does not
-// sign, and no other certificate is taken while it runs.
+// A root of the next CA that is added by a restart, after the phase trusted was entered, does not
+// count until the phase begins again: the step to signing is refused, in signing the replica does
+// not sign, and no other certificate is taken while it runs.
 func TestRootThatIsAddedLate(t *testing.T) {
 	c, key := newCluster(t), pkcs10test.NewKey(t).Public()
 	old, late := fixture.NewCA(t), fixture.NewCA(t)
