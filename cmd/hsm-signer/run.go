@@ -13,6 +13,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/daemon"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 )
 
 func newRunCommand() *cobra.Command {
@@ -33,7 +34,7 @@ what is missing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, faults := config.ReadProcess(cmd, settings)
 			counts := metrics.NewProcess()
-			services := p.Load(faults, func(ca string) transport.WrapperFunc {
+			services := service.LoadAll(p, faults, func(ca string) transport.WrapperFunc {
 				return counts.Of(ca).CountCalls
 			})
 			if err := faults.Err(); err != nil {

@@ -11,7 +11,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
@@ -30,7 +30,7 @@ type certificateManagement struct {
 
 // checkInstallation checks that Calico names this signer and trusts these CAs. It needs "get" of
 // installations, and nothing else does.
-func checkInstallation(ctx context.Context, s *config.Service, cas []*issuer.CA,
+func checkInstallation(ctx context.Context, s *service.Service, cas []*issuer.CA,
 	report reporter) {
 	const name = "Calico's Installation"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)

@@ -20,6 +20,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -65,10 +66,10 @@ Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, faults := config.ReadProcess(cmd, settings)
 			faults.RequireOutput(output)
-			for _, c := range p.CAs() {
-				c.ForOwner = true
+			for _, ca := range p.CAs {
+				ca.Config.ForOwner = true
 			}
-			services := p.Load(faults, nil)
+			services := service.LoadAll(p, faults, nil)
 			if err := faults.Err(); err != nil {
 				return err
 			}
@@ -86,7 +87,7 @@ Exit code 0 if nothing failed, 2 if something did, 3 if that is the PIN.`,
 }
 
 // check checks the preconditions of each CA, and prints each result as soon as it is known.
-func check(ctx context.Context, services []*config.Service, tryPIN bool, printer *checkPrinter,
+func check(ctx context.Context, services []*service.Service, tryPIN bool, printer *checkPrinter,
 	errs io.Writer) error {
 	var failed, pin bool
 	for _, s := range services {
@@ -110,7 +111,7 @@ func check(ctx context.Context, services []*config.Service, tryPIN bool, printer
 }
 
 // checkOne checks the preconditions of one CA.
-func checkOne(ctx context.Context, s *config.Service, pins pinTries, report reporter,
+func checkOne(ctx context.Context, s *service.Service, pins pinTries, report reporter,
 	errs io.Writer) {
 	if s.Mode != kube.Shadow {
 		checkKeys(ctx, s, pins, report, errs)
@@ -143,7 +144,7 @@ type pinTries struct {
 }
 
 // checkKeys checks the CA and its key, and of a rotation the next CA and its key.
-func checkKeys(ctx context.Context, s *config.Service, pins pinTries, report reporter,
+func checkKeys(ctx context.Context, s *service.Service, pins pinTries, report reporter,
 	errs io.Writer) {
 	checkToken(ctx, s, pins, report, errs)
 	checkCA(s.CA, "CA_CERT_FILE", report)
@@ -155,7 +156,7 @@ func checkKeys(ctx context.Context, s *config.Service, pins pinTries, report rep
 	checkCA(s.Next.CA, "NEXT_CA_CERT_FILE", next)
 }
 
-func checkToken(ctx context.Context, s *config.Service, pins pinTries, report reporter,
+func checkToken(ctx context.Context, s *service.Service, pins pinTries, report reporter,
 	errs io.Writer) {
 	var checkpoint *hsm.CheckpointKey
 	key, err := s.Key(nil) // nothing is recorded: a process that runs may have the journal open
@@ -207,7 +208,7 @@ func checkCA(ca *issuer.CA, variable string, report reporter) {
 // serverTimeout bounds all calls of one kind to the API server.
 const serverTimeout = 10 * time.Second
 
-func checkCluster(ctx context.Context, s *config.Service, report reporter) {
+func checkCluster(ctx context.Context, s *service.Service, report reporter) {
 	versionCtx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	server, err := s.Client.ServerVersion(versionCtx)
@@ -236,7 +237,7 @@ func checkCluster(ctx context.Context, s *config.Service, report reporter) {
 
 // checkPods checks what the certificates of pods need in addition: the API, and a clock that is
 // near enough.
-func checkPods(ctx context.Context, s *config.Service, report reporter) {
+func checkPods(ctx context.Context, s *service.Service, report reporter) {
 	api, err := s.PodRequests().Find(ctx)
 	if err != nil {
 		report("API of pod certificates", "", err)
@@ -248,7 +249,7 @@ func checkPods(ctx context.Context, s *config.Service, report reporter) {
 }
 
 // checkPermissions asks the API server for each permission that "run" uses.
-func checkPermissions(ctx context.Context, s *config.Service, report reporter) {
+func checkPermissions(ctx context.Context, s *service.Service, report reporter) {
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	for _, permission := range s.Permissions() {
@@ -274,7 +275,7 @@ func checkPermissions(ctx context.Context, s *config.Service, report reporter) {
 
 // checkNamespaces checks that the namespaces in the policy's rules exist. It needs "get" of
 // namespaces, and nothing else does.
-func checkNamespaces(ctx context.Context, s *config.Service, report reporter) {
+func checkNamespaces(ctx context.Context, s *service.Service, report reporter) {
 	const name = "namespaces of the policy"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
@@ -387,7 +388,7 @@ func (p *checkPrinter) summary() {
 }
 
 // countRequests returns the number of requests in the cluster, of all signers.
-func countRequests(ctx context.Context, s *config.Service) (int, error) {
+func countRequests(ctx context.Context, s *service.Service) (int, error) {
 	api, err := s.Requests().Find(ctx)
 	if err != nil {
 		return 0, err
@@ -396,7 +397,7 @@ func countRequests(ctx context.Context, s *config.Service) (int, error) {
 }
 
 // checkRequests reports the number of requests in the cluster.
-func checkRequests(ctx context.Context, s *config.Service, report reporter) {
+func checkRequests(ctx context.Context, s *service.Service, report reporter) {
 	const name = "requests in the cluster"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"strings"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/refusal"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -18,7 +18,7 @@ const heldShown = 5
 
 // checkHeld names the requests of running pods that the policy refuses, which are denied after
 // POD_REFUSAL_DELAY, and those that show no key.
-func checkHeld(ctx context.Context, s *config.Service, report reporter) {
+func checkHeld(ctx context.Context, s *service.Service, report reporter) {
 	const name = "requests of running pods"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()

@@ -10,9 +10,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/rotation"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
@@ -22,7 +22,7 @@ const rotationName = "rotation of the CA"
 
 // checkRotation reports the phase of the CA's rotation, if there is one or could be, and how many
 // certificates of each CA are in use. It returns the phase; none if it is not known.
-func checkRotation(ctx context.Context, s *config.Service, report reporter) rotation.State {
+func checkRotation(ctx context.Context, s *service.Service, report reporter) rotation.State {
 	if s.Lease == nil {
 		return rotation.State{}
 	}
@@ -57,7 +57,7 @@ func checkRotation(ctx context.Context, s *config.Service, report reporter) rota
 }
 
 // checkSign warns if clients may not trust yet what the next CA would issue.
-func checkSign(s *config.Service, state rotation.State, report reporter) {
+func checkSign(s *service.Service, state rotation.State, report reporter) {
 	if state.Current() != rotation.Trusted || state.Fits(keysOf(s)) != nil {
 		return
 	}
@@ -66,7 +66,7 @@ func checkSign(s *config.Service, state rotation.State, report reporter) {
 	}
 }
 
-func keysOf(s *config.Service) rotation.Keys {
+func keysOf(s *service.Service) rotation.Keys {
 	keys := rotation.Keys{CA: s.CA.KeySHA256()}
 	if s.Next != nil {
 		keys.Next = s.Next.CA.KeySHA256()
@@ -74,7 +74,7 @@ func keysOf(s *config.Service) rotation.Keys {
 	return keys
 }
 
-func rootsOf(s *config.Service) rotation.Roots {
+func rootsOf(s *service.Service) rotation.Roots {
 	roots := rotation.Roots{CA: s.Anchors}
 	if s.Next != nil {
 		roots.Next = s.Next.Anchors
@@ -83,7 +83,7 @@ func rootsOf(s *config.Service) rotation.Roots {
 }
 
 // casOf returns a function that returns the CA with a key; nil if it is not configured.
-func casOf(s *config.Service) func([sha256.Size]byte) *issuer.CA {
+func casOf(s *service.Service) func([sha256.Size]byte) *issuer.CA {
 	return func(key [sha256.Size]byte) *issuer.CA {
 		switch {
 		case s.CA.KeySHA256() == key:
@@ -96,7 +96,7 @@ func casOf(s *config.Service) func([sha256.Size]byte) *issuer.CA {
 }
 
 // checkUsage reports which certificates of each CA are in use, as far as this journal knows.
-func checkUsage(ctx context.Context, s *config.Service, state rotation.State, report reporter) {
+func checkUsage(ctx context.Context, s *service.Service, state rotation.State, report reporter) {
 	const name = "certificates in use"
 	cas := []*x509.Certificate{s.CA.Certificate(), s.Next.CA.Certificate()}
 	usage, err := expiry.FindUsage(ctx, s.StateDir, s.Client, time.Now(), cas, state.Trusted)
@@ -116,7 +116,7 @@ func checkUsage(ctx context.Context, s *config.Service, state rotation.State, re
 }
 
 // trustedCAs returns the CAs that clients must trust in the phase.
-func trustedCAs(s *config.Service, state rotation.State) []*issuer.CA {
+func trustedCAs(s *service.Service, state rotation.State) []*issuer.CA {
 	switch {
 	case s.Mode == kube.Shadow:
 		return nil // it has no CA

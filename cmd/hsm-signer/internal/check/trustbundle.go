@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/issuer"
 	"hsm-signer/kube/trustbundle"
 )
 
 // checkTrustBundle checks that the trust anchors can be published, and are.
-func checkTrustBundle(ctx context.Context, s *config.Service, report reporter) {
+func checkTrustBundle(ctx context.Context, s *service.Service, report reporter) {
 	const name = "trust anchors"
 	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
@@ -33,7 +33,7 @@ func checkTrustBundle(ctx context.Context, s *config.Service, report reporter) {
 }
 
 // ofRotation returns what else is published in some phase of a rotation.
-func ofRotation(s *config.Service) []issuer.Anchors {
+func ofRotation(s *service.Service) []issuer.Anchors {
 	if s.Next == nil {
 		return nil
 	}

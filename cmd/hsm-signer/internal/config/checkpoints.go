@@ -6,16 +6,16 @@ import (
 	"hsm-signer/hsm"
 )
 
-// checkpoints is what the configuration says of them.
-type checkpoints struct {
+// Checkpoints is what the configuration says of the checkpoints of the journal.
+type Checkpoints struct {
 	Key           hsm.KeyID
-	publicKeyFile string
+	PublicKeyFile string
 	Interval      time.Duration
 }
 
-// wanted reports whether checkpoints are configured.
-func (c checkpoints) wanted() bool {
-	return c.Key.Label != "" || len(c.Key.ID) > 0 || c.publicKeyFile != ""
+// Wanted reports whether checkpoints are configured.
+func (c Checkpoints) Wanted() bool {
+	return c.Key.Label != "" || len(c.Key.ID) > 0 || c.PublicKeyFile != ""
 }
 
 func readCheckpointKeyID(c *Config, v string) (err error) {

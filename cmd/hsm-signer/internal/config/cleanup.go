@@ -11,14 +11,6 @@ import (
 // its certificate.
 const leastDeleteAfter = 90 * time.Second
 
-// checkCleanUp adds a fault if finished requests are to be deleted by a shadow.
-func (c *Config) checkCleanUp(faults *Faults) {
-	if c.DeleteFinishedAfter > 0 && c.Mode == kube.Shadow && !faults.has("APPROVE") {
-		faults.Addf("DELETE_FINISHED_AFTER",
-			"is set, and APPROVE is shadow, which writes nothing to the cluster: unset one of them")
-	}
-}
-
 // AdviseCleanUp says what so many requests in the cluster cost each client, and what to do about
 // it. It is empty if there are not too many.
 func AdviseCleanUp(requests int) string {

@@ -56,11 +56,11 @@ type Config struct {
 	MaxRequests           int
 	MaxUnfinished         int
 	ForOwner              bool // root checks for the user who owns STATE_DIR
-	Checkpoints           checkpoints
+	Checkpoints           Checkpoints
 	Algorithm             x509.SignatureAlgorithm
 	Token                 hsm.Config
 	uri                   *pkcs11uri.URI
-	next                  next
+	NextCA                NextCA
 	ListenAddress         string
 	StatusAddress         string // "none": there is no status page
 	AllowedHosts          []string
@@ -232,7 +232,7 @@ var (
 			readCheckpointKeyID},
 		{"CHECKPOINT_PUBLIC_KEY_FILE", "",
 			"PEM file with the public half of the checkpoint key",
-			text(func(c *Config) *string { return &c.Checkpoints.publicKeyFile })},
+			text(func(c *Config) *string { return &c.Checkpoints.PublicKeyFile })},
 		{"CHECKPOINT_INTERVAL", "1h",
 			"time between two checkpoints of the journal",
 			duration(time.Second,
@@ -315,8 +315,8 @@ func (f *Faults) Addf(variable, format string, args ...any) {
 	f.Add(variable, fmt.Errorf(format, args...))
 }
 
-// has reports whether there is a fault of one of the variables.
-func (f Faults) has(variables ...string) bool {
+// Has reports whether there is a fault of one of the variables.
+func (f Faults) Has(variables ...string) bool {
 	return slices.ContainsFunc(f, func(fault string) bool {
 		variable, _, _ := strings.Cut(fault, ": ")
 		return slices.Contains(variables, variable)
@@ -326,7 +326,7 @@ func (f Faults) has(variables ...string) bool {
 // Missing adds that the variable is not set, unless there is a fault of it or of a variable that
 // can replace it: that one is set, and reported already.
 func (f *Faults) Missing(variable, message string, instead ...string) {
-	if !f.has(append(instead, variable)...) {
+	if !f.Has(append(instead, variable)...) {
 		f.Add(variable, errors.New(message))
 	}
 }

@@ -21,10 +21,10 @@ type election struct {
 	namespace, name string
 }
 
-// requireLease returns the lease with its defaults, or nil if there is no election.
-func (c *Config) requireLease(faults *Faults) *lease.Lease {
+// RequireLease returns the lease with its defaults, or nil if there is no election.
+func (c *Config) RequireLease(faults *Faults) *lease.Lease {
 	e := c.election
-	if c.Mode == kube.Shadow || faults.has("LEADER_ELECT", "APPROVE") || e.wanted == "false" ||
+	if c.Mode == kube.Shadow || faults.Has("LEADER_ELECT", "APPROVE") || e.wanted == "false" ||
 		e.wanted == "" && !c.inServedCluster() {
 		return nil
 	}

@@ -39,7 +39,7 @@ func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
 	}
 	p, err := c.ParsePolicy(text, blocked)
 	// The policy is checked against these: if one is wrong, so may be the result.
-	if !faults.has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME", "TRUST_DOMAIN",
+	if !faults.Has("CLUSTER_DOMAIN", "CERTIFICATE_LIFETIME", "UNSET_SIGNER_NAME", "TRUST_DOMAIN",
 		"POD_CERTIFICATES") {
 		faults.Add("POLICY_FILE", err)
 	}
@@ -120,41 +120,17 @@ func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
 	return ca
 }
 
-// loadAnchors returns the certificates of TRUST_BUNDLE_FILE, or nil if it is not set.
-func (c *Config) loadAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
-	if c.TrustBundleFile == "" {
-		if len(c.TrustBundleNamespaces) > 0 {
-			faults.Addf(trustBundleNamespaces, "is set without TRUST_BUNDLE_FILE, so nothing "+
-				"would be published: set that too")
-		}
-		return nil
-	}
-	return readAnchors("TRUST_BUNDLE_FILE", c.TrustBundleFile, ca, faults)
-}
-
 // LoadRoots returns the certificates of TRUST_BUNDLE_FILE; nil if that is not set. It does not
 // require them to trust the CA.
 func (c *Config) LoadRoots(faults *Faults) issuer.Anchors {
 	if c.TrustBundleFile == "" {
 		return nil
 	}
-	return parseAnchors("TRUST_BUNDLE_FILE", c.TrustBundleFile, faults)
+	return readRoots("TRUST_BUNDLE_FILE", c.TrustBundleFile, faults)
 }
 
-// readAnchors returns the certificates in a file that the variable names, which must trust the CA.
-func readAnchors(variable, path string, ca *issuer.CA, faults *Faults) issuer.Anchors {
-	anchors := parseAnchors(variable, path, faults)
-	if anchors == nil {
-		return nil
-	}
-	if err := anchors.Trust(ca); err != nil {
-		faults.Addf(variable, "%s: %v", path, err)
-	}
-	return anchors
-}
-
-// parseAnchors returns the certificates in a file that the variable names; nil if it has a mistake.
-func parseAnchors(variable, path string, faults *Faults) issuer.Anchors {
+// readRoots returns the certificates in a file that the variable names; nil if it has a mistake.
+func readRoots(variable, path string, faults *Faults) issuer.Anchors {
 	text, err := CARules.Read(path)
 	if err != nil {
 		faults.Add(variable, err)

@@ -9,15 +9,15 @@ import (
 	"hsm-signer/issuer"
 )
 
-// next is what the configuration says of the next CA, to which a rotation leads.
-type next struct {
-	caFile     string
-	bundleFile string
-	algorithm  x509.SignatureAlgorithm
+// NextCA is what the configuration says of the next CA, to which a rotation leads.
+type NextCA struct {
+	CertFile   string
+	BundleFile string // with its root certificates
+	Algorithm  x509.SignatureAlgorithm
+	Set        []string // the variables that are set
 	key        hsm.KeyID
 	uri        *pkcs11uri.URI // of the key, if it is in another token
 	pin        hsm.PINSource  // of that token
-	set        []string       // the variables that are set
 }
 
 const nextURI = "NEXT_PKCS11_URI"
@@ -26,13 +26,13 @@ const nextURI = "NEXT_PKCS11_URI"
 var NextCASettings = []Setting{
 	{"NEXT_CA_CERT_FILE", "",
 		"PEM file of the next CA, for a rotation: its certificate, then its chain",
-		ofNext("NEXT_CA_CERT_FILE", func(n *next, v string) error { n.caFile = v; return nil })},
+		ofNext("NEXT_CA_CERT_FILE", func(n *NextCA, v string) error { n.CertFile = v; return nil })},
 	{"NEXT_CA_KEY_LABEL", "",
 		"label of the next CA's key, in the token of the CA's key",
-		ofNext("NEXT_CA_KEY_LABEL", func(n *next, v string) error { n.key.Label = v; return nil })},
+		ofNext("NEXT_CA_KEY_LABEL", func(n *NextCA, v string) error { n.key.Label = v; return nil })},
 	{"NEXT_CA_KEY_ID", "",
 		"id of the next CA's key, in hex",
-		ofNext("NEXT_CA_KEY_ID", func(n *next, v string) (err error) {
+		ofNext("NEXT_CA_KEY_ID", func(n *NextCA, v string) (err error) {
 			n.key.ID, err = parseKeyID(v)
 			return err
 		})},
@@ -43,34 +43,34 @@ var NextCASettings = []Setting{
 	{"NEXT_SIGNATURE_ALGORITHM", "",
 		"signature algorithm of the next CA's certificates (by default as for " +
 			"SIGNATURE_ALGORITHM)",
-		ofNext("NEXT_SIGNATURE_ALGORITHM", func(n *next, v string) (err error) {
-			n.algorithm, err = issuer.ParseAlgorithm(v)
+		ofNext("NEXT_SIGNATURE_ALGORITHM", func(n *NextCA, v string) (err error) {
+			n.Algorithm, err = issuer.ParseAlgorithm(v)
 			return err
 		})},
 	{"NEXT_TRUST_BUNDLE_FILE", "",
 		"PEM file with the next CA's root certificates, to publish with those of " +
 			"TRUST_BUNDLE_FILE",
 		ofNext("NEXT_TRUST_BUNDLE_FILE",
-			func(n *next, v string) error { n.bundleFile = v; return nil })},
+			func(n *NextCA, v string) error { n.BundleFile = v; return nil })},
 }
 
 // ofNext returns a reader that records that the variable is set, and stores its value.
-func ofNext(variable string, read func(*next, string) error) func(*Config, string) error {
+func ofNext(variable string, read func(*NextCA, string) error) func(*Config, string) error {
 	return func(c *Config, v string) error {
-		c.next.set = append(c.next.set, variable)
-		return read(&c.next, v)
+		c.NextCA.Set = append(c.NextCA.Set, variable)
+		return read(&c.NextCA, v)
 	}
 }
 
 // readNextURI reads the URI of the next CA's key. Its PIN must be in a file: one in a variable can
 // be seen by others.
 func readNextURI(c *Config, v string) error {
-	c.next.set = append(c.next.set, nextURI)
+	c.NextCA.Set = append(c.NextCA.Set, nextURI)
 	uri, err := pkcs11uri.Parse(v)
 	if err != nil {
 		return err
 	}
-	c.next.uri = &uri
+	c.NextCA.uri = &uri
 	switch {
 	case uri.PINValue != "":
 		return errors.New("has a pin-value: name a file by pin-source")
@@ -79,41 +79,41 @@ func readNextURI(c *Config, v string) error {
 	case uri.Object == "" && len(uri.ID) == 0:
 		return errors.New("names no key: add object or id")
 	}
-	c.next.pin, err = c.pinInFile(nextURI, uri.PINSource)
+	c.NextCA.pin, err = c.pinInFile(nextURI, uri.PINSource)
 	return errors.Join(err, uri.CheckKey())
 }
 
 // OfNext returns the configuration in which the next CA is the CA; nil if none is configured.
 func (c *Config) OfNext(faults *Faults) *Config {
-	if c.next.caFile == "" {
+	if c.NextCA.CertFile == "" {
 		return nil
 	}
 	next := *c
-	next.CACertFile, next.Token, next.Algorithm = c.next.caFile, c.nextToken(faults),
-		c.next.algorithm
+	next.CACertFile, next.Token, next.Algorithm = c.NextCA.CertFile, c.NextToken(faults),
+		c.NextCA.Algorithm
 	return &next
 }
 
 // LoadNextCA returns the CA of NEXT_CA_CERT_FILE; nil if that is not set.
 func (c *Config) LoadNextCA(faults *Faults) *issuer.CA {
-	if c.next.caFile == "" {
+	if c.NextCA.CertFile == "" {
 		return nil
 	}
-	return readCA("NEXT_CA_CERT_FILE", c.next.caFile, faults)
+	return readCA("NEXT_CA_CERT_FILE", c.NextCA.CertFile, faults)
 }
 
 // LoadNextRoots is LoadRoots for NEXT_TRUST_BUNDLE_FILE.
 func (c *Config) LoadNextRoots(faults *Faults) issuer.Anchors {
-	if c.next.bundleFile == "" {
+	if c.NextCA.BundleFile == "" {
 		return nil
 	}
-	return parseAnchors("NEXT_TRUST_BUNDLE_FILE", c.next.bundleFile, faults)
+	return readRoots("NEXT_TRUST_BUNDLE_FILE", c.NextCA.BundleFile, faults)
 }
 
-// nextToken returns what names the token and the key of the next CA. Without a URI it is the token
+// NextToken returns what names the token and the key of the next CA. Without a URI it is the token
 // of the CA's key.
-func (c *Config) nextToken(faults *Faults) hsm.Config {
-	n, token := c.next, c.Token
+func (c *Config) NextToken(faults *Faults) hsm.Config {
+	n, token := c.NextCA, c.Token
 	token.Key = n.key
 	switch {
 	case n.uri == nil && n.key.Label == "" && len(n.key.ID) == 0:

@@ -23,6 +23,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/overview"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/reload"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -30,7 +31,7 @@ import (
 
 // A Daemon serves the requests of one CA's signers. A [Group] runs it.
 type Daemon struct {
-	service    *config.Service
+	service    *service.Service
 	warnings   []string // about the policy
 	metrics    *metrics.Metrics
 	lost       *loss
@@ -46,7 +47,7 @@ type Daemon struct {
 
 // newDaemon puts a daemon together; [Daemon.run] runs it, and must be called. It is not in touch
 // with the token, the API server or the disk. An error is one of the configuration.
-func newDaemon(s *config.Service, counts *metrics.Metrics, lost *loss,
+func newDaemon(s *service.Service, counts *metrics.Metrics, lost *loss,
 	logger hclog.Logger) (*Daemon, error) {
 	warnings, err := config.LintRules(s.CA, s.Policy)
 	if err != nil {

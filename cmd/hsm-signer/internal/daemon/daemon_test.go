@@ -16,6 +16,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/internal/must"
 )
 
@@ -49,7 +50,7 @@ func TestAddressesInUse(t *testing.T) {
 		"--status-address=" + fixture.Listen(t, "127.0.0.1:0").Addr().String(),
 	}))
 	c, faults := config.ReadProcess(command, settings)
-	services := c.Load(faults, nil)
+	services := service.LoadAll(c, faults, nil)
 	must.OK(t, faults.Err())
 	d, err := New(c.Config, services, metrics.NewProcess(), hclog.NewNullLogger())
 	must.OK(t, err)

@@ -37,7 +37,7 @@ func (d *Daemon) newFiles(current *policy.Current) files {
 		return f
 	}
 	f.policy = policyOf(ca, s.Next.CA)
-	f.next = reload.NewNextCertificate(s.NextCACertFile(), d.signing.configured(s.Next.CA), current,
+	f.next = reload.NewNextCertificate(s.NextCA.CertFile, d.signing.configured(s.Next.CA), current,
 		s.Next.Anchors, d.controller, m, logger)
 	return f
 }

@@ -16,6 +16,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/sdnotify"
 	"hsm-signer/cmd/hsm-signer/internal/serve"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/status"
 	"hsm-signer/docs"
 )
@@ -32,7 +33,7 @@ type Group struct {
 
 // New puts a daemon together for each CA; [Group.Run] runs them, and must be called. It is not in
 // touch with a token, the API server or the disk. An error is one of the configuration.
-func New(c *config.Config, services []*config.Service, counts *metrics.Process,
+func New(c *config.Config, services []*service.Service, counts *metrics.Process,
 	logger hclog.Logger) (*Group, error) {
 	g := &Group{config: c, metrics: counts, logger: logger}
 	for _, s := range services {

@@ -12,6 +12,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/health"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/kube"
 )
 
@@ -38,7 +39,7 @@ func newTestGroup(t *testing.T) *Group {
 		h := &health.Health{Controller: testPart{c.fault}, Credential: testPart{},
 			Policy: testPart{}}
 		g.daemons = append(g.daemons, &Daemon{
-			service: &config.Service{Config: &config.Config{Name: c.name}}, health: h})
+			service: &service.Service{Config: &config.Config{Name: c.name}}, health: h})
 		g.metrics.Of(c.name).Registry.MustRegister(metrics.HealthCollector{Health: h})
 	}
 	return g

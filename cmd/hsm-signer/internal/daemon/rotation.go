@@ -8,10 +8,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/rotation"
 	"hsm-signer/cmd/hsm-signer/internal/rotator"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/issuer"
 	"hsm-signer/issuer/journal"
@@ -19,7 +19,7 @@ import (
 
 // newRotator returns what carries out a rotation of the CA. Its issuer and the next CA's key are
 // still to be set.
-func newRotator(s *config.Service, j *journal.Journal, w *witness.Witness,
+func newRotator(s *service.Service, j *journal.Journal, w *witness.Witness,
 	logger hclog.Logger) *rotator.Rotator {
 	keys := rotation.Keys{CA: s.CA.KeySHA256()}
 	if s.Next != nil {

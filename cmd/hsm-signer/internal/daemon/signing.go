@@ -8,7 +8,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/health"
 	"hsm-signer/cmd/hsm-signer/internal/keyring"
@@ -16,6 +15,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/refusal"
 	"hsm-signer/cmd/hsm-signer/internal/rotator"
+	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/stuck"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/hsm"
@@ -41,7 +41,7 @@ type signing struct {
 
 // newSigning puts the parts together, and has their metrics shown. It is not in touch with the
 // token, and does not open the journal.
-func newSigning(s *config.Service, m *metrics.Metrics, lost *loss,
+func newSigning(s *service.Service, m *metrics.Metrics, lost *loss,
 	logger hclog.Logger) (*signing, error) {
 	log := logger.Named("journal")
 	w := witness.New(s.StateDir, s.WitnessFile, s.CheckpointPublic, log)
@@ -90,7 +90,7 @@ func newSigning(s *config.Service, m *metrics.Metrics, lost *loss,
 }
 
 // addNext has the issuer know the next CA of a rotation, and returns its key; nil if there is none.
-func (p *signing) addNext(s *config.Service, m *metrics.Metrics) (*hsm.Key, error) {
+func (p *signing) addNext(s *service.Service, m *metrics.Metrics) (*hsm.Key, error) {
 	if s.Next == nil {
 		return nil, nil
 	}
@@ -105,7 +105,7 @@ func (p *signing) addNext(s *config.Service, m *metrics.Metrics) (*hsm.Key, erro
 }
 
 // journalOptions returns what the configuration says of the journal.
-func journalOptions(s *config.Service) journal.Options {
+func journalOptions(s *service.Service) journal.Options {
 	o := journal.Options{Version: buildinfo.Version(), CA: s.CA.Certificate(),
 		MaxRequests: s.MaxRequests, MaxUnfinished: s.MaxUnfinished}
 	if s.Next != nil {
@@ -122,7 +122,7 @@ func (p *signing) register(m *metrics.Metrics, extractable bool) {
 }
 
 // configure adds what a controller needs to issue.
-func (p *signing) configure(c *kube.Config, s *config.Service) {
+func (p *signing) configure(c *kube.Config, s *service.Service) {
 	hold := refusal.New(c.Decider, s.Policy.Hash(), s.PodRefusalDelay)
 	c.Decider = hold
 	c.Process = process{p.health, p.keeper.Witness, p.rotator}
@@ -154,7 +154,7 @@ func (p *signing) start() (stop func()) {
 
 // tryToken tries the token once. It returns an error for what only a human can fix, and nil for a
 // missing token, which may still appear.
-func (p *signing) tryToken(ctx context.Context, s *config.Service, logger hclog.Logger) error {
+func (p *signing) tryToken(ctx context.Context, s *service.Service, logger hclog.Logger) error {
 	ca := s.CA.Certificate()
 	logger.Info("signing", "ca", ca.Subject.String(), "caNotAfter", ca.NotAfter, "token",
 		s.Token.Token.String(), "key", s.Token.Key.String())

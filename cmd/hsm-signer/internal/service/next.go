@@ -1,18 +1,17 @@
-//go:build cgo
-
-package config
+package service
 
 import (
 	"context"
 	"crypto/x509"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 )
 
-// A NextCA is the CA that a rotation leads to, loaded and checked.
-type NextCA struct {
+// Next is the CA that a rotation leads to, loaded and checked.
+type Next struct {
 	CA        *issuer.CA
 	Anchors   issuer.Anchors // to publish with those of the present CA; nil: none
 	Token     hsm.Config     // names the token and the key
@@ -21,34 +20,31 @@ type NextCA struct {
 
 // Key returns the next CA's key, which is not in touch with the token yet. It calls record before
 // each test signature, unless record is nil.
-func (n *NextCA) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.Key, error) {
+func (n *Next) Key(record func(context.Context, hsm.ProbeTime) error) (*hsm.Key, error) {
 	token := n.Token
 	token.BeforeProbe = record
 	return hsm.NewKey(token, n.CA.Certificate().PublicKey)
 }
 
 // Authority returns the next CA with its key.
-func (n *NextCA) Authority(key issuer.Key) issuer.Authority {
+func (n *Next) Authority(key issuer.Key) issuer.Authority {
 	return issuer.Authority{CA: n.CA, Key: key, Algorithm: n.algorithm}
 }
 
-// NextCACertFile returns the path of the next CA's certificate.
-func (s *Service) NextCACertFile() string { return s.next.caFile }
-
 // loadNext loads the next CA if one is configured. Everything else is loaded already.
-func (s *Service) loadNext(faults *Faults) {
-	n := s.next
+func (s *Service) loadNext(faults *config.Faults) {
+	n := s.NextCA
 	switch {
-	case len(n.set) == 0 || faults.has(n.set...) || faults.has("APPROVE"):
+	case len(n.Set) == 0 || faults.Has(n.Set...) || faults.Has("APPROVE"):
 		return
 	case s.Mode == kube.Shadow:
-		faults.Addf(n.set[0], "is set, and APPROVE is shadow, which signs nothing: remove it")
+		faults.Addf(n.Set[0], "is set, and APPROVE is shadow, which signs nothing: remove it")
 		return
-	case n.caFile == "":
-		faults.Addf(n.set[0], "is set, and NEXT_CA_CERT_FILE is not: name the certificate of the "+
+	case n.CertFile == "":
+		faults.Addf(n.Set[0], "is set, and NEXT_CA_CERT_FILE is not: name the certificate of the "+
 			"next CA")
 		return
-	case s.Lease == nil && !faults.has("LEADER_ELECT", "LEASE_NAMESPACE"):
+	case s.Lease == nil && !faults.Has("LEADER_ELECT", "LEASE_NAMESPACE"):
 		faults.Addf("NEXT_CA_CERT_FILE", "needs LEADER_ELECT=true: the lease holds the phase of a "+
 			"rotation")
 		return
@@ -59,8 +55,8 @@ func (s *Service) loadNext(faults *Faults) {
 }
 
 // checkNext sets the next CA, and adds what is wrong with it to the faults.
-func (s *Service) checkNext(ca *issuer.CA, faults *Faults) {
-	next := &NextCA{CA: ca, Token: s.nextToken(faults), algorithm: s.next.algorithm}
+func (s *Service) checkNext(ca *issuer.CA, faults *config.Faults) {
+	next := &Next{CA: ca, Token: s.NextToken(faults), algorithm: s.NextCA.Algorithm}
 	next.Token.Signature = issuer.SignerOpts(next.algorithm, ca.Certificate().PublicKey)
 	key, err := hsm.NewKey(next.Token, ca.Certificate().PublicKey)
 	if err != nil {
@@ -79,7 +75,7 @@ func (s *Service) checkNext(ca *issuer.CA, faults *Faults) {
 		faults.Addf("CHECKPOINT_KEY_LABEL", "names the next CA's key: checkpoints need their own")
 	}
 	if s.Policy != nil {
-		_, err := LintRules(ca, s.Policy)
+		_, err := config.LintRules(ca, s.Policy)
 		faults.Add("NEXT_CA_CERT_FILE", err)
 	}
 	next.Anchors = s.loadNextAnchors(ca, faults)
@@ -88,9 +84,9 @@ func (s *Service) checkNext(ca *issuer.CA, faults *Faults) {
 
 // loadNextAnchors returns the certificates of NEXT_TRUST_BUNDLE_FILE, which must fit into one
 // bundle with those of TRUST_BUNDLE_FILE; nil if none are published.
-func (s *Service) loadNextAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors {
+func (s *Service) loadNextAnchors(ca *issuer.CA, faults *config.Faults) issuer.Anchors {
 	const variable = "NEXT_TRUST_BUNDLE_FILE"
-	file := s.next.bundleFile
+	file := s.NextCA.BundleFile
 	switch {
 	case file == "" && s.TrustBundleFile == "":
 		return nil
@@ -102,7 +98,8 @@ func (s *Service) loadNextAnchors(ca *issuer.CA, faults *Faults) issuer.Anchors 
 		faults.Addf(variable, "is set, and TRUST_BUNDLE_FILE is not: set both, or none")
 		return nil
 	}
-	anchors := readAnchors(variable, file, ca, faults)
+	anchors := s.LoadNextRoots(faults)
+	requireTrust(variable, file, anchors, ca, faults)
 	if s.Anchors != nil && anchors != nil {
 		_, err := s.Anchors.With(anchors)
 		faults.Add(variable, err)

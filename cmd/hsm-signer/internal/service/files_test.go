@@ -1,4 +1,4 @@
-package config
+package service
 
 import (
 	"crypto/ed25519"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
 )
@@ -42,7 +43,7 @@ func goodConfiguration(t *testing.T) (dir string) {
 	} {
 		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
+	for _, s := range slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings) {
 		t.Setenv(s.Env, "")
 	}
 	for variable, value := range map[string]string{
@@ -58,13 +59,13 @@ func goodConfiguration(t *testing.T) (dir string) {
 }
 
 // load reads and checks the configuration of a command.
-func load(t *testing.T) (*Config, []string) {
+func load(t *testing.T) (*config.Config, []string) {
 	t.Helper()
-	settings := slices.Concat(ServiceSettings, TokenSettings, LogSettings)
+	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	command := &cobra.Command{}
-	AddFlags(command, settings)
-	c, faults := Read(command, settings)
-	c.LoadService(faults, nil)
+	config.AddFlags(command, settings)
+	c, faults := config.Read(command, settings)
+	Load(c, faults, nil)
 	return c, *faults
 }
 
@@ -86,7 +87,7 @@ func TestOneWrongValueIsOneFault(t *testing.T) {
 	dir := goodConfiguration(t)
 	_, faults := load(t)
 	requireFaults(t, faults)
-	for _, s := range slices.Concat(ServiceSettings, TokenSettings, LogSettings) {
+	for _, s := range slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings) {
 		t.Run(s.Env, func(t *testing.T) {
 			if strings.HasPrefix(s.Env, "CHECKPOINT_") {
 				t.Setenv("CHECKPOINT_PUBLIC_KEY_FILE", dir+"/checkpoint.pub")
@@ -157,7 +158,7 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 				t.Setenv("KUBERNETES_SERVICE_PORT", "1")
 				want, warning = c.inside, c.warning
 			}
-			config, faults := load(t)
+			loaded, faults := load(t)
 			if want == "" {
 				requireFaults(t, faults)
 			} else {
@@ -166,7 +167,7 @@ func TestFilesOfTheConfiguration(t *testing.T) {
 					t.Error(faults[0])
 				}
 			}
-			text := strings.Join(config.Warnings, "\n")
+			text := strings.Join(loaded.Warnings, "\n")
 			if warning == "" && text != "" || !strings.Contains(text, warning) {
 				t.Errorf("%s %04o, in a pod %t: warnings %q; want %q", c.name, c.mode, pod, text,
 					warning)
@@ -246,7 +247,7 @@ func TestKubeconfigIsAList(t *testing.T) {
 	}
 	t.Setenv("KUBECONFIG", list("other", "kubeconfig"))
 	c, _ := load(t)
-	_, source := c.LoadClient(&Faults{}, nil)
+	_, source := c.LoadClient(&config.Faults{}, nil)
 	if server := source.Server(); server != "https://127.0.0.1:2" {
 		t.Errorf("%s; want the server of the first file", server)
 	}
@@ -287,8 +288,8 @@ func TestStateDirOfAnotherUser(t *testing.T) {
 	_, faults := load(t)
 	requireFaults(t, faults, "STATE_DIR: "+dir+" belongs to user 4711")
 
-	c := &Config{StateDir: dir, ForOwner: true}
-	checked := &Faults{}
+	c := &config.Config{StateDir: dir, ForOwner: true}
+	checked := &config.Faults{}
 	c.ResolveStateDir(checked)
 	requireFaults(t, *checked)
 }

@@ -1,6 +1,9 @@
-//go:build cgo
-
-package config
+// Package service loads everything that the configuration of "run" names, for each CA.
+//
+// Contract: nothing here is in touch with the token or the API server. Files are read, and what does
+// not fit together is added to the faults: so "run" fails before it touches anything, and "check"
+// reports the same.
+package service
 
 import (
 	"context"
@@ -12,6 +15,7 @@ import (
 	"k8s.io/client-go/transport"
 
 	"hsm-signer/cmd/hsm-signer/internal/apiclock"
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/hsm"
@@ -27,25 +31,24 @@ import (
 	"hsm-signer/policy"
 )
 
-// A Service is everything that the configuration of "run" names, loaded and checked, before any
-// contact with the token or the API server.
+// A Service is everything that the configuration of a CA names, loaded and checked.
 type Service struct {
-	*Config
+	*config.Config
 	Policy *policy.Policy
 	// with APPROVE=shadow and no CA_CERT_FILE, one without constraints
 	CA               *issuer.CA
 	Anchors          issuer.Anchors   // to publish; nil: none
 	CheckpointPublic crypto.PublicKey // of the checkpoint key; nil: there are no checkpoints
-	Next             *NextCA          // of a rotation; nil: none
+	Next             *Next            // of a rotation; nil: none
 	Lease            *lease.Lease     // nil: no election
 	Client           *clientset.Clientset
 	Credential       *credential.Source // of the client
 	Clock            *apiclock.Clock    // of the API server
 }
 
-// LoadService loads everything and adds what is wrong to the faults. Every call to the API server
-// goes through what wrap returns, unless wrap is nil.
-func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Service {
+// Load loads everything and adds what is wrong to the faults. Every call to the API server goes
+// through what wrap returns, unless wrap is nil.
+func Load(c *config.Config, faults *config.Faults, wrap transport.WrapperFunc) *Service {
 	s := &Service{Config: c, Policy: c.LoadPolicy(faults), Clock: &apiclock.Clock{}}
 	if c.AcceptUnset && c.Mode == kube.Wait {
 		faults.Addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the "+
@@ -56,10 +59,10 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 		faults.Missing("SIGNER_NAME", "is not set: name the signer to serve, such as "+
 			"example.com/calico; it is what Calico's Installation names as signerName")
 	}
-	c.checkCleanUp(faults)
+	s.checkCleanUp(faults)
 	c.ResolveStateDir(faults)
 	switch {
-	case faults.has("APPROVE"): // so it is not known whether a token is needed
+	case faults.Has("APPROVE"): // so it is not known whether a token is needed
 		s.CA = c.LoadOptionalCA(faults)
 	case c.Mode == kube.Shadow:
 		_, err := pin.Take() // it is not needed, and must not stay in the environment
@@ -70,7 +73,7 @@ func (c *Config) LoadService(faults *Faults, wrap transport.WrapperFunc) *Servic
 		s.loadSigning(faults)
 	}
 	c.CheckRules(s.Policy, s.CA, faults)
-	s.Lease = c.requireLease(faults)
+	s.Lease = c.RequireLease(faults)
 	s.loadNext(faults)
 	s.Client, s.Credential = c.LoadClient(faults, transport.Wrappers(s.Clock.Watch, wrap))
 	return s
@@ -101,13 +104,13 @@ func (s *Service) Requests() csr.Kind {
 
 // loadSigning loads what only a process that signs needs: the CA, and what names the keys in the
 // token.
-func (s *Service) loadSigning(faults *Faults) {
+func (s *Service) loadSigning(faults *config.Faults) {
 	s.RequireToken(faults)
 	s.RequireKey(faults)
 	if s.CA = s.LoadCA(faults); s.CA == nil {
 		return
 	}
-	s.Anchors = s.loadAnchors(s.CA, faults)
+	s.Anchors = s.loadAnchors(faults)
 	s.Token.Signature = issuer.SignerOpts(s.Algorithm, s.CA.Certificate().PublicKey)
 	key, err := s.Key(nil)
 	if err != nil {
@@ -123,9 +126,9 @@ func (s *Service) loadSigning(faults *Faults) {
 }
 
 // loadCheckpointKey reads the public half of the checkpoint key, if checkpoints are wanted.
-func (s *Service) loadCheckpointKey(faults *Faults) {
+func (s *Service) loadCheckpointKey(faults *config.Faults) {
 	want := s.Checkpoints
-	if !want.wanted() {
+	if !want.Wanted() {
 		return
 	}
 	if want.Key.Label == "" && len(want.Key.ID) == 0 {
@@ -133,12 +136,12 @@ func (s *Service) loadCheckpointKey(faults *Faults) {
 			"but CHECKPOINT_PUBLIC_KEY_FILE is: name the key by one of them", "CHECKPOINT_KEY_ID")
 		return
 	}
-	if want.publicKeyFile == "" {
+	if want.PublicKeyFile == "" {
 		faults.Addf("CHECKPOINT_PUBLIC_KEY_FILE",
 			"is not set: name the file that \"hsm-signer ca create-checkpoint-key\" wrote")
 		return
 	}
-	public, err := ReadPublicKey(want.publicKeyFile)
+	public, err := config.ReadPublicKey(want.PublicKeyFile)
 	switch {
 	case err != nil:
 		faults.Add("CHECKPOINT_PUBLIC_KEY_FILE", err)
@@ -146,6 +149,38 @@ func (s *Service) loadCheckpointKey(faults *Faults) {
 		faults.Addf("CHECKPOINT_KEY_LABEL", "names the CA's key: checkpoints need their own key")
 	default:
 		s.CheckpointPublic = public
+	}
+}
+
+// checkCleanUp adds a fault if finished requests are to be deleted by a shadow.
+func (s *Service) checkCleanUp(faults *config.Faults) {
+	if s.DeleteFinishedAfter > 0 && s.Mode == kube.Shadow && !faults.Has("APPROVE") {
+		faults.Addf("DELETE_FINISHED_AFTER",
+			"is set, and APPROVE is shadow, which writes nothing to the cluster: unset one of them")
+	}
+}
+
+// loadAnchors returns the certificates of TRUST_BUNDLE_FILE, which must trust the CA; nil if that is
+// not set.
+func (s *Service) loadAnchors(faults *config.Faults) issuer.Anchors {
+	if s.TrustBundleFile == "" && len(s.TrustBundleNamespaces) > 0 {
+		faults.Addf("TRUST_BUNDLE_NAMESPACES", "is set without TRUST_BUNDLE_FILE, so nothing "+
+			"would be published: set that too")
+	}
+	roots := s.LoadRoots(faults)
+	requireTrust("TRUST_BUNDLE_FILE", s.TrustBundleFile, roots, s.CA, faults)
+	return roots
+}
+
+// requireTrust adds a fault if the certificates of a file that the variable names do not trust the
+// CA. There may be none.
+func requireTrust(variable, path string, roots issuer.Anchors, ca *issuer.CA,
+	faults *config.Faults) {
+	if roots == nil {
+		return
+	}
+	if err := roots.Trust(ca); err != nil {
+		faults.Addf(variable, "%s: %v", path, err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package config
+package service
 
 import (
 	"fmt"
@@ -11,9 +11,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/internal/must"
 )
+
+// common names the part of CONFIG_FILE that is no CA's.
+const common = "common"
 
 // A testFile is CONFIG_FILE: the settings of common and of each CA.
 type testFile map[string]map[string]string
@@ -56,16 +60,16 @@ func loadFile(t *testing.T, text string, environment map[string]string) ([]*Serv
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
-	settings := slices.Concat(ServiceSettings, TokenSettings, LogSettings)
+	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	for _, s := range settings {
 		t.Setenv(s.Env, environment[s.Env])
 	}
 	t.Setenv(pin.Variable, environment[pin.Variable])
-	t.Setenv(fileVariable, file)
+	t.Setenv("CONFIG_FILE", file)
 	command := &cobra.Command{}
-	AddFlags(command, settings)
-	p, faults := ReadProcess(command, settings)
-	return p.Load(faults, nil), *faults
+	config.AddFlags(command, settings)
+	p, faults := config.ReadProcess(command, settings)
+	return LoadAll(p, faults, nil), *faults
 }
 
 func TestEachCAHasItsOwnSettings(t *testing.T) {
@@ -177,114 +181,5 @@ func TestMistakesInCONFIGFILE(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestTextThatIsNoCONFIGFILE(t *testing.T) {
-	for text, want := range map[string]string{
-		"":                             "it is empty",
-		"x":                            "the file is not a mapping",
-		"cas: {a: 1}":                  "a is not a mapping",
-		"a: {}\ncas: {a: {}}":          `unknown key "a"`,
-		"cas: {a: {}}\n---\nx":         "more than one YAML document",
-		"cas: {a: &x {}, b: *x}":       "b is not a mapping",
-		"cas: {a: {}, a: {}}":          "cas has the key a twice",
-		"common: {STATE_DIR: /var}":    "has no CA",
-		"cas: {a: {}}\ncommon: {? {}}": "a key is not a text",
-		"cas: [":                       "it is not YAML",
-	} {
-		if _, faults := loadFile(t, text, nil); len(faults) == 0 ||
-			!strings.HasPrefix(faults[0], "CONFIG_FILE: ") || !strings.Contains(faults[0], want) {
-			t.Errorf("%q: %q; want %q", text, faults, want)
-		}
-	}
-}
-
-// A file that others can write decides nothing.
-func TestCONFIGFILEHasATrustedOwner(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	must.OK(t, os.WriteFile(file, []byte(twoCAs(t).text()), 0o600))
-	must.OK(t, os.Chmod(file, 0o666))
-	faults := &Faults{}
-	if readFile(file, faults); len(*faults) != 1 ||
-		!strings.Contains((*faults)[0], "whoever can write it controls who signs what") {
-		t.Errorf("%q", *faults)
-	}
-}
-
-// Each list of settings has only settings.
-func TestPlacesOfSettings(t *testing.T) {
-	for _, variable := range slices.Concat(processWide, inherited) {
-		if !slices.ContainsFunc(allSettings(), func(s Setting) bool { return s.Env == variable }) {
-			t.Errorf("there is no setting %s", variable)
-		}
-	}
-}
-
-// A command about one CA reads the settings of that one. A flag wins.
-func TestOneCAOfCONFIGFILE(t *testing.T) {
-	f := twoCAs(t)
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	must.OK(t, os.WriteFile(file, []byte(f.text()), 0o600))
-	settings := Named("STATE_DIR", "CA_CERT_FILE", "SIGNER_NAME")
-	read := func(environment string, flags ...string) (*Config, string) {
-		for _, s := range settings {
-			t.Setenv(s.Env, "")
-		}
-		t.Setenv("SIGNER_NAME", environment)
-		command := &cobra.Command{}
-		AddFlags(command, settings)
-		AddCAFlags(command)
-		must.OK(t, command.ParseFlags(flags))
-		c, faults := Read(command, settings)
-		return c, strings.Join(*faults, "; ")
-	}
-	c, faults := read("", "--config-file", file, "--ca", "second", "--ca-cert-file", "x")
-	if faults != "" || c.SignerNames[0] != "example.com/second" || c.CACertFile != "x" ||
-		c.StateDir != filepath.Join(f[common]["STATE_DIR"], "second") {
-		t.Errorf("%+v: %s", c, faults)
-	}
-	if c, faults := read("example.com/x"); faults != "" || c.SignerNames[0] != "example.com/x" {
-		t.Errorf("without the file: %+v: %s", c, faults)
-	}
-	for _, wrong := range []struct {
-		environment, want string
-		flags             []string
-	}{
-		{"", "name a CA of CONFIG_FILE: first, second", []string{"--config-file", file}},
-		{"", `has no CA "x": it has first, second`, []string{"--config-file", file, "--ca", "x"}},
-		{"", "--ca: names a CA of CONFIG_FILE, which is not set", []string{"--ca", "x"}},
-		{"example.com/x", "SIGNER_NAME: is set outside CONFIG_FILE",
-			[]string{"--config-file", file, "--ca", "first"}},
-	} {
-		if _, faults := read(wrong.environment, wrong.flags...); !strings.Contains(faults,
-			wrong.want) {
-			t.Errorf("%v: %q; want %q", wrong.flags, faults, wrong.want)
-		}
-	}
-}
-
-// A process that signs nothing reads what is said of its CA, and nothing that is said of
-// their process.
-func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
-	f := twoCAs(t)
-	f[common]["LISTEN_ADDRESS"] = "127.0.0.1:8080"
-	f[common]["CLUSTER_DOMAIN"] = "example.org"
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	must.OK(t, os.WriteFile(file, []byte(f.text()), 0o600))
-	settings := Named("SIGNER_NAME", "CLUSTER_DOMAIN", "KUBECONFIG", "LISTEN_ADDRESS")
-	for _, s := range settings {
-		t.Setenv(s.Env, "")
-	}
-	t.Setenv(fileVariable, file)
-	t.Setenv("KUBECONFIG", "/own")
-	command := &cobra.Command{}
-	AddFlags(command, settings)
-	AddCAFlagsOfProcess(command)
-	must.OK(t, command.ParseFlags([]string{"--ca", "second", "--listen-address", "127.0.0.1:1"}))
-	c, faults := Read(command, settings)
-	if len(*faults) > 0 || c.SignerNames[0] != "example.com/second" || c.Kubeconfig != "/own" ||
-		c.ListenAddress != "127.0.0.1:1" || c.ClusterDomain != "example.org" {
-		t.Errorf("%+v: %v", c, *faults)
 	}
 }

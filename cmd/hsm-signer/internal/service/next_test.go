@@ -1,4 +1,4 @@
-package config
+package service
 
 import (
 	"encoding/pem"
