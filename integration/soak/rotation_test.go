@@ -138,7 +138,7 @@ func (r *rotation) take(t *testing.T, s step, more ...string) {
 }
 
 // restartPod returns a batch of requests of a new pod, and deletes the one that the batch was of:
-// its certificates are from before both CAs were trusted.
+// it was created before both CAs were trusted.
 func (r *rotation) restartPod(t *testing.T, c *batch) *batch {
 	t.Helper()
 	c.waitForAll(t)
@@ -310,7 +310,7 @@ func TestKilledAtEachStepOfARotation(t *testing.T) {
 			"certificate of the CA that signs in its phase; lost 0")
 	p, through := shared.proxied(t)
 	r := newRotation(t, shared, through)
-	batches := []*batch{shared.newBatch(t)}
+	var batches []*batch
 	kills := 0
 	kill := func(at stepPoint, s step, again bool) {
 		c := batches[len(batches)-1]
@@ -321,6 +321,7 @@ func TestKilledAtEachStepOfARotation(t *testing.T) {
 		}
 	}
 	if full {
+		batches = append(batches, shared.newBatch(t))
 		for n := range 2 * len(stepPoints) {
 			for _, s := range []step{announce, trust, sign, backToTrusted, sign, retire,
 				backToSigning, backToTrusted, backToStart, backToNone} {
@@ -330,6 +331,7 @@ func TestKilledAtEachStepOfARotation(t *testing.T) {
 	} else {
 		r.take(t, announce)
 		r.take(t, trust)
+		batches = append(batches, shared.newBatch(t))
 		kill(stepPoints[1], sign, true)
 		kill(stepPoints[2], backToTrusted, true)
 		kill(stepPoints[0], sign, false)

@@ -28,25 +28,22 @@ type InUse struct {
 type Usage struct {
 	At    time.Time
 	Of    []InUse // of each CA, in the order in which they were named
-	Early []Early // pods with a certificate from before the time, by name
+	Early []Early // pods with a certificate that were created before the time, by name
 	Fault error   // why it is not known which pods live; the numbers are too small then
 	// PodsFault is that of pods that asked by CertificateSigningRequests.
 	PodsFault error
 }
 
-// An Early pod lives with a certificate that nothing renews, and that was signed before a time.
-type Early struct {
-	Pod      kube.LivePod
-	SignedAt time.Time
-}
+// An Early pod has a certificate that nothing renews, and was created before a time.
+type Early struct{ Pod kube.LivePod }
 
 // String names the pod, and the command that restarts it.
 func (e Early) String() string {
 	return fmt.Sprintf("%s/%s (%s)", e.Pod.Namespace, e.Pod.Name, e.Pod.Restart())
 }
 
-// FindUsage reads the journal in dir, and looks which pods live. Early are those whose certificate
-// was signed before a time.
+// FindUsage reads the journal in dir, and looks which pods live. Early are those that were created
+// before a time: their certificates may be later, since an init container can run again.
 func FindUsage(ctx context.Context, dir string, client clientset.Interface, now time.Time,
 	cas []*x509.Certificate, before time.Time) (Usage, error) {
 	c := usageCount{holders: &holders{client: client, namespaces: map[string]namespace{}},
@@ -76,9 +73,9 @@ type usageCount struct {
 
 // inUse is a certificate in use.
 type inUse struct {
-	ca    int
-	cert  Certificate
-	early Early
+	ca   int
+	cert Certificate
+	pod  kube.LivePod
 }
 
 // add counts a certificate that is valid, and that somebody may hold.
@@ -106,7 +103,7 @@ func (c *usageCount) add(ctx context.Context, issued *journal.Issued) {
 	default:
 		cert.Issued = nil
 		if former, is := c.newest[cert.holds()]; !is || cert.SignedAt.After(former.cert.SignedAt) {
-			c.newest[cert.holds()] = inUse{ca, cert, Early{pod, cert.SignedAt}}
+			c.newest[cert.holds()] = inUse{ca, cert, pod}
 		}
 	}
 }
@@ -124,11 +121,12 @@ func (c *usageCount) fault(err error, renewed bool) {
 // result returns what was counted.
 func (c *usageCount) result(before time.Time) Usage {
 	u := c.usage
+	before = before.Truncate(time.Second) // the API server's times have whole seconds
 	u.Fault = errors.Join(c.faults...)
 	for _, one := range c.newest {
 		u.Of[one.ca].Live++
-		if one.cert.SignedAt.Before(before) {
-			u.Early = append(u.Early, one.early)
+		if one.pod.Created.Before(before) {
+			u.Early = append(u.Early, Early{one.pod})
 		}
 	}
 	slices.SortFunc(u.Early, func(a, b Early) int {

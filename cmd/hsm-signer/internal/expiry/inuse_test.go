@@ -80,13 +80,16 @@ func (c ca) issue(t *testing.T, j *journal.Writer, request, pod string, lifetime
 	}
 }
 
-func pod(namespace, name string) *corev1.Pod {
+// pod returns a pod that was created at a time, which the API server keeps in whole seconds.
+func pod(namespace, name string, created time.Time) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name,
-		UID: types.UID("uid-" + name)}, Spec: corev1.PodSpec{ServiceAccountName: "sa"}}
+		UID: types.UID("uid-" + name), CreationTimestamp: metav1.NewTime(
+			created.Truncate(time.Second))}, Spec: corev1.PodSpec{ServiceAccountName: "sa"}}
 }
 
 // What counts are valid certificates of pods that live, each of the CA that signed it; and which
-// pods have one from before a time.
+// pods were created before a time. A pod whose init container ran again has certificates from after
+// that, and knows what it knew before. One that was created after it has as many as it wants.
 func TestUsage(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	// each differs from another one by its name alone, or by its key identifier alone
@@ -95,23 +98,28 @@ func TestUsage(t *testing.T) {
 		Next: next.cert})
 	must.OK(t, err)
 	defer func() { must.OK(t, j.Close()) }()
-	former.issue(t, j, "certs:restarted", "restarted", time.Hour)
+	former.issue(t, j, "certs:again", "again", time.Hour)
 	former.issue(t, j, "certs:early", "early", time.Hour)
 	former.issue(t, j, "certs:gone", "gone", 30*time.Hour)
 	former.issue(t, j, "certs:ended", "early", time.Nanosecond)
 	former.issue(t, j, "ns/renewed", "renewed", time.Hour)
 	former.issue(t, j, "of-a-user", "", time.Hour)
 	before := time.Now()
-	next.issue(t, j, "certs:restarted", "restarted", 2*time.Hour)
+	next.issue(t, j, "certs:again", "again", 2*time.Hour)
+	next.issue(t, j, "certs:fresh", "fresh", time.Hour)
+	former.issue(t, j, "more:fresh", "fresh", time.Hour)
 	next.issue(t, j, "ns/renewed", "renewed", time.Hour)
-	client := fake.New(pod("ns", "restarted"), pod("ns", "early"), pod("volumes", "renewed"))
+	former.issue(t, j, "more:early", "early", time.Hour)
+	old := before.Add(-time.Minute)
+	client := fake.New(pod("ns", "again", old), pod("ns", "early", old), pod("ns", "fresh", before),
+		pod("volumes", "renewed", old))
 	count := func() Usage {
 		return must.Value(FindUsage(t.Context(), dir, client, time.Now(),
 			[]*x509.Certificate{former.cert, other.cert, next.cert}, before))(t)
 	}
 	u := count()
-	if u.Of[1] != (InUse{}) || u.Of[0].Live != 2 || u.Of[0].Unknown != 1 ||
-		u.Of[2].Live != 2 || u.Fault != nil ||
+	if u.Of[1] != (InUse{}) || u.Of[0].Live != 4 || u.Of[0].Unknown != 1 ||
+		u.Of[2].Live != 3 || u.Fault != nil ||
 		u.PodsFault != nil {
 		t.Errorf("%+v", u)
 	}
@@ -119,8 +127,9 @@ func TestUsage(t *testing.T) {
 		time.Until(u.Of[2].Last) > 2*time.Hour {
 		t.Errorf("the last ones end at %s and %s", u.Of[0].Last, u.Of[2].Last)
 	}
-	if len(u.Early) != 1 || u.Early[0].String() != "ns/early (kubectl -n ns delete pod early)" {
-		t.Errorf("early: %v", u.Early)
+	if want := "[ns/again (kubectl -n ns delete pod again) ns/early (kubectl -n ns delete pod " +
+		"early)]"; fmt.Sprint(u.Early) != want {
+		t.Errorf("early: %v; want %s", u.Early, want)
 	}
 	for _, namespace := range []string{"volumes", "ns"} {
 		client.PrependReactor("list", "pods", func(a clienttesting.Action) (bool, runtime.Object,

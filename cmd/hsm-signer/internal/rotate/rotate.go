@@ -113,8 +113,8 @@ nothing has changed.`,
 	}
 	if step == rotation.Sign {
 		flags.StringSliceVar(&order.Journals, "checked", nil, "journals of other replicas, "+
-			"comma-separated, of which you have checked that no pod has a certificate from "+
-			"before \"trusted\"")
+			"comma-separated, of which you have checked that no pod with a certificate was "+
+			"created before \"trusted\"")
 	}
 	return command
 }

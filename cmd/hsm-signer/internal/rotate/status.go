@@ -77,7 +77,7 @@ func newStatusCommand() *cobra.Command {
 		Short: "Show the phase, and which certificates of each CA are in use",
 		Long: `Shows the phase as the lease has it, and what the journal in STATE_DIR knows of the
 certificates of both CAs: how many are in use (valid, and the pod lives), when the last one ends,
-and which pods have one from before both CAs were trusted. Each replica's journal knows only what
+and which pods with one were created before both CAs were trusted. Each replica's journal knows only what
 that replica has signed: run this command in each.
 
 If a file of the next CA is refused, it says why. It asks the hsm-signer at LISTEN_ADDRESS for that.`,
@@ -245,7 +245,7 @@ func (v *view) String() string {
 		fmt.Fprintf(&text, "\nNOT KNOWN  %s\n", v.Unknown)
 	}
 	if len(v.Early) > 0 {
-		fmt.Fprintf(&text, "\nPods with a certificate from before %s, and how to restart them:\n",
+		fmt.Fprintf(&text, "\nPods that were created before %s, and how to restart them:\n",
 			v.State.Trusted.Format(time.RFC3339))
 	}
 	for _, early := range v.Early {

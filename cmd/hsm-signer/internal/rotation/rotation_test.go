@@ -124,8 +124,8 @@ func TestGuards(t *testing.T) {
 			time.Time{}},
 		"pods that know one CA": {at(Trusted), Wish{Step: Sign}, func(f *Facts) {
 			f.Live.Early = []string{"1", "2", "3", "4", "5", "6", "7"}
-		}, "after 2026-11-29T13:00:00Z for all live pods, since each reads caCert once; restart " +
-			"7: 1, 2, 3, 4, 5 and 2 more", time.Time{}},
+		}, "no live pod that was created before 2026-11-29T13:00:00Z, since each reads caCert " +
+			"once; restart 7: 1, 2, 3, 4, 5 and 2 more", time.Time{}},
 		"pods of another replica": {at(Trusted), Wish{Step: Sign, Journals: []string{"a"}},
 			func(f *Facts) { f.Live.Others = []string{"a", "b", "c"} }, "--checked b,c",
 			time.Time{}},

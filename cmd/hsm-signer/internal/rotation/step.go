@@ -53,8 +53,8 @@ type Facts struct {
 // Live is what is known of the certificates in use.
 type Live struct {
 	Fault error // why it is not known
-	// Early are live pods whose certificate was signed before both CAs were trusted, with the
-	// commands that restart them.
+	// Early are live pods with a certificate that were created before both CAs were trusted, with
+	// the commands that restart them.
 	Early []string
 	// Last is the end of the last certificate of each CA, as far as this journal knows.
 	Last map[Key]time.Time
@@ -238,8 +238,8 @@ func (s State) signGuard(w Wish, f Facts) []Missing {
 		return append(all, Missing{What: "the certificates in use: " + f.Live.Fault.Error()})
 	}
 	if n := len(f.Live.Early); n > 0 {
-		all = append(all, Missing{What: fmt.Sprintf("certificates signed after %s for all live "+
-			"pods, since each reads caCert once; restart %d: %s",
+		all = append(all, Missing{What: fmt.Sprintf("no live pod that was created before %s, "+
+			"since each reads caCert once; restart %d: %s",
 			s.Trusted.UTC().Format(time.RFC3339), n, some(f.Live.Early))})
 	}
 	var unchecked []string

@@ -51,8 +51,8 @@ type Config struct {
 	TrustTime time.Duration // see [rotation.Facts]
 	Lifetime  time.Duration
 	Proved    func(ctx context.Context) error // nil: the next CA's key signs; called with a next CA
-	// Usage returns which certificates are in use of each CA, and which pods have one from before
-	// a time.
+	// Usage returns which certificates are in use of each CA, and which pods with one were created
+	// before a time.
 	Usage  func(ctx context.Context, cas []*x509.Certificate, before time.Time) (expiry.Usage, error)
 	Others func() []string // the journals of other replicas that may have certificates in use
 	Logger hclog.Logger

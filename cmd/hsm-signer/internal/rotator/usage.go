@@ -19,7 +19,7 @@ const usageInterval = time.Hour
 type Count struct {
 	At       time.Time // zero: not counted yet
 	CA, Next int
-	Early    int   // pods with a certificate from before both CAs were trusted
+	Early    int   // pods with a certificate, created before both CAs were trusted
 	Fault    error // why the numbers may be too small
 }
 
