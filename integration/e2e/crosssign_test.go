@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"os"
@@ -52,21 +53,35 @@ func newCrossSigned(t *testing.T, name string) crossSigned {
 	return r
 }
 
-// newLeaf has a new pod get its certificate, and returns it with the certificates that follow it.
-func (r crossSigned) newLeaf(t *testing.T) (leaf *x509.Certificate, above []byte) {
+// newPair has a new pod get its certificate, and returns its key with what it sends: the certificate
+// and those that follow it.
+func (r crossSigned) newPair(t *testing.T) tls.Certificate {
 	t.Helper()
 	p := newPod(t, node)
-	csr, err := r.initContainer(p).Run(t.Context(), p.Client)
+	asking := r.initContainer(p)
+	csr, err := asking.Run(t.Context(), p.Client)
 	must.OK(t, err)
-	_, above = pem.Decode(csr.Status.Certificate)
-	return parseCertificate(t, csr.Status.Certificate), above
+	pair := tls.Certificate{PrivateKey: asking.Key,
+		Leaf: parseCertificate(t, csr.Status.Certificate)}
+	block, rest := pem.Decode(csr.Status.Certificate)
+	for ; block != nil; block, rest = pem.Decode(rest) {
+		pair.Certificate = append(pair.Certificate, block.Bytes)
+	}
+	return pair
 }
 
-// requireTrustedBy requires that clients that trust the root alone, and get the certificates that
-// follow the leaf, verify it, with crypto/x509 and with openssl.
-func requireTrustedBy(t *testing.T, root testenv.CA, leaf *x509.Certificate, above []byte) {
+// requireTrustedBy requires that clients that trust the root alone verify what the peer sends: with
+// crypto/x509, with openssl, and in a handshake as Calico's clients do.
+func requireTrustedBy(t *testing.T, root testenv.CA, pair tls.Certificate) {
 	t.Helper()
-	sent := x509.NewCertPool()
+	if err := handshake(t, &tls.Config{Certificates: []tls.Certificate{pair}}, &tls.Config{
+		InsecureSkipVerify: true, VerifyConnection: verifyBy(poolOf(t, root))}); err != nil {
+		t.Errorf("a handshake with %s alone: %v", root.CertFile, err)
+	}
+	leaf, sent, above := pair.Leaf, x509.NewCertPool(), []byte(nil)
+	for _, der := range pair.Certificate[1:] {
+		above = append(above, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
 	sent.AppendCertsFromPEM(above)
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: poolOf(t, root), Intermediates: sent,
 		DNSName: "typha-client"}); err != nil {
@@ -99,22 +114,22 @@ func TestRotationWithACrossCertificate(t *testing.T) {
 	r.stepLater(t, "signing", "sign")
 	command(t, r.former, r.both(), "check").prints(t, 0, "next CA: CA certificate")
 
-	leaf, above := r.newLeaf(t)
-	if cross, rest := pem.Decode(above); cross == nil || len(rest) > 0 ||
-		!bytes.Equal(cross.Bytes, certificateOf(t, r.next).Raw) {
-		t.Errorf("the leaf is followed by:\n%s", above)
+	pair := r.newPair(t)
+	if n := len(pair.Certificate); n != 2 || !bytes.Equal(pair.Certificate[1],
+		certificateOf(t, r.next).Raw) {
+		t.Errorf("%d certificates are sent, or another one than the cross-certificate", n)
 	}
-	requireTrustedBy(t, r.former, leaf, above)
-	requireTrustedBy(t, r.root, leaf, above)
+	requireTrustedBy(t, r.former, pair)
+	requireTrustedBy(t, r.root, pair)
 
 	r.step(t, "retired", "retire", "--force", "--reason", "only this test has one")
 	r.requireBundle(t, pemOf(t, r.root))
 	write(t, r.next.CertFile, pemOf(t, r.root))
 	waitLog(t, d, "the CA's certificate was replaced")
-	if leaf, above = r.newLeaf(t); len(above) > 0 {
-		t.Errorf("the leaf is followed by:\n%s", above)
+	if pair = r.newPair(t); len(pair.Certificate) != 1 {
+		t.Errorf("the leaf is followed by %d certificates", len(pair.Certificate)-1)
 	}
-	requireTrustedBy(t, r.root, leaf, nil)
+	requireTrustedBy(t, r.root, pair)
 	command(t, r.former, r.both(), "audit", "verify").prints(t, 0)
 }
 

@@ -229,11 +229,16 @@ func (r *rotating) restart(t *testing.T, all *peers, c *calicoPod, by testenv.CA
 	}
 }
 
-// verifyBy accepts a peer whose certificate leads to one of these roots, as Felix and Typha do.
+// verifyBy accepts a peer whose certificate leads to one of these roots by those that it sends, as
+// Felix and Typha do (Calico's tlsutils).
 func verifyBy(roots *x509.CertPool) func(tls.ConnectionState) error {
 	return func(state tls.ConnectionState) error {
+		sent := x509.NewCertPool()
+		for _, cert := range state.PeerCertificates[1:] {
+			sent.AddCert(cert)
+		}
 		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots,
-			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+			Intermediates: sent, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 		return err
 	}
 }
