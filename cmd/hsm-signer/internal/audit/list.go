@@ -16,6 +16,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/issuer/journal"
 	"hsm-signer/kube/clientset"
@@ -157,7 +158,7 @@ func termOf(text string) (expiry.Term, error) {
 }
 
 // prepare checks the flags, and adds mistakes to the faults.
-func (l *auditList) prepare(c *config.Config, faults *config.Faults) {
+func (l *auditList) prepare(c *config.Config, faults *setting.Faults) {
 	var err error
 	l.term, err = termOf(l.expiring)
 	faults.Add("--expiring", err)

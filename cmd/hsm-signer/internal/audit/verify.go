@@ -13,6 +13,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/issuer/journal"
 )
@@ -97,7 +98,7 @@ func stateDir(c *config.Config, args []string) string {
 }
 
 // options returns the options of the verification. It adds mistakes to the faults.
-func (a *AuditVerify) options(c *config.Config, faults *config.Faults) journal.VerifyOptions {
+func (a *AuditVerify) options(c *config.Config, faults *setting.Faults) journal.VerifyOptions {
 	var o journal.VerifyOptions
 	if ca := c.LoadCA(faults); ca != nil {
 		o.CAs = append(o.CAs, ca.Certificate())
@@ -121,7 +122,7 @@ func (a *AuditVerify) options(c *config.Config, faults *config.Faults) journal.V
 		faults.Add("--checkpoint-key", err)
 	}
 	if a.Limit = 2 * c.Checkpoints.Interval; a.maxUnvouched != "" {
-		faults.Add("--max-unvouched", config.ReadDuration(a.maxUnvouched, time.Second, &a.Limit))
+		faults.Add("--max-unvouched", setting.Duration(a.maxUnvouched, time.Second, &a.Limit))
 	}
 	return o
 }

@@ -23,6 +23,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
 	"hsm-signer/cmd/hsm-signer/internal/rotate"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -108,7 +109,7 @@ func tokenLines(t hsm.Token) string {
 }
 
 // requireNew adds a fault if the file exists, or cannot be created.
-func requireNew(flag, path string, faults *config.Faults) {
+func requireNew(flag, path string, faults *setting.Faults) {
 	switch _, err := os.Lstat(path); {
 	case err == nil:
 		faults.Addf(flag, "%s already exists; nothing was created", path)
@@ -122,7 +123,7 @@ func requireNew(flag, path string, faults *config.Faults) {
 
 // requireNewFiles adds a fault for each of the files of --out and --transcript that cannot be
 // created. The transcript may be empty.
-func requireNewFiles(out, transcript string, faults *config.Faults) {
+func requireNewFiles(out, transcript string, faults *setting.Faults) {
 	requireNew("--out", out, faults)
 	if transcript != "" {
 		requireNew("--transcript", transcript, faults)

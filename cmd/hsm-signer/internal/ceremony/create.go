@@ -14,6 +14,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -95,7 +96,7 @@ func (r *caRequest) addFlags(command *cobra.Command) {
 }
 
 // check reads the profile, and checks the files before anything is created.
-func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *config.Faults) {
+func (r *caRequest) check(cmd *cobra.Command, flags *profileFlags, faults *setting.Faults) {
 	p := flags.read(cmd, faults)
 	before := len(*faults)
 	r.profile = p.check(faults)

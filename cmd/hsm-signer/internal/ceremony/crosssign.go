@@ -14,6 +14,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/fingerprint"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/issuer"
 )
 
@@ -69,7 +70,7 @@ Exit code 2 if the CA may not certify the next one.`,
 }
 
 // check reads both certificates, and checks the files before anything is signed.
-func (r *crossRequest) check(c *config.Config, faults *config.Faults) {
+func (r *crossRequest) check(c *config.Config, faults *setting.Faults) {
 	r.by = c.LoadCA(faults)
 	requireNewFiles(r.out, r.transcript, faults)
 	if r.cert == "" {

@@ -16,7 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
@@ -65,7 +65,7 @@ func (s *said[T]) UnmarshalYAML(node *yaml.Node) error {
 }
 
 // readProfile reads a profile, strictly.
-func readProfile(path string, faults *config.Faults) profile {
+func readProfile(path string, faults *setting.Faults) profile {
 	var p profile
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -89,7 +89,7 @@ func readProfile(path string, faults *config.Faults) profile {
 }
 
 // refuseEmpty adds a fault for each key without a value, which would silently mean the default.
-func refuseEmpty(node *yaml.Node, faults *config.Faults) {
+func refuseEmpty(node *yaml.Node, faults *setting.Faults) {
 	if node.ShortTag() == "!!null" {
 		faults.Addf("--profile", "line %d: the key has no value: leave it out for the default",
 			node.Line)
@@ -130,7 +130,7 @@ func (f *profileFlags) add(command *cobra.Command) {
 }
 
 // read returns the profile: from flags, else from the file, else from the defaults.
-func (f *profileFlags) read(command *cobra.Command, faults *config.Faults) profile {
+func (f *profileFlags) read(command *cobra.Command, faults *setting.Faults) profile {
 	var p profile
 	if f.file != "" {
 		p = readProfile(f.file, faults)
@@ -166,7 +166,7 @@ func overrideList(command *cobra.Command, flag string, to *[]said[string], value
 }
 
 // check converts the profile to the issuer's.
-func (p profile) check(faults *config.Faults) issuer.CAProfile {
+func (p profile) check(faults *setting.Faults) issuer.CAProfile {
 	var made issuer.CAProfile
 	var err error
 	if !slices.Contains(hsm.KeyTypes(), p.KeyType.value) {
@@ -192,7 +192,7 @@ func (p profile) check(faults *config.Faults) issuer.CAProfile {
 	return made
 }
 
-func (n profileNames) check(faults *config.Faults) issuer.NameSpace {
+func (n profileNames) check(faults *setting.Faults) issuer.NameSpace {
 	var s issuer.NameSpace
 	for _, domain := range n.DNSDomains {
 		if wrong := validation.IsDNS1123Subdomain(domain.value); len(wrong) > 0 {

@@ -11,7 +11,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/cli/clitest"
-	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
@@ -19,7 +19,7 @@ import (
 
 // readProfileWith reads a profile as "ca create" does with these flags.
 func readProfileWith(t *testing.T, text string, args ...string) (profile, issuer.CAProfile,
-	*config.Faults) {
+	*setting.Faults) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "ca.yaml")
 	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
@@ -30,7 +30,7 @@ func readProfileWith(t *testing.T, text string, args ...string) (profile, issuer
 		args = append(args, "--profile", file)
 	}
 	must.OK(t, command.ParseFlags(args))
-	faults := &config.Faults{}
+	faults := &setting.Faults{}
 	p := flags.read(command, faults)
 	return p, p.check(faults), faults
 }
@@ -192,7 +192,7 @@ func TestFilesOfTheCeremonyAreLookedAtFirst(t *testing.T) {
 
 // Wherever a duration can be given, days and weeks can be.
 func TestLifetimeTakesWeeks(t *testing.T) {
-	wrong := &config.Faults{}
+	wrong := &setting.Faults{}
 	p := profile{
 		Subject: said[string]{value: "CN=x"}, KeyType: said[string]{value: defaultKeyType},
 		Lifetime: said[string]{value: "520w"},

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 )
@@ -101,7 +102,7 @@ have both CAs in caCert, as a rotation requires.`,
 
 // readNext returns the configuration of the next CA as if it were the CA's, and its chain; nil if
 // none is configured.
-func readNext(c *config.Config, faults *config.Faults) (*config.Config, issuer.Chain) {
+func readNext(c *config.Config, faults *setting.Faults) (*config.Config, issuer.Chain) {
 	next := c.OfNext(faults)
 	if next == nil {
 		return nil, nil

@@ -19,6 +19,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/logging"
 	"hsm-signer/cmd/hsm-signer/internal/service"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
@@ -320,7 +321,7 @@ func checkNamespaces(ctx context.Context, s *service.Service, report reporter) {
 func checkPolicy(ca *issuer.CA, p *policy.Policy, report reporter) {
 	report("policy", fmt.Sprintf("%d rules, hash %.12s; %s", len(p.Rules()), p.Hash(), p.Budget()),
 		nil)
-	warnings, err := config.LintRules(ca, p)
+	warnings, err := judge.LintRules(ca, p)
 	if err != nil { // was reported when the configuration was loaded
 		report("policy", "", err)
 	}

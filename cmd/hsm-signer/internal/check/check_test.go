@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/internal/must"
 )
 
@@ -53,7 +54,7 @@ func TestRulesForEarlierCalico(t *testing.T) {
 
 // A rule that is as wide as it can be is a warning of check, which passes anyway.
 func TestWideRulesAreWarnings(t *testing.T) {
-	faults := &config.Faults{}
+	faults := &setting.Faults{}
 	c := &config.Config{
 		PolicyFile:    fixture.Path(t, "integration/testdata/allow-everything.yaml"),
 		ClusterDomain: "cluster.local", Lifetime: time.Hour,

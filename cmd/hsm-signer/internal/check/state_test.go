@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/internal/must"
 )
 
@@ -18,7 +19,7 @@ func TestCheckOfAnotherUsersStateDir(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "private")
 	must.OK(t, errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, 4711, 4711)))
-	c, faults := &config.Config{StateDir: dir, ForOwner: true}, &config.Faults{}
+	c, faults := &config.Config{StateDir: dir, ForOwner: true}, &setting.Faults{}
 	c.ResolveStateDir(faults)
 	var details []string
 	checkState(c, func(_, detail string, err error) {
@@ -39,7 +40,7 @@ func TestCheckOfTheStateDir(t *testing.T) {
 		"none": "", "none/deep/down": "", ".": "", "file/below": "not a directory",
 	} {
 		c := &config.Config{StateDir: dir + "/" + path, ForOwner: true}
-		faults := &config.Faults{}
+		faults := &setting.Faults{}
 		c.ResolveStateDir(faults)
 		checkState(c, func(_, _ string, err error) { faults.Add("check", err) })
 		if text := strings.Join(*faults, "\n"); want == "" && text != "" ||

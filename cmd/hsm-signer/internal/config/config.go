@@ -1,17 +1,14 @@
-// Package config reads the configuration from flags, the environment and the files that they name.
+// Package config says what each setting means, and reads the single files that settings name.
 //
-// Nothing here is in touch with the token or the API server. What is wrong is collected in
-// [Faults], so that a user sees all mistakes at once, each with the name of its variable.
+// Contract: nothing here is in touch with the token or the API server. Package setting finds the
+// values; what is wrong with one is added to [setting.Faults] with the name of its variable.
 package config
 
 import (
-	"cmp"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,8 +18,8 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/hsm/pkcs11uri"
 	"hsm-signer/issuer"
@@ -72,7 +69,7 @@ type Config struct {
 	// RotationTrustTime is how long both CAs must have been trusted before the next one signs.
 	RotationTrustTime time.Duration
 	TrustDomain       string
-	// deleteFinishedAfter is 0 if finished requests are left to Kubernetes.
+	// DeleteFinishedAfter is 0 if finished requests are left to Kubernetes.
 	DeleteFinishedAfter time.Duration
 
 	InPod    bool     // this runs in a pod, of any cluster
@@ -88,14 +85,9 @@ type Setting struct {
 }
 
 // fileSetting is the file with the settings of several CAs.
-var fileSetting = Setting{fileVariable, "",
+var fileSetting = Setting{setting.FileVariable, "",
 	"YAML file with several CAs and their settings, instead of variables (docs/several.md)",
 	func(*Config, string) error { return nil }}
-
-// flagName returns the flag of a setting: SIGNER_NAME is --signer-name.
-func (s Setting) flagName() string {
-	return strings.ToLower(strings.ReplaceAll(s.Env, "_", "-"))
-}
 
 // The settings, in groups that commands choose from.
 var (
@@ -268,19 +260,19 @@ func text(at func(*Config) *string) func(*Config, string) error {
 }
 
 func count(least, most int, at func(*Config) *int) func(*Config, string) error {
-	return func(c *Config, v string) error { return readCount(v, least, most, at(c)) }
+	return func(c *Config, v string) error { return setting.Count(v, least, most, at(c)) }
 }
 
 func duration(least time.Duration, at func(*Config) *time.Duration) func(*Config, string) error {
-	return func(c *Config, v string) error { return ReadDuration(v, least, at(c)) }
+	return func(c *Config, v string) error { return setting.Duration(v, least, at(c)) }
 }
 
 func boolean(at func(*Config) *bool) func(*Config, string) error {
-	return func(c *Config, v string) error { return readBool(v, at(c)) }
+	return func(c *Config, v string) error { return setting.Bool(v, at(c)) }
 }
 
 func address(at func(*Config) *string) func(*Config, string) error {
-	return func(c *Config, v string) error { return readAddress(v, at(c)) }
+	return func(c *Config, v string) error { return setting.Address(v, at(c)) }
 }
 
 // Named returns the settings of the service that have these variables.
@@ -297,110 +289,13 @@ func Named(variables ...string) []Setting {
 // AddFlags gives the command a flag for each setting.
 func AddFlags(command *cobra.Command, settings []Setting) {
 	for _, s := range settings {
-		command.Flags().String(s.flagName(), "",
+		command.Flags().String(setting.FlagName(s.Env), "",
 			fmt.Sprintf("%s [%s]", s.help, strings.TrimSuffix(s.Env+"="+s.Fallback, "=")))
 	}
 }
 
-// Faults are errors in the configuration. Each begins with the name of its variable.
-type Faults []string
-
-func (f *Faults) Add(variable string, err error) {
-	if err != nil {
-		*f = append(*f, variable+": "+err.Error())
-	}
-}
-
-func (f *Faults) Addf(variable, format string, args ...any) {
-	f.Add(variable, fmt.Errorf(format, args...))
-}
-
-// Has reports whether there is a fault of one of the variables.
-func (f Faults) Has(variables ...string) bool {
-	return slices.ContainsFunc(f, func(fault string) bool {
-		variable, _, _ := strings.Cut(fault, ": ")
-		return slices.Contains(variables, variable)
-	})
-}
-
-// Missing adds that the variable is not set, unless there is a fault of it or of a variable that
-// can replace it: that one is set, and reported already.
-func (f *Faults) Missing(variable, message string, instead ...string) {
-	if !f.Has(append(instead, variable)...) {
-		f.Add(variable, errors.New(message))
-	}
-}
-
-// RequireOutput adds that the value of --output is none of text, json and more.
-func (f *Faults) RequireOutput(output string, more ...string) {
-	f.Add("--output", oneOf(output, append([]string{"text", "json"}, more...)...))
-}
-
-// oneOf returns an error if the value is none of at least two choices.
-func oneOf(value string, choices ...string) error {
-	last := len(choices) - 1
-	switch {
-	case slices.Contains(choices, value):
-		return nil
-	case last == 1:
-		return fmt.Errorf("%q is neither %s nor %s", value, choices[0], choices[1])
-	}
-	return fmt.Errorf("%q is not one of %s and %s", value, strings.Join(choices[:last], ", "),
-		choices[last])
-}
-
-// Err returns an error with all faults, or nil if there are none.
-func (f Faults) Err() error {
-	if len(f) == 0 {
-		return nil
-	}
-	return exit.With(exit.Config,
-		fmt.Errorf("the configuration has %d error(s):\n  %s", len(f), strings.Join(f, "\n  ")))
-}
-
-// Read reads the settings of a command for one CA: from its flags and the environment, or from
-// CONFIG_FILE if the command has the flags of [AddCAFlags]. The faults are about single values; the
-// command adds those about what it requires.
-func Read(command *cobra.Command, settings []Setting) (*Config, *Faults) {
-	if c, faults := readOneOfFile(command, settings); c != nil {
-		return c, faults
-	}
-	c, faults := read(settings, given(command))
-	c.applyURI(faults, command.Flags().Changed(uriFlag))
-	return c, faults
-}
-
-// given returns a function that returns the value of a setting from the flags, or else from the
-// environment. It is empty if the setting is not set.
-func given(command *cobra.Command) func(Setting) string {
-	return func(s Setting) string {
-		if flag := command.Flags().Lookup(s.flagName()); flag != nil && flag.Changed {
-			return flag.Value.String() // an empty flag counts as not set
-		}
-		return os.Getenv(s.Env)
-	}
-}
-
-// read reads the settings, each from the value that the function returns.
-func read(settings []Setting, value func(Setting) string) (*Config, *Faults) {
-	c, faults := &Config{InPod: inPod()}, &Faults{}
-	for _, s := range settings {
-		value := cmp.Or(value(s), s.Fallback)
-		if value == "" {
-			continue
-		}
-		if err := s.read(c, value); err != nil {
-			faults.Add(s.Env, err)
-			if s.Fallback != "" { // so that the mistake is reported once
-				_ = s.read(c, s.Fallback)
-			}
-		}
-	}
-	return c, faults
-}
-
 // RequireToken reads the PIN and requires what names a token.
-func (c *Config) RequireToken(faults *Faults) {
+func (c *Config) RequireToken(faults *setting.Faults) {
 	if c.Token.Module == "" {
 		faults.Missing("PKCS11_MODULE", "is not set: name the PKCS#11 library of your HSM, such "+
 			"as /usr/lib/softhsm/libsofthsm2.so", pin.URIVariable)
@@ -428,7 +323,7 @@ func (c *Config) RequireToken(faults *Faults) {
 }
 
 // RequireKey requires what names the CA's key.
-func (c *Config) RequireKey(faults *Faults) {
+func (c *Config) RequireKey(faults *setting.Faults) {
 	if c.Token.Key.Label == "" && len(c.Token.Key.ID) == 0 {
 		faults.Missing("CA_KEY_LABEL", "is not set, and neither is CA_KEY_ID, nor object or id in "+
 			"PKCS11_URI: name the CA's key by one of them", "CA_KEY_ID", pin.URIVariable)
@@ -537,7 +432,7 @@ func readTrustDomain(c *Config, v string) error {
 
 func readMode(c *Config, v string) error {
 	c.Mode = kube.Mode(v)
-	return oneOf(v, string(kube.Approve), string(kube.Wait), string(kube.Shadow))
+	return setting.OneOf(v, string(kube.Approve), string(kube.Wait), string(kube.Shadow))
 }
 
 func readAnswerRate(c *Config, v string) error {
@@ -545,7 +440,7 @@ func readAnswerRate(c *Config, v string) error {
 		c.Pace.Unlimited = true
 		return nil
 	}
-	if err := readCount(v, 1, 10_000, &c.Pace.Rate); err != nil {
+	if err := setting.Count(v, 1, 10_000, &c.Pace.Rate); err != nil {
 		return fmt.Errorf("%w, nor unlimited", err)
 	}
 	return nil
@@ -553,15 +448,7 @@ func readAnswerRate(c *Config, v string) error {
 
 func readUnset(c *Config, v string) error {
 	c.AcceptUnset = v == "accept"
-	return oneOf(v, "accept", "ignore")
-}
-
-func readAddress(v string, to *string) error {
-	if _, _, err := net.SplitHostPort(v); err != nil {
-		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:8080", v)
-	}
-	*to = v
-	return nil
+	return setting.OneOf(v, "accept", "ignore")
 }
 
 // NoStatus as an address turns the status page off.
@@ -572,40 +459,17 @@ func readStatusAddress(c *Config, v string) error {
 		c.StatusAddress = v
 		return nil
 	}
-	return readAddress(v, &c.StatusAddress)
+	return setting.Address(v, &c.StatusAddress)
 }
 
 func readLogLevel(c *Config, v string) error {
 	c.LogLevel = hclog.LevelFromString(v)
-	return oneOf(v, "trace", "debug", "info", "warn", "error")
+	return setting.OneOf(v, "trace", "debug", "info", "warn", "error")
 }
 
 func readLogFormat(c *Config, v string) error {
 	c.LogFormat = v
-	return oneOf(v, "text", "json")
-}
-
-func readBool(v string, to *bool) error {
-	*to = v == "true"
-	return oneOf(v, "true", "false")
-}
-
-func readCount(v string, least, most int, to *int) error {
-	n, err := strconv.Atoi(v)
-	if err != nil || n < least || n > most {
-		return fmt.Errorf("%q is not a number from %d to %d", v, least, most)
-	}
-	*to = n
-	return nil
-}
-
-func ReadDuration(v string, least time.Duration, to *time.Duration) error {
-	d, err := policy.ParseDuration(v)
-	if err != nil || d < least {
-		return fmt.Errorf("%q is not a duration of at least %s, such as 10s, 12h or 30d", v, least)
-	}
-	*to = d
-	return nil
+	return setting.OneOf(v, "text", "json")
 }
 
 func ReadAllowedHosts(c *Config, v string) error {

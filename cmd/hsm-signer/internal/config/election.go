@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/kube"
 	"hsm-signer/kube/lease"
 )
@@ -22,7 +23,7 @@ type election struct {
 }
 
 // RequireLease returns the lease with its defaults, or nil if there is no election.
-func (c *Config) RequireLease(faults *Faults) *lease.Lease {
+func (c *Config) RequireLease(faults *setting.Faults) *lease.Lease {
 	e := c.election
 	if c.Mode == kube.Shadow || faults.Has("LEADER_ELECT", "APPROVE") || e.wanted == "false" ||
 		e.wanted == "" && !c.inServedCluster() {
@@ -37,7 +38,7 @@ func (c *Config) RequireLease(faults *Faults) *lease.Lease {
 
 func readElection(c *Config, v string) error {
 	c.election.wanted = v
-	return oneOf(v, "true", "false")
+	return setting.OneOf(v, "true", "false")
 }
 
 func readLeaseNamespace(c *Config, v string) error {
@@ -58,12 +59,12 @@ func readLeaseName(c *Config, v string) error {
 
 // LeaseToRead returns the lease that a command reads and writes, without taking part in the
 // election.
-func (c *Config) LeaseToRead(faults *Faults) lease.Lease {
+func (c *Config) LeaseToRead(faults *setting.Faults) lease.Lease {
 	return lease.Lease{Namespace: c.leaseNamespace(faults), Name: c.election.name}
 }
 
 // leaseNamespace returns the namespace of the lease: the one that is set, or the pod's own.
-func (c *Config) leaseNamespace(faults *Faults) string {
+func (c *Config) leaseNamespace(faults *setting.Faults) string {
 	if c.election.namespace != "" {
 		return c.election.namespace
 	}

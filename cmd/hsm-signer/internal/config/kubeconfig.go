@@ -9,6 +9,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/kube/clientset"
 )
 
@@ -45,8 +46,8 @@ func (c *Config) openCredential(base *rest.Config) (*credential.Source, error) {
 // LoadClient returns the client of the API server, and its credential. The client does not limit
 // its own rate: the server's flow control and WORKERS do. Every call goes through what wrap
 // returns, unless wrap is nil.
-func (c *Config) LoadClient(faults *Faults, wrap transport.WrapperFunc) (*clientset.Clientset,
-	*credential.Source) {
+func (c *Config) LoadClient(faults *setting.Faults,
+	wrap transport.WrapperFunc) (*clientset.Clientset, *credential.Source) {
 	source, err := c.openCredential(&rest.Config{
 		QPS: -1, UserAgent: "hsm-signer/" + buildinfo.Version(), WrapTransport: wrap,
 		// The API server compresses each event of a watch by itself. To undo that was 3 % of the

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
@@ -25,7 +26,7 @@ var errNoRuleForPods = errors.New("POD_CERTIFICATES is true, and no rule of the 
 	"(docs/pods.md)")
 
 // LoadPolicy returns the policy, and adds what is wrong with it to the faults.
-func (c *Config) LoadPolicy(faults *Faults) *policy.Policy {
+func (c *Config) LoadPolicy(faults *setting.Faults) *policy.Policy {
 	var blocked *policy.BlockedKeys
 	keys, err := c.readBlockedKeys()
 	if err == nil {
@@ -86,7 +87,7 @@ func (c *Config) serviceAddresses() []netip.Addr {
 }
 
 // LoadCA returns the CA of CA_CERT_FILE, which must be set.
-func (c *Config) LoadCA(faults *Faults) *issuer.CA {
+func (c *Config) LoadCA(faults *setting.Faults) *issuer.CA {
 	if c.CACertFile == "" {
 		faults.Addf("CA_CERT_FILE", "is not set: name the PEM file with the CA's certificate; "+
 			"\"hsm-signer ca create\" creates one")
@@ -96,7 +97,7 @@ func (c *Config) LoadCA(faults *Faults) *issuer.CA {
 }
 
 // readCA returns the CA in a file that the variable names; nil if it cannot be used.
-func readCA(variable, path string, faults *Faults) *issuer.CA {
+func readCA(variable, path string, faults *setting.Faults) *issuer.CA {
 	text, err := CARules.Read(path)
 	if err != nil {
 		faults.Add(variable, err)
@@ -111,7 +112,7 @@ func readCA(variable, path string, faults *Faults) *issuer.CA {
 }
 
 // LoadOptionalCA returns the CA of CA_CERT_FILE, or a generic one if that is not set.
-func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
+func (c *Config) LoadOptionalCA(faults *setting.Faults) *issuer.CA {
 	if c.CACertFile != "" {
 		return c.LoadCA(faults)
 	}
@@ -122,7 +123,7 @@ func (c *Config) LoadOptionalCA(faults *Faults) *issuer.CA {
 
 // LoadRoots returns the certificates of TRUST_BUNDLE_FILE; nil if that is not set. It does not
 // require them to trust the CA.
-func (c *Config) LoadRoots(faults *Faults) issuer.Anchors {
+func (c *Config) LoadRoots(faults *setting.Faults) issuer.Anchors {
 	if c.TrustBundleFile == "" {
 		return nil
 	}
@@ -130,7 +131,7 @@ func (c *Config) LoadRoots(faults *Faults) issuer.Anchors {
 }
 
 // readRoots returns the certificates in a file that the variable names; nil if it has a mistake.
-func readRoots(variable, path string, faults *Faults) issuer.Anchors {
+func readRoots(variable, path string, faults *setting.Faults) issuer.Anchors {
 	text, err := CARules.Read(path)
 	if err != nil {
 		faults.Add(variable, err)
@@ -143,24 +144,8 @@ func readRoots(variable, path string, faults *Faults) issuer.Anchors {
 	return anchors
 }
 
-// CheckRules adds a fault for each rule of which the CA can issue nothing. It does nothing if the
-// policy or the CA could not be loaded.
-func (c *Config) CheckRules(p *policy.Policy, ca *issuer.CA, faults *Faults) {
-	if p != nil && ca != nil {
-		_, err := LintRules(ca, p)
-		faults.Add("POLICY_FILE", err)
-	}
-}
-
-// LintRules returns the warnings about a policy under a CA, and an error if the CA can issue
-// nothing of a rule.
-func LintRules(ca *issuer.CA, p *policy.Policy) (warnings []string, err error) {
-	warnings, err = issuer.LintRules(ca, p.Offers())
-	return append(p.Warnings(), warnings...), err
-}
-
 // ReadChain reads a file of certificates, the CA's first. variable names the file in faults.
-func ReadChain(variable, path string, faults *Faults) issuer.Chain {
+func ReadChain(variable, path string, faults *setting.Faults) issuer.Chain {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		faults.Add(variable, err)

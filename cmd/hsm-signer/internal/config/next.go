@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/hsm/pkcs11uri"
 	"hsm-signer/issuer"
@@ -26,10 +27,12 @@ const nextURI = "NEXT_PKCS11_URI"
 var NextCASettings = []Setting{
 	{"NEXT_CA_CERT_FILE", "",
 		"PEM file of the next CA, for a rotation: its certificate, then its chain",
-		ofNext("NEXT_CA_CERT_FILE", func(n *NextCA, v string) error { n.CertFile = v; return nil })},
+		ofNext("NEXT_CA_CERT_FILE",
+			func(n *NextCA, v string) error { n.CertFile = v; return nil })},
 	{"NEXT_CA_KEY_LABEL", "",
 		"label of the next CA's key, in the token of the CA's key",
-		ofNext("NEXT_CA_KEY_LABEL", func(n *NextCA, v string) error { n.key.Label = v; return nil })},
+		ofNext("NEXT_CA_KEY_LABEL",
+			func(n *NextCA, v string) error { n.key.Label = v; return nil })},
 	{"NEXT_CA_KEY_ID", "",
 		"id of the next CA's key, in hex",
 		ofNext("NEXT_CA_KEY_ID", func(n *NextCA, v string) (err error) {
@@ -84,7 +87,7 @@ func readNextURI(c *Config, v string) error {
 }
 
 // OfNext returns the configuration in which the next CA is the CA; nil if none is configured.
-func (c *Config) OfNext(faults *Faults) *Config {
+func (c *Config) OfNext(faults *setting.Faults) *Config {
 	if c.NextCA.CertFile == "" {
 		return nil
 	}
@@ -95,7 +98,7 @@ func (c *Config) OfNext(faults *Faults) *Config {
 }
 
 // LoadNextCA returns the CA of NEXT_CA_CERT_FILE; nil if that is not set.
-func (c *Config) LoadNextCA(faults *Faults) *issuer.CA {
+func (c *Config) LoadNextCA(faults *setting.Faults) *issuer.CA {
 	if c.NextCA.CertFile == "" {
 		return nil
 	}
@@ -103,7 +106,7 @@ func (c *Config) LoadNextCA(faults *Faults) *issuer.CA {
 }
 
 // LoadNextRoots is LoadRoots for NEXT_TRUST_BUNDLE_FILE.
-func (c *Config) LoadNextRoots(faults *Faults) issuer.Anchors {
+func (c *Config) LoadNextRoots(faults *setting.Faults) issuer.Anchors {
 	if c.NextCA.BundleFile == "" {
 		return nil
 	}
@@ -112,7 +115,7 @@ func (c *Config) LoadNextRoots(faults *Faults) issuer.Anchors {
 
 // NextToken returns what names the token and the key of the next CA. Without a URI it is the token
 // of the CA's key.
-func (c *Config) NextToken(faults *Faults) hsm.Config {
+func (c *Config) NextToken(faults *setting.Faults) hsm.Config {
 	n, token := c.NextCA, c.Token
 	token.Key = n.key
 	switch {

@@ -50,7 +50,7 @@ func (c *Config) readBlockedKeys() ([]byte, error) {
 	return rules.Read(c.BlockedKeysFile)
 }
 
-// ReadPolicySources returns all that the policy is made of, for [config.parsePolicySources].
+// ReadPolicySources returns all that the policy is made of, for [Config.ParsePolicySources].
 func (c *Config) ReadPolicySources() ([]byte, error) {
 	var all policySources
 	var err error

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
+
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 )
 
 // WarnUnknown warns of variables that look like ours and are not known. It is no error: PKCS#11
@@ -21,34 +23,7 @@ func WarnUnknown(logger hclog.Logger, environ []string) {
 			strings.HasPrefix(name, "CHECKPOINT_")
 		if ours && !slices.Contains(known, name) {
 			logger.Warn("ignoring an unknown environment variable", "variable", name, "nearest",
-				nearest(name, known))
+				setting.Nearest(name, known))
 		}
 	}
-}
-
-// nearest returns the candidate with the smallest edit distance.
-func nearest(name string, candidates []string) string {
-	return slices.MinFunc(candidates,
-		func(a, b string) int { return distance(name, a) - distance(name, b) })
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substitution := diagonal
-			if a[i] != b[j] {
-				substitution++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(substitution, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

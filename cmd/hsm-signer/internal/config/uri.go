@@ -5,11 +5,10 @@ import (
 	"path/filepath"
 
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/hsm/pkcs11uri"
 )
-
-const uriFlag = "pkcs11-uri"
 
 // readURI reads the URI. applyURI applies it when all variables are read.
 func readURI(c *Config, v string) error {
@@ -22,7 +21,7 @@ func readURI(c *Config, v string) error {
 }
 
 // applyURI applies what the URI names. It replaces variables, so each of them may be set only once.
-func (c *Config) applyURI(faults *Faults, fromFlag bool) {
+func (c *Config) applyURI(faults *setting.Faults, fromFlag bool) {
 	if c.uri == nil {
 		return
 	}
@@ -40,13 +39,13 @@ func (c *Config) applyURI(faults *Faults, fromFlag bool) {
 	twice("PKCS11_MODULE", t.Module != "" && (u.ModulePath != "" || u.ModuleName != ""))
 	twice("PKCS11_PIN_FILE", t.PIN != nil && (u.PINSource != "" || u.PINValue != ""))
 	if fromFlag && u.PINValue != "" {
-		faults.Addf("--"+uriFlag, "has a pin-value, and everyone on this machine can see the "+
-			"flags of a process: use pin-source")
+		faults.Addf("--"+setting.FlagName(pin.URIVariable), "has a pin-value, and everyone on "+
+			"this machine can see the flags of a process: use pin-source")
 	}
 	c.takeURI(faults)
 }
 
-func (c *Config) takeURI(faults *Faults) {
+func (c *Config) takeURI(faults *setting.Faults) {
 	u, t := c.uri, &c.Token
 	t.Token, t.Library = tokenOf(u), libraryOf(u)
 	if u.Object != "" || len(u.ID) > 0 {

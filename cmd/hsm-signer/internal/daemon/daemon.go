@@ -1,8 +1,8 @@
 // Package daemon is what "run" runs.
 //
-// Duty: put together, for each CA, the controller, the issuer, the keys, the journal and what watches
-// them; start and stop them in the right order; serve /readyz, the metrics and the status page; and
-// end the process once no CA can be helped but by a person.
+// Duty: put together, for each CA, the controller, the issuer, the keys, the journal and what
+// watches them; start and stop them in the right order; serve /readyz, the metrics and the status
+// page; and end the process if no CA works and only a person can help.
 //
 // Contract: the parts know each other only through the interfaces that they declare. What they do
 // is in their own packages.
@@ -16,7 +16,6 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/anchors"
 	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/health"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
@@ -49,7 +48,7 @@ type Daemon struct {
 // with the token, the API server or the disk. An error is one of the configuration.
 func newDaemon(s *service.Service, counts *metrics.Metrics, lost *loss,
 	logger hclog.Logger) (*Daemon, error) {
-	warnings, err := config.LintRules(s.CA, s.Policy)
+	warnings, err := judge.LintRules(s.CA, s.Policy)
 	if err != nil {
 		return nil, err
 	}

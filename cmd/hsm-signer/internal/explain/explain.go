@@ -16,6 +16,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/kube"
 	"hsm-signer/kube/csr"
@@ -117,7 +118,7 @@ func (a *assumed) addFlags(command *cobra.Command) {
 }
 
 // check returns the IP addresses of the pod.
-func (a assumed) check(faults *config.Faults) []netip.Addr {
+func (a assumed) check(faults *setting.Faults) []netip.Addr {
 	faults.RequireOutput(a.output)
 	if len(a.podIPs) > 0 && a.pod == "" {
 		faults.Addf("--pod-ip", "needs --pod, the pod that has it")
@@ -149,7 +150,7 @@ type explainer struct {
 }
 
 // liveVerdicts returns a function that decides on a request in the cluster.
-func liveVerdicts(c *config.Config, d kube.Decider, faults *config.Faults) func(context.Context,
+func liveVerdicts(c *config.Config, d kube.Decider, faults *setting.Faults) func(context.Context,
 	string) (policy.Verdict, error) {
 	client, _ := c.LoadClient(faults, nil)
 	return func(ctx context.Context, name string) (policy.Verdict, error) {

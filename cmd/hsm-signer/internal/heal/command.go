@@ -21,6 +21,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/cmd/hsm-signer/internal/serve"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 )
 
 // NewCommand returns the command "heal".
@@ -71,7 +72,7 @@ var errNearToken = errors.New("is set: heal needs no token, and must not have it
 
 // loadHealer returns what is healed, without a logger and an observer, and the credential of its
 // client. It adds what is wrong to the faults.
-func loadHealer(c *config.Config, faults *config.Faults) (Config, *credential.Source) {
+func loadHealer(c *config.Config, faults *setting.Faults) (Config, *credential.Source) {
 	given, err := pin.Take()
 	if given != "" {
 		err = errNearToken
@@ -92,7 +93,7 @@ func loadHealer(c *config.Config, faults *config.Faults) (Config, *credential.So
 }
 
 // healedNamespaces returns the namespaces in which pods may ask by the policy.
-func healedNamespaces(c *config.Config, faults *config.Faults) []string {
+func healedNamespaces(c *config.Config, faults *setting.Faults) []string {
 	p := c.LoadPolicy(faults)
 	if p == nil {
 		return nil

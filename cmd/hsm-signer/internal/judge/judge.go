@@ -1,5 +1,5 @@
-// Package judge decides on requests offline, as "run" would: by the policy, and by what the CA and
-// the lints allow. What a request does not say about its requester is assumed.
+// Package judge decides on requests and rules offline, as "run" would: by the policy, and by what
+// the CA and the lints allow. What a request does not say about its requester is assumed.
 package judge
 
 import (
@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
 	"hsm-signer/policy"
@@ -31,9 +32,9 @@ func (j Judge) Decide(r *policy.Request, facts policy.Facts) policy.Verdict {
 
 // New returns a judge with the policy and the CA of CA_CERT_FILE. If that is not set, the judge has
 // a CA without constraints, and reports it in notes.
-func New(c *config.Config, p *policy.Policy, faults *config.Faults, notes io.Writer) Judge {
+func New(c *config.Config, p *policy.Policy, faults *setting.Faults, notes io.Writer) Judge {
 	ca := c.LoadOptionalCA(faults)
-	c.CheckRules(p, ca, faults)
+	CheckRules(p, ca, faults)
 	NoteCA(c, notes)
 	return Judge{p, ca}
 }

@@ -13,8 +13,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 )
 
@@ -63,7 +63,7 @@ func testFilesIn(places []string) ([]string, error) {
 }
 
 // testFilesHere lists the files in the current directory that hold cases.
-func testFilesHere(faults *config.Faults) []string {
+func testFilesHere(faults *setting.Faults) []string {
 	files, err := testFilesIn([]string{"."})
 	files = slices.DeleteFunc(files,
 		func(file string) bool { return !slices.Contains(keysOf(file), "cases") })

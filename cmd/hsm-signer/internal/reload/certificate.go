@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
@@ -66,7 +67,7 @@ func (r *Certificate) apply(fresh *issuer.CA) error {
 	if fresh.Equal(r.issuer.CA()) {
 		return nil
 	}
-	if _, err := config.LintRules(fresh, r.policy.Policy()); err != nil {
+	if _, err := judge.LintRules(fresh, r.policy.Policy()); err != nil {
 		return err
 	}
 	if err := r.anchors.trust(fresh); err != nil {

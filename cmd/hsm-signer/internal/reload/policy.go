@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
@@ -65,9 +66,9 @@ func (r *Policy) apply(fresh *policy.Policy) error {
 	if fresh.Hash() == before.Hash() {
 		return nil
 	}
-	warnings, err := config.LintRules(r.ca.CA(), fresh)
+	warnings, err := judge.LintRules(r.ca.CA(), fresh)
 	if err == nil && r.next != nil {
-		_, err = config.LintRules(r.next, fresh)
+		_, err = judge.LintRules(r.next, fresh)
 	}
 	if err != nil {
 		return err
@@ -82,7 +83,8 @@ func (r *Policy) apply(fresh *policy.Policy) error {
 	return nil
 }
 
-// LogWarnings logs the warnings about a policy: very wide rules, and combinations that can never be issued.
+// LogWarnings logs the warnings about a policy: very wide rules, and combinations that can never be
+// issued.
 func LogWarnings(logger hclog.Logger, warnings []string) {
 	for _, warning := range warnings {
 		logger.Warn("the policy is wide", "warning", warning)

@@ -15,6 +15,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/internal/must"
 	"hsm-signer/issuer"
 	"hsm-signer/policy"
@@ -35,7 +36,7 @@ func (f fixedCA) CA() *issuer.CA { return f.ca }
 func builtInPolicy(t *testing.T) *policy.Policy {
 	t.Helper()
 	c := &config.Config{PolicyFile: "calico", ClusterDomain: "cluster.local", Lifetime: time.Hour}
-	faults := &config.Faults{}
+	faults := &setting.Faults{}
 	p := c.LoadPolicy(faults)
 	must.OK(t, faults.Err())
 	return p
@@ -51,7 +52,7 @@ func TestPolicyIsReloaded(t *testing.T) {
 	}
 	write(string(first))
 	c := &config.Config{PolicyFile: file, ClusterDomain: "cluster.local", Lifetime: time.Hour}
-	p := c.LoadPolicy(&config.Faults{})
+	p := c.LoadPolicy(&setting.Faults{})
 	var log bytes.Buffer
 	sent := &sentEvents{}
 	r := NewPolicy(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, nil, sent,
@@ -114,7 +115,7 @@ rules:
 	file := filepath.Join(t.TempDir(), "policy.yaml")
 	write(file, "here")
 	c := &config.Config{PolicyFile: file, ClusterDomain: "cluster.local", Lifetime: time.Hour}
-	faults := &config.Faults{}
+	faults := &setting.Faults{}
 	p := c.LoadPolicy(faults)
 	must.OK(t, faults.Err())
 	narrow, err := os.ReadFile(fixture.ConstrainedCA(t, []string{"here", "there"}, nil))
@@ -162,7 +163,7 @@ func TestBlockedKeysAreReloaded(t *testing.T) {
 	write(strings.Repeat("0", 64))
 	c := &config.Config{PolicyFile: "calico", BlockedKeysFile: file, ClusterDomain: "cluster.local",
 		Lifetime: time.Hour}
-	p := c.LoadPolicy(&config.Faults{})
+	p := c.LoadPolicy(&setting.Faults{})
 	var log bytes.Buffer
 	r := NewPolicy(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, nil, &sentEvents{},
 		metrics.New(), hclog.New(&hclog.LoggerOptions{Output: &log}))

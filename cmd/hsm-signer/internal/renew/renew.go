@@ -23,6 +23,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/kube/clientset"
 )
 
@@ -91,7 +92,7 @@ type renewal struct {
 const leastLifetime = 10 * time.Minute
 
 // load checks the flags, and adds what is wrong to the faults.
-func load(c *config.Config, o options, faults *config.Faults) *renewal {
+func load(c *config.Config, o options, faults *setting.Faults) *renewal {
 	r := &renewal{out: o.out}
 	var found bool
 	if r.namespace, r.name, found = strings.Cut(o.account, "/"); !found || r.name == "" {
@@ -100,7 +101,7 @@ func load(c *config.Config, o options, faults *config.Faults) *renewal {
 	if o.out == "" {
 		faults.Addf("--out", "is not set: name the file to replace")
 	}
-	faults.Add("--lifetime", config.ReadDuration(o.lifetime, leastLifetime, &r.lifetime))
+	faults.Add("--lifetime", setting.Duration(o.lifetime, leastLifetime, &r.lifetime))
 	client, source := c.LoadClient(faults, nil)
 	if source != nil {
 		r.client, r.own = client, source.Expiries()

@@ -25,6 +25,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/exit"
 	"hsm-signer/cmd/hsm-signer/internal/rotation"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/kube/clientset"
 	"hsm-signer/kube/lease"
 )
@@ -92,7 +93,7 @@ nothing has changed.`,
 			c, faults := config.Read(cmd, settings)
 			faults.Add("--reason", rotation.CheckReason(order.Reason))
 			var wait time.Duration
-			faults.Add("--timeout", config.ReadDuration(timeout, time.Second, &wait))
+			faults.Add("--timeout", setting.Duration(timeout, time.Second, &wait))
 			t := open(c, faults)
 			if err := faults.Err(); err != nil {
 				return err
@@ -127,7 +128,7 @@ type target struct {
 }
 
 // open returns the lease that the configuration names, and adds what is wrong to the faults.
-func open(c *config.Config, faults *config.Faults) *target {
+func open(c *config.Config, faults *setting.Faults) *target {
 	t := &target{Lease: c.LeaseToRead(faults)}
 	if client, _ := c.LoadClient(faults, nil); client != nil {
 		t.client, t.leases = client, client.Leases(t.Namespace)
@@ -311,7 +312,7 @@ Before that, find out the phase: the last line of the kind rotation in each repl
 
 // restored returns the state to write, and adds what is wrong to the faults.
 func restored(c *config.Config, phase rotation.Phase, reason string,
-	faults *config.Faults) rotation.State {
+	faults *setting.Faults) rotation.State {
 	if !slices.Contains(rotation.Phases, phase) {
 		faults.Addf("PHASE", "%q is none of %v", phase, rotation.Phases)
 		return rotation.State{}

@@ -17,6 +17,7 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/expiry"
 	"hsm-signer/cmd/hsm-signer/internal/rotation"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/cmd/hsm-signer/internal/terminal"
 	"hsm-signer/cmd/hsm-signer/internal/witness"
 	"hsm-signer/issuer"
@@ -24,7 +25,7 @@ import (
 
 // keysOf returns the keys of the CAs that the configuration names, and adds what is wrong to the
 // faults.
-func keysOf(c *config.Config, faults *config.Faults) (k rotation.Keys) {
+func keysOf(c *config.Config, faults *setting.Faults) (k rotation.Keys) {
 	if ca := c.LoadCA(faults); ca != nil {
 		k.CA = ca.KeySHA256()
 	}
@@ -38,12 +39,12 @@ func keysOf(c *config.Config, faults *config.Faults) (k rotation.Keys) {
 type configured struct {
 	ca, next *issuer.CA // next is nil if it is not configured, or its file has a mistake
 	roots    rotation.Roots
-	faults   config.Faults // of the files of the next CA
+	faults   setting.Faults // of the files of the next CA
 }
 
 // casOf loads what the configuration names, and adds what is wrong to the faults. A file of the next
 // CA may have a mistake: a replica that runs has what the file held before.
-func casOf(c *config.Config, faults *config.Faults) (own configured) {
+func casOf(c *config.Config, faults *setting.Faults) (own configured) {
 	own.ca, own.roots.CA = c.LoadCA(faults), c.LoadRoots(faults)
 	own.next, own.roots.Next = c.LoadNextCA(&own.faults), c.LoadNextRoots(&own.faults)
 	return own

@@ -18,6 +18,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/listener"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 )
 
 // An Endpoint is an open address, and what is served on it.
@@ -48,7 +49,7 @@ type Listeners map[string]net.Listener
 // Listen opens every address. Addresses that cannot be opened are errors in the configuration, and
 // all are reported.
 func Listen(ctx context.Context, c *config.Config) (Listeners, error) {
-	all, faults := Listeners{}, &config.Faults{}
+	all, faults := Listeners{}, &setting.Faults{}
 	for variable, address := range map[string]string{
 		"LISTEN_ADDRESS": c.ListenAddress, "STATUS_ADDRESS": c.StatusAddress,
 	} {

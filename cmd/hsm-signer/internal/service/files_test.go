@@ -15,6 +15,7 @@ import (
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/internal/must"
 )
 
@@ -43,7 +44,7 @@ func goodConfiguration(t *testing.T) (dir string) {
 	} {
 		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	for _, s := range slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings) {
+	for _, s := range allSettings {
 		t.Setenv(s.Env, "")
 	}
 	for variable, value := range map[string]string{
@@ -61,10 +62,9 @@ func goodConfiguration(t *testing.T) (dir string) {
 // load reads and checks the configuration of a command.
 func load(t *testing.T) (*config.Config, []string) {
 	t.Helper()
-	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
 	command := &cobra.Command{}
-	config.AddFlags(command, settings)
-	c, faults := config.Read(command, settings)
+	config.AddFlags(command, allSettings)
+	c, faults := config.Read(command, allSettings)
 	Load(c, faults, nil)
 	return c, *faults
 }
@@ -87,7 +87,7 @@ func TestOneWrongValueIsOneFault(t *testing.T) {
 	dir := goodConfiguration(t)
 	_, faults := load(t)
 	requireFaults(t, faults)
-	for _, s := range slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings) {
+	for _, s := range allSettings {
 		t.Run(s.Env, func(t *testing.T) {
 			if strings.HasPrefix(s.Env, "CHECKPOINT_") {
 				t.Setenv("CHECKPOINT_PUBLIC_KEY_FILE", dir+"/checkpoint.pub")
@@ -247,7 +247,7 @@ func TestKubeconfigIsAList(t *testing.T) {
 	}
 	t.Setenv("KUBECONFIG", list("other", "kubeconfig"))
 	c, _ := load(t)
-	_, source := c.LoadClient(&config.Faults{}, nil)
+	_, source := c.LoadClient(&setting.Faults{}, nil)
 	if server := source.Server(); server != "https://127.0.0.1:2" {
 		t.Errorf("%s; want the server of the first file", server)
 	}
@@ -289,7 +289,7 @@ func TestStateDirOfAnotherUser(t *testing.T) {
 	requireFaults(t, faults, "STATE_DIR: "+dir+" belongs to user 4711")
 
 	c := &config.Config{StateDir: dir, ForOwner: true}
-	checked := &config.Faults{}
+	checked := &setting.Faults{}
 	c.ResolveStateDir(checked)
 	requireFaults(t, *checked)
 }

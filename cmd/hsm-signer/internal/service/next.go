@@ -4,7 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 
-	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
@@ -32,7 +33,7 @@ func (n *Next) Authority(key issuer.Key) issuer.Authority {
 }
 
 // loadNext loads the next CA if one is configured. Everything else is loaded already.
-func (s *Service) loadNext(faults *config.Faults) {
+func (s *Service) loadNext(faults *setting.Faults) {
 	n := s.NextCA
 	switch {
 	case len(n.Set) == 0 || faults.Has(n.Set...) || faults.Has("APPROVE"):
@@ -55,7 +56,7 @@ func (s *Service) loadNext(faults *config.Faults) {
 }
 
 // checkNext sets the next CA, and adds what is wrong with it to the faults.
-func (s *Service) checkNext(ca *issuer.CA, faults *config.Faults) {
+func (s *Service) checkNext(ca *issuer.CA, faults *setting.Faults) {
 	next := &Next{CA: ca, Token: s.NextToken(faults), algorithm: s.NextCA.Algorithm}
 	next.Token.Signature = issuer.SignerOpts(next.algorithm, ca.Certificate().PublicKey)
 	key, err := hsm.NewKey(next.Token, ca.Certificate().PublicKey)
@@ -75,7 +76,7 @@ func (s *Service) checkNext(ca *issuer.CA, faults *config.Faults) {
 		faults.Addf("CHECKPOINT_KEY_LABEL", "names the next CA's key: checkpoints need their own")
 	}
 	if s.Policy != nil {
-		_, err := config.LintRules(ca, s.Policy)
+		_, err := judge.LintRules(ca, s.Policy)
 		faults.Add("NEXT_CA_CERT_FILE", err)
 	}
 	next.Anchors = s.loadNextAnchors(ca, faults)
@@ -84,7 +85,7 @@ func (s *Service) checkNext(ca *issuer.CA, faults *config.Faults) {
 
 // loadNextAnchors returns the certificates of NEXT_TRUST_BUNDLE_FILE, which must fit into one
 // bundle with those of TRUST_BUNDLE_FILE; nil if none are published.
-func (s *Service) loadNextAnchors(ca *issuer.CA, faults *config.Faults) issuer.Anchors {
+func (s *Service) loadNextAnchors(ca *issuer.CA, faults *setting.Faults) issuer.Anchors {
 	const variable = "NEXT_TRUST_BUNDLE_FILE"
 	file := s.NextCA.BundleFile
 	switch {

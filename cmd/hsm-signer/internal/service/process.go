@@ -7,13 +7,14 @@ import (
 	"k8s.io/client-go/transport"
 
 	"hsm-signer/cmd/hsm-signer/internal/config"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/kube/lease"
 )
 
 // LoadAll loads everything that the configuration names, for each CA of a process, and adds what is
 // wrong to the faults. The calls of a CA to the API server go through what wrap returns for it,
 // unless wrap is nil.
-func LoadAll(p *config.Process, faults *config.Faults,
+func LoadAll(p *config.Process, faults *setting.Faults,
 	wrap func(ca string) transport.WrapperFunc) []*Service {
 	var all []*Service
 	for _, ca := range p.CAs {
@@ -32,7 +33,7 @@ func LoadAll(p *config.Process, faults *config.Faults,
 }
 
 // requireApartFrom adds a fault for everything that two CAs must not have in common.
-func (s *Service) requireApartFrom(other *Service, faults *config.Faults) {
+func (s *Service) requireApartFrom(other *Service, faults *setting.Faults) {
 	same := func(variable, value, others string) {
 		if value != "" && value == others {
 			faults.Addf(variable, "is %s, and so is that of %s: each CA needs its own", value,

@@ -60,15 +60,14 @@ func loadFile(t *testing.T, text string, environment map[string]string) ([]*Serv
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	must.OK(t, os.WriteFile(file, []byte(text), 0o600))
-	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
-	for _, s := range settings {
+	for _, s := range allSettings {
 		t.Setenv(s.Env, environment[s.Env])
 	}
 	t.Setenv(pin.Variable, environment[pin.Variable])
 	t.Setenv("CONFIG_FILE", file)
 	command := &cobra.Command{}
-	config.AddFlags(command, settings)
-	p, faults := config.ReadProcess(command, settings)
+	config.AddFlags(command, allSettings)
+	p, faults := config.ReadProcess(command, allSettings)
 	return LoadAll(p, faults, nil), *faults
 }
 

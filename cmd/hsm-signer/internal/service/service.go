@@ -1,8 +1,8 @@
 // Package service loads everything that the configuration of "run" names, for each CA.
 //
-// Contract: nothing here is in touch with the token or the API server. Files are read, and what does
-// not fit together is added to the faults: so "run" fails before it touches anything, and "check"
-// reports the same.
+// Contract: nothing here is in touch with the token or the API server. Files are read, and what
+// does not fit together is added to the faults: so "run" fails before it touches anything, and
+// "check" reports the same.
 package service
 
 import (
@@ -17,7 +17,9 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/apiclock"
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
+	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/pin"
+	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/hsm"
 	"hsm-signer/issuer"
 	"hsm-signer/kube"
@@ -48,7 +50,7 @@ type Service struct {
 
 // Load loads everything and adds what is wrong to the faults. Every call to the API server goes
 // through what wrap returns, unless wrap is nil.
-func Load(c *config.Config, faults *config.Faults, wrap transport.WrapperFunc) *Service {
+func Load(c *config.Config, faults *setting.Faults, wrap transport.WrapperFunc) *Service {
 	s := &Service{Config: c, Policy: c.LoadPolicy(faults), Clock: &apiclock.Clock{}}
 	if c.AcceptUnset && c.Mode == kube.Wait {
 		faults.Addf("UNSET_SIGNER_NAME", "is accept, and APPROVE is false: before 1.18 the "+
@@ -72,7 +74,7 @@ func Load(c *config.Config, faults *config.Faults, wrap transport.WrapperFunc) *
 	default:
 		s.loadSigning(faults)
 	}
-	c.CheckRules(s.Policy, s.CA, faults)
+	judge.CheckRules(s.Policy, s.CA, faults)
 	s.Lease = c.RequireLease(faults)
 	s.loadNext(faults)
 	s.Client, s.Credential = c.LoadClient(faults, transport.Wrappers(s.Clock.Watch, wrap))
@@ -104,7 +106,7 @@ func (s *Service) Requests() csr.Kind {
 
 // loadSigning loads what only a process that signs needs: the CA, and what names the keys in the
 // token.
-func (s *Service) loadSigning(faults *config.Faults) {
+func (s *Service) loadSigning(faults *setting.Faults) {
 	s.RequireToken(faults)
 	s.RequireKey(faults)
 	if s.CA = s.LoadCA(faults); s.CA == nil {
@@ -126,7 +128,7 @@ func (s *Service) loadSigning(faults *config.Faults) {
 }
 
 // loadCheckpointKey reads the public half of the checkpoint key, if checkpoints are wanted.
-func (s *Service) loadCheckpointKey(faults *config.Faults) {
+func (s *Service) loadCheckpointKey(faults *setting.Faults) {
 	want := s.Checkpoints
 	if !want.Wanted() {
 		return
@@ -153,16 +155,16 @@ func (s *Service) loadCheckpointKey(faults *config.Faults) {
 }
 
 // checkCleanUp adds a fault if finished requests are to be deleted by a shadow.
-func (s *Service) checkCleanUp(faults *config.Faults) {
+func (s *Service) checkCleanUp(faults *setting.Faults) {
 	if s.DeleteFinishedAfter > 0 && s.Mode == kube.Shadow && !faults.Has("APPROVE") {
 		faults.Addf("DELETE_FINISHED_AFTER",
 			"is set, and APPROVE is shadow, which writes nothing to the cluster: unset one of them")
 	}
 }
 
-// loadAnchors returns the certificates of TRUST_BUNDLE_FILE, which must trust the CA; nil if that is
-// not set.
-func (s *Service) loadAnchors(faults *config.Faults) issuer.Anchors {
+// loadAnchors returns the certificates of TRUST_BUNDLE_FILE, which must trust the CA; nil if that
+// is not set.
+func (s *Service) loadAnchors(faults *setting.Faults) issuer.Anchors {
 	if s.TrustBundleFile == "" && len(s.TrustBundleNamespaces) > 0 {
 		faults.Addf("TRUST_BUNDLE_NAMESPACES", "is set without TRUST_BUNDLE_FILE, so nothing "+
 			"would be published: set that too")
@@ -175,7 +177,7 @@ func (s *Service) loadAnchors(faults *config.Faults) issuer.Anchors {
 // requireTrust adds a fault if the certificates of a file that the variable names do not trust the
 // CA. There may be none.
 func requireTrust(variable, path string, roots issuer.Anchors, ca *issuer.CA,
-	faults *config.Faults) {
+	faults *setting.Faults) {
 	if roots == nil {
 		return
 	}

@@ -18,6 +18,9 @@ import (
 	"hsm-signer/internal/must"
 )
 
+// allSettings are those of "run" and "check".
+var allSettings = slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
+
 // completeConfig is a configuration that "run" and "check" accept, without touching anything.
 func completeConfig(t *testing.T) map[string]string {
 	t.Helper()
@@ -64,14 +67,13 @@ func configFaultsOf(t *testing.T, variables map[string]string) (*config.Config, 
 // serviceOf loads a configuration of "run", and returns what is wrong with it.
 func serviceOf(t *testing.T, variables map[string]string) (*config.Config, *Service, []string) {
 	t.Helper()
-	settings := slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings)
-	for _, s := range settings {
+	for _, s := range allSettings {
 		t.Setenv(s.Env, variables[s.Env])
 	}
 	t.Setenv(pin.Variable, "")
 	command := &cobra.Command{}
-	config.AddFlags(command, settings)
-	c, faults := config.Read(command, settings)
+	config.AddFlags(command, allSettings)
+	c, faults := config.Read(command, allSettings)
 	s := Load(c, faults, nil)
 	return c, s, *faults
 }
@@ -140,7 +142,7 @@ func TestOneMistakeIsOneFault(t *testing.T) {
 	anything := []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_TOKEN_SERIAL",
 		"CA_KEY_LABEL", "STATE_DIR", "CHECKPOINT_KEY_LABEL", "CHECKPOINT_PUBLIC_KEY_FILE",
 		"WITNESS_FILE", "CONFIG_FILE"}
-	for _, s := range slices.Concat(config.ServiceSettings, config.TokenSettings, config.LogSettings) {
+	for _, s := range allSettings {
 		if _, tried := cases[s.Env]; !tried && !slices.Contains(anything, s.Env) {
 			t.Errorf("no wrong value of %s is tried", s.Env)
 		}

@@ -121,7 +121,7 @@ func validate(c *config.Config, text []byte, ca *issuer.CA) policyReport {
 		v.Verdict, v.Mistakes = "invalid", mistakesIn(err)
 		return v
 	}
-	warnings, err := config.LintRules(ca, p)
+	warnings, err := judge.LintRules(ca, p)
 	if err != nil {
 		v.Verdict, v.Mistakes = "invalid", mistakesIn(err)
 		return v

@@ -1,43 +1,29 @@
-package config
+package setting
 
 import (
 	"errors"
-	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"hsm-signer/cmd/hsm-signer/internal/pin"
 	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 	"hsm-signer/policy/strictyaml"
 )
 
-// fileVariable names the file with the settings of several CAs.
-const fileVariable = "CONFIG_FILE"
+// FileVariable names the file with the settings of several CAs.
+const FileVariable = "CONFIG_FILE"
 
 var fileRules = trustedfile.Rules{Limit: 1 << 20, Stake: "who signs what"}
 
-// Where a setting may be in CONFIG_FILE. One that is in neither list differs for each CA: it says
-// what the CA is, where its key is, or what it grants, and no default can be right for two of them.
-var (
-	// processWide are the settings that the CAs share.
-	processWide = []string{"KUBECONFIG", "LISTEN_ADDRESS", "STATUS_ADDRESS", "ALLOWED_HOSTS",
-		"LOG_LEVEL", "LOG_FORMAT"}
-	// inherited are the settings of which common may have a default.
-	inherited = []string{"STATE_DIR", "LEASE_NAME", "LEASE_NAMESPACE", "LEADER_ELECT", "APPROVE",
-		"BLOCKED_KEYS_FILE", "CLUSTER_DOMAIN", "TRUST_DOMAIN", "CERTIFICATE_LIFETIME",
-		"POD_REFUSAL_DELAY", "DELETE_FINISHED_AFTER", "WORKERS", "ANSWER_RATE",
-		"PKCS11_MAX_SESSIONS", "PKCS11_TIMEOUT", "JOURNAL_MAX_REQUESTS", "JOURNAL_MAX_UNFINISHED",
-		"CHECKPOINT_INTERVAL"}
-)
-
-// allSettings are those that CONFIG_FILE may have.
-func allSettings() []Setting {
-	return slices.DeleteFunc(slices.Concat(ServiceSettings, TokenSettings, LogSettings),
-		func(s Setting) bool { return s.Env == fileVariable })
+// A Layout says which settings there are, and where CONFIG_FILE may have each. One that is neither
+// shared nor inherited differs for each CA.
+type Layout struct {
+	Known     []string          // all that the file may have
+	Shared    []string          // by the CAs: they are below common alone
+	Inherited []string          // of which common may have the default
+	Forbidden map[string]string // variables that the file must not have, with what to do instead
 }
 
 // common names the part of CONFIG_FILE that is no CA's.
@@ -49,34 +35,39 @@ type section struct {
 	values map[string]string // by variable
 }
 
-// A configFile is what CONFIG_FILE says.
-type configFile struct {
+// A file is what CONFIG_FILE says.
+type file struct {
+	layout Layout
 	common section
 	cas    []section // in the order of the file
 }
 
 // readFile reads CONFIG_FILE, and adds what is wrong with its form to the faults.
-func readFile(path string, faults *Faults) configFile {
+func readFile(path string, l Layout, faults *Faults) file {
 	text, err := fileRules.Read(path)
 	if err != nil {
-		faults.Add(fileVariable, err)
-		return configFile{}
+		faults.Add(FileVariable, err)
+		return file{layout: l}
 	}
-	p := fileParser{faults: faults}
+	p := fileParser{layout: l, faults: faults}
 	return p.parse(text)
 }
 
 // A fileParser collects what is wrong with the form of a file.
-type fileParser struct{ faults *Faults }
-
-func (p fileParser) wrong(at *yaml.Node, format string, args ...any) {
-	p.faults.Addf(fileVariable, "line %d: "+format, append([]any{at.Line}, args...)...)
+type fileParser struct {
+	layout Layout
+	faults *Faults
 }
 
-func (p fileParser) parse(text []byte) (f configFile) {
+func (p fileParser) wrong(at *yaml.Node, format string, args ...any) {
+	p.faults.Addf(FileVariable, "line %d: "+format, append([]any{at.Line}, args...)...)
+}
+
+func (p fileParser) parse(text []byte) (f file) {
+	f.layout = p.layout
 	var document yaml.Node
 	if err := strictyaml.Decode(text, &document); err != nil {
-		p.faults.Add(fileVariable, err)
+		p.faults.Add(FileVariable, err)
 		if !errors.Is(err, strictyaml.ErrDocuments) {
 			return f
 		}
@@ -99,7 +90,7 @@ func (p fileParser) parse(text []byte) (f configFile) {
 		}
 	})
 	if len(f.cas) == 0 && len(*p.faults) == 0 {
-		p.faults.Addf(fileVariable, "has no CA: write at least one below cas")
+		p.faults.Addf(FileVariable, "has no CA: write at least one below cas")
 	}
 	return f
 }
@@ -144,21 +135,17 @@ func (p fileParser) section(name string, node *yaml.Node) section {
 
 // place reports whether the key is a setting that may be in this section.
 func (p fileParser) place(name string, key *yaml.Node) bool {
-	variable, known := key.Value, []string{}
-	for _, s := range allSettings() {
-		known = append(known, s.Env)
-	}
-	shared := slices.Contains(processWide, variable)
+	variable, l := key.Value, p.layout
+	forbidden, shared := l.Forbidden[variable], slices.Contains(l.Shared, variable)
 	switch {
-	case variable == pin.Variable:
-		p.wrong(key, "%s: this file holds no PIN: use PKCS11_PIN_FILE, or pin-source in PKCS11_URI",
-			name)
-	case !slices.Contains(known, variable):
+	case forbidden != "":
+		p.wrong(key, "%s: %s", name, forbidden)
+	case !slices.Contains(l.Known, variable):
 		p.wrong(key, "%s: there is no setting %q; the nearest is %s", name, variable,
-			nearest(variable, known))
+			Nearest(variable, l.Known))
 	case name != common && shared:
 		p.wrong(key, "%s: %s belongs to the whole process: write it below common", name, variable)
-	case name == common && !shared && !slices.Contains(inherited, variable):
+	case name == common && !shared && !slices.Contains(l.Inherited, variable):
 		p.wrong(key, "common: %s differs for each CA: write it below each of cas", variable)
 	default:
 		return true
@@ -166,34 +153,15 @@ func (p fileParser) place(name string, key *yaml.Node) bool {
 	return false
 }
 
-// value returns a setting of a CA, from common if the CA does not have it. By default each CA has a
-// directory below STATE_DIR, and a lease whose name begins with LEASE_NAME.
-func (f configFile) value(ca section, s Setting) string {
-	if value, own := ca.values[s.Env]; own {
-		return value
-	}
-	value := f.common.values[s.Env]
-	if value == "" {
-		value = s.Fallback
-	}
-	switch s.Env {
-	case "STATE_DIR":
-		return filepath.Join(value, ca.name)
-	case "LEASE_NAME":
-		return value + "-" + ca.name
-	}
-	return value
-}
-
-// dropProcess forgets the settings of the process.
-func (f configFile) dropProcess() {
-	for _, variable := range processWide {
+// dropShared forgets the settings of the process.
+func (f file) dropShared() {
+	for _, variable := range f.layout.Shared {
 		delete(f.common.values, variable)
 	}
 }
 
 // find returns the CA of that name. Without a name it returns the only one.
-func (f configFile) find(name string, faults *Faults) (section, bool) {
+func (f file) find(name string, faults *Faults) (section, bool) {
 	var names []string
 	for _, ca := range f.cas {
 		if ca.name == name || name == "" && len(f.cas) == 1 {
@@ -213,33 +181,27 @@ func (f configFile) find(name string, faults *Faults) (section, bool) {
 
 // requireNoOther adds a fault for each setting that is given in the environment or as a flag, and
 // belongs in CONFIG_FILE.
-func (f configFile) requireNoOther(settings []Setting, given func(Setting) string,
-	faults *Faults) {
-	for _, s := range settings {
-		_, twice := f.common.values[s.Env]
-		switch shared := slices.Contains(processWide, s.Env); {
-		case given(s) == "" || s.Env == fileVariable || shared && !twice:
+func (f file) requireNoOther(variables []string, given Source, faults *Faults) {
+	for _, variable := range variables {
+		_, twice := f.common.values[variable]
+		switch shared := slices.Contains(f.layout.Shared, variable); {
+		case given(variable) == "" || variable == FileVariable || shared && !twice:
 		case shared:
-			faults.Addf(s.Env, "is set, and CONFIG_FILE sets the same: set it once")
+			faults.Addf(variable, "is set, and CONFIG_FILE sets the same: set it once")
 		default:
-			faults.Addf(s.Env, "is set outside CONFIG_FILE, which has the settings of each CA: "+
+			faults.Addf(variable, "is set outside CONFIG_FILE, which has the settings of each CA: "+
 				"write it there")
 		}
 	}
 }
 
-// outside returns a setting that may be set outside CONFIG_FILE: one that the CAs share.
-func (f configFile) outside(s Setting, given func(Setting) string) string {
-	if _, inCommon := f.common.values[s.Env]; inCommon || !slices.Contains(processWide, s.Env) {
-		return ""
-	}
-	return given(s)
-}
-
-// requireNoPIN adds a fault if the URI of a file has a PIN.
-func (c *Config) requireNoPIN(faults *Faults) {
-	if c.uri != nil && c.uri.PINValue != "" {
-		faults.Add(pin.URIVariable, fmt.Errorf("has a pin-value, and CONFIG_FILE holds no PIN: "+
-			"use pin-source"))
+// outside returns the source of what may be set outside CONFIG_FILE: settings that the CAs share.
+func (f file) outside(given Source) Source {
+	return func(variable string) string {
+		if _, inCommon := f.common.values[variable]; inCommon ||
+			!slices.Contains(f.layout.Shared, variable) {
+			return ""
+		}
+		return given(variable)
 	}
 }

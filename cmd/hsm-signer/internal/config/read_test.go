@@ -33,39 +33,6 @@ func writeFile(t *testing.T, text string) (path string) {
 	return path
 }
 
-func TestTextThatIsNoCONFIGFILE(t *testing.T) {
-	for text, want := range map[string]string{
-		"":                             "it is empty",
-		"x":                            "the file is not a mapping",
-		"cas: {a: 1}":                  "a is not a mapping",
-		"a: {}\ncas: {a: {}}":          `unknown key "a"`,
-		"cas: {a: {}}\n---\nx":         "more than one YAML document",
-		"cas: {a: &x {}, b: *x}":       "b is not a mapping",
-		"cas: {a: {}, a: {}}":          "cas has the key a twice",
-		"common: {STATE_DIR: /var}":    "has no CA",
-		"cas: {a: {}}\ncommon: {? {}}": "a key is not a text",
-		"cas: [":                       "it is not YAML",
-	} {
-		faults := &Faults{}
-		readFile(writeFile(t, text), faults)
-		if len(*faults) == 0 || !strings.HasPrefix((*faults)[0], "CONFIG_FILE: ") ||
-			!strings.Contains((*faults)[0], want) {
-			t.Errorf("%q: %q; want %q", text, *faults, want)
-		}
-	}
-}
-
-// A file that others can write decides nothing.
-func TestCONFIGFILEHasATrustedOwner(t *testing.T) {
-	file := writeFile(t, twoCAs)
-	must.OK(t, os.Chmod(file, 0o666))
-	faults := &Faults{}
-	if readFile(file, faults); len(*faults) != 1 ||
-		!strings.Contains((*faults)[0], "whoever can write it controls who signs what") {
-		t.Errorf("%q", *faults)
-	}
-}
-
 // Each list of settings has only settings.
 func TestPlacesOfSettings(t *testing.T) {
 	for _, variable := range slices.Concat(processWide, inherited) {
@@ -124,7 +91,7 @@ func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
 	for _, s := range settings {
 		t.Setenv(s.Env, "")
 	}
-	t.Setenv(fileVariable, file)
+	t.Setenv("CONFIG_FILE", file)
 	t.Setenv("KUBECONFIG", "/own")
 	command := &cobra.Command{}
 	AddFlags(command, settings)
