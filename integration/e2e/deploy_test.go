@@ -210,22 +210,28 @@ func TestMonitoringIsAComponent(t *testing.T) {
 	}
 }
 
-// The signer name is written once. hsm-signer uses the lease that its role names.
+// The signer name is written once, and so is that of its trust bundle. hsm-signer uses the lease that
+// its role names.
 func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	for overlay := range overlays {
 		dir := deployment(t, overlay, func(k string) string {
-			return strings.Replace(k, "SIGNER_NAME=example.com/calico",
-				"SIGNER_NAME=pki.example.org/mine", 1)
+			return with("trust-bundle")(strings.Replace(k, "SIGNER_NAME=example.com/calico",
+				"SIGNER_NAME=pki.example.org/mine", 1))
 		})
 		text, _ := kubectl(t, "kustomize", dir)
-		for _, want := range []string{"  resourceNames:\n  - pki.example.org/mine\n",
+		const own = "  resourceNames:\n  - pki.example.org/mine\n"
+		for _, want := range []string{own + "  resources:\n  - signers\n  verbs:\n  - approve\n",
+			own + "  resources:\n  - signers\n  verbs:\n  - attest\n",
+			"  resourceNames:\n  - pki.example.org:mine:hsm-signer\n",
 			"SIGNER_NAME: pki.example.org/mine\n", "  resourceNames:\n  - hsm-signer\n"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s lacks %q", overlay, want)
 			}
 		}
-		if strings.Contains(text, "example.com/calico") {
-			t.Errorf("%s names the signer name of the example still", overlay)
+		for _, former := range []string{"example.com/calico", "example.com:calico"} {
+			if strings.Contains(text, former) {
+				t.Errorf("%s has the example's %s still", overlay, former)
+			}
 		}
 	}
 }
