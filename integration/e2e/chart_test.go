@@ -97,8 +97,8 @@ func TestChartIsTakenByTheAPIServer(t *testing.T) {
 			}
 			chartNamespace(t, "charted", standard)
 			args := []string{chart, "--namespace", "charted", "--values", values}
-			if mode == "softhsm" {
-				args = append(args, filesOf(mode, "../../deploy/overlays/softhsm")...)
+			if opposites[mode].files != nil {
+				args = append(args, filesOf(mode, deployment(t, mode, asItIs))...)
 			}
 			helm(t, h, append([]string{"lint", "--strict"}, args...)...)
 			text := helm(t, h, append([]string{"template", "signer"}, args...)...)
@@ -116,6 +116,7 @@ func TestChartIsTakenByTheAPIServer(t *testing.T) {
 func TestChartRefusesMistakes(t *testing.T) {
 	h := newHelm(t)
 	values := chartModes(t)["network-hsm"]
+	certificate := "ca.certificate=" + tempFile(t, "ca.crt", someCertificate)
 	for set, want := range map[string]string{
 		"replcas=3":                             "additional properties 'replcas' not allowed",
 		"signerNames=null":                      "signerNames",
@@ -123,6 +124,7 @@ func TestChartRefusesMistakes(t *testing.T) {
 		"image.digest=":                         "image: set image.digest",
 		"image.digest=latest":                   "/image/digest",
 		"ca.certificate=":                       "ca: no CA certificate",
+		"ca.certificate=a certificate":          "ca.certificate: this is no certificate in PEM",
 		"ca.configMap=other":                    "certificate and configMap are both set",
 		"hsm.module=libpkcs11.so":               "/hsm/module",
 		"environment.PKCS11_PIN=secret":         "PKCS11_PIN",
@@ -131,7 +133,11 @@ func TestChartRefusesMistakes(t *testing.T) {
 		"replicas=3":                            "state.localVolumes: 2 volumes for 3 replicas",
 		"heal.podNamespaces=[]":                 "/heal/podNamespaces",
 	} {
-		_, err := h.Run(t.Context(), "template", "signer", chart, "--values", values, "--set", set)
+		args := []string{"template", "signer", chart, "--values", values, "--set", set}
+		if !strings.HasPrefix(set, "ca.certificate=") { // a file wins
+			args = append(args, "--set-file", certificate)
+		}
+		_, err := h.Run(t.Context(), args...)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("--set %s: want %q: %v", set, want, err)
 		}
@@ -143,18 +149,20 @@ func TestChartRefusesMistakes(t *testing.T) {
 func TestChartIsInstalledUpgradedAndRolledBack(t *testing.T) {
 	h := newHelm(t)
 	values := chartModes(t)["network-hsm"]
+	certificate := "ca.certificate=" + tempFile(t, "ca.crt", someCertificate)
 	defer clearVolumes(t)
 	for _, namespace := range []string{"charted-a", "charted-b"} {
 		chartNamespace(t, namespace, "restricted")
-		helm(t, h, "install", "signer", chart, "--namespace", namespace, "--values", values)
+		helm(t, h, "install", "signer", chart, "--namespace", namespace, "--values", values,
+			"--set-file", certificate)
 	}
 	setting := func(name string) string {
 		environment := must.Get(shared.Cluster.Client().CoreV1().ConfigMaps("charted-a").Get(
 			t.Context(), "signer-hsm-signer-environment", metav1.GetOptions{}))(t)
 		return environment.Data[name]
 	}
-	helm(t, h, "upgrade", "signer", chart, "--namespace", "charted-a", "--values", values, "--set",
-		"environment.LOG_LEVEL=debug,cleanUp.enabled=true")
+	helm(t, h, "upgrade", "signer", chart, "--namespace", "charted-a", "--values", values,
+		"--set-file", certificate, "--set", "environment.LOG_LEVEL=debug,cleanUp.enabled=true")
 	if level := setting("LOG_LEVEL"); level != "debug" {
 		t.Errorf("after the upgrade LOG_LEVEL is %q", level)
 	}

@@ -19,11 +19,14 @@ import (
 	"hsm-signer/integration/testenv"
 )
 
+// someCertificate looks like the file of a CA's certificate.
+const someCertificate = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
+
 // overlays are those of deploy/overlays, with the files that users add to them.
 var overlays = map[string]map[string]string{
 	"softhsm":     nil,
-	"network-hsm": {"ca.crt": "a certificate", "client.conf": "server = 192.0.2.10"},
-	"p11-kit":     {"ca.crt": "a certificate"},
+	"network-hsm": {"ca.crt": someCertificate, "client.conf": "server = 192.0.2.10"},
+	"p11-kit":     {"ca.crt": someCertificate},
 }
 
 // kubectl runs the test environment's kubectl as the admin.

@@ -143,6 +143,9 @@ readinessProbe:
 {{- if not (or .Values.ca.certificate .Values.ca.configMap .Values.environment.CA_CERT_FILE) -}}
 {{- fail "ca: no CA certificate; set it with --set-file ca.certificate=ca.crt, or name a ConfigMap with ca.configMap" -}}
 {{- end -}}
+{{- if and .Values.ca.certificate (not (contains "-----BEGIN CERTIFICATE-----" .Values.ca.certificate)) -}}
+{{- fail "ca.certificate: this is no certificate in PEM; set it with --set-file ca.certificate=ca.crt" -}}
+{{- end -}}
 {{- if and .Values.ca.certificate .Values.ca.configMap -}}
 {{- fail "ca: certificate and configMap are both set; remove one" -}}
 {{- end -}}
