@@ -7,7 +7,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
 
-	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/credential"
 	"hsm-signer/cmd/hsm-signer/internal/setting"
 	"hsm-signer/kube/clientset"
@@ -23,14 +22,14 @@ func inPod() bool {
 func (c *Config) inServedCluster() bool { return c.InPod && c.Kubeconfig == "" }
 
 // openCredential returns how to reach the API server, and the credential for it. See
-// [credential.Open] for base.
-func (c *Config) openCredential(base *rest.Config) (*credential.Source, error) {
+// [credential.Open] for wrap.
+func (c *Config) openCredential(wrap transport.WrapperFunc) (*credential.Source, error) {
 	if c.Kubeconfig != "" {
 		files := credential.Files{List: c.Kubeconfig, Rules: kubeconfigRules}
 		if c.InPod { // the default mode of a Secret's files lets everyone read them
 			files.Exposed = c.warnOf("KUBECONFIG")
 		}
-		return credential.Open(files, base)
+		return credential.Open(files, wrap)
 	}
 	config, err := rest.InClusterConfig()
 	switch {
@@ -40,24 +39,14 @@ func (c *Config) openCredential(base *rest.Config) (*credential.Source, error) {
 		return nil, fmt.Errorf("is not set, and the pod has no service account token: %w; "+
 			"set automountServiceAccountToken: true, or name a kubeconfig file", err)
 	}
-	return credential.InPod(config, base)
+	return credential.InPod(config, wrap)
 }
 
-// LoadClient returns the client of the API server, and its credential. The client does not limit
-// its own rate: the server's flow control and WORKERS do. Every call goes through what wrap
-// returns, unless wrap is nil.
+// LoadClient returns the client of the API server, and its credential. Every call goes through what
+// wrap returns, unless wrap is nil.
 func (c *Config) LoadClient(faults *setting.Faults,
 	wrap transport.WrapperFunc) (*clientset.Clientset, *credential.Source) {
-	source, err := c.openCredential(&rest.Config{
-		QPS: -1, UserAgent: "hsm-signer/" + buildinfo.Version(), WrapTransport: wrap,
-		// The API server compresses each event of a watch by itself. To undo that was 3 % of the
-		// CPU time of a certificate here, and doing it takes more there.
-		DisableCompression: true,
-		ContentConfig: rest.ContentConfig{
-			ContentType:        "application/vnd.kubernetes.protobuf",
-			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
-		},
-	})
+	source, err := c.openCredential(wrap)
 	if err != nil {
 		faults.Add("KUBECONFIG", err)
 		return nil, nil

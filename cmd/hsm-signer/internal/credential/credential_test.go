@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/cmd/hsm-signer/internal/trustedfile"
 	"hsm-signer/internal/must"
@@ -133,7 +131,7 @@ func TestTokenFileIsReadByTheRules(t *testing.T) {
 	}
 	write("token", "first\n")
 	write("kubeconfig", r.kubeconfig("tokenFile: token"))
-	s, err := Open(Files{List: filepath.Join(dir, "kubeconfig"), Rules: testRules}, &rest.Config{})
+	s, err := Open(Files{List: filepath.Join(dir, "kubeconfig"), Rules: testRules}, nil)
 	must.OK(t, err)
 	if token := r.presented(t, s); token != "first" || s.Server() != r.URL {
 		t.Errorf("presented %q to %s", token, s.Server())
@@ -172,7 +170,7 @@ func TestOnlyTheCredentialMayChange(t *testing.T) {
 	write := func(text string) { must.OK(t, os.WriteFile(file, []byte(text), 0o600)) }
 	good := r.kubeconfig("token: first")
 	write(good)
-	s, err := Open(Files{List: file, Rules: testRules}, &rest.Config{})
+	s, err := Open(Files{List: file, Rules: testRules}, nil)
 	must.OK(t, err)
 	for text, want := range map[string]string{
 		other.kubeconfig("token: second"): "names another API server, " + other.URL,

@@ -18,7 +18,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 
+	"hsm-signer/cmd/hsm-signer/internal/buildinfo"
 	"hsm-signer/cmd/hsm-signer/internal/poll"
 	"hsm-signer/kube/clientset"
 )
@@ -26,8 +28,8 @@ import (
 // A Source is where the credential comes from. It is safe for concurrent use, except that only one
 // goroutine may call [Source.Look] or [Source.Watch].
 type Source struct {
-	files *Files       // nil: the pod's service account
-	base  *rest.Config // what every configuration gets in addition
+	files *Files                // nil: the pod's service account
+	wrap  transport.WrapperFunc // of every request
 
 	text    []byte // what the last call of Look read
 	settled bool   // it was applied, or refused
@@ -52,17 +54,17 @@ func (s *swapped) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // InPod returns the source of the pod's own service account, whose token kubelet renews and
-// client-go reads again. See [Open] for base.
-func InPod(config, base *rest.Config) (*Source, error) {
-	s := &Source{base: base}
+// client-go reads again. See [Open] for wrap.
+func InPod(config *rest.Config, wrap transport.WrapperFunc) (*Source, error) {
+	s := &Source{wrap: wrap}
 	return s, s.use(config)
 }
 
-// Open returns the source of kubeconfig files. Rate limit, user agent, content types, compression
-// and wrapped transport of the client are those of base. Open returns an error if a file cannot be
-// read, is not to be trusted, or has a mistake.
-func Open(files Files, base *rest.Config) (*Source, error) {
-	s := &Source{files: &files, base: base}
+// Open returns the source of kubeconfig files. Every request of the client goes through what wrap
+// returns, unless wrap is nil. Open returns an error if a file cannot be read, is not to be trusted,
+// or has a mistake.
+func Open(files Files, wrap transport.WrapperFunc) (*Source, error) {
+	s := &Source{files: &files, wrap: wrap}
 	first, err := files.load()
 	if err != nil {
 		return nil, err
@@ -77,14 +79,7 @@ func Open(files Files, base *rest.Config) (*Source, error) {
 
 // use has all further requests present the credential of the configuration.
 func (s *Source) use(config *rest.Config) error {
-	config = rest.CopyConfig(config)
-	if config.ExecProvider != nil {
-		config.Wrap(s.observe)
-	}
-	config.QPS, config.UserAgent = s.base.QPS, s.base.UserAgent
-	config.DisableCompression = s.base.DisableCompression
-	config.ContentConfig = s.base.ContentConfig
-	config.Wrap(s.base.WrapTransport)
+	config = s.tuned(config)
 	transport, err := rest.TransportFor(config)
 	if err != nil {
 		return err
@@ -95,6 +90,25 @@ func (s *Source) use(config *rest.Config) error {
 	s.transport.inUse.Store(&transport)
 	s.presented.Store(nil)
 	return nil
+}
+
+// tuned returns the configuration with what is the same for every client of hsm-signer. It does not
+// limit its rate: the API server's flow control and WORKERS do.
+func (s *Source) tuned(config *rest.Config) *rest.Config {
+	config = rest.CopyConfig(config)
+	if config.ExecProvider != nil {
+		config.Wrap(s.observe)
+	}
+	config.QPS, config.UserAgent = -1, "hsm-signer/"+buildinfo.Version()
+	// The API server compresses each event of a watch by itself. To undo that was 3 % of the CPU
+	// time of a certificate here, and doing it takes more there.
+	config.DisableCompression = true
+	config.ContentConfig = rest.ContentConfig{
+		ContentType:        "application/vnd.kubernetes.protobuf",
+		AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
+	}
+	config.Wrap(s.wrap)
+	return config
 }
 
 // Client returns a client that presents the credential in use at each request.

@@ -55,42 +55,43 @@ func newSigning(s *service.Service, m *metrics.Metrics, lost *loss,
 	if err != nil {
 		return nil, err
 	}
-	checkpoint, err := s.CheckpointKey(key)
-	if err != nil {
-		return nil, err
-	}
 	p := &signing{keys: keyring.New(is), journal: j, issuer: is, rotator: rotates,
 		keeper: witness.NewKeeper(w, nil),
 		expiry: expiry.NewWatch(j, s.Client, logger.Named("expiry")),
 		stuck:  stuck.NewWatch(j, s.Client, logger.Named("stuck"))}
-	keys := []keyring.NamedKey{{Name: "the CA's key", Key: key}}
 	rotates.Issuer = is
 	p.keys.Add(s.CA, key)
-	if next, err := p.addNext(s, m); err != nil {
+	checkpoint, err := p.addCheckpoints(s, key, w, log)
+	if err != nil {
 		return nil, err
-	} else if next != nil {
-		keys = append(keys, keyring.NamedKey{Name: "the next CA's key", Key: next})
 	}
-	if checkpoint != nil {
-		signer := witness.NewKey(checkpoint, s.CheckpointPublic)
-		p.keeper = witness.NewKeeper(w, signer)
-		p.checkpoints = witness.NewCheckpointer(j, signer, s.Checkpoints.Interval, log)
-		keys = append(keys, keyring.NamedKey{Name: "the checkpoint key", Key: checkpoint})
+	next, err := p.addNext(s, m)
+	if err != nil {
+		return nil, err
 	}
-	// test signatures can be recorded when the journal is open
-	p.token = keyring.NewWatch(p.keys, keys, j.Opened(), s.InPod, lost, logger.Named("health"))
-	p.other = keyring.NewOtherWatch(p.keys, logger.Named("health"))
-	p.health = &health.Signing{Token: p.token, Other: p.other, Issuer: is, Journal: j, Witness: w,
-		Phase: rotates, Standby: s.Lease != nil}
-	if s.PodCertificates {
-		p.health.Clock = s.Clock
-	}
+	named := append([]keyring.NamedKey{{Name: "the CA's key", Key: key}}, next...)
+	p.addHealth(s, append(named, checkpoint...), w, lost, logger.Named("health"))
 	p.register(m, s.Token.AllowExtractable)
 	return p, nil
 }
 
-// addNext has the issuer know the next CA of a rotation, and returns its key; nil if there is none.
-func (p *signing) addNext(s *service.Service, m *metrics.Metrics) (*hsm.Key, error) {
+// addCheckpoints adds what signs checkpoints of the journal, and returns its key; none if they are
+// not wanted.
+func (p *signing) addCheckpoints(s *service.Service, ca *hsm.Key, w *witness.Witness,
+	logger hclog.Logger) ([]keyring.NamedKey, error) {
+	key, err := s.CheckpointKey(ca)
+	if key == nil {
+		return nil, err
+	}
+	signer := witness.NewKey(key, s.CheckpointPublic)
+	p.keeper = witness.NewKeeper(w, signer)
+	p.checkpoints = witness.NewCheckpointer(p.journal, signer, s.Checkpoints.Interval, logger)
+	return []keyring.NamedKey{{Name: "the checkpoint key", Key: key}}, nil
+}
+
+// addNext has the issuer know the next CA of a rotation, and returns its key; none if there is no
+// next CA.
+func (p *signing) addNext(s *service.Service, m *metrics.Metrics) ([]keyring.NamedKey, error) {
 	if s.Next == nil {
 		return nil, nil
 	}
@@ -101,7 +102,22 @@ func (p *signing) addNext(s *service.Service, m *metrics.Metrics) (*hsm.Key, err
 	}
 	p.keys.Add(s.Next.CA, key)
 	p.rotator.Proved = key.Healthy
-	return key, p.issuer.Next(s.Next.Authority(caKey{key, p.journal, p.rotator, m}))
+	return []keyring.NamedKey{{Name: "the next CA's key", Key: key}},
+		p.issuer.Next(s.Next.Authority(caKey{key, p.journal, p.rotator, m}))
+}
+
+// addHealth adds the watches of the keys, and what knows whether they, the CA and the journal can
+// serve requests.
+func (p *signing) addHealth(s *service.Service, keys []keyring.NamedKey, w *witness.Witness,
+	lost *loss, logger hclog.Logger) {
+	// test signatures can be recorded when the journal is open
+	p.token = keyring.NewWatch(p.keys, keys, p.journal.Opened(), s.InPod, lost, logger)
+	p.other = keyring.NewOtherWatch(p.keys, logger)
+	p.health = &health.Signing{Token: p.token, Other: p.other, Issuer: p.issuer,
+		Journal: p.journal, Witness: w, Phase: p.rotator, Standby: s.Lease != nil}
+	if s.PodCertificates {
+		p.health.Clock = s.Clock
+	}
 }
 
 // journalOptions returns what the configuration says of the journal.
