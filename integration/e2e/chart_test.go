@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -138,6 +140,42 @@ func TestChartRefusesMistakes(t *testing.T) {
 			args = append(args, "--set-file", certificate)
 		}
 		_, err := h.Run(t.Context(), args...)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("--set %s: want %q: %v", set, want, err)
+		}
+	}
+}
+
+// With several CAs the pod has their configuration, of which hsm-signer misses only the files of an
+// installation, and the role names the lease of each.
+func TestChartInstallsSeveralCAs(t *testing.T) {
+	h := newHelm(t)
+	values := chartModes(t)["several"]
+	all := objects(t, helm(t, h, "template", "hsm-signer", chart, "--values", values))
+	environment := all["ConfigMap default hsm-signer-environment"].(map[string]any)["data"]
+	if want := map[string]any{"LISTEN_ADDRESS": ":8080",
+		"CONFIG_FILE": "/etc/hsm-signer/config/config.yaml"}; !reflect.DeepEqual(environment, want) {
+		t.Errorf("the environment is %v", environment)
+	}
+	role := must.Get(json.Marshal(all["Role default hsm-signer-lease"]))(t)
+	if want := `"resourceNames":["hsm-signer-calico","hsm-signer-pods"]`; !strings.Contains(
+		string(role), want) {
+		t.Errorf("the role %s lacks %s", role, want)
+	}
+	data := all["ConfigMap default hsm-signer-config"].(map[string]any)["data"].(map[string]any)
+	file := tempFile(t, "config.yaml", data["config.yaml"].(string))
+	said := command(t, testenv.CA{}, configuredBy(file), "check").complains(t, 4, "has 4 error(s)")
+	if strings.Count(said, "/etc/hsm-signer: no such file or directory\n") != 4 {
+		t.Error(said)
+	}
+	for set, want := range map[string]string{
+		"hsm.module=/p11.so":  "hsm: module and tokenLabel are of one CA",
+		"heal.enabled=true":   "heal: it is for one CA",
+		"configuration=a: [":  "configuration: it is no YAML",
+		"signerNames={a.b/c}": "and signerNames grants the rights for [a.b/c]",
+		"configuration=":      "hsm.module: no library",
+	} {
+		_, err := h.Run(t.Context(), "template", "signer", chart, "--values", values, "--set", set)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("--set %s: want %q: %v", set, want, err)
 		}

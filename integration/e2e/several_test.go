@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,16 @@ type twoCAs struct {
 	shim          *pkcs11shim.Shim
 	first, second ownSigner
 	env           []string
+}
+
+// configuredBy are the settings of a process with several CAs.
+func configuredBy(file string) []string {
+	env := []string{"CONFIG_FILE=" + file}
+	for _, variable := range []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_PIN",
+		"CA_KEY_LABEL", "CA_CERT_FILE", "SIGNER_NAME", "STATE_DIR"} {
+		env = append(env, variable+"=")
+	}
+	return env
 }
 
 // newTwoCAs creates the tokens and the CAs. The names begin with the prefix.
@@ -65,11 +76,7 @@ cas:
     PKCS11_URI: pkcs11:token=second;object=second?module-path=%[6]s
     PKCS11_PIN_FILE: %[7]s
 `, dir, c.first.name(), token.Module, c.pin1, c.second.name(), shim.Module, c.pin2), 0o600))
-	c.env = append([]string{"CONFIG_FILE=" + c.file, token.Env()}, shim.Env()...)
-	for _, variable := range []string{"PKCS11_MODULE", "PKCS11_TOKEN_LABEL", "PKCS11_PIN",
-		"CA_KEY_LABEL", "CA_CERT_FILE", "SIGNER_NAME", "STATE_DIR"} {
-		c.env = append(c.env, variable+"=")
-	}
+	c.env = slices.Concat([]string{token.Env()}, shim.Env(), configuredBy(c.file))
 	for _, name := range []string{"first", "second"} {
 		command(t, testenv.CA{}, c.env, "ca", "create", "--ca", name, "--subject", "CN="+name,
 			"--out", filepath.Join(dir, name+".crt")).prints(t, 0)

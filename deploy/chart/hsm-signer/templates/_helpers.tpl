@@ -68,8 +68,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or .Values.policy.text .Values.policy.configMap -}}true{{- end -}}
 {{- end -}}
 
+{{/* The names of the leases, in JSON: that of the release, or one for each CA of the configuration. */}}
+{{- define "hsm-signer.leases" -}}
+{{- $leases := list -}}
+{{- $file := fromYaml .Values.configuration -}}
+{{- $prefix := dig "common" "LEASE_NAME" "hsm-signer" $file -}}
+{{- range $ca, $settings := $file.cas -}}
+{{- $leases = append $leases (get $settings "LEASE_NAME" | default (printf "%s-%s" $prefix $ca)) -}}
+{{- end -}}
+{{- $leases | default (list (include "hsm-signer.fullname" .)) | toJson -}}
+{{- end -}}
+
 {{/* The settings of hsm-signer, with those of the value "environment" on top. */}}
 {{- define "hsm-signer.environment" -}}
+{{- if .Values.configuration -}}
+{{- merge (deepCopy .Values.environment) (dict "LISTEN_ADDRESS" ":8080" "CONFIG_FILE" "/etc/hsm-signer/config/config.yaml") | toYaml -}}
+{{- else -}}
 {{- $env := dict "SIGNER_NAME" (join "," .Values.signerNames) "LISTEN_ADDRESS" ":8080" "CA_CERT_FILE" "/etc/hsm-signer/ca/ca.crt" "CA_KEY_LABEL" .Values.ca.keyLabel "PKCS11_MODULE" .Values.hsm.module -}}
 {{- if .Values.pin.secret -}}{{- $_ := set $env "PKCS11_PIN_FILE" (printf "/etc/hsm-signer/pin/%s" .Values.pin.key) -}}{{- end -}}
 {{- with .Values.hsm.tokenLabel -}}{{- $_ := set $env "PKCS11_TOKEN_LABEL" . -}}{{- end -}}
@@ -82,6 +96,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $name := include "hsm-signer.fullname" . -}}
 {{- if ne $name "hsm-signer" -}}{{- $_ := set $env "LEASE_NAME" $name -}}{{- end -}}
 {{- merge (deepCopy .Values.environment) $env | toYaml -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "hsm-signer.containerSecurityContext" -}}
@@ -140,7 +155,11 @@ readinessProbe:
 {{- if not (or .Values.image.tag .Values.image.digest) -}}
 {{- fail "image: set image.digest to the digest of the image that you reviewed, or image.tag" -}}
 {{- end -}}
-{{- if not (or .Values.ca.certificate .Values.ca.configMap .Values.environment.CA_CERT_FILE) -}}
+{{- if .Values.configuration -}}
+{{- include "hsm-signer.validateConfiguration" . -}}
+{{- else if not .Values.hsm.module -}}
+{{- fail "hsm.module: no library; name its path in the container" -}}
+{{- else if not (or .Values.ca.certificate .Values.ca.configMap .Values.environment.CA_CERT_FILE) -}}
 {{- fail "ca: no CA certificate; set it with --set-file ca.certificate=ca.crt, or name a ConfigMap with ca.configMap" -}}
 {{- end -}}
 {{- if and .Values.ca.certificate (not (contains "-----BEGIN CERTIFICATE-----" .Values.ca.certificate)) -}}
@@ -152,10 +171,31 @@ readinessProbe:
 {{- if and .Values.policy.text .Values.policy.configMap -}}
 {{- fail "policy: text and configMap are both set; remove one" -}}
 {{- end -}}
-{{- if not (or .Values.pin.secret .Values.environment.PKCS11_PIN_FILE) -}}
+{{- if not (or .Values.pin.secret .Values.environment.PKCS11_PIN_FILE .Values.configuration) -}}
 {{- fail "pin: no PIN; name the Secret that holds it with pin.secret" -}}
 {{- end -}}
 {{- if and .Values.state.localVolumes (ne (len .Values.state.localVolumes) (int .Values.replicas)) -}}
 {{- fail (printf "state.localVolumes: %d volumes for %d replicas; list one for each replica" (len .Values.state.localVolumes) (int .Values.replicas)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The mistakes of several CAs that a person would see only when the rights are missing. */}}
+{{- define "hsm-signer.validateConfiguration" -}}
+{{- $file := fromYaml .Values.configuration -}}
+{{- with $file.Error -}}
+{{- fail (printf "configuration: it is no YAML: %s" .) -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range $ca, $settings := $file.cas -}}
+{{- $names = concat $names (splitList "," (get $settings "SIGNER_NAME" | nospace)) -}}
+{{- end -}}
+{{- if ne (sortAlpha $names | join ", ") (sortAlpha .Values.signerNames | join ", ") -}}
+{{- fail (printf "configuration: its CAs serve [%s], and signerNames grants the rights for [%s]; name the same" (sortAlpha $names | join ", ") (sortAlpha .Values.signerNames | join ", ")) -}}
+{{- end -}}
+{{- if or .Values.hsm.module .Values.hsm.tokenLabel -}}
+{{- fail "hsm: module and tokenLabel are of one CA; with configuration, set PKCS11_URI of each CA there" -}}
+{{- end -}}
+{{- if .Values.heal.enabled -}}
+{{- fail "heal: it is for one CA; with configuration, run hsm-signer heal --ca elsewhere (docs/calico.md)" -}}
 {{- end -}}
 {{- end -}}

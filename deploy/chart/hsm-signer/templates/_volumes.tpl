@@ -4,6 +4,9 @@
 {{- if or .Values.ca.certificate .Values.ca.configMap -}}
 {{- $volumes = append $volumes (dict "name" "ca" "configMap" (dict "name" (include "hsm-signer.caConfigMap" .))) -}}
 {{- end -}}
+{{- if .Values.configuration -}}
+{{- $volumes = append $volumes (dict "name" "config" "configMap" (dict "name" (printf "%s-config" (include "hsm-signer.fullname" .)))) -}}
+{{- end -}}
 {{- with .Values.pin.secret -}}
 {{- $volumes = append $volumes (dict "name" "pin" "secret" (dict "secretName" . "defaultMode" 0440)) -}}
 {{- end -}}
