@@ -93,28 +93,37 @@ func TestCertificateOfTheCAIsReloaded(t *testing.T) {
 	}
 }
 
+// below returns the CA of the key, certified by the one above it.
+func below(t *testing.T, above fixture.CA, key crypto.Signer, lifetime time.Duration) *issuer.CA {
+	t.Helper()
+	cert := fixture.Certify(t, &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "CA"},
+		NotAfter: time.Now().Add(lifetime), KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte{2},
+	}, above.Certificate, key.Public(), above.Key)
+	return must.Value(issuer.ParseCA(issuer.Chain{cert}.PEM()))(t)
+}
+
+// roots returns the certificates of the CAs as trust anchors.
+func roots(t *testing.T, of ...fixture.CA) issuer.Anchors {
+	t.Helper()
+	var chain issuer.Chain
+	for _, ca := range of {
+		chain = append(chain, ca.Certificate)
+	}
+	return must.Value(issuer.ParseAnchors(chain.PEM()))(t)
+}
+
 // A renewed certificate of the next CA is refused if the roots that are published for it do not
 // trust it, whatever those of the CA trust. The one before stays in use.
 func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
 	root, other := fixture.NewCA(t), fixture.NewCA(t)
 	key := pkcs10test.NewKey(t)
-	of := func(above fixture.CA, lifetime time.Duration) *issuer.CA {
-		t.Helper()
-		cert := fixture.Certify(t, &x509.Certificate{
-			SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Next CA"},
-			NotAfter: time.Now().Add(lifetime), KeyUsage: x509.KeyUsageCertSign,
-			IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte{2},
-		}, above.Certificate, key.Public(), above.Key)
-		return must.Value(issuer.ParseCA(issuer.Chain{cert}.PEM()))(t)
-	}
-	roots := func(ca fixture.CA) issuer.Anchors {
-		return must.Value(issuer.ParseAnchors(issuer.Chain{ca.Certificate}.PEM()))(t)
-	}
-	good := of(root, time.Hour)
+	good := below(t, root, key, time.Hour)
 	var log bytes.Buffer
 	is, m, sent := &replacedCA{ca: good, key: key.Public()}, metrics.New(), &sentEvents{}
 	r := NewNextCertificate(filepath.Join(t.TempDir(), "next.crt"), is,
-		policy.NewCurrent(builtInPolicy(t)), roots(root), sent, m,
+		policy.NewCurrent(builtInPolicy(t)), roots(t, root), sent, m,
 		hclog.New(&hclog.LoggerOptions{Output: &log}))
 	write := func(ca *issuer.CA) {
 		t.Helper()
@@ -122,7 +131,7 @@ func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
 		r.look()
 		r.look()
 	}
-	write(of(other, 48*time.Hour))
+	write(below(t, other, key, 48*time.Hour))
 	if len(is.taken) > 0 || r.Refusal() == nil ||
 		!strings.Contains(r.Refusal().Error(), "to NEXT_TRUST_BUNDLE_FILE first") ||
 		!strings.Contains(log.String(), "is refused") || len(sent.events) != 1 ||
@@ -130,11 +139,35 @@ func TestCertificateOfTheNextCAMustBeTrusted(t *testing.T) {
 		t.Errorf("a certificate of another root: %d taken; %v; events %v; log: %s",
 			len(is.taken), r.Refusal(), sent.events, &log)
 	}
-	write(of(root, 48*time.Hour))
+	write(below(t, root, key, 48*time.Hour))
 	if len(is.taken) != 1 || r.Refusal() != nil {
 		t.Errorf("a certificate of its root: %d taken; %v", len(is.taken), r.Refusal())
 	}
 	if err := errors.Join((*Anchors)(nil).trust(good), nextAnchors(nil).trust(good)); err != nil {
 		t.Errorf("without a bundle: %v", err)
+	}
+}
+
+// A certificate that was refused because the trust anchors lacked its root is used once they have
+// it, without a change of its file.
+func TestRefusedCertificateIsUsedOnceItIsTrusted(t *testing.T) {
+	former, root, key := fixture.NewCA(t), fixture.NewCA(t), pkcs10test.NewKey(t)
+	is := &replacedCA{ca: below(t, former, key, time.Hour), key: key.Public()}
+	m, sent, logger := metrics.New(), &sentEvents{}, hclog.NewNullLogger()
+	anchors := NewAnchors("", roots(t, former), is, sent, m, logger)
+	r := NewCertificate(filepath.Join(t.TempDir(), "ca.crt"), is,
+		policy.NewCurrent(builtInPolicy(t)), anchors, sent, m, logger)
+	renewed := below(t, root, key, 2*time.Hour)
+	must.OK(t, os.WriteFile(r.path, issuer.Chain{renewed.Certificate()}.PEM(), 0o600))
+	for range 3 {
+		r.look()
+	}
+	if len(is.taken) > 0 || r.Refusal() == nil || len(sent.events) != 1 {
+		t.Errorf("before: %d taken; %v; events %v", len(is.taken), r.Refusal(), sent.events)
+	}
+	must.OK(t, anchors.apply(roots(t, former, root)))
+	r.look()
+	if len(is.taken) != 1 || r.Refusal() != nil || testutil.ToFloat64(m.CARefused) != 0 {
+		t.Errorf("after: %d taken; %v", len(is.taken), r.Refusal())
 	}
 }

@@ -54,7 +54,7 @@ type watchedFile[T any] struct {
 	logger  hclog.Logger
 
 	text    []byte // what the last check read
-	settled bool   // it was applied, or refused
+	applied bool   // it is in use
 
 	fault poll.Fault // why the file as it is now is refused
 }
@@ -65,14 +65,15 @@ func (w *watchedFile[T]) Watch(ctx context.Context) error {
 }
 
 // look compares the file with what it was. A change is applied when two checks find the same: a
-// file that is being written may read as one that says less.
+// file that is being written may read as one that says less. A refused file is tried at each check:
+// what it does not fit may change too, such as the trust anchors.
 func (w *watchedFile[T]) look() {
 	text, err := w.file.read()
 	same := err == nil && bytes.Equal(text, w.text)
-	if same && w.settled {
+	if same && w.applied {
 		return
 	}
-	w.text, w.settled = text, same
+	w.text, w.applied = text, false
 	var fresh T
 	if err == nil {
 		fresh, err = w.file.parse(text)
@@ -82,6 +83,7 @@ func (w *watchedFile[T]) look() {
 		return // not yet
 	case err == nil:
 		err = w.file.apply(fresh)
+		w.applied = err == nil
 	}
 	w.note(err)
 }
