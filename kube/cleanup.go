@@ -100,7 +100,7 @@ func (c *Controller) mayCleanUp() error {
 			return err
 		}
 	}
-	return errors.Join(c.election.Fence(), c.Ready(), c.access.MayDelete())
+	return errors.Join(c.election.Fence(), c.watched(), c.access.MayDelete())
 }
 
 // deleteFinished deletes the request, unless it has changed or is gone.

@@ -154,8 +154,9 @@ type Controller struct {
 	// certificates are those at the last look; only reconcile uses them.
 	certificates map[types.UID]known
 
-	mu      sync.Mutex
-	watches map[string]error // by selector: why it is not watched; nil when it is
+	mu sync.Mutex
+	// watches are why requests are not watched, by selector, and of [missingKinds]; nil: they are.
+	watches map[string]error
 }
 
 // Waits between two syncs of the same request after a fault or while a fact is missing.
@@ -211,13 +212,23 @@ func (c *Controller) Queued() int { return c.queue.Len() }
 // [Controller.CleanUpFault].
 func (c *Controller) Permitted() error { return c.access.Permitted() }
 
-// Ready returns nil while requests are being watched, and otherwise why not.
+// Ready returns nil while requests of all kinds are being watched, and otherwise why not.
 func (c *Controller) Ready() error {
+	c.mu.Lock()
+	missing := c.watches[missingKinds]
+	c.mu.Unlock()
+	return errors.Join(missing, c.watched())
+}
+
+// watched returns nil while the requests are being watched of each kind whose API the cluster has.
+func (c *Controller) watched() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var all []error
-	for _, err := range c.watches {
-		all = append(all, err)
+	for selector, err := range c.watches {
+		if selector != missingKinds {
+			all = append(all, err)
+		}
 	}
 	if api := c.requests.Load(); api != nil && !api.whole() {
 		all = append(all, errListing)

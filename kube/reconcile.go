@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -66,7 +67,10 @@ func (c *Controller) resolve(
 	if r == nil { // which the API server alone knows for sure
 		var err error
 		r, err = c.requests.Load().Get(ctx, submission.Name)
+		lacks := request.NoAPI("")
 		switch {
+		case errors.As(err, &lacks):
+			return nil // it is not ready for that reason, and looks again later
 		case apifault.VersionGone(err):
 			return fmt.Errorf("read the request again: %w", err)
 		case apierrors.IsNotFound(err) || err == nil && r.GetUID() != types.UID(uid):

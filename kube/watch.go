@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -96,20 +97,19 @@ const rediscoverAfter = time.Second
 
 // keepWatching watches requests until the context ends. It calls started as soon as requests are
 // known. When the API server stops serving the version of the API in use, as v1beta1 from
-// Kubernetes 1.22 on, another version is looked for.
+// Kubernetes 1.22 on, or begins to serve a kind that it lacked, the versions are looked for again.
 func (c *Controller) keepWatching(ctx context.Context, api *requests, started func()) {
 	for {
 		c.Logger.Info("watching requests", "api", api.Version(), "signers",
 			c.SignerNames)
-		c.watchWhileServed(ctx, api, started)
+		why := c.watchWhileServed(ctx, api, started)
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(rediscoverAfter):
 		}
-		c.Logger.Warn(
-			"the API server no longer serves this version of the API; looking for another",
-			"api", api.Version())
+		c.Logger.Warn("looking for the versions of the API again", "why", why, "api",
+			api.Version())
 		var err error
 		if api, err = c.findAPI(ctx); err != nil {
 			return // the context has ended
@@ -117,24 +117,56 @@ func (c *Controller) keepWatching(ctx context.Context, api *requests, started fu
 	}
 }
 
-// watchWhileServed watches requests until the context ends or the API server does not serve this
-// version of the API any more.
-func (c *Controller) watchWhileServed(ctx context.Context, api *requests, started func()) {
-	ctx, gone := context.WithCancel(ctx)
+// Why the versions of the API are looked for again.
+var (
+	errVersionGone = errors.New("the API server no longer serves this version of the API")
+	errNotMissing  = errors.New("the API server serves other kinds of requests than before")
+)
+
+// watchWhileServed watches requests until the context ends or the API server serves other versions
+// of the API. It returns why it ends.
+func (c *Controller) watchWhileServed(ctx context.Context, api *requests, started func()) error {
+	ctx, look := context.WithCancelCause(ctx)
 	var group wait.Group
 	defer group.Wait()
-	defer gone()
-	c.watch(ctx, &group, api, gone)
+	defer look(nil)
+	c.watch(ctx, &group, api, look)
 	started()
 	<-ctx.Done()
+	return context.Cause(ctx)
 }
 
-// watch starts a store for each selector. What the queue holds comes from them. It calls gone when
-// the API server does not serve this version of the API.
-func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests, gone func()) {
-	selectors := api.Selectors()
+// missingKinds is the key in [Controller.watches] of the kinds whose API the cluster lacks. It is
+// no field selector.
+const missingKinds = "missing"
+
+// missingInterval is the time between two questions whether the cluster has an API that it lacked.
+const missingInterval = 10 * time.Second
+
+// findMissing calls look as soon as the cluster has an API of those that it lacked.
+func (c *Controller) findMissing(ctx context.Context, missing error, look func(why error)) {
+	c.Logger.Error("the requests of a kind are not served; others are", "error", missing)
+	err := wait.PollUntilContextCancel(ctx, missingInterval, false,
+		func(ctx context.Context) (bool, error) {
+			api, err := c.Kind.Find(ctx)
+			if err != nil {
+				return false, nil
+			}
+			now := request.Missing(api)
+			return now == nil || now.Error() != missing.Error(), nil
+		})
+	if err == nil {
+		look(errNotMissing)
+	}
+}
+
+// watch starts a store for each selector. What the queue holds comes from them. It calls look when
+// the API server serves other versions of the API.
+func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests,
+	look func(why error)) {
+	selectors, missing := api.Selectors(), request.Missing(api.API)
 	c.mu.Lock()
-	c.watches = map[string]error{}
+	c.watches = map[string]error{missingKinds: missing}
 	for _, selector := range selectors {
 		c.watches[selector] = errStarting
 	}
@@ -144,7 +176,7 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		store, reflector := c.newStore(listerWatcher(api, selector, func(err error) {
 			c.watching(selector, err)
 			if apierrors.IsNotFound(err) {
-				gone()
+				look(errVersionGone)
 			}
 		}))
 		api.stores = append(api.stores, store)
@@ -155,6 +187,11 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 	c.requests.Store(api) // before the first request is queued, which is looked up there
 	for _, reflector := range reflectors {
 		group.StartWithContext(ctx, reflector.RunWithContext)
+	}
+	if missing != nil {
+		group.StartWithContext(ctx, func(ctx context.Context) {
+			c.findMissing(ctx, missing, look)
+		})
 	}
 }
 

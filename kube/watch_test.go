@@ -3,16 +3,21 @@ package kube
 import (
 	"context"
 	"errors"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"hsm-signer/internal/must"
 	"hsm-signer/kube/csr"
+	"hsm-signer/kube/request"
 )
 
 // watched is an API server of which each watch is established.
@@ -28,6 +33,59 @@ func (watched) List(
 	context.Context, metav1.ListOptions,
 ) (*certificatesv1.CertificateSigningRequestList, error) {
 	return &certificatesv1.CertificateSigningRequestList{}, nil
+}
+
+// listed is an API whose requests are listed before they are watched.
+type listed struct{ *csr.API }
+
+func (listed) ListsFirst() bool { return true }
+
+// lateKind is a kind of request whose API the cluster may lack.
+type lateKind struct {
+	request.Kind
+	namespaced bool
+	served     atomic.Bool
+}
+
+func (k *lateKind) Named(name string) bool { return strings.Contains(name, "/") == k.namespaced }
+
+func (k *lateKind) Find(context.Context) (request.API, error) {
+	if !k.served.Load() {
+		return nil, request.NoAPI("the API server lacks it")
+	}
+	return listed{&csr.API{Kind: csr.Kind{SignerNames: []string{"a.b/c"}},
+		Client: watched{}}}, nil
+}
+
+// A kind of request whose API the cluster lacks keeps no other one from being watched. It is
+// reported, and found when the cluster gets it; so is one that the cluster loses.
+func TestKindWithoutAPI(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, late := &lateKind{}, &lateKind{namespaced: true}
+		first.served.Store(true)
+		c := New(Config{Kind: request.Kinds{first, late}, Logger: hclog.NewNullLogger()})
+		defer c.queue.ShutDown()
+		defer c.events.broadcaster.Shutdown()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		defer func() { cancel(); <-ended }()
+		api, err := c.findAPI(ctx)
+		must.OK(t, err)
+		go func() { defer close(ended); c.keepWatching(ctx, api, func() {}) }()
+		for _, served := range []bool{false, true} {
+			late.served.Store(served)
+			<-time.After(missingInterval + 2*rediscoverAfter)
+			synctest.Wait()
+			if err := c.Ready(); c.watched() != nil || (err == nil) != served || err != nil &&
+				err.Error() != "the API server lacks it" {
+				t.Errorf("served %t: %v; %v", served, err, c.watched())
+			}
+			if stores := len(c.requests.Load().stores); stores != 1 && !served ||
+				stores != 2 && served {
+				t.Errorf("served %t: %d stores", served, stores)
+			}
+		}
+	})
 }
 
 // After a watch has ended before its time nothing continues from where it was: etcd may have been

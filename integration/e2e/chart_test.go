@@ -153,8 +153,9 @@ func TestChartInstallsSeveralCAs(t *testing.T) {
 	values := chartModes(t)["several"]
 	all := objects(t, helm(t, h, "template", "hsm-signer", chart, "--values", values))
 	environment := all["ConfigMap default hsm-signer-environment"].(map[string]any)["data"]
-	if want := map[string]any{"LISTEN_ADDRESS": ":8080",
-		"CONFIG_FILE": "/etc/hsm-signer/config/config.yaml"}; !reflect.DeepEqual(environment, want) {
+	want := map[string]any{"LISTEN_ADDRESS": ":8080",
+		"CONFIG_FILE": "/etc/hsm-signer/config/config.yaml"}
+	if !reflect.DeepEqual(environment, want) {
 		t.Errorf("the environment is %v", environment)
 	}
 	role := must.Get(json.Marshal(all["Role default hsm-signer-lease"]))(t)

@@ -53,8 +53,8 @@ func newCrossSigned(t *testing.T, name string) crossSigned {
 	return r
 }
 
-// newPair has a new pod get its certificate, and returns its key with what it sends: the certificate
-// and those that follow it.
+// newPair has a new pod get its certificate, and returns its key with what it sends: the
+// certificate and those that follow it.
 func (r crossSigned) newPair(t *testing.T) tls.Certificate {
 	t.Helper()
 	p := newPod(t, node)

@@ -213,8 +213,8 @@ func TestMonitoringIsAComponent(t *testing.T) {
 	}
 }
 
-// The signer name is written once, and so is that of its trust bundle. hsm-signer uses the lease that
-// its role names.
+// The signer name is written once, and so is that of its trust bundle. hsm-signer uses the lease
+// that its role names.
 func TestOverlaySaysItsNamesOnce(t *testing.T) {
 	for overlay := range overlays {
 		dir := deployment(t, overlay, func(k string) string {

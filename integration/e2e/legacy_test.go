@@ -296,3 +296,25 @@ func TestV1beta1Disappears(t *testing.T) {
 		t.Errorf("it did not continue with v1, or there were faults:\n%s", log)
 	}
 }
+
+// Where the cluster lacks the API of pod certificates, certificate requests are answered, and
+// /readyz and check name what is missing, until the cluster has it.
+func TestV1beta1WithoutPodCertificates(t *testing.T) {
+	must.OK(t, shared.AllowPods(t.Context()))
+	old := newOldCluster(t, legacyapi.Options{})
+	env := []string{withPolicy(t, strings.Replace(rotationPolicy, "/calico-node]",
+		"/calico-node], pod: address", 1)), "POD_CERTIFICATES=true",
+		"TRUST_DOMAIN=" + podTrustDomain}
+	const missing = "the API server has no PodCertificateRequest"
+	d := old.start(t, env...)
+	must.OK(t, d.WaitNotReady(t.Context(), "[-] requests: "+missing))
+	waitLog(t, d, "the requests of a kind are not served; others are")
+	p := old.newPod(t, node)
+	asking := p.InitContainer(node)
+	requireOldCertificate(t, p, askOld(t, p, asking).Name, asking)
+	command(t, ca, append(env, "KUBECONFIG="+old.kubeconfig), "check").prints(t, 2,
+		"failed   API of pod certificates            "+missing)
+
+	old.api.Upgrade()
+	must.OK(t, d.WaitReady(t.Context()))
+}

@@ -11,9 +11,9 @@ package csr
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -46,6 +46,9 @@ func (k Kind) Serves(signer string) bool {
 	}
 	return slices.Contains(k.SignerNames, signer)
 }
+
+// Named reports whether the name has no namespace.
+func (k Kind) Named(name string) bool { return !strings.Contains(name, "/") }
 
 // An API is the API that the cluster has.
 type API struct {
@@ -85,7 +88,7 @@ func (k Kind) find(ctx context.Context) (*API, error) {
 		}
 		return api, nil
 	}
-	return nil, errors.New("the API server has CertificateSigningRequest neither in " +
+	return nil, request.NoAPI("the API server has CertificateSigningRequest neither in " +
 		"certificates.k8s.io/v1 nor in v1beta1")
 }
 

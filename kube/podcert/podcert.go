@@ -12,9 +12,9 @@ package podcert
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -41,6 +41,9 @@ type Kind struct {
 // Serves reports whether requests of the signer name are served.
 func (k Kind) Serves(signer string) bool { return slices.Contains(k.SignerNames, signer) }
 
+// Named reports whether the name has a namespace.
+func (k Kind) Named(name string) bool { return strings.Contains(name, "/") }
+
 // An API is a version of certificates.k8s.io. Both are read and written by one client, since they
 // differ only in their objects; see [API.whole].
 type API struct {
@@ -55,8 +58,9 @@ const (
 )
 
 // ErrNoAPI is why a cluster before Kubernetes 1.37 cannot be served, unless its v1beta1 is enabled.
-var ErrNoAPI = errors.New("the API server has no PodCertificateRequest in " + group + "v1, which " +
-	"Kubernetes has since 1.37, nor in v1beta1: set POD_CERTIFICATES=false, or upgrade the cluster")
+const ErrNoAPI = request.NoAPI("the API server has no PodCertificateRequest in " + group + "v1, " +
+	"which Kubernetes has since 1.37, nor in v1beta1: set POD_CERTIFICATES=false, or upgrade the " +
+	"cluster")
 
 // Find asks the API server which version it has. It prefers v1beta1, which alone shows the keys of
 // kubelets before 1.36. It returns [ErrNoAPI] if there is none.

@@ -26,10 +26,18 @@ import (
 type Kind interface {
 	// Serves reports whether requests that name the signer are served.
 	Serves(signer string) bool
+	// Named reports whether NAME, or NAMESPACE/NAME, may be the name of a request of this kind.
+	Named(name string) bool
 	// Find asks the API server for the version of the API to use, and gives up after some seconds.
-	// It returns an error if the API server cannot be reached or has none.
+	// It returns [NoAPI] if the API server has none, and another error if that is not known.
 	Find(ctx context.Context) (API, error)
 }
+
+// NoAPI is the error of [Kind.Find] if the cluster lacks the API. It says what to do.
+type NoAPI string
+
+// Error is the text.
+func (e NoAPI) Error() string { return string(e) }
 
 // An API is the version of a kind's API that the cluster has.
 type API interface {

@@ -42,8 +42,8 @@ type configured struct {
 	faults   setting.Faults // of the files of the next CA
 }
 
-// casOf loads what the configuration names, and adds what is wrong to the faults. A file of the next
-// CA may have a mistake: a replica that runs has what the file held before.
+// casOf loads what the configuration names, and adds what is wrong to the faults. A file of the
+// next CA may have a mistake: a replica that runs has what the file held before.
 func casOf(c *config.Config, faults *setting.Faults) (own configured) {
 	own.ca, own.roots.CA = c.LoadCA(faults), c.LoadRoots(faults)
 	own.next, own.roots.Next = c.LoadNextCA(&own.faults), c.LoadNextRoots(&own.faults)
@@ -78,10 +78,10 @@ func newStatusCommand() *cobra.Command {
 		Short: "Show the phase, and which certificates of each CA are in use",
 		Long: `Shows the phase as the lease has it, and what the journal in STATE_DIR knows of the
 certificates of both CAs: how many are in use (valid, and the pod lives), when the last one ends,
-and which pods with one were created before both CAs were trusted. Each replica's journal knows only what
-that replica has signed: run this command in each.
+and which pods with one were created before both CAs were trusted. Each replica's journal knows only
+what that replica has signed: run this command in each.
 
-If a file of the next CA is refused, it says why. It asks the hsm-signer at LISTEN_ADDRESS for that.`,
+If a file of the next CA is refused, it says why. It asks the hsm-signer at LISTEN_ADDRESS.`,
 		Example: `  hsm-signer ca rotate status
   kubectl -n hsm-signer exec hsm-signer-0 -- hsm-signer ca rotate status`,
 		Args: cobra.NoArgs,

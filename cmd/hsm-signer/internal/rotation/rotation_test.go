@@ -113,8 +113,8 @@ func TestGuards(t *testing.T) {
 			func(f *Facts) { f.Now = now.Add(90 * time.Minute) }, "the phase trusted for",
 			now.Add(2 * time.Hour)},
 		"a root that is newer": {at(Trusted), Wish{Step: Sign, Force: true, Reason: "r"},
-			func(f *Facts) { f.Rooted = fault }, "a root of the next CA that clients have had time " +
-				"to trust: cannot be read", time.Time{}},
+			func(f *Facts) { f.Rooted = fault }, "a root of the next CA that clients have had " +
+				"time to trust: cannot be read", time.Time{}},
 		"no longer published": {at(Trusted), Wish{Step: Sign},
 			func(f *Facts) { f.Published = fault }, "published roots", time.Time{}},
 		"the next key is away": {at(Trusted), Wish{Step: Sign},

@@ -86,7 +86,7 @@ func (s *Service) Kind() request.Kind {
 	if !s.PodCertificates {
 		return s.Requests()
 	}
-	return request.Both{Cluster: s.Requests(), Namespaced: s.PodRequests()}
+	return request.Kinds{s.Requests(), s.PodRequests()}
 }
 
 // PodRequests are the requests for pod certificates.
