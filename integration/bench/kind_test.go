@@ -17,8 +17,8 @@ import (
 type kind struct {
 	namespace, resource string // without a namespace, requests belong to the cluster
 	prefix              string // of the names of requests
-	// newRequester creates a pod that gets certificates.
-	newRequester func(*fixture, context.Context) (requester, error)
+	// newRequester creates pod i, which gets certificates.
+	newRequester func(f *fixture, ctx context.Context, i int) (requester, error)
 }
 
 // The kinds of requests.

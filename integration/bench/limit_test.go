@@ -25,7 +25,8 @@ import (
 	"hsm-signer/integration/must"
 )
 
-// limitWorkers is the number of requests that the loop has in work: hsm-signer's default.
+// limitWorkers is the number of requests that the loop has in work. With more it is hardly faster,
+// and slows down those who create requests instead: profiles.md.
 const limitWorkers = 32
 
 // A softLoop answers requests with the least that an answer takes: it parses the request, signs

@@ -20,6 +20,7 @@ import (
 
 	"hsm-signer/integration/calico"
 	"hsm-signer/integration/must"
+	"hsm-signer/integration/testenv"
 )
 
 // protobufType is the content type of Kubernetes' protobuf encoding.
@@ -38,7 +39,7 @@ func (f *fixture) newRequesters(ctx context.Context, k kind, count int) ([]reque
 	group.SetLimit(stormAskers)
 	for i := range all {
 		group.Go(func() (err error) {
-			all[i], err = k.newRequester(f, ctx)
+			all[i], err = k.newRequester(f, ctx, i)
 			return err
 		})
 	}
@@ -46,7 +47,7 @@ func (f *fixture) newRequesters(ctx context.Context, k kind, count int) ([]reque
 }
 
 // newCalicoRequester creates a pod that creates its requests itself, with a token bound to it.
-func (f *fixture) newCalicoRequester(ctx context.Context) (r requester, err error) {
+func (f *fixture) newCalicoRequester(ctx context.Context, _ int) (r requester, err error) {
 	pod, err := f.NewPod(ctx, node(), f.NextIP())
 	if err != nil {
 		return r, err
@@ -66,11 +67,19 @@ func (f *fixture) newCalicoRequester(ctx context.Context) (r requester, err erro
 // podNamespace is the namespace of pods that get pod certificates.
 const podNamespace = "pods"
 
+// These pods run in turn on so many nodes, and with so many service accounts.
+const (
+	podNodes    = 100
+	podAccounts = 20
+)
+
 // newPodRequester creates a pod whose kubelet creates its requests. The admin does it in kubelet's
 // place.
-func (f *fixture) newPodRequester(ctx context.Context) (r requester, err error) {
-	plain := calico.Component{Namespace: podNamespace, ServiceAccount: "default"}
-	pod, err := f.NewPod(ctx, plain, f.NextIP())
+func (f *fixture) newPodRequester(ctx context.Context, i int) (r requester, err error) {
+	pod, err := f.Cluster.Pod(ctx, testenv.PodSpec{
+		Namespace: podNamespace, Name: fmt.Sprint("app-", i), IPs: []string{f.NextIP()},
+		ServiceAccount: fmt.Sprint("app-", i%podAccounts), Node: fmt.Sprint("node-", i%podNodes),
+	})
 	if err != nil {
 		return r, err
 	}
@@ -79,7 +88,7 @@ func (f *fixture) newPodRequester(ctx context.Context) (r requester, err error) 
 	if err != nil {
 		return r, err
 	}
-	pcr, err := f.Cluster.PodCertificateRequest(ctx, "", pod.Pod, stub)
+	pcr, err := f.Cluster.PodCertificateRequest(ctx, "", pod, stub)
 	return requester{f.Cluster.Config().BearerToken, func(signer string) (object, error) {
 		request := pcr.DeepCopy()
 		request.Spec.SignerName = signer

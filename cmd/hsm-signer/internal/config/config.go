@@ -185,7 +185,7 @@ var (
 				"Kubernetes deletes them after an hour",
 			duration(leastDeleteAfter,
 				func(c *Config) *time.Duration { return &c.DeleteFinishedAfter })},
-		{"WORKERS", "32",
+		{"WORKERS", "128",
 			"requests processed at once",
 			count(1, 1024, func(c *Config) *int { return &c.Workers })},
 		{"ANSWER_RATE", "",
