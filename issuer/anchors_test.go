@@ -48,6 +48,28 @@ func TestAnchorsTrustTheCA(t *testing.T) {
 	}
 }
 
+// A CA whose certificate, or one above it, is not valid yet or any more is not trusted for that.
+func TestAnchorsDoNotTrustACAForItsDates(t *testing.T) {
+	stranger := anchorsOf(t, newThreeTier(t).chain(t)[2])
+	for name, change := range map[string]func(h *threeTier){
+		"not valid yet":  func(h *threeTier) { h.ca.NotBefore = time.Now().Add(time.Minute) },
+		"expired":        func(h *threeTier) { h.ca.NotAfter = time.Now().Add(-time.Minute) },
+		"expired, above": func(h *threeTier) { h.middle.NotAfter = time.Now().Add(-time.Minute) },
+	} {
+		h := newThreeTier(t)
+		change(h)
+		chain := h.chain(t)
+		ca, err := ParseCA(chain[:2].PEM())
+		must.OK(t, err)
+		if err := stranger.Trust(ca); err == nil {
+			t.Errorf("%s: another root trusts it", name)
+		}
+		if err := anchorsOf(t, chain[2]).Trust(ca); err != nil {
+			t.Errorf("%s: its own root: %v", name, err)
+		}
+	}
+}
+
 // What a ClusterTrustBundle cannot hold is refused.
 func TestWrongAnchors(t *testing.T) {
 	root := newThreeTier(t).chain(t)[2]
