@@ -25,10 +25,14 @@ func (c *Clock) Watch(transport http.RoundTripper) http.RoundTripper {
 	return watched{transport, c}
 }
 
+// Ahead returns how far the API server's clock is ahead of ours, in whole seconds; negative: it is
+// behind. It is 0 while no answer had the time.
+func (c *Clock) Ahead() time.Duration { return time.Duration(c.ahead.Load()) }
+
 // Fault returns an error if the API server's clock is so far from ours that it would refuse the
 // certificates of pods.
 func (c *Clock) Fault() error {
-	ahead := time.Duration(c.ahead.Load())
+	ahead := c.Ahead()
 	if ahead.Abs() <= most {
 		return nil
 	}

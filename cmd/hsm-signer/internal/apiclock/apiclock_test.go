@@ -36,6 +36,9 @@ func TestClockThatIsTooFarAway(t *testing.T) {
 		if (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.ahead, err)
 		}
+		if ahead := clock.Ahead(); (ahead > 0) != (c.ahead > 0) {
+			t.Errorf("%s: it is ahead by %s", c.ahead, ahead)
+		}
 		now := time.Now().UTC().Format(http.TimeFormat)
 		_, _ = clock.Watch(answering(now)).RoundTrip(nil)
 		if err := clock.Fault(); err != nil {

@@ -27,7 +27,7 @@ func newRotator(s *service.Service, j *journal.Journal, w *witness.Witness,
 	}
 	return rotator.New(rotator.Config{
 		Keys: keys, Elected: s.Lease != nil, Journal: j, TrustTime: s.RotationTrustTime,
-		Lifetime: s.Lifetime, Logger: logger,
+		Lifetime: s.Lifetime, Ahead: s.Clock.Ahead, Logger: logger,
 		Usage: func(ctx context.Context, cas []*x509.Certificate, before time.Time) (expiry.Usage,
 			error) {
 			return expiry.FindUsage(ctx, s.StateDir, s.Client, time.Now(), cas, before)

@@ -50,6 +50,21 @@ func TestRootsOfTrusted(t *testing.T) {
 	}
 }
 
+// Pods have the time of the API server. If its clock is ahead, one that was created before the phase
+// trusted must not seem to be later.
+func TestTrustedBeginsByTheLaterClock(t *testing.T) {
+	for ahead, want := range map[time.Duration]time.Duration{
+		-time.Minute: 0, 0: 0, time.Minute: time.Minute,
+	} {
+		facts := good()
+		facts.Ahead = ahead
+		s, refusal := at(Announced).Take(Wish{Step: Trust}, facts)
+		if refusal != nil || !s.Trusted.Equal(facts.Now.Add(want)) || !s.Changed.Equal(facts.Now) {
+			t.Errorf("%s ahead: %+v, %v", ahead, s, refusal)
+		}
+	}
+}
+
 // From the phase trusted on, the next CA needs a root that was published when that began.
 func TestCheckRoots(t *testing.T) {
 	old, fresh, key := fixture.NewCA(t), fixture.NewCA(t), pkcs10test.NewKey(t)

@@ -68,7 +68,8 @@ type State struct {
 	Phase Phase `json:"phase"`
 	From  Key   `json:"from,omitzero"` // the CA that signed before
 	To    Key   `json:"to,omitzero"`
-	// when each phase was entered; zero: it is still to come
+	// when each phase was entered; zero: it is still to come. Trusted is the later of our time and
+	// the API server's, by which pods are dated
 	Announced time.Time `json:"announced,omitzero"`
 	Trusted   time.Time `json:"trusted,omitzero"`
 	Signing   time.Time `json:"signing,omitzero"`

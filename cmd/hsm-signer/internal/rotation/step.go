@@ -39,6 +39,7 @@ type Wish struct {
 // keeps the guard closed.
 type Facts struct {
 	Now       time.Time
+	Ahead     time.Duration // of the API server's clock, which dates pods; negative: it is behind
 	Keys      Keys
 	TrustTime time.Duration // how long both CAs must have been trusted
 	Lifetime  time.Duration // the longest that a certificate may have
@@ -143,7 +144,7 @@ func (s State) after(w Wish, f Facts) (State, []Missing) {
 	}
 	switch w.Step {
 	case Trust:
-		next.Trusted, next.Roots = now, f.Roots
+		next.Trusted, next.Roots = now.Add(max(0, f.Ahead)), f.Roots
 	case Sign:
 		next.Signing, next.Withdrawn = now, time.Time{}
 	case Retire:

@@ -54,7 +54,8 @@ type Config struct {
 	// Usage returns which certificates are in use of each CA, and which pods with one were created
 	// before a time.
 	Usage  func(ctx context.Context, cas []*x509.Certificate, before time.Time) (expiry.Usage, error)
-	Others func() []string // the journals of other replicas that may have certificates in use
+	Others func() []string      // the journals of other replicas that may have certificates in use
+	Ahead  func() time.Duration // of the API server's clock; see [rotation.Facts]
 	Logger hclog.Logger
 }
 
@@ -406,7 +407,7 @@ func (r *Rotator) decide(ctx context.Context, s rotation.State, order rotation.O
 
 // facts returns what the guards depend on.
 func (r *Rotator) facts(ctx context.Context, s rotation.State, step rotation.Step) rotation.Facts {
-	f := rotation.Facts{Now: time.Now(), Keys: r.Keys, TrustTime: r.TrustTime,
+	f := rotation.Facts{Now: time.Now(), Ahead: r.Ahead(), Keys: r.Keys, TrustTime: r.TrustTime,
 		Lifetime: r.Lifetime, Ends: map[rotation.Key]time.Time{}}
 	for _, key := range []rotation.Key{r.Keys.CA, r.Keys.Next} {
 		if ca := r.Issuer.CAOf(key); ca != nil {

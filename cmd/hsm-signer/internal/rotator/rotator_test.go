@@ -57,6 +57,7 @@ type replica struct {
 	journal *openJournal
 	usage   expiry.Usage
 	others  []string
+	ahead   time.Duration
 	roots   rotation.Roots
 	events  []string
 	leads   bool
@@ -111,6 +112,7 @@ func (c *cluster) replica(t *testing.T, dir string, ca, next *issuer.CA) *replic
 			return r.usage, nil
 		},
 		Others: func() []string { return r.others },
+		Ahead:  func() time.Duration { return r.ahead },
 		Logger: hclog.NewNullLogger(),
 	})
 	r.Connect(r, r)
@@ -228,6 +230,20 @@ func TestRotation(t *testing.T) {
 	must.OK(t, leader.journal.writer.Close())
 	if err := c.replica(t, dir, c.next, nil).Heard(nil); err != nil {
 		t.Errorf("a lease that was deleted after the rotation: %v", err)
+	}
+}
+
+// The phase trusted begins by the API server's clock if that is ahead: pods have its time.
+func TestTrustedBeginsByTheClockOfPods(t *testing.T) {
+	c := newCluster(t)
+	r := c.replica(t, t.TempDir(), c.former, c.next)
+	c.renew(t, r)
+	c.take(t, r, rotation.Order{Step: rotation.Announce}, rotation.Announced)
+	r.ahead = time.Hour
+	c.take(t, r, rotation.Order{Step: rotation.Trust}, rotation.Trusted)
+	answer := c.order(t, r, rotation.Order{Step: rotation.Sign})
+	if !strings.Contains(answer.Refused, "ROTATION_TRUST_TIME") {
+		t.Errorf("an hour ahead: %+v", answer)
 	}
 }
 
