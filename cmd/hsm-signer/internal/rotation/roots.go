@@ -30,9 +30,17 @@ func nameOf(root *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// names returns the hashes; of the zero RootSet, none.
+func (r RootSet) names() []string {
+	if r == "" {
+		return nil
+	}
+	return strings.Split(string(r), ",")
+}
+
 // of returns those of the roots that the set names.
 func (r RootSet) of(roots issuer.Anchors) issuer.Anchors {
-	names := strings.Split(string(r), ",")
+	names := r.names()
 	return slices.DeleteFunc(slices.Clone(roots), func(root *x509.Certificate) bool {
 		return !slices.Contains(names, nameOf(root))
 	})
@@ -40,10 +48,7 @@ func (r RootSet) of(roots issuer.Anchors) issuer.Anchors {
 
 // check returns an error if a name is not a SHA-256 in hex.
 func (r RootSet) check() error {
-	if r == "" {
-		return nil
-	}
-	for name := range strings.SplitSeq(string(r), ",") {
+	for _, name := range r.names() {
 		if err := new(Key).UnmarshalText([]byte(name)); err != nil {
 			return fmt.Errorf("a root: %w", err)
 		}
@@ -72,10 +77,29 @@ func (s State) CheckRoots(k Keys, r Roots, to *issuer.CA) error {
 		s.Roots.of(published).Trust(to) == nil {
 		return nil
 	}
+	return s.explainRoots(k, published, to)
+}
+
+// explainRoots says why clients may not trust the CA yet, and what to do.
+func (s State) explainRoots(k Keys, published issuer.Anchors, to *issuer.CA) error {
+	began, file := s.Trusted.UTC().Format(time.RFC3339), "NEXT_TRUST_BUNDLE_FILE"
+	if s.To == k.CA {
+		file = "TRUST_BUNDLE_FILE"
+	}
+	if s.Roots == "" {
+		return fmt.Errorf("no root was published when the phase trusted began, at %s, so clients "+
+			"may lack those of %s: unset NEXT_TRUST_BUNDLE_FILE and TRUST_BUNDLE_FILE, and start "+
+			"hsm-signer again; set them after the rotation", began, file)
+	}
+	if gone := len(s.Roots.names()) - len(s.Roots.of(published)); gone > 0 {
+		return fmt.Errorf("%d of the roots that were published when the phase trusted began, at "+
+			"%s, are no longer published: put them back into %s, and start hsm-signer again", gone,
+			began, file)
+	}
 	return fmt.Errorf("no root that was published when the phase trusted began, at %s, trusts the "+
 		"CA's certificate (%s): put the former certificate back into its file; to use this one, "+
 		"keep its root published, go back to announced, and take the steps again",
-		s.Trusted.UTC().Format(time.RFC3339), to.Certificate().Subject)
+		began, to.Certificate().Subject)
 }
 
 // MaySign returns an error if a process with these keys and roots must not sign: it lacks a CA that

@@ -86,26 +86,27 @@ func TestCheckRoots(t *testing.T) {
 		by    fixture.CA
 		ok    bool
 		sign  bool
+		do    string
 	}{
-		"announced":                    {Announced, nil, two, fresh, true, true},
-		"a root of then":               {Signing, one, two, old, true, true},
-		"a newer root":                 {Signing, one, two, fresh, false, false},
-		"a newer root, not signing":    {Trusted, one, two, fresh, false, true},
-		"a newer root, retired":        {Retired, one, two, fresh, false, false},
-		"two roots of then":            {Signing, two, two, fresh, true, true},
-		"a root that was taken away":   {Signing, two, one, fresh, false, false},
-		"the first roots":              {Signing, nil, one, old, false, false},
-		"no roots any more":            {Signing, one, nil, old, false, false},
-		"never any roots":              {Signing, nil, nil, old, true, true},
-		"the roots of the former CA":   {None, nil, two, fresh, true, true},
-		"trusted, and a root of then ": {Trusted, one, two, old, true, true},
+		"announced":                    {Announced, nil, two, fresh, true, true, ""},
+		"a root of then":               {Signing, one, two, old, true, true, ""},
+		"a newer root":                 {Signing, one, two, fresh, false, false, "certificate back"},
+		"a newer root, not signing":    {Trusted, one, two, fresh, false, true, "back to announced"},
+		"a newer root, retired":        {Retired, one, two, fresh, false, false, "back to announced"},
+		"two roots of then":            {Signing, two, two, fresh, true, true, ""},
+		"a root that was taken away":   {Signing, two, one, fresh, false, false, "1 of the roots"},
+		"the first roots":              {Signing, nil, one, old, false, false, "unset NEXT_"},
+		"no roots any more":            {Signing, one, nil, old, false, false, "into NEXT_TRUST"},
+		"never any roots":              {Signing, nil, nil, old, true, true, ""},
+		"the roots of the former CA":   {None, nil, two, fresh, true, true, ""},
+		"trusted, and a root of then ": {Trusted, one, two, old, true, true, ""},
 	} {
 		s := at(c.phase)
 		s.To, s.Roots = keys.Next, NewRootSet(c.known)
 		to := below(c.by)
 		err := s.CheckRoots(keys, Roots{Next: c.roots}, to)
-		if (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(),
-			"trusted began, at 2026-11-29T13:00:00Z") {
+		if (err == nil) != c.ok || err != nil && !(strings.Contains(err.Error(),
+			"trusted began, at 2026-11-29T13:00:00Z") && strings.Contains(err.Error(), c.do)) {
 			t.Errorf("%s: %v", name, err)
 		}
 		sign := s.MaySign(keys, Roots{Next: c.roots}, func([32]byte) *issuer.CA { return to })
@@ -113,7 +114,14 @@ func TestCheckRoots(t *testing.T) {
 			t.Errorf("%s: it may sign: %v", name, sign)
 		}
 	}
-	s := at(Retired)
+	s := at(Signing)
+	s.To, s.Roots = keys.Next, NewRootSet(one)
+	swapped := Keys{CA: keys.Next, Next: former}
+	if err := s.CheckRoots(swapped, Roots{Next: one}, below(old)); err == nil ||
+		!strings.Contains(err.Error(), "back into TRUST_BUNDLE_FILE") {
+		t.Errorf("with the CAs the other way round: %v", err)
+	}
+	s = at(Retired)
 	s.To, s.Roots = keys.Next, NewRootSet(one)
 	after := Keys{CA: keys.Next}
 	if err := s.MaySign(after, Roots{CA: two}, func([32]byte) *issuer.CA {
