@@ -19,7 +19,7 @@ type files struct {
 // newFiles returns the files, which replace the current policy and the CA when they change.
 func (d *Daemon) newFiles(current *policy.Current) files {
 	s, m, logger := d.service, d.metrics, d.logger.Named("ca")
-	policyOf := func(ca reload.CA, next *issuer.CA) *reload.Policy {
+	policyOf := func(ca, next reload.CA) *reload.Policy {
 		return reload.NewPolicy(s.Config, current, ca, next, d.controller, m,
 			d.logger.Named("policy"))
 	}
@@ -36,9 +36,10 @@ func (d *Daemon) newFiles(current *policy.Current) files {
 		f.policy = policyOf(ca, nil)
 		return f
 	}
-	f.policy = policyOf(ca, s.Next.CA)
-	f.next = reload.NewNextCertificate(s.NextCA.CertFile, d.signing.configured(s.Next.CA), current,
-		s.Next.Anchors, d.controller, m, logger)
+	next := d.signing.configured(s.Next.CA)
+	f.policy = policyOf(ca, next)
+	f.next = reload.NewNextCertificate(s.NextCA.CertFile, next, current, s.Next.Anchors,
+		d.controller, m, logger)
 	return f
 }
 

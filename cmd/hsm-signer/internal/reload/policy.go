@@ -9,7 +9,6 @@ import (
 	"hsm-signer/cmd/hsm-signer/internal/config"
 	"hsm-signer/cmd/hsm-signer/internal/judge"
 	"hsm-signer/cmd/hsm-signer/internal/metrics"
-	"hsm-signer/issuer"
 	"hsm-signer/policy"
 )
 
@@ -25,14 +24,14 @@ type Policy struct {
 	config  *config.Config
 	current *policy.Current
 	ca      CA
-	next    *issuer.CA // of a rotation, which may sign at any moment; nil: none
+	next    CA // of a rotation, which may sign at any moment; nil: none
 	user    PolicyUser
 	metrics *metrics.Metrics
 }
 
 // NewPolicy returns what replaces the current policy when its files change. Another policy must fit
 // the CA, and the next CA of a rotation; nil if there is none. [Policy.Watch] starts it.
-func NewPolicy(c *config.Config, current *policy.Current, ca CA, next *issuer.CA, user PolicyUser,
+func NewPolicy(c *config.Config, current *policy.Current, ca, next CA, user PolicyUser,
 	m *metrics.Metrics, logger hclog.Logger) *Policy {
 	r := &Policy{config: c, current: current, ca: ca, next: next, user: user, metrics: m}
 	r.watchedFile = watchedFile[*policy.Policy]{
@@ -68,7 +67,7 @@ func (r *Policy) apply(fresh *policy.Policy) error {
 	}
 	warnings, err := judge.LintRules(r.ca.CA(), fresh)
 	if err == nil && r.next != nil {
-		_, err = judge.LintRules(r.next, fresh)
+		_, err = judge.LintRules(r.next.CA(), fresh)
 	}
 	if err != nil {
 		return err

@@ -120,7 +120,7 @@ rules:
 	must.OK(t, faults.Err())
 	narrow, err := os.ReadFile(fixture.ConstrainedCA(t, []string{"here", "there"}, nil))
 	must.OK(t, err)
-	next := must.Value(issuer.ParseCA(narrow))(t)
+	next := &replacedCA{ca: must.Value(issuer.ParseCA(narrow))(t)}
 	r := NewPolicy(c, policy.NewCurrent(p), fixedCA{fixture.GenericCA(t)()}, next,
 		&sentEvents{}, metrics.New(), hclog.NewNullLogger())
 	write(file, "elsewhere")
@@ -134,6 +134,14 @@ rules:
 	r.look()
 	if r.current.Policy() == p || strings.Contains(r.State(), "refused") {
 		t.Errorf("it is refused: %s", r.State())
+	}
+	narrow, err = os.ReadFile(fixture.ConstrainedCA(t, []string{"there"}, nil))
+	must.OK(t, err)
+	next.ca = must.Value(issuer.ParseCA(narrow))(t)
+	write(file, "here")
+	r.look()
+	if r.look(); !strings.Contains(r.State(), "refused") {
+		t.Errorf("it is in force, and the next CA was replaced: %s", r.State())
 	}
 }
 
