@@ -2,6 +2,7 @@ package reload
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,6 +17,7 @@ import (
 type Anchors struct {
 	watchedFile[issuer.Anchors]
 	ca    CA
+	mu    sync.Mutex // held while these or the CA are replaced: each is checked against the other
 	inUse atomic.Pointer[issuer.Anchors]
 }
 
@@ -45,6 +47,8 @@ func (a *Anchors) apply(fresh issuer.Anchors) error {
 	if fresh.PEM() == a.InUse().PEM() {
 		return nil
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if err := fresh.Trust(a.ca.CA()); err != nil {
 		return err
 	}
@@ -53,29 +57,32 @@ func (a *Anchors) apply(fresh issuer.Anchors) error {
 	return nil
 }
 
-// trust returns an error if the anchors do not trust the CA. Nil ones trust every CA.
-func (a *Anchors) trust(ca *issuer.CA) error {
+// replace calls by with another certificate of the CA, unless the anchors do not trust it. They do
+// not change meanwhile. Nil ones trust every CA.
+func (a *Anchors) replace(fresh *issuer.CA, by func(*issuer.CA) error) error {
 	if a == nil {
-		return nil
+		return by(fresh)
 	}
-	if err := a.InUse().Trust(ca); err != nil {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.InUse().Trust(fresh); err != nil {
 		return fmt.Errorf("%w to TRUST_BUNDLE_FILE first", err)
 	}
-	return nil
+	return by(fresh)
 }
 
 // nextAnchors are the certificates of NEXT_TRUST_BUNDLE_FILE, which are not read again.
 type nextAnchors issuer.Anchors
 
-// trust returns an error if the anchors do not trust the next CA of a rotation, in every phase: it
-// is also demanded at the start. Nil ones trust every CA.
-func (a nextAnchors) trust(ca *issuer.CA) error {
+// replace calls by with another certificate of the next CA of a rotation, unless the anchors do not
+// trust it, in every phase: that is also demanded at the start. Nil ones trust every CA.
+func (a nextAnchors) replace(fresh *issuer.CA, by func(*issuer.CA) error) error {
 	if a == nil {
-		return nil
+		return by(fresh)
 	}
-	if err := issuer.Anchors(a).Trust(ca); err != nil {
+	if err := issuer.Anchors(a).Trust(fresh); err != nil {
 		return fmt.Errorf("%w to NEXT_TRUST_BUNDLE_FILE first, start hsm-signer again, and let "+
 			"clients get it", err)
 	}
-	return nil
+	return by(fresh)
 }

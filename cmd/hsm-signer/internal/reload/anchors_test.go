@@ -21,6 +21,23 @@ import (
 	"hsm-signer/policy/pkcs10/pkcs10test"
 )
 
+// The anchors do not change between the check of a certificate of the CA and its use.
+func TestAnchorsStayWhileTheCAIsReplaced(t *testing.T) {
+	root := fixture.NewCA(t)
+	ca := below(t, root, pkcs10test.NewKey(t), time.Hour)
+	a := NewAnchors("", roots(t, root), &replacedCA{ca: ca}, &sentEvents{}, metrics.New(),
+		hclog.NewNullLogger())
+	must.OK(t, a.replace(ca, func(*issuer.CA) error {
+		if a.mu.TryLock() {
+			t.Error("other anchors could be put in use")
+		}
+		return nil
+	}))
+	if !a.mu.TryLock() {
+		t.Error("no other anchors can be put in use any more")
+	}
+}
+
 // Other trust anchors are put in use if they trust the CA, and another certificate of the CA if the
 // anchors trust it. What was in use before a refusal stays so.
 func TestAnchorsAlwaysTrustTheCA(t *testing.T) {

@@ -19,8 +19,11 @@ type Replacer interface {
 	Replace(ca *issuer.CA) error
 }
 
-// A truster returns an error if published trust anchors do not trust the CA.
-type truster interface{ trust(ca *issuer.CA) error }
+// A truster has published trust anchors.
+type truster interface {
+	// replace calls by with the CA if the anchors trust it, and returns an error if they do not.
+	replace(fresh *issuer.CA, by func(*issuer.CA) error) error
+}
 
 // A Certificate applies another certificate of the CA when its file changes: a renewed one with the
 // same key and name, or another chain. Anything else in the file is refused.
@@ -70,10 +73,7 @@ func (r *Certificate) apply(fresh *issuer.CA) error {
 	if _, err := judge.LintRules(fresh, r.policy.Policy()); err != nil {
 		return err
 	}
-	if err := r.anchors.trust(fresh); err != nil {
-		return err
-	}
-	if err := r.issuer.Replace(fresh); err != nil {
+	if err := r.anchors.replace(fresh, r.issuer.Replace); err != nil {
 		return err
 	}
 	r.logger.Warn("the CA's certificate was replaced, and is in use", "file", r.path, "notAfter",
