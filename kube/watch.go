@@ -184,6 +184,7 @@ func (c *Controller) watch(ctx context.Context, group *wait.Group, api *requests
 		reflectors = append(reflectors, reflector)
 	}
 	c.open.reset()
+	c.known.Store(0)
 	c.requests.Store(api) // before the first request is queued, which is looked up there
 	for _, reflector := range reflectors {
 		group.StartWithContext(ctx, reflector.RunWithContext)

@@ -88,6 +88,41 @@ func TestKindWithoutAPI(t *testing.T) {
 	})
 }
 
+// oneRequest is an API server with one request.
+type oneRequest struct{ watched }
+
+func (oneRequest) List(
+	context.Context, metav1.ListOptions,
+) (*certificatesv1.CertificateSigningRequestList, error) {
+	return &certificatesv1.CertificateSigningRequestList{Items: []certificatesv1.
+		CertificateSigningRequest{{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}}}}, nil
+}
+
+// When the versions of the API are looked for again, the same requests are listed again. Their
+// number, which slows answers down, stays the same.
+func TestRequestsAreCountedOnceWhenTheyAreWatchedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Kind: csr.Kind{}, Logger: hclog.NewNullLogger()})
+		defer c.queue.ShutDown()
+		defer c.events.broadcaster.Shutdown()
+		for range 2 {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = c.watchWhileServed(ctx, &requests{API: listed{&csr.API{
+					Kind: csr.Kind{SignerNames: []string{"a.b/c"}}, Client: oneRequest{}}}}, func() {})
+			}()
+			synctest.Wait()
+			cancel()
+			<-ended
+			if n := c.known.Load(); n != 1 {
+				t.Errorf("%d requests are known", n)
+			}
+		}
+	})
+}
+
 // After a watch has ended before its time nothing continues from where it was: etcd may have been
 // set back, and a watch from a version that is yet to come is silent.
 func TestAllIsListedAnewAfterAWatchThatWasCut(t *testing.T) {
