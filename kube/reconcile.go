@@ -43,7 +43,7 @@ func (c *Controller) reconcileJournalOnce(ctx context.Context) (looked bool) {
 	}
 	all := c.requests.Load().byUID()
 	for _, submission := range unfinished {
-		if !c.Kind.Serves(submission.SignerName) {
+		if !c.Kind.Serves(submission.SignerName) || !c.Kind.Named(submission.Name) {
 			continue // it may be there, and nobody watches it
 		}
 		if err := c.resolve(ctx, submission, all[types.UID(submission.UID)]); err != nil {

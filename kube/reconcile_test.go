@@ -144,7 +144,9 @@ func TestWhatBecameOfWhatWasBegun(t *testing.T) {
 	}
 	issuer.unfinished = append(issuer.unfinished,
 		policy.Submission{UID: "not watched", Name: "not watched",
-			SignerName: "example.com/former"})
+			SignerName: "example.com/former"},
+		policy.Submission{UID: "of a kind that is not served", Name: "namespace/name",
+			SignerName: "example.com/a"})
 	complete := false
 	c, add := withStore(t, issuer, func() bool { return complete })
 	add("taken", "own")
