@@ -99,3 +99,28 @@ func TestStatusWithARefusedFile(t *testing.T) {
 		t.Error(v.Unknown)
 	}
 }
+
+// While the process refuses a file of the next CA, it has what the file held before. So what the
+// file holds is no fault of the phase.
+func TestARefusedFileIsNoFaultOfThePhase(t *testing.T) {
+	parse := func(ca fixture.CA) *issuer.CA {
+		return must.Value(issuer.ParseCA(issuer.Chain{ca.Certificate}.PEM()))(t)
+	}
+	other := issuer.Anchors{fixture.NewCA(t).Certificate}
+	own := configured{ca: parse(fixture.NewCA(t)), next: parse(fixture.NewCA(t))}
+	own.roots.Next = other
+	keys := rotation.Keys{CA: own.ca.KeySHA256(), Next: own.next.KeySHA256()}
+	state := must.Value(rotation.Restored(rotation.Signing, keys, rotation.NewRootSet(other),
+		time.Now(), "r"))(t)
+	l := &coordinationv1.Lease{}
+	l.Annotations = map[string]string{rotation.StateKey: rotation.Encode(state)}
+	for _, refused := range []string{"", "NEXT_CA_CERT_FILE is refused"} {
+		own.refused = refused
+		v := &view{CAs: []caView{{Key: keys.CA}, {Key: keys.Next}}}
+		v.setState(l, keys, own)
+		if inUse := refused == ""; (v.Fault != "") != inUse || v.CAs[0].Signs ||
+			v.CAs[1].Signs == inUse {
+			t.Errorf("%q: %+v", refused, v)
+		}
+	}
+}

@@ -40,6 +40,7 @@ type configured struct {
 	ca, next *issuer.CA // next is nil if it is not configured, or its file has a mistake
 	roots    rotation.Roots
 	faults   setting.Faults // of the files of the next CA
+	refused  string         // what the process says of the file of the next CA; empty: it is in use
 }
 
 // casOf loads what the configuration names, and adds what is wrong to the faults. A file of the
@@ -49,6 +50,9 @@ func casOf(c *config.Config, faults *setting.Faults) (own configured) {
 	own.next, own.roots.Next = c.LoadNextCA(&own.faults), c.LoadNextRoots(&own.faults)
 	return own
 }
+
+// inUse reports whether a process has what the files hold, as far as is known.
+func (c configured) inUse() bool { return len(c.faults) == 0 && c.refused == "" }
 
 // all returns the CAs that are configured.
 func (c configured) all() []*issuer.CA {
@@ -93,13 +97,15 @@ If a file of the next CA is refused, it says why. It asks the hsm-signer at LIST
 			if err := faults.Err(); err != nil {
 				return err
 			}
+			var unasked error
+			if own.next != nil || len(own.faults) > 0 {
+				own.refused, unasked = askRefused(cmd.Context(), c)
+			}
 			v, err := t.view(cmd.Context(), c.StateDir, own)
 			if err != nil {
 				return err
 			}
-			if own.next != nil || len(own.faults) > 0 {
-				v.setRefused(askRefused(cmd.Context(), c))
-			}
+			v.setRefused(own.refused, unasked)
 			return v.print(output, cmd.OutOrStdout())
 		},
 	}
@@ -170,7 +176,7 @@ func (t *target) view(ctx context.Context, dir string, own configured) (*view, e
 // setState takes over what the lease says.
 func (v *view) setState(l *coordinationv1.Lease, keys rotation.Keys, own configured) {
 	var err error
-	if v.State, err = rotation.Read(l.Annotations); err == nil && len(own.faults) == 0 {
+	if v.State, err = rotation.Read(l.Annotations); err == nil && own.inUse() {
 		err = v.State.MaySign(keys, own.roots, own.of)
 	}
 	if err != nil {
