@@ -21,7 +21,7 @@ SPEED       := Storm|Approved|Kubernetes|Single|Keys|Delays|Growth
 BUILD_IMAGE ?= golang:1.26-bookworm
 RUNTIME_IMAGE ?= debian:bookworm-slim
 GOFIPS140   ?= off
-# The suites that wait the most start first; "go test" runs as many at a time as there are processors.
+# The suites wait more than they compute, so four run at a time; the longest start first.
 LONG_SUITES := ./e2e ./tokens ./soak
 RELEASE     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
@@ -47,7 +47,7 @@ demo: basics ## the main job on real parts, in a terminal; KEEP=1 leaves it runn
 test: setup ## every test; the first run builds kube-apiserver and etcd (6 to 15 minutes)
 	$(GO) test -race ./...
 	cd integration && $(GO) run ./cmd/cluster build
-	cd integration && $(GO) test -count=1 -timeout 60m $(LONG_SUITES) $$($(GO) list ./... | grep -v -e '/integration$$' -e '/images$$')
+	cd integration && $(GO) test -count=1 -p 4 -parallel 4 -timeout 60m $(LONG_SUITES) $$($(GO) list ./... | grep -v -e '/integration$$' -e '/images$$')
 	cd integration && SOURCES=$$(sh sources.sh) $(GO) test -p 1 -timeout 60m . ./images # cached by the sources
 	cd integration/monitoring && $(GO) test -count=1 ./...
 
