@@ -87,7 +87,7 @@ func (h *Health) Report(w io.Writer, prefix string) (ready bool) {
 	for _, p := range parts {
 		switch {
 		case p.Err != nil:
-			fmt.Fprintf(w, "[-] %s%s: %v (since %s)\n", prefix, p.Name, p.Err,
+			fmt.Fprintf(w, "[-] %s%s: %s (since %s)\n", prefix, p.Name, oneLine(p.Err),
 				p.Since.UTC().Format(time.RFC3339))
 		case p.Note != "":
 			fmt.Fprintf(w, "[+] %s%s ok: %s\n", prefix, p.Name, p.Note)
@@ -105,6 +105,9 @@ func (h *Health) Report(w io.Writer, prefix string) (ready bool) {
 	return !slices.ContainsFunc(parts, func(p Part) bool { return p.Err != nil })
 }
 
+// oneLine returns the text of an error, which may be several, in one line.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
 // writeNext writes what is wrong with the file of the next CA, if anything.
 func (h *Health) writeNext(w io.Writer, prefix string) {
 	if h.NextCA == nil {
@@ -112,8 +115,7 @@ func (h *Health) writeNext(w io.Writer, prefix string) {
 	}
 	if err := h.NextCA.Refusal(); err != nil {
 		fmt.Fprintf(w, "%s%sNEXT_CA_CERT_FILE in its present form is refused, and the certificate "+
-			"before it stays in use: %s\n", prefix, rotation.NextFileLine,
-			strings.ReplaceAll(err.Error(), "\n", "; "))
+			"before it stays in use: %s\n", prefix, rotation.NextFileLine, oneLine(err))
 	}
 }
 
@@ -122,8 +124,7 @@ func (h *Health) State() string {
 	var wrong []string
 	for _, p := range h.Parts() {
 		if p.Err != nil {
-			text := strings.Join(strings.Fields(p.Err.Error()), " ") // one line
-			wrong = append(wrong, fmt.Sprintf("%s: %s", p.Name, text))
+			wrong = append(wrong, fmt.Sprintf("%s: %s", p.Name, oneLine(p.Err)))
 		}
 	}
 	switch {

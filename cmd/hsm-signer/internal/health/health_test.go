@@ -155,6 +155,8 @@ func TestReadyzSaysWhichPartIsNotReady(t *testing.T) {
 	}{
 		{func() { token.err = errors.New("not looked at yet") }, false,
 			"[-] token: not looked at yet"},
+		{func() { token.err = errors.Join(errors.New("one"), errors.New("two")) }, false,
+			"[-] token: one; two (since"},
 		{func() { token.err = nil }, true, "[+] token ok"},
 		{func() { token.err = fmt.Errorf("%w: the journal is not open", hsm.ErrUnproven) }, true,
 			"[+] token ok: no test signature was made"},
@@ -198,7 +200,7 @@ func TestStateIsOneLine(t *testing.T) {
 		want    string
 	}{
 		{func() {}, "ready"},
-		{func() { token.err = errors.New("two\nlines") }, "not ready: token: two lines"},
+		{func() { token.err = errors.New("two\nlines") }, "not ready: token: two; lines"},
 		{func() { token.err = nil }, "ready"},
 		{func() { c.stands = true }, "ready, and stands by"},
 	} {
