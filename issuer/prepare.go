@@ -47,9 +47,9 @@ type preparation struct {
 //   - an error: a fault that may pass. Decide again, and try again with the new grant.
 //
 // If the journal has the request already, the same certificate is prepared again, also if another
-// CA has signed it before [Issuer.SignWith]. If such a CA has an intent and no signature, the intent
-// is given up, and a new certificate is prepared. If the certificate no longer fits the grant, the refusal has the code
-// [policy.FormerCertificate]; a pod gets another one, and the former is given up.
+// CA has signed it before [Issuer.SignWith]. An intent of such a CA without a signature is given
+// up, and a new certificate is prepared. If the certificate no longer fits the grant, the refusal has
+// the code [policy.FormerCertificate]; a pod gets another one, and the former is given up.
 func (i *Issuer) Prepare(
 	ctx context.Context, grant *policy.Grant,
 ) (*Prepared, policy.Verdict, error) {

@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// A shared has concurrent callers that ask for the same object share one call to the API server.
-// Each caller gets the result of a call that began after it asked, which is as fresh as that of a
-// call of its own. At most one call for a name is under way; who asks meanwhile waits for the next.
-// The zero value is ready to use.
+// A shared makes one call to the API server for all callers that wait for the same object. Each
+// gets the result of a call that began after it asked, which is as fresh as a call of its own. One
+// call for a name is under way at most: a caller that asks meanwhile waits for the next one. The
+// zero value is ready to use.
 type shared[T any] struct {
 	mu   sync.Mutex
 	next map[string]*call[T] // by name: nil while only one is under way; absent if none is

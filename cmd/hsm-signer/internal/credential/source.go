@@ -61,8 +61,8 @@ func InPod(config *rest.Config, wrap transport.WrapperFunc) (*Source, error) {
 }
 
 // Open returns the source of kubeconfig files. Every request of the client goes through what wrap
-// returns, unless wrap is nil. Open returns an error if a file cannot be read, is not to be trusted,
-// or has a mistake.
+// returns, unless wrap is nil. Open returns an error if a file cannot be read, is not to be
+// trusted, or has a mistake.
 func Open(files Files, wrap transport.WrapperFunc) (*Source, error) {
 	s := &Source{files: &files, wrap: wrap}
 	first, err := files.load()

@@ -2,8 +2,8 @@
 // tokens.
 //
 // Duty: a CA has one key, and during a rotation a second one that does not sign now. A [Watch]
-// checks the one that signs, and an [OtherWatch] the other one, so that a token is found again and a
-// fault is known even if nobody requests a certificate.
+// checks the one that signs, and an [OtherWatch] the other one, so that a token is found again and
+// a fault is known even if nobody requests a certificate.
 //
 // Contract: what a watch returns is what its last check found, so to ask it costs nothing. Only a
 // fault of the key that signs can end the process.

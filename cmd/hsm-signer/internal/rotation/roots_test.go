@@ -50,8 +50,8 @@ func TestRootsOfTrusted(t *testing.T) {
 	}
 }
 
-// Pods have the time of the API server. If its clock is ahead, one that was created before the phase
-// trusted must not seem to be later.
+// Pods have the time of the API server. If its clock is ahead, one that was created before the
+// phase trusted must not seem to be later.
 func TestTrustedBeginsByTheLaterClock(t *testing.T) {
 	for ahead, want := range map[time.Duration]time.Duration{
 		-time.Minute: 0, 0: 0, time.Minute: time.Minute,

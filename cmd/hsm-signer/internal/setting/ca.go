@@ -64,8 +64,8 @@ func AddCAFlag(command *cobra.Command, isProcess bool) {
 }
 
 // ReadCA reads the settings with these variables for one CA. A command with the flag of [AddCAFlag]
-// reads them from CONFIG_FILE, if there is one, and a flag wins over the file. found is false if the
-// file has no such CA, which is one of the faults then.
+// reads them from CONFIG_FILE, if there is one, and a flag wins over the file. found is false if
+// the file has no such CA, which is one of the faults then.
 func ReadCA(command *cobra.Command, l Layout, variables []string) (ca CA, found bool,
 	faults *Faults) {
 	given, flag := Given(command), command.Flags().Lookup(caFlag)

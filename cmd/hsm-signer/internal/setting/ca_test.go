@@ -9,7 +9,8 @@ import (
 	"hsm-signer/internal/must"
 )
 
-// A setting is the CA's own, or from common. A flag wins, and what the CAs share may be set outside.
+// A setting is the CA's own, or from common. A flag wins, and what the CAs share may be set
+// outside.
 func TestValuesOfACA(t *testing.T) {
 	file := writeFile(t, twoCAs)
 	command := &cobra.Command{}
