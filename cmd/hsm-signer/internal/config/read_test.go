@@ -1,14 +1,13 @@
 package config
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
 )
 
@@ -25,14 +24,6 @@ cas:
     SIGNER_NAME: example.com/second
 `
 
-// writeFile writes CONFIG_FILE.
-func writeFile(t *testing.T, text string) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "config.yaml")
-	must.OK(t, os.WriteFile(path, []byte(text), 0o600))
-	return path
-}
-
 // Each list of settings has only settings.
 func TestPlacesOfSettings(t *testing.T) {
 	for _, variable := range slices.Concat(processWide, inherited) {
@@ -44,7 +35,7 @@ func TestPlacesOfSettings(t *testing.T) {
 
 // A command about one CA reads the settings of that one. A flag wins.
 func TestOneCAOfCONFIGFILE(t *testing.T) {
-	file := writeFile(t, twoCAs)
+	file := fixture.File(t, "config.yaml", twoCAs)
 	settings := Named("STATE_DIR", "CA_CERT_FILE", "SIGNER_NAME")
 	read := func(environment string, flags ...string) (*Config, string) {
 		for _, s := range settings {
@@ -86,7 +77,7 @@ func TestOneCAOfCONFIGFILE(t *testing.T) {
 // A process that signs nothing reads what is said of its CA, and nothing that is said of
 // their process.
 func TestOneCAOfCONFIGFILEInAnotherProcess(t *testing.T) {
-	file := writeFile(t, twoCAs)
+	file := fixture.File(t, "config.yaml", twoCAs)
 	settings := Named("SIGNER_NAME", "CLUSTER_DOMAIN", "KUBECONFIG", "LISTEN_ADDRESS")
 	for _, s := range settings {
 		t.Setenv(s.Env, "")

@@ -6,13 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
 )
 
 // A setting is the CA's own, or from common. A flag wins, and what the CAs share may be set
 // outside.
 func TestValuesOfACA(t *testing.T) {
-	file := writeFile(t, twoCAs)
+	file := fixture.File(t, "config.yaml", twoCAs)
 	command := &cobra.Command{}
 	for _, variable := range append(testLayout.Known, FileVariable) {
 		t.Setenv(variable, "")
@@ -48,7 +49,7 @@ func TestValuesOfACA(t *testing.T) {
 
 // Each fault names the section that has the value, and one of all CAs is reported once.
 func TestFaultsNameTheirSection(t *testing.T) {
-	t.Setenv(FileVariable, writeFile(t, twoCAs))
+	t.Setenv(FileVariable, fixture.File(t, "config.yaml", twoCAs))
 	faults := &Faults{}
 	for _, ca := range ReadProcess(&cobra.Command{}, testLayout, nil, faults).CAs {
 		ca.Report(Faults{"NAME: x", "DIRECTORY: x", "ADDRESS: x"}, faults)

@@ -2,10 +2,10 @@ package setting
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"hsm-signer/cmd/hsm-signer/internal/fixture"
 	"hsm-signer/internal/must"
 )
 
@@ -27,14 +27,6 @@ cas:
     DIRECTORY: /second
 `
 
-// writeFile writes CONFIG_FILE.
-func writeFile(t *testing.T, text string) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "config.yaml")
-	must.OK(t, os.WriteFile(path, []byte(text), 0o600))
-	return path
-}
-
 func TestTextThatIsNoCONFIGFILE(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "it is empty",
@@ -49,7 +41,7 @@ func TestTextThatIsNoCONFIGFILE(t *testing.T) {
 		"cas: [":                       "it is not YAML",
 	} {
 		faults := &Faults{}
-		readFile(writeFile(t, text), testLayout, faults)
+		readFile(fixture.File(t, "config.yaml", text), testLayout, faults)
 		if len(*faults) == 0 || !strings.HasPrefix((*faults)[0], "CONFIG_FILE: ") ||
 			!strings.Contains((*faults)[0], want) {
 			t.Errorf("%q: %q; want %q", text, *faults, want)
@@ -59,7 +51,7 @@ func TestTextThatIsNoCONFIGFILE(t *testing.T) {
 
 // A file that others can write decides nothing.
 func TestCONFIGFILEHasATrustedOwner(t *testing.T) {
-	file := writeFile(t, twoCAs)
+	file := fixture.File(t, "config.yaml", twoCAs)
 	must.OK(t, os.Chmod(file, 0o666))
 	faults := &Faults{}
 	if readFile(file, testLayout, faults); len(*faults) != 1 ||
